@@ -1,0 +1,47 @@
+# Everything works on a fresh machine with Python (>= 3.10) and make. The first install is some 700 MB: LiteLLM is large.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 4000
+CONFIG ?= config.example.yaml
+
+# LiteLLM looks prices up on the internet otherwise.
+export LITELLM_LOCAL_MODEL_COST_MAP = True
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: run test lint format bench soak install clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt requirements-dev.txt
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time this is some 700 MB."
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[proxy]" --requirement requirements-dev.txt
+	@touch $@
+
+run: install
+	@$(BIN)/python examples/run_proxy.py --config $(CONFIG) --port $(PORT)
+
+test: install
+	$(BIN)/pytest -m "not soak"
+
+soak: install
+	$(BIN)/pytest -m soak --timeout 7200
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m benchmarks.ledger
+	$(BIN)/python -m benchmarks.request
+	$(BIN)/python -m benchmarks.proxy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

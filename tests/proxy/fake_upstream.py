@@ -1,0 +1,246 @@
+"""A model provider of our own: OpenAI's and Anthropic's wire formats with usage the test chooses.
+
+The text of a request is a JSON *plan*, so each test says what its answer will cost:
+`{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
+Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
+Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+
+handed_out: dict[str, Counter[str]] = defaultdict(Counter)
+numbers = itertools.count(1)
+
+
+def text_of(body: dict[str, Any]) -> str:
+    """Find the text that carries the plan, in any of the wire formats."""
+    value = body.get("messages") or body.get("input") or body.get("prompt") or ""
+    while isinstance(value, list) and value:
+        value = value[-1]
+        if isinstance(value, dict):
+            value = value.get("content") or value.get("text") or ""
+    return value if isinstance(value, str) else ""
+
+
+def plan_of(body: dict[str, Any]) -> dict[str, Any]:
+    """Read the plan; a text that is none gets a small fixed usage."""
+    plan = {"in": 10, "out": 5, "cached": 0, "reasoning": 0, "status": 200, "delay": 0.0, "chunks": 3}
+    try:
+        given = json.loads(text_of(body))
+    except ValueError:
+        given = {}
+    return plan | given if isinstance(given, dict) else plan
+
+
+def count(model: str, plan: dict[str, Any]) -> None:
+    """Add what this answer handed out to the sums."""
+    sums = handed_out[model]
+    sums["requests"] += 1
+    for key in ("in", "out", "cached", "reasoning"):
+        sums[key] += plan[key]
+
+
+async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
+    """Read the body, wait as planned, and give the error answer if one is planned."""
+    body = await request.json()
+    plan = plan_of(body)
+    handed_out[body["model"]]["calls"] += 1
+    await asyncio.sleep(plan["delay"])
+    if plan["status"] != 200:
+        error = {"error": {"message": "planned", "type": "server_error", "code": str(plan["status"])}}
+        return body, plan, JSONResponse(error, status_code=plan["status"])
+    return body, plan, None
+
+
+def frames(items: list[dict[str, Any]], *, named: bool, done: bool) -> StreamingResponse:
+    """Send server-sent events, letting the loop breathe between them."""
+
+    async def send() -> AsyncIterator[str]:
+        for item in items:
+            name = f"event: {item['type']}\n" if named else ""
+            yield f"{name}data: {json.dumps(item)}\n\n"
+            await asyncio.sleep(0)
+        if done:
+            yield "data: [DONE]\n\n"
+
+    return StreamingResponse(send(), media_type="text/event-stream")
+
+
+def openai_usage(plan: dict[str, Any]) -> dict[str, Any]:
+    """Usage as chat and text completions report it."""
+    return {
+        "prompt_tokens": plan["in"],
+        "completion_tokens": plan["out"],
+        "total_tokens": plan["in"] + plan["out"],
+        "prompt_tokens_details": {"cached_tokens": plan["cached"]},
+        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"]},
+    }
+
+
+async def chat(request: Request) -> Response:
+    """POST /v1/chat/completions."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    count(body["model"], plan)
+    head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"]}
+    usage = openai_usage(plan)
+    if not body.get("stream"):
+        message = {"role": "assistant", "content": "hello"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+    chunk = {**head, "object": "chat.completion.chunk"}
+    items: list[dict[str, Any]] = [
+        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "hi "}}]}
+        for _ in range(plan["chunks"])
+    ]
+    items.append({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    if (body.get("stream_options") or {}).get("include_usage"):
+        items.append({**chunk, "choices": [], "usage": usage})
+    return frames(items, named=False, done=True)
+
+
+async def completions(request: Request) -> Response:
+    """POST /v1/completions."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    count(body["model"], plan)
+    head = {"id": f"cmpl-{next(numbers)}", "object": "text_completion", "created": 1, "model": body["model"]}
+    usage = openai_usage(plan)
+    if not body.get("stream"):
+        choice = {"index": 0, "text": "hello", "finish_reason": "stop", "logprobs": None}
+        return JSONResponse({**head, "choices": [choice], "usage": usage})
+    items: list[dict[str, Any]] = [
+        {**head, "choices": [{"index": 0, "text": "hi ", "finish_reason": None, "logprobs": None}]}
+        for _ in range(plan["chunks"])
+    ]
+    items.append({**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]})
+    if (body.get("stream_options") or {}).get("include_usage"):
+        items.append({**head, "choices": [], "usage": usage})
+    return frames(items, named=False, done=True)
+
+
+async def embeddings(request: Request) -> Response:
+    """POST /v1/embeddings."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    plan["out"] = plan["reasoning"] = plan["cached"] = 0
+    count(body["model"], plan)
+    usage = {"prompt_tokens": plan["in"], "total_tokens": plan["in"]}
+    data = [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}]
+    return JSONResponse({"object": "list", "data": data, "model": body["model"], "usage": usage})
+
+
+async def responses(request: Request) -> Response:
+    """POST /v1/responses."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    count(body["model"], plan)
+    number = next(numbers)
+    item = {
+        "type": "message", "id": f"msg_{number}", "status": "completed", "role": "assistant",
+        "content": [{"type": "output_text", "text": "hello", "annotations": []}],
+    }  # fmt: skip
+    answer: dict[str, Any] = {
+        "id": f"resp_{number}", "object": "response", "created_at": 1, "status": "completed",
+        "model": body["model"], "output": [item], "error": None, "incomplete_details": None,
+        "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "temperature": 1.0, "top_p": 1.0,
+        "usage": {
+            "input_tokens": plan["in"],
+            "input_tokens_details": {"cached_tokens": plan["cached"]},
+            "output_tokens": plan["out"],
+            "output_tokens_details": {"reasoning_tokens": plan["reasoning"]},
+            "total_tokens": plan["in"] + plan["out"],
+        },
+    }  # fmt: skip
+    if not body.get("stream"):
+        return JSONResponse(answer)
+    begun = {**answer, "status": "in_progress", "output": [], "usage": None}
+    delta = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    items: list[dict[str, Any]] = [{"type": "response.created", "response": begun}]
+    items += [{"type": "response.output_text.delta", "delta": "hi ", **delta} for _ in range(plan["chunks"])]
+    items.append({"type": "response.completed", "response": answer})
+    numbered = [{**event, "sequence_number": at} for at, event in enumerate(items)]
+    return frames(numbered, named=True, done=False)
+
+
+async def messages(request: Request) -> Response:
+    """POST /v1/messages, in Anthropic's format: input_tokens leaves the cached ones out."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    count(body["model"], plan)
+    usage = {
+        "input_tokens": plan["in"] - plan["cached"],
+        "cache_read_input_tokens": plan["cached"],
+        "cache_creation_input_tokens": 0,
+        "output_tokens": plan["out"],
+    }
+    head: dict[str, Any] = {
+        "id": f"msg_{next(numbers)}", "type": "message", "role": "assistant", "model": body["model"],
+        "stop_reason": "end_turn", "stop_sequence": None,
+    }  # fmt: skip
+    if not body.get("stream"):
+        return JSONResponse({**head, "content": [{"type": "text", "text": "hello"}], "usage": usage})
+    begun = {**head, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi "}}
+    items: list[dict[str, Any]] = [
+        {"type": "message_start", "message": begun},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *([delta] * plan["chunks"]),
+        {"type": "content_block_stop", "index": 0},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+            "usage": {"output_tokens": plan["out"]},
+        },
+        {"type": "message_stop"},
+    ]
+    return frames(items, named=True, done=False)
+
+
+async def show_handed_out(_request: Request) -> Response:
+    """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
+    return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
+
+
+async def reset(_request: Request) -> Response:
+    """POST /reset: forget what was handed out."""
+    handed_out.clear()
+    return JSONResponse({})
+
+
+app = Starlette(
+    routes=[
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/v1/responses", responses, methods=["POST"]),
+        Route("/v1/messages", messages, methods=["POST"]),
+        Route("/handed_out", show_handed_out),
+        Route("/reset", reset, methods=["POST"]),
+    ]
+)
+
+if __name__ == "__main__":
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")

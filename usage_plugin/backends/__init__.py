@@ -1,0 +1,1 @@
+"""Storage backends, each registered through the same hook as a third party's."""

@@ -1,0 +1,1 @@
+"""What usage, money, windows and limits are. Standard library only; knows nobody else in the package."""

@@ -1,0 +1,64 @@
+"""Money: an integer count of nano-dollars, written as a decimal string at every edge.
+
+One nano-dollar is 10⁻⁹ USD. Floats never become money: LiteLLM's prices and costs come through
+their shortest decimal text (`from_float`), which is what somebody wrote down.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal, InvalidOperation
+from typing import TypeAlias
+
+from usage_plugin.errors import MoneyError
+
+Nano: TypeAlias = int
+"""An amount in nano-dollars."""
+
+NANO_PER_USD = 10**9
+_LARGEST_USD = 9_000_000_000
+"""SQLite's integers end at 9.22 × 10¹⁸, so no single amount may pass 9 billion dollars."""
+
+
+def parse_usd(value: str | int | Decimal) -> Nano:
+    """Read an amount in USD.
+
+    Args:
+        value: dollars, for example `5`, `"0.25"` or `Decimal("0.000000001")`; at most nine decimals.
+
+    Raises:
+        MoneyError: not a number, negative, not finite, finer than a nano-dollar, or beyond 9 billion.
+    """
+    try:
+        amount = Decimal(value)
+    except (InvalidOperation, TypeError, ValueError):
+        raise MoneyError(f"{value!r} is not an amount in USD.") from None
+    if not amount.is_finite():
+        raise MoneyError(f"{value} is not an amount in USD.")
+    if amount < 0:
+        raise MoneyError(f"{value} is negative.")
+    if amount > _LARGEST_USD:
+        raise MoneyError(f"{value} is more than {_LARGEST_USD} USD.")
+    nano = amount.scaleb(9)
+    if nano != nano.to_integral_value():
+        raise MoneyError(f"{value} is finer than a nano-dollar (nine decimals).")
+    return int(nano)
+
+
+def format_usd(nano: Nano) -> str:
+    """Write an amount in USD, exactly: at least two decimals, no superfluous zeros after them."""
+    sign = "-" if nano < 0 else ""
+    dollars, rest = divmod(abs(nano), NANO_PER_USD)
+    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{sign}{dollars}.{decimals}"
+
+
+def from_float(value: float) -> Nano:
+    """Round a cost that somebody else computed in floats to the nearest nano-dollar.
+
+    Raises:
+        MoneyError: negative or not finite.
+    """
+    if not math.isfinite(value) or value < 0:
+        raise MoneyError(f"{value!r} is not a cost.")
+    return int((Decimal(repr(value)) * NANO_PER_USD).to_integral_value())

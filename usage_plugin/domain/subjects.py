@@ -1,0 +1,78 @@
+"""Subjects: whom a request belongs to, and so for whom limits and reports count.
+
+Names come from keys, headers and bodies, so they are hostile: `clean_name` is the only door.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from usage_plugin.errors import SubjectNameError
+
+Dimension = Literal[
+    "user", "team", "api_key", "end_user", "organization", "session", "model", "provider", "tag", "global"
+]
+DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
+OWN_DIMENSIONS: frozenset[Dimension] = frozenset({"user", "api_key", "session"})
+"""Dimensions that are the caller's own: only their limits show amounts to the caller."""
+
+ANONYMOUS = "(anonymous)"
+"""The subject that everybody shares whom nothing names."""
+
+LONGEST_NAME = 256
+MOST_TAGS = 16
+SEPARATOR = "\x1f"
+"""Joins the names of a subject with several dimensions; no name can contain it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subjects:
+    """Everybody a request belongs to, before a model is chosen. None: nobody of that kind.
+
+    Attributes:
+        user: the resolved person.
+        end_user: the raw claim of the request, whoever the user is.
+        api_key: LiteLLM's hash of the key, never the key.
+        tags: at most 16.
+    """
+
+    user: str = ANONYMOUS
+    team: str | None = None
+    api_key: str | None = None
+    api_key_alias: str | None = None
+    end_user: str | None = None
+    organization: str | None = None
+    session: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+def clean_name(value: object, *, what: str, casefold: bool = False) -> str | None:
+    """Turn a name as it was sent into one that can be kept; None if it names nobody.
+
+    Args:
+        value: what was sent.
+        what: what it names, for the error: `user`, `team` …
+        casefold: whether `Ann` and `ann` are one.
+
+    Raises:
+        SubjectNameError: not text, too long, unprintable, or shaped like JSON.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise SubjectNameError(f"The {what} must be text, not {type(value).__name__}.")
+    name = unicodedata.normalize("NFC", value.strip())
+    if not name:
+        return None
+    if len(name) > LONGEST_NAME:
+        raise SubjectNameError(f"The {what} has {len(name)} characters; {LONGEST_NAME} are allowed.")
+    if not name.isprintable():
+        raise SubjectNameError(f"The {what} {name!r} has unprintable characters.")
+    if name[0] in "{[":
+        raise SubjectNameError(
+            f"The {what} is JSON, which no limit can be set for: {name[:60]!r}.",
+            hint="The operator can name the field to take with identity.json_field.",
+        )
+    return name.casefold() if casefold else name

@@ -1,0 +1,172 @@
+"""The usage event: the immutable record of one request, and the sums made of many.
+
+`encode_event` and `decode_event` are the one serial form, used by the outbox, by reservations (which carry
+the event that is written if the worker dies) and by stores that keep text. It has a schema number, leaves
+out what is empty, and holds no prompt, no answer and no key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from usage_plugin.domain.subjects import ANONYMOUS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from usage_plugin.domain.money import Nano
+
+SCHEMA = 1
+
+Status = Literal["success", "failure", "cancelled", "recovered"]
+"""How a request ended. `recovered`: its worker died, and the reserved amount was charged."""
+
+CostSource = Literal["computed", "litellm", "reserved", "unpriced", "none"]
+"""Where a cost comes from: our arithmetic on the deployment's price, LiteLLM's figure, the reserved amount,
+nowhere (no price is known), or nothing was billed."""
+
+
+class TokenUsage(NamedTuple):
+    """The tokens of one request. Cached and cache-write are part of input, reasoning part of output."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageEvent:
+    """One request's record.
+
+    Attributes:
+        event_id: the reservation's id, a UUIDv7.
+        started_at: admission, in microseconds since 1970 UTC; decides the windows and days it counts in.
+        duration_us: from the monotonic clock.
+        model: the `model_name` that was billed; `requested_model` what was asked for, if another.
+        served_model: the provider's model; `deployment` LiteLLM's id of the deployment.
+        input_tokens: zero on a cache hit; `usage` keeps what was replayed.
+        cost: nano-dollars; None where no price is known.
+        reserved: the cost that was held at most, nano-dollars.
+        excess: what was charged beyond it.
+        estimated: whether tokens or cost are not what a provider reported.
+        injected_output_tokens: the output bound that we put into the request, if we did.
+        usage: the provider's usage as it came, numbers only.
+    """
+
+    event_id: str
+    started_at: int
+    status: Status
+    call_type: str
+    duration_us: int = 0
+    user: str = ANONYMOUS
+    team: str | None = None
+    api_key: str | None = None
+    api_key_alias: str | None = None
+    end_user: str | None = None
+    organization: str | None = None
+    session: str | None = None
+    tags: tuple[str, ...] = ()
+    call_id: str | None = None
+    requested_model: str | None = None
+    model: str | None = None
+    served_model: str | None = None
+    deployment: str | None = None
+    provider: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: Nano | None = 0
+    cost_source: CostSource = "none"
+    reserved: Nano = 0
+    excess: Nano = 0
+    estimated: bool = False
+    cache_hit: bool = False
+    injected_output_tokens: int | None = None
+    error: str | None = None
+    usage: Mapping[str, int] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the request counts among the failed ones."""
+        return self.status == "failure"
+
+
+_FIELDS = tuple((field.name, field.default) for field in fields(UsageEvent))
+_NAMES = frozenset(name for name, _ in _FIELDS)
+encode_record = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def to_record(event: UsageEvent) -> dict[str, Any]:
+    """Make a flat record of what differs from the defaults, with the schema's number as `v`."""
+    record: dict[str, Any] = {"v": SCHEMA}
+    for name, default in _FIELDS:
+        value = getattr(event, name)
+        if value != default:
+            record[name] = value
+    return record
+
+
+def from_record(record: Mapping[str, Any]) -> UsageEvent:
+    """Read a record; fields of a newer schema are passed over."""
+    known = {name: value for name, value in record.items() if name in _NAMES}
+    if "tags" in known:
+        known["tags"] = tuple(known["tags"])
+    return UsageEvent(**known)
+
+
+def encode_event(event: UsageEvent) -> str:
+    """Write an event as one line of JSON."""
+    return encode_record(to_record(event))
+
+
+def decode_event(text: str | bytes) -> UsageEvent:
+    """Read what `encode_event` wrote."""
+    return from_record(json.loads(text))
+
+
+class UsageTotals(NamedTuple):
+    """Sums over events. `cost` is in nano-dollars; events without a price add nothing to it."""
+
+    requests: int = 0
+    failed_requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: Nano = 0
+
+    def plus(self, other: UsageTotals) -> UsageTotals:
+        """Add two sums."""
+        return UsageTotals(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def totals_of(event: UsageEvent) -> UsageTotals:
+    """Make the sums of a single event."""
+    return UsageTotals(
+        requests=1,
+        failed_requests=int(event.failed),
+        input_tokens=event.input_tokens,
+        output_tokens=event.output_tokens,
+        cached_input_tokens=event.cached_input_tokens,
+        cache_write_tokens=event.cache_write_tokens,
+        reasoning_tokens=event.reasoning_tokens,
+        cost=event.cost or 0,
+    )
+
+
+def new_event_id() -> str:
+    """Make a UUIDv7 (RFC 9562): ordered by time, with 74 random bits that nobody can guess."""
+    bits = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    bits = bits & ~(0xF000 << 64) | 0x7000 << 64
+    bits = bits & ~(0xC000 << 48) | 0x8000 << 48
+    text = f"{bits:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

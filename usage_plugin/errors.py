@@ -1,0 +1,63 @@
+"""Every error the package raises, as one tree.
+
+    UsagePluginError            the message defaults to the docstring; `hint` says what to do about it
+    ├─ ConfigError              where in the YAML, what was found, what is allowed
+    ├─ PluginError              a plugin that cannot be loaded, or two that claim one name
+    ├─ MoneyError               an amount that cannot be money
+    ├─ SubjectNameError         a user, team, tag … name that cannot be taken as it is
+    ├─ LedgerError              the ledger cannot do what was asked
+    │  └─ LedgerBusyError       another process holds the lock; trying again is right
+    └─ StorageError             the store cannot do what was asked; the driver's error is the cause
+       ├─ StorageUnavailableError   for now: trying again is right
+       └─ StorageVersionError       the file was written by a newer version of this package
+
+Backends raise these and never their driver's own; nothing here knows a driver.
+"""
+
+from __future__ import annotations
+
+
+class UsagePluginError(Exception):
+    """Something in usage_plugin went wrong."""
+
+    def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
+        """Say what happened, and in `hint` what the operator can do about it."""
+        self.message = message or (type(self).__doc__ or type(self).__name__).strip()
+        self.hint = hint
+        super().__init__(self.message if hint is None else f"{self.message} {hint}")
+
+
+class ConfigError(UsagePluginError):
+    """The configuration cannot be used."""
+
+
+class PluginError(UsagePluginError):
+    """A plugin cannot be loaded."""
+
+
+class MoneyError(UsagePluginError):
+    """This is not an amount of money."""
+
+
+class SubjectNameError(UsagePluginError):
+    """This name cannot be taken as it is."""
+
+
+class LedgerError(UsagePluginError):
+    """The ledger cannot do what was asked."""
+
+
+class LedgerBusyError(LedgerError):
+    """Another process holds the ledger's lock; try again."""
+
+
+class StorageError(UsagePluginError):
+    """The store cannot do what was asked."""
+
+
+class StorageUnavailableError(StorageError):
+    """The store cannot be reached for now; try again."""
+
+
+class StorageVersionError(StorageError):
+    """The store was written by a newer version of usage_plugin."""

@@ -1,0 +1,1 @@
+"""Ledgers, each registered through the same hook as a third party's."""

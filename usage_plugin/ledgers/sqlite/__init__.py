@@ -1,0 +1,30 @@
+"""The default ledger: a small, hot SQLite file that all workers of one host share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins.interface import LedgerBackend, NoOptions, Surroundings
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.ledger import Ledger
+
+
+class SqliteLedgerBackend(LedgerBackend[NoOptions]):
+    """Keeps the accounts in `ledger.db` in the data folder."""
+
+    name = "sqlite"
+    options_model = NoOptions
+
+    def open(self, options: NoOptions, surroundings: Surroundings) -> Ledger:
+        """Open the file, creating it if there is none."""
+        del options
+        return SqliteLedger(surroundings.data_dir / "ledger.db")
+
+
+@hookimpl
+def usage_register_ledgers() -> list[LedgerBackend[Any]]:
+    """Register the SQLite ledger."""
+    return [SqliteLedgerBackend()]

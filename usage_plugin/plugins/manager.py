@@ -1,0 +1,62 @@
+"""Loads plugins and collects what they register. The only place that calls pluggy's untyped hooks."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pluggy
+
+from usage_plugin.errors import PluginError
+from usage_plugin.plugins import PROJECT, hookspecs
+from usage_plugin.plugins.interface import LedgerBackend, StorageBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BackendT = TypeVar("BackendT", StorageBackend[Any], LedgerBackend[Any])
+
+
+class Plugins:
+    """The plugins in use: the built-in ones, then those that installed packages bring."""
+
+    def __init__(self, builtin: Sequence[str], *, entry_points: bool = True) -> None:
+        """Load them.
+
+        Args:
+            builtin: modules with hook implementations.
+            entry_points: whether to load the entry-point group `usage_plugin` too.
+
+        Raises:
+            PluginError: a plugin cannot be imported, misspells a hook, or takes a name that is taken.
+        """
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        try:
+            for module in builtin:
+                self._manager.register(import_module(module), name=module)
+            if entry_points:
+                self._manager.load_setuptools_entrypoints(PROJECT)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise PluginError(f"A plugin does not fit: {error}.") from error
+        except ImportError as error:
+            raise PluginError(f"A plugin cannot be imported: {error}.") from error
+        self.storage_backends = self._by_name("usage_register_storage_backends", StorageBackend[Any])
+        self.ledger_backends = self._by_name("usage_register_ledgers", LedgerBackend[Any])
+
+    def _by_name(self, hook: str, _kind: type[BackendT]) -> dict[str, BackendT]:
+        found: dict[str, BackendT] = {}
+        origin: dict[str, str] = {}
+        for implementation in getattr(self._manager.hook, hook).get_hookimpls():
+            plugin = implementation.plugin_name
+            try:
+                backends = implementation.function()
+            except Exception as error:
+                raise PluginError(f"The plugin {plugin} failed in {hook}: {error}.") from error
+            for backend in backends:
+                name = backend.name
+                if name in found:
+                    raise PluginError(f"{plugin} and {origin[name]} both register a backend named {name!r}.")
+                found[name], origin[name] = backend, plugin
+        return found

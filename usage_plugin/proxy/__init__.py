@@ -1,0 +1,25 @@
+"""The adapter to the LiteLLM proxy, and the only room that knows LiteLLM.
+
+The proxy's YAML names `usage_plugin.proxy.callback`. That attribute is made when it is first asked for, so that
+importing this package opens no file and loads no LiteLLM.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from usage_plugin.proxy.handler import UsageHandler_PROXY_
+
+_made: list[UsageHandler_PROXY_] = []
+
+
+def __getattr__(name: str) -> UsageHandler_PROXY_:
+    """Start the plugin in this worker when LiteLLM asks for the callback; the same one however often it asks."""
+    if name != "callback":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if not _made:
+        from usage_plugin.proxy.lifecycle import start  # noqa: PLC0415  # imports LiteLLM
+
+        _made.append(start())
+    return _made[0]

@@ -1,0 +1,138 @@
+"""Bounds: how many tokens a request can have at most, from its body alone.
+
+A token is at least one byte of UTF-8 text, so the bytes bound the input, with room for what a provider's chat
+template adds to each message and tool. What the body only refers to (images, files, earlier responses) is not
+bounded by bytes: the caller then takes the model's whole context. What nothing bounds gives None there too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PER_REQUEST = 64
+PER_MESSAGE = 16
+PER_TOOL = 32
+ANY_TOOLS = 640
+"""Anthropic's tool preamble has up to 530 tokens, OpenAI's some 130."""
+
+# What a part of a message may be called to count as its own bytes.
+_TEXT_PARTS = frozenset({
+    "text", "input_text", "output_text", "summary_text", "refusal", "thinking", "redacted_thinking", "reasoning",
+    "tool_use", "tool_result", "function", "function_call", "function_call_output", "message",
+})  # fmt: skip
+# Fields that make a request read what it does not contain.
+_REFERENCES = ("previous_response_id", "conversation", "prompt_id")
+_OUTPUT_FIELDS = {
+    "acompletion": ("max_completion_tokens", "max_tokens"),
+    "atext_completion": ("max_tokens",),
+    "aresponses": ("max_output_tokens",),
+    "anthropic_messages": ("max_tokens",),
+}
+_INJECTED_FIELD = {
+    "acompletion": "max_tokens",
+    "atext_completion": "max_tokens",
+    "aresponses": "max_output_tokens",
+    "anthropic_messages": "max_tokens",
+}
+
+
+class _NotBoundedError(Exception):
+    """The body refers to something that it does not contain."""
+
+
+def input_bound(call_type: str, body: Mapping[str, Any]) -> int | None:
+    """Bound the input tokens; None if the body's bytes do not."""
+    if any(body.get(field) for field in _REFERENCES):
+        return None
+    if call_type == "aresponses" and isinstance(body.get("prompt"), dict):
+        return None
+    try:
+        bound = PER_REQUEST + _content(body.get("messages"), PER_MESSAGE) + _prompt(body)
+        bound += _content(body.get("system"), PER_MESSAGE) + _text(body.get("instructions"))
+        bound += sum(_text(body.get(field)) for field in ("response_format", "text", "functions", "suffix", "dimensions"))
+        return bound + _tools(body.get("tools"))
+    except (_NotBoundedError, RecursionError):
+        return None
+
+
+def output_is_bounded(body: Mapping[str, Any]) -> bool:
+    """Say whether the output limit of the request bounds what will be billed."""
+    if body.get("background") or body.get("web_search_options"):
+        return False
+    tools = body.get("tools")
+    return not isinstance(tools, list) or all(_is_client_tool(tool) for tool in tools)
+
+
+def asked_output(call_type: str, body: Mapping[str, Any]) -> int | None:
+    """Find the output tokens that the request allows for each answer; None if it names no number."""
+    asked = [body.get(field) for field in _OUTPUT_FIELDS.get(call_type, ())]
+    numbers = [value for value in asked if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
+    return max(numbers, default=None)
+
+
+def answers(body: Mapping[str, Any]) -> int:
+    """Say how many answers the request asks for: each has the output bound for itself."""
+    counts = [body.get(field) for field in ("n", "best_of")]
+    prompts = body.get("prompt")
+    several = len(prompts) if isinstance(prompts, list) and not _are_tokens(prompts) else 1
+    numbers = [value for value in counts if isinstance(value, int) and not isinstance(value, bool)]
+    return max([1, *numbers]) * max(1, several)
+
+
+def output_field(call_type: str) -> str | None:
+    """Name the field under which this API takes an output limit; None if it has no output to limit."""
+    return _INJECTED_FIELD.get(call_type)
+
+
+def _text(value: object) -> int:
+    """Count the bytes of all text in a value, keys and numbers included."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        return sum(_text(key) + _text(item) + 2 for key, item in value.items())
+    if isinstance(value, list):
+        return sum(_text(item) + 1 for item in value)
+    return 0 if value is None else len(repr(value))
+
+
+def _content(value: object, each: int) -> int:
+    """Count messages, or the parts of one; a part that is no text is not bounded."""
+    if isinstance(value, list):
+        return sum(_content(item, each) + each for item in value)
+    if not isinstance(value, dict):
+        return _text(value)
+    kind = value.get("type")
+    if "role" not in value and kind not in _TEXT_PARTS:
+        raise _NotBoundedError
+    return sum(
+        _content(item, 4) if key in ("content", "output") else _text(key) + _text(item) for key, item in value.items()
+    )
+
+
+def _prompt(body: Mapping[str, Any]) -> int:
+    """Count `prompt` or `input`: text, several texts, token numbers, or the items of the Responses API."""
+    given = body.get("input", body.get("prompt"))
+    if isinstance(given, list) and given:
+        if _are_tokens(given):
+            return len(given)
+        if all(isinstance(item, list) and _are_tokens(item) for item in given):
+            return sum(map(len, given))
+    return _content(given, PER_MESSAGE)
+
+
+def _are_tokens(items: list[Any]) -> bool:
+    return all(isinstance(item, int) for item in items)
+
+
+def _tools(tools: object) -> int:
+    if not isinstance(tools, list) or not tools:
+        return 0
+    return ANY_TOOLS + sum(_text(tool) + PER_TOOL for tool in tools)
+
+
+def _is_client_tool(tool: object) -> bool:
+    """Tell the tools that the client runs from those that the provider runs, and bills, by itself."""
+    return isinstance(tool, dict) and (tool.get("type") in ("function", "custom") or "input_schema" in tool)

@@ -1,0 +1,71 @@
+"""The exchange: one HTTP request and its answer, seen from outside of LiteLLM.
+
+An ASGI wrapper around the whole proxy puts an `Exchange` into a context variable. Hooks find it there, whichever task
+LiteLLM runs them in; what they leave in it becomes headers of the answer, on every route; and when the request is
+really over, down to the last byte or the client's hanging up, the wrapper says so.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    from usage_plugin.tracking.recorder import OpenRequest
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+current: ContextVar[Exchange | None] = ContextVar("usage_plugin_exchange", default=None)
+
+
+class Exchange:
+    """What our hooks leave for the answer."""
+
+    __slots__ = ("headers", "request")
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.headers: dict[str, str] = {}
+        self.request: OpenRequest | None = None
+
+
+class ExchangeWrapper:
+    """Wraps the proxy's ASGI app."""
+
+    def __init__(self, app: App, on_end: Callable[[OpenRequest], None]) -> None:
+        """Call `on_end` for each admitted request when it is over."""
+        self._app = app
+        self._on_end = on_end
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange()
+        token = current.set(exchange)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start" and exchange.headers:
+                ours = {name.lower(): value for name, value in exchange.headers.items()}
+                kept = [pair for pair in message.get("headers", ()) if pair[0].decode("latin-1").lower() not in ours]
+                added = [(name.encode("latin-1"), _latin(value)) for name, value in ours.items()]
+                message = {**message, "headers": [*kept, *added]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            current.reset(token)
+            if exchange.request is not None:
+                self._on_end(exchange.request)
+
+
+def _latin(value: str) -> bytes:
+    """Encode a header's value; what HTTP cannot carry becomes a question mark."""
+    return value.encode("latin-1", "replace")

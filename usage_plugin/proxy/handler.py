@@ -1,0 +1,411 @@
+"""The handler: LiteLLM's hooks, translated into admission and recording.
+
+Which hook fires when was found by experiment (`docs/how-it-works.md`). The rules that shape this file: a request is
+admitted in the pre-call hook; a whole answer is settled before it is sent, a stream when its success is logged; a
+failure only by the post-call failure hook, since the failure callback fires on the first failed attempt. First
+terminal event wins. Our own bug never becomes the client's 500.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy._types import ProxyException
+
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.errors import SubjectNameError, UsagePluginError
+from usage_plugin.log import get_logger
+from usage_plugin.proxy import bounds, exchange, outcomes
+from usage_plugin.proxy.identity import IdentityRequiredError, resolve
+from usage_plugin.proxy.prices import Deployment, PriceBook
+from usage_plugin.proxy.refusing import bad_request, refusal_error, refusal_headers, standing_headers
+from usage_plugin.tracking.admission import Ask, Candidate, Refusal
+from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from usage_plugin.domain.subjects import Subjects
+    from usage_plugin.runtime import Runtime
+
+STAMP = "usage_plugin_event"
+"""The key under which our id travels in the request's metadata; never sent to a provider."""
+
+ORPHAN_GRACE = 60.0
+"""Seconds after the end of an HTTP request before what no hook settled is settled: logging may be late."""
+
+BILLABLE = frozenset({
+    "acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages", "image_generation", "aspeech",
+    "transcription", "atranscription", "moderation", "amoderation", "rerank", "arerank", "agenerate_content",
+    "agenerate_content_stream", "pass_through_endpoint",
+})  # fmt: skip
+"""Call types that can cost something; LiteLLM calls the hook for listings and look-ups as well."""
+
+_WITHOUT_OUTPUT = frozenset({"aembedding", "moderation", "amoderation", "rerank", "arerank"})
+
+log = get_logger()
+
+
+class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client's `no-log` silence every class without _PROXY_
+    """The one object that is registered with LiteLLM.
+
+    LiteLLM looks some hooks up in the class of the registered object itself: an inherited one is never called. So this
+    class cannot be subclassed.
+    """
+
+    def __init__(self, runtime: Runtime, prices: PriceBook) -> None:
+        """Take the running parts."""
+        super().__init__(turn_off_message_logging=True)
+        self._runtime = runtime
+        self._prices = prices
+        self._open: dict[str, OpenRequest] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Refuse: LiteLLM would silently not call inherited hooks."""
+        raise UsagePluginError("UsageHandler_PROXY_ cannot be subclassed: LiteLLM would not call its hooks.")
+
+    # ── admission ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def async_pre_call_hook(
+        self,
+        user_api_key_dict: Any,  # noqa: ANN401  # LiteLLM's
+        cache: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        data: dict[str, Any],
+        call_type: Any,  # noqa: ANN401  # a string or an enum of strings, by version
+    ) -> dict[str, Any] | None:
+        """Admit a request, or raise what LiteLLM turns into the refusal."""
+        kind = str(getattr(call_type, "value", call_type))
+        if kind not in BILLABLE:
+            return None
+        here = exchange.current.get()
+        if here is not None and here.request is not None and self._request_of(data) is here.request:
+            return None  # The callback is listed twice: the request is admitted already.
+        try:
+            await self._admit(user_api_key_dict, data, kind, here)
+        except ProxyException:
+            raise
+        except IdentityRequiredError as error:
+            raise bad_request(str(error), param="user", kind="user_required") from None
+        except SubjectNameError as error:
+            raise bad_request(str(error), param="user") from None
+        except Exception:
+            log.exception("admission.failed", call_type=kind)
+            raise ProxyException(
+                message="The usage plugin failed to admit this request; its log says why.",
+                type="ledger_unavailable",
+                param=None,
+                code=503,
+                headers={"Retry-After": "1"},
+            ) from None
+        return data
+
+    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:  # noqa: ANN401
+        runtime = self._runtime
+        started = runtime.clock.monotonic()
+        subjects = resolve(runtime.config.identity, key, data)
+        ask = self._ask(subjects, data, kind)
+        decision, unfelt = await runtime.admission.admit(ask)
+        for refusal in unfelt:
+            runtime.refusals.add(refusal)
+        if isinstance(decision, Refusal):
+            runtime.refusals.add(decision)
+            if here is not None:
+                here.headers = refusal_headers(decision)
+            raise refusal_error(decision, runtime.config)
+        for name in decision.warnings:
+            log.warning("limit.passed", limit=name, user=subjects.user, action="warn")
+        request = OpenRequest(decision, started)
+        self._open[decision.event.event_id] = request
+        _metadata(data)[STAMP] = decision.event.event_id
+        if decision.without_fallbacks:
+            data["disable_fallbacks"] = True
+        if here is not None:
+            here.request = request
+            if decision.standing is not None:
+                here.headers = standing_headers(decision.standing)
+
+    def _ask(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Ask:
+        model = data.get("model")
+        model = model if isinstance(model, str) and model else None
+        primary = self._deployments(model, subjects.team)
+        if model and "," in model and not primary:
+            # LiteLLM would call every model of the list, and log one of them, at no cost.
+            raise bad_request(f"One model a request, please: {model[:100]!r} names several.", param="model")
+        fallbacks = [
+            deployment
+            for name in (self._prices.fallbacks(model, data) if model else ())
+            for deployment in self._deployments(name, subjects.team) or (_unknown(name),)
+        ]
+        if kind == "atext_completion" and data.get("stream"):
+            # LiteLLM asks the provider for usage on chat streams only, and counts nothing without it.
+            options = data.get("stream_options")
+            data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        ways = primary or ((_unknown(model),) if model else ())
+        output, injected = self._output(data, kind, subjects, [*ways, *fallbacks])
+        text_bound = bounds.input_bound(kind, data)
+        inputs = [_input(way, text_bound) for way in (*ways, *fallbacks)]
+        return Ask(
+            draft=UsageEvent(
+                event_id=new_event_id(),
+                started_at=self._runtime.clock.now(),
+                status="recovered",
+                call_type=kind,
+                **{**asdict(subjects), "tags": subjects.tags},
+                call_id=_short(data.get("litellm_call_id")),
+                requested_model=model[:256] if model else None,
+                model=ways[0].model[:256] if ways else None,
+                provider=ways[0].provider if ways else None,
+                injected_output_tokens=injected,
+            ),
+            subjects=subjects,
+            primary=tuple(_candidates(ways, text_bound, output)),
+            fallbacks=tuple(_candidates(fallbacks, text_bound, output)),
+            input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
+            output_tokens=output,
+        )
+
+    def _deployments(self, model: str | None, team: str | None) -> Sequence[Deployment]:
+        return self._prices.deployments(model, team) if model else ()
+
+    def _output(
+        self, data: dict[str, Any], kind: str, subjects: Subjects, ways: Sequence[Deployment]
+    ) -> tuple[int | None, int | None]:
+        """Bound the output, by a limit of our own where a limit depends on it and the client named none.
+
+        Returns:
+            The bound over all answers, None if there is none; and what was put into the request, if anything.
+        """
+        if kind in _WITHOUT_OUTPUT:
+            return 0, None
+        if not bounds.output_is_bounded(data):
+            return None, None
+        count = bounds.answers(data)
+        asked = bounds.asked_output(kind, data)
+        if asked is not None:
+            return asked * count, None
+        field = bounds.output_field(kind)
+        if field is None:
+            return None, None
+        known = [way.most_output for way in ways if way.most_output is not None]
+        most = min([self._runtime.config.admission.default_max_output_tokens, *known])
+        if not self._depends_on_output(subjects, ways):
+            return most * count, None
+        data[field] = most
+        return most * count, most
+
+    def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment]) -> bool:
+        """Say whether a limit that blocks counts what the output decides."""
+        return self._runtime.enforce and any(
+            matched.limit.blocks
+            and any(amount is not None for _, amount in matched.amounts)
+            and (
+                matched.limit.unit in ("output_tokens", "total_tokens")
+                or (matched.limit.unit == "usd" and way.price is not None and not way.price.is_free)
+            )
+            for way in ways
+            for matched in self._runtime.limits.matching(subjects, way.model, way.provider)
+        )
+
+    # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ANN401, ARG002  # LiteLLM's
+        """Settle a whole answer before it is sent, so that neither SIGTERM nor a slow logger can lose it."""
+        request = self._request_of(data)
+        if request is not None:
+            usage = outcomes.inline_usage(response)
+            if usage:
+                recorded = self._record(
+                    request, outcomes.served_inline(data, response), usage, what="async_post_call_success_hook"
+                )
+                self._show(recorded)
+        return response
+
+    async def async_log_success_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        start_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        end_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+    ) -> None:
+        """Settle a stream, and whatever the inline hook could not. Commits before its first await."""
+        request = self._logged(kwargs)
+        if request is not None:
+            parameters = kwargs.get("litellm_params") or {}
+            gone = any(
+                (parameters.get(name) or {}).get("client_disconnected") for name in ("metadata", "litellm_metadata")
+            )
+            self._record(
+                request,
+                outcomes.served_logged(kwargs),
+                outcomes.logged_usage(kwargs),
+                what="async_log_success_event",
+                status="cancelled" if gone else "success",
+                estimated=bool(gone),
+            )
+
+    async def async_log_failure_event(
+        self,
+        kwargs: dict[str, Any],
+        response_obj: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        start_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        end_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+    ) -> None:
+        """Remember what a stream had delivered when it broke; it is settled only if the request really failed."""
+        request = self._logged(kwargs)
+        usage = outcomes.logged_usage(kwargs)
+        if request is not None and any(usage.values()):
+            request.delivered = (outcomes.served_logged(kwargs), usage)
+
+    async def async_post_call_failure_hook(
+        self,
+        request_data: dict[str, Any],
+        original_exception: Exception,
+        user_api_key_dict: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        traceback_str: str | None = None,  # noqa: ARG002  # LiteLLM's
+    ) -> None:
+        """Settle a request that failed for good: what was delivered is charged, the rest let go."""
+        request = self._request_of(request_data)
+        if request is None:
+            return
+        error = type(original_exception).__name__
+        if request.delivered is not None:
+            served, usage = request.delivered
+            self._record(
+                request, served, usage, what="async_post_call_failure_hook", status="failure", error=error, estimated=True
+            )
+        else:
+            self._settle(request, Outcome(status="failure", error=error))
+
+    def request_ended(self, request: OpenRequest) -> None:
+        """Settle a request later that is over on the wire and that no hook has settled."""
+        if not request.settled:
+            asyncio.get_running_loop().call_later(ORPHAN_GRACE, self._settle_orphan, request)
+
+    def _settle_orphan(self, request: OpenRequest) -> None:
+        if request.settled:
+            return
+        # The client left before the first chunk: what the provider billed is unknown, so the worst case is charged.
+        event = request.admitted.event
+        log.warning("request.orphaned", event_id=event.event_id, user=event.user)
+        self._settle(
+            request,
+            Outcome(status="cancelled", cost=event.cost, cost_source=event.cost_source, estimated=True),
+        )
+
+    def _record(
+        self,
+        request: OpenRequest,
+        served: outcomes.Served,
+        usage: Mapping[str, Any],
+        *,
+        what: str,
+        **how: Any,  # noqa: ANN401  # status, error, estimated
+    ) -> Recorded | None:
+        """Settle with what LiteLLM tells; if that cannot be understood, with what was reserved, marked so."""
+        event = request.admitted.event
+        try:
+            outcome = outcomes.read_outcome(
+                self._prices,
+                served,
+                usage,
+                asked_model=event.model,
+                call_type=event.call_type,
+                team=event.team,
+                **how,
+            )
+        except Exception:
+            log.exception("outcome.unreadable", hook=what, event_id=event.event_id)
+            outcome = Outcome(
+                status=how.get("status", "success"), cost=event.cost, cost_source=event.cost_source, estimated=True
+            )
+        return self._settle(request, outcome)
+
+    def _settle(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
+        self._open.pop(request.admitted.event.event_id, None)
+        try:
+            return self._runtime.recorder.record(request, outcome)
+        except Exception:
+            # The reservation stays, and is charged when this worker ends: too much is safe, a 500 is not.
+            log.exception("record.failed", event_id=request.admitted.event.event_id)
+            return None
+
+    @staticmethod
+    def _show(recorded: Recorded | None) -> None:
+        here = exchange.current.get()
+        if here is None or recorded is None:
+            return
+        if recorded.standing is not None:
+            here.headers = standing_headers(recorded.standing)
+        if recorded.event.cost is not None:
+            here.headers["x-usage-cost"] = format_usd(recorded.event.cost)
+
+    def _logged(self, kwargs: Mapping[str, Any]) -> OpenRequest | None:
+        parameters = kwargs.get("litellm_params")
+        holder = parameters if isinstance(parameters, dict) else {}
+        return self._stamped(holder) or self._of_exchange(kwargs.get("litellm_call_id"))
+
+    def _request_of(self, data: Mapping[str, Any]) -> OpenRequest | None:
+        return self._stamped(data) or self._of_exchange(data.get("litellm_call_id"))
+
+    def _stamped(self, holder: Mapping[str, Any]) -> OpenRequest | None:
+        """Find the open request whose id travels in this metadata."""
+        for name in ("litellm_metadata", "metadata"):
+            metadata = holder.get(name)
+            stamp = metadata.get(STAMP) if isinstance(metadata, dict) else None
+            if isinstance(stamp, str) and stamp in self._open:
+                return self._open[stamp]
+        return None
+
+    @staticmethod
+    def _of_exchange(call_id: object) -> OpenRequest | None:
+        """Find the request of this exchange; the call id tells it from calls that guardrails make meanwhile."""
+        here = exchange.current.get()
+        request = here.request if here is not None else None
+        if request is None or request.settled or call_id is None or request.admitted.event.call_id != call_id:
+            return None
+        return request
+
+
+def _metadata(data: dict[str, Any]) -> dict[str, Any]:
+    """Find the metadata that stays in the proxy: on some routes `metadata` is the provider's own parameter."""
+    name = "litellm_metadata" if "litellm_metadata" in data else "metadata"
+    if not isinstance(data.get(name), dict):
+        data[name] = {}
+    found: dict[str, Any] = data[name]
+    return found
+
+
+def _unknown(model: str) -> Deployment:
+    """Stand in for a model the router does not list; LiteLLM may still serve it, or answer 400."""
+    return Deployment(model, "", None, model, None, None, None)
+
+
+def _input(way: Deployment, text_bound: int | None) -> int | None:
+    return way.context if text_bound is None else text_bound
+
+
+def _candidates(ways: Sequence[Deployment], text_bound: int | None, output: int | None) -> list[Candidate]:
+    """Price each way at its worst; ways that are billed alike are one, the dearest."""
+    dearest: dict[tuple[str, str | None], Candidate] = {}
+    for way in ways:
+        priced = way.price is not None
+        bound = _input(way, text_bound)
+        worst = None
+        if way.price is not None:
+            if way.price.is_free:
+                worst = 0
+            elif bound is not None and output is not None:
+                worst = way.price.worst_case(bound, output)
+        candidate = Candidate(way.model, way.provider, priced, worst)
+        known = dearest.get(candidate[:2])
+        if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
+            dearest[candidate[:2]] = candidate
+    return list(dearest.values())
+
+
+def _short(value: object) -> str | None:
+    return value[:256] if isinstance(value, str) else None

@@ -1,0 +1,117 @@
+"""Lifecycle: starts the plugin in a worker of the proxy, and ends it in order.
+
+LiteLLM imports its callbacks inside the ASGI lifespan, in each worker, with the loop running. It has no hook for the
+end, so its shutdown function is wrapped: queued log events are settled first, then everything is written down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+from litellm.proxy import proxy_server
+
+import usage_plugin
+from usage_plugin.config import find_config, load_config
+from usage_plugin.domain.windows import local_date
+from usage_plugin.errors import UsagePluginError
+from usage_plugin.log import get_logger, short_error, show_log
+from usage_plugin.proxy.exchange import ExchangeWrapper
+from usage_plugin.proxy.handler import UsageHandler_PROXY_
+from usage_plugin.proxy.prices import PriceBook
+from usage_plugin.runtime import Runtime
+
+FLUSH_SECONDS = 10.0
+TICK_SECONDS = 1.0
+
+log = get_logger()
+
+
+def start() -> UsageHandler_PROXY_:
+    """Start the plugin in this worker.
+
+    Raises:
+        UsagePluginError: it cannot work as configured; LiteLLM then refuses to start.
+    """
+    show_log()
+    _check_not_shadowed()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise UsagePluginError(
+            "usage_plugin.proxy.callback works inside the LiteLLM proxy only.",
+            hint="Name it in litellm_settings.callbacks of the proxy's YAML.",
+        ) from None
+    runtime = Runtime(load_config(find_config(proxy_server.user_config_file_path)))
+    handler = UsageHandler_PROXY_(runtime, PriceBook())
+    ticking = loop.create_task(_tick(runtime))
+    _wrap_app(handler)
+    _wrap_shutdown(runtime, ticking)
+    _announce(runtime)
+    return handler
+
+
+def _check_not_shadowed() -> None:
+    """Refuse to run from a file that lies beside the YAML and hides the package."""
+    found = find_spec("usage_plugin")
+    ours = Path(usage_plugin.__file__).resolve()
+    if found is None or found.origin is None or Path(found.origin).resolve() != ours:
+        raise UsagePluginError(f"{ours} hides the installed package usage_plugin.", hint="Rename that file or folder.")
+
+
+def _wrap_app(handler: UsageHandler_PROXY_) -> None:
+    # `add_middleware` refuses once the app has started; its built stack can still be wrapped.
+    app = proxy_server.app
+    app.middleware_stack = ExchangeWrapper(app.middleware_stack, handler.request_ended)
+
+
+def _wrap_shutdown(runtime: Runtime, ticking: asyncio.Task[None]) -> None:
+    original = proxy_server.proxy_shutdown_event
+
+    async def shutdown(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # LiteLLM's
+        ticking.cancel()
+        try:
+            await asyncio.wait_for(GLOBAL_LOGGING_WORKER.flush(), FLUSH_SECONDS)
+        except Exception as error:  # noqa: BLE001  # LiteLLM's queue must not keep us from writing ours
+            log.warning("shutdown.queue_not_flushed", **short_error(error))
+        try:
+            await runtime.close(FLUSH_SECONDS)
+        except Exception:
+            log.exception("shutdown.failed")
+        return await original(*args, **kwargs)
+
+    proxy_server.proxy_shutdown_event = shutdown
+
+
+async def _tick(runtime: Runtime) -> None:
+    """Do each worker's own small chores: hand refusals over, keep the cache within its retention."""
+    cleaned = runtime.clock.monotonic()
+    every = runtime.config.cache.cleanup_interval.total_seconds() * 1e6
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        try:
+            runtime.refusals.flush()
+            if runtime.clock.monotonic() - cleaned > every:
+                cleaned = runtime.clock.monotonic()
+                runtime.cache.clean_up(local_date(runtime.clock.now(), runtime.config.timezone))
+        except UsagePluginError as error:
+            log.warning("tick.failed", **short_error(error))
+
+
+def _announce(runtime: Runtime) -> None:
+    """Say in one line what is in force."""
+    config = runtime.config
+    log.info(
+        "usage_plugin.started",
+        version=usage_plugin.__version__,
+        limits=[limit.name for limit in config.limits],
+        enforce=runtime.enforce,
+        data_dir=str(config.data_dir),
+        storage=config.storage.backend,
+        ledger=config.ledger.backend,
+        identity=list(config.identity.user),
+        config=str(config.path),
+    )

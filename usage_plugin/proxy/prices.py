@@ -1,0 +1,189 @@
+"""Prices: what LiteLLM's router and price map say about a model, as the domain's `Price`.
+
+What is written in the proxy's YAML beats LiteLLM's map. Zero is a price, a missing one is unknown: LiteLLM's own
+look-ups turn missing into zero, so the raw entries are read here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import litellm
+from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
+
+from usage_plugin.domain.prices import Price, Rates, atto_per_token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_KEPT = 2_000
+_KEPT_FOR_SECONDS = 5.0
+_MOST_FALLBACKS = 32
+_ABOVE = "_above_"
+
+
+class Deployment(NamedTuple):
+    """One deployment behind a `model_name`.
+
+    Attributes:
+        model: the `model_name` that is billed, an alias resolved.
+        served_model: the provider's model, as in `litellm_params.model`.
+        price: None if no price is known.
+        context: the most input tokens it takes; None if unknown.
+        most_output: the most output tokens it gives; None if unknown.
+    """
+
+    model: str
+    deployment_id: str
+    provider: str | None
+    served_model: str
+    price: Price | None
+    context: int | None
+    most_output: int | None
+
+
+def read_price(info: Mapping[str, Any], *, embedding: bool = False) -> Price | None:
+    """Turn an entry of a price map into a price; None if it lacks the price of a token.
+
+    Args:
+        info: keys such as `input_cost_per_token` and `output_cost_per_token_above_200k_tokens`.
+        embedding: whether there is no output, whose price may then be missing.
+    """
+    base = _rates(info, "", None, embedding=embedding or info.get("mode") == "embedding")
+    if base is None:
+        return None
+    suffixes = {key[key.index(_ABOVE) :] for key in info if _ABOVE in key and key.endswith("k_tokens")}
+    tiers = []
+    for suffix in suffixes:
+        digits = suffix.removeprefix(_ABOVE).removesuffix("k_tokens")
+        rates = _rates(info, suffix, base, embedding=True)
+        if digits.isdecimal() and rates is not None:
+            tiers.append((int(digits) * 1000, rates))
+    return Price(base, tuple(sorted(tiers, key=lambda tier: tier[0])))
+
+
+def _rates(info: Mapping[str, Any], suffix: str, base: Rates | None, *, embedding: bool) -> Rates | None:
+    def rate(key: str, otherwise: int | None) -> int | None:
+        value = info.get(key + suffix)
+        return otherwise if value is None else atto_per_token(value)
+
+    input_rate = rate("input_cost_per_token", base.input if base else None)
+    output_rate = rate("output_cost_per_token", base.output if base else (0 if embedding else None))
+    if input_rate is None or output_rate is None:
+        return None
+    return Rates(
+        input=input_rate,
+        output=output_rate,
+        cached_input=_known(rate("cache_read_input_token_cost", base.cached_input if base else None), input_rate),
+        cache_write=_known(rate("cache_creation_input_token_cost", base.cache_write if base else None), input_rate),
+        reasoning=_known(rate("output_cost_per_reasoning_token", None), output_rate),
+    )
+
+
+def _known(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+class PriceBook:
+    """Looks models up in the running router; answers are kept for a few seconds."""
+
+    def __init__(self) -> None:
+        """Start with nothing looked up."""
+        self._kept: OrderedDict[tuple[str, str | None], tuple[float, Any]] = OrderedDict()
+
+    def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
+        """List the deployments that can serve a `model_name`, an alias or a wildcard."""
+        key = (model, team)
+        kept = self._kept.get(key)
+        now = time.monotonic()
+        if kept is None or kept[0] < now:
+            kept = (now + _KEPT_FOR_SECONDS, tuple(self._look_up(model, team)))
+            self._kept[key] = kept
+            self._kept.move_to_end(key)
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        found: tuple[Deployment, ...] = kept[1]
+        return found
+
+    def fallbacks(self, model: str, body: Mapping[str, Any]) -> list[str]:
+        """List every model that the router may turn to if this one fails, in the end or on the way."""
+        router = _router()
+        lists = [body.get("fallbacks"), body.get("context_window_fallbacks"), body.get("content_policy_fallbacks")]
+        if router is not None:
+            lists += [router.fallbacks, router.context_window_fallbacks, router.content_policy_fallbacks]
+        found: list[str] = []
+        queue = [model]
+        while queue and len(found) < _MOST_FALLBACKS:
+            name = queue.pop(0)
+            for fallbacks in lists:
+                if isinstance(fallbacks, list) and fallbacks:
+                    for target in _targets(fallbacks, name):
+                        if target != model and target not in found:
+                            found.append(target)
+                            queue.append(target)
+        return found
+
+    def is_known(self, model: str, team: str | None) -> bool:
+        """Say whether the router has this very name."""
+        return bool(self.deployments(model, team))
+
+    @staticmethod
+    def _look_up(model: str, team: str | None) -> Iterable[Deployment]:
+        router = _router()
+        if router is None:
+            return
+        alias = router.model_group_alias.get(model)
+        billed = alias.get("model") if isinstance(alias, dict) else alias
+        for entry in router.get_model_list(model_name=model, team_id=team) or ():
+            parameters = dict(entry.get("litellm_params") or {})
+            info = dict(entry.get("model_info") or {})
+            served = str(parameters.get("model") or "")
+            if "*" in served:
+                served = served.replace("*", model.rsplit("/", 1)[-1])
+            own = {key: value for key, value in {**parameters, **info}.items() if value is not None}
+            facts = {**_map_entry(str(own.get("base_model") or served), own.get("custom_llm_provider")), **own}
+            provider = own.get("custom_llm_provider") or facts.get("litellm_provider") or _provider(served)
+            yield Deployment(
+                model=str(billed or model),
+                deployment_id=str(info.get("id") or ""),
+                provider=provider,
+                served_model=served,
+                price=read_price(facts),
+                context=_count(facts.get("max_input_tokens")),
+                most_output=_count(facts.get("max_output_tokens")),
+            )
+
+
+def _targets(fallbacks: list[Any], model: str) -> list[str]:
+    """List the fallbacks of one model out of one of the router's lists; a body's list may name them plainly."""
+    if all(isinstance(item, str) or (isinstance(item, dict) and "model" in item) for item in fallbacks):
+        chosen: list[Any] = fallbacks
+    else:
+        chosen = get_fallback_model_group(fallbacks, model)[0] or []
+    names = [item.get("model") if isinstance(item, dict) else item for item in chosen]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _router() -> Any:  # noqa: ANN401  # litellm.Router, rebound whenever the proxy loads its config
+    from litellm.proxy import proxy_server  # noqa: PLC0415  # only in the proxy, and only when it runs
+
+    return proxy_server.llm_router
+
+
+def _map_entry(name: str, provider: object) -> dict[str, Any]:
+    """Find LiteLLM's raw entry for a model; empty if there is none."""
+    try:
+        found = litellm.get_model_info(name, custom_llm_provider=str(provider) if provider else None)
+    except Exception:  # noqa: BLE001  # LiteLLM raises bare Exceptions for unknown models
+        return {}
+    return {key: value for key, value in litellm.model_cost.get(found["key"], {}).items() if value is not None}
+
+
+def _provider(served_model: str) -> str | None:
+    return served_model.split("/", 1)[0] if "/" in served_model else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

@@ -1,0 +1,87 @@
+"""The cache: recent sums by user and day, bounded, and coherent over all workers by the outbox's numbers.
+
+An entry is the store's sum plus every event up to number `seq`, the same for all entries. Events of this worker
+are added as they are recorded; those of others, when the cache catches up from the outbox. Limits never read it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
+from usage_plugin.domain.windows import local_date
+
+if TYPE_CHECKING:
+    from datetime import date
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.usage import UsageEvent
+
+_PAGE = 500
+
+
+class UserDay(NamedTuple):
+    """What sums are cached by: a user, and a day of the configured zone."""
+
+    user: str
+    day: date
+
+
+class UsageCache:
+    """At most `size` sums; the least recently used goes first."""
+
+    def __init__(self, *, size: int, retention_days: int, zone: ZoneInfo) -> None:
+        """Start empty; entries older than `retention_days` go at each clean-up."""
+        self._size = size
+        self._retention_days = retention_days
+        self._zone = zone
+        self._entries: OrderedDict[UserDay, UsageTotals] = OrderedDict()
+        self.seq = 0
+
+    def __len__(self) -> int:
+        """Count the entries."""
+        return len(self._entries)
+
+    def get(self, key: UserDay) -> UsageTotals | None:
+        """Read an entry, correct up to `seq`."""
+        totals = self._entries.get(key)
+        if totals is not None:
+            self._entries.move_to_end(key)
+        return totals
+
+    def put(self, key: UserDay, totals: UsageTotals) -> None:
+        """Keep a sum that is correct up to `seq`."""
+        self._entries[key] = totals
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+
+    def add(self, seq: int, event: UsageEvent) -> None:
+        """Add an event if it is the next one; with a gap the cache lags until it catches up."""
+        if seq != self.seq + 1:
+            return
+        self.seq = seq
+        if self._entries:
+            key = UserDay(event.user, local_date(event.started_at, self._zone))
+            totals = self._entries.get(key)
+            if totals is not None:
+                self._entries[key] = totals.plus(totals_of(event))
+
+    def catch_up(self, ledger: Ledger) -> None:
+        """Add what other workers recorded; forget everything if some of that is no longer in the outbox."""
+        if not self._entries:
+            # Nothing to keep right: begin where the store is, so that the next entry can be loaded.
+            self.seq = max(self.seq, ledger.acknowledged())
+        while page := ledger.outbox(self.seq, _PAGE):
+            for seq, encoded in page:
+                if seq != self.seq + 1:
+                    self._entries.clear()
+                    self.seq = seq - 1
+                self.add(seq, decode_event(encoded))
+
+    def clean_up(self, today: date) -> None:
+        """Drop the days that are past their retention."""
+        for key in [key for key in self._entries if (today - key.day).days >= self._retention_days]:
+            del self._entries[key]

@@ -1,0 +1,102 @@
+"""Refusals are counted, not stored one by one: clients retry in storms, and a refusal must stay cheap.
+
+Each worker adds them up in memory, bounded, and hands them to the ledger once a second. What a killed
+worker had not handed over is lost; nothing is decided by these numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.domain.ledger import RefusalCount
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.subjects import SEPARATOR
+from usage_plugin.domain.windows import to_datetime
+from usage_plugin.errors import LedgerError
+from usage_plugin.log import get_logger, short_error
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.limits import Unit
+    from usage_plugin.tracking.admission import Refusal
+
+MOST_COUNTED = 10_000
+MOST_DETAILED = 1_000
+OTHERS = "(others)"
+
+log = get_logger()
+
+
+def format_amount(unit: Unit, amount: int) -> str:
+    """Write an amount in its unit: USD as a decimal, counts as whole numbers."""
+    return format_usd(amount) if unit == "usd" else str(amount)
+
+
+def subject_names(refusal: Refusal) -> dict[str, str]:
+    """Name the subject of the limit, dimension by dimension."""
+    if refusal.demand is None:
+        return {}
+    return dict(zip(refusal.demand.limit.per, refusal.demand.subject.split(SEPARATOR), strict=True))
+
+
+def describe(refusal: Refusal) -> dict[str, Any]:
+    """Give the facts of a refusal in the words of the public contract; amounts are decimal strings."""
+    facts: dict[str, Any] = {
+        "ref": refusal.ref,
+        "at": to_datetime(refusal.at).isoformat(),
+        "reason": refusal.reason,
+        "user": refusal.user,
+        "model": refusal.model,
+        "dry_run": not refusal.felt,
+    }
+    demand = refusal.demand
+    if demand is not None:
+        unit = demand.limit.unit
+        facts |= {
+            "limit": demand.limit.name,
+            "subject": subject_names(refusal),
+            "unit": unit,
+            "max": None if demand.maximum is None else format_amount(unit, demand.maximum),
+            "spent": format_amount(unit, refusal.balance.spent),
+            "reserved": format_amount(unit, refusal.balance.reserved),
+            "needed": format_amount(unit, demand.amount),
+            "resets_at": to_datetime(demand.window.end).isoformat(),
+        }
+    return facts
+
+
+class RefusalLog:
+    """Adds refusals up until they are flushed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """Start with nothing counted."""
+        self._ledger = ledger
+        self._counts: Counter[tuple[int, str, str, str]] = Counter()
+        self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
+
+    def add(self, refusal: Refusal) -> None:
+        """Count a refusal and keep its details."""
+        limit = refusal.demand.limit.name if refusal.demand else ""
+        subject = refusal.demand.subject if refusal.demand else refusal.user
+        reason = refusal.reason if refusal.felt else f"dry_run:{refusal.reason}"
+        key = (refusal.at // 60_000_000, limit, subject, reason)
+        if key not in self._counts and len(self._counts) >= MOST_COUNTED:
+            key = (key[0], limit, OTHERS, reason)
+        self._counts[key] += 1
+        self._details.append(refusal)
+
+    def flush(self) -> None:
+        """Hand everything to the ledger; if that does not work, try again at the next call."""
+        if not self._counts:
+            return
+        counts = [RefusalCount(*key, count) for key, count in self._counts.items()]
+        details = [(r.ref, r.at, json.dumps(describe(r), ensure_ascii=False)) for r in self._details]
+        try:
+            self._ledger.count_refusals(counts, details)
+        except LedgerError as error:
+            log.debug("ledger.refusals_delayed", **short_error(error))
+            return
+        self._counts.clear()
+        self._details.clear()

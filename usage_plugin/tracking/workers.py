@@ -1,0 +1,99 @@
+"""Which workers live, and which of them is the keeper: by file locks, which the kernel drops when a process dies.
+
+No heartbeats: a worker that is stalled is not dead. A lock file that can be locked belongs to a dead worker.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_KEEPER = "keeper.lock"
+
+
+class Workers:
+    """The lock files of one data folder, seen from one worker."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder, which is made when somebody joins."""
+        self._folder = folder
+        self._mine: int | None = None
+        self._keeping: int | None = None
+        self.name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+    def join(self) -> None:
+        """Take this worker's own lock, for as long as the process lives."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._mine = _lock(self._path(self.name))
+
+    def try_to_keep(self) -> bool:
+        """Become the keeper if nobody is; true as long as this worker is."""
+        if self._keeping is None:
+            self._keeping = _lock(self._folder / _KEEPER)
+        return self._keeping is not None
+
+    def living(self) -> list[str]:
+        """List the workers that are alive."""
+        return [name for name in self._names() if self._is_alive(name)]
+
+    def is_dead(self, name: str) -> bool:
+        """Say whether a worker is gone; one without a lock file is."""
+        return name != self.name and not self._is_alive(name)
+
+    def sweep(self) -> None:
+        """Remove the lock files of the dead."""
+        for name in self._names():
+            if name != self.name:
+                held = _lock(self._path(name), create=False)
+                if held is not None:
+                    # Unlinked while locked: nobody can come to hold a file that is gone.
+                    self._path(name).unlink(missing_ok=True)
+                    os.close(held)
+
+    def leave(self) -> None:
+        """Let go of all locks, the keeper's too."""
+        self.stop_keeping()
+        if self._mine is not None:
+            self._path(self.name).unlink(missing_ok=True)
+            os.close(self._mine)
+            self._mine = None
+
+    def stop_keeping(self) -> None:
+        """Let another worker become the keeper."""
+        if self._keeping is not None:
+            os.close(self._keeping)
+            self._keeping = None
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"worker-{name}.lock"
+
+    def _names(self) -> list[str]:
+        return sorted(path.stem.removeprefix("worker-") for path in self._folder.glob("worker-*.lock"))
+
+    def _is_alive(self, name: str) -> bool:
+        if name == self.name and self._mine is not None:
+            return True
+        held = _lock(self._path(name), create=False)
+        if held is None:
+            return self._path(name).exists()
+        os.close(held)
+        return False
+
+
+def _lock(path: Path, *, create: bool = True) -> int | None:
+    """Take a lock without waiting; None if somebody has it, or there is no such file."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
