@@ -123,7 +123,7 @@ def _parse_match(value: object) -> Match:
     if isinstance(value, Match):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f"{value!r} matches nothing; write for example {{user: ann}} or {{model: \"o3*\"}}")
+        raise ValueError(f'{value!r} matches nothing; write for example {{user: ann}} or {{model: "o3*"}}')
     conditions = []
     for key, names in value.items():
         if key not in _MATCH_KEYS:

@@ -24,9 +24,7 @@ FIXED_WAL_RESET = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
     """Say whether a checkpoint beside a writer can damage the file with this version of SQLite."""
     newest = FIXED_WAL_RESET[0]
-    return version < newest and not any(
-        version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_WAL_RESET
-    )
+    return version < newest and not any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_WAL_RESET)
 
 
 def create_private(path: Path) -> None:

@@ -45,11 +45,9 @@ class Match:
 
     conditions: tuple[tuple[MatchKey, tuple[str, ...]], ...] = ()
 
-    def holds(self, names: Mapping[MatchKey, tuple[str, ...]]) -> bool:
+    def holds(self, names: Mapping[str, tuple[str, ...]]) -> bool:
         """Say whether each condition fits at least one name of its dimension."""
-        return all(
-            any(_glob(patterns).match(name) for name in names.get(key, ())) for key, patterns in self.conditions
-        )
+        return all(any(_glob(patterns).match(name) for name in names.get(key, ())) for key, patterns in self.conditions)
 
 
 class Override(NamedTuple):
@@ -98,6 +96,10 @@ class Limit:
     def is_callers_own(self) -> bool:
         """Whether its amounts may be shown to the caller."""
         return bool(OWN_DIMENSIONS.intersection(self.per))
+
+    def names_of(self, subject: str) -> dict[Dimension, str]:
+        """Take a subject of this limit apart, dimension by dimension; `global` has no name."""
+        return {} if self.per == ("global",) else dict(zip(self.per, subject.split(SEPARATOR), strict=True))
 
     def lets_unpriced_pass(self, model: str) -> bool:
         """Say whether a model without a price may be used under this cost limit."""
@@ -168,24 +170,38 @@ class LimitSet:
                 self._remembered.popitem(last=False)
         return found
 
+    def account(self, limit: Limit, subject: str) -> Matched:
+        """Find the amounts of an account from its subject alone; overrides on anything else do not count."""
+        names = {str(dimension): (name,) for dimension, name in limit.names_of(subject).items()}
+        return Matched(limit, subject, self._amounts(limit, self._known(names)))
+
+    def may_count(self, limit: Limit, user: str) -> bool:
+        """Say whether a limit can count requests of a user, as far as users and groups decide."""
+        known = self._known({"user": (user,)})
+        conditions = tuple(condition for condition in limit.match.conditions if condition[0] in ("user", "group"))
+        return Match(conditions).holds(known)
+
     def groups_of(self, user: str) -> tuple[str, ...]:
         """List the groups a user is in."""
         return tuple(name for name, globs in self._groups.items() if globs and _glob(globs).match(user))
 
     def _match(self, names: Mapping[str, tuple[str, ...]]) -> tuple[Matched, ...]:
-        known: dict[MatchKey, tuple[str, ...]] = {**names, "group": self.groups_of(names["user"][0])}  # type: ignore[dict-item]
-        matched = []
-        for limit in self.limits:
-            if not limit.match.holds(known):
-                continue
-            amounts = tuple(
-                (override.until, override.amount) for override in limit.overrides if override.match.holds(known)
-            )
-            matched += [
-                Matched(limit, subject, (*amounts, (None, limit.amount)))
-                for subject in _subjects_of(limit.per, names)
-            ]
-        return tuple(matched)
+        known = self._known(names)
+        return tuple(
+            Matched(limit, subject, self._amounts(limit, known))
+            for limit in self.limits
+            if limit.match.holds(known)
+            for subject in _subjects_of(limit.per, names)
+        )
+
+    def _known(self, names: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+        users = names.get("user", ())
+        return {**names, "group": tuple(group for user in users for group in self.groups_of(user))}
+
+    @staticmethod
+    def _amounts(limit: Limit, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[int | None, int | None], ...]:
+        overrides = [(o.until, o.amount) for o in limit.overrides if o.match.holds(known)]
+        return (*overrides, (None, limit.amount))
 
 
 def _one(name: str | None) -> tuple[str, ...]:

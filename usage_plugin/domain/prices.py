@@ -91,9 +91,7 @@ class Price:
     def worst_case(self, input_tokens: int, output_tokens: int) -> Nano:
         """Say what a request of at most so many tokens can cost at most, rounded up."""
         reachable = [self.base, *(rates for threshold, rates in self.tiers if input_tokens > threshold)]
-        atto = max(
-            input_tokens * rates.dearest_input + output_tokens * rates.dearest_output for rates in reachable
-        )
+        atto = max(input_tokens * rates.dearest_input + output_tokens * rates.dearest_output for rates in reachable)
         return -(-atto // _ATTO_PER_NANO)
 
     @property

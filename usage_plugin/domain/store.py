@@ -79,9 +79,7 @@ class UsageStore(ABC):
         """Give the number of the writer's last event that is stored; 0 if there is none."""
 
     @abstractmethod
-    async def aggregate(
-        self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter
-    ) -> Aggregate:
+    async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
         """Sum the days from first to last, both included, in the store's zone."""
 
     @abstractmethod

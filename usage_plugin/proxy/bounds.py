@@ -52,7 +52,9 @@ def input_bound(call_type: str, body: Mapping[str, Any]) -> int | None:
     try:
         bound = PER_REQUEST + _content(body.get("messages"), PER_MESSAGE) + _prompt(body)
         bound += _content(body.get("system"), PER_MESSAGE) + _text(body.get("instructions"))
-        bound += sum(_text(body.get(field)) for field in ("response_format", "text", "functions", "suffix", "dimensions"))
+        bound += sum(
+            _text(body.get(field)) for field in ("response_format", "text", "functions", "suffix", "dimensions")
+        )
         return bound + _tools(body.get("tools"))
     except (_NotBoundedError, RecursionError):
         return None

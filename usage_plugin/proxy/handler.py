@@ -162,8 +162,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 injected_output_tokens=injected,
             ),
             subjects=subjects,
-            primary=tuple(_candidates(ways, text_bound, output)),
-            fallbacks=tuple(_candidates(fallbacks, text_bound, output)),
+            primary=tuple(_candidates(ways, kind, text_bound, output)),
+            fallbacks=tuple(_candidates(fallbacks, kind, text_bound, output)),
             input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
             output_tokens=output,
         )
@@ -275,7 +275,13 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if request.delivered is not None:
             served, usage = request.delivered
             self._record(
-                request, served, usage, what="async_post_call_failure_hook", status="failure", error=error, estimated=True
+                request,
+                served,
+                usage,
+                what="async_post_call_failure_hook",
+                status="failure",
+                error=error,
+                estimated=True,
             )
         else:
             self._settle(request, Outcome(status="failure", error=error))
@@ -381,26 +387,25 @@ def _metadata(data: dict[str, Any]) -> dict[str, Any]:
 
 def _unknown(model: str) -> Deployment:
     """Stand in for a model the router does not list; LiteLLM may still serve it, or answer 400."""
-    return Deployment(model, "", None, model, None, None, None)
+    return Deployment(model, "", None, model, None, None, None, None)
 
 
 def _input(way: Deployment, text_bound: int | None) -> int | None:
     return way.context if text_bound is None else text_bound
 
 
-def _candidates(ways: Sequence[Deployment], text_bound: int | None, output: int | None) -> list[Candidate]:
+def _candidates(ways: Sequence[Deployment], kind: str, text_bound: int | None, output: int | None) -> list[Candidate]:
     """Price each way at its worst; ways that are billed alike are one, the dearest."""
     dearest: dict[tuple[str, str | None], Candidate] = {}
     for way in ways:
-        priced = way.price is not None
+        price = way.price_on(kind)
         bound = _input(way, text_bound)
         worst = None
-        if way.price is not None:
-            if way.price.is_free:
-                worst = 0
-            elif bound is not None and output is not None:
-                worst = way.price.worst_case(bound, output)
-        candidate = Candidate(way.model, way.provider, priced, worst)
+        if price is not None and price.is_free:
+            worst = 0
+        elif price is not None and bound is not None and output is not None:
+            worst = price.worst_case(bound, output)
+        candidate = Candidate(way.model, way.provider, price is not None, worst)
         known = dearest.get(candidate[:2])
         if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
             dearest[candidate[:2]] = candidate

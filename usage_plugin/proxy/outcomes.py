@@ -154,7 +154,7 @@ def _cost(
 ) -> tuple[Nano | None, CostSource]:
     if served.cache_hit:
         return 0, "none"
-    price = deployment.price if deployment else None
+    price = deployment.price_on(call_type) if deployment else None
     if price is not None and (any(tokens) or price.is_free):
         return price.cost(tokens), "computed"
     figure = served.litellm_cost

@@ -1,7 +1,6 @@
 """Prices: what LiteLLM's router and price map say about a model, as the domain's `Price`.
 
-What is written in the proxy's YAML beats LiteLLM's map. Zero is a price, a missing one is unknown: LiteLLM's own
-look-ups turn missing into zero, so the raw entries are read here.
+LiteLLM's own look-ups turn a missing price into zero, so the raw entries are read here; `price_sheets` says how.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import litellm
 from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
 
-from usage_plugin.domain.prices import Price, Rates, atto_per_token
+from usage_plugin.proxy.price_sheets import own_or_mapped, read_price
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from usage_plugin.domain.prices import Price
+
 _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0
 _MOST_FALLBACKS = 32
-_ABOVE = "_above_"
 
 
 class Deployment(NamedTuple):
@@ -31,6 +31,7 @@ class Deployment(NamedTuple):
         model: the `model_name` that is billed, an alias resolved.
         served_model: the provider's model, as in `litellm_params.model`.
         price: None if no price is known.
+        embedding_price: the same for a request without output, whose price may then be missing.
         context: the most input tokens it takes; None if unknown.
         most_output: the most output tokens it gives; None if unknown.
     """
@@ -40,50 +41,13 @@ class Deployment(NamedTuple):
     provider: str | None
     served_model: str
     price: Price | None
+    embedding_price: Price | None
     context: int | None
     most_output: int | None
 
-
-def read_price(info: Mapping[str, Any], *, embedding: bool = False) -> Price | None:
-    """Turn an entry of a price map into a price; None if it lacks the price of a token.
-
-    Args:
-        info: keys such as `input_cost_per_token` and `output_cost_per_token_above_200k_tokens`.
-        embedding: whether there is no output, whose price may then be missing.
-    """
-    base = _rates(info, "", None, embedding=embedding or info.get("mode") == "embedding")
-    if base is None:
-        return None
-    suffixes = {key[key.index(_ABOVE) :] for key in info if _ABOVE in key and key.endswith("k_tokens")}
-    tiers = []
-    for suffix in suffixes:
-        digits = suffix.removeprefix(_ABOVE).removesuffix("k_tokens")
-        rates = _rates(info, suffix, base, embedding=True)
-        if digits.isdecimal() and rates is not None:
-            tiers.append((int(digits) * 1000, rates))
-    return Price(base, tuple(sorted(tiers, key=lambda tier: tier[0])))
-
-
-def _rates(info: Mapping[str, Any], suffix: str, base: Rates | None, *, embedding: bool) -> Rates | None:
-    def rate(key: str, otherwise: int | None) -> int | None:
-        value = info.get(key + suffix)
-        return otherwise if value is None else atto_per_token(value)
-
-    input_rate = rate("input_cost_per_token", base.input if base else None)
-    output_rate = rate("output_cost_per_token", base.output if base else (0 if embedding else None))
-    if input_rate is None or output_rate is None:
-        return None
-    return Rates(
-        input=input_rate,
-        output=output_rate,
-        cached_input=_known(rate("cache_read_input_token_cost", base.cached_input if base else None), input_rate),
-        cache_write=_known(rate("cache_creation_input_token_cost", base.cache_write if base else None), input_rate),
-        reasoning=_known(rate("output_cost_per_reasoning_token", None), output_rate),
-    )
-
-
-def _known(value: int | None, otherwise: int) -> int:
-    return otherwise if value is None else value
+    def price_on(self, call_type: str) -> Price | None:
+        """Choose the price for a route."""
+        return self.embedding_price if call_type == "aembedding" else self.price
 
 
 class PriceBook:
@@ -125,10 +89,6 @@ class PriceBook:
                             queue.append(target)
         return found
 
-    def is_known(self, model: str, team: str | None) -> bool:
-        """Say whether the router has this very name."""
-        return bool(self.deployments(model, team))
-
     @staticmethod
     def _look_up(model: str, team: str | None) -> Iterable[Deployment]:
         router = _router()
@@ -141,16 +101,19 @@ class PriceBook:
             info = dict(entry.get("model_info") or {})
             served = str(parameters.get("model") or "")
             if "*" in served:
-                served = served.replace("*", model.rsplit("/", 1)[-1])
+                served = model if model.startswith(served.split("*", 1)[0]) else served.replace("*", model)
             own = {key: value for key, value in {**parameters, **info}.items() if value is not None}
-            facts = {**_map_entry(str(own.get("base_model") or served), own.get("custom_llm_provider")), **own}
+            mapped = _map_entry(str(own.get("base_model") or served), own.get("custom_llm_provider"))
+            facts = {**mapped, **own}
+            sheet = own_or_mapped(own, mapped)
             provider = own.get("custom_llm_provider") or facts.get("litellm_provider") or _provider(served)
             yield Deployment(
                 model=str(billed or model),
                 deployment_id=str(info.get("id") or ""),
                 provider=provider,
                 served_model=served,
-                price=read_price(facts),
+                price=read_price(sheet),
+                embedding_price=read_price(sheet, embedding=True),
                 context=_count(facts.get("max_input_tokens")),
                 most_output=_count(facts.get("max_output_tokens")),
             )

@@ -182,9 +182,7 @@ class Admission:
                 return replace(alone, without_fallbacks=True), alone_unfelt
         return decision, unfelt
 
-    async def _decide(
-        self, ask: Ask, candidates: Sequence[Candidate]
-    ) -> tuple[Admitted | Refusal, Sequence[Refusal]]:
+    async def _decide(self, ask: Ask, candidates: Sequence[Candidate]) -> tuple[Admitted | Refusal, Sequence[Refusal]]:
         demands, impossible = self._demands(ask, candidates)
         unfelt = [refusal for refusal in impossible if not refusal.felt]
         if len(unfelt) < len(impossible):

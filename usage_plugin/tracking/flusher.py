@@ -40,8 +40,6 @@ class Flusher:
         """
         entries = self._ledger.outbox(self._ledger.acknowledged(), BATCH)
         if entries:
-            await self._store.append(
-                self._ledger.writer, [(entry.seq, decode_event(entry.event)) for entry in entries]
-            )
+            await self._store.append(self._ledger.writer, [(entry.seq, decode_event(entry.event)) for entry in entries])
             self._ledger.acknowledge(entries[-1].seq)
         return len(entries)

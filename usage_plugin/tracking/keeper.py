@@ -115,8 +115,7 @@ class Keeper:
     def _recover(self, ledger: Ledger) -> None:
         """Settle what dead workers left open, at the reserved amounts."""
         dead = {
-            reservation.worker: self._workers.is_dead(reservation.worker)
-            for reservation in ledger.open_reservations()
+            reservation.worker: self._workers.is_dead(reservation.worker) for reservation in ledger.open_reservations()
         }
         if any(dead.values()):
             recovered = [

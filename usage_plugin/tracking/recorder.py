@@ -165,7 +165,11 @@ class Recorder:
         at = event.started_at
         return [
             Demand(
-                matched.limit, matched.subject, matched.window_at(at), matched.amount_at(at), amounts[matched.limit.unit]
+                matched.limit,
+                matched.subject,
+                matched.window_at(at),
+                matched.amount_at(at),
+                amounts[matched.limit.unit],
             )
             for matched in self._limits.matching(admitted.subjects, event.model, event.provider)
             if matched.limit.window != "request"

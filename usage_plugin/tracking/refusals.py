@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import RefusalCount
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
@@ -34,11 +33,14 @@ def format_amount(unit: Unit, amount: int) -> str:
     return format_usd(amount) if unit == "usd" else str(amount)
 
 
+def plain_amount(unit: Unit, amount: int) -> str | int:
+    """Give an amount as JSON has it: USD as a decimal string, counts as numbers."""
+    return format_usd(amount) if unit == "usd" else amount
+
+
 def subject_names(refusal: Refusal) -> dict[str, str]:
     """Name the subject of the limit, dimension by dimension."""
-    if refusal.demand is None:
-        return {}
-    return dict(zip(refusal.demand.limit.per, refusal.demand.subject.split(SEPARATOR), strict=True))
+    return refusal.demand.limit.names_of(refusal.demand.subject) if refusal.demand else {}
 
 
 def describe(refusal: Refusal) -> dict[str, Any]:
@@ -58,10 +60,10 @@ def describe(refusal: Refusal) -> dict[str, Any]:
             "limit": demand.limit.name,
             "subject": subject_names(refusal),
             "unit": unit,
-            "max": None if demand.maximum is None else format_amount(unit, demand.maximum),
-            "spent": format_amount(unit, refusal.balance.spent),
-            "reserved": format_amount(unit, refusal.balance.reserved),
-            "needed": format_amount(unit, demand.amount),
+            "max": None if demand.maximum is None else plain_amount(unit, demand.maximum),
+            "spent": plain_amount(unit, refusal.balance.spent),
+            "reserved": plain_amount(unit, refusal.balance.reserved),
+            "needed": plain_amount(unit, demand.amount),
             "resets_at": to_datetime(demand.window.end).isoformat(),
         }
     return facts

@@ -53,7 +53,11 @@ class UsageTracker:
         return local_date(self._clock.now(), self._zone)
 
     async def report(
-        self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter = UsageFilter()  # noqa: B008
+        self,
+        by: Sequence[Grouping],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter = UsageFilter(),  # noqa: B008
     ) -> list[ReportRow]:
         """Sum the days from first to last, both included; the dearest group first."""
         waiting = self._waiting(0)

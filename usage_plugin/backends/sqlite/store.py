@@ -248,9 +248,7 @@ def _prepare(path: Path, zone: ZoneInfo) -> None:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         migrate(connection, resources.files(__package__) / "migrations", path)
-        connection.execute(
-            "INSERT INTO store (zone) SELECT ? WHERE NOT EXISTS (SELECT * FROM store)", (str(zone),)
-        )
+        connection.execute("INSERT INTO store (zone) SELECT ? WHERE NOT EXISTS (SELECT * FROM store)", (str(zone),))
         (kept,) = connection.execute("SELECT zone FROM store").fetchone()
     finally:
         connection.close()

@@ -230,13 +230,16 @@ class SqliteLedger(Ledger):
                 counts,
             )
             self._connection.executemany("INSERT INTO refusals (ref, at, details) VALUES (?, ?, ?)", details)
-            self._execute("DELETE FROM refusals WHERE number <= (SELECT max(number) FROM refusals) - ?", (KEPT_REFUSALS,))
+            self._execute(
+                "DELETE FROM refusals WHERE number <= (SELECT max(number) FROM refusals) - ?", (KEPT_REFUSALS,)
+            )
 
     def refusal_counts(self, since_minute: int) -> list[RefusalCount]:
         """List the refusals counted from this minute on."""
         with _translated(self._path):
             rows = self._execute(
-                "SELECT minute, limit_name, subject, reason, count FROM refusal_counts WHERE minute >= ?", (since_minute,)
+                "SELECT minute, limit_name, subject, reason, count FROM refusal_counts WHERE minute >= ?",
+                (since_minute,),
             )
             return [RefusalCount(*row) for row in rows]
 

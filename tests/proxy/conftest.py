@@ -1,0 +1,232 @@
+"""The real LiteLLM proxy as a process, in front of the fake upstream. Starts cost 15 seconds and more: share them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import pytest
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+START_SECONDS = 180
+
+# Prices in USD for each token; the tests multiply them as integers of nano-dollars.
+PRICES = {
+    "cent": {"input_cost_per_token": 0, "output_cost_per_token": 0.00001},
+    "chat": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003},
+    "text": {"input_cost_per_token": 0.0000015, "output_cost_per_token": 0.000002},
+    "embed": {"input_cost_per_token": 0.00000002},
+    "resp": {"input_cost_per_token": 0.000002, "output_cost_per_token": 0.000008, "cache_read_input_token_cost": 0.0000005},
+    "claude": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003},
+    "free": {"input_cost_per_token": 0, "output_cost_per_token": 0},
+    "nan": {"input_cost_per_token": float("nan"), "output_cost_per_token": 0.00001},
+    "unpriced": {},
+}  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def noon_zone() -> str:
+    """A zone in which it is about noon, so that no test runs over the end of a day."""
+    offset = 12 - datetime.now(timezone.utc).hour
+    return "UTC" if not offset else f"Etc/GMT{-offset:+d}"
+
+
+class Upstream:
+    """The fake upstream as a process."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+
+    def handed_out(self) -> dict[str, dict[str, int]]:
+        return httpx.get(f"{self.url}/handed_out").json()
+
+    def reset(self) -> None:
+        httpx.post(f"{self.url}/reset")
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.proxy.fake_upstream", str(port)], cwd=ROOT)
+    fake = Upstream(port)
+    wait_for(f"{fake.url}/handed_out", process)
+    yield fake
+    process.kill()
+    process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen[Any], seconds: float = START_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(f"the process ended with {process.returncode} before it answered")
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.2)
+    raise AssertionError(f"{url} did not answer in {seconds} s")
+
+
+class Proxy:
+    """A LiteLLM proxy with the plugin: its process, its files and its clients."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], *, workers: int = 1, environment: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.config_path = folder / "config.yaml"
+        self.config_path.write_text(yaml.safe_dump(config))
+        self.workers = workers
+        self.environment = environment or {}
+        self.key = f"sk-{secrets.token_urlsafe(32)}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log_path = folder / "proxy.log"
+
+    def start(self) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        log = self.log_path.open("ab")
+        self.process = subprocess.Popen(
+            [BIN / "litellm", "--config", self.config_path, "--port", str(self.port), "--host", "127.0.0.1",
+             "--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120", "--keepalive_timeout", "300"],
+            cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
+            env={**clean_environment(), "LITELLM_MASTER_KEY": self.key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", **self.environment},
+        )  # fmt: skip
+        log.close()
+        try:
+            wait_for(f"{self.url}/health/liveliness", self.process)
+            deadline = time.monotonic() + START_SECONDS
+            while self.log_path.read_text().count("Application startup complete") % self.workers:
+                assert time.monotonic() < deadline, "not all workers came up"
+                time.sleep(0.2)
+        except AssertionError:
+            self.stop(signal.SIGKILL)
+            raise AssertionError(f"the proxy did not start:\n{self.log_path.read_text()[-5000:]}") from None
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is None:
+            return
+        if how == signal.SIGKILL:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.send_signal(how)
+        self.process.wait(60)
+        self.process = None
+
+    def client(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60, **options)
+
+    def post(self, route: str, body: dict[str, Any] | str | bytes, **headers: str) -> httpx.Response:
+        content = json.dumps(body) if isinstance(body, dict) else body
+        return httpx.post(
+            f"{self.url}{route}", content=content, timeout=60,
+            headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **headers},
+        )  # fmt: skip
+
+    def cli(self, *arguments: str) -> Any:
+        """Run a command of ours with --format json, while the proxy runs or not."""
+        done = subprocess.run(
+            [BIN / "usage-plugin", "--config", self.config_path, *arguments, "--format", "json"],
+            capture_output=True, text=True, check=False, env=clean_environment(), timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def limit(self, name: str, **subject: str) -> dict[str, Any]:
+        """One account, by the limit's name and its subject."""
+        (found,) = [row for row in self.cli("limits")["limits"] if row["name"] == name and row["subject"] == subject]
+        return found
+
+    def events(self, user: str, last: int = 100_000) -> list[dict[str, Any]]:
+        return self.cli("events", "--user", user, "--last", str(last))["events"]
+
+    def settled(self, *, seconds: float = 20) -> None:
+        """Wait until no request holds anything: streams are settled a moment after their last byte."""
+        deadline = time.monotonic() + seconds
+        while (status := self.cli("status"))["reservations"]["open"]:
+            assert time.monotonic() < deadline, status
+            time.sleep(0.1)
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("USAGE_PLUGIN", "LITELLM", "CONFIG_FILE"))}
+
+
+def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
+    """A proxy's YAML with all the models, and our section."""
+    models = []
+    for name, prices in PRICES.items():
+        provider, base = ("anthropic", upstream.url) if name == "claude" else ("openai", f"{upstream.url}/v1")
+        models.append(
+            {"model_name": name, "litellm_params": {"model": f"{provider}/{name}-up", "api_base": base, "api_key": "none", **prices}}
+        )  # fmt: skip
+    return {
+        "model_list": models,
+        "litellm_settings": {
+            "callbacks": ["usage_plugin.proxy.callback"],
+            "cache": True,
+            "cache_params": {"type": "local", "mode": "default_off"},
+        },
+        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+        "usage_plugin": {"data_dir": "./data", "timezone": noon_zone(), **usage},
+    }
+
+
+LIMITS = [
+    {"name": "dollar", "per": "user", "match": {"user": "dollar-*"}, "window": "day", "max_cost": 1},
+    {"name": "rate", "per": "user", "match": {"user": "rate-*"}, "window": "minute", "max_requests": 3},
+    {"name": "tokens", "per": "user", "match": {"user": "tokens-*"}, "window": "day", "max_total_tokens": 5000},
+    {"name": "single", "per": "user", "match": {"user": "single-*"}, "window": "request", "max_cost": "0.02"},
+    {"name": "blocked", "per": "user", "match": {"user": "blocked-*"}, "window": "day", "max_cost": 0},
+    {"name": "dry", "per": "user", "match": {"user": "dry-*"}, "window": "day", "max_cost": "0.005", "dry_run": True},
+    {"name": "warned", "per": "user", "match": {"user": "warned-*"}, "window": "day", "max_cost": "0.005", "action": "warn"},
+    {"name": "local-ok", "per": "user", "match": {"user": "local-*"}, "window": "day", "max_cost": 1, "allow_unpriced": ["unpr*"]},
+    {"name": "mixed", "per": "user", "match": {"user": "mixed-*"}, "window": "day", "max_cost": 1000},
+    {"name": "team-wide", "per": "global", "match": {"user": "shared-*"}, "window": "day", "max_cost": "0.015"},
+    {"name": "everything", "per": "global", "window": "day", "max_cost": 1_000_000},
+]  # fmt: skip
+
+
+@contextmanager
+def running(folder: Path, config: dict[str, Any], **options: Any) -> Iterator[Proxy]:
+    proxy = Proxy(folder, config, **options)
+    proxy.start()
+    try:
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+@pytest.fixture(scope="session", params=[1, 2, 4], ids=lambda workers: f"{workers}-workers")
+def any_proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    """The same proxy with one, two and four workers; pytest runs all tests of one before it starts the next."""
+    folder = tmp_path_factory.mktemp("proxy")
+    with running(folder, proxy_config(upstream, {"limits": LIMITS, "contact": "Ask #ai-platform for more"}), workers=request.param) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(any_proxy: Proxy) -> Proxy:
+    return any_proxy

@@ -1,0 +1,85 @@
+"""`usage-plugin check`: the mistakes that would stop the proxy, found without starting it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.text import Text
+
+from usage_plugin.cli.output import Output, console
+from usage_plugin.config import load_config, read_proxy_section
+from usage_plugin.domain.windows import to_datetime
+from usage_plugin.errors import UsagePluginError
+from usage_plugin.proxy.price_sheets import unpriced_models
+from usage_plugin.runtime import Parts
+from usage_plugin.tracking.refusals import format_amount
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from usage_plugin.domain.limits import Limit
+
+CALLBACK = "usage_plugin.proxy.callback"
+
+
+def run(path: Path, output: Output) -> None:
+    """Check a file; exit code 1 if the proxy would not start with it, or would not use the plugin."""
+    facts: dict[str, Any] = {"config": str(path), "ok": False, "problems": [], "limits": [], "unpriced_models": []}
+    try:
+        config = load_config(path)
+        Parts(config)
+        limits = config.limit_set().limits
+        facts["limits"] = [limit.name for limit in limits]
+        facts["unpriced_models"] = unpriced_models(read_proxy_section(path, "model_list"))
+        facts["problems"] = _wiring(path)
+    except UsagePluginError as error:
+        facts["problems"] = [str(error)]
+        limits = ()
+    facts["ok"] = not facts["problems"]
+    if output.is_table:
+        _show(facts, limits)
+    else:
+        output.document(facts, [facts])
+    if not facts["ok"]:
+        raise click.exceptions.Exit(1)
+
+
+def _wiring(path: Path) -> list[str]:
+    """Say if the file is a proxy's YAML that does not name the callback, or names it twice."""
+    if read_proxy_section(path, "model_list") is None:
+        return []
+    settings = read_proxy_section(path, "litellm_settings") or {}
+    callbacks = settings.get("callbacks") or []
+    count = ([callbacks] if isinstance(callbacks, str) else list(callbacks)).count(CALLBACK)
+    if count == 0:
+        return [f'litellm_settings.callbacks does not name the plugin; write callbacks: ["{CALLBACK}"]']
+    if count > 1:
+        return [f"litellm_settings.callbacks names {CALLBACK} {count} times; write it once"]
+    return []
+
+
+def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
+    screen = console()
+    for problem in facts["problems"]:
+        screen.print(Text(problem, style="red"))
+    if facts["ok"]:
+        screen.print(Text(f"{facts['config']} is fine.", style="green"))
+    for limit in limits:
+        screen.print(Text(f"  {_describe(limit)}"))
+    if facts["unpriced_models"]:
+        screen.print(Text("Without a price, so refused under cost limits:", style="yellow"))
+        for model in facts["unpriced_models"]:
+            screen.print(Text(f"  {model}"))
+
+
+def _describe(limit: Limit) -> str:
+    amount = "unlimited" if limit.amount is None else format_amount(limit.unit, limit.amount)
+    parts = [f"{limit.name}: {amount} {limit.unit.replace('_', ' ')} per {', '.join(limit.per)} and {limit.window}"]
+    parts += [f"for {key} {' or '.join(globs)}" for key, globs in limit.match.conditions]
+    parts += [
+        f"until {to_datetime(o.until, limit.zone):%Y-%m-%d %H:%M} another amount" for o in limit.overrides if o.until
+    ]
+    if limit.action != "block" or limit.dry_run:
+        parts.append("dry run" if limit.dry_run else limit.action)
+    return ", ".join(parts)

@@ -1,0 +1,124 @@
+"""`usage-plugin events`: the last requests, and with `--follow` those to come."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.cli.output import Column, Output, console, table, thousands
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.store import UsageFilter
+from usage_plugin.domain.windows import to_datetime
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.runtime import Reader
+
+_POLL_SECONDS = 0.5
+_COLUMNS = (
+    Column("started"), Column("user"), Column("model"), Column("status"), Column("ms", number=True),
+    Column("input", number=True), Column("output", number=True), Column("cost USD", number=True), Column("note"),
+)  # fmt: skip
+
+
+async def run(reader: Reader, *, output: Output, user: str | None, last: int, follow: bool) -> None:
+    """Print the last events, oldest first, then new ones as they are settled."""
+    zone = reader.config.timezone
+    usage_filter = UsageFilter(user=user)
+    # Read before the events, so that what is settled in between is seen twice rather than never.
+    seq = reader.ledger.acknowledged()
+    found: list[UsageEvent] = []
+    async for event in reader.tracker.events(usage_filter=usage_filter, newest_first=True):
+        found.append(event)
+        if len(found) == last:
+            break
+    found.reverse()
+    if output.is_table:
+        table(f"Last {len(found)} events ({zone})", _COLUMNS, [_cells(event, zone) for event in found])
+    elif follow:
+        for event in found:
+            output.line(plain_event(event))
+    else:
+        plain = [plain_event(event) for event in found]
+        output.document({"events": plain}, plain)
+    if follow:
+        await _follow(reader, output, usage_filter, seq, {event.event_id for event in found})
+
+
+async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq: int, shown: set[str]) -> None:
+    """Print events by the number in which they were settled; ends when the process is interrupted."""
+    screen = console()
+    started = reader.clock.now()
+    while True:
+        for number, event in reader.tracker.settled_after(seq):
+            seq = number
+            fresh = event.event_id not in shown and event.started_at + event.duration_us >= started - 1_000_000
+            if fresh and usage_filter.takes(event):
+                if output.is_table:
+                    screen.print("  ".join(_cells(event, reader.config.timezone)), markup=False)
+                else:
+                    output.line(plain_event(event))
+        shown.clear()
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def plain_event(event: UsageEvent) -> dict[str, Any]:
+    """Give an event as JSON has it: times in RFC 3339, money as decimal strings."""
+    return {
+        "event_id": event.event_id,
+        "started_at": to_datetime(event.started_at).isoformat(timespec="microseconds"),
+        "duration_ms": event.duration_us / 1000,
+        "status": event.status,
+        "user": event.user,
+        "team": event.team,
+        "api_key": event.api_key,
+        "api_key_alias": event.api_key_alias,
+        "end_user": event.end_user,
+        "organization": event.organization,
+        "session": event.session,
+        "tags": list(event.tags),
+        "call_id": event.call_id,
+        "requested_model": event.requested_model,
+        "model": event.model,
+        "served_model": event.served_model,
+        "deployment": event.deployment,
+        "provider": event.provider,
+        "call_type": event.call_type,
+        "input_tokens": event.input_tokens,
+        "output_tokens": event.output_tokens,
+        "cached_input_tokens": event.cached_input_tokens,
+        "cache_write_tokens": event.cache_write_tokens,
+        "reasoning_tokens": event.reasoning_tokens,
+        "cost": None if event.cost is None else format_usd(event.cost),
+        "cost_source": event.cost_source,
+        "reserved": format_usd(event.reserved),
+        "excess": format_usd(event.excess),
+        "estimated": event.estimated,
+        "cache_hit": event.cache_hit,
+        "injected_output_tokens": event.injected_output_tokens,
+        "error": event.error,
+        "usage": dict(event.usage) if event.usage else {},
+    }
+
+
+def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
+    notes = [
+        event.error,
+        "cache hit" if event.cache_hit else None,
+        "estimated" if event.estimated else None,
+        "no price" if event.cost is None else None,
+        f"excess {format_usd(event.excess)}" if event.excess else None,
+    ]
+    return [
+        f"{to_datetime(event.started_at, zone):%Y-%m-%d %H:%M:%S}",
+        event.user,
+        event.model or "-",
+        event.status,
+        thousands(event.duration_us // 1000),
+        thousands(event.input_tokens),
+        thousands(event.output_tokens),
+        "-" if event.cost is None else format_usd(event.cost),
+        ", ".join(filter(None, notes)),
+    ]

@@ -1,0 +1,146 @@
+"""The commands and what they have in common: where the configuration is, how to print, how to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+import usage_plugin
+from usage_plugin.cli import check as check_command
+from usage_plugin.cli import events as events_command
+from usage_plugin.cli import explain as explain_command
+from usage_plugin.cli import limits as limits_command
+from usage_plugin.cli import report as report_command
+from usage_plugin.cli import status as status_command
+from usage_plugin.cli.output import FORMATS, Output
+from usage_plugin.config import Config, find_config, load_config
+from usage_plugin.errors import UsagePluginError
+from usage_plugin.runtime import Reader, open_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
+
+
+class _Failing(click.Group):
+    """Turns our errors into a message and exit code 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except UsagePluginError as error:
+            click.echo(f"usage-plugin: {error.message}", err=True)
+            if error.hint:
+                click.echo(error.hint, err=True)
+            context.exit(1)
+        except BrokenPipeError:
+            # The reader of a pipe has had enough. Python would complain once more when it closes stdout.
+            sys.stdout = None  # type: ignore[assignment]
+            context.exit(0)
+
+
+def _with_config(command: CommandT) -> CommandT:
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        help="The proxy's YAML. Else: USAGE_PLUGIN_CONFIG, CONFIG_FILE_PATH, ./config.yaml.",
+    )(command)
+
+
+def _common(*, formats: tuple[str, ...] = FORMATS) -> Callable[[CommandT], CommandT]:
+    """Give a command `--config`, also where it stands before the command, and `--format`."""
+
+    def decorate(command: CommandT) -> CommandT:
+        @functools.wraps(command)
+        @click.pass_context
+        def run(context: click.Context, /, *args: Any, config_path: Path | None, output: str, **options: Any) -> Any:
+            path = config_path or (context.parent.params["config_path"] if context.parent else None)
+            return command(path, Output(output), *args, **options)
+
+        with_format = click.option(
+            "--format", "output", type=click.Choice(formats), default=formats[0], show_default=True
+        )(run)
+        return _with_config(with_format)  # type: ignore[return-value]
+
+    return decorate
+
+
+def _read(path: Path | None, use: Callable[[Reader], Awaitable[None]]) -> None:
+    """Open what the configuration names, and use it."""
+    config: Config = load_config(find_config(path))
+
+    async def reading() -> None:
+        async with open_reader(config) as reader:
+            await use(reader)
+
+    asyncio.run(reading())
+
+
+@click.group(cls=_Failing, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(usage_plugin.__version__, prog_name="usage-plugin")
+@_with_config
+def main(config_path: Path | None) -> None:
+    """See what the LiteLLM proxy's users spend, and how their limits stand."""
+    del config_path
+
+
+@main.command()
+@click.option("--by", default="user", show_default=True, help="user, team, api_key, organization, end_user, model, "
+              "provider, day, month; several with commas.")  # fmt: skip
+@click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
+@click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: today.")
+@click.option("--month", help="A whole month instead: YYYY-MM.")
+@click.option("--user")
+@click.option("--team")
+@click.option("--model")
+@_common()
+def report(path: Path | None, output: Output, **options: Any) -> None:
+    """Sum requests, tokens and cost, by user or whatever --by says."""
+    _read(path, functools.partial(report_command.run, output=output, **options))
+
+
+@main.command()
+@click.option("--user", help="Only the accounts that count this user.")
+@_common()
+def limits(path: Path | None, output: Output, user: str | None) -> None:
+    """Show every account: what each limit allows, what is spent, reserved and left."""
+    _read(path, functools.partial(limits_command.run, output=output, user=user))
+
+
+@main.command()
+@click.option("--user")
+@click.option("--last", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option("--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C.")
+@_common()
+def events(path: Path | None, output: Output, user: str | None, last: int, follow: bool) -> None:
+    """Show the last usage events, one for each request."""
+    _read(path, functools.partial(events_command.run, output=output, user=user, last=last, follow=follow))
+
+
+@main.command()
+@_common()
+def status(path: Path | None, output: Output) -> None:
+    """Show on one screen how things are: workers, outbox, reservations, refusals, who is blocked."""
+    _read(path, functools.partial(status_command.run, output=output))
+
+
+@main.command()
+@click.argument("ref")
+@_common()
+def explain(path: Path | None, output: Output, ref: str) -> None:
+    """Say why a request was refused, by the ref the client was told."""
+    _read(path, functools.partial(explain_command.run, output=output, ref=ref))
+
+
+@main.command()
+@_common()
+def check(path: Path | None, output: Output) -> None:
+    """Check the configuration without starting anything, and list models without a price."""
+    check_command.run(find_config(path), output)

@@ -1,0 +1,51 @@
+"""Spans of days, as people write them: `7d`, `yesterday`, `2026-11-01`, a month."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, timedelta
+
+import click
+
+DEFAULT_SINCE = "30d"
+
+
+def read_span(today: date, since: str | None, until: str | None, month: str | None) -> tuple[date, date]:
+    """Find the first and the last day that are meant, both included.
+
+    Raises:
+        click.BadParameter: what was written is no day, no month, or the wrong way round.
+    """
+    if month is not None:
+        if since or until:
+            raise click.BadParameter("--month stands alone, without --since and --until.")
+        return _month(month)
+    last = _day(until, today, "--until") if until else today
+    if since and (days := re.fullmatch(r"(\d{1,5})d", since)):
+        if int(days[1]) < 1:
+            raise click.BadParameter(f"--since {since}: at least 1d, which is today.")
+        first = today - timedelta(days=int(days[1]) - 1)
+    else:
+        first = _day(since, today, "--since") if since else last - timedelta(days=29)
+    if first > last:
+        raise click.BadParameter(f"--since {first} is later than --until {last}.")
+    return first, last
+
+
+def _day(text: str, today: date, option: str) -> date:
+    if text == "today":
+        return today
+    if text == "yesterday":
+        return today - timedelta(days=1)
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{option} {text}: write 7d, today, yesterday or YYYY-MM-DD.") from None
+
+
+def _month(text: str) -> tuple[date, date]:
+    try:
+        first = date.fromisoformat(f"{text}-01")
+    except ValueError:
+        raise click.BadParameter(f"--month {text}: write YYYY-MM.") from None
+    return first, (first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
