@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -219,14 +219,33 @@ def running(folder: Path, config: dict[str, Any], **options: Any) -> Iterator[Pr
         proxy.stop()
 
 
-@pytest.fixture(scope="session", params=[1, 2, 4], ids=lambda workers: f"{workers}-workers")
-def any_proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    """The same proxy with one, two and four workers; pytest runs all tests of one before it starts the next."""
-    folder = tmp_path_factory.mktemp("proxy")
-    with running(folder, proxy_config(upstream, {"limits": LIMITS, "contact": "Ask #ai-platform for more"}), workers=request.param) as proxy:
-        yield proxy
+@pytest.fixture(scope="session")
+def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Callable[[int], Proxy]]:
+    """The same proxy with as many workers as asked for, each started once and kept."""
+    started: dict[int, Proxy] = {}
+
+    def with_workers(count: int) -> Proxy:
+        if count not in started:
+            config = proxy_config(upstream, {"limits": LIMITS, "contact": "Ask #ai-platform for more"})
+            started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
+            started[count].start()
+        return started[count]
+
+    yield with_workers
+    for proxy in started.values():
+        proxy.stop()
+
+
+@pytest.fixture(params=[1, 2, 4], ids=lambda workers: f"{workers}-workers")
+def any_proxy(request: pytest.FixtureRequest, proxies: Callable[[int], Proxy]) -> Proxy:
+    return proxies(request.param)
+
+
+@pytest.fixture(params=[1, 4], ids=lambda workers: f"{workers}-workers")
+def one_or_many(request: pytest.FixtureRequest, proxies: Callable[[int], Proxy]) -> Proxy:
+    return proxies(request.param)
 
 
 @pytest.fixture
-def proxy(any_proxy: Proxy) -> Proxy:
-    return any_proxy
+def proxy(proxies: Callable[[int], Proxy]) -> Proxy:
+    return proxies(1)

@@ -5,6 +5,7 @@ Names come from keys, headers and bodies, so they are hostile: `clean_name` is t
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -48,6 +49,16 @@ class Subjects:
     tags: tuple[str, ...] = ()
 
 
+def _is_json(name: str) -> bool:
+    """Tell a serialised object or list, also one that was cut off, from a name that begins with a bracket."""
+    if name[0] == "{":
+        return True
+    try:
+        return name[0] == "[" and isinstance(json.loads(name), list)
+    except (ValueError, RecursionError):
+        return False
+
+
 def clean_name(value: object, *, what: str, casefold: bool = False) -> str | None:
     """Turn a name as it was sent into one that can be kept; None if it names nobody.
 
@@ -70,7 +81,7 @@ def clean_name(value: object, *, what: str, casefold: bool = False) -> str | Non
         raise SubjectNameError(f"The {what} has {len(name)} characters; {LONGEST_NAME} are allowed.")
     if not name.isprintable():
         raise SubjectNameError(f"The {what} {name!r} has unprintable characters.")
-    if name[0] in "{[":
+    if _is_json(name):
         raise SubjectNameError(
             f"The {what} is JSON, which no limit can be set for: {name[:60]!r}.",
             hint="The operator can name the field to take with identity.json_field.",

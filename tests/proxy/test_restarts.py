@@ -1,0 +1,94 @@
+"""Nothing is lost and nothing counts twice when the proxy ends, politely or not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+
+from tests.proxy.conftest import LIMITS, Proxy, proxy_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.proxy.conftest import Upstream
+
+pytestmark = pytest.mark.proxy
+
+USER = "dollar-restart"
+
+
+def body(tokens: int = 1000, **plan: Any) -> dict[str, Any]:
+    text = json.dumps({"in": 0, "out": 1000, **plan})
+    return {"model": "cent", "user": USER, "max_tokens": tokens, "messages": [{"role": "user", "content": text}]}
+
+
+async def test_the_books_survive_sigterm_and_sigkill(tmp_path: Path, upstream: Upstream) -> None:
+    """After SIGTERM and after SIGKILL the limit still holds, every event is there once, and the lost request is charged."""
+    proxy = Proxy(tmp_path, proxy_config(upstream, {"limits": LIMITS}))
+    proxy.start()
+    try:
+        await spend(proxy, 40)
+        proxy.stop(signal.SIGTERM)
+        check(proxy, spent="0.40", events=40)
+
+        proxy.start()
+        await spend(proxy, 30)
+        async with proxy.client() as client:
+            lost = asyncio.create_task(client.chat.completions.create(**body(2000, delay=60)))
+            await until_open(proxy)
+            proxy.stop(signal.SIGKILL)
+            with pytest.raises(openai.APIConnectionError):
+                await lost
+        account = proxy.limit("dollar", user=USER)
+        assert (account["spent"], account["reserved"]) == ("0.70", "0.02"), "the hold stays until it is recovered"
+
+        proxy.start()
+        proxy.settled()
+        check(proxy, spent="0.72", events=71)
+        (recovered,) = [event for event in proxy.events(USER) if event["status"] == "recovered"]
+        assert (recovered["cost"], recovered["cost_source"], recovered["estimated"]) == ("0.02", "reserved", True)
+        await spend(proxy, 28)
+        refused = proxy.post("/v1/chat/completions", body())
+        assert refused.status_code == 402
+        check(proxy, spent="1.00", events=99)
+    finally:
+        proxy.stop(signal.SIGKILL)
+
+
+async def spend(proxy: Proxy, times: int) -> None:
+    """Send requests of a cent each, half of them streams, up to the very end of the process."""
+
+    async def one(client: openai.AsyncOpenAI, number: int) -> None:
+        answer: Any = await client.chat.completions.create(**body(), stream=bool(number % 2))
+        if number % 2:
+            async for _ in answer:
+                pass
+
+    async with proxy.client() as client:
+        await asyncio.gather(*(one(client, number) for number in range(times)))
+    if proxy.cli("status")["reservations"]["open"]:
+        proxy.settled()
+
+
+async def until_open(proxy: Proxy) -> None:
+    deadline = time.monotonic() + 20
+    while not proxy.cli("status")["reservations"]["open"]:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
+def check(proxy: Proxy, *, spent: str, events: int) -> None:
+    account = proxy.limit("dollar", user=USER)
+    assert (account["spent"], account["reserved"]) == (spent, "0.00")
+    found = proxy.events(USER)
+    assert len(found) == len({event["event_id"] for event in found}) == events
+    assert sum(Decimal(event["cost"]) for event in found) == Decimal(spent)
+    (row,) = proxy.cli("report", "--user", USER)["rows"]
+    assert (row["requests"], row["cost"]) == (events, spent)
