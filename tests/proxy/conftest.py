@@ -93,7 +93,9 @@ def wait_for(url: str, process: subprocess.Popen[Any], seconds: float = START_SE
 class Proxy:
     """A LiteLLM proxy with the plugin: its process, its files and its clients."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], *, workers: int = 1, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: dict[str, Any], *, workers: int = 1, environment: dict[str, str] | None = None
+    ) -> None:
         self.folder = folder
         self.config_path = folder / "config.yaml"
         self.config_path.write_text(yaml.safe_dump(config))
@@ -170,7 +172,11 @@ class Proxy:
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("USAGE_PLUGIN", "LITELLM", "CONFIG_FILE"))}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("USAGE_PLUGIN", "LITELLM", "CONFIG_FILE"))
+    }
 
 
 def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:

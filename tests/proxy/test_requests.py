@@ -53,7 +53,12 @@ ROUTES = [
     pytest.param("/v1/responses", lambda u, m: {"model": m, "input": "hi", "user": u}, id="responses"),
     pytest.param(
         "/v1/messages",
-        lambda u, m: {"model": m, "max_tokens": 5, "metadata": {"user_id": u}, "messages": [{"role": "user", "content": "hi"}]},
+        lambda u, m: {
+            "model": m,
+            "max_tokens": 5,
+            "metadata": {"user_id": u},
+            "messages": [{"role": "user", "content": "hi"}],
+        },
         id="messages",
     ),
 ]
@@ -230,7 +235,8 @@ def test_five_megabytes_are_bounded_and_answered(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../x", "a/b\\c", "zoë", "名前", "'; DROP TABLE accounts; --", "*", "[red]x[/red]", "a" * 256, "(anonymous)"]
+    "name",
+    ["../../x", "a/b\\c", "zoë", "名前", "'; DROP TABLE accounts; --", "*", "[red]x[/red]", "a" * 256, "(anonymous)"],
 )
 def test_hostile_names_are_only_names(proxy: Proxy, name: str) -> None:
     """A name that looks like a path, a glob, SQL or markup is recorded as it is, and is nothing else."""

@@ -16,6 +16,9 @@ Nano: TypeAlias = int
 """An amount in nano-dollars."""
 
 NANO_PER_USD = 10**9
+LARGEST_REQUEST: Nano = 10**16
+"""No request costs more than ten million dollars; what says so is wrong, and must not make sums overflow."""
+
 _LARGEST_USD = 9_000_000_000
 """SQLite's integers end at 9.22 × 10¹⁸, so no single amount may pass 9 billion dollars."""
 
@@ -57,8 +60,8 @@ def from_float(value: float) -> Nano:
     """Round a cost that somebody else computed in floats to the nearest nano-dollar.
 
     Raises:
-        MoneyError: negative or not finite.
+        MoneyError: negative, not finite, or more than any request costs.
     """
-    if not math.isfinite(value) or value < 0:
+    if not math.isfinite(value) or value < 0 or value * NANO_PER_USD > LARGEST_REQUEST:
         raise MoneyError(f"{value!r} is not a cost.")
     return int((Decimal(repr(value)) * NANO_PER_USD).to_integral_value())

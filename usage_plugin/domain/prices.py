@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING
 
+from usage_plugin.domain.money import LARGEST_REQUEST
+
 if TYPE_CHECKING:
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import TokenUsage
@@ -86,13 +88,13 @@ class Price:
         for threshold, tier in self.tiers:
             if tokens.input_tokens > threshold:
                 rates = tier
-        return (rates.atto(tokens) + _ATTO_PER_NANO // 2) // _ATTO_PER_NANO
+        return min(LARGEST_REQUEST, (rates.atto(tokens) + _ATTO_PER_NANO // 2) // _ATTO_PER_NANO)
 
     def worst_case(self, input_tokens: int, output_tokens: int) -> Nano:
         """Say what a request of at most so many tokens can cost at most, rounded up."""
         reachable = [self.base, *(rates for threshold, rates in self.tiers if input_tokens > threshold)]
         atto = max(input_tokens * rates.dearest_input + output_tokens * rates.dearest_output for rates in reachable)
-        return -(-atto // _ATTO_PER_NANO)
+        return min(LARGEST_REQUEST, -(-atto // _ATTO_PER_NANO))
 
     @property
     def is_free(self) -> bool:

@@ -30,6 +30,10 @@ CostSource = Literal["computed", "litellm", "reserved", "unpriced", "none"]
 nowhere (no price is known), or nothing was billed."""
 
 
+MOST_TOKENS = 10**9
+"""No request has more tokens of a kind; what says so is wrong, and must not make sums overflow."""
+
+
 class TokenUsage(NamedTuple):
     """The tokens of one request. Cached and cache-write are part of input, reasoning part of output."""
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.domain.usage import MOST_TOKENS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MOST_ANSWERS = 10_000
 PER_REQUEST = 64
 PER_MESSAGE = 16
 PER_TOOL = 32
@@ -72,7 +75,7 @@ def asked_output(call_type: str, body: Mapping[str, Any]) -> int | None:
     """Find the output tokens that the request allows for each answer; None if it names no number."""
     asked = [body.get(field) for field in _OUTPUT_FIELDS.get(call_type, ())]
     numbers = [value for value in asked if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
-    return max(numbers, default=None)
+    return min(MOST_TOKENS, max(numbers)) if numbers else None
 
 
 def answers(body: Mapping[str, Any]) -> int:
@@ -81,7 +84,7 @@ def answers(body: Mapping[str, Any]) -> int:
     prompts = body.get("prompt")
     several = len(prompts) if isinstance(prompts, list) and not _are_tokens(prompts) else 1
     numbers = [value for value in counts if isinstance(value, int) and not isinstance(value, bool)]
-    return max([1, *numbers]) * max(1, several)
+    return min(_MOST_ANSWERS, max([1, *numbers]) * max(1, several))
 
 
 def output_field(call_type: str) -> str | None:

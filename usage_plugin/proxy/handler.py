@@ -156,8 +156,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 call_type=kind,
                 **{**asdict(subjects), "tags": subjects.tags},
                 call_id=_short(data.get("litellm_call_id")),
-                requested_model=model[:256] if model else None,
-                model=ways[0].model[:256] if ways else None,
+                requested_model=_short(model),
+                model=_short(ways[0].model) if ways else None,
                 provider=ways[0].provider if ways else None,
                 injected_output_tokens=injected,
             ),
@@ -413,4 +413,5 @@ def _candidates(ways: Sequence[Deployment], kind: str, text_bound: int | None, o
 
 
 def _short(value: object) -> str | None:
-    return value[:256] if isinstance(value, str) else None
+    """Keep a text that somebody else chose to what can be stored: short, and valid Unicode."""
+    return value[:256].encode("utf-8", "replace").decode() if isinstance(value, str) else None

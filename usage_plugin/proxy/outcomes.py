@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.money import from_float
-from usage_plugin.domain.usage import TokenUsage
+from usage_plugin.domain.usage import MOST_TOKENS, TokenUsage
 from usage_plugin.errors import MoneyError
 from usage_plugin.tracking.recorder import Outcome
 
@@ -205,7 +205,7 @@ def _first(usage: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = usage.get(name)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
+            return min(value, MOST_TOKENS)
     return 0
 
 
@@ -213,8 +213,10 @@ def _numbers(usage: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]
     """Flatten a usage to its numbers other than zero: what a later repricing needs, and no text."""
     found: list[tuple[str, int]] = []
     for key, value in usage.items():
+        if not str(key).isidentifier():
+            continue
         if isinstance(value, dict):
             found += _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int) and not isinstance(value, bool) and value:
+        elif isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_TOKENS:
             found.append((f"{prefix}{key}"[:80], value))
     return found[:_MOST_USAGE_FIELDS]

@@ -286,5 +286,5 @@ def _translated(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.OperationalError, OSError) as error:
         raise StorageUnavailableError(f"The store {path} cannot be used for now: {error}.") from error
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OverflowError, UnicodeError) as error:
         raise StorageError(f"The store {path} does not work: {error}.") from error

@@ -114,7 +114,7 @@ class SqliteLedger(Ledger):
                 (event_id, worker, started_at, encoded, event),
             )
             execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
             self._abandon()
             raise _translate(error, self._path) from error
         return Reserved(True, balances)
@@ -142,12 +142,13 @@ class SqliteLedger(Ledger):
             after = self._add([(*account, *change) for account, change in changes.items()])
             seq = execute("INSERT INTO outbox (event) VALUES (?)", (event or row[1],)).lastrowid or 0
             execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:
             self._abandon()
             raise _translate(error, self._path) from error
         return Settled(seq, {AccountKey(*account): Balance(*new) for account, new in zip(changes, after)})
 
     def _abandon(self) -> None:
+        """Leave no transaction open, whatever went wrong in it: the next request needs the connection."""
         if self._connection.in_transaction:
             self._execute("ROLLBACK")
 

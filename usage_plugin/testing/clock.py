@@ -1,0 +1,34 @@
+"""A clock that tests set."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from usage_plugin.domain.clock import Clock
+from usage_plugin.domain.windows import to_instant
+
+
+class FakeClock(Clock):
+    """Stands still until it is moved."""
+
+    def __init__(self, at: datetime = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)) -> None:
+        """Begin at a moment."""
+        self._now = to_instant(at)
+        self._monotonic = 0
+
+    def now(self) -> int:
+        """Microseconds since 1970 UTC."""
+        return self._now
+
+    def monotonic(self) -> int:
+        """Microseconds since the clock was made, whatever it was set to meanwhile."""
+        return self._monotonic
+
+    def advance(self, span: timedelta) -> None:
+        """Let time pass."""
+        self._now += span // timedelta(microseconds=1)
+        self._monotonic += span // timedelta(microseconds=1)
+
+    def set(self, at: datetime) -> None:
+        """Set the wall clock, forwards or back, as an administrator or NTP does."""
+        self._now = to_instant(at)
