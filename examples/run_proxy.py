@@ -48,8 +48,8 @@ Starting the proxy on port {arguments.port}; it is ready in some 20 seconds. The
     os.environ |= {"LITELLM_MASTER_KEY": master_key(), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     litellm = str(binaries / "litellm")
     # Without the longer health check, uvicorn kills workers that are still importing LiteLLM.
-    os.execv(litellm, [litellm, "--config", arguments.config, "--port", arguments.port,
-                       "--timeout_worker_healthcheck", "120"])  # fmt: skip  # noqa: S606
+    command = [litellm, "--config", arguments.config, "--port", arguments.port, "--timeout_worker_healthcheck", "120"]
+    os.execv(litellm, command)  # noqa: S606  # no shell is wanted
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ and `os.environ/NAME` is looked up. Knows nothing of LiteLLM beyond the place wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ def _parse_duration(value: object) -> timedelta:
 
 def _parse_names(value: object) -> tuple[str, ...]:
     """One name or a list of them; YAML's other types are what happens to unquoted names."""
-    names = value if isinstance(value, list | tuple) else [value]
+    names: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{name!r} is not text: YAML read it as {type(name).__name__}; put quotes around it")
@@ -100,10 +101,8 @@ def _parse_count(value: object) -> int | None:
 
 def _parse_until(value: object) -> date | datetime:
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             value = datetime.fromisoformat(value.replace("Z", "+00:00")) if "T" in value else date.fromisoformat(value)
-        except ValueError:
-            pass
     if not isinstance(value, date):
         raise ValueError(f"{value!r} is no date; write YYYY-MM-DD (that day included)")
     return value
@@ -383,7 +382,7 @@ def load_config(path: Path) -> Config:
     return config.model_copy(update={"data_dir": (base / config.data_dir.expanduser()).resolve(), "path": path})
 
 
-def read_proxy_section(path: Path, name: str) -> Any:  # noqa: ANN401  # somebody else's section
+def read_proxy_section(path: Path, name: str) -> Any:  # somebody else's section
     """Read another top-level section of the proxy's YAML, for checks; None if there is none."""
     root = _compose(path)
     if isinstance(root, yaml.MappingNode):
@@ -450,7 +449,7 @@ def _doubled_keys(node: yaml.Node, where: str) -> list[str]:
     return mistakes
 
 
-def _construct(node: yaml.Node, path: Path) -> Any:  # noqa: ANN401  # YAML's values are anything
+def _construct(node: yaml.Node, path: Path) -> Any:  # YAML's values are anything
     loader = _Loader("")
     try:
         return loader.construct_document(node)
@@ -473,7 +472,7 @@ def _lines(node: yaml.Node, where: tuple[str | int, ...] = ()) -> dict[tuple[str
     return lines
 
 
-def _with_environment(value: Any, path: Path) -> Any:  # noqa: ANN401  # YAML's values are anything
+def _with_environment(value: Any, path: Path) -> Any:  # YAML's values are anything
     if isinstance(value, dict):
         return {key: _with_environment(item, path) for key, item in value.items()}
     if isinstance(value, list):

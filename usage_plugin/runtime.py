@@ -1,4 +1,4 @@
-"""The one place that puts the parts together: for a worker of the proxy (`Runtime`), and for readers (`open_reader`)."""
+"""The one place that puts the parts together: `Runtime` for a worker of the proxy, `open_reader` for readers."""
 
 from __future__ import annotations
 

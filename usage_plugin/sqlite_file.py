@@ -54,11 +54,7 @@ def migrate(connection: sqlite3.Connection, migrations: Traversable, path: Path)
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = _version(connection)
-        if version > newest:
-            raise StorageVersionError(
-                f"{path} has schema {version}; this version of usage_plugin knows {newest}.",
-                hint="Install the version that wrote it, or a newer one.",
-            )
+        _refuse_newer(version, newest, path)
         for number, script in scripts:
             if number > version:
                 for statement in _statements(script):
@@ -68,6 +64,14 @@ def migrate(connection: sqlite3.Connection, migrations: Traversable, path: Path)
     except BaseException:
         connection.execute("ROLLBACK")
         raise
+
+
+def _refuse_newer(version: int, newest: int, path: Path) -> None:
+    if version > newest:
+        raise StorageVersionError(
+            f"{path} has schema {version}; this version of usage_plugin knows {newest}.",
+            hint="Install the version that wrote it, or a newer one.",
+        )
 
 
 def _version(connection: sqlite3.Connection) -> int:

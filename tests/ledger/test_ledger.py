@@ -163,8 +163,8 @@ def test_refusals_are_counted_and_looked_up(ledger: SqliteLedger, monkeypatch: p
     monkeypatch.setattr(module, "KEPT_REFUSALS", 2)
     row = RefusalCount(10, "daily", "ann", "spent", 2)
     ledger.count_refusals([row], [("R1", 1, "{}"), ("R2", 2, "{}")])
-    ledger.count_refusals([row._replace(count=3)], [("R3", 3, '{"a": 1}')])
-    assert ledger.refusal_counts(10) == [row._replace(count=5)]
+    ledger.count_refusals([row._replace(times=3)], [("R3", 3, '{"a": 1}')])
+    assert ledger.refusal_counts(10) == [row._replace(times=5)]
     assert ledger.refusal_counts(11) == []
     assert [ledger.refusal(ref) for ref in ("R1", "R2", "R3")] == [None, "{}", '{"a": 1}']
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from usage_plugin.config import Config, load_config
+from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import AccountKey, Balance
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, decode_event, encode_event, new_event_id
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
@@ -556,5 +555,5 @@ def test_lock_files_are_private(tmp_path: Path) -> None:
     workers = Workers(tmp_path / "workers")
     workers.join()
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "workers").rglob("*"))
-    assert os.stat(tmp_path / "workers").st_mode & 0o077 == 0
+    assert (tmp_path / "workers").stat().st_mode & 0o077 == 0
     workers.leave()

@@ -30,6 +30,8 @@ async def run(reader: Reader, *, output: Output, ref: str) -> None:
     rows = []
     for name, value in facts.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{dimension} {subject}" for dimension, subject in value.items()) or "everybody"
-        rows.append([name.replace("_", " "), "-" if value is None else str(value)])
+            text = ", ".join(f"{dimension} {subject}" for dimension, subject in value.items()) or "everybody"
+        else:
+            text = "-" if value is None else str(value)
+        rows.append([name.replace("_", " "), text])
     table(f"Refusal {facts['ref']}", [Column("what"), Column("value")], rows)

@@ -56,7 +56,7 @@ def _rows(reader: Reader, user: str | None) -> Iterable[_Row]:
             subject = limit.names_of(account.key.subject)
             if user is None or subject.get("user", user) == user:
                 matched = reader.limits.account(limit, account.key.subject)
-                yield _Row(limit, {**subject}, matched.amount_at(now), account.balance, window)
+                yield _Row(limit, subject, matched.amount_at(now), account.balance, window)
 
 
 def _accounts(reader: Reader, limit: Limit, window: Window, user: str | None) -> list[Account]:

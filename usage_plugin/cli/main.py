@@ -19,6 +19,7 @@ from usage_plugin.cli import report as report_command
 from usage_plugin.cli import status as status_command
 from usage_plugin.cli.output import FORMATS, Output
 from usage_plugin.config import Config, find_config, load_config
+from usage_plugin.domain.store import UsageFilter
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.runtime import Reader, open_reader
 
@@ -41,7 +42,7 @@ class _Failing(click.Group):
             context.exit(1)
         except BrokenPipeError:
             # The reader of a pipe has had enough. Python would complain once more when it closes stdout.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
             context.exit(0)
 
 
@@ -101,9 +102,12 @@ def main(config_path: Path | None) -> None:
 @click.option("--team")
 @click.option("--model")
 @_common()
-def report(path: Path | None, output: Output, **options: Any) -> None:
+def report(
+    path: Path | None, output: Output, user: str | None, team: str | None, model: str | None, **options: Any
+) -> None:
     """Sum requests, tokens and cost, by user or whatever --by says."""
-    _read(path, functools.partial(report_command.run, output=output, **options))
+    usage_filter = UsageFilter(user=user, team=team, model=model)
+    _read(path, functools.partial(report_command.run, output=output, usage_filter=usage_filter, **options))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""`usage-plugin report`: sums by user, model, day …"""
+"""`usage-plugin report`: sums by user, model, day and the like."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import click
 from usage_plugin.cli.output import Column, Output, table, thousands
 from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.store import GROUPINGS, Grouping, UsageFilter
+from usage_plugin.domain.store import GROUPINGS, Grouping
 from usage_plugin.domain.usage import UsageTotals
 
 if TYPE_CHECKING:
+    from usage_plugin.domain.store import UsageFilter
     from usage_plugin.runtime import Reader
 
 _NUMBERS = ("requests", "failed_requests", "input_tokens", "output_tokens")
@@ -26,14 +27,12 @@ async def run(
     since: str | None,
     until: str | None,
     month: str | None,
-    user: str | None,
-    team: str | None,
-    model: str | None,
+    usage_filter: UsageFilter,
 ) -> None:
     """Print the report."""
     groupings = _groupings(by)
     first, last = read_span(reader.tracker.today(), since, until, month)
-    rows = await reader.tracker.report(groupings, first, last, UsageFilter(user=user, team=team, model=model))
+    rows = await reader.tracker.report(groupings, first, last, usage_filter)
     total = UsageTotals()
     for row in rows:
         total = total.plus(row.totals)

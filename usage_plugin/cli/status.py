@@ -89,9 +89,9 @@ def _refusals(reader: Reader, since_minute: int) -> tuple[list[dict[str, Any]], 
     by_limit: Counter[tuple[str, str]] = Counter()
     by_subject: Counter[tuple[str, str]] = Counter()
     for row in reader.ledger.refusal_counts(since_minute):
-        by_limit[row.limit, row.reason] += row.count
+        by_limit[row.limit, row.reason] += row.times
         if row.reason in ("spent", "too_large", "unpriced", "unbounded"):
-            by_subject[row.limit, row.subject] += row.count
+            by_subject[row.limit, row.subject] += row.times
     return (
         [{"limit": limit, "reason": reason, "count": n} for (limit, reason), n in by_limit.most_common()],
         [

@@ -48,6 +48,10 @@ class Balance(NamedTuple):
     reserved: int = 0
 
 
+NOTHING = Balance()
+"""The balance of an account that nobody has used."""
+
+
 class Reserved(NamedTuple):
     """The answer to `reserve`: the balances *before* it, in the order of the holds, and whether it holds now."""
 
@@ -101,7 +105,7 @@ class RefusalCount(NamedTuple):
     limit: str
     subject: str
     reason: str
-    count: int
+    times: int
 
 
 class Ledger(ABC):

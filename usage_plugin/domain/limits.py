@@ -97,7 +97,7 @@ class Limit:
         """Whether its amounts may be shown to the caller."""
         return bool(OWN_DIMENSIONS.intersection(self.per))
 
-    def names_of(self, subject: str) -> dict[Dimension, str]:
+    def names_of(self, subject: str) -> dict[str, str]:
         """Take a subject of this limit apart, dimension by dimension; `global` has no name."""
         return {} if self.per == ("global",) else dict(zip(self.per, subject.split(SEPARATOR), strict=True))
 
@@ -172,7 +172,7 @@ class LimitSet:
 
     def account(self, limit: Limit, subject: str) -> Matched:
         """Find the amounts of an account from its subject alone; overrides on anything else do not count."""
-        names = {str(dimension): (name,) for dimension, name in limit.names_of(subject).items()}
+        names = {dimension: (name,) for dimension, name in limit.names_of(subject).items()}
         return Matched(limit, subject, self._amounts(limit, self._known(names)))
 
     def may_count(self, limit: Limit, user: str) -> bool:

@@ -44,6 +44,9 @@ class TokenUsage(NamedTuple):
     reasoning_tokens: int = 0
 
 
+NO_TOKENS = TokenUsage()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageEvent:
     """One request's record.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -13,8 +13,6 @@ from usage_plugin.plugins.interface import LedgerBackend, StorageBackend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-BackendT = TypeVar("BackendT", StorageBackend[Any], LedgerBackend[Any])
 
 
 class Plugins:
@@ -42,11 +40,12 @@ class Plugins:
             raise PluginError(f"A plugin does not fit: {error}.") from error
         except ImportError as error:
             raise PluginError(f"A plugin cannot be imported: {error}.") from error
-        self.storage_backends = self._by_name("usage_register_storage_backends", StorageBackend[Any])
-        self.ledger_backends = self._by_name("usage_register_ledgers", LedgerBackend[Any])
+        self.storage_backends: dict[str, StorageBackend[Any]] = self._by_name("usage_register_storage_backends")
+        self.ledger_backends: dict[str, LedgerBackend[Any]] = self._by_name("usage_register_ledgers")
 
-    def _by_name(self, hook: str, _kind: type[BackendT]) -> dict[str, BackendT]:
-        found: dict[str, BackendT] = {}
+    def _by_name(self, hook: str) -> dict[str, Any]:
+        """Collect what a hook registers; pluggy's hooks have no types, so this is where they get theirs."""
+        found: dict[str, Any] = {}
         origin: dict[str, str] = {}
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             plugin = implementation.plugin_name

@@ -72,10 +72,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     async def async_pre_call_hook(
         self,
-        user_api_key_dict: Any,  # noqa: ANN401  # LiteLLM's
-        cache: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        user_api_key_dict: Any,  # LiteLLM's
+        cache: Any,  # noqa: ARG002  # LiteLLM's
         data: dict[str, Any],
-        call_type: Any,  # noqa: ANN401  # a string or an enum of strings, by version
+        call_type: Any,  # a string or an enum of strings, by version
     ) -> dict[str, Any] | None:
         """Admit a request, or raise what LiteLLM turns into the refusal."""
         kind = str(getattr(call_type, "value", call_type))
@@ -103,7 +103,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             ) from None
         return data
 
-    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:  # noqa: ANN401
+    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:
         runtime = self._runtime
         started = runtime.clock.monotonic()
         subjects = resolve(runtime.config.identity, key, data)
@@ -212,7 +212,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ANN401, ARG002  # LiteLLM's
+    async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002  # LiteLLM's
         """Settle a whole answer before it is sent, so that neither SIGTERM nor a slow logger can lose it."""
         request = self._request_of(data)
         if request is not None:
@@ -227,9 +227,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def async_log_success_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: Any,  # noqa: ANN401, ARG002  # LiteLLM's
-        start_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
-        end_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        response_obj: Any,  # noqa: ARG002  # LiteLLM's
+        start_time: Any,  # noqa: ARG002  # LiteLLM's
+        end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Settle a stream, and whatever the inline hook could not. Commits before its first await."""
         request = self._logged(kwargs)
@@ -250,9 +250,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def async_log_failure_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: Any,  # noqa: ANN401, ARG002  # LiteLLM's
-        start_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
-        end_time: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        response_obj: Any,  # noqa: ARG002  # LiteLLM's
+        start_time: Any,  # noqa: ARG002  # LiteLLM's
+        end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Remember what a stream had delivered when it broke; it is settled only if the request really failed."""
         request = self._logged(kwargs)
@@ -264,7 +264,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         self,
         request_data: dict[str, Any],
         original_exception: Exception,
-        user_api_key_dict: Any,  # noqa: ANN401, ARG002  # LiteLLM's
+        user_api_key_dict: Any,  # noqa: ARG002  # LiteLLM's
         traceback_str: str | None = None,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Settle a request that failed for good: what was delivered is charged, the rest let go."""
@@ -309,20 +309,12 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         usage: Mapping[str, Any],
         *,
         what: str,
-        **how: Any,  # noqa: ANN401  # status, error, estimated
+        **how: Any,  # status, error, estimated
     ) -> Recorded | None:
         """Settle with what LiteLLM tells; if that cannot be understood, with what was reserved, marked so."""
         event = request.admitted.event
         try:
-            outcome = outcomes.read_outcome(
-                self._prices,
-                served,
-                usage,
-                asked_model=event.model,
-                call_type=event.call_type,
-                team=event.team,
-                **how,
-            )
+            outcome = outcomes.read_outcome(self._prices, served, usage, event, **how)
         except Exception:
             log.exception("outcome.unreadable", hook=what, event_id=event.event_id)
             outcome = Outcome(

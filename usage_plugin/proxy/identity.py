@@ -27,7 +27,7 @@ class IdentityRequiredError(SubjectNameError):
     """The request names no user, and this proxy asks for one."""
 
 
-def resolve(config: IdentityConfig, key: Any, body: Mapping[str, Any]) -> Subjects:  # noqa: ANN401  # UserAPIKeyAuth
+def resolve(config: IdentityConfig, key: Any, body: Mapping[str, Any]) -> Subjects:  # UserAPIKeyAuth
     """Find everybody a request belongs to.
 
     Args:
@@ -65,14 +65,14 @@ def resolve(config: IdentityConfig, key: Any, body: Mapping[str, Any]) -> Subjec
     )
 
 
-def _own_user(key: Any, *, fold: bool) -> str | None:  # noqa: ANN401  # UserAPIKeyAuth
+def _own_user(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
     """Name the one person a key belongs to; None for the master key and for keys of several."""
     if key.user_id in (None, _PLACEHOLDER) or _is_master(key):
         return None
     return clean_name(key.user_id, what="user", casefold=fold)
 
 
-def _key_name(key: Any, *, fold: bool) -> str | None:  # noqa: ANN401  # UserAPIKeyAuth
+def _key_name(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
     """Name a key that is nobody's own by its alias, else by the beginning of its hash."""
     if _is_master(key):
         return None
@@ -83,11 +83,11 @@ def _key_name(key: Any, *, fold: bool) -> str | None:  # noqa: ANN401  # UserAPI
     return f"key-{hashed[:16]}" if hashed else None
 
 
-def _is_master(key: Any) -> bool:  # noqa: ANN401  # UserAPIKeyAuth
+def _is_master(key: Any) -> bool:  # UserAPIKeyAuth
     return _MASTER_KEY in (key.api_key, key.token)
 
 
-def _key_hash(key: Any) -> str | None:  # noqa: ANN401  # UserAPIKeyAuth
+def _key_hash(key: Any) -> str | None:  # UserAPIKeyAuth
     """Give LiteLLM's hash of the key; should it ever hold the key itself, hash that."""
     value = key.api_key or key.token
     if not isinstance(value, str) or not value:
@@ -95,7 +95,7 @@ def _key_hash(key: Any) -> str | None:  # noqa: ANN401  # UserAPIKeyAuth
     return hashlib.sha256(value.encode()).hexdigest() if value.startswith("sk-") else value
 
 
-def _claim(key: Any, body: Mapping[str, Any]) -> object:  # noqa: ANN401  # UserAPIKeyAuth
+def _claim(key: Any, body: Mapping[str, Any]) -> object:  # UserAPIKeyAuth
     """Find what the request says of its end user; LiteLLM has looked at headers and body already."""
     return key.end_user_id if key.end_user_id is not None else body.get("user")
 

@@ -71,7 +71,7 @@ def _wrap_app(handler: UsageHandler_PROXY_) -> None:
 def _wrap_shutdown(runtime: Runtime, ticking: asyncio.Task[None]) -> None:
     original = proxy_server.proxy_shutdown_event
 
-    async def shutdown(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # LiteLLM's
+    async def shutdown(*args: Any, **kwargs: Any) -> Any:  # LiteLLM's
         ticking.cancel()
         try:
             await asyncio.wait_for(GLOBAL_LOGGING_WORKER.flush(), FLUSH_SECONDS)

@@ -1,4 +1,4 @@
-"""Outcomes: what a finished request used and cost, read out of LiteLLM's objects without trusting any field to be there.
+"""Outcomes: what a finished request used and cost, read out of LiteLLM's objects, any field of which may be missing.
 
 The cost is computed from the tokens and the price of the deployment that served. LiteLLM's own figure serves only
 where no token price is known: it is 0.0 or None for paid calls on several routes, depending on earlier traffic.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.money import Nano
-    from usage_plugin.domain.usage import CostSource, Status
+    from usage_plugin.domain.usage import CostSource, Status, UsageEvent
     from usage_plugin.proxy.prices import Deployment, PriceBook
 
 _MOST_USAGE_FIELDS = 40
@@ -40,7 +40,7 @@ class Served(NamedTuple):
     cache_hit: bool
 
 
-def served_inline(data: Mapping[str, Any], response: Any) -> Served:  # noqa: ANN401  # any of LiteLLM's answers
+def served_inline(data: Mapping[str, Any], response: Any) -> Served:  # any of LiteLLM's answers
     """Read it while the answer is on its way to the client."""
     hidden = _hidden(response)
     logged = getattr(data.get("litellm_logging_obj"), "model_call_details", None) or {}
@@ -69,7 +69,7 @@ def served_logged(kwargs: Mapping[str, Any]) -> Served:
     )
 
 
-def inline_usage(response: Any) -> Mapping[str, Any]:  # noqa: ANN401  # any of LiteLLM's answers
+def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
     """Find the usage in an answer; empty if it has none."""
     return _mapping(response.get("usage") if isinstance(response, dict) else getattr(response, "usage", None))
 
@@ -110,19 +110,17 @@ def read_outcome(
     prices: PriceBook,
     served: Served,
     usage: Mapping[str, Any],
+    admitted: UsageEvent,
     *,
-    asked_model: str | None,
-    call_type: str,
-    team: str | None,
     status: Status = "success",
     error: str | None = None,
     estimated: bool = False,
 ) -> Outcome:
     """Put together how a request ended and what it cost."""
-    tokens = read_tokens(usage, anthropic=call_type == "anthropic_messages")
-    model = served.model or asked_model
-    deployment = _deployment(prices, model, served, team)
-    cost, source = _cost(deployment, tokens, served, call_type)
+    tokens = read_tokens(usage, anthropic=admitted.call_type == "anthropic_messages")
+    model = served.model or admitted.model
+    deployment = _deployment(prices, model, served, admitted.team)
+    cost, source = _cost(deployment, tokens, served, admitted.call_type)
     return Outcome(
         status=status,
         # The router's own name for what it billed: an alias is another name of it.
@@ -181,13 +179,13 @@ def _routing_metadata(parameters: Mapping[str, Any], data: Mapping[str, Any]) ->
     return {}
 
 
-def _hidden(response: Any) -> Mapping[str, Any]:  # noqa: ANN401  # any of LiteLLM's answers
+def _hidden(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
     if isinstance(response, dict):
         return _mapping(response.get("_hidden_params"))
     return _mapping(getattr(response, "_hidden_params", None))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:  # noqa: ANN401  # pydantic models, dicts, None
+def _mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
     if isinstance(value, dict):
         return value
     if hasattr(value, "model_dump"):

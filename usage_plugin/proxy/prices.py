@@ -129,7 +129,7 @@ def _targets(fallbacks: list[Any], model: str) -> list[str]:
     return [name for name in names if isinstance(name, str)]
 
 
-def _router() -> Any:  # noqa: ANN401  # litellm.Router, rebound whenever the proxy loads its config
+def _router() -> Any:  # litellm.Router, rebound whenever the proxy loads its config
     from litellm.proxy import proxy_server  # noqa: PLC0415  # only in the proxy, and only when it runs
 
     return proxy_server.llm_router

@@ -87,7 +87,7 @@ def status_of(refusal: Refusal, config: Config) -> int:
 
 def refusal_headers(refusal: Refusal) -> dict[str, str]:
     """Give the headers, which survive on every route."""
-    headers = {"x-usage-refusal": refusal.reason}
+    headers: dict[str, str] = {"x-usage-refusal": refusal.reason}
     if refusal.demand:
         headers["x-usage-limit"] = refusal.demand.limit.name
     if refusal.retry_after is None and refusal.reason != "unavailable":

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Hold
+from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance, Hold
 from usage_plugin.domain.usage import encode_event
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.errors import LedgerBusyError, LedgerError
@@ -149,7 +149,7 @@ class Refusal:
     user: str
     model: str | None
     demand: Demand | None = None
-    balance: Balance = Balance()
+    balance: Balance = NOTHING
     retry_after: int | None = None
 
     @property
@@ -218,7 +218,7 @@ class Admission:
                 limit = matched.limit
                 amount, problem = _amount(limit, candidate, ask)
                 demand = Demand(limit, matched.subject, matched.window_at(at), matched.amount_at(at), amount)
-                if limit.window == "request" and not problem and not demand.hold(enforced=True).fits(Balance()):
+                if limit.window == "request" and not problem and not demand.hold(enforced=True).fits(NOTHING):
                     problem = "too_large"
                 if problem and demand.maximum is not None and limit.action == "block" and self._enforce:
                     impossible.append(_refuse(problem, ask, demand, candidate.model))
@@ -308,7 +308,7 @@ def _refuse(
     demand: Demand | None = None,
     model: str | None = None,
     *,
-    balance: Balance = Balance(),  # noqa: B008  # immutable
+    balance: Balance = NOTHING,
     retry_after: int | None = None,
 ) -> Refusal:
     return Refusal(

@@ -128,9 +128,7 @@ class Keeper:
 
     async def _wait(self, seconds: float) -> None:
         """Sleep, but wake up soon when told to stop."""
-        deadline = self._clock.monotonic() + int(seconds * 1e6)
-        while not self._stopping.is_set() and self._clock.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(self._stopping.wait, seconds)
 
 
 async def _until_free(step: Callable[[], Awaitable[ResultT]]) -> ResultT:

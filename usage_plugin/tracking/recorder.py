@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge
-from usage_plugin.domain.usage import TokenUsage, encode_event
+from usage_plugin.domain.usage import NO_TOKENS, encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import Admitted, Demand, Standing, tightest_of_callers_own
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger, Settled
     from usage_plugin.domain.limits import LimitSet
     from usage_plugin.domain.money import Nano
-    from usage_plugin.domain.usage import CostSource, Status, UsageEvent
+    from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
     from usage_plugin.tracking.cache import UsageCache
 
 _SPIN_NS = 300_000
@@ -50,7 +50,7 @@ class Outcome:
     served_model: str | None = None
     deployment: str | None = None
     provider: str | None = None
-    tokens: TokenUsage = TokenUsage()
+    tokens: TokenUsage = NO_TOKENS
     cost: Nano | None = 0
     cost_source: CostSource = "none"
     cache_hit: bool = False
@@ -130,7 +130,7 @@ class Recorder:
     def _event(self, request: OpenRequest, outcome: Outcome) -> UsageEvent:
         reserved = request.admitted.event.reserved
         # A cache hit costs nothing and counts as no tokens; the raw usage keeps what was replayed.
-        tokens = TokenUsage() if outcome.cache_hit else outcome.tokens
+        tokens = NO_TOKENS if outcome.cache_hit else outcome.tokens
         return replace(
             request.admitted.event,
             status=outcome.status,

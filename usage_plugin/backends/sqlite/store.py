@@ -134,7 +134,7 @@ class SqliteStore(UsageStore):
         where, values = _conditions(usage_filter)
         sums = ", ".join(f"sum({name})" for name in UsageTotals._fields)
         grouped = ", ".join([*columns, sums])
-        query = f"SELECT {grouped} FROM daily WHERE day BETWEEN ? AND ?{where}"  # noqa: S608  # our own words
+        query = f"SELECT {grouped} FROM daily WHERE day BETWEEN ? AND ?{where}"  # our own words
         query += f" GROUP BY {', '.join(columns) or 'NULL'}"
         with _translated(self._path):
             async with self._reading, _transaction(self._reader):
@@ -169,7 +169,7 @@ class SqliteStore(UsageStore):
         order = "DESC" if newest_first else "ASC"
         beyond = "<" if newest_first else ">"
         query = (
-            f"SELECT started_at, event_id, {_DIMENSIONS}, rest FROM events"  # noqa: S608  # our own words
+            f"SELECT started_at, event_id, {_DIMENSIONS}, rest FROM events"  # our own words
             f" WHERE started_at >= ? AND started_at < ? AND (started_at, event_id) {beyond} (?, ?){where}"
             f" ORDER BY started_at {order}, event_id {order} LIMIT {PAGE}"
         )

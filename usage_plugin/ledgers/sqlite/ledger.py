@@ -105,7 +105,7 @@ class SqliteLedger(Ledger):
             raise _translate(error, self._path) from error
         try:
             after = self._add([(*account, window_end, 0, amount) for account, window_end, amount, _ in holds])
-            balances = tuple([Balance(s, r - hold.amount) for hold, (s, r) in zip(holds, after)])
+            balances = tuple([Balance(s, r - hold.amount) for hold, (s, r) in zip(holds, after, strict=True)])
             if not all(map(Hold.fits, holds, balances)):
                 execute("ROLLBACK")
                 return Reserved(False, balances)
@@ -145,7 +145,7 @@ class SqliteLedger(Ledger):
         except Exception as error:
             self._abandon()
             raise _translate(error, self._path) from error
-        return Settled(seq, {AccountKey(*account): Balance(*new) for account, new in zip(changes, after)})
+        return Settled(seq, {AccountKey(*account): Balance(*new) for account, new in zip(changes, after, strict=True)})
 
     def _abandon(self) -> None:
         """Leave no transaction open, whatever went wrong in it: the next request needs the connection."""
@@ -306,10 +306,11 @@ def _changes(
 
 def _select(count: int) -> str:
     """One look-up for each account, in one statement; SQLite keeps it prepared."""
-    return " UNION ALL ".join(
-        ["SELECT limit_key, window_start, subject, spent, reserved FROM accounts"
-         " WHERE limit_key = ? AND window_start = ? AND subject = ?"] * count
-    )  # fmt: skip
+    one = (
+        "SELECT limit_key, window_start, subject, spent, reserved FROM accounts"
+        " WHERE limit_key = ? AND window_start = ? AND subject = ?"
+    )
+    return " UNION ALL ".join([one] * count)
 
 
 def _upsert(count: int) -> str:
