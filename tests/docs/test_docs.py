@@ -1,0 +1,187 @@
+"""Documents are tested: their YAML loads, their words are the code's, and what the README says to type works."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from tests.proxy.conftest import BIN, ROOT, clean_environment, free_port, wait_for
+from usage_plugin import config as config_module
+from usage_plugin.cli.main import main
+from usage_plugin.config import LimitConfig, load_config
+from usage_plugin.domain.limits import UNITS
+from usage_plugin.domain.subjects import DIMENSIONS
+from usage_plugin.domain.windows import WINDOW_KINDS
+from usage_plugin.plugins import hookspecs
+from usage_plugin.proxy.refusing import _TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+YAML_BLOCKS = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "yaml"))
+]
+
+
+@pytest.mark.parametrize("block", YAML_BLOCKS)
+def test_every_yaml_in_the_documents_loads(block: str, tmp_path: Path) -> None:
+    """What is shown as configuration is configuration."""
+    path = tmp_path / "config.yaml"
+    parsed = yaml.safe_load(block)
+    if "usage_plugin" in parsed and not {"limits", "groups"} & set(parsed["usage_plugin"]):
+        assert parsed["usage_plugin"]
+    path.write_text(block if "usage_plugin" in parsed else f"{block}\nmodel_list: []\n")
+    load_config(path)
+
+
+def test_the_example_config_is_checked_by_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`usage-plugin check` finds nothing wrong with config.example.yaml, nor a model without a price."""
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(main, ["--config", str(ROOT / "config.example.yaml"), "check", "--format", "json"])
+    assert result.exit_code == 0, result.output
+    assert '"unpriced_models": []' in result.output
+
+
+def test_every_key_is_documented() -> None:
+    """docs/configuration.md has a row for each key of each section, and no row for a key that is not."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    sections = [
+        config_module.Config,
+        config_module.AdmissionConfig,
+        config_module.CacheConfig,
+        config_module.IdentityConfig,
+        LimitConfig,
+    ]
+    keys = {name for section in sections for name in section.model_fields} - {"path"}
+    variables = {config_module.CONFIG_VARIABLE, config_module.DATA_DIR_VARIABLE, config_module.ENFORCE_VARIABLE}
+    assert documented == keys | variables
+
+
+def test_the_words_of_the_code_are_documented() -> None:
+    """Every dimension, window and unit stands in docs/configuration.md, every refusal in docs/refusals.md."""
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    for word in (*DIMENSIONS, *WINDOW_KINDS):
+        assert f"`{word}`" in page, word
+    assert len(UNITS) == 5
+    refusals = (ROOT / "docs" / "refusals.md").read_text()
+    for reason, error_type in _TYPES.items():
+        assert f"| `{reason}` |" in refusals
+        assert f"`{error_type}`" in refusals
+
+
+def test_every_command_is_in_the_readme() -> None:
+    """The README's table has every command, and none that does not exist."""
+    table = set(re.findall(r"^\| `usage-plugin (\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert table == set(main.commands)
+
+
+def test_every_hook_is_in_the_changelog() -> None:
+    """A hook that nobody is told of is no hook."""
+    hooks = [name for name in vars(hookspecs) if name.startswith("usage_")]
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    assert hooks
+    assert all(f"`{name}`" in changelog for name in hooks)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    """A relative link names a file that is there."""
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.fixture(scope="module")
+def example_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """What `make run` starts, in a folder of its own and on a free port."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copy(ROOT / "config.example.yaml", folder)
+    port = free_port()
+    with (folder / "out.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "examples" / "run_proxy.py", "--port", str(port)],
+            cwd=folder, stdout=log, stderr=log, env=clean_environment(),
+        )  # fmt: skip
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health/liveliness", process)
+        yield folder, port
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def shell(command: str, folder: Path, port: int) -> str:
+    """Run a command of the README as printed, but for the port and where the package is installed."""
+    command = command.replace("localhost:4000", f"127.0.0.1:{port}").replace(".venv/bin", str(BIN))
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=folder, capture_output=True, text=True, env=clean_environment(), timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.proxy
+def test_what_the_readme_says_to_type_works(example_proxy: tuple[Path, int]) -> None:
+    """The first curl is answered and recorded, and after the loop a request is refused, as the README says."""
+    folder, port = example_proxy
+    makes, *commands = blocks(ROOT / "README.md", "bash")
+    assert set(re.findall(r"^make (\w+)", makes, re.MULTILINE)) == {"run", "test"}
+    first, report, loop = commands
+    answer = shell(first, folder, port)
+    assert answer.startswith("HTTP/1.1 200")
+    shown = dict(re.findall(r"^(x-usage-[\w-]+): (.*?)\r?$", answer, re.MULTILINE))
+    readme = dict(re.findall(r"^(x-usage-[\w-]+): (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert set(shown) == set(readme)
+    assert (shown["x-usage-cost"], shown["x-usage-remaining"]) == (readme["x-usage-cost"], readme["x-usage-remaining"])
+    table = shell(report, folder, port)
+    assert re.search(r"eva +mock-model +1 +0 +10 +20 +0\.0101", table)
+    answers = shell(loop, folder, port)
+    assert answers.count('"chat.completion"') == 2
+    assert answers.count('"budget_exceeded"') == 1
+    assert "eva has used 0.0303 of 0.05 USD today (limit daily); this request may cost up to 0.0259." in answers
+    key = folder / "data" / "master_key"
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert f"localhost:{port}/v1/chat/completions" in (folder / "out.log").read_text()
+    for command in ("status", "limits --user eva", "events", "check"):
+        shell(f".venv/bin/usage-plugin --config config.example.yaml {command}", folder, port)
+
+
+def test_make_run_and_the_tests_start_the_same_thing() -> None:
+    """`make run` calls the script that is tested here, with the example config on port 4000."""
+    dry = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/.installed", "run"], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ,
+    ).stdout  # fmt: skip
+    assert "examples/run_proxy.py --config config.example.yaml --port 4000" in dry
+
+
+def test_nothing_names_a_machine() -> None:
+    """No tracked file names a path of somebody's machine or a package host."""
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.split("\0")
+    patterns: Any = re.compile(r"(?:^|[\s\"'(=])/(?:root|home/\w+|work|farm)/", re.MULTILINE)
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.is_file():
+            assert not patterns.search(path.read_text(errors="replace")), name
