@@ -24,13 +24,20 @@ current: ContextVar[Exchange | None] = ContextVar("usage_plugin_exchange", defau
 
 
 class Exchange:
-    """What our hooks leave for the answer."""
+    """What our hooks leave for the answer.
 
-    __slots__ = ("headers", "request")
+    Attributes:
+        headers: added to the answer, in place of what has the same name.
+        status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
+        request: what was admitted.
+    """
+
+    __slots__ = ("headers", "request", "status")
 
     def __init__(self) -> None:
         """Start with nothing."""
         self.headers: dict[str, str] = {}
+        self.status: int | None = None
         self.request: OpenRequest | None = None
 
 
@@ -51,12 +58,7 @@ class ExchangeWrapper:
         token = current.set(exchange)
 
         async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start" and exchange.headers:
-                ours = {name.lower(): value for name, value in exchange.headers.items()}
-                kept = [pair for pair in message.get("headers", ()) if pair[0].decode("latin-1").lower() not in ours]
-                added = [(name.encode("latin-1"), _latin(value)) for name, value in ours.items()]
-                message = {**message, "headers": [*kept, *added]}
-            await send(message)
+            await send(_with_ours(message, exchange) if message["type"] == "http.response.start" else message)
 
         try:
             await self._app(scope, receive, send_with_headers)
@@ -64,6 +66,12 @@ class ExchangeWrapper:
             current.reset(token)
             if exchange.request is not None:
                 self._on_end(exchange.request)
+
+
+def _with_ours(message: Message, exchange: Exchange) -> Message:
+    ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
+    kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in ours]
+    return {**message, "status": exchange.status or message["status"], "headers": [*kept, *ours.items()]}
 
 
 def _latin(value: str) -> bytes:

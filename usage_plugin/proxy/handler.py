@@ -22,7 +22,7 @@ from usage_plugin.log import get_logger
 from usage_plugin.proxy import bounds, exchange, outcomes
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.prices import Deployment, PriceBook
-from usage_plugin.proxy.refusing import bad_request, refusal_error, refusal_headers, standing_headers
+from usage_plugin.proxy.refusing import bad_request, refusal_error, standing_headers
 from usage_plugin.tracking.admission import Ask, Candidate, Refusal
 from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
 
@@ -86,21 +86,11 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             return None  # The callback is listed twice: the request is admitted already.
         try:
             await self._admit(user_api_key_dict, data, kind, here)
-        except ProxyException:
-            raise
-        except IdentityRequiredError as error:
-            raise bad_request(str(error), param="user", kind="user_required") from None
-        except SubjectNameError as error:
-            raise bad_request(str(error), param="user") from None
-        except Exception:
-            log.exception("admission.failed", call_type=kind)
-            raise ProxyException(
-                message="The usage plugin failed to admit this request; its log says why.",
-                type="ledger_unavailable",
-                param=None,
-                code=503,
-                headers={"Retry-After": "1"},
-            ) from None
+        except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
+            answer = _as_answer(error, kind)
+            if here is not None:
+                here.status, here.headers = int(answer.code), answer.headers
+            raise answer from None
         return data
 
     async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:
@@ -113,8 +103,6 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             runtime.refusals.add(refusal)
         if isinstance(decision, Refusal):
             runtime.refusals.add(decision)
-            if here is not None:
-                here.headers = refusal_headers(decision)
             raise refusal_error(decision, runtime.config)
         for name in decision.warnings:
             log.warning("limit.passed", limit=name, user=subjects.user, action="warn")
@@ -366,6 +354,24 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if request is None or request.settled or call_id is None or request.admitted.event.call_id != call_id:
             return None
         return request
+
+
+def _as_answer(error: Exception, kind: str) -> ProxyException:
+    """Turn whatever went wrong at admission into what the client is told; only our own bugs are logged."""
+    if isinstance(error, ProxyException):
+        return error
+    if isinstance(error, IdentityRequiredError):
+        return bad_request(str(error), param="user", kind="user_required")
+    if isinstance(error, SubjectNameError):
+        return bad_request(str(error), param="user")
+    log.error("admission.failed", call_type=kind, exc_info=error)
+    return ProxyException(
+        message="The usage plugin failed to admit this request; its log says why.",
+        type="ledger_unavailable",
+        param=None,
+        code=503,
+        headers={"Retry-After": "1"},
+    )
 
 
 def _metadata(data: dict[str, Any]) -> dict[str, Any]:
