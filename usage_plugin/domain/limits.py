@@ -66,6 +66,8 @@ class Limit:
         amount: in the unit; 0 blocks, None never does.
         allow_unpriced: globs of models that a cost limit lets pass although no price is known.
         dry_run: evaluated, counted and reported, never felt.
+        key: identifies this limit's accounts; derived from all that decides what is counted, no amounts.
+        is_callers_own: whether its amounts may be shown to the caller.
     """
 
     name: str
@@ -80,22 +82,19 @@ class Limit:
     dry_run: bool = False
     allow_unpriced: tuple[str, ...] = ()
     key: int = field(init=False, default=0)
+    is_callers_own: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        """Derive the key of this limit's accounts: all that decides *what is counted*, no amounts."""
+        """Derive what is asked for with each request."""
         identity = [self.name, self.per, self.match.conditions, self.unit, self.window, str(self.zone)]
         digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         object.__setattr__(self, "key", int.from_bytes(digest, "big") >> 1)
+        object.__setattr__(self, "is_callers_own", bool(OWN_DIMENSIONS.intersection(self.per)))
 
     @property
     def blocks(self) -> bool:
         """Whether this limit can refuse a request."""
         return self.action == "block" and not self.dry_run
-
-    @property
-    def is_callers_own(self) -> bool:
-        """Whether its amounts may be shown to the caller."""
-        return bool(OWN_DIMENSIONS.intersection(self.per))
 
     def names_of(self, subject: str) -> dict[str, str]:
         """Take a subject of this limit apart, dimension by dimension; `global` has no name."""

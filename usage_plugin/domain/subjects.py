@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from usage_plugin.errors import SubjectNameError
 
@@ -28,8 +27,7 @@ SEPARATOR = "\x1f"
 """Joins the names of a subject with several dimensions; no name can contain it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subjects:
+class Subjects(NamedTuple):
     """Everybody a request belongs to, before a model is chosen. None: nobody of that kind.
 
     Attributes:

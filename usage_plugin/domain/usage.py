@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from usage_plugin.domain.subjects import ANONYMOUS
@@ -47,9 +46,8 @@ class TokenUsage(NamedTuple):
 NO_TOKENS = TokenUsage()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageEvent:
-    """One request's record.
+class UsageEvent(NamedTuple):
+    """One request's record. A NamedTuple, because one is made, changed and written twice for each request.
 
     Attributes:
         event_id: the reservation's id, a UUIDv7.
@@ -106,18 +104,20 @@ class UsageEvent:
         return self.status == "failure"
 
 
-_FIELDS = tuple((field.name, field.default) for field in fields(UsageEvent))
-_NAMES = frozenset(name for name, _ in _FIELDS)
+_NOT_SET = object()
+_DEFAULTS = tuple(UsageEvent._field_defaults.get(name, _NOT_SET) for name in UsageEvent._fields)
+_NAMES = frozenset(UsageEvent._fields)
 encode_record = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 def to_record(event: UsageEvent) -> dict[str, Any]:
     """Make a flat record of what differs from the defaults, with the schema's number as `v`."""
     record: dict[str, Any] = {"v": SCHEMA}
-    for name, default in _FIELDS:
-        value = getattr(event, name)
-        if value != default:
-            record[name] = value
+    record.update(
+        (name, value)
+        for name, value, default in zip(UsageEvent._fields, event, _DEFAULTS, strict=True)
+        if value != default
+    )
     return record
 
 

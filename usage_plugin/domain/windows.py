@@ -56,11 +56,24 @@ def days_window(first: date, last: date, zone: ZoneInfo) -> Window:
     return Window(start_of_day(first, zone), start_of_day(last + timedelta(days=1), zone))
 
 
+_latest: dict[tuple[WindowKind, ZoneInfo], Window] = {}
+"""The window found last, by kind and zone: nearly every request asks for the same ones."""
+
+
 def window_at(kind: WindowKind, instant: int, zone: ZoneInfo) -> Window:
     """Find the window of a kind that an instant belongs to.
 
     A week begins on Monday. A `request` window is the instant itself.
     """
+    latest = _latest.get((kind, zone))
+    if latest is not None and latest.start <= instant < latest.end:
+        return latest
+    found = _window_at(kind, instant, zone)
+    _latest[kind, zone] = found
+    return found
+
+
+def _window_at(kind: WindowKind, instant: int, zone: ZoneInfo) -> Window:
     if kind == "request":
         return Window(instant, instant + 1)
     if kind == "lifetime":

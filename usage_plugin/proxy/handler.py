@@ -9,7 +9,6 @@ terminal event wins. Our own bug never becomes the client's 500.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -142,7 +141,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 started_at=self._runtime.clock.now(),
                 status="recovered",
                 call_type=kind,
-                **{**asdict(subjects), "tags": subjects.tags},
+                **subjects._asdict(),
                 call_id=_short(data.get("litellm_call_id")),
                 requested_model=_short(model),
                 model=_short(ways[0].model) if ways else None,

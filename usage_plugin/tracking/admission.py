@@ -279,8 +279,7 @@ def _worst_case_event(draft: UsageEvent, candidates: Sequence[Candidate]) -> Usa
     """Fill in what is recorded if the worker dies: charged as reserved, and marked so."""
     costs = [candidate.worst_cost for candidate in candidates if candidate.worst_cost is not None]
     reserved = max(costs, default=0)
-    return replace(
-        draft,
+    return draft._replace(
         status="recovered",
         cost=reserved if costs else None,
         cost_source="reserved" if costs else "unpriced",

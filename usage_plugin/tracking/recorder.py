@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge
@@ -131,8 +131,7 @@ class Recorder:
         reserved = request.admitted.event.reserved
         # A cache hit costs nothing and counts as no tokens; the raw usage keeps what was replayed.
         tokens = NO_TOKENS if outcome.cache_hit else outcome.tokens
-        return replace(
-            request.admitted.event,
+        return request.admitted.event._replace(
             status=outcome.status,
             duration_us=max(0, self._clock.monotonic() - request.started),
             model=outcome.model or request.admitted.event.model,
