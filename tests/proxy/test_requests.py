@@ -336,3 +336,38 @@ def test_the_event_has_every_field(proxy: Proxy) -> None:
     assert event["end_user"] == user
     assert event["deployment"]
     assert event["duration_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"extra_body": {"max_tokens": 200_000}},
+        {"max_completion_tokens": 200_000.0},
+        {"max_completion_tokens": "200000"},
+        {"n": 200},
+        {"extra_body": {"n": 200}},
+    ],
+    ids=json.dumps,
+)
+def test_a_bound_cannot_be_hidden(proxy: Proxy, hidden: dict[str, Any]) -> None:
+    """What a provider may take for a larger output or more answers is what is reserved."""
+    answer = proxy.post(CHAT, chat(unique("dollar"), **hidden))
+    assert (answer.status_code, answer.headers["x-usage-refusal"]) == (402, "too_large")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"max_completion_tokens": -1}, {"max_tokens": 0}, {"extra_body": {"max_tokens": None}, "max_tokens": None}]
+)
+def test_what_names_no_bound_gets_the_default(proxy: Proxy, odd: dict[str, Any]) -> None:
+    """Where the client's number is none, ours is put in its place, under every name."""
+    user = unique("dollar")
+    assert proxy.post(CHAT, chat(user, **odd)).status_code == 200
+    (event,) = proxy.events(user)
+    assert (event["injected_output_tokens"], event["reserved"]) == (4096, "0.04096")
+
+
+def test_another_model_cannot_be_hidden(proxy: Proxy) -> None:
+    """LiteLLM would send extra_body.model to the provider and bill the other one."""
+    answer = proxy.post(CHAT, chat(unique("dollar"), extra_body={"model": "dear"}))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "extra_body.model"

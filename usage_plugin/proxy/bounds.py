@@ -28,12 +28,13 @@ _TEXT_PARTS = frozenset({
 })  # fmt: skip
 # Fields that make a request read what it does not contain.
 _REFERENCES = ("previous_response_id", "conversation", "prompt_id")
-_OUTPUT_FIELDS = {
-    "acompletion": ("max_completion_tokens", "max_tokens"),
-    "atext_completion": ("max_tokens",),
-    "aresponses": ("max_output_tokens",),
-    "anthropic_messages": ("max_tokens",),
-}
+# Under whatever name a provider takes them: LiteLLM passes on what it does not know.
+_OUTPUT_FIELDS = (
+    "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict",
+    "maxOutputTokens",
+)  # fmt: skip
+_ANSWERS_FIELDS = ("n", "best_of", "candidate_count", "candidateCount", "num_return_sequences")
+_OTHER_TEXT = ("response_format", "text", "functions", "suffix", "prediction", "extra_body")
 _INJECTED_FIELD = {
     "acompletion": "max_tokens",
     "atext_completion": "max_tokens",
@@ -71,25 +72,51 @@ def output_is_bounded(body: Mapping[str, Any]) -> bool:
     return not isinstance(tools, list) or all(_is_client_tool(tool) for tool in tools)
 
 
-def asked_output(call_type: str, body: Mapping[str, Any]) -> int | None:
-    """Find the output tokens that the request allows for each answer; None if it names no number."""
-    asked = [body.get(field) for field in _OUTPUT_FIELDS.get(call_type, ())]
-    numbers = [value for value in asked if isinstance(value, int) and not isinstance(value, bool) and value >= 0]
-    return min(MOST_TOKENS, max(numbers)) if numbers else None
+def asked_output(body: Mapping[str, Any]) -> int | None:
+    """Find the output tokens that the request allows for each answer; None if it names no sensible number.
+
+    A number written as text or with a point counts, since some providers take it; of several the largest.
+    """
+    asked = [value for place in _places(body) for field in _OUTPUT_FIELDS if (value := place.get(field)) is not None]
+    numbers = [_whole(value) for value in asked]
+    if not numbers or None in numbers or 0 in numbers:
+        return None
+    return min(MOST_TOKENS, max(filter(None, numbers)))
+
+
+def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
+    """Put an output limit into the request, in place of what names none; False if this API takes none."""
+    field = _INJECTED_FIELD.get(call_type)
+    if field is None:
+        return False
+    for place in _places(body):
+        for name in _OUTPUT_FIELDS:
+            if name in place:
+                place[name] = most
+    body[field] = most
+    return True
 
 
 def answers(body: Mapping[str, Any]) -> int:
     """Say how many answers the request asks for: each has the output bound for itself."""
-    counts = [body.get(field) for field in ("n", "best_of")]
+    counts = [_whole(place.get(field)) or 1 for place in _places(body) for field in _ANSWERS_FIELDS]
     prompts = body.get("prompt")
     several = len(prompts) if isinstance(prompts, list) and not _are_tokens(prompts) else 1
-    numbers = [value for value in counts if isinstance(value, int) and not isinstance(value, bool)]
-    return min(_MOST_ANSWERS, max([1, *numbers]) * max(1, several))
+    return min(_MOST_ANSWERS, max(counts) * max(1, several))
 
 
-def output_field(call_type: str) -> str | None:
-    """Name the field under which this API takes an output limit; None if it has no output to limit."""
-    return _INJECTED_FIELD.get(call_type)
+def _places(body: Mapping[str, Any]) -> list[Any]:
+    """List the dicts whose fields reach the provider: LiteLLM merges `extra_body` over the rest."""
+    return [place for place in (body, body.get("extra_body")) if isinstance(place, dict)]
+
+
+def _whole(value: object) -> int | None:
+    """Read a whole number, not negative, however it is written."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value[:20])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _text(value: object) -> int:

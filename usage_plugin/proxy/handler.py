@@ -122,6 +122,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if model and "," in model and not primary:
             # LiteLLM would call every model of the list, and log one of them, at no cost.
             raise bad_request(f"One model a request, please: {model[:100]!r} names several.", param="model")
+        extra = data.get("extra_body")
+        if isinstance(extra, dict) and "model" in extra:
+            # LiteLLM would send this model to the provider, and bill the other one.
+            raise bad_request("extra_body must not name a model; name it in model.", param="extra_body.model")
         fallbacks = [
             deployment
             for name in (self._prices.fallbacks(model, data) if model else ())
@@ -171,18 +175,14 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if not bounds.output_is_bounded(data):
             return None, None
         count = bounds.answers(data)
-        asked = bounds.asked_output(kind, data)
+        asked = bounds.asked_output(data)
         if asked is not None:
             return asked * count, None
-        field = bounds.output_field(kind)
-        if field is None:
-            return None, None
         known = [way.most_output for way in ways if way.most_output is not None]
         most = min([self._runtime.config.admission.default_max_output_tokens, *known])
         if not self._depends_on_output(subjects, ways):
             return most * count, None
-        data[field] = most
-        return most * count, most
+        return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
 
     def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment]) -> bool:
         """Say whether a limit that blocks counts what the output decides."""

@@ -29,7 +29,10 @@ class Workers:
     def join(self) -> None:
         """Take this worker's own lock, for as long as the process lives."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._mine = _lock(self._path(self.name))
+        # Under its name only once it is locked: whoever looks in between would take us for dead.
+        joining = self._folder / f"joining-{self.name}"
+        self._mine = _lock(joining)
+        joining.rename(self._path(self.name))
 
     def try_to_keep(self) -> bool:
         """Become the keeper if nobody is; true as long as this worker is."""
