@@ -118,6 +118,9 @@ class Ledger(ABC):
     writer: str
     """Identifies this ledger's outbox for ever: stores keep one watermark for each writer."""
 
+    location: str
+    """Where it is, for people: a file, or an address without credentials."""
+
     @abstractmethod
     def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
         """Hold on every account, or on none if one has no room. `event` is recorded if the worker dies."""

@@ -7,6 +7,7 @@ end, so its shutdown function is wrapped: queued log events are settled first, t
 from __future__ import annotations
 
 import asyncio
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 from litellm.proxy import proxy_server
 
 import usage_plugin
-from usage_plugin.config import find_config, load_config
+from usage_plugin.config import CONFIG_VARIABLE, find_config, load_config, read_proxy_section
 from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger, short_error, show_log
 from usage_plugin.proxy.exchange import ExchangeWrapper
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
+from usage_plugin.proxy.price_sheets import unpriced_models
 from usage_plugin.proxy.prices import PriceBook
 from usage_plugin.runtime import Runtime
 
@@ -45,7 +47,9 @@ def start() -> UsageHandler_PROXY_:
             "usage_plugin.proxy.callback works inside the LiteLLM proxy only.",
             hint="Name it in litellm_settings.callbacks of the proxy's YAML.",
         ) from None
-    runtime = Runtime(load_config(find_config(proxy_server.user_config_file_path)))
+    # A file of our own beats the one that LiteLLM was started with.
+    path = find_config(None if os.environ.get(CONFIG_VARIABLE) else proxy_server.user_config_file_path)
+    runtime = Runtime(load_config(path))
     handler = UsageHandler_PROXY_(runtime, PriceBook())
     ticking = loop.create_task(_tick(runtime))
     _wrap_app(handler)
@@ -101,6 +105,14 @@ async def _tick(runtime: Runtime) -> None:
             log.warning("tick.failed", **short_error(error))
 
 
+def _unpriced(path: Path) -> list[str]:
+    """List models without a price, from the proxy's YAML: the router is not there yet."""
+    models = read_proxy_section(path, "model_list")
+    if models is None and proxy_server.user_config_file_path:
+        models = read_proxy_section(Path(proxy_server.user_config_file_path), "model_list")
+    return unpriced_models(models)
+
+
 def _announce(runtime: Runtime) -> None:
     """Say in one line what is in force."""
     config = runtime.config
@@ -109,9 +121,9 @@ def _announce(runtime: Runtime) -> None:
         version=usage_plugin.__version__,
         limits=[limit.name for limit in config.limits],
         enforce=runtime.enforce,
-        data_dir=str(config.data_dir),
+        unpriced_models=_unpriced(config.path),
+        ledger=runtime.ledger.location,
         storage=config.storage.backend,
-        ledger=config.ledger.backend,
         identity=list(config.identity.user),
         config=str(config.path),
     )

@@ -56,6 +56,7 @@ class SqliteLedger(Ledger):
             StorageVersionError: a newer version wrote it.
         """
         self._path = path
+        self.location = str(path)
         with _translated(path):
             create_private(path)
             self._connection = sqlite3.connect(
