@@ -103,11 +103,13 @@ class Runtime:
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
-        await self.recorder.drain(seconds)
-        self.refusals.flush()
-        self._keeper.stop(seconds)
-        self._workers.leave()
-        self.ledger.close()
+        try:
+            await self.recorder.drain(seconds)
+            self.refusals.flush()
+        finally:
+            self._keeper.stop(seconds)
+            self._workers.leave()
+            self.ledger.close()
 
 
 class Reader:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.cli.output import Column, Output, table
 from usage_plugin.domain.ledger import Account, AccountKey, Balance
-from usage_plugin.domain.windows import FOREVER, Window, to_datetime, window_at
+from usage_plugin.domain.windows import FOREVER, Window, reset_of, to_datetime, window_at
 from usage_plugin.tracking.refusals import format_amount, plain_amount
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _plain(row: _Row) -> dict[str, Any]:
         "remaining": None if row.remaining is None else plain_amount(unit, row.remaining),
         "window": {
             "start": to_datetime(row.window.start).isoformat(),
-            "end": None if row.window.end == FOREVER else to_datetime(row.window.end).isoformat(),
+            "end": resets.isoformat() if (resets := reset_of(row.window)) else None,
         },
         "action": row.limit.action,
         "dry_run": row.limit.dry_run,

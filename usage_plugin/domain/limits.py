@@ -86,7 +86,8 @@ class Limit:
 
     def __post_init__(self) -> None:
         """Derive what is asked for with each request."""
-        identity = [self.name, self.per, self.match.conditions, self.unit, self.window, str(self.zone)]
+        conditions = sorted((key, sorted(globs)) for key, globs in self.match.conditions)
+        identity = [self.name, self.per, conditions, self.unit, self.window, str(self.zone)]
         digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         object.__setattr__(self, "key", int.from_bytes(digest, "big") >> 1)
         object.__setattr__(self, "is_callers_own", bool(OWN_DIMENSIONS.intersection(self.per)))
@@ -98,7 +99,11 @@ class Limit:
 
     def names_of(self, subject: str) -> dict[str, str]:
         """Take a subject of this limit apart, dimension by dimension; `global` has no name."""
-        return {} if self.per == ("global",) else dict(zip(self.per, subject.split(SEPARATOR), strict=True))
+        return (
+            {}
+            if self.per == ("global",)
+            else dict(zip(self.per, subject.split(SEPARATOR, len(self.per) - 1), strict=True))
+        )
 
     def lets_unpriced_pass(self, model: str) -> bool:
         """Say whether a model without a price may be used under this cost limit."""
@@ -190,7 +195,7 @@ class LimitSet:
             Matched(limit, subject, self._amounts(limit, known))
             for limit in self.limits
             if limit.match.holds(known)
-            for subject in _subjects_of(limit.per, names)
+            for subject in _subjects_of(limit, names)
         )
 
     def _known(self, names: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
@@ -207,10 +212,13 @@ def _one(name: str | None) -> tuple[str, ...]:
     return () if name is None else (name,)
 
 
-def _subjects_of(per: tuple[Dimension, ...], names: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Join the names of the dimensions, once for each tag where tags are counted."""
+def _subjects_of(limit: Limit, names: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """Join the names of the dimensions, once for each tag that the limit counts where tags are counted."""
+    wanted = dict(limit.match.conditions)
     subjects = [""]
-    for at, dimension in enumerate(per):
+    for at, dimension in enumerate(limit.per):
         values = ("",) if dimension == "global" else names[dimension]
+        if dimension in wanted:
+            values = tuple(value for value in values if _glob(wanted[dimension]).match(value))
         subjects = [f"{left}{SEPARATOR}{value}" if at else value for left in subjects for value in values]
     return subjects

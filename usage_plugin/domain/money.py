@@ -7,7 +7,7 @@ their shortest decimal text (`from_float`), which is what somebody wrote down.
 from __future__ import annotations
 
 import math
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import TypeAlias
 
 from usage_plugin.errors import MoneyError
@@ -19,6 +19,7 @@ NANO_PER_USD = 10**9
 LARGEST_REQUEST: Nano = 10**16
 """No request costs more than ten million dollars; what says so is wrong, and must not make sums overflow."""
 
+_EXACT = Context(prec=100, traps=[Inexact, InvalidOperation])
 _LARGEST_USD = 9_000_000_000
 """SQLite's integers end at 9.22 × 10¹⁸, so no single amount may pass 9 billion dollars."""
 
@@ -32,6 +33,8 @@ def parse_usd(value: str | int | Decimal) -> Nano:
     Raises:
         MoneyError: not a number, negative, not finite, finer than a nano-dollar, or beyond 9 billion.
     """
+    if isinstance(value, bool | float):
+        raise MoneyError(f"{value!r} is not an amount in USD.")
     try:
         amount = Decimal(value)
     except (InvalidOperation, TypeError, ValueError):
@@ -42,10 +45,10 @@ def parse_usd(value: str | int | Decimal) -> Nano:
         raise MoneyError(f"{value} is negative.")
     if amount > _LARGEST_USD:
         raise MoneyError(f"{value} is more than {_LARGEST_USD} USD.")
-    nano = amount.scaleb(9)
-    if nano != nano.to_integral_value():
-        raise MoneyError(f"{value} is finer than a nano-dollar (nine decimals).")
-    return int(nano)
+    try:
+        return int(_EXACT.scaleb(amount, 9).to_integral_exact(context=_EXACT))
+    except Inexact:
+        raise MoneyError(f"{value} is finer than a nano-dollar (nine decimals).") from None
 
 
 def format_usd(nano: Nano) -> str:

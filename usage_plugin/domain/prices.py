@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import TokenUsage
 
 _ATTO_PER_NANO = 10**9
+_DEAREST_USD = 1_000_000
+"""What asks for more for one token is no price."""
 
 
 def atto_per_token(usd_per_token: object) -> int | None:
@@ -26,18 +28,19 @@ def atto_per_token(usd_per_token: object) -> int | None:
         return None
     try:
         price = Decimal(str(usd_per_token))
+        if not 0 <= price <= _DEAREST_USD:
+            return None
+        return int(price.scaleb(18).to_integral_value(rounding=ROUND_CEILING))
     except ArithmeticError:
         return None
-    if not price.is_finite() or price < 0:
-        return None
-    return int(price.scaleb(18).to_integral_value(rounding=ROUND_CEILING))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Prices of the kinds of token, in atto-dollars for each token.
 
-    Cached and cache-write tokens are part of the input, reasoning tokens part of the output.
+    Cached and cache-write tokens are part of the input, reasoning tokens part of the output. `dearest_cache_write`
+    counts for worst cases only: what a provider asks for keeping a prefix for longer.
     """
 
     input: int
@@ -45,6 +48,7 @@ class Rates:
     cached_input: int
     cache_write: int
     reasoning: int
+    dearest_cache_write: int = 0
 
     def atto(self, tokens: TokenUsage) -> int:
         """Price a usage vector, in atto-dollars."""
@@ -62,7 +66,7 @@ class Rates:
     @property
     def dearest_input(self) -> int:
         """The most that one input token can cost."""
-        return max(self.input, self.cached_input, self.cache_write)
+        return max(self.input, self.cached_input, self.cache_write, self.dearest_cache_write)
 
     @property
     def dearest_output(self) -> int:

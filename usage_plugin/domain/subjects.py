@@ -72,16 +72,19 @@ def clean_name(value: object, *, what: str, casefold: bool = False) -> str | Non
         return None
     if not isinstance(value, str):
         raise SubjectNameError(f"The {what} must be text, not {type(value).__name__}.")
-    name = unicodedata.normalize("NFC", value.strip())
+    name = value.strip()
+    name = unicodedata.normalize("NFC", name.casefold() if casefold else name).strip()
     if not name:
         return None
     if len(name) > LONGEST_NAME:
         raise SubjectNameError(f"The {what} has {len(name)} characters; {LONGEST_NAME} are allowed.")
     if not name.isprintable():
         raise SubjectNameError(f"The {what} {name!r} has unprintable characters.")
+    if name == ANONYMOUS:
+        raise SubjectNameError(f"The {what} cannot be {ANONYMOUS}: that is who nobody is.")
     if _is_json(name):
         raise SubjectNameError(
             f"The {what} is JSON, which no limit can be set for: {name[:60]!r}.",
             hint="The operator can name the field to take with identity.json_field.",
         )
-    return name.casefold() if casefold else name
+    return name

@@ -16,8 +16,8 @@ WindowKind = Literal["request", "minute", "hour", "day", "week", "month", "quart
 WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
 
 MICROSECONDS = 1_000_000
-FOREVER = 253_402_300_800 * MICROSECONDS
-"""The end of a lifetime window: the year 10000."""
+FOREVER = 253_402_214_400 * MICROSECONDS
+"""The end of a lifetime window: 9999-12-31, since calendars end a day later."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -37,6 +37,11 @@ def to_instant(moment: datetime) -> int:
 def to_datetime(instant: int, zone: ZoneInfo | timezone = timezone.utc) -> datetime:
     """Turn microseconds since 1970 UTC into an aware datetime."""
     return (_EPOCH + timedelta(microseconds=instant)).astimezone(zone)
+
+
+def reset_of(window: Window) -> datetime | None:
+    """Say when a window ends, in UTC; None if it never does."""
+    return None if window.end >= FOREVER else to_datetime(window.end)
 
 
 def local_date(instant: int, zone: ZoneInfo) -> date:
@@ -86,9 +91,30 @@ def _window_at(kind: WindowKind, instant: int, zone: ZoneInfo) -> Window:
         if kind == "hour":
             into += timedelta(minutes=local.minute)
         start = instant - into // timedelta(microseconds=1)
-        return Window(start, start + length // timedelta(microseconds=1))
+        return _within_offset(Window(start, start + length // timedelta(microseconds=1)), instant, zone)
     first, after = _calendar_days(kind, local.date())
     return Window(start_of_day(first, zone), start_of_day(after, zone))
+
+
+def _within_offset(window: Window, instant: int, zone: ZoneInfo) -> Window:
+    """Cut a window where the clocks change in it, as they do by half an hour in some zones."""
+    offset = to_datetime(instant, zone).utcoffset()
+
+    def same(at: int) -> bool:
+        return to_datetime(at, zone).utcoffset() == offset
+
+    def change_between(low: int, high: int) -> int:
+        """Find the first instant after `low` at which the clock shows what it shows at `high`."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if same(middle) is same(high) else (middle, high)
+        return high
+
+    start, end = window
+    return Window(
+        start if same(start) else change_between(start, instant),
+        end if same(end - 1) else change_between(instant, end - 1),
+    )
 
 
 def _calendar_days(kind: WindowKind, day: date) -> tuple[date, date]:

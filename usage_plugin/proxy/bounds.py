@@ -14,7 +14,7 @@ from usage_plugin.domain.usage import MOST_TOKENS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_MOST_ANSWERS = 10_000
+MOST_ANSWERS = 100_000
 PER_REQUEST = 64
 PER_MESSAGE = 16
 PER_TOOL = 32
@@ -34,7 +34,8 @@ _OUTPUT_FIELDS = (
     "maxOutputTokens",
 )  # fmt: skip
 _ANSWERS_FIELDS = ("n", "best_of", "candidate_count", "candidateCount", "num_return_sequences")
-_OTHER_TEXT = ("response_format", "text", "functions", "suffix", "prediction", "extra_body")
+_PROVIDER_RUN = ("web_search_options", "mcp_servers")
+_OTHER_TEXT = ("instructions", "response_format", "text", "functions", "suffix", "prediction", "documents")
 _INJECTED_FIELD = {
     "acompletion": "max_tokens",
     "atext_completion": "max_tokens",
@@ -47,29 +48,33 @@ class _NotBoundedError(Exception):
     """The body refers to something that it does not contain."""
 
 
-def input_bound(call_type: str, body: Mapping[str, Any]) -> int | None:
+def input_bound(body: Mapping[str, Any]) -> int | None:
     """Bound the input tokens; None if the body's bytes do not."""
-    if any(body.get(field) for field in _REFERENCES):
-        return None
-    if call_type == "aresponses" and isinstance(body.get("prompt"), dict):
+    places = _places(body)
+    if any(place.get(field) for place in places for field in _REFERENCES) or isinstance(body.get("prompt"), dict):
         return None
     try:
-        bound = PER_REQUEST + _content(body.get("messages"), PER_MESSAGE) + _prompt(body)
-        bound += _content(body.get("system"), PER_MESSAGE) + _text(body.get("instructions"))
-        bound += sum(
-            _text(body.get(field)) for field in ("response_format", "text", "functions", "suffix", "dimensions")
-        )
-        return bound + _tools(body.get("tools"))
+        return PER_REQUEST + sum(_input_of(place) for place in places)
     except (_NotBoundedError, RecursionError):
         return None
 
 
+def _input_of(place: Mapping[str, Any]) -> int:
+    """Count the text of a body, or of an `extra_body` that LiteLLM lays over it."""
+    bound = sum(_content(place.get(field), PER_MESSAGE) for field in ("messages", "system"))
+    bound += sum(_prompt(place.get(field)) for field in ("input", "prompt"))
+    return bound + sum(_text(place.get(field)) for field in _OTHER_TEXT) + _tools(place.get("tools"))
+
+
 def output_is_bounded(body: Mapping[str, Any]) -> bool:
     """Say whether the output limit of the request bounds what will be billed."""
-    if body.get("background") or body.get("web_search_options"):
+    places = _places(body)
+    if any(place.get("background") for place in places):
         return False
-    tools = body.get("tools")
-    return not isinstance(tools, list) or all(_is_client_tool(tool) for tool in tools)
+    if any(place.get(field) is not None for place in places for field in _PROVIDER_RUN):
+        return False
+    tools = [tool for place in places if isinstance(place.get("tools"), list) for tool in place["tools"]]
+    return all(_is_client_tool(tool) for tool in tools) and answers(body) <= MOST_ANSWERS
 
 
 def asked_output(body: Mapping[str, Any]) -> int | None:
@@ -102,7 +107,7 @@ def answers(body: Mapping[str, Any]) -> int:
     counts = [_whole(place.get(field)) or 1 for place in _places(body) for field in _ANSWERS_FIELDS]
     prompts = body.get("prompt")
     several = len(prompts) if isinstance(prompts, list) and not _are_tokens(prompts) else 1
-    return min(_MOST_ANSWERS, max(counts) * max(1, several))
+    return min(2**31 - 1, max(counts) * max(1, several))
 
 
 def _places(body: Mapping[str, Any]) -> list[Any]:
@@ -137,16 +142,18 @@ def _content(value: object, each: int) -> int:
     if not isinstance(value, dict):
         return _text(value)
     kind = value.get("type")
-    if "role" not in value and kind not in _TEXT_PARTS:
+    if kind not in _TEXT_PARTS and not (kind is None and "role" in value):
+        raise _NotBoundedError
+    if value.get("audio") is not None or (kind == "reasoning" and not value.get("encrypted_content")):
+        # By its id only: the provider reads what it has kept.
         raise _NotBoundedError
     return sum(
         _content(item, 4) if key in ("content", "output") else _text(key) + _text(item) for key, item in value.items()
     )
 
 
-def _prompt(body: Mapping[str, Any]) -> int:
+def _prompt(given: object) -> int:
     """Count `prompt` or `input`: text, several texts, token numbers, or the items of the Responses API."""
-    given = body.get("input", body.get("prompt"))
     if isinstance(given, list) and given:
         if _are_tokens(given):
             return len(given)
@@ -167,4 +174,6 @@ def _tools(tools: object) -> int:
 
 def _is_client_tool(tool: object) -> bool:
     """Tell the tools that the client runs from those that the provider runs, and bills, by itself."""
-    return isinstance(tool, dict) and (tool.get("type") in ("function", "custom") or "input_schema" in tool)
+    if not isinstance(tool, dict):
+        return False
+    return tool.get("type") in ("function", "custom") or (tool.get("type") is None and "input_schema" in tool)

@@ -15,6 +15,7 @@ from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import ProxyException
 
 from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
@@ -118,6 +119,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     def _ask(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Ask:
         model = data.get("model")
         model = model if isinstance(model, str) and model else None
+        if model and (len(model) > LONGEST_NAME or not model.isprintable()):
+            raise bad_request(f"The model's name cannot be taken: {model[:100]!r}.", param="model")
         primary = self._deployments(model, subjects.team)
         if model and "," in model and not primary:
             # LiteLLM would call every model of the list, and log one of them, at no cost.
@@ -137,7 +140,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         ways = primary or ((_unknown(model),) if model else ())
         output, injected = self._output(data, kind, subjects, [*ways, *fallbacks])
-        text_bound = bounds.input_bound(kind, data)
+        text_bound = bounds.input_bound(data)
         inputs = [_input(way, text_bound) for way in (*ways, *fallbacks)]
         return Ask(
             draft=UsageEvent(
@@ -147,8 +150,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 call_type=kind,
                 **subjects._asdict(),
                 call_id=_short(data.get("litellm_call_id")),
-                requested_model=_short(model),
-                model=_short(ways[0].model) if ways else None,
+                requested_model=model,
+                model=ways[0].model if ways else None,
                 provider=ways[0].provider if ways else None,
                 injected_output_tokens=injected,
             ),

@@ -106,7 +106,8 @@ def _claimed(claim: object, config: IdentityConfig) -> str | None:
             claim = json.loads(claim).get(config.json_field)
         except (ValueError, RecursionError):
             raise SubjectNameError("The end user is neither a name nor valid JSON.") from None
-    return clean_name(claim, what="end user", casefold=config.casefold)
+    name = clean_name(claim, what="end user", casefold=config.casefold)
+    return None if name == _PLACEHOLDER else name
 
 
 def _header(body: Mapping[str, Any], name: str) -> object:

@@ -101,8 +101,9 @@ async def _tick(runtime: Runtime) -> None:
             if runtime.clock.monotonic() - cleaned > every:
                 cleaned = runtime.clock.monotonic()
                 runtime.cache.clean_up(local_date(runtime.clock.now(), runtime.config.timezone))
-        except UsagePluginError as error:
-            log.warning("tick.failed", **short_error(error))
+        except Exception:
+            # Whatever it was, the next tick must come.
+            log.exception("tick.failed")
 
 
 def _unpriced(path: Path) -> list[str]:

@@ -95,7 +95,7 @@ def read_tokens(usage: Mapping[str, Any], *, anthropic: bool) -> TokenUsage:
         prompt, "cache_creation_tokens", "cache_write_tokens"
     )
     total_input = _first(usage, "prompt_tokens", "input_tokens")
-    if anthropic and "prompt_tokens" not in usage:
+    if anthropic and usage.get("prompt_tokens") is None:
         total_input += cached + written
     return TokenUsage(
         input_tokens=total_input,

@@ -50,25 +50,55 @@ def read_price(info: Mapping[str, Any], *, embedding: bool = False) -> Price | N
 
 
 def _rates(info: Mapping[str, Any], suffix: str, base: Rates | None, *, embedding: bool) -> Rates | None:
-    def rate(key: str, otherwise: int | None) -> int | None:
-        value = info.get(key + suffix)
-        return otherwise if value is None else atto_per_token(value)
+    """Read the rates under one suffix; what a tier does not name is the base's, or follows its own input and output."""
 
-    input_rate = rate("input_cost_per_token", base.input if base else None)
-    output_rate = rate("output_cost_per_token", base.output if base else (0 if embedding else None))
+    def rate(key: str) -> int | None:
+        return atto_per_token(info.get(key + suffix))
+
+    def given(key: str) -> bool:
+        return info.get(key + suffix) is not None
+
+    def own(key: str) -> int | None:
+        return rate(key) if given(key) else atto_per_token(info.get(key))
+
+    input_rate = rate("input_cost_per_token") if given("input_cost_per_token") else (base.input if base else None)
+    output_rate = rate("output_cost_per_token") if given("output_cost_per_token") else (base.output if base else None)
+    if output_rate is None and embedding and not given("output_cost_per_token"):
+        output_rate = 0
     if input_rate is None or output_rate is None:
         return None
+    cache_write = _first_known(own("cache_creation_input_token_cost"), input_rate)
+    own_reasoning = own("output_cost_per_reasoning_token")
     return Rates(
         input=input_rate,
         output=output_rate,
-        cached_input=_known(rate("cache_read_input_token_cost", base.cached_input if base else None), input_rate),
-        cache_write=_known(rate("cache_creation_input_token_cost", base.cache_write if base else None), input_rate),
-        reasoning=_known(rate("output_cost_per_reasoning_token", None), output_rate),
+        cached_input=_first_known(own("cache_read_input_token_cost"), input_rate),
+        cache_write=cache_write,
+        reasoning=max(output_rate, own_reasoning or 0) if base else _first_known(own_reasoning, output_rate),
+        dearest_cache_write=max(cache_write, own("cache_creation_input_token_cost_above_1hr") or 0),
     )
 
 
-def _known(value: int | None, otherwise: int) -> int:
+def _first_known(value: int | None, otherwise: int) -> int:
     return otherwise if value is None else value
+
+
+def map_entry(price_map: Mapping[str, Any], name: str, provider: object = None) -> Mapping[str, Any]:
+    """Find the entry of a map for a provider's model; empty if there is none.
+
+    An entry without the provider in its name counts only if it says that it is that provider's: `groq/gpt-4o` is
+    not OpenAI's `gpt-4o`.
+    """
+    prefix, _, bare = name.partition("/")
+    if name in price_map:
+        found = price_map[name]
+    elif provider and f"{provider}/{name}" in price_map:
+        found = price_map[f"{provider}/{name}"]
+    elif bare and bare in price_map and str(price_map[bare].get("litellm_provider") or "").endswith(prefix):
+        found = price_map[bare]
+    else:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def unpriced_models(model_list: object) -> list[str]:
@@ -76,22 +106,28 @@ def unpriced_models(model_list: object) -> list[str]:
 
     Wildcards are passed over: what they stand for is known only when somebody asks.
     """
-    price_map = _price_map()
-    unpriced = []
+    price_map = shipped_price_map()
+    unpriced = set()
     for entry in model_list if isinstance(model_list, list) else ():
-        parameters, info = (entry.get(name) or {} for name in ("litellm_params", "model_info"))
+        if not isinstance(entry, dict):
+            continue
+        parameters, info = (_mapping(entry.get(name)) for name in ("litellm_params", "model_info"))
         own = {**parameters, **info}
         name = str(own.get("base_model") or parameters.get("model") or "")
         if "*" in name:
             continue
-        mapped = price_map.get(name) or price_map.get(name.split("/", 1)[-1]) or {}
+        mapped = map_entry(price_map, name, own.get("custom_llm_provider"))
         embedding = {**mapped, **own}.get("mode") == "embedding"
         if read_price(own_or_mapped(own, mapped), embedding=embedding) is None:
-            unpriced.append(str(entry.get("model_name")))
-    return sorted(set(unpriced))
+            unpriced.add(str(entry.get("model_name")))
+    return sorted(unpriced)
 
 
-def _price_map() -> dict[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def shipped_price_map() -> dict[str, Any]:
     """Read the map that LiteLLM ships; empty without LiteLLM."""
     found = find_spec("litellm")
     if found is None or found.origin is None:

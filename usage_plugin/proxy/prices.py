@@ -1,6 +1,7 @@
 """Prices: what LiteLLM's router and price map say about a model, as the domain's `Price`.
 
-LiteLLM's own look-ups turn a missing price into zero, so the raw entries are read here; `price_sheets` says how.
+LiteLLM's own look-ups turn a missing price into zero, and ask some providers over the network; so the raw entries are
+read here. `price_sheets` says how.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import litellm
 from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
 
-from usage_plugin.proxy.price_sheets import own_or_mapped, read_price
+from usage_plugin.domain.subjects import LONGEST_NAME
+from usage_plugin.proxy.price_sheets import map_entry, own_or_mapped, read_price
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -54,7 +56,8 @@ class PriceBook:
     """Looks models up in the running router; answers are kept for a few seconds."""
 
     def __init__(self) -> None:
-        """Start with nothing looked up."""
+        """Copy LiteLLM's price map as it is now: later the router writes custom prices into the shared one."""
+        self._map = {name: dict(entry) for name, entry in litellm.model_cost.items() if isinstance(entry, dict)}
         self._kept: OrderedDict[tuple[str, str | None], tuple[float, Any]] = OrderedDict()
 
     def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
@@ -89,8 +92,7 @@ class PriceBook:
                             queue.append(target)
         return found
 
-    @staticmethod
-    def _look_up(model: str, team: str | None) -> Iterable[Deployment]:
+    def _look_up(self, model: str, team: str | None) -> Iterable[Deployment]:
         router = _router()
         if router is None:
             return
@@ -103,7 +105,7 @@ class PriceBook:
             if "*" in served:
                 served = model if model.startswith(served.split("*", 1)[0]) else served.replace("*", model)
             own = {key: value for key, value in {**parameters, **info}.items() if value is not None}
-            mapped = _map_entry(str(own.get("base_model") or served), own.get("custom_llm_provider"))
+            mapped = map_entry(self._map, str(own.get("base_model") or served), own.get("custom_llm_provider"))
             facts = {**mapped, **own}
             sheet = own_or_mapped(own, mapped)
             provider = own.get("custom_llm_provider") or facts.get("litellm_provider") or _provider(served)
@@ -126,22 +128,13 @@ def _targets(fallbacks: list[Any], model: str) -> list[str]:
     else:
         chosen = get_fallback_model_group(fallbacks, model)[0] or []
     names = [item.get("model") if isinstance(item, dict) else item for item in chosen]
-    return [name for name in names if isinstance(name, str)]
+    return [name for name in names if isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable()]
 
 
 def _router() -> Any:  # litellm.Router, rebound whenever the proxy loads its config
     from litellm.proxy import proxy_server  # noqa: PLC0415  # only in the proxy, and only when it runs
 
     return proxy_server.llm_router
-
-
-def _map_entry(name: str, provider: object) -> dict[str, Any]:
-    """Find LiteLLM's raw entry for a model; empty if there is none."""
-    try:
-        found = litellm.get_model_info(name, custom_llm_provider=str(provider) if provider else None)
-    except Exception:  # noqa: BLE001  # LiteLLM raises bare Exceptions for unknown models
-        return {}
-    return {key: value for key, value in litellm.model_cost.get(found["key"], {}).items() if value is not None}
 
 
 def _provider(served_model: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.proxy._types import ProxyException
 
-from usage_plugin.domain.windows import MICROSECONDS, to_datetime
+from usage_plugin.domain.windows import MICROSECONDS, reset_of, to_datetime
 from usage_plugin.tracking.refusals import describe, format_amount
 
 if TYPE_CHECKING:
@@ -103,12 +103,13 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
 def standing_headers(standing: Standing) -> dict[str, str]:
     """Tell a caller how their tightest limit stands."""
     limit = standing.demand.limit
-    return {
+    headers = {
         "x-usage-limit": limit.name,
         "x-usage-remaining": format_amount(limit.unit, standing.remaining),
         "x-usage-unit": limit.unit,
-        "x-usage-resets-at": to_datetime(standing.demand.window.end).isoformat(),
     }
+    resets = reset_of(standing.demand.window)
+    return headers | {"x-usage-resets-at": resets.isoformat()} if resets else headers
 
 
 def sentence(refusal: Refusal, contact: str) -> str:

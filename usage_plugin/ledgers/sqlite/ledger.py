@@ -76,11 +76,13 @@ class SqliteLedger(Ledger):
             self._execute("PRAGMA busy_timeout = 0")
 
     def _identify(self) -> str:
-        with self._writing():
+        """Give this ledger its name for ever, once; readers must not wait for a lock to learn it."""
+        if (row := self._execute("SELECT writer FROM ledger").fetchone()) is None:
+            self._execute(
+                "INSERT INTO ledger (writer, acknowledged) SELECT ?, 0 WHERE NOT EXISTS (SELECT * FROM ledger)",
+                (uuid.uuid4().hex,),
+            )
             row = self._execute("SELECT writer FROM ledger").fetchone()
-            if row is None:
-                row = (uuid.uuid4().hex,)
-                self._execute("INSERT INTO ledger (writer, acknowledged) VALUES (?, 0)", row)
         return str(row[0])
 
     @contextmanager
@@ -231,7 +233,7 @@ class SqliteLedger(Ledger):
                 " ON CONFLICT DO UPDATE SET count = count + excluded.count",
                 counts,
             )
-            self._connection.executemany("INSERT INTO refusals (ref, at, details) VALUES (?, ?, ?)", details)
+            self._connection.executemany("INSERT OR REPLACE INTO refusals (ref, at, details) VALUES (?, ?, ?)", details)
             self._execute(
                 "DELETE FROM refusals WHERE number <= (SELECT max(number) FROM refusals) - ?", (KEPT_REFUSALS,)
             )

@@ -1,0 +1,441 @@
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usage_plugin.domain.limits import Limit, LimitSet, Match, Override
+from usage_plugin.domain.subjects import DIMENSIONS, SEPARATOR, Subjects
+
+UTC = ZoneInfo("UTC")
+NOON = 1_795_003_200_000_000
+
+EVERYBODY = Subjects(
+    user="ann",
+    team="research",
+    api_key="hash-1",
+    end_user="end-ann",
+    organization="corp",
+    session="s-1",
+    tags=("prod", "batch"),
+)
+NAMES = {
+    "user": "ann",
+    "team": "research",
+    "api_key": "hash-1",
+    "end_user": "end-ann",
+    "organization": "corp",
+    "session": "s-1",
+    "model": "gpt-5",
+    "provider": "openai",
+}
+
+
+def make_limit(**changes):
+    """A limit of 5 USD a day for each user, with changes."""
+    return Limit(**{
+        "name": "daily", "per": ("user",), "unit": "usd", "amount": 5_000_000_000, "window": "day", "zone": UTC, **changes,
+    })  # fmt: skip
+
+
+def matching(limit, subjects=EVERYBODY, model="gpt-5", provider="openai", groups=None):
+    return LimitSet([limit], groups).matching(subjects, model, provider)
+
+
+def amount_of(limit, subjects=EVERYBODY, at=NOON, groups=None):
+    """The amount in force on the only account of a request."""
+    (found,) = matching(limit, subjects, groups=groups)
+    return found.amount_at(at)
+
+
+def conditions(**globs):
+    return Match(tuple((key, (names,) if isinstance(names, str) else tuple(names)) for key, names in globs.items()))
+
+
+# ── per: whose account ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("dimension", "name"), NAMES.items())
+def test_each_dimension_has_its_own_account(dimension, name):
+    """A limit per a dimension counts a request on the account of its name in that dimension."""
+    assert [found.subject for found in matching(make_limit(per=(dimension,)))] == [name]
+
+
+def test_each_tag_has_its_own_account():
+    """A request with several tags counts on one account for each of them."""
+    assert [found.subject for found in matching(make_limit(per=("tag",)))] == ["prod", "batch"]
+
+
+def test_a_global_limit_has_one_account():
+    """A global limit counts every request on one account without a name, whatever is known of the request."""
+    limit = make_limit(per=("global",))
+    assert [found.subject for found in matching(limit)] == [""]
+    assert [found.subject for found in matching(limit, Subjects(), model=None, provider=None)] == [""]
+    assert limit.names_of("") == {}
+
+
+@pytest.mark.parametrize("dimension", [d for d in DIMENSIONS if d not in ("user", "global")])
+def test_a_missing_dimension_makes_the_limit_not_apply(dimension):
+    """A limit per a dimension that a request has no name in does not count it."""
+    assert matching(make_limit(per=(dimension,)), Subjects(), model=None, provider=None) == ()
+
+
+@pytest.mark.parametrize("dimension", [d for d in DIMENSIONS if d != "global"])
+def test_a_condition_on_a_missing_dimension_does_not_hold(dimension):
+    """A limit for a name in some dimension does not count requests without one, even if it matches `*`."""
+    limit = make_limit(per=("global",), match=conditions(**{dimension: "*"}))
+    assert (matching(limit, Subjects(), model=None, provider=None) != ()) == (dimension == "user")
+    assert matching(limit) != ()
+
+
+def test_requests_of_nobody_share_an_account():
+    """Whom nothing names counts on the shared account (anonymous)."""
+    assert [found.subject for found in matching(make_limit(), Subjects())] == ["(anonymous)"]
+
+
+def test_a_list_of_dimensions_has_an_account_for_each_combination():
+    """A limit per team and user gives each member of each team an account of its own, and names both."""
+    limit = make_limit(per=("team", "user"))
+    (found,) = matching(limit)
+    assert limit.names_of(found.subject) == {"team": "research", "user": "ann"}
+    (other,) = matching(limit, Subjects(user="ann", team="sales"))
+    assert other.subject != found.subject
+
+
+def test_a_list_with_tags_has_an_account_for_each_tag():
+    """A limit per user and tag counts a request once for each tag."""
+    limit = make_limit(per=("user", "tag"))
+    assert [limit.names_of(found.subject) for found in matching(limit)] == [
+        {"user": "ann", "tag": "prod"},
+        {"user": "ann", "tag": "batch"},
+    ]
+
+
+def test_a_list_with_a_missing_dimension_does_not_apply():
+    """A limit per team and user does not count users without a team."""
+    assert matching(make_limit(per=("team", "user")), Subjects(user="ann")) == ()
+
+
+@given(
+    st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1),
+    st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1),
+)
+def test_a_subject_of_two_dimensions_can_be_taken_apart(team, user):
+    """Whatever printable names a team and a user have, their account names both of them again."""
+    limit = make_limit(per=("team", "user"))
+    (found,) = matching(limit, Subjects(user=user, team=team))
+    assert limit.names_of(found.subject) == {"team": team, "user": user}
+    assert found.subject == f"{team}{SEPARATOR}{user}"
+
+
+def test_every_limit_that_matches_counts():
+    """A request counts on all limits that match it, in the order in which they were written."""
+    limits = LimitSet(
+        [
+            make_limit(name="a"),
+            make_limit(name="b", match=conditions(team="sales")),
+            make_limit(name="c", per=("global",)),
+            make_limit(name="d", per=("model",)),
+        ]
+    )
+    assert [found.limit.name for found in limits.matching(EVERYBODY, "gpt-5", "openai")] == ["a", "c", "d"]
+    assert [found.limit.name for found in limits.matching(EVERYBODY, None, None)] == ["a", "c"]
+
+
+# ── match: which requests ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("glob", "matches"),
+    [
+        ("gpt-5", True), ("gpt-*", True), ("*", True), ("gpt-?", True), ("gpt-[0-9]", True), ("*5", True),
+        ("gpt", False), ("pt-5", False), ("gpt-5-mini", False), ("GPT-5", False), ("", False), ("gpt-5 ", False),
+        ("gpt.5", False), ("(gpt-5)", False), ("gpt-5|x", False),
+    ],
+)  # fmt: skip
+def test_globs_fit_whole_names(glob, matches):
+    """A glob must fit the whole name, in its own case, and means nothing but * ? and brackets."""
+    assert bool(matching(make_limit(match=conditions(model=glob)))) == matches
+
+
+def test_a_star_also_stands_for_slashes():
+    """In provider/model names `*` also stands for what has slashes in it."""
+    limit = make_limit(match=conditions(model="openrouter/*"))
+    assert matching(limit, model="openrouter/anthropic/claude")
+
+
+def test_one_of_several_globs_is_enough():
+    """Of the globs of one dimension one must fit."""
+    limit = make_limit(match=conditions(model=["claude-opus-*", "o3*"]))
+    assert matching(limit, model="o3-mini")
+    assert matching(limit, model="claude-opus-4")
+    assert not matching(limit, model="claude-haiku")
+
+
+def test_all_conditions_must_hold():
+    """Conditions on several dimensions must hold all together."""
+    limit = make_limit(match=conditions(team="research", model="gpt-*"))
+    assert matching(limit)
+    assert not matching(limit, model="o3")
+    assert not matching(limit, Subjects(user="ann", team="sales"))
+
+
+def test_a_group_is_matched_by_its_members():
+    """A condition on a group holds for users who fit one of the group's globs."""
+    groups = {"power": ("dana", "*@research.corp"), "interns": ("*@intern.corp",)}
+    limit = make_limit(match=conditions(group="power"))
+    assert matching(limit, Subjects(user="dana"), groups=groups)
+    assert matching(limit, Subjects(user="x@research.corp"), groups=groups)
+    assert not matching(limit, Subjects(user="x@intern.corp"), groups=groups)
+    assert not matching(limit, Subjects(user="dana@research.corp.evil"), groups=groups)
+
+
+def test_groups_are_matched_by_globs_too():
+    """A condition on groups may itself be a glob, and a user may be in several groups."""
+    groups = {"eu-power": ("ann",), "us-power": ("bo",), "all": ("*",)}
+    limit = make_limit(match=conditions(group="*-power"))
+    assert matching(limit, Subjects(user="ann"), groups=groups)
+    assert not matching(limit, Subjects(user="eva"), groups=groups)
+    assert LimitSet([], groups).groups_of("ann") == ("eu-power", "all")
+
+
+def test_a_group_without_members_has_none():
+    """A group with an empty list holds nobody."""
+    assert LimitSet([], {"nobody": ()}).groups_of("ann") == ()
+
+
+def test_tags_match_if_one_of_them_does():
+    """A condition on tags holds if any tag of the request fits."""
+    limit = make_limit(match=conditions(tag="batch"))
+    assert matching(limit)
+    assert not matching(limit, Subjects(user="ann", tags=("prod",)))
+
+
+def test_a_limit_per_tag_counts_only_on_tags_that_match():
+    """A limit per tag for some tags counts on the accounts of those tags, not on those of other tags of the request."""
+    limit = make_limit(per=("tag",), match=conditions(tag="team-*"))
+    assert [found.subject for found in matching(limit, Subjects(tags=("team-a", "experiment")))] == ["team-a"]
+
+
+# ── amounts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_first_override_that_matches_sets_the_amount():
+    """Of several overrides that match, the first one counts, whether it is smaller or larger."""
+    limit = make_limit(
+        overrides=(
+            Override(conditions(user="ann"), None),
+            Override(conditions(user="a*"), 7),
+            Override(conditions(group="power"), 9),
+        )
+    )
+    groups = {"power": ("*",)}
+    assert amount_of(limit, Subjects(user="ann"), groups=groups) is None
+    assert amount_of(limit, Subjects(user="alf"), groups=groups) == 7
+    assert amount_of(limit, Subjects(user="bo"), groups=groups) == 9
+    assert amount_of(limit, Subjects(user="bo"), groups={"power": ("dana",)}) == 5_000_000_000
+
+
+def test_an_override_may_ask_for_what_the_limit_does_not_count_by():
+    """An override can match on any dimension of the request, for example the model."""
+    limit = make_limit(overrides=(Override(conditions(model="o3*"), 1),))
+    assert [found.amount_at(NOON) for found in matching(limit, model="o3")] == [1]
+    assert [found.amount_at(NOON) for found in matching(limit, model="gpt-5")] == [5_000_000_000]
+
+
+def test_an_override_ends_at_its_instant():
+    """An override with an end counts before that instant and not at it; then the next one that matches counts."""
+    limit = make_limit(
+        overrides=(Override(conditions(user="ann"), 40, NOON), Override(conditions(user="ann"), 30, NOON + 1))
+    )
+    assert amount_of(limit, at=NOON - 1) == 40
+    assert amount_of(limit, at=NOON) == 30
+    assert amount_of(limit, at=NOON + 1) == 5_000_000_000
+
+
+def test_an_override_with_an_end_does_not_stay_remembered():
+    """The amount is asked for at each instant, also when the same request was matched before."""
+    limits = LimitSet([make_limit(overrides=(Override(Match(), None, NOON),))])
+    amounts = [limits.matching(EVERYBODY, "gpt-5", "openai")[0].amount_at(at) for at in (NOON - 1, NOON, NOON - 1)]
+    assert amounts == [None, 5_000_000_000, None]
+
+
+@pytest.mark.parametrize("amount", [0, None, 1])
+def test_zero_and_unlimited_are_told_apart(amount):
+    """An amount of 0 stays 0, which blocks, and unlimited stays None; neither is taken for the other."""
+    found = amount_of(make_limit(amount=amount))
+    assert found == amount
+    assert (found is None) == (amount is None)
+
+
+@pytest.mark.parametrize("amount", [0, None])
+def test_overrides_can_block_or_lift(amount):
+    """An override of 0 blocks and one of unlimited lifts, over any amount of the limit itself."""
+    assert amount_of(make_limit(overrides=(Override(Match(), amount),))) == amount
+
+
+def test_an_account_knows_its_amount_from_its_subject():
+    """The amount of an account can be told from its names alone, for reports."""
+    limit = make_limit(
+        per=("team", "user"), overrides=(Override(conditions(user="ann"), 7), Override(conditions(model="*"), 1))
+    )
+    limits = LimitSet([limit])
+    assert limits.account(limit, f"research{SEPARATOR}ann").amount_at(NOON) == 7
+    assert limits.account(limit, f"research{SEPARATOR}bo").amount_at(NOON) == 5_000_000_000
+
+
+def test_an_account_knows_the_groups_of_its_user():
+    """Overrides for groups count for an account that has a user."""
+    limit = make_limit(overrides=(Override(conditions(group="power"), 25),))
+    limits = LimitSet([limit], {"power": ("dana",)})
+    assert limits.account(limit, "dana").amount_at(NOON) == 25
+    assert limits.account(limit, "ann").amount_at(NOON) == 5_000_000_000
+
+
+def test_whether_a_limit_may_count_a_user_is_decided_by_users_and_groups():
+    """A limit may count a user unless its conditions on users or groups say otherwise."""
+    limits = LimitSet([], {"power": ("dana",)})
+    assert limits.may_count(make_limit(), "ann")
+    assert limits.may_count(make_limit(match=conditions(model="o3")), "ann")
+    assert limits.may_count(make_limit(match=conditions(group="power")), "dana")
+    assert not limits.may_count(make_limit(match=conditions(group="power")), "ann")
+    assert not limits.may_count(make_limit(match=conditions(user="bo")), "ann")
+
+
+def test_the_window_of_an_account_is_the_limits_own():
+    """The window that an instant belongs to follows the limit's kind and zone."""
+    (found,) = matching(make_limit(zone=ZoneInfo("Asia/Kolkata")))
+    window = found.window_at(NOON)
+    assert window.end - window.start == 24 * 3_600_000_000
+    assert window.start % (24 * 3_600_000_000) == 18.5 * 3_600_000_000
+
+
+# ── the key of the accounts ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"per": ("team",)},
+        {"per": ("user", "team")},
+        {"unit": "requests"},
+        {"window": "month"},
+        {"zone": ZoneInfo("Europe/Berlin")},
+        {"match": conditions(model="o3")},
+        {"match": conditions(user="o3")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_counted_decides_the_key(change):
+    """Another name, subject, unit, window, zone or condition is another account: nothing spent under the old one counts."""
+    assert make_limit(**change).key != make_limit().key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amount": 7},
+        {"amount": None},
+        {"overrides": (Override(conditions(user="ann"), 1),)},
+        {"action": "warn"},
+        {"dry_run": True},
+        {"allow_unpriced": ("local-*",)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_amounts_and_actions_do_not_change_the_key(change):
+    """Whoever changes an amount, an override or an action keeps what was spent."""
+    assert make_limit(**change).key == make_limit().key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (conditions(team="a", model="b"), conditions(model="b", team="a")),
+        (conditions(model=["a", "b"]), conditions(model=["b", "a"])),
+    ],
+    ids=["keys", "globs"],
+)
+def test_the_order_of_conditions_does_not_change_the_key(one, other):
+    """Whoever only sorts the conditions in the YAML keeps what was spent: they count the same."""
+    assert make_limit(match=one).key == make_limit(match=other).key
+
+
+def test_keys_fit_into_the_ledger():
+    """A key is a number that SQLite's signed integers can hold."""
+    assert all(0 <= make_limit(name=f"limit-{number}").key < 2**63 for number in range(1_000))
+
+
+def test_keys_stay_the_same_for_ever():
+    """A key never changes between versions: spent amounts are kept under it."""
+    assert make_limit().key == 5_494_497_574_764_442_783
+
+
+# ── what is shown, and what is remembered ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+def test_only_limits_per_user_key_or_session_are_the_callers_own(dimension):
+    """Amounts may be shown to a caller on limits per user, key or session only."""
+    assert make_limit(per=(dimension,)).is_callers_own == (dimension in ("user", "api_key", "session"))
+
+
+def test_a_limit_for_each_member_of_a_team_is_the_callers_own():
+    """A limit per team and user is the user's own."""
+    assert make_limit(per=("team", "user")).is_callers_own
+
+
+@pytest.mark.parametrize(
+    ("changes", "blocks"),
+    [({}, True), ({"action": "warn"}, False), ({"dry_run": True}, False), ({"action": "warn", "dry_run": True}, False)],
+)
+def test_only_blocking_limits_block(changes, blocks):
+    """Warnings and dry runs are never felt."""
+    assert make_limit(**changes).blocks == blocks
+
+
+def test_models_without_a_price_pass_only_where_they_are_allowed():
+    """A model without a price may be used under a cost limit only if a glob of allow_unpriced fits it."""
+    limit = make_limit(allow_unpriced=("local-*", "test"))
+    assert limit.lets_unpriced_pass("local-llama")
+    assert limit.lets_unpriced_pass("test")
+    assert not limit.lets_unpriced_pass("gpt-5")
+    assert not make_limit().lets_unpriced_pass("local-llama")
+
+
+def test_memory_stays_bounded_whatever_is_asked():
+    """However many users and models ask, the answers that are remembered have a bound, and stay right."""
+    limits = LimitSet([make_limit(per=("user", "model"))])
+    for number in range(10_000):
+        limits.matching(Subjects(user=f"user-{number}"), f"model-{number % 7}", None)
+    assert len(limits._remembered) <= 4_096
+    (found,) = limits.matching(Subjects(user="user-1"), "model-1", None)
+    assert found.limit.names_of(found.subject) == {"user": "user-1", "model": "model-1"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ann", "bo", "(anonymous)"]),
+            st.sampled_from([None, "a", "b"]),
+            st.sampled_from([None, "m", "n"]),
+            st.sets(st.sampled_from(["x", "y"])),
+        )
+    )
+)
+def test_what_is_remembered_never_mixes_requests_up(requests):
+    """A set of limits that has seen many requests answers as one that sees its first."""
+    limits = [
+        make_limit(name="a", per=("user",), match=conditions(team="a")),
+        make_limit(name="b", per=("tag",), overrides=(Override(conditions(user="bo"), 1),)),
+        make_limit(name="c", per=("model", "team")),
+        make_limit(name="d", per=("global",), match=conditions(group="g")),
+    ]
+    groups = {"g": ("b*",)}
+    used = LimitSet(limits, groups)
+    for user, team, model, tags in requests:
+        subjects = Subjects(user=user, team=team, tags=tuple(sorted(tags)))
+        assert used.matching(subjects, model, None) == LimitSet(limits, groups).matching(subjects, model, None)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usage_plugin.domain.money import NANO_PER_USD, format_usd, from_float, parse_usd
+from usage_plugin.errors import MoneyError
+
+LARGEST = 9_000_000_000 * NANO_PER_USD
+
+
+@given(st.integers(0, LARGEST))
+def test_written_amounts_read_back(nano):
+    """Every amount that is written as USD is read back as exactly the same amount."""
+    assert parse_usd(format_usd(nano)) == nano
+
+
+@given(st.integers(0, LARGEST))
+def test_written_amounts_are_exact_decimals(nano):
+    """An amount is written with at least two decimals, no exponent, and no superfluous zeros behind them."""
+    text = format_usd(nano)
+    decimals = text.partition(".")[2]
+    assert Decimal(text) * NANO_PER_USD == nano
+    assert 2 <= len(decimals) <= 9
+    assert len(decimals) == 2 or not decimals.endswith("0")
+
+
+@pytest.mark.parametrize(
+    ("nano", "text"),
+    [
+        (0, "0.00"),
+        (1, "0.000000001"),
+        (10_000_000, "0.01"),
+        (100_000_000, "0.10"),
+        (NANO_PER_USD, "1.00"),
+        (1_230_000_000, "1.23"),
+        (1_234_500_000, "1.2345"),
+        (20_000 * NANO_PER_USD, "20000.00"),
+        (-1_500_000_000, "-1.50"),
+    ],
+)
+def test_amounts_look_as_documented(nano, text):
+    """Amounts are written as people expect them."""
+    assert format_usd(nano) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "nano"),
+    [
+        (5, 5_000_000_000),
+        (0, 0),
+        ("0.1", 100_000_000),
+        ("0.000000001", 1),
+        (Decimal("0.10"), 100_000_000),
+        (Decimal("1E-9"), 1),
+        (Decimal("1E+3"), 1_000_000_000_000),
+        ("0.1000000000000000000000000000000000000000", 100_000_000),
+        (Decimal("-0"), 0),
+        (9_000_000_000, LARGEST),
+    ],
+)
+def test_amounts_are_read_exactly(value, nano):
+    """Whole numbers, decimal text and decimals are read without rounding."""
+    assert parse_usd(value) == nano
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        -1, "-0.01", Decimal("-0.000000001"), "nan", "NaN", "sNaN", Decimal("NaN"), "inf", "-inf", Decimal("Infinity"),
+        "abc", "", " ", "5 USD", "$5", "1,5", None, [], {}, (), object(), b"5",
+        "0.0000000001", Decimal("1.0000000001"), 9_000_000_001, "1e400", "1e-400",
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_amount_is_refused(value):
+    """Negative, not finite, too fine, too large and meaningless values are refused with MoneyError, never another error."""
+    with pytest.raises(MoneyError):
+        parse_usd(value)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_booleans_are_no_amounts(value):
+    """A boolean does not sneak in as one dollar or none."""
+    with pytest.raises(MoneyError):
+        parse_usd(value)
+
+
+@pytest.mark.parametrize("value", [0.5, 5.0, 0.1])
+def test_floats_are_no_amounts(value):
+    """A float never becomes money by way of parse_usd, even one that happens to be exact."""
+    with pytest.raises(MoneyError):
+        parse_usd(value)
+
+
+@given(st.integers(0, LARGEST - 1), st.integers(1, 60))
+def test_nothing_finer_than_a_nano_dollar_passes(nano, places):
+    """However far behind the ninth decimal a digit stands, the amount is refused and not rounded."""
+    dollars, rest = divmod(nano, NANO_PER_USD)
+    with pytest.raises(MoneyError):
+        parse_usd(f"{dollars}.{rest:09d}{'0' * (places - 1)}1")
+
+
+@pytest.mark.parametrize(
+    ("value", "nano"),
+    [
+        (9.999999999999999e-05, 100_000),
+        (0.0, 0),
+        (0.1, 100_000_000),
+        (0.1 + 0.2, 300_000_000),
+        (1e-10, 0),
+        (6e-10, 1),
+        (1.5e-07, 150),
+        (5, 5_000_000_000),
+        (123456.789012345, 123_456_789_012_345),
+    ],
+)
+def test_costs_computed_in_floats_are_rounded_to_the_nearest(value, nano):
+    """A cost that LiteLLM computed in floats becomes the nearest nano-dollar of its shortest decimal text."""
+    assert from_float(value) == nano
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e-9, -0.5])
+def test_impossible_float_costs_are_refused(value):
+    """NaN, infinite and negative costs are refused with MoneyError."""
+    with pytest.raises(MoneyError):
+        from_float(value)
+
+
+def test_float_costs_have_the_same_upper_end_as_amounts():
+    """A cost beyond what the ledger's integers hold is refused, instead of breaking the ledger later."""
+    with pytest.raises(MoneyError):
+        from_float(1e11)
+
+
+@given(st.integers(0, 10**15))
+def test_float_costs_of_whole_nano_dollars_are_exact(nano):
+    """A cost of a whole number of nano-dollars survives the way through a float, up to a million dollars."""
+    assert from_float(nano / NANO_PER_USD) == nano

@@ -1,0 +1,31 @@
+"""What the pure parts of the adapter are fed with. LiteLLM is imported once, which takes seconds."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def litellm():
+    """LiteLLM, with the models that it builds on first use built: they warn about themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import litellm  # noqa: PLC0415
+        from litellm.proxy._types import UserAPIKeyAuth  # noqa: PLC0415
+
+        UserAPIKeyAuth(api_key="x")
+        litellm.get_model_info("gpt-4o-mini")
+    return litellm
+
+
+@pytest.fixture(scope="session")
+def key(litellm):
+    """Make LiteLLM's own object for an authenticated key."""
+    from litellm.proxy._types import UserAPIKeyAuth  # noqa: PLC0415
+
+    def key(**fields):
+        return UserAPIKeyAuth(**{"api_key": "hash-of-a-key", **fields})
+
+    return key

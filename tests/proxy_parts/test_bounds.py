@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from usage_plugin.proxy.bounds import (
+    ANY_TOOLS,
+    PER_MESSAGE,
+    answers,
+    asked_output,
+    inject_output,
+    input_bound,
+    output_is_bounded,
+)
+
+LONG = "Grüße, 世界 👩‍🔬 " * 200
+
+texts = st.text(max_size=60)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+parts = st.one_of(
+    st.builds(lambda text: {"type": "text", "text": text}, texts),
+    st.builds(lambda text: {"type": "input_text", "text": text}, texts),
+    st.builds(lambda text: {"type": "output_text", "text": text, "annotations": []}, texts),
+    st.builds(lambda text, name: {"type": "tool_use", "id": name, "name": name, "input": {"text": text}}, texts, texts),
+    st.builds(lambda text: {"type": "tool_result", "tool_use_id": "t", "content": text}, texts),
+    st.builds(
+        lambda text: {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": text}]}, texts
+    ),
+    st.builds(lambda text: {"type": "thinking", "thinking": text, "signature": text}, texts),
+)
+messages = st.lists(
+    st.builds(
+        lambda role, content, name: {"role": role, "content": content, "name": name},
+        st.sampled_from(["system", "user", "assistant", "tool"]),
+        st.none() | texts | st.lists(parts, max_size=3),
+        texts,
+    )
+    | st.builds(
+        lambda arguments: {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]},
+        texts,
+    ),
+    max_size=4,
+)  # fmt: skip
+
+
+def bytes_of(text):
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def strings(value):
+    """All text in a value, keys left out."""
+    if isinstance(value, str):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in items for text in strings(item)]
+
+
+WAYS = {
+    "a message": ("acompletion", lambda text: {"messages": [{"role": "user", "content": text}]}),
+    "a part of a message": ("acompletion", lambda text: {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]}),
+    "a name": ("acompletion", lambda text: {"messages": [{"role": "user", "content": "x", "name": text}]}),
+    "a tool call": ("acompletion", lambda text: {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}]}),
+    "a tool's answer": ("acompletion", lambda text: {"messages": [{"role": "tool", "tool_call_id": "c", "content": text}]}),
+    "a tool's description": ("acompletion", lambda text: {"messages": [], "tools": [{"type": "function", "function": {"name": "f", "description": text}}]}),
+    "an old function": ("acompletion", lambda text: {"messages": [], "functions": [{"name": "f", "description": text}]}),
+    "a schema": ("acompletion", lambda text: {"messages": [], "response_format": {"type": "json_schema", "json_schema": {"description": text}}}),
+    "a prompt": ("atext_completion", lambda text: {"prompt": text}),
+    "one of several prompts": ("atext_completion", lambda text: {"prompt": ["a", text]}),
+    "a suffix": ("atext_completion", lambda text: {"prompt": "x", "suffix": text}),
+    "text to embed": ("aembedding", lambda text: {"input": text}),
+    "texts to embed": ("aembedding", lambda text: {"input": [text, "b"]}),
+    "an input": ("aresponses", lambda text: {"input": text}),
+    "an item of an input": ("aresponses", lambda text: {"input": [{"role": "user", "content": [{"type": "input_text", "text": text}]}]}),
+    "a function's output": ("aresponses", lambda text: {"input": [{"type": "function_call_output", "call_id": "c", "output": text}]}),
+    "instructions": ("aresponses", lambda text: {"input": "x", "instructions": text}),
+    "a text format": ("aresponses", lambda text: {"input": "x", "text": {"format": {"type": "json_schema", "schema": {"description": text}}}}),
+    "a system prompt": ("anthropic_messages", lambda text: {"messages": [], "system": text}),
+    "a part of a system prompt": ("anthropic_messages", lambda text: {"messages": [], "system": [{"type": "text", "text": text}]}),
+    "Anthropic's tool result": ("anthropic_messages", lambda text: {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": text}]}]}]}),
+    "Anthropic's tool use": ("anthropic_messages", lambda text: {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "n", "input": {"q": text}}]}]}),
+    "Anthropic's tool": ("anthropic_messages", lambda text: {"messages": [], "tools": [{"name": "n", "description": text, "input_schema": {}}]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call_type", "body"), WAYS.values(), ids=WAYS.keys())
+@settings(max_examples=25)
+@given(text=texts)
+def test_text_is_bounded_by_its_bytes_wherever_it_stands(call_type, body, text):
+    """No text is counted with fewer tokens than it has bytes of UTF-8, in whatever field it comes."""
+    assert input_bound(body(text)) >= bytes_of(text)
+
+
+@pytest.mark.parametrize(("call_type", "body"), WAYS.values(), ids=WAYS.keys())
+def test_long_text_counts_where_it_stands(call_type, body):
+    """Making a text longer raises the bound by as many bytes."""
+    assert input_bound(body(LONG)) - input_bound(body("")) >= bytes_of(LONG)
+
+
+@given(messages, st.sampled_from(["acompletion", "anthropic_messages"]))
+def test_a_conversation_is_bounded_by_all_its_text(found, call_type):
+    """A conversation is bounded by the bytes of all its strings, and by what templates add to each message."""
+    bound = input_bound({"messages": found})
+    assert bound >= sum(map(bytes_of, strings(found))) + PER_MESSAGE * len(found)
+
+
+def test_empty_messages_count_too():
+    """A chat template adds tokens to each message, and 50 empty ones were seen to be 203."""
+    assert input_bound({"messages": [{"role": "user", "content": ""}] * 50}) >= 203
+    assert input_bound({"messages": [{"role": "user", "content": "hi"}]}) >= 8
+
+
+def test_tools_cost_more_than_their_bytes():
+    """A provider's preamble for tools, up to 530 tokens, is in the bound as soon as there is a tool."""
+    tool = {"name": "f", "input_schema": {}}
+    without = input_bound({"messages": []})
+    assert input_bound({"messages": [], "tools": [tool]}) - without >= ANY_TOOLS >= 530
+    assert input_bound({"messages": [], "tools": []}) == without
+
+
+@pytest.mark.parametrize(
+    ("call_type", "body", "tokens"),
+    [
+        ("aembedding", {"input": list(range(700))}, 700),
+        ("aembedding", {"input": [list(range(300)), list(range(400))]}, 700),
+        ("atext_completion", {"prompt": list(range(700))}, 700),
+        ("atext_completion", {"prompt": [list(range(300)), list(range(400))]}, 700),
+    ],
+)
+def test_numbers_of_tokens_are_counted_as_tokens(call_type, body, tokens):
+    """A prompt of token numbers is as many tokens as it has numbers, and not many more."""
+    assert tokens <= input_bound(body) <= tokens + 1_000
+
+
+REFERENCES = {
+    "an image": {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
+    "an image in the body": {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    "Anthropic's image": {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
+    "an input image": {"type": "input_image", "file_id": "file-1"},
+    "a file": {"type": "file", "file": {"file_id": "file-1"}},
+    "an input file": {"type": "input_file", "file_id": "file-1"},
+    "a document": {"type": "document", "source": {"type": "file", "file_id": "file-1"}},
+    "audio": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    "video": {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
+    "an unknown part": {"type": "hologram", "hologram": "x"},
+    "a part without a type": {"text": "x"},
+    "an image in a tool's result": {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "image", "source": {}}]},
+    "an image that calls itself a message": {"type": "image_url", "role": "user", "image_url": {"url": "https://example.com/a.png"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", REFERENCES.values(), ids=REFERENCES.keys())
+@pytest.mark.parametrize("call_type", ["acompletion", "anthropic_messages"])
+def test_a_part_that_is_no_text_is_not_bounded_by_bytes(call_type, part):
+    """Images, files and whatever is not known to be text have no bound in bytes, wherever they stand."""
+    assert input_bound({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]}) is None
+
+
+ITEMS = {
+    "an earlier item": {"type": "item_reference", "id": "msg_1"},
+    "an earlier item that calls itself a message": {"type": "item_reference", "role": "user", "id": "msg_1"},
+    "a screenshot": {"type": "computer_call_output", "call_id": "c", "output": {"type": "computer_screenshot", "image_url": "x"}},
+    "a function's image": {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": "x"}]},
+    "a message with an image": {"role": "user", "content": [{"type": "input_image", "image_url": "x"}]},
+    "a message with a file": {"type": "message", "role": "user", "content": [{"type": "input_file", "file_id": "f"}]},
+    "stored reasoning": {"type": "reasoning", "id": "rs_1", "summary": []},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS.keys())
+def test_an_item_that_refers_to_something_is_not_bounded_by_bytes(item):
+    """Items of the Responses API that stand for what they do not contain have no bound in bytes."""
+    assert input_bound({"input": [{"role": "user", "content": "x"}, item]}) is None
+
+
+@pytest.mark.parametrize(
+    ("call_type", "body"),
+    [
+        ("aresponses", {"input": "x", "previous_response_id": "resp_1"}),
+        ("aresponses", {"input": "x", "conversation": "conv_1"}),
+        ("aresponses", {"input": "x", "conversation": {"id": "conv_1"}}),
+        ("aresponses", {"input": "x", "prompt": {"id": "pmpt_1"}}),
+        ("acompletion", {"messages": [], "prompt_id": "p"}),
+        ("acompletion", {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}),
+    ],
+)
+def test_a_body_that_refers_to_earlier_ones_is_not_bounded_by_bytes(call_type, body):
+    """Earlier responses, conversations, audio and stored prompts are not in the body, so its bytes bound nothing."""
+    assert input_bound(body) is None
+
+
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation", "prompt_id"])
+def test_an_empty_reference_refers_to_nothing(field):
+    """A reference that is null, as SDKs send it, leaves the body bounded."""
+    assert input_bound({"input": "x", field: None}) is not None
+
+
+@pytest.mark.parametrize("other", [None, "", "x", [], {}], ids=repr)
+@pytest.mark.parametrize("call_type", ["atext_completion", "acompletion", "aresponses"])
+def test_a_second_field_does_not_hide_the_first(call_type, other):
+    """A body with both `prompt` and `input` is bounded by both: LiteLLM sends the one that its route knows."""
+    for body in ({"prompt": LONG, "input": other}, {"prompt": other, "input": LONG}):
+        bound = input_bound(body)
+        assert bound is None or bound >= bytes_of(LONG)
+
+
+def test_what_the_sdk_adds_to_the_body_is_bounded_too():
+    """LiteLLM merges `extra_body` over the request for OpenAI-like providers, so what stands in it counts."""
+    body = {
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 1,
+        "extra_body": {"messages": [{"role": "user", "content": LONG}], "max_tokens": 100_000, "n": 7},
+    }
+    bound = input_bound(body)
+    assert bound is None or bound >= bytes_of(LONG)
+    asked = asked_output(body)
+    assert not output_is_bounded(body) or asked is None or asked * answers(body) >= 700_000
+
+
+@given(call_type=st.sampled_from(["acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages", "rerank"]), body=st.dictionaries(
+    st.sampled_from(["messages", "input", "prompt", "system", "tools", "instructions", "text", "response_format", "n", "best_of", "max_tokens",
+                     "max_output_tokens", "max_completion_tokens", "background", "functions", "conversation", "extra_body", "web_search_options"]),
+    anything, max_size=4,
+))  # fmt: skip
+def test_no_body_is_too_strange_to_be_bounded(call_type, body):
+    """Whatever JSON a client sends has a bound of whole numbers or none, and never raises."""
+    bound = input_bound(body)
+    assert bound is None or (isinstance(bound, int) and bound >= 0)
+    asked = asked_output(body)
+    assert asked is None or (isinstance(asked, int) and 0 <= asked < 2**62)
+    assert 1 <= answers(body) < 2**31
+    assert output_is_bounded(body) in (True, False)
+
+
+def test_a_body_that_is_nested_too_deeply_is_not_bounded():
+    """Nesting that would exhaust the stack is no error but a body without a bound."""
+    message = {"role": "user", "content": "x"}
+    for _ in range(20_000):
+        message = {"role": "user", "content": [message]}
+    assert input_bound({"messages": [message]}) is None
+
+
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 7}, 7),
+        ({"max_output_tokens": 7}, 7),
+        ({"max_tokens": 5, "max_completion_tokens": 7}, 7),
+        ({"max_tokens": 7, "max_completion_tokens": None}, 7),
+        ({"max_tokens": 5, "extra_body": {"max_tokens": 9}}, 9),
+        ({"max_tokens": 9, "extra_body": {"max_new_tokens": 5}}, 9),
+        ({"max_tokens": "50000"}, 50_000),
+        ({"max_tokens": 50_000.0}, 50_000),
+        ({"max_tokens": -5}, None),
+        ({"max_tokens": None}, None),
+        ({"max_tokens": True}, None),
+        ({"max_tokens": "many"}, None),
+        ({"max_tokens": 1.5}, None),
+        ({"max_tokens": float("nan")}, None),
+        ({"max_tokens": 5, "max_completion_tokens": "many"}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_the_output_limit_of_a_request_is_found_whatever_it_is_called(body, asked):
+    """The largest output limit that a request names, under any name and in any notation, is what it allows; nonsense is none."""
+    assert asked_output(body) == asked
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        ({}, 1), ({"n": 1}, 1), ({"n": 3}, 3), ({"best_of": 4}, 4), ({"n": 2, "best_of": 4}, 4), ({"n": None}, 1),
+        ({"n": 0}, 1), ({"n": -3}, 1), ({"n": True}, 1), ({"n": "3 of them"}, 1),
+        ({"prompt": "x"}, 1), ({"prompt": ["x", "y"]}, 2), ({"prompt": ["x", "y"], "n": 3}, 6), ({"prompt": []}, 1),
+        ({"prompt": [1, 2, 3]}, 1), ({"prompt": [[1, 2], [3]]}, 2), ({"prompt": {"id": "p"}}, 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_answer_has_the_output_bound_for_itself(body, count):
+    """n and best_of ask for several answers, to each of several prompts."""
+    assert answers(body) == count
+
+
+def test_no_number_of_prompts_is_cut_to_fewer_answers():
+    """Each prompt is answered, however many there are: a bound may be large, and never smaller than the answers."""
+    assert answers({"prompt": ["x"] * 12_000, "n": 2}) >= 24_000
+
+
+@pytest.mark.parametrize(
+    ("body", "bounded"),
+    [
+        ({}, True),
+        ({"tools": None}, True),
+        ({"tools": []}, True),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, True),
+        ({"tools": [{"type": "custom", "name": "f"}]}, True),
+        ({"tools": [{"name": "f", "input_schema": {}}]}, True),
+        ({"background": False, "web_search_options": None}, True),
+        ({"background": True}, False),
+        ({"web_search_options": {"search_context_size": "high"}}, False),
+        ({"web_search_options": {}}, False),
+        ({"tools": [{"type": "web_search"}]}, False),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, False),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search", "input_schema": {}}]}, False),
+        ({"tools": [{"type": "file_search", "vector_store_ids": ["v"]}]}, False),
+        ({"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, False),
+        ({"tools": [{"type": "mcp", "server_url": "https://example.com"}]}, False),
+        ({"tools": [{"googleSearch": {}}]}, False),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}]}, False),
+        ({"tools": ["web_search"]}, False),
+        ({"tools": [None]}, False),
+        ({"mcp_servers": [{"type": "url", "url": "https://example.com"}]}, False),
+    ],
+    ids=str,
+)
+def test_what_the_provider_runs_by_itself_is_not_bounded(body, bounded):
+    """Background work and tools that the provider runs, and bills, have no bound; tools of the client have."""
+    assert output_is_bounded(body) == bounded
+
+
+@pytest.mark.parametrize(
+    ("call_type", "field"),
+    [("acompletion", "max_tokens"), ("atext_completion", "max_tokens"), ("aresponses", "max_output_tokens"), ("anthropic_messages", "max_tokens")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"max_tokens": "many"}, {"max_completion_tokens": -1, "extra_body": {"max_tokens": "x", "top_k": 5}}, {"max_new_tokens": None, "max_output_tokens": True}],
+    ids=str,
+)  # fmt: skip
+def test_a_limit_of_ours_replaces_every_limit_that_is_none(call_type, field, body):
+    """The output limit that is injected has the API's name, and no other name is left that says something else."""
+    body = copy.deepcopy(body)
+    assert inject_output(call_type, body, 4096)
+    assert body[field] == 4096
+    assert asked_output(body) == 4096
+    assert body.get("extra_body", {}).get("top_k", 5) == 5
+
+
+@pytest.mark.parametrize("call_type", ["aembedding", "rerank", "aspeech"])
+def test_no_limit_is_injected_where_the_api_takes_none(call_type):
+    """A route without an output limit is left as it is."""
+    body = {"input": "x"}
+    assert not inject_output(call_type, body, 4096)
+    assert body == {"input": "x"}

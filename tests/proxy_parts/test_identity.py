@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+
+from usage_plugin.config import IdentityConfig
+from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS
+from usage_plugin.errors import SubjectNameError
+from usage_plugin.proxy.identity import IdentityRequiredError, resolve
+
+MASTER = "litellm_proxy_master_key"
+
+
+@pytest.fixture
+def who(key):
+    """Resolve a request with a key, a claim in the body and headers."""
+
+    def who(config=None, *, headers=None, body=None, claim=None, **fields):
+        request = {**({} if claim is None else {"user": claim}), **(body or {})}
+        if headers is not None:
+            request["proxy_server_request"] = {"headers": headers}
+        return resolve(IdentityConfig(**(config or {})), key(**fields), request)
+
+    return who
+
+
+# ── the user ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_key_of_ones_own_beats_what_the_body_claims(who):
+    """Who has a key of their own is that user, whatever the request says."""
+    found = who(user_id="ann", claim="bo", headers={"x-user": "eva"})
+    assert found.user == "ann"
+    assert found.end_user == "bo"
+
+
+@pytest.mark.parametrize(
+    "order", [["key", "end_user"], ["end_user", "key"], ["header:x-user", "end_user"], ["end_user"]], ids=str
+)
+def test_no_order_of_sources_lets_a_claim_beat_a_key_of_ones_own(who, order):
+    """The order of sources decides between claims only."""
+    assert who({"user": order}, user_id="ann", claim="bo", headers={"x-user": "eva"}).user == "ann"
+
+
+def test_a_broken_claim_does_not_harm_who_has_a_key_of_their_own(who):
+    """A claim that cannot be taken is left out where it decides nothing."""
+    for claim in ('{"id": 1}', "a\nb", "x" * 300, 5, ["bo"]):
+        found = who(user_id="ann", claim=claim)
+        assert (found.user, found.end_user) == ("ann", None)
+
+
+def test_the_master_key_may_speak_for_anybody(who):
+    """With the master key the user is whom the request names."""
+    assert who(api_key=MASTER, user_id="default_user_id", claim="bo").user == "bo"
+    assert who(api_key=MASTER, user_id="admin", claim="bo").user == "bo"
+
+
+def test_the_master_key_itself_is_nobody(who):
+    """With the master key and no claim the request is nobody's, and the key is no name."""
+    assert who(api_key=MASTER, user_id="default_user_id", key_alias="master").user == ANONYMOUS
+
+
+def test_litellms_placeholder_is_nobody(who):
+    """`default_user_id`, which LiteLLM puts where there is no user, is not a user."""
+    assert who(api_key=MASTER, user_id="default_user_id").user == ANONYMOUS
+    assert who(user_id="default_user_id", claim="bo", key_alias="shared").user == "shared"
+
+
+def test_a_key_that_is_nobodys_own_has_the_name_of_the_key(who):
+    """A key without a user is called by its alias, or else by the beginning of its hash, before any claim."""
+    assert who(key_alias="ci", claim="bo").user == "ci"
+    found = who(api_key="0123456789abcdef0123456789abcdef", claim="bo")
+    assert found.user == "key-0123456789abcdef"
+
+
+def test_claims_may_come_before_the_keys_name(who):
+    """With end_user first, a shared key serves several people, and the key's name those who are not named."""
+    order = {"user": ["end_user", "key"]}
+    assert who(order, key_alias="openwebui", claim="bo").user == "bo"
+    assert who(order, key_alias="openwebui").user == "openwebui"
+
+
+def test_litellms_end_user_comes_before_the_body(who):
+    """What LiteLLM has found in headers and body as the end user is the claim."""
+    assert who(api_key=MASTER, end_user_id="eva", claim="bo").user == "eva"
+    assert who(api_key=MASTER, end_user_id="eva", claim="bo").end_user == "eva"
+
+
+@pytest.mark.parametrize("sent", ["x-openwebui-user-email", "X-OpenWebUI-User-Email"])
+@pytest.mark.parametrize("named", ["x-openwebui-user-email", "X-OpenWebUI-User-Email"])
+def test_a_header_can_name_the_user(who, named, sent):
+    """A header of any case can be the source, before or after others."""
+    order = {"user": [f"header:{named}", "key"]}
+    if sent == sent.lower() or sent == named:
+        assert who(order, key_alias="openwebui", headers={sent: "ann@corp.example"}).user == "ann@corp.example"
+    assert who(order, key_alias="openwebui", headers={}).user == "openwebui"
+    assert who(order, key_alias="openwebui").user == "openwebui"
+
+
+@pytest.mark.parametrize("request_part", [None, {}, {"headers": None}])
+def test_a_request_without_headers_names_nobody_by_header(who, request_part):
+    """Where LiteLLM hands no headers over, a header names nobody."""
+    assert who({"user": "header:x-user"}, api_key=MASTER, body={"proxy_server_request": request_part}).user == ANONYMOUS
+
+
+def test_whom_nothing_names_is_the_shared_subject(who):
+    """Without any name a request belongs to (anonymous)."""
+    found = who({"user": ["end_user"]}, api_key=MASTER)
+    assert found.user == ANONYMOUS
+    assert (found.team, found.end_user, found.organization, found.session, found.tags) == (None, None, None, None, ())
+
+
+@pytest.mark.parametrize("claim", [None, "", "  "])
+def test_whom_nothing_names_can_be_denied(who, claim):
+    """With on_missing: deny a request that names nobody is refused."""
+    with pytest.raises(IdentityRequiredError):
+        who({"on_missing": "deny"}, api_key=MASTER, claim=claim)
+    assert who({"on_missing": "deny"}, api_key=MASTER, claim="bo").user == "bo"
+
+
+def test_nobody_can_claim_to_be_nobody(who):
+    """Where names are required, claiming the name of the shared subject, or LiteLLM's placeholder, is naming nobody."""
+    for claim in (ANONYMOUS, "default_user_id"):
+        with pytest.raises(SubjectNameError):
+            who({"on_missing": "deny"}, api_key=MASTER, claim=claim)
+
+
+@pytest.mark.parametrize(
+    "claim", ['{"user_id": "bo"}', "[1, 2]", "a\x00b", "x" * 300, 5, True, ["bo"], {"id": "bo"}], ids=repr
+)
+def test_a_claim_that_is_no_name_is_refused(who, claim):
+    """A claim that decides who the user is, and cannot be taken, refuses the request; it is never taken verbatim."""
+    with pytest.raises(SubjectNameError):
+        who(api_key=MASTER, claim=claim)
+
+
+def test_a_json_claim_can_be_mapped(who):
+    """With identity.json_field the field of a JSON claim is the user."""
+    mapped = {"json_field": "account_uuid"}
+    assert who(mapped, api_key=MASTER, claim='{"device_id": "d", "account_uuid": "bo", "session_id": "s"}').user == "bo"
+    assert who(mapped, api_key=MASTER, claim=' {"account_uuid": " bo "}').user == "bo"
+    assert who(mapped, api_key=MASTER, claim="bo").user == "bo"
+    assert who(mapped, api_key=MASTER, claim='{"other": "bo"}').user == ANONYMOUS
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        '{"account_uuid": {"a": 1}}',
+        '{"account_uuid": 5}',
+        '{"account_uuid": "{}"}',
+        '{"account_uuid": ',
+        "{" * 5_000,
+        '{"account_uuid": "a\\u0000"}',
+    ],
+)
+def test_a_json_claim_that_cannot_be_mapped_is_refused(who, claim):
+    """JSON that is broken, or whose field is no name, refuses the request."""
+    with pytest.raises(SubjectNameError):
+        who({"json_field": "account_uuid"}, api_key=MASTER, claim=claim)
+
+
+def test_names_are_cleaned(who):
+    """Names are trimmed, whoever sent them."""
+    found = who(user_id=" ann ", team_id=" research ", key_alias=" k ", org_id=" corp ", claim=" bo ")
+    assert (found.user, found.team, found.api_key_alias, found.organization, found.end_user) == (
+        "ann",
+        "research",
+        "k",
+        "corp",
+        "bo",
+    )
+
+
+def test_case_is_folded_only_where_asked_for(who):
+    """Ann and ann are two people, unless identity.casefold says that they are one."""
+    assert who(user_id="Ann", team_id="Research").user == "Ann"
+    folded = who({"casefold": True}, user_id="Ann", team_id="Research", org_id="Corp", claim="BO")
+    assert (folded.user, folded.team, folded.organization, folded.end_user) == ("ann", "research", "corp", "bo")
+    assert who({"casefold": True}, api_key=MASTER, claim="BO").user == "bo"
+    assert who({"casefold": True, "user": "header:x-user"}, api_key=MASTER, headers={"x-user": "Eva"}).user == "eva"
+
+
+# ── everybody else ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_keys_hash_is_kept_and_never_the_key(key):
+    """The api key is LiteLLM's hash; a key itself, should it ever come here, is hashed."""
+    assert (
+        resolve(IdentityConfig(), key(api_key="sk-secret-1234"), {}).api_key
+        == hashlib.sha256(b"sk-secret-1234").hexdigest()
+    )
+    raw = key().model_copy(update={"api_key": "sk-secret-1234", "token": None})
+    assert resolve(IdentityConfig(), raw, {}).api_key == hashlib.sha256(b"sk-secret-1234").hexdigest()
+    assert resolve(IdentityConfig(), key(api_key="0123abcd"), {}).api_key == "0123abcd"
+
+
+def test_no_key_no_hash(key):
+    """A request without a key has no api key, and is nobody's."""
+    nothing = key().model_copy(update={"api_key": None, "token": None})
+    found = resolve(IdentityConfig(), nothing, {})
+    assert (found.api_key, found.user) == (None, ANONYMOUS)
+
+
+def test_the_key_brings_team_organization_and_alias(who):
+    """Team, organization and alias come with the key, never from the body."""
+    found = who(
+        team_id="research",
+        org_id="corp",
+        key_alias="laptop",
+        user_id="ann",
+        body={"team_id": "sales", "metadata": {"team": "sales", "user_api_key_team_id": "sales"}},
+    )
+    assert (found.team, found.organization, found.api_key_alias) == ("research", "corp", "laptop")
+
+
+@pytest.mark.parametrize(
+    ("body", "session"),
+    [
+        ({"litellm_session_id": "s-1"}, "s-1"),
+        ({"metadata": {"session_id": "s-2"}}, "s-2"),
+        ({"litellm_metadata": {"session_id": "s-3"}, "metadata": {"session_id": "s-2"}}, "s-3"),
+        ({"litellm_session_id": "s-1", "metadata": {"session_id": "s-2"}}, "s-1"),
+        ({"litellm_session_id": {"a": 1}}, None),
+        ({"litellm_session_id": "a\x00b"}, None),
+        ({"metadata": "text"}, None),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_a_session_is_found_or_left_out(who, body, session):
+    """The session comes from LiteLLM's field or the metadata; one that cannot be taken is left out."""
+    assert who(user_id="ann", body=body).session == session
+
+
+def test_tags_are_taken_without_user_agents(who):
+    """Tags come from the metadata, each once, in order, without the User-Agent tags that LiteLLM adds."""
+    tags = ["prod", "User-Agent: openai", "User-Agent: openai/1.0", " batch ", "prod"]
+    assert who(user_id="ann", body={"metadata": {"tags": tags}}).tags == ("prod", "batch")
+    assert who(user_id="ann", body={"litellm_metadata": {"tags": ["a"]}, "metadata": {"tags": ["b"]}}).tags == ("a",)
+
+
+def test_at_most_16_tags_are_kept(who):
+    """Of more than 16 tags the first 16 are kept, after those that cannot be taken are left out."""
+    tags = [None, 5, "a\nb", "", "x" * 300, '{"a": 1}', *(f"tag-{number}" for number in range(100))]
+    found = who(user_id="ann", body={"metadata": {"tags": tags}}).tags
+    assert found == tuple(f"tag-{number}" for number in range(MOST_TAGS))
+    assert MOST_TAGS == 16
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, "text", [], 5, {"tags": None}, {"tags": "prod"}, {"tags": {"a": 1}}, {"tags": 5}], ids=repr
+)
+def test_strange_metadata_has_no_tags(who, metadata):
+    """Metadata that is no mapping, or tags that are no list, are none."""
+    assert who(user_id="ann", body={"metadata": metadata}).tags == ()

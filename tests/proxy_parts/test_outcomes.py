@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from usage_plugin.domain.prices import Price, Rates
+from usage_plugin.domain.usage import TokenUsage
+from usage_plugin.proxy.outcomes import (
+    Served,
+    inline_usage,
+    logged_usage,
+    read_outcome,
+    read_tokens,
+    served_inline,
+    served_logged,
+)
+from usage_plugin.testing.builders import make_event
+
+CHAT = {
+    "prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120,
+    "prompt_tokens_details": {"cached_tokens": 60, "audio_tokens": None},
+    "completion_tokens_details": {"reasoning_tokens": 8, "accepted_prediction_tokens": 0},
+}  # fmt: skip
+RESPONSES = {
+    "input_tokens": 100, "output_tokens": 20, "total_tokens": 120,
+    "input_tokens_details": {"cached_tokens": 60}, "output_tokens_details": {"reasoning_tokens": 8},
+}  # fmt: skip
+ANTHROPIC = {
+    "input_tokens": 30, "output_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10,
+    "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 0}, "service_tier": "standard",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("usage", "anthropic", "tokens"),
+    [
+        (CHAT, False, TokenUsage(100, 20, 60, 0, 8)),
+        (RESPONSES, False, TokenUsage(100, 20, 60, 0, 8)),
+        (ANTHROPIC, True, TokenUsage(100, 20, 60, 10, 0)),
+        # LiteLLM's form of an Anthropic answer on the chat route: the prompt holds the cached tokens already.
+        ({"prompt_tokens": 100, "completion_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10}, False, TokenUsage(100, 20, 60, 10, 0)),
+        ({"prompt_tokens": 100, "completion_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10}, True, TokenUsage(100, 20, 60, 10, 0)),
+        ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 60, "cache_creation_tokens": 10}}, False, TokenUsage(100, 20, 60, 10, 0)),
+        ({"prompt_tokens": 7, "total_tokens": 7}, False, TokenUsage(7, 0)),
+        ({}, False, TokenUsage()),
+        ({}, True, TokenUsage()),
+    ],
+)  # fmt: skip
+def test_tokens_are_read_from_every_providers_form(usage, anthropic, tokens):
+    """OpenAI's chat and Responses forms and Anthropic's become the same counts, cached tokens within the input."""
+    assert read_tokens(usage, anthropic=anthropic) == tokens
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": None},
+        {"prompt_tokens": "many", "completion_tokens": [], "prompt_tokens_details": "x"},
+        {"prompt_tokens": -5, "completion_tokens": float("nan"), "prompt_tokens_details": {"cached_tokens": None}},
+        {"prompt_tokens": True, "completion_tokens_details": {"reasoning_tokens": "8"}},
+        {"input_tokens_details": [1], "output_tokens_details": 5},
+        {"cache_read_input_tokens": {}, "cache_creation_input_tokens": -1},
+    ],
+)
+@pytest.mark.parametrize("anthropic", [False, True])
+def test_nulls_and_nonsense_count_as_none(usage, anthropic):
+    """Null, negative, and fields of the wrong type are no tokens and no error."""
+    assert read_tokens(usage, anthropic=anthropic) == TokenUsage()
+
+
+def test_a_null_in_the_other_providers_field_changes_nothing():
+    """A null under OpenAI's name does not make Anthropic's cached tokens vanish."""
+    assert read_tokens({**ANTHROPIC, "prompt_tokens": None}, anthropic=True) == TokenUsage(100, 20, 60, 10, 0)
+
+
+numbers = st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.booleans()
+details = numbers | st.dictionaries(
+    st.sampled_from(["cached_tokens", "reasoning_tokens", "cache_creation_tokens"]), numbers
+)
+usages = st.dictionaries(
+    st.sampled_from([*CHAT, *RESPONSES, *ANTHROPIC]), details, max_size=6
+)  # fmt: skip
+
+
+@given(usages, st.booleans())
+def test_no_usage_is_too_strange_to_be_read(usage, anthropic):
+    """Whatever a provider reports is read as counts that are whole, not negative and small enough to be stored."""
+    assert all(isinstance(count, int) and 0 <= count < 2**62 for count in read_tokens(usage, anthropic=anthropic))
+
+
+def test_pydantic_models_are_read_like_mappings():
+    """LiteLLM hands usage over as models, with models in them, as well as mappings."""
+
+    class Details(BaseModel):
+        cached_tokens: int = 60
+
+    class Usage(BaseModel):
+        prompt_tokens: int = 100
+        completion_tokens: int = 20
+        prompt_tokens_details: Details = Details()
+
+    assert read_tokens(inline_usage(SimpleNamespace(usage=Usage())), anthropic=False) == TokenUsage(100, 20, 60)
+    assert read_tokens({"prompt_tokens": 100, "prompt_tokens_details": Details()}, anthropic=False) == TokenUsage(
+        100, 0, 60
+    )
+
+
+@pytest.mark.parametrize(
+    "answer", [None, {}, {"usage": None}, SimpleNamespace(), SimpleNamespace(usage=None), "text", 5]
+)
+def test_an_answer_without_usage_has_none(answer):
+    """An answer without usage, whatever it is, has an empty one."""
+    assert inline_usage(answer) == {}
+
+
+def test_logged_usage_prefers_the_whole():
+    """A callback's usage is the provider's object, or else the two counts that LiteLLM logs."""
+    assert logged_usage({"standard_logging_object": {"metadata": {"usage_object": CHAT}, "prompt_tokens": 1}}) == CHAT
+    assert logged_usage({"standard_logging_object": {"prompt_tokens": 7, "completion_tokens": 3}}) == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+    }
+    assert not any(logged_usage({}).values())
+    assert not any(logged_usage({"standard_logging_object": None}).values())
+
+
+# ── what it cost ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class OneDeployment:
+    """A price book with one deployment behind every name."""
+
+    def __init__(self, price, deployment_id="dep-1"):
+        self._price = price
+        self._id = deployment_id
+
+    def deployments(self, model, team):
+        return (
+            SimpleNamespace(
+                model=model, deployment_id=self._id, provider="openai", served_model="openai/gpt", price_on=lambda call_type: self._price
+            ),
+        )  # fmt: skip
+
+
+class NoDeployment:
+    def deployments(self, model, team):
+        return ()
+
+
+PRICE = Price(Rates(input=10**12, output=10**13, cached_input=10**11, cache_write=10**12, reasoning=10**13))
+FREE = Price(Rates(input=0, output=0, cached_input=0, cache_write=0, reasoning=0))
+
+
+def served(**changes):
+    return Served(
+        **{
+            "model": "gpt",
+            "deployment_id": "dep-1",
+            "provider": "openai",
+            "served_model": "openai/gpt",
+            "litellm_cost": 0.5,
+            "cache_hit": False,
+            **changes,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("prices", "usage", "changes", "cost", "source"),
+    [
+        (OneDeployment(PRICE), CHAT, {}, 40 * 10**3 + 60 * 10**2 + 20 * 10**4, "computed"),
+        (OneDeployment(PRICE), CHAT, {"litellm_cost": None}, 246_000, "computed"),
+        (OneDeployment(PRICE), CHAT, {"cache_hit": True}, 0, "none"),
+        (OneDeployment(FREE), CHAT, {}, 0, "computed"),
+        (OneDeployment(FREE), {}, {"litellm_cost": None}, 0, "computed"),
+        (OneDeployment(PRICE), {}, {"litellm_cost": 0.25}, 250_000_000, "litellm"),
+        (OneDeployment(PRICE), {}, {"litellm_cost": 0.0}, 0, "none"),
+        (OneDeployment(None), CHAT, {"litellm_cost": 0.25}, 250_000_000, "litellm"),
+        (OneDeployment(None), CHAT, {"litellm_cost": 0.0}, None, "unpriced"),
+        (OneDeployment(None), CHAT, {"litellm_cost": None}, None, "unpriced"),
+        (OneDeployment(None), CHAT, {"litellm_cost": float("nan")}, None, "unpriced"),
+        (OneDeployment(None), CHAT, {"litellm_cost": float("inf")}, None, "unpriced"),
+        (OneDeployment(None), CHAT, {"litellm_cost": -1.0}, None, "unpriced"),
+        (OneDeployment(None), CHAT, {"litellm_cost": "0.5"}, None, "unpriced"),
+        (OneDeployment(None), CHAT, {"litellm_cost": 1e300}, None, "unpriced"),
+        (NoDeployment(), CHAT, {"litellm_cost": None}, None, "unpriced"),
+        (OneDeployment(None), {}, {"litellm_cost": None}, 0, "none"),
+    ],
+)  # fmt: skip
+def test_costs_are_computed_or_litellms_or_unknown(prices, usage, changes, cost, source):
+    """A cost is our arithmetic where a price is known, else LiteLLM's figure if it says something, else unknown and marked so."""
+    outcome = read_outcome(prices, served(**changes), usage, make_event())
+    assert (outcome.cost, outcome.cost_source) == (cost, source)
+
+
+def test_an_outcome_names_who_served():
+    """An outcome names the model that was billed, the deployment, the provider and what the provider calls it."""
+    outcome = read_outcome(OneDeployment(PRICE), served(model="fallback"), CHAT, make_event(model="asked"))
+    assert (outcome.model, outcome.served_model, outcome.deployment, outcome.provider) == (
+        "fallback",
+        "openai/gpt",
+        "dep-1",
+        "openai",
+    )
+    unnamed = read_outcome(
+        OneDeployment(PRICE), served(model=None, served_model=None, provider=None), CHAT, make_event(model="asked")
+    )
+    assert (unnamed.model, unnamed.served_model, unnamed.provider) == ("asked", "openai/gpt", "openai")
+
+
+def test_an_outcome_keeps_numbers_and_no_text():
+    """The usage that is kept has the provider's numbers, flattened, and nothing that could be a prompt or an answer."""
+    usage = {**CHAT, "note": "a secret", "list": ["a secret"], "a secret": 5, "price": 1.5, "flag": True, "none": None}
+    kept = read_outcome(OneDeployment(PRICE), served(), usage, make_event()).usage
+    assert kept == {
+        "prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120, "prompt_tokens_details.cached_tokens": 60,
+        "completion_tokens_details.reasoning_tokens": 8,
+    }  # fmt: skip
+    assert "secret" not in repr(kept)
+
+
+def test_a_usage_of_endless_fields_is_cut():
+    """However many fields a provider sends, a bounded number is kept."""
+    usage = {f"field_{number}": number + 1 for number in range(10_000)}
+    assert len(read_outcome(OneDeployment(PRICE), served(), usage, make_event()).usage) <= 40
+
+
+def test_status_error_and_estimate_are_passed_on():
+    """How a request ended stands in its outcome."""
+    outcome = read_outcome(
+        OneDeployment(PRICE), served(), CHAT, make_event(), status="failure", error="Timeout", estimated=True
+    )
+    assert (outcome.status, outcome.error, outcome.estimated) == ("failure", "Timeout", True)
+
+
+# ── what LiteLLM says of who served ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_who_served_is_read_while_the_answer_is_on_its_way():
+    """The group, deployment, provider and cost are found in the answer's hidden parameters and the request's metadata."""
+    answer = SimpleNamespace(_hidden_params={"model_id": "dep-1", "response_cost": 0.25, "cache_hit": True})
+    logging = SimpleNamespace(model_call_details={
+        "custom_llm_provider": "openai", "litellm_params": {"metadata": {"model_group": "gpt", "deployment": "openai/gpt-4o"}},
+    })  # fmt: skip
+    assert served_inline({"litellm_logging_obj": logging}, answer) == Served(
+        "gpt", "dep-1", "openai", "openai/gpt-4o", 0.25, True
+    )
+
+
+def test_who_served_is_read_from_a_callback():
+    """The same is found in what a callback gets, on routes that keep it in either metadata."""
+    kwargs = {
+        "standard_logging_object": {"model_id": "dep-1", "custom_llm_provider": "anthropic", "response_cost": None, "cache_hit": None},
+        "litellm_params": {"metadata": {"user_id": "x"}, "litellm_metadata": {"model_group": "claude", "deployment": "anthropic/claude"}},
+    }  # fmt: skip
+    assert served_logged(kwargs) == Served("claude", "dep-1", "anthropic", "anthropic/claude", None, False)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {}, {"standard_logging_object": None, "litellm_params": None}, {"standard_logging_object": {}, "litellm_params": {"metadata": None}},
+        {"litellm_params": {"metadata": {"model_group": "", "model_info": None}}}, {"standard_logging_object": {"model_id": 5, "model_group": ["x"]}},
+    ],
+)  # fmt: skip
+def test_missing_fields_are_nobody(kwargs):
+    """Whatever LiteLLM leaves out is None, and no error."""
+    found = served_logged(kwargs)
+    assert (found.model, found.deployment_id, found.provider, found.cache_hit) == (None, None, None, False)
+    for answer in (None, {}, SimpleNamespace(_hidden_params=None), {"_hidden_params": {"model_id": None}}):
+        assert served_inline({}, answer).deployment_id is None
