@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -35,6 +37,8 @@ _FROM_ENVIRONMENT = "os.environ/"
 
 _MATCH_KEYS: tuple[str, ...] = (*(d for d in DIMENSIONS if d != "global"), "group")
 _LARGEST_COUNT = 2**62
+_FOLDED = frozenset({"user", "team", "end_user", "organization"})
+"""Dimensions whose names `identity.casefold` folds."""
 
 # What people write out of habit, and what it is called here.
 _REMEDIES = {
@@ -74,10 +78,16 @@ def _parse_duration(value: object) -> timedelta:
 def _parse_names(value: object) -> tuple[str, ...]:
     """One name or a list of them; YAML's other types are what happens to unquoted names."""
     names: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    if not names:
+        raise ValueError("found [], which names nobody; leave the key out, or name somebody")
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"{name!r} is not text: YAML read it as {type(name).__name__}; put quotes around it")
-    return tuple(name.strip() for name in names)
+    return tuple(unicodedata.normalize("NFC", name.strip()) for name in names)
+
+
+def _parse_group(value: object) -> tuple[str, ...]:
+    return () if value == [] else _parse_names(value)
 
 
 def _parse_cost(value: object) -> int | None:
@@ -134,6 +144,8 @@ def _parse_match(value: object) -> Match:
 Zone = Annotated[ZoneInfo, BeforeValidator(_parse_zone)]
 Duration = Annotated[timedelta, BeforeValidator(_parse_duration)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_parse_names)]
+GroupName = Annotated[str, BeforeValidator(lambda value: _parse_names(value)[0])]
+Group = Annotated[tuple[str, ...], BeforeValidator(_parse_group)]
 Cost = Annotated[int | None, BeforeValidator(_parse_cost)]
 Count = Annotated[int | None, BeforeValidator(_parse_count)]
 Until = Annotated[date | datetime, BeforeValidator(_parse_until)]
@@ -238,7 +250,10 @@ def _end_of(until: date | datetime | None, zone: ZoneInfo) -> int | None:
         return None
     if isinstance(until, datetime):
         return to_instant(until if until.tzinfo else until.replace(tzinfo=zone))
-    return start_of_day(until + timedelta(days=1), zone)
+    try:
+        return start_of_day(until + timedelta(days=1), zone)
+    except OverflowError:
+        return None  # The last day of the calendar: as good as never.
 
 
 class BackendConfig(_Section):
@@ -302,7 +317,7 @@ class Config(_Section):
     admission: AdmissionConfig = AdmissionConfig()
     cache: CacheConfig = CacheConfig()
     identity: IdentityConfig = IdentityConfig()
-    groups: dict[str, Names] = {}
+    groups: dict[GroupName, Group] = {}
     limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)] = ()
     path: Annotated[Path, Field(exclude=True)] = Path()
 
@@ -323,7 +338,21 @@ class Config(_Section):
 
     def limit_set(self) -> LimitSet:
         """Make the limits in force."""
-        return LimitSet((limit.build(self.timezone) for limit in self.limits), self.groups)
+        groups: dict[str, tuple[str, ...]] = {name: self._folded(globs) for name, globs in self.groups.items()}
+        return LimitSet((self._fold(limit.build(self.timezone)) for limit in self.limits), groups)
+
+    def _fold(self, limit: Limit) -> Limit:
+        """Fold the names in a limit as those of requests are folded; models and groups have one spelling."""
+        if not self.identity.casefold:
+            return limit
+        overrides = tuple(o._replace(match=self._fold_match(o.match)) for o in limit.overrides)
+        return replace(limit, match=self._fold_match(limit.match), overrides=overrides)
+
+    def _fold_match(self, match: Match) -> Match:
+        return Match(tuple((key, self._folded(globs) if key in _FOLDED else globs) for key, globs in match.conditions))
+
+    def _folded(self, globs: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(glob.casefold() for glob in globs) if self.identity.casefold else globs
 
 
 def find_config(explicit: str | os.PathLike[str] | None = None) -> Path:
@@ -362,7 +391,7 @@ def load_config(path: Path) -> Config:
     if section is None:
         values: Any = {}
     else:
-        mistakes = _doubled_keys(section, SECTION)
+        mistakes = _doubled_keys(section, SECTION, ())
         if mistakes:
             raise _mistakes(path, mistakes)
         values = _construct(section, path)
@@ -433,7 +462,11 @@ def _section_of(root: yaml.Node | None, path: Path) -> yaml.Node | None:
     raise ConfigError(f"{path} has no section {SECTION}.", hint="Add one, or name the proxy's YAML.")
 
 
-def _doubled_keys(node: yaml.Node, where: str) -> list[str]:
+def _doubled_keys(node: yaml.Node, where: str, inside: tuple[yaml.Node, ...]) -> list[str]:
+    """Find keys that stand twice, and anchors that contain themselves, which nothing can read."""
+    if any(node is outer for outer in inside):
+        return [f"line {node.start_mark.line + 1}: {where} contains itself; write it out"]
+    inside = (*inside, node)
     mistakes = []
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
@@ -442,10 +475,10 @@ def _doubled_keys(node: yaml.Node, where: str) -> list[str]:
             if name in seen:
                 mistakes.append(f"line {key.start_mark.line + 1}: {where}.{name} stands twice; write it once")
             seen.add(name)
-            mistakes += _doubled_keys(value, f"{where}.{name}")
+            mistakes += _doubled_keys(value, f"{where}.{name}", inside)
     elif isinstance(node, yaml.SequenceNode):
         for at, item in enumerate(node.value):
-            mistakes += _doubled_keys(item, f"{where}.{at}")
+            mistakes += _doubled_keys(item, f"{where}.{at}", inside)
     return mistakes
 
 
@@ -482,8 +515,11 @@ def _with_environment(value: Any, path: Path) -> Any:  # YAML's values are anyth
         if name not in os.environ:
             raise ConfigError(f"{path}: {value} is asked for, but {name} is not set.", hint=f"Set {name}.")
         # A number stays a number: what stands in the environment is read as YAML would read it.
-        loaded = yaml.load(os.environ[name], Loader=_Loader)  # noqa: S506  # a SafeLoader
-        return loaded if isinstance(loaded, int | Decimal | bool) else os.environ[name]
+        with contextlib.suppress(yaml.YAMLError, ValueError):
+            loaded = yaml.load(os.environ[name], Loader=_Loader)  # noqa: S506  # a SafeLoader
+            if isinstance(loaded, int | Decimal):
+                return loaded
+        return os.environ[name]
     return value
 
 

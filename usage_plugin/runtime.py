@@ -63,6 +63,10 @@ class Parts:
         """Open the ledger for the calling thread."""
         return self._ledger.open(self._ledger_options, self._surroundings)
 
+    def has_ledger(self) -> bool:
+        """Say whether there is anything to read; readers create nothing."""
+        return self._ledger.exists(self._ledger_options, self._surroundings)
+
     def open_store(self) -> AbstractAsyncContextManager[UsageStore]:
         """Open the store."""
         return self._storage.open(self._storage_options, self._surroundings)
@@ -132,14 +136,14 @@ async def open_reader(
     """Open the ledger and the store for reading.
 
     Raises:
-        NothingRecordedError: the data folder does not exist.
+        NothingRecordedError: there is no ledger.
     """
-    if not config.data_dir.is_dir():
+    parts = Parts(config, plugins)
+    if not parts.has_ledger():
         raise NothingRecordedError(
             f"Nothing has been recorded in {config.data_dir} yet.",
             hint="Start the proxy with the callback usage_plugin.proxy.callback, or name its YAML with --config.",
         )
-    parts = Parts(config, plugins)
     ledger = parts.open_ledger()
     try:
         async with parts.open_store() as store:

@@ -49,9 +49,9 @@ def _wiring(path: Path) -> list[str]:
     """Say if the file is a proxy's YAML that does not name the callback, or names it twice."""
     if read_proxy_section(path, "model_list") is None:
         return []
-    settings = read_proxy_section(path, "litellm_settings") or {}
-    callbacks = settings.get("callbacks") or []
-    count = ([callbacks] if isinstance(callbacks, str) else list(callbacks)).count(CALLBACK)
+    settings = read_proxy_section(path, "litellm_settings")
+    callbacks = settings.get("callbacks") if isinstance(settings, dict) else None
+    count = callbacks.count(CALLBACK) if isinstance(callbacks, list) else int(callbacks == CALLBACK)
     if count == 0:
         return [f'litellm_settings.callbacks does not name the plugin; write callbacks: ["{CALLBACK}"]']
     if count > 1:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.cli.output import Column, Output, console, table, thousands
+from rich.text import Text
+
+from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import to_datetime
@@ -57,7 +59,7 @@ async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq
             fresh = event.event_id not in shown and event.started_at + event.duration_us >= started - 1_000_000
             if fresh and usage_filter.takes(event):
                 if output.is_table:
-                    screen.print("  ".join(_cells(event, reader.config.timezone)), markup=False)
+                    screen.print(Text(harmless("  ".join(_cells(event, reader.config.timezone)))))
                 else:
                     output.line(plain_event(event))
         shown.clear()

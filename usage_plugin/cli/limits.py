@@ -62,9 +62,11 @@ def _rows(reader: Reader, user: str | None) -> Iterable[_Row]:
 def _accounts(reader: Reader, limit: Limit, window: Window, user: str | None) -> list[Account]:
     """List the accounts of a limit; somebody asked for who has spent nothing yet has one too."""
     accounts = reader.ledger.accounts(limit.key, window.start)
+    if user is not None and not reader.limits.may_count(limit, user):
+        return []
     if limit.per == ("global",):
         subject = ""
-    elif limit.per == ("user",) and user is not None and reader.limits.may_count(limit, user):
+    elif limit.per == ("user",) and user is not None:
         subject = user
     else:
         return accounts if user is None or "user" in limit.per else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,10 +30,18 @@ if TYPE_CHECKING:
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
 
+def _accept_every_name() -> None:
+    """Print names of any script where the locale has only ASCII: escaped, not with a crash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class _Failing(click.Group):
     """Turns our errors into a message and exit code 1."""
 
     def invoke(self, context: click.Context) -> Any:
+        _accept_every_name()
         try:
             return super().invoke(context)
         except UsagePluginError as error:

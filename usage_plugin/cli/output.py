@@ -76,7 +76,13 @@ def table(
     title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
 ) -> None:
     """Print a table, with a last line of totals if there is one."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, show_footer=total is not None)
+    made = Table(
+        title=Text(harmless(title)),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        show_footer=total is not None,
+    )
     for at, column in enumerate(columns):
         made.add_column(
             column.heading,
@@ -87,8 +93,13 @@ def table(
         )
     for row in rows:
         # Text: a user's name is shown as it is, never read as markup.
-        made.add_row(*(Text(value) for value in row))
+        made.add_row(*(Text(harmless(value)) for value in row))
     console().print(made)
+
+
+def harmless(text: str) -> str:
+    """Make a text harmless to a terminal: what somebody else chose may hold control characters."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def thousands(number: int) -> str:

@@ -7,7 +7,8 @@ from datetime import date, timedelta
 
 import click
 
-DEFAULT_SINCE = "30d"
+_LAST_YEAR = 9999
+_DEFAULT_DAYS = 30
 
 
 def read_span(today: date, since: str | None, until: str | None, month: str | None) -> tuple[date, date]:
@@ -26,10 +27,10 @@ def read_span(today: date, since: str | None, until: str | None, month: str | No
             raise click.BadParameter(f"--since {since}: at least 1d, which is today.")
         first = today - timedelta(days=int(days[1]) - 1)
     else:
-        first = _day(since, today, "--since") if since else last - timedelta(days=29)
+        first = _day(since, today, "--since") if since else last - timedelta(days=_DEFAULT_DAYS - 1)
     if first > last:
         raise click.BadParameter(f"--since {first} is later than --until {last}.")
-    return first, last
+    return _within_calendar(first, last)
 
 
 def _day(text: str, today: date, option: str) -> date:
@@ -48,4 +49,13 @@ def _month(text: str) -> tuple[date, date]:
         first = date.fromisoformat(f"{text}-01")
     except ValueError:
         raise click.BadParameter(f"--month {text}: write YYYY-MM.") from None
-    return first, (first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
+    if first.year == _LAST_YEAR:
+        return _within_calendar(first, first)
+    return _within_calendar(first, (first + timedelta(days=31)).replace(day=1) - timedelta(days=1))
+
+
+def _within_calendar(first: date, last: date) -> tuple[date, date]:
+    """Refuse the ends of the calendar, beyond which no zone can count."""
+    if first.year <= 1 or last.year >= _LAST_YEAR:
+        raise click.BadParameter(f"{first} to {last}: write years between 2 and {_LAST_YEAR - 1}.")
+    return first, last

@@ -71,5 +71,9 @@ class LedgerBackend(ABC, Generic[OptionsT]):
     options_model: type[OptionsT]
 
     @abstractmethod
+    def exists(self, options: OptionsT, surroundings: Surroundings) -> bool:
+        """Say whether there is a ledger to open; create nothing."""
+
+    @abstractmethod
     def open(self, options: OptionsT, surroundings: Surroundings) -> Ledger:
         """Open the ledger for use by one thread. Several threads and processes may have it open at once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -236,10 +236,13 @@ async def open_store(path: Path, zone: ZoneInfo) -> AsyncIterator[SqliteStore]:
         StorageError: it cannot be opened, or its days are another zone's.
         StorageVersionError: a newer version wrote it.
     """
-    with _translated(path):
-        await asyncio.to_thread(_prepare, path, zone)
-        async with _connect(path) as writer, _connect(path) as reader:
-            yield SqliteStore(path, zone, writer, reader)
+    async with AsyncExitStack() as stack:
+        # Only the opening: what goes wrong while it is open is the caller's own.
+        with _translated(path):
+            await asyncio.to_thread(_prepare, path, zone)
+            writer = await stack.enter_async_context(_connect(path))
+            reader = await stack.enter_async_context(_connect(path))
+        yield SqliteStore(path, zone, writer, reader)
 
 
 def _prepare(path: Path, zone: ZoneInfo) -> None:
@@ -248,8 +251,12 @@ def _prepare(path: Path, zone: ZoneInfo) -> None:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         migrate(connection, resources.files(__package__) / "migrations", path)
-        connection.execute("INSERT INTO store (zone) SELECT ? WHERE NOT EXISTS (SELECT * FROM store)", (str(zone),))
-        (kept,) = connection.execute("SELECT zone FROM store").fetchone()
+        row = connection.execute("SELECT zone FROM store").fetchone()
+        if row is None:
+            # Asked for first: a reader must not wait for a lock.
+            connection.execute("INSERT INTO store (zone) SELECT ? WHERE NOT EXISTS (SELECT * FROM store)", (str(zone),))
+            row = connection.execute("SELECT zone FROM store").fetchone()
+        kept = row[0]
     finally:
         connection.close()
     if kept != str(zone):

@@ -9,6 +9,8 @@ from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import LedgerBackend, NoOptions, Surroundings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from usage_plugin.domain.ledger import Ledger
 
 
@@ -18,10 +20,19 @@ class SqliteLedgerBackend(LedgerBackend[NoOptions]):
     name = "sqlite"
     options_model = NoOptions
 
+    def exists(self, options: NoOptions, surroundings: Surroundings) -> bool:
+        """Say whether the file is there."""
+        del options
+        return _file(surroundings).is_file()
+
     def open(self, options: NoOptions, surroundings: Surroundings) -> Ledger:
         """Open the file, creating it if there is none."""
         del options
-        return SqliteLedger(surroundings.data_dir / "ledger.db")
+        return SqliteLedger(_file(surroundings))
+
+
+def _file(surroundings: Surroundings) -> Path:
+    return surroundings.data_dir / "ledger.db"
 
 
 @hookimpl
