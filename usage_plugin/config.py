@@ -119,10 +119,11 @@ def _parse_until(value: object) -> date | datetime:
 
 
 def _parse_per(value: object) -> tuple[str, ...]:
-    names = _parse_names(value)
+    names = () if value == [] else _parse_names(value)
     unknown = [name for name in names if name not in DIMENSIONS]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no dimension; write one of {', '.join(DIMENSIONS)}, or a list of them")
+    if unknown or not names:
+        found = repr(unknown[0]) if unknown else "[]"
+        raise ValueError(f"{found} is no dimension; write one of {', '.join(DIMENSIONS)}, or a list of them")
     if len(set(names)) < len(names) or ("global" in names and len(names) > 1):
         raise ValueError(f"{list(names)} cannot be combined: name each dimension once, and global alone")
     return names

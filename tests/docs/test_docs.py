@@ -134,7 +134,13 @@ def shell(command: str, folder: Path, port: int) -> str:
     """Run a command of the README as printed, but for the port and where the package is installed."""
     command = command.replace("localhost:4000", f"127.0.0.1:{port}").replace(".venv/bin", str(BIN))
     done = subprocess.run(
-        ["bash", "-euc", command], cwd=folder, capture_output=True, text=True, check=False, env=clean_environment(), timeout=60
+        ["bash", "-euc", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=clean_environment(),
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -170,9 +170,36 @@ def totals_of(event: UsageEvent) -> UsageTotals:
     )
 
 
+class _Randomness:
+    """Bytes nobody can guess, fetched from the system by the page: each fetch can cost the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self._left = b""
+        # A child must not give out the same bytes as its parent.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._left = b""
+
+    def take(self, count: int) -> bytes:
+        if len(self._left) < count:
+            self._left = os.urandom(4096)
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
+
+
+_randomness = _Randomness()
+_REF_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def new_ref() -> str:
+    """Make a short name for a refusal: 40 random bits in Crockford's base 32, to be read over the telephone."""
+    return "".join(_REF_ALPHABET[byte & 31] for byte in _randomness.take(8))
+
+
 def new_event_id() -> str:
     """Make a UUIDv7 (RFC 9562): ordered by time, with 74 random bits that nobody can guess."""
-    bits = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    bits = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(_randomness.take(10), "big")
     bits = bits & ~(0xF000 << 64) | 0x7000 << 64
     bits = bits & ~(0xC000 << 48) | 0x8000 << 48
     text = f"{bits:032x}"

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
+    from usage_plugin.domain.money import Nano
+    from usage_plugin.tracking.admission import Standing
     from usage_plugin.tracking.recorder import OpenRequest
 
     Message = MutableMapping[str, Any]
@@ -29,24 +31,31 @@ class Exchange:
     Attributes:
         headers: added to the answer, in place of what has the same name.
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
+        standing: how the tightest of the caller's own limits stands.
+        cost: of the request, in nano-dollars, once it is known.
         request: what was admitted.
     """
 
-    __slots__ = ("headers", "request", "status")
+    __slots__ = ("cost", "headers", "request", "standing", "status")
 
     def __init__(self) -> None:
         """Start with nothing."""
         self.headers: dict[str, str] = {}
         self.status: int | None = None
+        self.standing: Standing | None = None
+        self.cost: Nano | None = None
         self.request: OpenRequest | None = None
 
 
 class ExchangeWrapper:
     """Wraps the proxy's ASGI app."""
 
-    def __init__(self, app: App, on_end: Callable[[OpenRequest], None]) -> None:
-        """Call `on_end` for each admitted request when it is over."""
+    def __init__(
+        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[OpenRequest], None]
+    ) -> None:
+        """Call `on_start` before an answer's headers are sent, `on_end` when an admitted request is over."""
         self._app = app
+        self._on_start = on_start
         self._on_end = on_end
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -58,7 +67,10 @@ class ExchangeWrapper:
         token = current.set(exchange)
 
         async def send_with_headers(message: Message) -> None:
-            await send(_with_ours(message, exchange) if message["type"] == "http.response.start" else message)
+            if message["type"] == "http.response.start":
+                self._on_start(exchange)
+                message = _with_ours(message, exchange)
+            await send(message)
 
         try:
             await self._app(scope, receive, send_with_headers)

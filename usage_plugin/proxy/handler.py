@@ -59,7 +59,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     def __init__(self, runtime: Runtime, prices: PriceBook) -> None:
         """Take the running parts."""
-        super().__init__(turn_off_message_logging=True)
+        super().__init__()
         self._runtime = runtime
         self._prices = prices
         self._open: dict[str, OpenRequest] = {}
@@ -113,8 +113,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             data["disable_fallbacks"] = True
         if here is not None:
             here.request = request
-            if decision.standing is not None:
-                here.headers = standing_headers(decision.standing)
+            here.standing = decision.standing
 
     def _ask(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Ask:
         model = data.get("model")
@@ -324,12 +323,17 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     @staticmethod
     def _show(recorded: Recorded | None) -> None:
         here = exchange.current.get()
-        if here is None or recorded is None:
-            return
-        if recorded.standing is not None:
-            here.headers = standing_headers(recorded.standing)
-        if recorded.event.cost is not None:
-            here.headers["x-usage-cost"] = format_usd(recorded.event.cost)
+        if here is not None and recorded is not None:
+            here.standing = recorded.standing or here.standing
+            here.cost = recorded.event.cost
+
+    @staticmethod
+    def answer_begins(here: exchange.Exchange) -> None:
+        """Write the headers of an answer, at the last moment: only then is it known what they say."""
+        if here.standing is not None:
+            here.headers |= standing_headers(here.standing)
+        if here.cost is not None:
+            here.headers["x-usage-cost"] = format_usd(here.cost)
 
     def _logged(self, kwargs: Mapping[str, Any]) -> OpenRequest | None:
         parameters = kwargs.get("litellm_params")

@@ -69,7 +69,9 @@ def _check_not_shadowed() -> None:
 def _wrap_app(handler: UsageHandler_PROXY_) -> None:
     # `add_middleware` refuses once the app has started; its built stack can still be wrapped.
     app = proxy_server.app
-    app.middleware_stack = ExchangeWrapper(app.middleware_stack, handler.request_ended)
+    app.middleware_stack = ExchangeWrapper(
+        app.middleware_stack, on_start=handler.answer_begins, on_end=handler.request_ended
+    )
 
 
 def _wrap_shutdown(runtime: Runtime, ticking: asyncio.Task[None]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pydantic import BaseModel
+
 from usage_plugin.domain.money import from_float
 from usage_plugin.domain.usage import MOST_TOKENS, TokenUsage
 from usage_plugin.errors import MoneyError
@@ -188,9 +190,9 @@ def _hidden(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
 def _mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
     if isinstance(value, dict):
         return value
-    if hasattr(value, "model_dump"):
-        dumped: Mapping[str, Any] = value.model_dump()
-        return dumped
+    if isinstance(value, BaseModel):
+        # Shallow: dumping the model costs more than all that is read from it.
+        return dict(value)
     return {}
 
 
@@ -213,8 +215,8 @@ def _numbers(usage: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]
     for key, value in usage.items():
         if not str(key).isidentifier():
             continue
-        if isinstance(value, dict):
-            found += _numbers(value, f"{prefix}{key}.")
+        if isinstance(value, dict | BaseModel):
+            found += _numbers(_mapping(value), f"{prefix}{key}.")
         elif isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_TOKENS:
             found.append((f"{prefix}{key}"[:80], value))
     return found[:_MOST_USAGE_FIELDS]

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import secrets
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance, Hold
-from usage_plugin.domain.usage import encode_event
+from usage_plugin.domain.usage import encode_event, new_ref
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
@@ -36,8 +35,8 @@ SOON = 60 * MICROSECONDS
 """A window that ends within this time is worth waiting for."""
 
 _SPIN_NS = 300_000
+_LONGEST_DELAY = 0.005
 _GIVE_UP_NS = 5_000_000_000
-_REF_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _SEVERITY: dict[Reason, int] = {"unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "unavailable": 0}
 
 log = get_logger()
@@ -232,6 +231,7 @@ class Admission:
         """Reserve, trying again while another process is writing."""
         encoded = encode_event(event)
         started = time.monotonic_ns()
+        delay = 0.0002
         while True:
             try:
                 return self._ledger.reserve(event.event_id, self._worker, event.started_at, holds, encoded)
@@ -241,7 +241,8 @@ class Admission:
                     raise
                 if waited > _SPIN_NS:
                     # A transaction takes some 50 µs; whoever waits longer lets the loop work meanwhile.
-                    await asyncio.sleep(random.uniform(0.0002, 0.001))  # noqa: S311  # jitter
+                    await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
+                    delay = min(_LONGEST_DELAY, delay * 1.5)
 
 
 def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:
@@ -312,7 +313,7 @@ def _refuse(
 ) -> Refusal:
     return Refusal(
         reason=reason,
-        ref="".join(secrets.choice(_REF_ALPHABET) for _ in range(8)),
+        ref=new_ref(),
         at=ask.draft.started_at,
         user=ask.subjects.user,
         model=model or ask.draft.requested_model,

@@ -199,7 +199,7 @@ class Recorder:
             try:
                 self._settle(self._pending[0])
             except LedgerBusyError:
-                delay = 0.0005
+                delay = min(0.005, delay * 1.5)
             except LedgerError as error:
                 log.error("ledger.settle_failed", pending=self.pending, **short_error(error))  # noqa: TRY400
                 delay = min(5.0, delay * 4)

@@ -8,9 +8,10 @@ stand inside the lock, because another thread may take the GIL between two of th
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ _DAY = 86_400_000_000
 _SLICE = 500
 _START_TIMEOUT = 30.0
 _CHECKPOINT_WAIT_MS = 200
+_LARGE_LOG = 16 * 2**20
 
 
 class SqliteLedger(Ledger):
@@ -254,40 +256,55 @@ class SqliteLedger(Ledger):
             return None if row is None else str(row[0])
 
     def tidy(self, now: int) -> None:
-        """Drop a slice of closed windows and old refusals, and bring the write-ahead log back to nothing."""
+        """Drop a slice of closed windows and old refusals, and let the write-ahead log begin anew."""
         with _translated(self._path):
-            for limit_key, window_start in self._oldest_windows():
-                with self._writing():
-                    self._execute(
-                        "DELETE FROM accounts WHERE (limit_key, window_start, subject) IN ("
-                        " SELECT limit_key, window_start, subject FROM accounts"
-                        " WHERE limit_key = ? AND window_start = ? AND window_end < ? AND reserved = 0 LIMIT ?)",
-                        (limit_key, window_start, now - _DAY, _SLICE),
-                    )
+            for limit_key, window_start, window_end in self._oldest_windows():
+                # All accounts of a window end together: an open one is not even looked into.
+                if window_end < now - _DAY:
+                    with self._writing():
+                        self._execute(
+                            "DELETE FROM accounts WHERE (limit_key, window_start, subject) IN ("
+                            " SELECT limit_key, window_start, subject FROM accounts"
+                            " WHERE limit_key = ? AND window_start = ? AND reserved = 0 LIMIT ?)",
+                            (limit_key, window_start, _SLICE),
+                        )
             oldest = now // 60_000_000 - KEPT_REFUSAL_MINUTES
-            with self._writing():
-                self._execute("DELETE FROM refusal_counts WHERE minute < ?", (oldest,))
+            if self._execute("SELECT 1 FROM refusal_counts WHERE minute < ? LIMIT 1", (oldest,)).fetchone():
+                with self._writing():
+                    self._execute("DELETE FROM refusal_counts WHERE minute < ?", (oldest,))
             self._checkpoint()
 
-    def _oldest_windows(self) -> list[tuple[int, int]]:
+    def _oldest_windows(self) -> list[tuple[int, int, int]]:
         """Find the oldest window of each limit, hopping from key to key instead of reading all accounts."""
         windows = []
-        row = self._execute("SELECT limit_key, window_start FROM accounts ORDER BY 1, 2 LIMIT 1").fetchone()
+        first = "SELECT limit_key, window_start, window_end FROM accounts {} ORDER BY 1, 2 LIMIT 1"
+        row = self._execute(first.format("")).fetchone()
         while row:
             windows.append(row)
-            row = self._execute(
-                "SELECT limit_key, window_start FROM accounts WHERE limit_key > ? ORDER BY 1, 2 LIMIT 1", row[:1]
-            ).fetchone()
+            row = self._execute(first.format("WHERE limit_key > ?"), row[:1]).fetchone()
         return windows
 
     def _checkpoint(self) -> None:
-        self._execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
-        if not has_wal_reset_bug():
-            # Most of the log is copied beside the writers; what is left is short enough to hold them up for.
-            self._execute("PRAGMA wal_checkpoint(PASSIVE)")
-        # Takes the write lock first, so no writer can be hit by the bug of older versions.
-        self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._execute("PRAGMA busy_timeout = 0")
+        """Copy the write-ahead log into the file, so that it begins anew.
+
+        Before it takes the write lock, the log is brought to the disk, which is most of the work. The log has no
+        locks of SQLite's on it, so it may be opened beside it, unlike the file.
+        """
+        wal = self._path.with_name(f"{self._path.name}-wal")
+        with suppress(FileNotFoundError):
+            handle = os.open(wal, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+                size = os.fstat(handle).st_size
+            finally:
+                os.close(handle)
+            self._execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
+            if not has_wal_reset_bug():
+                # Most of the log is copied beside the writers; what is left is short enough to hold them up for.
+                self._execute("PRAGMA wal_checkpoint(PASSIVE)")
+            # Takes the write lock first, so no writer can be hit by the bug of older versions.
+            self._execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if size > _LARGE_LOG else 'RESTART'})")
+            self._execute("PRAGMA busy_timeout = 0")
 
     def close(self) -> None:
         """Close the connection."""

@@ -1,0 +1,10 @@
+"""Benchmarks: `python -m benchmarks.ledger`, `.request` and `.proxy`, each with `--json` for programs.
+
+Each holds what it measures against what is required and says which bound is missed; it fails only if it cannot measure.
+Times on a shared machine vary twofold within seconds, so whatever is compared alternates in short blocks.
+"""
+
+import os
+
+# LiteLLM looks prices up on the internet otherwise; it decides that when it is imported.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
