@@ -138,16 +138,39 @@ def test_acknowledging_goes_forward_only(ledger: SqliteLedger) -> None:
     assert ledger.acknowledged() == 7
 
 
-def test_the_sequence_can_be_lifted(ledger: SqliteLedger) -> None:
-    """A ledger restored from a backup gives out no number that the store has seen; the gap shows no event."""
-    ledger.lift_sequence(100)
-    ledger.reserve("a", "w", 5, [], "draft")
-    settled = ledger.settle("a", [], "event")
+def settle(ledger: SqliteLedger, event: str) -> int:
+    ledger.reserve(event, "w", 5, [], "draft")
+    settled = ledger.settle(event, [], event)
     assert settled is not None
-    assert settled.seq == 101
-    assert ledger.outbox(0, 10) == [OutboxEntry(101, "event")]
-    ledger.lift_sequence(50)
-    assert ledger.outbox(0, 10) == [OutboxEntry(101, "event")]
+    return settled.seq
+
+
+def test_a_ledger_that_is_behind_goes_on_behind_the_store(ledger: SqliteLedger) -> None:
+    """What was settled under numbers that the store has seen gets new ones; none of them comes again."""
+    old = [settle(ledger, name) for name in "abc"]
+    ledger.acknowledge(1)
+    ledger.agree(100)
+    assert old == [1, 2, 3]
+    waiting = ledger.outbox(ledger.acknowledged(), 10)
+    assert [entry.event for entry in waiting] == ["b", "c"]
+    assert min(entry.seq for entry in waiting) > 100 == ledger.acknowledged()
+    assert settle(ledger, "d") > waiting[-1].seq
+
+
+def test_an_empty_ledger_gives_no_number_that_the_store_has_seen(ledger: SqliteLedger) -> None:
+    """The gap that this leaves shows no event."""
+    ledger.agree(100)
+    assert settle(ledger, "a") == 101
+    assert ledger.outbox(0, 10) == [OutboxEntry(101, "a")]
+
+
+def test_a_store_that_is_behind_gets_again_what_is_still_there(ledger: SqliteLedger) -> None:
+    """After the store was restored from a backup, the entries it lacks wait for it once more."""
+    for name in "abc":
+        settle(ledger, name)
+    ledger.acknowledge(3)
+    ledger.agree(1)
+    assert [entry.event for entry in ledger.outbox(ledger.acknowledged(), 10)] == ["b", "c"]
 
 
 def test_accounts_of_a_window_are_listed_by_subject(ledger: SqliteLedger) -> None:

@@ -278,7 +278,7 @@ def test_the_output_limit_of_a_request_is_found_whatever_it_is_called(body, aske
     ("body", "count"),
     [
         ({}, 1), ({"n": 1}, 1), ({"n": 3}, 3), ({"best_of": 4}, 4), ({"n": 2, "best_of": 4}, 4), ({"n": None}, 1),
-        ({"n": 0}, 1), ({"n": -3}, 1), ({"n": True}, 1), ({"n": "3 of them"}, 1),
+        ({"n": 0}, 1),
         ({"prompt": "x"}, 1), ({"prompt": ["x", "y"]}, 2), ({"prompt": ["x", "y"], "n": 3}, 6), ({"prompt": []}, 1),
         ({"prompt": [1, 2, 3]}, 1), ({"prompt": [[1, 2], [3]]}, 2), ({"prompt": {"id": "p"}}, 1),
     ],
@@ -350,3 +350,32 @@ def test_no_limit_is_injected_where_the_api_takes_none(call_type):
     body = {"input": "x"}
     assert not inject_output(call_type, body, 4096)
     assert body == {"input": "x"}
+
+
+@pytest.mark.parametrize("odd", [{"n": -3}, {"n": True}, {"n": "3 of them"}, {"n": "5e1"}, {"n": 2.5}], ids=str)
+def test_a_number_of_answers_that_is_none_bounds_nothing(odd):
+    """What is no whole number may still be one to a provider, so the request is not bounded."""
+    assert not output_is_bounded({"max_tokens": 5, **odd})
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"extra_body": {"max_tokens": None}},
+        {"options": {"num_predict": 9_000}},
+        {"extra_body": {"generationConfig": {"maxOutputTokens": 9_000}}},
+        {"n_predict": 9_000},
+    ],
+    ids=str,
+)
+def test_a_larger_output_cannot_be_hidden_deeper(hidden):
+    """An output limit that is nested, or taken away by null, is found."""
+    assert asked_output({"max_tokens": 5, **hidden}) in (None, 9_000)
+
+
+@pytest.mark.parametrize(
+    "dear", [{"service_tier": "priority"}, {"modalities": ["text", "audio"]}, {"background": True}], ids=str
+)
+def test_what_is_billed_by_other_prices_is_not_bounded(dear):
+    """A dearer tier, or an answer that is more than text, is not bounded by tokens at the ordinary price."""
+    assert not output_is_bounded({"max_tokens": 5, **dear})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_litellms_placeholder_is_nobody(who):
 def test_a_key_that_is_nobodys_own_has_the_name_of_the_key(who):
     """A key without a user is called by its alias, or else by the beginning of its hash, before any claim."""
     assert who(key_alias="ci", claim="bo").user == "ci"
-    found = who(api_key="0123456789abcdef0123456789abcdef", claim="bo")
+    found = who(api_key="0123456789abcdef" * 4, claim="bo")
     assert found.user == "key-0123456789abcdef"
 
 
@@ -193,7 +194,11 @@ def test_the_keys_hash_is_kept_and_never_the_key(key):
     )
     raw = key().model_copy(update={"api_key": "sk-secret-1234", "token": None})
     assert resolve(IdentityConfig(), raw, {}).api_key == hashlib.sha256(b"sk-secret-1234").hexdigest()
-    assert resolve(IdentityConfig(), key(api_key="0123abcd"), {}).api_key == "0123abcd"
+    assert resolve(IdentityConfig(), key(api_key="0123abcd" * 8), {}).api_key == "0123abcd" * 8
+    for secret in ("sk-1", "plain-secret", "0123ABCD" * 8):
+        kept = resolve(IdentityConfig(), key(api_key=secret), {}).api_key
+        assert re.fullmatch("[0-9a-f]{64}", kept)
+        assert secret not in kept
 
 
 def test_no_key_no_hash(key):

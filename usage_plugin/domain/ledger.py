@@ -158,8 +158,12 @@ class Ledger(ABC):
         """Note that the store has everything up to this number; the entries may go."""
 
     @abstractmethod
-    def lift_sequence(self, seq: int) -> None:
-        """Make sure that no number up to this one is given out: the file may be older than the store."""
+    def agree(self, stored: int) -> None:
+        """Go on from what the store has, whichever of the two was restored from a backup.
+
+        Entries that are not acknowledged but have a number that the store has seen get new numbers, since they may
+        be others; the store knows an event that it gets twice. No number up to `stored` is given out again.
+        """
 
     @abstractmethod
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 MOST_ANSWERS = 100_000
+MOST_COUNT = 2**31 - 1
 PER_REQUEST = 64
 PER_MESSAGE = 16
 PER_TOOL = 32
@@ -27,13 +28,21 @@ _TEXT_PARTS = frozenset({
     "tool_use", "tool_result", "function", "function_call", "function_call_output", "message",
 })  # fmt: skip
 # Fields that make a request read what it does not contain.
-_REFERENCES = ("previous_response_id", "conversation", "prompt_id")
+_REFERENCES = (
+    "previous_response_id", "conversation", "prompt_id", "cached_content", "cachedContent", "contents",
+    "systemInstruction", "system_instruction",
+)  # fmt: skip
 # Under whatever name a provider takes them: LiteLLM passes on what it does not know.
 _OUTPUT_FIELDS = (
     "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict",
-    "maxOutputTokens",
+    "maxOutputTokens", "maxTokens", "n_predict", "max_length", "max_gen_len",
 )  # fmt: skip
 _ANSWERS_FIELDS = ("n", "best_of", "candidate_count", "candidateCount", "num_return_sequences")
+_NESTED = (
+    "extra_body", "options", "parameters", "generationConfig", "generation_config", "inferenceConfig", "config",
+)  # fmt: skip
+_MOST_PLACES = 20
+_DEARER_TIERS = ("priority", "fast", "scale")
 _PROVIDER_RUN = ("web_search_options", "mcp_servers")
 _OTHER_TEXT = ("instructions", "response_format", "text", "functions", "suffix", "prediction", "documents")
 _INJECTED_FIELD = {
@@ -73,6 +82,8 @@ def output_is_bounded(body: Mapping[str, Any]) -> bool:
         return False
     if any(place.get(field) is not None for place in places for field in _PROVIDER_RUN):
         return False
+    if any(place.get("service_tier") in _DEARER_TIERS or _makes_media(place) for place in places):
+        return False
     tools = [tool for place in places if isinstance(place.get("tools"), list) for tool in place["tools"]]
     return all(_is_client_tool(tool) for tool in tools) and answers(body) <= MOST_ANSWERS
 
@@ -82,7 +93,13 @@ def asked_output(body: Mapping[str, Any]) -> int | None:
 
     A number written as text or with a point counts, since some providers take it; of several the largest.
     """
-    asked = [value for place in _places(body) for field in _OUTPUT_FIELDS if (value := place.get(field)) is not None]
+    asked = [
+        place[field]
+        for place in _places(body)
+        for field in _OUTPUT_FIELDS
+        # In the body itself null is as good as nothing; laid over it, it takes away what stands there.
+        if field in place and not (place is body and place[field] is None)
+    ]
     numbers = [_whole(value) for value in asked]
     if not numbers or None in numbers or 0 in numbers:
         return None
@@ -104,15 +121,22 @@ def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
 
 def answers(body: Mapping[str, Any]) -> int:
     """Say how many answers the request asks for: each has the output bound for itself."""
-    counts = [_whole(place.get(field)) or 1 for place in _places(body) for field in _ANSWERS_FIELDS]
+    given = [value for place in _places(body) for field in _ANSWERS_FIELDS if (value := place.get(field)) is not None]
+    # What is no whole number may still mean one to a provider: nobody knows how many answers there will be.
+    counts = [1, *(MOST_COUNT if (count := _whole(value)) is None else max(1, count) for value in given)]
     prompts = body.get("prompt")
     several = len(prompts) if isinstance(prompts, list) and not _are_tokens(prompts) else 1
-    return min(2**31 - 1, max(counts) * max(1, several))
+    return min(MOST_COUNT, max(counts) * max(1, several))
 
 
 def _places(body: Mapping[str, Any]) -> list[Any]:
-    """List the dicts whose fields reach the provider: LiteLLM merges `extra_body` over the rest."""
-    return [place for place in (body, body.get("extra_body")) if isinstance(place, dict)]
+    """List the objects whose fields reach the provider: LiteLLM merges `extra_body` over the rest, nested ones too."""
+    places: list[Any] = [body]
+    for place in places:
+        places += [nested for field in _NESTED if isinstance(nested := place.get(field), dict)]
+        if len(places) > _MOST_PLACES:
+            break
+    return places
 
 
 def _whole(value: object) -> int | None:
@@ -170,6 +194,12 @@ def _tools(tools: object) -> int:
     if not isinstance(tools, list) or not tools:
         return 0
     return ANY_TOOLS + sum(_text(tool) + PER_TOOL for tool in tools)
+
+
+def _makes_media(place: Mapping[str, Any]) -> bool:
+    """Say whether the answer may hold more than text, which is billed by other prices."""
+    modalities = place.get("modalities") or place.get("responseModalities")
+    return isinstance(modalities, list) and any(str(kind).lower() != "text" for kind in modalities)
 
 
 def _is_client_tool(tool: object) -> bool:

@@ -9,6 +9,7 @@ terminal event wins. Our own bug never becomes the client's 500.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -21,7 +22,7 @@ from usage_plugin.errors import SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import bounds, exchange, outcomes
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
-from usage_plugin.proxy.prices import Deployment, PriceBook
+from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request, refusal_error, standing_headers
 from usage_plugin.tracking.admission import Ask, Candidate, Refusal
 from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from usage_plugin.domain.subjects import Subjects
+    from usage_plugin.domain.usage import Status
     from usage_plugin.runtime import Runtime
 
 STAMP = "usage_plugin_event"
@@ -38,14 +40,16 @@ STAMP = "usage_plugin_event"
 ORPHAN_GRACE = 60.0
 """Seconds after the end of an HTTP request before what no hook settled is settled: logging may be late."""
 
-BILLABLE = frozenset({
-    "acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages", "image_generation", "aspeech",
-    "transcription", "atranscription", "moderation", "amoderation", "rerank", "arerank", "agenerate_content",
-    "agenerate_content_stream", "pass_through_endpoint",
-})  # fmt: skip
-"""Call types that can cost something; LiteLLM calls the hook for listings and look-ups as well."""
+_FREE_CALLS = re.compile(
+    r"^a?_?(get|list|delete|cancel|retrieve|upload|file_)|_(retrieve|list|delete|content|character|job)$"
+    r"|create_(file|assistants|thread|container|sandbox)$|add_message$|^vector_store_file|^avector_store_file"
+)
+"""Call types of look-ups and of what only keeps things: LiteLLM calls the hook for them too. All others can cost."""
 
 _WITHOUT_OUTPUT = frozenset({"aembedding", "moderation", "amoderation", "rerank", "arerank"})
+
+_ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})
+_LEAST_OUTPUT = 16
 
 log = get_logger()
 
@@ -79,7 +83,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> dict[str, Any] | None:
         """Admit a request, or raise what LiteLLM turns into the refusal."""
         kind = str(getattr(call_type, "value", call_type))
-        if kind not in BILLABLE:
+        if _FREE_CALLS.search(kind):
             return None
         here = exchange.current.get()
         if here is not None and here.request is not None and self._request_of(data) is here.request:
@@ -121,13 +125,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if model and (len(model) > LONGEST_NAME or not model.isprintable()):
             raise bad_request(f"The model's name cannot be taken: {model[:100]!r}.", param="model")
         primary = self._deployments(model, subjects.team)
-        if model and "," in model and not primary:
+        if model and "," in model and not self._prices.is_listed(model):
             # LiteLLM would call every model of the list, and log one of them, at no cost.
             raise bad_request(f"One model a request, please: {model[:100]!r} names several.", param="model")
-        extra = data.get("extra_body")
-        if isinstance(extra, dict) and "model" in extra:
-            # LiteLLM would send this model to the provider, and bill the other one.
-            raise bad_request("extra_body must not name a model; name it in model.", param="extra_body.model")
+        _refuse_what_overrides(data)
         fallbacks = [
             deployment
             for name in (self._prices.fallbacks(model, data) if model else ())
@@ -137,7 +138,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             # LiteLLM asks the provider for usage on chat streams only, and counts nothing without it.
             options = data.get("stream_options")
             data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        ways = primary or ((_unknown(model),) if model else ())
+        ways = primary or (_unknown(model),)
         output, injected = self._output(data, kind, subjects, [*ways, *fallbacks])
         text_bound = bounds.input_bound(data)
         inputs = [_input(way, text_bound) for way in (*ways, *fallbacks)]
@@ -150,8 +151,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 **subjects._asdict(),
                 call_id=_short(data.get("litellm_call_id")),
                 requested_model=model,
-                model=ways[0].model if ways else None,
-                provider=ways[0].provider if ways else None,
+                model=ways[0].model,
+                provider=ways[0].provider,
                 injected_output_tokens=injected,
             ),
             subjects=subjects,
@@ -179,7 +180,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         count = bounds.answers(data)
         asked = bounds.asked_output(data)
         if asked is not None:
-            return asked * count, None
+            # LiteLLM raises a smaller number to what the Responses API takes.
+            return max(asked, _LEAST_OUTPUT if kind in _ON_RESPONSES else 0) * count, None
         known = [way.most_output for way in ways if way.most_output is not None]
         most = min([self._runtime.config.admission.default_max_output_tokens, *known])
         if not self._depends_on_output(subjects, ways):
@@ -212,6 +214,18 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 )
                 self._show(recorded)
         return response
+
+    async def async_post_call_success_deployment_hook(
+        self,
+        request_data: dict[str, Any],
+        response: Any,  # LiteLLM's
+        call_type: Any,  # noqa: ARG002  # LiteLLM's
+    ) -> None:
+        """Remember what a provider answered: a guardrail may yet keep it from the client, but it is paid for."""
+        request = self._request_of(request_data)
+        usage = outcomes.inline_usage(response) if request is not None else {}
+        if request is not None and usage:
+            request.delivered = (outcomes.served_inline(request_data, response), usage)
 
     async def async_log_success_event(
         self,
@@ -283,13 +297,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     def _settle_orphan(self, request: OpenRequest) -> None:
         if request.settled:
             return
-        # The client left before the first chunk: what the provider billed is unknown, so the worst case is charged.
-        event = request.admitted.event
-        log.warning("request.orphaned", event_id=event.event_id, user=event.user)
-        self._settle(
-            request,
-            Outcome(status="cancelled", cost=event.cost, cost_source=event.cost_source, estimated=True),
-        )
+        # The client left before the first chunk: what the provider billed is unknown, so what was held is charged.
+        log.warning("request.orphaned", event_id=request.event_id, user=request.admitted.event.user)
+        self._settle_as_reserved(request, "cancelled")
 
     def _record(
         self,
@@ -306,18 +316,21 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             outcome = outcomes.read_outcome(self._prices, served, usage, event, **how)
         except Exception:
             log.exception("outcome.unreadable", hook=what, event_id=event.event_id)
-            outcome = Outcome(
-                status=how.get("status", "success"), cost=event.cost, cost_source=event.cost_source, estimated=True
-            )
+            outcome = None
+        if outcome is None:
+            return self._settle_as_reserved(request, how.get("status", "success"))
         return self._settle(request, outcome)
 
+    def _settle_as_reserved(self, request: OpenRequest, status: Status) -> Recorded | None:
+        return self._settle(request, Outcome(status=status, as_reserved=True))
+
     def _settle(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
-        self._open.pop(request.admitted.event.event_id, None)
+        self._open.pop(request.event_id, None)
         try:
             return self._runtime.recorder.record(request, outcome)
         except Exception:
             # The reservation stays, and is charged when this worker ends: too much is safe, a 500 is not.
-            log.exception("record.failed", event_id=request.admitted.event.event_id)
+            log.exception("record.failed", event_id=request.event_id)
             return None
 
     @staticmethod
@@ -389,9 +402,26 @@ def _metadata(data: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _unknown(model: str) -> Deployment:
-    """Stand in for a model the router does not list; LiteLLM may still serve it, or answer 400."""
-    return Deployment(model, "", None, model, None, None, None, None)
+def _unknown(model: str | None) -> Deployment:
+    """Stand in for a model the router does not list, or that is not named: LiteLLM may still serve it."""
+    return Deployment(model, "", None, model or "", None, None, None, None)
+
+
+def _refuse_what_overrides(data: dict[str, Any]) -> None:
+    """Refuse what LiteLLM would lay over the request after it was bounded.
+
+    Raises:
+        ProxyException: `extra_body` names a model or is no object, or a fallback brings more than a model's name.
+    """
+    extra = data.get("extra_body")
+    if extra is not None and not isinstance(extra, dict):
+        raise bad_request("extra_body must be an object.", param="extra_body")
+    if extra and "model" in extra:
+        # LiteLLM would send this model to the provider, and bill the other one.
+        raise bad_request("extra_body must not name a model; name it in model.", param="extra_body.model")
+    for name in FALLBACK_LISTS:
+        if overriding_fallbacks(data.get(name)):
+            raise bad_request("A fallback may only name a model, without parameters of its own.", param=name)
 
 
 def _input(way: Deployment, text_bound: int | None) -> int | None:
@@ -400,12 +430,12 @@ def _input(way: Deployment, text_bound: int | None) -> int | None:
 
 def _candidates(ways: Sequence[Deployment], kind: str, text_bound: int | None, output: int | None) -> list[Candidate]:
     """Price each way at its worst; ways that are billed alike are one, the dearest."""
-    dearest: dict[tuple[str, str | None], Candidate] = {}
+    dearest: dict[tuple[str | None, str | None], Candidate] = {}
     for way in ways:
         price = way.price_on(kind)
         bound = _input(way, text_bound)
         worst = None
-        if price is not None and price.is_free:
+        if way.model is None or (price is not None and price.is_free):
             worst = 0
         elif price is not None and bound is not None and output is not None:
             worst = price.worst_case(bound, output)

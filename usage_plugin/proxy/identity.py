@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _PLACEHOLDER = "default_user_id"
 _MASTER_KEY = "litellm_proxy_master_key"
 _HEADER = "header:"
+_HASH = re.compile(r"[0-9a-f]{64}|hashed-jwt-[0-9a-f]{64}")
 
 
 class IdentityRequiredError(SubjectNameError):
@@ -61,7 +63,7 @@ def resolve(config: IdentityConfig, key: Any, body: Mapping[str, Any]) -> Subjec
         end_user=_or_nothing(claim, "end_user", fold=fold),
         organization=clean_name(key.org_id, what="organization", casefold=fold),
         session=_or_nothing(_session(body), "session"),
-        tags=_tags(body),
+        tags=_tags(key, body),
     )
 
 
@@ -87,12 +89,14 @@ def _is_master(key: Any) -> bool:  # UserAPIKeyAuth
     return _MASTER_KEY in (key.api_key, key.token)
 
 
-def _key_hash(key: Any) -> str | None:  # UserAPIKeyAuth
-    """Give LiteLLM's hash of the key; should it ever hold the key itself, hash that."""
+def _key_hash(key: Any) -> str | None:
+    """Give LiteLLM's hash of the key; what is none is hashed here, since it may be the key itself."""
     value = key.api_key or key.token
     if not isinstance(value, str) or not value:
         return None
-    return hashlib.sha256(value.encode()).hexdigest() if value.startswith("sk-") else value
+    if value == _MASTER_KEY or _HASH.fullmatch(value):
+        return value
+    return hashlib.sha256(value.encode()).hexdigest()
 
 
 def _claim(key: Any, body: Mapping[str, Any]) -> object:  # UserAPIKeyAuth
@@ -119,12 +123,20 @@ def _session(body: Mapping[str, Any]) -> object:
     return body.get("litellm_session_id") or _metadata(body).get("session_id")
 
 
-def _tags(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Take the tags that can be taken; LiteLLM adds the User-Agent as one, which nobody asked for."""
-    given = _metadata(body).get("tags")
-    names = (_or_nothing(tag, "tag") for tag in given) if isinstance(given, list) else ()
+def _tags(key: Any, body: Mapping[str, Any]) -> tuple[str, ...]:
+    """Take the tags that can be taken, those of the key first: a client must not push them out.
+
+    LiteLLM adds the User-Agent as a tag, which nobody asked for.
+    """
+    sources = (key.metadata, key.team_metadata, _metadata(body))
+    given = [tag for source in sources if isinstance(source, dict) for tag in _list(source.get("tags"))]
+    names = (_or_nothing(tag, "tag") for tag in given)
     tags = dict.fromkeys(name for name in names if name and not name.startswith("User-Agent:"))
     return tuple(tags)[:MOST_TAGS]
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _metadata(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -118,30 +118,38 @@ def read_outcome(
     error: str | None = None,
     estimated: bool = False,
 ) -> Outcome:
-    """Put together how a request ended and what it cost."""
+    """Put together how a request ended and what it cost.
+
+    A success of which nobody says what it used is charged as reserved.
+    """
     tokens = read_tokens(usage, anthropic=admitted.call_type == "anthropic_messages")
     model = served.model or admitted.model
     deployment = _deployment(prices, model, served, admitted.team)
     cost, source = _cost(deployment, tokens, served, admitted.call_type)
+    price = deployment.price_on(admitted.call_type) if deployment else None
+    unknown = (
+        source == "none" and not served.cache_hit and price is not None and not price.is_free and status == "success"
+    )
     return Outcome(
         status=status,
         # The router's own name for what it billed: an alias is another name of it.
         model=deployment.model if deployment else model,
         served_model=served.served_model or (deployment.served_model if deployment else None),
         deployment=served.deployment_id,
-        provider=served.provider or (deployment.provider if deployment else None),
+        provider=(deployment.provider if deployment else None) or served.provider,
         tokens=tokens,
         cost=cost,
         cost_source=source,
         cache_hit=served.cache_hit,
         estimated=estimated,
+        as_reserved=unknown,
         error=error,
         usage=dict(_numbers(usage)) or None,
     )
 
 
 def _deployment(prices: PriceBook, model: str | None, served: Served, team: str | None) -> Deployment | None:
-    """Find the deployment that served; of several that could have, the one with the dearest tokens."""
+    """Find the deployment that served, else the first that could have."""
     if model is None:
         return None
     found = prices.deployments(model, team)

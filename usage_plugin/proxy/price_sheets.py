@@ -37,7 +37,7 @@ def read_price(info: Mapping[str, Any], *, embedding: bool = False) -> Price | N
         embedding: whether there is no output, so that its price may be missing.
     """
     base = _rates(info, "", None, embedding=embedding)
-    if base is None:
+    if base is None or (Price(base).is_free and _costs_otherwise(info)):
         return None
     suffixes = {key[key.index(_ABOVE) :] for key in info if _ABOVE in key and key.endswith("k_tokens")}
     tiers = []
@@ -77,6 +77,11 @@ def _rates(info: Mapping[str, Any], suffix: str, base: Rates | None, *, embeddin
         reasoning=max(output_rate, own_reasoning or 0) if base else _first_known(own_reasoning, output_rate),
         dearest_cache_write=max(cache_write, own("cache_creation_input_token_cost_above_1hr") or 0),
     )
+
+
+def _costs_otherwise(info: Mapping[str, Any]) -> bool:
+    """Say whether something else than tokens costs: a query, an image, a second."""
+    return any("cost" in key and (atto_per_token(value) or 0) > 0 for key, value in info.items())
 
 
 def _first_known(value: int | None, otherwise: int) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0
 _MOST_FALLBACKS = 32
+FALLBACK_LISTS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
 class Deployment(NamedTuple):
@@ -38,7 +39,7 @@ class Deployment(NamedTuple):
         most_output: the most output tokens it gives; None if unknown.
     """
 
-    model: str
+    model: str | None
     deployment_id: str
     provider: str | None
     served_model: str
@@ -77,9 +78,9 @@ class PriceBook:
     def fallbacks(self, model: str, body: Mapping[str, Any]) -> list[str]:
         """List every model that the router may turn to if this one fails, in the end or on the way."""
         router = _router()
-        lists = [body.get("fallbacks"), body.get("context_window_fallbacks"), body.get("content_policy_fallbacks")]
+        lists = [body.get(name) for name in FALLBACK_LISTS]
         if router is not None:
-            lists += [router.fallbacks, router.context_window_fallbacks, router.content_policy_fallbacks]
+            lists += [getattr(router, name) for name in FALLBACK_LISTS]
         found: list[str] = []
         queue = [model]
         while queue and len(found) < _MOST_FALLBACKS:
@@ -91,6 +92,12 @@ class PriceBook:
                             found.append(target)
                             queue.append(target)
         return found
+
+    @staticmethod
+    def is_listed(model: str) -> bool:
+        """Say whether the proxy's YAML has this very name."""
+        router = _router()
+        return router is not None and model in router.model_names
 
     def _look_up(self, model: str, team: str | None) -> Iterable[Deployment]:
         router = _router()
@@ -108,11 +115,10 @@ class PriceBook:
             mapped = map_entry(self._map, str(own.get("base_model") or served), own.get("custom_llm_provider"))
             facts = {**mapped, **own}
             sheet = own_or_mapped(own, mapped)
-            provider = own.get("custom_llm_provider") or facts.get("litellm_provider") or _provider(served)
             yield Deployment(
                 model=str(billed or model),
                 deployment_id=str(info.get("id") or ""),
-                provider=provider,
+                provider=_provider(served, own.get("custom_llm_provider")),
                 served_model=served,
                 price=read_price(sheet),
                 embedding_price=read_price(sheet, embedding=True),
@@ -137,8 +143,24 @@ def _router() -> Any:  # litellm.Router, rebound whenever the proxy loads its co
     return proxy_server.llm_router
 
 
-def _provider(served_model: str) -> str | None:
-    return served_model.split("/", 1)[0] if "/" in served_model else None
+def _provider(served_model: str, named: object) -> str | None:
+    """Name the provider as LiteLLM routes to it; holds and charges must mean the same one."""
+    if named:
+        return str(named)
+    try:
+        provider: str = litellm.get_llm_provider(served_model)[1]
+    except Exception:  # noqa: BLE001  # LiteLLM raises for models it does not know
+        return served_model.split("/", 1)[0] if "/" in served_model else None
+    return provider
+
+
+def overriding_fallbacks(fallbacks: object) -> bool:
+    """Say whether a body's fallbacks bring parameters of their own, which LiteLLM lays over the request."""
+    if isinstance(fallbacks, dict):
+        if "model" in fallbacks:
+            return len(fallbacks) > 1
+        return any(overriding_fallbacks(value) for value in fallbacks.values())
+    return isinstance(fallbacks, list) and any(overriding_fallbacks(item) for item in fallbacks)
 
 
 def _count(value: object) -> int | None:

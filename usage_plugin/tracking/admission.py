@@ -46,12 +46,12 @@ class Candidate(NamedTuple):
     """One way a request can be billed.
 
     Attributes:
-        model: the `model_name` that would be billed.
+        model: the `model_name` that would be billed; None if the request names none.
         priced: whether a price is known.
         worst_cost: the most it can cost; None if no price is known or nothing bounds the tokens.
     """
 
-    model: str
+    model: str | None
     provider: str | None
     priced: bool
     worst_cost: Nano | None
@@ -119,6 +119,7 @@ class Admitted:
 
     Attributes:
         event: what is recorded if the worker dies: the reserved cost, status `recovered`.
+        demands: what is held.
         without_fallbacks: only the primary fits, so the fallbacks must be switched off.
         standing: the tightest of the caller's own limits, this hold included.
         warnings: names of the limits with `action: warn` that are passed.
@@ -126,6 +127,7 @@ class Admitted:
 
     event: UsageEvent
     subjects: Subjects
+    demands: tuple[Demand, ...]
     without_fallbacks: bool
     standing: Standing | None
     warnings: tuple[str, ...]
@@ -176,9 +178,9 @@ class Admission:
         decision, unfelt = await self._decide(ask, (*ask.primary, *ask.fallbacks))
         if ask.fallbacks and isinstance(decision, Refusal) and decision.demand:
             # It does not fit on the dearest fallback; without fallbacks it may.
-            alone, alone_unfelt = await self._decide(ask, ask.primary)
-            if isinstance(alone, Admitted):
-                return replace(alone, without_fallbacks=True), alone_unfelt
+            alone, unfelt = await self._decide(ask, ask.primary)
+            # If that is refused as well, its reason counts: waiting may make room for the primary.
+            return (replace(alone, without_fallbacks=True) if isinstance(alone, Admitted) else alone), unfelt
         return decision, unfelt
 
     async def _decide(self, ask: Ask, candidates: Sequence[Candidate]) -> tuple[Admitted | Refusal, Sequence[Refusal]]:
@@ -202,7 +204,7 @@ class Admission:
             Standing(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
         )
         warned = [d.limit.name for d, _ in passed if d.limit.action == "warn" and not d.limit.dry_run]
-        return Admitted(event, ask.subjects, False, standing, tuple(warned)), unfelt
+        return Admitted(event, ask.subjects, tuple(demands), False, standing, tuple(warned)), unfelt
 
     def _demands(self, ask: Ask, candidates: Sequence[Candidate]) -> tuple[list[Demand], list[Refusal]]:
         """Work out what to hold on which account: on each the most that any candidate would take.
@@ -265,7 +267,7 @@ def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Reason |
         if candidate.worst_cost is not None:
             return candidate.worst_cost, None
         if not candidate.priced:
-            return 0, None if limit.lets_unpriced_pass(candidate.model) else "unpriced"
+            return 0, None if limit.lets_unpriced_pass(candidate.model or "") else "unpriced"
         return 0, "unbounded"
     parts = {
         "input_tokens": (ask.input_tokens,),

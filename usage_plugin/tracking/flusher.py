@@ -8,12 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.usage import decode_event
+from usage_plugin.log import get_logger
 
 if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.store import UsageStore
 
 BATCH = 500
+
+log = get_logger()
 
 
 class Flusher:
@@ -27,9 +30,10 @@ class Flusher:
     async def begin(self) -> None:
         """Agree with the store on what it has: either file may have been restored from a backup."""
         stored = await self._store.watermark(self._ledger.writer)
-        self._ledger.lift_sequence(stored)
-        if stored > self._ledger.acknowledged():
-            self._ledger.acknowledge(stored)
+        acknowledged = self._ledger.acknowledged()
+        if stored != acknowledged:
+            log.warning("store.disagreed", stored=stored, acknowledged=acknowledged)
+            self._ledger.agree(stored)
 
     async def flush(self) -> int:
         """Move one batch; give the number of events moved.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.workers import Workers
 
 FLUSH_EVERY = 0.25
-TIDY_EVERY = 1.0
+RECOVER_EVERY = 1.0
 _LONGEST_PAUSE = 30.0
 
 ResultT = TypeVar("ResultT")
@@ -50,7 +50,7 @@ class Keeper:
         self._clock = clock
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage-plugin-keeper", daemon=True)
-        self._tidied = 0
+        self._recovered = 0
 
     def start(self) -> None:
         """Begin to work as soon as no other worker does."""
@@ -66,12 +66,12 @@ class Keeper:
         asyncio.run(self._keep())
 
     async def _keep(self) -> None:
-        pause = TIDY_EVERY
+        pause = RECOVER_EVERY
         while not self._stopping.is_set():
             if self._workers.try_to_keep():
                 try:
                     await self._work()
-                    pause = TIDY_EVERY
+                    pause = RECOVER_EVERY
                 except (StorageError, LedgerError) as error:
                     log.error("keeper.interrupted", again_in_seconds=pause, **short_error(error))  # noqa: TRY400
                     pause = min(_LONGEST_PAUSE, pause * 2)
@@ -103,12 +103,12 @@ class Keeper:
             pass
 
     def _housekeeping(self, ledger: Ledger) -> None:
-        if self._clock.monotonic() - self._tidied < TIDY_EVERY * 1e6:
-            return
-        self._tidied = self._clock.monotonic()
+        """Tidy, often and so a little at a time: workers wait meanwhile. Look for the dead less often."""
         try:
-            self._recover(ledger)
             ledger.tidy(self._clock.now())
+            if self._clock.monotonic() - self._recovered >= RECOVER_EVERY * 1e6:
+                self._recovered = self._clock.monotonic()
+                self._recover(ledger)
         except LedgerBusyError:
             return
 

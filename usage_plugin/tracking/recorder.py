@@ -43,6 +43,7 @@ class Outcome:
         model: the `model_name` that was billed; None if none was.
         cost: nano-dollars; None if no price is known.
         usage: the provider's usage as it came, numbers only.
+        as_reserved: nobody knows what it used, so what was held is charged.
     """
 
     status: Status
@@ -57,6 +58,7 @@ class Outcome:
     estimated: bool = False
     error: str | None = None
     usage: Mapping[str, int] | None = None
+    as_reserved: bool = False
 
 
 class OpenRequest:
@@ -70,7 +72,12 @@ class OpenRequest:
         self.started = started
         self.settled = False
         self.delivered: Any = None
-        """What the adapter knows of a stream that broke, until it knows whether the request failed."""
+        """What the adapter knows of an answer that came, until it knows whether the client got it."""
+
+    @property
+    def event_id(self) -> str:
+        """The id of the reservation, and of the event that it becomes."""
+        return self.admitted.event.event_id
 
 
 class Recorded(NamedTuple):
@@ -109,7 +116,7 @@ class Recorder:
             return None
         request.settled = True
         event = self._event(request, outcome)
-        demands = self._demands(request.admitted, event)
+        demands = request.admitted.demands if outcome.as_reserved else self._demands(request.admitted, event)
         settlement = _Settlement(
             event,
             [Charge(demand.account, demand.window.end, demand.amount) for demand in demands],
@@ -128,16 +135,19 @@ class Recorder:
         return Recorded(event, _standing(demands, settled.balances) if settled else None)
 
     def _event(self, request: OpenRequest, outcome: Outcome) -> UsageEvent:
-        reserved = request.admitted.event.reserved
+        draft = request.admitted.event
+        duration = max(0, self._clock.monotonic() - request.started)
+        if outcome.as_reserved:
+            return draft._replace(status=outcome.status, duration_us=duration, error=outcome.error)
         # A cache hit costs nothing and counts as no tokens; the raw usage keeps what was replayed.
         tokens = NO_TOKENS if outcome.cache_hit else outcome.tokens
-        return request.admitted.event._replace(
+        event = draft._replace(
             status=outcome.status,
-            duration_us=max(0, self._clock.monotonic() - request.started),
-            model=outcome.model or request.admitted.event.model,
+            duration_us=duration,
+            model=outcome.model or draft.model,
             served_model=outcome.served_model,
             deployment=outcome.deployment,
-            provider=outcome.provider or request.admitted.event.provider,
+            provider=outcome.provider or draft.provider,
             input_tokens=tokens.input_tokens,
             output_tokens=tokens.output_tokens,
             cached_input_tokens=tokens.cached_input_tokens,
@@ -145,12 +155,21 @@ class Recorder:
             reasoning_tokens=tokens.reasoning_tokens,
             cost=outcome.cost,
             cost_source=outcome.cost_source,
-            excess=max(0, (outcome.cost or 0) - reserved),
             estimated=outcome.estimated,
             cache_hit=outcome.cache_hit,
             error=outcome.error,
             usage=outcome.usage,
         )
+        return event._replace(excess=self._excess(request.admitted, event))
+
+    def _excess(self, admitted: Admitted, event: UsageEvent) -> Nano:
+        """Say by how much the cost passes what was held for it, on the account where that is most."""
+        if not event.cost:
+            return 0
+        held = {demand.account: demand.amount for demand in admitted.demands if demand.limit.unit == "usd"}
+        accounts = [d.account for d in self._demands(admitted, event) if d.limit.unit == "usd"]
+        least = min((held.get(account, 0) for account in accounts), default=event.reserved)
+        return max(0, event.cost - least)
 
     def _demands(self, admitted: Admitted, event: UsageEvent) -> list[Demand]:
         """Find every account the event counts on, in the window of its admission."""

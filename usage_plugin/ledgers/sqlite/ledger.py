@@ -218,14 +218,23 @@ class SqliteLedger(Ledger):
             self._execute("UPDATE ledger SET acknowledged = max(acknowledged, ?)", (seq,))
             self._execute("DELETE FROM outbox WHERE seq <= ?", (seq - KEPT_ENTRIES,))
 
-    def lift_sequence(self, seq: int) -> None:
-        """Make sure that no number up to this one is given out."""
+    def agree(self, stored: int) -> None:
+        """Go on from what the store has, whichever of the two was restored from a backup."""
         with _translated(self._path), self._writing():
-            # An empty entry takes the number; readers pass it over.
-            self._execute(
-                "INSERT INTO outbox (seq, event) SELECT ?1, '' WHERE ?1 > (SELECT coalesce(max(seq), 0) FROM outbox)",
-                (seq,),
-            )
+            (acknowledged,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
+            (newest,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
+            if stored > acknowledged:
+                behind = max(stored, newest) - acknowledged
+                self._execute(
+                    "UPDATE outbox SET seq = seq + ? WHERE seq > ? AND seq <= ?", (behind, acknowledged, stored)
+                )
+                # Where nothing was moved, an empty entry takes the number; readers pass it over.
+                self._execute(
+                    "INSERT INTO outbox (seq, event)"
+                    " SELECT ?1, '' WHERE ?1 > (SELECT coalesce(max(seq), 0) FROM outbox)",
+                    (stored,),
+                )
+            self._execute("UPDATE ledger SET acknowledged = ?", (stored,))
 
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
         """Add up refusals, and keep the last ones for look-up."""
