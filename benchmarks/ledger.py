@@ -5,8 +5,8 @@ random, 16 requests in flight. `Measured` is the median over the blocks, `Best b
 is left alone; growth is the median over the pairs of neighbouring blocks.
 
 Four processes: each does 100 requests a second, at random instants, on the file with 1,000,000 accounts, while the
-first one tidies and checkpoints every second in a thread. Whoever finds the file locked waits as admission and recorder
-do, and the waiting counts. The last rows say how much slower any code runs at such instants than back to back.
+first one tidies and checkpoints as the keeper does, in a thread. Whoever finds the file locked waits as admission and
+recorder do, and the waiting counts. The last rows say how much slower any code runs at such instants than back to back.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from usage_plugin.domain.ledger import AccountKey, Charge, Hold
 from usage_plugin.domain.usage import UsageEvent, encode_event, new_event_id
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.tracking.keeper import FLUSH_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -288,9 +289,9 @@ async def serve(path: Path, number: int, begin: float) -> Served:
 
 
 def keep(path: Path, stopping: threading.Event) -> None:
-    """Do the ledger's housekeeping every second, on a connection of its own."""
+    """Do the ledger's housekeeping as often as the keeper, on a connection of its own."""
     ledger = SqliteLedger(path)
-    while not stopping.wait(1.0):
+    while not stopping.wait(FLUSH_EVERY):
         try:
             ledger.tidy(time.time_ns() // 1000)
         except LedgerBusyError:
