@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,7 +32,7 @@ from usage_plugin.domain.ledger import AccountKey, Charge, Hold
 from usage_plugin.domain.usage import UsageEvent, encode_event, new_event_id
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
-from usage_plugin.tracking.keeper import FLUSH_EVERY
+from usage_plugin.tracking.keeper import ROUND_EVERY, SHORTEN_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -291,11 +292,13 @@ async def serve(path: Path, number: int, begin: float) -> Served:
 def keep(path: Path, stopping: threading.Event) -> None:
     """Do the ledger's housekeeping as often as the keeper, on a connection of its own."""
     ledger = SqliteLedger(path)
-    while not stopping.wait(FLUSH_EVERY):
-        try:
-            ledger.tidy(time.time_ns() // 1000)
-        except LedgerBusyError:
-            continue
+    tidied = time.monotonic()
+    while not stopping.wait(SHORTEN_EVERY):
+        with suppress(LedgerBusyError):
+            ledger.shorten_log()
+            if time.monotonic() - tidied >= ROUND_EVERY:
+                tidied = time.monotonic()
+                ledger.tidy(time.time_ns() // 1000)
     ledger.close()
 
 

@@ -207,18 +207,16 @@ def test_closed_windows_go_and_open_ones_stay(ledger: SqliteLedger) -> None:
 
 
 def test_the_log_does_not_grow_for_ever(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After tidying, the write-ahead log is written anew from its start; one that grew large is cut."""
+    """Once it is worth copying, the write-ahead log is copied and cut."""
     wal = path.with_name("ledger.db-wal")
     sizes = []
-    for number in range(400):
+    for number in range(600):
         ledger.reserve(str(number), "w", 5, [hold(DAY, 1, None)], "e" * 500)
-        if number % 100 == 99:
-            sizes.append(wal.stat().st_size)
-            ledger.tidy(0)
-    assert sizes[0] > 100_000
-    assert max(sizes) < 1.5 * sizes[0]
-    monkeypatch.setattr(module, "_LARGE_LOG", 1)
-    ledger.tidy(0)
+        sizes.append(wal.stat().st_size)
+        ledger.shorten_log()
+    assert 2**20 <= max(sizes) < 1.1 * 2**20
+    monkeypatch.setattr(module, "_LOG_WORTH_COPYING", 1)
+    ledger.shorten_log()
     assert wal.stat().st_size == 0
 
 

@@ -539,7 +539,7 @@ async def test_a_store_that_fails_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
     """While the store cannot be opened, recording goes on; when it can, everything drains in order."""
-    monkeypatch.setattr(keeper_module, "RECOVER_EVERY", 0.1)
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     parts = Parts(configure(tmp_path))
     broken = True
 

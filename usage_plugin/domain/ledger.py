@@ -179,7 +179,11 @@ class Ledger(ABC):
 
     @abstractmethod
     def tidy(self, now: int) -> None:
-        """Do a slice of housekeeping: closed windows, old refusals, the write-ahead log."""
+        """Do a slice of housekeeping: closed windows, old refusals; make what was written survive a power cut."""
+
+    @abstractmethod
+    def shorten_log(self) -> None:
+        """Keep what the ledger writes ahead short; asked for several times a second, worth little each time."""
 
     @abstractmethod
     def close(self) -> None:

@@ -223,9 +223,12 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> None:
         """Remember what a provider answered: a guardrail may yet keep it from the client, but it is paid for."""
         request = self._request_of(request_data)
-        usage = outcomes.inline_usage(response) if request is not None else {}
-        if request is not None and usage:
-            request.delivered = (outcomes.served_inline(request_data, response), usage)
+        if request is not None:
+            # Read only if it is needed: nearly always the answer is settled a moment later.
+            request.delivered = lambda: (
+                outcomes.served_inline(request_data, response),
+                outcomes.inline_usage(response),
+            )
 
     async def async_log_success_event(
         self,
@@ -261,7 +264,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         request = self._logged(kwargs)
         usage = outcomes.logged_usage(kwargs)
         if request is not None and any(usage.values()):
-            request.delivered = (outcomes.served_logged(kwargs), usage)
+            request.delivered = lambda: (outcomes.served_logged(kwargs), usage)
 
     async def async_post_call_failure_hook(
         self,
@@ -276,7 +279,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             return
         error = type(original_exception).__name__
         if request.delivered is not None:
-            served, usage = request.delivered
+            served, usage = request.delivered()
             self._record(
                 request,
                 served,

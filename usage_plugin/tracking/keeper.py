@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.tracking.workers import Workers
 
-FLUSH_EVERY = 0.25
-RECOVER_EVERY = 1.0
+ROUND_EVERY = 1.0
+SHORTEN_EVERY = 0.25
 _LONGEST_PAUSE = 30.0
 
 ResultT = TypeVar("ResultT")
@@ -50,7 +50,7 @@ class Keeper:
         self._clock = clock
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage-plugin-keeper", daemon=True)
-        self._recovered = 0
+        self._round_done = 0
 
     def start(self) -> None:
         """Begin to work as soon as no other worker does."""
@@ -66,12 +66,12 @@ class Keeper:
         asyncio.run(self._keep())
 
     async def _keep(self) -> None:
-        pause = RECOVER_EVERY
+        pause = ROUND_EVERY
         while not self._stopping.is_set():
             if self._workers.try_to_keep():
                 try:
                     await self._work()
-                    pause = RECOVER_EVERY
+                    pause = ROUND_EVERY
                 except (StorageError, LedgerError) as error:
                     log.error("keeper.interrupted", again_in_seconds=pause, **short_error(error))  # noqa: TRY400
                     pause = min(_LONGEST_PAUSE, pause * 2)
@@ -90,9 +90,13 @@ class Keeper:
                 flusher = Flusher(ledger, store)
                 await _until_free(flusher.begin)
                 while not self._stopping.is_set():
-                    await self._flush_all(flusher)
-                    self._housekeeping(ledger)
-                    await self._wait(FLUSH_EVERY)
+                    if self._clock.monotonic() - self._round_done >= ROUND_EVERY * 1e6:
+                        self._round_done = self._clock.monotonic()
+                        await self._flush_all(flusher)
+                        self._housekeeping(ledger)
+                    with suppress(LedgerBusyError):
+                        ledger.shorten_log()
+                    await self._wait(SHORTEN_EVERY)
                 await self._flush_all(flusher)
         finally:
             ledger.close()
@@ -103,14 +107,9 @@ class Keeper:
             pass
 
     def _housekeeping(self, ledger: Ledger) -> None:
-        """Tidy, often and so a little at a time: workers wait meanwhile. Look for the dead less often."""
-        try:
+        with suppress(LedgerBusyError):
             ledger.tidy(self._clock.now())
-            if self._clock.monotonic() - self._recovered >= RECOVER_EVERY * 1e6:
-                self._recovered = self._clock.monotonic()
-                self._recover(ledger)
-        except LedgerBusyError:
-            return
+            self._recover(ledger)
 
     def _recover(self, ledger: Ledger) -> None:
         """Settle what dead workers left open, at the reserved amounts."""

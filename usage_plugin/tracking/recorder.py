@@ -21,7 +21,7 @@ from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import Admitted, Demand, Standing, tightest_of_callers_own
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, Settled
@@ -71,8 +71,8 @@ class OpenRequest:
         self.admitted = admitted
         self.started = started
         self.settled = False
-        self.delivered: Any = None
-        """What the adapter knows of an answer that came, until it knows whether the client got it."""
+        self.delivered: Callable[[], Any] | None = None
+        """Tells what the adapter knows of an answer that came, until it knows whether the client got it."""
 
     @property
     def event_id(self) -> str:

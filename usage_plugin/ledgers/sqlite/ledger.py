@@ -44,7 +44,7 @@ _DAY = 86_400_000_000
 _SLICE = 500
 _START_TIMEOUT = 30.0
 _CHECKPOINT_WAIT_MS = 200
-_LARGE_LOG = 16 * 2**20
+_LOG_WORTH_COPYING = 2**20
 
 
 class SqliteLedger(Ledger):
@@ -265,7 +265,7 @@ class SqliteLedger(Ledger):
             return None if row is None else str(row[0])
 
     def tidy(self, now: int) -> None:
-        """Drop a slice of closed windows and old refusals, and let the write-ahead log begin anew."""
+        """Drop a slice of closed windows and old refusals, and bring the write-ahead log to the disk."""
         with _translated(self._path):
             for limit_key, window_start, window_end in self._oldest_windows():
                 # All accounts of a window end together: an open one is not even looked into.
@@ -281,7 +281,38 @@ class SqliteLedger(Ledger):
             if self._execute("SELECT 1 FROM refusal_counts WHERE minute < ? LIMIT 1", (oldest,)).fetchone():
                 with self._writing():
                     self._execute("DELETE FROM refusal_counts WHERE minute < ?", (oldest,))
-            self._checkpoint()
+            self._sync_log()
+
+    def shorten_log(self) -> None:
+        """Copy the write-ahead log into the file once it is worth it, and cut it.
+
+        Little and often, since writers wait meanwhile. What can be done before the write lock is taken, bringing the
+        log to the disk, is most of the work.
+        """
+        with _translated(self._path):
+            if self._sync_log(at_least=_LOG_WORTH_COPYING):
+                self._execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
+                if not has_wal_reset_bug():
+                    # Most of the log is copied beside the writers.
+                    self._execute("PRAGMA wal_checkpoint(PASSIVE)")
+                # Takes the write lock first, so no writer can be hit by the bug of older versions.
+                self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._execute("PRAGMA busy_timeout = 0")
+
+    def _sync_log(self, *, at_least: int = 1) -> bool:
+        """Bring the log to the disk, if it has so many bytes; say whether it had.
+
+        SQLite has no locks on the log, so it may be opened and closed beside it, unlike the file.
+        """
+        with suppress(FileNotFoundError):
+            handle = os.open(self._path.with_name(f"{self._path.name}-wal"), os.O_RDONLY)
+            try:
+                if os.fstat(handle).st_size >= at_least:
+                    os.fsync(handle)
+                    return True
+            finally:
+                os.close(handle)
+        return False
 
     def _oldest_windows(self) -> list[tuple[int, int, int]]:
         """Find the oldest window of each limit, hopping from key to key instead of reading all accounts."""
@@ -292,28 +323,6 @@ class SqliteLedger(Ledger):
             windows.append(row)
             row = self._execute(first.format("WHERE limit_key > ?"), row[:1]).fetchone()
         return windows
-
-    def _checkpoint(self) -> None:
-        """Copy the write-ahead log into the file, so that it begins anew.
-
-        Before it takes the write lock, the log is brought to the disk, which is most of the work. The log has no
-        locks of SQLite's on it, so it may be opened beside it, unlike the file.
-        """
-        wal = self._path.with_name(f"{self._path.name}-wal")
-        with suppress(FileNotFoundError):
-            handle = os.open(wal, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-                size = os.fstat(handle).st_size
-            finally:
-                os.close(handle)
-            self._execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
-            if not has_wal_reset_bug():
-                # Most of the log is copied beside the writers; what is left is short enough to hold them up for.
-                self._execute("PRAGMA wal_checkpoint(PASSIVE)")
-            # Takes the write lock first, so no writer can be hit by the bug of older versions.
-            self._execute(f"PRAGMA wal_checkpoint({'TRUNCATE' if size > _LARGE_LOG else 'RESTART'})")
-            self._execute("PRAGMA busy_timeout = 0")
 
     def close(self) -> None:
         """Close the connection."""
