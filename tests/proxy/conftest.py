@@ -38,6 +38,9 @@ PRICES = {
     "free": {"input_cost_per_token": 0, "output_cost_per_token": 0},
     "nan": {"input_cost_per_token": float("nan"), "output_cost_per_token": 0.00001},
     "unpriced": {},
+    "broken": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
+    "broken-dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
+    "dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.01},
 }  # fmt: skip
 
 
@@ -194,7 +197,11 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
             "cache": True,
             "cache_params": {"type": "local", "mode": "default_off"},
         },
-        "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+        "router_settings": {
+            "num_retries": 0,
+            "disable_cooldowns": True,
+            "fallbacks": [{"broken": ["cent"]}, {"broken-dear": ["dear"]}],
+        },
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
         "usage_plugin": {"data_dir": "./data", "timezone": noon_zone(), **usage},
     }

@@ -2,6 +2,7 @@
 
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
+`"silent": true` leaves the usage out, and a model named `broken…` always fails.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
@@ -63,6 +64,8 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
     await asyncio.sleep(plan["delay"])
+    if body["model"].startswith("broken"):
+        plan["status"] = 500
     if plan["status"] != 200:
         error = {"error": {"message": "planned", "type": "server_error", "code": str(plan["status"])}}
         return body, plan, JSONResponse(error, status_code=plan["status"])
@@ -101,7 +104,7 @@ async def chat(request: Request) -> Response:
         return error
     count(body["model"], plan)
     head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"]}
-    usage = openai_usage(plan)
+    usage = None if plan.get("silent") else openai_usage(plan)
     if not body.get("stream"):
         message = {"role": "assistant", "content": "hello"}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -243,4 +246,5 @@ app = Starlette(
 )
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning")
+    # Connections are kept for long: one that closes just as LiteLLM uses it again would fail a request.
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_keep_alive=600)

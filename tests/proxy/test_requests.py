@@ -373,3 +373,57 @@ def test_another_model_cannot_be_hidden(proxy: Proxy) -> None:
     answer = proxy.post(CHAT, chat(unique("dollar"), extra_body={"model": "dear"}))
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "extra_body.model"
+
+
+def test_a_fallback_is_one_event_of_what_was_billed(proxy: Proxy) -> None:
+    """A request that a fallback answers is billed to the fallback, once, and held for it from the start."""
+    user = unique("dollar")
+    assert proxy.post(CHAT, chat(user, model="broken")).status_code == 200
+    (event,) = proxy.events(user)
+    assert (event["requested_model"], event["model"], event["status"]) == ("broken", "cent", "success")
+    assert (event["cost"], event["reserved"], event["excess"]) == ("0.01", "0.01", "0.00")
+
+
+def test_a_fallback_that_does_not_fit_is_switched_off(proxy: Proxy) -> None:
+    """Where only the model asked for fits, the request is admitted, and never turns to the dear one."""
+    user = unique("dollar")
+    assert proxy.post(CHAT, chat(user, model="broken-dear")).status_code == 500
+    (event,) = proxy.events(user)
+    assert (event["status"], event["cost"], event["reserved"]) == ("failure", "0.00", "0.001")
+
+
+@pytest.mark.parametrize(
+    "fallbacks",
+    [
+        [{"model": "cent", "max_tokens": 90_000}],
+        [{"broken": [{"model": "cent", "n": 9}]}],
+    ],
+    ids=json.dumps,
+)
+def test_fallbacks_cannot_bring_more_than_a_name(proxy: Proxy, fallbacks: list[Any]) -> None:
+    """LiteLLM lays the parameters of a body's fallback over the request, after it was bounded."""
+    answer = proxy.post(CHAT, chat(unique("dollar"), model="broken", fallbacks=fallbacks))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "fallbacks")
+    named = chat(unique("dollar"), model="broken", fallbacks=["cent"])
+    assert proxy.post(CHAT, named).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_an_answer_without_usage_is_never_free(proxy: Proxy, stream: bool) -> None:
+    """If nobody says what a paid answer used, it costs what was reserved or what LiteLLM counts itself."""
+    user = unique("dollar")
+    assert proxy.post(CHAT, chat(user, {"silent": True}, stream=stream)).status_code == 200
+    proxy.settled()
+    (event,) = proxy.events(user)
+    assert Decimal(event["cost"]) > 0
+    if not stream:
+        assert (event["cost"], event["cost_source"], event["estimated"]) == ("0.01", "reserved", True)
+
+
+def test_requests_without_a_model_count_too(proxy: Proxy) -> None:
+    """A limit on requests holds for those that name no model."""
+    user = unique("rate")
+    body = {name: value for name, value in chat(user).items() if name != "model"}
+    for _ in range(8):
+        proxy.post(CHAT, body)
+    assert proxy.limit("rate", user=user)["spent"] <= 3
