@@ -76,13 +76,7 @@ def table(
     title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
 ) -> None:
     """Print a table, with a last line of totals if there is one."""
-    made = Table(
-        title=Text(harmless(title)),
-        title_justify="left",
-        title_style="bold",
-        box=SIMPLE_HEAD,
-        show_footer=total is not None,
-    )
+    made = Table(box=SIMPLE_HEAD, show_footer=total is not None)
     for at, column in enumerate(columns):
         made.add_column(
             column.heading,
@@ -94,7 +88,10 @@ def table(
     for row in rows:
         # Text: a user's name is shown as it is, never read as markup.
         made.add_row(*(Text(harmless(value)) for value in row))
-    console().print(made)
+    screen = console()
+    # Before the table, not as its title, which would be folded to the width of a narrow one.
+    screen.print(Text(harmless(title), style="bold"))
+    screen.print(made)
 
 
 def harmless(text: str) -> str:
