@@ -214,3 +214,11 @@ def test_a_model_with_one_unpriced_deployment_is_listed_once():
 def test_a_strange_model_list_is_no_error(models):
     """Whatever stands under model_list is LiteLLM's to complain about."""
     assert isinstance(unpriced_models(models), list)
+
+
+def test_free_tokens_do_not_make_a_model_free_that_costs_otherwise():
+    """A model whose tokens are free but whose queries, images or seconds are not has no price for tokens."""
+    free = {"input_cost_per_token": 0, "output_cost_per_token": 0}
+    assert read_price(free).is_free
+    assert read_price({**free, "input_cost_per_query": 0.002}) is None
+    assert read_price({**free, "output_cost_per_image": 0.0}).is_free

@@ -576,3 +576,24 @@ def test_lock_files_are_private(tmp_path: Path) -> None:
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "workers").rglob("*"))
     assert (tmp_path / "workers").stat().st_mode & 0o077 == 0
     workers.leave()
+
+
+async def test_what_nobody_can_tell_is_charged_as_reserved(runtime: Runtime, clock: FakeClock) -> None:
+    """An orphan is charged what is held, on every account in its own unit, and its event says the reserved cost."""
+    request = await admitted(runtime, clock, cost=4 * CENT, tags=("a",))
+    held = {demand.account: demand.amount for demand in request.admitted.demands}
+    assert sorted(held.values()) == [30, 4 * CENT, 4 * CENT]
+    recorded = runtime.recorder.record(request, Outcome(status="cancelled", as_reserved=True))
+    assert recorded is not None
+    event = recorded.event
+    assert (event.status, event.cost, event.cost_source, event.estimated) == ("cancelled", 4 * CENT, "reserved", True)
+    balances = runtime.ledger.balances(list(held))
+    assert balances == {account: Balance(amount, 0) for account, amount in held.items()}
+
+
+async def test_excess_is_measured_where_least_was_held(runtime: Runtime, clock: FakeClock) -> None:
+    """A cost on an account that nothing was held on is excess, although the dearest way was reserved."""
+    request = await admitted(runtime, clock, cost=9 * CENT)
+    recorded = runtime.recorder.record(request, success(9 * CENT, model="opus-9"))
+    assert recorded is not None
+    assert recorded.event.excess == 9 * CENT

@@ -1,0 +1,68 @@
+"""The parts of the handler that need no proxy: which calls can cost something, what overrides a request."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "call_type",
+    [
+        "acompletion", "aresponses", "anthropic_messages", "image_generation", "aimage_edit", "acreate_batch", "acreate_video",
+        "acreate_interaction", "_arealtime", "_aresponses_websocket", "pass_through_endpoint", "arerank", "aspeech", "something_new",
+    ],
+)  # fmt: skip
+def test_what_can_cost_is_metered(litellm, call_type):
+    """Every call type that is not known to be free is metered, new ones too."""
+    from usage_plugin.proxy.handler import _FREE_CALLS  # noqa: PLC0415  # imports LiteLLM
+
+    assert not _FREE_CALLS.search(call_type)
+
+
+@pytest.mark.parametrize(
+    "call_type",
+    [
+        "aget_responses", "alist_batches", "acancel_batch", "aretrieve_batch", "afile_content", "acreate_file", "avideo_retrieve",
+        "avideo_list", "adelete_assistant", "a_add_message", "avector_store_file_list", "alist_input_items", "adelete_responses",
+    ],
+)  # fmt: skip
+def test_look_ups_are_not_metered(litellm, call_type):
+    """Listings, look-ups and deletions cost nothing and are let pass."""
+    from usage_plugin.proxy.handler import _FREE_CALLS  # noqa: PLC0415
+
+    assert _FREE_CALLS.search(call_type)
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "overriding"),
+    [
+        (["a", {"model": "b"}], False),
+        ([{"a": ["b", "c"]}, {"*": ["d"]}], False),
+        ([{"model": "b", "max_tokens": 9}], True),
+        ([{"a": [{"model": "b", "messages": []}]}], True),
+        (None, False),
+        ("a", False),
+    ],
+)
+def test_fallbacks_that_override_are_seen(litellm, fallbacks, overriding):
+    """A fallback that brings parameters of its own is seen, however it is nested."""
+    from usage_plugin.proxy.prices import overriding_fallbacks  # noqa: PLC0415
+
+    assert overriding_fallbacks(fallbacks) is overriding
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("served", "provider"),
+    [
+        ("openai/x", "openai"),
+        ("anthropic/claude-x", "anthropic"),
+        ("bedrock/anthropic.claude-3-5-sonnet-20240620-v1:0", "bedrock"),
+    ],
+)
+def test_the_provider_is_the_one_litellm_routes_to(litellm, served, provider):
+    """Holds and charges name one provider, not the family that a price map puts a model in."""
+    from usage_plugin.proxy.prices import _provider  # noqa: PLC0415
+
+    assert _provider(served, None) == provider
+    assert _provider(served, "mine") == "mine"
