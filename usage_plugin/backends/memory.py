@@ -10,9 +10,9 @@ from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.domain.store import Aggregate, EventPosition, Grouping, UsageFilter, UsageStore
+from usage_plugin.domain.store import Aggregate, EventPosition, Grouping, UsageFilter, UsageStore, group_name
 from usage_plugin.domain.usage import UsageEvent, UsageTotals, totals_of
-from usage_plugin.domain.windows import days_window, local_date
+from usage_plugin.domain.windows import days_window
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import NoOptions, StorageBackend, Surroundings
 
@@ -54,17 +54,9 @@ class MemoryStore(UsageStore):
         """Sum the days from first to last."""
         groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
         async for event in self.events(days_window(first, last, self._zone), usage_filter):
-            group = tuple(self._name(event, grouping) for grouping in by)
+            group = tuple(group_name(event, grouping, self._zone) for grouping in by)
             groups[group] = groups[group].plus(totals_of(event))
         return Aggregate(dict(groups), dict(self._watermarks))
-
-    def _name(self, event: UsageEvent, grouping: Grouping) -> str | None:
-        if grouping == "day":
-            return local_date(event.started_at, self._zone).isoformat()
-        if grouping == "month":
-            return local_date(event.started_at, self._zone).isoformat()[:7]
-        name: str | None = getattr(event, grouping)
-        return name
 
     async def events(
         self,

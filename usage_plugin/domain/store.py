@@ -10,9 +10,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from usage_plugin.domain.windows import local_date
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from datetime import date
+    from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.domain.windows import Window
@@ -23,6 +26,15 @@ ROLLUP_DIMENSIONS: tuple[RollupDimension, ...] = get_args(RollupDimension)
 
 Grouping = Literal[RollupDimension, "day", "month"]
 GROUPINGS: tuple[Grouping, ...] = (*ROLLUP_DIMENSIONS, "day", "month")
+
+
+def group_name(event: UsageEvent, grouping: Grouping, zone: ZoneInfo) -> str | None:
+    """Name the group that an event belongs to, in days and months of the zone."""
+    if grouping in ("day", "month"):
+        day = local_date(event.started_at, zone).isoformat()
+        return day if grouping == "day" else day[:7]
+    name: str | None = getattr(event, grouping)
+    return name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -319,8 +319,6 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             outcome = outcomes.read_outcome(self._prices, served, usage, event, **how)
         except Exception:
             log.exception("outcome.unreadable", hook=what, event_id=event.event_id)
-            outcome = None
-        if outcome is None:
             return self._settle_as_reserved(request, how.get("status", "success"))
         return self._settle(request, outcome)
 

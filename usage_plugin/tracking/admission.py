@@ -34,7 +34,9 @@ Reason = Literal["spent", "busy", "too_large", "unpriced", "unbounded", "unavail
 SOON = 60 * MICROSECONDS
 """A window that ends within this time is worth waiting for."""
 
-_SPIN_NS = 300_000
+SPIN_NS = 300_000
+"""How long a busy ledger is asked again at once: other transactions take some 50 µs."""
+
 _LONGEST_DELAY = 0.005
 _GIVE_UP_NS = 5_000_000_000
 _SEVERITY: dict[Reason, int] = {"unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "unavailable": 0}
@@ -241,8 +243,8 @@ class Admission:
                 waited = time.monotonic_ns() - started
                 if waited > _GIVE_UP_NS:
                     raise
-                if waited > _SPIN_NS:
-                    # A transaction takes some 50 µs; whoever waits longer lets the loop work meanwhile.
+                if waited > SPIN_NS:
+                    # Whoever waits longer lets the loop work meanwhile.
                     await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
                     delay = min(_LONGEST_DELAY, delay * 1.5)
 

@@ -113,15 +113,10 @@ class Keeper:
 
     def _recover(self, ledger: Ledger) -> None:
         """Settle what dead workers left open, at the reserved amounts."""
-        dead = {
-            reservation.worker: self._workers.is_dead(reservation.worker) for reservation in ledger.open_reservations()
-        }
-        if any(dead.values()):
-            recovered = [
-                reservation.event_id
-                for reservation in ledger.open_reservations()
-                if dead.get(reservation.worker) and ledger.recover(reservation.event_id)
-            ]
+        reservations = ledger.open_reservations()
+        dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
+        if dead:
+            recovered = [r for r in reservations if r.worker in dead and ledger.recover(r.event_id)]
             log.warning("reservations.recovered", count=len(recovered))
         self._workers.sweep()
 

@@ -18,7 +18,7 @@ from usage_plugin.domain.ledger import AccountKey, Balance, Charge
 from usage_plugin.domain.usage import NO_TOKENS, encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.admission import Admitted, Demand, Standing, tightest_of_callers_own
+from usage_plugin.tracking.admission import SPIN_NS, Admitted, Demand, Standing, tightest_of_callers_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
     from usage_plugin.tracking.cache import UsageCache
-
-_SPIN_NS = 300_000
 
 log = get_logger()
 
@@ -116,7 +114,10 @@ class Recorder:
             return None
         request.settled = True
         event = self._event(request, outcome)
-        demands = request.admitted.demands if outcome.as_reserved else self._demands(request.admitted, event)
+        demands: Sequence[Demand] = request.admitted.demands
+        if not outcome.as_reserved:
+            demands = self._demands(request.admitted, event)
+            event = event._replace(excess=_excess(event, held=request.admitted.demands, charged=demands))
         settlement = _Settlement(
             event,
             [Charge(demand.account, demand.window.end, demand.amount) for demand in demands],
@@ -141,7 +142,7 @@ class Recorder:
             return draft._replace(status=outcome.status, duration_us=duration, error=outcome.error)
         # A cache hit costs nothing and counts as no tokens; the raw usage keeps what was replayed.
         tokens = NO_TOKENS if outcome.cache_hit else outcome.tokens
-        event = draft._replace(
+        return draft._replace(
             status=outcome.status,
             duration_us=duration,
             model=outcome.model or draft.model,
@@ -160,16 +161,6 @@ class Recorder:
             error=outcome.error,
             usage=outcome.usage,
         )
-        return event._replace(excess=self._excess(request.admitted, event))
-
-    def _excess(self, admitted: Admitted, event: UsageEvent) -> Nano:
-        """Say by how much the cost passes what was held for it, on the account where that is most."""
-        if not event.cost:
-            return 0
-        held = {demand.account: demand.amount for demand in admitted.demands if demand.limit.unit == "usd"}
-        accounts = [d.account for d in self._demands(admitted, event) if d.limit.unit == "usd"]
-        least = min((held.get(account, 0) for account in accounts), default=event.reserved)
-        return max(0, event.cost - least)
 
     def _demands(self, admitted: Admitted, event: UsageEvent) -> list[Demand]:
         """Find every account the event counts on, in the window of its admission."""
@@ -200,7 +191,7 @@ class Recorder:
             try:
                 settled = self._ledger.settle(settlement.event.event_id, settlement.charges, settlement.encoded)
             except LedgerBusyError:
-                if time.monotonic_ns() - started > _SPIN_NS:
+                if time.monotonic_ns() - started > SPIN_NS:
                     raise
             else:
                 if settled:
@@ -232,6 +223,16 @@ class Recorder:
         """Write what is pending; what cannot be written in time stays reserved and is recovered at the next start."""
         if self._retrying is not None:
             await asyncio.wait([self._retrying], timeout=seconds)
+
+
+def _excess(event: UsageEvent, *, held: Sequence[Demand], charged: Sequence[Demand]) -> Nano:
+    """Say by how much the cost passes what was held for it, on the account where that is most."""
+    if not event.cost:
+        return 0
+    amounts = {demand.account: demand.amount for demand in held if demand.limit.unit == "usd"}
+    accounts = [demand.account for demand in charged if demand.limit.unit == "usd"]
+    least = min((amounts.get(account, 0) for account in accounts), default=event.reserved)
+    return max(0, event.cost - least)
 
 
 def _standing(demands: Sequence[Demand], balances: Mapping[AccountKey, Balance]) -> Standing | None:

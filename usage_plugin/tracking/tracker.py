@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.domain.store import EventPosition, Grouping, UsageFilter
+from usage_plugin.domain.store import EventPosition, Grouping, UsageFilter, group_name
 from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, local_date
 from usage_plugin.tracking.cache import UserDay
@@ -67,7 +67,7 @@ class UsageTracker:
         span = days_window(first, last, self._zone)
         for seq, event in waiting:
             if seq > watermark and span.start <= event.started_at < span.end and usage_filter.takes(event):
-                group = tuple(self._name(event, grouping) for grouping in by)
+                group = tuple(group_name(event, grouping, self._zone) for grouping in by)
                 groups[group] = groups[group].plus(totals_of(event))
         rows = [ReportRow(group, totals) for group, totals in groups.items()]
         chronological = bool(by) and by[0] in ("day", "month")
@@ -133,13 +133,6 @@ class UsageTracker:
             waiting += [(entry.seq, decode_event(entry.event)) for entry in page]
             seq = page[-1].seq
         return waiting
-
-    def _name(self, event: UsageEvent, grouping: Grouping) -> str | None:
-        if grouping in ("day", "month"):
-            day = local_date(event.started_at, self._zone).isoformat()
-            return day if grouping == "day" else day[:7]
-        name: str | None = getattr(event, grouping)
-        return name
 
 
 def _order(row: ReportRow, *, chronological: bool) -> tuple[object, ...]:

@@ -16,6 +16,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import (
+    NOTHING,
     Account,
     AccountKey,
     Balance,
@@ -165,8 +166,7 @@ class SqliteLedger(Ledger):
                 _select(len(keys)), [value for key in keys for value in key]
             )
         }
-        nothing = Balance()
-        return tuple(found.get(key, nothing) for key in keys)
+        return tuple(found.get(key, NOTHING) for key in keys)
 
     def _add(self, rows: Sequence[Sequence[int | str]]) -> list[tuple[int, int]]:
         """Add (key, start, subject, end, spent, reserved) to accounts; give their new balances, in order."""
