@@ -3,6 +3,9 @@
 A ledger is exact because each verb is one atomic step: `reserve` checks every account and holds on all of them
 or on none; `settle` frees the holds, adds what was spent and appends the event to the outbox, once for each
 reservation, whoever asks how often.
+
+A rolling window is a row of accounts, one for each bucket of time: what counts is their sum. A calendar window is the
+case of one row.
 """
 
 from __future__ import annotations
@@ -11,11 +14,11 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 
 class AccountKey(NamedTuple):
-    """One limit for one subject in one window; `window_start` in microseconds since 1970 UTC."""
+    """One limit for one subject in one window or bucket; `window_start` in microseconds since 1970 UTC."""
 
     limit_key: int
     window_start: int
@@ -26,15 +29,19 @@ class Hold(NamedTuple):
     """What a request takes from an account until it is settled.
 
     Attributes:
-        window_end: when the account's window ends, microseconds since 1970 UTC.
+        window_end: when the account no longer counts anywhere, microseconds since 1970 UTC.
         amount: at most what the request will need, in the limit's unit.
         maximum: refuse if spent + reserved + amount would pass it; None never refuses.
+        if_lost: what is charged if the worker dies and nobody knows what the request used.
+        since: the start of the oldest bucket that counts beside this one; None where the account stands alone.
     """
 
     account: AccountKey
     window_end: int
     amount: int
     maximum: int | None
+    if_lost: int
+    since: int | None = None
 
     def fits(self, balance: Balance) -> bool:
         """Say whether the account has room. What needs nothing always fits."""
@@ -53,14 +60,20 @@ NOTHING = Balance()
 
 
 class Reserved(NamedTuple):
-    """The answer to `reserve`: the balances *before* it, in the order of the holds, and whether it holds now."""
+    """The answer to `reserve`: the balances *before* it, in the order of the holds, and whether it holds now.
+
+    The balance of a hold with `since` is the sum over its buckets.
+    """
 
     admitted: bool
     balances: tuple[Balance, ...]
 
 
 class Settled(NamedTuple):
-    """The answer to `settle`: the event's number in the outbox, and the balances of all accounts touched."""
+    """The answer to `settle`: the event's number in the outbox, and the balances of all accounts touched.
+
+    Of a rolling window this is the balance of the one bucket, not of the window.
+    """
 
     seq: int
     balances: Mapping[AccountKey, Balance]
@@ -98,6 +111,65 @@ class OpenReservation(NamedTuple):
     event: str
 
 
+class Waiting(NamedTuple):
+    """What the store does not have yet: how many events, and how many bytes they take in the outbox."""
+
+    events: int
+    size: int
+
+
+class Adjustment(NamedTuple):
+    """A change of a limit's amount for one subject that ends by itself; never of what was spent.
+
+    Attributes:
+        number: given by the ledger; 0 before.
+        limit: the limit's name.
+        subject: whose account; as in `AccountKey`.
+        amount: the amount in force meanwhile, in the limit's unit; None: nothing is refused.
+        before: the amount that was in force when it was made; None for unlimited.
+        made_at: microseconds since 1970 UTC, as `until` (exclusive) and `ended_at`.
+        ended_at: when somebody ended it early, or None.
+    """
+
+    number: int
+    limit: str
+    subject: str
+    amount: int | None
+    before: int | None
+    made_at: int
+    until: int
+    actor: str
+    reason: str
+    ended_at: int | None = None
+
+
+class AlertKey(NamedTuple):
+    """What is alerted once: a limit, a subject, a window (or the day, where it rolls) and a threshold in percent."""
+
+    limit_key: int
+    subject: str
+    window_start: int
+    threshold: int
+
+
+class Imperfection(NamedTuple):
+    """Something that is not known exactly, or was let through: counted by its kind and by what it concerns.
+
+    Attributes:
+        kind: for example `estimated`, `unpriced`, `recovered`, `orphaned`, `degraded`, `gap`.
+        concerns: a model, a limit, a store …; bounded by whoever counts.
+        times: how often; `amount` adds up what the kind says: nano-dollars, or microseconds for what lasted.
+        first_at: microseconds since 1970 UTC, as `last_at`.
+    """
+
+    kind: str
+    concerns: str
+    times: int
+    amount: int
+    first_at: int
+    last_at: int
+
+
 class RefusalCount(NamedTuple):
     """How often a limit refused a subject in one minute; `minute` in minutes since 1970 UTC."""
 
@@ -130,8 +202,16 @@ class Ledger(ABC):
         """Free the reservation's holds, add the charges, append the event. None: it was settled before."""
 
     @abstractmethod
+    def release(self, event_id: str) -> bool:
+        """Free the holds of a request that never started: no event, no charge. False: it was settled before."""
+
+    @abstractmethod
+    def record(self, charges: Sequence[Charge], event: str) -> Settled:
+        """Add the charges and append the event of a request that was let through without a reservation."""
+
+    @abstractmethod
     def recover(self, event_id: str) -> Settled | None:
-        """Settle at the reserved amounts, with the event the reservation carries. None: settled before."""
+        """Settle with what the reservation carries: its event, and each hold's `if_lost`. None: settled before."""
 
     @abstractmethod
     def open_reservations(self) -> list[OpenReservation]:
@@ -142,12 +222,32 @@ class Ledger(ABC):
         """Read accounts; those that do not exist have spent nothing."""
 
     @abstractmethod
-    def accounts(self, limit_key: int, window_start: int) -> list[Account]:
-        """List the accounts of one limit in one window, by subject."""
+    def buckets(self, limit_key: int, subject: str, since: int) -> list[Account]:
+        """List the accounts of one limit and subject that start at `since` or later, oldest first."""
+
+    @abstractmethod
+    def accounts(self, limit_key: int, since: int) -> list[Account]:
+        """List the accounts of one limit that start at `since` or later, by subject, oldest first."""
+
+    @abstractmethod
+    def limit_keys(self) -> set[int]:
+        """Name the limits that have ever had an account or were seeded, whatever became of their rules."""
+
+    @abstractmethod
+    def seed(self, limit_key: int, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
+        """Set what accounts of a new limit have spent, in one transaction with the outbox.
+
+        `work_out` gets every entry after that number and gives each account's whole sum, which is set, never added.
+        Afterwards the limit is among `limit_keys`, also with no account.
+        """
 
     @abstractmethod
     def outbox(self, after: int, most: int) -> list[OutboxEntry]:
         """Read entries with a number above `after`, ascending, also acknowledged ones that are still there."""
+
+    @abstractmethod
+    def waiting(self) -> Waiting:
+        """Say what the store does not have yet; cheap enough to be asked once a second."""
 
     @abstractmethod
     def acknowledged(self) -> int:
@@ -166,6 +266,26 @@ class Ledger(ABC):
         """
 
     @abstractmethod
+    def adjust(self, adjustment: Adjustment) -> Adjustment:
+        """Put a change of an amount in force, and keep it for the audit; gives it with its number."""
+
+    @abstractmethod
+    def end_adjustment(self, number: int, at: int) -> bool:
+        """End one early. False: it is not in force."""
+
+    @abstractmethod
+    def adjustments(self, since: int | None = None) -> list[Adjustment]:
+        """List those in force at `since` or later; all that were ever made, if None. Oldest first."""
+
+    @abstractmethod
+    def adjustments_version(self) -> int:
+        """A number that changes with each adjustment made or ended; cheap enough to be asked once a second."""
+
+    @abstractmethod
+    def alert(self, key: AlertKey, at: int) -> bool:
+        """Note that a threshold was passed. False: it was noted before, by whichever worker."""
+
+    @abstractmethod
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
         """Add up refusals, and keep the last 10,000 `(ref, at, JSON)` for look-up."""
 
@@ -178,8 +298,32 @@ class Ledger(ABC):
         """Find the details of a refusal by the ref the client was told."""
 
     @abstractmethod
+    def count(self, imperfections: Sequence[Imperfection]) -> None:
+        """Add up what is not known exactly."""
+
+    @abstractmethod
+    def imperfections(self) -> list[Imperfection]:
+        """List what was ever counted, by kind and what it concerns."""
+
+    @abstractmethod
+    def note(self, name: str, text: str | None) -> None:
+        """Leave a short text for the other workers and for readers, in place of an earlier one; None takes it away."""
+
+    @abstractmethod
+    def notes(self, prefix: str) -> dict[str, str]:
+        """Read the notes whose names begin so."""
+
+    @abstractmethod
+    def verify(self) -> list[str]:
+        """Look for what must never be: a damaged file, holds without a reservation, sums below zero. Slow."""
+
+    @abstractmethod
     def tidy(self, now: int) -> None:
         """Do a slice of housekeeping: closed windows, old refusals; make what was written survive a power cut."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Make everything settled so far survive a power cut: a store must never be ahead of its ledger."""
 
     @abstractmethod
     def shorten_log(self) -> None:
