@@ -45,7 +45,7 @@ def test_the_check_and_the_proxy_know_the_same_prices(deployments, name):
     from usage_plugin.proxy.price_sheets import unpriced_models  # noqa: PLC0415
 
     (found,) = deployments(name)
-    refused = found.price is None
+    refused = not found.is_priced_on("acompletion")
     listed = unpriced_models([{"model_name": "m", "litellm_params": {"model": name}}])
     assert listed == (["m"] if refused else [])
 
@@ -54,20 +54,20 @@ def test_the_check_and_the_proxy_know_the_same_prices(deployments, name):
 def test_a_known_model_has_the_maps_price_and_sizes(deployments):
     """A model of LiteLLM's map has its price and sizes; an unknown one has no price, and no zeros."""
     (known,) = deployments("openai/gpt-4o-mini")
-    assert known.price.base.input == 150 * 10**9
+    assert known.price_on("acompletion").base.input == 150 * 10**9
     assert known.most_output == 16_384
     (unknown,) = deployments("openai/our-own")
-    assert (unknown.price, unknown.context) == (None, None)
+    assert (unknown.price_on("acompletion"), unknown.context) == (None, None)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_custom_price_is_taken_alone(deployments):
     """A deployment's own price is not completed from LiteLLM's map, nor with zeros."""
     (own,) = deployments("openai/gpt-4o-mini", input_cost_per_token=1e-6, output_cost_per_token=2e-6)
-    assert (own.price.base.input, own.price.base.cached_input) == (10**12, 10**12)
+    assert (own.price_on("acompletion").base.input, own.price_on("acompletion").base.cached_input) == (10**12, 10**12)
     (half,) = deployments("openai/gpt-4o-mini", input_cost_per_token=1e-6)
-    assert half.price is None
-    assert half.embedding_price is not None
+    assert half.price_on("acompletion") is None
+    assert half.price_on("aembedding") is not None
 
 
 @pytest.mark.parametrize(
@@ -89,3 +89,37 @@ def test_fallbacks_are_found_in_every_notation(litellm, fallbacks, model, target
     from usage_plugin.proxy.prices import _targets  # noqa: PLC0415
 
     assert _targets(fallbacks, model) == targets
+
+
+VECTORS = [
+    {"prompt_tokens": 1001, "completion_tokens": 77, "prompt_tokens_details": {"cached_tokens": 300, "cache_creation_tokens": 101}, "completion_tokens_details": {"reasoning_tokens": 20}},
+    {"prompt_tokens": 300_001, "completion_tokens": 77, "prompt_tokens_details": {"cached_tokens": 300}},
+    {"prompt_tokens": 200_000, "completion_tokens": 77, "completion_tokens_details": {"reasoning_tokens": 20}},
+    {"prompt_tokens": 1000, "completion_tokens": 100, "prompt_tokens_details": {"audio_tokens": 400, "cached_tokens": 10}, "completion_tokens_details": {"audio_tokens": 40}},
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("vector", VECTORS, ids=["cached", "long", "reasoning", "audio"])
+@pytest.mark.parametrize("service", [None, "flex", "priority"])
+def test_litellms_own_arithmetic_agrees_on_its_whole_map(litellm, vector, service):
+    """On every chat model of LiteLLM's map our integers and its floats come to the same cost (C4, C5, C6, C7)."""
+    from litellm.litellm_core_utils.llm_cost_calc.utils import generic_cost_per_token  # noqa: PLC0415
+
+    from usage_plugin.proxy.outcomes import read_tokens  # noqa: PLC0415
+    from usage_plugin.proxy.price_sheets import read_price, shipped_price_map  # noqa: PLC0415
+
+    usage = litellm.Usage(**vector)
+    tokens = read_tokens(usage.model_dump(), anthropic=False)
+    compared = 0
+    for name, entry in shipped_price_map().items():
+        price = read_price(entry)
+        # A price that depends on the hour, or that comes on top, is not in the function we compare with.
+        if price is None or entry.get("mode") != "chat" or "off_peak_pricing" in entry or price.units.request:
+            continue
+        if service is None or price.served_as(service) is not None:
+            provider = entry.get("litellm_provider", "")
+            theirs = sum(generic_cost_per_token(name, usage, provider, service_tier=service, model_info=dict(entry)))
+            assert price.cost(tokens, service=service) == pytest.approx(theirs * 1e9, rel=1e-6, abs=1), name
+            compared += 1
+    assert compared > 100
