@@ -292,6 +292,28 @@ async def moderations(request: Request) -> Response:
     return error or JSONResponse({"id": f"modr-{next(numbers)}", "model": body["model"], "results": [result]})
 
 
+async def generate_content(request: Request) -> Response:
+    """POST /models/NAME:generateContent and :streamGenerateContent, in Gemini's format: thoughts come beside the output."""
+    body = await request.json()
+    name, _, verb = request.path_params["model"].partition(":")
+    plan = plan_of({"input": body["contents"][-1]["parts"][-1]["text"]})
+    handed_out[name]["calls"] += 1
+    count(name, plan)
+    usage = {
+        "promptTokenCount": plan["in"],
+        "cachedContentTokenCount": plan["cached"],
+        "candidatesTokenCount": plan["out"] - plan["reasoning"],
+        "thoughtsTokenCount": plan["reasoning"],
+        "totalTokenCount": plan["in"] + plan["out"],
+    }
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "modelVersion": name}
+    if verb == "generateContent":
+        return JSONResponse({**answer, "usageMetadata": usage})
+    chunk = {"candidates": [{"content": content, "index": 0}], "modelVersion": name}
+    return frames([*([chunk] * plan["chunks"]), {**answer, "usageMetadata": usage}], named=False, done=False)
+
+
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
@@ -315,6 +337,8 @@ app = Starlette(
         Route("/v1/rerank", rerank, methods=["POST"]),
         Route("/v2/rerank", rerank, methods=["POST"]),
         Route("/v1/moderations", moderations, methods=["POST"]),
+        Route("/models/{model}", generate_content, methods=["POST"]),
+        Route("/v1beta/models/{model}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
         Route("/reset", reset, methods=["POST"]),
     ]

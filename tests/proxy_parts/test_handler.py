@@ -9,7 +9,7 @@ import pytest
     "call_type",
     [
         "acompletion", "aresponses", "anthropic_messages", "image_generation", "aimage_edit", "acreate_batch", "acreate_video",
-        "acreate_interaction", "_arealtime", "_aresponses_websocket", "pass_through_endpoint", "arerank", "aspeech", "something_new",
+        "acreate_interaction", "_arealtime", "_aresponses_websocket", "pass_through_endpoint", "arerank", "aspeech", "agenerate_content", "agenerate_content_stream", "generate_content", "something_new",
     ],
 )  # fmt: skip
 def test_what_can_cost_is_metered(litellm, call_type):

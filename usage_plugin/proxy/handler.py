@@ -39,7 +39,7 @@ ORPHAN_GRACE = 60.0
 """Seconds after the end of an HTTP request before what no hook settled is settled: logging may be late."""
 
 _FREE_CALLS = re.compile(
-    r"^a?_?(get|list|delete|cancel|retrieve|upload|file_)|_(retrieve|list|delete|content|character|job)$"
+    r"^a?_?(get|list|delete|cancel|retrieve|upload|file_)|_(retrieve|list|delete|character|job)$|(?<!generate)_content$"
     r"|create_(file|assistants|thread|container|sandbox)$|add_message$|^vector_store_file|^avector_store_file"
 )
 """Call types of look-ups and of what only keeps things: LiteLLM calls the hook for them too. All others can cost."""
