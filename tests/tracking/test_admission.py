@@ -90,8 +90,8 @@ async def test_a_rolling_refusal_says_when_enough_has_rolled_away(
         clock.advance(HOUR)
     refusal = await refused(runtime, clock, cost=2 * CENT)
     assert refusal.balance.spent == 3 * CENT
-    assert refusal.resets_at is not None
-    clock.advance(refusal.resets_at - clock.now())
+    assert refusal.rolled_away_at is not None
+    clock.advance(refusal.rolled_away_at - clock.now())
     await spend(runtime, clock, 2 * CENT)
 
 

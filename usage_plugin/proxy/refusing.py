@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.proxy._types import ProxyException
 
-from usage_plugin.domain.windows import MICROSECONDS
+from usage_plugin.domain.windows import MICROSECONDS, duration_words, to_instant
 from usage_plugin.tracking.refusals import describe, format_amount, reset_of
 
 if TYPE_CHECKING:
     from usage_plugin.config import Config
-    from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.domain.windows import WindowKind
     from usage_plugin.tracking.admission import Demand, Reason, Refusal, Standing
 
@@ -41,6 +41,7 @@ _WINDOW_WORDS: dict[WindowKind, str] = {
     "quarter": "this quarter",
     "year": "this year",
     "lifetime": "in total",
+    "session": "in this session",
 }
 _UNIT_WORDS: dict[Unit, str] = {
     "usd": "USD",
@@ -48,6 +49,7 @@ _UNIT_WORDS: dict[Unit, str] = {
     "input_tokens": "input tokens",
     "output_tokens": "output tokens",
     "requests": "requests",
+    "parallel_requests": "requests",
 }
 _LONGEST_RETRY = 60
 _NOT_WORKING = ("unavailable", "outbox_full")
@@ -148,7 +150,7 @@ def sentence(refusal: Refusal, contact: str) -> str:
 
 def _account_sentence(refusal: Refusal, demand: Demand) -> str:
     limit = demand.limit
-    when = _WINDOW_WORDS[limit.window]
+    when = _when(limit)
     if not limit.is_callers_own:
         what = {"busy": "is in use by other requests", "too_large": "is smaller than this request may need"}
         return f"The limit {limit.name} {what.get(refusal.reason, f'is used up {when}')}."
@@ -170,12 +172,19 @@ def _reset_sentence(refusal: Refusal, demand: Demand) -> str:
     if refusal.reason == "busy" and not _waits_for_window(refusal):
         return "Try again in a moment."
     resets = reset_of(refusal)
-    if resets is None or refusal.resets_at is None:
+    if resets is None:
         return ""
-    left = _rough((refusal.resets_at - refusal.at) // MICROSECONDS)
+    left = _rough((to_instant(resets) - refusal.at) // MICROSECONDS)
     if demand.since is not None:
         return f"There is room for it again in {left}."
     return f"Resets {resets.astimezone(demand.limit.zone):%Y-%m-%d %H:%M %Z}, in {left}."
+
+
+def _when(limit: Limit) -> str:
+    if limit.unit == "parallel_requests":
+        return "at the same time"
+    rule = limit.window
+    return f"in {duration_words(rule.length)}" if rule.kind == "rolling" else _WINDOW_WORDS[rule.kind]
 
 
 def _rough(seconds: int) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import random
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -126,7 +127,7 @@ class Refusal:
         demand: what did not fit; None if no limit is the cause (the ledger does not work).
         balance: of the account, before this request; of a rolling limit, the sum over its window.
         retry_after: microseconds to wait; None if waiting does not help.
-        resets_at: when there is room again by the passing of time alone; None if never.
+        rolled_away_at: of a rolling limit, when enough of what was spent no longer counts.
     """
 
     reason: Reason
@@ -137,7 +138,7 @@ class Refusal:
     demand: Demand | None = None
     balance: Balance = NOTHING
     retry_after: int | None = None
-    resets_at: int | None = None
+    rolled_away_at: int | None = None
 
     @property
     def felt(self) -> bool:
@@ -267,29 +268,24 @@ class Admission:
         maximum = demand.maximum or 0
         if demand.amount > maximum:
             return _refuse("too_large", ask, demand, balance=balance)
-        frees_at = self._frees_at(demand, balance)
+        rolled_away_at = self._rolled_away_at(demand, balance)
         if balance.spent + demand.amount <= maximum:
-            return _refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS, resets_at=frees_at)
-        left = None if frees_at is None else frees_at - ask.draft.started_at
-        if left is not None and left <= SOON:
-            return _refuse("busy", ask, demand, balance=balance, retry_after=left, resets_at=frees_at)
-        return _refuse("spent", ask, demand, balance=balance, resets_at=frees_at)
+            return _refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
+        left = (rolled_away_at or demand.window.end) - ask.draft.started_at
+        if left <= SOON:
+            return _refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
+        return _refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
 
-    def _frees_at(self, demand: Demand, balance: Balance) -> int | None:
-        """Find when time alone makes room: at the end of the window, or when enough of it has rolled away."""
-        if demand.limit.reset_of(demand.window) is None:
-            return None
+    def _rolled_away_at(self, demand: Demand, balance: Balance) -> int | None:
+        """Find when so much has left a rolling window that the request would fit; None where nothing rolls."""
         if demand.since is None:
-            return demand.window.end
+            return None
         over = balance.spent + demand.amount - (demand.maximum or 0)
-        try:
-            buckets = self._ledger.buckets(demand.limit.key, demand.subject, demand.since)
-        except LedgerError:
-            return demand.window.end
-        for bucket in buckets:
-            over -= bucket.balance.spent
-            if over <= 0:
-                return bucket.window_end
+        with suppress(LedgerError):
+            for bucket in self._ledger.buckets(demand.limit.key, demand.subject, demand.since):
+                over -= bucket.balance.spent
+                if over <= 0:
+                    return bucket.window_end
         return demand.window.end
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
@@ -359,7 +355,7 @@ def _refuse(
     *,
     balance: Balance = NOTHING,
     retry_after: int | None = None,
-    resets_at: int | None = None,
+    rolled_away_at: int | None = None,
 ) -> Refusal:
     return Refusal(
         reason=reason,
@@ -370,7 +366,7 @@ def _refuse(
         demand=demand,
         balance=balance,
         retry_after=retry_after,
-        resets_at=resets_at,
+        rolled_away_at=rolled_away_at,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import RefusalCount
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.windows import FOREVER, to_datetime
+from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 
@@ -72,8 +72,12 @@ def describe(refusal: Refusal) -> dict[str, Any]:
 
 
 def reset_of(refusal: Refusal) -> datetime | None:
-    """Say when there is room again by the passing of time alone, in UTC; None if there never is."""
-    return None if refusal.resets_at is None or refusal.resets_at >= FOREVER else to_datetime(refusal.resets_at)
+    """Say when there is room again by the passing of time alone, in UTC; None if no date brings that."""
+    if refusal.demand is None:
+        return None
+    if refusal.rolled_away_at is not None:
+        return to_datetime(refusal.rolled_away_at)
+    return refusal.demand.limit.reset_of(refusal.demand.window)
 
 
 class RefusalLog:
