@@ -66,6 +66,9 @@ def _accounts(reader: Reader, limit: Limit, window: Window, user: str | None) ->
     accounts = reader.ledger.accounts(limit.key, window.start)
     if limit.window.kind == "rolling":
         accounts = _add_up(accounts, window)
+    else:
+        # A request may have begun in the next window while this is read.
+        accounts = [account for account in accounts if account.key.window_start == window.start]
     if user is not None and not reader.limits.may_count(limit, user):
         return []
     if limit.per == ("global",):
