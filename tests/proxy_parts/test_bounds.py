@@ -6,17 +6,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usage_plugin.proxy.bounds import (
-    ANY_TOOLS,
-    PER_MESSAGE,
-    answers,
-    asked_output,
-    inject_output,
-    input_bound,
-    output_is_bounded,
-)
+from usage_plugin.proxy.bounds import ANY_TOOLS, PER_MESSAGE, inject_output, read
 
 LONG = "Grüße, 世界 👩‍🔬 " * 200
+
+
+def input_bound(body):
+    return read(body).input_tokens
+
+
+def output_is_bounded(body):
+    return read(body).output_is_bounded
+
+
+def asked_output(body):
+    return read(body).asked_output
+
+
+def answers(body):
+    return read(body).answers
+
 
 texts = st.text(max_size=60)
 anything = st.recursive(

@@ -67,7 +67,7 @@ def _accounts(reader: Reader, limit: Limit, window: Window, user: str | None) ->
     if limit.window.kind == "rolling":
         accounts = _add_up(accounts, window)
     else:
-        # A request may have begun in the next window while this is read.
+        # A clock that was set back leaves accounts of windows to come.
         accounts = [account for account in accounts if account.key.window_start == window.start]
     if user is not None and not reader.limits.may_count(limit, user):
         return []

@@ -7,7 +7,7 @@ bounded by bytes: the caller then takes the model's whole context. What nothing 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.usage import MOST_TOKENS
 
@@ -57,13 +57,39 @@ class _NotBoundedError(Exception):
     """The body refers to something that it does not contain."""
 
 
-def input_bound(body: Mapping[str, Any]) -> int | None:
-    """Bound the input tokens; None if the body's bytes do not."""
+class Bounds(NamedTuple):
+    """What a request's body bounds.
+
+    Attributes:
+        input_tokens: None if the body refers to something that it does not contain.
+        output_is_bounded: whether the output limit of the request bounds what will be billed.
+        asked_output: the output tokens that the request allows for each answer; None if it names no sensible number.
+        answers: how many answers it asks for; each has the output bound for itself.
+    """
+
+    input_tokens: int | None
+    output_is_bounded: bool
+    asked_output: int | None
+    answers: int
+
+
+def read(body: Mapping[str, Any]) -> Bounds:
+    """Read a body, once."""
     places = _places(body)
+    count = _answers(body, places)
+    return Bounds(
+        input_tokens=_input(body, places),
+        output_is_bounded=count <= MOST_ANSWERS and all(map(_output_is_bounded, places)),
+        asked_output=_asked_output(body, places),
+        answers=count,
+    )
+
+
+def _input(body: Mapping[str, Any], places: list[Any]) -> int | None:
     if any(place.get(field) for place in places for field in _REFERENCES) or isinstance(body.get("prompt"), dict):
         return None
     try:
-        return PER_REQUEST + sum(_input_of(place) for place in places)
+        return PER_REQUEST + sum(map(_input_of, places))
     except (_NotBoundedError, RecursionError):
         return None
 
@@ -75,27 +101,20 @@ def _input_of(place: Mapping[str, Any]) -> int:
     return bound + sum(_text(place.get(field)) for field in _OTHER_TEXT) + _tools(place.get("tools"))
 
 
-def output_is_bounded(body: Mapping[str, Any]) -> bool:
-    """Say whether the output limit of the request bounds what will be billed."""
-    places = _places(body)
-    if any(place.get("background") for place in places):
+def _output_is_bounded(place: Mapping[str, Any]) -> bool:
+    if place.get("background") or any(place.get(field) is not None for field in _PROVIDER_RUN):
         return False
-    if any(place.get(field) is not None for place in places for field in _PROVIDER_RUN):
+    if place.get("service_tier") in _DEARER_TIERS or _makes_media(place):
         return False
-    if any(place.get("service_tier") in _DEARER_TIERS or _makes_media(place) for place in places):
-        return False
-    tools = [tool for place in places if isinstance(place.get("tools"), list) for tool in place["tools"]]
-    return all(_is_client_tool(tool) for tool in tools) and answers(body) <= MOST_ANSWERS
+    tools = place.get("tools")
+    return not isinstance(tools, list) or all(map(_is_client_tool, tools))
 
 
-def asked_output(body: Mapping[str, Any]) -> int | None:
-    """Find the output tokens that the request allows for each answer; None if it names no sensible number.
-
-    A number written as text or with a point counts, since some providers take it; of several the largest.
-    """
+def _asked_output(body: Mapping[str, Any], places: list[Any]) -> int | None:
+    """Find the output limit: written as text or with a point it counts too, and of several the largest."""
     asked = [
         place[field]
-        for place in _places(body)
+        for place in places
         for field in _OUTPUT_FIELDS
         # In the body itself null is as good as nothing; laid over it, it takes away what stands there.
         if field in place and not (place is body and place[field] is None)
@@ -119,9 +138,8 @@ def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
     return True
 
 
-def answers(body: Mapping[str, Any]) -> int:
-    """Say how many answers the request asks for: each has the output bound for itself."""
-    given = [value for place in _places(body) for field in _ANSWERS_FIELDS if (value := place.get(field)) is not None]
+def _answers(body: Mapping[str, Any], places: list[Any]) -> int:
+    given = [value for place in places for field in _ANSWERS_FIELDS if (value := place.get(field)) is not None]
     # What is no whole number may still mean one to a provider: nobody knows how many answers there will be.
     counts = [1, *(MOST_COUNT if (count := _whole(value)) is None else max(1, count) for value in given)]
     prompts = body.get("prompt")

@@ -16,22 +16,20 @@ from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import ProxyException
 
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.subjects import LONGEST_NAME
-from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import bounds, exchange, outcomes
+from usage_plugin.proxy import exchange, outcomes
+from usage_plugin.proxy.asking import Asking
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
-from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request, refusal_error, standing_headers
-from usage_plugin.tracking.admission import Ask, Candidate, Refusal
+from usage_plugin.tracking.admission import Refusal
 from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.runtime import Runtime
 
 STAMP = "usage_plugin_event"
@@ -45,11 +43,6 @@ _FREE_CALLS = re.compile(
     r"|create_(file|assistants|thread|container|sandbox)$|add_message$|^vector_store_file|^avector_store_file"
 )
 """Call types of look-ups and of what only keeps things: LiteLLM calls the hook for them too. All others can cost."""
-
-_WITHOUT_OUTPUT = frozenset({"aembedding", "moderation", "amoderation", "rerank", "arerank"})
-
-_ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})
-_LEAST_OUTPUT = 16
 
 log = get_logger()
 
@@ -66,6 +59,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         super().__init__()
         self._runtime = runtime
         self._prices = prices
+        self._asking = Asking(runtime, prices)
         self._open: dict[str, OpenRequest] = {}
 
     def __init_subclass__(cls) -> None:
@@ -101,7 +95,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         runtime = self._runtime
         started = runtime.clock.monotonic()
         subjects = resolve(runtime.config.identity, key, data)
-        ask = self._ask(subjects, data, kind)
+        ask = self._asking.ask(subjects, data, kind)
         decision, unfelt = await runtime.admission.admit(ask)
         for refusal in unfelt:
             runtime.refusals.add(refusal)
@@ -118,88 +112,6 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if here is not None:
             here.request = request
             here.standing = decision.standing
-
-    def _ask(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Ask:
-        model = data.get("model")
-        model = model if isinstance(model, str) and model else None
-        if model and (len(model) > LONGEST_NAME or not model.isprintable()):
-            raise bad_request(f"The model's name cannot be taken: {model[:100]!r}.", param="model")
-        primary = self._deployments(model, subjects.team)
-        if model and "," in model and not self._prices.is_listed(model):
-            # LiteLLM would call every model of the list, and log one of them, at no cost.
-            raise bad_request(f"One model a request, please: {model[:100]!r} names several.", param="model")
-        _refuse_what_overrides(data)
-        fallbacks = [
-            deployment
-            for name in (self._prices.fallbacks(model, data) if model else ())
-            for deployment in self._deployments(name, subjects.team) or (_unknown(name),)
-        ]
-        if kind == "atext_completion" and data.get("stream"):
-            # LiteLLM asks the provider for usage on chat streams only, and counts nothing without it.
-            options = data.get("stream_options")
-            data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        ways = primary or (_unknown(model),)
-        output, injected = self._output(data, kind, subjects, [*ways, *fallbacks])
-        text_bound = bounds.input_bound(data)
-        inputs = [_input(way, text_bound) for way in (*ways, *fallbacks)]
-        return Ask(
-            draft=UsageEvent(
-                event_id=new_event_id(),
-                started_at=self._runtime.clock.now(),
-                status="recovered",
-                call_type=kind,
-                **subjects._asdict(),
-                call_id=_short(data.get("litellm_call_id")),
-                requested_model=model,
-                model=ways[0].model,
-                provider=ways[0].provider,
-                injected_output_tokens=injected,
-            ),
-            subjects=subjects,
-            primary=tuple(_candidates(ways, kind, text_bound, output)),
-            fallbacks=tuple(_candidates(fallbacks, kind, text_bound, output)),
-            input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
-            output_tokens=output,
-        )
-
-    def _deployments(self, model: str | None, team: str | None) -> Sequence[Deployment]:
-        return self._prices.deployments(model, team) if model else ()
-
-    def _output(
-        self, data: dict[str, Any], kind: str, subjects: Subjects, ways: Sequence[Deployment]
-    ) -> tuple[int | None, int | None]:
-        """Bound the output, by a limit of our own where a limit depends on it and the client named none.
-
-        Returns:
-            The bound over all answers, None if there is none; and what was put into the request, if anything.
-        """
-        if kind in _WITHOUT_OUTPUT:
-            return 0, None
-        if not bounds.output_is_bounded(data):
-            return None, None
-        count = bounds.answers(data)
-        asked = bounds.asked_output(data)
-        if asked is not None:
-            # LiteLLM raises a smaller number to what the Responses API takes.
-            return max(asked, _LEAST_OUTPUT if kind in _ON_RESPONSES else 0) * count, None
-        known = [way.most_output for way in ways if way.most_output is not None]
-        most = min([self._runtime.config.admission.default_max_output_tokens, *known])
-        if not self._depends_on_output(subjects, ways):
-            return most * count, None
-        return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
-
-    def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment]) -> bool:
-        """Say whether a limit that blocks counts what the output decides."""
-        return self._runtime.enforce and any(
-            matched.limit.blocks
-            and any(amount is not None for _, amount in matched.amounts)
-            and (
-                matched.limit.unit in ("output_tokens", "total_tokens")
-                or (matched.limit.unit == "usd" and way.price is not None and not way.price.is_free)
-            )
-            for way in ways
-            for matched in self._runtime.limits.matching(subjects, way.model, way.provider)
-        )
 
     # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -401,52 +313,3 @@ def _metadata(data: dict[str, Any]) -> dict[str, Any]:
         data[name] = {}
     found: dict[str, Any] = data[name]
     return found
-
-
-def _unknown(model: str | None) -> Deployment:
-    """Stand in for a model the router does not list, or that is not named: LiteLLM may still serve it."""
-    return Deployment(model, "", None, model or "", None, None, None, None)
-
-
-def _refuse_what_overrides(data: dict[str, Any]) -> None:
-    """Refuse what LiteLLM would lay over the request after it was bounded.
-
-    Raises:
-        ProxyException: `extra_body` names a model or is no object, or a fallback brings more than a model's name.
-    """
-    extra = data.get("extra_body")
-    if extra is not None and not isinstance(extra, dict):
-        raise bad_request("extra_body must be an object.", param="extra_body")
-    if extra and "model" in extra:
-        # LiteLLM would send this model to the provider, and bill the other one.
-        raise bad_request("extra_body must not name a model; name it in model.", param="extra_body.model")
-    for name in FALLBACK_LISTS:
-        if overriding_fallbacks(data.get(name)):
-            raise bad_request("A fallback may only name a model, without parameters of its own.", param=name)
-
-
-def _input(way: Deployment, text_bound: int | None) -> int | None:
-    return way.context if text_bound is None else text_bound
-
-
-def _candidates(ways: Sequence[Deployment], kind: str, text_bound: int | None, output: int | None) -> list[Candidate]:
-    """Price each way at its worst; ways that are billed alike are one, the dearest."""
-    dearest: dict[tuple[str | None, str | None], Candidate] = {}
-    for way in ways:
-        price = way.price_on(kind)
-        bound = _input(way, text_bound)
-        worst = None
-        if way.model is None or (price is not None and price.is_free):
-            worst = 0
-        elif price is not None and bound is not None and output is not None:
-            worst = price.worst_case(bound, output)
-        candidate = Candidate(way.model, way.provider, price is not None, worst)
-        known = dearest.get(candidate[:2])
-        if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
-            dearest[candidate[:2]] = candidate
-    return list(dearest.values())
-
-
-def _short(value: object) -> str | None:
-    """Keep a text that somebody else chose to what can be stored: short, and valid Unicode."""
-    return value[:256].encode("utf-8", "replace").decode() if isinstance(value, str) else None

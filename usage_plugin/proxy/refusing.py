@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.proxy._types import ProxyException
 
-from usage_plugin.domain.windows import MICROSECONDS, duration_words, to_datetime
-from usage_plugin.tracking.refusals import describe, format_amount
+from usage_plugin.domain.windows import MICROSECONDS, duration_words, to_instant
+from usage_plugin.tracking.refusals import describe, format_amount, reset_of
 
 if TYPE_CHECKING:
     from usage_plugin.config import Config
@@ -27,6 +27,8 @@ _TYPES: dict[Reason, str] = {
     "too_large": "request_exceeds_limit",
     "unpriced": "model_unpriced",
     "unbounded": "request_unbounded",
+    "unmetered": "request_unmetered",
+    "outbox_full": "storage_unavailable",
     "unavailable": "ledger_unavailable",
 }
 _WINDOW_WORDS: dict[WindowKind, str] = {
@@ -50,6 +52,15 @@ _UNIT_WORDS: dict[Unit, str] = {
     "parallel_requests": "requests",
 }
 _LONGEST_RETRY = 60
+_NOT_WORKING = ("unavailable", "outbox_full")
+"""Nobody's limit is the cause, and trying again is right."""
+
+
+_WITHOUT_LIMIT: dict[Reason, str] = {
+    "unavailable": "The usage ledger does not answer, so this request cannot be admitted; try again.",
+    "outbox_full": "Usage cannot be stored at the moment, so this request cannot be admitted; try again.",
+    "unmetered": "What this route costs cannot be metered, and this proxy admits no such request.",
+}
 
 
 def refusal_error(refusal: Refusal, config: Config) -> ProxyException:
@@ -78,11 +89,11 @@ def error_type(refusal: Refusal) -> str:
 
 def status_of(refusal: Refusal, config: Config) -> int:
     """Give the HTTP status."""
-    if refusal.reason in ("unpriced", "unbounded"):
+    if refusal.reason in ("unpriced", "unbounded", "unmetered"):
         return 400
     if refusal.reason == "busy":
         return 429
-    if refusal.reason == "unavailable":
+    if refusal.reason in _NOT_WORKING:
         return 503
     return config.admission.status_when_spent if refusal.reason == "spent" else 402
 
@@ -92,7 +103,7 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     headers: dict[str, str] = {"x-usage-refusal": refusal.reason}
     if refusal.demand:
         headers["x-usage-limit"] = refusal.demand.limit.name
-    if refusal.retry_after is None and refusal.reason != "unavailable":
+    if refusal.retry_after is None and refusal.reason not in _NOT_WORKING:
         return headers | {"x-should-retry": "false"}
     wait = (refusal.retry_after or MICROSECONDS) / MICROSECONDS
     jittered = min(_LONGEST_RETRY, wait + random.random())  # noqa: S311  # so that not all come back at once
@@ -119,7 +130,7 @@ def sentence(refusal: Refusal, contact: str) -> str:
     demand = refusal.demand
     parts = []
     if demand is None:
-        parts.append("The usage ledger does not answer, so this request cannot be admitted; try again.")
+        parts.append(_WITHOUT_LIMIT[refusal.reason])
     elif refusal.reason == "unpriced":
         parts.append(
             f"No price is known for the model {refusal.model}, so it cannot be used under the cost limit"
@@ -156,16 +167,17 @@ def _account_sentence(refusal: Refusal, demand: Demand) -> str:
 
 
 def _reset_sentence(refusal: Refusal, demand: Demand) -> str:
-    resets = demand.limit.reset_of(demand.window)
-    if not demand.limit.has_accounts or refusal.reason == "too_large":
+    if refusal.reason == "too_large":
         return ""
     if refusal.reason == "busy" and not _waits_for_window(refusal):
         return "Try again in a moment."
+    resets = reset_of(refusal)
     if resets is None:
         return ""
-    left = demand.window.end - refusal.at
-    local = to_datetime(demand.window.end, demand.limit.zone)
-    return f"Resets {local:%Y-%m-%d %H:%M %Z}, in {_rough(left // MICROSECONDS)}."
+    left = _rough((to_instant(resets) - refusal.at) // MICROSECONDS)
+    if demand.since is not None:
+        return f"There is room for it again in {left}."
+    return f"Resets {resets.astimezone(demand.limit.zone):%Y-%m-%d %H:%M %Z}, in {left}."
 
 
 def _when(limit: Limit) -> str:
