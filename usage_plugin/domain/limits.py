@@ -196,7 +196,7 @@ class LimitSet:
     ) -> None:
         """Take the limits in the order of the YAML; groups map a name to globs of users."""
         self.limits = tuple(limits)
-        self._groups = dict(groups or {})
+        self.groups = dict(groups or {})
         self._adjusted: dict[tuple[str, str], list[tuple[int | None, int | None]]] = {}
         for adjustment in sorted(adjustments, key=lambda adjustment: adjustment.number, reverse=True):
             if adjustment.ended_at is None:
@@ -218,7 +218,7 @@ class LimitSet:
         An account that is adjusted has that amount until the adjustment's end, whatever overrides say. The newest
         adjustment counts; when it ends, an older one that still runs.
         """
-        return LimitSet(self.limits, self._groups, adjustments)
+        return LimitSet(self.limits, self.groups, adjustments)
 
     def matching(self, subjects: Subjects, model: str | None, provider: str | None) -> tuple[Matched, ...]:
         """Find every limit that counts a request of these subjects billed to this model.
@@ -259,7 +259,7 @@ class LimitSet:
 
     def groups_of(self, user: str) -> tuple[str, ...]:
         """List the groups a user is in."""
-        return tuple(name for name, globs in self._groups.items() if fits(globs, user))
+        return tuple(name for name, globs in self.groups.items() if fits(globs, user))
 
     def _match(self, names: Mapping[str, tuple[str, ...]]) -> tuple[Matched, ...]:
         known = self._known(names)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import Adjustment
+    from usage_plugin.domain.ledger import Adjustment, Ledger
     from usage_plugin.domain.limits import LimitSet
 
 NOTE = "rules:"
@@ -27,11 +27,12 @@ class RulesInForce:
         digest: tells two sets of rules apart, whatever their amounts are adjusted to.
     """
 
-    __slots__ = ("_adjustments", "_written", "digest", "limits")
+    __slots__ = ("_adjustments", "_version", "_written", "digest", "limits")
 
     def __init__(self, limits: LimitSet) -> None:
         """Begin with the limits as they are written."""
         self._adjustments: Sequence[Adjustment] = ()
+        self._version = -1
         self.replace(limits)
 
     def replace(self, limits: LimitSet) -> None:
@@ -40,10 +41,13 @@ class RulesInForce:
         self.digest = digest_of(limits)
         self._apply()
 
-    def adjust(self, adjustments: Sequence[Adjustment]) -> None:
-        """Put these adjustments in force, and none from before."""
-        self._adjustments = adjustments
-        self._apply()
+    def follow(self, ledger: Ledger, now: int) -> None:
+        """Put the ledger's adjustments in force if they have changed; those that end do so by themselves."""
+        version = ledger.adjustments_version()
+        if version != self._version:
+            self._adjustments = ledger.adjustments(since=now)
+            self._version = version
+            self._apply()
 
     def _apply(self) -> None:
         self.limits = self._written.adjusted(self._adjustments) if self._adjustments else self._written
