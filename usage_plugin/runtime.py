@@ -16,6 +16,7 @@ from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surrou
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.tracking.admission import Admission
 from usage_plugin.tracking.cache import UsageCache
+from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.recorder import Recorder
 from usage_plugin.tracking.refusals import RefusalLog
@@ -102,6 +103,7 @@ class Runtime:
         self.admission = Admission(self.ledger, self.limits, worker=self._workers.name, enforce=self.enforce)
         self.recorder = Recorder(self.ledger, self.limits, self.cache, self.clock)
         self.refusals = RefusalLog(self.ledger)
+        self.imperfections = Imperfections(self.ledger, self.clock)
         self._keeper = Keeper(parts.open_ledger, parts.open_store, self._workers, self.clock)
         self._keeper.start()
 
@@ -110,6 +112,7 @@ class Runtime:
         try:
             await self.recorder.drain(seconds)
             self.refusals.flush()
+            self.imperfections.flush()
         finally:
             self._keeper.stop(seconds)
             self._workers.leave()
