@@ -134,7 +134,7 @@ class Runtime:
             pressure=self.pressure,
         )
         self.refusals = RefusalLog(self.ledger)
-        self._following = _Following(self, ConfigFile(config), asyncio.get_running_loop(), self._workers)
+        self._following = _Following(self, ConfigFile(config.path, config), asyncio.get_running_loop(), self._workers)
         self._keeper = Keeper(
             parts.open_ledger,
             parts.open_store,

@@ -143,6 +143,8 @@ class Recorder:
         if not outcome.as_reserved:
             demands = self._demands(request.admitted.subjects, event)
             event = event._replace(excess=_excess(event, held=request.admitted.demands, charged=demands))
+        if event.degraded:
+            self._imperfections.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
 
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
@@ -161,7 +163,7 @@ class Recorder:
 
     def _settlement(self, event: UsageEvent, charges: Sequence[Charge], *, is_held: bool) -> _Settlement:
         if self._pressure.outbox_full:
-            self._imperfections.count("gap", event.model or "", event.cost or 0)
+            self._imperfections.count("gap", event.model, event.cost or 0)
             return _Settlement(event, charges, None, is_held)
         return _Settlement(event, charges, encode_event(event), is_held)
 
@@ -249,7 +251,7 @@ class Recorder:
         if len(self._pending) >= MOST_PENDING:
             event = settlement.event
             log.error("ledger.settlement_given_up", event_id=event.event_id, user=event.user, cost=event.cost)
-            self._imperfections.count("gap", event.model or "", event.cost or 0)
+            self._imperfections.count("gap", event.model, event.cost or 0)
             return
         self._pending.append(settlement)
         if self._retrying is None or self._retrying.done():
