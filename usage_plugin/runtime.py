@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,10 +16,11 @@ from usage_plugin.errors import ConfigError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
-from usage_plugin.tracking.admission import Admission, Pressure
+from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
 from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
 from usage_plugin.tracking.flusher import Unstorable
+from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.problems import Problems
 from usage_plugin.tracking.recorder import Recorder
@@ -113,8 +115,24 @@ class Runtime:
         self._workers = parts.workers()
         self._workers.join()
         self.alerts = Alerts(self.clock, plugins.alert_listeners)
-        self.admission = Admission(self.ledger, self.rules, worker=self._workers.name, enforce=self.enforce)
-        self.recorder = Recorder(self.ledger, self.rules, self.cache, self.clock)
+        self.imperfections = Imperfections(self.ledger, self.clock)
+        self.admission = Admission(
+            self.ledger,
+            self.rules,
+            self.clock,
+            worker=self._workers.name,
+            policy=_policy(config, enforce=self.enforce),
+            pressure=self.pressure,
+        )
+        self.recorder = Recorder(
+            self.ledger,
+            self.rules,
+            self.cache,
+            self.clock,
+            imperfections=self.imperfections,
+            alerts=self.alerts,
+            pressure=self.pressure,
+        )
         self.refusals = RefusalLog(self.ledger)
         self._following = _Following(self, ConfigFile(config), asyncio.get_running_loop(), self._workers)
         self._keeper = Keeper(
@@ -138,18 +156,28 @@ class Runtime:
         try:
             await self.recorder.drain(seconds)
             self.refusals.flush()
+            self.imperfections.flush()
         finally:
             self._keeper.stop(seconds)
             self._workers.leave()
             self.ledger.close()
 
 
+def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
+    admission = config.admission
+    return AdmissionPolicy(
+        enforce=enforce,
+        busy_wait=admission.busy_wait // timedelta(microseconds=1),
+        on_lost=admission.on_lost,
+        admit_without_ledger=admission.on_ledger_error == "allow",
+        serve_when_outbox_full=config.storage.when_outbox_full == "serve",
+    )
+
+
 class _Following:
     """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
 
-    def __init__(
-        self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers
-    ) -> None:
+    def __init__(self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers) -> None:
         self._runtime = runtime
         self._file = file
         self._loop = loop
@@ -186,6 +214,7 @@ class _Following:
             log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
         config = config.model_copy(update=kept)
         runtime.config = config
+        runtime.admission.policy = _policy(config, enforce=runtime.enforce)
         runtime.rules.replace(config.limit_set())
 
     def _follow_adjustments(self, ledger: Ledger) -> None:

@@ -1,8 +1,9 @@
 """The exchange: one HTTP request and its answer, seen from outside of LiteLLM.
 
 An ASGI wrapper around the whole proxy puts an `Exchange` into a context variable. Hooks find it there, whichever task
-LiteLLM runs them in; what they leave in it becomes headers of the answer, on every route; and when the request is
-really over, down to the last byte or the client's hanging up, the wrapper says so.
+LiteLLM runs them in: it is filled and never replaced, since what a child task sets nobody else sees. What they leave in
+it becomes headers of the answer, on every route; and when the request is really over, down to the last byte or the
+client's hanging up, the wrapper says so.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from usage_plugin.domain.money import Nano
+    from usage_plugin.proxy.underway import RequestUnderWay
     from usage_plugin.tracking.admission import Standing
-    from usage_plugin.tracking.recorder import OpenRequest
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -33,10 +34,10 @@ class Exchange:
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
         standing: how the tightest of the caller's own limits stands.
         cost: of the request, in nano-dollars, once it is known.
-        request: what was admitted.
+        requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
-    __slots__ = ("cost", "headers", "request", "standing", "status")
+    __slots__ = ("cost", "headers", "requests", "standing", "status")
 
     def __init__(self) -> None:
         """Start with nothing."""
@@ -44,23 +45,26 @@ class Exchange:
         self.status: int | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
-        self.request: OpenRequest | None = None
+        self.requests: list[RequestUnderWay] = []
 
 
 class ExchangeWrapper:
     """Wraps the proxy's ASGI app."""
 
     def __init__(
-        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[OpenRequest], None]
+        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[RequestUnderWay], None]
     ) -> None:
-        """Call `on_start` before an answer's headers are sent, `on_end` when an admitted request is over."""
+        """Call `on_start` before an answer's headers are sent, `on_end` when an admitted request is over.
+
+        Neither may raise.
+        """
         self._app = app
         self._on_start = on_start
         self._on_end = on_end
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         exchange = Exchange()
@@ -76,8 +80,8 @@ class ExchangeWrapper:
             await self._app(scope, receive, send_with_headers)
         finally:
             current.reset(token)
-            if exchange.request is not None:
-                self._on_end(exchange.request)
+            for request in exchange.requests:
+                self._on_end(request)
 
 
 def _with_ours(message: Message, exchange: Exchange) -> Message:

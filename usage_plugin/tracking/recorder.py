@@ -145,11 +145,6 @@ class Recorder:
             event = event._replace(excess=_excess(event, held=request.admitted.demands, charged=demands))
         return Recorded(event, self._charge(request.admitted, event, demands))
 
-    def record_unasked(self, event: UsageEvent, subjects: Subjects) -> None:
-        """Record what nobody asked admission for, for example a health check: charged, with no hold before."""
-        charges = [_charge_of(demand) for demand in self._demands(subjects, event)]
-        self._settle_or_wait(self._settlement(event, charges, is_held=False))
-
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
         settlement = self._settlement(event, [_charge_of(demand) for demand in demands], is_held=admitted.holds)
         settled = self._settle_or_wait(settlement)
@@ -277,7 +272,7 @@ class Recorder:
             await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
 
     def free_slots(self, request: OpenRequest) -> None:
-        """Free the slots of `max_parallel_requests` of a request that is over and not settled yet; its money stays held."""
+        """Free the slots of a request that is over and not settled yet; what it holds of money stays held."""
         slots = [d.account for d in request.admitted.demands if not d.limit.is_charged]
         if slots and not request.settled and request.admitted.holds:
             try:

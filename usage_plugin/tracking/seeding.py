@@ -8,22 +8,21 @@ waits until every living worker goes by the new rules, so that nothing is settle
 from __future__ import annotations
 
 import json
-from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from usage_plugin.domain.ledger import AccountKey, Charge
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import decode_event, totals_of
-from usage_plugin.domain.windows import FOREVER, Window, local_date, to_datetime
+from usage_plugin.domain.windows import FOREVER, Window, local_date
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.rules import NOTE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import date
     from zoneinfo import ZoneInfo
 
@@ -149,9 +148,7 @@ class _History:
         if streamed:
             await self._stream(store, writer, streamed, step)
 
-    async def _stream(
-        self, store: UsageStore, writer: str, limits: Sequence[Limit], step: Callable[[], None]
-    ) -> None:
+    async def _stream(self, store: UsageStore, writer: str, limits: Sequence[Limit], step: Callable[[], None]) -> None:
         step()
         watermark = await store.watermark(writer)
         whole = Window(min(self._spans[limit.key].start for limit in limits), FOREVER)
