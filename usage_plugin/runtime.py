@@ -87,6 +87,10 @@ class Parts:
         """See the workers of the data folder."""
         return Workers(self.config.data_dir / "workers")
 
+    def unstorable(self, clock: Clock) -> Unstorable:
+        """Find the file of events that the store never takes."""
+        return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
+
     def cache(self) -> UsageCache:
         """Make an empty cache of the configured size."""
         cache = self.config.cache
@@ -140,7 +144,7 @@ class Runtime:
             parts.open_store,
             self._workers,
             self.clock,
-            unstorable=Unstorable(config.data_dir / "unstorable.jsonl", self.clock),
+            unstorable=parts.unstorable(self.clock),
             seeder=Seeder(self.rules, self._workers, config.timezone, self.clock),
             chores=(*self._following.chores, self.alerts.hand_over),
         )
@@ -183,7 +187,6 @@ class _Following:
         self._loop = loop
         self._workers = workers
         self._problems = Problems(runtime.clock)
-        self._mistakes: str | None = None
         # The rules of the start are the loop's own: it has settled nothing by others.
         self._used_by_loop = runtime.rules.digest
         self._told = ""
@@ -194,15 +197,13 @@ class _Following:
         try:
             config = self._file.changed()
         except ConfigError as error:
-            self._mistakes = str(error)
             if self._workers.keeps:
-                log.error("config.refused", path=str(self._runtime.config.path), message=self._mistakes)
+                log.error("config.refused", path=str(self._file.path), message=str(error))  # noqa: TRY400
         else:
             if config is not None:
-                self._mistakes = None
                 self._replace(config)
         if self._workers.keeps:
-            self._problems.tell(ledger, "config", self._mistakes)
+            self._problems.tell(ledger, "config", self._file.mistakes)
 
     def _replace(self, config: Config) -> None:
         runtime = self._runtime
@@ -241,6 +242,7 @@ class _Following:
         storage = self._runtime.config.storage
         full = ledger.waiting().size >= storage.outbox_max
         self._runtime.pressure.outbox_full = full
+        self._runtime.pressure.leaves_gaps = full and storage.when_outbox_full == "serve"
         if self._workers.keeps:
             self._problems.tell(
                 ledger, "outbox", f"It is full: {storage.outbox_max} bytes wait for the store." if full else None

@@ -102,7 +102,7 @@ class Books:
 
         async def flush():
             async with self.parts.open_store() as store:
-                flusher = Flusher(self.ledger, store)
+                flusher = Flusher(self.ledger, store, self.parts.unstorable(SystemClock()))
                 await flusher.begin()
                 while await flusher.flush():
                     pass

@@ -75,11 +75,13 @@ class AdmissionPolicy:
 class Pressure:
     """What the rest of the worker tells admission: a plain attribute, since it is read for each request."""
 
-    __slots__ = ("outbox_full",)
+    __slots__ = ("leaves_gaps", "outbox_full")
 
     def __init__(self) -> None:
         """Start without."""
         self.outbox_full = False
+        self.leaves_gaps = False
+        """The outbox is full, and requests are served nevertheless: no event is kept of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ class Recorder:
         return tightest_of_callers_own(standings)
 
     def _settlement(self, event: UsageEvent, charges: Sequence[Charge], *, is_held: bool) -> _Settlement:
-        if self._pressure.outbox_full:
+        if self._pressure.leaves_gaps:
             self._imperfections.count("gap", event.model, event.cost or 0)
             return _Settlement(event, charges, None, is_held)
         return _Settlement(event, charges, encode_event(event), is_held)
