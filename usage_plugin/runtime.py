@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from usage_plugin.config import ENFORCE_VARIABLE, Config
+from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.errors import ConfigError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
-from usage_plugin.tracking.admission import Admission
+from usage_plugin.tracking.admission import Admission, Pressure
+from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
+from usage_plugin.tracking.flusher import Unstorable
 from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.problems import Problems
 from usage_plugin.tracking.recorder import Recorder
 from usage_plugin.tracking.refusals import RefusalLog
+from usage_plugin.tracking.rules import NOTE, RulesInForce
+from usage_plugin.tracking.seeding import Seeder
 from usage_plugin.tracking.tracker import UsageTracker
 from usage_plugin.tracking.workers import Workers
 
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.limits import LimitSet
     from usage_plugin.domain.store import UsageStore
 
 BUILTIN_PLUGINS = (
@@ -35,6 +42,9 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.memory",
     "usage_plugin.backends.sqlite",
 )
+
+NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache")
+"""Keys of the YAML that are read at the start only."""
 
 log = get_logger()
 
@@ -91,21 +101,39 @@ class Runtime:
         Raises:
             UsagePluginError: the configuration, a plugin or the ledger does not work.
         """
+        plugins = plugins or Plugins(BUILTIN_PLUGINS)
         parts = Parts(config, plugins)
         self.config = config
         self.clock = clock or SystemClock()
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
-        self.limits = config.limit_set()
+        self.rules = RulesInForce(config.limit_set())
+        self.pressure = Pressure()
         self.cache = parts.cache()
         self.ledger = parts.open_ledger()
+        self.rules.follow(self.ledger, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
-        self.admission = Admission(self.ledger, self.limits, worker=self._workers.name, enforce=self.enforce)
-        self.recorder = Recorder(self.ledger, self.limits, self.cache, self.clock)
+        self.alerts = Alerts(self.clock, plugins.alert_listeners)
+        self.admission = Admission(self.ledger, self.rules, worker=self._workers.name, enforce=self.enforce)
+        self.recorder = Recorder(self.ledger, self.rules, self.cache, self.clock)
         self.refusals = RefusalLog(self.ledger)
         self.imperfections = Imperfections(self.ledger, self.clock)
-        self._keeper = Keeper(parts.open_ledger, parts.open_store, self._workers, self.clock)
+        self._following = _Following(self, ConfigFile(config), asyncio.get_running_loop(), self._workers)
+        self._keeper = Keeper(
+            parts.open_ledger,
+            parts.open_store,
+            self._workers,
+            self.clock,
+            unstorable=Unstorable(config.data_dir / "unstorable.jsonl", self.clock),
+            seeder=Seeder(self.rules, self._workers, config.timezone, self.clock),
+            chores=(*self._following.chores, self.alerts.hand_over),
+        )
         self._keeper.start()
+
+    @property
+    def limits(self) -> LimitSet:
+        """The limits in force now."""
+        return self.rules.limits
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
@@ -119,6 +147,80 @@ class Runtime:
             self.ledger.close()
 
 
+class _Following:
+    """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
+
+    def __init__(
+        self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers
+    ) -> None:
+        self._runtime = runtime
+        self._file = file
+        self._loop = loop
+        self._workers = workers
+        self._problems = Problems(runtime.clock)
+        self._mistakes: str | None = None
+        # The rules of the start are the loop's own: it has settled nothing by others.
+        self._used_by_loop = runtime.rules.digest
+        self._told = ""
+        self.chores = (self._follow_file, self._follow_adjustments, self._tell_rules, self._measure_outbox)
+
+    def _follow_file(self, ledger: Ledger) -> None:
+        """Put a changed YAML in force; an invalid one is refused, and the old one stays."""
+        try:
+            config = self._file.changed()
+        except ConfigError as error:
+            self._mistakes = str(error)
+            if self._workers.keeps:
+                log.error("config.refused", path=str(self._runtime.config.path), message=self._mistakes)
+        else:
+            if config is not None:
+                self._mistakes = None
+                self._replace(config)
+        if self._workers.keeps:
+            self._problems.tell(ledger, "config", self._mistakes)
+
+    def _replace(self, config: Config) -> None:
+        runtime = self._runtime
+        old = runtime.config
+        kept = {name: getattr(old, name) for name in NEEDS_RESTART if getattr(config, name) != getattr(old, name)}
+        if self._workers.keeps:
+            if kept:
+                log.warning("config.needs_restart", keys=list(kept), path=str(config.path))
+            log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
+        config = config.model_copy(update=kept)
+        runtime.config = config
+        runtime.rules.replace(config.limit_set())
+
+    def _follow_adjustments(self, ledger: Ledger) -> None:
+        self._runtime.rules.follow(ledger, self._runtime.clock.now())
+
+    def _tell_rules(self, ledger: Ledger) -> None:
+        """Leave word of the rules that this worker goes by, once nothing is settled by others any more."""
+        digest = self._runtime.rules.digest
+        if digest == self._told:
+            return
+        if self._used_by_loop == digest:
+            ledger.note(NOTE + self._workers.name, digest)
+            self._told = digest
+        else:
+            # Asked there, because the loop may be in the middle of a settlement by the rules before.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._use, digest)
+
+    def _use(self, digest: str) -> None:
+        if not self._runtime.recorder.pending and digest == self._runtime.rules.digest:
+            self._used_by_loop = digest
+
+    def _measure_outbox(self, ledger: Ledger) -> None:
+        storage = self._runtime.config.storage
+        full = ledger.waiting().size >= storage.outbox_max
+        self._runtime.pressure.outbox_full = full
+        if self._workers.keeps:
+            self._problems.tell(
+                ledger, "outbox", f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
+            )
+
+
 class Reader:
     """Everything a reader needs: it changes nothing, whether the proxy runs or not."""
 
@@ -126,7 +228,9 @@ class Reader:
         """Take the open parts; `open_reader` makes them."""
         self.config = parts.config
         self.clock = clock
-        self.limits = parts.config.limit_set()
+        rules = RulesInForce(parts.config.limit_set())
+        rules.follow(ledger, clock.now())
+        self.limits = rules.limits
         self.ledger = ledger
         self.workers = parts.workers()
         self.tracker = UsageTracker(ledger, store, parts.cache(), parts.config.timezone, clock)

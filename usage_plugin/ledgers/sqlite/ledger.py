@@ -86,7 +86,7 @@ class SqliteLedger(Upkeep, Records):
         self._known_limits |= new
         return Reserved(True, balances)
 
-    def settle(self, event_id: str, charges: Sequence[Charge], event: str) -> Settled | None:
+    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Free the reservation's holds, add the charges, append the event."""
         return self._finish(event_id, charges, event)
 
@@ -103,7 +103,18 @@ class SqliteLedger(Upkeep, Records):
             self._add([(*key, *change) for key, change in _changes(json.loads(row[0]), ()).items()])
             return True
 
-    def record(self, charges: Sequence[Charge], event: str) -> Settled:
+    def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
+        """Give back what a reservation holds on some accounts."""
+        wanted = set(accounts)
+        with self._writing():
+            row = self._execute("SELECT holds FROM reservations WHERE event_id = ?", (event_id,)).fetchone()
+            holds = json.loads(row[0]) if row else []
+            freed = [hold for hold in holds if AccountKey(*hold[:3]) in wanted]
+            self._add([(*key, *change) for key, change in _changes(freed, ()).items()])
+            kept = _encode([hold for hold in holds if hold not in freed])
+            self._execute("UPDATE reservations SET holds = ? WHERE event_id = ?", (kept, event_id))
+
+    def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
         """Add the charges and append the event, in one transaction."""
         with self._writing():
             settled, new = self._book(_changes((), charges), event)
@@ -121,7 +132,7 @@ class SqliteLedger(Upkeep, Records):
             if row is None:
                 execute("ROLLBACK")
                 return None
-            settled, new = self._book(_changes(json.loads(row[0]), charges), event or row[1])
+            settled, new = self._book(_changes(json.loads(row[0]), charges), row[1] if charges is None else event)
             execute("COMMIT")
         except Exception as error:
             self._abandon()
@@ -129,10 +140,12 @@ class SqliteLedger(Upkeep, Records):
         self._known_limits |= new
         return settled
 
-    def _book(self, changes: dict[_Key, list[int]], event: str) -> tuple[Settled, set[int]]:
-        """Change accounts and append the event; the second is what `_note_limits` found."""
+    def _book(self, changes: dict[_Key, list[int]], event: str | None) -> tuple[Settled, set[int]]:
+        """Change accounts and append the event, if there is one; the second is what `_note_limits` found."""
         after = self._add([(*key, *change) for key, change in changes.items()])
-        seq = self._execute("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
+        seq = 0
+        if event is not None:
+            seq = self._execute("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
         new = self._note_limits([key[0] for key in changes])
         balances = {AccountKey(*key): Balance(*now) for key, now in zip(changes, after, strict=True)}
         return Settled(seq, balances), new
