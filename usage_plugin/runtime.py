@@ -15,7 +15,7 @@ from usage_plugin.errors import ConfigError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
-from usage_plugin.tracking.admission import Admission, Pressure
+from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
 from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
 from usage_plugin.tracking.flusher import Unstorable
@@ -114,11 +114,26 @@ class Runtime:
         self._workers = parts.workers()
         self._workers.join()
         self.alerts = Alerts(self.clock, plugins.alert_listeners)
-        self.admission = Admission(self.ledger, self.rules, worker=self._workers.name, enforce=self.enforce)
-        self.recorder = Recorder(self.ledger, self.rules, self.cache, self.clock)
-        self.refusals = RefusalLog(self.ledger)
         self.imperfections = Imperfections(self.ledger, self.clock)
-        self._following = _Following(self, ConfigFile(config), asyncio.get_running_loop(), self._workers)
+        self.admission = Admission(
+            self.ledger,
+            self.rules,
+            self.clock,
+            worker=self._workers.name,
+            policy=AdmissionPolicy(enforce=self.enforce, busy_wait=2_000_000),
+            pressure=self.pressure,
+        )
+        self.recorder = Recorder(
+            self.ledger,
+            self.rules,
+            self.cache,
+            self.clock,
+            imperfections=self.imperfections,
+            alerts=self.alerts,
+            pressure=self.pressure,
+        )
+        self.refusals = RefusalLog(self.ledger)
+        self._following = _Following(self, ConfigFile(config.path, config), asyncio.get_running_loop(), self._workers)
         self._keeper = Keeper(
             parts.open_ledger,
             parts.open_store,

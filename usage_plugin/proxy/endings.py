@@ -124,6 +124,7 @@ class Endings:
     def over(self, request: RequestUnderWay) -> None:
         """Settle a request later that is over on the wire and that no hook has settled: logging may be late."""
         if not request.settled:
+            self._runtime.recorder.free_slots(request)
             seconds = self._runtime.config.admission.orphan_grace.total_seconds()
             asyncio.get_running_loop().call_later(seconds, self._settle_orphan, request)
 
@@ -220,7 +221,6 @@ class Endings:
         call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")
         if served.cache_hit or is_free(call_type) or not (any(usage.values()) or served.litellm_cost):
             return
-        subjects = Subjects(user=INTERNAL)
         draft = UsageEvent(
             event_id=new_event_id(),
             started_at=self._runtime.clock.now(),
@@ -230,8 +230,8 @@ class Endings:
             model=served.model or served.served_model,
         )
         outcome = outcomes.read_outcome(self._prices, served, usage, draft)
-        admitted = Admitted(draft, subjects, (), False, None, (), holds=False)
-        recorded = self._write(OpenRequest(admitted, self._runtime.clock.monotonic()), outcome)
+        never = Admitted(draft, Subjects(user=INTERNAL), (), {}, False, None, (), holds=False)
+        recorded = self._write(OpenRequest(never, self._runtime.clock.monotonic()), outcome)
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
 

@@ -21,10 +21,11 @@ from usage_plugin.proxy import exchange
 from usage_plugin.proxy.asking import Asking
 from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
+from usage_plugin.proxy.negotiating import Negotiator
 from usage_plugin.proxy.refusing import bad_request, refusal_error, standing_headers
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
-from usage_plugin.proxy.unmetered import UNMETERED, ask_unmetered, refuse_unmetered
-from usage_plugin.tracking.admission import Refusal
+from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
+from usage_plugin.tracking.admission import Admitted, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,7 +47,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Take the running parts."""
         super().__init__()
         self._runtime = runtime
-        self._asking = Asking(runtime, prices)
+        self._negotiator = Negotiator(runtime, Asking(runtime, prices))
         self._underway = Underway()
         self._endings = Endings(runtime, prices, self._underway)
 
@@ -83,14 +84,15 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         started = runtime.clock.monotonic()
         subjects = resolve(runtime.config.identity, key, data)
         unmetered = kind in UNMETERED
-        ask = ask_unmetered(runtime, subjects, data, kind) if unmetered else self._asking.ask(subjects, data, kind)
-        if unmetered and runtime.enforce and runtime.config.admission.on_unmetered == "deny":
-            decision, unfelt = refuse_unmetered(ask), ()
+        if unmetered:
+            decision, unfelt = await admit_unmetered(runtime, subjects, data, kind)
         else:
-            decision, unfelt = await runtime.admission.admit(ask)
+            decision, unfelt = await self._negotiator.admit(subjects, data, kind)
         for refusal in unfelt:
             runtime.refusals.add(refusal)
-        if isinstance(decision, Refusal):
+        if not isinstance(decision, Admitted):
+            # What could be sent to another model has been: what is left is a refusal.
+            assert isinstance(decision, Refusal)
             runtime.refusals.add(decision)
             raise refusal_error(decision, runtime.config)
         request = RequestUnderWay(decision, started, unmetered=unmetered)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id, new_ref
-from usage_plugin.tracking.admission import Ask, Candidate, Refusal
+from usage_plugin.tracking.admission import Decision, Refusal
+from usage_plugin.tracking.demands import Ask, Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,35 +23,25 @@ UNMETERED = frozenset({"pass_through_endpoint", "allm_passthrough_route", "llm_p
 """LiteLLM's call types for routes that hand a request through as it is."""
 
 
-def ask_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[str, Any], kind: str) -> Ask:
-    """Read a request of which neither the model nor the tokens are known for sure."""
+async def admit_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[str, Any], kind: str) -> Decision:
+    """Decide on a request of which neither the model nor the tokens are known for sure."""
     model = data.get("model")
     if not isinstance(model, str) or not model.isprintable() or not 0 < len(model) <= LONGEST_NAME:
         model = None
-    flat = runtime.config.admission.on_unmetered
-    return Ask(
-        draft=UsageEvent(
-            event_id=new_event_id(),
-            started_at=runtime.clock.now(),
-            status="recovered",
-            call_type=kind,
-            **subjects._asdict(),
-            requested_model=model,
-            model=model,
-        ),
-        subjects=subjects,
-        primary=(Candidate(model, None, priced=True, worst_cost=flat if isinstance(flat, int) else 0),),
-        input_tokens=0,
-        output_tokens=0,
+    policy, now = runtime.config.admission.on_unmetered, runtime.clock.now()
+    if policy == "deny" and runtime.enforce:
+        return Decision(Refusal(reason="unmetered", ref=new_ref(), at=now, user=subjects.user, model=model), ())
+    draft = UsageEvent(
+        event_id=new_event_id(),
+        started_at=now,
+        status="recovered",
+        call_type=kind,
+        **subjects._asdict(),
+        requested_model=model,
+        model=model,
     )
-
-
-def refuse_unmetered(ask: Ask) -> Refusal:
-    """Refuse it, whatever the limits say."""
-    return Refusal(
-        reason="unmetered",
-        ref=new_ref(),
-        at=ask.draft.started_at,
-        user=ask.subjects.user,
-        model=ask.draft.requested_model,
+    flat = policy if isinstance(policy, int) else 0
+    way = Candidate(model, None, priced=True, worst_cost=flat)
+    return await runtime.admission.admit(
+        Ask(draft=draft, subjects=subjects, primary=(way,), input_tokens=0, output_tokens=0)
     )

@@ -25,6 +25,7 @@ Kind = Literal[
     "duplicate",  # reported once more after it was settled, and not counted again
     "disagreement",  # our cost is not LiteLLM's; adds up the difference
     "degraded",  # let through without the ledger
+    "gap",  # only charged, since no more events could be kept; adds up the cost
 ]
 """What is counted by the workers."""
 
