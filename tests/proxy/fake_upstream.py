@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
 numbers = itertools.count(1)
 failures: Counter[str] = Counter()
+seen: Counter[str] = Counter()
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -66,6 +67,7 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
+    seen[plan.get("mark", "")] += 1
     await asyncio.sleep(plan["delay"])
     if body["model"].startswith("broken"):
         plan["status"] = 500
@@ -274,6 +276,11 @@ async def show_handed_out(_request: Request) -> Response:
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
 
 
+async def show_seen(_request: Request) -> Response:
+    """GET /seen: the calls received, by the mark in their plan."""
+    return JSONResponse(seen)
+
+
 async def reset(_request: Request) -> Response:
     """POST /reset: forget what was handed out."""
     handed_out.clear()
@@ -293,6 +300,7 @@ app = Starlette(
         ),
         Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
+        Route("/seen", show_seen),
         Route("/reset", reset, methods=["POST"]),
     ]
 )

@@ -202,10 +202,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if here.cost is not None:
                 here.headers["x-usage-cost"] = format_usd(here.cost)
 
-    def request_ended(self, request: RequestUnderWay) -> None:
+    def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:  # noqa: FBT001  # a callback
         """Hear that a request is over on the wire."""
         with _nothing_raised("request_ended"):
-            self._endings.over(request)
+            self._endings.over(request, abandoned=abandoned)
 
     def close(self) -> None:
         """Settle what is left when the worker ends."""
