@@ -240,7 +240,10 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 
     def with_workers(count: int) -> Proxy:
         if count not in started:
-            config = proxy_config(upstream, {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "2s"}})
+            config = proxy_config(
+                upstream,
+                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "2s"}},
+            )
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()
         return started[count]

@@ -80,9 +80,10 @@ class Endings:
         """Settle what LiteLLM logs as a success, unless it is settled. Commits before anything is awaited."""
         request = self._underway.of_log(kwargs)
         if request is None:
-            if self._underway.is_repeated(kwargs, by="success"):
+            repetition = self._underway.repetition(kwargs, by="success")
+            if repetition == "again":
                 self._runtime.imperfections.count("duplicate", str(kwargs.get("model") or ""))
-            elif self._underway.is_foreign(kwargs):
+            elif repetition is None and self._underway.is_foreign(kwargs):
                 self._record_foreign(kwargs)
             return
         request.cut = _client_left(kwargs)
@@ -139,7 +140,9 @@ class Endings:
         if not request.settled:
             self._runtime.recorder.free_slots(request)
             seconds = self._runtime.config.admission.orphan_grace.total_seconds()
-            asyncio.get_running_loop().call_later(seconds, self._settle_orphan, request, "cancelled" if abandoned else "failure")
+            asyncio.get_running_loop().call_later(
+                seconds, self._settle_orphan, request, "cancelled" if abandoned else "failure"
+            )
 
     def close(self) -> None:
         """Settle what is left when the worker ends: all requests are over then, and all logging is done."""

@@ -188,7 +188,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if request is not None:
                 hurried = request_data.get("timeout") is not None
                 self._endings.failed(request, original_exception, hurried=hurried)
-            elif self._underway.is_repeated(request_data, by="failure"):
+            elif self._underway.repetition(request_data, by="failure"):
                 self._runtime.imperfections.count("duplicate", str(request_data.get("model") or ""))
 
     # ── the exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
