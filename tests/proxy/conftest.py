@@ -39,6 +39,7 @@ PRICES = {
     "nan": {"input_cost_per_token": float("nan"), "output_cost_per_token": 0.00001},
     "unpriced": {},
     "broken": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
+    "broken-free": {"input_cost_per_token": 0, "output_cost_per_token": 0},
     "broken-dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
     "dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.01},
 }  # fmt: skip
@@ -200,7 +201,7 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
         "router_settings": {
             "num_retries": 0,
             "disable_cooldowns": True,
-            "fallbacks": [{"broken": ["cent"]}, {"broken-dear": ["dear"]}],
+            "fallbacks": [{"broken": ["cent"]}, {"broken-free": ["cent"]}, {"broken-dear": ["dear"]}],
         },
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
         "usage_plugin": {"data_dir": "./data", "timezone": noon_zone(), **usage},
@@ -239,7 +240,10 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 
     def with_workers(count: int) -> Proxy:
         if count not in started:
-            config = proxy_config(upstream, {"limits": LIMITS, "contact": "Ask #ai-platform for more"})
+            config = proxy_config(
+                upstream,
+                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "2s"}},
+            )
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()
         return started[count]

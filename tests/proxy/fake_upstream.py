@@ -3,6 +3,8 @@
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
 `"silent": true` leaves the usage out, and a model named `broken…` always fails.
+How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
+before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
 numbers = itertools.count(1)
+failures: Counter[str] = Counter()
+seen: Counter[str] = Counter()
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -63,8 +67,12 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
+    seen[plan.get("mark", "")] += 1
     await asyncio.sleep(plan["delay"])
     if body["model"].startswith("broken"):
+        plan["status"] = 500
+    if failures[plan.get("mark", "")] < plan.get("fail_first", 0):
+        failures[plan["mark"]] += 1
         plan["status"] = 500
     if plan["status"] != 200:
         error = {"error": {"message": "planned", "type": "server_error", "code": str(plan["status"])}}
@@ -72,14 +80,21 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     return body, plan, None
 
 
-def frames(items: list[dict[str, Any]], *, named: bool, done: bool) -> StreamingResponse:
+def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
     """Send server-sent events, letting the loop breathe between them."""
 
     async def send() -> AsyncIterator[str]:
-        for item in items:
+        await asyncio.sleep(plan.get("hold", 0))
+        for number, item in enumerate(items):
+            if number == plan.get("drop"):
+                raise ConnectionResetError("planned")
+            if number == plan.get("error"):
+                error = {"type": "error", "error": {"type": "server_error", "message": "planned", "code": "500"}}
+                yield f"{'event: error' if named else ''}\ndata: {json.dumps(error)}\n\n"
+                return
             name = f"event: {item['type']}\n" if named else ""
             yield f"{name}data: {json.dumps(item)}\n\n"
-            await asyncio.sleep(0)
+            await asyncio.sleep(plan.get("pause", 0))
         if done:
             yield "data: [DONE]\n\n"
 
@@ -117,7 +132,7 @@ async def chat(request: Request) -> Response:
     items.append({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**chunk, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def completions(request: Request) -> Response:
@@ -138,7 +153,7 @@ async def completions(request: Request) -> Response:
     items.append({**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**head, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def embeddings(request: Request) -> Response:
@@ -174,7 +189,7 @@ async def responses(request: Request) -> Response:
             "output_tokens": plan["out"],
             "output_tokens_details": {"reasoning_tokens": plan["reasoning"]},
             "total_tokens": plan["in"] + plan["out"],
-        },
+        } if not plan.get("silent") else None,
     }  # fmt: skip
     if not body.get("stream"):
         return JSONResponse(answer)
@@ -184,7 +199,7 @@ async def responses(request: Request) -> Response:
     items += [{"type": "response.output_text.delta", "delta": "hi ", **delta} for _ in range(plan["chunks"])]
     items.append({"type": "response.completed", "response": answer})
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(items)]
-    return frames(numbered, named=True, done=False)
+    return frames(numbered, plan, named=True, done=False)
 
 
 async def messages(request: Request) -> Response:
@@ -199,6 +214,8 @@ async def messages(request: Request) -> Response:
         "cache_creation_input_tokens": 0,
         "output_tokens": plan["out"],
     }
+    if plan.get("silent"):
+        usage = {"input_tokens": 0, "output_tokens": 0}
     head: dict[str, Any] = {
         "id": f"msg_{next(numbers)}", "type": "message", "role": "assistant", "model": body["model"],
         "stop_reason": "end_turn", "stop_sequence": None,
@@ -215,16 +232,53 @@ async def messages(request: Request) -> Response:
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-            "usage": {"output_tokens": plan["out"]},
+            "usage": {"output_tokens": usage["output_tokens"]},
         },
         {"type": "message_stop"},
     ]
-    return frames(items, named=True, done=False)
+    return frames(items, plan, named=True, done=False)
+
+
+async def anything(request: Request) -> Response:
+    """POST /v1/images/generations, audio, moderations and others: a small answer of each kind, without usage."""
+    body, _, error = await begin(request)
+    if error:
+        return error
+    kind = request.url.path.rsplit("/", 1)[-1]
+    if kind == "speech":
+        return Response(b"sound", media_type="audio/mpeg")
+    answers: dict[str, dict[str, Any]] = {
+        "generations": {"created": 1, "data": [{"url": "http://127.0.0.1/picture.png"}]},
+        "moderations": {"id": "modr-1", "model": body["model"], "results": [{"flagged": False, "categories": {}, "category_scores": {}}]},
+        "rerank": {"id": "rerank-1", "results": [{"index": 0, "relevance_score": 0.5}], "meta": {"billed_units": {"search_units": 1}}},
+    }  # fmt: skip
+    return JSONResponse(answers.get(kind, {"fine": True}))
+
+
+async def generate_content(request: Request) -> Response:
+    """POST …:generateContent, in Google's format."""
+    body = await request.json()
+    plan = plan_of({"messages": [{"content": body["contents"][0]["parts"]}]})
+    usage = {
+        "promptTokenCount": plan["in"],
+        "candidatesTokenCount": plan["out"],
+        "totalTokenCount": plan["in"] + plan["out"],
+    }
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "usageMetadata": usage}
+    if "stream" in request.url.path:
+        return frames([answer], plan, named=False, done=False)
+    return JSONResponse(answer)
 
 
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
+
+
+async def show_seen(_request: Request) -> Response:
+    """GET /seen: the calls received, by the mark in their plan."""
+    return JSONResponse(seen)
 
 
 async def reset(_request: Request) -> Response:
@@ -240,11 +294,17 @@ app = Starlette(
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
+        *(
+            Route(path, anything, methods=["POST"])
+            for path in ("/v1/images/generations", "/v1/audio/speech", "/v1/moderations", "/v1/rerank", "/raw")
+        ),
+        Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
+        Route("/seen", show_seen),
         Route("/reset", reset, methods=["POST"]),
     ]
 )
 
 if __name__ == "__main__":
     # Connections are kept for long: one that closes just as LiteLLM uses it again would fail a request.
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_keep_alive=600)
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", timeout_keep_alive=600)
