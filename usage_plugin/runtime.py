@@ -126,6 +126,7 @@ class Reader:
         self.limits = parts.config.limit_set()
         self.ledger = ledger
         self.workers = parts.workers()
+        self.store = store
         self.tracker = UsageTracker(ledger, store, parts.cache(), parts.config.timezone, clock)
 
 

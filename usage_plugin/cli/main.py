@@ -18,6 +18,7 @@ from usage_plugin.cli import explain as explain_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import status as status_command
+from usage_plugin.cli.doctor import command as doctor_command
 from usage_plugin.cli.output import FORMATS, Output
 from usage_plugin.config import Config, find_config, load_config
 from usage_plugin.domain.store import UsageFilter
@@ -157,3 +158,21 @@ def explain(path: Path | None, output: Output, ref: str) -> None:
 def check(path: Path | None, output: Output) -> None:
     """Check the configuration without starting anything, and list models without a price."""
     check_command.run(find_config(path), output)
+
+
+@main.command()
+@click.option("--url", help="Send requests through this running proxy, instead of a temporary one.")
+@click.option(
+    "--key", envvar="LITELLM_MASTER_KEY", help="A key of the running proxy. Better: LITELLM_MASTER_KEY, or the prompt."
+)
+@click.option("--model", help="With --url: a model that it serves; it gets ten short requests.")
+@click.option("--embedding-model", help="With --url: a model for /v1/embeddings, if --model does not serve it.")
+@click.option("--static", is_flag=True, help="Send no requests and start nothing: look at files only.")
+@_common()
+def doctor(path: Path | None, output: Output, url: str | None, key: str | None, model: str | None,
+           embedding_model: str | None, static: bool) -> None:  # fmt: skip
+    """Prove that requests are gated, recorded and settled on every route, and name what would break."""
+    target = doctor_command.read_target(url, key, model, embedding_model)
+    if target and static:
+        raise click.UsageError("--static sends no requests, --url sends some: choose one.")
+    doctor_command.run(find_config(path), output, target=target, static=static)

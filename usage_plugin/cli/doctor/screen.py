@@ -1,0 +1,103 @@
+"""Screen: the findings for people, one line each with a mark, and the table of routes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from usage_plugin.cli.output import Column, console, harmless, table, thousands
+from usage_plugin.domain.windows import to_datetime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from usage_plugin.cli.doctor.books import Count
+    from usage_plugin.cli.doctor.findings import Finding, Level
+    from usage_plugin.cli.doctor.probes import Mark, Result
+
+_TITLES = {"wiring": "Wiring", "surroundings": "Surroundings", "books": "Books", "routes": "Routes"}
+_STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequence[Count]) -> None:
+    """Print everything."""
+    screen = console()
+    marks = _marks()
+    for area, title in _TITLES.items():
+        mine = [finding for finding in findings if finding.area == area]
+        if mine:
+            screen.print(Text(title, style="bold"))
+        for finding in mine:
+            line = Text(f"  {marks[finding.level]} ", style=_STYLES[finding.level])
+            screen.print(line.append(harmless(finding.text), style="default"))
+            for part in finding.remedy.splitlines():
+                screen.print(Text(f"      {harmless(part)}", style="dim"))
+    if results:
+        _show_results(results)
+    if counted:
+        table(
+            "What is not known exactly",
+            [Column("kind"), Column("times", number=True), Column("amount", number=True), Column("last"),
+             Column("most on"), Column("meaning")],
+            [_count_cells(count) for count in counted],
+        )  # fmt: skip
+    screen.print(Text(summary(findings), style="bold"))
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Sum up in a line."""
+    problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
+    if problems:
+        return f"{problems} would break, {warnings} to know."
+    return f"All is well, {warnings} to know." if warnings else "All is well."
+
+
+def plain_result(result: Result) -> dict[str, Any]:
+    """Give a result as JSON has it."""
+    return {
+        "route": result.probe.name,
+        "path": result.probe.path,
+        "stream": result.probe.streams,
+        "level": result.level,
+        **{name: {"ok": mark.ok, "why": mark.why} for name, mark in _marks_of(result).items()},
+        "note": result.note,
+    }
+
+
+def _marks_of(result: Result) -> dict[str, Mark]:
+    return {"gate": result.gate, "record": result.record, "settle": result.settle}
+
+
+def _show_results(results: Sequence[Result]) -> None:
+    table(
+        "Requests",
+        [Column("route"), Column("stream"), Column("gate"), Column("record"), Column("settle"), Column("")],
+        [
+            [result.probe.name, "yes" if result.probe.streams else "",
+             *(_mark(mark, refused=result.probe.refused) for mark in _marks_of(result).values()), result.note]
+            for result in results
+        ],
+    )  # fmt: skip
+
+
+def _mark(mark: Mark, *, refused: bool) -> str:
+    marks = _marks()
+    if mark.ok is None:
+        return "-" if refused else marks["warning"]
+    return marks["ok" if mark.ok else "problem"]
+
+
+def _marks() -> dict[Level, str]:
+    """Choose marks that the terminal can show."""
+    try:
+        "✓✗".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return {"ok": "ok", "warning": "!", "problem": "X"}
+    return {"ok": "✓", "warning": "!", "problem": "✗"}
+
+
+def _count_cells(count: Count) -> list[str]:
+    last = "" if count.last_at is None else f"{to_datetime(count.last_at):%Y-%m-%d %H:%M} UTC"
+    return [count.kind, thousands(count.times), count.amount_text, last, count.concerns, count.meaning]
