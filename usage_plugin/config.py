@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from usage_plugin.domain.limits import Action, Limit, LimitSet, Match, MatchKey, Override, Unit
 from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.subjects import DIMENSIONS, Dimension
-from usage_plugin.domain.windows import WINDOW_KINDS, WindowKind, start_of_day, to_instant
+from usage_plugin.domain.windows import WINDOW_KINDS, WindowKind, WindowRule, start_of_day, to_instant
 from usage_plugin.errors import ConfigError, MoneyError
 
 SECTION = "usage_plugin"
@@ -235,7 +235,7 @@ class LimitConfig(_Amount):
             per=self.per,
             unit=_AMOUNTS[self.key],
             amount=self.amount,
-            window=self.window,
+            window=WindowRule(self.window),
             zone=mine,
             match=self.match,
             overrides=tuple(Override(o.match, o.amount, _end_of(o.until, mine)) for o in self.overrides),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.cli.output import Column, Output, table
 from usage_plugin.domain.ledger import Account, AccountKey, Balance
-from usage_plugin.domain.windows import FOREVER, Window, reset_of, to_datetime, window_at
+from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.tracking.refusals import format_amount, plain_amount
 
 if TYPE_CHECKING:
@@ -49,9 +49,11 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
 def _rows(reader: Reader, user: str | None) -> Iterable[_Row]:
     now = reader.clock.now()
     for limit in reader.limits.limits:
-        if limit.window == "request":
+        if not limit.has_accounts:
             continue
-        window = window_at(limit.window, now, limit.zone)
+        window, since = limit.window_at(now), limit.since_at(now)
+        if since is not None:
+            window = window._replace(start=since)
         for account in _accounts(reader, limit, window, user):
             subject = limit.names_of(account.key.subject)
             if user is None or subject.get("user", user) == user:
@@ -62,6 +64,8 @@ def _rows(reader: Reader, user: str | None) -> Iterable[_Row]:
 def _accounts(reader: Reader, limit: Limit, window: Window, user: str | None) -> list[Account]:
     """List the accounts of a limit; somebody asked for who has spent nothing yet has one too."""
     accounts = reader.ledger.accounts(limit.key, window.start)
+    if limit.window.kind == "rolling":
+        accounts = _add_up(accounts, window)
     if user is not None and not reader.limits.may_count(limit, user):
         return []
     if limit.per == ("global",):
@@ -74,11 +78,19 @@ def _accounts(reader: Reader, limit: Limit, window: Window, user: str | None) ->
     return [account for account in accounts if account.key == key] or [Account(key, window.end, Balance())]
 
 
+def _add_up(buckets: list[Account], window: Window) -> list[Account]:
+    """Make one account for each subject of a rolling window's buckets."""
+    sums: dict[AccountKey, Balance] = {}
+    for key, _, (spent, reserved) in buckets:
+        at = key._replace(window_start=window.start)
+        before = sums.get(at, Balance())
+        sums[at] = Balance(before.spent + spent, before.reserved + reserved)
+    return [Account(key, window.end, balance) for key, balance in sums.items()]
+
+
 def _cells(row: _Row) -> list[str]:
     unit = row.limit.unit
-    resets = (
-        "never" if row.window.end == FOREVER else f"{to_datetime(row.window.end, row.limit.zone):%Y-%m-%d %H:%M %Z}"
-    )
+    resets = row.limit.reset_of(row.window)
     kind = "dry run" if row.limit.dry_run else "" if row.limit.action == "block" else row.limit.action
     return [
         row.limit.name,
@@ -88,7 +100,7 @@ def _cells(row: _Row) -> list[str]:
         format_amount(unit, row.balance.spent),
         format_amount(unit, row.balance.reserved),
         "" if row.remaining is None else format_amount(unit, row.remaining),
-        resets,
+        f"{resets.astimezone(row.limit.zone):%Y-%m-%d %H:%M %Z}" if resets else "never",
         kind,
     ]
 
@@ -105,7 +117,7 @@ def _plain(row: _Row) -> dict[str, Any]:
         "remaining": None if row.remaining is None else plain_amount(unit, row.remaining),
         "window": {
             "start": to_datetime(row.window.start).isoformat(),
-            "end": resets.isoformat() if (resets := reset_of(row.window)) else None,
+            "end": resets.isoformat() if (resets := row.limit.reset_of(row.window)) else None,
         },
         "action": row.limit.action,
         "dry_run": row.limit.dry_run,

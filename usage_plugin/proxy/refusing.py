@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.proxy._types import ProxyException
 
-from usage_plugin.domain.windows import MICROSECONDS, reset_of, to_datetime
+from usage_plugin.domain.windows import MICROSECONDS, duration_words, to_datetime
 from usage_plugin.tracking.refusals import describe, format_amount
 
 if TYPE_CHECKING:
     from usage_plugin.config import Config
-    from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.domain.windows import WindowKind
     from usage_plugin.tracking.admission import Demand, Reason, Refusal, Standing
 
@@ -39,6 +39,7 @@ _WINDOW_WORDS: dict[WindowKind, str] = {
     "quarter": "this quarter",
     "year": "this year",
     "lifetime": "in total",
+    "session": "in this session",
 }
 _UNIT_WORDS: dict[Unit, str] = {
     "usd": "USD",
@@ -46,6 +47,7 @@ _UNIT_WORDS: dict[Unit, str] = {
     "input_tokens": "input tokens",
     "output_tokens": "output tokens",
     "requests": "requests",
+    "parallel_requests": "requests",
 }
 _LONGEST_RETRY = 60
 
@@ -108,7 +110,7 @@ def standing_headers(standing: Standing) -> dict[str, str]:
         "x-usage-remaining": format_amount(limit.unit, standing.remaining),
         "x-usage-unit": limit.unit,
     }
-    resets = reset_of(standing.demand.window)
+    resets = limit.reset_of(standing.demand.window)
     return headers | {"x-usage-resets-at": resets.isoformat()} if resets else headers
 
 
@@ -137,7 +139,7 @@ def sentence(refusal: Refusal, contact: str) -> str:
 
 def _account_sentence(refusal: Refusal, demand: Demand) -> str:
     limit = demand.limit
-    when = _WINDOW_WORDS[limit.window]
+    when = _when(limit)
     if not limit.is_callers_own:
         what = {"busy": "is in use by other requests", "too_large": "is smaller than this request may need"}
         return f"The limit {limit.name} {what.get(refusal.reason, f'is used up {when}')}."
@@ -154,13 +156,23 @@ def _account_sentence(refusal: Refusal, demand: Demand) -> str:
 
 
 def _reset_sentence(refusal: Refusal, demand: Demand) -> str:
-    if demand.limit.window in ("request", "lifetime") or refusal.reason == "too_large":
+    resets = demand.limit.reset_of(demand.window)
+    if not demand.limit.has_accounts or refusal.reason == "too_large":
         return ""
     if refusal.reason == "busy" and not _waits_for_window(refusal):
         return "Try again in a moment."
+    if resets is None:
+        return ""
     left = demand.window.end - refusal.at
-    resets = to_datetime(demand.window.end, demand.limit.zone)
-    return f"Resets {resets:%Y-%m-%d %H:%M %Z}, in {_rough(left // MICROSECONDS)}."
+    local = to_datetime(demand.window.end, demand.limit.zone)
+    return f"Resets {local:%Y-%m-%d %H:%M %Z}, in {_rough(left // MICROSECONDS)}."
+
+
+def _when(limit: Limit) -> str:
+    if limit.unit == "parallel_requests":
+        return "at the same time"
+    rule = limit.window
+    return f"in {duration_words(rule.length)}" if rule.kind == "rolling" else _WINDOW_WORDS[rule.kind]
 
 
 def _rough(seconds: int) -> str:

@@ -221,11 +221,11 @@ class Admission:
                 limit = matched.limit
                 amount, problem = _amount(limit, candidate, ask)
                 demand = Demand(limit, matched.subject, matched.window_at(at), matched.amount_at(at), amount)
-                if limit.window == "request" and not problem and not demand.hold(enforced=True).fits(NOTHING):
+                if not limit.has_accounts and not problem and not demand.hold(enforced=True).fits(NOTHING):
                     problem = "too_large"
                 if problem and demand.maximum is not None and limit.action == "block" and self._enforce:
                     impossible.append(_refuse(problem, ask, demand, candidate.model))
-                if limit.window != "request":
+                if limit.has_accounts:
                     known = demands.setdefault(demand.account, demand)
                     if amount > known.amount:
                         demands[demand.account] = demand
@@ -263,7 +263,7 @@ def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:
 
 def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Reason | None]:
     """Say what a request needs of a limit, or why that cannot be known."""
-    if limit.unit == "requests":
+    if limit.unit in ("requests", "parallel_requests"):
         return 1, None
     if limit.unit == "usd":
         if candidate.worst_cost is not None:

@@ -181,7 +181,7 @@ class Recorder:
                 amounts[matched.limit.unit],
             )
             for matched in self._limits.matching(admitted.subjects, event.model, event.provider)
-            if matched.limit.window != "request"
+            if matched.limit.is_charged
         ]
 
     def _settle(self, settlement: _Settlement) -> Settled | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import RefusalCount
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.windows import reset_of, to_datetime
+from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 
@@ -64,7 +64,7 @@ def describe(refusal: Refusal) -> dict[str, Any]:
             "spent": plain_amount(unit, refusal.balance.spent),
             "reserved": plain_amount(unit, refusal.balance.reserved),
             "needed": plain_amount(unit, demand.amount),
-            "resets_at": resets.isoformat() if (resets := reset_of(demand.window)) else None,
+            "resets_at": resets.isoformat() if (resets := demand.limit.reset_of(demand.window)) else None,
         }
     return facts
 
