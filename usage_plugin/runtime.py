@@ -123,7 +123,7 @@ class Reader:
         """Take the open parts; `open_reader` makes them."""
         self.config = parts.config
         self.clock = clock
-        self.limits = parts.config.limit_set()
+        self.limits = parts.config.limit_set().adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
         self.workers = parts.workers()
         self.store = store

@@ -70,7 +70,7 @@ class Books:
     def reserve(self, **fields):
         """Admit a request of a user; the event's cost and tokens are what is held."""
         event = make_event(**fields)
-        holds = [Hold(account, end, amount, None) for account, end, amount in self._amounts(event)]
+        holds = [Hold(account, end, amount, None, amount) for account, end, amount in self._amounts(event)]
         assert self.ledger.reserve(event.event_id, "worker-1", event.started_at, holds, "{}").admitted
         return event
 

@@ -275,7 +275,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def adjustments(self, since: int | None = None) -> list[Adjustment]:
-        """List those in force at `since` or later; all that were ever made, if None. Oldest first."""
+        """List those in force at `since` or later; if None, all, for a year at least. Oldest first."""
 
     @abstractmethod
     def adjustments_version(self) -> int:

@@ -100,7 +100,8 @@ class Demand(NamedTuple):
 
     def hold(self, *, enforced: bool) -> Hold:
         """Make the hold; one that is not enforced always fits."""
-        return Hold(self.account, self.window.end, self.amount, self.maximum if enforced else None)
+        maximum = self.maximum if enforced else None
+        return Hold(self.account, self.window.end, self.amount, maximum, if_lost=self.amount)
 
 
 class Standing(NamedTuple):

@@ -1,0 +1,150 @@
+"""The ledger's file: how it is opened and locked, how its log reaches the disk, and what its errors mean.
+
+The connection never waits for a lock: `LedgerBusyError` comes at once, and whoever called decides how to try again.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import uuid
+from contextlib import contextmanager, suppress
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from usage_plugin.domain.ledger import Ledger
+from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.sqlite_file import create_private, has_wal_reset_bug, migrate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_START_TIMEOUT = 30.0
+_CHECKPOINT_WAIT_MS = 200
+_LOG_WORTH_COPYING = 2**20
+
+
+class LedgerFile(Ledger):
+    """One open file. One object serves one thread; open another for another."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, creating it if there is none.
+
+        Raises:
+            LedgerError: the file cannot be opened or is no ledger.
+            StorageVersionError: a newer version wrote it.
+        """
+        self._path = path
+        self.location = str(path)
+        with translated(path):
+            create_private(path)
+            self._connection = sqlite3.connect(
+                path, timeout=_START_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
+            )
+            self._execute = self._connection.execute
+            # Small pages: a commit writes each page it touched, and touches a few rows on several pages.
+            self._execute("PRAGMA page_size = 1024")
+            # The first statement that touches the file waits for other workers that start at the same time.
+            self._execute("PRAGMA journal_mode = WAL")
+            # NORMAL: no fsync for each commit. A killed process loses nothing; a power cut the last second.
+            self._execute("PRAGMA synchronous = NORMAL")
+            self._execute("PRAGMA cache_size = -2000")
+            self._execute("PRAGMA wal_autocheckpoint = 0")
+            migrate(self._connection, resources.files(__package__) / "migrations", path)
+            self.writer = self._identify()
+            self._execute("PRAGMA busy_timeout = 0")
+
+    def _identify(self) -> str:
+        """Give this ledger its name for ever, once; readers must not wait for a lock to learn it."""
+        if (row := self._execute("SELECT writer FROM ledger").fetchone()) is None:
+            self._execute(
+                "INSERT INTO ledger (writer, acknowledged, adjustments_version)"
+                " SELECT ?, 0, 0 WHERE NOT EXISTS (SELECT * FROM ledger)",
+                (uuid.uuid4().hex,),
+            )
+            row = self._execute("SELECT writer FROM ledger").fetchone()
+        return str(row[0])
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Several statements that see the file as it was at one instant."""
+        with translated(self._path):
+            self._execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._abandon()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction, holding the write lock from its start."""
+        with translated(self._path):
+            self._execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._execute("COMMIT")
+            finally:
+                self._abandon()
+
+    def _abandon(self) -> None:
+        """Leave no transaction open, whatever went wrong in it: the next request needs the connection."""
+        if self._connection.in_transaction:
+            self._execute("ROLLBACK")
+
+    def sync(self) -> None:
+        """Bring the write-ahead log to the disk; what is not in it any more is there already."""
+        with translated(self._path):
+            self._sync_log()
+
+    def shorten_log(self) -> None:
+        """Copy the write-ahead log into the file once it is worth it, and cut it.
+
+        Little and often, since writers wait meanwhile. What can be done before the write lock is taken, bringing the
+        log to the disk, is most of the work.
+        """
+        with translated(self._path):
+            if self._sync_log(at_least=_LOG_WORTH_COPYING):
+                self._execute(f"PRAGMA busy_timeout = {_CHECKPOINT_WAIT_MS}")
+                if not has_wal_reset_bug():
+                    # Most of the log is copied beside the writers.
+                    self._execute("PRAGMA wal_checkpoint(PASSIVE)")
+                # Takes the write lock first, so no writer can be hit by the bug of older versions.
+                self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._execute("PRAGMA busy_timeout = 0")
+
+    def _sync_log(self, *, at_least: int = 1) -> bool:
+        """Bring the log to the disk, if it has so many bytes; say whether it had.
+
+        SQLite has no locks on the log, so it may be opened and closed beside it, unlike the file.
+        """
+        with suppress(FileNotFoundError):
+            handle = os.open(self._path.with_name(f"{self._path.name}-wal"), os.O_RDONLY)
+            try:
+                if os.fstat(handle).st_size >= at_least:
+                    os.fsync(handle)
+                    return True
+            finally:
+                os.close(handle)
+        return False
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn the driver's errors into ours, also about numbers and texts that SQLite cannot keep."""
+    try:
+        yield
+    except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
+        raise translate(error, path) from error
+
+
+def translate(error: Exception, path: Path) -> LedgerError:
+    """Say in our words what the driver said."""
+    # Python 3.10's sqlite3 has no error codes, only these words.
+    if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+        return LedgerBusyError(f"{path} is locked by another process.")
+    return LedgerError(f"The ledger {path} does not work: {error}.")
