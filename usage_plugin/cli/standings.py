@@ -132,7 +132,7 @@ def cells(standing: Standing) -> list[str]:
 def remarks(standing: Standing) -> Sequence[str]:
     """Say what is not as usual: a limit that refuses nobody, an amount that is not the limit's own."""
     limit, source = standing.limit, standing.source
-    found = ["dry run"] if limit.dry_run else [] if limit.action == "block" else [limit.action]
+    found: list[str] = ["dry run"] if limit.dry_run else [] if limit.action == "block" else [limit.action]
     until = "" if source.until is None else f" until {to_datetime(source.until, limit.zone):%Y-%m-%d %H:%M %Z}"
     if source.adjustment is not None:
         what = "paused" if source.adjustment.amount is None else "adjusted"

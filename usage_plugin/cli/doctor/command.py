@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from rich.console import Console
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
 
-_FLUSH_MICROSECONDS = 10_000_000
+_FLUSH_LOOKS = 100
 
 
 class Target(NamedTuple):
@@ -80,14 +80,15 @@ def run(path: Path, output: Output, *, target: Target | None, static: bool) -> N
         asyncio.run(examination.examine(path, target, static=static))
     findings = [*examination.findings, *probes.findings_of(examination.results)]
     if output.is_table:
-        screen.show(findings, examination.results, books.counts(examination.imperfections))
+        counted = None if examination.imperfections is None else books.counts(examination.imperfections)
+        screen.show(findings, examination.results, counted or ())
     else:
         rows = [finding._asdict() for finding in findings]
         document = {
             "ok": all(finding.level != "problem" for finding in findings),
             "findings": rows,
             "requests": [screen.plain_result(result) for result in examination.results],
-            "imperfections": books.plain_counts(examination.imperfections),
+            "imperfections": books.plain_counts(examination.imperfections or ()),
         }
         output.document(document, rows)
     if any(finding.level == "problem" for finding in findings):
@@ -100,7 +101,7 @@ class _Examination:
     def __init__(self, progress: Progress) -> None:
         self.findings: list[Finding] = []
         self.results: list[probes.Result] = []
-        self.imperfections: list[Imperfection] = []
+        self.imperfections: list[Imperfection] | None = None
         self._progress = progress
         self._clock = SystemClock()
 
@@ -178,10 +179,13 @@ class _Examination:
             calls=lambda: proxy.model.calls,
             progress=self._progress,
         )
-        deadline = self._clock.monotonic() + _FLUSH_MICROSECONDS
-        while reader.ledger.waiting().events and self._clock.monotonic() < deadline:
+        left = reader.ledger.waiting().events
+        for _ in range(_FLUSH_LOOKS):
+            if not left:
+                break
             await asyncio.sleep(0.1)
-        if left := reader.ledger.waiting().events:
+            left = reader.ledger.waiting().events
+        if left:
             self.findings.append(problem("routes", f"{left} events of the temporary proxy did not reach its store."))
         else:
             self.findings.append(ok("routes", "The temporary proxy's events reached its store."))

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
 INPUT_TOKENS = 10
 OUTPUT_TOKENS = 5
@@ -20,7 +19,7 @@ _TEXT = "fine"
 
 
 class MockModel:
-    """Serves while its context is open; `calls` counts what it was asked."""
+    """Serves from `start` to `stop`; `calls` counts what it was asked."""
 
     def __init__(self) -> None:
         """Take a free port."""
@@ -39,15 +38,12 @@ class MockModel:
         """Where it listens."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def __enter__(self) -> MockModel:
+    def start(self) -> None:
         """Begin to answer."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop."""
+    def stop(self) -> None:
+        """End, and give the port back."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -145,7 +141,7 @@ def _response(model: str) -> _Answer:
             "total_tokens": INPUT_TOKENS + OUTPUT_TOKENS,
         },
     }  # fmt: skip
-    events = [
+    events: list[dict[str, Any]] = [
         {"type": "response.created", "response": {**whole, "status": "in_progress", "output": [], "usage": None}},
         {"type": "response.output_text.delta", "delta": _TEXT, "item_id": "msg_doctor", "output_index": 0,
          "content_index": 0},

@@ -114,7 +114,9 @@ async def run_probes(
     """Send every probe, wait for the books, and judge.
 
     Args:
-        url: of the proxy; `key` may use its models.
+        url: of the proxy.
+        key: one that may use its models.
+        probes: what to send.
         ledger: the proxy's books, if they are here.
         headers: names of headers that say who the user is.
         calls: counts what reached the provider, if somebody can tell.
@@ -208,32 +210,36 @@ def _refusal(answer: Answer) -> str | None:
 def _judge(
     probe: Probe, answer: Answer | None, why: str, events: list[UsageEvent] | None, *, held: bool | None
 ) -> Result:
+    unknown = Mark(None)
     if answer is None:
-        return Result(probe, Mark(False, why), Mark(None), Mark(None), why)
+        return Result(probe, Mark(False, why), unknown, unknown, why)
     refusal = _refusal(answer)
-    note = "" if answer.status < 400 else f"{answer.status}: {_message(answer)}"
     if probe.refused:
         why = "refused, as it must be" if refusal else "a limit of 0 did not refuse it"
-        return Result(probe, Mark(refusal is not None, why), Mark(None), Mark(None), why)
+        return Result(probe, Mark(refusal is not None, why), unknown, unknown, why)
     if refusal:
-        limit = answer.headers.get("x-usage-limit", "no limit")
-        return Result(
-            probe, Mark(True, "refused"), Mark(None), Mark(None), f"refused ({refusal}) by {limit}: not proved further"
-        )
+        why = f"refused ({refusal}) by {answer.headers.get('x-usage-limit', 'no limit')}: not proved further"
+        return Result(probe, Mark(True, why), unknown, unknown, why)
+    note = "" if answer.status < 400 else f"{answer.status}: {_message(answer)}"
     if answer.status in (401, 403):
-        return Result(probe, Mark(None), Mark(None), Mark(None), f"the key is not accepted: {note}")
+        why = f"the key is not accepted: {note}"
+        return Result(probe, Mark(None, why), unknown, unknown, why)
     seen = any(name.startswith("x-usage-") for name in answer.headers)
     if events is None:
         gate = Mark(True) if seen else Mark(None, "no x-usage-* header, and the books are not here")
-        return Result(probe, gate, Mark(None), Mark(None), note or gate.why)
-    if not events:
+        marks = (gate, unknown, unknown)
+    elif not events:
         gate = Mark(seen, "" if seen else "nothing shows that the plugin saw it")
-        record = Mark(False, f"no event after {RECORD_SECONDS:.0f} s")
-        return Result(probe, gate, record, Mark(not held), ", ".join(filter(None, (gate.why, record.why, note))))
-    record = Mark(len(events) == 1, "" if len(events) == 1 else f"{len(events)} events")
-    settle = Mark(not held, "its reservation is still open" if held else "")
-    told = ", ".join(filter(None, (_told(events[0]), record.why, settle.why, note)))
-    return Result(probe, Mark(True), record, settle, told)
+        marks = (gate, Mark(False, f"no event after {RECORD_SECONDS:.0f} s"), _settled(held=held))
+    else:
+        once = Mark(len(events) == 1, "" if len(events) == 1 else f"{len(events)} events")
+        marks = (Mark(True), once, _settled(held=held))
+        note = ", ".join(filter(None, (_told(events[0]), note)))
+    return Result(probe, *marks, ", ".join(filter(None, (*(mark.why for mark in marks), note))))
+
+
+def _settled(*, held: bool | None) -> Mark:
+    return Mark(not held, "its reservation is still open" if held else "")
 
 
 def _told(event: UsageEvent) -> str:

@@ -50,8 +50,8 @@ def summary(findings: Sequence[Finding]) -> str:
     """Sum up in a line."""
     problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
     if problems:
-        return f"{problems} would break, {warnings} to know."
-    return f"All is well, {warnings} to know." if warnings else "All is well."
+        return f"{problems} would break; {warnings} warnings."
+    return f"Nothing would break; {warnings} warnings." if warnings else "All is well."
 
 
 def plain_result(result: Result) -> dict[str, Any]:

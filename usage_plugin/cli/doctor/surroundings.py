@@ -106,7 +106,7 @@ def mounts() -> list[tuple[str, str]]:
         listed = subprocess.run(["/sbin/mount"], capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    # macOS: "//ann@host/share on /Volumes/share (smbfs, nodev)"
+    # macOS writes //ann@host/share on /Volumes/share (smbfs, nodev).
     return re.findall(r" on (/.*?) \((\w+)", listed)
 
 
@@ -160,7 +160,7 @@ def check_folder(folder: Path) -> Iterator[Finding]:
         if not os.access(path, os.R_OK | os.W_OK):
             yield problem(
                 "surroundings",
-                f"{path} cannot be read and written by {_owner(os.getuid())}; it belongs to {_owner(path.stat().st_uid)}.",
+                f"{_owner(os.getuid())} cannot read and write {path}, which belongs to {_owner(path.stat().st_uid)}.",
                 "Run the doctor and the proxy as the same user, or change the owner.",
             )
             return

@@ -1,4 +1,4 @@
-"""A temporary proxy: LiteLLM with the user's settings and callbacks, in front of the mock model, in a folder of its own.
+"""A temporary proxy: LiteLLM with the user's settings and callbacks, in front of the mock model.
 
 Nothing of the user's is touched: the YAML is copied, the data folder is a new one, no database, cache server or
 provider is named in the copy. What was left out is said, so that nobody takes it for proved.
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.error
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,8 +81,11 @@ def temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
     Raises:
         NotStartedError: with the last lines of its log.
     """
-    with tempfile.TemporaryDirectory(prefix="usage-doctor-") as name, MockModel() as model:
-        folder = Path(name)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-doctor-")))
+        model = MockModel()
+        model.start()
+        stack.callback(model.stop)
         document = {**_read(path), SECTION: _read(own_section).get(SECTION)}
         copy, left_out = adapted(document, model.url, folder / "data")
         _bring_along(path, folder)
@@ -91,12 +94,10 @@ def temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
         key = f"sk-{secrets.token_urlsafe(32)}"
         port = _free_port()
         process = _start(folder, port, key)
-        try:
-            _wait(f"http://127.0.0.1:{port}", process, folder / "proxy.log")
-            config = load_config(copied).model_copy(update={"data_dir": folder / "data"})
-            yield Temporary(f"http://127.0.0.1:{port}", key, config, model, left_out)
-        finally:
-            _stop(process)
+        stack.callback(_stop, process)
+        _wait(f"http://127.0.0.1:{port}", process, folder / "proxy.log")
+        config = load_config(copied).model_copy(update={"data_dir": folder / "data"})
+        yield Temporary(f"http://127.0.0.1:{port}", key, config, model, left_out)
 
 
 def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[dict[str, Any], list[str]]:

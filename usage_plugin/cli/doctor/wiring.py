@@ -106,7 +106,7 @@ def _shadows(path: Path) -> Iterator[Finding]:
             if found.exists() and found != ours:
                 yield warning(
                     "wiring",
-                    f"{found} hides the installed package from a proxy that is started with python -m or uvicorn there.",
+                    f"{found} hides the installed package from a proxy that is started there with python -m.",
                     f"Rename {found}.",
                 )
                 return
