@@ -39,6 +39,11 @@ _LONGEST_REASON = 500
 _FOLDED = frozenset({"user", "team", "end_user", "organization"})
 _PATIENCE_NS = 10_000_000_000
 
+ADJUSTMENT_COLUMNS = (
+    Column("number", number=True), Column("limit"), Column("subject"), Column("before", number=True),
+    Column("after", number=True), Column("from"), Column("until"), Column("actor"), Column("reason"), Column("ended"),
+)  # fmt: skip
+
 ResultT = TypeVar("ResultT")
 
 
@@ -121,11 +126,7 @@ async def show(reader: Reader, *, output: Output, everything: bool) -> None:
         return
     table(
         "Adjustments" if everything else "Adjustments in force",
-        [
-            Column("number", number=True), Column("limit"), Column("subject"), Column("before", number=True),
-            Column("after", number=True), Column("from"), Column("until"), Column("actor"), Column("reason"),
-            Column("ended"),
-        ],
+        ADJUSTMENT_COLUMNS,
         [adjustment_cells(reader, one) for one in found],
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from usage_plugin.cli.doctor.temporary import (
     temporary_proxy,
 )
 from usage_plugin.cli.doctor.web import check_url
+from usage_plugin.cli.imperfections import counts, plain_counts
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.errors import ConfigError, UsagePluginError
@@ -80,7 +81,7 @@ def run(path: Path, output: Output, *, target: Target | None, static: bool) -> N
         asyncio.run(examination.examine(path, target, static=static))
     findings = [*examination.findings, *probes.findings_of(examination.results)]
     if output.is_table:
-        counted = None if examination.imperfections is None else books.counts(examination.imperfections)
+        counted = None if examination.imperfections is None else counts(examination.imperfections)
         screen.show(findings, examination.results, counted or ())
     else:
         rows = [finding._asdict() for finding in findings]
@@ -88,7 +89,7 @@ def run(path: Path, output: Output, *, target: Target | None, static: bool) -> N
             "ok": all(finding.level != "problem" for finding in findings),
             "findings": rows,
             "requests": [screen.plain_result(result) for result in examination.results],
-            "imperfections": books.plain_counts(examination.imperfections or ()),
+            "imperfections": plain_counts(examination.imperfections or ()),
         }
         output.document(document, rows)
     if any(finding.level == "problem" for finding in findings):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, console, harmless, table, thousands
-from usage_plugin.domain.windows import to_datetime
+from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells
+from usage_plugin.cli.output import Column, console, harmless, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.cli.doctor.books import Count
     from usage_plugin.cli.doctor.findings import Finding, Level
     from usage_plugin.cli.doctor.probes import Mark, Result
+    from usage_plugin.cli.imperfections import Count
 
 _TITLES = {"wiring": "Wiring", "surroundings": "Surroundings", "books": "Books", "routes": "Routes"}
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -39,10 +39,9 @@ def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequen
     if counted:
         table(
             "What is not known exactly",
-            [Column("kind"), Column("times", number=True), Column("amount", number=True), Column("last"),
-             Column("most on"), Column("meaning")],
-            [_count_cells(count) for count in counted],
-        )  # fmt: skip
+            COUNT_COLUMNS,
+            [count_cells(count) for count in counted],
+        )
     screen.print(Text(summary(findings), style="bold"))
 
 
@@ -96,8 +95,3 @@ def _marks() -> dict[Level, str]:
     except UnicodeEncodeError:
         return {"ok": "ok", "warning": "!", "problem": "X"}
     return {"ok": "✓", "warning": "!", "problem": "✗"}
-
-
-def _count_cells(count: Count) -> list[str]:
-    last = "" if count.last_at is None else f"{to_datetime(count.last_at):%Y-%m-%d %H:%M} UTC"
-    return [count.kind, thousands(count.times), count.amount_text, last, count.concerns, count.meaning]
