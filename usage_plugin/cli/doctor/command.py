@@ -149,6 +149,9 @@ class _Examination:
         return None, []
 
     async def _running(self, target: Target, config: Config, ledger: Ledger | None) -> None:
+        if (wrong := await asyncio.to_thread(probes.knock, target.url, target.key)) is not None:
+            self.findings.append(wrong)
+            return
         wanted = probes.all_probes(target.model, target.model, target.embedding_model)
         self.results = await probes.run_probes(
             target.url, target.key, wanted, ledger, headers=_identity_headers(config), progress=self._progress

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RECORD_SECONDS = 15.0
 _USER = "usage-doctor"
-_TEXT = "usage-doctor: say fine."
 _TOKENS = 16
 _PAGE = 1_000
 
@@ -76,9 +75,11 @@ class Result(NamedTuple):
 
 def all_probes(model: str, messages_model: str, embedding_model: str, blocked: str | None = None) -> list[Probe]:
     """List a probe for each route, whole and streamed."""
-    chat = {"model": model, "user": _USER, "max_tokens": _TOKENS, "messages": [{"role": "user", "content": _TEXT}]}
-    text = {"model": model, "user": _USER, "max_tokens": _TOKENS, "prompt": _TEXT}
-    response = {"model": model, "user": _USER, "max_output_tokens": _TOKENS, "input": _TEXT}
+    # Never twice the same, or LiteLLM's cache might answer.
+    text = f"usage-doctor {secrets.token_hex(4)}: say fine."
+    chat = {"model": model, "user": _USER, "max_tokens": _TOKENS, "messages": [{"role": "user", "content": text}]}
+    completion = {"model": model, "user": _USER, "max_tokens": _TOKENS, "prompt": text}
+    response = {"model": model, "user": _USER, "max_output_tokens": _TOKENS, "input": text}
     message = {
         "model": messages_model,
         "metadata": {"user_id": _USER},
@@ -87,18 +88,33 @@ def all_probes(model: str, messages_model: str, embedding_model: str, blocked: s
     }
     routes = [
         ("chat", "/v1/chat/completions", chat),
-        ("completions", "/v1/completions", text),
+        ("completions", "/v1/completions", completion),
         ("responses", "/v1/responses", response),
         ("messages", "/v1/messages", message),
     ]
     probes = [Probe(name, path, {**body, **stream}) for name, path, body in routes for stream in ({}, {"stream": True})]
     probes += [
-        Probe("embeddings", "/v1/embeddings", {"model": embedding_model, "user": _USER, "input": _TEXT}),
-        Probe("chat, no-log", "/v1/chat/completions", {**chat, "no-log": True}),
+        Probe("embeddings", "/v1/embeddings", {"model": embedding_model, "user": _USER, "input": text}),
+        Probe("chat, no-log", "/v1/chat/completions", {**chat, "no-log": True, "max_tokens": _TOKENS - 1}),
     ]
     if blocked is not None:
         probes.append(Probe("chat, refused", "/v1/chat/completions", {**chat, "user": blocked}, refused=True))
     return probes
+
+
+def knock(url: str, key: str) -> Finding | None:
+    """Say if nobody answers, or if the key opens nothing: then no request proves anything."""
+    try:
+        answer = fetch(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    except OSError as error:
+        return problem("routes", f"Nobody answers at {url}: {getattr(error, 'reason', error)}.", "Is the proxy up?")
+    if answer.status != 200:
+        return problem(
+            "routes",
+            f"{url} does not take the key: {answer.status}: {_message(answer)}",
+            "Name one that may use the model, with LITELLM_MASTER_KEY or at the prompt.",
+        )
+    return None
 
 
 async def run_probes(
@@ -222,7 +238,7 @@ def _judge(
         return Result(probe, Mark(True, why), unknown, unknown, why)
     note = "" if answer.status < 400 else f"{answer.status}: {_message(answer)}"
     if answer.status in (401, 403):
-        why = f"the key is not accepted: {note}"
+        why = f"the key may not use this route: {note}"
         return Result(probe, Mark(None, why), unknown, unknown, why)
     seen = any(name.startswith("x-usage-") for name in answer.headers)
     if events is None:

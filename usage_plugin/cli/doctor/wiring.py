@@ -171,10 +171,10 @@ def _no_log(settings: dict[str, Any]) -> Iterator[Finding]:
 
 def _settings_that_break(settings: dict[str, Any]) -> Iterator[Finding]:
     if settings.get("disable_streaming_logging"):
-        yield problem(
+        yield warning(
             "wiring",
-            "litellm_settings.disable_streaming_logging keeps the end of every stream from the plugin, which then"
-            " charges it as reserved, a minute later.",
+            "litellm_settings.disable_streaming_logging keeps the end of a stream that the client cuts from the plugin,"
+            " which then charges it as reserved, a minute later.",
             "Take it out.",
         )
     parameters = settings.get("cache_params")
