@@ -111,8 +111,9 @@ def test_marks_are_plain_where_the_terminal_has_only_ascii(execute, books):
     assert done.returncode == 0
 
 
-def test_rows_of_the_doctor_are_its_findings(run, books):
+def test_rows_of_the_doctor_are_its_findings(run, books, monkeypatch):
     """CSV and JSON lines hold the findings."""
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
     rows = run.json("doctor", "--static")["findings"]
     assert run.jsonl("doctor", "--static") == rows
     assert {row["area"] for row in run.csv("doctor", "--static")} == {"wiring", "surroundings", "books"}
