@@ -2,7 +2,8 @@
 
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
-`"silent": true` leaves the usage out, and a model named `broken…` always fails.
+Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out`, `image_in` and `service_tier` (what
+it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
@@ -32,7 +33,7 @@ numbers = itertools.count(1)
 
 def text_of(body: dict[str, Any]) -> str:
     """Find the text that carries the plan, in any of the wire formats."""
-    value = body.get("messages") or body.get("input") or body.get("prompt") or ""
+    value = body.get("messages") or body.get("input") or body.get("prompt") or body.get("query") or ""
     while isinstance(value, list) and value:
         value = value[-1]
         if isinstance(value, dict):
@@ -43,6 +44,7 @@ def text_of(body: dict[str, Any]) -> str:
 def plan_of(body: dict[str, Any]) -> dict[str, Any]:
     """Read the plan; a text that is none gets a small fixed usage."""
     plan = {"in": 10, "out": 5, "cached": 0, "reasoning": 0, "status": 200, "delay": 0.0, "chunks": 3}
+    plan |= dict.fromkeys(("cache_write", "cache_write_1h", "audio_in", "audio_out", "image_in"), 0)
     try:
         given = json.loads(text_of(body))
     except ValueError:
@@ -92,9 +94,17 @@ def openai_usage(plan: dict[str, Any]) -> dict[str, Any]:
         "prompt_tokens": plan["in"],
         "completion_tokens": plan["out"],
         "total_tokens": plan["in"] + plan["out"],
-        "prompt_tokens_details": {"cached_tokens": plan["cached"]},
-        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"]},
+        "prompt_tokens_details": {
+            "cached_tokens": plan["cached"],
+            **given(plan, audio_tokens="audio_in", image_tokens="image_in", cache_write_tokens="cache_write"),
+        },
+        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"], **given(plan, audio_tokens="audio_out")},
     }
+
+
+def given(plan: dict[str, Any], **fields: str) -> dict[str, Any]:
+    """Fields of an answer whose value the plan gives; providers leave out what is nothing."""
+    return {field: plan[key] for field, key in fields.items() if plan.get(key)}
 
 
 async def chat(request: Request) -> Response:
@@ -103,7 +113,7 @@ async def chat(request: Request) -> Response:
     if error:
         return error
     count(body["model"], plan)
-    head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"]}
+    head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"], **given(plan, service_tier="service_tier")}
     usage = None if plan.get("silent") else openai_usage(plan)
     if not body.get("stream"):
         message = {"role": "assistant", "content": "hello"}
@@ -170,12 +180,18 @@ async def responses(request: Request) -> Response:
         "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "temperature": 1.0, "top_p": 1.0,
         "usage": {
             "input_tokens": plan["in"],
-            "input_tokens_details": {"cached_tokens": plan["cached"]},
+            "input_tokens_details": {
+                "cached_tokens": plan["cached"],
+                **given(plan, audio_tokens="audio_in", cache_write_tokens="cache_write"),
+            },
             "output_tokens": plan["out"],
             "output_tokens_details": {"reasoning_tokens": plan["reasoning"]},
             "total_tokens": plan["in"] + plan["out"],
         },
+        **given(plan, service_tier="service_tier"),
     }  # fmt: skip
+    if plan.get("silent"):
+        answer["usage"] = None
     if not body.get("stream"):
         return JSONResponse(answer)
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
@@ -194,11 +210,17 @@ async def messages(request: Request) -> Response:
         return error
     count(body["model"], plan)
     usage = {
-        "input_tokens": plan["in"] - plan["cached"],
+        "input_tokens": plan["in"] - plan["cached"] - plan["cache_write"],
         "cache_read_input_tokens": plan["cached"],
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": plan["cache_write"],
         "output_tokens": plan["out"],
+        **given(plan, service_tier="service_tier"),
     }
+    if plan["cache_write"]:
+        usage["cache_creation"] = {
+            "ephemeral_5m_input_tokens": plan["cache_write"] - plan["cache_write_1h"],
+            "ephemeral_1h_input_tokens": plan["cache_write_1h"],
+        }
     head: dict[str, Any] = {
         "id": f"msg_{next(numbers)}", "type": "message", "role": "assistant", "model": body["model"],
         "stop_reason": "end_turn", "stop_sequence": None,
@@ -222,6 +244,49 @@ async def messages(request: Request) -> Response:
     return frames(items, named=True, done=False)
 
 
+async def images(request: Request) -> Response:
+    """POST /v1/images/generations: priced by the image, or by the token where the plan asks for `usage`."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["images"] += body.get("n") or 1
+    answer: dict[str, Any] = {"created": 1, "data": [{"b64_json": "AAAA"}] * (body.get("n") or 1)}
+    if plan.get("usage"):
+        details = {"text_tokens": plan["in"] - plan["image_in"], "image_tokens": plan["image_in"]}
+        total = plan["in"] + plan["out"]
+        answer["usage"] = {
+            "input_tokens": plan["in"], "input_tokens_details": details, "output_tokens": plan["out"], "total_tokens": total,
+        }  # fmt: skip
+    return JSONResponse(answer)
+
+
+async def speech(request: Request) -> Response:
+    """POST /v1/audio/speech: nothing but sound comes back."""
+    body, _, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["characters"] += len(body["input"])
+    return Response(b"RIFF" * 100, media_type="audio/mpeg")
+
+
+async def rerank(request: Request) -> Response:
+    """POST /v1/rerank, in Cohere's format: billed by the search unit."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["queries"] += plan.get("queries", 1)
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": plan.get("queries", 1)}}
+    found = [{"index": 0, "relevance_score": 0.9}]
+    return JSONResponse({"id": f"rerank-{next(numbers)}", "results": found, "meta": meta})
+
+
+async def moderations(request: Request) -> Response:
+    """POST /v1/moderations."""
+    body, _, error = await begin(request)
+    result = {"flagged": False, "categories": {}, "category_scores": {}}
+    return error or JSONResponse({"id": f"modr-{next(numbers)}", "model": body["model"], "results": [result]})
+
+
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
@@ -240,6 +305,11 @@ app = Starlette(
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/images/generations", images, methods=["POST"]),
+        Route("/v1/audio/speech", speech, methods=["POST"]),
+        Route("/v1/rerank", rerank, methods=["POST"]),
+        Route("/v2/rerank", rerank, methods=["POST"]),
+        Route("/v1/moderations", moderations, methods=["POST"]),
         Route("/handed_out", show_handed_out),
         Route("/reset", reset, methods=["POST"]),
     ]

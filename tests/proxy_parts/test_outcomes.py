@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from usage_plugin.domain.prices import Price, Rates
+from usage_plugin.domain.prices import Price, UnitRates, Units
 from usage_plugin.domain.usage import TokenUsage
 from usage_plugin.proxy.outcomes import (
     Served,
@@ -18,7 +18,7 @@ from usage_plugin.proxy.outcomes import (
     served_inline,
     served_logged,
 )
-from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.builders import make_event, make_rates
 
 CHAT = {
     "prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120,
@@ -141,7 +141,7 @@ class OneDeployment:
     def deployments(self, model, team):
         return (
             SimpleNamespace(
-                model=model, deployment_id=self._id, provider="openai", served_model="openai/gpt", price_on=lambda call_type: self._price
+                model=model, deployment_id=self._id, provider="openai", served_model="openai/gpt", service=None, price_on=lambda call_type: self._price
             ),
         )  # fmt: skip
 
@@ -151,8 +151,8 @@ class NoDeployment:
         return ()
 
 
-PRICE = Price(Rates(input=10**12, output=10**13, cached_input=10**11, cache_write=10**12, reasoning=10**13))
-FREE = Price(Rates(input=0, output=0, cached_input=0, cache_write=0, reasoning=0))
+PRICE = Price(make_rates(10**12, 10**13, cached_input=10**11))
+FREE = Price(make_rates())
 
 
 def served(**changes):

@@ -66,8 +66,8 @@ def test_embeddings_need_no_output_price():
     """An embedding has no output, so its price may lack that of output; a chat's may not."""
     entry = {"input_cost_per_token": 2e-08}
     assert read_price(entry) is None
-    assert read_price(entry, embedding=True).cost(TokenUsage(input_tokens=1_000)) == 20_000
-    assert read_price({"output_cost_per_token": 1e-06}, embedding=True) is None
+    assert read_price(entry, "embedding").cost(TokenUsage(input_tokens=1_000)) == 20_000
+    assert read_price({"output_cost_per_token": 1e-06}, "embedding") is None
 
 
 def test_tiers_are_read_in_order():

@@ -100,6 +100,7 @@ def plain_event(event: UsageEvent) -> dict[str, Any]:
         "estimated": event.estimated,
         "cache_hit": event.cache_hit,
         "injected_output_tokens": event.injected_output_tokens,
+        "service_tier": event.service_tier,
         "error": event.error,
         "usage": dict(event.usage) if event.usage else {},
     }

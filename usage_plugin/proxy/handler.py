@@ -60,6 +60,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         self._runtime = runtime
         self._prices = prices
         self._asking = Asking(runtime, prices)
+        self._cross_check = outcomes.CrossCheck()
         self._open: dict[str, OpenRequest] = {}
 
     def __init_subclass__(cls) -> None:
@@ -145,7 +146,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def async_log_success_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: Any,  # noqa: ARG002  # LiteLLM's
+        response_obj: Any,  # LiteLLM's
         start_time: Any,  # noqa: ARG002  # LiteLLM's
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
@@ -158,7 +159,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             )
             self._record(
                 request,
-                outcomes.served_logged(kwargs),
+                outcomes.served_logged(kwargs, response_obj),
                 outcomes.logged_usage(kwargs),
                 what="async_log_success_event",
                 status="cancelled" if gone else "success",
@@ -232,6 +233,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         except Exception:
             log.exception("outcome.unreadable", hook=what, event_id=event.event_id)
             return self._settle_as_reserved(request, how.get("status", "success"))
+        self._cross_check.look(outcome)
         return self._settle(request, outcome)
 
     def _settle_as_reserved(self, request: OpenRequest, status: Status) -> Recorded | None:
