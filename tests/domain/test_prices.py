@@ -20,7 +20,9 @@ rates = st.builds(Rates, **dict.fromkeys(Rates.__dataclass_fields__, atto))
 tiers = st.lists(st.tuples(st.integers(0, 300_000), rates), max_size=3, unique_by=lambda tier: tier[0]).map(
     lambda found: tuple(sorted(found, key=lambda tier: tier[0]))
 )
-services = st.lists(st.tuples(st.sampled_from(["flex", "priority"]), st.builds(Price, rates, tiers)), max_size=2).map(tuple)
+services = st.lists(st.tuples(st.sampled_from(["flex", "priority"]), st.builds(Price, rates, tiers)), max_size=2).map(
+    tuple
+)
 prices = st.builds(Price, rates, tiers, services, st.builds(UnitRates, atto, atto, atto, atto))
 counts = st.integers(0, 400_000)
 WIDE = Reach(media_input=True, media_output=True)
@@ -56,7 +58,9 @@ def test_a_usage_of_text_needs_no_more_than_a_bound_of_text(price, data):
         *(data.draw(counts) for _ in range(4)),
     )
     cost = price.cost(tokens)
-    assert cost is None or cost <= price.worst_case(input_bound, output_bound) <= price.worst_case(input_bound, output_bound, WIDE)
+    assert cost is None or cost <= price.worst_case(input_bound, output_bound) <= price.worst_case(
+        input_bound, output_bound, WIDE
+    )
 
 
 @given(prices, counts, counts, counts, counts)
@@ -164,7 +168,11 @@ def test_costs_of_fractions_of_a_nano_dollar_are_rounded_halves_up_and_the_worst
 
 def test_the_parts_of_a_usage_have_their_own_prices():
     """Cached, cache-write and reasoning tokens cost their own price, the rest of input and output the ordinary one."""
-    price = Price(make_rates(3_000 * 10**9, 15_000 * 10**9, cached_input=300 * 10**9, cache_write=3_750 * 10**9, reasoning=60_000 * 10**9))
+    price = Price(
+        make_rates(
+            3_000 * 10**9, 15_000 * 10**9, cached_input=300 * 10**9, cache_write=3_750 * 10**9, reasoning=60_000 * 10**9
+        )
+    )
     tokens = TokenUsage(
         input_tokens=1_000, output_tokens=200, cached_input_tokens=600, cache_write_tokens=100, reasoning_tokens=50
     )

@@ -113,7 +113,12 @@ async def chat(request: Request) -> Response:
     if error:
         return error
     count(body["model"], plan)
-    head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"], **given(plan, service_tier="service_tier")}
+    head = {
+        "id": f"chatcmpl-{next(numbers)}",
+        "created": 1,
+        "model": body["model"],
+        **given(plan, service_tier="service_tier"),
+    }
     usage = None if plan.get("silent") else openai_usage(plan)
     if not body.get("stream"):
         message = {"role": "assistant", "content": "hello"}

@@ -82,6 +82,7 @@ class Asking:
                 model=ways[0].model,
                 provider=ways[0].provider,
                 injected_output_tokens=injected,
+                service_tier=next(iter(bound.reach.services), None),
             ),
             subjects=subjects,
             primary=tuple(_candidates(ways, kind, bound, output)),

@@ -150,12 +150,12 @@ def _output_is_bounded(place: Mapping[str, Any]) -> bool:
 
 
 def _services(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
-    """List the tiers of service that are asked for, beside the ordinary one; None if one is not known."""
+    """List what tiers of service are asked for, beside the ordinary one, dearest first; None if one is not known."""
     asked = [place["service_tier"] for place in places if place.get("service_tier") is not None]
     names = [name.lower() if isinstance(name, str) else None for name in asked]
     if any(name not in _ORDINARY_SERVICES and name not in SERVICES for name in names):
         return None
-    return tuple({name for name in names if name in SERVICES and name is not None})
+    return tuple(name for name in reversed(SERVICES) if name in names)
 
 
 def _media_output(place: Mapping[str, Any]) -> bool | None:

@@ -16,7 +16,7 @@ from usage_plugin.domain.prices import NO_UNITS, Units
 from usage_plugin.domain.usage import MOST_TOKENS, NO_TOKENS, TokenUsage
 from usage_plugin.errors import MoneyError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy.price_sheets import CHEAPER_SERVICES, SERVICES
+from usage_plugin.proxy.price_sheets import SERVICES
 from usage_plugin.tracking.recorder import Outcome
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Served(NamedTuple):
         deployment_id: of the deployment; it decides the price.
         litellm_cost: LiteLLM's figure in USD, if it has one.
         tool_cost: the part of it that is for tools which the provider ran, as far as it says so.
-        service: the tier of service; of the answer if it names one, else as it was asked for.
+        service: the tier of service, as the answer tells it; that of a stream of Anthropic's messages tells none.
         units: what was counted of what may be billed by the piece.
     """
 
@@ -69,7 +69,7 @@ def served_inline(data: Mapping[str, Any], response: Any) -> Served:  # any of L
         litellm_cost=hidden.get("response_cost"),
         cache_hit=hidden.get("cache_hit") is True,
         tool_cost=_tool_cost(getattr(data.get("litellm_logging_obj"), "cost_breakdown", None)),
-        service=_service(response, data),
+        service=_service(response),
         units=_units(response, data),
     )
 
@@ -86,7 +86,7 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
         litellm_cost=logged.get("response_cost"),
         cache_hit=logged.get("cache_hit") is True,
         tool_cost=_tool_cost(logged.get("cost_breakdown")),
-        service=_service(response, _mapping(kwargs.get("optional_params"))),
+        service=_service(response),
         units=_units(response, kwargs),
     )
 
@@ -156,8 +156,8 @@ def read_outcome(
     model = served.model or admitted.model
     deployment = _deployment(prices, model, served, admitted.team)
     price = deployment.price_on(admitted.call_type) if deployment else None
-    service = _text(usage.get("service_tier")) or served.service or (deployment.service if deployment else None)
-    service = service.lower() if service and service.lower() in SERVICES else None
+    told = _text(usage.get("service_tier")) or served.service
+    service = _known_service(told or admitted.service_tier or (deployment.service if deployment else None))
     counted = NO_TOKENS if served.cache_hit else tokens
     cost, source = _cost(price, counted, service, served, admitted.call_type)
     litellm_cost = _figure(served.litellm_cost)
@@ -175,8 +175,8 @@ def read_outcome(
         cost=cost,
         cost_source=source,
         cache_hit=served.cache_hit,
-        # A dearer service of which the sheet has no price is billed at the ordinary one, for want of a better.
-        estimated=estimated or (service not in (None, *CHEAPER_SERVICES) and not _has_service(price, service)),
+        # Where nobody says how it was served, it is billed as it was asked for.
+        estimated=estimated or (service is not None and not (told and _has_price(price, service))),
         as_reserved=unknown,
         error=error,
         usage=dict(_numbers(usage)) or None,
@@ -212,7 +212,11 @@ class CrossCheck:
             )
 
 
-def _has_service(price: Price | None, service: str | None) -> bool:
+def _known_service(name: str | None) -> str | None:
+    return name.lower() if name is not None and name.lower() in SERVICES else None
+
+
+def _has_price(price: Price | None, service: str) -> bool:
     return price is not None and (price.is_free or price.served_as(service) is not None)
 
 
@@ -255,10 +259,11 @@ def _tool_cost(breakdown: Any) -> object:  # LiteLLM's, a mapping
     return _mapping(breakdown).get("tool_usage_cost")
 
 
-def _service(response: Any, asked: Mapping[str, Any]) -> str | None:  # any of LiteLLM's answers
-    """Find the tier of service of an answer, else what was asked for: a stream's answer may not tell."""
-    told = response.get("service_tier") if isinstance(response, dict) else getattr(response, "service_tier", None)
-    return _text(told) or _text(asked.get("service_tier"))
+def _service(response: Any) -> str | None:  # any of LiteLLM's answers
+    """Find the tier of service that an answer says it was served in."""
+    return _text(
+        response.get("service_tier") if isinstance(response, dict) else getattr(response, "service_tier", None)
+    )
 
 
 def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLLM's answers
