@@ -2,7 +2,8 @@
 
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
-`"silent": true` leaves the usage out, and a model named `broken…` always fails.
+Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out`, `image_in` and `service_tier` (what
+it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
 How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
 before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
@@ -36,7 +37,7 @@ seen: Counter[str] = Counter()
 
 def text_of(body: dict[str, Any]) -> str:
     """Find the text that carries the plan, in any of the wire formats."""
-    value = body.get("messages") or body.get("input") or body.get("prompt") or ""
+    value = body.get("messages") or body.get("input") or body.get("prompt") or body.get("query") or ""
     while isinstance(value, list) and value:
         value = value[-1]
         if isinstance(value, dict):
@@ -47,6 +48,7 @@ def text_of(body: dict[str, Any]) -> str:
 def plan_of(body: dict[str, Any]) -> dict[str, Any]:
     """Read the plan; a text that is none gets a small fixed usage."""
     plan = {"in": 10, "out": 5, "cached": 0, "reasoning": 0, "status": 200, "delay": 0.0, "chunks": 3}
+    plan |= dict.fromkeys(("cache_write", "cache_write_1h", "audio_in", "audio_out", "image_in"), 0)
     try:
         given = json.loads(text_of(body))
     except ValueError:
@@ -107,9 +109,17 @@ def openai_usage(plan: dict[str, Any]) -> dict[str, Any]:
         "prompt_tokens": plan["in"],
         "completion_tokens": plan["out"],
         "total_tokens": plan["in"] + plan["out"],
-        "prompt_tokens_details": {"cached_tokens": plan["cached"]},
-        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"]},
+        "prompt_tokens_details": {
+            "cached_tokens": plan["cached"],
+            **given(plan, audio_tokens="audio_in", image_tokens="image_in", cache_write_tokens="cache_write"),
+        },
+        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"], **given(plan, audio_tokens="audio_out")},
     }
+
+
+def given(plan: dict[str, Any], **fields: str) -> dict[str, Any]:
+    """Fields of an answer whose value the plan gives; providers leave out what is nothing."""
+    return {field: plan[key] for field, key in fields.items() if plan.get(key)}
 
 
 async def chat(request: Request) -> Response:
@@ -118,7 +128,12 @@ async def chat(request: Request) -> Response:
     if error:
         return error
     count(body["model"], plan)
-    head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"]}
+    head = {
+        "id": f"chatcmpl-{next(numbers)}",
+        "created": 1,
+        "model": body["model"],
+        **given(plan, service_tier="service_tier"),
+    }
     usage = None if plan.get("silent") else openai_usage(plan)
     if not body.get("stream"):
         message = {"role": "assistant", "content": "hello"}
@@ -185,12 +200,18 @@ async def responses(request: Request) -> Response:
         "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "temperature": 1.0, "top_p": 1.0,
         "usage": {
             "input_tokens": plan["in"],
-            "input_tokens_details": {"cached_tokens": plan["cached"]},
+            "input_tokens_details": {
+                "cached_tokens": plan["cached"],
+                **given(plan, audio_tokens="audio_in", cache_write_tokens="cache_write"),
+            },
             "output_tokens": plan["out"],
             "output_tokens_details": {"reasoning_tokens": plan["reasoning"]},
             "total_tokens": plan["in"] + plan["out"],
-        } if not plan.get("silent") else None,
+        },
+        **given(plan, service_tier="service_tier"),
     }  # fmt: skip
+    if plan.get("silent"):
+        answer["usage"] = None
     if not body.get("stream"):
         return JSONResponse(answer)
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
@@ -209,11 +230,17 @@ async def messages(request: Request) -> Response:
         return error
     count(body["model"], plan)
     usage = {
-        "input_tokens": plan["in"] - plan["cached"],
+        "input_tokens": plan["in"] - plan["cached"] - plan["cache_write"],
         "cache_read_input_tokens": plan["cached"],
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": plan["cache_write"],
         "output_tokens": plan["out"],
+        **given(plan, service_tier="service_tier"),
     }
+    if plan["cache_write"]:
+        usage["cache_creation"] = {
+            "ephemeral_5m_input_tokens": plan["cache_write"] - plan["cache_write_1h"],
+            "ephemeral_1h_input_tokens": plan["cache_write_1h"],
+        }
     if plan.get("silent"):
         usage = {"input_tokens": 0, "output_tokens": 0}
     head: dict[str, Any] = {
@@ -239,20 +266,10 @@ async def messages(request: Request) -> Response:
     return frames(items, plan, named=True, done=False)
 
 
-async def anything(request: Request) -> Response:
-    """POST /v1/images/generations, audio, moderations and others: a small answer of each kind, without usage."""
-    body, _, error = await begin(request)
-    if error:
-        return error
-    kind = request.url.path.rsplit("/", 1)[-1]
-    if kind == "speech":
-        return Response(b"sound", media_type="audio/mpeg")
-    answers: dict[str, dict[str, Any]] = {
-        "generations": {"created": 1, "data": [{"url": "http://127.0.0.1/picture.png"}]},
-        "moderations": {"id": "modr-1", "model": body["model"], "results": [{"flagged": False, "categories": {}, "category_scores": {}}]},
-        "rerank": {"id": "rerank-1", "results": [{"index": 0, "relevance_score": 0.5}], "meta": {"billed_units": {"search_units": 1}}},
-    }  # fmt: skip
-    return JSONResponse(answers.get(kind, {"fine": True}))
+async def raw(request: Request) -> Response:
+    """POST /raw: what a pass-through route leads to; nothing tells what it cost."""
+    _, _, error = await begin(request)
+    return error or JSONResponse({"fine": True})
 
 
 async def generate_content(request: Request) -> Response:
@@ -269,6 +286,49 @@ async def generate_content(request: Request) -> Response:
     if "stream" in request.url.path:
         return frames([answer], plan, named=False, done=False)
     return JSONResponse(answer)
+
+
+async def images(request: Request) -> Response:
+    """POST /v1/images/generations: priced by the image, or by the token where the plan asks for `usage`."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["images"] += body.get("n") or 1
+    answer: dict[str, Any] = {"created": 1, "data": [{"b64_json": "AAAA"}] * (body.get("n") or 1)}
+    if plan.get("usage"):
+        details = {"text_tokens": plan["in"] - plan["image_in"], "image_tokens": plan["image_in"]}
+        total = plan["in"] + plan["out"]
+        answer["usage"] = {
+            "input_tokens": plan["in"], "input_tokens_details": details, "output_tokens": plan["out"], "total_tokens": total,
+        }  # fmt: skip
+    return JSONResponse(answer)
+
+
+async def speech(request: Request) -> Response:
+    """POST /v1/audio/speech: nothing but sound comes back."""
+    body, _, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["characters"] += len(body["input"])
+    return Response(b"RIFF" * 100, media_type="audio/mpeg")
+
+
+async def rerank(request: Request) -> Response:
+    """POST /v1/rerank, in Cohere's format: billed by the search unit."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["queries"] += plan.get("queries", 1)
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": plan.get("queries", 1)}}
+    found = [{"index": 0, "relevance_score": 0.9}]
+    return JSONResponse({"id": f"rerank-{next(numbers)}", "results": found, "meta": meta})
+
+
+async def moderations(request: Request) -> Response:
+    """POST /v1/moderations."""
+    body, _, error = await begin(request)
+    result = {"flagged": False, "categories": {}, "category_scores": {}}
+    return error or JSONResponse({"id": f"modr-{next(numbers)}", "model": body["model"], "results": [result]})
 
 
 async def show_handed_out(_request: Request) -> Response:
@@ -294,10 +354,12 @@ app = Starlette(
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
-        *(
-            Route(path, anything, methods=["POST"])
-            for path in ("/v1/images/generations", "/v1/audio/speech", "/v1/moderations", "/v1/rerank", "/raw")
-        ),
+        Route("/v1/images/generations", images, methods=["POST"]),
+        Route("/v1/audio/speech", speech, methods=["POST"]),
+        Route("/v1/rerank", rerank, methods=["POST"]),
+        Route("/v2/rerank", rerank, methods=["POST"]),
+        Route("/v1/moderations", moderations, methods=["POST"]),
+        Route("/raw", raw, methods=["POST"]),
         Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
         Route("/seen", show_seen),
