@@ -2,8 +2,11 @@
 
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
-`"silent": true` leaves the usage out, and a model named `broken…` always fails.
-Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
+`"silent": true` leaves the usage out, and a model named `broken…` always fails. `"fails": 2` fails the first two calls
+with the same `"id"`, `"pace": 0.05` waits between the parts of a stream, which then are as long as their tokens say,
+and `"obeys": true` answers no more tokens than the request allows.
+Whatever was handed out is summed by model under `GET /handed_out`, which `POST /reset` forgets, and kept by the plan's
+`"id"` under `GET /answers`.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
+answers: dict[str, dict[str, Any]] = {}
 numbers = itertools.count(1)
 
 
@@ -56,6 +60,10 @@ def count(model: str, plan: dict[str, Any]) -> None:
     sums["requests"] += 1
     for key in ("in", "out", "cached", "reasoning"):
         sums[key] += plan[key]
+    if "id" in plan:
+        # `share` grows as a stream is sent: what nobody fetches is not made.
+        kept = answers[plan["id"]]
+        kept |= {"share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
 async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
@@ -63,8 +71,16 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
+    calls = 0
+    if "id" in plan:
+        kept = answers.setdefault(plan["id"], {"model": body["model"], "calls": 0, "share": 0.0})
+        kept["calls"] += 1
+        calls = kept["calls"]
     await asyncio.sleep(plan["delay"])
-    if body["model"].startswith("broken"):
+    if plan.get("obeys"):
+        allowed = [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
+        plan["out"] = min([plan["out"], *allowed])
+    if body["model"].startswith("broken") or 0 < calls <= plan.get("fails", 0):
         plan["status"] = 500
     if plan["status"] != 200:
         error = {"error": {"message": "planned", "type": "server_error", "code": str(plan["status"])}}
@@ -72,14 +88,21 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     return body, plan, None
 
 
-def frames(items: list[dict[str, Any]], *, named: bool, done: bool) -> StreamingResponse:
+def words(plan: dict[str, Any]) -> str:
+    """One part of a stream: as long as its tokens in paced ones, which get cut."""
+    return "hi " * max(1, plan["out"] // plan["chunks"]) if plan.get("pace") else "hi "
+
+
+def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
     """Send server-sent events, letting the loop breathe between them."""
 
     async def send() -> AsyncIterator[str]:
-        for item in items:
+        for at, item in enumerate(items):
             name = f"event: {item['type']}\n" if named else ""
+            if "id" in plan:
+                answers[plan["id"]]["share"] = (at + 1) / len(items)
             yield f"{name}data: {json.dumps(item)}\n\n"
-            await asyncio.sleep(0)
+            await asyncio.sleep(plan.get("pace", 0))
         if done:
             yield "data: [DONE]\n\n"
 
@@ -111,13 +134,13 @@ async def chat(request: Request) -> Response:
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
     chunk = {**head, "object": "chat.completion.chunk"}
     items: list[dict[str, Any]] = [
-        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "hi "}}]}
+        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": words(plan)}}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**chunk, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def completions(request: Request) -> Response:
@@ -132,13 +155,13 @@ async def completions(request: Request) -> Response:
         choice = {"index": 0, "text": "hello", "finish_reason": "stop", "logprobs": None}
         return JSONResponse({**head, "choices": [choice], "usage": usage})
     items: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "text": "hi ", "finish_reason": None, "logprobs": None}]}
+        {**head, "choices": [{"index": 0, "text": words(plan), "finish_reason": None, "logprobs": None}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**head, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def embeddings(request: Request) -> Response:
@@ -181,10 +204,10 @@ async def responses(request: Request) -> Response:
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
     delta = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     items: list[dict[str, Any]] = [{"type": "response.created", "response": begun}]
-    items += [{"type": "response.output_text.delta", "delta": "hi ", **delta} for _ in range(plan["chunks"])]
+    items += [{"type": "response.output_text.delta", "delta": words(plan), **delta} for _ in range(plan["chunks"])]
     items.append({"type": "response.completed", "response": answer})
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(items)]
-    return frames(numbered, named=True, done=False)
+    return frames(numbered, plan, named=True, done=False)
 
 
 async def messages(request: Request) -> Response:
@@ -206,7 +229,7 @@ async def messages(request: Request) -> Response:
     if not body.get("stream"):
         return JSONResponse({**head, "content": [{"type": "text", "text": "hello"}], "usage": usage})
     begun = {**head, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi "}}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": words(plan)}}
     items: list[dict[str, Any]] = [
         {"type": "message_start", "message": begun},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -219,7 +242,7 @@ async def messages(request: Request) -> Response:
         },
         {"type": "message_stop"},
     ]
-    return frames(items, named=True, done=False)
+    return frames(items, plan, named=True, done=False)
 
 
 async def show_handed_out(_request: Request) -> Response:
@@ -227,8 +250,13 @@ async def show_handed_out(_request: Request) -> Response:
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
 
 
+async def show_answers(_request: Request) -> Response:
+    """GET /answers: by the id of each plan, the calls received, the tokens of the answer and the share that was sent."""
+    return JSONResponse(answers)
+
+
 async def reset(_request: Request) -> Response:
-    """POST /reset: forget what was handed out."""
+    """POST /reset: forget what was handed out by model."""
     handed_out.clear()
     return JSONResponse({})
 
@@ -241,6 +269,7 @@ app = Starlette(
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
         Route("/handed_out", show_handed_out),
+        Route("/answers", show_answers),
         Route("/reset", reset, methods=["POST"]),
     ]
 )
