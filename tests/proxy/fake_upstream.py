@@ -63,7 +63,7 @@ def count(model: str, plan: dict[str, Any]) -> None:
     if "id" in plan:
         # `share` grows as a stream is sent: what nobody fetches is not made.
         kept = answers[plan["id"]]
-        kept |= {"share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
+        kept |= {"model": model, "share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
 async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
