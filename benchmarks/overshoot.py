@@ -52,7 +52,7 @@ QUICK_STREAMS = (8, 32)
 QUICK_WORKERS = (2,)
 BESIDE_EACH_OTHER = 160
 """So many streams at once: small cells wait for the provider, large ones for the machine."""
-MOST_ANSWERED = 4 * LIMIT // COST
+MOST_ANSWERED = 5 * LIMIT // COST
 """A cell that nothing stops is stopped here."""
 PARTS = 8
 KILL_AFTER = 3.0
@@ -202,10 +202,8 @@ class Load:
         """Send one request; say what came of it, and for how long to wait."""
         plan: dict[str, Any] = {"id": name, "in": 0, "out": TOKENS, "obeys": True, "delay": 0.02}
         cut = self._random.random() < self._situation.cut
-        if self._situation.cut:
-            plan |= {"chunks": PARTS, "pace": 0.01}
-        if self._situation.kill:
-            # Every cell takes as long, so that the kill is in the middle of each.
+        if self._situation.cut or self._situation.kill:
+            # Every cell takes as long, so that a kill is in the middle of each; and hanging up is, in each stream.
             plan |= {"chunks": PARTS, "pace": CELL_SECONDS * self._cell.streams * COST / LIMIT / PARTS}
         if self._situation.fails and self._random.random() < 1 / 4:
             plan["fails"] = self._situation.fails
