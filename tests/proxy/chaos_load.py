@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.proxy.conftest import Proxy
 
 KINDS = ("chat", "chat", "chat", "text", "embed", "resp", "claude", "cached", "fallback")
-CLIENTS = 24
+CLIENTS = 40
 USER_SECONDS = 20.0
 """Users with small limits spend them quickly; then others come."""
 LAST = ("data: [DONE]", "event: response.completed", "event: message_stop")

@@ -37,7 +37,7 @@ class Monkey:
         while time.monotonic() < until:
             await asyncio.sleep(self._random.uniform(1, 10))
             deed = self._random.choices(
-                (self.kill_worker, self.fail_store, self.lock_store, self.restart), (4, 4, 2, 1)
+                (self.kill_worker, self.fail_store, self.lock_store, self.restart), (4, 4, 2, 2)
             )[0]
             await deed()
 
