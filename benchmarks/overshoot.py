@@ -204,9 +204,9 @@ class Load:
         cut = self._random.random() < self._situation.cut
         if self._situation.cut or self._situation.kill:
             # Every cell takes as long, so that a kill is in the middle of each; and hanging up is, in each stream.
-            plan |= {"chunks": PARTS, "pace": CELL_SECONDS * self._cell.streams * COST / LIMIT / PARTS}
+            plan |= {"chunks": PARTS, "wordy": True, "pause": CELL_SECONDS * self._cell.streams * COST / LIMIT / PARTS}
         if self._situation.fails and self._random.random() < 1 / 4:
-            plan["fails"] = self._situation.fails
+            plan |= {"mark": name, "fail_first": self._situation.fails}
         body = {
             "model": MODEL,
             "user": self._cell.name,

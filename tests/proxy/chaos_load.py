@@ -80,6 +80,7 @@ class Load:
     def _next(self, *, leaving: bool) -> Sent:
         rng = self._random
         kind = rng.choice(KINDS)
+        call_id = f"{self._mark}-{len(self.sent)}"
         plan: dict[str, Any] = {
             "in": rng.randint(1, 900),
             "out": rng.randint(0, 500),
@@ -90,7 +91,7 @@ class Load:
             plan["cached"] = rng.randint(0, plan["in"])
         leaves = leaving and rng.random() < 0.15
         if leaves:
-            plan["pace"] = 0.05
+            plan |= {"pause": 0.05, "wordy": True}
         if kind == "cached":
             plan = {"in": 50, "out": rng.randrange(10), "cached": 0, "reasoning": 0, "mark": self._mark}
         elif kind != "fallback":
@@ -98,8 +99,7 @@ class Load:
             if chance < 0.04:
                 plan["status"] = rng.choice([400, 429, 500])
             elif chance < 0.06:
-                plan["fails"] = 1
-        call_id = f"{self._mark}-{len(self.sent)}"
+                plan |= {"fail_first": 1, "mark": call_id}
         if kind != "cached":
             plan["id"] = call_id
         return Sent(call_id, self._user(), kind, kind != "embed" and rng.random() < 0.5, plan, leaves)

@@ -2,11 +2,12 @@
 
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
-`"silent": true` leaves the usage out, and a model named `broken…` always fails. `"fails": 2` fails the first two calls
-with the same `"id"`, `"pace": 0.05` waits between the parts of a stream, which then are as long as their tokens say,
-and `"obeys": true` answers no more tokens than the request allows.
-Whatever was handed out is summed by model under `GET /handed_out`, which `POST /reset` forgets, and kept by the plan's
-`"id"` under `GET /answers`.
+`"silent": true` leaves the usage out, and a model named `broken…` always fails.
+How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"pause"` waits
+after each frame. `"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no
+more tokens than the request allows.
+Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
+What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
-answers: dict[str, dict[str, Any]] = {}
+by_id: dict[str, dict[str, Any]] = {}
 numbers = itertools.count(1)
+failures: Counter[str] = Counter()
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -62,7 +64,7 @@ def count(model: str, plan: dict[str, Any]) -> None:
         sums[key] += plan[key]
     if "id" in plan:
         # `share` grows as a stream is sent: what nobody fetches is not made.
-        kept = answers[plan["id"]]
+        kept = by_id[plan["id"]]
         kept |= {"model": model, "share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
@@ -71,16 +73,16 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
-    calls = 0
     if "id" in plan:
-        kept = answers.setdefault(plan["id"], {"model": body["model"], "calls": 0, "share": 0.0})
-        kept["calls"] += 1
-        calls = kept["calls"]
+        by_id.setdefault(plan["id"], {"calls": 0, "share": 0.0})["calls"] += 1
     await asyncio.sleep(plan["delay"])
     if plan.get("obeys"):
         allowed = [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
         plan["out"] = min([plan["out"], *allowed])
-    if body["model"].startswith("broken") or 0 < calls <= plan.get("fails", 0):
+    if body["model"].startswith("broken"):
+        plan["status"] = 500
+    if failures[plan.get("mark", "")] < plan.get("fail_first", 0):
+        failures[plan["mark"]] += 1
         plan["status"] = 500
     if plan["status"] != 200:
         error = {"error": {"message": "planned", "type": "server_error", "code": str(plan["status"])}}
@@ -89,8 +91,8 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
 
 
 def words(plan: dict[str, Any]) -> str:
-    """One part of a stream: as long as its tokens in paced ones, which get cut."""
-    return "hi " * max(1, plan["out"] // plan["chunks"]) if plan.get("pace") else "hi "
+    """One part of a stream: as long as its tokens say in wordy ones, which get cut."""
+    return "hi " * max(1, plan["out"] // plan["chunks"]) if plan.get("wordy") else "hi "
 
 
 def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
@@ -100,9 +102,9 @@ def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, do
         for at, item in enumerate(items):
             name = f"event: {item['type']}\n" if named else ""
             if "id" in plan:
-                answers[plan["id"]]["share"] = (at + 1) / len(items)
+                by_id[plan["id"]]["share"] = (at + 1) / len(items)
             yield f"{name}data: {json.dumps(item)}\n\n"
-            await asyncio.sleep(plan.get("pace", 0))
+            await asyncio.sleep(plan.get("pause", 0))
         if done:
             yield "data: [DONE]\n\n"
 
@@ -252,11 +254,11 @@ async def show_handed_out(_request: Request) -> Response:
 
 async def show_answers(_request: Request) -> Response:
     """GET /answers: by the id of each plan, the calls received, the tokens of the answer and the share that was sent."""
-    return JSONResponse(answers)
+    return JSONResponse(by_id)
 
 
 async def reset(_request: Request) -> Response:
-    """POST /reset: forget what was handed out by model."""
+    """POST /reset: forget what was handed out."""
     handed_out.clear()
     return JSONResponse({})
 

@@ -102,7 +102,7 @@ def one_event_each(sent: list[Sent], events: list[dict[str, Any]], answers: dict
         if not fine:
             problems.append(f"{count} events, {called} calls: {request}")
         # Where only the model asked for fits, it is tried without its fallback.
-        planned = request.plan.get("status", 200) != 200 or request.plan.get("fails") or request.kind == "fallback"
+        planned = request.plan.get("status", 200) != 200 or request.plan.get("fail_first") or request.kind == "fallback"
         if request.outcome == "failed" and not planned:
             problems.append(f"an unplanned failure: {request}")
     return [*problems, *(f"nobody sent {call_id}" for call_id in counts)]
