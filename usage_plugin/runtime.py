@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
@@ -86,6 +87,10 @@ class Parts:
         """See the workers of the data folder."""
         return Workers(self.config.data_dir / "workers")
 
+    def unstorable(self, clock: Clock) -> Unstorable:
+        """Find the file of events that the store never takes."""
+        return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
+
     def cache(self) -> UsageCache:
         """Make an empty cache of the configured size."""
         cache = self.config.cache
@@ -120,7 +125,7 @@ class Runtime:
             self.rules,
             self.clock,
             worker=self._workers.name,
-            policy=AdmissionPolicy(enforce=self.enforce, busy_wait=2_000_000),
+            policy=_policy(config, enforce=self.enforce),
             pressure=self.pressure,
         )
         self.recorder = Recorder(
@@ -139,7 +144,7 @@ class Runtime:
             parts.open_store,
             self._workers,
             self.clock,
-            unstorable=Unstorable(config.data_dir / "unstorable.jsonl", self.clock),
+            unstorable=parts.unstorable(self.clock),
             seeder=Seeder(self.rules, self._workers, config.timezone, self.clock),
             chores=(*self._following.chores, self.alerts.hand_over),
         )
@@ -162,18 +167,26 @@ class Runtime:
             self.ledger.close()
 
 
+def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
+    admission = config.admission
+    return AdmissionPolicy(
+        enforce=enforce,
+        busy_wait=admission.busy_wait // timedelta(microseconds=1),
+        on_lost=admission.on_lost,
+        admit_without_ledger=admission.on_ledger_error == "allow",
+        serve_when_outbox_full=config.storage.when_outbox_full == "serve",
+    )
+
+
 class _Following:
     """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
 
-    def __init__(
-        self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers
-    ) -> None:
+    def __init__(self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers) -> None:
         self._runtime = runtime
         self._file = file
         self._loop = loop
         self._workers = workers
         self._problems = Problems(runtime.clock)
-        self._mistakes: str | None = None
         # The rules of the start are the loop's own: it has settled nothing by others.
         self._used_by_loop = runtime.rules.digest
         self._told = ""
@@ -184,15 +197,13 @@ class _Following:
         try:
             config = self._file.changed()
         except ConfigError as error:
-            self._mistakes = str(error)
             if self._workers.keeps:
-                log.error("config.refused", path=str(self._runtime.config.path), message=self._mistakes)
+                log.error("config.refused", path=str(self._file.path), message=str(error))  # noqa: TRY400
         else:
             if config is not None:
-                self._mistakes = None
                 self._replace(config)
         if self._workers.keeps:
-            self._problems.tell(ledger, "config", self._mistakes)
+            self._problems.tell(ledger, "config", self._file.mistakes)
 
     def _replace(self, config: Config) -> None:
         runtime = self._runtime
@@ -204,6 +215,7 @@ class _Following:
             log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
         config = config.model_copy(update=kept)
         runtime.config = config
+        runtime.admission.policy = _policy(config, enforce=runtime.enforce)
         runtime.rules.replace(config.limit_set())
 
     def _follow_adjustments(self, ledger: Ledger) -> None:
@@ -230,6 +242,7 @@ class _Following:
         storage = self._runtime.config.storage
         full = ledger.waiting().size >= storage.outbox_max
         self._runtime.pressure.outbox_full = full
+        self._runtime.pressure.leaves_gaps = full and storage.when_outbox_full == "serve"
         if self._workers.keeps:
             self._problems.tell(
                 ledger, "outbox", f"It is full: {storage.outbox_max} bytes wait for the store." if full else None

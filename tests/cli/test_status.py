@@ -8,7 +8,8 @@ import pytest
 
 from usage_plugin.domain.ledger import Balance
 from usage_plugin.testing.builders import NOON
-from usage_plugin.tracking.admission import Demand, Refusal
+from usage_plugin.tracking.admission import Refusal
+from usage_plugin.tracking.demands import Demand
 from usage_plugin.tracking.refusals import RefusalLog
 
 REF = "0123ABCD"

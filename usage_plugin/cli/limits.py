@@ -63,12 +63,11 @@ def _rows(reader: Reader, user: str | None) -> Iterable[_Row]:
 
 def _accounts(reader: Reader, limit: Limit, window: Window, user: str | None) -> list[Account]:
     """List the accounts of a limit; somebody asked for who has spent nothing yet has one too."""
-    accounts = reader.ledger.accounts(limit.key, window.start)
+    later = reader.ledger.accounts(limit.key, window.start)
     if limit.window.kind == "rolling":
-        accounts = _add_up(accounts, window)
+        accounts = _add_up(later, window)
     else:
-        # A clock that was set back leaves accounts of windows to come.
-        accounts = [account for account in accounts if account.key.window_start == window.start]
+        accounts = [account for account in later if account.key.window_start == window.start]
     if user is not None and not reader.limits.may_count(limit, user):
         return []
     if limit.per == ("global",):

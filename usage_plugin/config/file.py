@@ -110,6 +110,8 @@ class ConfigFile:
             config = _read(text, path)
         self._found = self._known
         self.config = config
+        self.mistakes: str | None = None
+        """What is wrong with the file as it is now, if it cannot be used."""
 
     def changed(self) -> Config | None:
         """Give the configuration that is in force from now on, if it is another one.
@@ -124,17 +126,28 @@ class ConfigFile:
             self._found = look
             return None
         self._known = look
-        if not look:
+        try:
+            config = self._reread(gone=not look)
+        except ConfigError as error:
+            self.mistakes = str(error)
+            raise
+        self.mistakes = None
+        if config == self.config:
+            return None
+        self.config = config
+        return config
+
+    def _reread(self, *, gone: bool) -> Config:
+        if gone:
+            self._digest = b""
             raise ConfigError(f"{self.path} is gone.", hint="What was read from it stays in force.")
         text = _text_of(self.path)
         digest = _digest_of(text)
         if digest == self._digest:
-            return None
-        self._digest = digest
+            return self.config
+        self._digest = b""
         config = _read(text, self.path)
-        if config == self.config:
-            return None
-        self.config = config
+        self._digest = digest
         return config
 
     def _look(self) -> _Look:

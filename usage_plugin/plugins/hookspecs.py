@@ -39,7 +39,7 @@ def usage_threshold_crossed(alert: Alert) -> None:
 
     Called once for each limit, subject, window and threshold, over all workers and restarts; for rolling windows once
     a day. Each plugin is called in a thread of its own, off the request path, one alert after the other. What it raises
-    is logged with the plugin's name and counted. While it does not return, at most 1,000 alerts wait for it; once it has
-    not returned for 30 seconds, further ones are dropped for it, logged and counted.
+    is logged with the plugin's name and counted. While it does not return, at most 1,000 alerts wait for it; once it
+    has not returned for 30 seconds, further ones are dropped for it, logged and counted.
     """
     raise NotImplementedError

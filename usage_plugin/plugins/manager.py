@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
@@ -45,7 +45,7 @@ class Plugins:
         self.storage_backends: dict[str, StorageBackend[Any]] = self._by_name("usage_register_storage_backends")
         self.ledger_backends: dict[str, LedgerBackend[Any]] = self._by_name("usage_register_ledgers")
         self.alert_listeners: list[tuple[str, Callable[[Alert], None]]] = [
-            (implementation.plugin_name, implementation.function)
+            (implementation.plugin_name, cast("Callable[[Alert], None]", implementation.function))
             for implementation in self._manager.hook.usage_threshold_crossed.get_hookimpls()
         ]
 

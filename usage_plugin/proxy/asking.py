@@ -13,7 +13,7 @@ from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.proxy import bounds
 from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request
-from usage_plugin.tracking.admission import Ask, Candidate
+from usage_plugin.tracking.demands import Ask, Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -160,12 +160,13 @@ def _candidates(ways: Sequence[Deployment], kind: str, text_bound: int | None, o
     for way in ways:
         price = way.price_on(kind)
         bound = _input(way, text_bound)
-        worst = None
+        worst, for_input = None, 0
         if way.model is None or (price is not None and price.is_free):
             worst = 0
         elif price is not None and bound is not None and output is not None:
             worst = price.worst_case(bound, output)
-        candidate = Candidate(way.model, way.provider, price is not None, worst)
+            for_input = price.worst_case(bound, 0)
+        candidate = Candidate(way.model, way.provider, price is not None, worst, for_input)
         known = dearest.get(candidate[:2])
         if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
             dearest[candidate[:2]] = candidate

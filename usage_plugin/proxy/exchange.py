@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.proxy.underway import RequestUnderWay
-    from usage_plugin.tracking.admission import Standing
+    from usage_plugin.tracking.demands import Standing
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]

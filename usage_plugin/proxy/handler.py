@@ -22,10 +22,10 @@ from usage_plugin.proxy.asking import Asking
 from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
-from usage_plugin.proxy.refusing import bad_request, refusal_error, standing_headers
+from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
-from usage_plugin.tracking.admission import Admitted, Refusal
+from usage_plugin.tracking.admission import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -85,24 +85,23 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         subjects = resolve(runtime.config.identity, key, data)
         unmetered = kind in UNMETERED
         if unmetered:
-            decision, unfelt = await admit_unmetered(runtime, subjects, data, kind)
+            outcome, unfelt = await admit_unmetered(runtime, subjects, data, kind)
         else:
-            decision, unfelt = await self._negotiator.admit(subjects, data, kind)
+            outcome, unfelt = await self._negotiator.admit(subjects, data, kind)
         for refusal in unfelt:
             runtime.refusals.add(refusal)
-        if not isinstance(decision, Admitted):
-            # What could be sent to another model has been: what is left is a refusal.
-            assert isinstance(decision, Refusal)
-            runtime.refusals.add(decision)
-            raise refusal_error(decision, runtime.config)
-        request = RequestUnderWay(decision, started, unmetered=unmetered)
+        if isinstance(outcome, Refusal):
+            runtime.refusals.add(outcome)
+            raise refusal_error(outcome, runtime.config)
+        request = RequestUnderWay(outcome, started, unmetered=unmetered)
         try:
             self._underway.add(request, data, here)
-            if decision.without_fallbacks:
+            if outcome.without_fallbacks:
                 data["disable_fallbacks"] = True
             if here is not None:
-                here.standing = decision.standing
-            for name in decision.warnings:
+                here.standing = outcome.standing
+                here.headers |= negotiated_headers(outcome.event)
+            for name in outcome.warnings:
                 log.warning("limit.passed", limit=name, user=subjects.user, action="warn")
         except Exception as error:
             # Our own bug: the request does not start, so it must hold nothing.
@@ -202,7 +201,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if here.cost is not None:
                 here.headers["x-usage-cost"] = format_usd(here.cost)
 
-    def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:  # noqa: FBT001  # a callback
+    def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:
         """Hear that a request is over on the wire."""
         with _nothing_raised("request_ended"):
             self._endings.over(request, abandoned=abandoned)

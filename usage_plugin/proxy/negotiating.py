@@ -41,7 +41,6 @@ class Negotiator:
         """Take the running parts."""
         self._runtime = runtime
         self._asking = asking
-        self._cuts = runtime.config.admission.on_short_budget == "clamp"
 
     async def admit(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Decision:
         """Decide on a request; its body may be another model's, or ask for a shorter answer, afterwards.
@@ -50,11 +49,14 @@ class Negotiator:
             ProxyException: the request cannot be taken as it is written.
         """
         ask = self._asking.ask(subjects, data, kind)
-        decision = await self._runtime.admission.admit(ask)
-        if isinstance(decision.outcome, Downgrade):
-            ask = self._downgraded(ask, decision.outcome, data, kind)
-            decision = await self._runtime.admission.admit(ask)
-        for _ in range(_MOST_CUTS if self._cuts else 0):
+
+        def downgraded(downgrade: Downgrade) -> Ask:
+            nonlocal ask
+            ask = self._downgraded(ask, downgrade, data, kind)
+            return ask
+
+        decision = await self._runtime.admission.admit(ask, downgraded)
+        for _ in range(_MOST_CUTS if self._runtime.config.admission.on_short_budget == "clamp" else 0):
             cut = self._cut(ask, decision.outcome, data, kind) if isinstance(decision.outcome, Refusal) else None
             if cut is None:
                 break
@@ -67,7 +69,7 @@ class Negotiator:
         data["model"] = downgrade.model
         again = self._asking.ask(ask.subjects, data, kind)
         draft = again.draft._replace(requested_model=ask.draft.requested_model, downgraded_by=downgrade.limit)
-        return replace(again, draft=draft, is_downgraded=True)
+        return replace(again, draft=draft)
 
     def _cut(self, ask: Ask, refusal: Refusal, data: dict[str, Any], kind: str) -> Ask | None:
         """Ask for the longest answer that the limit which refused has room for; None if none is of use."""
@@ -99,7 +101,7 @@ class Negotiator:
             return None
         again = self._asking.ask(ask.subjects, data, kind)
         draft = ask.draft._replace(clamped_to=tokens, injected_output_tokens=None)
-        return replace(again, draft=draft, is_downgraded=ask.is_downgraded)
+        return replace(again, draft=draft, is_downgraded=ask.draft.downgraded_by is not None)
 
     def _fits(self, ask: Ask, refusal: Refusal, room: int) -> bool:
         """Say whether the limit that refused has room for the request as it is now."""

@@ -18,8 +18,10 @@ from usage_plugin.tracking.refusals import describe, format_amount, reset_of
 if TYPE_CHECKING:
     from usage_plugin.config import Config
     from usage_plugin.domain.limits import Limit, Unit
+    from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.domain.windows import WindowKind
-    from usage_plugin.tracking.admission import Demand, Reason, Refusal, Standing
+    from usage_plugin.tracking.admission import Reason, Refusal
+    from usage_plugin.tracking.demands import Demand, Standing
 
 _TYPES: dict[Reason, str] = {
     "spent": "budget_exceeded",
@@ -123,6 +125,16 @@ def standing_headers(standing: Standing) -> dict[str, str]:
     }
     resets = limit.reset_of(standing.demand.window)
     return headers | {"x-usage-resets-at": resets.isoformat()} if resets else headers
+
+
+def negotiated_headers(event: UsageEvent) -> dict[str, str]:
+    """Tell a caller what became of their request, if it is not what they asked for."""
+    headers = {}
+    if event.downgraded_by:
+        headers["x-usage-downgraded-to"] = event.model or ""
+    if event.clamped_to:
+        headers["x-usage-clamped-to"] = str(event.clamped_to)
+    return headers
 
 
 def sentence(refusal: Refusal, contact: str) -> str:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
 from usage_plugin.domain.usage import encode_event, new_ref
 from usage_plugin.domain.windows import MICROSECONDS
-from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.errors import LedgerBusyError, LedgerError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.demands import Ask, Candidate, Demand, OnLost, Standing, demands_of, tightest_of_callers_own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Hold, Ledger, Reserved
@@ -47,7 +47,8 @@ _RAREST_LOOK = 0.1
 _LONGEST_DELAY = 0.005
 _GIVE_UP_NS = 5_000_000_000
 _SEVERITY: dict[Reason, int] = {
-    "unmetered": 4, "unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "outbox_full": 0, "unavailable": 0,
+    "unmetered": 4, "unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "outbox_full": 0,
+    "unavailable": 0,
 }  # fmt: skip
 
 log = get_logger()
@@ -74,11 +75,13 @@ class AdmissionPolicy:
 class Pressure:
     """What the rest of the worker tells admission: a plain attribute, since it is read for each request."""
 
-    __slots__ = ("outbox_full",)
+    __slots__ = ("leaves_gaps", "outbox_full")
 
     def __init__(self) -> None:
         """Start without."""
         self.outbox_full = False
+        self.leaves_gaps = False
+        """The outbox is full, and requests are served nevertheless: no event is kept of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Downgrade:
-    """The request may start if it goes to another model; whoever asked asks again for that one.
+    """The request may start if it goes to another model.
 
     Attributes:
         limit: the limit with `action: downgrade` that has no room.
@@ -149,7 +152,7 @@ class Refusal:
 class Decision(NamedTuple):
     """What was decided, and the refusals by dry-run limits, which nobody feels."""
 
-    outcome: Admitted | Downgrade | Refusal
+    outcome: Admitted | Refusal
     unfelt: Sequence[Refusal]
 
 
@@ -171,48 +174,65 @@ class Admission:
         self._rules = rules
         self._clock = clock
         self._worker = worker
-        self._policy = policy or AdmissionPolicy()
+        self.policy = policy or AdmissionPolicy()
         self._pressure = pressure or Pressure()
         self._waiting = 0
 
-    async def admit(self, ask: Ask) -> Decision:
-        """Decide on a request, waiting for a moment if it would fit once others settle."""
-        if self._pressure.outbox_full and self._policy.enforce and not self._policy.serve_when_outbox_full:
+    async def admit(self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None = None) -> Decision:
+        """Decide on a request, waiting for a moment if it would fit once others settle.
+
+        Args:
+            ask: the request.
+            downgraded: makes it a request to another model, where a limit wants that; it is asked once. Without it
+                such limits only count.
+        """
+        if self._pressure.outbox_full and self.policy.enforce and not self.policy.serve_when_outbox_full:
             return Decision(_refuse("outbox_full", ask), ())
-        decision = await self._decide(ask)
-        if not _is_worth_waiting(decision.outcome) or self._waiting >= MOST_WAITING or not self._policy.busy_wait:
+        ask, decision = await self._decide(ask, downgraded)
+        if not _is_worth_waiting(decision.outcome) or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
             return decision
         self._waiting += 1
         try:
-            return await self._wait(ask, decision)
+            return await self._wait(ask, decision, downgraded)
         finally:
             self._waiting -= 1
 
-    async def _wait(self, ask: Ask, decision: Decision) -> Decision:
+    async def _wait(self, ask: Ask, decision: Decision, downgraded: Callable[[Downgrade], Ask] | None) -> Decision:
         """Look again and again until there is room, or it is clear that waiting does not help."""
-        deadline = self._clock.monotonic() + self._policy.busy_wait
+        deadline = time.monotonic() + self.policy.busy_wait / MICROSECONDS
         delay = _FIRST_LOOK
-        while _is_worth_waiting(decision.outcome) and (left := deadline - self._clock.monotonic()) > 0:
-            await asyncio.sleep(min(left / MICROSECONDS, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
+        while _is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
             delay = min(_RAREST_LOOK, delay * 1.5)
             # It is admitted now, not when it came: midnight may have passed.
             ask = replace(ask, draft=ask.draft._replace(started_at=self._clock.now()))
-            decision = await self._decide(ask)
+            ask, decision = await self._decide(ask, downgraded)
         return decision
 
-    async def _decide(self, ask: Ask) -> Decision:
+    async def _decide(self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None) -> tuple[Ask, Decision]:
+        """Decide now; the request may be another one afterwards, to the model that a limit sent it to."""
+        decision = await self._decide_once(ask)
+        if not isinstance(decision, Downgrade):
+            return ask, decision
+        ask = replace(downgraded(decision) if downgraded else ask, is_downgraded=True)
+        decision = await self._decide_once(ask)
+        if isinstance(decision, Downgrade):
+            raise UsagePluginError("A request was downgraded twice.")
+        return ask, decision
+
+    async def _decide_once(self, ask: Ask) -> Decision | Downgrade:
         decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
-        if not ask.fallbacks or isinstance(decision.outcome, Admitted) or _is_nobodys_limit(decision.outcome):
+        if not ask.fallbacks or (isinstance(decision, Decision) and not _is_by_a_limit(decision.outcome)):
             return decision
         # It does not fit on the dearest fallback; without fallbacks it may.
         alone = await self._decide_among(ask, ask.primary)
-        if isinstance(alone.outcome, Admitted):
+        if isinstance(alone, Decision) and isinstance(alone.outcome, Admitted):
             return alone._replace(outcome=replace(alone.outcome, without_fallbacks=True))
         # If that is refused as well, its reason counts: waiting may make room for the primary.
         return alone
 
-    async def _decide_among(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision:
-        policy = self._policy
+    async def _decide_among(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision | Downgrade:
+        policy = self.policy
         everything, unknown = demands_of(ask, candidates, self._rules.limits, policy.on_lost)
         demands = [demand for demand in everything if demand.limit.has_accounts]
         impossible = [
@@ -246,7 +266,7 @@ class Admission:
             stopping = [pair for pair in passed if self._can_stop(pair[0], ask)]
             for demand, _ in stopping:
                 if demand.limit.downgrade_to is not None:
-                    return Decision(Downgrade(demand.limit.name, demand.limit.downgrade_to), unfelt)
+                    return Downgrade(demand.limit.name, demand.limit.downgrade_to)
             return Decision(_worst(self._judge(ask, *pair) for pair in stopping), unfelt)
         standing = tightest_of_callers_own(
             Standing(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
@@ -259,7 +279,7 @@ class Admission:
     def _can_stop(self, demand: Demand, ask: Ask) -> bool:
         """Say whether a demand that does not fit keeps the request from starting as it is."""
         limit = demand.limit
-        if limit.dry_run or not self._policy.enforce:
+        if limit.dry_run or not self.policy.enforce:
             return False
         return limit.action == "block" or (limit.action == "downgrade" and not ask.is_downgraded)
 
@@ -308,12 +328,12 @@ class Admission:
                     os.sched_yield()
 
 
-def _is_nobodys_limit(outcome: Admitted | Downgrade | Refusal) -> bool:
-    """Tell a refusal that no limit caused: fewer ways to bill the request would not change it."""
-    return isinstance(outcome, Refusal) and outcome.demand is None
+def _is_by_a_limit(outcome: Admitted | Refusal) -> bool:
+    """Tell a refusal by a limit from one that fewer ways to bill the request would not change."""
+    return isinstance(outcome, Refusal) and outcome.demand is not None
 
 
-def _is_worth_waiting(outcome: Admitted | Downgrade | Refusal) -> bool:
+def _is_worth_waiting(outcome: Admitted | Refusal) -> bool:
     """Say whether a request would fit once others settle; what is spent does not come back in a moment."""
     if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
         return False

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.workers import Workers
 
 ROUND_EVERY = 1.0
-TURN_EVERY = 0.25
+SHORTEN_EVERY = 0.25
 
 log = get_logger()
 
@@ -87,7 +87,7 @@ class Keeper:
         self._give_up_at = time.monotonic() + seconds
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join(seconds + TURN_EVERY)
+            self._thread.join(seconds + SHORTEN_EVERY)
 
     def _run(self) -> None:
         pause = ROUND_EVERY
@@ -124,7 +124,7 @@ class Keeper:
                 _unless_busy(lambda ledger: ledger.shorten_log(), ledger)
                 if is_round:
                     _unless_busy(self._housekeeping, ledger)
-            self._stopping.wait(min(TURN_EVERY, ROUND_EVERY))
+            self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
             _unless_busy(chore, ledger)
 

@@ -161,9 +161,7 @@ class Persistent:
         await self._work(attempt)
 
     def _failed(self, message: str, error: str) -> None:
-        log.error(
-            "background.interrupted", work=self._name, error=error, message=message, again_in_seconds=self._pause
-        )
+        log.error("background.interrupted", work=self._name, error=error, message=message, again_in_seconds=self._pause)
         self.problem = message
         self._attempt = self._thread = None
         self._next = time.monotonic() + self._pause

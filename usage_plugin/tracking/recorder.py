@@ -143,12 +143,9 @@ class Recorder:
         if not outcome.as_reserved:
             demands = self._demands(request.admitted.subjects, event)
             event = event._replace(excess=_excess(event, held=request.admitted.demands, charged=demands))
+        if event.degraded:
+            self._imperfections.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
-
-    def record_unasked(self, event: UsageEvent, subjects: Subjects) -> None:
-        """Record what nobody asked admission for, for example a health check: charged, with no hold before."""
-        charges = [_charge_of(demand) for demand in self._demands(subjects, event)]
-        self._settle_or_wait(self._settlement(event, charges, is_held=False))
 
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
         settlement = self._settlement(event, [_charge_of(demand) for demand in demands], is_held=admitted.holds)
@@ -165,8 +162,8 @@ class Recorder:
         return tightest_of_callers_own(standings)
 
     def _settlement(self, event: UsageEvent, charges: Sequence[Charge], *, is_held: bool) -> _Settlement:
-        if self._pressure.outbox_full:
-            self._imperfections.count("gap", event.model or "", event.cost or 0)
+        if self._pressure.leaves_gaps:
+            self._imperfections.count("gap", event.model, event.cost or 0)
             return _Settlement(event, charges, None, is_held)
         return _Settlement(event, charges, encode_event(event), is_held)
 
@@ -254,7 +251,7 @@ class Recorder:
         if len(self._pending) >= MOST_PENDING:
             event = settlement.event
             log.error("ledger.settlement_given_up", event_id=event.event_id, user=event.user, cost=event.cost)
-            self._imperfections.count("gap", event.model or "", event.cost or 0)
+            self._imperfections.count("gap", event.model, event.cost or 0)
             return
         self._pending.append(settlement)
         if self._retrying is None or self._retrying.done():
@@ -277,7 +274,7 @@ class Recorder:
             await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
 
     def free_slots(self, request: OpenRequest) -> None:
-        """Free the slots of `max_parallel_requests` of a request that is over and not settled yet; its money stays held."""
+        """Free the slots of a request that is over and not settled yet; what it holds of money stays held."""
         slots = [d.account for d in request.admitted.demands if not d.limit.is_charged]
         if slots and not request.settled and request.admitted.holds:
             try:

@@ -8,22 +8,21 @@ waits until every living worker goes by the new rules, so that nothing is settle
 from __future__ import annotations
 
 import json
-from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple, cast, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Charge
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
-from usage_plugin.domain.subjects import Subjects
+from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 from usage_plugin.domain.usage import decode_event, totals_of
-from usage_plugin.domain.windows import FOREVER, Window, local_date, to_datetime
+from usage_plugin.domain.windows import FOREVER, Window, local_date
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.rules import NOTE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import date
     from zoneinfo import ZoneInfo
 
@@ -109,6 +108,25 @@ class _Sum(NamedTuple):
     amount: int
 
 
+class _Names(NamedTuple):
+    subjects: Subjects
+    model: str | None
+    provider: str | None
+
+
+def _names_of(by: Sequence[RollupDimension], group: Sequence[str | None]) -> _Names:
+    """Take a row of sums for a request of these names."""
+    names = dict(zip(by, group, strict=True))
+    subjects = Subjects(
+        user=names.get("user") or ANONYMOUS,
+        team=names.get("team"),
+        api_key=names.get("api_key"),
+        end_user=names.get("end_user"),
+        organization=names.get("organization"),
+    )
+    return _Names(subjects, names.get("model"), names.get("provider"))
+
+
 class _History:
     """What the windows of some limits hold, as of one moment.
 
@@ -143,15 +161,11 @@ class _History:
                 known = aggregates[by, first, last] = await store.aggregate(by, first, last, UsageFilter())
             self._watermarks[limit.key] = known.watermarks.get(writer, 0)
             for group, totals in known.groups.items():
-                names = dict(zip(by, group, strict=True))
-                subjects = Subjects(**{name: names[name] for name in names.keys() & _OF_SUBJECTS})
-                self._add(limit, subjects, names.get("model"), names.get("provider"), span.start, totals)
+                self._add(limit, _names_of(by, group), span.start, totals)
         if streamed:
             await self._stream(store, writer, streamed, step)
 
-    async def _stream(
-        self, store: UsageStore, writer: str, limits: Sequence[Limit], step: Callable[[], None]
-    ) -> None:
+    async def _stream(self, store: UsageStore, writer: str, limits: Sequence[Limit], step: Callable[[], None]) -> None:
         step()
         watermark = await store.watermark(writer)
         whole = Window(min(self._spans[limit.key].start for limit in limits), FOREVER)
@@ -201,12 +215,11 @@ class _History:
         span = self._spans[limit.key]
         if span.start <= event.started_at < span.end:
             subjects = Subjects(**{name: getattr(event, name) for name in Subjects._fields})
-            self._add(limit, subjects, event.model, event.provider, event.started_at, totals_of(event))
+            names = _Names(subjects, event.model, event.provider)
+            self._add(limit, names, event.started_at, totals_of(event))
 
-    def _add(
-        self, limit: Limit, subjects: Subjects, model: str | None, provider: str | None, at: int, totals: UsageTotals
-    ) -> None:
-        for matched in self._sets[limit.key].matching(subjects, model, provider):
+    def _add(self, limit: Limit, names: _Names, at: int, totals: UsageTotals) -> None:
+        for matched in self._sets[limit.key].matching(*names):
             window = limit.window_at(at)
             sums = self._sums[limit.key]
             account = AccountKey(limit.key, window.start, matched.subject)
@@ -229,9 +242,6 @@ class _History:
     def _days(self, span: Window) -> tuple[date, date]:
         last = min(span.end - 1, self._now + 2 * 86_400_000_000)
         return local_date(span.start, self._zone), local_date(last, self._zone)
-
-
-_OF_SUBJECTS = frozenset(get_args(RollupDimension)) & frozenset(Subjects._fields)
 
 
 def _span(limit: Limit, now: int) -> Window:
