@@ -88,18 +88,21 @@ class Books:
         return event
 
     def settle(self, event):
-        charges = [Charge(account, end, amount) for account, end, amount in self._amounts(event)]
+        charges = [Charge(account, end, amount) for account, end, amount in self._amounts(event, at_its_end=True)]
         assert self.ledger.settle(event.event_id, charges, encode_event(event))
 
-    def _amounts(self, event):
+    def _amounts(self, event, *, at_its_end=False):
         subjects = Subjects(
             user=event.user, team=event.team, api_key=event.api_key, end_user=event.end_user,
             organization=event.organization, session=event.session, tags=event.tags,
         )  # fmt: skip
         amounts = {"usd": event.cost or 0, "requests": 1, "total_tokens": event.input_tokens + event.output_tokens}
         for found in self.limits.matching(subjects, event.model, event.provider):
+            if at_its_end and not found.limit.is_charged:
+                continue
             window = found.window_at(event.started_at)
-            yield AccountKey(found.limit.key, window.start, found.subject), window.end, amounts[found.limit.unit]
+            amount = amounts.get(found.limit.unit, 1)
+            yield AccountKey(found.limit.key, window.start, found.subject), window.end, amount
 
     def flush(self):
         """Move everything into the store, as the keeper does."""
