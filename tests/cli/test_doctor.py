@@ -455,7 +455,7 @@ def test_every_kind_of_imperfection_is_counted(run, books):
     books.ledger.count([
         Imperfection("estimated", "gpt", 3, 10_000_000, NOON, NOON),
         Imperfection("estimated", "claude", 5, 20_000_000, NOON, NOON + 60 * SECOND),
-        Imperfection("gap", "", 1, 90 * SECOND, NOON, NOON),
+        Imperfection("gap", "", 1, 0, NOON, NOON),
         Imperfection("new-kind", "x", 1, 0, NOON, NOON),
     ])  # fmt: skip
     found = run.json("doctor", "--static")["imperfections"]
