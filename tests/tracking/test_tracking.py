@@ -50,7 +50,9 @@ LIMITS = """
 
 def configure(folder: Path, limits: str = LIMITS, more: str = "") -> Config:
     path = folder / "config.yaml"
-    path.write_text(f"usage_plugin:\n  data_dir: ./data\n  admission: {{busy_wait: 0s}}\n{more}\n  limits:{limits or ' []'}\n")
+    path.write_text(
+        f"usage_plugin:\n  data_dir: ./data\n  admission: {{busy_wait: 0s}}\n{more}\n  limits:{limits or ' []'}\n"
+    )
     return load_config(path)
 
 
