@@ -68,6 +68,7 @@ def test_every_key_is_documented() -> None:
     documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     sections = [
         config_module.Config,
+        config_module.StorageConfig,
         config_module.AdmissionConfig,
         config_module.CacheConfig,
         config_module.IdentityConfig,
@@ -83,7 +84,7 @@ def test_the_words_of_the_code_are_documented() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     for word in (*DIMENSIONS, *WINDOW_KINDS):
         assert f"`{word}`" in page, word
-    assert len(UNITS) == 5
+    assert len(UNITS) == 6
     refusals = (ROOT / "docs" / "refusals.md").read_text()
     for reason, error_type in _TYPES.items():
         assert f"| `{reason}` |" in refusals

@@ -439,15 +439,35 @@ def test_accounts_are_looked_at_in_turns(ledger: SqliteLedger, monkeypatch: pyte
 def test_the_log_does_not_grow_for_ever(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is worth copying, the write-ahead log is copied and cut."""
     wal = path.with_name("ledger.db-wal")
-    sizes = []
-    for number in range(600):
+    monkeypatch.setattr(file_module, "COPY_EVERY", 0)
+    monkeypatch.setattr(file_module, "LONGEST_LOG", 2**20)
+    for number in range(3_000):
         ledger.reserve(str(number), "w", 5, [hold(DAY, 1, None)], "e" * 500)
-        sizes.append(wal.stat().st_size)
+        if not number % 10:
+            ledger.shorten_log()
+    assert 2**20 <= wal.stat().st_size < 1.1 * 2**20
+    assert path.stat().st_size > 2**20
+    assert ledger.verify() == []
+
+
+def test_an_idle_ledger_writes_nothing(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log is copied only if something was written, by whichever connection."""
+    monkeypatch.setattr(file_module, "COPY_EVERY", 0)
+    other = SqliteLedger(path)
+    sizes = []
+    for write in (
+        lambda: None,
+        lambda: ledger.note("a", "b"),
+        lambda: None,
+        lambda: other.note("a", "c"),
+        lambda: None,
+    ):
+        write()
+        before = path.with_name("ledger.db-wal").stat().st_size
         ledger.shorten_log()
-    assert 2**20 <= max(sizes) < 1.1 * 2**20
-    monkeypatch.setattr(file_module, "_LOG_WORTH_COPYING", 1)
-    ledger.shorten_log()
-    assert wal.stat().st_size == 0
+        sizes.append(path.with_name("ledger.db-wal").stat().st_size > before)
+    assert sizes == [True, True, False, True, False]
+    other.close()
 
 
 def test_a_busy_ledger_says_so_at_once(ledger: SqliteLedger, path: Path) -> None:

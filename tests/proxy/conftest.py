@@ -35,13 +35,30 @@ PRICES = {
     "embed": {"input_cost_per_token": 0.00000002},
     "resp": {"input_cost_per_token": 0.000002, "output_cost_per_token": 0.000008, "cache_read_input_token_cost": 0.0000005},
     "claude": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003},
+    "tiered": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003, "cache_creation_input_token_cost": 0.00000375,
+               "input_cost_per_token_above_200k_tokens": 0.000006, "output_cost_per_token_above_200k_tokens": 0.0000225, "cache_read_input_token_cost_above_200k_tokens": 0.0000006,
+               "input_cost_per_token_flex": 0.0000015, "output_cost_per_token_flex": 0.0000075, "cache_read_input_token_cost_flex": 0.00000015,
+               "input_cost_per_token_priority": 0.000007, "output_cost_per_token_priority": 0.000031, "cache_read_input_token_cost_priority": 0.0000007,
+               "input_cost_per_audio_token": 0.00004, "output_cost_per_audio_token": 0.00008},
+    "claude-kept": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003,
+                    "cache_creation_input_token_cost": 0.00000375, "cache_creation_input_token_cost_above_1hr": 0.000006,
+                    "input_cost_per_token_priority": 0.0000036, "output_cost_per_token_priority": 0.000018},
+    "picture": {"output_cost_per_image": 0.04},
+    "gpt-image": {"input_cost_per_token": 0.000005, "input_cost_per_image_token": 0.00001, "output_cost_per_image_token": 0.00004},
+    "voice": {"input_cost_per_character": 0.000015},
+    "ranks": {"input_cost_per_query": 0.002},
+    "judge": {},
     "free": {"input_cost_per_token": 0, "output_cost_per_token": 0},
     "nan": {"input_cost_per_token": float("nan"), "output_cost_per_token": 0.00001},
     "unpriced": {},
     "broken": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
+    "broken-free": {"input_cost_per_token": 0, "output_cost_per_token": 0},
     "broken-dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
     "dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.01},
 }  # fmt: skip
+
+
+PROVIDERS = {"claude": "anthropic", "claude-kept": "anthropic", "ranks": "cohere"}
 
 
 def free_port() -> int:
@@ -186,7 +203,9 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
     """A proxy's YAML with all the models, and our section."""
     models = []
     for name, prices in PRICES.items():
-        provider, base = ("anthropic", upstream.url) if name == "claude" else ("openai", f"{upstream.url}/v1")
+        provider, base = PROVIDERS.get(name, "openai"), f"{upstream.url}/v1"
+        if provider != "openai":
+            base = upstream.url
         models.append(
             {"model_name": name, "litellm_params": {"model": f"{provider}/{name}-up", "api_base": base, "api_key": "none", **prices}}
         )  # fmt: skip
@@ -200,7 +219,7 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
         "router_settings": {
             "num_retries": 0,
             "disable_cooldowns": True,
-            "fallbacks": [{"broken": ["cent"]}, {"broken-dear": ["dear"]}],
+            "fallbacks": [{"broken": ["cent"]}, {"broken-free": ["cent"]}, {"broken-dear": ["dear"]}],
         },
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
         "usage_plugin": {"data_dir": "./data", "timezone": noon_zone(), **usage},
@@ -239,7 +258,10 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 
     def with_workers(count: int) -> Proxy:
         if count not in started:
-            config = proxy_config(upstream, {"limits": LIMITS, "contact": "Ask #ai-platform for more"})
+            config = proxy_config(
+                upstream,
+                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "2s"}},
+            )
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()
         return started[count]

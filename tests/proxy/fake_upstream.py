@@ -2,7 +2,10 @@
 
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
-`"silent": true` leaves the usage out, and a model named `broken…` always fails.
+Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out`, `image_in` and `service_tier` (what
+it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
+How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
+before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
@@ -28,11 +31,13 @@ if TYPE_CHECKING:
 
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
 numbers = itertools.count(1)
+failures: Counter[str] = Counter()
+seen: Counter[str] = Counter()
 
 
 def text_of(body: dict[str, Any]) -> str:
     """Find the text that carries the plan, in any of the wire formats."""
-    value = body.get("messages") or body.get("input") or body.get("prompt") or ""
+    value = body.get("messages") or body.get("input") or body.get("prompt") or body.get("query") or ""
     while isinstance(value, list) and value:
         value = value[-1]
         if isinstance(value, dict):
@@ -43,6 +48,7 @@ def text_of(body: dict[str, Any]) -> str:
 def plan_of(body: dict[str, Any]) -> dict[str, Any]:
     """Read the plan; a text that is none gets a small fixed usage."""
     plan = {"in": 10, "out": 5, "cached": 0, "reasoning": 0, "status": 200, "delay": 0.0, "chunks": 3}
+    plan |= dict.fromkeys(("cache_write", "cache_write_1h", "audio_in", "audio_out", "image_in"), 0)
     try:
         given = json.loads(text_of(body))
     except ValueError:
@@ -63,8 +69,12 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
+    seen[plan.get("mark", "")] += 1
     await asyncio.sleep(plan["delay"])
     if body["model"].startswith("broken"):
+        plan["status"] = 500
+    if failures[plan.get("mark", "")] < plan.get("fail_first", 0):
+        failures[plan["mark"]] += 1
         plan["status"] = 500
     if plan["status"] != 200:
         error = {"error": {"message": "planned", "type": "server_error", "code": str(plan["status"])}}
@@ -72,14 +82,21 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     return body, plan, None
 
 
-def frames(items: list[dict[str, Any]], *, named: bool, done: bool) -> StreamingResponse:
+def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
     """Send server-sent events, letting the loop breathe between them."""
 
     async def send() -> AsyncIterator[str]:
-        for item in items:
+        await asyncio.sleep(plan.get("hold", 0))
+        for number, item in enumerate(items):
+            if number == plan.get("drop"):
+                raise ConnectionResetError("planned")
+            if number == plan.get("error"):
+                error = {"type": "error", "error": {"type": "server_error", "message": "planned", "code": "500"}}
+                yield f"{'event: error' if named else ''}\ndata: {json.dumps(error)}\n\n"
+                return
             name = f"event: {item['type']}\n" if named else ""
             yield f"{name}data: {json.dumps(item)}\n\n"
-            await asyncio.sleep(0)
+            await asyncio.sleep(plan.get("pause", 0))
         if done:
             yield "data: [DONE]\n\n"
 
@@ -92,9 +109,17 @@ def openai_usage(plan: dict[str, Any]) -> dict[str, Any]:
         "prompt_tokens": plan["in"],
         "completion_tokens": plan["out"],
         "total_tokens": plan["in"] + plan["out"],
-        "prompt_tokens_details": {"cached_tokens": plan["cached"]},
-        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"]},
+        "prompt_tokens_details": {
+            "cached_tokens": plan["cached"],
+            **given(plan, audio_tokens="audio_in", image_tokens="image_in", cache_write_tokens="cache_write"),
+        },
+        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"], **given(plan, audio_tokens="audio_out")},
     }
+
+
+def given(plan: dict[str, Any], **fields: str) -> dict[str, Any]:
+    """Fields of an answer whose value the plan gives; providers leave out what is nothing."""
+    return {field: plan[key] for field, key in fields.items() if plan.get(key)}
 
 
 async def chat(request: Request) -> Response:
@@ -103,7 +128,12 @@ async def chat(request: Request) -> Response:
     if error:
         return error
     count(body["model"], plan)
-    head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"]}
+    head = {
+        "id": f"chatcmpl-{next(numbers)}",
+        "created": 1,
+        "model": body["model"],
+        **given(plan, service_tier="service_tier"),
+    }
     usage = None if plan.get("silent") else openai_usage(plan)
     if not body.get("stream"):
         message = {"role": "assistant", "content": "hello"}
@@ -117,7 +147,7 @@ async def chat(request: Request) -> Response:
     items.append({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**chunk, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def completions(request: Request) -> Response:
@@ -138,7 +168,7 @@ async def completions(request: Request) -> Response:
     items.append({**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**head, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def embeddings(request: Request) -> Response:
@@ -170,12 +200,18 @@ async def responses(request: Request) -> Response:
         "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "temperature": 1.0, "top_p": 1.0,
         "usage": {
             "input_tokens": plan["in"],
-            "input_tokens_details": {"cached_tokens": plan["cached"]},
+            "input_tokens_details": {
+                "cached_tokens": plan["cached"],
+                **given(plan, audio_tokens="audio_in", cache_write_tokens="cache_write"),
+            },
             "output_tokens": plan["out"],
             "output_tokens_details": {"reasoning_tokens": plan["reasoning"]},
             "total_tokens": plan["in"] + plan["out"],
         },
+        **given(plan, service_tier="service_tier"),
     }  # fmt: skip
+    if plan.get("silent"):
+        answer["usage"] = None
     if not body.get("stream"):
         return JSONResponse(answer)
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
@@ -184,7 +220,7 @@ async def responses(request: Request) -> Response:
     items += [{"type": "response.output_text.delta", "delta": "hi ", **delta} for _ in range(plan["chunks"])]
     items.append({"type": "response.completed", "response": answer})
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(items)]
-    return frames(numbered, named=True, done=False)
+    return frames(numbered, plan, named=True, done=False)
 
 
 async def messages(request: Request) -> Response:
@@ -194,11 +230,19 @@ async def messages(request: Request) -> Response:
         return error
     count(body["model"], plan)
     usage = {
-        "input_tokens": plan["in"] - plan["cached"],
+        "input_tokens": plan["in"] - plan["cached"] - plan["cache_write"],
         "cache_read_input_tokens": plan["cached"],
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": plan["cache_write"],
         "output_tokens": plan["out"],
+        **given(plan, service_tier="service_tier"),
     }
+    if plan["cache_write"]:
+        usage["cache_creation"] = {
+            "ephemeral_5m_input_tokens": plan["cache_write"] - plan["cache_write_1h"],
+            "ephemeral_1h_input_tokens": plan["cache_write_1h"],
+        }
+    if plan.get("silent"):
+        usage = {"input_tokens": 0, "output_tokens": 0}
     head: dict[str, Any] = {
         "id": f"msg_{next(numbers)}", "type": "message", "role": "assistant", "model": body["model"],
         "stop_reason": "end_turn", "stop_sequence": None,
@@ -215,16 +259,86 @@ async def messages(request: Request) -> Response:
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-            "usage": {"output_tokens": plan["out"]},
+            "usage": {"output_tokens": usage["output_tokens"]},
         },
         {"type": "message_stop"},
     ]
-    return frames(items, named=True, done=False)
+    return frames(items, plan, named=True, done=False)
+
+
+async def raw(request: Request) -> Response:
+    """POST /raw: what a pass-through route leads to; nothing tells what it cost."""
+    _, _, error = await begin(request)
+    return error or JSONResponse({"fine": True})
+
+
+async def generate_content(request: Request) -> Response:
+    """POST …:generateContent, in Google's format."""
+    body = await request.json()
+    plan = plan_of({"messages": [{"content": body["contents"][0]["parts"]}]})
+    usage = {
+        "promptTokenCount": plan["in"],
+        "candidatesTokenCount": plan["out"],
+        "totalTokenCount": plan["in"] + plan["out"],
+    }
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "usageMetadata": usage}
+    if "stream" in request.url.path:
+        return frames([answer], plan, named=False, done=False)
+    return JSONResponse(answer)
+
+
+async def images(request: Request) -> Response:
+    """POST /v1/images/generations: priced by the image, or by the token where the plan asks for `usage`."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["images"] += body.get("n") or 1
+    answer: dict[str, Any] = {"created": 1, "data": [{"b64_json": "AAAA"}] * (body.get("n") or 1)}
+    if plan.get("usage"):
+        details = {"text_tokens": plan["in"] - plan["image_in"], "image_tokens": plan["image_in"]}
+        total = plan["in"] + plan["out"]
+        answer["usage"] = {
+            "input_tokens": plan["in"], "input_tokens_details": details, "output_tokens": plan["out"], "total_tokens": total,
+        }  # fmt: skip
+    return JSONResponse(answer)
+
+
+async def speech(request: Request) -> Response:
+    """POST /v1/audio/speech: nothing but sound comes back."""
+    body, _, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["characters"] += len(body["input"])
+    return Response(b"RIFF" * 100, media_type="audio/mpeg")
+
+
+async def rerank(request: Request) -> Response:
+    """POST /v1/rerank, in Cohere's format: billed by the search unit."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["queries"] += plan.get("queries", 1)
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": plan.get("queries", 1)}}
+    found = [{"index": 0, "relevance_score": 0.9}]
+    return JSONResponse({"id": f"rerank-{next(numbers)}", "results": found, "meta": meta})
+
+
+async def moderations(request: Request) -> Response:
+    """POST /v1/moderations."""
+    body, _, error = await begin(request)
+    result = {"flagged": False, "categories": {}, "category_scores": {}}
+    return error or JSONResponse({"id": f"modr-{next(numbers)}", "model": body["model"], "results": [result]})
 
 
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
+
+
+async def show_seen(_request: Request) -> Response:
+    """GET /seen: the calls received, by the mark in their plan."""
+    return JSONResponse(seen)
 
 
 async def reset(_request: Request) -> Response:
@@ -240,11 +354,19 @@ app = Starlette(
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
+        Route("/v1/images/generations", images, methods=["POST"]),
+        Route("/v1/audio/speech", speech, methods=["POST"]),
+        Route("/v1/rerank", rerank, methods=["POST"]),
+        Route("/v2/rerank", rerank, methods=["POST"]),
+        Route("/v1/moderations", moderations, methods=["POST"]),
+        Route("/raw", raw, methods=["POST"]),
+        Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
+        Route("/seen", show_seen),
         Route("/reset", reset, methods=["POST"]),
     ]
 )
 
 if __name__ == "__main__":
     # Connections are kept for long: one that closes just as LiteLLM uses it again would fail a request.
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_keep_alive=600)
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", timeout_keep_alive=600)

@@ -9,7 +9,8 @@ from usage_plugin.config import Config
 from usage_plugin.domain.ledger import Balance
 from usage_plugin.domain.limits import Limit
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
-from usage_plugin.tracking.admission import Demand, Refusal, Standing
+from usage_plugin.tracking.admission import Refusal
+from usage_plugin.tracking.demands import Demand, Standing
 
 SECOND = 1_000_000
 USD = 10**9

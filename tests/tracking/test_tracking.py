@@ -25,8 +25,9 @@ from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import keeper as keeper_module
 from usage_plugin.tracking import patience
-from usage_plugin.tracking.admission import Admitted, Ask, Candidate, Refusal
+from usage_plugin.tracking.admission import Admitted, Refusal
 from usage_plugin.tracking.cache import UsageCache, UserDay
+from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.flusher import Flusher
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.recorder import OpenRequest, Outcome
@@ -50,9 +51,10 @@ LIMITS = """
 
 def configure(folder: Path, limits: str = LIMITS, more: str = "") -> Config:
     path = folder / "config.yaml"
-    path.write_text(
-        f"usage_plugin:\n  data_dir: ./data\n  admission: {{busy_wait: 0s}}\n{more}\n  limits:{limits or ' []'}\n"
-    )
+    if "admission:" not in more:
+        # What is busy is to be seen, not waited for.
+        more += "\n  admission: {busy_wait: 0s}"
+    path.write_text(f"usage_plugin:\n  data_dir: ./data\n{more}\n  limits:{limits or ' []'}\n")
     return load_config(path)
 
 
@@ -86,8 +88,7 @@ def ask(
 
 
 async def admit(runtime: Runtime, request: Ask) -> Admitted | Refusal:
-    decision, _ = await runtime.admission.admit(request)
-    return decision
+    return (await runtime.admission.admit(request)).outcome
 
 
 async def admitted(runtime: Runtime, clock: FakeClock, **how: Any) -> OpenRequest:

@@ -75,12 +75,8 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
 
 def _describe(limit: Limit) -> str:
     amount = "unlimited" if limit.amount is None else format_amount(limit.unit, limit.amount)
-    counts = f"{amount} {limit.unit.replace('_', ' ')} per {', '.join(limit.per)}"
-    parts = [
-        f"{limit.name}: {counts}"
-        if limit.unit == "parallel_requests"
-        else f"{limit.name}: {counts} and {_window(limit)}"
-    ]
+    counts = f"{amount} {limit.unit.replace('_', ' ')} per {', '.join(limit.per)}{_window(limit)}"
+    parts = [f"{limit.name}: {counts}"]
     parts += [f"for {key} {' or '.join(globs)}" for key, globs in limit.match.conditions]
     parts += [
         f"until {to_datetime(o.until, limit.zone):%Y-%m-%d %H:%M} another amount" for o in limit.overrides if o.until
@@ -92,5 +88,7 @@ def _describe(limit: Limit) -> str:
 
 
 def _window(limit: Limit) -> str:
+    if limit.unit == "parallel_requests":
+        return ""
     rule = limit.window
-    return f"any {duration_words(rule.length)}" if rule.kind == "rolling" else rule.kind
+    return f" and any {duration_words(rule.length)}" if rule.kind == "rolling" else f" and {rule.kind}"

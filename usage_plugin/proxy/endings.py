@@ -18,6 +18,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import openai
+from litellm.integrations.custom_logger import CustomLogger
 
 from usage_plugin.domain.subjects import INTERNAL, Subjects
 from usage_plugin.domain.usage import UsageEvent, new_event_id
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 CLIENT_GONE = 499
 """The status of the exception with which LiteLLM gives up a request whose client has left."""
 
+_ATTEMPTS_ARE_TOLD = hasattr(CustomLogger, "async_post_call_failure_deployment_hook")
+"""Whether LiteLLM says of each attempt that it failed; before 1.103 it did not."""
+
 log = get_logger()
 
 
@@ -49,6 +53,7 @@ class Endings:
         self._runtime = runtime
         self._prices = prices
         self._underway = underway
+        self._disagreements = outcomes.CrossCheck()
 
     def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that tells its usage; what does not is settled when it is logged."""
@@ -72,13 +77,14 @@ class Endings:
             request.cut = True
             request.delivered = lambda: (outcomes.served_logged(kwargs), usage)
 
-    def logged(self, kwargs: Mapping[str, Any]) -> None:
+    def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
         """Settle what LiteLLM logs as a success, unless it is settled. Commits before anything is awaited."""
         request = self._underway.of_log(kwargs)
         if request is None:
-            if self._underway.is_repeated(kwargs, by="success"):
+            repetition = self._underway.repetition(kwargs, by="success")
+            if repetition == "again":
                 self._runtime.imperfections.count("duplicate", str(kwargs.get("model") or ""))
-            elif self._underway.is_foreign(kwargs):
+            elif repetition is None and self._underway.is_foreign(kwargs):
                 self._record_foreign(kwargs)
             return
         request.cut = _client_left(kwargs)
@@ -88,7 +94,7 @@ class Endings:
         else:
             self._record(
                 request,
-                outcomes.served_logged(kwargs),
+                outcomes.served_logged(kwargs, response),
                 outcomes.logged_usage(kwargs),
                 by="success",
                 status=status,
@@ -108,39 +114,50 @@ class Endings:
         status: Status = "cancelled" if gone else "failure"
         request.error = type(error).__name__
         late = isinstance(error, openai.APITimeoutError)
+        from_provider = isinstance(error, openai.APIError)
+        if from_provider and not _ATTEMPTS_ARE_TOLD:
+            request.sent = False
         if request.delivered is not None:
             self._settle_delivered(request, status)
         elif late and not (hurried or self._charges_cut_as_reserved()):
             # Nobody knows what the provider billed, and its being slow is no reason to use up the caller's limit.
             self._settle(request, Outcome(status=status, error=request.error, estimated=True), by="failure")
-        elif late or (gone and request.sent):
+        elif late or (request.sent and (gone or from_provider)):
+            # Cut short, by the client or in the middle of a stream: what the provider bills is not known.
             self._settle_as_reserved(request, status, by="failure")
-        elif request.sent and not isinstance(error, openai.APIError):
+        elif request.sent:
             # Somebody else's hook refused it while the provider was at work: what that costs is not known yet.
             request.failed = status
         else:
             self._settle(request, Outcome(status=status, error=request.error), by="failure")
 
-    def over(self, request: RequestUnderWay) -> None:
-        """Settle a request later that is over on the wire and that no hook has settled: logging may be late."""
+    def over(self, request: RequestUnderWay, *, abandoned: bool) -> None:
+        """Settle a request later that is over on the wire and that no hook has settled: logging may be late.
+
+        Args:
+            request: which.
+            abandoned: whether the client left before it had the answer. If not, the answer was that of a failure.
+        """
         if not request.settled:
             self._runtime.recorder.free_slots(request)
             seconds = self._runtime.config.admission.orphan_grace.total_seconds()
-            asyncio.get_running_loop().call_later(seconds, self._settle_orphan, request)
+            asyncio.get_running_loop().call_later(
+                seconds, self._settle_orphan, request, "cancelled" if abandoned else "failure"
+            )
 
     def close(self) -> None:
         """Settle what is left when the worker ends: all requests are over then, and all logging is done."""
         for request in self._underway.left():
-            self._settle_orphan(request)
+            self._settle_orphan(request, "cancelled")
 
-    def _settle_orphan(self, request: RequestUnderWay) -> None:
+    def _settle_orphan(self, request: RequestUnderWay, status: Status) -> None:
         if request.settled:
             return
-        # The client left before the first chunk: what the provider billed is unknown, so what was held is charged.
+        # Mostly the client left before the first chunk: what the provider bills is not known.
         event = request.admitted.event
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
-        self._settle_as_reserved(request, request.failed or "cancelled", by="orphan")
+        self._settle_as_reserved(request, request.failed or status, by="orphan")
 
     def _settle_delivered(self, request: RequestUnderWay, status: Status) -> None:
         if request.delivered is None or (request.cut and self._charges_cut_as_reserved()):
@@ -170,6 +187,7 @@ class Endings:
         event = request.admitted.event
         try:
             outcome = outcomes.read_outcome(self._prices, served, usage, event, **how)
+            self._cross_check(outcome)
         except Exception:
             log.exception("outcome.unreadable", hook=by, event_id=event.event_id)
             return self._settle_as_reserved(request, how.get("status", "success"), by=by)
@@ -184,6 +202,13 @@ class Endings:
                 estimated=True,
             )
         return self._settle(request, outcome, by=by)
+
+    def _cross_check(self, outcome: Outcome) -> None:
+        """Tell once for each model, and count, where LiteLLM's figure is another one."""
+        if outcome.disagrees:
+            self._disagreements.look(outcome)
+            difference = abs((outcome.cost or 0) - (outcome.litellm_cost or 0))
+            self._runtime.imperfections.count("disagreement", outcome.model, difference)
 
     def _settle_as_reserved(self, request: RequestUnderWay, status: Status, *, by: Settler) -> Recorded | None:
         return self._settle(request, Outcome(status=status, error=request.error, as_reserved=True), by=by)
@@ -221,7 +246,6 @@ class Endings:
         call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")
         if served.cache_hit or is_free(call_type) or not (any(usage.values()) or served.litellm_cost):
             return
-        subjects = Subjects(user=INTERNAL)
         draft = UsageEvent(
             event_id=new_event_id(),
             started_at=self._runtime.clock.now(),
@@ -231,8 +255,8 @@ class Endings:
             model=served.model or served.served_model,
         )
         outcome = outcomes.read_outcome(self._prices, served, usage, draft)
-        admitted = Admitted(draft, subjects, (), {}, False, None, (), holds=False)
-        recorded = self._write(OpenRequest(admitted, self._runtime.clock.monotonic()), outcome)
+        never = Admitted(draft, Subjects(user=INTERNAL), (), {}, False, None, (), holds=False)
+        recorded = self._write(OpenRequest(never, self._runtime.clock.monotonic()), outcome)
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
 

@@ -153,13 +153,13 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def async_log_success_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: Any,  # noqa: ARG002  # LiteLLM's
+        response_obj: Any,  # LiteLLM's
         start_time: Any,  # noqa: ARG002  # LiteLLM's
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Settle a stream, and whatever the inline hook could not."""
         with _nothing_raised("async_log_success_event"):
-            self._endings.logged(kwargs)
+            self._endings.logged(kwargs, response_obj)
 
     async def async_log_failure_event(
         self,
@@ -187,7 +187,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if request is not None:
                 hurried = request_data.get("timeout") is not None
                 self._endings.failed(request, original_exception, hurried=hurried)
-            elif self._underway.is_repeated(request_data, by="failure"):
+            elif self._underway.repetition(request_data, by="failure"):
                 self._runtime.imperfections.count("duplicate", str(request_data.get("model") or ""))
 
     # ── the exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -201,10 +201,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if here.cost is not None:
                 here.headers["x-usage-cost"] = format_usd(here.cost)
 
-    def request_ended(self, request: RequestUnderWay) -> None:
+    def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:  # a callback
         """Hear that a request is over on the wire."""
         with _nothing_raised("request_ended"):
-            self._endings.over(request)
+            self._endings.over(request, abandoned=abandoned)
 
     def close(self) -> None:
         """Settle what is left when the worker ends."""

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.domain.windows import WindowKind
-    from usage_plugin.tracking.admission import Demand, Reason, Refusal, Standing
+    from usage_plugin.tracking.admission import Reason, Refusal
+    from usage_plugin.tracking.demands import Demand, Standing
 
 _TYPES: dict[Reason, str] = {
     "spent": "budget_exceeded",

@@ -25,7 +25,7 @@ STAMP = "usage_plugin_event"
 _REMEMBERED = 10_000
 
 _FREE_CALLS = re.compile(
-    r"^a?_?(get|list|delete|cancel|retrieve|upload|file_)|_(retrieve|list|delete|content|character|job)$"
+    r"^a?_?(get|list|delete|cancel|retrieve|upload|file_)|_(retrieve|list|delete|(?<!generate_)content|character|job)$"
     r"|create_(file|assistants|thread|container|sandbox)$|add_message$|^vector_store_file|^avector_store_file"
 )
 """Call types of look-ups and of what only keeps things: LiteLLM calls the hook for them too. All others can cost."""
@@ -91,13 +91,16 @@ class Underway:
         """Find the request that a logging callback speaks of."""
         return self._stamped(_parameters(kwargs)) or _of_exchange(kwargs.get("litellm_call_id"))
 
-    def is_foreign(self, kwargs: Mapping[str, Any]) -> bool:
-        """Say whether what was logged belongs to no request that was ever admitted, as health checks do."""
-        here = exchange.current.get()
-        return not _stamps(_parameters(kwargs)) and (here is None or not here.requests)
+    @staticmethod
+    def is_foreign(kwargs: Mapping[str, Any]) -> bool:
+        """Say whether what was logged was never admitted: a health check, or a question that a guardrail asked."""
+        if _stamps(_parameters(kwargs)):
+            return False
+        here, call_id = exchange.current.get(), kwargs.get("litellm_call_id")
+        return here is None or all(request.admitted.event.call_id != call_id for request in here.requests)
 
-    def is_repeated(self, holder: Mapping[str, Any], *, by: Settler) -> bool:
-        """Say whether a request that is settled is reported once more, other than as it always is.
+    def repetition(self, holder: Mapping[str, Any], *, by: Settler) -> Literal["expected", "again"] | None:
+        """Say whether a request that is settled is reported once more; None if it is not known.
 
         Args:
             holder: the body that a hook was given, or the `kwargs` of a logging callback.
@@ -108,10 +111,10 @@ class Underway:
             if settler == "inline" and by == "success":
                 # Every whole answer is logged after it was settled inline: that is once as expected.
                 self._settled[stamp] = "success"
-                return False
+                return "expected"
             if settler is not None:
-                return True
-        return False
+                return "again"
+        return None
 
     def _stamped(self, holder: Mapping[str, Any]) -> RequestUnderWay | None:
         return next((self._open[stamp] for stamp in _stamps(holder) if stamp in self._open), None)
@@ -144,8 +147,13 @@ def _stamps(holder: Mapping[str, Any]) -> list[str]:
 
 
 def _of_exchange(call_id: object) -> RequestUnderWay | None:
-    """Find the request of this exchange; the call id tells it from calls that guardrails make meanwhile."""
+    """Find the request of this exchange; the call id tells it from calls that guardrails make meanwhile.
+
+    An unmetered route tells no call id, and its failure not even what it was given.
+    """
     here = exchange.current.get()
-    if here is None or call_id is None:
+    if here is None:
         return None
-    return next((r for r in here.requests if not r.settled and r.admitted.event.call_id == call_id), None)
+    return next(
+        (r for r in here.requests if not r.settled and (r.unmetered or r.admitted.event.call_id == call_id)), None
+    )

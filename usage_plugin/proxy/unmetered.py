@@ -24,42 +24,24 @@ UNMETERED = frozenset({"pass_through_endpoint", "allm_passthrough_route", "llm_p
 
 
 async def admit_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[str, Any], kind: str) -> Decision:
-    """Decide on a request to such a route."""
-    ask = _ask(runtime, subjects, data, kind)
-    if runtime.enforce and runtime.config.admission.on_unmetered == "deny":
-        return Decision(_refusal(ask), ())
-    return await runtime.admission.admit(ask)
-
-
-def _ask(runtime: Runtime, subjects: Subjects, data: Mapping[str, Any], kind: str) -> Ask:
-    """Read a request of which neither the model nor the tokens are known for sure."""
+    """Decide on a request of which neither the model nor the tokens are known for sure."""
     model = data.get("model")
     if not isinstance(model, str) or not model.isprintable() or not 0 < len(model) <= LONGEST_NAME:
         model = None
-    flat = runtime.config.admission.on_unmetered
-    return Ask(
-        draft=UsageEvent(
-            event_id=new_event_id(),
-            started_at=runtime.clock.now(),
-            status="recovered",
-            call_type=kind,
-            **subjects._asdict(),
-            requested_model=model,
-            model=model,
-        ),
-        subjects=subjects,
-        primary=(Candidate(model, None, priced=True, worst_cost=flat if isinstance(flat, int) else 0),),
-        input_tokens=0,
-        output_tokens=0,
+    policy, now = runtime.config.admission.on_unmetered, runtime.clock.now()
+    if policy == "deny" and runtime.enforce:
+        return Decision(Refusal(reason="unmetered", ref=new_ref(), at=now, user=subjects.user, model=model), ())
+    draft = UsageEvent(
+        event_id=new_event_id(),
+        started_at=now,
+        status="recovered",
+        call_type=kind,
+        **subjects._asdict(),
+        requested_model=model,
+        model=model,
     )
-
-
-def _refusal(ask: Ask) -> Refusal:
-    """Refuse it, whatever the limits say."""
-    return Refusal(
-        reason="unmetered",
-        ref=new_ref(),
-        at=ask.draft.started_at,
-        user=ask.subjects.user,
-        model=ask.draft.requested_model,
+    flat = policy if isinstance(policy, int) else 0
+    way = Candidate(model, None, priced=True, worst_cost=flat)
+    return await runtime.admission.admit(
+        Ask(draft=draft, subjects=subjects, primary=(way,), input_tokens=0, output_tokens=0)
     )

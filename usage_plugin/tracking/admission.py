@@ -199,10 +199,10 @@ class Admission:
 
     async def _wait(self, ask: Ask, decision: Decision, downgraded: Callable[[Downgrade], Ask] | None) -> Decision:
         """Look again and again until there is room, or it is clear that waiting does not help."""
-        deadline = self._clock.monotonic() + self.policy.busy_wait
+        deadline = time.monotonic() + self.policy.busy_wait / MICROSECONDS
         delay = _FIRST_LOOK
-        while _is_worth_waiting(decision.outcome) and (left := deadline - self._clock.monotonic()) > 0:
-            await asyncio.sleep(min(left / MICROSECONDS, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
+        while _is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
             delay = min(_RAREST_LOOK, delay * 1.5)
             # It is admitted now, not when it came: midnight may have passed.
             ask = replace(ask, draft=ask.draft._replace(started_at=self._clock.now()))

@@ -24,7 +24,8 @@ Kind = Literal[
     "orphaned",  # settled by no hook; adds up what was charged
     "duplicate",  # reported once more after it was settled, and not counted again
     "disagreement",  # our cost is not LiteLLM's; adds up the difference
-    "degraded",  # let through without the ledger
+    "degraded",  # let through without the ledger; adds up the cost
+    "gap",  # counted by the limits, with no event kept; adds up the cost
 ]
 """What is counted by the workers."""
 

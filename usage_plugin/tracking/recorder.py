@@ -51,6 +51,9 @@ class Outcome:
         cost: nano-dollars; None if no price is known.
         usage: the provider's usage as it came, numbers only.
         as_reserved: nobody knows what it used, so what was held is charged.
+        service_tier: under which it was billed, if it was not the ordinary one.
+        litellm_cost: what LiteLLM says it cost, as a cross-check; None if it says nothing, or nothing but zero.
+        disagrees: whether that differs from our computed cost by more than a hundredth and a micro-dollar.
     """
 
     status: Status
@@ -66,6 +69,9 @@ class Outcome:
     error: str | None = None
     usage: Mapping[str, int] | None = None
     as_reserved: bool = False
+    service_tier: str | None = None
+    litellm_cost: Nano | None = None
+    disagrees: bool = False
 
 
 class OpenRequest:
@@ -143,6 +149,8 @@ class Recorder:
         if not outcome.as_reserved:
             demands = self._demands(request.admitted.subjects, event)
             event = event._replace(excess=_excess(event, held=request.admitted.demands, charged=demands))
+        if event.degraded:
+            self._imperfections.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
 
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
@@ -161,7 +169,7 @@ class Recorder:
 
     def _settlement(self, event: UsageEvent, charges: Sequence[Charge], *, is_held: bool) -> _Settlement:
         if self._pressure.leaves_gaps:
-            self._imperfections.count("gap", event.model or "", event.cost or 0)
+            self._imperfections.count("gap", event.model, event.cost or 0)
             return _Settlement(event, charges, None, is_held)
         return _Settlement(event, charges, encode_event(event), is_held)
 
@@ -199,6 +207,7 @@ class Recorder:
             cost_source=outcome.cost_source,
             estimated=outcome.estimated,
             cache_hit=outcome.cache_hit,
+            service_tier=outcome.service_tier,
             error=outcome.error,
             usage=outcome.usage,
         )
@@ -249,7 +258,7 @@ class Recorder:
         if len(self._pending) >= MOST_PENDING:
             event = settlement.event
             log.error("ledger.settlement_given_up", event_id=event.event_id, user=event.user, cost=event.cost)
-            self._imperfections.count("gap", event.model or "", event.cost or 0)
+            self._imperfections.count("gap", event.model, event.cost or 0)
             return
         self._pending.append(settlement)
         if self._retrying is None or self._retrying.done():

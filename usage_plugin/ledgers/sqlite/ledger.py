@@ -23,20 +23,19 @@ from usage_plugin.domain.ledger import (
     Settled,
     Waiting,
 )
+from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.sqlite.file import translate, translated
 from usage_plugin.ledgers.sqlite.records import Records
 from usage_plugin.ledgers.sqlite.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 KEPT_ENTRIES = 2_000
 """Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
 _SAMPLE = 500
-
-_Key = tuple[int, int, str]
 
 
 class SqliteLedger(Upkeep, Records):
@@ -52,67 +51,126 @@ class SqliteLedger(Upkeep, Records):
         super().__init__(path)
         with translated(path):
             self._known_limits = self.limit_keys()
+        self._own: dict[str, tuple[int, Sequence[Hold]]] = {}
+        """The slot and the holds of each reservation made here and not finished here, to save looking them up."""
+        self._free: list[int] = []
+        """Slots in which reservations made here were finished here."""
 
     # The verbs of the request path spell the transaction out: a context manager costs as much as a statement.
 
     def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
         """Hold on every account, or on none if one has no room."""
-        encoded = _encode([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
+        if event_id in self._own:
+            raise LedgerError(f"{event_id} is reserved already.")
+        row = (
+            event_id,
+            worker,
+            started_at,
+            _encoded(holds),
+            event,
+        )
+        values: list[int | str] = []
+        for account, end, amount, _, _, _ in holds:
+            values += (*account, end, 0, amount)
         execute = self._execute
         try:
             execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         try:
-            after = self._add([(*account, end, 0, amount) for account, end, amount, _, _, _ in holds])
-            balances = tuple(
-                [
-                    Balance(spent, reserved - hold.amount)
-                    for hold, (spent, reserved) in zip(holds, self._sums(holds, after), strict=True)
-                ]
-            )
+            after = self._sums(holds, execute(_upsert(len(holds)), values).fetchall()) if holds else []
+            balances = tuple([Balance(s, r - hold.amount) for hold, (s, r) in zip(holds, after, strict=True)])
             if not all(map(Hold.fits, holds, balances)):
                 execute("ROLLBACK")
                 return Reserved(False, balances)
-            execute(
-                "INSERT INTO reservations (event_id, worker, started_at, holds, event) VALUES (?, ?, ?, ?, ?)",
-                (event_id, worker, started_at, encoded, event),
-            )
+            slot = self._fill_slot(row)
             new = self._note_limits([hold.account.limit_key for hold in holds])
             execute("COMMIT")
         except Exception as error:
             self._abandon()
             raise translate(error, self._path) from error
+        if self._free:
+            self._free.pop()  # it was taken, or there was none
+        self._own[event_id] = (slot, holds)
         self._known_limits |= new
         return Reserved(True, balances)
 
+    def _fill_slot(self, row: tuple[str, str, int, str, str]) -> int:
+        """Keep a reservation in a free slot; it leaves the list only once that is committed."""
+        while self._free:
+            slot = self._free[-1]
+            filled = self._execute(
+                "UPDATE reservations SET open = 1, event_id = ?, worker = ?, started_at = ?, holds = ?, event = ?"
+                " WHERE slot = ? AND NOT open",
+                (*row, slot),
+            )
+            if filled.rowcount:
+                return slot
+            # The keeper has dropped it.
+            self._free.pop()
+        made = self._execute(
+            "INSERT INTO reservations (open, event_id, worker, started_at, holds, event) VALUES (1, ?, ?, ?, ?, ?)", row
+        )
+        return made.lastrowid or 0
+
     def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Free the reservation's holds, add the charges, append the event."""
-        return self._finish(event_id, charges, event)
+        execute = self._execute
+        try:
+            execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+        try:
+            holds = self._take(event_id)
+            if holds is None:
+                execute("ROLLBACK")
+                self._finished(event_id)
+                return None
+            settled, new = self._book(_changes(holds, charges), event)
+            execute("COMMIT")
+        except Exception as error:
+            self._abandon()
+            raise translate(error, self._path) from error
+        self._finished(event_id)
+        self._known_limits |= new
+        return settled
 
     def recover(self, event_id: str) -> Settled | None:
         """Settle with what each hold says is charged, and the event the reservation carries."""
-        return self._finish(event_id, None, None)
+        with self._writing():
+            found = self._take_anybodys(event_id)
+            if found is None:
+                return None
+            holds, event = found
+            lost = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
+            settled, new = self._book(_changes(holds, lost), event)
+        self._finished(event_id)
+        self._known_limits |= new
+        return settled
 
     def release(self, event_id: str) -> bool:
         """Free the holds, and leave no trace in the outbox."""
         with self._writing():
-            row = self._execute("DELETE FROM reservations WHERE event_id = ? RETURNING holds", (event_id,)).fetchone()
-            if row is None:
-                return False
-            self._add([(*key, *change) for key, change in _changes(json.loads(row[0]), ()).items()])
-            return True
+            holds = self._take(event_id)
+            if holds is not None:
+                self._add(_changes(holds, ()))
+        self._finished(event_id)
+        return holds is not None
 
     def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
-        """Give back what a reservation holds on some accounts."""
-        wanted = set(accounts)
+        """Give back what a reservation of this worker holds on some accounts."""
+        if event_id not in self._own:
+            return
+        slot, holds = self._own[event_id]
+        kept = [hold for hold in holds if hold.account not in accounts]
         with self._writing():
-            row = self._execute("SELECT holds FROM reservations WHERE event_id = ?", (event_id,)).fetchone()
-            holds = json.loads(row[0]) if row else []
-            freed = [hold for hold in holds if AccountKey(*hold[:3]) in wanted]
-            self._add([(*key, *change) for key, change in _changes(freed, ()).items()])
-            kept = _encode([hold for hold in holds if hold not in freed])
-            self._execute("UPDATE reservations SET holds = ? WHERE event_id = ?", (kept, event_id))
+            changed = self._execute(
+                "UPDATE reservations SET holds = ? WHERE slot = ? AND open AND event_id = ?",
+                (_encoded(kept), slot, event_id),
+            )
+            if changed.rowcount:
+                self._add(_changes([hold for hold in holds if hold.account in accounts], ()))
+        self._own[event_id] = (slot, kept)
 
     def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
         """Add the charges and append the event, in one transaction."""
@@ -121,34 +179,46 @@ class SqliteLedger(Upkeep, Records):
         self._known_limits |= new
         return settled
 
-    def _finish(self, event_id: str, charges: Sequence[Charge] | None, event: str | None) -> Settled | None:
-        execute = self._execute
-        try:
-            execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise translate(error, self._path) from error
-        try:
-            row = execute("DELETE FROM reservations WHERE event_id = ? RETURNING holds, event", (event_id,)).fetchone()
-            if row is None:
-                execute("ROLLBACK")
-                return None
-            settled, new = self._book(_changes(json.loads(row[0]), charges), row[1] if charges is None else event)
-            execute("COMMIT")
-        except Exception as error:
-            self._abandon()
-            raise translate(error, self._path) from error
-        self._known_limits |= new
-        return settled
+    def _take(self, event_id: str) -> Sequence[Hold] | None:
+        """Free the slot of a reservation and give its holds; None if it is not open any more."""
+        own = self._own.get(event_id)
+        if own is None:
+            found = self._take_anybodys(event_id)
+            return found[0] if found else None
+        slot, holds = own
+        # Another worker may have recovered it, and the slot serve another reservation since.
+        taken = self._execute(
+            "UPDATE reservations SET open = 0 WHERE slot = ? AND open AND event_id = ?", (slot, event_id)
+        )
+        return holds if taken.rowcount else None
 
-    def _book(self, changes: dict[_Key, list[int]], event: str | None) -> tuple[Settled, set[int]]:
+    def _take_anybodys(self, event_id: str) -> tuple[list[Hold], str] | None:
+        """Look through all reservations, which are few; give the holds and the event."""
+        row = self._execute(
+            "UPDATE reservations SET open = 0 WHERE open AND event_id = ? RETURNING holds, event", (event_id,)
+        ).fetchone()
+        if row is None:
+            return None
+        holds = [
+            Hold(AccountKey(key, start, subject), end, amount, None, if_lost)
+            for key, start, subject, end, amount, if_lost in json.loads(row[0])
+        ]
+        return holds, row[1]
+
+    def _finished(self, event_id: str) -> None:
+        """Forget a reservation, if it was made here, and use its slot again."""
+        own = self._own.pop(event_id, None)
+        if own is not None:
+            self._free.append(own[0])
+
+    def _book(self, changes: Mapping[AccountKey, list[int]], event: str | None) -> tuple[Settled, set[int]]:
         """Change accounts and append the event, if there is one; the second is what `_note_limits` found."""
-        after = self._add([(*key, *change) for key, change in changes.items()])
+        after = self._add(changes)
         seq = 0
         if event is not None:
             seq = self._execute("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
-        new = self._note_limits([key[0] for key in changes])
-        balances = {AccountKey(*key): Balance(*now) for key, now in zip(changes, after, strict=True)}
-        return Settled(seq, balances), new
+        new = self._note_limits([key.limit_key for key in changes])
+        return Settled(seq, {key: Balance(*now) for key, now in zip(changes, after, strict=True)}), new
 
     def _note_limits(self, keys: Iterable[int]) -> set[int]:
         """Note limits that have their first account; to be remembered once that is committed."""
@@ -158,11 +228,15 @@ class SqliteLedger(Upkeep, Records):
         self._connection.executemany("INSERT OR IGNORE INTO limits (limit_key) VALUES (?)", [(key,) for key in new])
         return new
 
-    def _add(self, rows: Sequence[Sequence[int | str]]) -> list[tuple[int, int]]:
-        """Add (key, start, subject, end, spent, reserved) to accounts; give their new balances, in order."""
-        if not rows:
+    def _add(self, changes: Mapping[AccountKey, list[int]]) -> list[tuple[int, int]]:
+        """Add (window_end, spent, reserved) to accounts; give their new balances, in order."""
+        if not changes:
             return []
-        return self._execute(_upsert(len(rows)), [value for row in rows for value in row]).fetchall()
+        values: list[int | str] = []
+        for account, change in changes.items():
+            values += account
+            values += change
+        return self._execute(_upsert(len(changes)), values).fetchall()
 
     def _sums(self, holds: Sequence[Hold], after: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Put the sum over its buckets in place of the one bucket's balance, where a hold is judged on that."""
@@ -184,7 +258,9 @@ class SqliteLedger(Upkeep, Records):
     def open_reservations(self) -> list[OpenReservation]:
         """List what is reserved and not settled, oldest first."""
         with translated(self._path):
-            rows = self._execute("SELECT event_id, worker, started_at, event FROM reservations ORDER BY started_at")
+            rows = self._execute(
+                "SELECT event_id, worker, started_at, event FROM reservations WHERE open ORDER BY started_at"
+            )
             return [OpenReservation(*row) for row in rows]
 
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
@@ -295,19 +371,18 @@ class SqliteLedger(Upkeep, Records):
             self._execute("UPDATE ledger SET acknowledged = ?", (stored,))
 
 
-def _changes(
-    taken: Sequence[tuple[int, int, str, int, int, int]], charges: Sequence[Charge] | None
-) -> dict[_Key, list[int]]:
-    """Work out (window_end, spent, reserved) to add to each account; no charges: what is charged if it is lost."""
-    changes: dict[_Key, list[int]] = {}
-    for key, start, subject, end, amount, if_lost in taken:
-        change = changes.setdefault((key, start, subject), [end, 0, 0])
-        change[2] -= amount
-        if charges is None:
-            change[1] += if_lost
-    for account, window_end, amount in charges or ():
-        change = changes.setdefault(account, [window_end, 0, 0])
-        change[0] = max(change[0], window_end)
+def _encoded(holds: Sequence[Hold]) -> str:
+    return _encode([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
+
+
+def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKey, list[int]]:
+    """Work out (window_end, spent, reserved) to add to each account."""
+    changes: dict[AccountKey, list[int]] = {}
+    for account, end, amount, _, _, _ in holds:
+        changes.setdefault(account, [end, 0, 0])[2] -= amount
+    for account, end, amount in charges:
+        change = changes.setdefault(account, [end, 0, 0])
+        change[0] = max(change[0], end)
         change[1] += amount
     return changes
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KEPT_REFUSAL_MINUTES = 7 * 24 * 60
 _DAY = 86_400_000_000
 _YEAR = 366 * _DAY
+_SLOTS_EVERY = _DAY // 144
 _LOOKED_AT = 2_000
 _SLICE = 500
 _MOST_NAMED = 20
@@ -27,17 +28,19 @@ class Upkeep(LedgerFile):
     """The keeper's verbs."""
 
     _looked_up_to: tuple[int, str, int] = _BEFORE_ALL
+    _slots_dropped: int = 0
 
     def tidy(self, now: int) -> None:
         """Drop a slice of what is old, and bring the write-ahead log to the disk."""
         with translated(self._path):
             self._drop_closed_accounts(now - _DAY)
+            self._drop_free_slots(now)
             self._drop("refusal_counts", "minute", now // 60_000_000 - KEPT_REFUSAL_MINUTES)
             self._drop("alerts", "at", now - _YEAR)
             self._drop("imperfections", "last_at", now - _YEAR)
             # Those that could be in force in the year for which the audit promises to have them.
             self._drop("adjustments", "until", now - _YEAR)
-            self._sync_log()
+        self.sync()
 
     def _drop_closed_accounts(self, closed: int) -> None:
         """Look at the next accounts in the order of their keys, and drop those that count nowhere any more."""
@@ -58,6 +61,13 @@ class Upkeep(LedgerFile):
                 )
         # Only now: a slice that found the ledger busy is looked at again.
         self._looked_up_to = rows[-1][:3] if len(rows) == _LOOKED_AT else _BEFORE_ALL
+
+    def _drop_free_slots(self, now: int) -> None:
+        """Drop what reservations have left free, those of dead processes among them; the living make new ones."""
+        if not self._slots_dropped <= now < self._slots_dropped + _SLOTS_EVERY:
+            with self._writing():
+                self._execute("DELETE FROM reservations WHERE NOT open")
+            self._slots_dropped = now
 
     def _drop(self, table: str, column: str, before: int) -> None:
         """Drop a slice of the rows that are older; the column has an index, so looking costs nothing."""
@@ -87,7 +97,7 @@ class Upkeep(LedgerFile):
     def _wrong_holds(self) -> Iterator[str]:
         """Compare what the accounts say is reserved with what the open reservations hold."""
         held: Counter[tuple[int, str, int]] = Counter()
-        for (holds,) in self._execute("SELECT holds FROM reservations"):
+        for (holds,) in self._execute("SELECT holds FROM reservations WHERE open"):
             for limit_key, window_start, subject, _, amount, _ in json.loads(holds):
                 held[limit_key, subject, window_start] += amount
         reserved = Counter(

@@ -14,15 +14,18 @@ CREATE TABLE limits (
     limit_key INTEGER PRIMARY KEY
 );
 
--- What requests in flight hold. `holds` is JSON: [[limit_key, window_start, subject, window_end, amount, if_lost], …].
--- `event` is recorded as it is if the worker dies.
+-- What requests in flight hold: a row that is not `open` is free, and serves its process again, so that the same few
+-- pages are written over and over. `holds` is JSON:
+-- [[limit_key, window_start, subject, window_end, amount, if_lost], …]. `event` is recorded as it is if the worker dies.
 CREATE TABLE reservations (
-    event_id TEXT NOT NULL PRIMARY KEY,
+    slot INTEGER PRIMARY KEY,
+    open INTEGER NOT NULL,
+    event_id TEXT NOT NULL,
     worker TEXT NOT NULL,
     started_at INTEGER NOT NULL,
     holds TEXT NOT NULL,
     event TEXT NOT NULL
-) WITHOUT ROWID;
+);
 
 -- Settled events that the store does not have yet, and the last ones that it has, for the caches.
 -- Not AUTOINCREMENT, which costs a page more in each commit: the newest entry always stays, so no number comes twice.
@@ -31,11 +34,12 @@ CREATE TABLE outbox (
     event TEXT NOT NULL
 );
 
--- One row. `writer` names this outbox for ever.
+-- One row. `writer` names this outbox for ever; `copies` counts how often the write-ahead log was copied.
 CREATE TABLE ledger (
     writer TEXT NOT NULL,
     acknowledged INTEGER NOT NULL,
-    adjustments_version INTEGER NOT NULL
+    adjustments_version INTEGER NOT NULL,
+    copies INTEGER NOT NULL
 );
 
 CREATE TABLE refusal_counts (
