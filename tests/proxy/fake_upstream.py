@@ -3,9 +3,10 @@
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
 `"silent": true` leaves the usage out, and a model named `broken…` always fails.
-How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"pause"` waits
-after each frame. `"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no
-more tokens than the request allows.
+How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
+before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
+`"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no more tokens than
+the request allows.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
 What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
@@ -34,6 +35,7 @@ handed_out: dict[str, Counter[str]] = defaultdict(Counter)
 by_id: dict[str, dict[str, Any]] = {}
 numbers = itertools.count(1)
 failures: Counter[str] = Counter()
+seen: Counter[str] = Counter()
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -73,6 +75,7 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
+    seen[plan.get("mark", "")] += 1
     if "id" in plan:
         by_id.setdefault(plan["id"], {"calls": 0, "share": 0.0})["calls"] += 1
     await asyncio.sleep(plan["delay"])
@@ -99,10 +102,17 @@ def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, do
     """Send server-sent events, letting the loop breathe between them."""
 
     async def send() -> AsyncIterator[str]:
-        for at, item in enumerate(items):
+        await asyncio.sleep(plan.get("hold", 0))
+        for number, item in enumerate(items):
+            if number == plan.get("drop"):
+                raise ConnectionResetError("planned")
+            if number == plan.get("error"):
+                error = {"type": "error", "error": {"type": "server_error", "message": "planned", "code": "500"}}
+                yield f"{'event: error' if named else ''}\ndata: {json.dumps(error)}\n\n"
+                return
             name = f"event: {item['type']}\n" if named else ""
             if "id" in plan:
-                by_id[plan["id"]]["share"] = (at + 1) / len(items)
+                by_id[plan["id"]]["share"] = (number + 1) / len(items)
             yield f"{name}data: {json.dumps(item)}\n\n"
             await asyncio.sleep(plan.get("pause", 0))
         if done:
@@ -199,7 +209,7 @@ async def responses(request: Request) -> Response:
             "output_tokens": plan["out"],
             "output_tokens_details": {"reasoning_tokens": plan["reasoning"]},
             "total_tokens": plan["in"] + plan["out"],
-        },
+        } if not plan.get("silent") else None,
     }  # fmt: skip
     if not body.get("stream"):
         return JSONResponse(answer)
@@ -224,6 +234,8 @@ async def messages(request: Request) -> Response:
         "cache_creation_input_tokens": 0,
         "output_tokens": plan["out"],
     }
+    if plan.get("silent"):
+        usage = {"input_tokens": 0, "output_tokens": 0}
     head: dict[str, Any] = {
         "id": f"msg_{next(numbers)}", "type": "message", "role": "assistant", "model": body["model"],
         "stop_reason": "end_turn", "stop_sequence": None,
@@ -240,16 +252,53 @@ async def messages(request: Request) -> Response:
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-            "usage": {"output_tokens": plan["out"]},
+            "usage": {"output_tokens": usage["output_tokens"]},
         },
         {"type": "message_stop"},
     ]
     return frames(items, plan, named=True, done=False)
 
 
+async def anything(request: Request) -> Response:
+    """POST /v1/images/generations, audio, moderations and others: a small answer of each kind, without usage."""
+    body, _, error = await begin(request)
+    if error:
+        return error
+    kind = request.url.path.rsplit("/", 1)[-1]
+    if kind == "speech":
+        return Response(b"sound", media_type="audio/mpeg")
+    answers: dict[str, dict[str, Any]] = {
+        "generations": {"created": 1, "data": [{"url": "http://127.0.0.1/picture.png"}]},
+        "moderations": {"id": "modr-1", "model": body["model"], "results": [{"flagged": False, "categories": {}, "category_scores": {}}]},
+        "rerank": {"id": "rerank-1", "results": [{"index": 0, "relevance_score": 0.5}], "meta": {"billed_units": {"search_units": 1}}},
+    }  # fmt: skip
+    return JSONResponse(answers.get(kind, {"fine": True}))
+
+
+async def generate_content(request: Request) -> Response:
+    """POST …:generateContent, in Google's format."""
+    body = await request.json()
+    plan = plan_of({"messages": [{"content": body["contents"][0]["parts"]}]})
+    usage = {
+        "promptTokenCount": plan["in"],
+        "candidatesTokenCount": plan["out"],
+        "totalTokenCount": plan["in"] + plan["out"],
+    }
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "usageMetadata": usage}
+    if "stream" in request.url.path:
+        return frames([answer], plan, named=False, done=False)
+    return JSONResponse(answer)
+
+
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
+
+
+async def show_seen(_request: Request) -> Response:
+    """GET /seen: the calls received, by the mark in their plan."""
+    return JSONResponse(seen)
 
 
 async def show_answers(_request: Request) -> Response:
@@ -270,12 +319,18 @@ app = Starlette(
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
+        *(
+            Route(path, anything, methods=["POST"])
+            for path in ("/v1/images/generations", "/v1/audio/speech", "/v1/moderations", "/v1/rerank", "/raw")
+        ),
+        Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
         Route("/answers", show_answers),
+        Route("/seen", show_seen),
         Route("/reset", reset, methods=["POST"]),
     ]
 )
 
 if __name__ == "__main__":
     # Connections are kept for long: one that closes just as LiteLLM uses it again would fail a request.
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_keep_alive=600)
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", timeout_keep_alive=600)
