@@ -123,7 +123,7 @@ class Traffic:
         return Request(
             event_id=event.event_id,
             started_at=self.now,
-            holds=[Hold(key, end, worst, 10**18) for key, end in keys],
+            holds=[Hold(key, end, worst, 10**18, worst) for key, end in keys],
             charges=[Charge(key, end, cost) for key, end in keys],
             reserved=encode_event(event),
             settled=encode_event(settled),

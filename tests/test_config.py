@@ -10,13 +10,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.config import Config, find_config, load_config, read_proxy_section
+from usage_plugin.config import AdmissionConfig, Config, find_config, load_config, read_proxy_section
 from usage_plugin.domain.limits import Match
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.domain.windows import WINDOW_KINDS, start_of_day
+from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule, start_of_day
 from usage_plugin.errors import ConfigError
 
 BERLIN = ZoneInfo("Europe/Berlin")
+SECOND = 1_000_000
+NAMED_WINDOWS = [kind for kind in WINDOW_KINDS if kind != "rolling"]
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_the_documented_limits_become_rules(documented):
     limits = documented.limit_set().limits
     usd = 10**9
     assert [
-        (rule.name, rule.per, rule.unit, rule.amount, rule.window, str(rule.zone), rule.dry_run) for rule in limits
+        (rule.name, rule.per, rule.unit, rule.amount, rule.window.kind, str(rule.zone), rule.dry_run) for rule in limits
     ] == [
         ("daily", ("user",), "usd", 5 * usd, "day", "UTC", False),
         ("research", ("team",), "usd", 500 * usd, "month", "Europe/Berlin", False),
@@ -187,10 +189,137 @@ def test_a_file_of_its_own_without_the_section_is_an_error(tmp_path, text):
         load_config(path)
 
 
-@pytest.mark.parametrize("window", WINDOW_KINDS)
+@pytest.mark.parametrize("window", NAMED_WINDOWS)
 def test_every_window_is_known(load, window):
     """A limit may count in each kind of window."""
-    assert load(limit(window=window)).limit_set().limits[0].window == window
+    per = "[user, session]" if window == "session" else "user"
+    assert load(limit(per=per, window=window)).limit_set().limits[0].window == WindowRule(window)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("10s", 10), ("90m", 5_400), ("5h", 18_000), ("5 h", 18_000), ("30d", 2_592_000)]
+)
+def test_a_window_may_roll(load, written, seconds):
+    """A rolling window has a length, written as any duration."""
+    (rule,) = load(limit(window=f"{{rolling: {written}}}")).limit_set().limits
+    assert rule.window == WindowRule("rolling", length=seconds * SECOND)
+
+
+@pytest.mark.parametrize(
+    ("top", "own", "day"),
+    [("", None, 0), ("week_starts: sunday\n", None, 6), ("week_starts: sunday\n", "monday", 0), ("", "saturday", 5)],
+)
+def test_weeks_may_begin_on_any_day(load, top, own, day):
+    """A week begins on the day the limit names, else on the section's, else on Monday; other windows have none."""
+    section = top + limit(window="week", week_starts=own) + "  - {name: other, per: user, window: month, max_cost: 5}"
+    first, other = load(section).limit_set().limits
+    assert first.window == WindowRule("week", week_starts=day)
+    assert other.window == WindowRule("month")
+
+
+def test_parallel_requests_need_no_window(load):
+    """Requests at the same time are limited without a window, with overrides like any amount."""
+    (rule,) = (
+        load(
+            limit(
+                window=None,
+                max_cost=None,
+                max_parallel_requests="3",
+                overrides="[{match: {user: bo}, max_parallel_requests: unlimited}]",
+            )
+        )
+        .limit_set()
+        .limits
+    )
+    assert (rule.unit, rule.amount, rule.is_charged) == ("parallel_requests", 3, False)
+    assert rule.overrides[0].amount is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"window": "request"}, {"window": None, "max_cost": None, "max_parallel_requests": "3"}, {"dry_run": "true"}],
+    ids=str,
+)
+def test_a_limit_may_downgrade(load, changes):
+    """Instead of refusing, a limit may send a request to another model, whatever it counts."""
+    (rule,) = load(limit(action="downgrade", downgrade_to="openai/gpt-mini", **changes)).limit_set().limits
+    assert (rule.action, rule.downgrade_to, rule.blocks) == ("downgrade", "openai/gpt-mini", False)
+
+
+@pytest.mark.parametrize(
+    ("written", "percents"), [("[50, 80, 100]", (50, 80, 100)), ("80", (80,)), ("[1, 1000]", (1, 1000))]
+)
+def test_a_limit_may_alert(load, written, percents):
+    """Alerts come at shares of the amount in percent, one or several."""
+    assert load(limit(alert_at=written)).limit_set().limits[0].alert_at == percents
+
+
+@pytest.mark.parametrize(("key", "value", "field", "expected"), [
+    ("count_from", "window", "counts_history", True), ("count_from", "now", "counts_history", False),
+    ("count_from", None, "counts_history", True), ("on_unbounded", "allow", "allow_unbounded", True),
+    ("on_unbounded", "deny", "allow_unbounded", False), ("on_unbounded", None, "allow_unbounded", False),
+    ("alert_at", None, "alert_at", ()), ("downgrade_to", None, "downgrade_to", None),
+])  # fmt: skip
+def test_a_limits_policies_have_two_words_each(load, key, value, field, expected):
+    """A new limit counts what its window holds, and refuses what nothing bounds, unless it says otherwise."""
+    (rule,) = load(limit(**{key: value})).limit_set().limits
+    assert getattr(rule, field) == expected
+
+
+@pytest.mark.parametrize(("key", "written", "expected"), [
+    ("busy_wait", None, timedelta(seconds=2)), ("busy_wait", "0s", timedelta()), ("busy_wait", "1m", timedelta(seconds=60)),
+    ("orphan_grace", None, timedelta(seconds=60)), ("orphan_grace", "1s", timedelta(seconds=1)), ("orphan_grace", "1d", timedelta(days=1)),
+    ("on_short_budget", None, "reject"), ("on_short_budget", "reject", "reject"), ("on_short_budget", "clamp", "clamp"),
+    ("on_ledger_error", None, "deny"), ("on_ledger_error", "deny", "deny"), ("on_ledger_error", "allow", "allow"),
+    ("on_lost", None, "charge"), ("on_lost", "charge", "charge"), ("on_lost", "charge_input", "charge_input"), ("on_lost", "release", "release"),
+    ("on_unmetered", None, "allow"), ("on_unmetered", "allow", "allow"), ("on_unmetered", "deny", "deny"),
+    ("on_unmetered", "0.01", 10_000_000), ("on_unmetered", "0", 0), ("on_unmetered", '"0.000000001"', 1),
+    ("on_cut_stream", None, "estimate"), ("on_cut_stream", "estimate", "estimate"), ("on_cut_stream", "reserved", "reserved"),
+])  # fmt: skip
+def test_admission_can_be_set(load, key, written, expected):
+    """Each key of admission takes its words, and has the default that is on the safe side of what is usual."""
+    admission = load("timezone: UTC" if written is None else f"admission: {{{key}: {written}}}").admission
+    assert getattr(admission, key) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "tokens"), [("o3", 100_000), ("o3-mini", 100_000), ("openai/gpt-5", 8_000), ("gpt-5", 500), ("", 500)]
+)
+def test_the_bound_on_output_can_be_set_for_models(load, model, tokens):
+    """A model has the output bound of the first glob that fits it, else the default."""
+    admission = load(
+        'admission: {default_max_output_tokens: 500, max_output_tokens: {"o3*": 100000, "openai/*": 8_000, "o3-mini": 1}}'
+    ).admission
+    assert admission.output_tokens_of(model) == tokens
+
+
+def test_without_bounds_of_their_own_all_models_have_the_default():
+    """No key at all means the same bound for each model."""
+    assert AdmissionConfig().output_tokens_of("gpt-5") == 4096
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("1MB", 10**6),
+        ("500MB", 5 * 10**8),
+        ("1GB", 10**9),
+        ("2GiB", 2**31),
+        ("1 MiB", 2**20),
+        ("3TB", 3 * 10**12),
+        ("1TiB", 2**40),
+    ],
+)
+def test_the_outbox_has_a_bound_in_bytes(load, written, size):
+    """How much may wait for the store is written as a size."""
+    storage = load(f"storage: {{outbox_max: {written}, when_outbox_full: serve}}").storage
+    assert (storage.outbox_max, storage.when_outbox_full) == (size, "serve")
+
+
+def test_the_outbox_refuses_at_a_gigabyte_by_default(load):
+    """Unless something else is written, requests are refused when a gigabyte waits."""
+    storage = load("timezone: UTC").storage
+    assert (storage.outbox_max, storage.when_outbox_full, storage.backend) == (10**9, "refuse", "sqlite")
 
 
 @pytest.mark.parametrize(
@@ -431,7 +560,77 @@ MISTAKES = {
     "an override for nobody in particular": (limit(overrides="[{max_cost: 5}]"), "usage_plugin.limits.0.overrides.0.match", "", "missing"),
     "unknown window": (limit(window="fortnight"), "usage_plugin.limits.0.window", "'fortnight'", "write one of request, minute, hour, day"),
     "LiteLLM's way to write a window": (limit(window="30d"), "usage_plugin.limits.0.window", "'30d'", "month"),
-    "no window": (limit(window=None), "usage_plugin.limits.0.window", "", "missing"),
+    "no window": (limit(window=None), "usage_plugin.limits.0", "window is missing", "write one of request, minute"),
+    "a window that is left empty": (limit(window=""), "usage_plugin.limits.0", "window is missing", "write one of request, minute"),
+    "a rolling window without a length": (limit(window="rolling"), "usage_plugin.limits.0.window", "'rolling'", "{rolling: 5h}"),
+    "a window of another kind with a length": (limit(window="{day: 5h}"), "usage_plugin.limits.0.window", "{'day': '5h'}", "{rolling: 5h}"),
+    "a rolling window with something else": (limit(window="{rolling: 5h, from: now}"), "usage_plugin.limits.0.window", "'from'", "{rolling: 5h}"),
+    "two windows": (limit(window="[day, month]"), "usage_plugin.limits.0.window", "['day', 'month']", "write one of request, minute"),
+    "too short a rolling window": (limit(window="{rolling: 9s}"), "usage_plugin.limits.0.window", "'9s'", "from 10s to 3660d"),
+    "too long a rolling window": (limit(window="{rolling: 3661d}"), "usage_plugin.limits.0.window", "'3661d'", "from 10s to 3660d"),
+    "a length without a unit": (limit(window="{rolling: 300}"), "usage_plugin.limits.0.window", "300", "for example 5h"),
+    "a length that is none": (limit(window="{rolling: week}"), "usage_plugin.limits.0.window", "'week'", "for example 5h"),
+    "a rolling window out of place": (limit(rolling="5h"), "usage_plugin.limits.0.rolling", "'5h'", "write window: {rolling: 5h}"),
+    "a session window for users": (limit(window="session"), "usage_plugin.limits.0", "window: session", "per: [user, session]"),
+    "a day of the week for a month": (limit(window="month", week_starts="sunday"), "usage_plugin.limits.0", "only window: week", "leave out week_starts"),
+    "a day of the week as a number": ("week_starts: 0", "usage_plugin.week_starts", "0", "write one of monday"),
+    "an unknown day of the week": (limit(window="week", week_starts="sonntag"), "usage_plugin.limits.0.week_starts", "'sonntag'", "write one of monday"),
+    "parallel requests in a window": (limit(max_cost=None, max_parallel_requests="5"), "usage_plugin.limits.0", "at the same time", "leave out window"),
+    "parallel requests with alerts": (limit(max_cost=None, window=None, max_parallel_requests="5", alert_at="80"), "usage_plugin.limits.0", "at the same time", "leave out alert_at"),
+    "parallel requests with a history": (limit(max_cost=None, window=None, max_parallel_requests="5", count_from="now"), "usage_plugin.limits.0", "at the same time", "leave out count_from"),
+    "parallel requests and their bound": (limit(max_cost=None, window=None, max_parallel_requests="5", on_unbounded="deny"), "usage_plugin.limits.0", "on_unbounded", "max_total_tokens"),
+    "a part of a parallel request": (limit(max_cost=None, window=None, max_parallel_requests="1.5"), "usage_plugin.limits.0.max_parallel_requests", "1.5", "whole number"),
+    "parallel requests under another name": (limit(max_parallel="5"), "usage_plugin.limits.0.max_parallel", "5", "write max_parallel_requests"),
+    "soft_budget": (limit(soft_budget="4"), "usage_plugin.limits.0.soft_budget", "4", "write alert_at"),
+    "a downgrade to nowhere": (limit(action="downgrade"), "usage_plugin.limits.0", "downgrade", "write both, or neither"),
+    "a model to downgrade to without the action": (limit(downgrade_to="mini"), "usage_plugin.limits.0", "downgrade_to", "write both, or neither"),
+    "a downgrade to several": (limit(action="downgrade", downgrade_to="[a, b]"), "usage_plugin.limits.0.downgrade_to", "['a', 'b']", "write one name"),
+    "a downgrade to a glob": (limit(action="downgrade", downgrade_to='"gpt-*"'), "usage_plugin.limits.0.downgrade_to", "'gpt-*'", "not a glob"),
+    "a downgrade to a number": (limit(action="downgrade", downgrade_to="4.1"), "usage_plugin.limits.0.downgrade_to", "4.1", "put quotes around it"),
+    "an alert at nothing": (limit(alert_at="0"), "usage_plugin.limits.0.alert_at", "0", "from 1 to 1000"),
+    "an alert beyond all bounds": (limit(alert_at="[80, 1001]"), "usage_plugin.limits.0.alert_at", "1001", "from 1 to 1000"),
+    "alerts in no order": (limit(alert_at="[80, 50]"), "usage_plugin.limits.0.alert_at", "[80, 50]", "ascending"),
+    "an alert twice": (limit(alert_at="[80, 80]"), "usage_plugin.limits.0.alert_at", "[80, 80]", "each once"),
+    "a fraction of a percent": (limit(alert_at="[99.9]"), "usage_plugin.limits.0.alert_at", "99.9", "whole percents"),
+    "percent as text": (limit(alert_at="80%"), "usage_plugin.limits.0.alert_at", "'80%'", "whole percents"),
+    "an alert that is true": (limit(alert_at="yes"), "usage_plugin.limits.0.alert_at", "True", "whole percents"),
+    "no alerts in a list": (limit(alert_at="[]"), "usage_plugin.limits.0.alert_at", "[]", "for example [50, 80, 100]"),
+    "an alert for single requests": (limit(window="request", alert_at="80"), "usage_plugin.limits.0", "window: request", "leave out alert_at"),
+    "a history of single requests": (limit(window="request", count_from="now"), "usage_plugin.limits.0", "window: request", "leave out count_from"),
+    "an unknown beginning": (limit(count_from="today"), "usage_plugin.limits.0.count_from", "'today'", "'window' or 'now'"),
+    "an unknown policy for what nothing bounds": (limit(on_unbounded="warn"), "usage_plugin.limits.0.on_unbounded", "'warn'", "'deny' or 'allow'"),
+    "a bound on requests": (limit(max_cost=None, max_requests="5", on_unbounded="allow"), "usage_plugin.limits.0", "on_unbounded", "max_cost"),
+    "too long a wait": ("admission: {busy_wait: 61s}", "usage_plugin.admission.busy_wait", "'61s'", "from 0s to 60s"),
+    "a wait without a unit": ("admission: {busy_wait: 2}", "usage_plugin.admission.busy_wait", "2", "for example 2s"),
+    "no grace": ("admission: {orphan_grace: 0s}", "usage_plugin.admission.orphan_grace", "'0s'", "from 1s to 1d"),
+    "a grace of days": ("admission: {orphan_grace: 2d}", "usage_plugin.admission.orphan_grace", "'2d'", "from 1s to 1d"),
+    "an unknown policy for short budgets": ("admission: {on_short_budget: cut}", "usage_plugin.admission.on_short_budget", "'cut'", "'reject' or 'clamp'"),
+    "an unknown policy for a broken ledger": ("admission: {on_ledger_error: open}", "usage_plugin.admission.on_ledger_error", "'open'", "'deny' or 'allow'"),
+    "an unknown policy for what is lost": ("admission: {on_lost: forget}", "usage_plugin.admission.on_lost", "'forget'", "'charge', 'charge_input' or 'release'"),
+    "an unknown policy for what is not metered": ("admission: {on_unmetered: warn}", "usage_plugin.admission.on_unmetered", "'warn'", "write allow, deny, or the USD"),
+    "a negative flat cost": ("admission: {on_unmetered: -0.5}", "usage_plugin.admission.on_unmetered", "-0.5", "write allow, deny, or the USD"),
+    "an unlimited flat cost": ("admission: {on_unmetered: unlimited}", "usage_plugin.admission.on_unmetered", "'unlimited'", "write allow, deny, or the USD"),
+    "a flat cost beyond all bounds": ("admission: {on_unmetered: 10000001}", "usage_plugin.admission.on_unmetered", "10000001", "write allow, deny, or the USD"),
+    "a flat cost that is true": ("admission: {on_unmetered: yes}", "usage_plugin.admission.on_unmetered", "True", "write allow, deny, or the USD"),
+    "an unknown policy for cut streams": ("admission: {on_cut_stream: free}", "usage_plugin.admission.on_cut_stream", "'free'", "'estimate' or 'reserved'"),
+    "one bound for all models": ("admission: {max_output_tokens: 500}", "usage_plugin.admission.max_output_tokens", "500", "dict"),
+    "a bound of nothing for a model": ('admission: {max_output_tokens: {"o3*": 0}}', "usage_plugin.admission.max_output_tokens.o3*", "0", "greater than or equal to 1"),
+    "an unlimited bound for a model": ('admission: {max_output_tokens: {"o3*": unlimited}}', "usage_plugin.admission.max_output_tokens.o3*", "'unlimited'", "integer"),
+    "a number for a model": ("admission: {max_output_tokens: {4.1: 500}}", "usage_plugin.admission.max_output_tokens", "4.1", "put quotes around it"),
+    "a size without a unit": ("storage: {outbox_max: 1000000000}", "usage_plugin.storage.outbox_max", "1000000000", "MB, GB, MiB or GiB"),
+    "a size below a megabyte": ("storage: {outbox_max: 500kB}", "usage_plugin.storage.outbox_max", "'500kB'", "at least 1MB"),
+    "no size": ("storage: {outbox_max: 0MB}", "usage_plugin.storage.outbox_max", "'0MB'", "at least 1MB"),
+    "a part of a gigabyte": ("storage: {outbox_max: 1.5GB}", "usage_plugin.storage.outbox_max", "'1.5GB'", "whole number"),
+    "an unknown policy for a full outbox": ("storage: {when_outbox_full: drop}", "usage_plugin.storage.when_outbox_full", "'drop'", "'refuse' or 'serve'"),
+    "a policy of the store for the ledger": ("ledger: {outbox_max: 1GB}", "usage_plugin.ledger.outbox_max", "'1GB'", "no such key"),
+    "an octal amount": (limit(max_cost="010"), "usage_plugin.limits.0.max_cost", "found 010", "write a decimal number"),
+    "an octal count": (limit(max_cost=None, max_requests="0100"), "usage_plugin.limits.0.max_requests", "found 0100", "octal"),
+    "a count to the base of 60": (limit(max_cost=None, max_requests="1:30"), "usage_plugin.limits.0.max_requests", "found 1:30", "base 60"),
+    "an amount to the base of 60": (limit(max_cost="1:30.5"), "usage_plugin.limits.0.max_cost", "found 1:30.5", "base 60"),
+    "a hexadecimal amount": (limit(max_cost="0x10"), "usage_plugin.limits.0.max_cost", "found 0x10", "hexadecimal"),
+    "a negative octal amount": (limit(max_cost="-010"), "usage_plugin.limits.0.max_cost", "found -010", "write a decimal number"),
+    "an octal name in a list": (limit(match="{user: [ann, 007]}"), "usage_plugin.limits.0.match.user.1", "found 007", "quotes around it"),
+    "a time for a duration": ("admission: {busy_wait: 1:30}", "usage_plugin.admission.busy_wait", "found 1:30", "base 60"),
     "unknown dimension": (limit(per="person"), "usage_plugin.limits.0.per", "'person'", "write one of user, team"),
     "a dimension twice": (limit(per="[user, user]"), "usage_plugin.limits.0.per", "['user', 'user']", "once"),
     "global with another": (limit(per="[global, user]"), "usage_plugin.limits.0.per", "['global', 'user']", "global alone"),
@@ -465,7 +664,8 @@ MISTAKES = {
     "bad duration": ("cache: {cleanup_interval: soon}", "usage_plugin.cache.cleanup_interval", "'soon'", "1h"),
     "a duration without a unit": ("cache: {cleanup_interval: 3600}", "usage_plugin.cache.cleanup_interval", "3600", "1h"),
     "no duration": ("cache: {cleanup_interval: 0h}", "usage_plugin.cache.cleanup_interval", "'0h'", "1h"),
-    "unknown action": (limit(action="downgrade"), "usage_plugin.limits.0.action", "'downgrade'", "'block' or 'warn'"),
+    "digits that are no digits": ("cache: {cleanup_interval: ٣h}", "usage_plugin.cache.cleanup_interval", "٣h", "1h"),
+    "unknown action": (limit(action="refuse"), "usage_plugin.limits.0.action", "'refuse'", "'block', 'warn' or 'downgrade'"),
     "unknown source of identity": ("identity: {user: [jwt]}", "usage_plugin.identity.user", "'jwt'", "key, end_user or header:NAME"),
     "a header without a name": ('identity: {user: "header:"}', "usage_plugin.identity.user", "'header:'", "header:NAME"),
     "unknown policy": ("identity: {on_missing: ignore}", "usage_plugin.identity.on_missing", "'ignore'", "'shared' or 'deny'"),
@@ -575,6 +775,22 @@ def test_anchors_and_merges_may_be_used(load):
     assert [(rule.name, rule.amount) for rule in config.limit_set().limits] == [("a", 5 * 10**9), ("b", 5 * 10**9)]
 
 
+@pytest.mark.parametrize("written", ["0", "10", "1_000", "+5", '"010"', "08", "0.10", "00.5", "1_0.5"])
+def test_numbers_that_are_what_they_look_like_are_read(load, written):
+    """Decimal numbers are taken as they are, with the underscores and quotes that YAML allows."""
+    expected = float(written.strip('"').replace("_", ""))
+    assert load(limit(max_cost=written)).limit_set().limits[0].amount == expected * 10**9
+
+
+@pytest.mark.parametrize("value", ["010", "0x1F", "1:30"])
+def test_a_variable_with_a_disguised_number_is_an_error(refused, monkeypatch, value):
+    """A number from the environment is not silently another one either."""
+    monkeypatch.setenv("DAILY", value)
+    message = refused(limit(max_cost="os.environ/DAILY"))
+    assert f"DAILY is {value}" in message
+    assert "write a decimal number" in message
+
+
 def test_long_values_are_cut_in_messages(refused):
     """A value of many characters does not flood the message."""
     assert len(refused(f"timezone_: {'x' * 100_000}")) < 1_000
@@ -614,8 +830,8 @@ def test_whatever_is_written_is_a_configuration_or_a_mistake(tmp_path_factory, s
 limit_values = st.fixed_dictionaries(
     {
         "name": st.sampled_from(["a", "b"]),
-        "per": st.sampled_from(["user", "global"]) | st.lists(st.sampled_from(["user", "team", "tag"]), max_size=3),
-        "window": st.sampled_from(WINDOW_KINDS),
+        "per": st.sampled_from(["user", "global"]) | st.lists(st.sampled_from(["user", "team", "tag", "session"]), max_size=3),
+        "window": st.sampled_from([*WINDOW_KINDS, {"rolling": "5h"}, {"rolling": "10s"}, {"rolling": "1s"}]),
     },
     optional={
         "max_cost": st.integers(-1, 10) | st.just("unlimited") | leaves,
@@ -630,6 +846,13 @@ limit_values = st.fixed_dictionaries(
         ),
         "dry_run": st.booleans() | leaves,
         "timezone": st.sampled_from(["UTC", "Europe/Berlin"]) | leaves,
+        "week_starts": st.sampled_from(["sunday", "monday"]) | leaves,
+        "action": st.sampled_from(["block", "warn", "downgrade"]) | leaves,
+        "downgrade_to": st.just("m") | leaves,
+        "alert_at": st.lists(st.integers(0, 100), max_size=3) | leaves,
+        "count_from": st.sampled_from(["window", "now"]) | leaves,
+        "on_unbounded": st.sampled_from(["deny", "allow"]) | leaves,
+        "max_parallel_requests": st.integers(-1, 10) | leaves,
     },
 )  # fmt: skip
 
@@ -645,5 +868,7 @@ def test_whatever_limits_are_written_can_be_used_or_are_a_mistake(tmp_path_facto
         return
     for found in config.limit_set().matching(Subjects(user="ann", team="t", tags=("x", "y")), "m", "p"):
         assert set(found.limit.names_of(found.subject)) == set(found.limit.per) - {"global"}
-        found.window_at(1_796_144_400_000_000)
+        window = found.window_at(1_796_144_400_000_000)
+        assert window.start <= 1_796_144_400_000_000 < window.end
         found.amount_at(1_796_144_400_000_000)
+        found.limit.reset_of(window)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
-from usage_plugin.config import ENFORCE_VARIABLE, Config
+from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.errors import ConfigError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
-from usage_plugin.tracking.admission import Admission
+from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
+from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
+from usage_plugin.tracking.flusher import Unstorable
+from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.problems import Problems
 from usage_plugin.tracking.recorder import Recorder
 from usage_plugin.tracking.refusals import RefusalLog
+from usage_plugin.tracking.rules import NOTE, RulesInForce
+from usage_plugin.tracking.seeding import Seeder
 from usage_plugin.tracking.tracker import UsageTracker
 from usage_plugin.tracking.workers import Workers
 
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.limits import LimitSet
     from usage_plugin.domain.store import UsageStore
 
 BUILTIN_PLUGINS = (
@@ -34,6 +43,9 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.memory",
     "usage_plugin.backends.sqlite",
 )
+
+NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache")
+"""Keys of the YAML that are read at the start only."""
 
 log = get_logger()
 
@@ -75,6 +87,10 @@ class Parts:
         """See the workers of the data folder."""
         return Workers(self.config.data_dir / "workers")
 
+    def unstorable(self, clock: Clock) -> Unstorable:
+        """Find the file of events that the store never takes."""
+        return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
+
     def cache(self) -> UsageCache:
         """Make an empty cache of the configured size."""
         cache = self.config.cache
@@ -90,30 +106,147 @@ class Runtime:
         Raises:
             UsagePluginError: the configuration, a plugin or the ledger does not work.
         """
+        plugins = plugins or Plugins(BUILTIN_PLUGINS)
         parts = Parts(config, plugins)
         self.config = config
         self.clock = clock or SystemClock()
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
-        self.limits = config.limit_set()
+        self.rules = RulesInForce(config.limit_set())
+        self.pressure = Pressure()
         self.cache = parts.cache()
         self.ledger = parts.open_ledger()
+        self.rules.follow(self.ledger, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
-        self.admission = Admission(self.ledger, self.limits, worker=self._workers.name, enforce=self.enforce)
-        self.recorder = Recorder(self.ledger, self.limits, self.cache, self.clock)
+        self.alerts = Alerts(self.clock, plugins.alert_listeners)
+        self.imperfections = Imperfections(self.ledger, self.clock)
+        self.admission = Admission(
+            self.ledger,
+            self.rules,
+            self.clock,
+            worker=self._workers.name,
+            policy=_policy(config, enforce=self.enforce),
+            pressure=self.pressure,
+        )
+        self.recorder = Recorder(
+            self.ledger,
+            self.rules,
+            self.cache,
+            self.clock,
+            imperfections=self.imperfections,
+            alerts=self.alerts,
+            pressure=self.pressure,
+        )
         self.refusals = RefusalLog(self.ledger)
-        self._keeper = Keeper(parts.open_ledger, parts.open_store, self._workers, self.clock)
+        self._following = _Following(self, ConfigFile(config.path, config), asyncio.get_running_loop(), self._workers)
+        self._keeper = Keeper(
+            parts.open_ledger,
+            parts.open_store,
+            self._workers,
+            self.clock,
+            unstorable=parts.unstorable(self.clock),
+            seeder=Seeder(self.rules, self._workers, config.timezone, self.clock),
+            chores=(*self._following.chores, self.alerts.hand_over),
+        )
         self._keeper.start()
+
+    @property
+    def limits(self) -> LimitSet:
+        """The limits in force now."""
+        return self.rules.limits
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
         try:
             await self.recorder.drain(seconds)
             self.refusals.flush()
+            self.imperfections.flush()
         finally:
             self._keeper.stop(seconds)
             self._workers.leave()
             self.ledger.close()
+
+
+def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
+    admission = config.admission
+    return AdmissionPolicy(
+        enforce=enforce,
+        busy_wait=admission.busy_wait // timedelta(microseconds=1),
+        on_lost=admission.on_lost,
+        admit_without_ledger=admission.on_ledger_error == "allow",
+        serve_when_outbox_full=config.storage.when_outbox_full == "serve",
+    )
+
+
+class _Following:
+    """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
+
+    def __init__(self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers) -> None:
+        self._runtime = runtime
+        self._file = file
+        self._loop = loop
+        self._workers = workers
+        self._problems = Problems(runtime.clock)
+        # The rules of the start are the loop's own: it has settled nothing by others.
+        self._used_by_loop = runtime.rules.digest
+        self._told = ""
+        self.chores = (self._follow_file, self._follow_adjustments, self._tell_rules, self._measure_outbox)
+
+    def _follow_file(self, ledger: Ledger) -> None:
+        """Put a changed YAML in force; an invalid one is refused, and the old one stays."""
+        try:
+            config = self._file.changed()
+        except ConfigError as error:
+            if self._workers.keeps:
+                log.error("config.refused", path=str(self._file.path), message=str(error))  # noqa: TRY400
+        else:
+            if config is not None:
+                self._replace(config)
+        if self._workers.keeps:
+            self._problems.tell(ledger, "config", self._file.mistakes)
+
+    def _replace(self, config: Config) -> None:
+        runtime = self._runtime
+        old = runtime.config
+        kept = {name: getattr(old, name) for name in NEEDS_RESTART if getattr(config, name) != getattr(old, name)}
+        if self._workers.keeps:
+            if kept:
+                log.warning("config.needs_restart", keys=list(kept), path=str(config.path))
+            log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
+        config = config.model_copy(update=kept)
+        runtime.config = config
+        runtime.admission.policy = _policy(config, enforce=runtime.enforce)
+        runtime.rules.replace(config.limit_set())
+
+    def _follow_adjustments(self, ledger: Ledger) -> None:
+        self._runtime.rules.follow(ledger, self._runtime.clock.now())
+
+    def _tell_rules(self, ledger: Ledger) -> None:
+        """Leave word of the rules that this worker goes by, once nothing is settled by others any more."""
+        digest = self._runtime.rules.digest
+        if digest == self._told:
+            return
+        if self._used_by_loop == digest:
+            ledger.note(NOTE + self._workers.name, digest)
+            self._told = digest
+        else:
+            # Asked there, because the loop may be in the middle of a settlement by the rules before.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._use, digest)
+
+    def _use(self, digest: str) -> None:
+        if not self._runtime.recorder.pending and digest == self._runtime.rules.digest:
+            self._used_by_loop = digest
+
+    def _measure_outbox(self, ledger: Ledger) -> None:
+        storage = self._runtime.config.storage
+        full = ledger.waiting().size >= storage.outbox_max
+        self._runtime.pressure.outbox_full = full
+        self._runtime.pressure.leaves_gaps = full and storage.when_outbox_full == "serve"
+        if self._workers.keeps:
+            self._problems.tell(
+                ledger, "outbox", f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
+            )
 
 
 class Reader:
@@ -123,9 +256,10 @@ class Reader:
         """Take the open parts; `open_reader` makes them."""
         self.config = parts.config
         self.clock = clock
-        self.limits = parts.config.limit_set()
+        self.limits = parts.config.limit_set().adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
         self.workers = parts.workers()
+        self.store = store
         self.tracker = UsageTracker(ledger, store, parts.cache(), parts.config.timezone, clock)
 
 

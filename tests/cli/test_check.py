@@ -29,6 +29,22 @@ def test_a_good_file_is_fine(run):
     assert "warned: 1.00 usd per user and hour, for user zoe, warn" in text
 
 
+def test_windows_that_no_calendar_has_are_told_in_words(check):
+    """What rolls, what runs at the same time and where a downgrade leads is told in words."""
+    text = check("""
+        usage_plugin:
+          limits:
+            - {name: burst, per: user, window: {rolling: 5h}, max_cost: 2, action: downgrade, downgrade_to: mini}
+            - {name: chat, per: session, window: session, max_total_tokens: 10}
+            - {name: at-once, per: user, max_parallel_requests: 3}
+            - {name: weekly, per: user, window: week, week_starts: sunday, max_requests: 9}
+    """).output
+    assert "burst: 2.00 usd per user and any 5 h, downgrade to mini" in text
+    assert "chat: 10 total tokens per session and session" in text
+    assert "at-once: 3 parallel requests per user" in text
+    assert "and week" in text
+
+
 def test_a_check_starts_and_makes_nothing(run, config_path):
     """Checking makes no data folder."""
     run.ok("check")

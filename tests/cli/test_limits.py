@@ -25,7 +25,7 @@ def test_every_account_of_every_limit_is_shown(run, books):
         "name": "daily", "subject": {"user": "ann"}, "unit": "usd", "limit": "5.00", "spent": "0.010000001",
         "reserved": "2.00", "remaining": "2.989999999",
         "window": {"start": "2026-11-23T00:00:00+00:00", "end": "2026-11-24T00:00:00+00:00"},
-        "action": "block", "dry_run": False,
+        "action": "block", "dry_run": False, "amount_from": "limit", "amount_until": None, "adjustment": None,
     }  # fmt: skip
     (member,) = accounts(document, "member").values()
     assert member["subject"] == {"team": "research", "user": "ann"}
@@ -167,3 +167,45 @@ def test_a_model_name_of_a_client_cannot_break_the_list(run, config_path, books)
     books.limits = load_config(config_path).limit_set()
     books.add(user="ann", model="a\x1fb")
     assert len(accounts(run.json("limits"), "models")) == 1
+
+
+def add_limits(config_path, books, *limits):
+    """Put limits behind the others, as somebody would who edits the YAML."""
+    config_path.write_text(config_path.read_text() + "".join(f"    - {{{limit}}}\n" for limit in limits))
+    books.limits = load_config(config_path).limit_set()
+
+
+def test_a_rolling_window_is_one_row_with_the_sum_of_its_buckets(run, config_path, books):
+    """What was spent in the last five hours is one sum for each subject; what is older is not in it."""
+    add_limits(config_path, books, "name: burst, per: user, window: {rolling: 5h}, max_cost: 5")
+    for ago in (0, HOUR, 5 * HOUR, 6 * HOUR):
+        books.add(user="ann", cost=10_000_000, started_at=NOON - ago)
+    books.reserve(user="ann", cost=1_000_000_000, started_at=NOON - 2 * HOUR)
+    books.add(user="bo", cost=20_000_000)
+    document = run.json("limits")
+    found = accounts(document, "burst")
+    ann = found[("user", "ann"),]
+    assert (ann["spent"], ann["reserved"], ann["remaining"]) == ("0.03", "1.00", "3.97")
+    assert ann["window"] == {"start": "2026-11-23T07:00:00+00:00", "end": "2026-11-23T17:05:00+00:00"}
+    assert found[("user", "bo"),]["spent"] == "0.02"
+    (eva,) = accounts(run.json("limits", "--user", "zoe"), "burst").values()
+    assert (eva["subject"], eva["spent"]) == ({"user": "zoe"}, "0.00")
+
+
+def test_sessions_and_parallel_requests_never_reset(run, config_path, books):
+    """What no date resets is shown as an account without an end."""
+    add_limits(
+        config_path,
+        books,
+        "name: chat, per: [user, session], window: session, max_cost: 5",
+        "name: at-once, per: user, max_parallel_requests: 3",
+    )
+    books.add(user="ann", session="s-1", cost=10_000_000, started_at=NOON - 3 * DAY)
+    books.reserve(user="ann", session="s-1", cost=10_000_000)
+    document = run.json("limits")
+    (chat,) = accounts(document, "chat").values()
+    assert (chat["subject"], chat["spent"], chat["reserved"]) == ({"user": "ann", "session": "s-1"}, "0.01", "0.01")
+    (at_once,) = accounts(document, "at-once").values()
+    assert (at_once["unit"], at_once["limit"], at_once["spent"], at_once["reserved"]) == ("parallel_requests", 3, 0, 1)
+    assert chat["window"]["end"] is at_once["window"]["end"] is None
+    assert "never" in run.ok("limits")

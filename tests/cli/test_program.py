@@ -240,7 +240,7 @@ def test_following_shows_new_events_until_interrupted(execute, books, config_pat
 
 def test_commands_work_beside_a_writer(run, books, monkeypatch):
     """A command takes no write lock: it does not wait for a worker that is writing, nor does the worker notice it."""
-    monkeypatch.setattr("usage_plugin.ledgers.sqlite.ledger._START_TIMEOUT", 0.2)
+    monkeypatch.setattr("usage_plugin.ledgers.sqlite.file._START_TIMEOUT", 0.2)
     books.add()
     books.ledger._execute("BEGIN IMMEDIATE")
     try:

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.domain.limits import Limit, LimitSet, Match, Override
+from usage_plugin.domain.ledger import Adjustment
+from usage_plugin.domain.limits import Limit, LimitSet, Match, Override, fits
 from usage_plugin.domain.subjects import DIMENSIONS, SEPARATOR, Subjects
+from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
 
 UTC = ZoneInfo("UTC")
 NOON = 1_795_003_200_000_000
@@ -33,10 +35,13 @@ NAMES = {
 }
 
 
+FIVE_HOURS = WindowRule("rolling", length=5 * 3_600_000_000)
+
+
 def make_limit(**changes):
     """A limit of 5 USD a day for each user, with changes."""
     return Limit(**{
-        "name": "daily", "per": ("user",), "unit": "usd", "amount": 5_000_000_000, "window": "day", "zone": UTC, **changes,
+        "name": "daily", "per": ("user",), "unit": "usd", "amount": 5_000_000_000, "window": WindowRule("day"), "zone": UTC, **changes,
     })  # fmt: skip
 
 
@@ -142,6 +147,12 @@ def test_every_limit_that_matches_counts():
     )
     assert [found.limit.name for found in limits.matching(EVERYBODY, "gpt-5", "openai")] == ["a", "c", "d"]
     assert [found.limit.name for found in limits.matching(EVERYBODY, None, None)] == ["a", "c"]
+
+
+def test_no_globs_fit_nothing():
+    """An empty list of globs names nobody, not everybody."""
+    assert not fits((), "ann")
+    assert not fits((), "")
 
 
 # ── match: which requests ────────────────────────────────────────────────────────────────────────────────────────────
@@ -312,6 +323,125 @@ def test_the_window_of_an_account_is_the_limits_own():
     assert window.start % (24 * 3_600_000_000) == 18.5 * 3_600_000_000
 
 
+def test_parallel_requests_are_one_account_that_is_never_charged():
+    """Requests at the same time are held on one account whatever the time, kept a day after the last one began."""
+    limit = make_limit(unit="parallel_requests", window=WindowRule("lifetime"))
+    assert limit.window_at(NOON) == (0, NOON + 24 * 3_600_000_000)
+    assert limit.window_at(NOON + 1).start == 0
+    assert limit.since_at(NOON) is None
+    assert limit.has_accounts
+    assert not limit.is_charged
+
+
+def test_only_what_keeps_an_account_is_charged():
+    """A limit on one request keeps nothing; any other leaves what was used on its account."""
+    single = make_limit(window=WindowRule("request"))
+    assert (single.has_accounts, single.is_charged) == (False, False)
+    assert all(make_limit(window=WindowRule(kind)).is_charged for kind in WINDOW_KINDS if kind != "request")
+
+
+def test_the_buckets_of_an_account_are_the_limits_own():
+    """A rolling limit counts on the bucket of the instant, and sums up from the bucket five hours before."""
+    (found,) = matching(make_limit(window=FIVE_HOURS))
+    five_minutes = 300_000_000
+    assert found.window_at(NOON + five_minutes + 1).start == NOON + five_minutes
+    assert found.since_at(NOON + five_minutes + 1) == NOON + five_minutes - FIVE_HOURS.length
+    assert matching(make_limit())[0].since_at(NOON) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "resets"),
+    [
+        ({}, "2026-11-19T00:00:00+00:00"),
+        ({"window": FIVE_HOURS}, "2026-11-18T17:05:00+00:00"),
+        ({"window": WindowRule("lifetime")}, None),
+        ({"window": WindowRule("session")}, None),
+        ({"unit": "parallel_requests"}, None),
+    ],
+    ids=["day", "rolling", "lifetime", "session", "parallel"],
+)
+def test_a_limit_resets_when_nothing_counts_any_more_that_counts_now(changes, resets):
+    """A reset is the end of the window, for a rolling one the end of all that counts now; some have none."""
+    limit = make_limit(**changes)
+    found = limit.reset_of(limit.window_at(NOON))
+    assert (found and found.isoformat()) == resets
+
+
+# ── adjustments ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def adjustment(number=1, **changes):
+    """Ann's daily limit is raised to 50 for an hour."""
+    return Adjustment(**{
+        "number": number, "limit": "daily", "subject": "ann", "amount": 50, "before": 5, "made_at": NOON,
+        "until": NOON + 3_600_000_000, "actor": "ops", "reason": "deadline", **changes,
+    })  # fmt: skip
+
+
+def adjusted_amount(*adjustments, limit=None, subjects=EVERYBODY, at=NOON):
+    limits = LimitSet([limit or make_limit()]).adjusted(adjustments)
+    (found,) = limits.matching(subjects, "gpt-5", "openai")
+    assert limits.account(found.limit, found.subject).amount_at(at) == found.amount_at(at)
+    return found.amount_at(at)
+
+
+def test_an_adjustment_is_in_force_until_its_end():
+    """An adjusted account has that amount up to the adjustment's end, and then its own again."""
+    ends = adjustment().until
+    assert adjusted_amount(adjustment(), at=ends - 1) == 50
+    assert adjusted_amount(adjustment(), at=ends) == 5_000_000_000
+
+
+@pytest.mark.parametrize("amount", [0, None, 50])
+def test_an_adjustment_may_block_or_lift(amount):
+    """An adjustment of 0 blocks and one of unlimited lifts."""
+    assert adjusted_amount(adjustment(amount=amount)) == amount
+
+
+def test_an_adjustment_beats_overrides():
+    """Whoever adjusts an account means it, whatever the YAML says for those who match."""
+    limit = make_limit(overrides=(Override(conditions(user="ann"), 7),))
+    assert adjusted_amount(adjustment(), limit=limit) == 50
+    assert adjusted_amount(adjustment(), limit=limit, at=adjustment().until) == 7
+
+
+@pytest.mark.parametrize(
+    "changes", [{"subject": "bo"}, {"limit": "other"}, {"subject": ""}, {"ended_at": NOON}], ids=str
+)
+def test_an_adjustment_is_for_one_account_while_nobody_ended_it(changes):
+    """An adjustment of somebody else, of another limit, or one that was ended early, changes nothing."""
+    assert adjusted_amount(adjustment(**changes)) == 5_000_000_000
+
+
+def test_the_newest_adjustment_counts_and_gives_way_to_an_older_one():
+    """Of several adjustments the newest counts, in whatever order they come; when it ends, one that still runs."""
+    older = adjustment(1, amount=50, until=NOON + 100)
+    newer = adjustment(2, amount=9, until=NOON + 10)
+    for order in ((older, newer), (newer, older)):
+        assert adjusted_amount(*order, at=NOON + 9) == 9
+        assert adjusted_amount(*order, at=NOON + 10) == 50
+        assert adjusted_amount(*order, at=NOON + 100) == 5_000_000_000
+
+
+def test_an_adjustment_of_a_combination_names_all_of_it():
+    """An account of a team's member, and the one that everybody shares, are adjusted by their subjects."""
+    member = make_limit(per=("team", "user"))
+    assert adjusted_amount(adjustment(subject=f"research{SEPARATOR}ann"), limit=member) == 50
+    assert adjusted_amount(adjustment(subject=f"sales{SEPARATOR}ann"), limit=member) == 5_000_000_000
+    assert adjusted_amount(adjustment(subject=""), limit=make_limit(per=("global",))) == 50
+
+
+def test_adjusting_forgets_the_adjustments_before():
+    """A set takes all adjustments in force at once: those that are not named again are over, here and in memory."""
+    limits = LimitSet([make_limit()], {"power": ("ann",)})
+    assert limits.matching(EVERYBODY, None, None)[0].amount_at(NOON) == 5_000_000_000
+    raised = limits.adjusted([adjustment()])
+    assert raised.matching(EVERYBODY, None, None)[0].amount_at(NOON) == 50
+    assert raised.adjusted([]).matching(EVERYBODY, None, None)[0].amount_at(NOON) == 5_000_000_000
+    assert limits.matching(EVERYBODY, None, None)[0].amount_at(NOON) == 5_000_000_000
+    assert raised.groups_of("ann") == ("power",)
+
+
 # ── the key of the accounts ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -322,7 +452,10 @@ def test_the_window_of_an_account_is_the_limits_own():
         {"per": ("team",)},
         {"per": ("user", "team")},
         {"unit": "requests"},
-        {"window": "month"},
+        {"window": WindowRule("month")},
+        {"window": WindowRule("session")},
+        {"window": FIVE_HOURS},
+        {"unit": "parallel_requests"},
         {"zone": ZoneInfo("Europe/Berlin")},
         {"match": conditions(model="o3")},
         {"match": conditions(user="o3")},
@@ -343,6 +476,10 @@ def test_what_is_counted_decides_the_key(change):
         {"action": "warn"},
         {"dry_run": True},
         {"allow_unpriced": ("local-*",)},
+        {"allow_unbounded": True},
+        {"action": "downgrade", "downgrade_to": "gpt-5-mini"},
+        {"alert_at": (50, 80)},
+        {"counts_history": False},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -372,6 +509,32 @@ def test_keys_fit_into_the_ledger():
 def test_keys_stay_the_same_for_ever():
     """A key never changes between versions: spent amounts are kept under it."""
     assert make_limit().key == 5_494_497_574_764_442_783
+    assert make_limit(window=FIVE_HOURS).key == 8_315_960_984_240_025_231
+    assert make_limit(window=WindowRule("week", week_starts=6)).key == 4_724_027_091_979_925_586
+    assert make_limit(window=WindowRule("session")).key == 6_469_366_962_574_512_552
+    assert make_limit(unit="parallel_requests", window=WindowRule("lifetime")).key == 8_434_878_568_104_129_199
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (WindowRule("week"), WindowRule("week", week_starts=6)),
+        (FIVE_HOURS, WindowRule("rolling", length=4 * 3_600_000_000)),
+        (FIVE_HOURS, WindowRule("session")),
+    ],
+    ids=["week", "length", "kind"],
+)
+def test_all_of_the_window_decides_the_key(one, other):
+    """Weeks from another day and windows of another length hold other sums, so they are other accounts."""
+    assert make_limit(window=one).key != make_limit(window=other).key
+
+
+@pytest.mark.parametrize(
+    "changes", [{"window": FIVE_HOURS}, {"window": WindowRule("session")}, {"unit": "parallel_requests"}], ids=str
+)
+def test_where_no_clock_is_asked_the_zone_does_not_change_the_key(changes):
+    """A zone that decides nothing may be changed without starting from zero."""
+    assert make_limit(**changes, zone=ZoneInfo("Asia/Kolkata")).key == make_limit(**changes).key
 
 
 # ── what is shown, and what is remembered ────────────────────────────────────────────────────────────────────────────
@@ -390,10 +553,16 @@ def test_a_limit_for_each_member_of_a_team_is_the_callers_own():
 
 @pytest.mark.parametrize(
     ("changes", "blocks"),
-    [({}, True), ({"action": "warn"}, False), ({"dry_run": True}, False), ({"action": "warn", "dry_run": True}, False)],
+    [
+        ({}, True),
+        ({"action": "warn"}, False),
+        ({"dry_run": True}, False),
+        ({"action": "warn", "dry_run": True}, False),
+        ({"action": "downgrade", "downgrade_to": "gpt-5-mini"}, False),
+    ],
 )
 def test_only_blocking_limits_block(changes, blocks):
-    """Warnings and dry runs are never felt."""
+    """Warnings and dry runs are never felt, and a downgrade refuses nothing."""
     assert make_limit(**changes).blocks == blocks
 
 
@@ -414,6 +583,19 @@ def test_memory_stays_bounded_whatever_is_asked():
     assert len(limits._remembered) <= 4_096
     (found,) = limits.matching(Subjects(user="user-1"), "model-1", None)
     assert found.limit.names_of(found.subject) == {"user": "user-1", "model": "model-1"}
+
+
+@pytest.mark.parametrize("varied", ["session", "tags", "end_user", "api_key_alias"])
+def test_what_no_limit_asks_for_does_not_defeat_the_memory(varied, monkeypatch):
+    """Requests that differ only in what no limit counts by are matched once."""
+    limits = LimitSet([make_limit(), make_limit(name="b", per=("team", "model"), match=conditions(team="*"))])
+    searched = []
+    found = limits._match
+    monkeypatch.setattr(limits, "_match", lambda names: searched.append(names) or found(names))
+    for number in range(100):
+        name = f"{varied}-{number}"
+        limits.matching(EVERYBODY._replace(**{varied: (name,) if varied == "tags" else name}), "gpt-5", "openai")
+    assert len(searched) == 1
 
 
 @given(

@@ -10,10 +10,14 @@ from hypothesis import strategies as st
 from usage_plugin.domain.windows import (
     FOREVER,
     MICROSECONDS,
+    SESSION_IDLE,
     WINDOW_KINDS,
     Window,
+    WindowRule,
     days_window,
+    duration_words,
     local_date,
+    since_at,
     start_of_day,
     to_datetime,
     to_instant,
@@ -72,58 +76,222 @@ def shown(window, zone="UTC"):
 )
 def test_calendar_windows_begin_and_end_where_the_calendar_says(kind, at, start, end):
     """Each calendar window spans its minute, hour, day, week from Monday, month, quarter or year."""
-    assert shown(window_at(kind, instant(at), ZoneInfo("UTC"))) == (start, end)
+    assert shown(window_at(WindowRule(kind), instant(at), ZoneInfo("UTC"))) == (start, end)
 
 
 def test_a_request_window_is_the_instant_itself():
     """A window of one request holds its instant and no other."""
-    assert window_at("request", 1234567, ZoneInfo("UTC")) == Window(1234567, 1234568)
+    assert window_at(WindowRule("request"), 1234567, ZoneInfo("UTC")) == Window(1234567, 1234568)
 
 
 def test_a_lifetime_window_holds_every_instant():
     """A lifetime window is the same whenever it is asked for."""
     zone = ZoneInfo("Asia/Kolkata")
-    first = window_at("lifetime", instant("1970-01-02"), zone)
-    assert first == window_at("lifetime", instant("2999-12-31"), zone)
+    first = window_at(WindowRule("lifetime"), instant("1970-01-02"), zone)
+    assert first == window_at(WindowRule("lifetime"), instant("2999-12-31"), zone)
     assert first.start <= instant("1970-01-01") < instant("9999-12-30") < first.end == FOREVER
 
 
-calendar_kinds = st.sampled_from([kind for kind in WINDOW_KINDS if kind != "lifetime"])
+ENDLESS = ("lifetime", "session", "rolling")
+rules = st.one_of(
+    st.sampled_from([WindowRule(kind) for kind in WINDOW_KINDS if kind not in ENDLESS]),
+    st.integers(0, 6).map(lambda day: WindowRule("week", week_starts=day)),
+)
+"""The rules whose windows follow each other."""
 instants = st.integers(instant("2000-01-01"), instant("2040-01-01"))
 zones = st.sampled_from(ZONES).map(ZoneInfo)
 
 
-@example("hour", instant("2026-10-04 01:45", "Australia/Lord_Howe"), ZoneInfo("Australia/Lord_Howe"))
-@given(calendar_kinds, instants, zones)
-def test_windows_tile_time(kind, at, zone):
-    """Windows of a kind follow each other without gap or overlap, half-open, in every zone."""
-    window = window_at(kind, at, zone)
+@example(WindowRule("hour"), instant("2026-10-04 01:45", "Australia/Lord_Howe"), ZoneInfo("Australia/Lord_Howe"))
+@example(WindowRule("hour"), instant("2026-04-05 01:45*", "Australia/Lord_Howe"), ZoneInfo("Australia/Lord_Howe"))
+@example(WindowRule("day"), instant("2026-03-29 12:00", "Europe/Berlin"), ZoneInfo("Europe/Berlin"))
+@example(WindowRule("hour"), instant("2026-11-01 01:30*", "America/New_York"), ZoneInfo("America/New_York"))
+@example(WindowRule("month"), instant("2028-02-29 23:59", "Asia/Kolkata"), ZoneInfo("Asia/Kolkata"))
+@given(rules, instants, zones)
+def test_windows_tile_time(rule, at, zone):
+    """Windows of a rule follow each other without gap or overlap, half-open, in every zone."""
+    window = window_at(rule, at, zone)
     assert window.start <= at < window.end
-    assert window_at(kind, window.start, zone) == window
-    assert window_at(kind, window.end - 1, zone) == window
-    assert window_at(kind, window.end, zone).start == window.end
-    assert window_at(kind, window.start - 1, zone).end == window.start
+    assert window_at(rule, window.start, zone) == window
+    assert window_at(rule, window.end - 1, zone) == window
+    assert window_at(rule, window.end, zone).start == window.end
+    assert window_at(rule, window.start - 1, zone).end == window.start
 
 
-@given(calendar_kinds, instants, instants, zones)
-def test_two_instants_are_in_one_window_or_in_windows_apart(kind, one, other, zone):
+@given(rules, instants, instants, zones)
+def test_two_instants_are_in_one_window_or_in_windows_apart(rule, one, other, zone):
     """Two instants share a window exactly when each lies in the other's."""
     assume(one != other)
-    first, second = window_at(kind, one, zone), window_at(kind, other, zone)
+    first, second = window_at(rule, one, zone), window_at(rule, other, zone)
     assert (first == second) == (first.start <= other < first.end)
 
 
-@given(st.sampled_from(["day", "week", "month", "quarter", "year"]), instants, zones)
-def test_windows_of_days_begin_with_a_local_day(kind, at, zone):
+@given(st.lists(st.tuples(rules, instants, zones), max_size=6))
+def test_a_clock_that_jumps_back_finds_the_windows_it_left(asked):
+    """What was asked before, later or earlier, for this rule or another, changes no answer."""
+    first = [window_at(*question) for question in asked]
+    for question, found in reversed(list(zip(asked, first, strict=True))):
+        assert window_at(*question) == found
+
+
+@pytest.mark.parametrize(
+    ("kind", "earlier", "later"),
+    [
+        ("day", "2026-11-17 23:59:59", "2026-11-18 00:00:01"),
+        ("hour", "2026-11-18 09:59", "2026-11-18 10:01"),
+        ("month", "2026-10-31 23:59", "2026-11-01 00:01"),
+    ],
+)
+def test_a_request_after_the_clock_was_set_back_counts_in_the_earlier_window(kind, earlier, later):
+    """A clock that is set back over the edge of a window gives the window before, as if it had never been ahead."""
+    before = window_at(WindowRule(kind), instant(earlier), ZoneInfo("UTC"))
+    after = window_at(WindowRule(kind), instant(later), ZoneInfo("UTC"))
+    assert before.end == after.start
+    assert window_at(WindowRule(kind), instant(earlier), ZoneInfo("UTC")) == before
+
+
+@given(st.sampled_from(["day", "week", "month", "quarter", "year"]).map(WindowRule), instants, zones)
+def test_windows_of_days_begin_with_a_local_day(rule, at, zone):
     """A window of one or more days begins with the first instant of a local day, whatever the clocks do."""
-    start = window_at(kind, at, zone).start
+    start = window_at(rule, at, zone).start
     assert local_date(start, zone) > local_date(start - 1, zone)
+
+
+@pytest.mark.parametrize(
+    ("week_starts", "at", "start"),
+    [
+        (0, "2026-11-22 12:00", "2026-11-16"),
+        (6, "2026-11-22 12:00", "2026-11-22"),
+        (6, "2026-11-21 23:59:59.999999", "2026-11-15"),
+        (5, "2026-11-22 12:00", "2026-11-21"),
+        (1, "2026-11-23 00:00", "2026-11-17"),
+        (6, "2027-01-01 00:00", "2026-12-27"),
+        (3, "2028-03-01 12:00", "2028-02-24"),
+    ],
+)
+def test_a_week_begins_on_the_day_that_is_named(week_starts, at, start):
+    """A week is the seven days from the last day of that name on, over the end of a month or a year too."""
+    window = window_at(WindowRule("week", week_starts=week_starts), instant(at), ZoneInfo("UTC"))
+    assert shown(window)[0] == f"{start} 00:00:00"
+    assert window.end - window.start == 7 * 24 * HOUR
+
+
+@given(st.integers(0, 6), instants, zones)
+def test_every_week_begins_on_its_day(week_starts, at, zone):
+    """Whatever day a week begins on, it begins with that day in its zone and is seven dates long."""
+    window = window_at(WindowRule("week", week_starts=week_starts), at, zone)
+    first, last = local_date(window.start, zone), local_date(window.end - 1, zone)
+    # Samoa skipped a whole day: there a week begins with the day after.
+    assert first.weekday() == week_starts or first == date(2011, 12, 31)
+    assert (last - first).days in (5, 6)
+
+
+# ── windows that roll, and sessions ──────────────────────────────────────────────────────────────────────────────────
+
+rolling = st.integers(10, 90 * 86_400).map(lambda seconds: WindowRule("rolling", length=seconds * MICROSECONDS))
+
+
+def counts(rule, spent_at, asked_at):
+    """Whether a request counts what was spent at an instant: its bucket is not older than the oldest that counts."""
+    return window_at(rule, spent_at, ZoneInfo("UTC")).start >= since_at(rule, asked_at)
+
+
+@given(rolling, instants, st.data())
+def test_what_is_spent_counts_for_the_length_of_a_rolling_window(rule, spent_at, data):
+    """Spend counts for each request from that instant on for the window's length, and for none a bucket later."""
+    for later in (0, 1, rule.length - 1, data.draw(st.integers(0, rule.length - 1))):
+        assert counts(rule, spent_at, spent_at + later)
+    for later in (
+        rule.length + rule.bucket,
+        data.draw(st.integers(rule.length + rule.bucket, 10 * rule.length + HOUR)),
+    ):
+        assert not counts(rule, spent_at, spent_at + later)
+
+
+@given(rolling, instants)
+def test_a_bucket_ends_where_it_no_longer_counts(rule, at):
+    """The account of a bucket is needed up to its end, by the last request that counts it, and not after."""
+    window = window_at(rule, at, ZoneInfo("Asia/Kathmandu"))
+    assert counts(rule, at, window.end - 1)
+    assert not counts(rule, at, window.end)
+
+
+@given(rolling, instants, zones)
+def test_buckets_tile_time(rule, at, zone):
+    """Buckets follow each other without gap or overlap, wherever the zone is, and begin with the epoch."""
+    window = window_at(rule, at, zone)
+    assert window.start <= at < window.start + rule.bucket
+    assert window_at(rule, window.start + rule.bucket, zone).start == window.start + rule.bucket
+    assert window_at(rule, window.start - 1, zone).start == window.start - rule.bucket
+    assert window.start % rule.bucket == 0
+    assert since_at(rule, at) % rule.bucket == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "bucket"), [(10, 1), (59, 1), (60, 1), (61, 61 / 60), (5 * 3600, 300), (86_400, 1440)]
+)
+def test_a_bucket_is_a_sixtieth_and_never_below_a_second(seconds, bucket):
+    """A window has sixty buckets; a shorter one than a minute has fewer, of a second each."""
+    rule = WindowRule("rolling", length=seconds * MICROSECONDS)
+    assert rule.bucket == int(bucket * MICROSECONDS)
+
+
+def test_a_rolling_window_of_five_hours():
+    """At 12:07 what was spent since 7:05 counts, on the bucket of 12:05, which counts until 17:10."""
+    rule = WindowRule("rolling", length=5 * HOUR)
+    at = instant("2026-11-18 12:07")
+    assert shown(window_at(rule, at, ZoneInfo("UTC"))) == ("2026-11-18 12:05:00", "2026-11-18 17:10:00")
+    assert since_at(rule, at) == instant("2026-11-18 07:05")
+
+
+@given(rolling, instants)
+def test_a_rolling_window_knows_no_earlier_answer(rule, at):
+    """The next bucket is found although the one before has not ended, also after the clock was set back."""
+    first = window_at(rule, at, ZoneInfo("UTC"))
+    second = window_at(rule, at + rule.bucket, ZoneInfo("UTC"))
+    assert second.start == first.start + rule.bucket
+    assert window_at(rule, at, ZoneInfo("UTC")) == first
+
+
+@given(rules, instants)
+def test_calendar_windows_have_no_buckets(rule, at):
+    """What does not roll is one account."""
+    assert since_at(rule, at) is None
+    assert since_at(WindowRule("session"), at) is since_at(WindowRule("lifetime"), at) is None
+
+
+@given(instants, st.integers(0, 60 * 86_400 * MICROSECONDS))
+def test_a_session_is_one_account_that_ends_when_it_is_idle(at, later):
+    """Each request of a session counts on the same account, which ends 30 days after the last of them."""
+    rule = WindowRule("session")
+    first, second = (window_at(rule, moment, ZoneInfo("UTC")) for moment in (at, at + later))
+    assert first.start == second.start == 0
+    assert (first.end, second.end) == (at + SESSION_IDLE, at + later + SESSION_IDLE)
+    assert window_at(rule, at, ZoneInfo("UTC")) == first
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (10, "10 s"),
+        (60, "60 s"),
+        (90, "90 s"),
+        (120, "2 min"),
+        (5400, "90 min"),
+        (18_000, "5 h"),
+        (86_400, "24 h"),
+        (604_800, "7 days"),
+    ],
+)
+def test_lengths_are_written_in_their_largest_unit(seconds, words):
+    """A length is written in the largest unit of which it is several."""
+    assert duration_words(seconds * MICROSECONDS) == words
 
 
 @given(instants, zones)
 def test_a_day_window_holds_one_local_date(at, zone):
     """All of a day's window has the same local date, which is the date events of that window are reported on."""
-    window = window_at("day", at, zone)
+    window = window_at(WindowRule("day"), at, zone)
     assert local_date(window.start, zone) == local_date(window.end - 1, zone) == local_date(at, zone)
 
 
@@ -143,11 +311,12 @@ def test_a_day_window_holds_one_local_date(at, zone):
         ("America/Havana", "2026-11-01", 25),
         ("Australia/Lord_Howe", "2026-10-04", 23.5),
         ("Australia/Lord_Howe", "2026-04-05", 24.5),
+        ("Asia/Kolkata", "2026-03-29", 24),
     ],
 )
 def test_a_day_is_as_long_as_its_clocks_make_it(zone, day, hours):
     """On the days when clocks change a day window is an hour, or half an hour, shorter or longer."""
-    window = window_at("day", instant(f"{day} 12:00", zone), ZoneInfo(zone))
+    window = window_at(WindowRule("day"), instant(f"{day} 12:00", zone), ZoneInfo(zone))
     assert (window.end - window.start) / HOUR == hours
 
 
@@ -174,13 +343,16 @@ def test_a_midnight_that_is_skipped_or_comes_twice_is_the_first_instant_of_the_d
         ("Europe/Berlin", "2026-10-25 02:30", "2026-10-25 00:00:00", "2026-10-25 01:00:00"),
         ("Europe/Berlin", "2026-10-25 02:30*", "2026-10-25 01:00:00", "2026-10-25 02:00:00"),
         ("Europe/Berlin", "2026-03-29 03:10", "2026-03-29 01:00:00", "2026-03-29 02:00:00"),
+        ("America/New_York", "2026-11-01 01:30", "2026-11-01 05:00:00", "2026-11-01 06:00:00"),
+        ("America/New_York", "2026-11-01 01:30*", "2026-11-01 06:00:00", "2026-11-01 07:00:00"),
+        ("America/New_York", "2026-03-08 03:10", "2026-03-08 07:00:00", "2026-03-08 08:00:00"),
         ("Asia/Kolkata", "2026-11-18 10:20", "2026-11-18 04:30:00", "2026-11-18 05:30:00"),
         ("Asia/Kathmandu", "2026-11-18 10:20", "2026-11-18 04:15:00", "2026-11-18 05:15:00"),
     ],
 )
 def test_hours_follow_the_zones_clock(zone, at, start, end):
     """An hour begins with the zone's full hour; the hour that comes twice is two windows."""
-    assert shown(window_at("hour", instant(at, zone), ZoneInfo(zone))) == (start, end)
+    assert shown(window_at(WindowRule("hour"), instant(at, zone), ZoneInfo(zone))) == (start, end)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +362,7 @@ def test_hours_do_not_overlap_where_clocks_change_by_half_an_hour(change):
     """On Lord Howe Island, too, no hour begins before the hour before it has ended."""
     zone = ZoneInfo("Australia/Lord_Howe")
     jump = instant(change)
-    before, after = window_at("hour", jump - 1, zone), window_at("hour", jump, zone)
+    before, after = window_at(WindowRule("hour"), jump - 1, zone), window_at(WindowRule("hour"), jump, zone)
     assert before.end <= after.start
 
 
@@ -204,14 +376,14 @@ def test_hours_do_not_overlap_where_clocks_change_by_half_an_hour(change):
 )
 def test_windows_begin_at_local_midnight_also_at_odd_offsets(kind, at, start, end):
     """In a zone 5 hours 45 minutes ahead, days, months and years begin at 18:15 UTC."""
-    assert shown(window_at(kind, instant(at, "Asia/Kathmandu"), ZoneInfo("Asia/Kathmandu"))) == (start, end)
+    assert shown(window_at(WindowRule(kind), instant(at, "Asia/Kathmandu"), ZoneInfo("Asia/Kathmandu"))) == (start, end)
 
 
 def test_weeks_over_a_change_of_clocks_have_another_length():
     """A week with a change of clocks in it is an hour shorter or longer, and begins on a Monday all the same."""
     zone = ZoneInfo("Europe/Berlin")
-    spring = window_at("week", instant("2026-03-27 12:00", "Europe/Berlin"), zone)
-    autumn = window_at("week", instant("2026-10-21 12:00", "Europe/Berlin"), zone)
+    spring = window_at(WindowRule("week"), instant("2026-03-27 12:00", "Europe/Berlin"), zone)
+    autumn = window_at(WindowRule("week"), instant("2026-10-21 12:00", "Europe/Berlin"), zone)
     assert (spring.end - spring.start, autumn.end - autumn.start) == (167 * HOUR, 169 * HOUR)
     assert to_datetime(autumn.start, zone).weekday() == 0
 
@@ -219,9 +391,9 @@ def test_weeks_over_a_change_of_clocks_have_another_length():
 def test_a_day_that_a_zone_skipped_has_no_length():
     """Samoa had no 30 December 2011: its day before ends where its day after begins."""
     zone = ZoneInfo("Pacific/Apia")
-    before = window_at("day", instant("2011-12-29 12:00", "Pacific/Apia"), zone)
+    before = window_at(WindowRule("day"), instant("2011-12-29 12:00", "Pacific/Apia"), zone)
     assert local_date(before.end, zone) == date(2011, 12, 31)
-    assert window_at("day", before.end, zone).start == before.end
+    assert window_at(WindowRule("day"), before.end, zone).start == before.end
     skipped = days_window(date(2011, 12, 30), date(2011, 12, 30), zone)
     assert skipped.start == skipped.end
 

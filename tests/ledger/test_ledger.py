@@ -11,14 +11,26 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, OutboxEntry, RefusalCount
+from usage_plugin.domain.ledger import (
+    AccountKey,
+    Adjustment,
+    AlertKey,
+    Balance,
+    Charge,
+    Hold,
+    Imperfection,
+    OutboxEntry,
+    RefusalCount,
+)
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
+from usage_plugin.ledgers.sqlite import file as file_module
 from usage_plugin.ledgers.sqlite import ledger as module
+from usage_plugin.ledgers.sqlite import records, upkeep
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.sqlite_file import has_wal_reset_bug
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 DAY = AccountKey(1, 0, "ann")
 TEAM = AccountKey(2, 0, "research")
@@ -38,7 +50,7 @@ def ledger(path: Path) -> Iterator[SqliteLedger]:
 
 
 def hold(account: AccountKey, amount: int, maximum: int | None) -> Hold:
-    return Hold(account, END, amount, maximum)
+    return Hold(account, END, amount, maximum, if_lost=amount)
 
 
 def test_a_reservation_holds_on_every_account(ledger: SqliteLedger) -> None:
@@ -87,13 +99,62 @@ def test_the_first_settlement_wins(ledger: SqliteLedger) -> None:
     assert [entry.event for entry in ledger.outbox(0, 10)] == ["first"]
 
 
-def test_recovery_charges_what_was_held(ledger: SqliteLedger) -> None:
-    """What a dead worker left open is charged as reserved, with the event the reservation carries."""
-    ledger.reserve("a", "w", 5, [hold(DAY, 30, 100), hold(TEAM, 7, None)], "draft")
-    recovered = ledger.recover("a")
+def test_recovery_charges_what_the_holds_say(ledger: SqliteLedger, path: Path) -> None:
+    """What a dead worker left open is charged as its holds say, by whichever worker, with the event it carries."""
+    ledger.reserve("a", "w", 5, [hold(DAY, 30, 100), Hold(TEAM, END, 7, None, if_lost=2)], "draft")
+    other = SqliteLedger(path)
+    recovered = other.recover("a")
+    other.close()
     assert recovered is not None
-    assert recovered.balances == {DAY: Balance(30, 0), TEAM: Balance(7, 0)}
+    assert recovered.balances == {DAY: Balance(30, 0), TEAM: Balance(2, 0)}
     assert [entry.event for entry in ledger.outbox(0, 10)] == ["draft"]
+    assert ledger.settle("a", [Charge(DAY, END, 99)], "too late") is None
+    assert not ledger.release("a")
+    assert ledger.balances([DAY]) == {DAY: Balance(30, 0)}
+
+
+def test_a_rolling_window_is_the_sum_of_its_buckets(ledger: SqliteLedger) -> None:
+    """A hold with `since` is judged on all buckets of its subject from there on, and held on its own one only."""
+    old, first, second, other = (AccountKey(1, *at) for at in ((10, "ann"), (20, "ann"), (30, "ann"), (20, "bo")))
+    for number, account in enumerate((old, first, other)):
+        ledger.reserve(str(number), "w", 5, [hold(account, 40, None)], "e")
+    ledger.settle("1", [Charge(first, END, 25)], "e")
+    asked = Hold(second, END, 60, 100, if_lost=60, since=20)
+    assert ledger.reserve("a", "w", 5, [asked._replace(amount=76)], "e") == (False, (Balance(25, 0),))
+    assert ledger.reserve("b", "w", 5, [hold(TEAM, 1, 1), asked], "e") == (True, (Balance(), Balance(25, 0)))
+    assert ledger.reserve("c", "w", 5, [asked._replace(amount=16)], "e") == (False, (Balance(25, 60),))
+    assert ledger.balances([first, second]) == {first: Balance(25, 0), second: Balance(0, 60)}
+    assert [account.key for account in ledger.buckets(1, "ann", 20)] == [first, second]
+    assert [account.key for account in ledger.accounts(1, 20)] == [first, second, other]
+
+
+def test_an_account_lasts_as_long_as_its_last_use_says(ledger: SqliteLedger) -> None:
+    """A session's account ends when it has not been used for a while: each use may put that off, none brings it on."""
+    for number, end in enumerate((100, 300, 200)):
+        ledger.reserve(str(number), "w", 5, [Hold(DAY, end, 1, None, 1)], "e")
+        assert ledger.buckets(1, "ann", 0)[0].window_end == max(100, min(number * 300, 300))
+    ledger.settle("0", [Charge(DAY, 400, 1)], "e")
+    assert ledger.buckets(1, "ann", 0)[0].window_end == 400
+
+
+def test_a_released_request_leaves_no_trace(ledger: SqliteLedger) -> None:
+    """Nothing is charged and nothing recorded; the holds are free. It cannot be settled any more."""
+    ledger.reserve("a", "w", 5, [hold(DAY, 30, 100)], "draft")
+    assert ledger.release("a")
+    assert not ledger.release("a")
+    assert ledger.settle("a", [], "event") is None
+    assert ledger.balances([DAY]) == {DAY: Balance()}
+    assert (ledger.outbox(0, 10), ledger.open_reservations()) == ([], [])
+
+
+def test_what_was_never_reserved_can_be_recorded(ledger: SqliteLedger) -> None:
+    """A request that was let through without a reservation is charged, and in the outbox, in one step."""
+    recorded = ledger.record([Charge(DAY, END, 3)], "event")
+    assert recorded == (1, {DAY: Balance(3, 0)})
+    assert ledger.outbox(0, 10) == [OutboxEntry(1, "event")]
+    with pytest.raises(LedgerError):
+        ledger.record([Charge(DAY, END, 2**70)], "event")
+    assert ledger.record([], "next").seq == 2
 
 
 def test_a_request_without_limits_is_still_recorded(ledger: SqliteLedger) -> None:
@@ -173,17 +234,173 @@ def test_a_store_that_is_behind_gets_again_what_is_still_there(ledger: SqliteLed
     assert [entry.event for entry in ledger.outbox(ledger.acknowledged(), 10)] == ["b", "c"]
 
 
-def test_accounts_of_a_window_are_listed_by_subject(ledger: SqliteLedger) -> None:
-    """Reports see each account of one limit and window, and no other's."""
-    for subject in ("zoe", "ann"):
-        ledger.reserve(subject, "w", 5, [hold(AccountKey(1, 0, subject), 5, None)], "e")
-    ledger.reserve("next", "w", 5, [hold(AccountKey(1, END, "ann"), 5, None)], "e")
-    assert [account.key.subject for account in ledger.accounts(1, 0)] == ["ann", "zoe"]
+def test_accounts_are_listed_by_subject(ledger: SqliteLedger) -> None:
+    """Reports see each account of one limit from a time on, and no other's."""
+    for limit_key, start, subject in ((1, END, "zoe"), (1, 0, "zoe"), (1, END, "ann"), (1, -1, "old"), (2, 0, "bo")):
+        ledger.record([Charge(AccountKey(limit_key, start, subject), END, 5)], "e")
+    assert [account.key[1:] for account in ledger.accounts(1, 0)] == [(END, "ann"), (0, "zoe"), (END, "zoe")]
+
+
+def test_limits_are_known_whatever_becomes_of_their_accounts(ledger: SqliteLedger, path: Path) -> None:
+    """A limit is known from its first account or its seeding on; one that refused its first request has no account."""
+    ledger.reserve("a", "w", 5, [hold(DAY, 30, 100)], "e")
+    ledger.reserve("b", "w", 5, [hold(TEAM, 30, 10)], "e")
+    assert ledger.limit_keys() == {1}
+    ledger.settle("a", [Charge(AccountKey(3, 0, "x"), 10, 1)], "e")
+    ledger.seed(4, 0, lambda _: [])
+    ledger.tidy(END * 10)
+    assert ledger.accounts(1, 0) == ledger.accounts(3, 0) == []
+    ledger.close()
+    assert SqliteLedger(path).limit_keys() == {1, 3, 4}
+
+
+def test_seeding_sets_what_was_spent(ledger: SqliteLedger, path: Path) -> None:
+    """A new limit's accounts become what the history says, holds stay, and nobody settles in between."""
+    settle(ledger, "a")
+    settle(ledger, "b")
+    ledger.reserve("held", "w", 5, [hold(DAY, 30, None)], "e")
+    ledger.record([Charge(DAY, END, 5)], "c")
+    seen: list[OutboxEntry] = []
+    other = SqliteLedger(path)
+
+    def work_out(entries: Sequence[OutboxEntry]) -> list[Charge]:
+        seen.extend(entries)
+        with pytest.raises(LedgerBusyError):
+            other.record([], "meanwhile")
+        return [Charge(DAY, END, 17), Charge(TEAM, END, 4)]
+
+    ledger.seed(1, 1, work_out)
+    assert [entry.event for entry in seen] == ["b", "c"]
+    assert ledger.balances([DAY, TEAM]) == {DAY: Balance(17, 30), TEAM: Balance(4, 0)}
+    with pytest.raises(ZeroDivisionError):
+        ledger.seed(5, 0, lambda _: [Charge(DAY, END, 1 // 0)])
+    assert other.record([], "afterwards").seq == 4
+    assert 5 not in ledger.limit_keys()
+    other.close()
+
+
+def test_what_waits_for_the_store_is_measured(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is exact, the size too for a few entries; for many it is estimated from a sample."""
+    assert ledger.waiting() == (0, 0)
+    for number in range(1, 11):
+        ledger.record([], "ä" * number)
+    assert ledger.waiting() == (10, 110)
+    ledger.acknowledge(4)
+    assert ledger.waiting() == (6, 90)
+    monkeypatch.setattr(module, "_SAMPLE", 3)
+    assert ledger.waiting() == (6, 2 * (10 + 14 + 18))
+    ledger.agree(100)
+    assert ledger.waiting().events == 6
+    ledger.agree(50)
+    assert ledger.waiting().events == 6, "there is nothing between"
+    ledger.acknowledge(106)
+    assert ledger.waiting() == (0, 0)
+
+
+def test_adjustments_are_kept_for_the_audit(ledger: SqliteLedger) -> None:
+    """One that ends, by itself or early, is in force no more, but is listed for a year; each change is noticed."""
+    made = Adjustment(0, "daily", "ann", 50, 20, made_at=100, until=200, actor="root", reason="demo")
+    first = ledger.adjust(made)
+    second = ledger.adjust(made._replace(amount=None, before=None, until=400))
+    assert [first, second] == [made._replace(number=1), made._replace(number=2, amount=None, before=None, until=400)]
+    assert ledger.adjustments(199) == [first, second]
+    assert ledger.adjustments(200) == [second]
+    version = ledger.adjustments_version()
+    assert not ledger.end_adjustment(1, 200), "it ended by itself"
+    assert not ledger.end_adjustment(3, 200)
+    assert ledger.adjustments_version() == version
+    assert ledger.end_adjustment(2, 300)
+    assert not ledger.end_adjustment(2, 301)
+    assert ledger.adjustments_version() != version
+    assert ledger.adjustments(300) == []
+    assert ledger.adjustments() == [first, second._replace(ended_at=300)]
+    ledger.tidy(365 * END)
+    assert len(ledger.adjustments()) == 2
+    ledger.tidy(367 * END)
+    assert ledger.adjustments() == []
+    assert ledger.adjust(made).number == 3
+
+
+def test_a_threshold_is_alerted_once(ledger: SqliteLedger, path: Path) -> None:
+    """Whichever worker notes it first alerts; a year later it may be forgotten."""
+    key = AlertKey(1, "ann", 0, 80)
+    other = SqliteLedger(path)
+    assert [ledger.alert(key, 5), other.alert(key, 5), other.alert(key._replace(threshold=90), 6)] == [
+        True,
+        False,
+        True,
+    ]
+    ledger.tidy(365 * END)
+    assert not ledger.alert(key, 6)
+    ledger.tidy(367 * END)
+    assert ledger.alert(key, 7)
+    other.close()
+
+
+def test_imperfections_add_up(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted by kind and what they concern; beyond a bound, under what their kind has in common."""
+    monkeypatch.setattr(records, "KEPT_IMPERFECTIONS", 2)
+    unpriced = Imperfection("unpriced", "gpt", 1, 10, 50, 60)
+    ledger.count([unpriced, Imperfection("gap", "store", 1, 7, 5, 6)])
+    ledger.count([unpriced._replace(times=2, first_at=40, last_at=55), Imperfection("unpriced", "o3", 1, 1, 1, 1)])
+    ledger.count([Imperfection("unpriced", "o4", 4, 1, 1, 2), Imperfection("gap", "store", 1, 1, 6, 7)])
+    assert ledger.imperfections() == [
+        Imperfection("gap", "store", 2, 8, 5, 7),
+        Imperfection("unpriced", "(others)", 5, 2, 1, 2),
+        Imperfection("unpriced", "gpt", 3, 20, 40, 60),
+    ]
+    ledger.tidy(367 * END)
+    assert ledger.imperfections() == []
+
+
+def test_notes_are_left_for_others(ledger: SqliteLedger, path: Path) -> None:
+    """A later note takes the place of an earlier one; a prefix is taken as it is."""
+    other = SqliteLedger(path)
+    for name, text in (("rules/b", "old"), ("rules/a", "x"), ("rules/b", "new"), ("rules%", "y"), ("store", "z")):
+        other.note(name, text)
+    assert ledger.notes("rules/") == {"rules/a": "x", "rules/b": "new"}
+    ledger.note("rules/a", None)
+    assert other.notes("rules") == {"rules/b": "new", "rules%": "y"}
+    assert set(other.notes("")) == {"rules/b", "rules%", "store"}
+    other.close()
+
+
+def test_what_must_never_be_is_found(ledger: SqliteLedger, path: Path) -> None:
+    """Holds without a reservation, reservations without their holds, and sums below zero; a good ledger has none."""
+    ledger.reserve("a", "w", 5, [hold(DAY, 30, 100), hold(TEAM, 2, None)], "e")
+    ledger.record([Charge(DAY, END, 5)], "e")
+    assert ledger.verify() == []
+    other = sqlite3.connect(path)
+    with other:
+        other.execute("UPDATE accounts SET reserved = 31 WHERE limit_key = 1")
+        other.execute("UPDATE accounts SET reserved = -1, spent = -4 WHERE limit_key = 2")
+    found = "\n".join(ledger.verify())
+    for words in ("31 are reserved; open reservations hold 30", "-1 are reserved", "below zero: -4 spent"):
+        assert words in found
+    with other:
+        other.execute("DELETE FROM accounts")
+        other.executemany("INSERT INTO accounts VALUES (9, ?, 0, 1, 0, 1)", [(str(number),) for number in range(50)])
+    assert len(ledger.verify()) == 21, "a page of them, and how many more"
+    other.close()
+
+
+def test_a_damaged_file_is_found(ledger: SqliteLedger, path: Path) -> None:
+    """A page that was overwritten is told, not raised."""
+    for number in range(500):
+        ledger.reserve(str(number), "w", 5, [hold(AccountKey(1, 0, str(number)), 1, None)], "e" * 50)
+    ledger.close()
+    content = bytearray(path.read_bytes())
+    for page in range(len(content) // 1024 * 3 // 4, len(content) // 1024):
+        content[page * 1024 : page * 1024 + 400] = b"\xff" * 400
+    path.write_bytes(bytes(content))
+    damaged = SqliteLedger(path)
+    assert any("damaged" in problem for problem in damaged.verify())
+    damaged.close()
 
 
 def test_refusals_are_counted_and_looked_up(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts add up by minute; the last refusals can be looked up, older ones go."""
-    monkeypatch.setattr(module, "KEPT_REFUSALS", 2)
+    monkeypatch.setattr(records, "KEPT_REFUSALS", 2)
     row = RefusalCount(10, "daily", "ann", "spent", 2)
     ledger.count_refusals([row], [("R1", 1, "{}"), ("R2", 2, "{}")])
     ledger.count_refusals([row._replace(times=3)], [("R3", 3, '{"a": 1}')])
@@ -196,28 +413,61 @@ def test_closed_windows_go_and_open_ones_stay(ledger: SqliteLedger) -> None:
     """Tidying drops accounts a day after their window, but never one that something is reserved on."""
     accounts = {"old": (0, 1_000), "held": (0, 1_000), "open": (500, END * 10)}
     for subject, (start, end) in accounts.items():
-        ledger.reserve(subject, "w", 5, [Hold(AccountKey(1, start, subject), end, 5, None)], "e")
+        ledger.reserve(subject, "w", 5, [Hold(AccountKey(1, start, subject), end, 5, None, 5)], "e")
         if subject != "held":
             ledger.settle(subject, [], "event")
     ledger.tidy(END)
-    assert len(ledger.accounts(1, 0)) == 2, "a day has not passed"
+    assert len(ledger.accounts(1, 0)) == 3, "a day has not passed"
     ledger.tidy(END * 2)
-    assert [account.key.subject for account in ledger.accounts(1, 0)] == ["held"]
-    assert [account.key.subject for account in ledger.accounts(1, 500)] == ["open"]
+    assert [account.key.subject for account in ledger.accounts(1, 0)] == ["held", "open"]
+
+
+def test_accounts_are_looked_at_in_turns(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call looks at the next few accounts only, however many there are, and begins again after the last."""
+    monkeypatch.setattr(upkeep, "_LOOKED_AT", 4)
+    monkeypatch.setattr(upkeep, "_SLICE", 2)
+    ledger.record([Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
+    left = []
+    for _ in range(4):
+        ledger.tidy(END * 2)
+        left.append(len(ledger.accounts(1, 0)))
+    ledger.record([Charge(AccountKey(1, 0, "ann"), 100, 1)], "e")
+    ledger.tidy(END * 2)
+    assert [*left, len(ledger.accounts(1, 0))] == [6, 2, 0, 0, 0]
 
 
 def test_the_log_does_not_grow_for_ever(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is worth copying, the write-ahead log is copied and cut."""
     wal = path.with_name("ledger.db-wal")
-    sizes = []
-    for number in range(600):
+    monkeypatch.setattr(file_module, "COPY_EVERY", 0)
+    monkeypatch.setattr(file_module, "LONGEST_LOG", 2**20)
+    for number in range(3_000):
         ledger.reserve(str(number), "w", 5, [hold(DAY, 1, None)], "e" * 500)
-        sizes.append(wal.stat().st_size)
+        if not number % 10:
+            ledger.shorten_log()
+    assert 2**20 <= wal.stat().st_size < 1.1 * 2**20
+    assert path.stat().st_size > 2**20
+    assert ledger.verify() == []
+
+
+def test_an_idle_ledger_writes_nothing(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log is copied only if something was written, by whichever connection."""
+    monkeypatch.setattr(file_module, "COPY_EVERY", 0)
+    other = SqliteLedger(path)
+    sizes = []
+    for write in (
+        lambda: None,
+        lambda: ledger.note("a", "b"),
+        lambda: None,
+        lambda: other.note("a", "c"),
+        lambda: None,
+    ):
+        write()
+        before = path.with_name("ledger.db-wal").stat().st_size
         ledger.shorten_log()
-    assert 2**20 <= max(sizes) < 1.1 * 2**20
-    monkeypatch.setattr(module, "_LOG_WORTH_COPYING", 1)
-    ledger.shorten_log()
-    assert wal.stat().st_size == 0
+        sizes.append(path.with_name("ledger.db-wal").stat().st_size > before)
+    assert sizes == [True, True, False, True, False]
+    other.close()
 
 
 def test_a_busy_ledger_says_so_at_once(ledger: SqliteLedger, path: Path) -> None:

@@ -47,7 +47,9 @@ class LedgerMachine(RuleBasedStateMachine):
             not amount or self.spent[account] + self.reserved(account) + amount <= MAXIMUM
             for account, amount in holds.items()
         )
-        asked = [Hold(account, 1_000, amount, MAXIMUM if enforced else None) for account, amount in holds.items()]
+        asked = [
+            Hold(account, 1_000, amount, MAXIMUM if enforced else None, amount) for account, amount in holds.items()
+        ]
         assert self.ledger.reserve(event_id, "w", self.number, asked, f"draft-{event_id}").admitted is fits
         if fits:
             self.open[event_id] = holds

@@ -54,6 +54,7 @@ PRICES = {
     "nan": {"input_cost_per_token": float("nan"), "output_cost_per_token": 0.00001},
     "unpriced": {},
     "broken": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
+    "broken-free": {"input_cost_per_token": 0, "output_cost_per_token": 0},
     "broken-dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
     "dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.01},
 }  # fmt: skip
@@ -132,6 +133,7 @@ class Proxy:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         log = self.log_path.open("ab")
+        began = self._started_workers()
         self.process = subprocess.Popen(
             [BIN / "litellm", "--config", self.config_path, "--port", str(self.port), "--host", "127.0.0.1",
              "--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120", "--keepalive_timeout", "300"],
@@ -142,12 +144,16 @@ class Proxy:
         try:
             wait_for(f"{self.url}/health/liveliness", self.process)
             deadline = time.monotonic() + START_SECONDS
-            while self.log_path.read_text().count("Application startup complete") % self.workers:
+            # Workers that were killed meanwhile have been replaced, and counted.
+            while self._started_workers() - began < self.workers:
                 assert time.monotonic() < deadline, "not all workers came up"
                 time.sleep(0.2)
         except AssertionError:
             self.stop(signal.SIGKILL)
             raise AssertionError(f"the proxy did not start:\n{self.log_path.read_text()[-5000:]}") from None
+
+    def _started_workers(self) -> int:
+        return self.log_path.read_text().count("Application startup complete")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is None:
@@ -208,7 +214,7 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
     for name, prices in PRICES.items():
         provider, base = PROVIDERS.get(name, "openai"), f"{upstream.url}/v1"
         if provider != "openai":
-            base = upstream.url
+            base = f"{upstream.url}/google" if provider == "gemini" else upstream.url
         models.append(
             {"model_name": name, "litellm_params": {"model": f"{provider}/{SERVED.get(name, name)}-up", "api_base": base, "api_key": "none", **prices}}
         )  # fmt: skip
@@ -222,7 +228,7 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
         "router_settings": {
             "num_retries": 0,
             "disable_cooldowns": True,
-            "fallbacks": [{"broken": ["cent"]}, {"broken-dear": ["dear"]}],
+            "fallbacks": [{"broken": ["cent"]}, {"broken-free": ["cent"]}, {"broken-dear": ["dear"]}],
         },
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
         "usage_plugin": {"data_dir": "./data", "timezone": noon_zone(), **usage},
@@ -261,7 +267,10 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 
     def with_workers(count: int) -> Proxy:
         if count not in started:
-            config = proxy_config(upstream, {"limits": LIMITS, "contact": "Ask #ai-platform for more"})
+            config = proxy_config(
+                upstream,
+                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "2s"}},
+            )
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()
         return started[count]

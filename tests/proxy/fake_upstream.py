@@ -4,7 +4,12 @@ The text of a request is a JSON *plan*, so each test says what its answer will c
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
 Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out`, `image_in` and `service_tier` (what
 it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
+How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
+before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
+`"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no more tokens than
+the request allows.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
+What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
 
@@ -28,7 +33,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
+by_id: dict[str, dict[str, Any]] = {}
 numbers = itertools.count(1)
+failures: Counter[str] = Counter()
+seen: Counter[str] = Counter()
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -58,6 +66,10 @@ def count(model: str, plan: dict[str, Any]) -> None:
     sums["requests"] += 1
     for key in ("in", "out", "cached", "reasoning"):
         sums[key] += plan[key]
+    if "id" in plan:
+        # `share` grows as a stream is sent: what nobody fetches is not made.
+        kept = by_id[plan["id"]]
+        kept |= {"model": model, "share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
 async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
@@ -65,8 +77,17 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
+    seen[plan.get("mark", "")] += 1
+    if "id" in plan:
+        by_id.setdefault(plan["id"], {"calls": 0, "share": 0.0})["calls"] += 1
     await asyncio.sleep(plan["delay"])
+    if plan.get("obeys"):
+        allowed = [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
+        plan["out"] = min([plan["out"], *allowed])
     if body["model"].startswith("broken"):
+        plan["status"] = 500
+    if failures[plan.get("mark", "")] < plan.get("fail_first", 0):
+        failures[plan["mark"]] += 1
         plan["status"] = 500
     if plan["status"] != 200:
         error = {"error": {"message": "planned", "type": "server_error", "code": str(plan["status"])}}
@@ -74,14 +95,28 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     return body, plan, None
 
 
-def frames(items: list[dict[str, Any]], *, named: bool, done: bool) -> StreamingResponse:
+def words(plan: dict[str, Any]) -> str:
+    """One part of a stream: as long as its tokens say in wordy ones, which get cut."""
+    return "hi " * max(1, plan["out"] // plan["chunks"]) if plan.get("wordy") else "hi "
+
+
+def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
     """Send server-sent events, letting the loop breathe between them."""
 
     async def send() -> AsyncIterator[str]:
-        for item in items:
+        await asyncio.sleep(plan.get("hold", 0))
+        for at, item in enumerate(items):
+            if at == plan.get("drop"):
+                raise ConnectionResetError("planned")
+            if at == plan.get("error"):
+                error = {"type": "error", "error": {"type": "server_error", "message": "planned", "code": "500"}}
+                yield f"{'event: error' if named else ''}\ndata: {json.dumps(error)}\n\n"
+                return
             name = f"event: {item['type']}\n" if named else ""
+            if "id" in plan:
+                by_id[plan["id"]]["share"] = (at + 1) / len(items)
             yield f"{name}data: {json.dumps(item)}\n\n"
-            await asyncio.sleep(0)
+            await asyncio.sleep(plan.get("pause", 0))
         if done:
             yield "data: [DONE]\n\n"
 
@@ -126,13 +161,13 @@ async def chat(request: Request) -> Response:
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
     chunk = {**head, "object": "chat.completion.chunk"}
     items: list[dict[str, Any]] = [
-        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "hi "}}]}
+        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": words(plan)}}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**chunk, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def completions(request: Request) -> Response:
@@ -147,13 +182,13 @@ async def completions(request: Request) -> Response:
         choice = {"index": 0, "text": "hello", "finish_reason": "stop", "logprobs": None}
         return JSONResponse({**head, "choices": [choice], "usage": usage})
     items: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "text": "hi ", "finish_reason": None, "logprobs": None}]}
+        {**head, "choices": [{"index": 0, "text": words(plan), "finish_reason": None, "logprobs": None}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]})
     if (body.get("stream_options") or {}).get("include_usage"):
         items.append({**head, "choices": [], "usage": usage})
-    return frames(items, named=False, done=True)
+    return frames(items, plan, named=False, done=True)
 
 
 async def embeddings(request: Request) -> Response:
@@ -202,10 +237,10 @@ async def responses(request: Request) -> Response:
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
     delta = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     items: list[dict[str, Any]] = [{"type": "response.created", "response": begun}]
-    items += [{"type": "response.output_text.delta", "delta": "hi ", **delta} for _ in range(plan["chunks"])]
+    items += [{"type": "response.output_text.delta", "delta": words(plan), **delta} for _ in range(plan["chunks"])]
     items.append({"type": "response.completed", "response": answer})
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(items)]
-    return frames(numbered, named=True, done=False)
+    return frames(numbered, plan, named=True, done=False)
 
 
 async def messages(request: Request) -> Response:
@@ -226,6 +261,8 @@ async def messages(request: Request) -> Response:
             "ephemeral_5m_input_tokens": plan["cache_write"] - plan["cache_write_1h"],
             "ephemeral_1h_input_tokens": plan["cache_write_1h"],
         }
+    if plan.get("silent"):
+        usage = {"input_tokens": 0, "output_tokens": 0}
     head: dict[str, Any] = {
         "id": f"msg_{next(numbers)}", "type": "message", "role": "assistant", "model": body["model"],
         "stop_reason": "end_turn", "stop_sequence": None,
@@ -233,7 +270,7 @@ async def messages(request: Request) -> Response:
     if not body.get("stream"):
         return JSONResponse({**head, "content": [{"type": "text", "text": "hello"}], "usage": usage})
     begun = {**head, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi "}}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": words(plan)}}
     items: list[dict[str, Any]] = [
         {"type": "message_start", "message": begun},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -242,11 +279,35 @@ async def messages(request: Request) -> Response:
         {
             "type": "message_delta",
             "delta": {"stop_reason": "end_turn", "stop_sequence": None},
-            "usage": {"output_tokens": plan["out"]},
+            "usage": {"output_tokens": usage["output_tokens"]},
         },
         {"type": "message_stop"},
     ]
-    return frames(items, named=True, done=False)
+    return frames(items, plan, named=True, done=False)
+
+
+async def raw(request: Request) -> Response:
+    """POST /raw: what a pass-through route leads to; nothing tells what it cost."""
+    _, _, error = await begin(request)
+    return error or JSONResponse({"fine": True})
+
+
+async def generate_content(request: Request) -> Response:
+    """POST …:generateContent and …:streamGenerateContent, in Google's format: thoughts come beside the output."""
+    body = await request.json()
+    plan = plan_of({"messages": [{"content": body["contents"][0]["parts"]}]})
+    usage = {
+        "promptTokenCount": plan["in"],
+        "cachedContentTokenCount": plan["cached"],
+        "candidatesTokenCount": plan["out"] - plan["reasoning"],
+        "thoughtsTokenCount": plan["reasoning"],
+        "totalTokenCount": plan["in"] + plan["out"],
+    }
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "usageMetadata": usage}
+    if "stream" in request.url.path:
+        return frames([answer], plan, named=False, done=False)
+    return JSONResponse(answer)
 
 
 async def images(request: Request) -> Response:
@@ -292,31 +353,19 @@ async def moderations(request: Request) -> Response:
     return error or JSONResponse({"id": f"modr-{next(numbers)}", "model": body["model"], "results": [result]})
 
 
-async def generate_content(request: Request) -> Response:
-    """POST /models/NAME:generateContent and :streamGenerateContent, in Gemini's format: thoughts come beside the output."""
-    body = await request.json()
-    name, _, verb = request.path_params["model"].partition(":")
-    plan = plan_of({"input": body["contents"][-1]["parts"][-1]["text"]})
-    handed_out[name]["calls"] += 1
-    count(name, plan)
-    usage = {
-        "promptTokenCount": plan["in"],
-        "cachedContentTokenCount": plan["cached"],
-        "candidatesTokenCount": plan["out"] - plan["reasoning"],
-        "thoughtsTokenCount": plan["reasoning"],
-        "totalTokenCount": plan["in"] + plan["out"],
-    }
-    content = {"role": "model", "parts": [{"text": "hello"}]}
-    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "modelVersion": name}
-    if verb == "generateContent":
-        return JSONResponse({**answer, "usageMetadata": usage})
-    chunk = {"candidates": [{"content": content, "index": 0}], "modelVersion": name}
-    return frames([*([chunk] * plan["chunks"]), {**answer, "usageMetadata": usage}], named=False, done=False)
-
-
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
+
+
+async def show_seen(_request: Request) -> Response:
+    """GET /seen: the calls received, by the mark in their plan."""
+    return JSONResponse(seen)
+
+
+async def show_answers(_request: Request) -> Response:
+    """GET /answers: by the id of each plan, the calls received, the tokens of the answer and the share that was sent."""
+    return JSONResponse(by_id)
 
 
 async def reset(_request: Request) -> Response:
@@ -337,13 +386,15 @@ app = Starlette(
         Route("/v1/rerank", rerank, methods=["POST"]),
         Route("/v2/rerank", rerank, methods=["POST"]),
         Route("/v1/moderations", moderations, methods=["POST"]),
-        Route("/models/{model}", generate_content, methods=["POST"]),
-        Route("/v1beta/models/{model}", generate_content, methods=["POST"]),
+        Route("/raw", raw, methods=["POST"]),
+        Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
+        Route("/seen", show_seen),
+        Route("/answers", show_answers),
         Route("/reset", reset, methods=["POST"]),
     ]
 )
 
 if __name__ == "__main__":
     # Connections are kept for long: one that closes just as LiteLLM uses it again would fail a request.
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", timeout_keep_alive=600)
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", timeout_keep_alive=600)

@@ -8,8 +8,9 @@ import pytest
 from usage_plugin.config import Config
 from usage_plugin.domain.ledger import Balance
 from usage_plugin.domain.limits import Limit
-from usage_plugin.domain.windows import WINDOW_KINDS, window_at
-from usage_plugin.tracking.admission import Demand, Refusal, Standing
+from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
+from usage_plugin.tracking.admission import Refusal
+from usage_plugin.tracking.demands import Demand, Standing
 
 SECOND = 1_000_000
 USD = 10**9
@@ -32,16 +33,21 @@ def make_limit(**changes):
             "per": ("user",),
             "unit": "usd",
             "amount": 5 * USD,
-            "window": "day",
+            "window": WindowRule("day"),
             "zone": ZoneInfo("UTC"),
             **changes,
         }
     )
 
 
+def rule_of(kind):
+    """A rule of a kind; a rolling one is of 5 h."""
+    return WindowRule(kind, length=5 * 3600 * SECOND if kind == "rolling" else 0)
+
+
 def demand(limit=None, subject="ann", maximum=5 * USD, amount=120_000_000, at=AT):
     limit = limit or make_limit()
-    return Demand(limit, subject, window_at(limit.window, at, limit.zone), maximum, amount)
+    return Demand(limit, subject, limit.window_at(at), maximum, amount)
 
 
 def refusal(reason="spent", **changes):
@@ -131,12 +137,24 @@ def test_the_sentence_is_the_documented_one(refusing):
         (REASONS["unpriced"][0], "No price is known for the model gpt, so it cannot be used under the cost limit daily. Ref 01JD8Z"),
         (REASONS["no ledger"][0], "The usage ledger does not answer, so this request cannot be admitted; try again. Ref 01JD8Z"),
         (
-            refusal(demand=demand(make_limit(unit="requests", window="minute", name="rate"), maximum=3, amount=1), balance=Balance(3, 0)),
+            refusal(demand=demand(make_limit(unit="requests", window=WindowRule("minute"), name="rate"), maximum=3, amount=1), balance=Balance(3, 0)),
             "ann has used 3 of 3 requests this minute (limit rate); this request may use up to 1. Resets 2026-11-23 17:01 UTC, in 60 s. Ref 01JD8Z",
         ),
         (
-            refusal(demand=demand(make_limit(unit="total_tokens", window="month", zone=ZoneInfo("Europe/Berlin")), maximum=1000, amount=200), balance=Balance(900, 0)),
+            refusal(demand=demand(make_limit(unit="total_tokens", window=WindowRule("month"), zone=ZoneInfo("Europe/Berlin")), maximum=1000, amount=200), balance=Balance(900, 0)),
             "ann has used 900 of 1000 tokens this month (limit daily); this request may use up to 200. Resets 2026-12-01 00:00 CET, in 7 days. Ref 01JD8Z",
+        ),
+        (
+            refusal(demand=demand(make_limit(window=WindowRule("rolling", 5 * 3600 * SECOND)))),
+            "ann has used 4.98 of 5.00 USD in 5 h (limit daily); this request may cost up to 0.12. Resets 2026-11-23 22:05 UTC, in 5 h. Ref 01JD8Z",
+        ),
+        (
+            refusal(demand=demand(make_limit(per=("user", "session"), window=WindowRule("session")), subject="ann\x1fs-1")),
+            "ann has used 4.98 of 5.00 USD in this session (limit daily); this request may cost up to 0.12. Ref 01JD8Z",
+        ),
+        (
+            busy(demand=demand(make_limit(unit="parallel_requests", window=WindowRule("lifetime")), maximum=3, amount=1), balance=Balance(0, 3)),
+            "ann has used 0 of 3 requests at the same time (limit daily), and requests in flight hold 3; this request may use up to 1. Try again in a moment. Ref 01JD8Z",
         ),
     ],
 )  # fmt: skip
@@ -220,11 +238,13 @@ def test_token_amounts_are_numbers(refusing):
 @pytest.mark.parametrize("reason", ["spent", "busy", "too_large", "unpriced", "unbounded"])
 def test_every_reason_can_be_told_of_every_window(refusing, window, reason):
     """A refusal by a limit of any window, a lifetime's too, can be written as an answer."""
-    found = refusal(reason, demand=demand(make_limit(window=window)), retry_after=SECOND if reason == "busy" else None)
+    found = refusal(
+        reason, demand=demand(make_limit(window=rule_of(window))), retry_after=SECOND if reason == "busy" else None
+    )
     error = refusing.refusal_error(found, Config())
     json.dumps(error.provider_specific_fields)
     assert error.message
-    if window == "lifetime":
+    if window in ("lifetime", "session"):
         assert "Resets" not in error.message
         assert "10000" not in error.message
 
@@ -233,7 +253,7 @@ def test_every_reason_can_be_told_of_every_window(refusing, window, reason):
 def test_answers_tell_how_the_tightest_limit_stands(refusing, window):
     """The headers of an answer name the limit, what is left of it, in which unit and until when, for any window."""
     headers = refusing.standing_headers(
-        Standing(demand(make_limit(window=window)), Balance(4_000_000_000, 500_000_000))
+        Standing(demand(make_limit(window=rule_of(window))), Balance(4_000_000_000, 500_000_000))
     )
     assert headers["x-usage-limit"] == "daily"
     assert headers["x-usage-remaining"] == "0.50"

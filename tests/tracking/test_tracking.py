@@ -16,7 +16,6 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import AccountKey, Balance
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, decode_event, encode_event, new_event_id
@@ -25,8 +24,10 @@ from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import keeper as keeper_module
-from usage_plugin.tracking.admission import Admitted, Ask, Candidate, Refusal
+from usage_plugin.tracking import patience
+from usage_plugin.tracking.admission import Admitted, Refusal
 from usage_plugin.tracking.cache import UsageCache, UserDay
+from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.flusher import Flusher
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.recorder import OpenRequest, Outcome
@@ -50,6 +51,9 @@ LIMITS = """
 
 def configure(folder: Path, limits: str = LIMITS, more: str = "") -> Config:
     path = folder / "config.yaml"
+    if "admission:" not in more:
+        # What is busy is to be seen, not waited for.
+        more += "\n  admission: {busy_wait: 0s}"
     path.write_text(f"usage_plugin:\n  data_dir: ./data\n{more}\n  limits:{limits or ' []'}\n")
     return load_config(path)
 
@@ -84,8 +88,7 @@ def ask(
 
 
 async def admit(runtime: Runtime, request: Ask) -> Admitted | Refusal:
-    decision, _ = await runtime.admission.admit(request)
-    return decision
+    return (await runtime.admission.admit(request)).outcome
 
 
 async def admitted(runtime: Runtime, clock: FakeClock, **how: Any) -> OpenRequest:
@@ -316,7 +319,7 @@ def settle(parts: Parts, *events: UsageEvent) -> None:
 async def flush(parts: Parts) -> int:
     ledger = parts.open_ledger()
     async with parts.open_store() as store:
-        flusher = Flusher(ledger, store)
+        flusher = Flusher(ledger, store, parts.unstorable(FakeClock()))
         await flusher.begin()
         moved = 0
         while count := await flusher.flush():
@@ -540,6 +543,7 @@ async def test_a_store_that_fails_loses_nothing(
 ) -> None:
     """While the store cannot be opened, recording goes on; when it can, everything drains in order."""
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
     parts = Parts(configure(tmp_path))
     broken = True
 
@@ -553,7 +557,7 @@ async def test_a_store_that_fails_loses_nothing(
     settle(parts, *(make_event(started_at=clock.now() + n) for n in range(600)))
     workers = parts.workers()
     workers.join()
-    keeper = Keeper(parts.open_ledger, open_store, workers, SystemClock())
+    keeper = Keeper(parts.open_ledger, open_store, workers, clock, unstorable=parts.unstorable(clock))
     keeper.start()
     ledger = parts.open_ledger()
     await asyncio.sleep(0.5)

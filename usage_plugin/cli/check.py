@@ -9,7 +9,7 @@ from rich.text import Text
 
 from usage_plugin.cli.output import Output, console
 from usage_plugin.config import load_config, read_proxy_section
-from usage_plugin.domain.windows import to_datetime
+from usage_plugin.domain.windows import duration_words, to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.proxy.price_sheets import unpriced_models
 from usage_plugin.runtime import Parts
@@ -75,11 +75,20 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
 
 def _describe(limit: Limit) -> str:
     amount = "unlimited" if limit.amount is None else format_amount(limit.unit, limit.amount)
-    parts = [f"{limit.name}: {amount} {limit.unit.replace('_', ' ')} per {', '.join(limit.per)} and {limit.window}"]
+    counts = f"{amount} {limit.unit.replace('_', ' ')} per {', '.join(limit.per)}{_window(limit)}"
+    parts = [f"{limit.name}: {counts}"]
     parts += [f"for {key} {' or '.join(globs)}" for key, globs in limit.match.conditions]
     parts += [
         f"until {to_datetime(o.until, limit.zone):%Y-%m-%d %H:%M} another amount" for o in limit.overrides if o.until
     ]
     if limit.action != "block" or limit.dry_run:
-        parts.append("dry run" if limit.dry_run else limit.action)
+        action = f"downgrade to {limit.downgrade_to}" if limit.downgrade_to else limit.action
+        parts.append("dry run" if limit.dry_run else action)
     return ", ".join(parts)
+
+
+def _window(limit: Limit) -> str:
+    if limit.unit == "parallel_requests":
+        return ""
+    rule = limit.window
+    return f" and any {duration_words(rule.length)}" if rule.kind == "rolling" else f" and {rule.kind}"

@@ -100,6 +100,9 @@ def plain_event(event: UsageEvent) -> dict[str, Any]:
         "estimated": event.estimated,
         "cache_hit": event.cache_hit,
         "injected_output_tokens": event.injected_output_tokens,
+        "clamped_to": event.clamped_to,
+        "downgraded_by": event.downgraded_by,
+        "degraded": event.degraded,
         "service_tier": event.service_tier,
         "error": event.error,
         "usage": dict(event.usage) if event.usage else {},
@@ -113,6 +116,9 @@ def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
         "estimated" if event.estimated else None,
         "no price" if event.cost is None else None,
         f"excess {format_usd(event.excess)}" if event.excess else None,
+        f"instead of {event.requested_model}" if event.downgraded_by else None,
+        f"cut to {event.clamped_to} tokens" if event.clamped_to else None,
+        "without ledger" if event.degraded else None,
     ]
     return [
         f"{to_datetime(event.started_at, zone):%Y-%m-%d %H:%M:%S}",

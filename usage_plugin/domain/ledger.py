@@ -198,16 +198,26 @@ class Ledger(ABC):
         """Hold on every account, or on none if one has no room. `event` is recorded if the worker dies."""
 
     @abstractmethod
-    def settle(self, event_id: str, charges: Sequence[Charge], event: str) -> Settled | None:
-        """Free the reservation's holds, add the charges, append the event. None: it was settled before."""
+    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
+        """Free the reservation's holds, add the charges, append the event. None: it was settled before.
+
+        Without an event, because no more of them can be kept, nothing is appended and the number is 0.
+        """
 
     @abstractmethod
     def release(self, event_id: str) -> bool:
         """Free the holds of a request that never started: no event, no charge. False: it was settled before."""
 
     @abstractmethod
-    def record(self, charges: Sequence[Charge], event: str) -> Settled:
-        """Add the charges and append the event of a request that was let through without a reservation."""
+    def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
+        """Give back what a reservation holds on some accounts, before it is settled; the rest stays held."""
+
+    @abstractmethod
+    def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
+        """Add the charges and append the event of a request that was let through without a reservation.
+
+        Without an event as in `settle`.
+        """
 
     @abstractmethod
     def recover(self, event_id: str) -> Settled | None:
@@ -275,7 +285,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def adjustments(self, since: int | None = None) -> list[Adjustment]:
-        """List those in force at `since` or later; all that were ever made, if None. Oldest first."""
+        """List those in force at `since` or later; if None, all, for a year at least. Oldest first."""
 
     @abstractmethod
     def adjustments_version(self) -> int:

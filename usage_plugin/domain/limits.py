@@ -16,27 +16,36 @@ from fnmatch import translate
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from usage_plugin.domain.subjects import OWN_DIMENSIONS, SEPARATOR, Dimension, Subjects
-from usage_plugin.domain.windows import Window, WindowKind, window_at
+from usage_plugin.domain.windows import MICROSECONDS, Window, WindowRule, reset_of, since_at, window_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from datetime import datetime
     from zoneinfo import ZoneInfo
 
-Unit = Literal["usd", "total_tokens", "input_tokens", "output_tokens", "requests"]
-"""What a limit counts. Amounts in `usd` are nano-dollars."""
+    from usage_plugin.domain.ledger import Adjustment
+
+Unit = Literal["usd", "total_tokens", "input_tokens", "output_tokens", "requests", "parallel_requests"]
+"""What a limit counts. Amounts in `usd` are nano-dollars; `parallel_requests` are held, and never spent."""
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
-Action = Literal["block", "warn"]
+Action = Literal["block", "warn", "downgrade"]
 
 MatchKey = Literal[Dimension, "group"]
 
 _REMEMBERED = 4096
+_LONGEST_REQUEST = 86_400 * MICROSECONDS
+"""How long an account of parallel requests is kept after its last request began."""
 
 
 @functools.lru_cache(maxsize=1024)
 def _glob(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    """Compile globs into one expression; `*` also matches what has slashes in it."""
     return re.compile("|".join(translate(pattern) for pattern in patterns))
+
+
+def fits(globs: tuple[str, ...], name: str) -> bool:
+    """Say whether one of the globs fits the whole name; `*` also stands for what has slashes in it."""
+    return bool(globs) and _glob(globs).match(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,7 @@ class Match:
 
     def holds(self, names: Mapping[str, tuple[str, ...]]) -> bool:
         """Say whether each condition fits at least one name of its dimension."""
-        return all(any(_glob(patterns).match(name) for name in names.get(key, ())) for key, patterns in self.conditions)
+        return all(any(fits(globs, name) for name in names.get(key, ())) for key, globs in self.conditions)
 
 
 class Override(NamedTuple):
@@ -64,8 +73,12 @@ class Limit:
 
     Attributes:
         amount: in the unit; 0 blocks, None never does.
-        allow_unpriced: globs of models that a cost limit lets pass although no price is known.
+        downgrade_to: the model that a request gets that does not fit, with `action` downgrade.
         dry_run: evaluated, counted and reported, never felt.
+        allow_unpriced: globs of models that a cost limit lets pass although no price is known.
+        allow_unbounded: lets requests pass whose use nothing bounds; they are held with what is known.
+        alert_at: shares of the amount that are worth an alert, in percent, ascending.
+        counts_history: when the limit is new it counts what its windows already hold.
         key: identifies this limit's accounts; derived from all that decides what is counted, no amounts.
         is_callers_own: whether its amounts may be shown to the caller.
     """
@@ -74,28 +87,64 @@ class Limit:
     per: tuple[Dimension, ...]
     unit: Unit
     amount: int | None
-    window: WindowKind
+    window: WindowRule
     zone: ZoneInfo
     match: Match = Match()
     overrides: tuple[Override, ...] = ()
     action: Action = "block"
+    downgrade_to: str | None = None
     dry_run: bool = False
     allow_unpriced: tuple[str, ...] = ()
+    allow_unbounded: bool = False
+    alert_at: tuple[int, ...] = ()
+    counts_history: bool = True
     key: int = field(init=False, default=0)
     is_callers_own: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         """Derive what is asked for with each request."""
         conditions = sorted((key, sorted(globs)) for key, globs in self.match.conditions)
-        identity = [self.name, self.per, conditions, self.unit, self.window, str(self.zone)]
+        # Spent amounts are kept under the key for ever: what says nothing new must not change it.
+        plain = self.window == WindowRule(self.window.kind)
+        window = self.window.kind if plain else list(self.window)
+        zone = "" if self.window.kind in ("rolling", "session") or not self.is_charged else str(self.zone)
+        identity = [self.name, self.per, conditions, self.unit, window, zone]
         digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         object.__setattr__(self, "key", int.from_bytes(digest, "big") >> 1)
         object.__setattr__(self, "is_callers_own", bool(OWN_DIMENSIONS.intersection(self.per)))
 
     @property
     def blocks(self) -> bool:
-        """Whether this limit can refuse a request."""
+        """Whether this limit can refuse a request; one that downgrades does not."""
         return self.action == "block" and not self.dry_run
+
+    @property
+    def has_accounts(self) -> bool:
+        """Whether anything is kept from one request to the next."""
+        return self.window.kind != "request"
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether a request leaves anything on its account when it is over."""
+        return self.has_accounts and self.unit != "parallel_requests"
+
+    def window_at(self, instant: int) -> Window:
+        """Find the window, or the bucket, whose account a request at an instant counts on."""
+        if self.unit == "parallel_requests":
+            return Window(0, instant + _LONGEST_REQUEST)
+        return window_at(self.window, instant, self.zone)
+
+    def since_at(self, instant: int) -> int | None:
+        """Find the start of the oldest bucket that counts for a request at an instant; None where one account does."""
+        return since_at(self.window, instant)
+
+    def reset_of(self, window: Window) -> datetime | None:
+        """Say when nothing of what a window holds now will count any more; None where no date brings that.
+
+        A rolling window gives way bit by bit before.
+        """
+        ends = self.window.kind != "session" and self.unit != "parallel_requests"
+        return reset_of(window) if ends else None
 
     def names_of(self, subject: str) -> dict[str, str]:
         """Take a subject of this limit apart, dimension by dimension; `global` has no name."""
@@ -107,7 +156,7 @@ class Limit:
 
     def lets_unpriced_pass(self, model: str) -> bool:
         """Say whether a model without a price may be used under this cost limit."""
-        return bool(self.allow_unpriced) and _glob(self.allow_unpriced).match(model) is not None
+        return fits(self.allow_unpriced, model)
 
 
 class Matched(NamedTuple):
@@ -115,7 +164,8 @@ class Matched(NamedTuple):
 
     Attributes:
         subject: the names of the limit's dimensions, joined by `subjects.SEPARATOR`.
-        amounts: overrides that match, with their ends, and last the limit's own amount.
+        amounts: adjustments of this account, the newest first, and overrides that match, each with its end; last
+            the limit's own amount.
     """
 
     limit: Limit
@@ -127,17 +177,31 @@ class Matched(NamedTuple):
         return next(amount for until, amount in self.amounts if until is None or instant < until)
 
     def window_at(self, instant: int) -> Window:
-        """Find the window an instant belongs to."""
-        return window_at(self.limit.window, instant, self.limit.zone)
+        """Find the window, or the bucket, an instant belongs to."""
+        return self.limit.window_at(instant)
+
+    def since_at(self, instant: int) -> int | None:
+        """Find the start of the oldest bucket that counts at an instant; None where one account does."""
+        return self.limit.since_at(instant)
 
 
 class LimitSet:
     """The limits in force, with the groups they speak of. Immutable, apart from what it remembers."""
 
-    def __init__(self, limits: Iterable[Limit], groups: Mapping[str, tuple[str, ...]] | None = None) -> None:
+    def __init__(
+        self,
+        limits: Iterable[Limit],
+        groups: Mapping[str, tuple[str, ...]] | None = None,
+        adjustments: Iterable[Adjustment] = (),
+    ) -> None:
         """Take the limits in the order of the YAML; groups map a name to globs of users."""
         self.limits = tuple(limits)
-        self._groups = dict(groups or {})
+        self.groups = dict(groups or {})
+        self._adjusted: dict[tuple[str, str], list[tuple[int | None, int | None]]] = {}
+        for adjustment in sorted(adjustments, key=lambda adjustment: adjustment.number, reverse=True):
+            if adjustment.ended_at is None:
+                amounts = self._adjusted.setdefault((adjustment.limit, adjustment.subject), [])
+                amounts.append((adjustment.until, adjustment.amount))
         used: set[MatchKey] = set()
         for limit in self.limits:
             used.update(limit.per)
@@ -147,6 +211,14 @@ class LimitSet:
             used.add("user")
         self._used = tuple(sorted(used))
         self._remembered: OrderedDict[tuple[tuple[str, ...], ...], tuple[Matched, ...]] = OrderedDict()
+
+    def adjusted(self, adjustments: Iterable[Adjustment]) -> LimitSet:
+        """Make the same set with these adjustments in force, and none from before.
+
+        An account that is adjusted has that amount until the adjustment's end, whatever overrides say. The newest
+        adjustment counts; when it ends, an older one that still runs.
+        """
+        return LimitSet(self.limits, self.groups, adjustments)
 
     def matching(self, subjects: Subjects, model: str | None, provider: str | None) -> tuple[Matched, ...]:
         """Find every limit that counts a request of these subjects billed to this model.
@@ -177,7 +249,7 @@ class LimitSet:
     def account(self, limit: Limit, subject: str) -> Matched:
         """Find the amounts of an account from its subject alone; overrides on anything else do not count."""
         names = {dimension: (name,) for dimension, name in limit.names_of(subject).items()}
-        return Matched(limit, subject, self._amounts(limit, self._known(names)))
+        return self._matched(limit, subject, self._known(names))
 
     def may_count(self, limit: Limit, user: str) -> bool:
         """Say whether a limit can count requests of a user, as far as users and groups decide."""
@@ -187,12 +259,12 @@ class LimitSet:
 
     def groups_of(self, user: str) -> tuple[str, ...]:
         """List the groups a user is in."""
-        return tuple(name for name, globs in self._groups.items() if globs and _glob(globs).match(user))
+        return tuple(name for name, globs in self.groups.items() if fits(globs, user))
 
     def _match(self, names: Mapping[str, tuple[str, ...]]) -> tuple[Matched, ...]:
         known = self._known(names)
         return tuple(
-            Matched(limit, subject, self._amounts(limit, known))
+            self._matched(limit, subject, known)
             for limit in self.limits
             if limit.match.holds(known)
             for subject in _subjects_of(limit, names)
@@ -202,10 +274,10 @@ class LimitSet:
         users = names.get("user", ())
         return {**names, "group": tuple(group for user in users for group in self.groups_of(user))}
 
-    @staticmethod
-    def _amounts(limit: Limit, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[int | None, int | None], ...]:
+    def _matched(self, limit: Limit, subject: str, known: Mapping[str, tuple[str, ...]]) -> Matched:
+        adjusted = self._adjusted.get((limit.name, subject), ())
         overrides = [(o.until, o.amount) for o in limit.overrides if o.match.holds(known)]
-        return (*overrides, (None, limit.amount))
+        return Matched(limit, subject, (*adjusted, *overrides, (None, limit.amount)))
 
 
 def _one(name: str | None) -> tuple[str, ...]:
@@ -219,6 +291,6 @@ def _subjects_of(limit: Limit, names: Mapping[str, tuple[str, ...]]) -> list[str
     for at, dimension in enumerate(limit.per):
         values = ("",) if dimension == "global" else names[dimension]
         if dimension in wanted:
-            values = tuple(value for value in values if _glob(wanted[dimension]).match(value))
+            values = tuple(value for value in values if fits(wanted[dimension], value))
         subjects = [f"{left}{SEPARATOR}{value}" if at else value for left in subjects for value in values]
     return subjects

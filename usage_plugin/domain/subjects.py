@@ -21,6 +21,9 @@ OWN_DIMENSIONS: frozenset[Dimension] = frozenset({"user", "api_key", "session"})
 ANONYMOUS = "(anonymous)"
 """The subject that everybody shares whom nothing names."""
 
+INTERNAL = "(internal)"
+"""The subject of what the proxy asks of its own accord, for example health checks."""
+
 LONGEST_NAME = 256
 MOST_TAGS = 16
 SEPARATOR = "\x1f"
@@ -80,8 +83,8 @@ def clean_name(value: object, *, what: str, casefold: bool = False) -> str | Non
         raise SubjectNameError(f"The {what} has {len(name)} characters; {LONGEST_NAME} are allowed.")
     if not name.isprintable():
         raise SubjectNameError(f"The {what} {name!r} has unprintable characters.")
-    if name == ANONYMOUS:
-        raise SubjectNameError(f"The {what} cannot be {ANONYMOUS}: that is who nobody is.")
+    if name in (ANONYMOUS, INTERNAL):
+        raise SubjectNameError(f"The {what} cannot be {name}: that is who nobody is.")
     if _is_json(name):
         raise SubjectNameError(
             f"The {what} is JSON, which no limit can be set for: {name[:60]!r}.",

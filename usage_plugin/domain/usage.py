@@ -72,6 +72,9 @@ class UsageEvent(NamedTuple):
         excess: what was charged beyond it.
         estimated: whether tokens or cost are not what a provider reported.
         injected_output_tokens: the output bound that we put into the request, if we did.
+        clamped_to: the output bound that was left of what the request asked for, if the money did not reach.
+        downgraded_by: the limit that sent the request to another model than the one asked for.
+        degraded: it was let through while the ledger did not work, with nothing held.
         service_tier: under which it was billed, if it was not the ordinary one.
         usage: the provider's usage as it came, numbers only.
     """
@@ -107,6 +110,9 @@ class UsageEvent(NamedTuple):
     estimated: bool = False
     cache_hit: bool = False
     injected_output_tokens: int | None = None
+    clamped_to: int | None = None
+    downgraded_by: str | None = None
+    degraded: bool = False
     service_tier: str | None = None
     error: str | None = None
     usage: Mapping[str, int] | None = None

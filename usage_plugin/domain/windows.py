@@ -2,6 +2,7 @@
 
 Instants are integer microseconds since 1970 UTC. A calendar window begins at local midnight (or the hour, the
 minute) of its zone, so a day can have 23 or 25 hours. Nothing is ever reset: a new window is a new account.
+A rolling window is a row of buckets, each an account of its own: what counts is the sum from `since_at` on.
 """
 
 from __future__ import annotations
@@ -12,14 +13,38 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
-WindowKind = Literal["request", "minute", "hour", "day", "week", "month", "quarter", "year", "lifetime"]
+WindowKind = Literal[
+    "request", "minute", "hour", "day", "week", "month", "quarter", "year", "lifetime", "session", "rolling"
+]
 WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
 
 MICROSECONDS = 1_000_000
 FOREVER = 253_402_214_400 * MICROSECONDS
 """The end of a lifetime window: 9999-12-31, since calendars end a day later."""
 
+SESSION_IDLE = 30 * 86_400 * MICROSECONDS
+"""A session without a request for so long begins anew."""
+
+_BUCKETS = 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class WindowRule(NamedTuple):
+    """Which windows a limit counts in.
+
+    Attributes:
+        length: of a rolling window, in microseconds; otherwise 0.
+        week_starts: the day on which a week begins, 0 for Monday to 6 for Sunday; otherwise 0.
+    """
+
+    kind: WindowKind
+    length: int = 0
+    week_starts: int = 0
+
+    @property
+    def bucket(self) -> int:
+        """How long a bucket of a rolling window is: a sixtieth of it, but never below a second."""
+        return max(MICROSECONDS, self.length // _BUCKETS)
 
 
 class Window(NamedTuple):
@@ -44,6 +69,15 @@ def reset_of(window: Window) -> datetime | None:
     return None if window.end >= FOREVER else to_datetime(window.end)
 
 
+def duration_words(microseconds: int) -> str:
+    """Write a length of time in the largest unit of which it is several: `5 h`, `90 min`."""
+    seconds = microseconds // MICROSECONDS
+    for name, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds % length == 0 and seconds > length:
+            return f"{seconds // length} {name}"
+    return f"{seconds} s"
+
+
 def local_date(instant: int, zone: ZoneInfo) -> date:
     """Say which day it is in the zone at an instant."""
     return to_datetime(instant, zone).date()
@@ -61,28 +95,48 @@ def days_window(first: date, last: date, zone: ZoneInfo) -> Window:
     return Window(start_of_day(first, zone), start_of_day(last + timedelta(days=1), zone))
 
 
-_latest: dict[tuple[WindowKind, ZoneInfo], Window] = {}
-"""The window found last, by kind and zone: nearly every request asks for the same ones."""
+_latest: dict[tuple[WindowRule, ZoneInfo], Window] = {}
+"""The calendar window found last, by rule and zone: nearly every request asks for the same ones."""
 
 
-def window_at(kind: WindowKind, instant: int, zone: ZoneInfo) -> Window:
-    """Find the window of a kind that an instant belongs to.
+def window_at(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
+    """Find the window of a rule that an instant belongs to.
 
-    A week begins on Monday. A `request` window is the instant itself.
+    A `request` window is the instant itself. Of a rolling window this is the bucket, which ends where no request
+    counts it any more: long after the next bucket has begun. A session has one account for ever, which ends when
+    nothing asks for it for `SESSION_IDLE`.
     """
-    latest = _latest.get((kind, zone))
+    if rule.kind == "rolling":
+        start = instant - instant % rule.bucket
+        return Window(start, start + rule.bucket + rule.length)
+    if rule.kind == "session":
+        return Window(0, instant + SESSION_IDLE)
+    if rule.kind == "lifetime":
+        return Window(0, FOREVER)
+    if rule.kind == "request":
+        return Window(instant, instant + 1)
+    latest = _latest.get((rule, zone))
     if latest is not None and latest.start <= instant < latest.end:
         return latest
-    found = _window_at(kind, instant, zone)
-    _latest[kind, zone] = found
+    found = _calendar_window(rule, instant, zone)
+    _latest[rule, zone] = found
     return found
 
 
-def _window_at(kind: WindowKind, instant: int, zone: ZoneInfo) -> Window:
-    if kind == "request":
-        return Window(instant, instant + 1)
-    if kind == "lifetime":
-        return Window(0, FOREVER)
+def since_at(rule: WindowRule, instant: int) -> int | None:
+    """Find the start of the oldest bucket that counts for a request at an instant; None for what has no buckets.
+
+    That bucket may have begun a little earlier than the window: what was spent counts for the length of the window
+    and at most one bucket more, never less.
+    """
+    if rule.kind != "rolling":
+        return None
+    oldest = instant - rule.length
+    return oldest - oldest % rule.bucket
+
+
+def _calendar_window(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
+    kind = rule.kind
     local = to_datetime(instant, zone)
     if kind in ("minute", "hour"):
         # Counted back from the instant: the local clock shows some hours twice.
@@ -92,7 +146,7 @@ def _window_at(kind: WindowKind, instant: int, zone: ZoneInfo) -> Window:
             into += timedelta(minutes=local.minute)
         start = instant - into // timedelta(microseconds=1)
         return _within_offset(Window(start, start + length // timedelta(microseconds=1)), instant, zone)
-    first, after = _calendar_days(kind, local.date())
+    first, after = _calendar_days(rule, local.date())
     return Window(start_of_day(first, zone), start_of_day(after, zone))
 
 
@@ -117,13 +171,14 @@ def _within_offset(window: Window, instant: int, zone: ZoneInfo) -> Window:
     )
 
 
-def _calendar_days(kind: WindowKind, day: date) -> tuple[date, date]:
+def _calendar_days(rule: WindowRule, day: date) -> tuple[date, date]:
     """First day of the window, and the first day after it."""
+    kind = rule.kind
     if kind == "day":
         return day, day + timedelta(days=1)
     if kind == "week":
-        monday = day - timedelta(days=day.weekday())
-        return monday, monday + timedelta(days=7)
+        first = day - timedelta(days=(day.weekday() - rule.week_starts) % 7)
+        return first, first + timedelta(days=7)
     if kind == "year":
         return date(day.year, 1, 1), date(day.year + 1, 1, 1)
     months = 3 if kind == "quarter" else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
 
@@ -12,7 +12,9 @@ from usage_plugin.plugins import PROJECT, hookspecs
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from usage_plugin.domain.alerts import Alert
 
 
 class Plugins:
@@ -42,6 +44,10 @@ class Plugins:
             raise PluginError(f"A plugin cannot be imported: {error}.") from error
         self.storage_backends: dict[str, StorageBackend[Any]] = self._by_name("usage_register_storage_backends")
         self.ledger_backends: dict[str, LedgerBackend[Any]] = self._by_name("usage_register_ledgers")
+        self.alert_listeners: list[tuple[str, Callable[[Alert], None]]] = [
+            (implementation.plugin_name, cast("Callable[[Alert], None]", implementation.function))
+            for implementation in self._manager.hook.usage_threshold_crossed.get_hookimpls()
+        ]
 
     def _by_name(self, hook: str) -> dict[str, Any]:
         """Collect what a hook registers; pluggy's hooks have no types, so this is where they get theirs."""

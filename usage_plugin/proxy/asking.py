@@ -14,7 +14,7 @@ from usage_plugin.proxy import bounds
 from usage_plugin.proxy.price_sheets import CHEAPER_SERVICES, SERVICES, route_of
 from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request
-from usage_plugin.tracking.admission import Ask, Candidate
+from usage_plugin.tracking.demands import Ask, Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,7 +167,8 @@ def _candidates(ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, out
     dearest: dict[tuple[str | None, str | None], Candidate] = {}
     for way in ways:
         worst = 0 if way.model is None else _worst(way, kind, bound, output)
-        candidate = Candidate(way.model, way.provider, way.is_priced_on(kind), worst)
+        for_input = 0 if way.model is None else _worst(way, kind, bound, 0) or 0
+        candidate = Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input)
         known = dearest.get(candidate[:2])
         if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
             dearest[candidate[:2]] = candidate

@@ -1,8 +1,9 @@
 """The exchange: one HTTP request and its answer, seen from outside of LiteLLM.
 
 An ASGI wrapper around the whole proxy puts an `Exchange` into a context variable. Hooks find it there, whichever task
-LiteLLM runs them in; what they leave in it becomes headers of the answer, on every route; and when the request is
-really over, down to the last byte or the client's hanging up, the wrapper says so.
+LiteLLM runs them in: it is filled and never replaced, since what a child task sets nobody else sees. What they leave in
+it becomes headers of the answer, on every route; and when the request is really over, down to the last byte or the
+client's hanging up, the wrapper says so.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from usage_plugin.domain.money import Nano
-    from usage_plugin.tracking.admission import Standing
-    from usage_plugin.tracking.recorder import OpenRequest
+    from usage_plugin.proxy.underway import RequestUnderWay
+    from usage_plugin.tracking.demands import Standing
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -33,10 +34,11 @@ class Exchange:
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
         standing: how the tightest of the caller's own limits stands.
         cost: of the request, in nano-dollars, once it is known.
-        request: what was admitted.
+        abandoned: whether the client left before the whole answer was sent.
+        requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
-    __slots__ = ("cost", "headers", "request", "standing", "status")
+    __slots__ = ("abandoned", "cost", "headers", "requests", "standing", "status")
 
     def __init__(self) -> None:
         """Start with nothing."""
@@ -44,40 +46,54 @@ class Exchange:
         self.status: int | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
-        self.request: OpenRequest | None = None
+        self.abandoned = False
+        self.requests: list[RequestUnderWay] = []
 
 
 class ExchangeWrapper:
     """Wraps the proxy's ASGI app."""
 
     def __init__(
-        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[OpenRequest], None]
+        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[RequestUnderWay, bool], None]
     ) -> None:
-        """Call `on_start` before an answer's headers are sent, `on_end` when an admitted request is over."""
+        """Call `on_start` before an answer's headers are sent, `on_end` when an admitted request is over.
+
+        Neither may raise.
+        """
         self._app = app
         self._on_start = on_start
         self._on_end = on_end
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         exchange = Exchange()
+        is_sent = False
         token = current.set(exchange)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._on_start(exchange)
                 message = _with_ours(message, exchange)
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                nonlocal is_sent
+                is_sent = True
             await send(message)
 
+        async def receive_with_end() -> Message:
+            message = await receive()
+            if message["type"] in ("http.disconnect", "websocket.disconnect") and not is_sent:
+                exchange.abandoned = True
+            return message
+
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, receive_with_end, send_with_headers)
         finally:
             current.reset(token)
-            if exchange.request is not None:
-                self._on_end(exchange.request)
+            for request in exchange.requests:
+                self._on_end(request, exchange.abandoned)
 
 
 def _with_ours(message: Message, exchange: Exchange) -> Message:

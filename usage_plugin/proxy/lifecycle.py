@@ -1,7 +1,8 @@
 """Lifecycle: starts the plugin in a worker of the proxy, and ends it in order.
 
 LiteLLM imports its callbacks inside the ASGI lifespan, in each worker, with the loop running. It has no hook for the
-end, so its shutdown function is wrapped: queued log events are settled first, then everything is written down.
+end, so its shutdown function is wrapped: the server has waited for all requests by then; queued log events are settled
+first, then what no event has settled, then everything is written down.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def start() -> UsageHandler_PROXY_:
     handler = UsageHandler_PROXY_(runtime, PriceBook())
     ticking = loop.create_task(_tick(runtime))
     _wrap_app(handler)
-    _wrap_shutdown(runtime, ticking)
+    _wrap_shutdown(runtime, handler, ticking)
     _announce(runtime)
     return handler
 
@@ -74,7 +75,7 @@ def _wrap_app(handler: UsageHandler_PROXY_) -> None:
     )
 
 
-def _wrap_shutdown(runtime: Runtime, ticking: asyncio.Task[None]) -> None:
+def _wrap_shutdown(runtime: Runtime, handler: UsageHandler_PROXY_, ticking: asyncio.Task[None]) -> None:
     original = proxy_server.proxy_shutdown_event
 
     async def shutdown(*args: Any, **kwargs: Any) -> Any:  # LiteLLM's
@@ -83,6 +84,7 @@ def _wrap_shutdown(runtime: Runtime, ticking: asyncio.Task[None]) -> None:
             await asyncio.wait_for(GLOBAL_LOGGING_WORKER.flush(), FLUSH_SECONDS)
         except Exception as error:  # noqa: BLE001  # LiteLLM's queue must not keep us from writing ours
             log.warning("shutdown.queue_not_flushed", **short_error(error))
+        handler.close()
         try:
             await runtime.close(FLUSH_SECONDS)
         except Exception:
@@ -93,13 +95,14 @@ def _wrap_shutdown(runtime: Runtime, ticking: asyncio.Task[None]) -> None:
 
 
 async def _tick(runtime: Runtime) -> None:
-    """Do each worker's own small chores: hand refusals over, keep the cache within its retention."""
+    """Do each worker's own small chores: hand what was counted over, keep the cache within its retention."""
     cleaned = runtime.clock.monotonic()
     every = runtime.config.cache.cleanup_interval.total_seconds() * 1e6
     while True:
         await asyncio.sleep(TICK_SECONDS)
         try:
             runtime.refusals.flush()
+            runtime.imperfections.flush()
             if runtime.clock.monotonic() - cleaned > every:
                 cleaned = runtime.clock.monotonic()
                 runtime.cache.clean_up(local_date(runtime.clock.now(), runtime.config.timezone))

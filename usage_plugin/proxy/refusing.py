@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.proxy._types import ProxyException
 
-from usage_plugin.domain.windows import MICROSECONDS, reset_of, to_datetime
-from usage_plugin.tracking.refusals import describe, format_amount
+from usage_plugin.domain.windows import MICROSECONDS, duration_words, to_instant
+from usage_plugin.tracking.refusals import describe, format_amount, reset_of
 
 if TYPE_CHECKING:
     from usage_plugin.config import Config
-    from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.limits import Limit, Unit
+    from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.domain.windows import WindowKind
-    from usage_plugin.tracking.admission import Demand, Reason, Refusal, Standing
+    from usage_plugin.tracking.admission import Reason, Refusal
+    from usage_plugin.tracking.demands import Demand, Standing
 
 _TYPES: dict[Reason, str] = {
     "spent": "budget_exceeded",
@@ -27,6 +29,8 @@ _TYPES: dict[Reason, str] = {
     "too_large": "request_exceeds_limit",
     "unpriced": "model_unpriced",
     "unbounded": "request_unbounded",
+    "unmetered": "request_unmetered",
+    "outbox_full": "storage_unavailable",
     "unavailable": "ledger_unavailable",
 }
 _WINDOW_WORDS: dict[WindowKind, str] = {
@@ -39,6 +43,7 @@ _WINDOW_WORDS: dict[WindowKind, str] = {
     "quarter": "this quarter",
     "year": "this year",
     "lifetime": "in total",
+    "session": "in this session",
 }
 _UNIT_WORDS: dict[Unit, str] = {
     "usd": "USD",
@@ -46,8 +51,18 @@ _UNIT_WORDS: dict[Unit, str] = {
     "input_tokens": "input tokens",
     "output_tokens": "output tokens",
     "requests": "requests",
+    "parallel_requests": "requests",
 }
 _LONGEST_RETRY = 60
+_NOT_WORKING = ("unavailable", "outbox_full")
+"""Nobody's limit is the cause, and trying again is right."""
+
+
+_WITHOUT_LIMIT: dict[Reason, str] = {
+    "unavailable": "The usage ledger does not answer, so this request cannot be admitted; try again.",
+    "outbox_full": "Usage cannot be stored at the moment, so this request cannot be admitted; try again.",
+    "unmetered": "What this route costs cannot be metered, and this proxy admits no such request.",
+}
 
 
 def refusal_error(refusal: Refusal, config: Config) -> ProxyException:
@@ -76,11 +91,11 @@ def error_type(refusal: Refusal) -> str:
 
 def status_of(refusal: Refusal, config: Config) -> int:
     """Give the HTTP status."""
-    if refusal.reason in ("unpriced", "unbounded"):
+    if refusal.reason in ("unpriced", "unbounded", "unmetered"):
         return 400
     if refusal.reason == "busy":
         return 429
-    if refusal.reason == "unavailable":
+    if refusal.reason in _NOT_WORKING:
         return 503
     return config.admission.status_when_spent if refusal.reason == "spent" else 402
 
@@ -90,7 +105,7 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     headers: dict[str, str] = {"x-usage-refusal": refusal.reason}
     if refusal.demand:
         headers["x-usage-limit"] = refusal.demand.limit.name
-    if refusal.retry_after is None and refusal.reason != "unavailable":
+    if refusal.retry_after is None and refusal.reason not in _NOT_WORKING:
         return headers | {"x-should-retry": "false"}
     wait = (refusal.retry_after or MICROSECONDS) / MICROSECONDS
     jittered = min(_LONGEST_RETRY, wait + random.random())  # noqa: S311  # so that not all come back at once
@@ -108,8 +123,18 @@ def standing_headers(standing: Standing) -> dict[str, str]:
         "x-usage-remaining": format_amount(limit.unit, standing.remaining),
         "x-usage-unit": limit.unit,
     }
-    resets = reset_of(standing.demand.window)
+    resets = limit.reset_of(standing.demand.window)
     return headers | {"x-usage-resets-at": resets.isoformat()} if resets else headers
+
+
+def negotiated_headers(event: UsageEvent) -> dict[str, str]:
+    """Tell a caller what became of their request, if it is not what they asked for."""
+    headers = {}
+    if event.downgraded_by:
+        headers["x-usage-downgraded-to"] = event.model or ""
+    if event.clamped_to:
+        headers["x-usage-clamped-to"] = str(event.clamped_to)
+    return headers
 
 
 def sentence(refusal: Refusal, contact: str) -> str:
@@ -117,7 +142,7 @@ def sentence(refusal: Refusal, contact: str) -> str:
     demand = refusal.demand
     parts = []
     if demand is None:
-        parts.append("The usage ledger does not answer, so this request cannot be admitted; try again.")
+        parts.append(_WITHOUT_LIMIT[refusal.reason])
     elif refusal.reason == "unpriced":
         parts.append(
             f"No price is known for the model {refusal.model}, so it cannot be used under the cost limit"
@@ -137,7 +162,7 @@ def sentence(refusal: Refusal, contact: str) -> str:
 
 def _account_sentence(refusal: Refusal, demand: Demand) -> str:
     limit = demand.limit
-    when = _WINDOW_WORDS[limit.window]
+    when = _when(limit)
     if not limit.is_callers_own:
         what = {"busy": "is in use by other requests", "too_large": "is smaller than this request may need"}
         return f"The limit {limit.name} {what.get(refusal.reason, f'is used up {when}')}."
@@ -154,13 +179,24 @@ def _account_sentence(refusal: Refusal, demand: Demand) -> str:
 
 
 def _reset_sentence(refusal: Refusal, demand: Demand) -> str:
-    if demand.limit.window in ("request", "lifetime") or refusal.reason == "too_large":
+    if refusal.reason == "too_large":
         return ""
     if refusal.reason == "busy" and not _waits_for_window(refusal):
         return "Try again in a moment."
-    left = demand.window.end - refusal.at
-    resets = to_datetime(demand.window.end, demand.limit.zone)
-    return f"Resets {resets:%Y-%m-%d %H:%M %Z}, in {_rough(left // MICROSECONDS)}."
+    resets = reset_of(refusal)
+    if resets is None:
+        return ""
+    left = _rough((to_instant(resets) - refusal.at) // MICROSECONDS)
+    if demand.since is not None:
+        return f"There is room for it again in {left}."
+    return f"Resets {resets.astimezone(demand.limit.zone):%Y-%m-%d %H:%M %Z}, in {left}."
+
+
+def _when(limit: Limit) -> str:
+    if limit.unit == "parallel_requests":
+        return "at the same time"
+    rule = limit.window
+    return f"in {duration_words(rule.length)}" if rule.kind == "rolling" else _WINDOW_WORDS[rule.kind]
 
 
 def _rough(seconds: int) -> str:

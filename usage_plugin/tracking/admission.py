@@ -7,28 +7,30 @@ none, in one step of the ledger. A refusal says which limit, why, and whether wa
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance, Hold
+from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
 from usage_plugin.domain.usage import encode_event, new_ref
 from usage_plugin.domain.windows import MICROSECONDS
-from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.errors import LedgerBusyError, LedgerError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.demands import Ask, Candidate, Demand, OnLost, Standing, demands_of, tightest_of_callers_own
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from usage_plugin.domain.ledger import Ledger, Reserved
-    from usage_plugin.domain.limits import Limit, LimitSet
-    from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Hold, Ledger, Reserved
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.domain.windows import Window
+    from usage_plugin.tracking.rules import RulesInForce
 
-Reason = Literal["spent", "busy", "too_large", "unpriced", "unbounded", "unavailable"]
+Reason = Literal["spent", "busy", "too_large", "unpriced", "unbounded", "unmetered", "outbox_full", "unavailable"]
 """Why a request is refused; `docs/refusals.md` has a row for each."""
 
 SOON = 60 * MICROSECONDS
@@ -37,82 +39,49 @@ SOON = 60 * MICROSECONDS
 SPIN_NS = 300_000
 """How long a busy ledger is asked again at once: other transactions take some 50 µs."""
 
+MOST_WAITING = 256
+"""So many requests of one worker wait for others to settle; what comes on top is refused as busy at once."""
+
+_FIRST_LOOK = 0.01
+_RAREST_LOOK = 0.1
 _LONGEST_DELAY = 0.005
 _GIVE_UP_NS = 5_000_000_000
-_SEVERITY: dict[Reason, int] = {"unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "unavailable": 0}
+_SEVERITY: dict[Reason, int] = {
+    "unmetered": 4, "unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "outbox_full": 0,
+    "unavailable": 0,
+}  # fmt: skip
 
 log = get_logger()
 
 
-class Candidate(NamedTuple):
-    """One way a request can be billed.
-
-    Attributes:
-        model: the `model_name` that would be billed; None if the request names none.
-        priced: whether a price is known.
-        worst_cost: the most it can cost; None if no price is known or nothing bounds the tokens.
-    """
-
-    model: str | None
-    provider: str | None
-    priced: bool
-    worst_cost: Nano | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A request that wants to start.
+class AdmissionPolicy:
+    """What holds for all limits; `docs/configuration.md` has the words.
 
     Attributes:
-        draft: the event as far as it is known; its status and cost are filled in by the decision.
-        primary: the ways the model asked for can be billed.
-        fallbacks: the ways it can be billed if that fails.
-        input_tokens: a bound; None if nothing bounds it.
-        output_tokens: a bound; None if nothing bounds it.
+        enforce: off, everything is held and recorded, and nothing refused.
+        busy_wait: microseconds that a request waits for others to settle, before it is refused as busy.
+        admit_without_ledger: whether requests are let through while the ledger does not work.
+        serve_when_outbox_full: whether requests are let through while no further event can be kept.
     """
 
-    draft: UsageEvent
-    subjects: Subjects
-    primary: tuple[Candidate, ...]
-    fallbacks: tuple[Candidate, ...] = ()
-    input_tokens: int | None
-    output_tokens: int | None
+    enforce: bool = True
+    busy_wait: int = 0
+    on_lost: OnLost = "charge"
+    admit_without_ledger: bool = False
+    serve_when_outbox_full: bool = False
 
 
-class Demand(NamedTuple):
-    """What a request asks of one account.
+class Pressure:
+    """What the rest of the worker tells admission: a plain attribute, since it is read for each request."""
 
-    Attributes:
-        maximum: the amount of the limit in force for this subject; None for unlimited.
-        amount: what the request needs at most, in the limit's unit.
-    """
+    __slots__ = ("leaves_gaps", "outbox_full")
 
-    limit: Limit
-    subject: str
-    window: Window
-    maximum: int | None
-    amount: int
-
-    @property
-    def account(self) -> AccountKey:
-        """The account it would be held on."""
-        return AccountKey(self.limit.key, self.window.start, self.subject)
-
-    def hold(self, *, enforced: bool) -> Hold:
-        """Make the hold; one that is not enforced always fits."""
-        return Hold(self.account, self.window.end, self.amount, self.maximum if enforced else None)
-
-
-class Standing(NamedTuple):
-    """How an account stands: what was asked of it, and its balance since."""
-
-    demand: Demand
-    balance: Balance
-
-    @property
-    def remaining(self) -> int:
-        """What is left for further requests, never below zero."""
-        return max(0, (self.demand.maximum or 0) - self.balance.spent - self.balance.reserved)
+    def __init__(self) -> None:
+        """Start without."""
+        self.outbox_full = False
+        self.leaves_gaps = False
+        """The outbox is full, and requests are served nevertheless: no event is kept of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,19 +89,36 @@ class Admitted:
     """The request may start, and must be settled by its event's id.
 
     Attributes:
-        event: what is recorded if the worker dies: the reserved cost, status `recovered`.
+        event: what is recorded if nobody ever learns what the request used: the reserved cost, status `recovered`.
         demands: what is held.
+        balances: of the accounts, before this hold; of a rolling limit, the sum over its window.
         without_fallbacks: only the primary fits, so the fallbacks must be switched off.
         standing: the tightest of the caller's own limits, this hold included.
         warnings: names of the limits with `action: warn` that are passed.
+        holds: False if the ledger did not work, so that nothing is held.
     """
 
     event: UsageEvent
     subjects: Subjects
     demands: tuple[Demand, ...]
+    balances: Mapping[AccountKey, Balance]
     without_fallbacks: bool
     standing: Standing | None
     warnings: tuple[str, ...]
+    holds: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Downgrade:
+    """The request may start if it goes to another model.
+
+    Attributes:
+        limit: the limit with `action: downgrade` that has no room.
+        model: the `model_name` to ask for instead.
+    """
+
+    limit: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +128,9 @@ class Refusal:
     Attributes:
         ref: what support can look the refusal up by.
         demand: what did not fit; None if no limit is the cause (the ledger does not work).
-        balance: of the account, before this request.
+        balance: of the account, before this request; of a rolling limit, the sum over its window.
         retry_after: microseconds to wait; None if waiting does not help.
+        rolled_away_at: of a rolling limit, when enough of what was spent no longer counts.
     """
 
     reason: Reason
@@ -154,6 +141,7 @@ class Refusal:
     demand: Demand | None = None
     balance: Balance = NOTHING
     retry_after: int | None = None
+    rolled_away_at: int | None = None
 
     @property
     def felt(self) -> bool:
@@ -161,75 +149,164 @@ class Refusal:
         return self.demand is None or not self.demand.limit.dry_run
 
 
+class Decision(NamedTuple):
+    """What was decided, and the refusals by dry-run limits, which nobody feels."""
+
+    outcome: Admitted | Refusal
+    unfelt: Sequence[Refusal]
+
+
 class Admission:
     """Decides on requests, one ledger transaction each."""
 
-    def __init__(self, ledger: Ledger, limits: LimitSet, *, worker: str, enforce: bool = True) -> None:
-        """Take the parts; with `enforce` off everything is held and recorded, and nothing refused."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        rules: RulesInForce,
+        clock: Clock,
+        *,
+        worker: str,
+        policy: AdmissionPolicy | None = None,
+        pressure: Pressure | None = None,
+    ) -> None:
+        """Take the parts."""
         self._ledger = ledger
-        self._limits = limits
+        self._rules = rules
+        self._clock = clock
         self._worker = worker
-        self._enforce = enforce
+        self.policy = policy or AdmissionPolicy()
+        self._pressure = pressure or Pressure()
+        self._waiting = 0
 
-    async def admit(self, ask: Ask) -> tuple[Admitted | Refusal, Sequence[Refusal]]:
-        """Decide on a request.
+    async def admit(self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None = None) -> Decision:
+        """Decide on a request, waiting for a moment if it would fit once others settle.
 
-        Returns:
-            The decision, and the refusals by dry-run limits, which nobody feels.
+        Args:
+            ask: the request.
+            downgraded: makes it a request to another model, where a limit wants that; it is asked once. Without it
+                such limits only count.
         """
-        decision, unfelt = await self._decide(ask, (*ask.primary, *ask.fallbacks))
-        if ask.fallbacks and isinstance(decision, Refusal) and decision.demand:
-            # It does not fit on the dearest fallback; without fallbacks it may.
-            alone, unfelt = await self._decide(ask, ask.primary)
-            # If that is refused as well, its reason counts: waiting may make room for the primary.
-            return (replace(alone, without_fallbacks=True) if isinstance(alone, Admitted) else alone), unfelt
-        return decision, unfelt
+        if self._pressure.outbox_full and self.policy.enforce and not self.policy.serve_when_outbox_full:
+            return Decision(_refuse("outbox_full", ask), ())
+        ask, decision = await self._decide(ask, downgraded)
+        if not _is_worth_waiting(decision.outcome) or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
+            return decision
+        self._waiting += 1
+        try:
+            return await self._wait(ask, decision, downgraded)
+        finally:
+            self._waiting -= 1
 
-    async def _decide(self, ask: Ask, candidates: Sequence[Candidate]) -> tuple[Admitted | Refusal, Sequence[Refusal]]:
-        demands, impossible = self._demands(ask, candidates)
+    async def _wait(self, ask: Ask, decision: Decision, downgraded: Callable[[Downgrade], Ask] | None) -> Decision:
+        """Look again and again until there is room, or it is clear that waiting does not help."""
+        deadline = time.monotonic() + self.policy.busy_wait / MICROSECONDS
+        delay = _FIRST_LOOK
+        while _is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
+            delay = min(_RAREST_LOOK, delay * 1.5)
+            # It is admitted now, not when it came: midnight may have passed.
+            ask = replace(ask, draft=ask.draft._replace(started_at=self._clock.now()))
+            ask, decision = await self._decide(ask, downgraded)
+        return decision
+
+    async def _decide(self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None) -> tuple[Ask, Decision]:
+        """Decide now; the request may be another one afterwards, to the model that a limit sent it to."""
+        decision = await self._decide_once(ask)
+        if not isinstance(decision, Downgrade):
+            return ask, decision
+        ask = replace(downgraded(decision) if downgraded else ask, is_downgraded=True)
+        decision = await self._decide_once(ask)
+        if isinstance(decision, Downgrade):
+            raise UsagePluginError("A request was downgraded twice.")
+        return ask, decision
+
+    async def _decide_once(self, ask: Ask) -> Decision | Downgrade:
+        decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
+        if not ask.fallbacks or (isinstance(decision, Decision) and not _is_by_a_limit(decision.outcome)):
+            return decision
+        # It does not fit on the dearest fallback; without fallbacks it may.
+        alone = await self._decide_among(ask, ask.primary)
+        if isinstance(alone, Decision) and isinstance(alone.outcome, Admitted):
+            return alone._replace(outcome=replace(alone.outcome, without_fallbacks=True))
+        # If that is refused as well, its reason counts: waiting may make room for the primary.
+        return alone
+
+    async def _decide_among(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision | Downgrade:
+        policy = self.policy
+        everything, unknown = demands_of(ask, candidates, self._rules.limits, policy.on_lost)
+        demands = [demand for demand in everything if demand.limit.has_accounts]
+        impossible = [
+            _refuse(problem, ask, demand, model)
+            for demand, problem, model in unknown
+            if policy.enforce and demand.maximum is not None and demand.limit.action == "block"
+        ]
+        impossible += [
+            _refuse("too_large", ask, demand)
+            for demand in everything
+            if not demand.limit.has_accounts and policy.enforce and demand.limit.action == "block"
+            if not demand.fits(NOTHING)
+        ]
         unfelt = [refusal for refusal in impossible if not refusal.felt]
         if len(unfelt) < len(impossible):
-            return _worst(refusal for refusal in impossible if refusal.felt), unfelt
-        event = _worst_case_event(ask.draft, candidates)
-        holds = [demand.hold(enforced=self._enforce and demand.limit.blocks) for demand in demands]
+            return Decision(_worst(refusal for refusal in impossible if refusal.felt), unfelt)
+        event = _worst_case_event(ask, candidates)
+        holds = [demand.hold(enforced=self._can_stop(demand, ask)) for demand in demands]
         try:
-            reserved = await self._reserve(event, holds)
+            reserved = await self._reserve(_lost_event(event, candidates, policy.on_lost), holds)
         except LedgerError as error:
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
-            return _refuse("unavailable", ask), unfelt
+            if not policy.admit_without_ledger:
+                return Decision(_refuse("unavailable", ask), unfelt)
+            event = event._replace(degraded=True)
+            return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
         before = list(zip(demands, reserved.balances, strict=True))
-        passed = [(demand, balance) for demand, balance in before if not demand.hold(enforced=True).fits(balance)]
-        unfelt += [_judge(ask, demand, balance) for demand, balance in passed if demand.limit.dry_run]
+        passed = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
+        unfelt += [self._judge(ask, demand, balance) for demand, balance in passed if demand.limit.dry_run]
         if not reserved.admitted:
-            return _worst(_judge(ask, *pair) for pair in passed if pair[0].limit.blocks), unfelt
+            stopping = [pair for pair in passed if self._can_stop(pair[0], ask)]
+            for demand, _ in stopping:
+                if demand.limit.downgrade_to is not None:
+                    return Downgrade(demand.limit.name, demand.limit.downgrade_to)
+            return Decision(_worst(self._judge(ask, *pair) for pair in stopping), unfelt)
         standing = tightest_of_callers_own(
             Standing(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
         )
         warned = [d.limit.name for d, _ in passed if d.limit.action == "warn" and not d.limit.dry_run]
-        return Admitted(event, ask.subjects, tuple(demands), False, standing, tuple(warned)), unfelt
+        balances = {demand.account: balance for demand, balance in before}
+        admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, standing, tuple(warned))
+        return Decision(admitted, unfelt)
 
-    def _demands(self, ask: Ask, candidates: Sequence[Candidate]) -> tuple[list[Demand], list[Refusal]]:
-        """Work out what to hold on which account: on each the most that any candidate would take.
+    def _can_stop(self, demand: Demand, ask: Ask) -> bool:
+        """Say whether a demand that does not fit keeps the request from starting as it is."""
+        limit = demand.limit
+        if limit.dry_run or not self.policy.enforce:
+            return False
+        return limit.action == "block" or (limit.action == "downgrade" and not ask.is_downgraded)
 
-        What can be said without the ledger is refused here: no price, no bound, more than one request may take.
-        """
-        at = ask.draft.started_at
-        demands: dict[AccountKey, Demand] = {}
-        impossible = []
-        for candidate in candidates:
-            for matched in self._limits.matching(ask.subjects, candidate.model, candidate.provider):
-                limit = matched.limit
-                amount, problem = _amount(limit, candidate, ask)
-                demand = Demand(limit, matched.subject, matched.window_at(at), matched.amount_at(at), amount)
-                if limit.window == "request" and not problem and not demand.hold(enforced=True).fits(NOTHING):
-                    problem = "too_large"
-                if problem and demand.maximum is not None and limit.action == "block" and self._enforce:
-                    impossible.append(_refuse(problem, ask, demand, candidate.model))
-                if limit.window != "request":
-                    known = demands.setdefault(demand.account, demand)
-                    if amount > known.amount:
-                        demands[demand.account] = demand
-        return list(demands.values()), impossible
+    def _judge(self, ask: Ask, demand: Demand, balance: Balance) -> Refusal:
+        """Say why a request does not fit on an account, and whether waiting helps."""
+        maximum = demand.maximum or 0
+        if demand.amount > maximum:
+            return _refuse("too_large", ask, demand, balance=balance)
+        rolled_away_at = self._rolled_away_at(demand, balance)
+        if balance.spent + demand.amount <= maximum:
+            return _refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
+        left = (rolled_away_at or demand.window.end) - ask.draft.started_at
+        if left <= SOON:
+            return _refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
+        return _refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
+
+    def _rolled_away_at(self, demand: Demand, balance: Balance) -> int | None:
+        """Find when so much has left a rolling window that the request would fit; None where nothing rolls."""
+        if demand.since is None:
+            return None
+        over = balance.spent + demand.amount - (demand.maximum or 0)
+        with suppress(LedgerError):
+            for bucket in self._ledger.buckets(demand.limit.key, demand.subject, demand.since):
+                over -= bucket.balance.spent
+                if over <= 0:
+                    return bucket.window_end
+        return demand.window.end
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
         """Reserve, trying again while another process is writing."""
@@ -247,45 +324,30 @@ class Admission:
                     # Whoever waits longer lets the loop work meanwhile.
                     await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
                     delay = min(_LONGEST_DELAY, delay * 1.5)
+                else:
+                    os.sched_yield()
 
 
-def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:
-    """Find the limit of the caller's own with the smallest share left, to be shown in headers."""
-    own = [
-        standing
-        for standing in standings
-        if standing.demand.maximum is not None
-        and standing.demand.limit.is_callers_own
-        and not standing.demand.limit.dry_run
-    ]
-    return min(own, key=lambda standing: standing.remaining / (standing.demand.maximum or 1), default=None)
+def _is_by_a_limit(outcome: Admitted | Refusal) -> bool:
+    """Tell a refusal by a limit from one that fewer ways to bill the request would not change."""
+    return isinstance(outcome, Refusal) and outcome.demand is not None
 
 
-def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Reason | None]:
-    """Say what a request needs of a limit, or why that cannot be known."""
-    if limit.unit == "requests":
-        return 1, None
-    if limit.unit == "usd":
-        if candidate.worst_cost is not None:
-            return candidate.worst_cost, None
-        if not candidate.priced:
-            return 0, None if limit.lets_unpriced_pass(candidate.model or "") else "unpriced"
-        return 0, "unbounded"
-    parts = {
-        "input_tokens": (ask.input_tokens,),
-        "output_tokens": (ask.output_tokens,),
-        "total_tokens": (ask.input_tokens, ask.output_tokens),
-    }[limit.unit]
-    known = [part for part in parts if part is not None]
-    return sum(known), None if len(known) == len(parts) else "unbounded"
+def _is_worth_waiting(outcome: Admitted | Refusal) -> bool:
+    """Say whether a request would fit once others settle; what is spent does not come back in a moment."""
+    if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
+        return False
+    return outcome.balance.spent + outcome.demand.amount <= (outcome.demand.maximum or 0)
 
 
-def _worst_case_event(draft: UsageEvent, candidates: Sequence[Candidate]) -> UsageEvent:
-    """Fill in what is recorded if the worker dies: charged as reserved, and marked so."""
+def _worst_case_event(ask: Ask, candidates: Sequence[Candidate]) -> UsageEvent:
+    """Fill in what is recorded if nobody ever learns what the request used: everything that is held, marked so."""
     costs = [candidate.worst_cost for candidate in candidates if candidate.worst_cost is not None]
     reserved = max(costs, default=0)
-    return draft._replace(
+    return ask.draft._replace(
         status="recovered",
+        input_tokens=ask.input_tokens or 0,
+        output_tokens=ask.output_tokens or 0,
         cost=reserved if costs else None,
         cost_source="reserved" if costs else "unpriced",
         reserved=reserved,
@@ -293,17 +355,16 @@ def _worst_case_event(draft: UsageEvent, candidates: Sequence[Candidate]) -> Usa
     )
 
 
-def _judge(ask: Ask, demand: Demand, balance: Balance) -> Refusal:
-    """Say why a request does not fit on an account, and whether waiting helps."""
-    maximum = demand.maximum or 0
-    left_of_window = demand.window.end - ask.draft.started_at
-    if demand.amount > maximum:
-        return _refuse("too_large", ask, demand, balance=balance)
-    if balance.spent + demand.amount <= maximum:
-        return _refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
-    if left_of_window <= SOON:
-        return _refuse("busy", ask, demand, balance=balance, retry_after=left_of_window)
-    return _refuse("spent", ask, demand, balance=balance)
+def _lost_event(worst: UsageEvent, candidates: Sequence[Candidate], on_lost: OnLost) -> UsageEvent:
+    """Change it to what is recorded if the worker dies, by policy."""
+    if on_lost == "charge":
+        return worst
+    inputs = max((candidate.input_cost for candidate in candidates), default=0) if on_lost == "charge_input" else 0
+    return worst._replace(
+        input_tokens=worst.input_tokens if on_lost == "charge_input" else 0,
+        output_tokens=0,
+        cost=None if worst.cost is None else min(inputs, worst.cost),
+    )
 
 
 def _refuse(
@@ -314,6 +375,7 @@ def _refuse(
     *,
     balance: Balance = NOTHING,
     retry_after: int | None = None,
+    rolled_away_at: int | None = None,
 ) -> Refusal:
     return Refusal(
         reason=reason,
@@ -324,6 +386,7 @@ def _refuse(
         demand=demand,
         balance=balance,
         retry_after=retry_after,
+        rolled_away_at=rolled_away_at,
     )
 
 

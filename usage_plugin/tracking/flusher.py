@@ -1,39 +1,163 @@
 """The flusher: moves settled events from the ledger's outbox into the store, in order, and acknowledges them.
 
-Redelivery is always safe, because the store keeps the outbox's watermark in the transaction that adds the events.
+Redelivery is always safe, because the store keeps the outbox's watermark in the transaction that adds the events. What
+the store sees has reached the ledger's disk before, so that no power cut leaves the store ahead of its ledger.
+An event that the store can never take is set aside in a file, so that it does not hold up those behind it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.domain.usage import decode_event
+from usage_plugin.domain.windows import to_datetime
+from usage_plugin.errors import LedgerBusyError, StorageError, StorageUnavailableError, StorageVersionError
 from usage_plugin.log import get_logger
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.ledger import Ledger
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Ledger, OutboxEntry
     from usage_plugin.domain.store import UsageStore
+    from usage_plugin.domain.usage import UsageEvent
 
 BATCH = 500
+MOST_IN_A_ROW = 20
+"""A store that refuses so many events, one after the other, is broken itself: no more are set aside."""
+
+_LONGEST_WAIT = 5.0
+
+ResultT = TypeVar("ResultT")
 
 log = get_logger()
+
+
+class _Item(NamedTuple):
+    entry: OutboxEntry
+    event: UsageEvent
+
+
+class Unstorable:
+    """The file of events that the store never takes: a line of JSON each, with the reason.
+
+    What is set aside stands on the disk at once, but counts only when the store has taken something behind it, or
+    the batch is over: if the store turns out not to work at all, it is taken back, since it will be sent again.
+    """
+
+    def __init__(self, path: Path, clock: Clock) -> None:
+        """Use a file, which is made when it is needed."""
+        self._path = path
+        self.clock = clock
+        self._doubtful: list[_Refused] = []
+        self._length_before = 0
+
+    def add(self, entry: OutboxEntry, event: UsageEvent | None, reason: str) -> None:
+        """Set an event aside, on the disk when this returns; one that is there already is left.
+
+        Raises:
+            StorageUnavailableError: the store has refused too many to be believed, or the file cannot be written.
+        """
+        if len(self._doubtful) >= MOST_IN_A_ROW:
+            raise StorageUnavailableError(f"The store refuses one event after the other: {reason}")
+        kept = _parsed(entry.event)
+        at = to_datetime(self.clock.now()).isoformat()
+        try:
+            if not self._doubtful:
+                self._length_before = self._path.stat().st_size if self._path.exists() else 0
+            is_new = not self._has(kept)
+            if is_new:
+                self._append(json.dumps({"seq": entry.seq, "at": at, "reason": reason, "event": kept}) + "\n")
+        except OSError as error:
+            raise StorageUnavailableError(f"{self._path} cannot be written: {error}.") from error
+        self._doubtful.append(_Refused(entry.seq, (event.cost or 0) if event else 0, reason, is_new))
+
+    def confirm(self, ledger: Ledger) -> None:
+        """Believe the store: what it refused will not be sent again."""
+        refused = [one for one in self._doubtful if one.is_new]
+        self._doubtful.clear()
+        now = self.clock.now()
+        for one in refused:
+            log.error("event.unstorable", seq=one.seq, file=str(self._path), reason=one.reason)
+        if refused:
+            counted = [Imperfection("unstorable", "", 1, one.cost, now, now) for one in refused]
+            until_free(lambda: ledger.count(counted))
+
+    def take_back(self) -> None:
+        """Do not believe the store: what it refused last is still in the outbox."""
+        if self._doubtful:
+            self._doubtful.clear()
+            with suppress(OSError):
+                os.truncate(self._path, self._length_before)
+
+    def _append(self, line: str) -> None:
+        handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, line.encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _has(self, kept: object) -> bool:
+        with suppress(FileNotFoundError), self._path.open(encoding="utf-8") as lines:
+            return any(_parsed(line.rstrip("\n"), "event") == kept for line in lines)
+        return False
+
+
+class _Refused(NamedTuple):
+    seq: int
+    cost: int
+    reason: str
+    is_new: bool
+
+
+def _parsed(text: str, key: str | None = None) -> object:
+    """Read JSON; what is none stays text."""
+    try:
+        found = json.loads(text)
+        return found if key is None else found.get(key)
+    except (ValueError, AttributeError):
+        return text
 
 
 class Flusher:
     """One for each ledger: only the keeper runs it."""
 
-    def __init__(self, ledger: Ledger, store: UsageStore) -> None:
-        """Take the two ends."""
+    def __init__(
+        self, ledger: Ledger, store: UsageStore, unstorable: Unstorable, *, step: Callable[[], None] | None = None
+    ) -> None:
+        """Take the two ends; `step` is called before each call of the store."""
         self._ledger = ledger
         self._store = store
+        self._unstorable = unstorable
+        self._step = step or (lambda: None)
 
     async def begin(self) -> None:
         """Agree with the store on what it has: either file may have been restored from a backup."""
+        self._step()
         stored = await self._store.watermark(self._ledger.writer)
         acknowledged = self._ledger.acknowledged()
         if stored != acknowledged:
             log.warning("store.disagreed", stored=stored, acknowledged=acknowledged)
-            self._ledger.agree(stored)
+            missing = self._missing(stored, acknowledged)
+            until_free(lambda: self._ledger.agree(stored))
+            if missing:
+                log.error("store.lacks_events", events=missing)
+                now = self._unstorable.clock.now()
+                until_free(lambda: self._ledger.count([Imperfection("gap", "", missing, 0, now, now)]))
+
+    def _missing(self, stored: int, acknowledged: int) -> int:
+        """Count what an older store lacks and the outbox no longer has."""
+        if stored >= acknowledged:
+            return 0
+        oldest = self._ledger.outbox(stored, 1)
+        return min(oldest[0].seq if oldest else acknowledged + 1, acknowledged + 1) - stored - 1
 
     async def flush(self) -> int:
         """Move one batch; give the number of events moved.
@@ -42,8 +166,67 @@ class Flusher:
             StorageError: the store did not take it; the events stay in the outbox.
             LedgerError: the ledger could not be read or told; the batch will come again.
         """
-        entries = self._ledger.outbox(self._ledger.acknowledged(), BATCH)
+        ledger = self._ledger
+        entries = ledger.outbox(ledger.acknowledged(), BATCH)
         if entries:
-            await self._store.append(self._ledger.writer, [(entry.seq, decode_event(entry.event)) for entry in entries])
-            self._ledger.acknowledge(entries[-1].seq)
+            until_free(ledger.sync)
+            try:
+                await self._take(self._readable(entries))
+            except BaseException:
+                self._unstorable.take_back()
+                raise
+            until_free(lambda: ledger.acknowledge(entries[-1].seq))
+            self._unstorable.confirm(ledger)
         return len(entries)
+
+    async def flush_all(self) -> None:
+        """Move everything that waits."""
+        while await self.flush() == BATCH:
+            pass
+
+    def _readable(self, entries: Sequence[OutboxEntry]) -> list[_Item]:
+        items = []
+        for entry in entries:
+            try:
+                items.append(_Item(entry, decode_event(entry.event)))
+            except (ValueError, TypeError) as error:
+                self._unstorable.add(entry, None, f"It cannot be read: {error}.")
+        return items
+
+    async def _take(self, items: Sequence[_Item]) -> None:
+        """Store events; if the store refuses some for good, find out which, and set them aside in their turn."""
+        if not items:
+            return
+        self._step()
+        try:
+            await self._store.append(self._ledger.writer, [(item.entry.seq, item.event) for item in items])
+        except (StorageUnavailableError, StorageVersionError):
+            raise
+        except StorageError as error:
+            if len(items) > 1:
+                await self._take(items[: len(items) // 2])
+                await self._take(items[len(items) // 2 :])
+                return
+            # If the store does not work at all, that is no event's fault.
+            self._step()
+            await self._store.health()
+            # Before anything behind it is stored: from then on the store passes it over.
+            self._unstorable.add(*items[0], str(error))
+        else:
+            self._unstorable.confirm(self._ledger)
+
+
+def until_free(step: Callable[[], ResultT]) -> ResultT:
+    """Do a step on the ledger, again while workers are writing just then; not on an event loop that others need.
+
+    Raises:
+        LedgerBusyError: somebody has held the lock for seconds.
+    """
+    deadline = time.monotonic() + _LONGEST_WAIT
+    while True:
+        try:
+            return step()
+        except LedgerBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)

@@ -1,34 +1,40 @@
-"""The keeper: the one worker that does the background work, in a thread of its own with its own connections.
+"""The keeper: background work, in a thread of its own with its own connection to the ledger.
 
-It moves the outbox into the store, recovers what dead workers left open and tidies the ledger. Every worker has a
-Keeper; the file lock decides whose works. If it dies, another takes over within a second.
+Every worker has such a thread, which does that worker's chores. One of them, by a file lock, is the keeper of the data
+folder: it recovers what dead workers left open, tidies the ledger, keeps its log short, and sees to it that the
+outbox is moved into the store and new limits are seeded. If it dies, another takes over within a second.
+
+The store has a thread to itself, so that one that fails or hangs holds up nothing but history.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, TypeVar
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from usage_plugin.errors import LedgerBusyError, LedgerError, StorageError
+from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.usage import decode_event
+from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.flusher import BATCH, Flusher
+from usage_plugin.tracking import rules
+from usage_plugin.tracking.flusher import Flusher, Unstorable
+from usage_plugin.tracking.patience import LONGEST_PAUSE, Attempt, Persistent
+from usage_plugin.tracking.problems import Problems
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.ledger import Ledger, OpenReservation
     from usage_plugin.domain.store import UsageStore
+    from usage_plugin.tracking.seeding import Seeder
     from usage_plugin.tracking.workers import Workers
 
 ROUND_EVERY = 1.0
 SHORTEN_EVERY = 0.25
-_LONGEST_PAUSE = 30.0
-
-ResultT = TypeVar("ResultT")
 
 log = get_logger()
 
@@ -42,93 +48,133 @@ class Keeper:
         open_store: Callable[[], AbstractAsyncContextManager[UsageStore]],
         workers: Workers,
         clock: Clock,
+        *,
+        unstorable: Unstorable,
+        seeder: Seeder | None = None,
+        chores: Sequence[Callable[[Ledger], None]] = (),
     ) -> None:
-        """Take what opens the parts: the thread must have its own."""
+        """Take what opens the parts: each thread must have its own.
+
+        Args:
+            open_ledger: opens the ledger for the calling thread.
+            open_store: opens the store.
+            workers: of the data folder, this one among them.
+            clock: for what is written down; the thread's own pace is real time.
+            unstorable: where events go that the store never takes.
+            seeder: sees to new limits.
+            chores: what this worker does once a second, keeper or not.
+        """
         self._open_ledger = open_ledger
         self._open_store = open_store
         self._workers = workers
         self._clock = clock
+        self._unstorable = unstorable
+        self._seeder = seeder
+        self._chores = chores
+        self._problems = Problems(clock)
+        self._moving = Persistent("store", self._move)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage-plugin-keeper", daemon=True)
-        self._round_done = 0
+        self._last_round = -ROUND_EVERY
+        self._pause = ROUND_EVERY
+        self._give_up_at = 0.0
 
     def start(self) -> None:
-        """Begin to work as soon as no other worker does."""
+        """Begin with the chores, and to keep as soon as no other worker does."""
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
         """Flush a last time and end; after so many seconds the thread is left behind."""
+        self._give_up_at = time.monotonic() + seconds
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join(seconds)
+            self._thread.join(seconds + SHORTEN_EVERY)
 
     def _run(self) -> None:
-        asyncio.run(self._keep())
-
-    async def _keep(self) -> None:
-        pause = ROUND_EVERY
         while not self._stopping.is_set():
-            if self._workers.try_to_keep():
+            try:
+                ledger = self._open_ledger()
                 try:
-                    await self._work()
-                    pause = ROUND_EVERY
-                except (StorageError, LedgerError) as error:
-                    log.error("keeper.interrupted", again_in_seconds=pause, **short_error(error))  # noqa: TRY400
-                    pause = min(_LONGEST_PAUSE, pause * 2)
-                except Exception:
-                    # Our own bug: the thread must not die of it, or nothing is flushed any more.
-                    log.exception("keeper.failed")
-            await self._wait(pause)
+                    self._work(ledger)
+                finally:
+                    ledger.close()
+            except LedgerError as error:
+                log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
+            except Exception:
+                # Our own bug: the thread must not die of it, or nothing is flushed any more.
+                log.exception("keeper.failed")
+            self._stopping.wait(self._pause)
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
+        if self._workers.keeps:
+            self._moving.end(max(0.0, self._give_up_at - time.monotonic()))
         self._workers.stop_keeping()
 
-    async def _work(self) -> None:
+    def _work(self, ledger: Ledger) -> None:
+        """Take turns until told to stop, or until the ledger does not work."""
+        while not self._stopping.is_set():
+            is_round = time.monotonic() - self._last_round >= ROUND_EVERY
+            if is_round:
+                self._last_round = time.monotonic()
+                for chore in self._chores:
+                    _unless_busy(chore, ledger)
+            if self._workers.try_to_keep():
+                # First, since it needs the ledger for nothing.
+                self._moving.watch()
+                _unless_busy(lambda ledger: ledger.shorten_log(), ledger)
+                if is_round:
+                    _unless_busy(self._housekeeping, ledger)
+            self._pause = ROUND_EVERY
+            self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
+        for chore in self._chores:
+            _unless_busy(chore, ledger)
+
+    def _housekeeping(self, ledger: Ledger) -> None:
+        self._problems.tell(ledger, "store", self._moving.problem)
+        ledger.tidy(self._clock.now())
+        self._recover(ledger)
+
+    def _recover(self, ledger: Ledger) -> None:
+        """Settle what dead workers left open, with what their reservations carry."""
+        reservations = ledger.open_reservations()
+        dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
+        recovered: list[OpenReservation] = []
+        try:
+            for reservation in reservations:
+                if reservation.worker in dead and ledger.recover(reservation.event_id):
+                    recovered.append(reservation)  # noqa: PERF401  # what was done must be counted, if the next raises
+        finally:
+            if recovered:
+                log.warning("reservations.recovered", count=len(recovered))
+                ledger.count(self._as_imperfections(recovered))
+        for name in self._workers.sweep():
+            ledger.note(rules.NOTE + name, None)
+
+    def _as_imperfections(self, recovered: Iterable[OpenReservation]) -> list[Imperfection]:
+        now = self._clock.now()
+        events = [decode_event(reservation.event) for reservation in recovered]
+        return [Imperfection("recovered", event.model or "", 1, event.cost or 0, now, now) for event in events]
+
+    async def _move(self, attempt: Attempt) -> None:
+        """Move the outbox into the store, in the store's own thread."""
         ledger = self._open_ledger()
         try:
-            async with AsyncExitStack() as stack:
-                self._housekeeping(ledger)
-                store = await stack.enter_async_context(self._open_store())
-                flusher = Flusher(ledger, store)
-                await _until_free(flusher.begin)
-                while not self._stopping.is_set():
-                    if self._clock.monotonic() - self._round_done >= ROUND_EVERY * 1e6:
-                        self._round_done = self._clock.monotonic()
-                        await self._flush_all(flusher)
-                        self._housekeeping(ledger)
-                    with suppress(LedgerBusyError):
-                        ledger.shorten_log()
-                    await self._wait(SHORTEN_EVERY)
-                await self._flush_all(flusher)
+            async with self._open_store() as store:
+                flusher = Flusher(ledger, store, self._unstorable, step=attempt.step)
+                await flusher.begin()
+                while True:
+                    is_last = attempt.is_ending
+                    await flusher.flush_all()
+                    attempt.succeed()
+                    if is_last:
+                        return
+                    if self._seeder:
+                        await self._seeder.seed_new(ledger, store, attempt.step)
+                    await attempt.pause(ROUND_EVERY)
         finally:
             ledger.close()
 
-    @staticmethod
-    async def _flush_all(flusher: Flusher) -> None:
-        while await _until_free(flusher.flush) == BATCH:
-            pass
 
-    def _housekeeping(self, ledger: Ledger) -> None:
-        with suppress(LedgerBusyError):
-            ledger.tidy(self._clock.now())
-            self._recover(ledger)
-
-    def _recover(self, ledger: Ledger) -> None:
-        """Settle what dead workers left open, at the reserved amounts."""
-        reservations = ledger.open_reservations()
-        dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
-        if dead:
-            recovered = [r for r in reservations if r.worker in dead and ledger.recover(r.event_id)]
-            log.warning("reservations.recovered", count=len(recovered))
-        self._workers.sweep()
-
-    async def _wait(self, seconds: float) -> None:
-        """Sleep, but wake up soon when told to stop."""
-        await asyncio.to_thread(self._stopping.wait, seconds)
-
-
-async def _until_free(step: Callable[[], Awaitable[ResultT]]) -> ResultT:
-    """Do a step of the flusher, again if a worker is writing to the ledger just then: it is safe to repeat."""
-    while True:
-        try:
-            return await step()
-        except LedgerBusyError:
-            await asyncio.sleep(0.001)
+def _unless_busy(step: Callable[[Ledger], None], ledger: Ledger) -> None:
+    """Do it; if a worker is writing just then, the next turn does it."""
+    with suppress(LedgerBusyError):
+        step(ledger)

@@ -1,13 +1,14 @@
 """The recorder: a finished request becomes one usage event, exactly once, whoever reports its end.
 
 `record` is synchronous and commits before it returns, because LiteLLM drops whatever awaits in its success callback at
-SIGTERM. If another process holds the ledger's lock for longer than a blink, the settlement waits in a list that
-is retried until it is written.
+SIGTERM. If another process holds the ledger's lock for longer than a blink, or the ledger does not work, the settlement
+waits in a list that is retried until it is written.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections import deque
@@ -18,17 +19,25 @@ from usage_plugin.domain.ledger import AccountKey, Balance, Charge
 from usage_plugin.domain.usage import NO_TOKENS, encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.admission import SPIN_NS, Admitted, Demand, Standing, tightest_of_callers_own
+from usage_plugin.tracking.admission import SPIN_NS, Admitted, Pressure
+from usage_plugin.tracking.demands import Demand, Standing, tightest_of_callers_own
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, Settled
-    from usage_plugin.domain.limits import LimitSet
     from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
+    from usage_plugin.tracking.alerts import Alerts
     from usage_plugin.tracking.cache import UsageCache
+    from usage_plugin.tracking.imperfections import Imperfections
+    from usage_plugin.tracking.rules import RulesInForce
+
+MOST_PENDING = 10_000
+"""So many settlements wait in memory while the ledger does not take them. What comes on top leaves its hold behind, to
+be charged when this worker ends, and a line in the log."""
 
 log = get_logger()
 
@@ -94,18 +103,33 @@ class Recorded(NamedTuple):
 class _Settlement(NamedTuple):
     event: UsageEvent
     charges: Sequence[Charge]
-    encoded: str
+    encoded: str | None
+    """None: the outbox is full, so only the accounts learn of it."""
+    is_held: bool
 
 
 class Recorder:
     """Settles requests in the ledger and tells the cache."""
 
-    def __init__(self, ledger: Ledger, limits: LimitSet, cache: UsageCache, clock: Clock) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        rules: RulesInForce,
+        cache: UsageCache,
+        clock: Clock,
+        *,
+        imperfections: Imperfections,
+        alerts: Alerts,
+        pressure: Pressure | None = None,
+    ) -> None:
         """Take the parts."""
         self._ledger = ledger
-        self._limits = limits
+        self._rules = rules
         self._cache = cache
         self._clock = clock
+        self._imperfections = imperfections
+        self._alerts = alerts
+        self._pressure = pressure or Pressure()
         self._pending: deque[_Settlement] = deque()
         self._retrying: asyncio.Task[None] | None = None
 
@@ -120,26 +144,45 @@ class Recorder:
             return None
         request.settled = True
         event = self._event(request, outcome)
-        demands: Sequence[Demand] = request.admitted.demands
+        # What is held and never charged, a slot of `max_parallel_requests`, is let go with the rest.
+        demands: Sequence[Demand] = [d for d in request.admitted.demands if d.limit.is_charged]
         if not outcome.as_reserved:
-            demands = self._demands(request.admitted, event)
+            demands = self._demands(request.admitted.subjects, event)
             event = event._replace(excess=_excess(event, held=request.admitted.demands, charged=demands))
-        settlement = _Settlement(
-            event,
-            [Charge(demand.account, demand.window.end, demand.amount) for demand in demands],
-            encode_event(event),
-        )
-        settled = None
-        if self._pending:
-            self._later(settlement)
-        else:
+        if event.degraded:
+            self._imperfections.count("degraded", event.model, event.cost or 0)
+        return Recorded(event, self._charge(request.admitted, event, demands))
+
+    def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
+        settlement = self._settlement(event, [_charge_of(demand) for demand in demands], is_held=admitted.holds)
+        settled = self._settle_or_wait(settlement)
+        if settled is None:
+            return None
+        standings = [
+            Standing(demand, _balance_after(demand, admitted, settled.balances))
+            for demand in demands
+            if demand.account in settled.balances
+        ]
+        for standing in standings:
+            self._alerts.seen(standing)
+        return tightest_of_callers_own(standings)
+
+    def _settlement(self, event: UsageEvent, charges: Sequence[Charge], *, is_held: bool) -> _Settlement:
+        if self._pressure.leaves_gaps:
+            self._imperfections.count("gap", event.model, event.cost or 0)
+            return _Settlement(event, charges, None, is_held)
+        return _Settlement(event, charges, encode_event(event), is_held)
+
+    def _settle_or_wait(self, settlement: _Settlement) -> Settled | None:
+        """Write it now; what cannot be written now waits, behind what waits already."""
+        if not self._pending:
             try:
-                settled = self._settle(settlement)
+                return self._settle(settlement)
             except LedgerError as error:
                 if not isinstance(error, LedgerBusyError):
-                    log.error("ledger.settle_failed", event_id=event.event_id, **short_error(error))  # noqa: TRY400
-                self._later(settlement)
-        return Recorded(event, _standing(demands, settled.balances) if settled else None)
+                    log.error("ledger.settle_failed", event_id=settlement.event.event_id, **short_error(error))  # noqa: TRY400
+        self._later(settlement)
+        return None
 
     def _event(self, request: OpenRequest, outcome: Outcome) -> UsageEvent:
         draft = request.admitted.event
@@ -169,7 +212,7 @@ class Recorder:
             usage=outcome.usage,
         )
 
-    def _demands(self, admitted: Admitted, event: UsageEvent) -> list[Demand]:
+    def _demands(self, subjects: Subjects, event: UsageEvent) -> list[Demand]:
         """Find every account the event counts on, in the window of its admission."""
         amounts = {
             "usd": event.cost or 0,
@@ -183,29 +226,40 @@ class Recorder:
             Demand(
                 matched.limit,
                 matched.subject,
-                matched.window_at(at),
+                matched.limit.window_at(at),
                 matched.amount_at(at),
                 amounts[matched.limit.unit],
+                since=matched.limit.since_at(at),
             )
-            for matched in self._limits.matching(admitted.subjects, event.model, event.provider)
-            if matched.limit.window != "request"
+            for matched in self._rules.limits.matching(subjects, event.model, event.provider)
+            if matched.limit.is_charged
         ]
 
     def _settle(self, settlement: _Settlement) -> Settled | None:
         """Settle now, or raise; the lock is tried for some 300 µs."""
+        event, charges, encoded, is_held = settlement
         started = time.monotonic_ns()
         while True:
             try:
-                settled = self._ledger.settle(settlement.event.event_id, settlement.charges, settlement.encoded)
+                if is_held:
+                    settled = self._ledger.settle(event.event_id, charges, encoded)
+                else:
+                    settled = self._ledger.record(charges, encoded)
             except LedgerBusyError:
                 if time.monotonic_ns() - started > SPIN_NS:
                     raise
+                os.sched_yield()
             else:
-                if settled:
-                    self._cache.add(settled.seq, settlement.event)
+                if settled and encoded is not None:
+                    self._cache.add(settled.seq, event)
                 return settled
 
     def _later(self, settlement: _Settlement) -> None:
+        if len(self._pending) >= MOST_PENDING:
+            event = settlement.event
+            log.error("ledger.settlement_given_up", event_id=event.event_id, user=event.user, cost=event.cost)
+            self._imperfections.count("gap", event.model, event.cost or 0)
+            return
         self._pending.append(settlement)
         if self._retrying is None or self._retrying.done():
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
@@ -226,6 +280,16 @@ class Recorder:
                 continue
             await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
 
+    def free_slots(self, request: OpenRequest) -> None:
+        """Free the slots of a request that is over and not settled yet; what it holds of money stays held."""
+        slots = [d.account for d in request.admitted.demands if not d.limit.is_charged]
+        if slots and not request.settled and request.admitted.holds:
+            try:
+                self._ledger.free(request.event_id, slots)
+            except LedgerError as error:
+                # They are free once the request is settled.
+                log.warning("ledger.slots_not_freed", event_id=request.event_id, **short_error(error))
+
     async def drain(self, seconds: float) -> None:
         """Write what is pending; what cannot be written in time stays reserved and is recovered at the next start."""
         if self._retrying is not None:
@@ -242,7 +306,13 @@ def _excess(event: UsageEvent, *, held: Sequence[Demand], charged: Sequence[Dema
     return max(0, event.cost - least)
 
 
-def _standing(demands: Sequence[Demand], balances: Mapping[AccountKey, Balance]) -> Standing | None:
-    return tightest_of_callers_own(
-        Standing(demand, balances[demand.account]) for demand in demands if demand.account in balances
-    )
+def _charge_of(demand: Demand) -> Charge:
+    return Charge(demand.account, demand.window.end, demand.amount)
+
+
+def _balance_after(demand: Demand, admitted: Admitted, balances: Mapping[AccountKey, Balance]) -> Balance:
+    """Give the balance after settling; of a rolling limit the ledger gives one bucket, so it is worked out."""
+    before = admitted.balances.get(demand.account)
+    if demand.since is None or before is None:
+        return balances[demand.account]
+    return before._replace(spent=before.spent + demand.amount)

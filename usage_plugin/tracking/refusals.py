@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import RefusalCount
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.windows import reset_of, to_datetime
+from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import Unit
     from usage_plugin.tracking.admission import Refusal
@@ -64,9 +66,18 @@ def describe(refusal: Refusal) -> dict[str, Any]:
             "spent": plain_amount(unit, refusal.balance.spent),
             "reserved": plain_amount(unit, refusal.balance.reserved),
             "needed": plain_amount(unit, demand.amount),
-            "resets_at": resets.isoformat() if (resets := reset_of(demand.window)) else None,
+            "resets_at": resets.isoformat() if (resets := reset_of(refusal)) else None,
         }
     return facts
+
+
+def reset_of(refusal: Refusal) -> datetime | None:
+    """Say when there is room again by the passing of time alone, in UTC; None if no date brings that."""
+    if refusal.demand is None:
+        return None
+    if refusal.rolled_away_at is not None:
+        return to_datetime(refusal.rolled_away_at)
+    return refusal.demand.limit.reset_of(refusal.demand.window)
 
 
 class RefusalLog:

@@ -40,6 +40,11 @@ class Workers:
             self._keeping = _lock(self._folder / _KEEPER)
         return self._keeping is not None
 
+    @property
+    def keeps(self) -> bool:
+        """Whether this worker is the keeper."""
+        return self._keeping is not None
+
     def living(self) -> list[str]:
         """List the workers that are alive."""
         return [name for name in self._names() if self._is_alive(name)]
@@ -48,8 +53,9 @@ class Workers:
         """Say whether a worker is gone; one without a lock file is."""
         return name != self.name and not self._is_alive(name)
 
-    def sweep(self) -> None:
-        """Remove the lock files of the dead."""
+    def sweep(self) -> list[str]:
+        """Remove the lock files of the dead; name them."""
+        swept = []
         for name in self._names():
             if name != self.name:
                 held = _lock(self._path(name), create=False)
@@ -57,6 +63,8 @@ class Workers:
                     # Unlinked while locked: nobody can come to hold a file that is gone.
                     self._path(name).unlink(missing_ok=True)
                     os.close(held)
+                    swept.append(name)
+        return swept
 
     def leave(self) -> None:
         """Let go of all locks, the keeper's too."""

@@ -65,6 +65,7 @@ class SqliteStore(UsageStore):
     def __init__(self, path: Path, zone: ZoneInfo, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
         """Take two open connections; `open_store` makes them."""
         self._path = path
+        self._file = _identity(path)
         self._zone = zone
         self._writer = writer
         self._reader = reader
@@ -75,6 +76,7 @@ class SqliteStore(UsageStore):
         """Add numbered events and their daily sums, all or none."""
         with _translated(self._path):
             async with self._writing, _transaction(self._writer, "IMMEDIATE"):
+                self._check_file()
                 row = await self._one("SELECT seq FROM watermarks WHERE writer = ?", (writer,))
                 fresh = [(seq, event) for seq, event in events if row is None or seq > row[0]]
                 if fresh:
@@ -196,7 +198,12 @@ class SqliteStore(UsageStore):
         """Take the write lock and let it go."""
         with _translated(self._path):
             async with self._writing, _transaction(self._writer, "IMMEDIATE"):
-                pass
+                self._check_file()
+
+    def _check_file(self) -> None:
+        """Notice that the file was deleted or replaced: SQLite would go on writing to the old one."""
+        if _identity(self._path) != self._file:
+            raise StorageUnavailableError(f"The store {self._path} was replaced while it was open.")
 
     async def _one(self, query: str, values: tuple[Any, ...]) -> sqlite3.Row | None:
         async with self._writer.execute(query, values) as cursor:
@@ -245,6 +252,11 @@ async def open_store(path: Path, zone: ZoneInfo) -> AsyncIterator[SqliteStore]:
         yield SqliteStore(path, zone, writer, reader)
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
 def _prepare(path: Path, zone: ZoneInfo) -> None:
     create_private(path)
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
@@ -280,10 +292,12 @@ async def _transaction(connection: aiosqlite.Connection, kind: str = "DEFERRED")
     await connection.execute(f"BEGIN {kind}")
     try:
         yield
+        await connection.execute("COMMIT")
     except BaseException:
-        await connection.execute("ROLLBACK")
+        # SQLite has rolled back by itself if the disk is full; an error of our own would hide that.
+        if connection.in_transaction:
+            await connection.execute("ROLLBACK")
         raise
-    await connection.execute("COMMIT")
 
 
 @contextmanager
@@ -294,4 +308,9 @@ def _translated(path: Path) -> Iterator[None]:
     except (sqlite3.OperationalError, OSError) as error:
         raise StorageUnavailableError(f"The store {path} cannot be used for now: {error}.") from error
     except (sqlite3.Error, OverflowError, UnicodeError) as error:
+        if type(error) is sqlite3.DatabaseError:
+            # Not this event's fault, nor any other's.
+            raise StorageUnavailableError(
+                f"The store {path} is damaged: {error}.", hint="Put a backup in its place, or move it away."
+            ) from error
         raise StorageError(f"The store {path} does not work: {error}.") from error

@@ -1,0 +1,333 @@
+"""Admission beyond the plain case: rolling windows, slots, waiting, downgrades, and what goes on without a ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.tracking.test_tracking import CENT, ask, configure
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.domain.usage import TokenUsage, decode_event
+from usage_plugin.errors import LedgerError
+from usage_plugin.runtime import Runtime
+from usage_plugin.testing.clock import FakeClock
+from usage_plugin.tracking.admission import Admitted, Downgrade, Refusal
+from usage_plugin.tracking.demands import Ask, Candidate
+from usage_plugin.tracking.recorder import OpenRequest, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+async def start(tmp_path: Path, clock: FakeClock):
+    made: list[Runtime] = []
+
+    def with_limits(limits: str, more: str = "", *, clock: Any = clock) -> Runtime:
+        made.append(Runtime(configure(tmp_path, f"\n{limits}\n", more), clock=clock))
+        return made[-1]
+
+    yield with_limits
+    for runtime in made:
+        await runtime.close()
+
+
+async def spend(runtime: Runtime, clock: Any, cost: int = CENT, **how: Any) -> None:
+    request = await take(runtime, clock, cost=cost, **how)
+    model = request.admitted.event.model
+    runtime.recorder.record(request, Outcome(status="success", model=model, cost=cost, cost_source="computed"))
+
+
+async def take(runtime: Runtime, clock: Any, **how: Any) -> OpenRequest:
+    decision = (await runtime.admission.admit(ask(clock, **how))).outcome
+    assert isinstance(decision, Admitted), decision
+    return OpenRequest(decision, clock.monotonic())
+
+
+async def refused(runtime: Runtime, clock: Any, **how: Any) -> Refusal:
+    decision = (await runtime.admission.admit(ask(clock, **how))).outcome
+    assert isinstance(decision, Refusal), decision
+    return decision
+
+
+# ── rolling windows ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROLLING = '    - {name: rolling, per: user, window: {rolling: 5h}, max_cost: "0.03"}'
+BUCKET = timedelta(minutes=5)
+
+
+async def test_what_was_spent_counts_until_it_has_rolled_away(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start(ROLLING)
+    for _ in range(3):
+        await spend(runtime, clock)
+        clock.advance(HOUR)
+    assert (await refused(runtime, clock)).reason == "spent"
+    clock.advance(2 * HOUR - timedelta(seconds=1))
+    assert (await refused(runtime, clock)).reason == "spent", "it counts for the whole length"
+    clock.advance(BUCKET + timedelta(seconds=1))
+    await spend(runtime, clock)
+    assert (await refused(runtime, clock)).reason == "spent"
+
+
+async def test_a_rolling_refusal_says_when_enough_has_rolled_away(
+    start: Callable[..., Runtime], clock: FakeClock
+) -> None:
+    runtime = start(ROLLING)
+    for _ in range(3):
+        await spend(runtime, clock)
+        clock.advance(HOUR)
+    refusal = await refused(runtime, clock, cost=2 * CENT)
+    assert refusal.balance.spent == 3 * CENT
+    assert refusal.rolled_away_at is not None
+    clock.advance(timedelta(microseconds=refusal.rolled_away_at - clock.now()))
+    await spend(runtime, clock, 2 * CENT)
+
+
+async def test_a_rolling_hold_counts_in_every_bucket(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start(ROLLING, "  admission: {busy_wait: 0s}")
+    held = await take(runtime, clock, cost=2 * CENT)
+    clock.advance(2 * BUCKET)
+    assert (await refused(runtime, clock, cost=2 * CENT)).reason == "busy"
+    runtime.recorder.record(held, Outcome(status="failure", error="Timeout"))
+    await spend(runtime, clock, 2 * CENT)
+
+
+# ── slots ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SLOTS = "    - {name: slots, per: user, max_parallel_requests: 2}"
+
+
+async def test_so_many_requests_run_at_once(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start(SLOTS, "  admission: {busy_wait: 0s}")
+    first, _ = [await take(runtime, clock) for _ in range(2)]
+    refusal = await refused(runtime, clock)
+    assert refusal.reason == "busy"
+    assert refusal.balance.reserved == 2
+    runtime.recorder.record(first, Outcome(status="success", model="gpt", cost=CENT, cost_source="computed"))
+    await take(runtime, clock)
+    assert (await refused(runtime, clock)).reason == "busy"
+
+
+async def test_a_slot_is_free_after_any_end(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start(SLOTS, "  admission: {busy_wait: 0s}")
+    for outcome in (
+        Outcome(status="failure", error="Timeout"),
+        Outcome(status="cancelled", as_reserved=True),
+        Outcome(status="success", model="gpt", cost=CENT, cost_source="computed"),
+    ):
+        for request in [await take(runtime, clock) for _ in range(2)]:
+            runtime.recorder.record(request, outcome)
+
+
+async def test_a_slot_is_free_at_the_end_of_the_exchange_while_the_money_is_held(
+    start: Callable[..., Runtime], clock: FakeClock
+) -> None:
+    runtime = start(
+        f'{SLOTS}\n    - {{name: daily, per: user, window: day, max_cost: "0.02"}}', "  admission: {busy_wait: 0s}"
+    )
+    gone = await take(runtime, clock)
+    await take(runtime, clock, cost=0)
+    assert (await refused(runtime, clock, cost=0)).demand.limit.name == "slots"  # type: ignore[union-attr]
+    runtime.recorder.free_slots(gone)
+    too_much = await refused(runtime, clock, cost=2 * CENT)
+    assert (too_much.demand.limit.name, too_much.balance.reserved) == ("daily", CENT)  # type: ignore[union-attr]
+    await take(runtime, clock, cost=0)
+    runtime.recorder.record(gone, Outcome(status="cancelled", as_reserved=True))
+    assert (await refused(runtime, clock, cost=0)).balance.reserved == 2, "its slot is not given back twice"
+
+
+# ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PENNIES = '    - {name: daily, per: user, window: day, max_cost: "0.02"}'
+
+
+async def test_a_request_waits_for_others_to_settle(start: Callable[..., Runtime]) -> None:
+    clock = SystemClock()
+    runtime = start(PENNIES, "  admission: {busy_wait: 30s}", clock=clock)
+    held = await take(runtime, clock, cost=2 * CENT)
+    waiting = asyncio.ensure_future(runtime.admission.admit(ask(clock, cost=CENT)))
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    runtime.recorder.record(held, Outcome(status="failure", error="Timeout"))
+    outcome = (await asyncio.wait_for(waiting, 5)).outcome
+    assert isinstance(outcome, Admitted)
+    assert outcome.event.started_at > held.admitted.event.started_at
+
+
+async def test_a_request_waits_no_longer_than_it_may(start: Callable[..., Runtime]) -> None:
+    clock = SystemClock()
+    runtime = start(PENNIES, "  admission: {busy_wait: 1s}", clock=clock)
+    await take(runtime, clock, cost=2 * CENT)
+    began = clock.monotonic()
+    assert (await refused(runtime, clock)).reason == "busy"
+    assert clock.monotonic() - began >= 1_000_000
+
+
+async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start(PENNIES, "  admission: {busy_wait: 60s}")
+    await spend(runtime, clock, 2 * CENT)
+    # The fake clock does not move: a wait would never end.
+    assert (await asyncio.wait_for(refused(runtime, clock), 5)).reason == "spent"
+
+
+async def test_the_number_of_those_who_wait_is_bounded(
+    start: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("usage_plugin.tracking.admission.MOST_WAITING", 3)
+    clock = SystemClock()
+    runtime = start(PENNIES, "  admission: {busy_wait: 2s}", clock=clock)
+    await take(runtime, clock, cost=2 * CENT)
+    asked = [asyncio.ensure_future(refused(runtime, clock)) for _ in range(10)]
+    await asyncio.sleep(0.2)
+    assert sum(request.done() for request in asked) == 7
+    assert {(await request).reason for request in asked} == {"busy"}
+
+
+# ── downgrades ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+DOWN = """
+    - {name: dear, per: user, match: {model: "opus*"}, window: day, max_cost: "0.02", action: downgrade, downgrade_to: mini}
+    - {name: all, per: user, window: day, max_cost: "0.05"}
+"""
+
+
+async def test_a_request_goes_to_another_model_when_the_dear_one_is_spent(
+    start: Callable[..., Runtime], clock: FakeClock
+) -> None:
+    runtime = start(DOWN)
+    await spend(runtime, clock, 2 * CENT, model="opus-4")
+    wishes: list[Downgrade] = []
+
+    def downgraded(downgrade: Downgrade) -> Ask:
+        wishes.append(downgrade)
+        return ask(clock, model=downgrade.model)
+
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded)).outcome
+    assert wishes == [Downgrade("dear", "mini")]
+    assert isinstance(outcome, Admitted)
+    assert outcome.event.model == "mini"
+
+
+@pytest.mark.parametrize("downgraded", [None, "again"])
+async def test_a_downgrade_happens_once(
+    start: Callable[..., Runtime], clock: FakeClock, downgraded: str | None
+) -> None:
+    runtime = start(DOWN)
+    await spend(runtime, clock, 2 * CENT, model="opus-4")
+    to_opus = (lambda _: ask(clock, model="opus-mini")) if downgraded else None
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), to_opus)).outcome
+    assert isinstance(outcome, Admitted), "the limit that caused it counts and does not block"
+    assert {demand.limit.name for demand in outcome.demands} == {"dear", "all"}
+
+
+async def test_a_limit_that_blocks_still_blocks_what_was_downgraded(
+    start: Callable[..., Runtime], clock: FakeClock
+) -> None:
+    runtime = start(DOWN)
+    await spend(runtime, clock, 5 * CENT, model="mini")
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), lambda _: ask(clock, model="mini"))).outcome
+    assert isinstance(outcome, Refusal)
+    assert outcome.reason == "spent"
+
+
+# ── what is lost ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("on_lost", "spent", "tokens"), [("charge", 5 * CENT, 30), ("charge_input", CENT, 10), ("release", 0, 0)]
+)
+async def test_what_is_lost_is_charged_by_policy(
+    start: Callable[..., Runtime], clock: FakeClock, on_lost: str, spent: int, tokens: int
+) -> None:
+    runtime = start(
+        "    - {name: money, per: user, window: day, max_cost: 1}\n"
+        "    - {name: tokens, per: user, window: day, max_total_tokens: 1000}\n"
+        "    - {name: times, per: user, window: day, max_requests: 10}\n"
+        "    - {name: slots, per: user, max_parallel_requests: 2}",
+        f"  admission: {{on_lost: {on_lost}}}",
+    )
+    wish = replace(ask(clock), primary=(Candidate("gpt", "openai", True, 5 * CENT, CENT),))
+    outcome = (await runtime.admission.admit(wish)).outcome
+    assert isinstance(outcome, Admitted)
+    assert outcome.event.cost == 5 * CENT, "if the worker lives and nobody knows, what was held is charged"
+    assert runtime.ledger.recover(outcome.event.event_id)
+    after = {demand.limit.name: runtime.ledger.balances([demand.account])[demand.account] for demand in outcome.demands}
+    assert {name: balance.spent for name, balance in after.items()} == {
+        "money": spent, "tokens": tokens, "times": 1, "slots": 0,
+    }  # fmt: skip
+    assert not any(balance.reserved for balance in after.values())
+    (entry,) = runtime.ledger.outbox(0, 10)
+    event = decode_event(entry.event)
+    assert (event.status, event.cost, event.input_tokens + event.output_tokens) == ("recovered", spent, tokens)
+
+
+# ── without a ledger, without an outbox ──────────────────────────────────────────────────────────────────────────────
+
+
+def break_ledger(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make verbs of this worker's ledger fail, as a damaged disk would."""
+
+    def fail(*_: object) -> None:
+        raise LedgerError("disk I/O error")
+
+    for name in names:
+        monkeypatch.setattr(runtime.ledger, name, fail)
+
+
+async def test_without_a_ledger_nothing_is_admitted(
+    start: Callable[..., Runtime], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = start(PENNIES)
+    break_ledger(runtime, monkeypatch, "reserve")
+    assert (await refused(runtime, clock)).reason == "unavailable"
+
+
+async def test_without_a_ledger_requests_are_let_through_if_the_operator_says_so(
+    start: Callable[..., Runtime], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = start(PENNIES, "  admission: {on_ledger_error: allow}")
+    with monkeypatch.context() as broken:
+        break_ledger(runtime, broken, "reserve", "settle", "record")
+        request = await take(runtime, clock, cost=5 * CENT)
+        runtime.recorder.record(
+            request,
+            Outcome(status="success", model="gpt", cost=5 * CENT, cost_source="computed", tokens=TokenUsage(1, 2)),
+        )
+        assert runtime.recorder.pending == 1
+    await runtime.recorder.drain(20)
+    assert runtime.recorder.pending == 0
+    (entry,) = runtime.ledger.outbox(0, 10)
+    event = decode_event(entry.event)
+    assert (event.degraded, event.cost, event.status) == (True, 5 * CENT, "success")
+    assert (await refused(runtime, clock)).balance.spent == 5 * CENT, "it counts as soon as it can be written"
+
+
+async def test_a_full_outbox_refuses(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start(PENNIES)
+    runtime.pressure.outbox_full = True
+    assert (await refused(runtime, clock)).reason == "outbox_full"
+    runtime.pressure.outbox_full = False
+    await take(runtime, clock)
+
+
+async def test_a_full_outbox_can_be_served_on_with_a_gap(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start(PENNIES, "  storage: {when_outbox_full: serve}")
+    runtime.pressure.outbox_full = runtime.pressure.leaves_gaps = True
+    await spend(runtime, clock, 2 * CENT)
+    assert runtime.ledger.outbox(0, 10) == []
+    assert (await refused(runtime, clock)).balance.spent == 2 * CENT, "limits hold all the same"
+    runtime.imperfections.flush()
+    (gap,) = [found for found in runtime.ledger.imperfections() if found.kind == "gap"]
+    assert (gap.concerns, gap.times, gap.amount) == ("gpt", 1, 2 * CENT)

@@ -1,0 +1,37 @@
+"""The `usage_plugin:` section of the proxy's YAML, read strictly.
+
+`load_config` reads the section and gives a `Config`, or raises a `ConfigError` that lists every mistake with its line,
+its path, the value found and the remedy; `ConfigFile` notices when the file changes. Inside, `values` knows how one
+value is written, `limits` and `sections` which keys there are, `yaml_text` what YAML makes of a text, and `file` where
+it stands. Knows nothing of LiteLLM beyond the place where it is told its own file.
+"""
+
+from usage_plugin.config.file import (
+    CONFIG_VARIABLE,
+    DATA_DIR_VARIABLE,
+    ENFORCE_VARIABLE,
+    SECTION,
+    ConfigFile,
+    find_config,
+    load_config,
+    read_proxy_section,
+)
+from usage_plugin.config.limits import LimitConfig
+from usage_plugin.config.sections import AdmissionConfig, CacheConfig, Config, IdentityConfig, StorageConfig
+
+__all__ = [
+    "CONFIG_VARIABLE",
+    "DATA_DIR_VARIABLE",
+    "ENFORCE_VARIABLE",
+    "SECTION",
+    "AdmissionConfig",
+    "CacheConfig",
+    "Config",
+    "ConfigFile",
+    "IdentityConfig",
+    "LimitConfig",
+    "StorageConfig",
+    "find_config",
+    "load_config",
+    "read_proxy_section",
+]

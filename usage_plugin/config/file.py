@@ -1,0 +1,238 @@
+"""The file that the section stands in: which one it is, what is wrong with it, and whether it has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import ValidationError
+
+from usage_plugin.config.sections import Config
+from usage_plugin.config.yaml_text import Location, compose, construct, lines_of, misleading, with_environment
+from usage_plugin.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SECTION = "usage_plugin"
+CONFIG_VARIABLE = "USAGE_PLUGIN_CONFIG"
+DATA_DIR_VARIABLE = "USAGE_PLUGIN_DATA_DIR"
+ENFORCE_VARIABLE = "USAGE_PLUGIN_ENFORCE"
+_LITELLM_VARIABLE = "CONFIG_FILE_PATH"
+
+# What people write out of habit, and what it is called here.
+_REMEDIES = {
+    "rpm_limit": "write max_requests with window: minute",
+    "tpm_limit": "write max_total_tokens with window: minute",
+    "rpm": "write max_requests with window: minute",
+    "tpm": "write max_total_tokens with window: minute",
+    "max_budget": "write max_cost",
+    "soft_budget": "write alert_at, for example alert_at: [80]",
+    "budget": "write max_cost",
+    "budget_duration": "write window, for example window: month",
+    "max_tokens": "write max_total_tokens, max_input_tokens or max_output_tokens",
+    "max_parallel": "write max_parallel_requests",
+    "rolling": "write window: {rolling: 5h}",
+    "users": "write match: {user: [...]}",
+    "models": "write match: {model: [...]}",
+    "tz": "write timezone",
+}
+
+
+def find_config(explicit: str | os.PathLike[str] | None = None) -> Path:
+    """Find the YAML: the one named, `USAGE_PLUGIN_CONFIG`, LiteLLM's `CONFIG_FILE_PATH`, `./config.yaml`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for source, name in (
+        ("--config", explicit),
+        (CONFIG_VARIABLE, os.environ.get(CONFIG_VARIABLE)),
+        (_LITELLM_VARIABLE, os.environ.get(_LITELLM_VARIABLE)),
+        ("the current folder", "config.yaml"),
+    ):
+        if name:
+            path = Path(name).expanduser().absolute()
+            if path.is_file():
+                return path
+            if source != "the current folder":
+                raise ConfigError(f"{path} (from {source}) is no file.", hint="Name the proxy's YAML.")
+    raise ConfigError(
+        "No configuration found.", hint=f"Name the proxy's YAML with --config FILE or {CONFIG_VARIABLE}=FILE."
+    )
+
+
+def load_config(path: Path) -> Config:
+    """Read the `usage_plugin:` section of a YAML file.
+
+    A proxy's YAML without the section gets the defaults: everything is recorded, nothing refused.
+
+    Raises:
+        ConfigError: with every mistake found, a line each.
+    """
+    return _read(_text_of(path), path)
+
+
+def read_proxy_section(path: Path, name: str) -> Any:  # somebody else's section
+    """Read another top-level section of the proxy's YAML, for checks; None if there is none."""
+    root = compose(_text_of(path), path)
+    if isinstance(root, yaml.MappingNode):
+        for key, value in root.value:
+            if key.value == name:
+                return construct(value, path)
+    return None
+
+
+class ConfigFile:
+    """A configuration that is in force, and the file it came from, which somebody may be editing.
+
+    `changed` is cheap and meant to be asked about once a second. What it finds is taken only when the next call finds
+    the same: until then an editor may still be writing, or have moved the file away.
+    """
+
+    def __init__(self, path: Path, config: Config | None = None) -> None:
+        """Begin with what stands in the file, or with a configuration that was read from it before.
+
+        Raises:
+            ConfigError: the file cannot be used.
+        """
+        self.path = path
+        self._known: _Look = ()
+        self._digest = b""
+        if config is None:
+            self._known = self._look()
+            text = _text_of(path)
+            self._digest = _digest_of(text)
+            config = _read(text, path)
+        self._found = self._known
+        self.config = config
+        self.mistakes: str | None = None
+        """What is wrong with the file as it is now, if it cannot be used."""
+
+    def changed(self) -> Config | None:
+        """Give the configuration that is in force from now on, if it is another one.
+
+        Raises:
+            ConfigError: what stands in the file now cannot be used, and `config` stays in force; raised once.
+        """
+        look = self._look()
+        if look == self._known:
+            return None
+        if look != self._found:
+            self._found = look
+            return None
+        self._known = look
+        try:
+            config = self._reread(gone=not look)
+        except ConfigError as error:
+            self.mistakes = str(error)
+            raise
+        self.mistakes = None
+        if config == self.config:
+            return None
+        self.config = config
+        return config
+
+    def _reread(self, *, gone: bool) -> Config:
+        if gone:
+            self._digest = b""
+            raise ConfigError(f"{self.path} is gone.", hint="What was read from it stays in force.")
+        text = _text_of(self.path)
+        digest = _digest_of(text)
+        if digest == self._digest:
+            return self.config
+        self._digest = b""
+        config = _read(text, self.path)
+        self._digest = digest
+        return config
+
+    def _look(self) -> _Look:
+        """Tell one state of the file from another without reading it; nothing if it is not there."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return ()
+        return (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+_Look = tuple[int, ...]
+
+
+def _digest_of(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+
+
+def _read(text: str, path: Path) -> Config:
+    section = _section_of(compose(text, path), path)
+    values: Any = None
+    if section is not None:
+        mistakes = misleading(section, SECTION)
+        if mistakes:
+            raise _mistakes(path, mistakes)
+        values = construct(section, path)
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise _mistakes(path, [f"{SECTION}: found {values!r}, expected keys such as limits"])
+    values = with_environment(values, path)
+    if data_dir := os.environ.get(DATA_DIR_VARIABLE):
+        values["data_dir"] = data_dir
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        lines = lines_of(section) if section is not None else {}
+        raise _mistakes(path, [_explain(mistake, lines) for mistake in error.errors()]) from None
+    base = Path.cwd() if data_dir else path.parent
+    return config.model_copy(update={"data_dir": (base / config.data_dir.expanduser()).resolve(), "path": path})
+
+
+def _section_of(root: yaml.Node | None, path: Path) -> yaml.Node | None:
+    entries = root.value if isinstance(root, yaml.MappingNode) else []
+    found = [value for key, value in entries if key.value == SECTION]
+    if len(found) > 1:
+        raise _mistakes(path, [f"{SECTION}: stands twice; write it once"])
+    if found:
+        return found[0]  # type: ignore[no-any-return]
+    if any(key.value == "model_list" for key, _ in entries):
+        return None
+    raise ConfigError(f"{path} has no section {SECTION}.", hint="Add one, or name the proxy's YAML.")
+
+
+def _explain(mistake: Mapping[str, Any], lines: Mapping[Location, int]) -> str:
+    """Say one mistake in a line: where, what was found, what to write."""
+    location = tuple(mistake["loc"])
+    known = location
+    while known and known not in lines:
+        known = known[:-1]
+    line = f"line {lines[known]}: " if known in lines else ""
+    where = ".".join([SECTION, *map(str, location)])
+    found = mistake["input"]
+    kind = mistake["type"]
+    if kind == "extra_forbidden":
+        remedy = _REMEDIES.get(str(location[-1]), "no such key; see docs/configuration.md for all of them")
+        return f"{line}{where}: found {_short(found)}; {remedy}"
+    if kind == "missing":
+        return f"{line}{where}: is missing"
+    if kind == "value_error":
+        return f"{line}{where}: {mistake['ctx']['error']}"
+    return f"{line}{where}: found {_short(found)}; {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+
+
+def _short(value: object) -> str:
+    text = str(value) if isinstance(value, Decimal) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _mistakes(path: Path, mistakes: list[str]) -> ConfigError:
+    return ConfigError("\n  ".join([f"{path} cannot be used:", *mistakes]))

@@ -1,0 +1,175 @@
+"""The keys of a limit, and what fits together: `LimitConfig.build` makes the domain's rule of them."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from usage_plugin.config.values import (
+    WINDOW_REMEDY,
+    Cost,
+    Count,
+    MatchField,
+    Model,
+    Names,
+    Per,
+    Percents,
+    Until,
+    Weekday,
+    WindowField,
+    Zone,
+)
+from usage_plugin.domain.limits import Action, Limit, Match, Override, Unit
+from usage_plugin.domain.windows import WindowRule, start_of_day, to_instant
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+_AMOUNTS: dict[str, Unit] = {
+    "max_cost": "usd",
+    "max_total_tokens": "total_tokens",
+    "max_input_tokens": "input_tokens",
+    "max_output_tokens": "output_tokens",
+    "max_requests": "requests",
+    "max_parallel_requests": "parallel_requests",
+}
+_BOUNDED = ("max_cost", "max_total_tokens", "max_input_tokens", "max_output_tokens")
+
+
+class Section(BaseModel):
+    """What all sections have in common: no unknown keys, no conversions, no changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, strict=True)
+
+
+class _Amount(Section):
+    """Exactly one of the amounts."""
+
+    max_cost: Cost = None
+    max_total_tokens: Count = None
+    max_input_tokens: Count = None
+    max_output_tokens: Count = None
+    max_requests: Count = None
+    max_parallel_requests: Count = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> _Amount:
+        given = [name for name in _AMOUNTS if name in self.model_fields_set]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"exactly one of {', '.join(_AMOUNTS)} is needed, found {found}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The one that was given."""
+        return next(name for name in _AMOUNTS if name in self.model_fields_set)
+
+    @property
+    def amount(self) -> int | None:
+        """Its value, in its unit; None for unlimited."""
+        value: int | None = getattr(self, self.key)
+        return value
+
+
+class OverrideConfig(_Amount):
+    """Another amount for those who match; the first override that matches counts."""
+
+    match: MatchField
+    until: Until | None = None
+
+
+class LimitConfig(_Amount):
+    """One entry of `limits`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    per: Per
+    window: WindowField | None = None
+    week_starts: Weekday | None = None
+    timezone: Zone | None = None
+    match: MatchField = Match()
+    overrides: Annotated[tuple[OverrideConfig, ...], Field(strict=False)] = ()
+    action: Action = "block"
+    downgrade_to: Model | None = None
+    dry_run: bool = False
+    alert_at: Percents = ()
+    count_from: Literal["window", "now"] = "window"
+    allow_unpriced: Names = ()
+    on_unbounded: Literal["deny", "allow"] = "deny"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LimitConfig:
+        for override in self.overrides:
+            if override.key != self.key:
+                raise ValueError(f"an override says {override.key}, but the limit says {self.key}: write the same")
+        if (self.action == "downgrade") != (self.downgrade_to is not None):
+            raise ValueError("action: downgrade and downgrade_to need each other: write both, or neither")
+        if self.allow_unpriced and self.key != "max_cost":
+            raise ValueError("allow_unpriced only means something with max_cost")
+        if "on_unbounded" in self.model_fields_set and self.key not in _BOUNDED:
+            raise ValueError(f"on_unbounded only means something with {', '.join(_BOUNDED)}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_window(self) -> LimitConfig:
+        if self.key == "max_parallel_requests":
+            self._refuse(
+                ("window", "week_starts", "alert_at", "count_from"),
+                "max_parallel_requests counts what runs at the same time",
+            )
+            return self
+        if self.window is None:
+            raise ValueError(f"window is missing; {WINDOW_REMEDY}")
+        kind = self.window.kind
+        if kind == "request":
+            if self.key == "max_requests":
+                raise ValueError("max_requests with window: request is always one request; choose a longer window")
+            self._refuse(("alert_at", "count_from"), "window: request keeps nothing from one request to the next")
+        if kind == "session" and "session" not in self.per:
+            raise ValueError("window: session needs session in per; write for example per: [user, session]")
+        if kind != "week":
+            self._refuse(("week_starts",), "only window: week has a first day")
+        return self
+
+    def _refuse(self, names: tuple[str, ...], why: str) -> None:
+        found = [name for name in names if name in self.model_fields_set]
+        if found:
+            raise ValueError(f"{why}; leave out {' and '.join(found)}")
+
+    def build(self, zone: ZoneInfo, week_starts: int) -> Limit:
+        """Make the domain's rule; where days and weeks begin if the limit does not say."""
+        mine = self.timezone or zone
+        window = self.window or WindowRule("lifetime")
+        if window.kind == "week":
+            window = window._replace(week_starts=week_starts if self.week_starts is None else self.week_starts)
+        return Limit(
+            name=self.name,
+            per=self.per,
+            unit=_AMOUNTS[self.key],
+            amount=self.amount,
+            window=window,
+            zone=mine,
+            match=self.match,
+            overrides=tuple(Override(o.match, o.amount, _end_of(o.until, mine)) for o in self.overrides),
+            action=self.action,
+            downgrade_to=self.downgrade_to,
+            dry_run=self.dry_run,
+            allow_unpriced=self.allow_unpriced,
+            allow_unbounded=self.on_unbounded == "allow",
+            alert_at=self.alert_at,
+            counts_history=self.count_from == "window",
+        )
+
+
+def _end_of(until: date | datetime | None, zone: ZoneInfo) -> int | None:
+    """Find the instant at which an override ends: behind its last day, or at the moment given."""
+    if until is None:
+        return None
+    if isinstance(until, datetime):
+        return to_instant(until if until.tzinfo else until.replace(tzinfo=zone))
+    try:
+        return start_of_day(until + timedelta(days=1), zone)
+    except OverflowError:
+        return None  # The last day of the calendar: as good as never.

@@ -1,0 +1,157 @@
+"""The keys of the section `usage_plugin:`, apart from those of a limit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, Field, model_validator
+
+from usage_plugin.config.limits import LimitConfig, Section
+from usage_plugin.config.values import Group, Name, Names, Size, Unmetered, Weekday, Zone, duration
+from usage_plugin.domain.limits import Limit, LimitSet, Match, fits
+
+_FOLDED = frozenset({"user", "team", "end_user", "organization"})
+"""Dimensions whose names `identity.casefold` folds."""
+
+OutputTokens = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class BackendConfig(Section):
+    """Which backend, and its options, which it validates itself."""
+
+    backend: str = "sqlite"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class StorageConfig(BackendConfig):
+    """What keeps the history.
+
+    Attributes:
+        outbox_max: how many bytes of events may wait for it.
+        when_outbox_full: what happens to new requests then; those that are served leave a gap.
+    """
+
+    outbox_max: Size = 10**9
+    when_outbox_full: Literal["refuse", "serve"] = "refuse"
+
+
+class AdmissionConfig(Section):
+    """What holds for all limits.
+
+    Attributes:
+        default_max_output_tokens: the output bound of a request that names none.
+        max_output_tokens: the same for some models; of several globs that fit the first counts.
+        status_when_spent: the HTTP status of a refusal that waiting will not lift soon.
+        busy_wait: how long a request waits that would fit once others settle.
+        on_short_budget: what becomes of a request that would fit with fewer output tokens.
+        on_ledger_error: what becomes of requests while the ledger does not work.
+        orphan_grace: how long a hold is kept that no hook settled.
+        on_lost: what is charged if the worker dies and nobody knows what the request used.
+        on_unmetered: what becomes of requests that nothing meters; or what each costs, in nano-dollars.
+        on_cut_stream: what is charged for a stream that the client cut.
+    """
+
+    default_max_output_tokens: OutputTokens = 4096
+    max_output_tokens: dict[Name, OutputTokens] = Field(default_factory=dict)
+    status_when_spent: Literal[402, 403, 429] = 402
+    busy_wait: Annotated[timedelta, duration("0s", "60s", example="2s")] = timedelta(seconds=2)
+    on_short_budget: Literal["reject", "clamp"] = "reject"
+    on_ledger_error: Literal["deny", "allow"] = "deny"
+    orphan_grace: Annotated[timedelta, duration("1s", "1d", example="60s")] = timedelta(seconds=60)
+    on_lost: Literal["charge", "charge_input", "release"] = "charge"
+    on_unmetered: Unmetered = "allow"
+    on_cut_stream: Literal["estimate", "reserved"] = "estimate"
+
+    def output_tokens_of(self, model: str) -> int:
+        """Give the output bound of a request for a model that names none."""
+        for glob, tokens in self.max_output_tokens.items():
+            if fits((glob,), model):
+                return tokens
+        return self.default_max_output_tokens
+
+
+class CacheConfig(Section):
+    """The bounded cache of recent sums, by user and day."""
+
+    size: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    retention_days: Annotated[int, Field(ge=1, le=3660)] = 7
+    cleanup_interval: Annotated[timedelta, duration("1s", "3660d", example="1h")] = timedelta(hours=1)
+
+
+def _check_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
+    for source in sources:
+        if source not in ("key", "end_user") and not re.fullmatch(r"header:[A-Za-z0-9-]+", source):
+            raise ValueError(f"{source!r} names nobody; write key, end_user or header:NAME")
+    return sources
+
+
+class IdentityConfig(Section):
+    """Who the user of a request is.
+
+    Attributes:
+        user: sources in order; the first that names somebody wins.
+        on_missing: what happens when none does: the shared subject `(anonymous)`, or a refusal.
+        casefold: whether names that differ in case only are one.
+        json_field: the field to take out of a claim that is JSON; without it such a claim is refused.
+    """
+
+    user: Annotated[Names, AfterValidator(_check_sources)] = ("key", "end_user")
+    on_missing: Literal["shared", "deny"] = "shared"
+    casefold: bool = False
+    json_field: str | None = None
+
+
+class Config(Section):
+    """The whole section. `data_dir` is absolute; `path` the file it came from."""
+
+    data_dir: Annotated[Path, Field(strict=False)] = Path("./data/usage")
+    timezone: Zone = ZoneInfo("UTC")
+    week_starts: Weekday = 0
+    contact: str = ""
+    storage: StorageConfig = StorageConfig()
+    ledger: BackendConfig = BackendConfig()
+    admission: AdmissionConfig = AdmissionConfig()
+    cache: CacheConfig = CacheConfig()
+    identity: IdentityConfig = IdentityConfig()
+    groups: dict[Name, Group] = Field(default_factory=dict)
+    limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)] = ()
+    path: Annotated[Path, Field(exclude=True)] = Path()
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Config:
+        seen: set[str] = set()
+        for limit in self.limits:
+            if limit.name in seen:
+                raise ValueError(f"two limits are named {limit.name!r}; a name is used once")
+            seen.add(limit.name)
+            for match in (limit.match, *(override.match for override in limit.overrides)):
+                for key, names in match.conditions:
+                    unknown = [name for name in names if key == "group" and name not in self.groups]
+                    if unknown:
+                        known = ", ".join(self.groups) or "none"
+                        raise ValueError(f"limit {limit.name}: no group {unknown[0]!r} in groups (there are: {known})")
+        return self
+
+    def limit_set(self) -> LimitSet:
+        """Make the limits in force."""
+        groups: dict[str, tuple[str, ...]] = {name: self._folded(globs) for name, globs in self.groups.items()}
+        limits = (limit.build(self.timezone, self.week_starts) for limit in self.limits)
+        return LimitSet(map(self._fold, limits), groups)
+
+    def _fold(self, limit: Limit) -> Limit:
+        """Fold the names in a limit as those of requests are folded; models and groups have one spelling."""
+        if not self.identity.casefold:
+            return limit
+        overrides = tuple(o._replace(match=self._fold_match(o.match)) for o in limit.overrides)
+        return replace(limit, match=self._fold_match(limit.match), overrides=overrides)
+
+    def _fold_match(self, match: Match) -> Match:
+        return Match(tuple((key, self._folded(globs) if key in _FOLDED else globs) for key, globs in match.conditions))
+
+    def _folded(self, globs: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(glob.casefold() for glob in globs) if self.identity.casefold else globs

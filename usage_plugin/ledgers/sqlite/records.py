@@ -1,0 +1,142 @@
+"""What the ledger keeps beside the accounts: refusals, imperfections, alerts, adjustments and notes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from usage_plugin.domain.ledger import Adjustment, AlertKey, Imperfection, RefusalCount
+from usage_plugin.ledgers.sqlite.file import LedgerFile, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEPT_REFUSALS = 10_000
+KEPT_IMPERFECTIONS = 2_000
+OTHERS = "(others)"
+
+
+class Records(LedgerFile):
+    """The verbs that decide nothing about a request."""
+
+    def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
+        """Add up refusals, and keep the last ones for look-up."""
+        with self._writing():
+            self._connection.executemany(
+                "INSERT INTO refusal_counts (minute, limit_name, subject, reason, count) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                counts,
+            )
+            self._connection.executemany("INSERT OR REPLACE INTO refusals (ref, at, details) VALUES (?, ?, ?)", details)
+            self._execute(
+                "DELETE FROM refusals WHERE number <= (SELECT max(number) FROM refusals) - ?", (KEPT_REFUSALS,)
+            )
+
+    def refusal_counts(self, since_minute: int) -> list[RefusalCount]:
+        """List the refusals counted from this minute on."""
+        with translated(self._path):
+            rows = self._execute(
+                "SELECT minute, limit_name, subject, reason, count FROM refusal_counts WHERE minute >= ?",
+                (since_minute,),
+            )
+            return [RefusalCount(*row) for row in rows]
+
+    def refusal(self, ref: str) -> str | None:
+        """Find the details of a refusal by the ref the client was told."""
+        with translated(self._path):
+            row = self._execute("SELECT details FROM refusals WHERE ref = ?", (ref,)).fetchone()
+            return None if row is None else str(row[0])
+
+    def count(self, imperfections: Sequence[Imperfection]) -> None:
+        """Add up what is not known exactly; once there are 2,000 rows, new ones go under `(others)` of their kind."""
+        with self._writing():
+            (known,) = self._execute("SELECT count(*) FROM imperfections").fetchone()
+            for imperfection in imperfections:
+                kind, concerns, *numbers = imperfection
+                key = (kind, concerns)
+                if not self._execute("SELECT 1 FROM imperfections WHERE (kind, concerns) = (?, ?)", key).fetchone():
+                    if known >= KEPT_IMPERFECTIONS:
+                        key = (kind, OTHERS)
+                    known += 1
+                self._execute(
+                    "INSERT INTO imperfections (kind, concerns, times, amount, first_at, last_at)"
+                    " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+                    " times = times + excluded.times, amount = amount + excluded.amount,"
+                    " first_at = min(first_at, excluded.first_at), last_at = max(last_at, excluded.last_at)",
+                    (*key, *numbers),
+                )
+
+    def imperfections(self) -> list[Imperfection]:
+        """List what was counted, by kind and what it concerns."""
+        with translated(self._path):
+            rows = self._execute("SELECT kind, concerns, times, amount, first_at, last_at FROM imperfections")
+            return [Imperfection(*row) for row in sorted(rows)]
+
+    def alert(self, key: AlertKey, at: int) -> bool:
+        """Note that a threshold was passed; what was noted before is found without the write lock."""
+        with translated(self._path):
+            noted = self._execute(
+                "SELECT 1 FROM alerts WHERE (limit_key, subject, window_start, threshold) = (?, ?, ?, ?)", key
+            ).fetchone()
+        if noted:
+            return False
+        with self._writing():
+            added = self._execute(
+                "INSERT OR IGNORE INTO alerts (limit_key, subject, window_start, threshold, at) VALUES (?, ?, ?, ?, ?)",
+                (*key, at),
+            )
+            return added.rowcount == 1
+
+    def adjust(self, adjustment: Adjustment) -> Adjustment:
+        """Put a change of an amount in force."""
+        with self._writing():
+            added = self._execute(
+                "INSERT INTO adjustments"
+                " (limit_name, subject, amount, before, made_at, until, actor, reason, ended_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                adjustment[1:],
+            )
+            self._execute("UPDATE ledger SET adjustments_version = adjustments_version + 1")
+            return adjustment._replace(number=added.lastrowid or 0)
+
+    def end_adjustment(self, number: int, at: int) -> bool:
+        """End one early."""
+        with self._writing():
+            ended = self._execute(
+                "UPDATE adjustments SET ended_at = ?1 WHERE number = ?2 AND ended_at IS NULL AND until > ?1",
+                (at, number),
+            )
+            if ended.rowcount:
+                self._execute("UPDATE ledger SET adjustments_version = adjustments_version + 1")
+            return ended.rowcount == 1
+
+    def adjustments(self, since: int | None = None) -> list[Adjustment]:
+        """List those in force at `since` or later; all that are still kept, if None."""
+        with translated(self._path):
+            rows = self._execute(
+                "SELECT number, limit_name, subject, amount, before, made_at, until, actor, reason, ended_at"
+                " FROM adjustments WHERE ?1 IS NULL OR coalesce(ended_at, until) > ?1 ORDER BY number",
+                (since,),
+            )
+            return [Adjustment(*row) for row in rows]
+
+    def adjustments_version(self) -> int:
+        """Give the number that changes with each adjustment made or ended."""
+        with translated(self._path):
+            (version,) = self._execute("SELECT adjustments_version FROM ledger").fetchone()
+            return int(version)
+
+    def note(self, name: str, text: str | None) -> None:
+        """Leave a short text, or take it away."""
+        with self._writing():
+            if text is None:
+                self._execute("DELETE FROM notes WHERE name = ?", (name,))
+            else:
+                self._execute("INSERT OR REPLACE INTO notes (name, text) VALUES (?, ?)", (name, text))
+
+    def notes(self, prefix: str) -> dict[str, str]:
+        """Read the notes whose names begin so."""
+        with translated(self._path):
+            rows = self._execute(
+                "SELECT name, text FROM notes WHERE substr(name, 1, length(?1)) = ?1 ORDER BY name", (prefix,)
+            )
+            return dict(rows.fetchall())

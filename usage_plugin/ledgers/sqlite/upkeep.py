@@ -1,0 +1,126 @@
+"""The ledger's housekeeping: what may go goes in slices, and what must never be is looked for."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import Counter
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from usage_plugin.errors import LedgerError
+from usage_plugin.ledgers.sqlite.file import LedgerFile, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEPT_REFUSAL_MINUTES = 7 * 24 * 60
+_DAY = 86_400_000_000
+_YEAR = 366 * _DAY
+_SLOTS_EVERY = _DAY // 144
+_LOOKED_AT = 2_000
+_SLICE = 500
+_MOST_NAMED = 20
+_BEFORE_ALL = (-(2**63), "", -(2**63))
+
+
+class Upkeep(LedgerFile):
+    """The keeper's verbs."""
+
+    _looked_up_to: tuple[int, str, int] = _BEFORE_ALL
+    _slots_dropped: int = 0
+
+    def tidy(self, now: int) -> None:
+        """Drop a slice of what is old, and bring the write-ahead log to the disk."""
+        with translated(self._path):
+            self._drop_closed_accounts(now - _DAY)
+            self._drop_free_slots(now)
+            self._drop("refusal_counts", "minute", now // 60_000_000 - KEPT_REFUSAL_MINUTES)
+            self._drop("alerts", "at", now - _YEAR)
+            self._drop("imperfections", "last_at", now - _YEAR)
+            # Those that could be in force in the year for which the audit promises to have them.
+            self._drop("adjustments", "until", now - _YEAR)
+        self.sync()
+
+    def _drop_closed_accounts(self, closed: int) -> None:
+        """Look at the next accounts in the order of their keys, and drop those that count nowhere any more."""
+        rows = self._execute(
+            "SELECT limit_key, subject, window_start, window_end, reserved FROM accounts"
+            " WHERE (limit_key, subject, window_start) > (?, ?, ?)"
+            " ORDER BY limit_key, subject, window_start LIMIT ?",
+            (*self._looked_up_to, _LOOKED_AT),
+        ).fetchall()
+        old = ((*row[:3], closed) for row in rows if row[3] < closed and not row[4])
+        while few := list(islice(old, _SLICE)):
+            with self._writing():
+                # Asked again under the lock: somebody may have reserved on it since.
+                self._connection.executemany(
+                    "DELETE FROM accounts WHERE limit_key = ? AND subject = ? AND window_start = ?"
+                    " AND window_end < ? AND reserved = 0",
+                    few,
+                )
+        # Only now: a slice that found the ledger busy is looked at again.
+        self._looked_up_to = rows[-1][:3] if len(rows) == _LOOKED_AT else _BEFORE_ALL
+
+    def _drop_free_slots(self, now: int) -> None:
+        """Drop what reservations have left free, those of dead processes among them; the living make new ones."""
+        if not self._slots_dropped <= now < self._slots_dropped + _SLOTS_EVERY:
+            with self._writing():
+                self._execute("DELETE FROM reservations WHERE NOT open")
+            self._slots_dropped = now
+
+    def _drop(self, table: str, column: str, before: int) -> None:
+        """Drop a slice of the rows that are older; the column has an index, so looking costs nothing."""
+        oldest = f"SELECT {column} FROM {table} WHERE {column} < ? LIMIT 1"
+        if self._execute(oldest, (before,)).fetchone():
+            with self._writing():
+                self._execute(
+                    f"DELETE FROM {table} WHERE {column} IN"
+                    f" (SELECT {column} FROM {table} WHERE {column} < ? ORDER BY {column} LIMIT {_SLICE})",
+                    (before,),
+                )
+
+    def verify(self) -> list[str]:
+        """Look for what must never be, in one snapshot of the file."""
+        try:
+            with self._reading():
+                return [*self._damage(), *self._wrong_holds(), *self._negative_sums()]
+        except LedgerError as error:
+            if isinstance(error.__cause__, sqlite3.DatabaseError) and "malformed" in str(error):
+                return [f"The file is damaged: {error.__cause__}."]
+            raise
+
+    def _damage(self) -> list[str]:
+        rows = self._execute(f"PRAGMA quick_check({_MOST_NAMED})").fetchall()
+        return [f"The file is damaged: {row[0]}." for row in rows if row[0] != "ok"]
+
+    def _wrong_holds(self) -> Iterator[str]:
+        """Compare what the accounts say is reserved with what the open reservations hold."""
+        held: Counter[tuple[int, str, int]] = Counter()
+        for (holds,) in self._execute("SELECT holds FROM reservations WHERE open"):
+            for limit_key, window_start, subject, _, amount, _ in json.loads(holds):
+                held[limit_key, subject, window_start] += amount
+        reserved = Counter(
+            {
+                row[:3]: row[3]
+                for row in self._execute(
+                    "SELECT limit_key, subject, window_start, reserved FROM accounts WHERE reserved <> 0"
+                )
+            }
+        )
+        wrong = sorted(key for key in held.keys() | reserved.keys() if held[key] != reserved[key])
+        return _few(
+            f"Account {key} says {reserved[key]} are reserved; open reservations hold {held[key]}." for key in wrong
+        )
+
+    def _negative_sums(self) -> Iterator[str]:
+        rows = self._execute(
+            "SELECT limit_key, subject, window_start, spent, reserved FROM accounts WHERE spent < 0 OR reserved < 0"
+        )
+        return _few(f"Account {row[:3]} is below zero: {row[3]} spent, {row[4]} reserved." for row in rows)
+
+
+def _few(problems: Iterator[str]) -> Iterator[str]:
+    yield from islice(problems, _MOST_NAMED)
+    if more := sum(1 for _ in problems):
+        yield f"… and {more} more."

@@ -1,0 +1,267 @@
+"""Endings: every way a request can end becomes one settlement, whoever tells of it, and however often.
+
+What the hooks tell, in the order in which they may (found by experiment, `tests/proxy/test_endings.py`):
+
+- `answered`: a whole answer is on its way to the client. Settled here, so that no logging can lose it.
+- `logged`: a success was logged. Settles streams, also cut ones, and answers without a usage of their own.
+- `failed`: the client is told of a failure, for good. What was delivered is charged. What no provider took, or what a
+  provider refused, costs nothing. What a provider still works on waits for it.
+- `over`: the last byte is sent or the client is gone. What nobody settles within `admission.orphan_grace` from then on
+  is charged as reserved.
+
+The failure that LiteLLM logs is not among them: it tells of the first attempt, and a retry may succeed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import openai
+from litellm.integrations.custom_logger import CustomLogger
+
+from usage_plugin.domain.subjects import INTERNAL, Subjects
+from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.log import get_logger
+from usage_plugin.proxy import outcomes
+from usage_plugin.proxy.underway import RequestUnderWay, is_free
+from usage_plugin.tracking.admission import Admitted
+from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.prices import PriceBook
+    from usage_plugin.proxy.underway import Settler, Underway
+    from usage_plugin.runtime import Runtime
+
+CLIENT_GONE = 499
+"""The status of the exception with which LiteLLM gives up a request whose client has left."""
+
+_ATTEMPTS_ARE_TOLD = hasattr(CustomLogger, "async_post_call_failure_deployment_hook")
+"""Whether LiteLLM says of each attempt that it failed; before 1.103 it did not."""
+
+log = get_logger()
+
+
+class Endings:
+    """Settles requests; nothing here raises, since the answer must reach the client all the same."""
+
+    def __init__(self, runtime: Runtime, prices: PriceBook, underway: Underway) -> None:
+        """Take the running parts."""
+        self._runtime = runtime
+        self._prices = prices
+        self._underway = underway
+        self._disagreements = outcomes.CrossCheck()
+
+    def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
+        """Settle a whole answer that tells its usage; what does not is settled when it is logged."""
+        usage = outcomes.inline_usage(response)
+        if not usage:
+            return None
+        return self._record(request, outcomes.served_inline(data, response), usage, by="inline")
+
+    def provider_answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> None:
+        """Remember a whole answer: a guardrail may yet keep it from the client, but it is paid for."""
+        request.sent = request.cut = False
+        # Read only if it is needed: nearly always the answer is settled a moment later.
+        request.delivered = lambda: (outcomes.served_inline(data, response), outcomes.inline_usage(response))
+        if request.failed:
+            self._settle_delivered(request, request.failed)
+
+    def partly_delivered(self, request: RequestUnderWay, kwargs: Mapping[str, Any]) -> None:
+        """Remember what a stream had delivered when it broke."""
+        usage = outcomes.logged_usage(kwargs)
+        if any(usage.values()):
+            request.cut = True
+            request.delivered = lambda: (outcomes.served_logged(kwargs), usage)
+
+    def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
+        """Settle what LiteLLM logs as a success, unless it is settled. Commits before anything is awaited."""
+        request = self._underway.of_log(kwargs)
+        if request is None:
+            repetition = self._underway.repetition(kwargs, by="success")
+            if repetition == "again":
+                self._runtime.imperfections.count("duplicate", str(kwargs.get("model") or ""))
+            elif repetition is None and self._underway.is_foreign(kwargs):
+                self._record_foreign(kwargs)
+            return
+        request.cut = _client_left(kwargs)
+        status: Status = request.failed or ("cancelled" if request.cut else "success")
+        if request.cut and self._charges_cut_as_reserved():
+            self._settle_as_reserved(request, status, by="success")
+        else:
+            self._record(
+                request,
+                outcomes.served_logged(kwargs, response),
+                outcomes.logged_usage(kwargs),
+                by="success",
+                status=status,
+                error=request.error,
+                estimated=request.cut,
+            )
+
+    def failed(self, request: RequestUnderWay, error: Exception, *, hurried: bool) -> None:
+        """Settle a request that failed for good, or leave it for the provider that still works on it.
+
+        Args:
+            request: which.
+            error: what the client is told.
+            hurried: whether it was the client who set the time for an answer.
+        """
+        gone = getattr(error, "status_code", None) == CLIENT_GONE
+        status: Status = "cancelled" if gone else "failure"
+        request.error = type(error).__name__
+        late = isinstance(error, openai.APITimeoutError)
+        from_provider = isinstance(error, openai.APIError)
+        if from_provider and not _ATTEMPTS_ARE_TOLD:
+            request.sent = False
+        if request.delivered is not None:
+            self._settle_delivered(request, status)
+        elif late and not (hurried or self._charges_cut_as_reserved()):
+            # Nobody knows what the provider billed, and its being slow is no reason to use up the caller's limit.
+            self._settle(request, Outcome(status=status, error=request.error, estimated=True), by="failure")
+        elif late or (request.sent and (gone or from_provider)):
+            # Cut short, by the client or in the middle of a stream: what the provider bills is not known.
+            self._settle_as_reserved(request, status, by="failure")
+        elif request.sent:
+            # Somebody else's hook refused it while the provider was at work: what that costs is not known yet.
+            request.failed = status
+        else:
+            self._settle(request, Outcome(status=status, error=request.error), by="failure")
+
+    def over(self, request: RequestUnderWay, *, abandoned: bool) -> None:
+        """Settle a request later that is over on the wire and that no hook has settled: logging may be late.
+
+        Args:
+            request: which.
+            abandoned: whether the client left before it had the answer. If not, the answer was that of a failure.
+        """
+        if not request.settled:
+            self._runtime.recorder.free_slots(request)
+            seconds = self._runtime.config.admission.orphan_grace.total_seconds()
+            asyncio.get_running_loop().call_later(
+                seconds, self._settle_orphan, request, "cancelled" if abandoned else "failure"
+            )
+
+    def close(self) -> None:
+        """Settle what is left when the worker ends: all requests are over then, and all logging is done."""
+        for request in self._underway.left():
+            self._settle_orphan(request, "cancelled")
+
+    def _settle_orphan(self, request: RequestUnderWay, status: Status) -> None:
+        if request.settled:
+            return
+        # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
+        event = request.admitted.event
+        log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
+        self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
+        self._settle_as_reserved(request, request.failed or status, by="orphan")
+
+    def _settle_delivered(self, request: RequestUnderWay, status: Status) -> None:
+        if request.delivered is None or (request.cut and self._charges_cut_as_reserved()):
+            self._settle_as_reserved(request, status, by="failure")
+            return
+        try:
+            served, usage = request.delivered()
+        except Exception:
+            log.exception("outcome.unreadable", hook="failure", event_id=request.event_id)
+            self._settle_as_reserved(request, status, by="failure")
+            return
+        self._record(request, served, usage, by="failure", status=status, error=request.error, estimated=request.cut)
+
+    def _charges_cut_as_reserved(self) -> bool:
+        return self._runtime.config.admission.on_cut_stream == "reserved"
+
+    def _record(
+        self,
+        request: RequestUnderWay,
+        served: outcomes.Served,
+        usage: Mapping[str, Any],
+        *,
+        by: Settler,
+        **how: Any,  # status, error, estimated
+    ) -> Recorded | None:
+        """Settle with what LiteLLM tells; if that cannot be understood, with what was reserved, marked so."""
+        event = request.admitted.event
+        try:
+            outcome = outcomes.read_outcome(self._prices, served, usage, event, **how)
+            self._cross_check(outcome)
+        except Exception:
+            log.exception("outcome.unreadable", hook=by, event_id=event.event_id)
+            return self._settle_as_reserved(request, how.get("status", "success"), by=by)
+        if request.unmetered and not outcome.cost:
+            flat = event.reserved
+            self._runtime.imperfections.count("unmetered", event.model or event.call_type, flat)
+            outcome = Outcome(
+                status=outcome.status,
+                error=outcome.error,
+                cost=flat or None,
+                cost_source="reserved" if flat else "unpriced",
+                estimated=True,
+            )
+        return self._settle(request, outcome, by=by)
+
+    def _cross_check(self, outcome: Outcome) -> None:
+        """Tell once for each model, and count, where LiteLLM's figure is another one."""
+        if outcome.disagrees:
+            self._disagreements.look(outcome)
+            difference = abs((outcome.cost or 0) - (outcome.litellm_cost or 0))
+            self._runtime.imperfections.count("disagreement", outcome.model, difference)
+
+    def _settle_as_reserved(self, request: RequestUnderWay, status: Status, *, by: Settler) -> Recorded | None:
+        return self._settle(request, Outcome(status=status, error=request.error, as_reserved=True), by=by)
+
+    def _settle(self, request: RequestUnderWay, outcome: Outcome, *, by: Settler) -> Recorded | None:
+        self._underway.forget(request, by)
+        return self._write(request, outcome)
+
+    def _write(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
+        try:
+            recorded = self._runtime.recorder.record(request, outcome)
+        except Exception:
+            log.exception("record.failed", event_id=request.event_id)
+            if outcome.as_reserved:
+                # The reservation stays, and is charged when this worker ends: too much is safe, a 500 is not.
+                return None
+            request.settled = False
+            return self._write(request, Outcome(status=outcome.status, error=outcome.error, as_reserved=True))
+        if recorded is not None:
+            self._count(recorded.event)
+        return recorded
+
+    def _count(self, event: UsageEvent) -> None:
+        concerns = event.model or event.call_type
+        if event.estimated:
+            self._runtime.imperfections.count("estimated", concerns, event.cost or 0)
+        if event.cost is None:
+            self._runtime.imperfections.count("unpriced", concerns)
+
+    def _record_foreign(self, kwargs: Mapping[str, Any]) -> None:
+        """Charge what was never admitted, such as a health check: it costs as much as any other request."""
+        served = outcomes.served_logged(kwargs)
+        usage = outcomes.logged_usage(kwargs)
+        logged = kwargs.get("standard_logging_object") or {}
+        call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")
+        if served.cache_hit or is_free(call_type) or not (any(usage.values()) or served.litellm_cost):
+            return
+        draft = UsageEvent(
+            event_id=new_event_id(),
+            started_at=self._runtime.clock.now(),
+            status="success",
+            call_type=call_type,
+            user=INTERNAL,
+            model=served.model or served.served_model,
+        )
+        outcome = outcomes.read_outcome(self._prices, served, usage, draft)
+        never = Admitted(draft, Subjects(user=INTERNAL), (), {}, False, None, (), holds=False)
+        recorded = self._write(OpenRequest(never, self._runtime.clock.monotonic()), outcome)
+        if recorded is not None:
+            self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
+
+
+def _client_left(kwargs: Mapping[str, Any]) -> bool:
+    parameters = kwargs.get("litellm_params") or {}
+    found = (parameters.get(name) for name in ("metadata", "litellm_metadata"))
+    return any(isinstance(metadata, dict) and metadata.get("client_disconnected") for metadata in found)

@@ -1,0 +1,114 @@
+"""Negotiating: what becomes of a request that may not start as it was asked.
+
+A limit may send it to another model, once; and where the operator allows it, its answer is cut to what the money
+reaches for. Each time the request is read anew, since its body has changed, and admission decides again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.log import get_logger
+from usage_plugin.proxy import bounds
+from usage_plugin.tracking.admission import Decision, Downgrade, Refusal
+from usage_plugin.tracking.demands import demands_of
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.subjects import Subjects
+    from usage_plugin.proxy.asking import Asking
+    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.demands import Ask
+
+SHORTEST_ANSWER = 256
+"""Tokens: a shorter answer is of no use to anybody."""
+
+_MOST_CUTS = 4
+_CUTTABLE = frozenset({"spent", "busy", "too_large"})
+_OUTPUT_UNITS = frozenset({"usd", "total_tokens", "output_tokens"})
+# Half of such an answer is worth nothing, or is spent before the answer begins.
+_ALL_OR_NOTHING = (
+    "tools", "functions", "response_format", "thinking", "reasoning", "reasoning_effort", "text", "output_format",
+)  # fmt: skip
+
+log = get_logger()
+
+
+class Negotiator:
+    """Admits requests; one for each handler."""
+
+    def __init__(self, runtime: Runtime, asking: Asking) -> None:
+        """Take the running parts."""
+        self._runtime = runtime
+        self._asking = asking
+
+    async def admit(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Decision:
+        """Decide on a request; its body may be another model's, or ask for a shorter answer, afterwards.
+
+        Raises:
+            ProxyException: the request cannot be taken as it is written.
+        """
+        ask = self._asking.ask(subjects, data, kind)
+
+        def downgraded(downgrade: Downgrade) -> Ask:
+            nonlocal ask
+            ask = self._downgraded(ask, downgrade, data, kind)
+            return ask
+
+        decision = await self._runtime.admission.admit(ask, downgraded)
+        for _ in range(_MOST_CUTS if self._runtime.config.admission.on_short_budget == "clamp" else 0):
+            cut = self._cut(ask, decision.outcome, data, kind) if isinstance(decision.outcome, Refusal) else None
+            if cut is None:
+                break
+            ask = cut
+            decision = await self._runtime.admission.admit(ask)
+        return decision
+
+    def _downgraded(self, ask: Ask, downgrade: Downgrade, data: dict[str, Any], kind: str) -> Ask:
+        log.info("request.downgraded", limit=downgrade.limit, user=ask.subjects.user, model=downgrade.model)
+        data["model"] = downgrade.model
+        again = self._asking.ask(ask.subjects, data, kind)
+        draft = again.draft._replace(requested_model=ask.draft.requested_model, downgraded_by=downgrade.limit)
+        return replace(again, draft=draft)
+
+    def _cut(self, ask: Ask, refusal: Refusal, data: dict[str, Any], kind: str) -> Ask | None:
+        """Ask for the longest answer that the limit which refused has room for; None if none is of use."""
+        demand = refusal.demand
+        if demand is None or refusal.reason not in _CUTTABLE or demand.limit.unit not in _OUTPUT_UNITS:
+            return None
+        if not ask.output_tokens or any(data.get(name) for name in _ALL_OR_NOTHING):
+            return None
+        room = (demand.maximum or 0) - refusal.balance.spent - refusal.balance.reserved
+        longest, low, high = None, SHORTEST_ANSWER, ask.output_tokens - 1
+        while low <= high:
+            # The shortest first: mostly it decides.
+            middle = low if longest is None else (low + high) // 2
+            shorter = self._with_output(ask, middle, data, kind)
+            if shorter is None:
+                return None
+            if (shorter.output_tokens or 0) >= ask.output_tokens or not self._fits(shorter, refusal, room):
+                high = middle - 1
+            else:
+                longest, low = shorter, middle + 1
+        if longest is None:
+            return None
+        # The body has the last length that was tried, not the one that was found.
+        return self._with_output(ask, longest.draft.clamped_to or 0, data, kind)
+
+    def _with_output(self, ask: Ask, tokens: int, data: dict[str, Any], kind: str) -> Ask | None:
+        """Read the request with another output bound; None if it takes none."""
+        if not bounds.inject_output(kind, data, tokens):
+            return None
+        again = self._asking.ask(ask.subjects, data, kind)
+        draft = ask.draft._replace(clamped_to=tokens, injected_output_tokens=None)
+        return replace(again, draft=draft, is_downgraded=ask.draft.downgraded_by is not None)
+
+    def _fits(self, ask: Ask, refusal: Refusal, room: int) -> bool:
+        """Say whether the limit that refused has room for the request as it is now."""
+        demands, _ = demands_of(ask, ask.primary, self._runtime.rules.limits, "charge")
+        refused = refusal.demand
+        return refused is not None and all(
+            demand.amount <= room
+            for demand in demands
+            if (demand.limit.key, demand.subject) == (refused.limit.key, refused.subject)
+        )

@@ -1,0 +1,76 @@
+"""Imperfections: what is not known exactly, or was let through, is counted, so that nobody has to trust in silence.
+
+Each worker adds them up in memory, bounded, and hands them to the ledger once a second. What a killed worker had not
+handed over is lost; nothing is decided by these numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.errors import LedgerError
+from usage_plugin.log import get_logger, short_error
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Ledger
+
+Kind = Literal[
+    "estimated",  # charged by an estimate, or as reserved; adds up the cost
+    "unpriced",  # recorded without a cost, since no price is known
+    "unmetered",  # on a route that tells no usage; adds up the flat cost, if there is one
+    "unheld",  # recorded without having been admitted, as health checks are; adds up the cost
+    "orphaned",  # settled by no hook; adds up what was charged
+    "duplicate",  # reported once more after it was settled, and not counted again
+    "disagreement",  # our cost is not LiteLLM's; adds up the difference
+    "degraded",  # let through without the ledger; adds up the cost
+    "gap",  # counted by the limits, with no event kept; adds up the cost
+]
+"""What is counted by the workers."""
+
+MOST_CONCERNED = 500
+LONGEST_NAME = 256
+OTHERS = "(others)"
+
+log = get_logger()
+
+
+class Imperfections:
+    """Adds imperfections up until they are flushed."""
+
+    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+        """Start with nothing counted."""
+        self._ledger = ledger
+        self._clock = clock
+        self._counts: dict[tuple[Kind, str], Imperfection] = {}
+        self._known: dict[Kind, set[str]] = {}
+
+    def count(self, kind: Kind, concerns: str | None, amount: int = 0) -> None:
+        """Count one; `concerns` is a model, a limit or a route."""
+        name = self._bounded(kind, concerns or "")
+        now = self._clock.now()
+        counted = self._counts.get((kind, name))
+        times, total, first = (counted.times, counted.amount, counted.first_at) if counted else (0, 0, now)
+        self._counts[kind, name] = Imperfection(kind, name, times + 1, total + amount, first, now)
+
+    def _bounded(self, kind: Kind, name: str) -> str:
+        """Keep names short and few: some are chosen by clients, and each is a row for ever."""
+        name = name[:LONGEST_NAME]
+        known = self._known.setdefault(kind, set())
+        if name not in known:
+            if len(known) >= MOST_CONCERNED:
+                return OTHERS
+            known.add(name)
+        return name
+
+    def flush(self) -> None:
+        """Hand everything to the ledger; if that does not work, try again at the next call."""
+        if not self._counts:
+            return
+        try:
+            self._ledger.count(list(self._counts.values()))
+        except LedgerError as error:
+            log.debug("ledger.imperfections_delayed", **short_error(error))
+            return
+        self._counts.clear()

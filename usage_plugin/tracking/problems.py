@@ -1,0 +1,53 @@
+"""Problems: what does not work at the moment, left as notes in the ledger for readers until it is over."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from usage_plugin.domain.windows import to_datetime
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Ledger
+
+_PREFIX = "problem:"
+
+
+class Problem(NamedTuple):
+    """What does not work (`store`, `config`, `outbox`), why, and since when (ISO 8601)."""
+
+    name: str
+    text: str
+    since: str
+
+
+def problems(ledger: Ledger) -> list[Problem]:
+    """Read what does not work at the moment."""
+    notes = ledger.notes(_PREFIX)
+    return [Problem(name.removeprefix(_PREFIX), **json.loads(notes[name])) for name in sorted(notes)]
+
+
+class Problems:
+    """Keeps the notes of this worker's view; only the keeper writes them."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Start without knowing what an earlier keeper left."""
+        self._clock = clock
+        self._known: dict[str, Problem | None] = {}
+
+    def tell(self, ledger: Ledger, name: str, text: str | None) -> None:
+        """Note a problem, or that it is over; costs nothing as long as nothing changes.
+
+        Raises:
+            LedgerError: to be told again.
+        """
+        if name not in self._known:
+            self._known[name] = next((problem for problem in problems(ledger) if problem.name == name), None)
+        known = self._known[name]
+        if text != (known and known.text):
+            problem = None
+            if text is not None:
+                problem = Problem(name, text, known.since if known else to_datetime(self._clock.now()).isoformat())
+            ledger.note(_PREFIX + name, problem and json.dumps({"text": problem.text, "since": problem.since}))
+            self._known[name] = problem

@@ -1,0 +1,264 @@
+"""Seeding: a new limit counts what its windows already hold.
+
+The keeper adds up what the store has, up to a number of the outbox, and the ledger adds what came after it, in the
+transaction that sets the accounts. Set, never added: what a limit counted before it was seeded is in those sums. It
+waits until every living worker goes by the new rules, so that nothing is settled past the new limit any more.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from usage_plugin.domain.ledger import AccountKey, Charge
+from usage_plugin.domain.limits import LimitSet
+from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
+from usage_plugin.domain.subjects import ANONYMOUS, Subjects
+from usage_plugin.domain.usage import decode_event, totals_of
+from usage_plugin.domain.windows import FOREVER, Window, local_date
+from usage_plugin.errors import StorageUnavailableError
+from usage_plugin.log import get_logger
+from usage_plugin.tracking.flusher import until_free
+from usage_plugin.tracking.rules import NOTE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from datetime import date
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Ledger, OutboxEntry
+    from usage_plugin.domain.limits import Limit
+    from usage_plugin.domain.store import Aggregate, UsageStore
+    from usage_plugin.domain.usage import UsageEvent, UsageTotals
+    from usage_plugin.tracking.rules import RulesInForce
+    from usage_plugin.tracking.workers import Workers
+
+COUNTING = "limits:counting"
+"""The note with the keys of the limits whose accounts hold all that they should."""
+
+_WHOLE_DAYS = frozenset({"day", "week", "month", "quarter", "year", "lifetime"})
+_STEP_EVERY = 500
+_PATIENT_ROUNDS = 10
+
+log = get_logger()
+
+
+class Seeder:
+    """Compares the rules in force with the limits that are known to count, and seeds the difference."""
+
+    def __init__(self, rules: RulesInForce, workers: Workers, zone: ZoneInfo, clock: Clock) -> None:
+        """Take the parts; `zone` is the store's, whose days it keeps sums of."""
+        self._rules = rules
+        self._workers = workers
+        self._zone = zone
+        self._clock = clock
+        self._done = ""
+        self._rounds_waited = 0
+
+    async def seed_new(self, ledger: Ledger, store: UsageStore, step: Callable[[], None]) -> None:
+        """Seed what is new, if anything is; call it once a second, with the outbox flushed.
+
+        Raises:
+            StorageError: nothing is lost by trying again, as after a LedgerError.
+        """
+        digest, limits = self._rules.digest, self._rules.limits
+        if digest == self._done:
+            return
+        charged = {limit.key: limit for limit in limits.limits if limit.is_charged}
+        counting = _counting(ledger)
+        if counting - charged.keys():
+            # At once: should they come back, they will have missed something.
+            counting &= charged.keys()
+            _count(ledger, counting)
+        if not self._all_go_by(digest, ledger):
+            return
+        new = [limit for key, limit in charged.items() if key not in counting]
+        if new:
+            sums = _History([limit for limit in new if limit.counts_history], limits, self._zone, self._clock.now())
+            await sums.read(store, ledger.writer, step)
+            for limit in sums.limits:
+                step()
+                sums.prepare(ledger, limit)
+                until_free(lambda limit=limit: sums.seed(ledger, limit))  # type: ignore[misc]
+            _count(ledger, charged.keys())
+            log.info("limits.seeded", limits=[limit.name for limit in new])
+        self._done = digest
+
+    def _all_go_by(self, digest: str, ledger: Ledger) -> bool:
+        notes = ledger.notes(NOTE)
+        others = [worker for worker in self._workers.living() if notes.get(NOTE + worker) != digest]
+        self._rounds_waited = self._rounds_waited + 1 if others else 0
+        if self._rounds_waited == _PATIENT_ROUNDS:
+            log.warning("limits.wait_for_workers", workers=others)
+        return not others
+
+
+def _counting(ledger: Ledger) -> set[int]:
+    return set(json.loads(ledger.notes(COUNTING).get(COUNTING, "[]")))
+
+
+def _count(ledger: Ledger, keys: Iterable[int]) -> None:
+    text = json.dumps(sorted(keys))
+    until_free(lambda: ledger.note(COUNTING, text))
+
+
+class _Sum(NamedTuple):
+    end: int
+    amount: int
+
+
+class _Names(NamedTuple):
+    subjects: Subjects
+    model: str | None
+    provider: str | None
+
+
+def _names_of(by: Sequence[RollupDimension], group: Sequence[str | None]) -> _Names:
+    """Take a row of sums for a request of these names."""
+    names = dict(zip(by, group, strict=True))
+    subjects = Subjects(
+        user=names.get("user") or ANONYMOUS,
+        team=names.get("team"),
+        api_key=names.get("api_key"),
+        end_user=names.get("end_user"),
+        organization=names.get("organization"),
+    )
+    return _Names(subjects, names.get("model"), names.get("provider"))
+
+
+class _History:
+    """What the windows of some limits hold, as of one moment.
+
+    Whole days come out of the store's daily sums, if the limit asks for nothing that they are not kept by. Anything
+    else is added up event by event, in one pass for all limits.
+    """
+
+    def __init__(self, limits: Sequence[Limit], groups: LimitSet, zone: ZoneInfo, now: int) -> None:
+        self.limits = limits
+        self._zone = zone
+        self._now = now
+        self._spans = {limit.key: _span(limit, now) for limit in limits}
+        self._sets = {limit.key: LimitSet([limit], groups.groups) for limit in limits}
+        self._sums: dict[int, dict[AccountKey, _Sum]] = {limit.key: {} for limit in limits}
+        self._watermarks: dict[int, int] = {}
+        self._late: dict[int, UsageEvent | None] = {}
+
+    async def read(self, store: UsageStore, writer: str, step: Callable[[], None]) -> None:
+        """Add up what the store has."""
+        aggregates: dict[tuple[object, ...], Aggregate] = {}
+        streamed = []
+        for limit in self.limits:
+            by = self._daily_dimensions(limit)
+            if by is None:
+                streamed.append(limit)
+                continue
+            span = self._spans[limit.key]
+            first, last = self._days(span)
+            known = aggregates.get((by, first, last))
+            if known is None:
+                step()
+                known = aggregates[by, first, last] = await store.aggregate(by, first, last, UsageFilter())
+            self._watermarks[limit.key] = known.watermarks.get(writer, 0)
+            for group, totals in known.groups.items():
+                self._add(limit, _names_of(by, group), span.start, totals)
+        if streamed:
+            await self._stream(store, writer, streamed, step)
+
+    async def _stream(self, store: UsageStore, writer: str, limits: Sequence[Limit], step: Callable[[], None]) -> None:
+        step()
+        watermark = await store.watermark(writer)
+        whole = Window(min(self._spans[limit.key].start for limit in limits), FOREVER)
+        count = 0
+        async for event in store.events(whole, UsageFilter()):
+            for limit in limits:
+                self._add_event(limit, event)
+            count += 1
+            if count % _STEP_EVERY == 0:
+                step()
+        if await store.watermark(writer) != watermark:
+            # An append that was given up came back to life meanwhile.
+            raise StorageUnavailableError("The store changed while its history was read.")
+        self._watermarks.update((limit.key, watermark) for limit in limits)
+
+    def prepare(self, ledger: Ledger, limit: Limit) -> None:
+        """Read what the store does not have yet: what is read now is not decoded inside the ledger's lock."""
+        seq = max([self._watermarks[limit.key], *self._late])
+        while page := ledger.outbox(seq, _STEP_EVERY):
+            for entry in page:
+                self._decoded(entry)
+            seq = page[-1].seq
+
+    def seed(self, ledger: Ledger, limit: Limit) -> None:
+        """Set the limit's accounts."""
+        stored = dict(self._sums[limit.key])
+
+        def work_out(entries: Sequence[OutboxEntry]) -> Iterable[Charge]:
+            sums = self._sums[limit.key] = dict(stored)
+            for entry in entries:
+                event = self._decoded(entry)
+                if event:
+                    self._add_event(limit, event)
+            return [Charge(account, end, amount) for account, (end, amount) in sums.items()]
+
+        ledger.seed(limit.key, self._watermarks[limit.key], work_out)
+
+    def _decoded(self, entry: OutboxEntry) -> UsageEvent | None:
+        if entry.seq not in self._late:
+            try:
+                self._late[entry.seq] = decode_event(entry.event)
+            except (ValueError, TypeError):
+                self._late[entry.seq] = None
+        return self._late[entry.seq]
+
+    def _add_event(self, limit: Limit, event: UsageEvent) -> None:
+        span = self._spans[limit.key]
+        if span.start <= event.started_at < span.end:
+            subjects = Subjects(**{name: getattr(event, name) for name in Subjects._fields})
+            names = _Names(subjects, event.model, event.provider)
+            self._add(limit, names, event.started_at, totals_of(event))
+
+    def _add(self, limit: Limit, names: _Names, at: int, totals: UsageTotals) -> None:
+        for matched in self._sets[limit.key].matching(*names):
+            window = limit.window_at(at)
+            sums = self._sums[limit.key]
+            account = AccountKey(limit.key, window.start, matched.subject)
+            known = sums.get(account)
+            # An account that was left alone until its end began anew; only a session's can.
+            end, before = known if known and at < known.end else (0, 0)
+            sums[account] = _Sum(max(end, window.end), before + _amount(limit, totals))
+
+    def _daily_dimensions(self, limit: Limit) -> tuple[RollupDimension, ...] | None:
+        """List what the daily sums must be grouped by; None if they cannot tell."""
+        kind = limit.window.kind
+        if kind not in _WHOLE_DAYS or (kind != "lifetime" and str(limit.zone) != str(self._zone)):
+            return None
+        asked = {*limit.per, *(key for key, _ in limit.match.conditions)} - {"global"}
+        needed = {"user" if key == "group" else key for key in asked}
+        if not needed.issubset(ROLLUP_DIMENSIONS):
+            return None
+        return tuple(name for name in ROLLUP_DIMENSIONS if name in needed)
+
+    def _days(self, span: Window) -> tuple[date, date]:
+        last = min(span.end - 1, self._now + 2 * 86_400_000_000)
+        return local_date(span.start, self._zone), local_date(last, self._zone)
+
+
+def _span(limit: Limit, now: int) -> Window:
+    """Say which events a limit counts now."""
+    since = limit.since_at(now)
+    if since is not None:
+        return Window(since, FOREVER)
+    if limit.window.kind == "session":
+        return Window(0, FOREVER)
+    return limit.window_at(now)
+
+
+def _amount(limit: Limit, totals: UsageTotals) -> int:
+    return {
+        "usd": totals.cost,
+        "total_tokens": totals.input_tokens + totals.output_tokens,
+        "input_tokens": totals.input_tokens,
+        "output_tokens": totals.output_tokens,
+        "requests": totals.requests,
+    }[limit.unit]
