@@ -256,11 +256,10 @@ class Reader:
         """Take the open parts; `open_reader` makes them."""
         self.config = parts.config
         self.clock = clock
-        rules = RulesInForce(parts.config.limit_set())
-        rules.follow(ledger, clock.now())
-        self.limits = rules.limits
+        self.limits = parts.config.limit_set().adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
         self.workers = parts.workers()
+        self.store = store
         self.tracker = UsageTracker(ledger, store, parts.cache(), parts.config.timezone, clock)
 
 

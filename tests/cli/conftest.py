@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +19,20 @@ from click.testing import CliRunner
 from usage_plugin.cli import main
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.ledger import AccountKey, Charge, Hold
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON, make_event
+from usage_plugin.tracking.admission import Demand, Refusal
 from usage_plugin.tracking.flusher import Flusher
+from usage_plugin.tracking.refusals import RefusalLog
 
 EXECUTABLE = Path(sys.executable).with_name("usage-plugin")
-HOUR = 3_600_000_000
+REF = "0123ABCD"
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 CONFIG = """\
@@ -183,3 +190,32 @@ def execute(config_path):
     execute.program = EXECUTABLE
     execute.environment = {name: value for name, value in os.environ.items() if not name.startswith("USAGE_PLUGIN")}
     return execute
+
+
+@pytest.fixture
+def refuse(books):
+    """Record refusals of a user by a limit, as a worker does."""
+    refs, used = itertools.count(), itertools.count()
+
+    def refuse(limit="daily", user="ann", count=1, **changes):
+        rule = next(rule for rule in books.limits.limits if rule.name == limit)
+        subject = {
+            "daily": user,
+            "tighter": user,
+            "team-month": "research",
+            "member": f"research\x1f{user}",
+            "company": "",
+        }[limit]
+        matched = books.limits.account(rule, subject)
+        refusal = Refusal(**{
+            "reason": "spent", "ref": REF if not next(used) else f"{next(refs):08d}", "at": NOON - MINUTE, "user": user, "model": "gpt",
+            "demand": Demand(rule, subject, matched.window_at(NOON), matched.amount_at(NOON), 120_000_000),
+            "balance": Balance(4_980_000_000, 10_000_000), **changes,
+        })  # fmt: skip
+        log = RefusalLog(books.ledger)
+        for number in range(count):
+            log.add(refusal if not number else replace(refusal, ref=f"{next(refs):08d}"))
+        log.flush()
+        return refusal
+
+    return refuse

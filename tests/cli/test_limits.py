@@ -25,7 +25,7 @@ def test_every_account_of_every_limit_is_shown(run, books):
         "name": "daily", "subject": {"user": "ann"}, "unit": "usd", "limit": "5.00", "spent": "0.010000001",
         "reserved": "2.00", "remaining": "2.989999999",
         "window": {"start": "2026-11-23T00:00:00+00:00", "end": "2026-11-24T00:00:00+00:00"},
-        "action": "block", "dry_run": False,
+        "action": "block", "dry_run": False, "amount_from": "limit", "amount_until": None, "adjustment": None,
     }  # fmt: skip
     (member,) = accounts(document, "member").values()
     assert member["subject"] == {"team": "research", "user": "ann"}

@@ -1,49 +1,16 @@
 from __future__ import annotations
 
-import itertools
 import json
-from dataclasses import replace
 
 import pytest
 
-from usage_plugin.domain.ledger import Balance
+from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.testing.builders import NOON
-from usage_plugin.tracking.admission import Refusal
-from usage_plugin.tracking.demands import Demand
-from usage_plugin.tracking.refusals import RefusalLog
 
 REF = "0123ABCD"
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
-
-
-@pytest.fixture
-def refuse(books):
-    """Record refusals of a user by a limit, as a worker does."""
-    refs, used = itertools.count(), itertools.count()
-
-    def refuse(limit="daily", user="ann", count=1, **changes):
-        rule = next(rule for rule in books.limits.limits if rule.name == limit)
-        subject = {
-            "daily": user,
-            "tighter": user,
-            "team-month": "research",
-            "member": f"research\x1f{user}",
-            "company": "",
-        }[limit]
-        matched = books.limits.account(rule, subject)
-        refusal = Refusal(**{
-            "reason": "spent", "ref": REF if not next(used) else f"{next(refs):08d}", "at": NOON - MINUTE, "user": user, "model": "gpt",
-            "demand": Demand(rule, subject, matched.window_at(NOON), matched.amount_at(NOON), 120_000_000),
-            "balance": Balance(4_980_000_000, 10_000_000), **changes,
-        })  # fmt: skip
-        log = RefusalLog(books.ledger)
-        for number in range(count):
-            log.add(refusal if not number else replace(refusal, ref=f"{next(refs):08d}"))
-        log.flush()
-        return refusal
-
-    return refuse
+DAY = 24 * 60 * MINUTE
 
 
 def test_status_of_an_idle_folder(run, books, config_path):
@@ -51,10 +18,13 @@ def test_status_of_an_idle_folder(run, books, config_path):
     assert run.json("status") == {
         "data_dir": str(config_path.parent / "data"),
         "workers": [],
-        "outbox": {"events": 0, "oldest_seconds": None},
+        "problems": [],
+        "outbox": {"events": 0, "bytes": 0, "oldest_seconds": None},
         "reservations": {"open": 0, "oldest_seconds": None},
         "refusals": [],
         "blocked": [],
+        "imperfections": [],
+        "adjustments": [],
     }
 
 
@@ -65,13 +35,15 @@ def test_status_shows_what_waits(run, books):
     books.reserve(started_at=NOON - 30 * SECOND)
     books.reserve(started_at=NOON - 60 * SECOND)
     status = run.json("status")
-    assert status["outbox"] == {"events": 2, "oldest_seconds": 90.0}
+    size = books.ledger.waiting().size
+    assert size > 200
+    assert status["outbox"] == {"events": 2, "bytes": size, "oldest_seconds": 90.0}
     assert status["reservations"] == {"open": 2, "oldest_seconds": 60.0}
     table = run.ok("status")
-    assert "2 events wait for the store, the oldest for 90 s" in table
+    assert f"2 events wait for the store ({size} bytes), the oldest for 90 s" in table
     assert "2 open, the oldest for 60 s" in table
     books.flush()
-    assert run.json("status")["outbox"] == {"events": 0, "oldest_seconds": None}
+    assert run.json("status")["outbox"] == {"events": 0, "bytes": 0, "oldest_seconds": None}
 
 
 def test_status_lists_living_workers(run, books):
@@ -149,54 +121,47 @@ def test_rows_of_the_status_are_its_refusals(run, refuse):
     assert run.csv("status") == [{"limit": "daily", "reason": "spent", "count": "2"}]
 
 
-def test_a_refusal_is_explained_by_its_ref(run, refuse):
-    """The ref that a client was told finds the facts of the refusal, amounts as decimal strings."""
-    refuse()
-    assert run.json("explain", "0123ABCD") == {
-        "ref": "0123ABCD", "at": "2026-11-23T11:59:00+00:00", "reason": "spent", "user": "ann", "model": "gpt",
-        "dry_run": False, "limit": "daily", "subject": {"user": "ann"}, "unit": "usd", "max": "5.00", "spent": "4.98",
-        "reserved": "0.01", "needed": "0.12", "resets_at": "2026-11-24T00:00:00+00:00",
-    }  # fmt: skip
+def test_status_shows_what_is_not_known_exactly(run, books):
+    """What was not known exactly in the last week is shown by kind, with what it is most on; older things are not."""
+    books.ledger.count([
+        Imperfection("estimated", "gpt", 3, 10_000_000, NOON - DAY, NOON - MINUTE),
+        Imperfection("recovered", "", 1, 0, NOON - 30 * DAY, NOON - 8 * DAY),
+    ])  # fmt: skip
+    (found,) = run.json("status")["imperfections"]
+    assert (found["kind"], found["concerns"], found["times"]) == ("estimated", "gpt", 3)
+    text = " ".join(run.ok("status").split())
+    assert "estimated 3 0.01 USD 2026-11-23 11:59 UTC gpt 3" in text
+    assert "recovered" not in text
 
 
-@pytest.mark.parametrize("ref", ["0123abcd", " 0123ABCD "])
-def test_a_ref_may_be_typed_carelessly(run, refuse, ref):
-    """Case and white space around a ref do not matter."""
-    refuse()
-    assert run.json("explain", ref)["ref"] == "0123ABCD"
+def test_status_shows_adjustments_in_force(run, books):
+    """Whatever raise and pause have changed is on the screen for as long as it is in force."""
+    run.ok("raise", "daily", "--user", "ann", "--to", "50", "--for", "12h", "--reason", "a big day")
+    (found,) = run.json("status")["adjustments"]
+    assert (found["limit"], found["subject"], found["after"]) == ("daily", {"user": "ann"}, "50.00")
+    assert "a big day" in run.ok("status")
+    run.ok("resume", "daily", "--user", "ann")
+    assert run.json("status")["adjustments"] == []
 
 
-def test_an_explanation_for_people(run, refuse):
-    """The table says each fact in a line."""
-    refuse(user="[red]ann[/red]")
-    lines = [" ".join(line.split()) for line in run.ok("explain", "0123ABCD").splitlines()]
-    assert "Refusal 0123ABCD" in lines
-    assert "subject user [red]ann[/red]" in lines
-    assert "spent 4.98" in lines
-    assert "resets at 2026-11-24T00:00:00+00:00" in lines
-
-
-def test_a_refusal_without_a_limit_is_explained_too(run, refuse):
-    """A refusal because the ledger did not work has no limit and is found all the same."""
-    refuse(reason="unavailable", demand=None, balance=Balance())
-    assert run.json("explain", "0123ABCD")["reason"] == "unavailable"
-    assert "unavailable" in run.ok("explain", "0123ABCD")
-    assert json.loads(run.ok("explain", "0123ABCD", "--format", "jsonl"))["user"] == "ann"
-    assert run.csv("explain", "0123ABCD")[0]["reason"] == "unavailable"
-
-
-def test_a_refusal_by_a_lifetime_limit_is_explained_too(run, refuse):
-    """A refusal by a limit that never resets can be written down, told and explained."""
-    refuse("company")
-    assert run.json("explain", "0123ABCD")["limit"] == "company"
-    assert run.json("status")["blocked"] == [{"limit": "company", "subject": "everybody", "refusals": 1}]
-
-
-@pytest.mark.parametrize("ref", ["XXXXXXXX", "", "'; DROP TABLE refusals; --"])
-def test_an_unknown_ref_ends_with_1(run, refuse, ref):
-    """A ref that no refusal has ends with exit code 1 and says how many are kept."""
-    refuse()
-    result = run("explain", ref)
-    assert result.exit_code == 1
-    assert "10,000" in result.stderr
-    assert result.stdout == ""
+@pytest.mark.parametrize(
+    ("note", "since"),
+    [
+        (json.dumps({"text": "disk \x1b[31mfull", "since": "2026-11-23T11:00:00+00:00"}), "2026-11-23T11:00:00+00:00"),
+        ("disk \x1b[31mfull", None),
+        (json.dumps("disk \x1b[31mfull"), None),
+    ],
+    ids=["with its beginning", "bare", "bare JSON"],
+)
+def test_status_shows_problems_that_workers_tell_of(run, books, note, since):
+    """What a worker has noted as not working is shown, harmless to the terminal."""
+    books.ledger.note("problem:store", note)
+    books.ledger.note("other", "nothing")
+    (found,) = run.json("status")["problems"]
+    assert (found["name"], found["since"]) == ("store", since)
+    assert "full" in found["text"]
+    text = run.ok("status")
+    assert "PROBLEM       store: " in text
+    assert "\x1b" not in text
+    books.ledger.note("problem:store", None)
+    assert run.json("status")["problems"] == []

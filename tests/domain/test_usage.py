@@ -55,6 +55,7 @@ events = st.builds(
     estimated=st.booleans(),
     cache_hit=st.booleans(),
     injected_output_tokens=st.none() | counts,
+    service_tier=names,
     error=names,
     usage=st.none() | st.dictionaries(st.text(), counts, min_size=1, max_size=3),
 )

@@ -35,6 +35,19 @@ PRICES = {
     "embed": {"input_cost_per_token": 0.00000002},
     "resp": {"input_cost_per_token": 0.000002, "output_cost_per_token": 0.000008, "cache_read_input_token_cost": 0.0000005},
     "claude": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003},
+    "tiered": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003, "cache_creation_input_token_cost": 0.00000375,
+               "input_cost_per_token_above_200k_tokens": 0.000006, "output_cost_per_token_above_200k_tokens": 0.0000225, "cache_read_input_token_cost_above_200k_tokens": 0.0000006,
+               "input_cost_per_token_flex": 0.0000015, "output_cost_per_token_flex": 0.0000075, "cache_read_input_token_cost_flex": 0.00000015,
+               "input_cost_per_token_priority": 0.000007, "output_cost_per_token_priority": 0.000031, "cache_read_input_token_cost_priority": 0.0000007,
+               "input_cost_per_audio_token": 0.00004, "output_cost_per_audio_token": 0.00008},
+    "claude-kept": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003,
+                    "cache_creation_input_token_cost": 0.00000375, "cache_creation_input_token_cost_above_1hr": 0.000006,
+                    "input_cost_per_token_priority": 0.0000036, "output_cost_per_token_priority": 0.000018},
+    "picture": {"output_cost_per_image": 0.04},
+    "gpt-image": {"input_cost_per_token": 0.000005, "input_cost_per_image_token": 0.00001, "output_cost_per_image_token": 0.00004},
+    "voice": {"input_cost_per_character": 0.000015},
+    "ranks": {"input_cost_per_query": 0.002},
+    "judge": {},
     "free": {"input_cost_per_token": 0, "output_cost_per_token": 0},
     "nan": {"input_cost_per_token": float("nan"), "output_cost_per_token": 0.00001},
     "unpriced": {},
@@ -43,6 +56,9 @@ PRICES = {
     "broken-dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.000001},
     "dear": {"input_cost_per_token": 0, "output_cost_per_token": 0.01},
 }  # fmt: skip
+
+
+PROVIDERS = {"claude": "anthropic", "claude-kept": "anthropic", "ranks": "cohere"}
 
 
 def free_port() -> int:
@@ -113,6 +129,7 @@ class Proxy:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         log = self.log_path.open("ab")
+        began = self._started_workers()
         self.process = subprocess.Popen(
             [BIN / "litellm", "--config", self.config_path, "--port", str(self.port), "--host", "127.0.0.1",
              "--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120", "--keepalive_timeout", "300"],
@@ -123,12 +140,16 @@ class Proxy:
         try:
             wait_for(f"{self.url}/health/liveliness", self.process)
             deadline = time.monotonic() + START_SECONDS
-            while self.log_path.read_text().count("Application startup complete") % self.workers:
+            # Workers that were killed meanwhile have been replaced, and counted.
+            while self._started_workers() - began < self.workers:
                 assert time.monotonic() < deadline, "not all workers came up"
                 time.sleep(0.2)
         except AssertionError:
             self.stop(signal.SIGKILL)
             raise AssertionError(f"the proxy did not start:\n{self.log_path.read_text()[-5000:]}") from None
+
+    def _started_workers(self) -> int:
+        return self.log_path.read_text().count("Application startup complete")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is None:
@@ -187,7 +208,9 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
     """A proxy's YAML with all the models, and our section."""
     models = []
     for name, prices in PRICES.items():
-        provider, base = ("anthropic", upstream.url) if name == "claude" else ("openai", f"{upstream.url}/v1")
+        provider, base = PROVIDERS.get(name, "openai"), f"{upstream.url}/v1"
+        if provider != "openai":
+            base = upstream.url
         models.append(
             {"model_name": name, "litellm_params": {"model": f"{provider}/{name}-up", "api_base": base, "api_key": "none", **prices}}
         )  # fmt: skip

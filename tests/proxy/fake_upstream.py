@@ -2,10 +2,14 @@
 
 The text of a request is a JSON *plan*, so each test says what its answer will cost:
 `{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
-`"silent": true` leaves the usage out, and a model named `broken…` always fails.
+Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out`, `image_in` and `service_tier` (what
+it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
 How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
 before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
+`"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no more tokens than
+the request allows.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
+What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
+by_id: dict[str, dict[str, Any]] = {}
 numbers = itertools.count(1)
 failures: Counter[str] = Counter()
 seen: Counter[str] = Counter()
@@ -36,7 +41,7 @@ seen: Counter[str] = Counter()
 
 def text_of(body: dict[str, Any]) -> str:
     """Find the text that carries the plan, in any of the wire formats."""
-    value = body.get("messages") or body.get("input") or body.get("prompt") or ""
+    value = body.get("messages") or body.get("input") or body.get("prompt") or body.get("query") or ""
     while isinstance(value, list) and value:
         value = value[-1]
         if isinstance(value, dict):
@@ -47,6 +52,7 @@ def text_of(body: dict[str, Any]) -> str:
 def plan_of(body: dict[str, Any]) -> dict[str, Any]:
     """Read the plan; a text that is none gets a small fixed usage."""
     plan = {"in": 10, "out": 5, "cached": 0, "reasoning": 0, "status": 200, "delay": 0.0, "chunks": 3}
+    plan |= dict.fromkeys(("cache_write", "cache_write_1h", "audio_in", "audio_out", "image_in"), 0)
     try:
         given = json.loads(text_of(body))
     except ValueError:
@@ -60,6 +66,10 @@ def count(model: str, plan: dict[str, Any]) -> None:
     sums["requests"] += 1
     for key in ("in", "out", "cached", "reasoning"):
         sums[key] += plan[key]
+    if "id" in plan:
+        # `share` grows as a stream is sent: what nobody fetches is not made.
+        kept = by_id[plan["id"]]
+        kept |= {"model": model, "share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
 async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
@@ -68,7 +78,12 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
     seen[plan.get("mark", "")] += 1
+    if "id" in plan:
+        by_id.setdefault(plan["id"], {"calls": 0, "share": 0.0})["calls"] += 1
     await asyncio.sleep(plan["delay"])
+    if plan.get("obeys"):
+        allowed = [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
+        plan["out"] = min([plan["out"], *allowed])
     if body["model"].startswith("broken"):
         plan["status"] = 500
     if failures[plan.get("mark", "")] < plan.get("fail_first", 0):
@@ -80,19 +95,26 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     return body, plan, None
 
 
+def words(plan: dict[str, Any]) -> str:
+    """One part of a stream: as long as its tokens say in wordy ones, which get cut."""
+    return "hi " * max(1, plan["out"] // plan["chunks"]) if plan.get("wordy") else "hi "
+
+
 def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
     """Send server-sent events, letting the loop breathe between them."""
 
     async def send() -> AsyncIterator[str]:
         await asyncio.sleep(plan.get("hold", 0))
-        for number, item in enumerate(items):
-            if number == plan.get("drop"):
+        for at, item in enumerate(items):
+            if at == plan.get("drop"):
                 raise ConnectionResetError("planned")
-            if number == plan.get("error"):
+            if at == plan.get("error"):
                 error = {"type": "error", "error": {"type": "server_error", "message": "planned", "code": "500"}}
                 yield f"{'event: error' if named else ''}\ndata: {json.dumps(error)}\n\n"
                 return
             name = f"event: {item['type']}\n" if named else ""
+            if "id" in plan:
+                by_id[plan["id"]]["share"] = (at + 1) / len(items)
             yield f"{name}data: {json.dumps(item)}\n\n"
             await asyncio.sleep(plan.get("pause", 0))
         if done:
@@ -107,9 +129,17 @@ def openai_usage(plan: dict[str, Any]) -> dict[str, Any]:
         "prompt_tokens": plan["in"],
         "completion_tokens": plan["out"],
         "total_tokens": plan["in"] + plan["out"],
-        "prompt_tokens_details": {"cached_tokens": plan["cached"]},
-        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"]},
+        "prompt_tokens_details": {
+            "cached_tokens": plan["cached"],
+            **given(plan, audio_tokens="audio_in", image_tokens="image_in", cache_write_tokens="cache_write"),
+        },
+        "completion_tokens_details": {"reasoning_tokens": plan["reasoning"], **given(plan, audio_tokens="audio_out")},
     }
+
+
+def given(plan: dict[str, Any], **fields: str) -> dict[str, Any]:
+    """Fields of an answer whose value the plan gives; providers leave out what is nothing."""
+    return {field: plan[key] for field, key in fields.items() if plan.get(key)}
 
 
 async def chat(request: Request) -> Response:
@@ -118,7 +148,12 @@ async def chat(request: Request) -> Response:
     if error:
         return error
     count(body["model"], plan)
-    head = {"id": f"chatcmpl-{next(numbers)}", "created": 1, "model": body["model"]}
+    head = {
+        "id": f"chatcmpl-{next(numbers)}",
+        "created": 1,
+        "model": body["model"],
+        **given(plan, service_tier="service_tier"),
+    }
     usage = None if plan.get("silent") else openai_usage(plan)
     if not body.get("stream"):
         message = {"role": "assistant", "content": "hello"}
@@ -126,7 +161,7 @@ async def chat(request: Request) -> Response:
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
     chunk = {**head, "object": "chat.completion.chunk"}
     items: list[dict[str, Any]] = [
-        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "hi "}}]}
+        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": words(plan)}}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -147,7 +182,7 @@ async def completions(request: Request) -> Response:
         choice = {"index": 0, "text": "hello", "finish_reason": "stop", "logprobs": None}
         return JSONResponse({**head, "choices": [choice], "usage": usage})
     items: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "text": "hi ", "finish_reason": None, "logprobs": None}]}
+        {**head, "choices": [{"index": 0, "text": words(plan), "finish_reason": None, "logprobs": None}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]})
@@ -185,18 +220,24 @@ async def responses(request: Request) -> Response:
         "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "temperature": 1.0, "top_p": 1.0,
         "usage": {
             "input_tokens": plan["in"],
-            "input_tokens_details": {"cached_tokens": plan["cached"]},
+            "input_tokens_details": {
+                "cached_tokens": plan["cached"],
+                **given(plan, audio_tokens="audio_in", cache_write_tokens="cache_write"),
+            },
             "output_tokens": plan["out"],
             "output_tokens_details": {"reasoning_tokens": plan["reasoning"]},
             "total_tokens": plan["in"] + plan["out"],
-        } if not plan.get("silent") else None,
+        },
+        **given(plan, service_tier="service_tier"),
     }  # fmt: skip
+    if plan.get("silent"):
+        answer["usage"] = None
     if not body.get("stream"):
         return JSONResponse(answer)
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
     delta = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     items: list[dict[str, Any]] = [{"type": "response.created", "response": begun}]
-    items += [{"type": "response.output_text.delta", "delta": "hi ", **delta} for _ in range(plan["chunks"])]
+    items += [{"type": "response.output_text.delta", "delta": words(plan), **delta} for _ in range(plan["chunks"])]
     items.append({"type": "response.completed", "response": answer})
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(items)]
     return frames(numbered, plan, named=True, done=False)
@@ -209,11 +250,17 @@ async def messages(request: Request) -> Response:
         return error
     count(body["model"], plan)
     usage = {
-        "input_tokens": plan["in"] - plan["cached"],
+        "input_tokens": plan["in"] - plan["cached"] - plan["cache_write"],
         "cache_read_input_tokens": plan["cached"],
-        "cache_creation_input_tokens": 0,
+        "cache_creation_input_tokens": plan["cache_write"],
         "output_tokens": plan["out"],
+        **given(plan, service_tier="service_tier"),
     }
+    if plan["cache_write"]:
+        usage["cache_creation"] = {
+            "ephemeral_5m_input_tokens": plan["cache_write"] - plan["cache_write_1h"],
+            "ephemeral_1h_input_tokens": plan["cache_write_1h"],
+        }
     if plan.get("silent"):
         usage = {"input_tokens": 0, "output_tokens": 0}
     head: dict[str, Any] = {
@@ -223,7 +270,7 @@ async def messages(request: Request) -> Response:
     if not body.get("stream"):
         return JSONResponse({**head, "content": [{"type": "text", "text": "hello"}], "usage": usage})
     begun = {**head, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi "}}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": words(plan)}}
     items: list[dict[str, Any]] = [
         {"type": "message_start", "message": begun},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -239,20 +286,10 @@ async def messages(request: Request) -> Response:
     return frames(items, plan, named=True, done=False)
 
 
-async def anything(request: Request) -> Response:
-    """POST /v1/images/generations, audio, moderations and others: a small answer of each kind, without usage."""
-    body, _, error = await begin(request)
-    if error:
-        return error
-    kind = request.url.path.rsplit("/", 1)[-1]
-    if kind == "speech":
-        return Response(b"sound", media_type="audio/mpeg")
-    answers: dict[str, dict[str, Any]] = {
-        "generations": {"created": 1, "data": [{"url": "http://127.0.0.1/picture.png"}]},
-        "moderations": {"id": "modr-1", "model": body["model"], "results": [{"flagged": False, "categories": {}, "category_scores": {}}]},
-        "rerank": {"id": "rerank-1", "results": [{"index": 0, "relevance_score": 0.5}], "meta": {"billed_units": {"search_units": 1}}},
-    }  # fmt: skip
-    return JSONResponse(answers.get(kind, {"fine": True}))
+async def raw(request: Request) -> Response:
+    """POST /raw: what a pass-through route leads to; nothing tells what it cost."""
+    _, _, error = await begin(request)
+    return error or JSONResponse({"fine": True})
 
 
 async def generate_content(request: Request) -> Response:
@@ -271,6 +308,49 @@ async def generate_content(request: Request) -> Response:
     return JSONResponse(answer)
 
 
+async def images(request: Request) -> Response:
+    """POST /v1/images/generations: priced by the image, or by the token where the plan asks for `usage`."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["images"] += body.get("n") or 1
+    answer: dict[str, Any] = {"created": 1, "data": [{"b64_json": "AAAA"}] * (body.get("n") or 1)}
+    if plan.get("usage"):
+        details = {"text_tokens": plan["in"] - plan["image_in"], "image_tokens": plan["image_in"]}
+        total = plan["in"] + plan["out"]
+        answer["usage"] = {
+            "input_tokens": plan["in"], "input_tokens_details": details, "output_tokens": plan["out"], "total_tokens": total,
+        }  # fmt: skip
+    return JSONResponse(answer)
+
+
+async def speech(request: Request) -> Response:
+    """POST /v1/audio/speech: nothing but sound comes back."""
+    body, _, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["characters"] += len(body["input"])
+    return Response(b"RIFF" * 100, media_type="audio/mpeg")
+
+
+async def rerank(request: Request) -> Response:
+    """POST /v1/rerank, in Cohere's format: billed by the search unit."""
+    body, plan, error = await begin(request)
+    if error:
+        return error
+    handed_out[body["model"]]["queries"] += plan.get("queries", 1)
+    meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": plan.get("queries", 1)}}
+    found = [{"index": 0, "relevance_score": 0.9}]
+    return JSONResponse({"id": f"rerank-{next(numbers)}", "results": found, "meta": meta})
+
+
+async def moderations(request: Request) -> Response:
+    """POST /v1/moderations."""
+    body, _, error = await begin(request)
+    result = {"flagged": False, "categories": {}, "category_scores": {}}
+    return error or JSONResponse({"id": f"modr-{next(numbers)}", "model": body["model"], "results": [result]})
+
+
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
@@ -279,6 +359,11 @@ async def show_handed_out(_request: Request) -> Response:
 async def show_seen(_request: Request) -> Response:
     """GET /seen: the calls received, by the mark in their plan."""
     return JSONResponse(seen)
+
+
+async def show_answers(_request: Request) -> Response:
+    """GET /answers: by the id of each plan, the calls received, the tokens of the answer and the share that was sent."""
+    return JSONResponse(by_id)
 
 
 async def reset(_request: Request) -> Response:
@@ -294,13 +379,16 @@ app = Starlette(
         Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/responses", responses, methods=["POST"]),
         Route("/v1/messages", messages, methods=["POST"]),
-        *(
-            Route(path, anything, methods=["POST"])
-            for path in ("/v1/images/generations", "/v1/audio/speech", "/v1/moderations", "/v1/rerank", "/raw")
-        ),
+        Route("/v1/images/generations", images, methods=["POST"]),
+        Route("/v1/audio/speech", speech, methods=["POST"]),
+        Route("/v1/rerank", rerank, methods=["POST"]),
+        Route("/v2/rerank", rerank, methods=["POST"]),
+        Route("/v1/moderations", moderations, methods=["POST"]),
+        Route("/raw", raw, methods=["POST"]),
         Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
         Route("/seen", show_seen),
+        Route("/answers", show_answers),
         Route("/reset", reset, methods=["POST"]),
     ]
 )

@@ -1,30 +1,32 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usage_plugin.proxy.bounds import ANY_TOOLS, PER_MESSAGE, inject_output, read
+from usage_plugin.domain.prices import Units
+from usage_plugin.proxy.bounds import ANY_TOOLS, CHARACTERS_PER_AUDIO_TOKEN, PER_IMAGE, PER_MESSAGE, inject_output, read
 
 LONG = "Grüße, 世界 👩‍🔬 " * 200
 
 
-def input_bound(body):
-    return read(body).input_tokens
+def input_bound(body, call_type="acompletion"):
+    return read(call_type, body).input_tokens
 
 
-def output_is_bounded(body):
-    return read(body).output_is_bounded
+def output_is_bounded(body, call_type="acompletion"):
+    return read(call_type, body).output_is_bounded
 
 
-def asked_output(body):
-    return read(body).asked_output
+def asked_output(body, call_type="acompletion"):
+    return read(call_type, body).asked_output
 
 
-def answers(body):
-    return read(body).answers
+def answers(body, call_type="acompletion"):
+    return read(call_type, body).answers
 
 
 texts = st.text(max_size=60)
@@ -149,13 +151,15 @@ def test_numbers_of_tokens_are_counted_as_tokens(call_type, body, tokens):
 
 REFERENCES = {
     "an image": {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}},
-    "an image in the body": {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
     "Anthropic's image": {"type": "image", "source": {"type": "url", "url": "https://example.com/a.png"}},
     "an input image": {"type": "input_image", "file_id": "file-1"},
     "a file": {"type": "file", "file": {"file_id": "file-1"}},
     "an input file": {"type": "input_file", "file_id": "file-1"},
     "a document": {"type": "document", "source": {"type": "file", "file_id": "file-1"}},
-    "audio": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    "a page that calls itself an image": {"type": "image_url", "image_url": {"url": "data:text/html;base64,AAAA"}},
+    "audio by its id": {"type": "input_audio", "input_audio": {"file_id": "file-1"}},
+    "an inline document": {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "AAAA"}},
+    "an image in the body and one outside": {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "file_id": "file-1"},
     "video": {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}},
     "an unknown part": {"type": "hologram", "hologram": "x"},
     "a part without a type": {"text": "x"},
@@ -239,8 +243,10 @@ def test_what_the_sdk_adds_to_the_body_is_bounded_too():
 ))  # fmt: skip
 def test_no_body_is_too_strange_to_be_bounded(call_type, body):
     """Whatever JSON a client sends has a bound of whole numbers or none, and never raises."""
-    bound = input_bound(body)
+    found = read(call_type, body)
+    bound = found.input_tokens
     assert bound is None or (isinstance(bound, int) and bound >= 0)
+    assert found.reach.units is None or min(found.reach.units) >= 0
     asked = asked_output(body)
     assert asked is None or (isinstance(asked, int) and 0 <= asked < 2**62)
     assert 1 <= answers(body) < 2**31
@@ -383,8 +389,159 @@ def test_a_larger_output_cannot_be_hidden_deeper(hidden):
 
 
 @pytest.mark.parametrize(
-    "dear", [{"service_tier": "priority"}, {"modalities": ["text", "audio"]}, {"background": True}], ids=str
-)
+    "dear",
+    [
+        {"service_tier": "scale"}, {"service_tier": 5}, {"extra_body": {"service_tier": "mine"}}, {"speed": "fast"},
+        {"modalities": ["text", "image"]}, {"generationConfig": {"responseModalities": ["IMAGE"]}}, {"background": True},
+    ],
+    ids=str,
+)  # fmt: skip
 def test_what_is_billed_by_other_prices_is_not_bounded(dear):
-    """A dearer tier, or an answer that is more than text, is not bounded by tokens at the ordinary price."""
+    """A tier of service that nobody knows, or an answer that is an image, is not bounded by tokens at known prices."""
     assert not output_is_bounded({"max_tokens": 5, **dear})
+
+
+SOUND = "QUJD" * 5_000
+INLINE = {
+    "an image": ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, PER_IMAGE),
+    "an image as text": ({"type": "input_image", "image_url": "data:image/png;base64,AAAA"}, PER_IMAGE),
+    "Anthropic's image": ({"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}, PER_IMAGE),
+    "a sound": ({"type": "input_audio", "input_audio": {"data": SOUND, "format": "wav"}}, len(SOUND) // CHARACTERS_PER_AUDIO_TOKEN),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("part", "tokens"), INLINE.values(), ids=INLINE.keys())
+def test_an_image_or_a_sound_in_the_body_has_a_bound_of_its_own(part, tokens):
+    """Images and sounds that are sent have a bound, not by the bytes of their encoding, and may have other prices."""
+    message = {"role": "user", "content": [{"type": "text", "text": "x"}, part]}
+    found = read("acompletion", {"messages": [message]})
+    assert tokens <= found.input_tokens <= tokens + 500
+    assert found.reach.media_input
+    hidden = {**part, "text": LONG}
+    bound = input_bound({"messages": [{"role": "user", "content": [hidden]}]})
+    assert bound >= bytes_of(LONG)
+
+
+def test_what_is_referred_to_may_be_a_sound_or_an_image():
+    """A request by reference is priced as the dearest kind of token; one of text is not."""
+    assert read("aresponses", {"input": "x", "previous_response_id": "r"}).reach.media_input
+    assert not read("aresponses", {"input": "x"}).reach.media_input
+
+
+def test_a_spoken_answer_is_bounded_at_the_price_of_sounds():
+    """An answer that may be spoken is bounded by its output limit, and priced as sound."""
+    found = read("acompletion", {"messages": [], "max_tokens": 5, "modalities": ["text", "audio"]})
+    assert found.output_is_bounded
+    assert found.reach.media_output
+    assert not read("acompletion", {"messages": [], "modalities": ["text"]}).reach.media_output
+
+
+@pytest.mark.parametrize(
+    ("asked", "services"),
+    [("priority", {"priority"}), ("Flex", {"flex"}), ("fast", {"fast"}), ("auto", set()), ("default", set()), ("standard_only", set()), (None, set())],
+)  # fmt: skip
+def test_the_tier_of_service_that_is_asked_for_is_known(asked, services):
+    """A tier of service that may be served counts in the worst case; `auto` is the ordinary one."""
+    for body in ({"service_tier": asked}, {"extra_body": {"service_tier": asked}}):
+        found = read("acompletion", {"messages": [], **body})
+        assert set(found.reach.services) == services
+        assert found.output_is_bounded
+
+
+GEMINI = "agenerate_content"
+
+
+def test_geminis_native_requests_are_bounded():
+    """Contents, system instructions and functions of generateContent count as their bytes, its output limit is found."""
+    body = {
+        "contents": [{"role": "user", "parts": [{"text": LONG}, {"functionResponse": {"name": "f", "response": {"a": LONG}}}]}],
+        "systemInstruction": {"parts": [{"text": LONG}]},
+        "tools": [{"functionDeclarations": [{"name": "f", "description": LONG}]}],
+        "generationConfig": {"maxOutputTokens": 77, "candidateCount": 2},
+    }  # fmt: skip
+    found = read(GEMINI, body)
+    assert 4 * bytes_of(LONG) <= found.input_tokens <= 4 * bytes_of(LONG) + 2_000
+    assert (found.asked_output, found.answers, found.output_is_bounded) == (77, 2, True)
+
+
+@pytest.mark.parametrize(
+    ("part", "tokens"),
+    [
+        ({"inlineData": {"mimeType": "image/png", "data": "AAAA"}}, PER_IMAGE),
+        ({"inline_data": {"mime_type": "audio/wav", "data": SOUND}}, len(SOUND) // CHARACTERS_PER_AUDIO_TOKEN),
+        ({"inlineData": {"mimeType": "application/pdf", "data": "AAAA"}}, None),
+        ({"fileData": {"fileUri": "gs://x"}}, None),
+        ({"text": "x", "fileData": {"fileUri": "gs://x"}}, None),
+    ],
+    ids=str,
+)
+def test_geminis_parts_are_bounded_like_others(part, tokens):
+    """Images and sounds in a native request are bounded, documents and files are not."""
+    found = read(GEMINI, {"contents": [{"role": "user", "parts": [part]}]})
+    if tokens is None:
+        assert found.input_tokens is None
+    else:
+        assert tokens <= found.input_tokens <= tokens + 500
+    assert found.reach.media_input
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [({}, "generationConfig"), ({"generationConfig": {"topK": 1}}, "generationConfig"), ({"config": {}}, "config")],
+    ids=str,
+)
+def test_an_output_limit_is_injected_where_gemini_reads_it(body, place):
+    """The limit stands where LiteLLM looks for it, and what else stood there stays."""
+    before = copy.deepcopy(body)
+    assert inject_output(GEMINI, body, 4096)
+    assert body[place] == {**before.get(place, {}), "maxOutputTokens": 4096}
+    assert not inject_output(GEMINI, {"generationConfig": "x"}, 4096)
+
+
+@pytest.mark.parametrize("tool", [{"googleSearch": {}}, {"functionDeclarations": [], "googleSearch": {}}], ids=str)
+def test_geminis_own_tools_are_not_bounded(tool):
+    """A search that Gemini makes is billed beside the tokens."""
+    assert not read(GEMINI, {"contents": "x", "tools": [tool]}).output_is_bounded
+
+
+@pytest.mark.parametrize(
+    ("call_type", "body", "units"),
+    [
+        ("image_generation", {"prompt": "x"}, Units(images=1)),
+        ("image_generation", {"prompt": "x", "n": 4}, Units(images=4)),
+        ("image_generation", {"prompt": "x", "n": "4"}, Units(images=4)),
+        ("image_generation", {"prompt": "x", "n": 2, "extra_body": {"n": 9}}, Units(images=9)),
+        ("image_generation", {"prompt": "x", "n": "many"}, None),
+        ("aspeech", {"input": "Grüße"}, Units(characters=5)),
+        ("aspeech", {"input": "abc", "extra_body": {"input": "defg"}}, Units(characters=7)),
+        ("aspeech", {"input": ["abc"]}, None),
+        ("rerank", {"query": "q", "documents": ["a"]}, Units(queries=1)),
+        ("rerank", {"query": "q", "documents": ["a"] * 101}, Units(queries=2)),
+        ("rerank", {"query": "q", "documents": ["a" * 50_000]}, Units(queries=2)),
+        ("acompletion", {"messages": []}, Units()),
+    ],
+    ids=str,
+)
+def test_what_is_billed_by_the_piece_is_counted(call_type, body, units):
+    """Images, characters to be spoken and queries with their documents are counted at most, or said to be unknown."""
+    assert read(call_type, body).reach.units == units
+
+
+LARGE = {
+    "one long text": {"messages": [{"role": "user", "content": "hello wor " * 500_000}]},
+    "long text beyond ASCII": {"messages": [{"role": "user", "content": "Grüße 世界" * 400_000}]},
+    "many messages": {"messages": [{"role": "user", "content": "x" * 980} for _ in range(5_000)]},
+    "a long sound": {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "AAAA" * 1_250_000}}]}]},
+    "token numbers": {"input": list(range(700_000))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", LARGE.values(), ids=LARGE.keys())
+def test_five_megabytes_do_not_stall_the_loop(body):
+    """A body of 5 MB is bounded within milliseconds; the best of several tries counts on a busy machine."""
+    taken = []
+    for _ in range(10):
+        started = time.perf_counter()
+        read("acompletion", body)
+        taken.append(time.perf_counter() - started)
+    assert min(taken) < 0.02

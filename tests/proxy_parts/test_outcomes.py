@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from usage_plugin.domain.prices import Price, Rates
+from usage_plugin.domain.prices import Price, UnitRates, Units
 from usage_plugin.domain.usage import TokenUsage
 from usage_plugin.proxy.outcomes import (
+    CrossCheck,
     Served,
+    disagreement,
     inline_usage,
     logged_usage,
     read_outcome,
@@ -18,7 +20,7 @@ from usage_plugin.proxy.outcomes import (
     served_inline,
     served_logged,
 )
-from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.builders import make_event, make_rates
 
 CHAT = {
     "prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120,
@@ -46,6 +48,11 @@ ANTHROPIC = {
         ({"prompt_tokens": 100, "completion_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10}, True, TokenUsage(100, 20, 60, 10, 0)),
         ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 60, "cache_creation_tokens": 10}}, False, TokenUsage(100, 20, 60, 10, 0)),
         ({"prompt_tokens": 7, "total_tokens": 7}, False, TokenUsage(7, 0)),
+        ({**ANTHROPIC, "cache_creation": {"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 6}}, True, TokenUsage(100, 20, 60, 10, 0, 6)),
+        ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 10, "cache_creation_token_details": {"ephemeral_1h_input_tokens": 6}}}, False, TokenUsage(100, 20, 60, 10, 0, 6)),
+        ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"audio_tokens": 30, "image_tokens": 5, "cached_tokens": 60, "cached_tokens_details": {"audio_tokens": 10, "text_tokens": 50}}, "completion_tokens_details": {"audio_tokens": 9, "image_tokens": 3}}, False,
+         TokenUsage(100, 20, 60, 0, 0, 0, 10, 20, 5, 9, 3)),
+        ({"input_tokens": 50, "output_tokens": 20, "input_tokens_details": {"text_tokens": 40, "image_tokens": 10}}, False, TokenUsage(50, 20, image_input_tokens=10)),
         ({}, False, TokenUsage()),
         ({}, True, TokenUsage()),
     ],
@@ -79,7 +86,17 @@ def test_a_null_in_the_other_providers_field_changes_nothing():
 
 numbers = st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.booleans()
 details = numbers | st.dictionaries(
-    st.sampled_from(["cached_tokens", "reasoning_tokens", "cache_creation_tokens"]), numbers
+    st.sampled_from(
+        [
+            "cached_tokens",
+            "reasoning_tokens",
+            "cache_creation_tokens",
+            "audio_tokens",
+            "image_tokens",
+            "cached_tokens_details",
+        ]
+    ),
+    numbers | st.dictionaries(st.sampled_from(["audio_tokens", "ephemeral_1h_input_tokens"]), numbers),
 )
 usages = st.dictionaries(
     st.sampled_from([*CHAT, *RESPONSES, *ANTHROPIC]), details, max_size=6
@@ -141,7 +158,7 @@ class OneDeployment:
     def deployments(self, model, team):
         return (
             SimpleNamespace(
-                model=model, deployment_id=self._id, provider="openai", served_model="openai/gpt", price_on=lambda call_type: self._price
+                model=model, deployment_id=self._id, provider="openai", served_model="openai/gpt", service=None, price_on=lambda call_type: self._price
             ),
         )  # fmt: skip
 
@@ -151,8 +168,12 @@ class NoDeployment:
         return ()
 
 
-PRICE = Price(Rates(input=10**12, output=10**13, cached_input=10**11, cache_write=10**12, reasoning=10**13))
-FREE = Price(Rates(input=0, output=0, cached_input=0, cache_write=0, reasoning=0))
+PRICE = Price(make_rates(10**12, 10**13, cached_input=10**11))
+FREE = Price(make_rates())
+PICTURE = Price(None, units=UnitRates(image=4 * 10**16))
+TIERED = Price(
+    make_rates(10**12), services=(("priority", Price(make_rates(2 * 10**12))), ("flex", Price(make_rates(10**11))))
+)
 
 
 def served(**changes):
@@ -189,12 +210,99 @@ def served(**changes):
         (OneDeployment(None), CHAT, {"litellm_cost": 1e300}, None, "unpriced"),
         (NoDeployment(), CHAT, {"litellm_cost": None}, None, "unpriced"),
         (OneDeployment(None), {}, {"litellm_cost": None}, 0, "none"),
+        (OneDeployment(PRICE), CHAT, {"litellm_cost": 0.0}, 246_000, "computed"),
+        (OneDeployment(PRICE), CHAT, {"tool_cost": 0.01}, 10_246_000, "computed"),
+        (OneDeployment(PRICE), CHAT, {"tool_cost": "many"}, 246_000, "computed"),
+        (OneDeployment(PICTURE), {}, {"units": Units(images=2), "litellm_cost": 0.0}, 80_000_000, "computed"),
+        (OneDeployment(PICTURE), {"input_tokens": 5, "output_tokens": 900}, {"units": Units(images=2)}, 80_000_000, "computed"),
+        (OneDeployment(PICTURE), {}, {"litellm_cost": 0.1}, 100_000_000, "litellm"),
+        (OneDeployment(PICTURE), {}, {"units": Units(images=2), "cache_hit": True}, 0, "none"),
     ],
 )  # fmt: skip
 def test_costs_are_computed_or_litellms_or_unknown(prices, usage, changes, cost, source):
     """A cost is our arithmetic where a price is known, else LiteLLM's figure if it says something, else unknown and marked so."""
     outcome = read_outcome(prices, served(**changes), usage, make_event())
     assert (outcome.cost, outcome.cost_source) == (cost, source)
+
+
+@pytest.mark.parametrize("status", ["success", "cancelled"])
+@pytest.mark.parametrize(
+    ("prices", "usage", "as_reserved"),
+    [(PRICE, {}, True), (PRICE, {"prompt_tokens": 0, "completion_tokens": 0}, True), (PRICE, CHAT, False), (FREE, {}, False), (PICTURE, {}, True), (None, {}, False)],
+)  # fmt: skip
+def test_a_success_of_which_nothing_is_known_is_charged_as_reserved(prices, usage, as_reserved, status):
+    """Where neither the provider nor LiteLLM says what a paid answer used, it costs what was held (C2)."""
+    outcome = read_outcome(OneDeployment(prices), served(litellm_cost=0.0), usage, make_event(), status=status)
+    assert outcome.as_reserved == (as_reserved and status == "success")
+
+
+@pytest.mark.parametrize(
+    ("told", "usage", "asked", "cost", "service", "estimated"),
+    [
+        (None, {}, None, 100_000, None, False),
+        ("priority", {}, None, 200_000, "priority", False),
+        ("priority", {}, "priority", 200_000, "priority", False),
+        ("Flex", {}, None, 10_000, "flex", False),
+        ("default", {}, "priority", 100_000, None, False),
+        (None, {"service_tier": "standard"}, "priority", 100_000, None, False),
+        (None, {"service_tier": "priority"}, None, 200_000, "priority", False),
+        (None, {}, "priority", 200_000, "priority", True),
+        ("ultrafast", {}, None, 100_000, "ultrafast", True),
+        ("scale", {}, None, 100_000, None, False),
+    ],
+)
+def test_the_service_that_was_served_is_billed(told, usage, asked, cost, service, estimated):
+    """The tier an answer tells decides the price (C7); one that nobody tells is billed as asked, and so is an estimate."""
+    outcome = read_outcome(
+        OneDeployment(TIERED), served(service=told), {"prompt_tokens": 100, **usage}, make_event(service_tier=asked)
+    )
+    assert (outcome.cost, outcome.service_tier, outcome.estimated) == (cost, service, estimated)
+
+
+@pytest.mark.parametrize(
+    ("computed", "litellm", "disagrees"),
+    [
+        (100_000, 100_000, False), (100_000, 101_000, False), (100_000, 101_001, False), (100_000, 101_100, True), (100_000, 98_900, True),
+        (0, 1_000, False), (0, 1_001, True), (100, 1_000, False), (None, 100, False), (100, None, False), (10**12, 2 * 10**12, True),
+    ],
+)  # fmt: skip
+def test_costs_disagree_above_a_hundredth_and_a_micro_dollar(computed, litellm, disagrees):
+    """Two costs differ if they are more than 1 % and more than a micro-dollar apart; what is unknown agrees (C5)."""
+    assert disagreement(computed, litellm) == disagrees
+
+
+@pytest.mark.parametrize(
+    ("figure", "litellm_cost", "disagrees"), [(0.000246, 246_000, False), (0.0005, 500_000, True), (0.0, None, False), (None, None, False)]
+)  # fmt: skip
+def test_an_outcome_knows_what_litellm_says(figure, litellm_cost, disagrees):
+    """LiteLLM's figure stands beside ours; its zero says nothing (B1)."""
+    outcome = read_outcome(OneDeployment(PRICE), served(litellm_cost=figure), CHAT, make_event())
+    assert (outcome.litellm_cost, outcome.disagrees, outcome.cost) == (litellm_cost, disagrees, 246_000)
+
+
+def test_a_disagreement_is_told_once_for_each_model(caplog):
+    """A model that LiteLLM prices otherwise is logged the first time, and no endless list of them is kept."""
+    check = CrossCheck()
+    check.look(read_outcome(OneDeployment(PRICE), served(model="c", litellm_cost=0.000246), CHAT, make_event()))
+    for model in ["a", "b", "a", *map(str, range(5_000))]:
+        check.look(read_outcome(OneDeployment(PRICE), served(model=model), CHAT, make_event()))
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1_000
+    for line, model in zip(told, ("a", "b", "0"), strict=False):
+        assert all(text in line for text in ("cost.disagrees", f"{model!r}", "0.000246", "0.50"))
+
+
+@given(
+    data=st.none() | st.lists(st.integers(), max_size=3) | st.text(max_size=3),
+    meta=st.none() | st.dictionaries(st.sampled_from(["billed_units"]), st.none() | st.dictionaries(st.sampled_from(["search_units"]), numbers)),
+    spoken=st.none() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
+)  # fmt: skip
+def test_units_are_counted_in_whatever_comes(data, meta, spoken):
+    """Images, queries and characters are counted where there are any, and nothing raises."""
+    units = served_inline({"input": spoken}, SimpleNamespace(data=data, meta=meta)).units
+    assert units.images == (len(data) if isinstance(data, list) else 0)
+    assert units.characters == (len(spoken) if isinstance(spoken, str) else 0)
+    assert units.queries >= 0
 
 
 def test_an_outcome_names_who_served():

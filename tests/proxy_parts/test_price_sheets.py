@@ -1,9 +1,19 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from usage_plugin.domain.prices import Reach, Units
 from usage_plugin.domain.usage import TokenUsage
-from usage_plugin.proxy.price_sheets import own_or_mapped, read_price, unpriced_models
+from usage_plugin.proxy.price_sheets import (
+    is_priced_by_litellm,
+    own_or_mapped,
+    read_price,
+    route_of,
+    shipped_price_map,
+    unpriced_models,
+)
 
 MICRO = 10**12
 """Atto-dollars in a micro-dollar, the usual price of a token."""
@@ -66,8 +76,8 @@ def test_embeddings_need_no_output_price():
     """An embedding has no output, so its price may lack that of output; a chat's may not."""
     entry = {"input_cost_per_token": 2e-08}
     assert read_price(entry) is None
-    assert read_price(entry, embedding=True).cost(TokenUsage(input_tokens=1_000)) == 20_000
-    assert read_price({"output_cost_per_token": 1e-06}, embedding=True) is None
+    assert read_price(entry, "embedding").cost(TokenUsage(input_tokens=1_000)) == 20_000
+    assert read_price({"output_cost_per_token": 1e-06}, "embedding") is None
 
 
 def test_tiers_are_read_in_order():
@@ -114,6 +124,10 @@ def test_cache_writes_for_an_hour_are_within_the_worst_case():
     [
         {"input_cost_per_token_above_1hr": 5e-06},
         {"input_cost_per_token_above_xk_tokens": 5e-06},
+        {"input_cost_per_token_above_200k_tokens_batches": 5e-07},
+        {"input_cost_per_token_flex": 5e-07},
+        {"input_cost_per_character": 5e-07},
+        {"input_cost_per_image": 0.01},
         {"input_cost_per_token_above_200k_tokens_priority": 5e-06},
         {"input_cost_per_image_above_128k_tokens": 5e-06},
         {"input_cost_per_token_above_200k_tokens": None},
@@ -136,13 +150,17 @@ def test_keys_that_are_no_token_tier_change_no_token_price(strange):
         ({"input_cost_per_token": None, "output_cost_per_token": None}, "mapped"),
         ({"model": "x", "rpm": 5}, "mapped"),
         ({"input_cost_per_token": 0}, "own"),
+        ({"output_cost_per_image": 0.04}, "own"),
+        ({"input_cost_per_second": 0.0001}, "own"),
+        ({"tiered_pricing": []}, "own"),
+        ({"cache_read_input_token_cost": 1e-07}, "mapped"),
         ({"output_cost_per_token": 1e-06}, "own"),
         ({"input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06}, "own"),
     ],
     ids=str,
 )
 def test_own_prices_are_never_mixed_with_litellms(own, taken):
-    """A deployment with any token price of its own is priced by its own sheet alone, zero included."""
+    """A deployment with any price of its own is priced by its own sheet alone, zero included (C9)."""
     mapped = sheet()
     assert (own_or_mapped(own, mapped) is mapped) == (taken == "mapped")
 
@@ -222,3 +240,204 @@ def test_free_tokens_do_not_make_a_model_free_that_costs_otherwise():
     assert read_price(free).is_free
     assert read_price({**free, "input_cost_per_query": 0.002}) is None
     assert read_price({**free, "output_cost_per_image": 0.0}).is_free
+
+
+def test_a_service_has_its_own_keys():
+    """A tier of service has the prices that end in its name, above a threshold too; what it does not name is ordinary."""
+    price = read_price(sheet(
+        cache_read_input_token_cost=1e-07,
+        input_cost_per_token_priority=3e-06, output_cost_per_token_priority=4e-06,
+        input_cost_per_token_above_200k_tokens=5e-06, input_cost_per_token_above_200k_tokens_priority=7e-06,
+        output_cost_per_token_above_200k_tokens=8e-06,
+    ))  # fmt: skip
+    ((_, above),) = price.served_as("priority").tiers
+    base = price.served_as("priority").base
+    assert (base.input, base.output, base.cached_input) == (3 * MICRO, 4 * MICRO, MICRO // 10)
+    assert (above.input, above.output) == (7 * MICRO, 8 * MICRO)
+    assert price.served_as("fast").base == base
+    assert price.served_as("flex") is None
+    assert price.base.input == MICRO
+
+
+def test_a_service_whose_price_is_nonsense_has_none():
+    """A tier of service with a meaningless price is not known; the ordinary one is."""
+    price = read_price(sheet(input_cost_per_token_priority="x", input_cost_per_token_flex=1e-07))
+    assert price.served_as("priority") is None
+    assert price.served_as("flex").base.output == 2 * MICRO
+
+
+def test_sounds_and_images_have_their_own_keys():
+    """Audio and image tokens cost what the sheet says, else what other tokens cost."""
+    base = read_price(sheet(
+        input_cost_per_audio_token=4e-05, output_cost_per_audio_token=8e-05, input_cost_per_image_token=5e-06,
+        cache_read_input_token_cost=5e-07, cache_read_input_audio_token_cost=6e-07,
+    )).base  # fmt: skip
+    assert (base.audio_input, base.audio_output, base.image_input) == (40 * MICRO, 80 * MICRO, 5 * MICRO)
+    assert (base.cached_input, base.cached_audio, base.image_output) == (MICRO // 2, MICRO * 3 // 5, 2 * MICRO)
+
+
+def test_keeping_for_an_hour_has_a_price_above_a_threshold_too():
+    """Cache writes for an hour cost their own price, also in the tier that has one."""
+    price = read_price(sheet(
+        cache_creation_input_token_cost=1.25e-06, cache_creation_input_token_cost_above_1hr=2e-06,
+        cache_creation_input_token_cost_above_200k_tokens=2.5e-06, cache_creation_input_token_cost_above_1hr_above_200k_tokens=4e-06,
+    ))  # fmt: skip
+    ((_, above),) = price.tiers
+    assert (price.base.cache_write, price.base.cache_write_1h) == (MICRO * 5 // 4, 2 * MICRO)
+    assert (above.cache_write, above.cache_write_1h) == (MICRO * 5 // 2, 4 * MICRO)
+
+
+@pytest.mark.parametrize(("threshold", "key"), [(512_000, "_above_512k_tokens"), (900, "_above_900_tokens")])
+def test_thresholds_are_written_in_two_ways(threshold, key):
+    """A threshold may be written in thousands of tokens or in tokens (C6)."""
+    price = read_price(sheet(**{f"input_cost_per_token{key}": 9e-06}))
+    assert [found for found, _ in price.tiers] == [threshold]
+
+
+@pytest.mark.parametrize("own", [{"litellm_provider": "xai"}, {"model": "xai/grok"}], ids=str)
+def test_xai_asks_for_more_as_soon_as_the_threshold_is_reached(own):
+    """At xAI the dearer rates apply at the threshold already."""
+    price = read_price(sheet(input_cost_per_token_above_200k_tokens=9e-06, **own))
+    assert price.cost(TokenUsage(199_999)) == 199_999 * 1_000
+    assert price.cost(TokenUsage(200_000)) == 200_000 * 9_000
+
+
+RANGES = [
+    {"range": [32_000, 128_000.0], "input_cost_per_token": 2e-06, "output_cost_per_token": 4e-06},
+    {"range": [0, 32_000], "input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "cache_read_input_token_cost": 1e-07},
+]  # fmt: skip
+
+
+def test_a_table_of_ranges_is_a_price():
+    """Rates by ranges of input tokens, as Alibaba's models have, are tiers; the last one has no end."""
+    price = read_price({"tiered_pricing": RANGES})
+    assert price.cost(TokenUsage(32_000, 1)) == 32_000 * 1_000 + 2_000
+    assert price.cost(TokenUsage(32_001, 1)) == 32_001 * 2_000 + 4_000
+    assert price.cost(TokenUsage(500_000, 0)) == 500_000 * 2_000
+    assert price.cost(TokenUsage(10, 0, 10)) == 1_000
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [[{}], [None], ["x"], [{"range": [0]}], [{"range": ["a", "b"]}], [{"range": [0, 5]}], [{"range": [-1, 5], "input_cost_per_token": 1e-6}], [{"range": [float("nan"), 5]}]],
+    ids=str,
+)  # fmt: skip
+def test_a_strange_table_is_no_price(ranges):
+    """A table that cannot be understood is no price, and no error."""
+    assert read_price({"tiered_pricing": ranges, "output_cost_per_token": 1e-06}) is None
+
+
+@pytest.mark.parametrize(
+    ("route", "entry", "units", "cost"),
+    [
+        ("image", {"output_cost_per_image": 0.04}, Units(images=2), 80_000_000),
+        ("image", {"input_cost_per_image": 0.04}, Units(images=2), 80_000_000),
+        ("image", {"output_cost_per_image": 0.04, "input_cost_per_token": 0, "output_cost_per_token": 0}, Units(images=1), 40_000_000),
+        ("speech", {"input_cost_per_character": 1.5e-05}, Units(characters=100), 1_500_000),
+        ("rerank", {"input_cost_per_query": 0.002, "input_cost_per_token": 0.0, "output_cost_per_token": 0.0}, Units(queries=3), 6_000_000),
+        ("text", {"input_cost_per_request": 0.005, "input_cost_per_token": 0, "output_cost_per_token": 0}, Units(), 5_000_000),
+    ],
+)  # fmt: skip
+def test_what_is_billed_by_the_piece_has_a_price(route, entry, units, cost):
+    """Images, characters, queries and requests have prices on the route that is billed by them; zeros beside do not count."""
+    price = read_price(entry, route)
+    assert price.cost(TokenUsage(), units=units) == cost == price.worst_case(None, None, Reach(units=units))
+    if route != "text":
+        assert read_price(entry, "text") is None
+    nonsense = {key: float("nan") if value else value for key, value in entry.items()}
+    assert read_price(nonsense, route) is None
+
+
+def test_an_image_model_that_is_billed_by_the_token_has_a_price():
+    """Where only image tokens have an output price, that is the output's."""
+    entry = {"input_cost_per_token": 5e-06, "input_cost_per_image_token": 1e-05, "output_cost_per_image_token": 4e-05}
+    price = read_price(entry, "image")
+    assert price.cost(TokenUsage(10, 100, image_input_tokens=4)) == 6 * 5_000 + 4 * 10_000 + 100 * 40_000
+    assert price.worst_case(10, None) is None
+
+
+def test_moderation_is_free_where_no_price_says_otherwise():
+    """Nobody takes money for moderation, so no list has a price for it; one that has, counts."""
+    assert read_price({}, "moderation").is_free
+    assert not read_price(sheet(), "moderation").is_free
+
+
+@pytest.mark.parametrize(
+    ("route", "entry", "priced"),
+    [
+        ("transcription", {"input_cost_per_second": 0.0001, "output_cost_per_second": 0.0}, True),
+        ("image", {"input_cost_per_pixel": 1e-08}, True),
+        ("other", {"output_cost_per_video_per_second": 0.1}, True),
+        ("other", {"ocr_cost_per_page": 0.001}, True),
+        ("other", {"output_cost_per_second_1080p": 0.1}, True),
+        ("transcription", {"input_cost_per_second": 0.0}, False),
+        ("text", {"input_cost_per_second": 0.0001}, False),
+        ("image", {}, False),
+    ],
+)
+def test_what_only_litellm_can_count_is_told_apart_from_what_has_no_price(route, entry, priced):
+    """Seconds, pixels and pages are LiteLLM's to count: such a request has a price, but no bound."""
+    assert is_priced_by_litellm(entry, route) == priced
+    assert read_price(entry, route) is None
+
+
+def test_every_call_type_has_a_route():
+    """Chat in all its forms is priced as text, an unknown call type as something else."""
+    assert {route_of(kind) for kind in ("acompletion", "aresponses", "anthropic_messages", "agenerate_content")} == {
+        "text"
+    }
+    assert [route_of(kind) for kind in ("aembedding", "image_generation", "aspeech", "transcription", "arerank", "amoderation")] == [
+        "embedding", "image", "speech", "transcription", "rerank", "moderation",
+    ]  # fmt: skip
+    assert route_of("avideo_generation") == "other"
+
+
+def test_every_entry_of_litellms_map_is_read():
+    """Each of LiteLLM's thousands of entries is a price or none on every route, and nearly all chat models have one (C1)."""
+    entries = shipped_price_map()
+    routes = ("text", "embedding", "image", "speech", "transcription", "rerank", "moderation", "other")
+    assert len(entries) > 1_000
+    for entry in entries.values():
+        for route in routes:
+            price = read_price(entry, route)
+            assert price is None or price.worst_case(10**6, 10**6, Reach(True, True, ("priority", "flex"))) >= 0
+    chat = [entry for entry in entries.values() if entry.get("mode") == "chat"]
+    assert sum(read_price(entry) is not None for entry in chat) / len(chat) > 0.9
+
+
+KEYS = [
+    f"{key}{above}{service}"
+    for key in ("input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost", "cache_creation_input_token_cost",
+                "cache_creation_input_token_cost_above_1hr", "output_cost_per_reasoning_token", "input_cost_per_audio_token",
+                "output_cost_per_audio_token", "input_cost_per_image_token", "cache_read_input_audio_token_cost")
+    for above in ("", "_above_128k_tokens", "_above_200k_tokens")
+    for service in ("", "_flex", "_priority")
+]  # fmt: skip
+amounts = st.floats(0, 1e-3) | st.sampled_from([None, 0, "2e-6", "x", -1.0, float("nan")])
+sheets = st.dictionaries(
+    st.sampled_from([*KEYS, "output_cost_per_image", "input_cost_per_image", "input_cost_per_character", "input_cost_per_query", "input_cost_per_request"]),
+    amounts, max_size=12,
+).flatmap(lambda found: st.builds(
+    lambda first, second: {"input_cost_per_token": first, "output_cost_per_token": second, **found}, st.floats(0, 1e-3), st.floats(0, 1e-3),
+))  # fmt: skip
+tokens = st.integers(0, 400_000)
+
+
+@given(sheets, st.sampled_from(["text", "embedding", "image", "speech", "transcription", "rerank"]), st.data())
+def test_no_sheet_makes_a_usage_dearer_than_its_worst_case(found, route, data):
+    """Whatever a sheet says, what a provider reports within the bounds costs at most what was held (C4, C6, C7)."""
+    price = read_price(found, route)
+    if price is None:
+        return
+    input_bound, output_bound = data.draw(tokens), data.draw(tokens)
+    most = Units(*(data.draw(st.integers(0, 1_000)) for _ in Units._fields))
+    usage = TokenUsage(
+        data.draw(st.integers(0, input_bound)),
+        data.draw(st.integers(0, output_bound)),
+        *(data.draw(tokens) for _ in TokenUsage._fields[2:]),
+    )
+    units = Units(*(data.draw(st.integers(0, count)) for count in most))
+    services = tuple(data.draw(st.sets(st.sampled_from(["flex", "priority", "fast"]))))
+    service = data.draw(st.sampled_from([None, "unknown", *services]))
+    cost = price.cost(usage, service=service, units=units)
+    assert cost is None or cost <= price.worst_case(input_bound, output_bound, Reach(True, True, services, most))

@@ -45,7 +45,7 @@ def test_the_check_and_the_proxy_know_the_same_prices(deployments, name):
     from usage_plugin.proxy.price_sheets import unpriced_models  # noqa: PLC0415
 
     (found,) = deployments(name)
-    refused = found.price is None
+    refused = not found.is_priced_on("acompletion")
     listed = unpriced_models([{"model_name": "m", "litellm_params": {"model": name}}])
     assert listed == (["m"] if refused else [])
 
@@ -54,20 +54,20 @@ def test_the_check_and_the_proxy_know_the_same_prices(deployments, name):
 def test_a_known_model_has_the_maps_price_and_sizes(deployments):
     """A model of LiteLLM's map has its price and sizes; an unknown one has no price, and no zeros."""
     (known,) = deployments("openai/gpt-4o-mini")
-    assert known.price.base.input == 150 * 10**9
+    assert known.price_on("acompletion").base.input == 150 * 10**9
     assert known.most_output == 16_384
     (unknown,) = deployments("openai/our-own")
-    assert (unknown.price, unknown.context) == (None, None)
+    assert (unknown.price_on("acompletion"), unknown.context) == (None, None)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_custom_price_is_taken_alone(deployments):
     """A deployment's own price is not completed from LiteLLM's map, nor with zeros."""
     (own,) = deployments("openai/gpt-4o-mini", input_cost_per_token=1e-6, output_cost_per_token=2e-6)
-    assert (own.price.base.input, own.price.base.cached_input) == (10**12, 10**12)
+    assert (own.price_on("acompletion").base.input, own.price_on("acompletion").base.cached_input) == (10**12, 10**12)
     (half,) = deployments("openai/gpt-4o-mini", input_cost_per_token=1e-6)
-    assert half.price is None
-    assert half.embedding_price is not None
+    assert half.price_on("acompletion") is None
+    assert half.price_on("aembedding") is not None
 
 
 @pytest.mark.parametrize(

@@ -324,7 +324,7 @@ async def test_a_full_outbox_refuses(start: Callable[..., Runtime], clock: FakeC
 
 async def test_a_full_outbox_can_be_served_on_with_a_gap(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES, "  storage: {when_outbox_full: serve}")
-    runtime.pressure.outbox_full = True
+    runtime.pressure.outbox_full = runtime.pressure.leaves_gaps = True
     await spend(runtime, clock, 2 * CENT)
     assert runtime.ledger.outbox(0, 10) == []
     assert (await refused(runtime, clock)).balance.spent == 2 * CENT, "limits hold all the same"

@@ -103,6 +103,7 @@ def plain_event(event: UsageEvent) -> dict[str, Any]:
         "clamped_to": event.clamped_to,
         "downgraded_by": event.downgraded_by,
         "degraded": event.degraded,
+        "service_tier": event.service_tier,
         "error": event.error,
         "usage": dict(event.usage) if event.usage else {},
     }

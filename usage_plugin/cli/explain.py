@@ -1,37 +1,326 @@
-"""`usage-plugin explain`: why a request was refused."""
+"""`usage-plugin explain`: why a request was refused or admitted, and what would happen to one now.
+
+Limits are those in force now; a refusal also has the numbers that decided it. Of an event, each account is shown as it
+stands in the window that the event counts in.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from typing import TYPE_CHECKING
+import re
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
-from usage_plugin.cli.output import Column, Output, table
+from rich.text import Text
+
+from usage_plugin.cli.adjust import clean_option
+from usage_plugin.cli.events import plain_event
+from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.standings import COLUMNS, Standing, Standings, amount_words, cells, plain, resets_words
+from usage_plugin.config import read_proxy_section
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.subjects import ANONYMOUS, Subjects
+from usage_plugin.domain.usage import decode_event
+from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.errors import UsagePluginError
+from usage_plugin.tracking.refusals import format_amount, plain_amount
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from usage_plugin.domain.limits import Limit, Matched
+    from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Reader
+
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+_AROUND = 60_000_000
+"""An event's id says when it was made; its admission is near."""
+
+_WHY = {
+    "spent": "the amount is used up",
+    "busy": "it does not fit while other requests are in flight, or until the window ends within a minute",
+    "too_large": "the request may need more than the whole amount",
+    "unpriced": "no price is known for the model, and a cost limit counts it",
+    "unbounded": "nothing bounds what the request may use",
+    "unavailable": "the ledger did not work",
+}
 
 
 class UnknownRefError(UsagePluginError):
     """No refusal has this ref."""
 
 
-async def run(reader: Reader, *, output: Output, ref: str) -> None:
-    """Print the facts of a refusal."""
-    found = reader.ledger.refusal(ref.strip().upper())
+class UnknownEventError(UsagePluginError):
+    """No event has this id."""
+
+
+async def run(reader: Reader, *, output: Output, ref_or_id: str) -> None:
+    """Explain a refusal by its ref, or an event by its id."""
+    name = ref_or_id.strip()
+    if _ID.fullmatch(name.lower()):
+        await _explain_event(reader, output, name.lower())
+    else:
+        _explain_refusal(reader, output, name.upper())
+
+
+async def run_subject(reader: Reader, *, output: Output, names: Mapping[str, str | None]) -> None:
+    """Say what a request of somebody meets now: every limit that counts it, and which of them refuses."""
+    given = {name: clean_option(reader, name, value) for name, value in names.items() if value is not None}
+    rows = _standings(reader, _matching(reader, given))
+    verdict = _verdict(rows)
+    if not output.is_table:
+        found = [_plain(row) for row in rows]
+        output.document({"subject": given, "verdict": verdict, "limits": found}, found)
+        return
+    whom = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
+    table(f"Limits that count {whom}", COLUMNS, [cells(row) for row in rows])
+    for line in (verdict, _not_shown(reader, given)):
+        console().print(Text(harmless(line)))
+
+
+# ── a refusal ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
+    found = reader.ledger.refusal(ref)
     if found is None:
         raise UnknownRefError(
             f"No refusal has the ref {ref}.", hint="The last 10,000 are kept, and written down once a second."
         )
-    facts = json.loads(found)
+    facts: dict[str, Any] = json.loads(found)
+    given = {**facts.get("subject", {}), "user": facts["user"]}
+    if facts.get("model"):
+        given["model"] = facts["model"]
+    rows = _standings(reader, _matching(reader, given))
+    verdict = _now(facts, rows)
     if not output.is_table:
-        output.document(facts, [facts])
+        document = {
+            **facts,
+            "why": _WHY.get(facts["reason"], ""),
+            "now": verdict,
+            "limits": [_plain(row) for row in rows],
+        }
+        output.document(document, [document])
         return
-    rows = []
+    lines = []
     for name, value in facts.items():
         if isinstance(value, dict):
             text = ", ".join(f"{dimension} {subject}" for dimension, subject in value.items()) or "everybody"
         else:
             text = "-" if value is None else str(value)
-        rows.append([name.replace("_", " "), text])
-    table(f"Refusal {facts['ref']}", [Column("what"), Column("value")], rows)
+        lines.append([name.replace("_", " "), text])
+    lines.append(["why", _sum_of(facts)])
+    table(f"Refusal {facts['ref']}", [Column("what"), Column("value")], lines)
+    if rows:
+        table("The limits that count it, as they stand now", COLUMNS, [cells(row) for row in rows])
+    console().print(Text(harmless(verdict)))
+
+
+def _sum_of(facts: Mapping[str, Any]) -> str:
+    """Show the sum that decided it, where numbers did."""
+    why = _WHY.get(facts["reason"], str(facts["reason"]))
+    if facts["reason"] in ("spent", "busy", "too_large") and facts.get("max") is not None:
+        spent, reserved, needed, most = (Decimal(str(facts[name])) for name in ("spent", "reserved", "needed", "max"))
+        return f"{why}: {spent} spent + {reserved} reserved + {needed} needed = {spent + reserved + needed} of {most}"
+    return why
+
+
+def _now(facts: Mapping[str, Any], rows: Sequence[Standing]) -> str:
+    """Say whether the same request would be admitted now, as far as its limit decides."""
+    if facts.get("limit") is None:
+        return "No limit was the cause."
+    same = [row for row in rows if row.limit.name == facts["limit"]]
+    if not same:
+        return f"There is no limit {facts['limit']} any more that counts it."
+    row = same[0]
+    needed = Decimal(str(facts["needed"]))
+    if row.remaining is None:
+        return f"Now {row.limit.name} would let it pass: its amount is unlimited."
+    left = format_amount(row.limit.unit, row.remaining)
+    if facts["reason"] in ("unpriced", "unbounded"):
+        return f"Now {row.limit.name} has {left} left; what it lacked was not room."
+    word = "would admit it" if Decimal(left) >= needed else "would still refuse it"
+    return f"Now {row.limit.name} {word}: {left} left, {needed} needed; resets: {resets_words(row)}."
+
+
+# ── an event ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _explain_event(reader: Reader, output: Output, event_id: str) -> None:
+    event, in_flight = await _find(reader, event_id)
+    subjects = Subjects(**{name: getattr(event, name) for name in Subjects._fields})
+    matched = reader.limits.matching(subjects, event.model, event.provider)
+    rows = [(_standing_of(reader, one, event), 0 if in_flight else _counted(one.limit, event)) for one in matched]
+    sentence = _how_it_went(event, in_flight=in_flight)
+    if not output.is_table:
+        document = {
+            **plain_event(event),
+            "in_flight": in_flight,
+            "why": sentence,
+            "limits": [{**_plain(row), "counted": plain_amount(row.limit.unit, amount)} for row, amount in rows],
+        }
+        output.document(document, [document])
+        return
+    facts = {name: value for name, value in plain_event(event).items() if value not in (None, [], {}, False, 0)}
+    lines = [[name.replace("_", " "), json.dumps(value) if isinstance(value, list | dict) else str(value)]
+             for name, value in facts.items()]  # fmt: skip
+    table(f"Event {event_id}", [Column("what"), Column("value")], lines)
+    table(
+        "The limits in force now that count it, in its window",
+        [Column("counted", number=True), *COLUMNS],
+        [[format_amount(row.limit.unit, amount), *cells(row)] for row, amount in rows],
+    )
+    console().print(Text(harmless(sentence)))
+
+
+async def _find(reader: Reader, event_id: str) -> tuple[UsageEvent, bool]:
+    """Find an event, or the request in flight that becomes it."""
+    for reservation in reader.ledger.open_reservations():
+        if reservation.event_id == event_id:
+            return decode_event(reservation.event), True
+    made = int(event_id.replace("-", "")[:12], 16) * 1000
+    async for event in reader.tracker.events(Window(made - _AROUND, made + _AROUND)):
+        if event.event_id == event_id:
+            return event, False
+    raise UnknownEventError(
+        f"No event has the id {event_id}.", hint="usage-plugin events --format json shows the ids of the last ones."
+    )
+
+
+def _standing_of(reader: Reader, matched: Matched, event: UsageEvent) -> Standing:
+    """Look at an account in the event's window: as it is now while it counts, else as it was left."""
+    now = reader.clock.now()
+    still_counts = matched.window_at(event.started_at).end > now
+    rolling = matched.since_at(now) is not None
+    return Standings(reader, now if still_counts and rolling else event.started_at).of(matched)
+
+
+def _counted(limit: Limit, event: UsageEvent) -> int:
+    """Say what an event adds to a limit."""
+    return {
+        "usd": event.cost or 0,
+        "total_tokens": event.input_tokens + event.output_tokens,
+        "input_tokens": event.input_tokens,
+        "output_tokens": event.output_tokens,
+        "requests": 1,
+    }.get(limit.unit, 0)
+
+
+def _how_it_went(event: UsageEvent, *, in_flight: bool) -> str:
+    """Tell an event's way in a sentence or two."""
+    at = f"{to_datetime(event.started_at):%Y-%m-%d %H:%M:%S} UTC"
+    admitted = (
+        f"Admitted at {at}: every limit that counts it had room for its worst case, {format_usd(event.reserved)} USD."
+    )
+    if in_flight:
+        return f"{admitted} It has not ended yet, and holds that."
+    cost = "no price is known" if event.cost is None else f"cost {format_usd(event.cost)} USD ({event.cost_source})"
+    seconds = thousands(event.duration_us // 1000)
+    remarks = [
+        f"{format_usd(event.excess)} USD beyond what was reserved" if event.excess else "",
+        "estimated" if event.estimated else "",
+        "answered from the cache" if event.cache_hit else "",
+    ]
+    told = ", ".join(filter(None, (cost, *remarks)))
+    return f"{admitted} It ended after {seconds} ms as {event.status}: {told}."
+
+
+# ── a subject ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _matching(reader: Reader, given: Mapping[str, str]) -> list[Matched]:
+    """Find the limits that count a request of somebody; who is not named is nobody, not (anonymous)."""
+    tags = (given["tag"],) if "tag" in given else ()
+    subjects = Subjects(
+        user=given.get("user", ANONYMOUS),
+        team=given.get("team"),
+        api_key=_hashed(given.get("api_key")),
+        end_user=given.get("end_user"),
+        organization=given.get("organization"),
+        session=given.get("session"),
+        tags=tags,
+    )
+    model = given.get("model")
+    provider = given.get("provider") or _provider_of(reader, model)
+    found = reader.limits.matching(subjects, model, provider)
+    return [matched for matched in found if "user" in given or "user" not in matched.limit.per]
+
+
+def _hashed(key: str | None) -> str | None:
+    """Turn a key into what it is known by; what is no key is a hash already."""
+    return hashlib.sha256(key.encode()).hexdigest() if key and key.startswith("sk-") else key
+
+
+def _provider_of(reader: Reader, model: str | None) -> str | None:
+    """Find a model's provider in the YAML, where it is written out and the same for every deployment."""
+    listed = read_proxy_section(reader.config.path, "model_list") if model else None
+    names = {
+        str((entry.get("litellm_params") or {}).get("model", "")).partition("/")
+        for entry in (listed if isinstance(listed, list) else ())
+        if isinstance(entry, dict) and entry.get("model_name") == model
+    }
+    providers = {name[0] if name[1] else None for name in names}
+    return providers.pop() if len(providers) == 1 else None
+
+
+def _standings(reader: Reader, matched: Iterable[Matched]) -> list[Standing]:
+    standings = Standings(reader, reader.clock.now())
+    return [standings.of(one) for one in matched]
+
+
+def refuses_now(row: Standing) -> bool:
+    """Say whether a limit refuses every request that needs anything of it."""
+    return row.limit.blocks and row.remaining == 0
+
+
+def _verdict(rows: Sequence[Standing]) -> str:
+    """Say in a sentence what would happen to a request now."""
+    refusing = [row for row in rows if refuses_now(row)]
+    if refusing:
+        told = "; ".join(
+            f"{row.limit.name} ({format_amount(row.limit.unit, row.balance.spent)} spent and"
+            f" {format_amount(row.limit.unit, row.balance.reserved)} reserved of {amount_words(row.limit, row.amount)},"
+            f" resets: {resets_words(row)})"
+            for row in refusing
+        )
+        return f"A request now is refused by {told}."
+    bounds = [
+        f"{format_amount(row.limit.unit, row.remaining or 0)} {_unit_words(row.limit)} ({row.limit.name})"
+        for row in _tightest(rows)
+    ]
+    if not bounds:
+        return "A request now is admitted: no limit that blocks counts it."
+    return f"A request now is admitted if it needs at most {' and '.join(bounds)}."
+
+
+def _unit_words(limit: Limit) -> str:
+    return "USD" if limit.unit == "usd" else limit.unit.replace("_", " ")
+
+
+def _tightest(rows: Sequence[Standing]) -> list[Standing]:
+    """Find the limit with the least left for each unit."""
+    least: dict[str, Standing] = {}
+    for row in rows:
+        known = least.get(row.limit.unit)
+        if row.limit.blocks and row.remaining is not None and (known is None or row.remaining < (known.remaining or 0)):
+            least[row.limit.unit] = row
+    return list(least.values())
+
+
+def _not_shown(reader: Reader, given: Mapping[str, str]) -> str:
+    """Name the limits that count something which was not named."""
+    missing = {
+        dimension
+        for limit in reader.limits.limits
+        for dimension in (*limit.per, *(key for key, _ in limit.match.conditions))
+        if dimension not in given and dimension not in ("global", "group")
+    }
+    if not missing:
+        return ""
+    options = ", ".join(f"--{dimension.replace('_', '-')}" for dimension in sorted(missing))
+    return f"Other limits may count a request that also has {options}."
+
+
+def _plain(row: Standing) -> dict[str, Any]:
+    return {**plain(row), "refuses_now": refuses_now(row)}

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import usage_plugin
+from usage_plugin.cli import adjust as adjust_command
 from usage_plugin.cli import check as check_command
 from usage_plugin.cli import events as events_command
 from usage_plugin.cli import explain as explain_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import status as status_command
+from usage_plugin.cli.doctor import command as doctor_command
 from usage_plugin.cli.output import FORMATS, Output
 from usage_plugin.config import Config, find_config, load_config
 from usage_plugin.domain.store import UsageFilter
@@ -80,6 +82,18 @@ def _common(*, formats: tuple[str, ...] = FORMATS) -> Callable[[CommandT], Comma
         return _with_config(with_format)  # type: ignore[return-value]
 
     return decorate
+
+
+_SUBJECT_OPTIONS = (
+    "user", "team", "api-key", "end-user", "organization", "session", "model", "provider", "tag"
+)  # fmt: skip
+
+
+def _subject_options(command: CommandT) -> CommandT:
+    """Give a command an option for each dimension that has names."""
+    for name in reversed(_SUBJECT_OPTIONS):
+        command = click.option(f"--{name}")(command)
+    return command
 
 
 def _read(path: Path | None, use: Callable[[Reader], Awaitable[None]]) -> None:
@@ -145,11 +159,62 @@ def status(path: Path | None, output: Output) -> None:
 
 
 @main.command()
-@click.argument("ref")
+@click.argument("ref_or_id", required=False)
+@_subject_options
 @_common()
-def explain(path: Path | None, output: Output, ref: str) -> None:
-    """Say why a request was refused, by the ref the client was told."""
-    _read(path, functools.partial(explain_command.run, output=output, ref=ref))
+def explain(path: Path | None, output: Output, ref_or_id: str | None, **names: str | None) -> None:
+    """Say why a request was refused (by its ref) or admitted (by its event id), or what a subject may still do."""
+    if ref_or_id is None and not any(names.values()):
+        raise click.UsageError("Name the ref of a refusal, the id of an event, or a subject such as --user.")
+    if ref_or_id is not None and any(names.values()):
+        raise click.UsageError("A ref or an id stands alone, without --user and the like.")
+    if ref_or_id is not None:
+        _read(path, functools.partial(explain_command.run, output=output, ref_or_id=ref_or_id))
+    else:
+        _read(path, functools.partial(explain_command.run_subject, output=output, names=names))
+
+
+@main.command(name="raise")
+@click.argument("limit")
+@_subject_options
+@click.option("--to", required=True, help="The amount meanwhile, in the limit's unit; less than now is a cut.")
+@click.option("--for", "duration", required=True, help="For how long: 90m, 12h, 3d; at most 90d.")
+@click.option("--reason", required=True, help="Why; it is kept with your name.")
+@_common()
+def raise_(path: Path | None, output: Output, limit: str, to: str, duration: str, reason: str,
+           **names: str | None) -> None:  # fmt: skip
+    """Change a limit's amount for one subject, for a while."""
+    wanted = adjust_command.Change(limit=limit, names=names, to=to, duration=duration, reason=reason)
+    _read(path, functools.partial(adjust_command.change, output=output, wanted=wanted))
+
+
+@main.command()
+@click.argument("limit")
+@_subject_options
+@click.option("--for", "duration", required=True, help="For how long: 90m, 12h, 3d; at most 90d.")
+@click.option("--reason", required=True, help="Why; it is kept with your name.")
+@_common()
+def pause(path: Path | None, output: Output, limit: str, duration: str, reason: str, **names: str | None) -> None:
+    """Let a limit refuse one subject nothing, for a while; what is spent is recorded all the same."""
+    wanted = adjust_command.Change(limit=limit, names=names, to=None, duration=duration, reason=reason)
+    _read(path, functools.partial(adjust_command.change, output=output, wanted=wanted))
+
+
+@main.command()
+@click.argument("limit")
+@_subject_options
+@_common()
+def resume(path: Path | None, output: Output, limit: str, **names: str | None) -> None:
+    """End what raise and pause have changed for one subject before its time."""
+    _read(path, functools.partial(adjust_command.resume, output=output, limit_name=limit, names=names))
+
+
+@main.command()
+@click.option("--all", "everything", is_flag=True, help="Also those that have ended.")
+@_common()
+def adjustments(path: Path | None, output: Output, everything: bool) -> None:
+    """List what raise and pause have changed: who, why, from when, until when."""
+    _read(path, functools.partial(adjust_command.show, output=output, everything=everything))
 
 
 @main.command()
@@ -157,3 +222,21 @@ def explain(path: Path | None, output: Output, ref: str) -> None:
 def check(path: Path | None, output: Output) -> None:
     """Check the configuration without starting anything, and list models without a price."""
     check_command.run(find_config(path), output)
+
+
+@main.command()
+@click.option("--url", help="Send requests through this running proxy, instead of a temporary one.")
+@click.option(
+    "--key", envvar="LITELLM_MASTER_KEY", help="A key of the running proxy. Better: LITELLM_MASTER_KEY, or the prompt."
+)
+@click.option("--model", help="With --url: a model that it serves; it gets ten short requests.")
+@click.option("--embedding-model", help="With --url: a model for /v1/embeddings, if --model does not serve it.")
+@click.option("--static", is_flag=True, help="Send no requests and start nothing: look at files only.")
+@_common()
+def doctor(path: Path | None, output: Output, url: str | None, key: str | None, model: str | None,
+           embedding_model: str | None, static: bool) -> None:  # fmt: skip
+    """Prove that requests are gated, recorded and settled on every route, and name what would break."""
+    target = doctor_command.read_target(url, key, model, embedding_model)
+    if target and static:
+        raise click.UsageError("--static sends no requests, --url sends some: choose one.")
+    doctor_command.run(find_config(path), output, target=target, static=static)

@@ -59,3 +59,20 @@ def _within_calendar(first: date, last: date) -> tuple[date, date]:
     if first.year <= 1 or last.year >= _LAST_YEAR:
         raise click.BadParameter(f"{first} to {last}: write years between 2 and {_LAST_YEAR - 1}.")
     return first, last
+
+
+def read_duration(text: str, option: str, most_days: int) -> int:
+    """Read a length of time such as `90m`, `12h` or `3d`, in microseconds.
+
+    Raises:
+        click.BadParameter: it is none, or longer than so many days.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,7})\s*([smhd])", text.strip())
+    if not found:
+        raise click.BadParameter(f"{option} {text}: write a number with s, m, h or d, for example 12h.")
+    length = timedelta(**{{"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2]]: int(found[1])})
+    if length > timedelta(days=most_days):
+        raise click.BadParameter(
+            f"{option} {text}: at most {most_days}d; permanent changes belong in the YAML (amounts and overrides)."
+        )
+    return length // timedelta(microseconds=1)

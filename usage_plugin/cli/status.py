@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, table, thousands
+from usage_plugin.cli.adjust import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
+from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells, counts, plain_counts
+from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.subjects import SEPARATOR
+from usage_plugin.domain.usage import decode_event
 
 if TYPE_CHECKING:
     from usage_plugin.runtime import Reader
 
 MINUTES = 15
+DAYS = 7
+PROBLEM = "problem:"
+"""How the names of notes begin that tell of something that does not work."""
 _MOST_SHOWN = 10
-_OUTBOX_PAGE = 1_000
+_DAY = 86_400_000_000
 
 
 async def run(reader: Reader, *, output: Output) -> None:
     """Print how things are."""
     now = reader.clock.now()
-    waiting = _waiting(reader)
+    waiting = reader.ledger.waiting()
+    imperfections = [found for found in reader.ledger.imperfections() if found.last_at >= now - DAYS * _DAY]
+    adjustments = reader.ledger.adjustments(now)
     reservations = reader.ledger.open_reservations()
     refusals, blocked = _refusals(reader, now // 60_000_000 - MINUTES)
     facts: dict[str, Any] = {
         "data_dir": str(reader.config.data_dir),
         "workers": reader.workers.living(),
-        "outbox": {"events": waiting[0], "oldest_seconds": _age(now, waiting[1])},
+        "problems": problems(reader),
+        "outbox": {
+            "events": waiting.events,
+            "bytes": waiting.size,
+            "oldest_seconds": _age(now, _oldest_waiting(reader)),
+        },
         "reservations": {
             "open": len(reservations),
             "oldest_seconds": _age(now, reservations[0].started_at if reservations else None),
         },
         "refusals": refusals,
         "blocked": blocked,
+        "imperfections": plain_counts(imperfections),
+        "adjustments": [plain_adjustment(reader, one) for one in adjustments],
     }
     if not output.is_table:
         output.document(facts, refusals)
         return
     screen = console()
     for line in _lines(facts):
-        screen.print(Text(line))
+        screen.print(Text(harmless(line)))
+    for problem in facts["problems"]:
+        since = f" (since {problem['since']})" if problem["since"] else ""
+        screen.print(Text(harmless(f"PROBLEM       {problem['name']}: {problem['text']}{since}"), style="red"))
     if refusals:
         table(
             f"Refusals of the last {MINUTES} minutes",
@@ -52,6 +72,27 @@ async def run(reader: Reader, *, output: Output) -> None:
             [Column("limit"), Column("subject"), Column("refusals", number=True)],
             [[row["limit"], row["subject"], thousands(row["refusals"])] for row in blocked[:_MOST_SHOWN]],
         )
+    if imperfections:
+        known = [count for count in counts(imperfections) if count.times]
+        table(
+            f"Not known exactly, and seen in the last {DAYS} days (counted from the beginning)",
+            COUNT_COLUMNS,
+            [count_cells(count) for count in known],
+        )
+    if adjustments:
+        table("Adjustments in force", ADJUSTMENT_COLUMNS, [adjustment_cells(reader, one) for one in adjustments])
+
+
+def problems(reader: Reader) -> list[dict[str, Any]]:
+    """Read what the keeper says does not work at the moment."""
+    found = []
+    for name, note in reader.ledger.notes(PROBLEM).items():
+        told: Any = None
+        with suppress(ValueError):
+            told = json.loads(note)
+        told = told if isinstance(told, dict) else {"text": note}
+        found.append({"name": name.removeprefix(PROBLEM), "text": str(told.get("text")), "since": told.get("since")})
+    return found
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -59,7 +100,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     return [
         f"data folder   {facts['data_dir']}",
         f"workers       {len(facts['workers']) or 'none: the proxy does not run'}",
-        f"outbox        {thousands(outbox['events'])} events wait for the store{_oldest(outbox)}",
+        f"outbox        {thousands(outbox['events'])} events wait for the store{_size(outbox)}{_oldest(outbox)}",
         f"reservations  {thousands(held['open'])} open{_oldest(held)}",
         *(() if facts["refusals"] else (f"refusals      none in the last {MINUTES} minutes",)),
     ]
@@ -73,16 +114,14 @@ def _age(now: int, then: int | None) -> float | None:
     return None if then is None else max(0.0, (now - then) / 1e6)
 
 
-def _waiting(reader: Reader) -> tuple[int, int | None]:
-    """Count the events the store does not have, and find when the first of them was admitted."""
-    count = 0
-    oldest = None
-    seq = reader.ledger.acknowledged()
-    while page := reader.tracker.settled_after(seq):
-        oldest = oldest if oldest is not None else page[0][1].started_at
-        count += len(page)
-        seq = page[-1][0]
-    return count, oldest
+def _size(outbox: dict[str, Any]) -> str:
+    return f" ({thousands(outbox['bytes'])} bytes)" if outbox["events"] else ""
+
+
+def _oldest_waiting(reader: Reader) -> int | None:
+    """Find when the first event that the store does not have was admitted."""
+    page = reader.ledger.outbox(reader.ledger.acknowledged(), 1)
+    return decode_event(page[0].event).started_at if page else None
 
 
 def _refusals(reader: Reader, since_minute: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -34,13 +34,24 @@ MOST_TOKENS = 10**9
 
 
 class TokenUsage(NamedTuple):
-    """The tokens of one request. Cached and cache-write are part of input, reasoning part of output."""
+    """The tokens of one request, every kind that has a price of its own.
+
+    Cached, cache-write, audio and image input are part of the input and apart from each other; reasoning, audio and
+    image output are part of the output. `cached_audio_tokens` are part of the cached ones, `cache_write_1h_tokens` of
+    the cache-write ones.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_input_tokens: int = 0
     cache_write_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_1h_tokens: int = 0
+    cached_audio_tokens: int = 0
+    audio_input_tokens: int = 0
+    image_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    image_output_tokens: int = 0
 
 
 NO_TOKENS = TokenUsage()
@@ -64,6 +75,7 @@ class UsageEvent(NamedTuple):
         clamped_to: the output bound that was left of what the request asked for, if the money did not reach.
         downgraded_by: the limit that sent the request to another model than the one asked for.
         degraded: it was let through while the ledger did not work, with nothing held.
+        service_tier: under which it was billed, if it was not the ordinary one.
         usage: the provider's usage as it came, numbers only.
     """
 
@@ -101,6 +113,7 @@ class UsageEvent(NamedTuple):
     clamped_to: int | None = None
     downgraded_by: str | None = None
     degraded: bool = False
+    service_tier: str | None = None
     error: str | None = None
     usage: Mapping[str, int] | None = None
 

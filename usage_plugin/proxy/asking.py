@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.proxy import bounds
+from usage_plugin.proxy.price_sheets import CHEAPER_SERVICES, SERVICES, route_of
 from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request
 from usage_plugin.tracking.demands import Ask, Candidate
@@ -18,10 +19,11 @@ from usage_plugin.tracking.demands import Ask, Candidate
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from usage_plugin.domain.money import Nano
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.runtime import Runtime
 
-_WITHOUT_OUTPUT = frozenset({"aembedding", "moderation", "amoderation", "rerank", "arerank"})
+_WITHOUT_OUTPUT = ("embedding", "moderation", "rerank")
 
 _ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})
 _LEAST_OUTPUT = 16
@@ -65,10 +67,9 @@ class Asking:
             options = data.get("stream_options")
             data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         ways = primary or (_unknown(model),)
-        bound = bounds.read(data)
+        bound = bounds.read(kind, data)
         output, injected = self._output(data, kind, bound, subjects, [*ways, *fallbacks])
-        text_bound = bound.input_tokens
-        inputs = [_input(way, text_bound) for way in (*ways, *fallbacks)]
+        inputs = [_input(way, bound) for way in (*ways, *fallbacks)]
         return Ask(
             draft=UsageEvent(
                 event_id=new_event_id(),
@@ -81,10 +82,11 @@ class Asking:
                 model=ways[0].model,
                 provider=ways[0].provider,
                 injected_output_tokens=injected,
+                service_tier=next(iter(bound.reach.services), None),
             ),
             subjects=subjects,
-            primary=tuple(_candidates(ways, kind, text_bound, output)),
-            fallbacks=tuple(_candidates(fallbacks, kind, text_bound, output)),
+            primary=tuple(_candidates(ways, kind, bound, output)),
+            fallbacks=tuple(_candidates(fallbacks, kind, bound, output)),
             input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
             output_tokens=output,
         )
@@ -100,7 +102,7 @@ class Asking:
         Returns:
             The bound over all answers, None if there is none; and what was put into the request, if anything.
         """
-        if kind in _WITHOUT_OUTPUT:
+        if route_of(kind) in _WITHOUT_OUTPUT:
             return 0, None
         if not bound.output_is_bounded:
             return None, None
@@ -110,18 +112,18 @@ class Asking:
             return max(bound.asked_output, _LEAST_OUTPUT if kind in _ON_RESPONSES else 0) * count, None
         known = [way.most_output for way in ways if way.most_output is not None]
         most = min([self._runtime.config.admission.default_max_output_tokens, *known])
-        if not self._depends_on_output(subjects, ways):
+        if not self._depends_on_output(subjects, ways, kind):
             return most * count, None
         return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
 
-    def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment]) -> bool:
+    def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment], kind: str) -> bool:
         """Say whether a limit that blocks counts what the output decides."""
         return self._runtime.enforce and any(
             matched.limit.blocks
             and any(amount is not None for _, amount in matched.amounts)
             and (
                 matched.limit.unit in ("output_tokens", "total_tokens")
-                or (matched.limit.unit == "usd" and way.price is not None and not way.price.is_free)
+                or (matched.limit.unit == "usd" and (price := way.price_on(kind)) is not None and not price.is_free)
             )
             for way in ways
             for matched in self._runtime.limits.matching(subjects, way.model, way.provider)
@@ -130,7 +132,7 @@ class Asking:
 
 def _unknown(model: str | None) -> Deployment:
     """Stand in for a model the router does not list, or that is not named: LiteLLM may still serve it."""
-    return Deployment(model, "", None, model or "", None, None, None, None)
+    return Deployment(model, served_model=model or "")
 
 
 def _refuse_what_overrides(data: dict[str, Any]) -> None:
@@ -150,27 +152,42 @@ def _refuse_what_overrides(data: dict[str, Any]) -> None:
             raise bad_request("A fallback may only name a model, without parameters of its own.", param=name)
 
 
-def _input(way: Deployment, text_bound: int | None) -> int | None:
-    return way.context if text_bound is None else text_bound
+def _input(way: Deployment, bound: bounds.Bounds) -> int | None:
+    if bound.input_tokens is None:
+        return way.context
+    if bound.reach.media_input and way.context is not None:
+        # What an image counts is bounded but roughly, and a model takes no more than its context.
+        return min(bound.input_tokens, way.context)
+    return bound.input_tokens
 
 
-def _candidates(ways: Sequence[Deployment], kind: str, text_bound: int | None, output: int | None) -> list[Candidate]:
+def _candidates(ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, output: int | None) -> list[Candidate]:
     """Price each way at its worst; ways that are billed alike are one, the dearest."""
     dearest: dict[tuple[str | None, str | None], Candidate] = {}
     for way in ways:
-        price = way.price_on(kind)
-        bound = _input(way, text_bound)
-        worst, for_input = None, 0
-        if way.model is None or (price is not None and price.is_free):
-            worst = 0
-        elif price is not None and bound is not None and output is not None:
-            worst = price.worst_case(bound, output)
-            for_input = price.worst_case(bound, 0)
-        candidate = Candidate(way.model, way.provider, price is not None, worst, for_input)
+        worst = 0 if way.model is None else _worst(way, kind, bound, output)
+        for_input = 0 if way.model is None else _worst(way, kind, bound, 0) or 0
+        candidate = Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input)
         known = dearest.get(candidate[:2])
         if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
             dearest[candidate[:2]] = candidate
     return list(dearest.values())
+
+
+def _worst(way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Nano | None:
+    """Say what a way can cost at most; None if no price is known or nothing bounds it."""
+    price = way.price_on(kind)
+    if price is None:
+        return None
+    if price.is_free:
+        return 0
+    reach = bound.reach
+    services = {*reach.services, *([way.service] if way.service in SERVICES else [])}
+    if any(price.served_as(service) is None for service in services - CHEAPER_SERVICES):
+        return None
+    if reach.media_output and not way.has_own_price("output_cost_per_audio_token"):
+        return None
+    return price.worst_case(_input(way, bound), output, reach._replace(services=tuple(services)))
 
 
 def _short(value: object) -> str | None:

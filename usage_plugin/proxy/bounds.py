@@ -1,26 +1,36 @@
-"""Bounds: how many tokens a request can have at most, from its body alone.
+"""Bounds: how many tokens a request can have at most, and of what kinds, from its body alone.
 
 A token is at least one byte of UTF-8 text, so the bytes bound the input, with room for what a provider's chat
-template adds to each message and tool. What the body only refers to (images, files, earlier responses) is not
-bounded by bytes: the caller then takes the model's whole context. What nothing bounds gives None there too.
+template adds to each message and tool; images and sounds in the body have bounds of their own. What the body only
+refers to (URLs, files, earlier responses) is not bounded: the caller then takes the model's whole context. What
+nothing bounds gives None there too. A body is walked once, in C where it may be large.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import orjson
+
+from usage_plugin.domain.prices import Reach, Units
 from usage_plugin.domain.usage import MOST_TOKENS
+from usage_plugin.proxy.price_sheets import SERVICES, route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 MOST_ANSWERS = 100_000
 MOST_COUNT = 2**31 - 1
 PER_REQUEST = 64
 PER_MESSAGE = 16
+PER_PART = 4
 PER_TOOL = 32
 ANY_TOOLS = 640
 """Anthropic's tool preamble has up to 530 tokens, OpenAI's some 130."""
+PER_IMAGE = 50_000
+"""The dearest image known is one of 768 × 2048 pixels that gpt-4o-mini counts as 48,169 tokens."""
+CHARACTERS_PER_AUDIO_TOKEN = 2
+"""Of base64: providers count up to 32 tokens a second, and no codec takes less than 100 bytes for one."""
 
 # What a part of a message may be called to count as its own bytes.
 _TEXT_PARTS = frozenset({
@@ -28,10 +38,8 @@ _TEXT_PARTS = frozenset({
     "tool_use", "tool_result", "function", "function_call", "function_call_output", "message",
 })  # fmt: skip
 # Fields that make a request read what it does not contain.
-_REFERENCES = (
-    "previous_response_id", "conversation", "prompt_id", "cached_content", "cachedContent", "contents",
-    "systemInstruction", "system_instruction",
-)  # fmt: skip
+_REFERENCES = ("previous_response_id", "conversation", "prompt_id", "cached_content", "cachedContent")
+_GEMINI_TEXT = frozenset({"text", "thought", "thoughtSignature", "functionCall", "functionResponse"})
 # Under whatever name a provider takes them: LiteLLM passes on what it does not know.
 _OUTPUT_FIELDS = (
     "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict",
@@ -42,9 +50,9 @@ _NESTED = (
     "extra_body", "options", "parameters", "generationConfig", "generation_config", "inferenceConfig", "config",
 )  # fmt: skip
 _MOST_PLACES = 20
-_DEARER_TIERS = ("priority", "fast", "scale")
+_ORDINARY_SERVICES = ("", "auto", "default", "standard", "standard_only")
 _PROVIDER_RUN = ("web_search_options", "mcp_servers")
-_OTHER_TEXT = ("instructions", "response_format", "text", "functions", "suffix", "prediction", "documents")
+_OTHER_TEXT = ("instructions", "response_format", "text", "functions", "suffix", "prediction", "documents", "query")
 _INJECTED_FIELD = {
     "acompletion": "max_tokens",
     "atext_completion": "max_tokens",
@@ -53,8 +61,10 @@ _INJECTED_FIELD = {
 }
 
 
-class _NotBoundedError(Exception):
-    """The body refers to something that it does not contain."""
+_GEMINI = ("agenerate_content", "agenerate_content_stream")
+_RERANK_UNIT = 100
+_RERANK_BYTES = 500
+"""Cohere's unit is a query with up to 100 documents; one of more than 500 tokens, the query's included, is several."""
 
 
 class Bounds(NamedTuple):
@@ -65,49 +75,123 @@ class Bounds(NamedTuple):
         output_is_bounded: whether the output limit of the request bounds what will be billed.
         asked_output: the output tokens that the request allows for each answer; None if it names no sensible number.
         answers: how many answers it asks for; each has the output bound for itself.
+        reach: what beside text it may come to.
     """
 
     input_tokens: int | None
     output_is_bounded: bool
     asked_output: int | None
     answers: int
+    reach: Reach
 
 
-def read(body: Mapping[str, Any]) -> Bounds:
+class _NotBoundedError(Exception):
+    """The body refers to something that it does not contain."""
+
+
+class _Media:
+    """Remembers whether an image or a sound was met on the way."""
+
+    __slots__ = ("any",)
+
+    def __init__(self) -> None:
+        self.any = False
+
+
+def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
     """Read a body, once."""
     places = _places(body)
     count = _answers(body, places)
+    media = _Media()
+    tokens = _input(body, places, media)
+    services = _services(places)
+    sounds = [_media_output(place) for place in places]
     return Bounds(
-        input_tokens=_input(body, places),
-        output_is_bounded=count <= MOST_ANSWERS and all(map(_output_is_bounded, places)),
+        input_tokens=tokens,
+        output_is_bounded=count <= MOST_ANSWERS
+        and services is not None
+        and None not in sounds
+        and all(map(_output_is_bounded, places)),
         asked_output=_asked_output(body, places),
         answers=count,
+        reach=Reach(
+            media_input=media.any or tokens is None,
+            media_output=any(sounds),
+            services=services or (),
+            units=_units(call_type, places, count),
+        ),
     )
 
 
-def _input(body: Mapping[str, Any], places: list[Any]) -> int | None:
+def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | None:
     if any(place.get(field) for place in places for field in _REFERENCES) or isinstance(body.get("prompt"), dict):
         return None
     try:
-        return PER_REQUEST + sum(map(_input_of, places))
+        return PER_REQUEST + sum(_input_of(place, media) for place in places)
     except (_NotBoundedError, RecursionError):
         return None
 
 
-def _input_of(place: Mapping[str, Any]) -> int:
+def _input_of(place: Mapping[str, Any], media: _Media) -> int:
     """Count the text of a body, or of an `extra_body` that LiteLLM lays over it."""
-    bound = sum(_content(place.get(field), PER_MESSAGE) for field in ("messages", "system"))
-    bound += sum(_prompt(place.get(field)) for field in ("input", "prompt"))
+    bound = sum(_content(place.get(field), PER_MESSAGE, media) for field in ("messages", "system"))
+    bound += sum(_prompt(place.get(field), media) for field in ("input", "prompt"))
+    bound += sum(_gemini(place.get(field), media) for field in ("contents", "systemInstruction", "system_instruction"))
     return bound + sum(_text(place.get(field)) for field in _OTHER_TEXT) + _tools(place.get("tools"))
 
 
 def _output_is_bounded(place: Mapping[str, Any]) -> bool:
     if place.get("background") or any(place.get(field) is not None for field in _PROVIDER_RUN):
         return False
-    if place.get("service_tier") in _DEARER_TIERS or _makes_media(place):
-        return False
+    if place.get("speed") not in (None, "standard"):
+        return False  # Anthropic's fast mode is billed six times over.
     tools = place.get("tools")
     return not isinstance(tools, list) or all(map(_is_client_tool, tools))
+
+
+def _services(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """List what tiers of service are asked for, beside the ordinary one, dearest first; None if one is not known."""
+    asked = [place["service_tier"] for place in places if place.get("service_tier") is not None]
+    names = [name.lower() if isinstance(name, str) else None for name in asked]
+    if any(name not in _ORDINARY_SERVICES and name not in SERVICES for name in names):
+        return None
+    return tuple(name for name in reversed(SERVICES) if name in names)
+
+
+def _media_output(place: Mapping[str, Any]) -> bool | None:
+    """Say whether the answer may hold sounds; None if it may hold what no output limit bounds."""
+    kinds = [
+        str(kind).lower()
+        for field in ("modalities", "responseModalities", "response_modalities")
+        if isinstance(place.get(field), list)
+        for kind in place[field]
+    ]
+    return None if set(kinds) - {"text", "audio"} else "audio" in kinds
+
+
+def _units(call_type: str, places: Sequence[Mapping[str, Any]], answers: int) -> Units | None:
+    """Count at most what may be billed by the piece; None if nobody knows."""
+    route = route_of(call_type)
+    if route == "image":
+        return Units(images=answers) if answers <= MOST_ANSWERS else None
+    if route == "speech":
+        texts = [place["input"] for place in places if place.get("input") is not None]
+        return Units(characters=sum(map(len, texts))) if all(isinstance(text, str) for text in texts) else None
+    if route == "rerank":
+        try:
+            return Units(queries=sum(map(_queries, places)))
+        except RecursionError:
+            return None
+    return Units()
+
+
+def _queries(place: Mapping[str, Any]) -> int:
+    documents = place.get("documents")
+    if not isinstance(documents, list):
+        return 0
+    room = max(_RERANK_BYTES // 5, _RERANK_BYTES - _text(place.get("query")))
+    pieces = sum(1 + _text(document) // room for document in documents)
+    return max(1, -(-pieces // _RERANK_UNIT))
 
 
 def _asked_output(body: Mapping[str, Any], places: list[Any]) -> int | None:
@@ -128,13 +212,19 @@ def _asked_output(body: Mapping[str, Any], places: list[Any]) -> int | None:
 def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
     """Put an output limit into the request, in place of what names none; False if this API takes none."""
     field = _INJECTED_FIELD.get(call_type)
-    if field is None:
+    holder = body
+    if call_type in _GEMINI:
+        field = "maxOutputTokens"
+        # LiteLLM reads `config`, and `generationConfig` where there is none.
+        name = "generationConfig" if body.get("config") is None else "config"
+        holder = body[name] = {} if body.get(name) is None else body[name]
+    if field is None or not isinstance(holder, dict):
         return False
     for place in _places(body):
         for name in _OUTPUT_FIELDS:
             if name in place:
                 place[name] = most
-    body[field] = most
+    holder[field] = most
     return True
 
 
@@ -169,43 +259,118 @@ def _whole(value: object) -> int | None:
 def _text(value: object) -> int:
     """Count the bytes of all text in a value, keys and numbers included."""
     if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, dict):
-        return sum(_text(key) + _text(item) + 2 for key, item in value.items())
-    if isinstance(value, list):
-        return sum(_text(item) + 1 for item in value)
+        return len(value) if value.isascii() else _bytes(value)
+    if isinstance(value, dict | list):
+        return _json(value)
     return 0 if value is None else len(repr(value))
 
 
-def _content(value: object, each: int) -> int:
-    """Count messages, or the parts of one; a part that is no text is not bounded."""
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+def _json(value: dict[Any, Any] | list[Any]) -> int:
+    """Count a value as the JSON that it came as; what cannot be written as such is walked through."""
+    try:
+        return len(orjson.dumps(value))
+    except TypeError:
+        items = [part for pair in value.items() for part in pair] if isinstance(value, dict) else value
+        return sum(_text(item) + 2 for item in items)
+
+
+def _content(value: object, each: int, media: _Media) -> int:
+    """Count messages, or the parts of one; a part that is neither text nor in the body is not bounded."""
     if isinstance(value, list):
-        return sum(_content(item, each) + each for item in value)
+        total = each * len(value)
+        for item in value:
+            # Most parts are a type and a text, and there may be very many.
+            if type(item) is dict and len(item) == 2 and item.get("type") == "text" and type(item.get("text")) is str:
+                total += _text(item["text"]) + 12
+            else:
+                total += _content(item, each, media)
+        return total
     if not isinstance(value, dict):
         return _text(value)
     kind = value.get("type")
     if kind not in _TEXT_PARTS and not (kind is None and "role" in value):
-        raise _NotBoundedError
+        return _inline(value, media)
     if value.get("audio") is not None or (kind == "reasoning" and not value.get("encrypted_content")):
         # By its id only: the provider reads what it has kept.
         raise _NotBoundedError
-    return sum(
-        _content(item, 4) if key in ("content", "output") else _text(key) + _text(item) for key, item in value.items()
-    )
+    total = 0
+    for key, item in value.items():
+        if key in ("content", "output"):
+            total += _content(item, PER_PART, media)
+        else:
+            total += (len(key) if type(key) is str and key.isascii() else _text(key)) + _text(item)
+    return total
 
 
-def _prompt(given: object) -> int:
+_INLINE = ("image_url", "source", "input_audio")
+
+
+def _inline(part: Mapping[str, Any], media: _Media) -> int:
+    """Bound an image or a sound that is in the body.
+
+    Raises:
+        _NotBoundedError: the part is something else, or not in the body.
+    """
+    kind = part.get("type")
+    found = part.get("image_url")
+    url = found.get("url") if isinstance(found, dict) else found
+    source = part.get("source")
+    source = source if isinstance(source, dict) else {}
+    sound = part.get("input_audio")
+    extra = PER_PART + sum(_text(item) for name, item in part.items() if name not in _INLINE)
+    if kind in ("image_url", "input_image") and isinstance(url, str) and url.startswith("data:image/"):
+        if part.get("file_id"):
+            raise _NotBoundedError
+        media.any = True
+        return PER_IMAGE + extra
+    if kind == "image" and source.get("type") == "base64":
+        media.any = True
+        return PER_IMAGE + extra
+    if kind == "input_audio" and isinstance(sound, dict) and isinstance(sound.get("data"), str):
+        media.any = True
+        return extra + len(sound["data"]) // CHARACTERS_PER_AUDIO_TOKEN
+    raise _NotBoundedError
+
+
+def _gemini(value: object, media: _Media) -> int:
+    """Count Gemini's `contents`, and what stands in them."""
+    if isinstance(value, list):
+        return sum(_gemini(item, media) + PER_MESSAGE for item in value)
+    if not isinstance(value, dict):
+        return _text(value)
+    if "parts" in value:
+        return _gemini(value["parts"], media) + _text(value.get("role"))
+    data = value.get("inlineData") or value.get("inline_data")
+    if isinstance(data, dict):
+        kind = str(data.get("mimeType") or data.get("mime_type"))
+        media.any = True
+        if kind.startswith("image/"):
+            return PER_IMAGE
+        if kind.startswith("audio/") and isinstance(data.get("data"), str):
+            return PER_PART + len(data["data"]) // CHARACTERS_PER_AUDIO_TOKEN
+        raise _NotBoundedError
+    if not _GEMINI_TEXT.issuperset(value):
+        raise _NotBoundedError
+    return _text(value)
+
+
+def _prompt(given: object, media: _Media) -> int:
     """Count `prompt` or `input`: text, several texts, token numbers, or the items of the Responses API."""
     if isinstance(given, list) and given:
         if _are_tokens(given):
             return len(given)
         if all(isinstance(item, list) and _are_tokens(item) for item in given):
             return sum(map(len, given))
-    return _content(given, PER_MESSAGE)
+    return _content(given, PER_MESSAGE, media)
 
 
 def _are_tokens(items: list[Any]) -> bool:
-    return all(isinstance(item, int) for item in items)
+    # By their types, in C: there may be very many.
+    return set(map(type, items)) <= {int, bool}
 
 
 def _tools(tools: object) -> int:
@@ -214,14 +379,13 @@ def _tools(tools: object) -> int:
     return ANY_TOOLS + sum(_text(tool) + PER_TOOL for tool in tools)
 
 
-def _makes_media(place: Mapping[str, Any]) -> bool:
-    """Say whether the answer may hold more than text, which is billed by other prices."""
-    modalities = place.get("modalities") or place.get("responseModalities")
-    return isinstance(modalities, list) and any(str(kind).lower() != "text" for kind in modalities)
-
-
 def _is_client_tool(tool: object) -> bool:
     """Tell the tools that the client runs from those that the provider runs, and bills, by itself."""
     if not isinstance(tool, dict):
         return False
+    if tool and _GEMINI_TOOLS.issuperset(tool):
+        return True
     return tool.get("type") in ("function", "custom") or (tool.get("type") is None and "input_schema" in tool)
+
+
+_GEMINI_TOOLS = frozenset({"functionDeclarations", "function_declarations"})

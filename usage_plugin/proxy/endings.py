@@ -53,6 +53,7 @@ class Endings:
         self._runtime = runtime
         self._prices = prices
         self._underway = underway
+        self._disagreements = outcomes.CrossCheck()
 
     def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that tells its usage; what does not is settled when it is logged."""
@@ -76,7 +77,7 @@ class Endings:
             request.cut = True
             request.delivered = lambda: (outcomes.served_logged(kwargs), usage)
 
-    def logged(self, kwargs: Mapping[str, Any]) -> None:
+    def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
         """Settle what LiteLLM logs as a success, unless it is settled. Commits before anything is awaited."""
         request = self._underway.of_log(kwargs)
         if request is None:
@@ -93,7 +94,7 @@ class Endings:
         else:
             self._record(
                 request,
-                outcomes.served_logged(kwargs),
+                outcomes.served_logged(kwargs, response),
                 outcomes.logged_usage(kwargs),
                 by="success",
                 status=status,
@@ -186,6 +187,7 @@ class Endings:
         event = request.admitted.event
         try:
             outcome = outcomes.read_outcome(self._prices, served, usage, event, **how)
+            self._cross_check(outcome)
         except Exception:
             log.exception("outcome.unreadable", hook=by, event_id=event.event_id)
             return self._settle_as_reserved(request, how.get("status", "success"), by=by)
@@ -200,6 +202,13 @@ class Endings:
                 estimated=True,
             )
         return self._settle(request, outcome, by=by)
+
+    def _cross_check(self, outcome: Outcome) -> None:
+        """Tell once for each model, and count, where LiteLLM's figure is another one."""
+        if outcome.disagrees:
+            self._disagreements.look(outcome)
+            difference = abs((outcome.cost or 0) - (outcome.litellm_cost or 0))
+            self._runtime.imperfections.count("disagreement", outcome.model, difference)
 
     def _settle_as_reserved(self, request: RequestUnderWay, status: Status, *, by: Settler) -> Recorded | None:
         return self._settle(request, Outcome(status=status, error=request.error, as_reserved=True), by=by)

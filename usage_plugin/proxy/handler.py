@@ -153,13 +153,13 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def async_log_success_event(
         self,
         kwargs: dict[str, Any],
-        response_obj: Any,  # noqa: ARG002  # LiteLLM's
+        response_obj: Any,  # LiteLLM's
         start_time: Any,  # noqa: ARG002  # LiteLLM's
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Settle a stream, and whatever the inline hook could not."""
         with _nothing_raised("async_log_success_event"):
-            self._endings.logged(kwargs)
+            self._endings.logged(kwargs, response_obj)
 
     async def async_log_failure_event(
         self,
@@ -201,7 +201,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if here.cost is not None:
                 here.headers["x-usage-cost"] = format_usd(here.cost)
 
-    def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:
+    def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:  # a callback
         """Hear that a request is over on the wire."""
         with _nothing_raised("request_ended"):
             self._endings.over(request, abandoned=abandoned)

@@ -1,7 +1,8 @@
 """Outcomes: what a finished request used and cost, read out of LiteLLM's objects, any field of which may be missing.
 
-The cost is computed from the tokens and the price of the deployment that served. LiteLLM's own figure serves only
-where no token price is known: it is 0.0 or None for paid calls on several routes, depending on earlier traffic.
+The cost is computed from what was counted and the price of the deployment that served. LiteLLM's own figure serves
+where we have no price or nothing was counted, and else as a cross-check: it is 0.0 or None for paid calls on several
+routes, depending on earlier traffic, so its zero says nothing.
 """
 
 from __future__ import annotations
@@ -10,19 +11,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
-from usage_plugin.domain.money import from_float
-from usage_plugin.domain.usage import MOST_TOKENS, TokenUsage
+from usage_plugin.domain.money import format_usd, from_float
+from usage_plugin.domain.prices import NO_UNITS, Units
+from usage_plugin.domain.usage import MOST_TOKENS, NO_TOKENS, TokenUsage
 from usage_plugin.errors import MoneyError
+from usage_plugin.log import get_logger
+from usage_plugin.proxy.price_sheets import SERVICES
 from usage_plugin.tracking.recorder import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.prices import Price
     from usage_plugin.domain.usage import CostSource, Status, UsageEvent
     from usage_plugin.proxy.prices import Deployment, PriceBook
 
 _MOST_USAGE_FIELDS = 40
+_MOST_TOLD = 1_000
+
+log = get_logger()
 
 
 class Served(NamedTuple):
@@ -32,6 +40,9 @@ class Served(NamedTuple):
         model: the model group that was billed.
         deployment_id: of the deployment; it decides the price.
         litellm_cost: LiteLLM's figure in USD, if it has one.
+        tool_cost: the part of it that is for tools which the provider ran, as far as it says so.
+        service: the tier of service, as the answer tells it; that of a stream of Anthropic's messages tells none.
+        units: what was counted of what may be billed by the piece.
     """
 
     model: str | None
@@ -40,6 +51,9 @@ class Served(NamedTuple):
     served_model: str | None
     litellm_cost: object
     cache_hit: bool
+    tool_cost: object = None
+    service: str | None = None
+    units: Units = NO_UNITS
 
 
 def served_inline(data: Mapping[str, Any], response: Any) -> Served:  # any of LiteLLM's answers
@@ -54,11 +68,14 @@ def served_inline(data: Mapping[str, Any], response: Any) -> Served:  # any of L
         served_model=_text(metadata.get("deployment")),
         litellm_cost=hidden.get("response_cost"),
         cache_hit=hidden.get("cache_hit") is True,
+        tool_cost=_tool_cost(getattr(data.get("litellm_logging_obj"), "cost_breakdown", None)),
+        service=_service(response),
+        units=_units(response, data),
     )
 
 
-def served_logged(kwargs: Mapping[str, Any]) -> Served:
-    """Read it out of what a success or failure callback gets."""
+def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  # any of LiteLLM's answers
+    """Read it out of what a success or failure callback gets; `response` is what it gets beside them."""
     logged = kwargs.get("standard_logging_object") or {}
     metadata = _routing_metadata(kwargs.get("litellm_params") or {}, {})
     return Served(
@@ -68,6 +85,9 @@ def served_logged(kwargs: Mapping[str, Any]) -> Served:
         served_model=_text(metadata.get("deployment")) or _text(logged.get("model")),
         litellm_cost=logged.get("response_cost"),
         cache_hit=logged.get("cache_hit") is True,
+        tool_cost=_tool_cost(logged.get("cost_breakdown")),
+        service=_service(response),
+        units=_units(response, kwargs),
     )
 
 
@@ -93,18 +113,28 @@ def read_tokens(usage: Mapping[str, Any], *, anthropic: bool) -> TokenUsage:
     prompt = _mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
     answer = _mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
     cached = _first(usage, "cache_read_input_tokens") or _first(prompt, "cached_tokens")
+    of_cached = _mapping(prompt.get("cached_tokens_details"))
     written = _first(usage, "cache_creation_input_tokens") or _first(
         prompt, "cache_creation_tokens", "cache_write_tokens"
     )
+    of_written = _mapping(usage.get("cache_creation") or prompt.get("cache_creation_token_details"))
     total_input = _first(usage, "prompt_tokens", "input_tokens")
     if anthropic and usage.get("prompt_tokens") is None:
         total_input += cached + written
+    cached_audio = _first(of_cached, "audio_tokens")
     return TokenUsage(
         input_tokens=total_input,
         output_tokens=_first(usage, "completion_tokens", "output_tokens"),
         cached_input_tokens=cached,
         cache_write_tokens=written,
         reasoning_tokens=_first(answer, "reasoning_tokens"),
+        cache_write_1h_tokens=_first(of_written, "ephemeral_1h_input_tokens"),
+        cached_audio_tokens=cached_audio,
+        # The cached ones are among these.
+        audio_input_tokens=max(0, _first(prompt, "audio_tokens") - cached_audio),
+        image_input_tokens=max(0, _first(prompt, "image_tokens") - _first(of_cached, "image_tokens")),
+        audio_output_tokens=_first(answer, "audio_tokens"),
+        image_output_tokens=_first(answer, "image_tokens"),
     )
 
 
@@ -125,8 +155,12 @@ def read_outcome(
     tokens = read_tokens(usage, anthropic=admitted.call_type == "anthropic_messages")
     model = served.model or admitted.model
     deployment = _deployment(prices, model, served, admitted.team)
-    cost, source = _cost(deployment, tokens, served, admitted.call_type)
     price = deployment.price_on(admitted.call_type) if deployment else None
+    told = _text(usage.get("service_tier")) or served.service
+    service = _known_service(told or admitted.service_tier or (deployment.service if deployment else None))
+    counted = NO_TOKENS if served.cache_hit else tokens
+    cost, source = _cost(price, counted, service, served, admitted.call_type)
+    litellm_cost = _figure(served.litellm_cost)
     unknown = (
         source == "none" and not served.cache_hit and price is not None and not price.is_free and status == "success"
     )
@@ -141,11 +175,49 @@ def read_outcome(
         cost=cost,
         cost_source=source,
         cache_hit=served.cache_hit,
-        estimated=estimated,
+        # Where nobody says how it was served, it is billed as it was asked for.
+        estimated=estimated or (service is not None and not (told and _has_price(price, service))),
         as_reserved=unknown,
         error=error,
         usage=dict(_numbers(usage)) or None,
+        service_tier=service,
+        litellm_cost=litellm_cost,
+        disagrees=source == "computed" and disagreement(cost, litellm_cost),
     )
+
+
+def disagreement(computed: Nano | None, litellm: Nano | None) -> bool:
+    """Say whether two costs differ by more than a hundredth and a micro-dollar; an unknown one agrees with all."""
+    if computed is None or litellm is None:
+        return False
+    return abs(computed - litellm) > max(1_000, max(computed, litellm) // 100)
+
+
+class CrossCheck:
+    """Tells of models that LiteLLM prices otherwise than we do: once each, for as many as are worth remembering."""
+
+    def __init__(self) -> None:
+        """Start with nothing told."""
+        self._told: set[str | None] = set()
+
+    def look(self, outcome: Outcome) -> None:
+        """Log a disagreement, the first time a model has one."""
+        if outcome.disagrees and outcome.model not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(outcome.model)
+            log.warning(
+                "cost.disagrees",
+                model=outcome.model,
+                computed=format_usd(outcome.cost or 0),
+                litellm=format_usd(outcome.litellm_cost or 0),
+            )
+
+
+def _known_service(name: str | None) -> str | None:
+    return name.lower() if name is not None and name.lower() in SERVICES else None
+
+
+def _has_price(price: Price | None, service: str) -> bool:
+    return price is not None and (price.is_free or price.served_as(service) is not None)
 
 
 def _deployment(prices: PriceBook, model: str | None, served: Served, team: str | None) -> Deployment | None:
@@ -158,22 +230,52 @@ def _deployment(prices: PriceBook, model: str | None, served: Served, team: str 
 
 
 def _cost(
-    deployment: Deployment | None, tokens: TokenUsage, served: Served, call_type: str
+    price: Price | None, tokens: TokenUsage, service: str | None, served: Served, call_type: str
 ) -> tuple[Nano | None, CostSource]:
     if served.cache_hit:
         return 0, "none"
-    price = deployment.price_on(call_type) if deployment else None
-    if price is not None and (any(tokens) or price.is_free):
-        return price.cost(tokens), "computed"
-    figure = served.litellm_cost
-    if isinstance(figure, int | float) and figure > 0:
-        try:
-            return from_float(float(figure)), "litellm"
-        except MoneyError:
-            return None, "unpriced"
+    computed = price.cost(tokens, service=service, units=served.units) if price is not None else None
+    if computed is not None:
+        return computed + (_figure(served.tool_cost) or 0), "computed"
+    figure = _figure(served.litellm_cost)
+    if figure is not None:
+        return figure, "litellm"
     if price is None and (any(tokens) or call_type not in _TOKEN_ROUTES):
         return None, "unpriced"
     return 0, "none"
+
+
+def _figure(usd: object) -> Nano | None:
+    """Read LiteLLM's figure; its zero is no figure, since it stands for whatever LiteLLM does not know."""
+    if not isinstance(usd, int | float) or usd <= 0:
+        return None
+    try:
+        return from_float(float(usd))
+    except (MoneyError, OverflowError):
+        return None
+
+
+def _tool_cost(breakdown: Any) -> object:  # LiteLLM's, a mapping
+    return _mapping(breakdown).get("tool_usage_cost")
+
+
+def _service(response: Any) -> str | None:  # any of LiteLLM's answers
+    """Find the tier of service that an answer says it was served in."""
+    return _text(
+        response.get("service_tier") if isinstance(response, dict) else getattr(response, "service_tier", None)
+    )
+
+
+def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLLM's answers
+    """Count what may be billed by the piece: images and queries in the answer, characters in what was to be spoken."""
+    images = getattr(response, "data", None)
+    spoken = request.get("input")
+    billed = _mapping(_mapping(getattr(response, "meta", None)).get("billed_units"))
+    return Units(
+        images=len(images) if isinstance(images, list) else 0,
+        characters=len(spoken) if isinstance(spoken, str) else 0,
+        queries=_first(billed, "search_units"),
+    )
 
 
 _TOKEN_ROUTES = frozenset({"acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages"})

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import litellm
 from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
 
+from usage_plugin.domain.prices import atto_each
 from usage_plugin.domain.subjects import LONGEST_NAME
-from usage_plugin.proxy.price_sheets import map_entry, own_or_mapped, read_price
+from usage_plugin.proxy.price_sheets import is_priced_by_litellm, map_entry, own_or_mapped, read_price, route_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from usage_plugin.domain.prices import Price
+    from usage_plugin.proxy.price_sheets import Route
 
 _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0
@@ -27,30 +30,57 @@ _MOST_FALLBACKS = 32
 FALLBACK_LISTS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
-class Deployment(NamedTuple):
+class Deployment:
     """One deployment behind a `model_name`.
 
     Attributes:
         model: the `model_name` that is billed, an alias resolved.
         served_model: the provider's model, as in `litellm_params.model`.
-        price: None if no price is known.
-        embedding_price: the same for a request without output, whose price may then be missing.
+        sheet: the prices, as LiteLLM writes them.
         context: the most input tokens it takes; None if unknown.
         most_output: the most output tokens it gives; None if unknown.
+        service: the tier of service that it asks for by itself.
     """
 
-    model: str | None
-    deployment_id: str
-    provider: str | None
-    served_model: str
-    price: Price | None
-    embedding_price: Price | None
-    context: int | None
-    most_output: int | None
+    __slots__ = ("_prices", "context", "deployment_id", "model", "most_output", "provider", "served_model", "service", "sheet")  # fmt: skip  # noqa: E501
+
+    def __init__(
+        self,
+        model: str | None,
+        *,
+        deployment_id: str = "",
+        provider: str | None = None,
+        served_model: str = "",
+        sheet: Mapping[str, Any] = MappingProxyType({}),
+        context: int | None = None,
+        most_output: int | None = None,
+        service: str | None = None,
+    ) -> None:
+        """Remember what is known."""
+        self.model = model
+        self.deployment_id = deployment_id
+        self.provider = provider
+        self.served_model = served_model
+        self.sheet = sheet
+        self.context = context
+        self.most_output = most_output
+        self.service = service
+        self._prices: dict[Route, Price | None] = {}
 
     def price_on(self, call_type: str) -> Price | None:
-        """Choose the price for a route."""
-        return self.embedding_price if call_type == "aembedding" else self.price
+        """Read the price of a route; None if none is known that we can work with."""
+        route = route_of(call_type)
+        if route not in self._prices:
+            self._prices[route] = read_price(self.sheet, route)
+        return self._prices[route]
+
+    def has_own_price(self, key: str) -> bool:
+        """Say whether the sheet has a price under this key."""
+        return atto_each(self.sheet.get(key)) is not None
+
+    def is_priced_on(self, call_type: str) -> bool:
+        """Say whether a price is known, by us or by LiteLLM alone."""
+        return self.price_on(call_type) is not None or is_priced_by_litellm(self.sheet, route_of(call_type))
 
 
 class PriceBook:
@@ -115,15 +145,16 @@ class PriceBook:
             mapped = map_entry(self._map, str(own.get("base_model") or served), own.get("custom_llm_provider"))
             facts = {**mapped, **own}
             sheet = own_or_mapped(own, mapped)
+            service = own.get("service_tier")
             yield Deployment(
-                model=str(billed or model),
+                str(billed or model),
                 deployment_id=str(info.get("id") or ""),
                 provider=_provider(served, own.get("custom_llm_provider")),
                 served_model=served,
-                price=read_price(sheet),
-                embedding_price=read_price(sheet, embedding=True),
+                sheet=sheet,
                 context=_count(facts.get("max_input_tokens")),
                 most_output=_count(facts.get("max_output_tokens")),
+                service=service.lower() if isinstance(service, str) else None,
             )
 
 

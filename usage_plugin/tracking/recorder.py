@@ -51,6 +51,9 @@ class Outcome:
         cost: nano-dollars; None if no price is known.
         usage: the provider's usage as it came, numbers only.
         as_reserved: nobody knows what it used, so what was held is charged.
+        service_tier: under which it was billed, if it was not the ordinary one.
+        litellm_cost: what LiteLLM says it cost, as a cross-check; None if it says nothing, or nothing but zero.
+        disagrees: whether that differs from our computed cost by more than a hundredth and a micro-dollar.
     """
 
     status: Status
@@ -66,6 +69,9 @@ class Outcome:
     error: str | None = None
     usage: Mapping[str, int] | None = None
     as_reserved: bool = False
+    service_tier: str | None = None
+    litellm_cost: Nano | None = None
+    disagrees: bool = False
 
 
 class OpenRequest:
@@ -201,6 +207,7 @@ class Recorder:
             cost_source=outcome.cost_source,
             estimated=outcome.estimated,
             cache_hit=outcome.cache_hit,
+            service_tier=outcome.service_tier,
             error=outcome.error,
             usage=outcome.usage,
         )

@@ -1,0 +1,670 @@
+"""What the doctor says without sending a request. `tests/proxy/test_doctor.py` sends some."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from usage_plugin.cli.doctor import command, probes, surroundings, temporary, wiring
+from usage_plugin.cli.doctor.mock_model import MockModel
+from usage_plugin.cli.doctor.web import Answer, fetch
+from usage_plugin.config import load_config
+from usage_plugin.domain.ledger import Hold, Imperfection
+from usage_plugin.domain.usage import encode_event
+from usage_plugin.errors import StorageUnavailableError
+from usage_plugin.sqlite_file import has_wal_reset_bug
+from usage_plugin.testing.builders import NOON, make_event
+
+SECOND = 1_000_000
+CALLBACK = "usage_plugin.proxy.callback"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    for name in ("CONFIG_FILE_PATH", "NUM_WORKERS", "LITELLM_MASTER_KEY", "USAGE_PLUGIN_ENFORCE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def proxy_yaml(config_path):
+    """Change the proxy's YAML, section by section."""
+
+    def change(**sections):
+        document = yaml.safe_load(config_path.read_text())
+        for name, values in sections.items():
+            document[name] = {**document.get(name, {}), **values}
+        config_path.write_text(yaml.safe_dump(document))
+        return config_path
+
+    return change
+
+
+@pytest.fixture
+def examine(run):
+    """The findings of a static look, those that are not ok as {level: [text and remedy]}."""
+
+    def examine():
+        result = run("doctor", "--static", "--format", "json")
+        document = json.loads(result.stdout)
+        levels = {"warning": [], "problem": []}
+        for finding in document["findings"]:
+            if finding["level"] != "ok":
+                levels[finding["level"]].append(f"{finding['text']} {finding['remedy']}")
+        assert document["ok"] == (not levels["problem"])
+        assert result.exit_code == int(not document["ok"])
+        return levels
+
+    return examine
+
+
+def said(lines, *parts):
+    """Whether one of the lines has all the parts."""
+    return any(all(part in line for part in parts) for line in lines)
+
+
+# ── what is well ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_good_configuration_has_no_problem(run, books, examine):
+    """Where nothing would break, the doctor ends with 0, and what it says names everything it looked at."""
+    books.add()
+    books.flush()
+    assert examine()["problem"] == []
+    text = run.ok("doctor", "--static")
+    for part in ("Wiring", "Surroundings", "Books", "names usage_plugin.proxy.callback once", "no-log", "LiteLLM 1.",
+                 "a local file system", "are free", "The clock says 2026-11-23 12:00:00 UTC", "The ledger is whole",
+                 "The store has every event", "takes events", "What is not known exactly"):  # fmt: skip
+        assert part in text, part
+    assert "✓" in text
+    assert "✗" not in text
+    assert "\x1b" not in text
+
+
+def test_before_anything_is_recorded_the_files_are_looked_at(run, config_path):
+    """Without a data folder the doctor looks at everything else, and makes none."""
+    text = run.ok("doctor", "--static")
+    assert "Nothing has been recorded" in text
+    assert "is not there yet; the proxy makes it" in text
+    assert not (config_path.parent / "data").exists()
+
+
+def test_the_doctor_does_not_load_litellm(execute, books):
+    """The static look takes no LiteLLM, and no seconds."""
+    done = execute(
+        "doctor", "--static", "--format", "json", env={**execute.environment, "PYTHONPROFILEIMPORTTIME": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage_plugin.cli.doctor.wiring" in done.stderr
+    assert " litellm\n" not in done.stderr
+
+
+def test_marks_are_plain_where_the_terminal_has_only_ascii(execute, books):
+    """In an ASCII locale the marks are letters."""
+    done = execute("doctor", "--static", env={**execute.environment, "PYTHONIOENCODING": "ascii"})
+    assert "ok litellm_settings.callbacks names" in done.stdout
+    assert done.returncode == 0
+
+
+def test_rows_of_the_doctor_are_its_findings(run, books, monkeypatch):
+    """CSV and JSON lines hold the findings."""
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+    rows = run.json("doctor", "--static")["findings"]
+    assert run.jsonl("doctor", "--static") == rows
+    assert {row["area"] for row in run.csv("doctor", "--static")} == {"wiring", "surroundings", "books"}
+
+
+# ── the wiring ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "parts"),
+    [
+        (["other.callback"], ("does not name the plugin", f'["{CALLBACK}"]')),
+        (None, ("does not name the plugin",)),
+        ([CALLBACK, CALLBACK], ("2 times", "once")),
+    ],
+)
+def test_the_callback_must_be_listed_once(examine, proxy_yaml, callbacks, parts):
+    """A list of callbacks without the plugin, or with it twice, is a problem."""
+    proxy_yaml(litellm_settings={"callbacks": callbacks})
+    assert said(examine()["problem"], *parts)
+
+
+def test_the_callback_may_be_a_string(examine, proxy_yaml):
+    """LiteLLM takes a single name, too."""
+    proxy_yaml(litellm_settings={"callbacks": CALLBACK})
+    assert examine()["problem"] == []
+
+
+@pytest.mark.parametrize("name", ["success_callback", "failure_callback"])
+def test_the_callback_in_another_list_is_a_problem(examine, proxy_yaml, name):
+    """In `success_callback` none of the hooks that refuse is called."""
+    proxy_yaml(litellm_settings={name: [CALLBACK]})
+    assert said(examine()["problem"], name)
+
+
+def test_a_file_that_litellm_would_load_instead_is_a_problem(examine, config_path):
+    """LiteLLM takes usage_plugin/proxy.py beside the YAML for the plugin."""
+    (config_path.parent / "usage_plugin").mkdir()
+    (config_path.parent / "usage_plugin" / "proxy.py").write_text("callback = None\n")
+    assert said(examine()["problem"], "usage_plugin/proxy.py")
+
+
+@pytest.mark.parametrize("name", ["usage_plugin.py", "usage_plugin"])
+def test_what_python_would_load_instead_is_a_warning(examine, config_path, name):
+    """A file or folder of the package's name hides it from a proxy that is started beside it with python -m."""
+    path = config_path.parent / name
+    path.mkdir() if name == "usage_plugin" else path.write_text("")
+    assert said(examine()["warning"], f"{path} hides")
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("from usage_plugin.proxy.handler import UsageHandler_PROXY_\nclass Mine(UsageHandler_PROXY_): pass\n", "subclasses"),
+        ("import usage_plugin.proxy.handler as h\nclass Mine(h.UsageHandler_PROXY_): pass\n", "subclasses"),
+        ("from usage_plugin.proxy import callback as mine\n", "registers it again"),
+        ("class Mine(:\n", "cannot be loaded"),
+    ],
+)  # fmt: skip
+def test_a_callback_of_ones_own_that_takes_ours_is_a_problem(examine, proxy_yaml, code, part):
+    """Inherited hooks are never called, and a second name for the callback registers it twice."""
+    path = proxy_yaml(litellm_settings={"callbacks": [CALLBACK, "mine.callback"]})
+    (path.parent / "mine.py").write_text(code)
+    assert said(examine()["problem"], part)
+
+
+def test_a_callback_of_ones_own_is_none_of_our_business(examine, proxy_yaml):
+    """Another callback beside ours is fine, wherever it lies."""
+    path = proxy_yaml(litellm_settings={"callbacks": [CALLBACK, "mine.callback", "langfuse", "elsewhere.callback"]})
+    (path.parent / "mine.py").write_text("import usage_plugin\ncallback = None\n")
+    assert examine()["problem"] == []
+
+
+def test_a_handler_that_a_client_can_silence_is_a_problem(monkeypatch, tmp_path):
+    """Were the class not named with _PROXY_, `no-log` would silence it, unless LiteLLM is told otherwise."""
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "handler.py").write_text("class Handler:\n    async def async_pre_call_hook(self): ...\n")
+    monkeypatch.setattr(wiring.usage_plugin, "__file__", str(tmp_path / "__init__.py"))
+    (found,) = wiring._no_log({})
+    assert (found.level, "no-log" in found.text) == ("problem", True)
+    assert [found.level for found in wiring._no_log({"global_disable_no_log_param": True})] == ["ok", "problem"], (
+        "and it lacks hooks"
+    )
+
+
+def test_settings_that_change_what_is_counted_are_warnings(examine, proxy_yaml):
+    """LiteLLM's cache, and what hides cut streams from us, are worth knowing."""
+    proxy_yaml(litellm_settings={"cache": True, "disable_streaming_logging": True})
+    found = examine()
+    assert said(found["warning"], "cache is on")
+    assert said(found["warning"], "disable_streaming_logging")
+    proxy_yaml(litellm_settings={"cache_params": {"mode": "default_off"}, "disable_streaming_logging": False})
+    assert not said(examine()["warning"], "cache is on")
+
+
+def test_models_without_a_price_are_named_where_a_cost_limit_stands(examine, config_path):
+    """A model without a price is refused under a cost limit, so it is named."""
+    document = yaml.safe_load(config_path.read_text())
+    document["model_list"].append({"model_name": "mystery", "litellm_params": {"model": "openai/mystery-9"}})
+    config_path.write_text(yaml.safe_dump(document))
+    assert said(examine()["warning"], "mystery")
+    document["usage_plugin"]["limits"] = [{"name": "n", "per": "user", "window": "day", "max_requests": 1}]
+    config_path.write_text(yaml.safe_dump(document))
+    assert not said(examine()["warning"], "mystery")
+
+
+def test_enforcing_that_is_off_is_said(examine, monkeypatch):
+    """With USAGE_PLUGIN_ENFORCE=off nothing is refused, which is easily forgotten."""
+    monkeypatch.setenv("USAGE_PLUGIN_ENFORCE", "off")
+    assert said(examine()["warning"], "USAGE_PLUGIN_ENFORCE")
+
+
+def test_a_section_in_a_file_of_its_own_needs_the_proxys_yaml(run, tmp_path, monkeypatch):
+    """Where our section lies apart, the proxy's YAML is found by LiteLLM's own variable."""
+    own = tmp_path / "own.yaml"
+    own.write_text("usage_plugin: {data_dir: ./here}\n")
+    assert "is not the proxy's YAML" in run("--config", str(own), "doctor", "--static", config=None).stdout
+    proxys = tmp_path / "proxy.yaml"
+    proxys.write_text("model_list: []\n")
+    monkeypatch.setenv("CONFIG_FILE_PATH", str(proxys))
+    result = run("--config", str(own), "doctor", "--static", config=None)
+    assert result.exit_code == 1
+    assert "does not name the plugin" in result.stdout
+
+
+def test_a_broken_configuration_is_the_only_finding(run, config_path):
+    """With a mistake in the YAML the proxy does not start; the doctor says which, and ends with 1."""
+    config_path.write_text("usage_plugin: {timezone: Mars}\n")
+    result = run("doctor", "--format", "json")
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert "usage_plugin.timezone" in finding["text"]
+    result = run("doctor")
+    assert "✗" in result.stdout
+    assert "1 would break" in result.stdout
+
+
+# ── the surroundings ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("version", "level"),
+    [("1.98.0", "ok"), ("1.106.2", "ok"), ("1.109.1", "ok"), ("2.0.0", "ok"), ("1.97.9", "problem"), ("0.9", "problem"),
+     ("1.107.0", "problem"), ("1.107.3", "problem"), ("1.98.0rc1", "ok")],
+)  # fmt: skip
+def test_versions_of_litellm(version, level):
+    """Before 1.98 cut streams are not billed, and 1.107 is reported as compromised."""
+    assert surroundings.judge_litellm(version).level == level
+
+
+def test_a_missing_litellm_is_a_problem(monkeypatch):
+    """The doctor must run where the proxy runs."""
+
+    def missing(name):
+        raise surroundings.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(surroundings.metadata, "version", missing)
+    assert surroundings.check_litellm().level == "problem"
+
+
+@pytest.mark.parametrize(("version", "level"), [((3, 51, 3), "ok"), ((3, 50, 7), "ok"), ((3, 50, 6), "warning"), ((3, 40, 1), "warning")])  # fmt: skip
+def test_versions_of_sqlite(version, level):
+    """A version with the WAL-reset bug is a warning, since the plugin is safe from it."""
+    assert surroundings.check_sqlite(version).level == level
+    assert has_wal_reset_bug(version) == (level == "warning")
+
+
+MOUNTS = [
+    ("/", "ext4"), ("/net", "nfs4"), ("/net/local", "xfs"), ("/mnt/s", "cifs"), ("/mnt/f", "fuse.sshfs"),
+    ("/mnt/o", "fuse.fuse-overlayfs"), ("/mnt/9", "9p"), ("/tmp", "tmpfs"), ("/mnt/twice", "ext4"), ("/mnt/twice", "nfs"),
+    ("/mnt/g", "fuse.glusterfs"), ("/mnt/m", "smbfs"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folder", "level", "kind"),
+    [
+        ("/var/data", "ok", "ext4"), ("/net/ann/data", "problem", "nfs4"), ("/net/local/data", "ok", "xfs"),
+        ("/network/data", "ok", "ext4"), ("/mnt/s", "problem", "cifs"), ("/mnt/f/x", "problem", "fuse.sshfs"),
+        ("/mnt/o/x", "ok", "fuse-overlayfs"), ("/mnt/9/x", "problem", "9p"), ("/tmp/x", "warning", "tmpfs"),
+        ("/mnt/twice/x", "problem", "nfs"), ("/mnt/g/x", "problem", "glusterfs"), ("/mnt/m/x", "problem", "smbfs"),
+    ],
+)  # fmt: skip
+def test_network_file_systems_are_a_problem(folder, level, kind):
+    """SQLite's locks may not hold on a network file system; the innermost mount counts, the last of two."""
+    found = surroundings.check_file_system(Path(folder), MOUNTS)
+    assert found.level == level
+    assert kind in found.text
+    assert surroundings.check_file_system(Path(folder), []).level == "warning"
+
+
+def test_the_kernels_table_of_mounts_is_read():
+    """Names with spaces and optional fields are read from the kernel's table as it is written."""
+    table = (
+        "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
+        "90 27 0:50 / /mnt/my\\040share rw,relatime shared:1 master:2 - nfs4 host:/x rw,vers=4.2\n"
+        "broken line\n"
+    )
+    assert list(surroundings._read_mountinfo(table)) == [("/proc", "proc"), ("/mnt/my share", "nfs4")]
+    assert surroundings.mounts(), "and this machine has some"
+
+
+def test_a_folder_that_others_can_read_is_a_warning(examine, books, config_path):
+    """The data folder says who spends what, so it is for its owner only."""
+    folder = config_path.parent / "data"
+    folder.chmod(0o755)
+    assert said(examine()["warning"], "Others can look into", "chmod 700")
+    folder.chmod(0o700)
+    assert not said(examine()["warning"], "Others can look into")
+
+
+def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
+    """What the proxy cannot write, it cannot work with."""
+    (tmp_path / "ledger.db").touch()
+    monkeypatch.setattr(surroundings.os, "access", lambda path, mode: Path(path).name != "ledger.db")
+    (found,) = surroundings.check_folder(tmp_path)
+    assert (found.level, "ledger.db" in found.text) == ("problem", True)
+    monkeypatch.setattr(surroundings.os, "access", lambda path, mode: False)
+    (found,) = surroundings.check_folder(tmp_path / "not" / "there")
+    assert found.level == "problem"
+
+
+def test_a_folder_of_somebody_else_is_a_warning(tmp_path, monkeypatch):
+    """What one user makes, another may not be able to write."""
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(surroundings.os, "getuid", lambda: tmp_path.stat().st_uid + 12345)
+    assert [found.level for found in surroundings.check_folder(tmp_path)] == ["warning", "ok"]
+
+
+@pytest.mark.parametrize(("free", "level"), [(2**40, "ok"), (2**29, "warning"), (2**20, "problem")])
+def test_a_full_disk_is_a_problem(tmp_path, monkeypatch, free, level):
+    """Little room is a warning, none a problem."""
+    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert surroundings.check_disk(tmp_path / "not-yet").level == level
+
+
+def test_a_clock_that_cannot_be_right_is_a_problem():
+    """A clock from before this package, or behind what is on record, is wrong."""
+    assert surroundings.check_clock(NOON, None).level == "ok"
+    assert surroundings.check_clock(NOON, NOON + 60 * SECOND).level == "ok"
+    assert surroundings.check_clock(NOON, NOON + 600 * SECOND).level == "problem"
+    assert surroundings.check_clock(86_400 * SECOND, None).level == "problem"
+
+
+def test_the_clock_is_compared_with_what_is_on_record(examine, books):
+    """A request recorded in the future says that the clock has jumped back."""
+    books.add(started_at=NOON + 3600 * SECOND)
+    assert said(examine()["problem"], "The clock says", "13:00:00")
+
+
+def test_several_workers_are_told_what_they_need(config_path, monkeypatch):
+    """uvicorn's health check kills slow starters; a ledger in memory cannot be shared."""
+    config = load_config(config_path)
+    assert list(surroundings.check_workers(config, ["1-a"])) == []
+    (found,) = surroundings.check_workers(config, ["1-a", "2-b"])
+    assert "--timeout_worker_healthcheck" in found.remedy
+    monkeypatch.setenv("NUM_WORKERS", "4")
+    assert [found.level for found in surroundings.check_workers(config, [])] == ["warning"]
+    alone = config.model_copy(
+        update={name: getattr(config, name).model_copy(update={"backend": "memory"}) for name in ("ledger", "storage")}
+    )
+    assert [found.level for found in surroundings.check_workers(alone, [])] == ["problem", "warning", "warning"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
+def test_a_proxy_that_was_started_well_is_not_told(config_path, monkeypatch):
+    """Where the system tells how the proxy was started, the hint is given only if it is needed."""
+    told = surroundings._parents_command(f"{os.getpid()}-abc")
+    assert "pytest" in told or sys.executable in told
+    monkeypatch.setattr(surroundings, "_parents_command", lambda _: "litellm --timeout_worker_healthcheck 120")
+    assert list(surroundings.check_workers(load_config(config_path), ["1-a", "2-b"])) == []
+
+
+# ── the books ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_damage_is_a_problem(examine, books):
+    """What the ledger finds wrong with itself is told, each of it."""
+    books.add()
+    books.ledger._execute("UPDATE accounts SET reserved = reserved + 5")
+    problems = examine()["problem"]
+    assert said(problems, "are reserved; open reservations hold 0", "keep a copy")
+    assert len(problems) >= 2
+
+
+def test_a_store_that_is_behind_is_a_problem(examine, books):
+    """Events that wait for minutes while a proxy runs say that the store does not take them."""
+    books.add(started_at=NOON - 10 * SECOND)
+    assert said(examine()["warning"], "1 events", "since no proxy runs")
+    worker = books.parts.workers()
+    worker.join()
+    try:
+        assert examine()["problem"] == []
+        books.ledger.settle(books.reserve(started_at=NOON).event_id, [], encode_event(make_event()))
+        books.flush()
+        books.add(started_at=NOON - 600 * SECOND)
+        assert said(examine()["problem"], "wait for the store, the oldest for 10 min")
+    finally:
+        worker.leave()
+
+
+def test_what_a_dead_worker_left_open_is_a_warning(examine, books):
+    """A reservation whose worker is gone holds what it reserved until a keeper settles it."""
+    books.add()
+    books.reserve()
+    assert said(examine()["warning"], "1 reservations are open whose worker is gone")
+
+
+def test_a_store_that_does_not_work_is_a_problem(examine, books, monkeypatch):
+    """The store is asked whether it takes events."""
+    books.add()
+
+    async def broken(self):
+        raise StorageUnavailableError("the disk is full", hint="Make room.")
+
+    monkeypatch.setattr("usage_plugin.backends.sqlite.store.SqliteStore.health", broken)
+    assert said(examine()["problem"], "the disk is full", "Make room.")
+
+
+def test_what_the_proxy_says_itself_is_a_problem(examine, books):
+    """A note of a worker that something does not work is passed on."""
+    books.add()
+    books.ledger.note("problem:config", json.dumps({"text": "line 3: no such key", "since": "2026-11-23"}))
+    assert said(examine()["problem"], "The proxy says of config: line 3: no such key")
+
+
+def test_a_damaged_file_is_a_problem(examine, books, config_path):
+    """A file that is no database is a finding, not a trace."""
+    books.ledger.close()
+    for path in (config_path.parent / "data").glob("ledger.db*"):
+        path.unlink()
+    (config_path.parent / "data" / "ledger.db").write_bytes(b"this is no database, and long enough. " * 100)
+    assert said(examine()["problem"], "ledger.db")
+
+
+def test_every_kind_of_imperfection_is_counted(run, books):
+    """Each kind has a line, also with 0, its sums over all that it concerned, and what it is most on."""
+    books.add()
+    books.ledger.count([
+        Imperfection("estimated", "gpt", 3, 10_000_000, NOON, NOON),
+        Imperfection("estimated", "claude", 5, 20_000_000, NOON, NOON + 60 * SECOND),
+        Imperfection("gap", "", 1, 0, NOON, NOON),
+        Imperfection("new-kind", "x", 1, 0, NOON, NOON),
+    ])  # fmt: skip
+    found = run.json("doctor", "--static")["imperfections"]
+    assert {(row["kind"], row["concerns"], row["times"]) for row in found} == {
+        ("estimated", "gpt", 3), ("estimated", "claude", 5), ("gap", "", 1), ("new-kind", "x", 1),
+    }  # fmt: skip
+    text = [" ".join(line.split()) for line in run.ok("doctor", "--static").splitlines()]
+    assert (
+        "estimated 8 0.03 USD 2026-11-23 12:01 UTC claude 5, gpt 3"
+        " charged by an estimate, since nobody said what was used" in text
+    )
+    assert any(line.startswith("orphaned 0 ") for line in text)
+    assert any(line.startswith("new-kind 1 ") for line in text)
+
+
+# ── a running proxy, and the copy for a temporary one ────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--url", "http://127.0.0.1:4000"],
+        ["--url", "http://127.0.0.1:4000", "--model", "gpt"],
+        ["--url", "127.0.0.1:4000", "--model", "gpt", "--key", "x"],
+        ["--model", "gpt"],
+        ["--url", "http://127.0.0.1:4000", "--model", "gpt", "--key", "x", "--static"],
+    ],
+    ids=" ".join,
+)
+def test_what_a_running_proxy_needs_must_be_named(run, books, arguments):
+    """An address without a model, without a key, or that is none, is a mistake in writing."""
+    result = run("doctor", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+def test_a_key_is_asked_for_at_a_terminal(monkeypatch):
+    """Whoever sits at a terminal types the key, which is not shown."""
+    monkeypatch.setattr(command.sys.stdin, "isatty", lambda: True, raising=False)
+    asked = {}
+    monkeypatch.setattr(command.click, "prompt", lambda text, **options: asked.update(options) or "sk-typed")
+    target = command.read_target("http://127.0.0.1:4000/v1/", None, "gpt", None)
+    assert target == ("http://127.0.0.1:4000", "sk-typed", "gpt", "gpt")
+    assert asked["hide_input"]
+
+
+def test_a_proxy_that_does_not_answer_is_a_problem(run, books):
+    """With nobody at the address nothing can be proved, which is a problem; the key is nowhere in what is said."""
+    books.add()
+    result = run("doctor", "--url", "http://127.0.0.1:9", "--model", "gpt", "--key", "sk-secret", "--format", "json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert document["requests"] == []
+    assert said([found["text"] for found in document["findings"]], "Nobody answers at http://127.0.0.1:9")
+    assert "sk-secret" not in result.output
+    assert "✗" in run("doctor", "--url", "http://127.0.0.1:9", "--model", "gpt", "--key", "sk-secret").stdout
+
+
+def judge(*, status=200, headers=None, events=(), held=False, refused=False, text="{}"):
+    probe = probes.Probe("chat", "/v1/chat/completions", {}, refused=refused)
+    answer = Answer(status, headers or {}, text)
+    return probes._judge(probe, answer, "", None if events is None else list(events), held=held)
+
+
+SEEN = {"x-usage-cost": "0.01"}
+ERROR = json.dumps({"error": {"message": "no such\nmodel"}})
+
+
+@pytest.mark.parametrize(
+    ("case", "marks", "level", "note"),
+    [
+        ({"headers": SEEN, "events": [make_event()]}, (True, True, True), "ok", "success, 10 + 5 tokens, 0.01 USD"),
+        ({"events": [make_event(cost=None)]}, (True, True, True), "ok", "no price"),
+        ({"headers": SEEN}, (True, False, True), "problem", "no event after 15 s"),
+        ({}, (False, False, True), "problem", "nothing shows that the plugin saw it"),
+        ({"headers": SEEN, "held": True}, (True, False, False), "problem", "still open"),
+        ({"events": [make_event(), make_event()]}, (True, False, True), "problem", "2 events"),
+        ({"headers": {"x-usage-refusal": "spent", "x-usage-limit": "daily"}, "status": 402}, (True, None, None), "warning", "refused (spent) by daily"),
+        ({"status": 401, "text": ERROR}, (None, None, None), "warning", "the key may not use this route: 401: no such model"),
+        ({"status": 400, "text": ERROR, "events": [make_event(status="failure")]}, (True, True, True), "ok", "failure, 10 + 5 tokens, 0.01 USD, 400: no such model"),
+        ({"status": 500, "text": "oops"}, (False, False, True), "problem", "500: oops"),
+        ({"events": None, "headers": SEEN}, (True, None, None), "warning", ""),
+        ({"events": None}, (None, None, None), "warning", "the books are not here"),
+        ({"refused": True, "headers": {"x-usage-refusal": "too_large"}, "status": 402}, (True, None, None), "ok", "as it must be"),
+        ({"refused": True, "headers": SEEN}, (False, None, None), "problem", "did not refuse it"),
+    ],
+)  # fmt: skip
+def test_what_an_answer_and_the_books_prove(case, marks, level, note):
+    """Gate, record and settlement are judged one by one, and each has its reason."""
+    result = judge(**case)
+    assert (result.gate.ok, result.record.ok, result.settle.ok) == marks
+    assert result.level == level
+    assert note in result.note
+
+
+def test_the_results_are_summed_up():
+    """Any disproof is a problem, anything unproved a warning."""
+    good, bad = judge(headers=SEEN, events=[make_event()]), judge()
+    unproved = judge(status=401)
+    assert [found.level for found in probes.findings_of([good])] == ["ok"]
+    assert [found.level for found in probes.findings_of([good, unproved])] == ["warning"]
+    (found,) = probes.findings_of([good, unproved, bad])
+    assert (found.level, "chat" in found.text) == ("problem", True)
+
+
+async def test_events_are_found_by_the_call_id(books, monkeypatch):
+    """New events with the doctor's call ids are read from the outbox; a second one of the same is seen, others are not."""
+    monkeypatch.setattr(probes, "RECORD_SECONDS", 0.3)
+    books.add(call_id="mine")
+    after = probes._newest(books.ledger)
+    for call_id in ("mine", "other", None, "mine", "late"):
+        books.add(call_id=call_id)
+    found = await probes._events(books.ledger, after, {"mine", "late", "never"})
+    assert {call_id: len(events) for call_id, events in found.items()} == {"mine": 2, "late": 1}
+    event = make_event(call_id="mine")
+    books.ledger.reserve(event.event_id, "w", NOON, [], encode_event(event))
+    other = make_event(call_id="other")
+    books.ledger.reserve(other.event_id, "w", NOON, [], encode_event(other))
+    assert await probes._held(books.ledger, {"mine", "late"}) == {"mine"}
+
+
+DOCUMENT = {
+    "model_list": [{"model_name": "real", "litellm_params": {"model": "openai/gpt-4o", "api_key": "sk-real"}}],
+    "litellm_settings": {
+        "callbacks": [CALLBACK, "mine.callback"], "drop_params": True, "cache": True,
+        "cache_params": {"type": "redis", "host": "cache.example", "password": "p"},
+    },
+    "router_settings": {"num_retries": 3, "redis_host": "cache.example", "redis_password": "p"},
+    "general_settings": {
+        "master_key": "sk-real", "database_url": "postgres://u:p@db", "custom_auth": "mine.auth",
+        "background_health_checks": True, "alerting": ["slack"], "store_model_in_db": True, "allowed_ips": ["10.0.0.1"],
+        "max_request_size_mb": 5,
+    },
+    "guardrails": [{"guardrail_name": "x"}],
+    "environment_variables": {"REDIS_HOST": "cache.example", "MINE": "1"},
+    "usage_plugin": {
+        "data_dir": "/somewhere", "storage": {"backend": "elsewhere"}, "timezone": "Europe/Berlin",
+        "identity": {"user": ["key"], "on_missing": "deny"},
+        "limits": [{"name": "daily", "per": "user", "window": "day", "max_cost": 0.1}],
+    },
+}  # fmt: skip
+
+
+def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
+    """The temporary proxy has the user's callbacks and settings, and no provider, database, cache server or key."""
+    before = json.dumps(DOCUMENT)
+    copy, left_out = temporary.adapted(DOCUMENT, "http://127.0.0.1:1", tmp_path / "data")
+    assert json.dumps(DOCUMENT) == before, "the user's own is not changed"
+    text = json.dumps(copy)
+    for secret in ("sk-real", "postgres", "cache.example", "password", "10.0.0.1", "/somewhere", "elsewhere", "slack"):
+        assert secret not in text
+    assert copy["litellm_settings"]["callbacks"] == [CALLBACK, "mine.callback"]
+    assert copy["litellm_settings"]["drop_params"] is True
+    assert copy["litellm_settings"]["cache_params"]["type"] == "local"
+    assert copy["router_settings"] == {"num_retries": 3}
+    assert copy["general_settings"] == {"max_request_size_mb": 5, "master_key": "os.environ/LITELLM_MASTER_KEY"}
+    assert copy["environment_variables"] == {"MINE": "1"}
+    assert {"guardrails", "general_settings.custom_auth", "usage_plugin.storage"} <= set(left_out)
+    assert "general_settings.master_key" not in left_out
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(copy))
+    config = load_config(path)
+    assert [limit.name for limit in config.limits] == ["daily", temporary.BLOCKED]
+    assert (config.limits[0].amount, str(config.timezone)) == (100_000_000, "Europe/Berlin")
+    assert (config.data_dir, config.identity.on_missing) == (tmp_path / "data", "shared")
+
+
+def test_python_files_beside_the_yaml_come_along(tmp_path):
+    """Callbacks that lie beside the YAML are found by the temporary proxy, and other files are left where they are."""
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to").mkdir()
+    for name in ("mine.py", "notes.txt", "package/__init__.py", "data/x.db", ".hidden/x.py"):
+        path = tmp_path / "from" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    temporary._bring_along(tmp_path / "from" / "config.yaml", tmp_path / "to")
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["mine.py", "package"]
+
+
+def test_the_last_words_of_a_proxy_have_no_secrets(tmp_path):
+    """What a proxy said before it ended is passed on without keys and passwords."""
+    log = tmp_path / "proxy.log"
+    log.write_text("fine\n\nValueError: sk-abc_DEF-1 at postgres://ann:secret@host failed\nbye\n")
+    assert temporary.last_words(log) == "ValueError: … at postgres://…host failed"
+    log.write_text("one\ntwo\n")
+    assert temporary.last_words(log) == "one\ntwo"
+
+
+def test_the_mock_model_answers_every_route():
+    """The doctor's model answers each route, whole and streamed, and counts what it was asked."""
+    model = MockModel()
+    model.start()
+    try:
+        for number, probe in enumerate(probes.all_probes("a", "b", "c", "d"), start=1):
+            answer = fetch(f"{model.url}{probe.path}", probe.body)
+            assert answer.status == 200, probe
+            assert answer.text.startswith(("data: ", "event: ")) is probe.streams
+            assert ("usage" in answer.text) is True
+            assert model.calls == number
+        assert fetch(f"{model.url}/v1/nothing", {}).status == 404
+    finally:
+        model.stop()
+
+
+def test_looking_changes_nothing(run, books):
+    """The doctor leaves the books as they were."""
+    books.add()
+    account, end, _ = next(books._amounts(make_event()))
+    books.ledger.reserve("x", "w", NOON, [Hold(account, end, 5, None, 5)], encode_event(make_event()))
+    before = list(books.ledger._connection.iterdump())
+    run("doctor", "--static")
+    assert list(books.ledger._connection.iterdump()) == before

@@ -1,0 +1,97 @@
+"""Screen: the findings for people, one line each with a mark, and the table of routes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells
+from usage_plugin.cli.output import Column, console, harmless, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from usage_plugin.cli.doctor.findings import Finding, Level
+    from usage_plugin.cli.doctor.probes import Mark, Result
+    from usage_plugin.cli.imperfections import Count
+
+_TITLES = {"wiring": "Wiring", "surroundings": "Surroundings", "books": "Books", "routes": "Routes"}
+_STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequence[Count]) -> None:
+    """Print everything."""
+    screen = console()
+    marks = _marks()
+    for area, title in _TITLES.items():
+        mine = [finding for finding in findings if finding.area == area]
+        if mine:
+            screen.print(Text(title, style="bold"))
+        for finding in mine:
+            line = Text(f"  {marks[finding.level]} ", style=_STYLES[finding.level])
+            screen.print(line.append(harmless(finding.text), style="default"))
+            for part in finding.remedy.splitlines():
+                screen.print(Text(f"      {harmless(part)}", style="dim"))
+    if results:
+        _show_results(results)
+    if counted:
+        table(
+            "What is not known exactly",
+            COUNT_COLUMNS,
+            [count_cells(count) for count in counted],
+        )
+    screen.print(Text(summary(findings), style="bold"))
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Sum up in a line."""
+    problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
+    if problems:
+        return f"{problems} would break; {warnings} warnings."
+    return f"Nothing would break; {warnings} warnings." if warnings else "All is well."
+
+
+def plain_result(result: Result) -> dict[str, Any]:
+    """Give a result as JSON has it."""
+    return {
+        "route": result.probe.name,
+        "path": result.probe.path,
+        "stream": result.probe.streams,
+        "level": result.level,
+        **{name: {"ok": mark.ok, "why": mark.why} for name, mark in _marks_of(result).items()},
+        "note": result.note,
+    }
+
+
+def _marks_of(result: Result) -> dict[str, Mark]:
+    return {"gate": result.gate, "record": result.record, "settle": result.settle}
+
+
+def _show_results(results: Sequence[Result]) -> None:
+    table(
+        "Requests",
+        [Column("route"), Column("stream"), Column("gate"), Column("record"), Column("settle"), Column("")],
+        [
+            [result.probe.name, "yes" if result.probe.streams else "",
+             *(_mark(mark, refused=result.probe.refused) for mark in _marks_of(result).values()), result.note]
+            for result in results
+        ],
+    )  # fmt: skip
+
+
+def _mark(mark: Mark, *, refused: bool) -> str:
+    marks = _marks()
+    if mark.ok is None:
+        return "-" if refused else marks["warning"]
+    return marks["ok" if mark.ok else "problem"]
+
+
+def _marks() -> dict[Level, str]:
+    """Choose marks that the terminal can show."""
+    try:
+        "✓✗".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return {"ok": "ok", "warning": "!", "problem": "X"}
+    return {"ok": "✓", "warning": "!", "problem": "✗"}

@@ -1,0 +1,206 @@
+"""A temporary proxy: LiteLLM with the user's settings and callbacks, in front of the mock model.
+
+Nothing of the user's is touched: the YAML is copied, the data folder is a new one, no database, cache server or
+provider is named in the copy. What was left out is said, so that nobody takes it for proved.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from usage_plugin.cli.doctor.mock_model import MockModel
+from usage_plugin.cli.doctor.web import fetch
+from usage_plugin.config import Config, load_config
+from usage_plugin.errors import UsagePluginError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SECTION = "usage_plugin"
+OPENAI_MODEL = "usage-doctor-openai"
+ANTHROPIC_MODEL = "usage-doctor-anthropic"
+BLOCKED = "usage-doctor-blocked"
+START_SECONDS = 180
+_STOP_SECONDS = 20
+_PRICES = {"input_cost_per_token": 0.000001, "output_cost_per_token": 0.000002}
+_NOT_OURS = re.compile(
+    r"database|store_model|custom_auth|custom_ui|background_health|alert|key_management|enable_jwt|enable_oauth"
+    r"|redis|allowed_ips|master_key|use_shared_health_check|supported_db_objects"
+)
+"""Settings that name a service, or that would keep the doctor's own key out."""
+_SECTIONS_LEFT_OUT = ("guardrails", "mcp_servers", "include", "prompts", "vector_store_registry", "search_tools")
+_ENVIRONMENT_LEFT_OUT = re.compile(
+    r"USAGE_PLUGIN_(CONFIG|DATA_DIR)|CONFIG_FILE_PATH|WORKER_CONFIG|NUM_WORKERS|DATABASE_|REDIS_|STORE_MODEL|LITELLM_"
+    r"|(HTTP|HTTPS|ALL)_PROXY$",
+    re.IGNORECASE,
+)
+_SECRETS = re.compile(r"sk-[\w-]+|(?<=://)[^/@\s]+@")
+
+
+class NotStartedError(UsagePluginError):
+    """The temporary proxy did not start."""
+
+
+class Temporary(NamedTuple):
+    """The running proxy.
+
+    Attributes:
+        config: of the copy, to read its books with.
+        left_out: settings of the user's that the copy does without.
+    """
+
+    url: str
+    key: str
+    config: Config
+    model: MockModel
+    left_out: list[str]
+
+
+@contextmanager
+def temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
+    """Start a proxy for the length of a context.
+
+    Args:
+        path: the proxy's YAML.
+        own_section: the file that our section stands in; mostly the same.
+
+    Raises:
+        NotStartedError: with the last lines of its log.
+    """
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-doctor-")))
+        model = MockModel()
+        model.start()
+        stack.callback(model.stop)
+        document = {**_read(path), SECTION: _read(own_section).get(SECTION)}
+        copy, left_out = adapted(document, model.url, folder / "data")
+        _bring_along(path, folder)
+        copied = folder / "config.yaml"
+        copied.write_text(yaml.safe_dump(copy, allow_unicode=True), encoding="utf-8")
+        key = f"sk-{secrets.token_urlsafe(32)}"
+        port = _free_port()
+        process = _start(folder, port, key)
+        stack.callback(_stop, process)
+        _wait(f"http://127.0.0.1:{port}", process, folder / "proxy.log")
+        config = load_config(copied).model_copy(update={"data_dir": folder / "data"})
+        yield Temporary(f"http://127.0.0.1:{port}", key, config, model, left_out)
+
+
+def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """Make the copy of a YAML: the same settings, other models, another data folder, no services."""
+    left_out: list[str] = [name for name in _SECTIONS_LEFT_OUT if document.get(name)]
+    copy = {name: value for name, value in document.items() if name not in (*_SECTIONS_LEFT_OUT, "model_list")}
+    for section in ("general_settings", "router_settings", "litellm_settings"):
+        settings = _mapping(copy.get(section))
+        dropped = [name for name in settings if _NOT_OURS.search(name)]
+        left_out += [f"{section}.{name}" for name in dropped if name != "master_key"]
+        copy[section] = {name: value for name, value in settings.items() if name not in dropped}
+    variables = _mapping(copy.get("environment_variables"))
+    copy["environment_variables"] = {
+        name: value for name, value in variables.items() if not _ENVIRONMENT_LEFT_OUT.match(name)
+    }
+    cache = _mapping(copy["litellm_settings"].get("cache_params"))
+    if copy["litellm_settings"].get("cache") and cache.get("type", "redis") != "local":
+        left_out.append("litellm_settings.cache_params")
+        copy["litellm_settings"]["cache_params"] = {"type": "local", "mode": cache.get("mode", "default_on")}
+    copy["general_settings"]["master_key"] = "os.environ/LITELLM_MASTER_KEY"
+    copy["model_list"] = [
+        _model(OPENAI_MODEL, "openai", f"{model_url}/v1"),
+        _model(ANTHROPIC_MODEL, "anthropic", model_url),
+    ]
+    ours = dict(_mapping(copy.get(SECTION)))
+    left_out += [f"{SECTION}.{name}" for name in ("storage", "ledger") if ours.pop(name, None)]
+    ours["data_dir"] = str(data_dir)
+    # Nobody has a key in the copy but the doctor, who speaks for nobody.
+    ours["identity"] = {**_mapping(ours.get("identity")), "on_missing": "shared"}
+    blocking = {"name": BLOCKED, "per": "end_user", "match": {"end_user": BLOCKED}, "window": "day", "max_requests": 0}
+    ours["limits"] = [*(ours.get("limits") or ()), blocking]
+    copy[SECTION] = ours
+    return copy, left_out
+
+
+def _model(name: str, provider: str, base: str) -> dict[str, Any]:
+    parameters = {"model": f"{provider}/{name}", "api_base": base, "api_key": "none-needed", **_PRICES}
+    return {"model_name": name, "litellm_params": parameters}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(_mapping(yaml.safe_load(path.read_text(encoding="utf-8"))))
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _bring_along(path: Path, folder: Path) -> None:
+    """Link the Python files beside the YAML, where LiteLLM looks for callbacks first."""
+    for found in path.parent.iterdir():
+        package = found.is_dir() and not found.name.startswith(".") and any(found.glob("*.py"))
+        if found.suffix == ".py" or package:
+            (folder / found.name).symlink_to(found.resolve())
+
+
+def _start(folder: Path, port: int, key: str) -> subprocess.Popen[bytes]:
+    program = Path(sys.executable).with_name("litellm")
+    found = str(program) if program.is_file() else shutil.which("litellm")
+    if found is None:
+        raise NotStartedError(
+            "There is no program litellm in this environment.", hint="Install usage-plugin where the proxy runs."
+        )
+    environment = {name: value for name, value in os.environ.items() if not _ENVIRONMENT_LEFT_OUT.match(name)}
+    environment |= {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "127.0.0.1"}
+    with (folder / "proxy.log").open("wb") as log:
+        return subprocess.Popen(  # noqa: S603  # our own words
+            [found, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"],
+            cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError, urllib.error.URLError):
+            if fetch(f"{url}/health/liveliness", seconds=5).status == 200:
+                return
+        time.sleep(0.2)
+    ended = process.poll()
+    how = f"It ended with {ended}." if ended is not None else f"It did not answer in {START_SECONDS} s."
+    raise NotStartedError(f"The temporary proxy did not start. {how}", hint=last_words(log))
+
+
+def last_words(log: Path) -> str:
+    """Give what a log says last, without secrets."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"error|exception|refus", line, re.IGNORECASE)] or lines
+    return _SECRETS.sub("…", "\n".join(line[:500] for line in telling[-5:]))
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
