@@ -102,9 +102,10 @@ class Asking:
         Returns:
             The bound over all answers, None if there is none; and what was put into the request, if anything.
         """
-        if route_of(kind) in _WITHOUT_OUTPUT:
+        route = route_of(kind)
+        if route in _WITHOUT_OUTPUT:
             return 0, None
-        if not bound.output_is_bounded:
+        if route != "text" or not bound.output_is_bounded:
             return None, None
         count = bound.answers
         if bound.asked_output is not None:
