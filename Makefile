@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.request
 	$(BIN)/python -m benchmarks.proxy
+	$(BIN)/python -m benchmarks.overshoot
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

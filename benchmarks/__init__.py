@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m benchmarks.ledger`, `.request` and `.proxy`, each with `--json` for programs.
+"""Benchmarks: `python -m benchmarks.ledger`, `.request`, `.proxy` and `.overshoot`, each with `--json` for programs.
 
 Each holds what it measures against what is required and says which bound is missed; it fails only if it cannot measure.
 Times on a shared machine vary twofold within seconds, so whatever is compared alternates in short blocks.

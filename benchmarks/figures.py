@@ -62,13 +62,20 @@ class Figure:
         return {**asdict(self), "held": self.held}
 
 
-def wants_json(name: str, about: str | None) -> bool:
-    """Read the command line: there is nothing to choose but the form of the answer."""
+def arguments(name: str, about: str | None, **switches: str) -> argparse.Namespace:
+    """Read the command line: the form of the answer, and the switches of this benchmark, each with its help."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    return bool(parser.parse_args().json)
+    for switch, explanation in switches.items():
+        parser.add_argument(f"--{switch}", action="store_true", help=explanation)
+    return parser.parse_args()
+
+
+def wants_json(name: str, about: str | None) -> bool:
+    """Read the command line where there is nothing to choose but the form of the answer."""
+    return bool(arguments(name, about).json)
 
 
 def show(name: str, figures: Sequence[Figure], *, as_json: bool, **details: Any) -> None:
@@ -93,8 +100,29 @@ def show(name: str, figures: Sequence[Figure], *, as_json: bool, **details: Any)
     rows = [
         tuple(cell for cell, column in zip(figure.row(), columns, strict=True) if column in shown) for figure in figures
     ]
-    facts = ", ".join(f"{key} {value}" for key, value in _surroundings().items())
-    table(f"benchmarks.{name} ({facts})", shown, rows)
+    table(_title(name), shown, rows)
+
+
+def show_rows(
+    name: str,
+    columns: Sequence[Column],
+    rows: Sequence[Sequence[str]],
+    *,
+    as_json: bool,
+    notes: Sequence[str] = (),
+    **details: Any,
+) -> None:
+    """Print a table of its own kind with notes below, or its details as one JSON document."""
+    if as_json:
+        document = {"benchmark": name, "surroundings": _surroundings(), "notes": list(notes), **details}
+        Output("json").document(document, ())
+        return
+    table(_title(name), columns, rows)
+    print("\n".join(notes))
+
+
+def _title(name: str) -> str:
+    return f"benchmarks.{name} ({', '.join(f'{key} {value}' for key, value in _surroundings().items())})"
 
 
 def _surroundings() -> dict[str, str]:

@@ -2,51 +2,46 @@
 
 Two real LiteLLM proxies, one worker each, answer from the fake provider of the tests. One client loads them in turn, in
 short rounds, since the machine's speed changes from one second to the next; who begins a pair of rounds alternates too.
-The figure that counts is the median of the ratios of all pairs: 1 means that the plugin costs nothing.
+The figure that counts is the median of the ratios of all pairs: 1 means that the plugin costs nothing. The time the
+main thread was really on a processor, for each request, tells work from noise: waiting for others is not in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
-import secrets
-import socket
 import statistics
-import subprocess
-import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 
+from benchmarks import servers
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, show, wants_json
 from benchmarks.three_limits import MODEL, SECTION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
+
+    from benchmarks.servers import Server
 
 PAIRS = 80
 ROUND = 48
 CONCURRENCY = 16
 WARM_UP = 200
 LEAST_RATIO = 0.97
-START_SECONDS = 180.0
 COST_HEADER = "x-usage-cost"
 """Only the plugin sends it: it shows that the right proxy was asked, and that it records."""
-
-_REPOSITORY = Path(__file__).resolve().parent.parent
-_LITELLM = Path(sys.executable).parent / "litellm"
 
 CONFIG = """
 model_list:
   - model_name: {model}
     litellm_params:
       model: openai/{model}
-      api_base: http://127.0.0.1:{upstream}/v1
+      api_base: {upstream}/v1
       api_key: none-needed
       input_cost_per_token: 0.0000025
       output_cost_per_token: 0.00001
@@ -83,65 +78,33 @@ callback = Nothing()
 """
 
 
-def free_port() -> int:
-    """Find a port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def running(
-    command: list[str], *, cwd: Path, environment: dict[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server as long as the block lasts."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-async def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until a server answers.
-
-    Raises:
-        RuntimeError: it has ended, or does not answer in time.
-    """
-    deadline = time.monotonic() + START_SECONDS
-    async with httpx.AsyncClient(trust_env=False) as client:
-        while process.poll() is None and time.monotonic() < deadline:
-            try:
-                await client.get(url)
-            except httpx.TransportError:
-                await asyncio.sleep(0.25)
-            else:
-                return
-    raise RuntimeError(f"A server did not start. Its last words:\n{log.read_text(errors='replace')[-3000:]}")
-
-
 class Proxy:
     """One of the two proxies, as the client sees it."""
 
-    def __init__(self, port: int, master_key: str, *, with_plugin: bool) -> None:
+    def __init__(self, server: Server, *, with_plugin: bool) -> None:
         """Open a client that keeps its connections."""
+        self._server = server
         self._with_plugin = with_plugin
         self._number = 0
         self.rates: list[float] = []
+        self.cpu: list[float] = []
+        """Microseconds of the main thread for each request, by round; empty where the system does not tell."""
         self.client = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{port}",
-            headers={"Authorization": f"Bearer {master_key}"},
+            base_url=server.url,
+            headers={"Authorization": f"Bearer {server.key}"},
             # Let go of idle connections before the server does, or the next request may meet its closing.
             limits=httpx.Limits(max_connections=CONCURRENCY, keepalive_expiry=3.0),
             timeout=60.0,
             trust_env=False,
         )
+
+    async def round(self) -> None:
+        """Load it once, and note how fast it was and how much it worked."""
+        before = main_thread_ns(self._server.pid)
+        self.rates.append(await self.load(ROUND))
+        after = main_thread_ns(self._server.pid)
+        if before is not None and after is not None:
+            self.cpu.append((after - before) / 1000 / ROUND)
 
     async def load(self, requests: int) -> float:
         """Send so many requests, some at a time; give the requests a second."""
@@ -167,72 +130,80 @@ class Proxy:
             raise RuntimeError(f"Unexpected answer {response.status_code}: {response.text[:500]}")
 
 
-async def measure(folder: Path) -> tuple[list[Figure], list[float], list[float]]:
+def main_thread_ns(pid: int) -> int | None:
+    """Read how long the main thread of a process was on a processor; None where the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return None
+
+
+async def measure(folder: Path) -> tuple[list[Figure], Proxy, Proxy]:
     """Start everything, load both proxies in turn, and compare."""
-    master_key = f"sk-{secrets.token_urlsafe(32)}"
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("USAGE_PLUGIN_", "LITELLM_"))
-    }
-    environment |= {"LITELLM_MASTER_KEY": master_key, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
-    upstream, ours, nothing = free_port(), free_port(), free_port()
     (folder / "doing_nothing.py").write_text(NOTHING, encoding="utf-8")
-    with ExitStack() as stack:
-
-        def start(name: str, command: list[str], cwd: Path) -> tuple[subprocess.Popen[bytes], Path]:
-            log = folder / f"{name}.log"
-            return stack.enter_context(running(command, cwd=cwd, environment=environment, log=log)), log
-
-        provider = start("provider", [sys.executable, "-m", "tests.proxy.fake_upstream", str(upstream)], _REPOSITORY)
-        await wait_until_up(f"http://127.0.0.1:{upstream}/handed_out", *provider)
-        started = {}
-        for name, port, callback, section in (
-            ("ours", ours, "usage_plugin.proxy.callback", SECTION),
-            ("nothing", nothing, "doing_nothing.callback", ""),
+    async with AsyncExitStack() as stack:
+        upstream = await stack.enter_async_context(servers.running(servers.provider(folder)))
+        made = {}
+        for name, callback, section in (
+            ("ours", "usage_plugin.proxy.callback", SECTION),
+            ("nothing", "doing_nothing.callback", ""),
         ):
-            config = folder / f"{name}.yaml"
-            config.write_text(
-                CONFIG.format(model=MODEL, upstream=upstream, callback=callback) + section, encoding="utf-8"
-            )
-            command = [str(_LITELLM), "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-            started[port] = start(name, [*command, "--timeout_worker_healthcheck", "120"], folder)
-        for port, server in started.items():
-            await wait_until_up(f"http://127.0.0.1:{port}/health/liveliness", *server)
-        return await compare(Proxy(ours, master_key, with_plugin=True), Proxy(nothing, master_key, with_plugin=False))
+            config = CONFIG.format(model=MODEL, upstream=upstream.url, callback=callback) + section
+            made[name] = await stack.enter_async_context(servers.running(servers.proxy(name, config, folder)))
+        ours, nothing = Proxy(made["ours"], with_plugin=True), Proxy(made["nothing"], with_plugin=False)
+        return await compare(ours, nothing), ours, nothing
 
 
-async def compare(ours: Proxy, nothing: Proxy) -> tuple[list[Figure], list[float], list[float]]:
+async def compare(ours: Proxy, nothing: Proxy) -> list[Figure]:
     """Load the two in turn."""
     async with ours.client, nothing.client:
         for proxy in (ours, nothing):
             await proxy.load(WARM_UP)
         for pair in range(PAIRS):
             for proxy in (ours, nothing) if pair % 2 else (nothing, ours):
-                proxy.rates.append(await proxy.load(ROUND))
-    ratios = [mine / other for mine, other in zip(ours.rates, nothing.rates, strict=True)]
-    low, high = interval(ratios)
+                await proxy.round()
+    named = (("with the plugin", ours), ("with a callback that does nothing", nothing))
     figures = [
-        *(
-            Figure(
-                what=f"{name}, median of {PAIRS} rounds",
-                measured=statistics.median(proxy.rates),
-                best=max(proxy.rates),
-                unit="/s",
-            )
-            for name, proxy in (("with the plugin", ours), ("with a callback that does nothing", nothing))
-        ),
-        Figure(what="ratio, median of the pairs", measured=statistics.median(ratios), unit="", at_least=LEAST_RATIO),
-        Figure(what="the lowest that this ratio may be (95 % sure)", measured=low, unit=""),
-        Figure(what="the highest that this ratio may be (95 % sure)", measured=high, unit=""),
+        Figure(
+            what=f"{name}, median of {PAIRS} rounds",
+            measured=statistics.median(proxy.rates),
+            best=max(proxy.rates),
+            unit="/s",
+        )
+        for name, proxy in named
     ]
-    return figures, ours.rates, nothing.rates
+    figures += against("ratio", ours.rates, nothing.rates, at_least=LEAST_RATIO)
+    if ours.cpu and nothing.cpu:
+        figures += [
+            Figure(
+                what=f"CPU of the main thread for each request, {name}",
+                measured=statistics.median(proxy.cpu),
+                best=min(proxy.cpu),
+                unit="µs",
+            )
+            for name, proxy in named
+        ]
+        figures += against("ratio of CPU", nothing.cpu, ours.cpu)
+    return figures
 
 
-def interval(ratios: list[float]) -> tuple[float, float]:
+def against(what: str, mine: Sequence[float], others: Sequence[float], at_least: float | None = None) -> list[Figure]:
+    """Compare pair by pair: the median of the ratios, and how sure it is."""
+    ratios = [one / other for one, other in zip(mine, others, strict=True)]
+    low, high = interval(ratios)
+    return [
+        Figure(what=f"{what}, median of the pairs", measured=statistics.median(ratios), unit="", at_least=at_least),
+        Figure(what=f"the lowest that this {what} may be (95 % sure)", measured=low, unit=""),
+        Figure(what=f"the highest that this {what} may be (95 % sure)", measured=high, unit=""),
+    ]
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
     """Say between which of the values their true median lies; on each side it is so with 95 % certainty."""
     ordered = sorted(ratios)
     off = math.ceil(1.645 * math.sqrt(len(ordered)) / 2)
     middle = len(ordered) // 2
-    return ordered[middle - off], ordered[min(len(ordered) - 1, middle + off)]
+    return ordered[max(0, middle - off)], ordered[min(len(ordered) - 1, middle + off)]
 
 
 def main() -> None:
@@ -240,7 +211,10 @@ def main() -> None:
     as_json = wants_json("proxy", __doc__)
     with temporary_folder() as folder:
         figures, ours, nothing = asyncio.run(measure(folder))
-    show("proxy", figures, as_json=as_json, rates={"ours": ours, "nothing": nothing})
+    rounds = {
+        name: {"rates": proxy.rates, "cpu_us": proxy.cpu} for name, proxy in (("ours", ours), ("nothing", nothing))
+    }
+    show("proxy", figures, as_json=as_json, rounds=rounds)
 
 
 if __name__ == "__main__":

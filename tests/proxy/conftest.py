@@ -129,6 +129,7 @@ class Proxy:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         log = self.log_path.open("ab")
+        began = self._started_workers()
         self.process = subprocess.Popen(
             [BIN / "litellm", "--config", self.config_path, "--port", str(self.port), "--host", "127.0.0.1",
              "--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120", "--keepalive_timeout", "300"],
@@ -139,12 +140,16 @@ class Proxy:
         try:
             wait_for(f"{self.url}/health/liveliness", self.process)
             deadline = time.monotonic() + START_SECONDS
-            while self.log_path.read_text().count("Application startup complete") % self.workers:
+            # Workers that were killed meanwhile have been replaced, and counted.
+            while self._started_workers() - began < self.workers:
                 assert time.monotonic() < deadline, "not all workers came up"
                 time.sleep(0.2)
         except AssertionError:
             self.stop(signal.SIGKILL)
             raise AssertionError(f"the proxy did not start:\n{self.log_path.read_text()[-5000:]}") from None
+
+    def _started_workers(self) -> int:
+        return self.log_path.read_text().count("Application startup complete")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is None:

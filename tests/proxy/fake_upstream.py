@@ -6,7 +6,10 @@ Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out
 it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
 How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
 before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
+`"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no more tokens than
+the request allows.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
+What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
+by_id: dict[str, dict[str, Any]] = {}
 numbers = itertools.count(1)
 failures: Counter[str] = Counter()
 seen: Counter[str] = Counter()
@@ -62,6 +66,10 @@ def count(model: str, plan: dict[str, Any]) -> None:
     sums["requests"] += 1
     for key in ("in", "out", "cached", "reasoning"):
         sums[key] += plan[key]
+    if "id" in plan:
+        # `share` grows as a stream is sent: what nobody fetches is not made.
+        kept = by_id[plan["id"]]
+        kept |= {"model": model, "share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
 async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
@@ -70,7 +78,12 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
     seen[plan.get("mark", "")] += 1
+    if "id" in plan:
+        by_id.setdefault(plan["id"], {"calls": 0, "share": 0.0})["calls"] += 1
     await asyncio.sleep(plan["delay"])
+    if plan.get("obeys"):
+        allowed = [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
+        plan["out"] = min([plan["out"], *allowed])
     if body["model"].startswith("broken"):
         plan["status"] = 500
     if failures[plan.get("mark", "")] < plan.get("fail_first", 0):
@@ -82,19 +95,26 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     return body, plan, None
 
 
+def words(plan: dict[str, Any]) -> str:
+    """One part of a stream: as long as its tokens say in wordy ones, which get cut."""
+    return "hi " * max(1, plan["out"] // plan["chunks"]) if plan.get("wordy") else "hi "
+
+
 def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
     """Send server-sent events, letting the loop breathe between them."""
 
     async def send() -> AsyncIterator[str]:
         await asyncio.sleep(plan.get("hold", 0))
-        for number, item in enumerate(items):
-            if number == plan.get("drop"):
+        for at, item in enumerate(items):
+            if at == plan.get("drop"):
                 raise ConnectionResetError("planned")
-            if number == plan.get("error"):
+            if at == plan.get("error"):
                 error = {"type": "error", "error": {"type": "server_error", "message": "planned", "code": "500"}}
                 yield f"{'event: error' if named else ''}\ndata: {json.dumps(error)}\n\n"
                 return
             name = f"event: {item['type']}\n" if named else ""
+            if "id" in plan:
+                by_id[plan["id"]]["share"] = (at + 1) / len(items)
             yield f"{name}data: {json.dumps(item)}\n\n"
             await asyncio.sleep(plan.get("pause", 0))
         if done:
@@ -141,7 +161,7 @@ async def chat(request: Request) -> Response:
         return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
     chunk = {**head, "object": "chat.completion.chunk"}
     items: list[dict[str, Any]] = [
-        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": "hi "}}]}
+        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": words(plan)}}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
@@ -162,7 +182,7 @@ async def completions(request: Request) -> Response:
         choice = {"index": 0, "text": "hello", "finish_reason": "stop", "logprobs": None}
         return JSONResponse({**head, "choices": [choice], "usage": usage})
     items: list[dict[str, Any]] = [
-        {**head, "choices": [{"index": 0, "text": "hi ", "finish_reason": None, "logprobs": None}]}
+        {**head, "choices": [{"index": 0, "text": words(plan), "finish_reason": None, "logprobs": None}]}
         for _ in range(plan["chunks"])
     ]
     items.append({**head, "choices": [{"index": 0, "text": "", "finish_reason": "stop", "logprobs": None}]})
@@ -217,7 +237,7 @@ async def responses(request: Request) -> Response:
     begun = {**answer, "status": "in_progress", "output": [], "usage": None}
     delta = {"item_id": item["id"], "output_index": 0, "content_index": 0}
     items: list[dict[str, Any]] = [{"type": "response.created", "response": begun}]
-    items += [{"type": "response.output_text.delta", "delta": "hi ", **delta} for _ in range(plan["chunks"])]
+    items += [{"type": "response.output_text.delta", "delta": words(plan), **delta} for _ in range(plan["chunks"])]
     items.append({"type": "response.completed", "response": answer})
     numbered = [{**event, "sequence_number": at} for at, event in enumerate(items)]
     return frames(numbered, plan, named=True, done=False)
@@ -250,7 +270,7 @@ async def messages(request: Request) -> Response:
     if not body.get("stream"):
         return JSONResponse({**head, "content": [{"type": "text", "text": "hello"}], "usage": usage})
     begun = {**head, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
-    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hi "}}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": words(plan)}}
     items: list[dict[str, Any]] = [
         {"type": "message_start", "message": begun},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -341,6 +361,11 @@ async def show_seen(_request: Request) -> Response:
     return JSONResponse(seen)
 
 
+async def show_answers(_request: Request) -> Response:
+    """GET /answers: by the id of each plan, the calls received, the tokens of the answer and the share that was sent."""
+    return JSONResponse(by_id)
+
+
 async def reset(_request: Request) -> Response:
     """POST /reset: forget what was handed out."""
     handed_out.clear()
@@ -363,6 +388,7 @@ app = Starlette(
         Route("/google/{path:path}", generate_content, methods=["POST"]),
         Route("/handed_out", show_handed_out),
         Route("/seen", show_seen),
+        Route("/answers", show_answers),
         Route("/reset", reset, methods=["POST"]),
     ]
 )

@@ -153,7 +153,7 @@ class Endings:
     def _settle_orphan(self, request: RequestUnderWay, status: Status) -> None:
         if request.settled:
             return
-        # Mostly the client left before the first chunk: what the provider bills is not known.
+        # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
         event = request.admitted.event
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)

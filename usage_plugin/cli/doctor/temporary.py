@@ -25,12 +25,13 @@ import yaml
 
 from usage_plugin.cli.doctor.mock_model import MockModel
 from usage_plugin.cli.doctor.web import fetch
-from usage_plugin.config import SECTION, Config, load_config
+from usage_plugin.config import Config, load_config
 from usage_plugin.errors import UsagePluginError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SECTION = "usage_plugin"
 OPENAI_MODEL = "usage-doctor-openai"
 ANTHROPIC_MODEL = "usage-doctor-anthropic"
 BLOCKED = "usage-doctor-blocked"
