@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from contextlib import ExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ import pytest
 import yaml
 
 from tests.proxy.conftest import LIMITS, Proxy, proxy_config
+from usage_plugin.config import load_config
+from usage_plugin.runtime import Parts
+from usage_plugin.tracking.problems import problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.proxy
 
 USER = "mixed-outage"
-# An event of these has some 4,000 bytes, so that a megabyte is soon full.
-TAGS = [f"{number:02d}{'x' * 200}" for number in range(16)]
+# An event of these has some 4,500 bytes, so that a megabyte is soon full.
+TAGS = [f"{number:02d}{'x' * 250}" for number in range(16)]
 
 
 def body(**plan: Any) -> dict[str, Any]:
@@ -62,7 +66,7 @@ async def until(look: Callable[[], Any], seconds: float = 45) -> None:
     deadline = time.monotonic() + seconds
     while not look():
         assert time.monotonic() < deadline
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
 
 
 async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> None:
@@ -77,16 +81,19 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
     proxy = Proxy(tmp_path, config, workers=2)
     proxy.start()
     client = Client(proxy)
+    stack = ExitStack()
     try:
         await client.send(10)
-        await until(lambda: proxy.cli("status")["outbox"]["events"] == 0)
+        ledger = Parts(load_config(proxy.config_path)).open_ledger()
+        stack.callback(ledger.close)
+        await until(lambda: ledger.waiting().events == 0)
 
         (tmp_path / "store").rename(tmp_path / "away")
         (tmp_path / "store").write_text("not a folder")
         await client.send(10)
         assert not client.refused
-        await until(lambda: [problem["name"] for problem in proxy.cli("status")["problems"]] == ["store"])
-        assert proxy.cli("status")["outbox"]["events"] == 10
+        await until(lambda: [problem.name for problem in problems(ledger)] == ["store"])
+        assert ledger.waiting().events == 10
         assert account(proxy, "mixed") == "0.20", "limits count on"
 
         await client.send_until(lambda: client.refused)
@@ -96,21 +103,22 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
         assert refusal.type == "storage_unavailable"
         status = proxy.cli("status")
         assert status["outbox"]["bytes"] >= 1_000_000
-        assert {problem["name"] for problem in status["problems"]} == {"outbox", "store"}
+        assert {problem["name"] for problem in status["problems"]} == {"outbox", "store"}, (
+            "it says so without its store"
+        )
 
         (tmp_path / "store").unlink()
         (tmp_path / "away").rename(tmp_path / "store")
-        await until(lambda: not proxy.cli("status")["problems"])
+        await until(lambda: not problems(ledger))
         refused = len(client.refused)
         await client.send(5)
         assert len(client.refused) == refused
-        await until(lambda: proxy.cli("status")["outbox"]["events"] == 0)
-        check(proxy, client)
-
+        await until(lambda: ledger.waiting().events == 0)
         await add_a_limit(proxy, client)
     finally:
         proxy.stop()
         await client.openai.close()
+        stack.close()
     check(proxy, client)
 
 
