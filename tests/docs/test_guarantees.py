@@ -18,7 +18,9 @@ def test_each_promise_is_proved_by_tests_that_exist(line: str) -> None:
     assert named, "a promise without a test"
     for path, name in named:
         text = (ROOT / path).read_text()
-        assert not name or re.search(rf"(def {name}\(|^{name} = |^class {name}\b)", text, re.MULTILINE), f"{path}::{name}"
+        assert not name or re.search(rf"(def {name}\(|^{name} = |^class {name}\b)", text, re.MULTILINE), (
+            f"{path}::{name}"
+        )
 
 
 def test_each_promise_says_what_holds_everywhere() -> None:
