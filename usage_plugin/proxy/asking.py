@@ -112,7 +112,7 @@ class Asking:
             # LiteLLM raises a smaller number to what the Responses API takes.
             return max(bound.asked_output, _LEAST_OUTPUT if kind in _ON_RESPONSES else 0) * count, None
         known = [way.most_output for way in ways if way.most_output is not None]
-        most = min([self._runtime.config.admission.output_tokens_of(ways[0].model), *known])
+        most = min([self._runtime.config.admission.output_tokens_of(ways[0].model or ""), *known])
         if not self._depends_on_output(subjects, ways, kind):
             return most * count, None
         return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
