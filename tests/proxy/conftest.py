@@ -214,7 +214,7 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
     for name, prices in PRICES.items():
         provider, base = PROVIDERS.get(name, "openai"), f"{upstream.url}/v1"
         if provider != "openai":
-            base = f"{upstream.url}/google" if provider == "gemini" else upstream.url
+            base = upstream.url
         models.append(
             {"model_name": name, "litellm_params": {"model": f"{provider}/{SERVED.get(name, name)}-up", "api_base": base, "api_key": "none", **prices}}
         )  # fmt: skip

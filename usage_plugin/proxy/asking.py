@@ -112,15 +112,16 @@ class Asking:
             # LiteLLM raises a smaller number to what the Responses API takes.
             return max(bound.asked_output, _LEAST_OUTPUT if kind in _ON_RESPONSES else 0) * count, None
         known = [way.most_output for way in ways if way.most_output is not None]
-        most = min([self._runtime.config.admission.default_max_output_tokens, *known])
+        most = min([self._runtime.config.admission.output_tokens_of(ways[0].model or ""), *known])
         if not self._depends_on_output(subjects, ways, kind):
             return most * count, None
         return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
 
     def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment], kind: str) -> bool:
-        """Say whether a limit that blocks counts what the output decides."""
+        """Say whether a limit that can stop a request counts what the output decides."""
         return self._runtime.enforce and any(
-            matched.limit.blocks
+            matched.limit.action != "warn"
+            and not matched.limit.dry_run
             and any(amount is not None for _, amount in matched.amounts)
             and (
                 matched.limit.unit in ("output_tokens", "total_tokens")
