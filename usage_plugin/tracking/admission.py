@@ -7,6 +7,7 @@ none, in one step of the ledger. A refusal says which limit, why, and whether wa
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from dataclasses import dataclass, replace
@@ -248,6 +249,8 @@ class Admission:
                     # Whoever waits longer lets the loop work meanwhile.
                     await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
                     delay = min(_LONGEST_DELAY, delay * 1.5)
+                else:
+                    os.sched_yield()  # whoever holds the lock may need this core
 
 
 def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:

@@ -8,6 +8,7 @@ is retried until it is written.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections import deque
@@ -193,6 +194,7 @@ class Recorder:
             except LedgerBusyError:
                 if time.monotonic_ns() - started > SPIN_NS:
                     raise
+                os.sched_yield()  # whoever holds the lock may need this core
             else:
                 if settled:
                     self._cache.add(settled.seq, settlement.event)
