@@ -157,6 +157,34 @@ def test_what_was_never_reserved_can_be_recorded(ledger: SqliteLedger) -> None:
     assert ledger.record([], "next").seq == 2
 
 
+def test_a_free_row_may_be_taken_by_another_worker(ledger: SqliteLedger, path: Path) -> None:
+    """Rows of ended reservations serve again; one that the keeper dropped and another worker has now stays the other's."""
+    other = SqliteLedger(path)
+    settle(ledger, "a")
+    other.tidy(END)
+    other.reserve("b", "other", 5, [hold(TEAM, 7, None)], "b")
+    ledger.reserve("c", "w", 6, [hold(DAY, 5, None)], "c")
+    assert [(r.event_id, r.worker, r.event) for r in ledger.open_reservations()] == [
+        ("b", "other", "b"),
+        ("c", "w", "c"),
+    ]
+    assert ledger.recover("b")
+    other.reserve("d", "other", 7, [], "d")
+    assert other.settle("b", [Charge(TEAM, END, 99)], "too late") is None
+    assert [r.event_id for r in ledger.open_reservations()] == ["c", "d"]
+    assert ledger.balances([DAY, TEAM]) == {DAY: Balance(0, 5), TEAM: Balance(7, 0)}
+    other.close()
+
+
+def test_nothing_is_reserved_twice(ledger: SqliteLedger) -> None:
+    """An id that is open already is an error, and stays as it was."""
+    ledger.reserve("a", "w", 5, [hold(DAY, 30, 100)], "e")
+    with pytest.raises(LedgerError, match="reserved already"):
+        ledger.reserve("a", "w", 5, [hold(DAY, 40, 100)], "e")
+    assert ledger.settle("a", [], "event")
+    assert ledger.balances([DAY]) == {DAY: Balance()}
+
+
 def test_a_request_without_limits_is_still_recorded(ledger: SqliteLedger) -> None:
     """No account is needed for a reservation, nor for its settlement."""
     assert ledger.reserve("a", "w", 5, [], "draft").admitted
