@@ -6,6 +6,7 @@ import multiprocessing
 import sqlite3
 import stat
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ from usage_plugin.sqlite_file import has_wal_reset_bug
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from multiprocessing.connection import Connection
 
 DAY = AccountKey(1, 0, "ann")
 TEAM = AccountKey(2, 0, "research")
@@ -612,3 +614,49 @@ def test_processes_share_a_limit_exactly(path: Path) -> None:
     assert 1_000 - 4 * 5 < balance.spent <= 1_000
     assert balance.spent == 2 * len(events)
     assert len({entry.seq for entry in events}) == len(events)
+
+
+def serve_until_killed(path: Path, number: int, report: Connection) -> None:
+    """Settle one request after the other and tell each; keep the log short in between."""
+    wal.COPY_EVERY = 0
+    wal.LONGEST_LOG = 2**16
+    ledger = SqliteLedger(path)
+    while True:
+        number += 1
+        ledger.reserve(str(number), "w", 5, [hold(DAY, 5, None)], f"draft-{number}")
+        ledger.settle(str(number), [Charge(DAY, END, 2)], f"event-{number}")
+        report.send(number)
+        if not number % 20:
+            ledger.shorten_log()
+
+
+def test_a_killed_process_loses_nothing(path: Path) -> None:
+    """Whatever was settled is there after SIGKILL, at whichever instant; at most one reservation is left open."""
+    context = multiprocessing.get_context("spawn")
+    told: list[int] = []
+    for kills, pause in enumerate((0.02, 0.05, 0.1), start=1):
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=serve_until_killed, args=(path, kills * 1_000_000, sending))
+        process.start()
+        sending.close()
+        told.append(receiving.recv())
+        time.sleep(pause)
+        process.kill()
+        process.join(60)
+        with suppress(EOFError):
+            while True:
+                told.append(receiving.recv())
+        receiving.close()
+        ledger = SqliteLedger(path)
+        events = [entry.event for entry in ledger.outbox(0, 1_000_000)]
+        assert {f"event-{number}" for number in told} <= set(events)
+        assert len(events) == len(set(events)) <= len(told) + kills, (
+            "a settlement may have been cut off before it was told"
+        )
+        left = ledger.open_reservations()
+        assert len(left) <= 1
+        assert ledger.verify() == []
+        assert ledger.balances([DAY])[DAY] == Balance(2 * len(events), 5 * len(left))
+        for reservation in left:
+            assert ledger.release(reservation.event_id)
+        ledger.close()
