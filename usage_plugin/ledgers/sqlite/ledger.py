@@ -91,7 +91,7 @@ class SqliteLedger(Upkeep, Records):
             raise translate(error, self._path) from error
         if self._free:
             self._free.pop()  # it was taken, or there was none
-        self._own[event_id] = (slot, holds)
+        self._own[event_id] = (slot, tuple(holds))
         self._known_limits |= new
         return Reserved(True, balances)
 
