@@ -83,7 +83,7 @@ class Load:
         call_id = f"{self._mark}-{len(self.sent)}"
         plan: dict[str, Any] = {
             "in": rng.randint(1, 900),
-            "out": rng.randint(0, 500),
+            "out": rng.randint(1, 500),
             "delay": rng.choice([0, 0.05, 0.3]),
         }
         plan |= {"cached": 0, "reasoning": 0, "chunks": 4}

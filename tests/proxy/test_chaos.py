@@ -170,8 +170,9 @@ async def test_the_books_survive_a_minute_of_chaos(chaos: Chaos) -> None:
     raging = asyncio.create_task(chaos.load.run(16, at_least=300))
     await asyncio.sleep(3)
     await chaos.monkey.fail_store("forget", 2)
-    await chaos.monkey.kill_worker()
     await chaos.monkey.fail_store("refuse", 3)
+    await asyncio.sleep(3)
+    await chaos.monkey.kill_worker()
     await chaos.monkey.lock_store(2)
     await raging
     await chaos.end()
