@@ -135,6 +135,26 @@ def test_an_answer_without_usage_has_none(answer):
     assert inline_usage(answer) == {}
 
 
+def test_geminis_own_usage_is_read():
+    """Gemini counts thoughts, and what its tools read, beside the rest; sounds and images by their kind."""
+    usage = {
+        "promptTokenCount": 100, "toolUsePromptTokenCount": 7, "cachedContentTokenCount": 40, "candidatesTokenCount": 20, "thoughtsTokenCount": 5,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 70}, {"modality": "AUDIO", "tokenCount": 30}],
+        "cacheTokensDetails": [{"modality": "AUDIO", "tokenCount": 10}], "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 9}],
+        "trafficType": "ON_DEMAND_PRIORITY",
+    }  # fmt: skip
+    found = inline_usage({"usageMetadata": usage})
+    assert read_tokens(found, anthropic=False) == TokenUsage(107, 25, 40, 0, 5, 0, 10, 20, 0, 0, 9)
+    assert found["service_tier"] == "priority"
+    for strange in (
+        {"promptTokensDetails": "x"},
+        {"promptTokensDetails": [None, 5]},
+        {"promptTokenCount": None},
+        {"trafficType": 5},
+    ):
+        assert read_tokens(inline_usage({"usageMetadata": strange}), anthropic=False) == TokenUsage()
+
+
 def test_logged_usage_prefers_the_whole():
     """A callback's usage is the provider's object, or else the two counts that LiteLLM logs."""
     assert logged_usage({"standard_logging_object": {"metadata": {"usage_object": CHAT}, "prompt_tokens": 1}}) == CHAT

@@ -28,6 +28,7 @@ from usage_plugin.tracking import patience
 from usage_plugin.tracking.flusher import Flusher, until_free
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.problems import problems
+from usage_plugin.tracking.rules import NOTE
 from usage_plugin.tracking.tracker import ALWAYS
 
 if TYPE_CHECKING:
@@ -283,9 +284,9 @@ async def test_a_lost_answer_doubles_nothing(setting: Setting) -> None:
     assert len(await setting.stored()) == 10
 
 
-@pytest.mark.parametrize("how", ["deleted", "replaced", "moved", "damaged"])
+@pytest.mark.parametrize("how", ["deleted", "replaced", "damaged"])
 async def test_the_file_goes_away_under_us(setting: Setting, how: str) -> None:
-    """The store's file is deleted, replaced by another, moved away for a while, or damaged: nothing goes to a ghost."""
+    """The store's file is deleted, replaced by another, or damaged: nothing goes to a ghost."""
     path = setting.parts.config.data_dir / "usage.db"
     setting.settle(*events_of(5))
     await eventually(lambda: setting.ledger.acknowledged() == 5)
@@ -339,6 +340,13 @@ async def test_a_store_that_lost_more_than_the_outbox_keeps_leaves_a_gap(
     stored = len(await setting.stored())
     assert stored >= 2_000
     assert stored + setting.counted("gap") == 2_601
+
+
+async def test_the_words_of_the_dead_are_swept(setting: Setting) -> None:
+    """What a dead worker left word of does not stay for ever."""
+    until_free(lambda: setting.ledger.note(NOTE + "999999-dead", "digest"))
+    until_free(lambda: setting.ledger.note(NOTE + setting.workers.name, "digest"))
+    await eventually(lambda: list(setting.ledger.notes(NOTE)) == [NOTE + setting.workers.name])
 
 
 async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

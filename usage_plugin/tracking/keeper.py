@@ -146,8 +146,10 @@ class Keeper:
             if recovered:
                 log.warning("reservations.recovered", count=len(recovered))
                 ledger.count(self._as_imperfections(recovered))
-        for name in self._workers.sweep():
-            ledger.note(rules.NOTE + name, None)
+        self._workers.sweep()
+        for note in ledger.notes(rules.NOTE):
+            if self._workers.is_dead(note.removeprefix(rules.NOTE)):
+                ledger.note(note, None)
 
     def _as_imperfections(self, recovered: Iterable[OpenReservation]) -> list[Imperfection]:
         now = self._clock.now()
