@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -25,9 +26,11 @@ import pytest
 import yaml
 
 from tests.proxy.conftest import noon_zone, proxy_config, running
+from usage_plugin.domain.usage import decode_event
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from tests.proxy.conftest import Proxy, Upstream
@@ -112,6 +115,12 @@ ROUTES = {"chat": "/chat/completions", "messages": "/messages", "responses": "/r
 CELLS = [(route, stream) for route in ROUTES for stream in (False, True)]
 
 
+def connection(proxy: Proxy) -> openai.AsyncOpenAI:
+    # Without TLS nothing is verified; loading all certificates takes longer than the request.
+    limits = httpx.Limits(max_connections=1)
+    return proxy.client(http_client=httpx.AsyncClient(verify=False, limits=limits, timeout=60))
+
+
 async def ask(
     proxy: Proxy,
     user: str,
@@ -122,14 +131,14 @@ async def ask(
     model: str = "cent",
     tokens: int | None = 1000,
     headers: dict[str, str] | None = None,
+    client: openai.AsyncOpenAI | None = None,
     **more: Any,
 ) -> Answer:
-    """Send one request over a connection of its own, so that either worker may get it. As planned it costs $0.01."""
+    """Send one request, over a connection of its own if none is given, to whichever worker. As planned it costs $0.01."""
     text = json.dumps({"in": 0, "out": 1000, **(plan or {})})
     bound = {} if tokens is None else {"max_output_tokens" if route == "responses" else "max_tokens": tokens}
     messages: Any = [{"role": "user", "content": text}]
-    # Without TLS nothing is verified; loading all certificates takes longer than the request.
-    async with proxy.client(http_client=httpx.AsyncClient(verify=False, timeout=60)) as client:
+    async with connection(proxy) if client is None else nullcontext(client) as client:
         try:
             if route == "chat":
                 extra = {**bound, **more}
@@ -557,11 +566,42 @@ async def test_those_who_wait_get_exactly_what_is_left(kinds: Proxy) -> None:
 # ── adjustments ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def both_workers(proxy: Proxy, user: str, status: int, *, seconds: float) -> float:
-    """Ask until all of twelve requests at once are answered so; give the seconds that took. They cost next to nothing."""
+@asynccontextmanager
+async def doors_of(proxy: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
+    """Open connections until each worker has one, which stays with it: else one worker may get all that is asked."""
+    doors: dict[str, openai.AsyncOpenAI] = {}
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            clients = [await stack.enter_async_context(connection(proxy)) for _ in range(6)]
+            users = [unique("door") for _ in clients]
+            asked = [
+                asyncio.create_task(ask(proxy, user, {"delay": 1}, client=client))
+                for user, client in zip(users, clients, strict=True)
+            ]
+            held = await until(lambda users=users: held_by(proxy, users))
+            await asyncio.gather(*asked)
+            doors |= {held[user]: client for user, client in zip(users, clients, strict=True)}
+            if len(doors) == proxy.workers:
+                break
+        assert len(doors) == proxy.workers
+        yield list(doors.values())
+
+
+def held_by(proxy: Proxy, users: list[str]) -> dict[str, str] | None:
+    """Say which worker holds a reservation of which user, once each of them has one."""
+    ledger = SqliteLedger(proxy.folder / "data" / "ledger.db")
+    try:
+        found = {decode_event(held.event).user: held.worker for held in ledger.open_reservations()}
+    finally:
+        ledger.close()
+    return found if found.keys() >= set(users) else None
+
+
+async def in_force(proxy: Proxy, doors: list[openai.AsyncOpenAI], user: str, status: int, *, seconds: float) -> float:
+    """Ask each worker until all answer so; give the seconds that took. The requests cost next to nothing."""
     began = time.monotonic()
     while True:
-        answers = await asyncio.gather(*(ask(proxy, user, {"out": 0}, tokens=1) for _ in range(12)))
+        answers = await asyncio.gather(*(ask(proxy, user, {"out": 0}, tokens=1, client=door) for door in doors))
         took = time.monotonic() - began
         if {answer.status for answer in answers} == {status}:
             return took
@@ -574,14 +614,22 @@ async def change(proxy: Proxy, command: str, user: str, *more: str) -> dict[str,
     return await asyncio.to_thread(proxy.cli, *arguments)
 
 
-async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(kinds: Proxy) -> None:
+@pytest.fixture
+async def doors(kinds: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
+    async with doors_of(kinds) as found:
+        yield found
+
+
+async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(
+    kinds: Proxy, doors: list[openai.AsyncOpenAI]
+) -> None:
     """Each change is in force within seconds in both workers, ends by itself or when told to, and is kept."""
     user, other = unique("raised"), unique("raised")
     assert (await ask(kinds, user)).status == (await ask(kinds, other)).status == 200
     assert (await ask(kinds, user)).status == 402
 
     await change(kinds, "raise", user, "--to", "0.02", "--for", "1h", "--reason", "demo at noon")
-    await both_workers(kinds, user, 200, seconds=6)
+    await in_force(kinds, doors, user, 200, seconds=6)
     assert (await ask(kinds, user, tokens=900, plan={"out": 900})).status == 200
     assert (await ask(kinds, user)).why == (402, "spent", "raised")
     assert (await ask(kinds, other)).why == (402, "spent", "raised"), "raised for one subject only"
@@ -589,19 +637,19 @@ async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(kind
     paused = time.monotonic()
     now = (await change(kinds, "pause", user, "--for", "10s", "--reason", "the demo goes on"))["now"]
     assert (now["limit"], now["amount_from"]) == (None, "adjustment")
-    await both_workers(kinds, user, 200, seconds=6)
+    await in_force(kinds, doors, user, 200, seconds=6)
     answers = await asyncio.gather(*(ask(kinds, user) for _ in range(3)))
     assert [answer.status for answer in answers] == [200] * 3
-    await both_workers(kinds, user, 402, seconds=20)
+    await in_force(kinds, doors, user, 402, seconds=20)
     assert time.monotonic() - paused > 10, "the pause ends when it was said to, not before"
     spent = accounts(kinds, user)["raised"]["spent"]
     assert Decimal(spent) > Decimal("0.04"), "what is not refused is recorded all the same"
 
     await change(kinds, "raise", user, "--to", "5", "--for", "1h", "--reason", "more")
-    await both_workers(kinds, user, 200, seconds=6)
+    await in_force(kinds, doors, user, 200, seconds=6)
     ended = (await change(kinds, "resume", user))["adjustments"]
     assert len(ended) == 2, "the first raise still ran"
-    await both_workers(kinds, user, 402, seconds=6)
+    await in_force(kinds, doors, user, 402, seconds=6)
     assert accounts(kinds, user)["raised"]["limit"] == "0.01"
 
     kept = [row for row in kinds.cli("adjustments", "--all")["adjustments"] if row["subject"] == {"user": user}]
@@ -631,14 +679,16 @@ def config_problems(proxy: Proxy, readable: Path) -> list[dict[str, Any]]:
     return [problem for problem in found if problem["name"] == "config"]
 
 
-async def test_the_yaml_is_read_again_when_it_changes(kinds: Proxy, config: dict[str, Any]) -> None:
+async def test_the_yaml_is_read_again_when_it_changes(
+    kinds: Proxy, config: dict[str, Any], doors: list[openai.AsyncOpenAI]
+) -> None:
     """A new limit counts what its window holds, or begins now; a YAML that is wrong changes nothing until it is right."""
     late, now = unique("late"), unique("now")
     for user in (late, now):
         assert (await ask(kinds, user, {"out": 5000}, tokens=5000)).status == 200
     limits = [own("late", max_cost="0.05"), own("now", max_cost="0.05", count_from="now")]
     write(kinds, config, *limits)
-    took = await both_workers(kinds, late, 402, seconds=15)
+    took = await in_force(kinds, doors, late, 402, seconds=15)
     print(f"in force in both workers after {took:.1f} s")
     answer = await ask(kinds, late)
     assert answer.why == (402, "spent", "late")
@@ -653,10 +703,10 @@ async def test_the_yaml_is_read_again_when_it_changes(kinds: Proxy, config: dict
     (problem,) = await until(lambda: config_problems(kinds, good))
     assert "max_cost" in problem["text"]
     assert len(our_lines(kinds, "config.refused", "max_cost")) == 1, "one worker tells, once"
-    await both_workers(kinds, late, 402, seconds=10)
+    await in_force(kinds, doors, late, 402, seconds=10)
 
     write(kinds, config, own("late", max_cost=1), limits[1])
-    await both_workers(kinds, late, 200, seconds=15)
+    await in_force(kinds, doors, late, 200, seconds=15)
     await until(lambda: not config_problems(kinds, good))
 
 
