@@ -12,6 +12,7 @@ recorder do, and the waiting counts. The last rows say how much slower any code 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import sqlite3
 import statistics
@@ -251,6 +252,8 @@ async def patiently(verb: Callable[[], object]) -> float:
         except LedgerBusyError:
             if time.perf_counter_ns() - started > SPIN_NS:
                 await asyncio.sleep(random.uniform(0.0002, 0.001))
+            else:
+                os.sched_yield()
         else:
             return (time.perf_counter_ns() - started) / 1000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
-from usage_plugin.errors import ConfigError, UsagePluginError
+from usage_plugin.domain.store import UsageStore
+from usage_plugin.errors import ConfigError, StorageError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
@@ -31,12 +32,13 @@ from usage_plugin.tracking.tracker import UsageTracker
 from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import LimitSet
-    from usage_plugin.domain.store import UsageStore
+    from usage_plugin.domain.store import Aggregate
+    from usage_plugin.domain.usage import UsageEvent
 
 BUILTIN_PLUGINS = (
     "usage_plugin.ledgers.sqlite",
@@ -280,10 +282,38 @@ async def open_reader(
         )
     ledger = parts.open_ledger()
     try:
-        async with parts.open_store() as store:
+        async with AsyncExitStack() as stack:
+            store: UsageStore
+            try:
+                store = await stack.enter_async_context(parts.open_store())
+            except StorageError as error:
+                # What stands in the ledger must be readable just then.
+                store = _ClosedStore(error)
             yield Reader(parts, ledger, store, clock or SystemClock())
     finally:
         ledger.close()
+
+
+class _ClosedStore(UsageStore):
+    """Stands for a store that could not be opened, until somebody wants something of it."""
+
+    def __init__(self, error: StorageError) -> None:
+        self._error = error
+
+    async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:  # noqa: ARG002
+        raise self._error
+
+    async def watermark(self, writer: str) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def aggregate(self, *what: Any) -> Aggregate:  # noqa: ARG002
+        raise self._error
+
+    def events(self, *what: Any, **how: Any) -> AsyncIterator[UsageEvent]:  # noqa: ARG002
+        raise self._error
+
+    async def health(self) -> None:
+        raise self._error
 
 
 BackendT = Any

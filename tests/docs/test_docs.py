@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import signal
 import stat
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +13,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tests.proxy.conftest import BIN, ROOT, clean_environment, free_port, wait_for
+from tests.docs.conftest import shell
+from tests.proxy.conftest import ROOT
 from usage_plugin import config as config_module
 from usage_plugin.cli.main import main
 from usage_plugin.config import LimitConfig, load_config
@@ -27,7 +25,7 @@ from usage_plugin.plugins import hookspecs
 from usage_plugin.proxy.refusing import _TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -110,41 +108,6 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
-
-
-@pytest.fixture(scope="module")
-def example_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    """What `make run` starts, in a folder of its own and on a free port."""
-    folder = tmp_path_factory.mktemp("example")
-    shutil.copy(ROOT / "config.example.yaml", folder)
-    port = free_port()
-    with (folder / "out.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "examples" / "run_proxy.py", "--port", str(port)],
-            cwd=folder, stdout=log, stderr=log, env=clean_environment(),
-        )  # fmt: skip
-    try:
-        wait_for(f"http://127.0.0.1:{port}/health/liveliness", process)
-        yield folder, port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-
-
-def shell(command: str, folder: Path, port: int) -> str:
-    """Run a command of the README as printed, but for the port and where the package is installed."""
-    command = command.replace("localhost:4000", f"127.0.0.1:{port}").replace(".venv/bin", str(BIN))
-    done = subprocess.run(
-        ["bash", "-euc", command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=clean_environment(),
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.proxy

@@ -1,101 +1,280 @@
-"""A Hypothesis state machine drives the ledger against a model of plain dicts."""
+"""A Hypothesis state machine drives two workers on one ledger against a model of plain dicts.
+
+Requests are reserved on a calendar window, a rolling one and a session, settled on the accounts they held and on others
+(the rules have changed since), released, lost with their worker and recovered; time passes, amounts are adjusted.
+"""
 
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from usage_plugin.domain.ledger import AccountKey, Charge, Hold
+from usage_plugin.domain.ledger import Account, AccountKey, Adjustment, Balance, Charge, Hold
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 
-ACCOUNTS = [AccountKey(limit, start, subject) for limit in (1, 2) for start in (0, 100) for subject in ("ann", "bo")]
-MAXIMUM = 50
+DAY = 86_400_000_000
+CALENDAR, ROLLING, SESSION, NEW = 1, 2, 3, 4
+WINDOW, BUCKET = 100, 20
+USUAL = 50
+WORKERS = st.sampled_from((0, 1))
+SUBJECTS = st.sampled_from(("ann", "bo"))
+AMOUNTS = st.integers(0, 30)
+NUMBERS = st.integers(0, 10**6)
+"""Choose one of the open requests, or of those that have ended."""
+
+
+class Books(NamedTuple):
+    """What the model knows of an account: its end, what was spent, and what its open requests hold."""
+
+    end: int
+    spent: int
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Reserve, settle, recover and reopen in any order; the books must be the model's."""
-
-    reservations = Bundle("reservations")
+    """Do anything in any order; the books must be the model's."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "ledger.db"
-        self.ledger = SqliteLedger(self.path)
-        self.spent = dict.fromkeys(ACCOUNTS, 0)
-        self.open: dict[str, dict[AccountKey, int]] = {}
-        self.events: list[str] = []
+        self.workers = [SqliteLedger(self.path) for _ in range(2)]
+        self.crashed: list[SqliteLedger] = []
+        self.now = 10 * DAY
         self.number = 0
-        self.abandoned: list[SqliteLedger] = []
+        self.books: dict[AccountKey, Books] = {}
+        self.open: dict[str, list[Hold]] = {}
+        self.ended: list[str] = []
+        self.events: list[str] = []
+        self.acknowledged = 0
+        self.adjustments: list[Adjustment] = []
+        self.largest: defaultdict[tuple[int, str], int] = defaultdict(lambda: USUAL)
+        self.overdrawn: set[tuple[int, str]] = set()
+        """Limits and subjects that were charged more than was held for it."""
+
+    # ── the model ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def reserved(self, account: AccountKey) -> int:
-        return sum(holds.get(account, 0) for holds in self.open.values())
+        return sum(hold.amount for holds in self.open.values() for hold in holds if hold.account == account)
+
+    def total(self, limit_key: int, subject: str, since: int) -> int:
+        return sum(
+            books.spent + self.reserved(account)
+            for account, books in self.books.items()
+            if (account.limit_key, account.subject) == (limit_key, subject) and account.window_start >= since
+        )
+
+    def touch(self, account: AccountKey, end: int, amount: int = 0) -> None:
+        books = self.books.get(account, Books(end, 0))
+        self.books[account] = Books(max(books.end, end), books.spent + amount)
+
+    def maximum(self, limit_key: int, subject: str) -> int:
+        """Give the amount in force; what is in force is asked of the ledger."""
+        in_force = [
+            adjustment
+            for adjustment in self.workers[0].adjustments(self.now)
+            if (adjustment.limit, adjustment.subject) == (str(limit_key), subject)
+        ]
+        maximum = (in_force[-1].amount if in_force else None) or USUAL
+        self.largest[limit_key, subject] = max(maximum, self.largest[limit_key, subject])
+        return maximum
+
+    def hold(self, limit_key: int, subject: str, amount: int, if_lost: int) -> Hold:
+        maximum = self.maximum(limit_key, subject)
+        if limit_key == ROLLING:
+            start = self.now // BUCKET * BUCKET
+            since = start + BUCKET - WINDOW
+            return Hold(AccountKey(ROLLING, start, subject), start + WINDOW, amount, maximum, if_lost, since)
+        start, end = 0, self.now + WINDOW
+        if limit_key == CALENDAR:
+            start = self.now // WINDOW * WINDOW
+            end = start + WINDOW
+        return Hold(AccountKey(limit_key, start, subject), end, amount, maximum, if_lost)
+
+    def choose(self, number: int) -> str:
+        known = [*self.open, *self.ended[-3:]]
+        return known[number % len(known)]
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @rule(
-        target=reservations,
-        holds=st.dictionaries(st.sampled_from(ACCOUNTS), st.integers(0, 30), max_size=4),
-        enforced=st.booleans(),
+        worker=WORKERS,
+        subject=SUBJECTS,
+        limits=st.lists(st.sampled_from((CALENDAR, ROLLING, SESSION)), unique=True),
+        amount=AMOUNTS,
+        share_lost=st.integers(0, 2),
     )
-    def reserve(self, holds: dict[AccountKey, int], enforced: bool) -> str:
+    def reserve(self, worker: int, subject: str, limits: list[int], amount: int, share_lost: int) -> None:
         self.number += 1
         event_id = f"r{self.number}"
-        fits = not enforced or all(
-            not amount or self.spent[account] + self.reserved(account) + amount <= MAXIMUM
-            for account, amount in holds.items()
-        )
-        asked = [
-            Hold(account, 1_000, amount, MAXIMUM if enforced else None, amount) for account, amount in holds.items()
+        holds = [self.hold(limit_key, subject, amount, amount * share_lost // 2) for limit_key in limits]
+        before = [
+            self.total(hold.account.limit_key, subject, hold.account.window_start if hold.since is None else hold.since)
+            for hold in holds
         ]
-        assert self.ledger.reserve(event_id, "w", self.number, asked, f"draft-{event_id}").admitted is fits
+        fits = not amount or all(
+            total + amount <= (hold.maximum or 0) for total, hold in zip(before, holds, strict=True)
+        )
+        answer = self.workers[worker].reserve(event_id, f"w{worker}", self.number, holds, f"draft-{event_id}")
+        assert answer.admitted is fits
+        assert [sum(balance) for balance in answer.balances] == before
         if fits:
             self.open[event_id] = holds
-        return event_id
+            for hold in holds:
+                self.touch(hold.account, hold.window_end)
 
-    @rule(event_id=reservations, charges=st.dictionaries(st.sampled_from(ACCOUNTS), st.integers(0, 30), max_size=4))
-    def settle(self, event_id: str, charges: dict[AccountKey, int]) -> None:
-        settled = self.ledger.settle(event_id, [Charge(a, 1_000, n) for a, n in charges.items()], f"event-{event_id}")
-        assert (settled is not None) is (event_id in self.open)
-        if self.open.pop(event_id, None) is not None:
-            self.events.append(f"event-{event_id}")
-            for account, amount in charges.items():
-                self.spent[account] += amount
-
-    @rule(event_id=consumes(reservations))
-    def recover(self, event_id: str) -> None:
-        settled = self.ledger.recover(event_id)
-        assert (settled is not None) is (event_id in self.open)
-        for account, amount in self.open.pop(event_id, {}).items():
-            self.spent[account] += amount
+    @precondition(lambda self: self.open or self.ended)
+    @rule(
+        worker=WORKERS,
+        number=NUMBERS,
+        percent=st.sampled_from((0, 50, 100, 100, 130)),
+        new_rule=st.booleans(),
+    )
+    def settle(self, worker: int, number: int, percent: int, new_rule: bool) -> None:
+        event_id = self.choose(number)
+        holds = self.open.pop(event_id, None)
+        charges = [Charge(hold.account, hold.window_end, hold.amount * percent // 100) for hold in holds or ()]
+        if new_rule:
+            charges.append(Charge(AccountKey(NEW, 0, "ann"), self.now + WINDOW, 7))
+        settled = self.workers[worker].settle(event_id, charges, f"event-{event_id}")
+        assert (settled is None) is (holds is None)
         if settled:
-            self.events.append(f"draft-{event_id}")
+            self.end(event_id, charges, f"event-{event_id}")
+            if percent > 100:
+                self.overdrawn |= {(charge.account.limit_key, charge.account.subject) for charge in charges}
+            for account, balance in settled.balances.items():
+                assert balance == (self.books[account].spent, self.reserved(account))
 
-    @rule()
-    def reopen(self) -> None:
-        self.ledger.close()
-        self.ledger = SqliteLedger(self.path)
+    def end(self, event_id: str, charges: list[Charge], event: str | None) -> None:
+        self.ended.append(event_id)
+        for account, end, amount in charges:
+            self.touch(account, end, amount)
+        if event:
+            self.events.append(event)
 
-    @rule()
-    def abandon_without_closing(self) -> None:
-        self.abandoned.append(self.ledger)
-        self.ledger = SqliteLedger(self.path)
+    @precondition(lambda self: self.open or self.ended)
+    @rule(worker=WORKERS, number=NUMBERS)
+    def release(self, worker: int, number: int) -> None:
+        event_id = self.choose(number)
+        holds = self.open.pop(event_id, None)
+        assert self.workers[worker].release(event_id) is (holds is not None)
+        if holds is not None:
+            self.end(event_id, [], None)
 
-    @rule()
-    def tidy(self) -> None:
-        self.ledger.tidy(500)
+    @precondition(lambda self: self.open or self.ended)
+    @rule(worker=WORKERS, number=NUMBERS)
+    def recover(self, worker: int, number: int) -> None:
+        event_id = self.choose(number)
+        holds = self.open.pop(event_id, None)
+        recovered = self.workers[worker].recover(event_id)
+        assert (recovered is None) is (holds is None)
+        if holds is not None:
+            charges = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
+            self.end(event_id, charges, f"draft-{event_id}")
+
+    @rule(worker=WORKERS, subject=SUBJECTS, amount=AMOUNTS)
+    def record(self, worker: int, subject: str, amount: int) -> None:
+        self.number += 1
+        charge = Charge(AccountKey(CALENDAR, self.now // WINDOW * WINDOW, subject), self.now + WINDOW, amount)
+        recorded = self.workers[worker].record([charge], f"recorded-{self.number}")
+        self.touch(*charge)
+        self.events.append(f"recorded-{self.number}")
+        assert recorded.seq == len(self.events)
+        self.overdrawn.add((CALENDAR, subject))
+
+    # ── everything else ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(passed=st.sampled_from((BUCKET, WINDOW, 2 * DAY)))
+    def time_passes(self, passed: int) -> None:
+        self.now += passed
+
+    @rule(worker=WORKERS)
+    def tidy(self, worker: int) -> None:
+        self.workers[worker].tidy(self.now)
+        closed = [
+            account
+            for account, books in self.books.items()
+            if books.end < self.now - DAY and not self.reserved(account)
+        ]
+        for account in closed:
+            del self.books[account]
+
+    @rule(worker=WORKERS)
+    def crash(self, worker: int) -> None:
+        self.crashed.append(self.workers[worker])
+        self.workers[worker] = SqliteLedger(self.path)
+
+    @rule(worker=WORKERS)
+    def restart(self, worker: int) -> None:
+        self.workers[worker].close()
+        self.workers[worker] = SqliteLedger(self.path)
+
+    @rule(worker=WORKERS, limit=st.sampled_from((CALENDAR, ROLLING)), subject=SUBJECTS, amount=st.integers(1, 100))
+    def adjust(self, worker: int, limit: int, subject: str, amount: int) -> None:
+        until = self.now + WINDOW
+        adjustment = Adjustment(0, str(limit), subject, amount, USUAL, self.now, until, "root", "because")
+        self.adjustments.append(self.workers[worker].adjust(adjustment))
+
+    @precondition(lambda self: self.adjustments)
+    @rule(worker=WORKERS)
+    def end_adjustment(self, worker: int) -> None:
+        last = self.adjustments[-1]
+        in_force = last.ended_at is None and last.until > self.now
+        assert self.workers[worker].end_adjustment(last.number, self.now) is in_force
+        if in_force:
+            self.adjustments[-1] = last._replace(ended_at=self.now)
+
+    @rule(worker=WORKERS, number=NUMBERS)
+    def acknowledge(self, worker: int, number: int) -> None:
+        self.acknowledged += number % (len(self.events) - self.acknowledged + 1)
+        self.workers[worker].acknowledge(self.acknowledged)
+
+    @rule(worker=WORKERS)
+    def shorten_log(self, worker: int) -> None:
+        self.workers[worker].shorten_log()
+
+    # ── what must always hold ────────────────────────────────────────────────────────────────────────────────────────
 
     @invariant()
     def the_books_agree(self) -> None:
-        for account, balance in self.ledger.balances(ACCOUNTS).items():
-            assert balance == (self.spent[account], self.reserved(account))
-        assert {r.event_id for r in self.ledger.open_reservations()} == set(self.open)
-        assert [entry.event for entry in self.ledger.outbox(0, 10_000)] == self.events
+        for ledger in self.workers:
+            accounts = [account for limit_key in ledger.limit_keys() for account in ledger.accounts(limit_key, 0)]
+            assert accounts == [
+                Account(account, books.end, Balance(books.spent, self.reserved(account)))
+                for account, books in sorted(self.books.items(), key=lambda item: (item[0][0], item[0][2], item[0][1]))
+            ]
+            assert {r.event_id for r in ledger.open_reservations()} == set(self.open)
+        assert self.workers[0].verify() == []
+
+    @invariant()
+    def every_end_is_recorded_once(self) -> None:
+        entries = self.workers[1].outbox(0, 10_000)
+        assert [entry.seq for entry in entries] == list(range(1, len(self.events) + 1))
+        assert [entry.event for entry in entries] == self.events
+        waiting = self.events[self.acknowledged :]
+        assert self.workers[0].waiting() == (len(waiting), sum(map(len, waiting)))
+
+    @invariant()
+    def limits_hold(self) -> None:
+        since = {CALENDAR: self.now // WINDOW * WINDOW, ROLLING: self.now // BUCKET * BUCKET + BUCKET - WINDOW}
+        for limit_key in (CALENDAR, ROLLING, SESSION):
+            for subject in ("ann", "bo"):
+                if (limit_key, subject) not in self.overdrawn:
+                    total = self.total(limit_key, subject, since.get(limit_key, 0))
+                    assert total <= self.largest[limit_key, subject]
+
+    @invariant()
+    def changes_of_amounts_are_kept(self) -> None:
+        kept = self.workers[1].adjustments()
+        assert kept == self.adjustments[len(self.adjustments) - len(kept) :]
 
     def teardown(self) -> None:
-        for ledger in (self.ledger, *self.abandoned):
+        for ledger in (*self.workers, *self.crashed):
             ledger.close()
         self.folder.cleanup()
 

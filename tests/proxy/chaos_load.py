@@ -105,12 +105,9 @@ class Load:
         return Sent(call_id, self._user(), kind, kind != "embed" and rng.random() < 0.5, plan, leaves)
 
     def _user(self) -> str:
-        name = self._random.choice(("rich-ann", "rich-zoë", "poor", "pool-a", "pool-b", "tokens", "requests"))
-        name = (
-            name
-            if name.startswith("r") and "-" in name
-            else f"{name}-{int((time.monotonic() - self._began) / USER_SECONDS)}"
-        )
+        name = self._random.choice(("rich-ann", "rich-zoë", "rich-eva", "poor", "pool", "tokens", "requests"))
+        if not name.startswith("rich"):
+            name = f"{name}-{int((time.monotonic() - self._began) / USER_SECONDS)}"
         return f"{name}-{self._mark}"
 
     async def _send(self, client: httpx.AsyncClient, sent: Sent, parts: int | None) -> None:

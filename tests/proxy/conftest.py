@@ -43,6 +43,8 @@ PRICES = {
     "claude-kept": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003,
                     "cache_creation_input_token_cost": 0.00000375, "cache_creation_input_token_cost_above_1hr": 0.000006,
                     "input_cost_per_token_priority": 0.0000036, "output_cost_per_token_priority": 0.000018},
+    "twin": {"input_cost_per_token": 0, "output_cost_per_token": 0},
+    "native": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003},
     "picture": {"output_cost_per_image": 0.04},
     "gpt-image": {"input_cost_per_token": 0.000005, "input_cost_per_image_token": 0.00001, "output_cost_per_image_token": 0.00004},
     "voice": {"input_cost_per_character": 0.000015},
@@ -58,7 +60,9 @@ PRICES = {
 }  # fmt: skip
 
 
-PROVIDERS = {"claude": "anthropic", "claude-kept": "anthropic", "ranks": "cohere"}
+PROVIDERS = {"claude": "anthropic", "claude-kept": "anthropic", "ranks": "cohere", "native": "gemini"}
+SERVED = {"twin": "tiered"}
+"""Deployments of one provider's model at another price."""
 
 
 def free_port() -> int:
@@ -218,7 +222,7 @@ def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
         if provider != "openai":
             base = upstream.url
         models.append(
-            {"model_name": name, "litellm_params": {"model": f"{provider}/{name}-up", "api_base": base, "api_key": "none", **prices}}
+            {"model_name": name, "litellm_params": {"model": f"{provider}/{SERVED.get(name, name)}-up", "api_base": base, "api_key": "none", **prices}}
         )  # fmt: skip
     return {
         "model_list": models,

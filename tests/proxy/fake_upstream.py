@@ -298,22 +298,6 @@ async def raw(request: Request) -> Response:
     return error or JSONResponse({"fine": True})
 
 
-async def generate_content(request: Request) -> Response:
-    """POST …:generateContent, in Google's format."""
-    body = await request.json()
-    plan = plan_of({"messages": [{"content": body["contents"][0]["parts"]}]})
-    usage = {
-        "promptTokenCount": plan["in"],
-        "candidatesTokenCount": plan["out"],
-        "totalTokenCount": plan["in"] + plan["out"],
-    }
-    content = {"role": "model", "parts": [{"text": "hello"}]}
-    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "usageMetadata": usage}
-    if "stream" in request.url.path:
-        return frames([answer], plan, named=False, done=False)
-    return JSONResponse(answer)
-
-
 async def images(request: Request) -> Response:
     """POST /v1/images/generations: priced by the image, or by the token where the plan asks for `usage`."""
     body, plan, error = await begin(request)
@@ -357,6 +341,28 @@ async def moderations(request: Request) -> Response:
     return error or JSONResponse({"id": f"modr-{next(numbers)}", "model": body["model"], "results": [result]})
 
 
+async def generate_content(request: Request) -> Response:
+    """POST /models/NAME:generateContent and :streamGenerateContent, in Gemini's format: thoughts come beside the output."""
+    body = await request.json()
+    name, _, verb = request.url.path.rpartition("/")[2].partition(":")
+    plan = plan_of({"input": body["contents"][-1]["parts"][-1]["text"]})
+    handed_out[name]["calls"] += 1
+    count(name, plan)
+    usage = {
+        "promptTokenCount": plan["in"],
+        "cachedContentTokenCount": plan["cached"],
+        "candidatesTokenCount": plan["out"] - plan["reasoning"],
+        "thoughtsTokenCount": plan["reasoning"],
+        "totalTokenCount": plan["in"] + plan["out"],
+    }
+    content = {"role": "model", "parts": [{"text": "hello"}]}
+    answer = {"candidates": [{"content": content, "finishReason": "STOP", "index": 0}], "modelVersion": name}
+    if verb == "generateContent":
+        return JSONResponse({**answer, "usageMetadata": usage})
+    chunk = {"candidates": [{"content": content, "index": 0}], "modelVersion": name}
+    return frames([*([chunk] * plan["chunks"]), {**answer, "usageMetadata": usage}], plan, named=False, done=False)
+
+
 async def show_handed_out(_request: Request) -> Response:
     """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
@@ -391,7 +397,10 @@ app = Starlette(
         Route("/v2/rerank", rerank, methods=["POST"]),
         Route("/v1/moderations", moderations, methods=["POST"]),
         Route("/raw", raw, methods=["POST"]),
-        Route("/google/{path:path}", generate_content, methods=["POST"]),
+        *(
+            Route(path, generate_content, methods=["POST"])
+            for path in ("/google/{path:path}", "/models/{path:path}", "/v1beta/models/{path:path}")
+        ),
         Route("/handed_out", show_handed_out),
         Route("/seen", show_seen),
         Route("/answers", show_answers),

@@ -34,10 +34,10 @@ pytestmark = pytest.mark.proxy
 
 LIMITS = [
     {"name": "rich", "per": "user", "match": {"user": "rich-*"}, "window": "day", "max_cost": 1000},
-    {"name": "poor", "per": "user", "match": {"user": "poor-*"}, "window": "day", "max_cost": "0.20"},
-    {"name": "tokens", "per": "user", "match": {"user": "tokens-*"}, "window": "day", "max_total_tokens": 40_000},
-    {"name": "requests", "per": "user", "match": {"user": "requests-*"}, "window": "day", "max_requests": 25},
-    {"name": "pool", "per": "global", "match": {"user": "pool-*"}, "window": "day", "max_cost": "2.50"},
+    {"name": "poor", "per": "user", "match": {"user": "poor-*"}, "window": "day", "max_cost": "0.05"},
+    {"name": "tokens", "per": "user", "match": {"user": "tokens-*"}, "window": "day", "max_total_tokens": 10_000},
+    {"name": "requests", "per": "user", "match": {"user": "requests-*"}, "window": "day", "max_requests": 10},
+    {"name": "pool", "per": "global", "match": {"user": "pool-*"}, "window": "day", "max_cost": "0.20"},
     {"name": "each", "per": "user", "window": "day", "max_cost": 1_000_000},
     {"name": "everything", "per": "global", "window": "day", "max_cost": 1_000_000},
 ]  # fmt: skip

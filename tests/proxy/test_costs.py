@@ -171,6 +171,28 @@ def test_earlier_traffic_changes_no_price(proxy: Proxy, *, stream: bool) -> None
         assert (Decimal(event["cost"]), event["cost_source"]) == (cost_of("tiered", plan), "computed")
 
 
+def test_two_deployments_of_one_model_keep_their_own_prices(proxy: Proxy) -> None:
+    """A free deployment of a provider's model makes no other one free, before or after it is called (C8)."""
+    plan = {"in": 100, "out": 50}
+    for model in ("tiered", "twin", "tiered"):
+        user = user_of("twin")
+        event = event_of(proxy, CHAT, user, request(CHAT, model, user, plan))
+        assert event["served_model"] == "openai/tiered-up"
+        assert (Decimal(event["cost"]), event["cost_source"]) == (cost_of(model, plan), "computed")
+
+
+@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
+def test_geminis_native_route_costs_its_tokens(proxy: Proxy, verb: str) -> None:
+    """Gemini's own format is held and billed like others, though LiteLLM logs its streams at no cost."""
+    user = user_of("native")
+    plan = {"in": 100, "out": 50, "cached": 20, "reasoning": 10}
+    body = {"contents": [{"role": "user", "parts": [{"text": json.dumps(plan)}]}], "user": user, "generationConfig": {"maxOutputTokens": 200}}  # fmt: skip
+    event = event_of(proxy, f"/v1beta/models/native:{verb}", user, body)
+    assert (event["input_tokens"], event["output_tokens"], event["cached_input_tokens"]) == (100, 50, 20)
+    assert (Decimal(event["cost"]), event["cost_source"]) == (cost_of("native", plan), "computed")
+    assert Decimal(event["reserved"]) >= 200 * Decimal("0.000015")
+
+
 def test_an_answer_out_of_the_cache_costs_nothing(proxy: Proxy) -> None:
     """A cache hit is a request that costs nothing, on a model of every kind of price (L11)."""
     user = user_of("cached")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
-import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,11 +59,16 @@ def with_callback(folder: Path, code: str) -> Path:
     return path
 
 
-def test_a_temporary_proxy_proves_a_good_configuration(tmp_path: Path) -> None:
+@pytest.fixture
+def own_temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for temporary files that nobody else uses."""
+    return tmp_path_factory.mktemp("temporary")
+
+
+def test_a_temporary_proxy_proves_a_good_configuration(tmp_path: Path, own_temporary: Path) -> None:
     """Without --url, every route is proved on a proxy of the doctor's own, and nothing of it is left."""
     config = with_callback(tmp_path, CALLBACK)
-    before = set(Path(tempfile.gettempdir()).glob("usage-doctor-*"))
-    code, document, _ = doctor(config)
+    code, document, _ = doctor(config, TMPDIR=str(own_temporary))
     assert (code, document["ok"], problems(document)) == (0, True, [])
     rows = {(row["route"], row["stream"]): row for row in document["requests"]}
     assert set(rows) == ROUTES | {("chat, refused", False)}
@@ -71,20 +78,17 @@ def test_a_temporary_proxy_proves_a_good_configuration(tmp_path: Path) -> None:
         assert [row[mark]["ok"] for mark in ("gate", "record", "settle")] == [True] * 3, row
         assert row["note"].startswith(f"success, 10 + {0 if row['route'] == 'embeddings' else 5} tokens, 0.0000"), row
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "mine.py"]
-    assert set(Path(tempfile.gettempdir()).glob("usage-doctor-*")) <= before
-    assert not proxies_of("usage-doctor-")
+    assert list(own_temporary.iterdir()) == []
+    assert not working_in(own_temporary)
 
 
-def proxies_of(word: str) -> list[str]:
-    """Processes that work in a folder whose name has this word."""
+def working_in(folder: Path) -> list[str]:
+    """Processes that work in a folder or below it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            folder = str((process / "cwd").readlink())
-        except OSError:
-            continue
-        if word in folder:
-            found.append(folder)
+        with suppress(OSError):
+            if (process / "cwd").readlink().is_relative_to(folder):
+                found.append(process.name)
     return found
 
 
@@ -137,3 +141,26 @@ def test_a_package_that_hides_ours_is_a_problem(tmp_path: Path) -> None:
     code, document, _ = doctor(config, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
     assert code == 1
     assert any("in place of the plugin" in found for found in problems(document))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_doctor_that_is_sent_away_leaves_nothing(tmp_path: Path, own_temporary: Path, how: signal.Signals) -> None:
+    """Whoever has no time to wait for the temporary proxy does not have to clean up after it."""
+    config = with_callback(tmp_path, CALLBACK)
+    process = subprocess.Popen(
+        [BIN / "usage-plugin", "--config", config, "doctor"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**clean_environment(), "TMPDIR": str(own_temporary)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 20
+    while not working_in(own_temporary):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(how)
+    _, complaint = process.communicate(timeout=30)
+    assert b"Traceback" not in complaint
+    assert process.returncode not in (0, None)
+    assert list(own_temporary.iterdir()) == []
+    assert not working_in(own_temporary)

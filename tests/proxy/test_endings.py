@@ -296,7 +296,14 @@ GUARD = """
 import asyncio
 
 from fastapi import HTTPException
+from litellm.integrations.custom_guardrail import CustomGuardrail
 from litellm.integrations.custom_logger import CustomLogger
+
+
+class Keeping(CustomGuardrail):
+    async def async_post_call_success_hook(self, data, user_api_key_dict, response):
+        if "refused-by-a-guardrail" in (user_api_key_dict.end_user_id or ""):
+            raise HTTPException(400, "kept from you")
 
 
 class Guard(CustomLogger):
@@ -346,10 +353,15 @@ def odd_proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> I
     """A proxy with everything that changes when hooks fire: guards before and after us, us twice, pings, …"""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "guard.py").write_text(GUARD)
-    limits = [{"name": "dollar", "per": "user", "match": {"user": "dollar-*"}, "window": "day", "max_cost": 1}]
-    admission = {"orphan_grace": "2s", "on_cut_stream": "reserved", "on_unmetered": str(FLAT)}
+    limits = [
+        {"name": "dollar", "per": "user", "match": {"user": ["dollar-*", "single-*"]}, "window": "day", "max_cost": 1},
+        {"name": "single", "per": "user", "match": {"user": "single-*"}, "max_parallel_requests": 1},
+    ]
+    admission = {"orphan_grace": "4s", "busy_wait": "0s", "on_cut_stream": "reserved", "on_unmetered": str(FLAT)}
     config = proxy_config(upstream, {"limits": limits, "admission": admission})
     ours = "usage_plugin.proxy.callback"
+    keeping = {"guardrail": "guard.Keeping", "mode": "post_call", "default_on": True}
+    config["guardrails"] = [{"guardrail_name": "keeping", "litellm_params": keeping}]
     config["litellm_settings"] |= {
         "callbacks": ["guard.first", ours, ours, "guard.last"],
         "sse_keepalive_ping_interval_seconds": 0.2,
@@ -374,11 +386,13 @@ ODD_ROWS = [
     *rows("success", (*FOUR, "text"), BOTH),
     *rows("refused-before-first", ("chat", "messages"), BOTH, answers=400, status=None),
     *rows("refused-before-last", ("chat", "messages"), BOTH, **REFUSED, cost="nothing"),
-    # The provider's success was logged before the refusal; what it was still at when it was refused is charged as held.
-    *rows("refused-beside-last", THREE, WHOLE, answers=4),
+    # The provider had answered before the refusal; what it was still at when it was refused is charged as held.
+    *rows("refused-beside-last", THREE, WHOLE, **REFUSED),
     *rows("refused-beside-first", THREE, WHOLE, plan={"delay": 5}, **REFUSED, cost="reserved"),
     *rows("refused-beside-last", THREE, STREAMED, answers=BEGUN_OR_NOT, status="failure", cost="reserved"),
-    *rows("refused-after-first", THREE, WHOLE, answers=4),
+    *rows("refused-by-a-guardrail", THREE, WHOLE, **REFUSED),
+    *rows("refused-after-first", THREE, WHOLE, **REFUSED),
+    # A callback that comes after us refuses what is settled as a success: it has been paid for either way.
     *rows("refused-after-last", THREE, WHOLE, answers=4),
     *rows("refused-amid-first", ("chat", "responses"), STREAMED, **BROKEN),
     *rows("left-whole", FOUR, WHOLE, plan={"delay": 5}, leave="waiting", cost="reserved", **LEFT),
@@ -389,7 +403,7 @@ ODD_ROWS = [
     *rows("unmetered", ("raw",), WHOLE, cost="flat"),
     *rows("unmetered-500", ("raw",), WHOLE, plan={"status": 500}, **FAILING),
     *rows("unknown-model", ("chat", "messages"), BOTH, user="nobody", model="no-such-model", **REFUSED, cost="nothing"),
-    *rows("success", ("google", "google-stream"), WHOLE, user="nobody"),
+    *rows("success", ("google", "google-stream"), WHOLE),
     *rows("success", ("images", "speech", "moderations", "rerank"), WHOLE, user="nobody", cost="any"),
 ]  # fmt: skip
 
@@ -449,6 +463,25 @@ def test_a_cache_hit_costs_nothing(proxies: Callable[[int], Proxy], stream: bool
 
 
 @pytest.mark.usefixtures("odd_books")
+async def test_who_left_frees_the_slot_and_keeps_the_money_held(odd_proxy: Proxy, upstream: Upstream) -> None:
+    """Of a request whose client left before the first chunk, the slot is free at once and the money after the grace."""
+    user = f"single-{secrets.token_hex(4)}"
+    left = Row(name="left", stream=True, plan={"hold": 30}, leave="waiting")
+    async with httpx.AsyncClient(base_url=odd_proxy.url, headers=bearer(odd_proxy), timeout=60) as http:
+        waiting = asyncio.create_task(send(http, upstream, left, user))
+        while user not in (await http.get(f"{upstream.url}/seen")).json():
+            await asyncio.sleep(0.1)
+        assert (await send(http, upstream, Row(name="busy"), user))[0] == 429, "one at a time"
+        await waiting
+        await asyncio.sleep(0.5)
+        assert (await send(http, upstream, Row(name="next"), user))[0] == 200
+    account = odd_proxy.limit("dollar", user=user)
+    assert Decimal(account["reserved"]) == Decimal("0.002"), "of 200 tokens"
+    odd_proxy.settled()
+    assert Decimal(odd_proxy.limit("dollar", user=user)["spent"]) == Decimal("0.002") + Decimal("0.0002")
+
+
+@pytest.mark.usefixtures("odd_books")
 def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
     """Orphans, estimates, unmetered and unpriced requests are counted by what they concern."""
 
@@ -458,7 +491,7 @@ def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
         return found
 
     found = eventually(counted)
-    assert found["unmetered", "pass_through_endpoint"] == 1
+    assert found["unmetered", "anything"] == 1
     assert found["orphaned", "cent"] >= 4
     assert found["unpriced", "image"] == 1
 

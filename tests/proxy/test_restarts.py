@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +31,18 @@ def body(tokens: int = 1000, **plan: Any) -> dict[str, Any]:
 
 
 async def test_the_books_survive_sigterm_and_sigkill(tmp_path: Path, upstream: Upstream) -> None:
-    """After SIGTERM and after SIGKILL the limit still holds, every event is there once, and the lost request is charged."""
+    """After SIGTERM and after SIGKILL the limit still holds, every event is there once, and the lost request is charged.
+
+    At SIGTERM a stream is under way, the ends of others are still to be logged, and a client has just left.
+    """
     proxy = Proxy(tmp_path, proxy_config(upstream, {"limits": LIMITS}))
     proxy.start()
     try:
-        await spend(proxy, 40)
-        proxy.stop(signal.SIGTERM)
+        await spend(proxy, 18)
+        await end_while_busy(proxy, streams=20)
         check(proxy, spent="0.40", events=40)
+        found = Counter((event["status"], event["cost_source"], event["estimated"]) for event in proxy.events(USER))
+        assert found == {("success", "computed", False): 39, ("cancelled", "reserved", True): 1}
 
         proxy.start()
         await spend(proxy, 30)
@@ -75,6 +81,27 @@ async def spend(proxy: Proxy, times: int) -> None:
         await asyncio.gather(*(one(client, number) for number in range(times)))
     if proxy.cli("status")["reservations"]["open"]:
         proxy.settled()
+
+
+async def end_while_busy(proxy: Proxy, *, streams: int) -> None:
+    """Send SIGTERM at the last byte of many streams, in the middle of another, and just after a client has left."""
+    async with proxy.client() as client:
+        leaving = asyncio.create_task(client.chat.completions.create(**body(hold=30), stream=True))
+        await until_open(proxy)
+        await asyncio.sleep(1)
+        leaving.cancel()
+        slow: Any = await client.chat.completions.create(**body(pause=0.7), stream=True)
+        await anext(slow)
+
+        async def fast() -> None:
+            async for _ in await client.chat.completions.create(**body(), stream=True):
+                pass
+
+        await asyncio.gather(*(fast() for _ in range(streams)))
+        ending = asyncio.create_task(asyncio.to_thread(proxy.stop, signal.SIGTERM))
+        chunks = [chunk async for chunk in slow]
+        assert chunks[-1].choices[0].finish_reason == "stop", "the server waits for what is under way"
+        await ending
 
 
 async def until_open(proxy: Proxy) -> None:

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from usage_plugin.config import IdentityConfig
-from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS
+from usage_plugin.domain.subjects import ANONYMOUS, INTERNAL, MOST_TAGS
 from usage_plugin.errors import SubjectNameError
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 
@@ -122,7 +122,7 @@ def test_whom_nothing_names_can_be_denied(who, claim):
 
 def test_nobody_can_claim_to_be_nobody(who):
     """Where names are required, claiming the name of the shared subject, or LiteLLM's placeholder, is naming nobody."""
-    for claim in (ANONYMOUS, "default_user_id"):
+    for claim in (ANONYMOUS, INTERNAL, "default_user_id"):
         with pytest.raises(SubjectNameError):
             who({"on_missing": "deny"}, api_key=MASTER, claim=claim)
 

@@ -89,3 +89,37 @@ def test_fallbacks_are_found_in_every_notation(litellm, fallbacks, model, target
     from usage_plugin.proxy.prices import _targets  # noqa: PLC0415
 
     assert _targets(fallbacks, model) == targets
+
+
+VECTORS = [
+    {"prompt_tokens": 1001, "completion_tokens": 77, "prompt_tokens_details": {"cached_tokens": 300, "cache_creation_tokens": 101}, "completion_tokens_details": {"reasoning_tokens": 20}},
+    {"prompt_tokens": 300_001, "completion_tokens": 77, "prompt_tokens_details": {"cached_tokens": 300}},
+    {"prompt_tokens": 200_000, "completion_tokens": 77, "completion_tokens_details": {"reasoning_tokens": 20}},
+    {"prompt_tokens": 1000, "completion_tokens": 100, "prompt_tokens_details": {"audio_tokens": 400, "cached_tokens": 10}, "completion_tokens_details": {"audio_tokens": 40}},
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("vector", VECTORS, ids=["cached", "long", "reasoning", "audio"])
+@pytest.mark.parametrize("service", [None, "flex", "priority"])
+def test_litellms_own_arithmetic_agrees_on_its_whole_map(litellm, vector, service):
+    """On every chat model of LiteLLM's map our integers and its floats come to the same cost (C4, C5, C6, C7)."""
+    from litellm.litellm_core_utils.llm_cost_calc.utils import generic_cost_per_token  # noqa: PLC0415
+
+    from usage_plugin.proxy.outcomes import read_tokens  # noqa: PLC0415
+    from usage_plugin.proxy.price_sheets import read_price, shipped_price_map  # noqa: PLC0415
+
+    usage = litellm.Usage(**vector)
+    tokens = read_tokens(usage.model_dump(), anthropic=False)
+    compared = 0
+    for name, entry in shipped_price_map().items():
+        price = read_price(entry)
+        # A price that depends on the hour, or that comes on top, is not in the function we compare with.
+        if price is None or entry.get("mode") != "chat" or "off_peak_pricing" in entry or price.units.request:
+            continue
+        if service is None or price.served_as(service) is not None:
+            provider = entry.get("litellm_provider", "")
+            theirs = sum(generic_cost_per_token(name, usage, provider, service_tier=service, model_info=dict(entry)))
+            assert price.cost(tokens, service=service) == pytest.approx(theirs * 1e9, rel=1e-6, abs=1), name
+            compared += 1
+    assert compared > 100

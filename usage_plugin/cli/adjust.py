@@ -283,7 +283,9 @@ def _show(reader: Reader, output: Output, changed: list[Adjustment], title: str)
         what = "ended" if one.ended_at else f"in force until {until}, by {one.actor}"
         amounts = f"{amount_words(limit, one.before)} → {amount_words(limit, one.amount)}"
         screen.print(Text(harmless(f"Adjustment {one.number} ({amounts}) is {what}.")))
-    left = "" if standing.remaining is None else f", {amount_words(limit, standing.remaining)} left"
     unit = "USD" if limit.unit == "usd" else limit.unit.replace("_", " ")
-    allowed = amount_words(limit, standing.amount)
-    screen.print(Text(harmless(f"{title} is {allowed} {unit} now{left}; resets: {resets_words(standing)}.")))
+    now_is = "unlimited now"
+    if standing.amount is not None and standing.remaining is not None:
+        left = amount_words(limit, standing.remaining)
+        now_is = f"{amount_words(limit, standing.amount)} {unit} now, {left} left"
+    screen.print(Text(harmless(f"{title} is {now_is}; resets: {resets_words(standing)}.")))

@@ -43,6 +43,8 @@ _WHY = {
     "too_large": "the request may need more than the whole amount",
     "unpriced": "no price is known for the model, and a cost limit counts it",
     "unbounded": "nothing bounds what the request may use",
+    "unmetered": "nothing can tell what a request on this route uses",
+    "outbox_full": "the store was behind by so much that no more events could be kept for it",
     "unavailable": "the ledger did not work",
 }
 

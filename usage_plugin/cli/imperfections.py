@@ -29,10 +29,11 @@ KINDS = {
     "duplicate": "reported once more, and not counted again",
     "disagreement": "our cost is not LiteLLM's; the amount is the difference",
     "degraded": "let through while the ledger did not work",
-    "gap": "let through while the store could not keep up",
+    "gap": "counted by the limits, with no event kept",
+    "unstorable": "set aside in a file, since the store never takes it",
+    "not_told": "alerts that nobody could be told of",
 }
 """Every kind that is always shown, and what it means."""
-_LASTING = frozenset({"degraded", "gap"})
 
 
 class Count(NamedTuple):
@@ -51,10 +52,8 @@ class Count(NamedTuple):
 
     @property
     def amount_text(self) -> str:
-        """Write the amount as its kind has it."""
-        if not self.amount:
-            return ""
-        return f"{self.amount / 1e6:,.1f} s" if self.kind in _LASTING else f"{format_usd(self.amount)} USD"
+        """Write what the kind adds up."""
+        return f"{format_usd(self.amount)} USD" if self.amount else ""
 
 
 def counts(imperfections: Sequence[Imperfection]) -> list[Count]:

@@ -91,7 +91,8 @@ def problems(reader: Reader) -> list[dict[str, Any]]:
         with suppress(ValueError):
             told = json.loads(note)
         told = told if isinstance(told, dict) else {"text": note}
-        found.append({"name": name.removeprefix(PROBLEM), "text": str(told.get("text")), "since": told.get("since")})
+        text = " ".join(str(told.get("text")).split())
+        found.append({"name": name.removeprefix(PROBLEM), "text": text, "since": told.get("since")})
     return found
 
 

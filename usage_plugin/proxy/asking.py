@@ -102,24 +102,26 @@ class Asking:
         Returns:
             The bound over all answers, None if there is none; and what was put into the request, if anything.
         """
-        if route_of(kind) in _WITHOUT_OUTPUT:
+        route = route_of(kind)
+        if route in _WITHOUT_OUTPUT:
             return 0, None
-        if not bound.output_is_bounded:
+        if route != "text" or not bound.output_is_bounded:
             return None, None
         count = bound.answers
         if bound.asked_output is not None:
             # LiteLLM raises a smaller number to what the Responses API takes.
             return max(bound.asked_output, _LEAST_OUTPUT if kind in _ON_RESPONSES else 0) * count, None
         known = [way.most_output for way in ways if way.most_output is not None]
-        most = min([self._runtime.config.admission.default_max_output_tokens, *known])
+        most = min([self._runtime.config.admission.output_tokens_of(ways[0].model or ""), *known])
         if not self._depends_on_output(subjects, ways, kind):
             return most * count, None
         return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
 
     def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment], kind: str) -> bool:
-        """Say whether a limit that blocks counts what the output decides."""
+        """Say whether a limit that can stop a request counts what the output decides."""
         return self._runtime.enforce and any(
-            matched.limit.blocks
+            matched.limit.action != "warn"
+            and not matched.limit.dry_run
             and any(amount is not None for _, amount in matched.amounts)
             and (
                 matched.limit.unit in ("output_tokens", "total_tokens")

@@ -62,6 +62,8 @@ _INJECTED_FIELD = {
 
 
 _GEMINI = ("agenerate_content", "agenerate_content_stream")
+_FILES_APART = ("transcription", "atranscription", "image_edit", "aimage_edit")
+"""Their sounds and images are not in the body that hooks see."""
 _RERANK_UNIT = 100
 _RERANK_BYTES = 500
 """Cohere's unit is a query with up to 100 documents; one of more than 500 tokens, the query's included, is several."""
@@ -103,7 +105,7 @@ def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
     places = _places(body)
     count = _answers(body, places)
     media = _Media()
-    tokens = _input(body, places, media)
+    tokens = None if call_type in _FILES_APART or route_of(call_type) == "other" else _input(body, places, media)
     services = _services(places)
     sounds = [_media_output(place) for place in places]
     return Bounds(

@@ -85,7 +85,7 @@ class Endings:
             if repetition == "again":
                 self._runtime.imperfections.count("duplicate", str(kwargs.get("model") or ""))
             elif repetition is None and self._underway.is_foreign(kwargs):
-                self._record_foreign(kwargs)
+                self._record_foreign(kwargs, response)
             return
         request.cut = _client_left(kwargs)
         status: Status = request.failed or ("cancelled" if request.cut else "success")
@@ -153,7 +153,7 @@ class Endings:
     def _settle_orphan(self, request: RequestUnderWay, status: Status) -> None:
         if request.settled:
             return
-        # Mostly the client left before the first chunk: what the provider bills is not known.
+        # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
         event = request.admitted.event
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
@@ -238,9 +238,9 @@ class Endings:
         if event.cost is None:
             self._runtime.imperfections.count("unpriced", concerns)
 
-    def _record_foreign(self, kwargs: Mapping[str, Any]) -> None:
+    def _record_foreign(self, kwargs: Mapping[str, Any], response: Any) -> None:
         """Charge what was never admitted, such as a health check: it costs as much as any other request."""
-        served = outcomes.served_logged(kwargs)
+        served = outcomes.served_logged(kwargs, response)
         usage = outcomes.logged_usage(kwargs)
         logged = kwargs.get("standard_logging_object") or {}
         call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")

@@ -92,8 +92,37 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
 
 
 def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
-    """Find the usage in an answer; empty if it has none."""
-    return _mapping(response.get("usage") if isinstance(response, dict) else getattr(response, "usage", None))
+    """Find the usage in an answer, Gemini's own in OpenAI's form; empty if it has none."""
+    usage, gemini = (
+        _mapping(response.get(name) if isinstance(response, dict) else getattr(response, name, None))
+        for name in ("usage", "usageMetadata")
+    )
+    return usage or (_of_gemini(gemini) if gemini else {})
+
+
+def _of_gemini(usage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Put Gemini's usage into OpenAI's form: its thoughts and the prompts of its tools come beside the rest."""
+
+    def by_kind(name: str) -> dict[str, int]:
+        parts = usage.get(name)
+        kinds = [_mapping(part) for part in parts] if isinstance(parts, list) else []
+        return {f"{str(kind.get('modality')).lower()}_tokens": _first(kind, "tokenCount") for kind in kinds}
+
+    thoughts = _first(usage, "thoughtsTokenCount")
+    return {
+        "prompt_tokens": _first(usage, "promptTokenCount") + _first(usage, "toolUsePromptTokenCount"),
+        "completion_tokens": _first(usage, "candidatesTokenCount") + thoughts,
+        "prompt_tokens_details": {
+            **by_kind("promptTokensDetails"),
+            "cached_tokens": _first(usage, "cachedContentTokenCount"),
+            "cached_tokens_details": by_kind("cacheTokensDetails"),
+        },
+        "completion_tokens_details": {**by_kind("candidatesTokensDetails"), "reasoning_tokens": thoughts},
+        "service_tier": _GEMINI_SERVICES.get(str(usage.get("trafficType")).upper()),
+    }
+
+
+_GEMINI_SERVICES = {"ON_DEMAND": "default", "ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex", "FLEX": "flex"}
 
 
 def logged_usage(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -135,7 +135,7 @@ def _steps(sheet: Mapping[str, Any]) -> list[tuple[int, str]]:
         if value is not None and "_above_" in key and key.startswith(_STEPPED) and (match := _TIER.search(key))
     }
     # xAI asks for more as soon as the threshold is reached.
-    inclusive = sheet.get("litellm_provider") == "xai" or str(sheet.get("model")).startswith("xai/")
+    inclusive = _is_of(sheet, "xai")
     return sorted((threshold - inclusive, step) for threshold, step in found)
 
 
@@ -168,9 +168,17 @@ def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: 
         output_rate = own("output_cost_per_audio_token")
     if input_rate is None or output_rate is None:
         return None
-    cached = first("cache_read_input_token_cost", "input_cost_per_token_cache_hit", otherwise=input_rate)
+    # Fireworks bills cached tokens at half the price, as LiteLLM knows; no sheet says so.
+    kept = -(-input_rate // 2) if _is_of(sheet, "fireworks_ai") else input_rate
+    cached = first("cache_read_input_token_cost", "input_cost_per_token_cache_hit", otherwise=kept)
     written = first("cache_creation_input_token_cost", otherwise=input_rate)
     reasoning = first("output_cost_per_reasoning_token", otherwise=output_rate)
+    if service and sheet.get(f"output_cost_per_token{service}") is not None:
+        # The ordinary price of reasoning is not that of a service with an output price of its own.
+        reasoning = _first_known(atto_each(sheet.get(f"output_cost_per_reasoning_token{service}")), output_rate)
+    elif steps != ("",):
+        # Above a threshold it has rarely a price of its own, and is never the cheaper.
+        reasoning = max(reasoning, output_rate)
     return Rates(
         input=input_rate,
         output=output_rate,
@@ -178,13 +186,20 @@ def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: 
         cached_audio=first("cache_read_input_audio_token_cost", otherwise=cached),
         cache_write=written,
         cache_write_1h=first("cache_creation_input_token_cost_above_1hr", otherwise=written),
-        # Above a threshold and in other services reasoning has rarely a price of its own, and is never the cheaper.
-        reasoning=reasoning if steps == ("",) and not service else max(reasoning, output_rate),
+        reasoning=reasoning,
         audio_input=first("input_cost_per_audio_token", otherwise=input_rate),
         image_input=first("input_cost_per_image_token", otherwise=input_rate),
         audio_output=first("output_cost_per_audio_token", otherwise=output_rate),
         image_output=first("output_cost_per_image_token", otherwise=output_rate),
     )
+
+
+def _first_known(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _is_of(sheet: Mapping[str, Any], provider: str) -> bool:
+    return sheet.get("litellm_provider") == provider or str(sheet.get("model")).startswith(f"{provider}/")
 
 
 _WITHOUT_OUTPUT = ("embedding", "rerank", "moderation")

@@ -42,6 +42,6 @@ async def admit_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[st
     )
     flat = policy if isinstance(policy, int) else 0
     way = Candidate(model, None, priced=True, worst_cost=flat)
-    return await runtime.admission.admit(
-        Ask(draft=draft, subjects=subjects, primary=(way,), input_tokens=0, output_tokens=0)
-    )
+    # There is no other model to send it to, so a limit that would do so counts it and lets it pass.
+    ask = Ask(draft=draft, subjects=subjects, primary=(way,), input_tokens=0, output_tokens=0, is_downgraded=True)
+    return await runtime.admission.admit(ask)

@@ -332,7 +332,7 @@ class Admission:
                     await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
                     delay = min(_LONGEST_DELAY, delay * 1.5)
                 else:
-                    os.sched_yield()
+                    os.sched_yield()  # whoever holds the lock may need this core
 
 
 def _is_by_a_limit(outcome: Admitted | Refusal) -> bool:

@@ -45,39 +45,56 @@ class _Item(NamedTuple):
 
 
 class Unstorable:
-    """The file of events that the store never takes: a line of JSON each, with the reason."""
+    """The file of events that the store never takes: a line of JSON each, with the reason.
+
+    What is set aside stands on the disk at once, but counts only when the store has taken something behind it, or
+    the batch is over: if the store turns out not to work at all, it is taken back, since it will be sent again.
+    """
 
     def __init__(self, path: Path, clock: Clock) -> None:
         """Use a file, which is made when it is needed."""
         self._path = path
-        self._clock = clock
-        self._in_a_row = 0
+        self.clock = clock
+        self._doubtful: list[_Refused] = []
+        self._length_before = 0
 
-    def stored_one(self) -> None:
-        """Note that the store takes events."""
-        self._in_a_row = 0
-
-    def add(self, ledger: Ledger, entry: OutboxEntry, event: UsageEvent | None, reason: str) -> None:
+    def add(self, entry: OutboxEntry, event: UsageEvent | None, reason: str) -> None:
         """Set an event aside, on the disk when this returns; one that is there already is left.
 
         Raises:
             StorageUnavailableError: the store has refused too many to be believed, or the file cannot be written.
         """
-        if self._in_a_row >= MOST_IN_A_ROW:
+        if len(self._doubtful) >= MOST_IN_A_ROW:
             raise StorageUnavailableError(f"The store refuses one event after the other: {reason}")
-        self._in_a_row += 1
-        now = self._clock.now()
         kept = _parsed(entry.event)
-        line = {"seq": entry.seq, "at": to_datetime(now).isoformat(), "reason": reason, "event": kept}
+        at = to_datetime(self.clock.now()).isoformat()
         try:
-            if self._has(kept):
-                return
-            self._append(json.dumps(line) + "\n")
+            if not self._doubtful:
+                self._length_before = self._path.stat().st_size if self._path.exists() else 0
+            is_new = not self._has(kept)
+            if is_new:
+                self._append(json.dumps({"seq": entry.seq, "at": at, "reason": reason, "event": kept}) + "\n")
         except OSError as error:
             raise StorageUnavailableError(f"{self._path} cannot be written: {error}.") from error
-        log.error("event.unstorable", seq=entry.seq, file=str(self._path), reason=reason)
-        cost = (event.cost or 0) if event else 0
-        until_free(lambda: ledger.count([Imperfection("unstorable", "", 1, cost, now, now)]))
+        self._doubtful.append(_Refused(entry.seq, (event.cost or 0) if event else 0, reason, is_new))
+
+    def confirm(self, ledger: Ledger) -> None:
+        """Believe the store: what it refused will not be sent again."""
+        refused = [one for one in self._doubtful if one.is_new]
+        self._doubtful.clear()
+        now = self.clock.now()
+        for one in refused:
+            log.error("event.unstorable", seq=one.seq, file=str(self._path), reason=one.reason)
+        if refused:
+            counted = [Imperfection("unstorable", "", 1, one.cost, now, now) for one in refused]
+            until_free(lambda: ledger.count(counted))
+
+    def take_back(self) -> None:
+        """Do not believe the store: what it refused last is still in the outbox."""
+        if self._doubtful:
+            self._doubtful.clear()
+            with suppress(OSError):
+                os.truncate(self._path, self._length_before)
 
     def _append(self, line: str) -> None:
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -91,6 +108,13 @@ class Unstorable:
         with suppress(FileNotFoundError), self._path.open(encoding="utf-8") as lines:
             return any(_parsed(line.rstrip("\n"), "event") == kept for line in lines)
         return False
+
+
+class _Refused(NamedTuple):
+    seq: int
+    cost: int
+    reason: str
+    is_new: bool
 
 
 def _parsed(text: str, key: str | None = None) -> object:
@@ -125,6 +149,8 @@ class Flusher:
             until_free(lambda: self._ledger.agree(stored))
             if missing:
                 log.error("store.lacks_events", events=missing)
+                now = self._unstorable.clock.now()
+                until_free(lambda: self._ledger.count([Imperfection("gap", "", missing, 0, now, now)]))
 
     def _missing(self, stored: int, acknowledged: int) -> int:
         """Count what an older store lacks and the outbox no longer has."""
@@ -144,8 +170,13 @@ class Flusher:
         entries = ledger.outbox(ledger.acknowledged(), BATCH)
         if entries:
             until_free(ledger.sync)
-            await self._take(self._readable(entries))
+            try:
+                await self._take(self._readable(entries))
+            except BaseException:
+                self._unstorable.take_back()
+                raise
             until_free(lambda: ledger.acknowledge(entries[-1].seq))
+            self._unstorable.confirm(ledger)
         return len(entries)
 
     async def flush_all(self) -> None:
@@ -159,7 +190,7 @@ class Flusher:
             try:
                 items.append(_Item(entry, decode_event(entry.event)))
             except (ValueError, TypeError) as error:
-                self._unstorable.add(self._ledger, entry, None, f"It cannot be read: {error}.")
+                self._unstorable.add(entry, None, f"It cannot be read: {error}.")
         return items
 
     async def _take(self, items: Sequence[_Item]) -> None:
@@ -180,9 +211,9 @@ class Flusher:
             self._step()
             await self._store.health()
             # Before anything behind it is stored: from then on the store passes it over.
-            self._unstorable.add(self._ledger, *items[0], str(error))
+            self._unstorable.add(*items[0], str(error))
         else:
-            self._unstorable.stored_one()
+            self._unstorable.confirm(self._ledger)
 
 
 def until_free(step: Callable[[], ResultT]) -> ResultT:

@@ -76,6 +76,7 @@ class Keeper:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage-plugin-keeper", daemon=True)
         self._last_round = -ROUND_EVERY
+        self._pause = ROUND_EVERY
         self._give_up_at = 0.0
 
     def start(self) -> None:
@@ -90,22 +91,20 @@ class Keeper:
             self._thread.join(seconds + SHORTEN_EVERY)
 
     def _run(self) -> None:
-        pause = ROUND_EVERY
         while not self._stopping.is_set():
             try:
                 ledger = self._open_ledger()
-                pause = ROUND_EVERY
                 try:
                     self._work(ledger)
                 finally:
                     ledger.close()
             except LedgerError as error:
-                log.error("keeper.interrupted", again_in_seconds=pause, **short_error(error))  # noqa: TRY400
-                pause = min(LONGEST_PAUSE, pause * 2)
+                log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
             except Exception:
                 # Our own bug: the thread must not die of it, or nothing is flushed any more.
                 log.exception("keeper.failed")
-            self._stopping.wait(pause)
+            self._stopping.wait(self._pause)
+            self._pause = min(LONGEST_PAUSE, self._pause * 2)
         if self._workers.keeps:
             self._moving.end(max(0.0, self._give_up_at - time.monotonic()))
         self._workers.stop_keeping()
@@ -124,6 +123,7 @@ class Keeper:
                 _unless_busy(lambda ledger: ledger.shorten_log(), ledger)
                 if is_round:
                     _unless_busy(self._housekeeping, ledger)
+            self._pause = ROUND_EVERY
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
             _unless_busy(chore, ledger)
@@ -146,8 +146,10 @@ class Keeper:
             if recovered:
                 log.warning("reservations.recovered", count=len(recovered))
                 ledger.count(self._as_imperfections(recovered))
-        for name in self._workers.sweep():
-            ledger.note(rules.NOTE + name, None)
+        self._workers.sweep()
+        for note in ledger.notes(rules.NOTE):
+            if self._workers.is_dead(note.removeprefix(rules.NOTE)):
+                ledger.note(note, None)
 
     def _as_imperfections(self, recovered: Iterable[OpenReservation]) -> list[Imperfection]:
         now = self._clock.now()

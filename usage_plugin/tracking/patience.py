@@ -11,13 +11,13 @@ import asyncio
 import threading
 import time
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
@@ -91,7 +91,7 @@ class Attempt:
 class Persistent:
     """Keeps some work going. Not thread-safe: one thread calls it."""
 
-    def __init__(self, name: str, work: Callable[[Attempt], Awaitable[None]]) -> None:
+    def __init__(self, name: str, work: Callable[[Attempt], Coroutine[Any, Any, None]]) -> None:
         """Take the work, which is run in an event loop of its own, and a name for its threads."""
         self._name = name
         self._work = work
@@ -147,7 +147,7 @@ class Persistent:
 
     def _run(self, attempt: Attempt) -> None:
         try:
-            asyncio.run(self._once(attempt))
+            asyncio.run(self._work(attempt))
         except LeftBehindError:
             log.info("background.came_back_late", work=self._name)
         except UsagePluginError as error:
@@ -156,9 +156,6 @@ class Persistent:
             # Our own bug, or a plugin's: the trace tells whose.
             log.exception("background.failed", work=self._name)
             attempt.error = error
-
-    async def _once(self, attempt: Attempt) -> None:
-        await self._work(attempt)
 
     def _failed(self, message: str, error: str) -> None:
         log.error("background.interrupted", work=self._name, error=error, message=message, again_in_seconds=self._pause)

@@ -248,7 +248,7 @@ class Recorder:
             except LedgerBusyError:
                 if time.monotonic_ns() - started > SPIN_NS:
                     raise
-                os.sched_yield()
+                os.sched_yield()  # whoever holds the lock may need this core
             else:
                 if settled and encoded is not None:
                     self._cache.add(settled.seq, event)

@@ -225,8 +225,8 @@ class _History:
             account = AccountKey(limit.key, window.start, matched.subject)
             known = sums.get(account)
             # An account that was left alone until its end began anew; only a session's can.
-            before = known.amount if known and at < known.end else 0
-            sums[account] = _Sum(window.end, before + _amount(limit, totals))
+            end, before = known if known and at < known.end else (0, 0)
+            sums[account] = _Sum(max(end, window.end), before + _amount(limit, totals))
 
     def _daily_dimensions(self, limit: Limit) -> tuple[RollupDimension, ...] | None:
         """List what the daily sums must be grouped by; None if they cannot tell."""

@@ -53,9 +53,8 @@ class Workers:
         """Say whether a worker is gone; one without a lock file is."""
         return name != self.name and not self._is_alive(name)
 
-    def sweep(self) -> list[str]:
-        """Remove the lock files of the dead; name them."""
-        swept = []
+    def sweep(self) -> None:
+        """Remove the lock files of the dead."""
         for name in self._names():
             if name != self.name:
                 held = _lock(self._path(name), create=False)
@@ -63,8 +62,6 @@ class Workers:
                     # Unlinked while locked: nobody can come to hold a file that is gone.
                     self._path(name).unlink(missing_ok=True)
                     os.close(held)
-                    swept.append(name)
-        return swept
 
     def leave(self) -> None:
         """Let go of all locks, the keeper's too."""

@@ -22,7 +22,7 @@ from usage_plugin.cli.doctor.web import check_url
 from usage_plugin.cli.imperfections import counts, plain_counts
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.errors import ConfigError, UsagePluginError
+from usage_plugin.errors import UsagePluginError
 from usage_plugin.runtime import NothingRecordedError, Parts, open_reader
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def run(path: Path, output: Output, *, target: Target | None, static: bool) -> N
     """Look at everything; exit code 1 if something would break."""
     with _progress() as progress:
         examination = _Examination(progress)
-        asyncio.run(examination.examine(path, target, static=static))
+        config = asyncio.run(examination.examine(path, target))
+        if config is not None and target is None and not static:
+            examination.try_out(config)
     findings = [*examination.findings, *probes.findings_of(examination.results)]
     if output.is_table:
         counted = None if examination.imperfections is None else counts(examination.imperfections)
@@ -106,21 +108,40 @@ class _Examination:
         self._progress = progress
         self._clock = SystemClock()
 
-    async def examine(self, path: Path, target: Target | None, *, static: bool) -> None:
-        """Do it all: files first, requests last."""
+    async def examine(self, path: Path, target: Target | None) -> Config | None:
+        """Look at everything that is there; None if the configuration cannot be read."""
         self._progress("the files")
         try:
             config = load_config(path)
             Parts(config)
             self.findings += wiring.check_wiring(config)
-        except ConfigError as error:
+        except UsagePluginError as error:
             # Nothing else can be known.
             self.findings = [problem("wiring", error.message, error.hint or "")]
-            return
+            return None
         newest, workers = await self._books(config, target)
         self.findings += surroundings.check_surroundings(config, self._clock.now(), newest, workers)
-        if target is None and not static:
-            await self._temporary(config)
+        return config
+
+    def try_out(self, config: Config) -> None:
+        """Send requests through a temporary proxy.
+
+        Not in an event loop, where Ctrl-C would not be heard while the proxy starts.
+        """
+        self._progress("a temporary proxy, which takes 15 to 40 seconds to start")
+        try:
+            with temporary_proxy(wiring.proxy_file(config.path), config.path) as proxy:
+                if proxy.left_out:
+                    self.findings.append(
+                        warning(
+                            "routes",
+                            f"The temporary proxy does without {', '.join(proxy.left_out)}.",
+                            "To prove those too, name the running proxy with --url.",
+                        )
+                    )
+                asyncio.run(self._prove(proxy))
+        except UsagePluginError as error:
+            self.findings.append(problem("routes", error.message, error.hint or ""))
 
     async def _books(self, config: Config, target: Target | None) -> tuple[int | None, list[str]]:
         """Look at what is recorded, and at the running proxy if one is named; say what the surroundings depend on."""
@@ -157,38 +178,25 @@ class _Examination:
             target.url, target.key, wanted, ledger, headers=_identity_headers(config), progress=self._progress
         )
 
-    async def _temporary(self, config: Config) -> None:
-        self._progress("a temporary proxy starts, which takes 15 to 40 seconds")
-        try:
-            with temporary_proxy(wiring.proxy_file(config.path), config.path) as proxy:
-                if proxy.left_out:
-                    self.findings.append(
-                        warning("routes", f"The temporary proxy does without {', '.join(proxy.left_out)}.",
-                                "To prove those too, name the running proxy with --url.")
-                    )  # fmt: skip
-                async with open_reader(proxy.config) as reader:
-                    await self._prove(proxy, reader)
-        except UsagePluginError as error:
-            self.findings.append(problem("routes", error.message, error.hint or ""))
-
-    async def _prove(self, proxy: Temporary, reader: Reader) -> None:
+    async def _prove(self, proxy: Temporary) -> None:
         blocked = BLOCKED if wiring.is_enforced() else None
         wanted = probes.all_probes(OPENAI_MODEL, ANTHROPIC_MODEL, OPENAI_MODEL, blocked)
-        self.results = await probes.run_probes(
-            proxy.url,
-            proxy.key,
-            wanted,
-            reader.ledger,
-            headers=_identity_headers(proxy.config),
-            calls=lambda: proxy.model.calls,
-            progress=self._progress,
-        )
-        left = reader.ledger.waiting().events
-        for _ in range(_FLUSH_LOOKS):
-            if not left:
-                break
-            await asyncio.sleep(0.1)
+        async with open_reader(proxy.config) as reader:
+            self.results = await probes.run_probes(
+                proxy.url,
+                proxy.key,
+                wanted,
+                reader.ledger,
+                headers=_identity_headers(proxy.config),
+                calls=lambda: proxy.model.calls,
+                progress=self._progress,
+            )
             left = reader.ledger.waiting().events
+            for _ in range(_FLUSH_LOOKS):
+                if not left:
+                    break
+                await asyncio.sleep(0.1)
+                left = reader.ledger.waiting().events
         if left:
             self.findings.append(problem("routes", f"{left} events of the temporary proxy did not reach its store."))
         else:

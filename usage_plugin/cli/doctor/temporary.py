@@ -25,12 +25,13 @@ import yaml
 
 from usage_plugin.cli.doctor.mock_model import MockModel
 from usage_plugin.cli.doctor.web import fetch
-from usage_plugin.config import SECTION, Config, load_config
+from usage_plugin.config import Config, load_config
 from usage_plugin.errors import UsagePluginError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SECTION = "usage_plugin"
 OPENAI_MODEL = "usage-doctor-openai"
 ANTHROPIC_MODEL = "usage-doctor-anthropic"
 BLOCKED = "usage-doctor-blocked"
@@ -82,6 +83,7 @@ def temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
         NotStartedError: with the last lines of its log.
     """
     with ExitStack() as stack:
+        stack.enter_context(_ending_in_order())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-doctor-")))
         model = MockModel()
         model.start()
@@ -131,6 +133,20 @@ def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[d
     ours["limits"] = [*(ours.get("limits") or ()), blocking]
     copy[SECTION] = ours
     return copy, left_out
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Turn SIGTERM into an ordinary end, so that the proxy is not left behind."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    except ValueError:  # Only a main thread may.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _model(name: str, provider: str, base: str) -> dict[str, Any]:

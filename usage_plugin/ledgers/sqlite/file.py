@@ -5,16 +5,15 @@ The connection never waits for a lock: `LedgerBusyError` comes at once, and whoe
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import time
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import Ledger
 from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.ledgers.sqlite.wal import LONGEST_LOG, WriteAheadLog
 from usage_plugin.sqlite_file import create_private, migrate
 
 if TYPE_CHECKING:
@@ -22,15 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _START_TIMEOUT = 30.0
-_PAGE_SIZE = 1024
-_FRAME_HEADER = 24
-COPY_EVERY = 1.0
-"""Seconds."""
-LONGEST_LOG = 32 * 2**20
-"""Bytes after which the log begins anew."""
-
-_SYNCED: dict[tuple[int, int], int] = {}
-"""Descriptors by device and inode. Never closed: that would drop all locks that SQLite has on the file here."""
 
 
 class LedgerFile(Ledger):
@@ -45,9 +35,7 @@ class LedgerFile(Ledger):
         """
         self._path = path
         self.location = str(path)
-        self._pin: sqlite3.Connection | None = None
-        self._copied: tuple[int, int] | None = None
-        self._copied_at = -COPY_EVERY
+        self._log = WriteAheadLog(path)
         with translated(path):
             create_private(path)
             self._connection = sqlite3.connect(
@@ -55,7 +43,7 @@ class LedgerFile(Ledger):
             )
             self._execute = self._connection.execute
             # Small pages: a commit writes each page it touched, and touches a few rows on several pages.
-            self._execute(f"PRAGMA page_size = {_PAGE_SIZE}")
+            self._execute("PRAGMA page_size = 1024")
             # The first statement that touches the file waits for other workers that start at the same time.
             self._execute("PRAGMA journal_mode = WAL")
             # NORMAL: no fsync for each commit. A killed process loses nothing; a power cut the last second.
@@ -106,71 +94,18 @@ class LedgerFile(Ledger):
             self._execute("ROLLBACK")
 
     def sync(self) -> None:
-        """Bring the write-ahead log to the disk; what is not in it any more is there already."""
-        with translated(self._path), suppress(FileNotFoundError):
-            # SQLite has no locks on the log, so it may be opened and closed beside it, unlike the file.
-            handle = os.open(self._path.with_name(f"{self._path.name}-wal"), os.O_RDONLY)
-            try:
-                os.fdatasync(handle)
-            finally:
-                os.close(handle)
+        """Bring the write-ahead log to the disk."""
+        with translated(self._path):
+            self._log.sync()
 
     def shorten_log(self) -> None:
-        """Copy the write-ahead log into the file, once a second, and have it begin anew when it has become long.
-
-        Until then nobody waits: all that takes long, above all bringing both to the disk, is done beside the writers.
-        The log can only begin anew when everything is copied and on the disk, so for the last bit of it writers wait.
-        """
-        now = time.monotonic()
-        if now < self._copied_at + COPY_EVERY:
-            return
+        """Copy the write-ahead log into the file, once a second."""
         with translated(self._path):
-            if self._changes() != self._copied:
-                self._copied_at = now
-                if self._copy_log() >= LONGEST_LOG:
-                    self._sync_file()
-                    self._copy_log()
-                    self._sync_file()
-                    # Takes the write lock. Whoever writes next begins the log anew.
-                    self._execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-                self._copied = self._changes()
-
-    def _changes(self) -> tuple[int, int]:
-        """Give numbers that change with what others and what this connection writes."""
-        (version,) = self._execute("PRAGMA data_version").fetchone()
-        return version, self._connection.total_changes
-
-    def _copy_log(self) -> int:
-        """Copy the log up to this instant, but never all of it; give its length in bytes.
-
-        While something is left to copy, no writer can begin the log anew. So none does it at an instant at which it
-        would have to wait for the disk; and the bug of older versions cannot strike, which takes a log that was copied
-        wholly, is being looked at to be copied, and begins anew just then (https://sqlite.org/wal.html#walresetbug).
-        """
-        if self._pin is None:
-            self._pin = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
-        self._pin.execute("BEGIN")
-        try:
-            self._pin.execute("SELECT copies FROM ledger").fetchone()
-            # Committed behind the pinned instant, so it is left.
-            self._execute("UPDATE ledger SET copies = copies + 1")
-            _, frames, _ = self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        finally:
-            self._pin.execute("ROLLBACK")
-        return int(frames) * (_PAGE_SIZE + _FRAME_HEADER)
-
-    def _sync_file(self) -> None:
-        """Bring the file itself to the disk, so that little is left of that when SQLite does it under the lock."""
-        status = self._path.stat()
-        file = (status.st_dev, status.st_ino)
-        if file not in _SYNCED:
-            _SYNCED[file] = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        os.fdatasync(_SYNCED[file])
+            self._log.shorten()
 
     def close(self) -> None:
-        """Close the connection."""
-        if self._pin is not None:
-            self._pin.close()
+        """Close the connections."""
+        self._log.close()
         self._connection.close()
 
 

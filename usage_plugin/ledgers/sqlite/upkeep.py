@@ -18,16 +18,17 @@ KEPT_REFUSAL_MINUTES = 7 * 24 * 60
 _DAY = 86_400_000_000
 _YEAR = 366 * _DAY
 _SLOTS_EVERY = _DAY // 144
-_LOOKED_AT = 2_000
+_RANGES, _RANGE = 4, 500
 _SLICE = 500
 _MOST_NAMED = 20
-_BEFORE_ALL = (-(2**63), "", -(2**63))
+_BEFORE_ALL: tuple[int, str | bytes, int] = (-(2**63), "", -(2**63))
+_AFTER_ALL = (2**63 - 1, b"", 2**63 - 1)  # for SQLite any bytes come after all texts
 
 
 class Upkeep(LedgerFile):
     """The keeper's verbs."""
 
-    _looked_up_to: tuple[int, str, int] = _BEFORE_ALL
+    _looked_up_to = _BEFORE_ALL
     _slots_dropped: int = 0
 
     def tidy(self, now: int) -> None:
@@ -43,24 +44,31 @@ class Upkeep(LedgerFile):
         self.sync()
 
     def _drop_closed_accounts(self, closed: int) -> None:
-        """Look at the next accounts in the order of their keys, and drop those that count nowhere any more."""
-        rows = self._execute(
-            "SELECT limit_key, subject, window_start, window_end, reserved FROM accounts"
-            " WHERE (limit_key, subject, window_start) > (?, ?, ?)"
-            " ORDER BY limit_key, subject, window_start LIMIT ?",
-            (*self._looked_up_to, _LOOKED_AT),
-        ).fetchall()
-        old = ((*row[:3], closed) for row in rows if row[3] < closed and not row[4])
-        while few := list(islice(old, _SLICE)):
-            with self._writing():
-                # Asked again under the lock: somebody may have reserved on it since.
-                self._connection.executemany(
-                    "DELETE FROM accounts WHERE limit_key = ? AND subject = ? AND window_start = ?"
-                    " AND window_end < ? AND reserved = 0",
-                    few,
-                )
-        # Only now: a slice that found the ledger busy is looked at again.
-        self._looked_up_to = rows[-1][:3] if len(rows) == _LOOKED_AT else _BEFORE_ALL
+        """Look at the next accounts in the order of their keys, and drop those that count nowhere any more.
+
+        A few at a time, since workers wait while they are dropped; found by SQLite and not by Python, which would
+        take turns with the event loop of this process.
+        """
+        for _ in range(_RANGES):
+            first = self._looked_up_to
+            last = self._execute(
+                "SELECT limit_key, subject, window_start FROM accounts"
+                " WHERE (limit_key, subject, window_start) > (?, ?, ?)"
+                " ORDER BY limit_key, subject, window_start LIMIT 1 OFFSET ?",
+                (*first, _RANGE - 1),
+            ).fetchone()
+            old = (
+                "FROM accounts WHERE (limit_key, subject, window_start) > (?, ?, ?)"
+                " AND (limit_key, subject, window_start) <= (?, ?, ?) AND window_end < ? AND reserved = 0"
+            )
+            values = (*first, *(last or _AFTER_ALL), closed)
+            if self._execute(f"SELECT 1 {old} LIMIT 1", values).fetchone():
+                with self._writing():
+                    self._execute(f"DELETE {old}", values)
+            # Only now: a range that found the ledger busy is looked at again.
+            self._looked_up_to = last or _BEFORE_ALL
+            if last is None:
+                return
 
     def _drop_free_slots(self, now: int) -> None:
         """Drop what reservations have left free, those of dead processes among them; the living make new ones."""

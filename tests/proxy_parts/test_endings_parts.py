@@ -1,0 +1,271 @@
+"""What cannot be made to happen at a real proxy: our own bugs, older LiteLLM versions, hooks out of order."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from usage_plugin.config.file import load_config
+from usage_plugin.domain.usage import decode_event
+from usage_plugin.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+CONFIG = """
+usage_plugin:
+  data_dir: ./data
+  admission: {{orphan_grace: 1s, on_unmetered: {unmetered}, on_cut_stream: {cut}}}
+  limits:
+    - {{name: tokens, per: user, window: day, max_total_tokens: 100000}}
+    - {{name: money, per: user, match: {{user: flat}}, window: day, max_cost: 1}}
+"""
+
+
+class Plugin:
+    """The handler on a runtime of its own, outside of any proxy."""
+
+    def __init__(self, runtime: Runtime, key: Callable[..., Any]) -> None:
+        from usage_plugin.proxy.handler import UsageHandler_PROXY_  # noqa: PLC0415  # imports LiteLLM
+        from usage_plugin.proxy.prices import PriceBook  # noqa: PLC0415
+
+        self.runtime = runtime
+        self.key = key
+        self.hooks = UsageHandler_PROXY_(runtime, PriceBook())
+
+    async def admit(self, user: str = "ann", kind: str = "acompletion") -> dict[str, Any]:
+        """Let a request start; gives its body as LiteLLM keeps it."""
+        data = {"model": "m", "messages": [], "max_tokens": 50, "litellm_call_id": "call-1"}
+        await self.hooks.async_pre_call_hook(self.key(user_id=user), None, data, kind)
+        return data
+
+    async def fail(self, data: dict[str, Any], error: Exception) -> None:
+        await self.hooks.async_post_call_failure_hook(data, error, self.key())
+
+    async def answer(self, data: dict[str, Any], tokens: int = 7) -> Any:
+        response = {"usage": {"prompt_tokens": tokens, "completion_tokens": 0}}
+        return await self.hooks.async_post_call_success_hook(data, self.key(), response)
+
+    async def log(self, data: dict[str, Any], tokens: int = 7, **metadata: Any) -> None:
+        """Log a success as LiteLLM does."""
+        kwargs = {
+            "litellm_params": {"metadata": {**data.get("metadata", {}), **metadata}},
+            "standard_logging_object": {"prompt_tokens": tokens, "completion_tokens": 0, "call_type": "acompletion"},
+        }
+        await self.hooks.async_log_success_event(kwargs, None, None, None)
+
+    @property
+    def events(self) -> list[Any]:
+        return [decode_event(entry.event) for entry in self.runtime.ledger.outbox(0, 100)]
+
+    @property
+    def open(self) -> int:
+        return len(self.runtime.ledger.open_reservations())
+
+    def counted(self) -> Counter[str]:
+        for _ in range(20):  # the keeper may be writing just then
+            self.runtime.imperfections.flush()
+            time.sleep(0.002)
+        counts: Counter[str] = Counter()
+        for found in self.runtime.ledger.imperfections():
+            counts[found.kind] += found.times
+        return counts
+
+
+@pytest.fixture
+def unmetered() -> str:
+    return "allow"
+
+
+@pytest.fixture
+def cut() -> str:
+    return "estimate"
+
+
+@pytest.fixture
+async def plugin(
+    key: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unmetered: str, cut: str
+) -> AsyncIterator[Plugin]:
+    monkeypatch.setattr("usage_plugin.proxy.prices._router", lambda: None)  # no price is known
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG.format(unmetered=unmetered, cut=cut))
+    runtime = Runtime(load_config(path))
+    yield Plugin(runtime, key)
+    await runtime.close()
+
+
+async def test_a_request_is_admitted_once(plugin: Plugin) -> None:
+    """A callback that is listed twice, and a hook that LiteLLM calls again, hold nothing more."""
+    data = await plugin.admit()
+    await plugin.hooks.async_pre_call_hook(plugin.key(user_id="ann"), None, data, "acompletion")
+    assert plugin.open == 1
+    await plugin.answer(data)
+    assert (plugin.open, len(plugin.events)) == (0, 1)
+
+
+async def test_what_is_told_again_is_counted_and_not_charged(plugin: Plugin) -> None:
+    """The log of a whole answer is expected; whatever else tells of a settled request is a duplicate."""
+    data = await plugin.admit()
+    await plugin.answer(data)
+    await plugin.log(data)
+    assert "duplicate" not in plugin.counted()
+    await plugin.log(data)
+    await plugin.fail(data, ValueError())
+    assert plugin.counted()["duplicate"] == 2
+    assert [event.input_tokens for event in plugin.events] == [7]
+
+
+async def test_what_was_never_admitted_is_charged_to_the_proxy(plugin: Plugin) -> None:
+    """A success without our stamp is somebody's request all the same: the proxy's own."""
+    await plugin.log({}, tokens=9)
+    (event,) = plugin.events
+    assert (event.user, event.status, event.input_tokens) == ("(internal)", "success", 9)
+    assert plugin.counted()["unheld"] == 1
+    await plugin.log({}, tokens=0)
+    assert len(plugin.events) == 1, "what used nothing is no request"
+
+
+async def test_a_stamp_cannot_be_made_up(plugin: Plugin) -> None:
+    """A client that puts an id of ours into its metadata reaches nobody's request, and its own is recorded."""
+    data = {"model": "m", "messages": [], "max_tokens": 50, "metadata": {"usage_plugin_event": "x"}}
+    await plugin.hooks.async_pre_call_hook(plugin.key(user_id="ann"), None, data, "acompletion")
+    await plugin.answer(data)
+    assert [event.user for event in plugin.events] == ["ann"]
+
+
+async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If our own code fails after the hold was taken, the request does not start, and the hold is let go."""
+    from litellm.proxy._types import ProxyException  # noqa: PLC0415
+
+    monkeypatch.setattr("usage_plugin.proxy.underway.metadata_of", lambda _data: 1 / 0)
+    with pytest.raises(ProxyException) as raised:
+        await plugin.admit()
+    assert raised.value.code == "503"
+    assert plugin.open == 0
+    assert [(event.status, event.cost) for event in plugin.events] == [("failure", 0)]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["usage_plugin.proxy.outcomes.read_outcome", "usage_plugin.tracking.recorder._excess"],
+)
+async def test_a_bug_at_the_end_charges_what_was_held(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """If an answer cannot be understood or settled, the client gets it, and it is charged as reserved."""
+    data = await plugin.admit()
+    monkeypatch.setattr(broken, lambda *_args, **_kwargs: 1 / 0)
+    assert (await plugin.answer(data))["usage"]["prompt_tokens"] == 7
+    assert plugin.open == 0
+    (event,) = plugin.events
+    assert (event.status, event.estimated, event.output_tokens) == ("success", True, 50)
+
+
+async def test_a_bug_in_a_hook_leaves_the_hold_for_the_end(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a hook of ours fails, nothing is raised; the request is settled when the worker ends, at the latest."""
+    data = await plugin.admit()
+    monkeypatch.setattr("usage_plugin.proxy.outcomes.inline_usage", lambda _response: 1 / 0)
+    assert await plugin.answer(data)
+    assert plugin.open == 1
+    plugin.hooks.close()
+    assert (plugin.open, [event.status for event in plugin.events]) == (0, ["cancelled"])
+    assert plugin.counted()["orphaned"] == 1
+
+
+class ProviderError:
+    """Makes the errors that LiteLLM raises for a provider's."""
+
+    def __new__(cls, name: str) -> Exception:
+        import litellm  # noqa: PLC0415
+
+        made: Exception
+        if name == "Timeout":
+            made = litellm.Timeout("late", model="m", llm_provider="openai")
+        else:
+            response = httpx.Response(500, request=httpx.Request("POST", "http://localhost"))
+            made = litellm.InternalServerError("planned", llm_provider="openai", model="m", response=response)
+        return made
+
+
+async def send(plugin: Plugin, data: dict[str, Any]) -> None:
+    await plugin.hooks.async_pre_call_deployment_hook(data, None)
+
+
+@pytest.mark.parametrize(
+    ("cut", "timeout", "charged"),
+    [("estimate", None, False), ("estimate", 5, True), ("reserved", None, True)],
+    ids=["our-patience", "the-clients-patience", "reserved"],
+)
+async def test_what_a_timeout_costs(plugin: Plugin, timeout: int | None, charged: bool) -> None:
+    """A slow provider uses up nobody's limit, unless the operator says so; a client's own short patience does."""
+    data = await plugin.admit()
+    await send(plugin, data)
+    await plugin.fail({**data, "timeout": timeout}, ProviderError("Timeout"))
+    (event,) = plugin.events
+    assert (event.status, event.error, event.estimated) == ("failure", "Timeout", True)
+    assert (event.output_tokens == 50) is charged
+
+
+async def test_a_refusing_provider_costs_nothing(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error instead of an answer is free, also where LiteLLM does not say which attempt it ended."""
+    data = await plugin.admit()
+    await send(plugin, data)
+    await plugin.hooks.async_post_call_failure_deployment_hook(data, ValueError(), None)
+    await plugin.fail(data, ProviderError("InternalServerError"))
+    monkeypatch.setattr("usage_plugin.proxy.endings._ATTEMPTS_ARE_TOLD", False)
+    data = await plugin.admit()
+    await send(plugin, data)
+    await plugin.fail(data, ProviderError("InternalServerError"))
+    assert [(event.status, event.output_tokens) for event in plugin.events] == [("failure", 0)] * 2
+
+
+async def test_a_provider_that_breaks_off_is_charged_as_reserved(plugin: Plugin) -> None:
+    """Once a provider has taken a request and begun, nobody knows what it bills."""
+    data = await plugin.admit()
+    await send(plugin, data)
+    await plugin.fail(data, ProviderError("InternalServerError"))
+    assert [(event.status, event.output_tokens) for event in plugin.events] == [("failure", 50)]
+
+
+async def test_an_answer_after_the_refusal_is_charged(plugin: Plugin) -> None:
+    """Somebody's hook refuses while the provider is at work: its answer, when it comes, is what is charged."""
+    data = await plugin.admit()
+    await send(plugin, data)
+    await plugin.fail(data, ValueError("refused"))
+    assert plugin.open == 1
+    response = {"usage": {"prompt_tokens": 30, "completion_tokens": 3}}
+    await plugin.hooks.async_post_call_success_deployment_hook(data, response, None)
+    (event,) = plugin.events
+    assert (event.status, event.error, event.input_tokens, event.output_tokens) == ("failure", "ValueError", 30, 3)
+    assert plugin.open == 0
+
+
+@pytest.mark.parametrize("unmetered", ["deny", "allow", "0.25"])
+async def test_unmetered_routes_follow_the_policy(plugin: Plugin, unmetered: str) -> None:
+    """A route that nothing meters is refused, let through and marked, or charged a flat sum, held from the start."""
+    from litellm.proxy._types import ProxyException  # noqa: PLC0415
+
+    kind = "pass_through_endpoint"
+    if unmetered == "deny":
+        with pytest.raises(ProxyException) as raised:
+            await plugin.admit("flat", kind)
+        assert (raised.value.code, raised.value.headers["x-usage-refusal"]) == ("400", "unmetered")
+        return
+    data = await plugin.admit("flat", kind)
+    await plugin.log(data, tokens=0)
+    (event,) = plugin.events
+    assert (event.status, event.estimated) == ("success", True)
+    if unmetered == "allow":
+        assert (event.cost, event.cost_source, event.reserved) == (None, "unpriced", 0)
+        return
+    assert (event.cost, event.cost_source, event.reserved) == (250_000_000, "reserved", 250_000_000)
+    for _ in range(3):
+        await plugin.log(await plugin.admit("flat", kind), tokens=0)
+    with pytest.raises(ProxyException) as raised:
+        await plugin.admit("flat", kind)
+    assert raised.value.headers["x-usage-limit"] == "money"

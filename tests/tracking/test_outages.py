@@ -1,0 +1,463 @@
+"""The store fails, hangs, disappears or refuses an event: history is late, nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.tracking.test_tracking import configure, eventually
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.domain.store import UsageFilter, UsageStore
+from usage_plugin.domain.usage import UsageEvent, decode_event, encode_event
+from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
+from usage_plugin.runtime import Parts
+from usage_plugin.testing.builders import make_event
+from usage_plugin.tracking import flusher as flusher_module
+from usage_plugin.tracking import keeper as keeper_module
+from usage_plugin.tracking import patience
+from usage_plugin.tracking.flusher import Flusher, until_free
+from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.problems import problems
+from usage_plugin.tracking.rules import NOTE
+from usage_plugin.tracking.tracker import ALWAYS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from usage_plugin.domain.ledger import Ledger
+
+CLOCK = SystemClock()
+
+
+class Fragile(UsageStore):
+    """The real store, with something between it and the flusher that goes wrong on demand."""
+
+    def __init__(self, store: UsageStore, trouble: Trouble) -> None:
+        self._store = store
+        self._trouble = trouble
+        self.aggregate = store.aggregate
+        self.events = store.events
+        self.watermark = store.watermark
+
+    async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
+        await self._trouble.meet([event for _, event in events])
+        await self._store.append(writer, events)
+        if self._trouble.after:
+            raise self._trouble.after
+
+    async def health(self) -> None:
+        await self._trouble.meet([])
+
+    aggregate: Any = None
+    events: Any = None
+    watermark: Any = None
+
+
+class Trouble:
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.after: Exception | None = None
+        self.poisonous: set[str] = set()
+        self.hanging: threading.Event | None = None
+        self.hung = 0
+        self.opened = 0
+
+    async def meet(self, events: Sequence[UsageEvent]) -> None:
+        if self.hanging:
+            self.hung += 1
+            self.hanging.wait(20)
+        if self.error:
+            raise self.error
+        if any(event.user in self.poisonous for event in events):
+            raise StorageError("This event does not fit.")
+
+
+class Setting:
+    """A keeper with a store that can be troubled, and a ledger to look at."""
+
+    def __init__(self, folder: Path) -> None:
+        self.parts = Parts(configure(folder))
+        self.trouble = Trouble()
+        self.workers = self.parts.workers()
+        self.ledger: Ledger = self.parts.open_ledger()
+
+    @asynccontextmanager
+    async def open_store(self) -> AsyncIterator[UsageStore]:
+        self.trouble.opened += 1
+        async with self.parts.open_store() as store:
+            yield Fragile(store, self.trouble)
+
+    def start(self) -> None:
+        self.workers.join()
+        self.keeper = Keeper(
+            self.parts.open_ledger, self.open_store, self.workers, CLOCK, unstorable=self.parts.unstorable(CLOCK)
+        )
+        self.keeper.start()
+
+    def settle(self, *events: UsageEvent) -> None:
+        for event in events:
+            until_free(lambda event=event: self.ledger.record([], encode_event(event)))
+
+    async def stored(self) -> list[UsageEvent]:
+        async with self.parts.open_store() as store:
+            return [event async for event in store.events(ALWAYS, UsageFilter())]
+
+    def problems(self) -> dict[str, str]:
+        return {problem.name: problem.text for problem in problems(self.ledger)}
+
+    def counted(self, kind: str) -> int:
+        return sum(found.times for found in self.ledger.imperfections() if found.kind == kind)
+
+    def set_aside(self) -> list[dict[str, Any]]:
+        path = self.parts.config.data_dir / "unstorable.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
+    monkeypatch.setattr(keeper_module, "SHORTEN_EVERY", 0.05)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    made = Setting(tmp_path)
+    made.start()
+    yield made
+    made.keeper.stop(5)
+    made.workers.leave()
+    made.ledger.close()
+
+
+def events_of(count: int, **fields: Any) -> list[UsageEvent]:
+    return [make_event(started_at=CLOCK.now() + number, **fields) for number in range(count)]
+
+
+def reserve_for_a_dead_worker(ledger: Ledger, **fields: Any) -> UsageEvent:
+    lost = make_event(status="recovered", started_at=CLOCK.now(), **fields)
+    until_free(lambda: ledger.reserve(lost.event_id, "999999-dead", lost.started_at, [], encode_event(lost)))
+    return lost
+
+
+async def test_housekeeping_goes_on_without_the_store(setting: Setting) -> None:
+    """While the store fails, what dead workers left open is recovered and counted, and the problem can be read."""
+    setting.trouble.error = StorageUnavailableError("unplugged")
+    setting.settle(*events_of(3))
+    await eventually(lambda: setting.problems() == {"store": "unplugged"})
+    lost = reserve_for_a_dead_worker(setting.ledger)
+    await eventually(lambda: not setting.ledger.open_reservations())
+    await eventually(lambda: setting.counted("recovered") == 1)
+    (recovered,) = [found for found in setting.ledger.imperfections() if found.kind == "recovered"]
+    assert recovered.amount == lost.cost
+    assert setting.ledger.acknowledged() == 0
+    setting.trouble.error = None
+    await eventually(lambda: setting.ledger.acknowledged() == 4)
+    await eventually(lambda: not setting.problems())
+    assert len(await setting.stored()) == 4
+
+
+async def test_a_hung_store_is_left_behind(setting: Setting) -> None:
+    """A call that does not return is given up and another connection opened; when it does return, nothing doubles."""
+    setting.trouble.hanging = waking = threading.Event()
+    setting.settle(*events_of(700))
+    await eventually(lambda: setting.trouble.hung >= 1)
+    await eventually(lambda: "no answer" in setting.problems().get("store", ""))
+    lost = reserve_for_a_dead_worker(setting.ledger)
+    await eventually(lambda: not setting.ledger.open_reservations())
+    setting.trouble.hanging = None
+    await eventually(lambda: setting.ledger.acknowledged() == 701)
+    assert setting.trouble.opened >= 2
+    waking.set()
+    setting.settle(*events_of(5))
+    await eventually(lambda: setting.ledger.acknowledged() == 706)
+    stored = await setting.stored()
+    assert len(stored) == len({event.event_id for event in stored}) == 706
+    assert lost.event_id in {event.event_id for event in stored}
+
+
+async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that hangs for ever costs a few threads, not one more each time."""
+    monkeypatch.setattr(patience, "MOST_LEFT_BEHIND", 2)
+    monkeypatch.setattr(patience, "PATIENCE", 0.05)
+    setting.trouble.hanging = waking = threading.Event()
+    setting.settle(*events_of(1))
+    await eventually(lambda: setting.trouble.hung == 2)
+    await asyncio.sleep(1)
+    assert setting.trouble.hung == 2
+    setting.trouble.hanging = None
+    waking.set()
+    await eventually(lambda: setting.ledger.acknowledged() == 1)
+    assert len(await setting.stored()) == 1
+
+
+async def test_pauses_grow_and_end_at_once_when_it_works(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing store is asked less and less often, never less than each half minute."""
+    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.4)
+    setting.trouble.error = StorageUnavailableError("unplugged")
+    setting.settle(*events_of(1))
+    await eventually(lambda: bool(setting.problems()))
+    before = setting.trouble.opened
+    await asyncio.sleep(1.6)
+    assert 2 <= setting.trouble.opened - before <= 5
+    setting.trouble.error = None
+    await eventually(lambda: setting.ledger.acknowledged() == 1)
+
+
+async def test_an_event_that_never_fits_is_set_aside(setting: Setting, caplog: pytest.LogCaptureFixture) -> None:
+    """Events that the store refuses for good go to a private file, are counted and named, and hold up nothing."""
+    setting.trouble.poisonous = {"eve"}
+    good, bad = events_of(900), events_of(2, user="eve", cost=70)
+    setting.settle(*good[:300], bad[0], *good[300:], bad[1])
+    await eventually(lambda: setting.ledger.acknowledged() == 902)
+    assert sorted(event.event_id for event in await setting.stored()) == sorted(event.event_id for event in good)
+    lines = setting.set_aside()
+    assert [decode_event(json.dumps(line["event"])) for line in lines] == bad
+    assert {line["reason"] for line in lines} == {"This event does not fit."}
+    path = setting.parts.config.data_dir / "unstorable.jsonl"
+    assert path.stat().st_mode & 0o077 == 0
+    (found,) = [found for found in setting.ledger.imperfections() if found.kind == "unstorable"]
+    assert (found.times, found.amount) == (2, 140)
+    assert "event.unstorable" in caplog.text
+
+
+async def test_what_was_set_aside_is_not_set_aside_again(tmp_path: Path) -> None:
+    """The last event of the outbox is refused: a restart sends it again, and finds it in the file."""
+    setting = Setting(tmp_path)
+    setting.trouble.poisonous = {"eve"}
+    setting.settle(*events_of(2), *events_of(1, user="eve"))
+    for _ in range(2):
+        async with setting.open_store() as store:
+            flusher = Flusher(setting.ledger, store, setting.parts.unstorable(CLOCK))
+            await flusher.begin()
+            await flusher.flush_all()
+        assert setting.ledger.acknowledged() == 3
+    assert len(setting.set_aside()) == 1
+    assert setting.counted("unstorable") == 1
+    setting.ledger.close()
+
+
+async def test_an_entry_that_cannot_be_read_holds_up_nothing(setting: Setting) -> None:
+    """Damaged text in the outbox is kept as it is, beside the store."""
+    (first,) = events_of(1)
+    setting.trouble.error = StorageUnavailableError("wait")
+    setting.settle(first)
+    settled = until_free(lambda: setting.ledger.record([], '{"v": 1, "user": '))
+    setting.settle(*events_of(1))
+    setting.trouble.error = None
+    await eventually(lambda: setting.ledger.acknowledged() == 3)
+    (line,) = setting.set_aside()
+    assert (line["seq"], line["event"]) == (settled.seq, '{"v": 1, "user": ')
+    assert len(await setting.stored()) == 2
+
+
+async def test_a_store_that_refuses_everything_is_not_believed(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken store does not empty the outbox into the file: after a few events in a row it counts as down."""
+    monkeypatch.setattr(flusher_module, "MOST_IN_A_ROW", 3)
+    setting.trouble.poisonous = {"ann"}
+    setting.settle(*events_of(10))
+    await eventually(lambda: "one event after the other" in setting.problems().get("store", ""))
+    await asyncio.sleep(0.5)
+    setting.trouble.poisonous = set()
+    await eventually(lambda: setting.ledger.acknowledged() == 10)
+    assert len(await setting.stored()) == 10
+    assert setting.set_aside() == []
+    assert setting.counted("unstorable") == 0
+
+
+async def test_a_lost_answer_doubles_nothing(setting: Setting) -> None:
+    """The store took the batch, but said that it did not."""
+    setting.trouble.after = StorageUnavailableError("connection lost")
+    setting.settle(*events_of(10))
+    await eventually(lambda: bool(setting.problems()))
+    setting.trouble.after = None
+    await eventually(lambda: setting.ledger.acknowledged() >= 10 and not setting.problems())
+    assert len(await setting.stored()) == 10
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "damaged"])
+async def test_the_file_goes_away_under_us(setting: Setting, how: str) -> None:
+    """The store's file is deleted, replaced by another, or damaged: nothing goes to a ghost."""
+    path = setting.parts.config.data_dir / "usage.db"
+    setting.settle(*events_of(5))
+    await eventually(lambda: setting.ledger.acknowledged() == 5)
+    away = path.with_name("away")
+    away.mkdir()
+    names = [path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))]
+    for name in names:
+        if name.exists():
+            if how == "damaged":
+                shutil.copy(name, away / name.name)
+            else:
+                name.rename(away / name.name)
+    if how == "replaced":
+        (setting.parts.config.data_dir / "else").mkdir()
+        async with Parts(setting.parts.config.model_copy(update={"data_dir": path.parent / "else"})).open_store():
+            pass
+        (path.parent / "else" / "usage.db").rename(path)
+    if how == "damaged":
+        path.unlink()
+        path.write_bytes(b"this is no database, and never was one" * 1000)
+    setting.settle(*events_of(5))
+    if how == "damaged":
+        await eventually(lambda: "damaged" in setting.problems().get("store", ""))
+        path.unlink()
+        for name in names:
+            if (away / name.name).exists():
+                (away / name.name).rename(name)
+    await eventually(lambda: setting.ledger.acknowledged() == 10 and not setting.problems())
+    await eventually(lambda: len(asyncio_run(setting.stored)) == 10)
+
+
+def asyncio_run(step: Any) -> Any:
+    """Read the store beside the running loop."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(asyncio.run(step())))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+async def test_a_store_that_lost_more_than_the_outbox_keeps_leaves_a_gap(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a deleted store had and nobody has any more is counted as a gap, not passed over."""
+    setting.settle(*events_of(2_600))
+    await eventually(lambda: setting.ledger.acknowledged() == 2_600)
+    for path in setting.parts.config.data_dir.glob("usage.db*"):
+        path.unlink()
+    setting.settle(*events_of(1))
+    await eventually(lambda: setting.ledger.acknowledged() == 2_601 and not setting.problems())
+    stored = len(await setting.stored())
+    assert stored >= 2_000
+    assert stored + setting.counted("gap") == 2_601
+
+
+async def test_the_words_of_the_dead_are_swept(setting: Setting) -> None:
+    """What a dead worker left word of does not stay for ever."""
+    until_free(lambda: setting.ledger.note(NOTE + "999999-dead", "digest"))
+    until_free(lambda: setting.ledger.note(NOTE + setting.workers.name, "digest"))
+    await eventually(lambda: list(setting.ledger.notes(NOTE)) == [NOTE + setting.workers.name])
+
+
+async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the ledger's own interrupts the keeper for a moment."""
+    kind = type(setting.ledger)
+    broken = threading.Event()
+    tidy = kind.tidy
+
+    def tidy_or_fail(self: Any, now: int) -> None:
+        if not broken.is_set():
+            broken.set()
+            raise LedgerError("disk I/O error")
+        tidy(self, now)
+
+    monkeypatch.setattr(kind, "tidy", tidy_or_fail)
+    await eventually(broken.is_set)
+    setting.settle(*events_of(1))
+    reserve_for_a_dead_worker(setting.ledger)
+    await eventually(lambda: setting.ledger.acknowledged() == 2)
+
+
+FULL_DISK = """
+import asyncio, resource, sys, time
+from pathlib import Path
+from usage_plugin.config import load_config
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.runtime import Parts
+from usage_plugin.tracking import patience
+from usage_plugin.tracking.keeper import Keeper
+patience.FIRST_PAUSE = 0.2
+patience.LONGEST_PAUSE = 0.5
+parts = Parts(load_config(Path(sys.argv[1])))
+workers = parts.workers()
+workers.join()
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+clock = SystemClock()
+keeper = Keeper(parts.open_ledger, parts.open_store, workers, clock, unstorable=parts.unstorable(clock))
+keeper.start()
+sys.stdin.readline()
+resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+sys.stdin.readline()
+keeper.stop(10)
+"""
+
+
+async def test_a_full_disk_delays_history(tmp_path: Path) -> None:
+    """The keeper can write no more, to the store or the ledger: everything waits, and drains when there is room."""
+    setting = Setting(tmp_path)
+    setting.settle(*events_of(3_000))
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        # No file may grow beyond this; only for the process of the keeper, as other disks have room.
+        process = subprocess.Popen(
+            [sys.executable, "-c", FULL_DISK, str(setting.parts.config.path), "400000"],
+            stdin=subprocess.PIPE, stderr=stderr, text=True,
+        )  # fmt: skip
+    assert process.stdin
+    try:
+        await eventually(lambda: "background.interrupted" in log.read_text() or "keeper.interrupted" in log.read_text())
+        setting.settle(*events_of(10))
+        await asyncio.sleep(0.5)
+        assert setting.ledger.acknowledged() < 3_000
+        print(file=process.stdin, flush=True)
+        await eventually(lambda: setting.ledger.waiting().events == 0)
+        print(file=process.stdin, flush=True)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+    stored = await setting.stored()
+    assert len(stored) == len({event.event_id for event in stored}) == 3_010
+    assert setting.set_aside() == []
+    setting.ledger.close()
+
+
+def test_a_power_cut_cannot_leave_the_store_ahead(tmp_path: Path) -> None:
+    """Before anything reaches the store, the ledger has brought it to its own disk."""
+    setting = Setting(tmp_path)
+    setting.settle(*events_of(3))
+    done: list[str] = []
+    sync, appended = setting.ledger.sync, Fragile.append
+
+    def synced() -> None:
+        done.append("ledger")
+        sync()
+
+    async def append(self: Any, *what: Any) -> None:
+        done.append("store")
+        await appended(self, *what)
+
+    async def move() -> None:
+        async with setting.open_store() as store:
+            flusher = Flusher(setting.ledger, store, setting.parts.unstorable(CLOCK))
+            await flusher.begin()
+            await flusher.flush_all()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setting.ledger, "sync", synced)
+        patch.setattr(Fragile, "append", append)
+        asyncio.run(move())
+    assert done == ["ledger", "store"]
+    setting.ledger.close()
+
+
+async def test_a_worker_stops_in_time_though_the_store_hangs(setting: Setting) -> None:
+    """An orderly end does not wait for ever."""
+    setting.trouble.hanging = waking = threading.Event()
+    setting.settle(*events_of(1))
+    await eventually(lambda: setting.trouble.hung >= 1)
+    started = time.monotonic()
+    await asyncio.to_thread(setting.keeper.stop, 1)
+    assert time.monotonic() - started < 3
+    waking.set()

@@ -1,0 +1,178 @@
+"""A power cut, or a kill, at any instant: the books open, agree with each other, and lose at most the last second.
+
+A process works on a ledger and a store with all its might. It is stopped again and again, and its files are copied as
+they are at that instant: what a kill leaves. For a power cut the copy of the ledger's log is cut at a random point
+behind what had been brought to the disk, since nothing else is promised to be there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tracking.test_tracking import configure
+from usage_plugin.config import Config, load_config
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.domain.store import UsageFilter
+from usage_plugin.domain.usage import decode_event
+from usage_plugin.runtime import Parts
+from usage_plugin.tracking.flusher import Flusher
+from usage_plugin.tracking.tracker import ALWAYS
+
+LIMITS = "\n    - {name: all, per: global, window: lifetime, max_cost: unlimited}"
+TIMES = 15
+FRAME = 1024 + 24
+HEADER = 32
+
+WORK = """
+import itertools, os, random, sys, threading
+from pathlib import Path
+from usage_plugin.config import load_config
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.domain.ledger import AccountKey, Charge, Hold
+from usage_plugin.domain.usage import encode_event
+from usage_plugin.ledgers.sqlite import file
+from usage_plugin.runtime import Parts
+from usage_plugin.testing.builders import make_event
+from usage_plugin.tracking import keeper as keeper_module
+from usage_plugin.tracking.flusher import until_free
+from usage_plugin.tracking.keeper import Keeper
+
+keeper_module.ROUND_EVERY = keeper_module.SHORTEN_EVERY = file.COPY_EVERY = 0.02
+# Begun anew often, so that some instant hits that.
+file.LONGEST_LOG = 2**19
+config = load_config(Path(sys.argv[1]))
+log = config.data_dir / "ledger.db-wal"
+synced = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
+
+# What is on the disk for sure: the log's salt, by which its generations are told apart, and how many frames it had
+# before the last time it was brought there.
+bring = os.fdatasync
+def noting(handle):
+    is_log = os.readlink(f"/proc/self/fd/{handle}") == str(log)
+    salt = os.pread(handle, 8, 16) if is_log else b""
+    frames = log.with_name("ledger.db-shm").read_bytes()[16:20]
+    bring(handle)
+    if len(salt) == 8:
+        os.pwrite(synced, salt + frames, 0)
+os.fdatasync = noting
+
+parts = Parts(config)
+workers = parts.workers()
+workers.join()
+clock = SystemClock()
+keeper = Keeper(parts.open_ledger, parts.open_store, workers, clock, unstorable=parts.unstorable(clock))
+keeper.start()
+ledger = parts.open_ledger()
+(limit,) = config.limit_set().limits
+account = AccountKey(limit.key, 0, "")
+end = limit.window_at(0).end
+chance = random.Random(7)
+print("works", flush=True)
+for number in itertools.count():
+    cost = chance.randint(1, 1000)
+    event = make_event(cost=cost, started_at=clock.now())
+    lost = encode_event(event._replace(status="recovered", cost=2 * cost))
+    until_free(lambda: ledger.reserve(event.event_id, workers.name, event.started_at, [Hold(account, end, 2 * cost, None, 2 * cost)], lost))
+    if chance.random() < 0.98:
+        until_free(lambda: ledger.settle(event.event_id, [Charge(account, end, cost)], encode_event(event)))
+"""
+
+
+def frames_of(folder: Path) -> tuple[int, int]:
+    """How many frames the log has, and how many of them SQLite is copying or has copied: it has synced those itself."""
+    index = (folder / "ledger.db-shm").read_bytes()
+    (frames,) = struct.unpack_from("=I", index, 16)
+    (attempted,) = struct.unpack_from("=I", index, 96 + 4 + 5 * 4 + 8)
+    return frames, attempted
+
+
+def cut_power(folder: Path, synced: bytes, chance: random.Random) -> int:
+    """Cut the copied log behind what is on the disk for sure, in the middle of a frame as a rule; say what is lost."""
+    path = folder / "ledger.db-wal"
+    log = path.read_bytes()
+    frames, copied = frames_of(folder)
+    sure = struct.unpack("=I", synced[8:12])[0] if log[16:24] == synced[:8] else 0
+    # In between the log begins anew: the index does not know yet, and the file has only part of the new frames.
+    least, most = HEADER + max(sure, copied) * FRAME, min(HEADER + frames * FRAME, len(log))
+    kept = chance.randint(min(least, most), most)
+    torn = bytes(chance.randrange(256) for _ in range(min(len(log) - kept, chance.choice([0, 100, 3000]))))
+    path.write_bytes(log[:kept] + torn)
+    return most - kept
+
+
+async def check(config: Config) -> tuple[int, int]:
+    """Open the copies as the next keeper does, and see that everything is there once; give what was stored before."""
+    parts = Parts(config)
+    ledger = parts.open_ledger()
+    assert ledger.verify() == []
+    known = {entry.seq: entry.event for entry in ledger.outbox(0, 1_000_000)}
+    async with parts.open_store() as store:
+        stored = await store.watermark(ledger.writer)
+        newest = max([ledger.acknowledged(), *known])
+        assert stored <= newest, "the store is ahead of its ledger"
+        before = [event async for event in store.events(ALWAYS, UsageFilter())]
+        assert len(before) == stored
+        for reservation in ledger.open_reservations():
+            assert ledger.recover(reservation.event_id)
+        flusher = Flusher(ledger, store, parts.unstorable(SystemClock()))
+        await flusher.begin()
+        await flusher.flush_all()
+        after = [event async for event in store.events(ALWAYS, UsageFilter())]
+    assert len({event.event_id for event in after}) == len(after)
+    ids = {event.event_id for event in after}
+    assert all(decode_event(event).event_id in ids for event in known.values())
+    assert {event.event_id for event in before} <= ids
+    (limit,) = config.limit_set().limits
+    (account,) = ledger.accounts(limit.key, 0)
+    assert account.balance.reserved == 0
+    assert account.balance.spent == sum(event.cost or 0 for event in after), "accounts and history disagree"
+    ledger.close()
+    return len(after), stored
+
+
+@pytest.mark.parametrize("how", ["kill", "power"])
+def test_the_books_agree_whenever_it_ends(tmp_path: Path, how: str) -> None:
+    """Whatever instant it is, every event that the ledger knows is there once, and accounts equal their events."""
+    config = configure(tmp_path, LIMITS)
+    synced = tmp_path / "synced"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORK, str(config.path), str(synced)], stdout=subprocess.PIPE, text=True
+    )
+    chance = random.Random(how)
+    lost = 0
+    seen = []
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == "works\n"
+        for number in range(TIMES):
+            time.sleep(chance.random() * 0.06)
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            copy = tmp_path / f"copy-{number}"
+            shutil.copytree(config.data_dir, copy / "data")
+            if how == "power":
+                lost += cut_power(copy / "data", synced.read_bytes().ljust(12, b"\0"), chance)
+                (copy / "data" / "ledger.db-shm").unlink()
+            shutil.copy(config.path, copy / "config.yaml")
+            seen.append(asyncio.run(check(load_config(copy / "config.yaml"))))
+            shutil.rmtree(copy)
+            process.send_signal(signal.SIGCONT)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+    assert seen[-1][0] > 500
+    assert len({stored for _, stored in seen}) > 3, "the store must have been filled meanwhile"
+    assert (lost > 100_000) is (how == "power")
