@@ -86,6 +86,12 @@ class Upstream:
     def handed_out(self) -> dict[str, dict[str, int]]:
         return httpx.get(f"{self.url}/handed_out").json()
 
+    def answers(self) -> dict[str, dict[str, Any]]:
+        return httpx.get(f"{self.url}/answers").json()
+
+    def seen(self) -> dict[str, int]:
+        return httpx.get(f"{self.url}/seen").json()
+
     def reset(self) -> None:
         httpx.post(f"{self.url}/reset")
 

@@ -9,7 +9,8 @@ before the first frame and `"pause"` after each, `"drop": n` hangs up after n fr
 `"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no more tokens than
 the request allows.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
-What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent.
+What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent,
+and the output limits that the request named.
 Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
 """
 
@@ -72,6 +73,11 @@ def count(model: str, plan: dict[str, Any]) -> None:
         kept |= {"model": model, "share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
+def bounds_in(body: dict[str, Any]) -> list[int]:
+    """Find the output limits that a request names."""
+    return [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
+
+
 async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
     """Read the body, wait as planned, and give the error answer if one is planned."""
     body = await request.json()
@@ -80,10 +86,10 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
     seen[plan.get("mark", "")] += 1
     if "id" in plan:
         by_id.setdefault(plan["id"], {"calls": 0, "share": 0.0})["calls"] += 1
+        by_id[plan["id"]]["bounds"] = bounds_in(body)
     await asyncio.sleep(plan["delay"])
     if plan.get("obeys"):
-        allowed = [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
-        plan["out"] = min([plan["out"], *allowed])
+        plan["out"] = min([plan["out"], *bounds_in(body)])
     if body["model"].startswith("broken"):
         plan["status"] = 500
     if failures[plan.get("mark", "")] < plan.get("fail_first", 0):

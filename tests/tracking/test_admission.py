@@ -175,6 +175,17 @@ async def test_a_request_waits_no_longer_than_it_may(start: Callable[..., Runtim
     assert clock.monotonic() - began >= 1_000_000
 
 
+async def test_who_has_waited_does_not_wait_again(start: Callable[..., Runtime]) -> None:
+    clock = SystemClock()
+    runtime = start(
+        '    - {name: daily, per: user, window: day, max_cost: "0.03"}', "  admission: {busy_wait: 60s}", clock=clock
+    )
+    await take(runtime, clock, cost=2 * CENT)
+    decision = await asyncio.wait_for(runtime.admission.admit(ask(clock, cost=2 * CENT), patient=False), 30)
+    assert isinstance(decision.outcome, Refusal)
+    assert decision.outcome.reason == "busy"
+
+
 async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES, "  admission: {busy_wait: 60s}")
     await spend(runtime, clock, 2 * CENT)
@@ -240,6 +251,16 @@ async def test_a_limit_that_blocks_still_blocks_what_was_downgraded(
     outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), lambda _: ask(clock, model="mini"))).outcome
     assert isinstance(outcome, Refusal)
     assert outcome.reason == "spent"
+
+
+async def test_a_request_for_the_cheap_model_is_not_downgraded_to_it(
+    start: Callable[..., Runtime], clock: FakeClock
+) -> None:
+    runtime = start(DOWN.replace('"opus*"', '"*"'))
+    await spend(runtime, clock, 2 * CENT, model="mini")
+    outcome = (await runtime.admission.admit(ask(clock, model="mini"), lambda _: pytest.fail("downgraded"))).outcome
+    assert isinstance(outcome, Admitted)
+    assert {demand.limit.name for demand in outcome.demands} == {"dear", "all"}
 
 
 # ── what is lost ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from usage_plugin.domain.usage import MOST_TOKENS
 from usage_plugin.proxy.price_sheets import SERVICES, route_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 MOST_ANSWERS = 100_000
 MOST_COUNT = 2**31 - 1
@@ -228,6 +228,12 @@ def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
                 place[name] = most
     holder[field] = most
     return True
+
+
+def names_any(body: Mapping[str, Any], fields: Iterable[str]) -> bool:
+    """Say whether one of these fields reaches the provider with something in it, wherever it stands."""
+    places = _places(body)
+    return any(place.get(field) for field in fields for place in places)
 
 
 def _answers(body: Mapping[str, Any], places: list[Any]) -> int:

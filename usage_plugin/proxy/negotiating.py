@@ -29,6 +29,8 @@ _OUTPUT_UNITS = frozenset({"usd", "total_tokens", "output_tokens"})
 # Half of such an answer is worth nothing, or is spent before the answer begins.
 _ALL_OR_NOTHING = (
     "tools", "functions", "response_format", "thinking", "reasoning", "reasoning_effort", "text", "output_format",
+    "output_config", "responseSchema", "response_schema", "responseJsonSchema", "response_json_schema",
+    "responseMimeType", "response_mime_type", "thinkingConfig", "thinking_config",
 )  # fmt: skip
 
 log = get_logger()
@@ -61,7 +63,7 @@ class Negotiator:
             if cut is None:
                 break
             ask = cut
-            decision = await self._runtime.admission.admit(ask)
+            decision = await self._runtime.admission.admit(ask, patient=False)
         return decision
 
     def _downgraded(self, ask: Ask, downgrade: Downgrade, data: dict[str, Any], kind: str) -> Ask:
@@ -76,7 +78,7 @@ class Negotiator:
         demand = refusal.demand
         if demand is None or refusal.reason not in _CUTTABLE or demand.limit.unit not in _OUTPUT_UNITS:
             return None
-        if not ask.output_tokens or any(data.get(name) for name in _ALL_OR_NOTHING):
+        if not ask.output_tokens or bounds.names_any(data, _ALL_OR_NOTHING):
             return None
         room = (demand.maximum or 0) - refusal.balance.spent - refusal.balance.reserved
         longest, low, high = None, SHORTEST_ANSWER, ask.output_tokens - 1
@@ -100,7 +102,10 @@ class Negotiator:
         if not bounds.inject_output(kind, data, tokens):
             return None
         again = self._asking.ask(ask.subjects, data, kind)
-        draft = ask.draft._replace(clamped_to=tokens, injected_output_tokens=None)
+        # It is admitted now, not when it came: it may have waited.
+        draft = ask.draft._replace(
+            started_at=again.draft.started_at, clamped_to=tokens, injected_output_tokens=None
+        )  # fmt: skip
         return replace(again, draft=draft, is_downgraded=ask.draft.downgraded_by is not None)
 
     def _fits(self, ask: Ask, refusal: Refusal, room: int) -> bool:

@@ -105,6 +105,8 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     headers: dict[str, str] = {"x-usage-refusal": refusal.reason}
     if refusal.demand:
         headers["x-usage-limit"] = refusal.demand.limit.name
+    if refusal.reason in ("spent", "busy") and _waits_for_window(refusal) and (resets := reset_of(refusal)):
+        headers["x-usage-resets-at"] = resets.isoformat()
     if refusal.retry_after is None and refusal.reason not in _NOT_WORKING:
         return headers | {"x-should-retry": "false"}
     wait = (refusal.retry_after or MICROSECONDS) / MICROSECONDS

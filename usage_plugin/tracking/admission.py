@@ -178,18 +178,23 @@ class Admission:
         self._pressure = pressure or Pressure()
         self._waiting = 0
 
-    async def admit(self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None = None) -> Decision:
+    async def admit(
+        self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None = None, *, patient: bool = True
+    ) -> Decision:
         """Decide on a request, waiting for a moment if it would fit once others settle.
 
         Args:
             ask: the request.
             downgraded: makes it a request to another model, where a limit wants that; it is asked once. Without it
                 such limits only count.
+            patient: False for a request that has waited already.
         """
         if self._pressure.outbox_full and self.policy.enforce and not self.policy.serve_when_outbox_full:
             return Decision(_refuse("outbox_full", ask), ())
         ask, decision = await self._decide(ask, downgraded)
-        if not _is_worth_waiting(decision.outcome) or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
+        if not patient or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
+            return decision
+        if not _is_worth_waiting(decision.outcome):
             return decision
         self._waiting += 1
         try:
@@ -281,7 +286,9 @@ class Admission:
         limit = demand.limit
         if limit.dry_run or not self.policy.enforce:
             return False
-        return limit.action == "block" or (limit.action == "downgrade" and not ask.is_downgraded)
+        if limit.action == "downgrade":
+            return not ask.is_downgraded and limit.downgrade_to != ask.draft.requested_model
+        return limit.action == "block"
 
     def _judge(self, ask: Ask, demand: Demand, balance: Balance) -> Refusal:
         """Say why a request does not fit on an account, and whether waiting helps."""

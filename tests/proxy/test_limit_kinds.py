@@ -1,0 +1,738 @@
+"""Every kind of limit, and everything that can be said of one, end to end: with the real client, over two workers.
+
+One proxy of its own, because the YAML is changed while it runs and requests may be clamped. Each test has its limits
+and users of its own, by the prefix of their names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import secrets
+import time
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import httpx
+import openai
+import pytest
+import yaml
+
+from tests.proxy.conftest import noon_zone, proxy_config, running
+from usage_plugin.domain.usage import decode_event
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from tests.proxy.conftest import Proxy, Upstream
+
+pytestmark = pytest.mark.proxy
+
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+TODAY = datetime.now(ZoneInfo(noon_zone())).date()
+TOMORROWS_WEEKDAY = WEEKDAYS[(TODAY.weekday() + 1) % 7]
+DEAR = ["chat", "claude", "resp"]
+GRACE = 6
+
+
+def own(name: str, **limit: Any) -> dict[str, Any]:
+    """Make a limit for each user whose name begins with the first word of the limit's."""
+    return {
+        "name": name,
+        "per": "user",
+        "match": {"user": f"{name.split('-', maxsplit=1)[0]}-*"},
+        "window": "day",
+        **limit,
+    }
+
+
+LIMITS = [
+    own("rolling", window={"rolling": "1h"}, max_cost="0.03"),
+    own("session", per=["user", "session"], window="session", max_requests=2),
+    own("weekly", window="week", week_starts=TOMORROWS_WEEKDAY, max_requests=10),
+    own("weekly-plain", window="week", max_requests=10),
+    {"name": "slots", "per": "user", "match": {"user": "slots-*"}, "max_parallel_requests": 2},
+    own("slots-money", max_cost=1000),
+    own("both-cost", max_cost=1),
+    own("both-tokens", max_total_tokens=100_000),
+    {"name": "both-slots", "per": "user", "match": {"user": "both-*"}, "max_parallel_requests": 5},
+    own("both-rolling", window={"rolling": "1h"}, max_cost=1),
+    own("both-once", max_requests=1),
+    own("down", match={"user": "down-*", "model": DEAR}, max_cost="0.017", action="downgrade", downgrade_to="cent"),
+    own("down-all", max_cost="0.0275"),
+    own("same", max_cost="0.01", action="downgrade", downgrade_to="cent"),
+    own("drydown", max_cost=0, action="downgrade", downgrade_to="cent", dry_run=True),
+    own("clamp", max_cost="0.05"),
+    own("clamptwo", max_cost="0.05"),
+    own("clamptwo-tokens", max_output_tokens=3000),
+    own("clampload", max_cost="0.50"),
+    own("waits", max_cost="0.30"),
+    own("raised", max_cost="0.01"),
+    own("alert", max_cost="0.10", alert_at=[50, 100]),
+]
+
+
+@pytest.fixture(scope="module")
+def config(upstream: Upstream) -> dict[str, Any]:
+    admission = {"on_short_budget": "clamp", "busy_wait": "2s", "orphan_grace": f"{GRACE}s"}
+    return proxy_config(upstream, {"limits": LIMITS, "admission": admission})
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> Iterator[Proxy]:
+    with running(tmp_path_factory.mktemp("kinds"), config, workers=2) as proxy:
+        yield proxy
+
+
+# ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: httpx.Headers
+    text: str
+
+    @property
+    def message(self) -> str:
+        return json.loads(self.text)["error"]["message"]
+
+    @property
+    def why(self) -> tuple[int, str | None, str | None]:
+        return self.status, self.headers.get("x-usage-refusal"), self.headers.get("x-usage-limit")
+
+
+ROUTES = {"chat": "/chat/completions", "messages": "/messages", "responses": "/responses"}
+CELLS = [(route, stream) for route in ROUTES for stream in (False, True)]
+
+
+def connection(proxy: Proxy) -> openai.AsyncOpenAI:
+    # Without TLS nothing is verified; loading all certificates takes longer than the request.
+    limits = httpx.Limits(max_connections=1)
+    return proxy.client(http_client=httpx.AsyncClient(verify=False, limits=limits, timeout=60))
+
+
+async def ask(
+    proxy: Proxy,
+    user: str,
+    plan: dict[str, Any] | None = None,
+    *,
+    route: str = "chat",
+    stream: bool = False,
+    model: str = "cent",
+    tokens: int | None = 1000,
+    headers: dict[str, str] | None = None,
+    client: openai.AsyncOpenAI | None = None,
+    **more: Any,
+) -> Answer:
+    """Send one request, over a connection of its own if none is given, to whichever worker. As planned it costs $0.01."""
+    text = json.dumps({"in": 0, "out": 1000, **(plan or {})})
+    bound = {} if tokens is None else {"max_output_tokens" if route == "responses" else "max_tokens": tokens}
+    messages: Any = [{"role": "user", "content": text}]
+    async with connection(proxy) if client is None else nullcontext(client) as client:
+        try:
+            if route == "chat":
+                extra = {**bound, **more}
+                raw = await client.chat.completions.with_raw_response.create(
+                    model=model, user=user, messages=messages, stream=stream, extra_body=extra, extra_headers=headers
+                )
+            elif route == "responses":
+                raw = await client.responses.with_raw_response.create(
+                    model=model, user=user, input=text, stream=stream, extra_body={**bound, **more}
+                )
+            else:
+                metadata = {"user_id": user}
+                body = {"model": model, "messages": messages, "stream": stream, "metadata": metadata, **bound, **more}
+                whole = await client.post("/messages", cast_to=httpx.Response, body=body)
+                return Answer(whole.status_code, whole.headers, whole.text)
+            if not stream:
+                return Answer(raw.http_response.status_code, raw.headers, raw.http_response.text)
+            return Answer(200, raw.headers, "".join([str(part) async for part in raw.parse()]))
+        except openai.APIStatusError as error:
+            return Answer(error.status_code, error.response.headers, error.response.text)
+
+
+def unique(prefix: str) -> str:
+    return f"{prefix}-{secrets.token_hex(4)}"
+
+
+def accounts(proxy: Proxy, user: str) -> dict[str, dict[str, Any]]:
+    """Read how a user's accounts stand, by the names of the limits, at one moment."""
+    return {row["name"]: row for row in proxy.cli("limits")["limits"] if row["subject"].get("user") == user}
+
+
+def balance(account: dict[str, Any]) -> tuple[Decimal, Decimal]:
+    return Decimal(account["spent"]), Decimal(account["reserved"])
+
+
+async def until(what: Callable[[], Any], seconds: float = 20) -> Any:
+    """Look again and again, until there is something."""
+    deadline = time.monotonic() + seconds
+    while not (found := await asyncio.to_thread(what)):
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.1)
+    return found
+
+
+class Books:
+    """The accounts of some users at one moment, and their events if they are asked for."""
+
+    def __init__(self, proxy: Proxy, users: Iterable[str]) -> None:
+        self.users = tuple(users)
+        self._proxy = proxy
+        rows = proxy.cli("limits")["limits"]
+        self.accounts = {
+            user: {row["name"]: row for row in rows if row["subject"].get("user") == user} for user in self.users
+        }
+
+    @cached_property
+    def events(self) -> dict[str, list[dict[str, Any]]]:
+        found = self._proxy.cli("events", "--last", "100000")["events"]
+        return {user: [event for event in found if event["user"] == user] for user in self.users}
+
+    @property
+    def held(self) -> bool:
+        return any(Decimal(row["reserved"]) for found in self.accounts.values() for row in found.values())
+
+
+async def settled(proxy: Proxy, *users: str) -> Books:
+    """Wait until none of these users holds anything, and read the books."""
+
+    def nothing_held() -> Books | None:
+        books = Books(proxy, users)
+        return None if books.held else books
+
+    return await until(nothing_held)
+
+
+def in_minutes(stamp: str) -> float:
+    return (datetime.fromisoformat(stamp) - datetime.now(timezone.utc)) / timedelta(minutes=1)
+
+
+# ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_rolling_limit_says_when_it_gives_way(kinds: Proxy) -> None:
+    """What was spent within the hour counts, on every route; the refusal says when enough of it has rolled away."""
+    user = unique("rolling")
+    for route, left in (("chat", "0.02"), ("messages", "0.01"), ("responses", "0.00")):
+        answer = await ask(kinds, user, route=route)
+        assert answer.status == 200, answer.text
+        assert (answer.headers["x-usage-limit"], answer.headers["x-usage-remaining"]) == ("rolling", left)
+        assert 58 < in_minutes(answer.headers["x-usage-resets-at"]) < 62
+    refused = await asyncio.gather(*(ask(kinds, user, route=route, stream=stream) for route, stream in CELLS))
+    for answer in refused:
+        assert answer.why == (402, "spent", "rolling"), answer.text
+        assert 58 < in_minutes(answer.headers["x-usage-resets-at"]) < 62
+        assert re.search(rf"{user} has used 0\.03 of 0\.03 USD in 60 min \(limit rolling\)", answer.message)
+        assert re.search(r"There is room for it again in (59|60|61) min\.", answer.message)
+    account = accounts(kinds, user)["rolling"]
+    assert balance(account) == (Decimal("0.03"), 0)
+    assert account["remaining"] == "0.00"
+
+
+SESSIONS: list[tuple[str, Callable[[str], dict[str, Any]]]] = [
+    ("chat", lambda name: {"litellm_session_id": name}),
+    ("chat", lambda name: {"metadata": {"session_id": name}}),
+    ("chat", lambda name: {"headers": {"x-litellm-session-id": name}}),
+    ("messages", lambda name: {"litellm_session_id": name}),
+    ("messages", lambda name: {"litellm_metadata": {"session_id": name}}),
+    ("responses", lambda name: {"litellm_session_id": name}),
+    ("responses", lambda name: {"litellm_metadata": {"session_id": name}}),
+]
+
+
+async def test_a_session_has_an_account_of_its_own(kinds: Proxy) -> None:
+    """Two requests a session, however the client names it; another session, or none, is not touched."""
+    user = unique("session")
+
+    async def one(route: str, named: Callable[[str], dict[str, Any]]) -> None:
+        session = unique("s")
+        for stream in (False, True):
+            answer = await ask(kinds, user, route=route, stream=stream, **named(session))
+            assert answer.status == 200, answer.text
+            assert answer.headers["x-usage-limit"] == "session", (route, named(session))
+        refused = await ask(kinds, user, route=route, **named(session))
+        assert refused.why == (402, "spent", "session"), refused.text
+        assert "2 of 2 requests in this session" in refused.message
+        assert "x-usage-resets-at" not in refused.headers
+        assert (await ask(kinds, user, route=route, **named(unique("s")))).status == 200
+
+    await asyncio.gather(*(one(route, named) for route, named in SESSIONS))
+    assert [(await ask(kinds, user)).status for _ in range(3)] == [200, 200, 200]
+    rows = [row for row in kinds.cli("limits")["limits"] if row["subject"].get("user") == user]
+    assert Counter(row["spent"] for row in rows) == {2: len(SESSIONS), 1: len(SESSIONS)}
+
+
+async def test_a_week_begins_where_it_is_said(kinds: Proxy) -> None:
+    """`week_starts` moves the first day; without it a week begins on Monday."""
+    user = unique("weekly")
+    answer = await ask(kinds, user)
+    assert answer.status == 200
+    found = accounts(kinds, user)
+    zone = ZoneInfo(noon_zone())
+    began = {
+        name: datetime.fromisoformat(account["window"]["start"]).astimezone(zone) for name, account in found.items()
+    }
+    assert all((start.hour, start.minute) == (0, 0) for start in began.values())
+    assert began["weekly"].date() == TODAY - timedelta(days=6)
+    assert began["weekly-plain"].date() == TODAY - timedelta(days=TODAY.weekday())
+    assert [account["spent"] for account in found.values()] == [1, 1]
+
+
+# ── requests at the same time ────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_third_request_waits_for_a_slot(kinds: Proxy, upstream: Upstream) -> None:
+    """Two run at once. The third is admitted as soon as one ends, and is told to come back if none does in time."""
+
+    async def three(user: str, delay: float) -> tuple[list[Answer], float]:
+        first = [asyncio.create_task(ask(kinds, user, {"delay": delay, "mark": user})) for _ in range(2)]
+        await until(lambda: upstream.seen().get(user) == 2)
+        began = time.monotonic()
+        third = await ask(kinds, user, stream=True)
+        waited = time.monotonic() - began
+        return [*await asyncio.gather(*first), third], waited
+
+    soon, late = unique("slots"), unique("slots")
+    (passed, _), (refused, waited) = await asyncio.gather(three(soon, 1.2), three(late, 6))
+    assert [answer.status for answer in passed] == [200, 200, 200]
+    assert [answer.status for answer in refused] == [200, 200, 429]
+    last = refused[2]
+    assert last.why == (429, "busy", "slots")
+    assert json.loads(last.text)["error"]["type"] == "budget_busy"
+    assert int(last.headers["retry-after"]) == 1
+    assert "Try again in a moment." in last.message
+    assert 1.8 < waited < 6
+    books = await settled(kinds, soon, late)
+    assert [books.accounts[user]["slots"]["spent"] for user in (soon, late)] == [0, 0]
+    assert (await ask(kinds, late)).status == 200
+
+
+ENDS: list[tuple[bool, dict[str, Any]]] = [
+    (False, {}),
+    (True, {}),
+    (False, {"status": 500}),
+    (True, {"status": 500}),
+    (True, {"drop": 2, "pause": 0.05}),
+    (True, {"error": 2, "pause": 0.05}),
+]
+
+
+async def test_a_slot_is_free_after_every_end(kinds: Proxy, upstream: Upstream) -> None:
+    """Two at a time, each ending in its own way, again and again: no slot is lost, and none is kept with the money."""
+
+    async def one(user: str, route: str, gate: asyncio.Semaphore, stream: bool, plan: dict[str, Any]) -> None:
+        async with gate:
+            try:
+                answer = await ask(kinds, user, {"chunks": 6, **plan}, route=route, stream=stream)
+            except (openai.APIError, httpx.HTTPError):
+                assert plan
+            else:
+                assert answer.status in (200, plan.get("status")), answer.text
+
+    async def leave(user: str, route: str) -> None:
+        mark = unique("mark")
+        request = asyncio.create_task(ask(kinds, user, {"mark": mark, "hold": 30}, route=route, stream=True))
+        await until(lambda: mark in upstream.seen())
+        await asyncio.sleep(0.2)
+        request.cancel()
+        await asyncio.wait([request])
+
+    users = {route: unique("slots") for route in ROUTES}
+    gates = {route: asyncio.Semaphore(2) for route in ROUTES}
+    await asyncio.gather(
+        *(one(users[route], route, gates[route], stream, plan) for route in ROUTES for stream, plan in ENDS * 2)
+    )
+    await asyncio.gather(*(leave(users[route], route) for route in (*ROUTES, *ROUTES)))
+
+    def slots_free() -> Books | None:
+        books = Books(kinds, users.values())
+        return books if not any(found["slots"]["reserved"] for found in books.accounts.values()) else None
+
+    free = await until(slots_free, GRACE)
+    for found in free.accounts.values():
+        assert Decimal(found["slots-money"]["reserved"]) > 0, "who left before the first chunk is not settled yet"
+    again = await asyncio.gather(*(ask(kinds, user, {"delay": 0.5}) for user in users.values() for _ in range(2)))
+    assert [answer.status for answer in again] == [200] * 6
+    books = await settled(kinds, *users.values())
+    for user in users.values():
+        assert balance(books.accounts[user]["slots"]) == (0, 0)
+        statuses = Counter(event["status"] for event in books.events[user])
+        assert sum(statuses.values()) == 2 * len(ENDS) + 4, statuses
+        assert statuses["cancelled"] == 2, statuses
+
+
+# ── several limits ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_one_limit_refuses_holds_nothing_on_the_others(kinds: Proxy) -> None:
+    """Five limits count a request; the last one refuses, and the other four look as if it had never been."""
+    user = unique("both")
+    assert (await ask(kinds, user)).status == 200
+    before = (await settled(kinds, user)).accounts[user]
+    assert set(before) == {"both-cost", "both-tokens", "both-slots", "both-rolling", "both-once"}
+    refused = await asyncio.gather(
+        *(ask(kinds, user, route=route, stream=stream) for route, stream in CELLS * 2),
+        *(ask(kinds, user, model="broken") for _ in range(2)),
+    )
+    assert {answer.why for answer in refused} == {(402, "spent", "both-once")}
+    books = Books(kinds, [user])
+    assert books.accounts[user] == before
+    assert len(books.events[user]) == 1
+
+
+# ── downgrades ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_spent_limit_sends_requests_to_a_cheaper_model(kinds: Proxy, upstream: Upstream) -> None:
+    """The dear model answers until its money is spent, then the cheap one does, until another limit refuses."""
+
+    users = {cell: unique("down") for cell in CELLS}
+    models = {"chat": "chat", "messages": "claude", "responses": "resp"}
+    cents_and_a_half = {"chat": 1000, "messages": 1000, "responses": 1875}
+
+    async def one(route: str, stream: bool, out: int) -> Answer:
+        user = users[route, stream]
+        plan = {"out": out, "id": user}
+        return await ask(kinds, user, plan, route=route, stream=stream, model=models[route], tokens=out)
+
+    async def everyone(out: Mapping[str, int]) -> list[Answer]:
+        return await asyncio.gather(*(one(route, stream, out[route]) for route, stream in users))
+
+    first = await everyone(cents_and_a_half)
+    assert [answer.status for answer in first] == [200] * 6
+    assert not any("x-usage-downgraded-to" in answer.headers for answer in first)
+    answered = upstream.answers()
+    assert [answered[user]["model"] for user in users.values()] == [f"{models[route]}-up" for route, _ in users]
+    await settled(kinds, *users.values())
+    second = await everyone(dict.fromkeys(ROUTES, 1000))
+    assert [answer.status for answer in second] == [200] * 6, [answer.text for answer in second]
+    assert {answer.headers["x-usage-downgraded-to"] for answer in second} == {"cent"}
+    answered = upstream.answers()
+    assert {(answered[user]["model"], answered[user]["calls"]) for user in users.values()} == {("cent-up", 2)}
+    await settled(kinds, *users.values())
+    third = await everyone(dict.fromkeys(ROUTES, 1000))
+    assert {answer.why for answer in third} == {(402, "spent", "down-all")}, [answer.text for answer in third]
+
+    books = await settled(kinds, *users.values())
+    for (route, _), user in users.items():
+        dear, cheap = sorted(books.events[user], key=lambda event: event["model"] == "cent")
+        assert (dear["requested_model"], dear["model"], dear["downgraded_by"]) == (models[route], models[route], None)
+        assert (cheap["requested_model"], cheap["model"], cheap["downgraded_by"]) == (models[route], "cent", "down")
+        assert (cheap["served_model"], cheap["cost"]) == ("openai/cent-up", "0.01")
+        assert balance(books.accounts[user]["down"]) == (Decimal("0.015"), 0)
+        assert balance(books.accounts[user]["down-all"]) == (Decimal("0.025"), 0)
+
+
+async def test_who_asks_for_the_cheap_model_is_not_downgraded(kinds: Proxy) -> None:
+    """A limit that counts the cheap model too says nothing of a downgrade where the model stays the same."""
+    user = unique("same")
+    answers = [await ask(kinds, user) for _ in range(2)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert not any("x-usage-downgraded-to" in answer.headers for answer in answers)
+    assert [event["downgraded_by"] for event in kinds.events(user)] == [None, None]
+
+
+async def test_a_dry_run_downgrades_nothing(kinds: Proxy) -> None:
+    """It is counted what would have been downgraded; the request goes where it was sent."""
+    user = unique("drydown")
+    answer = await ask(kinds, user, model="chat")
+    assert answer.status == 200
+    assert "x-usage-downgraded-to" not in answer.headers
+    (event,) = kinds.events(user)
+    assert (event["model"], event["downgraded_by"]) == ("chat", None)
+
+    def counted() -> Any:
+        return [row for row in kinds.cli("status")["refusals"] if row["limit"] == "drydown"]
+
+    (row,) = await until(counted)
+    assert row["reason"].startswith("dry_run:")
+
+
+# ── clamping ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_answer_is_cut_to_what_the_money_reaches_for(kinds: Proxy, upstream: Upstream) -> None:
+    """Asked for ten thousand tokens with money for less, the provider gets the lower bound, on every route."""
+
+    models = {"chat": ("cent", "chat"), "messages": ("cent", "claude"), "responses": ("cent",)}
+    cells = {unique("clamp"): (route, stream, model) for route, stream in CELLS for model in models[route]}
+
+    async def one(user: str, route: str, stream: bool, model: str) -> int:
+        plan = {"id": user, "out": 50_000, "obeys": True}
+        answer = await ask(kinds, user, plan, route=route, stream=stream, model=model, tokens=10_000)
+        assert answer.status == 200, answer.text
+        return int(answer.headers["x-usage-clamped-to"])
+
+    clamped = dict(zip(cells, await asyncio.gather(*(one(user, *cell) for user, cell in cells.items())), strict=True))
+    answered = upstream.answers()
+    books = await settled(kinds, *cells)
+    for user, (_, _, model) in cells.items():
+        assert clamped[user] == 5000 if model == "cent" else 3000 < clamped[user] < 3333
+        assert set(answered[user]["bounds"]) == {clamped[user]}
+        assert Decimal("0.049") <= Decimal(books.accounts[user]["clamp"]["spent"]) <= Decimal("0.05")
+        (event,) = books.events[user]
+        assert (event["clamped_to"], event["injected_output_tokens"]) == (clamped[user], None)
+        assert event["excess"] == "0.00"
+
+
+@pytest.mark.parametrize(("left", "clamped"), [(2000, 2000), (256, 256), (255, None)])
+async def test_an_answer_is_cut_to_what_is_left_and_never_too_short(
+    kinds: Proxy, left: int, clamped: int | None
+) -> None:
+    """Of the limit's money some is spent; the next request names no bound and gets the rest, if that is of use."""
+    user = unique("clamp")
+    spent = 5000 - left
+    assert (await ask(kinds, user, {"out": spent}, tokens=spent)).status == 200
+    answer = await ask(kinds, user, {"out": 50_000, "obeys": True}, tokens=None)
+    if clamped is None:
+        assert answer.why == (402, "spent", "clamp")
+        return
+    assert (answer.status, answer.headers["x-usage-clamped-to"]) == (200, str(clamped))
+    books = Books(kinds, [user])
+    cut, whole = sorted(books.events[user], key=lambda event: event["output_tokens"] != clamped)
+    assert (cut["clamped_to"], cut["injected_output_tokens"], whole["clamped_to"]) == (clamped, None, None)
+    assert balance(books.accounts[user]["clamp"]) == (Decimal("0.05"), 0)
+
+
+FUNCTION = {"name": "look", "description": "Look.", "parameters": {"type": "object", "properties": {}}}
+WHOLE_ONLY: list[dict[str, Any]] = [
+    {"tools": [{"type": "function", "function": FUNCTION}]},
+    {"response_format": {"type": "json_object"}},
+    {"extra_body": {"response_format": {"type": "json_object"}}},
+    {"reasoning_effort": "high"},
+    {"route": "messages", "model": "claude", "thinking": {"type": "enabled", "budget_tokens": 2000}},
+    {"route": "messages", "model": "claude", "tools": [{"name": "look", "input_schema": {"type": "object"}}]},
+    {"route": "responses", "reasoning": {"effort": "high"}},
+    {"route": "responses", "text": {"format": {"type": "json_object"}}},
+]
+
+
+async def test_where_half_an_answer_is_useless_none_is_cut(kinds: Proxy) -> None:
+    """Tools, formats and thinking are answered in full or refused."""
+    refused = await asyncio.gather(*(ask(kinds, unique("clamp"), tokens=10_000, **more) for more in WHOLE_ONLY))
+    assert [answer.why for answer in refused] == [(402, "too_large", "clamp")] * len(WHOLE_ONLY)
+
+
+async def test_the_shortest_of_several_limits_decides(kinds: Proxy) -> None:
+    """Cut for one limit, a request may have to be cut again for another."""
+    user = unique("clamptwo")
+    answer = await ask(kinds, user, {"out": 50_000, "obeys": True}, tokens=10_000)
+    assert (answer.status, answer.headers["x-usage-clamped-to"]) == (200, "3000")
+    found = (await settled(kinds, user)).accounts[user]
+    assert [balance(found[name])[0] for name in ("clamptwo", "clamptwo-tokens")] == [Decimal("0.03"), 3000]
+
+
+async def test_clamping_uses_the_limit_up(kinds: Proxy) -> None:
+    """Of 40 requests of $0.03 at once 16 fit into $0.50, and what they leave is used by a shorter answer."""
+    user = unique("clampload")
+    plan = {"out": 3000, "obeys": True}
+    answers = await asyncio.gather(*(ask(kinds, user, plan, tokens=3000, stream=n % 2 == 0) for n in range(40)))
+    assert Counter(answer.status for answer in answers)[200] >= 17
+    assert {answer.headers["x-usage-refusal"] for answer in answers if answer.status != 200} <= {"spent", "busy"}
+    spent = balance((await settled(kinds, user)).accounts[user]["clampload"])[0]
+    assert Decimal("0.49") <= spent <= Decimal("0.50")
+
+
+# ── waiting ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_those_who_wait_get_exactly_what_is_left(kinds: Proxy) -> None:
+    """64 at once of exactly $0.01 against $0.30, without a retry: 30 succeed. Then nobody waits for spent money."""
+    user = unique("waits")
+    answers = await asyncio.gather(*(ask(kinds, user, {"delay": 0.2}, stream=n % 2 == 0) for n in range(64)))
+    assert Counter(answer.status == 200 for answer in answers) == {True: 30, False: 34}
+    assert {answer.headers["x-usage-refusal"] for answer in answers if answer.status != 200} <= {"spent", "busy"}
+    assert balance((await settled(kinds, user)).accounts[user]["waits"]) == (Decimal("0.30"), 0)
+    took = []
+    for route, stream in CELLS:
+        began = time.monotonic()
+        refused = await ask(kinds, user, route=route, stream=stream)
+        took.append(time.monotonic() - began)
+        assert refused.why == (402, "spent", "waits")
+    assert min(took) < 1, took
+
+
+# ── adjustments ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@asynccontextmanager
+async def doors_of(proxy: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
+    """Open connections until each worker has one, which stays with it: else one worker may get all that is asked."""
+    doors: dict[str, openai.AsyncOpenAI] = {}
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            clients = [await stack.enter_async_context(connection(proxy)) for _ in range(6)]
+            users = [unique("door") for _ in clients]
+            asked = [
+                asyncio.create_task(ask(proxy, user, {"delay": 1}, client=client))
+                for user, client in zip(users, clients, strict=True)
+            ]
+            held = await until(lambda users=users: held_by(proxy, users))
+            await asyncio.gather(*asked)
+            doors |= {held[user]: client for user, client in zip(users, clients, strict=True)}
+            if len(doors) == proxy.workers:
+                break
+        assert len(doors) == proxy.workers
+        yield list(doors.values())
+
+
+def held_by(proxy: Proxy, users: list[str]) -> dict[str, str] | None:
+    """Say which worker holds a reservation of which user, once each of them has one."""
+    ledger = SqliteLedger(proxy.folder / "data" / "ledger.db")
+    try:
+        found = {decode_event(held.event).user: held.worker for held in ledger.open_reservations()}
+    finally:
+        ledger.close()
+    return found if found.keys() >= set(users) else None
+
+
+async def in_force(proxy: Proxy, doors: list[openai.AsyncOpenAI], user: str, status: int, *, seconds: float) -> float:
+    """Ask each worker until all answer so; give the seconds that took. The requests cost next to nothing."""
+    began = time.monotonic()
+    while True:
+        answers = await asyncio.gather(*(ask(proxy, user, {"out": 0}, tokens=1, client=door) for door in doors))
+        took = time.monotonic() - began
+        if {answer.status for answer in answers} == {status}:
+            return took
+        assert took < seconds, [answer.text for answer in answers if answer.status != status]
+        await asyncio.sleep(0.1)
+
+
+async def change(proxy: Proxy, command: str, user: str, *more: str) -> dict[str, Any]:
+    arguments = [command, "raised", "--user", user, *more]
+    return await asyncio.to_thread(proxy.cli, *arguments)
+
+
+@pytest.fixture
+async def doors(kinds: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
+    async with doors_of(kinds) as found:
+        yield found
+
+
+async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(
+    kinds: Proxy, doors: list[openai.AsyncOpenAI]
+) -> None:
+    """Each change is in force within seconds in both workers, ends by itself or when told to, and is kept."""
+    user, other = unique("raised"), unique("raised")
+    assert (await ask(kinds, user)).status == (await ask(kinds, other)).status == 200
+    assert (await ask(kinds, user)).status == 402
+
+    await change(kinds, "raise", user, "--to", "0.02", "--for", "1h", "--reason", "demo at noon")
+    await in_force(kinds, doors, user, 200, seconds=6)
+    assert (await ask(kinds, user, tokens=900, plan={"out": 900})).status == 200
+    assert (await ask(kinds, user)).why == (402, "spent", "raised")
+    assert (await ask(kinds, other)).why == (402, "spent", "raised"), "raised for one subject only"
+
+    paused = time.monotonic()
+    now = (await change(kinds, "pause", user, "--for", "10s", "--reason", "the demo goes on"))["now"]
+    assert (now["limit"], now["amount_from"]) == (None, "adjustment")
+    await in_force(kinds, doors, user, 200, seconds=6)
+    answers = await asyncio.gather(*(ask(kinds, user) for _ in range(3)))
+    assert [answer.status for answer in answers] == [200] * 3
+    await in_force(kinds, doors, user, 402, seconds=20)
+    assert time.monotonic() - paused > 10, "the pause ends when it was said to, not before"
+    spent = accounts(kinds, user)["raised"]["spent"]
+    assert Decimal(spent) > Decimal("0.04"), "what is not refused is recorded all the same"
+
+    await change(kinds, "raise", user, "--to", "5", "--for", "1h", "--reason", "more")
+    await in_force(kinds, doors, user, 200, seconds=6)
+    ended = (await change(kinds, "resume", user))["adjustments"]
+    assert len(ended) == 2, "the first raise still ran"
+    await in_force(kinds, doors, user, 402, seconds=6)
+    assert accounts(kinds, user)["raised"]["limit"] == "0.01"
+
+    kept = [row for row in kinds.cli("adjustments", "--all")["adjustments"] if row["subject"] == {"user": user}]
+    assert [(row["before"], row["after"], row["reason"]) for row in sorted(kept, key=lambda row: row["number"])] == [
+        ("0.01", "0.02", "demo at noon"),
+        ("0.02", None, "the demo goes on"),
+        ("0.02", "5.00", "more"),
+    ]
+    assert all(row["actor"] for row in kept)
+
+
+# ── the YAML ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(proxy: Proxy, config: dict[str, Any], *more: dict[str, Any]) -> None:
+    section = {**config["usage_plugin"], "limits": [*LIMITS, *more]}
+    proxy.config_path.write_text(yaml.safe_dump({**config, "usage_plugin": section}))
+
+
+def our_lines(proxy: Proxy, *words: str) -> list[str]:
+    return [line for line in proxy.log_path.read_text().splitlines() if all(word in line for word in words)]
+
+
+def config_problems(proxy: Proxy, readable: Path) -> list[dict[str, Any]]:
+    """Read what the proxy says of its YAML; the command line cannot use that file either, so it gets another."""
+    found = proxy.cli("status", "--config", str(readable))["problems"]
+    return [problem for problem in found if problem["name"] == "config"]
+
+
+async def test_the_yaml_is_read_again_when_it_changes(
+    kinds: Proxy, config: dict[str, Any], doors: list[openai.AsyncOpenAI]
+) -> None:
+    """A new limit counts what its window holds, or begins now; a YAML that is wrong changes nothing until it is right."""
+    late, now = unique("late"), unique("now")
+    for user in (late, now):
+        assert (await ask(kinds, user, {"out": 5000}, tokens=5000)).status == 200
+    limits = [own("late", max_cost="0.05"), own("now", max_cost="0.05", count_from="now")]
+    write(kinds, config, *limits)
+    took = await in_force(kinds, doors, late, 402, seconds=15)
+    print(f"in force in both workers after {took:.1f} s")
+    answer = await ask(kinds, late)
+    assert answer.why == (402, "spent", "late")
+    assert Decimal(accounts(kinds, late)["late"]["spent"]) >= Decimal("0.05")
+    answer = await ask(kinds, now)
+    assert (answer.headers["x-usage-limit"], answer.headers["x-usage-remaining"]) == ("now", "0.04")
+
+    good = kinds.folder / "good.yaml"
+    good.write_text(kinds.config_path.read_text())
+    assert config_problems(kinds, good) == []
+    write(kinds, config, own("late", max_cost=-1))
+    (problem,) = await until(lambda: config_problems(kinds, good))
+    assert "max_cost" in problem["text"]
+    assert len(our_lines(kinds, "config.refused", "max_cost")) == 1, "one worker tells, once"
+    await in_force(kinds, doors, late, 402, seconds=10)
+
+    write(kinds, config, own("late", max_cost=1), limits[1])
+    await in_force(kinds, doors, late, 200, seconds=15)
+    await until(lambda: not config_problems(kinds, good))
+
+
+# ── alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_alert_is_told_once_over_workers_and_restarts(kinds: Proxy, config: dict[str, Any]) -> None:
+    """Each threshold is one line in the log, whichever workers pass it, and also after a restart."""
+    write(kinds, config)
+    user, quiet = unique("alert"), unique("alert")
+
+    async def spend(times: int) -> None:
+        answers = await asyncio.gather(*(ask(kinds, user, stream=n % 2 == 0) for n in range(times)))
+        assert [answer.status for answer in answers] == [200] * times
+
+    await asyncio.gather(*(ask(kinds, quiet) for _ in range(4)))
+    await spend(6)
+    (line,) = await until(lambda: our_lines(kinds, "limit.threshold_crossed", user))
+    assert "threshold=50" in line
+    assert "limit='alert'" in line
+    # Whatever a worker has not told yet it tells at its end.
+    kinds.stop()
+    kinds.start()
+    await spend(4)
+    await until(lambda: our_lines(kinds, "limit.threshold_crossed", user, "threshold=100"))
+    kinds.stop()
+    told = our_lines(kinds, "limit.threshold_crossed")
+    assert Counter(re.findall(r"threshold=(\d+)", line)[0] for line in told if user in line) == {"50": 1, "100": 1}
+    assert not [line for line in told if quiet in line]
