@@ -271,19 +271,6 @@ def test_accounts_are_listed_by_subject(ledger: SqliteLedger) -> None:
     assert [account.key[1:] for account in ledger.accounts(1, 0)] == [(END, "ann"), (0, "zoe"), (END, "zoe")]
 
 
-def test_limits_are_known_whatever_becomes_of_their_accounts(ledger: SqliteLedger, path: Path) -> None:
-    """A limit is known from its first account or its seeding on; one that refused its first request has no account."""
-    ledger.reserve("a", "w", 5, [hold(DAY, 30, 100)], "e")
-    ledger.reserve("b", "w", 5, [hold(TEAM, 30, 10)], "e")
-    assert ledger.limit_keys() == {1}
-    ledger.settle("a", [Charge(AccountKey(3, 0, "x"), 10, 1)], "e")
-    ledger.seed(4, 0, lambda _: [])
-    ledger.tidy(END * 10)
-    assert ledger.accounts(1, 0) == ledger.accounts(3, 0) == []
-    ledger.close()
-    assert SqliteLedger(path).limit_keys() == {1, 3, 4}
-
-
 def test_seeding_sets_what_was_spent(ledger: SqliteLedger, path: Path) -> None:
     """A new limit's accounts become what the history says, holds stay, and nobody settles in between."""
     settle(ledger, "a")
@@ -299,13 +286,12 @@ def test_seeding_sets_what_was_spent(ledger: SqliteLedger, path: Path) -> None:
             other.record([], "meanwhile")
         return [Charge(DAY, END, 17), Charge(TEAM, END, 4)]
 
-    ledger.seed(1, 1, work_out)
+    ledger.seed(1, work_out)
     assert [entry.event for entry in seen] == ["b", "c"]
     assert ledger.balances([DAY, TEAM]) == {DAY: Balance(17, 30), TEAM: Balance(4, 0)}
     with pytest.raises(ZeroDivisionError):
-        ledger.seed(5, 0, lambda _: [Charge(DAY, END, 1 // 0)])
+        ledger.seed(0, lambda _: [Charge(DAY, END, 1 // 0)])
     assert other.record([], "afterwards").seq == 4
-    assert 5 not in ledger.limit_keys()
     other.close()
 
 
