@@ -58,12 +58,27 @@ class Negotiator:
             return ask
 
         decision = await self._runtime.admission.admit(ask, downgraded)
-        for _ in range(_MOST_CUTS if self._runtime.config.admission.on_short_budget == "clamp" else 0):
-            cut = self._cut(ask, decision.outcome, data, kind) if isinstance(decision.outcome, Refusal) else None
+        if self._runtime.config.admission.on_short_budget == "clamp":
+            return await self._shorten(ask, decision, data, kind)
+        return decision
+
+    async def _shorten(self, ask: Ask, decision: Decision, data: dict[str, Any], kind: str) -> Decision:
+        """Ask for a shorter answer, and again where another limit has room for less or others were faster."""
+        has_waited = False
+        for _ in range(_MOST_CUTS):
+            refusal = decision.outcome
+            if not isinstance(refusal, Refusal) or refusal.demand is None:
+                break
+            left = (refusal.demand.maximum or 0) - refusal.balance.spent
+            cut = self._cut(ask, refusal, left - refusal.balance.reserved, data, kind)
+            if cut is None and not has_waited:
+                # Others hold what is left: as soon as they settle there may be room. Admission waits for them, once.
+                has_waited = True
+                cut = self._cut(ask, refusal, left, data, kind)
             if cut is None:
                 break
             ask = cut
-            decision = await self._runtime.admission.admit(ask, patient=False)
+            decision = await self._runtime.admission.admit(ask)
         return decision
 
     def _downgraded(self, ask: Ask, downgrade: Downgrade, data: dict[str, Any], kind: str) -> Ask:
@@ -73,14 +88,13 @@ class Negotiator:
         draft = again.draft._replace(requested_model=ask.draft.requested_model, downgraded_by=downgrade.limit)
         return replace(again, draft=draft)
 
-    def _cut(self, ask: Ask, refusal: Refusal, data: dict[str, Any], kind: str) -> Ask | None:
-        """Ask for the longest answer that the limit which refused has room for; None if none is of use."""
+    def _cut(self, ask: Ask, refusal: Refusal, room: int, data: dict[str, Any], kind: str) -> Ask | None:
+        """Ask for the longest answer that takes so much of the limit which refused; None if none is of use."""
         demand = refusal.demand
         if demand is None or refusal.reason not in _CUTTABLE or demand.limit.unit not in _OUTPUT_UNITS:
             return None
         if not ask.output_tokens or bounds.names_any(data, _ALL_OR_NOTHING):
             return None
-        room = (demand.maximum or 0) - refusal.balance.spent - refusal.balance.reserved
         longest, low, high = None, SHORTEST_ANSWER, ask.output_tokens - 1
         while low <= high:
             # The shortest first: mostly it decides.
