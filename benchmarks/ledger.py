@@ -197,6 +197,7 @@ def one_block(ledger: SqliteLedger, traffic: Traffic) -> Times:
         seq = settle(request)
     ledger.acknowledge(seq)
     ledger.tidy(traffic.now)
+    ledger.shorten_log()
     return times
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from benchmarks.servers import Server
 
-PAIRS = 80
+PAIRS = 40
 ROUND = 48
 CONCURRENCY = 16
 WARM_UP = 200

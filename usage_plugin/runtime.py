@@ -192,6 +192,7 @@ class _Following:
         # The rules of the start are the loop's own: it has settled nothing by others.
         self._used_by_loop = runtime.rules.digest
         self._told = ""
+        self._is_full = False
         self.chores = (self._follow_file, self._follow_adjustments, self._tell_rules, self._measure_outbox)
 
     def _follow_file(self, ledger: Ledger) -> None:
@@ -241,14 +242,14 @@ class _Following:
             self._used_by_loop = digest
 
     def _measure_outbox(self, ledger: Ledger) -> None:
-        storage = self._runtime.config.storage
+        storage, pressure = self._runtime.config.storage, self._runtime.pressure
         full = ledger.waiting().size >= storage.outbox_max
-        self._runtime.pressure.outbox_full = full
-        self._runtime.pressure.leaves_gaps = full and storage.when_outbox_full == "serve"
+        if full != self._is_full:
+            self._is_full = pressure.outbox_full = full
+            pressure.leaves_gaps = full and storage.when_outbox_full == "serve"
         if self._workers.keeps:
-            self._problems.tell(
-                ledger, "outbox", f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
-            )
+            problem = f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
+            self._problems.tell(ledger, "outbox", problem)
 
 
 class Reader:

@@ -52,17 +52,17 @@ class Load:
         self._began = time.monotonic()
         self.sent: list[Sent] = []
 
-    async def run(self, seconds: float, *, leaving: bool = True) -> None:
-        """Send for so long, with clients that hang up or without, and wait for what is under way."""
-        until = time.monotonic() + seconds
+    async def run(self, seconds: float, *, at_least: int = 0, leaving: bool = True) -> None:
+        """Send for so long and so many, with clients that hang up or without, and wait for what is under way."""
+        until, enough = time.monotonic() + seconds, len(self.sent) + at_least
         async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=None)) as client:
-            await asyncio.gather(*(self._client(client, until, leaving=leaving) for _ in range(CLIENTS)))
+            await asyncio.gather(*(self._client(client, until, enough, leaving=leaving) for _ in range(CLIENTS)))
 
     def outcomes(self) -> Counter[str]:
         return Counter(sent.outcome for sent in self.sent)
 
-    async def _client(self, client: httpx.AsyncClient, until: float, *, leaving: bool) -> None:
-        while time.monotonic() < until:
+    async def _client(self, client: httpx.AsyncClient, until: float, enough: int, *, leaving: bool) -> None:
+        while time.monotonic() < until or len(self.sent) < enough:
             sent = self._next(leaving=leaving)
             self.sent.append(sent)
             patience = self._random.uniform(0, 0.3) if sent.leaves and self._random.random() < 0.5 else None
@@ -83,7 +83,7 @@ class Load:
         call_id = f"{self._mark}-{len(self.sent)}"
         plan: dict[str, Any] = {
             "in": rng.randint(1, 900),
-            "out": rng.randint(0, 500),
+            "out": rng.randint(1, 500),
             "delay": rng.choice([0, 0.05, 0.3]),
         }
         plan |= {"cached": 0, "reasoning": 0, "chunks": 4}

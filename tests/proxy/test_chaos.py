@@ -62,7 +62,7 @@ class Chaos:
     async def end(self) -> None:
         """Recover after a last kill, serve a little more in peace, and end in order."""
         await self.monkey.restart(signal.SIGKILL)
-        await self.load.run(4, leaving=False)
+        await self.load.run(4, at_least=50, leaving=False)
         await asyncio.to_thread(self.proxy.settled)
         self.proxy.stop()
         print("\n".join(self.monkey.diary))
@@ -164,13 +164,15 @@ def chaos(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -
     made.proxy.stop(signal.SIGKILL)
 
 
+@pytest.mark.timeout(600)
 async def test_the_books_survive_a_minute_of_chaos(chaos: Chaos) -> None:
     """With a worker and then the proxy killed, a failing store and clients that hang up, every request has its event."""
-    raging = asyncio.create_task(chaos.load.run(16))
+    raging = asyncio.create_task(chaos.load.run(16, at_least=300))
     await asyncio.sleep(3)
     await chaos.monkey.fail_store("forget", 2)
+    await chaos.monkey.fail_store("refuse", 3)
+    await asyncio.sleep(3)
     await chaos.monkey.kill_worker()
-    await chaos.monkey.fail_store(seconds=3)
     await chaos.monkey.lock_store(2)
     await raging
     await chaos.end()

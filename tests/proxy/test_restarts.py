@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.proxy
 
 USER = "dollar-restart"
+SLOW = """
+import asyncio
+
+from litellm.integrations.custom_logger import CustomLogger
+
+
+class Slow(CustomLogger):
+    async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
+        await asyncio.sleep(0.5)  # LiteLLM tells one callback after the other
+
+
+callback = Slow()
+"""
 
 
 def body(tokens: int = 1000, **plan: Any) -> dict[str, Any]:
@@ -35,7 +48,10 @@ async def test_the_books_survive_sigterm_and_sigkill(tmp_path: Path, upstream: U
 
     At SIGTERM a stream is under way, the ends of others are still to be logged, and a client has just left.
     """
-    proxy = Proxy(tmp_path, proxy_config(upstream, {"limits": LIMITS}))
+    (tmp_path / "slow.py").write_text(SLOW)
+    config = proxy_config(upstream, {"limits": LIMITS})
+    config["litellm_settings"]["callbacks"].insert(0, "slow.callback")
+    proxy = Proxy(tmp_path, config)
     proxy.start()
     try:
         await spend(proxy, 18)

@@ -240,15 +240,10 @@ class Ledger(ABC):
         """List the accounts of one limit that start at `since` or later, by subject, oldest first."""
 
     @abstractmethod
-    def limit_keys(self) -> set[int]:
-        """Name the limits that have ever had an account or were seeded, whatever became of their rules."""
-
-    @abstractmethod
-    def seed(self, limit_key: int, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
+    def seed(self, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
         """Set what accounts of a new limit have spent, in one transaction with the outbox.
 
         `work_out` gets every entry after that number and gives each account's whole sum, which is set, never added.
-        Afterwards the limit is among `limit_keys`, also with no account.
         """
 
     @abstractmethod

@@ -206,6 +206,11 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         with _nothing_raised("request_ended"):
             self._endings.over(request, abandoned=abandoned)
 
+    @property
+    def has_unsettled(self) -> bool:
+        """Say whether there is a request that nothing has settled yet."""
+        return bool(self._underway.left())
+
     def close(self) -> None:
         """Settle what is left when the worker ends."""
         with _nothing_raised("close"):

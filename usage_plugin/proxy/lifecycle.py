@@ -28,6 +28,7 @@ from usage_plugin.proxy.prices import PriceBook
 from usage_plugin.runtime import Runtime
 
 FLUSH_SECONDS = 10.0
+LOOKS_FOR_LOGS = 10
 TICK_SECONDS = 1.0
 
 log = get_logger()
@@ -81,7 +82,7 @@ def _wrap_shutdown(runtime: Runtime, handler: UsageHandler_PROXY_, ticking: asyn
     async def shutdown(*args: Any, **kwargs: Any) -> Any:  # LiteLLM's
         ticking.cancel()
         try:
-            await asyncio.wait_for(GLOBAL_LOGGING_WORKER.flush(), FLUSH_SECONDS)
+            await asyncio.wait_for(_let_logging_end(handler), FLUSH_SECONDS)
         except Exception as error:  # noqa: BLE001  # LiteLLM's queue must not keep us from writing ours
             log.warning("shutdown.queue_not_flushed", **short_error(error))
         handler.close()
@@ -92,6 +93,15 @@ def _wrap_shutdown(runtime: Runtime, handler: UsageHandler_PROXY_, ticking: asyn
         return await original(*args, **kwargs)
 
     proxy_server.proxy_shutdown_event = shutdown
+
+
+async def _let_logging_end(handler: UsageHandler_PROXY_) -> None:
+    """Wait until what LiteLLM has queued is settled; of what was over just now, the entry may not be queued yet."""
+    for _ in range(LOOKS_FOR_LOGS):
+        await GLOBAL_LOGGING_WORKER.flush()
+        if not handler.has_unsettled:
+            return
+        await asyncio.sleep(0.1)
 
 
 async def _tick(runtime: Runtime) -> None:

@@ -201,7 +201,7 @@ class _History:
                     self._add_event(limit, event)
             return [Charge(account, end, amount) for account, (end, amount) in sums.items()]
 
-        ledger.seed(limit.key, self._watermarks[limit.key], work_out)
+        ledger.seed(self._watermarks[limit.key], work_out)
 
     def _decoded(self, entry: OutboxEntry) -> UsageEvent | None:
         if entry.seq not in self._late:

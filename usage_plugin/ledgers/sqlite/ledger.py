@@ -49,8 +49,6 @@ class SqliteLedger(Upkeep, Records):
             StorageVersionError: a newer version wrote it.
         """
         super().__init__(path)
-        with translated(path):
-            self._known_limits = self.limit_keys()
         self._own: dict[str, tuple[int, Sequence[Hold]]] = {}
         """The slot and the holds of each reservation made here and not finished here, to save looking them up."""
         self._free: list[int] = []
@@ -84,15 +82,13 @@ class SqliteLedger(Upkeep, Records):
                 execute("ROLLBACK")
                 return Reserved(False, balances)
             slot = self._fill_slot(row)
-            new = self._note_limits([hold.account.limit_key for hold in holds])
             execute("COMMIT")
         except Exception as error:
             self._abandon()
             raise translate(error, self._path) from error
         if self._free:
             self._free.pop()  # it was taken, or there was none
-        self._own[event_id] = (slot, holds)
-        self._known_limits |= new
+        self._own[event_id] = (slot, tuple(holds))
         return Reserved(True, balances)
 
     def _fill_slot(self, row: tuple[str, str, int, str, str]) -> int:
@@ -126,13 +122,12 @@ class SqliteLedger(Upkeep, Records):
                 execute("ROLLBACK")
                 self._finished(event_id)
                 return None
-            settled, new = self._book(_changes(holds, charges), event)
+            settled = self._book(_changes(holds, charges), event)
             execute("COMMIT")
         except Exception as error:
             self._abandon()
             raise translate(error, self._path) from error
         self._finished(event_id)
-        self._known_limits |= new
         return settled
 
     def recover(self, event_id: str) -> Settled | None:
@@ -143,9 +138,8 @@ class SqliteLedger(Upkeep, Records):
                 return None
             holds, event = found
             lost = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
-            settled, new = self._book(_changes(holds, lost), event)
+            settled = self._book(_changes(holds, lost), event)
         self._finished(event_id)
-        self._known_limits |= new
         return settled
 
     def release(self, event_id: str) -> bool:
@@ -175,9 +169,7 @@ class SqliteLedger(Upkeep, Records):
     def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
         """Add the charges and append the event, in one transaction."""
         with self._writing():
-            settled, new = self._book(_changes((), charges), event)
-        self._known_limits |= new
-        return settled
+            return self._book(_changes((), charges), event)
 
     def _take(self, event_id: str) -> Sequence[Hold] | None:
         """Free the slot of a reservation and give its holds; None if it is not open any more."""
@@ -211,22 +203,13 @@ class SqliteLedger(Upkeep, Records):
         if own is not None:
             self._free.append(own[0])
 
-    def _book(self, changes: Mapping[AccountKey, list[int]], event: str | None) -> tuple[Settled, set[int]]:
-        """Change accounts and append the event, if there is one; the second is what `_note_limits` found."""
+    def _book(self, changes: Mapping[AccountKey, list[int]], event: str | None) -> Settled:
+        """Change accounts and append the event, if there is one."""
         after = self._add(changes)
         seq = 0
         if event is not None:
             seq = self._execute("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
-        new = self._note_limits([key.limit_key for key in changes])
-        return Settled(seq, {key: Balance(*now) for key, now in zip(changes, after, strict=True)}), new
-
-    def _note_limits(self, keys: Iterable[int]) -> set[int]:
-        """Note limits that have their first account; to be remembered once that is committed."""
-        if self._known_limits.issuperset(keys):
-            return set()
-        new = set(keys) - self._known_limits
-        self._connection.executemany("INSERT OR IGNORE INTO limits (limit_key) VALUES (?)", [(key,) for key in new])
-        return new
+        return Settled(seq, {key: Balance(*now) for key, now in zip(changes, after, strict=True)})
 
     def _add(self, changes: Mapping[AccountKey, list[int]]) -> list[tuple[int, int]]:
         """Add (window_end, spent, reserved) to accounts; give their new balances, in order."""
@@ -289,12 +272,7 @@ class SqliteLedger(Upkeep, Records):
             )
             return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
 
-    def limit_keys(self) -> set[int]:
-        """Name the limits that have ever had an account or were seeded."""
-        with translated(self._path):
-            return {key for (key,) in self._execute("SELECT limit_key FROM limits")}
-
-    def seed(self, limit_key: int, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
+    def seed(self, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
         """Set what accounts of a new limit have spent; nothing is settled between reading the outbox and setting."""
         with self._writing():
             charges = work_out(self._entries(after, -1))
@@ -304,7 +282,6 @@ class SqliteLedger(Upkeep, Records):
                 " spent = excluded.spent, window_end = max(window_end, excluded.window_end)",
                 [(*account, end, amount) for account, end, amount in charges],
             )
-            self._execute("INSERT OR IGNORE INTO limits (limit_key) VALUES (?)", (limit_key,))
 
     def outbox(self, after: int, most: int) -> list[OutboxEntry]:
         """Read entries with a number above `after`, ascending."""

@@ -27,6 +27,7 @@ _FRAME_HEADER = 24
 _WAIT = 0.1
 _TRIES = 5
 _READERS_TAKE = 0.0001
+_bring_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 _SYNCED: dict[tuple[int, int], int] = {}
 """Descriptors by device and inode. Never closed: that would drop all locks that SQLite has on the file here."""
@@ -50,7 +51,7 @@ class WriteAheadLog:
             # SQLite has no locks on the log, so it may be opened and closed beside it, unlike the file.
             handle = os.open(self._path.with_name(f"{self._path.name}-wal"), os.O_RDONLY)
             try:
-                os.fdatasync(handle)
+                _bring_to_disk(handle)
             finally:
                 os.close(handle)
 
@@ -117,7 +118,7 @@ class WriteAheadLog:
         file = (status.st_dev, status.st_ino)
         if file not in _SYNCED:
             _SYNCED[file] = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        os.fdatasync(_SYNCED[file])
+        _bring_to_disk(_SYNCED[file])
 
     def close(self) -> None:
         """Close the connections."""

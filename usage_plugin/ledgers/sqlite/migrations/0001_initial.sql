@@ -9,11 +9,6 @@ CREATE TABLE accounts (
     PRIMARY KEY (limit_key, subject, window_start)
 ) WITHOUT ROWID;
 
--- The limits that ever had an account or were seeded.
-CREATE TABLE limits (
-    limit_key INTEGER PRIMARY KEY
-);
-
 -- What requests in flight hold: a row that is not `open` is free, and serves its process again, so that the same few
 -- pages are written over and over. `holds` is JSON:
 -- [[limit_key, window_start, subject, window_end, amount, if_lost], …]. `event` is recorded as it is if the worker dies.
