@@ -77,6 +77,8 @@ LIMITS = [
     own("clampload", max_cost="0.50"),
     own("waits", max_cost="0.30"),
     own("raised", max_cost="0.01"),
+    own("bounded", max_cost=1),
+    own("unbounded", max_cost=1, on_unbounded="allow"),
     own("alert", max_cost="0.10", alert_at=[50, 100]),
 ]
 
@@ -563,6 +565,23 @@ async def test_those_who_wait_get_exactly_what_is_left(kinds: Proxy) -> None:
     assert min(took) < 1, took
 
 
+# ── what nothing bounds ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_nothing_bounds_is_refused_unless_allowed(kinds: Proxy) -> None:
+    """A tool that the provider runs may cost anything: refused, or let through and charged with what it did cost."""
+    denied, allowed = unique("bounded"), unique("unbounded")
+    tools = [{"type": "web_search_preview"}]
+    answers = [await ask(kinds, user, route="responses", tools=tools) for user in (denied, allowed)]
+    assert answers[0].why == (400, "unbounded", "bounded")
+    assert answers[1].status == 200, answers[1].text
+    books = await settled(kinds, denied, allowed)
+    assert books.events[denied] == []
+    (event,) = books.events[allowed]
+    assert (event["cost"], event["cost_source"]) == ("0.01", "computed")
+    assert balance(books.accounts[allowed]["unbounded"]) == (Decimal("0.01"), 0)
+
+
 # ── adjustments ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -597,11 +616,14 @@ def held_by(proxy: Proxy, users: list[str]) -> dict[str, str] | None:
     return found if found.keys() >= set(users) else None
 
 
-async def in_force(proxy: Proxy, doors: list[openai.AsyncOpenAI], user: str, status: int, *, seconds: float) -> float:
-    """Ask each worker until all answer so; give the seconds that took. The requests cost next to nothing."""
+async def in_force(
+    proxy: Proxy, doors: list[openai.AsyncOpenAI], user: str, status: int, *, seconds: float, out: int = 1
+) -> float:
+    """Ask each worker until all answer so; give the seconds that took."""
     began = time.monotonic()
     while True:
-        answers = await asyncio.gather(*(ask(proxy, user, {"out": 0}, tokens=1, client=door) for door in doors))
+        asked = [ask(proxy, user, {"out": out}, tokens=out, client=door) for door in doors]
+        answers = await asyncio.gather(*asked)
         took = time.monotonic() - began
         if {answer.status for answer in answers} == {status}:
             return took
@@ -637,7 +659,7 @@ async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(
     paused = time.monotonic()
     now = (await change(kinds, "pause", user, "--for", "10s", "--reason", "the demo goes on"))["now"]
     assert (now["limit"], now["amount_from"]) == (None, "adjustment")
-    await in_force(kinds, doors, user, 200, seconds=6)
+    await in_force(kinds, doors, user, 200, seconds=6, out=1000)
     answers = await asyncio.gather(*(ask(kinds, user) for _ in range(3)))
     assert [answer.status for answer in answers] == [200] * 3
     await in_force(kinds, doors, user, 402, seconds=20)

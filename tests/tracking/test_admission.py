@@ -335,6 +335,13 @@ async def test_without_a_ledger_requests_are_let_through_if_the_operator_says_so
     assert (await refused(runtime, clock)).balance.spent == 5 * CENT, "it counts as soon as it can be written"
 
 
+@pytest.fixture
+def _nobody_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the worker's thread from finding that the outbox is not full."""
+    monkeypatch.setattr("usage_plugin.runtime._Following._measure_outbox", lambda *_: None)
+
+
+@pytest.mark.usefixtures("_nobody_measures")
 async def test_a_full_outbox_refuses(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES)
     runtime.pressure.outbox_full = True
@@ -343,6 +350,7 @@ async def test_a_full_outbox_refuses(start: Callable[..., Runtime], clock: FakeC
     await take(runtime, clock)
 
 
+@pytest.mark.usefixtures("_nobody_measures")
 async def test_a_full_outbox_can_be_served_on_with_a_gap(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES, "  storage: {when_outbox_full: serve}")
     runtime.pressure.outbox_full = runtime.pressure.leaves_gaps = True
