@@ -127,6 +127,7 @@ class Runtime:
             self.rules,
             self.clock,
             worker=self._workers.name,
+            imperfections=self.imperfections,
             policy=_policy(config, enforce=self.enforce),
             pressure=self.pressure,
         )

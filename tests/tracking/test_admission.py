@@ -311,8 +311,15 @@ async def test_without_a_ledger_nothing_is_admitted(
     start: Callable[..., Runtime], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = start(PENNIES)
-    break_ledger(runtime, monkeypatch, "reserve")
-    assert (await refused(runtime, clock)).reason == "unavailable"
+    with monkeypatch.context() as broken:
+        break_ledger(runtime, broken, "reserve")
+        for _ in range(3):
+            assert (await refused(runtime, clock)).reason == "unavailable"
+            clock.advance(timedelta(seconds=2))
+    await take(runtime, clock)
+    runtime.imperfections.flush()
+    (away,) = [found for found in runtime.ledger.imperfections() if found.kind == "ledger_away"]
+    assert (away.times, away.amount) == (1, 6_000_000)
 
 
 async def test_without_a_ledger_requests_are_let_through_if_the_operator_says_so(

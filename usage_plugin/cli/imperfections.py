@@ -29,6 +29,7 @@ KINDS = {
     "duplicate": "reported once more, and not counted again",
     "disagreement": "our cost is not LiteLLM's; the amount is the difference",
     "degraded": "let through while the ledger did not work",
+    "ledger_away": "the ledger did not work for so long",
     "gap": "counted by the limits, with no event kept",
     "unstorable": "set aside in a file, since the store never takes it",
     "not_told": "alerts that nobody could be told of",
@@ -53,6 +54,8 @@ class Count(NamedTuple):
     @property
     def amount_text(self) -> str:
         """Write what the kind adds up."""
+        if self.kind == "ledger_away":
+            return f"{self.amount / 1_000_000:.1f} s" if self.amount else ""
         return f"{format_usd(self.amount)} USD" if self.amount else ""
 
 

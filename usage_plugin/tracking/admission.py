@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Hold, Ledger, Reserved
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.tracking.imperfections import Imperfections
     from usage_plugin.tracking.rules import RulesInForce
 
 Reason = Literal["spent", "busy", "too_large", "unpriced", "unbounded", "unmetered", "outbox_full", "unavailable"]
@@ -166,6 +167,7 @@ class Admission:
         clock: Clock,
         *,
         worker: str,
+        imperfections: Imperfections,
         policy: AdmissionPolicy | None = None,
         pressure: Pressure | None = None,
     ) -> None:
@@ -174,6 +176,8 @@ class Admission:
         self._rules = rules
         self._clock = clock
         self._worker = worker
+        self._imperfections = imperfections
+        self._away_since: int | None = None
         self.policy = policy or AdmissionPolicy()
         self._pressure = pressure or Pressure()
         self._waiting = 0
@@ -259,11 +263,16 @@ class Admission:
         try:
             reserved = await self._reserve(_lost_event(event, candidates, policy.on_lost), holds)
         except LedgerError as error:
+            if self._away_since is None:
+                self._away_since = self._clock.monotonic()
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
             if not policy.admit_without_ledger:
                 return Decision(_refuse("unavailable", ask), unfelt)
             event = event._replace(degraded=True)
             return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
+        if self._away_since is not None:
+            self._imperfections.count("ledger_away", "ledger", self._clock.monotonic() - self._away_since)
+            self._away_since = None
         before = list(zip(demands, reserved.balances, strict=True))
         passed = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
         unfelt += [self._judge(ask, demand, balance) for demand, balance in passed if demand.limit.dry_run]

@@ -25,6 +25,7 @@ Kind = Literal[
     "duplicate",  # reported once more after it was settled, and not counted again
     "disagreement",  # our cost is not LiteLLM's; adds up the difference
     "degraded",  # let through without the ledger; adds up the cost
+    "ledger_away",  # the ledger did not work for a while; adds up the microseconds between two requests that noticed
     "gap",  # counted by the limits, with no event kept; adds up the cost
 ]
 """What is counted by the workers."""
