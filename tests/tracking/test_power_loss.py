@@ -41,23 +41,23 @@ from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import AccountKey, Charge, Hold
 from usage_plugin.domain.usage import encode_event
-from usage_plugin.ledgers.sqlite import file
+from usage_plugin.ledgers.sqlite import wal
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event
 from usage_plugin.tracking import keeper as keeper_module
 from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.keeper import Keeper
 
-keeper_module.ROUND_EVERY = keeper_module.SHORTEN_EVERY = file.COPY_EVERY = 0.02
+keeper_module.ROUND_EVERY = keeper_module.TURN_EVERY = wal.COPY_EVERY = 0.02
 # Begun anew often, so that some instant hits that.
-file.LONGEST_LOG = 2**19
+wal.LONGEST_LOG = 2**19
 config = load_config(Path(sys.argv[1]))
 log = config.data_dir / "ledger.db-wal"
 synced = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT)
 
 # What is on the disk for sure: the log's salt, by which its generations are told apart, and how many frames it had
 # before the last time it was brought there.
-bring = os.fdatasync
+bring = wal._bring_to_disk
 def noting(handle):
     is_log = os.readlink(f"/proc/self/fd/{handle}") == str(log)
     salt = os.pread(handle, 8, 16) if is_log else b""
@@ -65,7 +65,7 @@ def noting(handle):
     bring(handle)
     if len(salt) == 8:
         os.pwrite(synced, salt + frames, 0)
-os.fdatasync = noting
+wal._bring_to_disk = noting
 
 parts = Parts(config)
 workers = parts.workers()

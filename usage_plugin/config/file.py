@@ -131,24 +131,22 @@ class ConfigFile:
         except ConfigError as error:
             self.mistakes = str(error)
             raise
+        if config is None:
+            return None
         self.mistakes = None
         if config == self.config:
             return None
         self.config = config
         return config
 
-    def _reread(self, *, gone: bool) -> Config:
+    def _reread(self, *, gone: bool) -> Config | None:
+        """Read what stands in the file; None if that is the text that was read last, usable or not."""
+        last, self._digest = self._digest, b""
         if gone:
-            self._digest = b""
             raise ConfigError(f"{self.path} is gone.", hint="What was read from it stays in force.")
         text = _text_of(self.path)
-        digest = _digest_of(text)
-        if digest == self._digest:
-            return self.config
-        self._digest = b""
-        config = _read(text, self.path)
-        self._digest = digest
-        return config
+        self._digest = _digest_of(text)
+        return None if self._digest == last else _read(text, self.path)
 
     def _look(self) -> _Look:
         """Tell one state of the file from another without reading it; nothing if it is not there."""

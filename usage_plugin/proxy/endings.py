@@ -42,6 +42,9 @@ CLIENT_GONE = 499
 _ATTEMPTS_ARE_TOLD = hasattr(CustomLogger, "async_post_call_failure_deployment_hook")
 """Whether LiteLLM says of each attempt that it failed; before 1.103 it did not."""
 
+_NEVER_TOLD = frozenset({"atext_completion"})
+"""Of streams of these LiteLLM never says that an attempt failed."""
+
 log = get_logger()
 
 
@@ -115,7 +118,7 @@ class Endings:
         request.error = type(error).__name__
         late = isinstance(error, openai.APITimeoutError)
         from_provider = isinstance(error, openai.APIError)
-        if from_provider and not _ATTEMPTS_ARE_TOLD:
+        if from_provider and (not _ATTEMPTS_ARE_TOLD or request.admitted.event.call_type in _NEVER_TOLD):
             request.sent = False
         if request.delivered is not None:
             self._settle_delivered(request, status)

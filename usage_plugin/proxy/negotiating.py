@@ -71,14 +71,15 @@ class Negotiator:
                 break
             left = (refusal.demand.maximum or 0) - refusal.balance.spent
             cut = self._cut(ask, refusal, left - refusal.balance.reserved, data, kind)
-            if cut is None and not has_waited:
-                # Others hold what is left: as soon as they settle there may be room. Admission waits for them, once.
+            waits = cut is None and not has_waited
+            if waits:
+                # Others hold what is left: once they settle there may be room. That is waited for once.
                 has_waited = True
                 cut = self._cut(ask, refusal, left, data, kind)
             if cut is None:
                 break
             ask = cut
-            decision = await self._runtime.admission.admit(ask)
+            decision = await self._runtime.admission.admit(ask, patient=waits)
         return decision
 
     def _downgraded(self, ask: Ask, downgrade: Downgrade, data: dict[str, Any], kind: str) -> Ask:

@@ -358,7 +358,7 @@ def _is_worth_waiting(outcome: Admitted | Refusal) -> bool:
 
 def _worst_case_event(ask: Ask, candidates: Sequence[Candidate]) -> UsageEvent:
     """Fill in what is recorded if nobody ever learns what the request used: everything that is held, marked so."""
-    costs = [candidate.worst_cost for candidate in candidates if candidate.worst_cost is not None]
+    costs = [cost for candidate in candidates if (cost := candidate.held_cost) is not None]
     reserved = max(costs, default=0)
     return ask.draft._replace(
         status="recovered",

@@ -33,7 +33,7 @@ class Candidate(NamedTuple):
         model: the `model_name` that would be billed; None if the request names none.
         priced: whether a price is known.
         worst_cost: the most it can cost; None if no price is known or nothing bounds the tokens.
-        input_cost: the part of it that is owed if there is no answer.
+        input_cost: the part of it that is owed if there is no answer; 0 if that is not known.
     """
 
     model: str | None
@@ -41,6 +41,13 @@ class Candidate(NamedTuple):
     priced: bool
     worst_cost: Nano | None
     input_cost: Nano = 0
+
+    @property
+    def held_cost(self) -> Nano | None:
+        """What can be held for it: of a request that nothing bounds, what its input costs. None without a price."""
+        if self.worst_cost is None and self.priced:
+            return self.input_cost
+        return self.worst_cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +160,7 @@ def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Problem 
             return candidate.worst_cost, None
         if not candidate.priced:
             return 0, None if limit.lets_unpriced_pass(candidate.model or "") else "unpriced"
-        return 0, None if limit.allow_unbounded else "unbounded"
+        return candidate.input_cost, None if limit.allow_unbounded else "unbounded"
     parts = {
         "input_tokens": (ask.input_tokens,),
         "output_tokens": (ask.output_tokens,),
