@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import json
-
-import pytest
-
 from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import NOON
+from usage_plugin.testing.clock import FakeClock
+from usage_plugin.tracking.problems import Problems
 
 REF = "0123ABCD"
 SECOND = 1_000_000
@@ -144,23 +143,12 @@ def test_status_shows_adjustments_in_force(run, books):
     assert run.json("status")["adjustments"] == []
 
 
-@pytest.mark.parametrize(
-    ("note", "since"),
-    [
-        (
-            json.dumps({"text": "disk\n  \x1b[31mfull", "since": "2026-11-23T11:00:00+00:00"}),
-            "2026-11-23T11:00:00+00:00",
-        ),
-        ("disk \x1b[31mfull", None),
-    ],
-    ids=["with its beginning", "bare"],
-)
-def test_status_shows_problems_that_workers_tell_of(run, books, note, since):
+def test_status_shows_problems_that_workers_tell_of(run, books):
     """What a worker has noted as not working is shown, harmless to the terminal."""
-    books.ledger.note("problem:store", note)
+    Problems(FakeClock()).tell(books.ledger, "store", "disk \x1b[31mfull")
     books.ledger.note("other", "nothing")
     (found,) = run.json("status")["problems"]
-    assert (found["name"], found["since"]) == ("store", since)
+    assert (found["name"], found["since"]) == ("store", to_datetime(FakeClock().now()).isoformat())
     assert "full" in found["text"]
     text = run.ok("status")
     assert "PROBLEM       store: disk \\x1b[31mfull" in text

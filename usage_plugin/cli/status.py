@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -14,14 +12,13 @@ from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells, counts, p
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.usage import decode_event
+from usage_plugin.tracking.problems import problems
 
 if TYPE_CHECKING:
     from usage_plugin.runtime import Reader
 
 MINUTES = 15
 DAYS = 7
-PROBLEM = "problem:"
-"""How the names of notes begin that tell of something that does not work."""
 _MOST_SHOWN = 10
 _DAY = 86_400_000_000
 
@@ -37,7 +34,7 @@ async def run(reader: Reader, *, output: Output) -> None:
     facts: dict[str, Any] = {
         "data_dir": str(reader.config.data_dir),
         "workers": reader.workers.living(),
-        "problems": problems(reader),
+        "problems": [problem._asdict() for problem in problems(reader.ledger)],
         "outbox": {
             "events": waiting.events,
             "bytes": waiting.size,
@@ -59,8 +56,8 @@ async def run(reader: Reader, *, output: Output) -> None:
     for line in _lines(facts):
         screen.print(Text(harmless(line)))
     for problem in facts["problems"]:
-        since = f" (since {problem['since']})" if problem["since"] else ""
-        screen.print(Text(harmless(f"PROBLEM       {problem['name']}: {problem['text']}{since}"), style="red"))
+        told = f"PROBLEM       {problem['name']}: {problem['text']} (since {problem['since']})"
+        screen.print(Text(harmless(told), style="red"))
     if refusals:
         table(
             f"Refusals of the last {MINUTES} minutes",
@@ -81,19 +78,6 @@ async def run(reader: Reader, *, output: Output) -> None:
         )
     if adjustments:
         table("Adjustments in force", ADJUSTMENT_COLUMNS, [adjustment_cells(reader, one) for one in adjustments])
-
-
-def problems(reader: Reader) -> list[dict[str, Any]]:
-    """Read what the keeper says does not work at the moment."""
-    found = []
-    for name, note in reader.ledger.notes(PROBLEM).items():
-        told: Any = None
-        with suppress(ValueError):
-            told = json.loads(note)
-        told = told if isinstance(told, dict) else {"text": note}
-        text = " ".join(str(told.get("text")).split())
-        found.append({"name": name.removeprefix(PROBLEM), "text": text, "since": told.get("since")})
-    return found
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usage_plugin.cli.doctor.findings import Finding, ok, problem, warning
-from usage_plugin.cli.status import problems
 from usage_plugin.domain.usage import decode_event
 from usage_plugin.errors import StorageError
+from usage_plugin.tracking.problems import problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +29,8 @@ async def check_books(reader: Reader) -> list[Finding]:
     found += _outbox(reader)
     found += _lost(reader)
     found += [
-        problem("books", f"The proxy says of {told['name']}: {told['text']}", "Its log says more.")
-        for told in problems(reader)
+        problem("books", f"The proxy says of {told.name}: {told.text}", "Its log says more.")
+        for told in problems(reader.ledger)
     ]
     try:
         await reader.store.health()
