@@ -25,6 +25,7 @@ run: install
 test: install
 	$(BIN)/pytest -m "not soak"
 
+# Half an hour of chaos and what else takes long; SOAK_MINUTES=2 makes the chaos shorter.
 soak: install
 	$(BIN)/pytest -m soak --timeout 7200
 
