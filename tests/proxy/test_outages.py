@@ -136,11 +136,15 @@ async def add_a_limit(proxy: Proxy, client: Client) -> None:
     config = yaml.safe_load(proxy.config_path.read_text())
     config["usage_plugin"]["limits"].append({"name": "late", "per": "user", "window": "week", "max_cost": 1000})
     proxy.config_path.write_text(yaml.safe_dump(config))
-    log = proxy.log_path
-    await client.send_until(lambda: "limits.seeded" in log.read_text() and "'late'" in log.read_text())
+    await client.send_until(lambda: seeded(proxy, "late"))
     await client.send(20)
     proxy.settled()
     assert account(proxy, "late") == account(proxy, "everything", user=False)
+
+
+def seeded(proxy: Proxy, name: str) -> bool:
+    lines = proxy.log_path.read_text().splitlines()
+    return any("limits.seeded" in line and f"'{name}'" in line for line in lines)
 
 
 def account(proxy: Proxy, name: str, *, user: bool = True) -> str:
