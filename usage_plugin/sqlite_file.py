@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from typing import TYPE_CHECKING
 
 from usage_plugin.errors import StorageVersionError
@@ -35,6 +36,27 @@ def create_private(path: Path) -> None:
     except FileExistsError:
         # Not opened here: closing a file that SQLite has open in this process drops SQLite's locks.
         return
+
+
+def use_write_ahead_log(connection: sqlite3.Connection, timeout: float) -> None:
+    """Switch the file to WAL mode, which it then keeps; wait for others that do so at the same time.
+
+    SQLite itself does not wait here, whatever the connection's timeout.
+
+    Raises:
+        sqlite3.OperationalError: others have not let go of the file in that time, in seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # Python 3.10's sqlite3 has no error codes, only these words.
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def migrate(connection: sqlite3.Connection, migrations: Traversable, path: Path) -> None:

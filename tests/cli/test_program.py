@@ -222,6 +222,8 @@ def test_following_shows_new_events_until_interrupted(execute, books, config_pat
     process = subprocess.Popen(
         [execute.program, "--config", config_path, "events", "--follow", "--format", "jsonl"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What runs in the background of a script ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     )  # fmt: skip
     try:
         assert json.loads(process.stdout.readline())["user"] == "before"

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -510,6 +511,23 @@ def test_an_error_within_a_transaction_leaves_none_open(ledger: SqliteLedger) ->
         ledger.settle("a", [Charge(DAY, END, 2**70)], "e")
     assert ledger.settle("a", [Charge(DAY, END, 1)], "e")
     assert ledger.balances([DAY]) == {DAY: Balance(1, 0)}
+
+
+def test_workers_can_start_at_the_same_instant(tmp_path: Path) -> None:
+    """Whoever opens a new file first, the others wait; SQLite alone would give up at once."""
+    for number in range(10):
+        path = tmp_path / f"{number}.db"
+        together = threading.Barrier(6)
+
+        def start(path: Path = path, together: threading.Barrier = together) -> str:
+            together.wait(20)
+            ledger = SqliteLedger(path)
+            ledger.close()
+            return ledger.writer
+
+        with ThreadPoolExecutor(6) as threads:
+            started = [threads.submit(start) for _ in range(6)]
+            assert len({one.result() for one in started}) == 1
 
 
 def test_files_are_private(ledger: SqliteLedger, path: Path) -> None:

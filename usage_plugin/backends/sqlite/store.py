@@ -33,7 +33,7 @@ from usage_plugin.domain.usage import (
 )
 from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.sqlite_file import create_private, migrate
+from usage_plugin.sqlite_file import create_private, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -261,7 +261,7 @@ def _prepare(path: Path, zone: ZoneInfo) -> None:
     create_private(path)
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
     try:
-        connection.execute("PRAGMA journal_mode = WAL")
+        use_write_ahead_log(connection, _BUSY_TIMEOUT)
         migrate(connection, resources.files(__package__) / "migrations", path)
         row = connection.execute("SELECT zone FROM store").fetchone()
         if row is None:

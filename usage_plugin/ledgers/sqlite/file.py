@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.ledger import Ledger
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.ledgers.sqlite.wal import LONGEST_LOG, WriteAheadLog
-from usage_plugin.sqlite_file import create_private, migrate
+from usage_plugin.sqlite_file import create_private, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,8 +44,7 @@ class LedgerFile(Ledger):
             self._execute = self._connection.execute
             # Small pages: a commit writes each page it touched, and touches a few rows on several pages.
             self._execute("PRAGMA page_size = 1024")
-            # The first statement that touches the file waits for other workers that start at the same time.
-            self._execute("PRAGMA journal_mode = WAL")
+            use_write_ahead_log(self._connection, _START_TIMEOUT)
             # NORMAL: no fsync for each commit. A killed process loses nothing; a power cut the last second.
             self._execute("PRAGMA synchronous = NORMAL")
             self._execute("PRAGMA cache_size = -2000")
