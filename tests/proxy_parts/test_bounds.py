@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usage_plugin.domain.prices import Units
-from usage_plugin.proxy.bounds import ANY_TOOLS, CHARACTERS_PER_AUDIO_TOKEN, PER_IMAGE, PER_MESSAGE, inject_output, read
+from usage_plugin.proxy.bounds import (
+    _NESTED,
+    ANY_TOOLS,
+    CHARACTERS_PER_AUDIO_TOKEN,
+    PER_IMAGE,
+    PER_MESSAGE,
+    inject_output,
+    read,
+)
 
 LONG = "Grüße, 世界 👩‍🔬 " * 200
 
@@ -545,3 +553,16 @@ def test_five_megabytes_do_not_stall_the_loop(body):
         read("acompletion", body)
         taken.append(time.thread_time() - started)
     assert min(taken) < 0.03
+
+
+def test_a_number_too_long_to_be_read_bounds_nothing():
+    """Cut short it would be another number."""
+    body = {"messages": [], "max_tokens": "0" * 22 + "199999"}
+    assert read("acompletion", body).asked_output is None
+
+
+def test_a_body_with_too_many_places_is_not_bounded():
+    """Not all of them are looked at, so one may hide what the others say."""
+    nested = {name: {other: {} for other in _NESTED} for name in _NESTED}
+    found = read("acompletion", {"messages": [], "max_tokens": 5, **nested})
+    assert (found.input_tokens, found.output_is_bounded) == (None, False)

@@ -377,3 +377,46 @@ async def test_a_full_outbox_can_be_served_on_with_a_gap(start: Callable[..., Ru
     assert (await refused(runtime, clock)).balance.spent == 2 * CENT, "limits hold all the same"
     gap = await counted(runtime, "gap")
     assert (gap.concerns, gap.times, gap.amount) == ("gpt", 1, 2 * CENT)
+
+
+# ── what was not foreseen ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_limit_that_came_meanwhile_is_charged_as_reserved(
+    start: Callable[..., Runtime], clock: FakeClock
+) -> None:
+    """What is charged as reserved is charged on every limit in force, not only on those that held it."""
+    runtime = start(PENNIES)
+    request = await take(runtime, clock)
+    runtime.rules.replace(
+        configure(
+            runtime.config.path.parent, f"\n{PENNIES}\n    - {{name: new, per: user, window: day, max_cost: 1}}"
+        ).limit_set()
+    )
+    runtime.recorder.record(request, Outcome(status="cancelled", as_reserved=True))
+    limits = {limit.name: limit for limit in runtime.rules.limits.limits}
+    (new,) = runtime.ledger.accounts(limits["new"].key, 0)
+    (old,) = runtime.ledger.accounts(limits["daily"].key, 0)
+    assert (new.balance.spent, old.balance.spent, new.balance.reserved + old.balance.reserved) == (CENT, CENT, 0)
+
+
+async def test_more_tokens_than_were_held_are_counted(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    runtime = start("    - {name: tokens, per: user, window: day, max_total_tokens: 1000}")
+    request = await take(runtime, clock)
+    tokens = TokenUsage(input_tokens=10, output_tokens=21)
+    runtime.recorder.record(request, Outcome(status="success", model="gpt", tokens=tokens))
+    overrun = await counted(runtime, "overrun")
+    assert (overrun.concerns, overrun.times) == ("tokens", 1)
+
+
+async def test_what_can_never_be_written_holds_up_nothing(
+    start: Callable[..., Runtime], clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime = start(PENNIES)
+    first, second = [await take(runtime, clock) for _ in range(2)]
+    runtime.recorder.record(first, Outcome(status="success", model="gpt", served_model="\ud800", cost=CENT))
+    runtime.recorder.record(second, Outcome(status="success", model="gpt", cost=CENT))
+    await runtime.recorder.drain(20)
+    assert runtime.recorder.pending == 0
+    assert len(runtime.ledger.outbox(0, 10)) == 1
+    assert (await refused(runtime, clock, cost=CENT)).balance == (CENT, CENT), "its hold stays, and is charged later"

@@ -197,20 +197,24 @@ async def test_seeding_waits_for_every_worker(tmp_path: Path) -> None:
         assert list(data.accounts().values()) == [5]
 
 
-async def test_a_limit_that_comes_back_is_seeded_again(tmp_path: Path) -> None:
-    """A limit that was out of the YAML for a while has missed something, and catches up."""
+@pytest.mark.parametrize("store_works", [True, False], ids=["with the store", "while the store is away"])
+async def test_a_limit_that_comes_back_is_seeded_again(tmp_path: Path, store_works: bool) -> None:
+    """A limit that was out of the YAML for a while has missed something, and catches up, whatever the store did."""
     text = "\n    - {name: day, per: user, window: day, max_cost: 1}"
     data = Data(tmp_path, text)
     with_limit, without = data.parts.config.limit_set(), LimitSet([])
 
-    async def go_by(limits: LimitSet) -> None:
+    async def go_by(limits: LimitSet, *, seeds: bool = True) -> None:
         data.rules.replace(limits)
         data.ledger.note(NOTE + data.workers.name, data.rules.digest)
-        await data.seed(store)
+        # Every second, and without the store.
+        data.seeder.forget_old(data.ledger)
+        if seeds:
+            await data.seed(store)
 
     async with data.parts.open_store() as store:
         await go_by(with_limit)
-        await go_by(without)
+        await go_by(without, seeds=store_works)
         data.settle(make_event(started_at=data.clock.now(), cost=9))
         await data.flush(store)
         await go_by(with_limit)

@@ -17,13 +17,17 @@ from usage_plugin.proxy.refusing import bad_request
 from usage_plugin.tracking.demands import Ask, Candidate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.runtime import Runtime
 
 _WITHOUT_OUTPUT = ("embedding", "moderation", "rerank")
+
+_DROPPED = "additional_drop_params"
+CLIENT_TIMEOUTS = ("timeout", "request_timeout", "stream_timeout")
+"""Under which names a request says how long it waits for a provider."""
 
 _ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})
 _LEAST_OUTPUT = 16
@@ -66,6 +70,9 @@ class Asking:
             # LiteLLM asks the provider for usage on chat streams only, and counts nothing without it.
             options = data.get("stream_options")
             data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        if gives_up_early(data):
+            # Each attempt that is given up may be billed all the same, and only the last one is known of.
+            data["num_retries"] = 0
         ways = primary or (_unknown(model),)
         bound = bounds.read(kind, data)
         output, injected = self._output(data, kind, bound, subjects, [*ways, *fallbacks])
@@ -132,6 +139,11 @@ class Asking:
         )
 
 
+def gives_up_early(data: Mapping[str, Any]) -> bool:
+    """Say whether it is the client who says how long a provider may take."""
+    return any(data.get(name) is not None for name in CLIENT_TIMEOUTS)
+
+
 def _unknown(model: str | None) -> Deployment:
     """Stand in for a model the router does not list, or that is not named: LiteLLM may still serve it."""
     return Deployment(model, served_model=model or "")
@@ -144,6 +156,9 @@ def _refuse_what_overrides(data: dict[str, Any]) -> None:
         ProxyException: `extra_body` names a model or is no object, or a fallback brings more than a model's name.
     """
     extra = data.get("extra_body")
+    if any(isinstance(place, dict) and place.get(_DROPPED) for place in (data, extra)):
+        # LiteLLM would take out of the request what it is bounded by, whoever put it there.
+        raise bad_request(f"{_DROPPED} must not be sent by clients of this proxy.", param=_DROPPED)
     if extra is not None and not isinstance(extra, dict):
         raise bad_request("extra_body must be an object.", param="extra_body")
     if extra and "model" in extra:

@@ -50,6 +50,7 @@ _NESTED = (
     "extra_body", "options", "parameters", "generationConfig", "generation_config", "inferenceConfig", "config",
 )  # fmt: skip
 _MOST_PLACES = 20
+_LONGEST_NUMBER = 20
 _ORDINARY_SERVICES = ("", "auto", "default", "standard", "standard_only")
 _PROVIDER_RUN = ("web_search_options", "mcp_servers")
 _OTHER_TEXT = ("instructions", "response_format", "text", "functions", "suffix", "prediction", "documents", "query")
@@ -111,6 +112,7 @@ def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
     return Bounds(
         input_tokens=tokens,
         output_is_bounded=count <= MOST_ANSWERS
+        and len(places) <= _MOST_PLACES
         and services is not None
         and None not in sounds
         and all(map(_output_is_bounded, places)),
@@ -127,6 +129,8 @@ def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
 
 def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | None:
     if any(place.get(field) for place in places for field in _REFERENCES) or isinstance(body.get("prompt"), dict):
+        return None
+    if len(places) > _MOST_PLACES:
         return None
     try:
         return PER_REQUEST + sum(_input_of(place, media) for place in places)
@@ -246,7 +250,10 @@ def _answers(body: Mapping[str, Any], places: list[Any]) -> int:
 
 
 def _places(body: Mapping[str, Any]) -> list[Any]:
-    """List the objects whose fields reach the provider: LiteLLM merges `extra_body` over the rest, nested ones too."""
+    """List the objects whose fields reach the provider: LiteLLM merges `extra_body` over the rest, nested ones too.
+
+    More than `_MOST_PLACES` are not all of them: such a body is taken for unbounded.
+    """
     places: list[Any] = [body]
     for place in places:
         places += [nested for field in _NESTED if isinstance(nested := place.get(field), dict)]
@@ -257,8 +264,8 @@ def _places(body: Mapping[str, Any]) -> list[Any]:
 
 def _whole(value: object) -> int | None:
     """Read a whole number, not negative, however it is written."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value[:20])
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _LONGEST_NUMBER:
+        value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
@@ -393,7 +400,14 @@ def _is_client_tool(tool: object) -> bool:
         return False
     if tool and _GEMINI_TOOLS.issuperset(tool):
         return True
+    if not _CLIENT_TOOL_FIELDS.issuperset(tool):
+        # Whatever its type says: LiteLLM finds `googleSearch` and the like in it, and passes that on.
+        return False
     return tool.get("type") in ("function", "custom") or (tool.get("type") is None and "input_schema" in tool)
 
 
+_CLIENT_TOOL_FIELDS = frozenset({
+    "type", "function", "custom", "name", "description", "parameters", "strict", "format", "input_schema",
+    "cache_control", "input_examples", "defer_loading", "allowed_callers", "eager_input_streaming",
+})  # fmt: skip
 _GEMINI_TOOLS = frozenset({"functionDeclarations", "function_declarations"})

@@ -18,7 +18,7 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import exchange
-from usage_plugin.proxy.asking import Asking
+from usage_plugin.proxy.asking import Asking, gives_up_early
 from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
@@ -185,8 +185,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         with _nothing_raised("async_post_call_failure_hook"):
             request = self._underway.of_hook(request_data)
             if request is not None:
-                hurried = request_data.get("timeout") is not None
-                self._endings.failed(request, original_exception, hurried=hurried)
+                self._endings.failed(request, original_exception, hurried=gives_up_early(request_data))
             elif self._underway.repetition(request_data, by="failure"):
                 self._runtime.imperfections.count("duplicate", str(request_data.get("model") or ""))
 

@@ -135,7 +135,8 @@ class PriceBook:
             return
         alias = router.model_group_alias.get(model)
         billed = alias.get("model") if isinstance(alias, dict) else alias
-        for entry in router.get_model_list(model_name=model, team_id=team) or ():
+        listed = router.get_model_list(model_name=model, team_id=team)
+        for entry in listed or _by_another_name(router, model, team):
             parameters = dict(entry.get("litellm_params") or {})
             info = dict(entry.get("model_info") or {})
             served = str(parameters.get("model") or "")
@@ -147,7 +148,7 @@ class PriceBook:
             sheet = own_or_mapped(own, mapped)
             service = own.get("service_tier")
             yield Deployment(
-                str(billed or model),
+                str((billed or model) if listed else entry.get("model_name")),
                 deployment_id=str(info.get("id") or ""),
                 provider=_provider(served, own.get("custom_llm_provider")),
                 served_model=served,
@@ -156,6 +157,16 @@ class PriceBook:
                 most_output=_count(facts.get("max_output_tokens")),
                 service=service.lower() if isinstance(service, str) else None,
             )
+
+
+def _by_another_name(router: Any, model: str, team: str | None) -> list[Any]:  # litellm.Router
+    """Find what LiteLLM serves under the id of a deployment, or its provider's name: it is billed by its own name."""
+    return [
+        entry
+        for entry in router.get_model_list() or ()
+        if model in ((entry.get("model_info") or {}).get("id"), (entry.get("litellm_params") or {}).get("model"))
+        and (entry.get("model_info") or {}).get("team_id") in (None, team)
+    ]
 
 
 def _targets(fallbacks: list[Any], model: str) -> list[str]:

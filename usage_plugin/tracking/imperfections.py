@@ -24,6 +24,7 @@ Kind = Literal[
     "orphaned",  # settled by no hook; adds up what was charged
     "duplicate",  # reported once more after it was settled, and not counted again
     "disagreement",  # our cost is not LiteLLM's; adds up the difference
+    "overrun",  # more tokens were used than were held on a limit
     "degraded",  # let through without the ledger; adds up the cost
     "ledger_away",  # the ledger did not work for a while; adds up the microseconds between two requests that noticed
     "gap",  # counted by the limits, with no event kept; adds up the cost

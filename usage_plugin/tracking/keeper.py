@@ -131,6 +131,8 @@ class Keeper:
     def _housekeeping(self, ledger: Ledger) -> None:
         self._problems.tell(ledger, "store", self._moving.problem)
         ledger.tidy(self._clock.now())
+        if self._seeder:
+            self._seeder.forget_old(ledger)
         self._recover(ledger)
 
     def _recover(self, ledger: Ledger) -> None:

@@ -145,13 +145,25 @@ class Recorder:
         request.settled = True
         event = self._event(request, outcome)
         # What is held and never charged, a slot of `max_parallel_requests`, is let go with the rest.
-        demands: Sequence[Demand] = [d for d in request.admitted.demands if d.limit.is_charged]
-        if not outcome.as_reserved:
-            demands = self._demands(request.admitted.subjects, event)
-            event = event._replace(excess=_excess(event, held=request.admitted.demands, charged=demands))
+        held = [d for d in request.admitted.demands if d.limit.is_charged]
+        demands = self._demands(request.admitted.subjects, event)
+        if outcome.as_reserved:
+            # A limit that came meanwhile is charged as well.
+            accounts = {demand.account for demand in held}
+            demands = [*held, *(demand for demand in demands if demand.account not in accounts)]
+        else:
+            event = event._replace(excess=_excess(event, held=held, charged=demands))
+            self._count_overruns(held, demands)
         if event.degraded:
             self._imperfections.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
+
+    def _count_overruns(self, held: Sequence[Demand], charged: Sequence[Demand]) -> None:
+        """Count where more tokens were used than were held; for cost, the event has its `excess`."""
+        amounts = {demand.account: demand.amount for demand in held}
+        for demand in charged:
+            if demand.limit.unit != "usd" and demand.amount > amounts.get(demand.account, demand.amount):
+                self._imperfections.count("overrun", demand.limit.name)
 
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
         settlement = self._settlement(event, [_charge_of(demand) for demand in demands], is_held=admitted.holds)
@@ -256,13 +268,16 @@ class Recorder:
 
     def _later(self, settlement: _Settlement) -> None:
         if len(self._pending) >= MOST_PENDING:
-            event = settlement.event
-            log.error("ledger.settlement_given_up", event_id=event.event_id, user=event.user, cost=event.cost)
-            self._imperfections.count("gap", event.model, event.cost or 0)
+            self._give_up(settlement)
             return
         self._pending.append(settlement)
         if self._retrying is None or self._retrying.done():
             self._retrying = asyncio.get_running_loop().create_task(self._retry())
+
+    def _give_up(self, settlement: _Settlement) -> None:
+        event = settlement.event
+        log.error("ledger.settlement_given_up", event_id=event.event_id, cost=event.cost)
+        self._imperfections.count("gap", event.model, event.cost or 0)
 
     async def _retry(self) -> None:
         delay = 0.0005
@@ -273,6 +288,10 @@ class Recorder:
                 delay = min(0.005, delay * 1.5)
             except LedgerError as error:
                 log.error("ledger.settle_failed", pending=self.pending, **short_error(error))  # noqa: TRY400
+                if isinstance(error.__cause__, UnicodeError | OverflowError):
+                    # It can never be written, and must not hold up the others; its hold is charged when we end.
+                    self._give_up(self._pending.popleft())
+                    continue
                 delay = min(5.0, delay * 4)
             else:
                 self._pending.popleft()

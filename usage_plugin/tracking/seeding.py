@@ -63,14 +63,10 @@ class Seeder:
             StorageError: nothing is lost by trying again, as after a LedgerError.
         """
         digest, limits = self._rules.digest, self._rules.limits
-        if digest == self._done:
-            return
         charged = {limit.key: limit for limit in limits.limits if limit.is_charged}
         counting = _counting(ledger)
-        if counting - charged.keys():
-            # At once: should they come back, they will have missed something.
-            counting &= charged.keys()
-            _count(ledger, counting)
+        if digest == self._done and charged.keys() <= counting:
+            return
         if not self._all_go_by(digest, ledger):
             return
         new = [limit for key, limit in charged.items() if key not in counting]
@@ -84,6 +80,13 @@ class Seeder:
             _count(ledger, charged.keys())
             log.info("limits.seeded", limits=[limit.name for limit in new])
         self._done = digest
+
+    def forget_old(self, ledger: Ledger) -> None:
+        """Note at once which limits count no more: should they come back, they will have missed something."""
+        charged = {limit.key for limit in self._rules.limits.limits if limit.is_charged}
+        counting = _counting(ledger)
+        if counting - charged:
+            _count(ledger, counting & charged)
 
     def _all_go_by(self, digest: str, ledger: Ledger) -> bool:
         notes = ledger.notes(NOTE)
