@@ -152,6 +152,8 @@ def test_a_doctor_that_is_sent_away_leaves_nothing(tmp_path: Path, own_temporary
         [BIN / "usage-plugin", "--config", config, "doctor"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**clean_environment(), "TMPDIR": str(own_temporary)},
+        # What runs in the background of a script ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     )  # fmt: skip
     deadline = time.monotonic() + 20
     while not working_in(own_temporary):
