@@ -38,7 +38,14 @@ _TEXT_PARTS = frozenset({
     "tool_use", "tool_result", "function", "function_call", "function_call_output", "message",
 })  # fmt: skip
 # Fields that make a request read what it does not contain.
-_REFERENCES = ("previous_response_id", "conversation", "prompt_id", "cached_content", "cachedContent")
+_REFERENCES = (
+    "previous_response_id",
+    "conversation",
+    "prompt_id",
+    "cached_content",
+    "cachedContent",
+    "vector_store_ids",
+)
 _GEMINI_TEXT = frozenset({"text", "thought", "thoughtSignature", "functionCall", "functionResponse"})
 # Under whatever name a provider takes them: LiteLLM passes on what it does not know.
 _OUTPUT_FIELDS = (
@@ -52,7 +59,8 @@ _NESTED = (
 _MOST_PLACES = 20
 _LONGEST_NUMBER = 20
 _ORDINARY_SERVICES = ("", "auto", "default", "standard", "standard_only")
-_PROVIDER_RUN = ("web_search_options", "mcp_servers")
+# What a provider looks up, or bills otherwise, by itself: searches, servers, plugins, regions.
+_PROVIDER_RUN = ("web_search_options", "mcp_servers", "search_parameters", "plugins", "inference_geo")
 _OTHER_TEXT = ("instructions", "response_format", "text", "functions", "suffix", "prediction", "documents", "query")
 _INJECTED_FIELD = {
     "acompletion": "max_tokens",
