@@ -92,8 +92,8 @@ class Asking:
                 service_tier=next(iter(bound.reach.services), None),
             ),
             subjects=subjects,
-            primary=tuple(_candidates(ways, kind, bound, output)),
-            fallbacks=tuple(_candidates(fallbacks, kind, bound, output)),
+            primary=self._candidates(ways, kind, bound, output),
+            fallbacks=self._candidates(fallbacks, kind, bound, output),
             input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
             output_tokens=output,
         )
@@ -123,6 +123,22 @@ class Asking:
         if not self._depends_on_output(subjects, ways, kind):
             return most * count, None
         return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
+
+    def _candidates(
+        self, ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, output: int | None
+    ) -> tuple[Candidate, ...]:
+        """Price each way at its worst; ways that are billed alike are one, the dearest."""
+        charges_input = self._runtime.config.admission.on_lost == "charge_input"
+        dearest: dict[tuple[str | None, str | None], Candidate] = {}
+        for way in ways:
+            worst = 0 if way.model is None else _worst(way, kind, bound, output)
+            # Asked for rarely, and as dear to work out as the whole.
+            for_input = _worst(way, kind, bound, 0) if worst is None or (worst and charges_input) else 0
+            candidate = Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input or 0)
+            known = dearest.get(candidate[:2])
+            if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
+                dearest[candidate[:2]] = candidate
+        return tuple(dearest.values())
 
     def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment], kind: str) -> bool:
         """Say whether a limit that can stop a request counts what the output decides."""
@@ -176,19 +192,6 @@ def _input(way: Deployment, bound: bounds.Bounds) -> int | None:
         # What an image counts is bounded but roughly, and a model takes no more than its context.
         return min(bound.input_tokens, way.context)
     return bound.input_tokens
-
-
-def _candidates(ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, output: int | None) -> list[Candidate]:
-    """Price each way at its worst; ways that are billed alike are one, the dearest."""
-    dearest: dict[tuple[str | None, str | None], Candidate] = {}
-    for way in ways:
-        worst = 0 if way.model is None else _worst(way, kind, bound, output)
-        for_input = 0 if way.model is None else _worst(way, kind, bound, 0) or 0
-        candidate = Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input)
-        known = dearest.get(candidate[:2])
-        if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
-            dearest[candidate[:2]] = candidate
-    return list(dearest.values())
 
 
 def _worst(way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Nano | None:

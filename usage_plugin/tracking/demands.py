@@ -33,7 +33,7 @@ class Candidate(NamedTuple):
         model: the `model_name` that would be billed; None if the request names none.
         priced: whether a price is known.
         worst_cost: the most it can cost; None if no price is known or nothing bounds the tokens.
-        input_cost: the part of it that is owed if there is no answer; 0 if that is not known.
+        input_cost: the part of it that is owed if there is no answer; 0 if that is not known, or not asked for.
     """
 
     model: str | None
