@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import threading
 import time
 
@@ -233,3 +234,14 @@ def test_a_busy_ledger_is_waited_for(execute, books):
     command.join(20)
     assert done[0].returncode == 0, done[0].stderr
     assert [made.amount for made in books.ledger.adjustments()] == [9_000_000_000]
+
+
+def test_a_key_is_kept_as_its_hash_only(run, books, config_path):
+    """Whoever gives the key itself means its account, and the key is written nowhere."""
+    text = config_path.read_text()
+    limit = "    - {name: by-key, per: api_key, window: day, max_cost: 1}\n"
+    config_path.write_text(text.replace("  limits:\n", f"  limits:\n{limit}", 1))
+    (made,) = run.json("raise", "by-key", "--api-key", "sk-1234", "--to", "2", *BIG_DAY)["adjustments"]
+    assert made["subject"] == {"api_key": hashlib.sha256(b"sk-1234").hexdigest()}
+    assert "sk-1234" not in run.ok("adjustments", "--all", "--format", "json")
+    assert run.json("explain", "--api-key", "sk-1234")

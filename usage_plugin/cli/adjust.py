@@ -7,6 +7,7 @@ reason and the amount before; running workers take it up within a second or two.
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import re
 import time
@@ -167,6 +168,9 @@ def clean_option(reader: Reader, dimension: str, value: str | None) -> str:
     """
     if value in ("(anonymous)", None):
         return value or ""
+    if dimension == "api_key" and value.startswith("sk-"):
+        # By its hash it is known; the key itself is written nowhere.
+        return hashlib.sha256(value.encode()).hexdigest()
     fold = reader.config.identity.casefold and dimension in _FOLDED
     name = clean_name(value, what=dimension.replace("_", " "), casefold=fold)
     if name is None:

@@ -6,7 +6,6 @@ stands in the window that the event counts in.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from decimal import Decimal
@@ -237,7 +236,7 @@ def _matching(reader: Reader, given: Mapping[str, str]) -> list[Matched]:
     subjects = Subjects(
         user=given.get("user", ANONYMOUS),
         team=given.get("team"),
-        api_key=_hashed(given.get("api_key")),
+        api_key=given.get("api_key"),
         end_user=given.get("end_user"),
         organization=given.get("organization"),
         session=given.get("session"),
@@ -247,11 +246,6 @@ def _matching(reader: Reader, given: Mapping[str, str]) -> list[Matched]:
     provider = given.get("provider") or _provider_of(reader, model)
     found = reader.limits.matching(subjects, model, provider)
     return [matched for matched in found if "user" in given or "user" not in matched.limit.per]
-
-
-def _hashed(key: str | None) -> str | None:
-    """Turn a key into what it is known by; what is no key is a hash already."""
-    return hashlib.sha256(key.encode()).hexdigest() if key and key.startswith("sk-") else key
 
 
 def _provider_of(reader: Reader, model: str | None) -> str | None:
