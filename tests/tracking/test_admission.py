@@ -359,6 +359,15 @@ def _nobody_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("usage_plugin.runtime._Following._measure_outbox", lambda *_: None)
 
 
+async def test_without_enforcing_a_ledger_that_does_not_work_stops_nobody(
+    start: Callable[..., Runtime], clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USAGE_PLUGIN_ENFORCE", "off")
+    runtime = start(PENNIES)
+    break_ledger(runtime, monkeypatch, "reserve")
+    assert (await take(runtime, clock)).admitted.event.degraded
+
+
 @pytest.mark.usefixtures("_nobody_measures")
 async def test_a_full_outbox_refuses(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES)

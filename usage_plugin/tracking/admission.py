@@ -266,7 +266,7 @@ class Admission:
             if self._away_since is None:
                 self._away_since = self._clock.monotonic()
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
-            if not policy.admit_without_ledger:
+            if policy.enforce and not policy.admit_without_ledger:
                 return Decision(_refuse("unavailable", ask), unfelt)
             event = event._replace(degraded=True)
             return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
