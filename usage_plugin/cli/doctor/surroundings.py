@@ -89,7 +89,7 @@ def check_sqlite(version: tuple[int, int, int] = sqlite3.sqlite_version_info) ->
     if has_wal_reset_bug(version):
         return warning(
             "surroundings",
-            f"SQLite {written} has the WAL-reset bug. The plugin is safe from it: it copies the log only under the"
+            f"SQLite {written} has the WAL-reset bug. The plugin is safe from it: its log begins anew only under the"
             " write lock.",
             "Let no other program write to ledger.db; a Python with SQLite 3.51.3 or newer has it fixed.",
         )
