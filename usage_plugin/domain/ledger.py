@@ -44,8 +44,8 @@ class Hold(NamedTuple):
     since: int | None = None
 
     def fits(self, balance: Balance) -> bool:
-        """Say whether the account has room. What needs nothing always fits."""
-        return self.maximum is None or not self.amount or balance.spent + balance.reserved + self.amount <= self.maximum
+        """Say whether the account has room."""
+        return has_room(balance, self.amount, self.maximum)
 
 
 class Balance(NamedTuple):
@@ -53,6 +53,11 @@ class Balance(NamedTuple):
 
     spent: int = 0
     reserved: int = 0
+
+
+def has_room(balance: Balance, amount: int, maximum: int | None) -> bool:
+    """Say whether so much more stays within a maximum. What needs nothing always fits, and None is no maximum."""
+    return maximum is None or not amount or balance.spent + balance.reserved + amount <= maximum
 
 
 NOTHING = Balance()

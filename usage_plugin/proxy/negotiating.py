@@ -125,7 +125,7 @@ class Negotiator:
 
     def _fits(self, ask: Ask, refusal: Refusal, room: int) -> bool:
         """Say whether the limit that refused has room for the request as it is now."""
-        demands, _ = demands_of(ask, ask.primary, self._runtime.rules.limits, "charge")
+        demands, _ = demands_of(ask, ask.primary, self._runtime.limits, "charge")
         refused = refusal.demand
         return refused is not None and all(
             demand.amount <= room

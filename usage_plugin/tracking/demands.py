@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Hold
+from usage_plugin.domain.ledger import AccountKey, Balance, Hold, has_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -102,8 +102,8 @@ class Demand(NamedTuple):
         return Hold(self.account, self.window.end, self.amount, maximum, self.if_lost, self.since)
 
     def fits(self, balance: Balance) -> bool:
-        """Say whether the account has room, whatever the limit then does about it. What needs nothing always fits."""
-        return self.maximum is None or not self.amount or balance.spent + balance.reserved + self.amount <= self.maximum
+        """Say whether the account has room, whatever the limit then does about it."""
+        return has_room(balance, self.amount, self.maximum)
 
 
 class Standing(NamedTuple):
