@@ -10,10 +10,9 @@ import getpass
 import hashlib
 import os
 import re
-import time
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.text import Text
@@ -21,31 +20,30 @@ from rich.text import Text
 from usage_plugin.cli.output import Column, Output, console, harmless, table
 from usage_plugin.cli.spans import read_duration
 from usage_plugin.cli.standings import Standings, amount_words, plain, resets_words, subject_words
+from usage_plugin.config import FOLDED
 from usage_plugin.domain.ledger import Adjustment
 from usage_plugin.domain.limits import Match
 from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.errors import LedgerBusyError, MoneyError, UsagePluginError
+from usage_plugin.errors import MoneyError, UsagePluginError
+from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.refusals import plain_amount
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from usage_plugin.domain.limits import Limit
     from usage_plugin.runtime import Reader
 
 LONGEST_DAYS = 90
 _LONGEST_REASON = 500
-_FOLDED = frozenset({"user", "team", "end_user", "organization"})
-_PATIENCE_NS = 10_000_000_000
+_PATIENCE = 10.0
 
 ADJUSTMENT_COLUMNS = (
     Column("number", number=True), Column("limit"), Column("subject"), Column("before", number=True),
     Column("after", number=True), Column("from"), Column("until"), Column("actor"), Column("reason"), Column("ended"),
 )  # fmt: skip
-
-ResultT = TypeVar("ResultT")
 
 
 class AdjustmentError(UsagePluginError):
@@ -80,7 +78,7 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
     now = reader.clock.now()
     length = read_duration(wanted.duration, "--for", LONGEST_DAYS)
     before = Standings(reader, now).of(reader.limits.account(limit, subject))
-    made = _patiently(
+    made = until_free(
         lambda: reader.ledger.adjust(
             Adjustment(
                 number=0,
@@ -93,7 +91,8 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
                 actor=actor(),
                 reason=reason,
             )
-        )
+        ),
+        _PATIENCE,
     )
     _show(reader, output, [made], f"The limit {limit.name} of {subject_words(limit.names_of(subject))}")
 
@@ -107,7 +106,9 @@ async def resume(reader: Reader, *, output: Output, limit_name: str, names: Mapp
         for found in reader.ledger.adjustments(now)
         if (found.limit, found.subject, found.ended_at) == (limit.name, subject, None)
     ]
-    ended = [found for found in in_force if _patiently(partial(reader.ledger.end_adjustment, found.number, now))]
+    ended = [
+        found for found in in_force if until_free(partial(reader.ledger.end_adjustment, found.number, now), _PATIENCE)
+    ]
     whom = subject_words(limit.names_of(subject))
     if not ended:
         raise AdjustmentError(
@@ -171,7 +172,7 @@ def clean_option(reader: Reader, dimension: str, value: str | None) -> str:
     if dimension == "api_key" and value.startswith("sk-"):
         # By its hash it is known; the key itself is written nowhere.
         return hashlib.sha256(value.encode()).hexdigest()
-    fold = reader.config.identity.casefold and dimension in _FOLDED
+    fold = reader.config.identity.casefold and dimension in FOLDED
     name = clean_name(value, what=dimension.replace("_", " "), casefold=fold)
     if name is None:
         raise click.BadParameter(f"--{dimension.replace('_', '-')} is empty.")
@@ -208,18 +209,6 @@ def actor() -> str:
         name = f"user {os.getuid()}"
     before = os.environ.get("SUDO_USER")
     return f"{before} (as {name})" if before and before != name else name
-
-
-def _patiently(step: Callable[[], ResultT]) -> ResultT:
-    """Write to the ledger, again while a worker is writing."""
-    deadline = time.monotonic_ns() + _PATIENCE_NS
-    while True:
-        try:
-            return step()
-        except LedgerBusyError:
-            if time.monotonic_ns() > deadline:
-                raise
-            time.sleep(0.002)
 
 
 def plain_adjustment(reader: Reader, one: Adjustment) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from usage_plugin.config.file import (
     read_proxy_section,
 )
 from usage_plugin.config.limits import LimitConfig
-from usage_plugin.config.sections import AdmissionConfig, CacheConfig, Config, IdentityConfig, StorageConfig
+from usage_plugin.config.sections import FOLDED, AdmissionConfig, CacheConfig, Config, IdentityConfig, StorageConfig
 
 __all__ = [
     "CONFIG_VARIABLE",
     "DATA_DIR_VARIABLE",
     "ENFORCE_VARIABLE",
+    "FOLDED",
     "SECTION",
     "AdmissionConfig",
     "CacheConfig",

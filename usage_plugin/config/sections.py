@@ -15,7 +15,7 @@ from usage_plugin.config.limits import LimitConfig, Section
 from usage_plugin.config.values import Group, Name, Names, Size, Unmetered, Weekday, Zone, duration
 from usage_plugin.domain.limits import Limit, LimitSet, Match, fits
 
-_FOLDED = frozenset({"user", "team", "end_user", "organization"})
+FOLDED = frozenset({"user", "team", "end_user", "organization"})
 """Dimensions whose names `identity.casefold` folds."""
 
 OutputTokens = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -151,7 +151,7 @@ class Config(Section):
         return replace(limit, match=self._fold_match(limit.match), overrides=overrides)
 
     def _fold_match(self, match: Match) -> Match:
-        return Match(tuple((key, self._folded(globs) if key in _FOLDED else globs) for key, globs in match.conditions))
+        return Match(tuple((key, self._folded(globs) if key in FOLDED else globs) for key, globs in match.conditions))
 
     def _folded(self, globs: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(glob.casefold() for glob in globs) if self.identity.casefold else globs

@@ -216,13 +216,13 @@ class Flusher:
             self._unstorable.confirm(self._ledger)
 
 
-def until_free(step: Callable[[], ResultT]) -> ResultT:
+def until_free(step: Callable[[], ResultT], seconds: float = _LONGEST_WAIT) -> ResultT:
     """Do a step on the ledger, again while workers are writing just then; not on an event loop that others need.
 
     Raises:
-        LedgerBusyError: somebody has held the lock for seconds.
+        LedgerBusyError: somebody has held the lock for so many seconds.
     """
-    deadline = time.monotonic() + _LONGEST_WAIT
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return step()
