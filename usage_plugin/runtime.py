@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import LimitSet
-    from usage_plugin.domain.store import Aggregate
+    from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
 
 BUILTIN_PLUGINS = (
@@ -305,6 +305,9 @@ class _ClosedStore(UsageStore):
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:  # noqa: ARG002
         raise self._error
 
+    async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:  # noqa: ARG002
+        raise self._error
+
     async def watermark(self, writer: str) -> int:  # noqa: ARG002
         raise self._error
 
@@ -312,6 +315,18 @@ class _ClosedStore(UsageStore):
         raise self._error
 
     def events(self, *what: Any, **how: Any) -> AsyncIterator[UsageEvent]:  # noqa: ARG002
+        raise self._error
+
+    def daily(self, *what: Any) -> AsyncIterator[DailySum]:  # noqa: ARG002
+        raise self._error
+
+    async def prune(self, **what: Any) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def forget(self, user: str, *, most: int) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def size(self) -> int:
         raise self._error
 
     async def health(self) -> None:

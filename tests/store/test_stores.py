@@ -13,7 +13,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from usage_plugin.backends.sqlite.store import PAGE
-from usage_plugin.domain.store import EventPosition, UsageFilter, UsageStore
+from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum, EventPosition, UsageFilter, UsageStore
+from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import UsageTotals, totals_of
 from usage_plugin.domain.windows import Window, days_window
 from usage_plugin.errors import StorageError, StorageUnavailableError, StorageVersionError
@@ -186,6 +187,93 @@ async def test_events_stream_in_order_and_resume(store: UsageStore) -> None:
     assert await all_events(store, after=position, newest_first=True) == ordered[:700][::-1]
 
 
+def make_sum(**fields: Any) -> DailySum:
+    """Make a sum: two requests of ann's today, for 3 cents."""
+    names = dict.fromkeys(ROLLUP_DIMENSIONS) | {"user": "ann", "model": "unknown"}
+    totals = UsageTotals(requests=2, failed_requests=1, input_tokens=20, output_tokens=10, cost=30_000_000)
+    return DailySum(**{"day": TODAY, **names, "totals": totals, **fields})
+
+
+async def daily_sums(store: UsageStore, first: date = TODAY, last: date = TODAY, **wanted: str) -> list[DailySum]:
+    return [one async for one in store.daily(first, last, UsageFilter(**wanted))]
+
+
+async def test_imported_sums_add_to_the_days(store: UsageStore) -> None:
+    """Sums of days that have no events are in the reports, once, however often they are sent."""
+    event = make_event()
+    await store.append("w", numbered(event))
+    sums = [make_sum(), make_sum(model="gpt", provider="openai"), make_sum(day=date(2024, 2, 29))]
+    await store.append_sums("old", numbered(*sums[:2]))
+    await store.append_sums("old", numbered(*sums))
+    assert await store.watermark("old") == 3
+    groups = (await store.aggregate(("model",), TODAY, TODAY, EVERYTHING)).groups
+    assert {group: (totals.requests, totals.cost) for group, totals in groups.items()} == {
+        ("gpt",): (3, 40_000_000),
+        ("unknown",): (2, 30_000_000),
+    }
+    assert await daily_sums(store, date(2024, 2, 29), date(2024, 2, 29)) == [sums[2]]
+    assert await all_events(store) == [event]
+
+
+async def test_daily_sums_stream_by_day(store: UsageStore) -> None:
+    """Each combination of names comes once for each day, in the order of days, over several pages."""
+    users = [f"u{number}" for number in range(PAGE // 2)]
+    events = [
+        make_event(user=user, started_at=NOON - day * 86_400_000_000)
+        for user in users for day in range(3) for _ in range(1 + day)
+    ]  # fmt: skip
+    await store.append("w", numbered(*events))
+    days = [date(2026, 11, 21), date(2026, 11, 22), TODAY]
+    sums = await daily_sums(store, days[0])
+    assert [(one.day, one.totals.requests) for one in sums] == [
+        (day, 3 - at) for at, day in enumerate(days) for _ in users
+    ]
+    assert len({(one.day, *one.names) for one in sums}) == len(sums)
+    assert [one.day for one in await daily_sums(store, days[0], days[1], user="u7")] == days[:2]
+
+
+async def test_events_are_pruned_and_their_sums_stay(store: UsageStore) -> None:
+    """What is too old goes, at most so much at once; days go only when they are too old themselves."""
+    old = [make_event(started_at=NOON - 86_400_000_000 + number) for number in range(5)]
+    fresh = make_event()
+    await store.append("w", numbered(*old, fresh))
+    limits = {"events_before": NOON, "days_before": date(2020, 1, 1)}
+    assert [await store.prune(**limits, most=3) for _ in range(3)] == [3, 2, 0]
+    assert await all_events(store) == [fresh]
+    assert sum(one.totals.requests for one in await daily_sums(store, date(2026, 11, 22))) == 6
+    await store.append("w", numbered(*old, fresh))
+    assert await all_events(store) == [fresh]
+    assert await store.prune(events_before=0, days_before=TODAY, most=100) == 1
+    assert [one.day for one in await daily_sums(store, date(2026, 11, 22))] == [TODAY]
+
+
+async def test_a_user_is_forgotten_and_the_totals_stay(store: UsageStore) -> None:
+    """No event names them, as user or end user; their sums are the forgotten ones', and everybody else's stay."""
+    events = [make_event(team="t") for _ in range(3)] + [make_event(user="bo", end_user="ann"), make_event(user="bo")]
+    await store.append("w", numbered(*events))
+    forgotten = []
+    while count := await store.forget("ann", most=2):
+        forgotten.append(count)
+    assert sum(forgotten) == 4 + 2
+    assert max(forgotten) <= 2
+    assert await all_events(store) == [events[-1]]
+    groups = (await store.aggregate(("user", "end_user"), TODAY, TODAY, EVERYTHING)).groups
+    assert {group: totals.requests for group, totals in groups.items()} == {
+        (FORGOTTEN, None): 3,
+        ("bo", FORGOTTEN): 1,
+        ("bo", None): 1,
+    }
+    assert (await store.aggregate((), TODAY, TODAY, UsageFilter(team="t"))).groups[()].cost == 30_000_000
+    assert await store.forget("nobody", most=2) == 0
+
+
+async def test_a_store_says_how_large_it_is(store: UsageStore) -> None:
+    """It grows with what is stored."""
+    before = await store.size()
+    await store.append("w", numbered(*(make_event(user=f"user {number}") for number in range(500))))
+    assert await store.size() > before + 10_000
+
+
 async def test_a_healthy_store_says_nothing(store: UsageStore) -> None:
     """Health raises only where an event would not be taken."""
     await store.health()
@@ -225,6 +313,19 @@ async def test_sqlite_appends_all_or_nothing(open_sqlite: Callable[..., Any], tm
     assert await all_events(store) == []
     await store.append("w", numbered(make_event()))
     assert (tmp_path / "usage.db").stat().st_mode & 0o777 == 0o600
+
+
+async def test_sqlite_forgets_the_name_itself(open_sqlite: Callable[..., Any], tmp_path: Path) -> None:
+    """After a user is forgotten, their name stands nowhere, unless it is also a model's or a team's."""
+    store = await open_sqlite()
+    await store.append("w", numbered(make_event(user="ann"), make_event(user="bo", team="bo")))
+    for user in ("ann", "bo"):
+        while await store.forget(user, most=10):
+            pass
+    connection = sqlite3.connect(tmp_path / "usage.db")
+    names = {name for (name,) in connection.execute("SELECT name FROM names WHERE name IS NOT NULL")}
+    connection.close()
+    assert names == {FORGOTTEN, "gpt", "openai", "bo"}
 
 
 async def test_sqlite_that_is_locked_is_unavailable(

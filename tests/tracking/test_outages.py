@@ -61,6 +61,11 @@ class Fragile(UsageStore):
     aggregate: Any = None
     events: Any = None
     watermark: Any = None
+    append_sums: Any = None
+    daily: Any = None
+    prune: Any = None
+    forget: Any = None
+    size: Any = None
 
 
 class Trouble:

@@ -10,9 +10,17 @@ from collections import defaultdict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.domain.store import Aggregate, EventPosition, Grouping, UsageFilter, UsageStore, group_name
-from usage_plugin.domain.usage import UsageEvent, UsageTotals, totals_of
-from usage_plugin.domain.windows import days_window
+from usage_plugin.domain.store import (
+    Aggregate,
+    DailySum,
+    EventPosition,
+    Grouping,
+    UsageFilter,
+    UsageStore,
+    daily_sum,
+)
+from usage_plugin.domain.usage import UsageEvent, UsageTotals
+from usage_plugin.domain.windows import local_date
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import NoOptions, StorageBackend, Surroundings
 
@@ -24,13 +32,17 @@ if TYPE_CHECKING:
     from usage_plugin.domain.windows import Window
 
 
+_NOTHING = UsageTotals()
+
+
 class MemoryStore(UsageStore):
-    """Keeps events in a sorted list, and adds them up when asked."""
+    """Keeps events in a sorted list, and sums by day and names."""
 
     def __init__(self, zone: ZoneInfo) -> None:
         """Start empty."""
         self._zone = zone
         self._events: list[tuple[EventPosition, UsageEvent]] = []
+        self._days: defaultdict[DailySum, UsageTotals] = defaultdict(UsageTotals)
         self._watermarks: dict[str, int] = {}
 
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
@@ -40,22 +52,34 @@ class MemoryStore(UsageStore):
                 position = EventPosition(event.started_at, event.event_id)
                 if not self._has(position):
                     insort(self._events, (position, event), key=lambda entry: entry[0])
+                    self._add(daily_sum(event, self._zone))
                 self._watermarks[writer] = seq
+
+    async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
+        """Add numbered sums of days, all or none."""
+        for seq, one in sums:
+            if seq > self._watermarks.get(writer, 0):
+                self._add(one)
+                self._watermarks[writer] = seq
+
+    def _add(self, one: DailySum) -> None:
+        key = one._replace(totals=_NOTHING)
+        self._days[key] = self._days[key].plus(one.totals)
 
     def _has(self, position: EventPosition) -> bool:
         at = bisect_left(self._events, position, key=lambda entry: entry[0])
         return at < len(self._events) and self._events[at][0] == position
 
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event."""
+        """Give the number of the writer's last event or sum."""
         return self._watermarks.get(writer, 0)
 
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
         """Sum the days from first to last."""
         groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
-        async for event in self.events(days_window(first, last, self._zone), usage_filter):
-            group = tuple(group_name(event, grouping, self._zone) for grouping in by)
-            groups[group] = groups[group].plus(totals_of(event))
+        async for one in self.daily(first, last, usage_filter):
+            group = one.group(by)
+            groups[group] = groups[group].plus(one.totals)
         return Aggregate(dict(groups), dict(self._watermarks))
 
     async def events(
@@ -72,6 +96,41 @@ class MemoryStore(UsageStore):
             behind = after is None or (position < after if newest_first else position > after)
             if behind and window.start <= position.started_at < window.end and usage_filter.takes(event):
                 yield event
+
+    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+        """Stream the sums of days."""
+        days = [key for key in self._days if first <= key.day <= last and usage_filter.takes(key)]
+        for key in sorted(days, key=lambda key: (key.day, [name or "" for name in key.names])):
+            yield key._replace(totals=self._days[key])
+
+    async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
+        """Delete what is too old."""
+        events = [entry for entry in self._events if self._is_old(entry[1], events_before, days_before)][:most]
+        days = [key for key in self._days if key.day < days_before][: most - len(events)]
+        self._drop(events, days)
+        return len(events) + len(days)
+
+    def _is_old(self, event: UsageEvent, before: int, days_before: date) -> bool:
+        return event.started_at < before or local_date(event.started_at, self._zone) < days_before
+
+    async def forget(self, user: str, *, most: int) -> int:
+        """Delete a user's events, and give their sums away."""
+        events = [entry for entry in self._events if user in (entry[1].user, entry[1].end_user)][:most]
+        days = [key for key in self._days if user in (key.user, key.end_user)][: most - len(events)]
+        for key in days:
+            self._add(key.without(user)._replace(totals=self._days[key]))
+        self._drop(events, days)
+        return len(events) + len(days)
+
+    def _drop(self, events: Sequence[tuple[EventPosition, UsageEvent]], days: Sequence[DailySum]) -> None:
+        gone = {position for position, _ in events}
+        self._events = [entry for entry in self._events if entry[0] not in gone]
+        for key in days:
+            del self._days[key]
+
+    async def size(self) -> int:
+        """Say how many bytes are in use, at some 1,000 for an event and 300 for a sum."""
+        return 1_000 * len(self._events) + 300 * len(self._days)
 
     async def health(self) -> None:
         """Memory always takes an event."""

@@ -2,14 +2,19 @@
 
 Few verbs, domain words, no query language. A store may be slow and may fail: the outbox waits for it.
 What makes it safe is that `append` is atomic and idempotent by writer and number.
+
+Beside events a store keeps daily sums: of its events, which stay when the events are pruned, and of days that were
+imported from elsewhere, of which there are no events.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
+from usage_plugin.domain.subjects import FORGOTTEN
+from usage_plugin.domain.usage import totals_of
 from usage_plugin.domain.windows import local_date
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from datetime import date
     from zoneinfo import ZoneInfo
 
+    from usage_plugin.domain.profiles import UserProfile
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.domain.windows import Window
 
@@ -28,12 +34,48 @@ Grouping = Literal[RollupDimension, "day", "month"]
 GROUPINGS: tuple[Grouping, ...] = (*ROLLUP_DIMENSIONS, "day", "month")
 
 
-def group_name(event: UsageEvent, grouping: Grouping, zone: ZoneInfo) -> str | None:
-    """Name the group that an event belongs to, in days and months of the zone."""
-    if grouping in ("day", "month"):
-        day = local_date(event.started_at, zone).isoformat()
-        return day if grouping == "day" else day[:7]
-    name: str | None = getattr(event, grouping)
+class DailySum(NamedTuple):
+    """What one combination of names used on one day of the store's zone; None where there is no name."""
+
+    day: date
+    user: str | None
+    team: str | None
+    api_key: str | None
+    organization: str | None
+    end_user: str | None
+    model: str | None
+    provider: str | None
+    totals: UsageTotals
+
+    @property
+    def names(self) -> tuple[str | None, ...]:
+        """The names, in the order of `ROLLUP_DIMENSIONS`."""
+        return self[1:-1]
+
+    def without(self, user: str) -> DailySum:
+        """Make the same with `FORGOTTEN` in place of a person."""
+        return self._replace(
+            user=FORGOTTEN if self.user == user else self.user,
+            end_user=FORGOTTEN if self.end_user == user else self.end_user,
+        )
+
+    def group(self, by: Sequence[Grouping]) -> tuple[str | None, ...]:
+        """Name the group that it belongs to."""
+        return tuple(_group_name(self, grouping) for grouping in by)
+
+
+def daily_sum(event: UsageEvent, zone: ZoneInfo) -> DailySum:
+    """Take an event for a sum, of the day of its admission in the zone."""
+    names = (getattr(event, dimension) for dimension in ROLLUP_DIMENSIONS)
+    return DailySum._make((local_date(event.started_at, zone), *names, totals_of(event)))
+
+
+def _group_name(one: DailySum, grouping: Grouping) -> str | None:
+    if grouping == "day":
+        return one.day.isoformat()
+    if grouping == "month":
+        return f"{one.day:%Y-%m}"
+    name: str | None = getattr(one, grouping)
     return name
 
 
@@ -53,9 +95,9 @@ class UsageFilter:
         """List the dimensions that are restricted."""
         return {name: value for name in ROLLUP_DIMENSIONS if (value := getattr(self, name)) is not None}
 
-    def takes(self, event: UsageEvent) -> bool:
-        """Say whether an event has all the names."""
-        return all(getattr(event, name) == value for name, value in self.wanted().items())
+    def takes(self, record: UsageEvent | DailySum) -> bool:
+        """Say whether a record has all the names."""
+        return all(getattr(record, name) == value for name, value in self.wanted().items())
 
 
 class Aggregate(NamedTuple):
@@ -87,8 +129,16 @@ class UsageStore(ABC):
         """
 
     @abstractmethod
+    async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
+        """Add numbered sums of days that have no events here, all or none; durable on return.
+
+        Numbers ascend, and are passed over up to the watermark as in `append`. What a day has already is added to. One
+        writer sends events or sums, never both.
+        """
+
+    @abstractmethod
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event that is stored; 0 if there is none."""
+        """Give the number of the writer's last event or sum that is stored; 0 if there is none."""
 
     @abstractmethod
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
@@ -106,5 +156,50 @@ class UsageStore(ABC):
         """Stream events admitted in a window, in bounded memory; `after` goes on behind a position."""
 
     @abstractmethod
+    def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+        """Stream the sums of the days from first to last, both included, by day, in bounded memory.
+
+        Each combination of names comes once for each day.
+        """
+
+    @abstractmethod
+    async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
+        """Delete what is too old, at most so many records; give how many were deleted, 0 when there are no more.
+
+        Args:
+            events_before: microseconds since 1970 UTC; events admitted earlier go, and their sums stay.
+            days_before: sums of earlier days go, with their events.
+            most: bounds what one call does: others wait for it meanwhile.
+        """
+
+    @abstractmethod
+    async def forget(self, user: str, *, most: int) -> int:
+        """Delete a user's events, and give their sums to `FORGOTTEN`, so that all other sums stay what they are.
+
+        What names them as `end_user` is treated alike. At most so many records; 0 when there are no more.
+        """
+
+    @abstractmethod
+    async def size(self) -> int:
+        """Say how many bytes are in use, roughly; space that deleted records left is not."""
+
+    @abstractmethod
     async def health(self) -> None:
         """Raise `StorageError` if the store would not take an event now."""
+
+
+@runtime_checkable
+class KeepsCopies(Protocol):
+    """An ability of stores that hold a copy of profiles and limits, to be restored from or read by people.
+
+    The ledger's are the true ones; the keeper hands them over when they have changed.
+    """
+
+    async def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
+        """Keep profiles; of two of one user, the one with the newer `updated_at` counts."""
+
+    def profiles(self) -> AsyncIterator[UserProfile]:
+        """Stream the profiles that are kept, by user."""
+
+    async def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the limits in force, in place of those before: each as it stands in the YAML."""

@@ -24,6 +24,9 @@ ANONYMOUS = "(anonymous)"
 INTERNAL = "(internal)"
 """The subject of what the proxy asks of its own accord, for example health checks."""
 
+FORGOTTEN = "(forgotten)"
+"""The subject that has the sums of everybody who was forgotten."""
+
 LONGEST_NAME = 256
 MOST_TAGS = 16
 SEPARATOR = "\x1f"
@@ -83,7 +86,7 @@ def clean_name(value: object, *, what: str, casefold: bool = False) -> str | Non
         raise SubjectNameError(f"The {what} has {len(name)} characters; {LONGEST_NAME} are allowed.")
     if not name.isprintable():
         raise SubjectNameError(f"The {what} {name!r} has unprintable characters.")
-    if name in (ANONYMOUS, INTERNAL):
+    if name in (ANONYMOUS, INTERNAL, FORGOTTEN):
         raise SubjectNameError(f"The {what} cannot be {name}: that is who nobody is.")
     if _is_json(name):
         raise SubjectNameError(

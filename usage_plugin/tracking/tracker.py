@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.domain.store import EventPosition, Grouping, UsageFilter, group_name
+from usage_plugin.domain.store import EventPosition, Grouping, UsageFilter, daily_sum
 from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, local_date
 from usage_plugin.tracking.cache import UserDay
@@ -67,8 +67,9 @@ class UsageTracker:
         span = days_window(first, last, self._zone)
         for seq, event in waiting:
             if seq > watermark and span.start <= event.started_at < span.end and usage_filter.takes(event):
-                group = tuple(group_name(event, grouping, self._zone) for grouping in by)
-                groups[group] = groups[group].plus(totals_of(event))
+                one = daily_sum(event, self._zone)
+                group = one.group(by)
+                groups[group] = groups[group].plus(one.totals)
         rows = [ReportRow(group, totals) for group, totals in groups.items()]
         chronological = bool(by) and by[0] in ("day", "month")
         return sorted(rows, key=lambda row: _order(row, chronological=chronological))

@@ -10,18 +10,21 @@ import asyncio
 import json
 import sqlite3
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import date
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiosqlite
 
 from usage_plugin.domain.store import (
     ROLLUP_DIMENSIONS,
     Aggregate,
+    DailySum,
     EventPosition,
     Grouping,
     UsageFilter,
     UsageStore,
+    daily_sum,
 )
 from usage_plugin.domain.usage import (
     UsageEvent,
@@ -29,19 +32,19 @@ from usage_plugin.domain.usage import (
     encode_record,
     from_record,
     to_record,
-    totals_of,
 )
-from usage_plugin.domain.windows import local_date
+from usage_plugin.domain.windows import start_of_day
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.sqlite_file import create_private, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
-    from datetime import date
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.windows import Window
+
+RecordT = TypeVar("RecordT")
 
 PAGE = 1_000
 _BUSY_TIMEOUT = 10.0
@@ -49,6 +52,8 @@ _BUSY_TIMEOUT = 10.0
 _DIMENSIONS = ", ".join(ROLLUP_DIMENSIONS)
 _SUMS = ", ".join(UsageTotals._fields)
 _MARKS = ", ".join("?" * (1 + len(ROLLUP_DIMENSIONS) + len(UsageTotals._fields)))
+_KEY = ("day", *ROLLUP_DIMENSIONS)
+_LAST_NUMBER = 2**63 - 1
 _ADD_TO_DAILY = (
     f"INSERT INTO daily (day, {_DIMENSIONS}, {_SUMS}) VALUES ({_MARKS}) ON CONFLICT DO UPDATE SET "
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in UsageTotals._fields)
@@ -74,36 +79,52 @@ class SqliteStore(UsageStore):
 
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
         """Add numbered events and their daily sums, all or none."""
+        await self._append(writer, events, self._add_events)
+
+    async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
+        """Add numbered daily sums that have no events, all or none."""
+        await self._append(writer, sums, self._add_sums)
+
+    async def _append(
+        self, writer: str, numbered: Sequence[tuple[int, RecordT]], add: Callable[[Sequence[RecordT]], Awaitable[None]]
+    ) -> None:
         with _translated(self._path):
             async with self._writing, _transaction(self._writer, "IMMEDIATE"):
                 self._check_file()
                 row = await self._one("SELECT seq FROM watermarks WHERE writer = ?", (writer,))
-                fresh = [(seq, event) for seq, event in events if row is None or seq > row[0]]
+                fresh = [(seq, record) for seq, record in numbered if row is None or seq > row[0]]
                 if fresh:
-                    await self._add([event for _, event in fresh])
+                    await add([record for _, record in fresh])
                     await self._writer.execute(
                         "INSERT INTO watermarks (writer, seq) VALUES (?, ?)"
                         " ON CONFLICT DO UPDATE SET seq = excluded.seq",
                         (writer, fresh[-1][0]),
                     )
 
-    async def _add(self, events: Sequence[UsageEvent]) -> None:
-        numbers = await self._number({name for event in events for name in _names(event) if name is not None})
+    async def _add_events(self, events: Sequence[UsageEvent]) -> None:
         known = await self._already_stored(events)
-        sums: dict[tuple[int, ...], UsageTotals] = {}
+        fresh = list({event.event_id: event for event in events if event.event_id not in known}.values())
+        sums = [daily_sum(event, self._zone) for event in fresh]
+        numbers = await self._number(sums)
         rows = []
-        for event in events:
-            if event.event_id in known:
-                continue
-            dimensions = tuple(0 if name is None else numbers[name] for name in _names(event))
+        for event, one in zip(fresh, sums, strict=True):
             record = to_record(event)
             for column in ("started_at", "event_id", *ROLLUP_DIMENSIONS):
                 record.pop(column, None)
+            dimensions = (numbers[name] for name in one.names)
             rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
-            key = (_number_of(local_date(event.started_at, self._zone)), *dimensions)
-            sums[key] = sums.get(key, UsageTotals()).plus(totals_of(event))
         await self._writer.executemany(_ADD_EVENT, rows)
-        await self._writer.executemany(_ADD_TO_DAILY, [(*key, *sums[key]) for key in sorted(sums)])
+        await self._add_numbered(sums, numbers)
+
+    async def _add_sums(self, sums: Sequence[DailySum]) -> None:
+        await self._add_numbered(sums, await self._number(sums))
+
+    async def _add_numbered(self, sums: Sequence[DailySum], numbers: Mapping[str | None, int]) -> None:
+        rows: dict[tuple[int, ...], UsageTotals] = {}
+        for one in sums:
+            key = (_number_of(one.day), *(numbers[name] for name in one.names))
+            rows[key] = rows.get(key, UsageTotals()).plus(one.totals)
+        await self._writer.executemany(_ADD_TO_DAILY, [(*key, *rows[key]) for key in sorted(rows)])
 
     async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
         """Find events that came under another number: a ledger that was restored can send them again."""
@@ -115,14 +136,14 @@ class SqliteStore(UsageStore):
         )
         return {row[0] for row in rows}
 
-    async def _number(self, names: set[str]) -> dict[str, int]:
+    async def _number(self, sums: Sequence[DailySum]) -> dict[str | None, int]:
         """Give each name its number, making new ones."""
-        wanted = sorted(names)
+        wanted = sorted({name for one in sums for name in one.names if name is not None})
         await self._writer.executemany("INSERT OR IGNORE INTO names (name) VALUES (?)", [(name,) for name in wanted])
         rows = await self._writer.execute_fetchall(
             "SELECT name, number FROM names WHERE name IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
         )
-        return {row[0]: row[1] for row in rows}
+        return {None: 0} | {row[0]: row[1] for row in rows}
 
     async def watermark(self, writer: str) -> int:
         """Give the number of the writer's last event."""
@@ -194,6 +215,93 @@ class SqliteStore(UsageStore):
                 return
             position = EventPosition(rows[-1][0], rows[-1][1])
 
+    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+        """Stream daily sums, a page at a time."""
+        where, values = _conditions(usage_filter)
+        query = (
+            f"SELECT day, {_DIMENSIONS}, {_SUMS} FROM daily"  # our own words
+            f" WHERE day <= ? AND (day, {_DIMENSIONS}) > ({', '.join('?' * len(_KEY))}){where}"
+            f" ORDER BY day, {_DIMENSIONS} LIMIT {PAGE}"
+        )
+        key = (_number_of(first) - 1, *(_LAST_NUMBER for _ in ROLLUP_DIMENSIONS))
+        while True:
+            with _translated(self._path):
+                async with self._reading:
+                    rows = list(await self._reader.execute_fetchall(query, (_number_of(last), *key, *values)))
+                    names = await self._names_of({number for row in rows for number in row[1 : len(_KEY)]})
+            for row in rows:
+                yield _daily_of(row, names)
+            if len(rows) < PAGE:
+                return
+            key = tuple(rows[-1][: len(_KEY)])
+
+    async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
+        """Delete what is too old, in one short transaction."""
+        before = max(events_before, start_of_day(days_before, self._zone))
+        with _translated(self._path):
+            async with self._writing, _transaction(self._writer, "IMMEDIATE"):
+                self._check_file()
+                events = await self._delete("events", ("started_at", "event_id"), "started_at < ?", before, most)
+                days = await self._delete("daily", _KEY, "day < ?", _number_of(days_before), most - events)
+                return events + days
+
+    async def _delete(self, table: str, key: Sequence[str], condition: str, value: int, most: int) -> int:
+        columns = ", ".join(key)
+        query = f"DELETE FROM {table} WHERE ({columns}) IN (SELECT {columns} FROM {table} WHERE {condition} LIMIT ?)"
+        async with self._writer.execute(query, (value, most)) as cursor:
+            return cursor.rowcount
+
+    async def forget(self, user: str, *, most: int) -> int:
+        """Delete a user's events, and move their sums."""
+        with _translated(self._path):
+            async with self._reading:
+                # Looked for first: others must not wait while the whole file is searched.
+                row = list(await self._reader.execute_fetchall("SELECT number FROM names WHERE name = ?", (user,)))
+                if not row:
+                    return 0
+                number = row[0][0]
+                persons = f"user = {number} OR end_user = {number}"
+                events = list(
+                    await self._reader.execute_fetchall(
+                        f"SELECT started_at, event_id FROM events WHERE {persons} LIMIT ?", (most,)
+                    )
+                )
+                days = list(
+                    await self._reader.execute_fetchall(
+                        f"SELECT day, {_DIMENSIONS}, {_SUMS} FROM daily WHERE {persons} LIMIT ?", (most - len(events),)
+                    )
+                )
+                names = await self._names_of({number for row in days for number in row[1 : len(_KEY)]})
+                is_used = events or days or await self._is_used(number)
+            async with self._writing, _transaction(self._writer, "IMMEDIATE"):
+                self._check_file()
+                if not is_used:
+                    await self._writer.execute("DELETE FROM names WHERE number = ?", (number,))
+                await self._writer.executemany("DELETE FROM events WHERE started_at = ? AND event_id = ?", events)
+                await self._add_sums([_daily_of(row, names).without(user) for row in days])
+                await self._writer.executemany(
+                    f"DELETE FROM daily WHERE {' AND '.join(f'{name} = ?' for name in _KEY)}",
+                    [tuple(row[: len(_KEY)]) for row in days],
+                )
+        return len(events) + len(days)
+
+    async def _is_used(self, number: int) -> bool:
+        """Say whether a name stands for anything but persons."""
+        others = " OR ".join(f"{dimension} = {number}" for dimension in ROLLUP_DIMENSIONS)
+        rows = await self._reader.execute_fetchall(
+            f"SELECT EXISTS (SELECT * FROM daily WHERE {others}) OR EXISTS (SELECT * FROM events WHERE {others})"
+        )
+        return bool(next(iter(rows))[0])
+
+    async def size(self) -> int:
+        """Say how many bytes are in use."""
+        with _translated(self._path):
+            rows = await self._reader.execute_fetchall(
+                "SELECT (page_count - freelist_count) * page_size"
+                " FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()"
+            )
+            return int(next(iter(rows))[0])
+
     async def health(self) -> None:
         """Take the write lock and let it go."""
         with _translated(self._path):
@@ -219,12 +327,14 @@ def _conditions(usage_filter: UsageFilter) -> tuple[str, list[str]]:
     return where, list(wanted.values())
 
 
-def _names(event: UsageEvent) -> tuple[str | None, ...]:
-    return tuple(getattr(event, dimension) for dimension in ROLLUP_DIMENSIONS)
-
-
 def _number_of(day: date) -> int:
     return day.year * 10_000 + day.month * 100 + day.day
+
+
+def _daily_of(row: sqlite3.Row, names: Mapping[int, str | None]) -> DailySum:
+    day = date(row[0] // 10_000, row[0] // 100 % 100, row[0] % 100)
+    numbers, sums = row[1 : len(_KEY)], row[len(_KEY) :]
+    return DailySum._make((day, *(names[number] for number in numbers), UsageTotals(*sums)))
 
 
 def _label(grouping: Grouping, value: int, names: dict[int, str | None]) -> str | None:
