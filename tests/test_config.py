@@ -312,14 +312,14 @@ def test_without_bounds_of_their_own_all_models_have_the_default():
 )
 def test_the_outbox_has_a_bound_in_bytes(load, written, size):
     """How much may wait for the store is written as a size."""
-    storage = load(f"storage: {{outbox_max: {written}, when_outbox_full: serve}}").storage
-    assert (storage.outbox_max, storage.when_outbox_full) == (size, "serve")
+    storage = load(f"storage: {{outbox_max: {written}, on_outbox_full: allow}}").storage
+    assert (storage.outbox_max, storage.on_outbox_full) == (size, "allow")
 
 
 def test_the_outbox_refuses_at_a_gigabyte_by_default(load):
     """Unless something else is written, requests are refused when a gigabyte waits."""
     storage = load("timezone: UTC").storage
-    assert (storage.outbox_max, storage.when_outbox_full, storage.backend) == (10**9, "refuse", "sqlite")
+    assert (storage.outbox_max, storage.on_outbox_full, storage.backend) == (10**9, "deny", "sqlite")
 
 
 @pytest.mark.parametrize(
@@ -621,7 +621,7 @@ MISTAKES = {
     "a size below a megabyte": ("storage: {outbox_max: 500kB}", "usage_plugin.storage.outbox_max", "'500kB'", "at least 1MB"),
     "no size": ("storage: {outbox_max: 0MB}", "usage_plugin.storage.outbox_max", "'0MB'", "at least 1MB"),
     "a part of a gigabyte": ("storage: {outbox_max: 1.5GB}", "usage_plugin.storage.outbox_max", "'1.5GB'", "whole number"),
-    "an unknown policy for a full outbox": ("storage: {when_outbox_full: drop}", "usage_plugin.storage.when_outbox_full", "'drop'", "'refuse' or 'serve'"),
+    "an unknown policy for a full outbox": ("storage: {on_outbox_full: drop}", "usage_plugin.storage.on_outbox_full", "'drop'", "'deny' or 'allow'"),
     "a policy of the store for the ledger": ("ledger: {outbox_max: 1GB}", "usage_plugin.ledger.outbox_max", "'1GB'", "no such key"),
     "an octal amount": (limit(max_cost="010"), "usage_plugin.limits.0.max_cost", "found 010", "write a decimal number"),
     "an octal count": (limit(max_cost=None, max_requests="0100"), "usage_plugin.limits.0.max_requests", "found 0100", "octal"),

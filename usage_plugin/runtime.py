@@ -177,7 +177,7 @@ def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
         busy_wait=admission.busy_wait // timedelta(microseconds=1),
         on_lost=admission.on_lost,
         admit_without_ledger=admission.on_ledger_error == "allow",
-        serve_when_outbox_full=config.storage.when_outbox_full == "serve",
+        admit_without_outbox=config.storage.on_outbox_full == "allow",
     )
 
 
@@ -247,7 +247,7 @@ class _Following:
         full = ledger.waiting().size >= storage.outbox_max
         if full != self._is_full:
             self._is_full = pressure.outbox_full = full
-            pressure.leaves_gaps = full and storage.when_outbox_full == "serve"
+            pressure.leaves_gaps = full and storage.on_outbox_full == "allow"
         if self._workers.keeps:
             problem = f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
             self._problems.tell(ledger, "outbox", problem)

@@ -379,7 +379,7 @@ async def test_a_full_outbox_refuses(start: Callable[..., Runtime], clock: FakeC
 
 @pytest.mark.usefixtures("_nobody_measures")
 async def test_a_full_outbox_can_be_served_on_with_a_gap(start: Callable[..., Runtime], clock: FakeClock) -> None:
-    runtime = start(PENNIES, "  storage: {when_outbox_full: serve}")
+    runtime = start(PENNIES, "  storage: {on_outbox_full: allow}")
     runtime.pressure.outbox_full = runtime.pressure.leaves_gaps = True
     await spend(runtime, clock, 2 * CENT)
     assert runtime.ledger.outbox(0, 10) == []

@@ -33,11 +33,11 @@ class StorageConfig(BackendConfig):
 
     Attributes:
         outbox_max: how many bytes of events may wait for it.
-        when_outbox_full: what happens to new requests then; those that are served leave a gap.
+        on_outbox_full: what becomes of new requests then; those that are let through leave a gap.
     """
 
     outbox_max: Size = 10**9
-    when_outbox_full: Literal["refuse", "serve"] = "refuse"
+    on_outbox_full: Literal["deny", "allow"] = "deny"
 
 
 class AdmissionConfig(Section):

@@ -63,14 +63,14 @@ class AdmissionPolicy:
         enforce: off, everything is held and recorded, and nothing refused.
         busy_wait: microseconds that a request waits for others to settle, before it is refused as busy.
         admit_without_ledger: whether requests are let through while the ledger does not work.
-        serve_when_outbox_full: whether requests are let through while no further event can be kept.
+        admit_without_outbox: whether requests are let through while no further event can be kept.
     """
 
     enforce: bool = True
     busy_wait: int = 0
     on_lost: OnLost = "charge"
     admit_without_ledger: bool = False
-    serve_when_outbox_full: bool = False
+    admit_without_outbox: bool = False
 
 
 class Pressure:
@@ -193,7 +193,7 @@ class Admission:
                 such limits only count.
             patient: False for a request that has waited already.
         """
-        if self._pressure.outbox_full and self.policy.enforce and not self.policy.serve_when_outbox_full:
+        if self._pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
             return Decision(_refuse("outbox_full", ask), ())
         ask, decision = await self._decide(ask, downgraded)
         if not patient or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
