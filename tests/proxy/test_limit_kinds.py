@@ -80,13 +80,19 @@ LIMITS = [
     own("bounded", max_cost=1),
     own("unbounded", max_cost=1, on_unbounded="allow"),
     own("alert", max_cost="0.10", alert_at=[50, 100]),
+    own("counted", max_input_tokens=10_000),
 ]
+COUNTED = "gpt-4o"
+"""A model whose tokenizer is known."""
 
 
 @pytest.fixture(scope="module")
 def config(upstream: Upstream) -> dict[str, Any]:
     admission = {"on_short_budget": "clamp", "busy_wait": "2s", "orphan_grace": f"{GRACE}s"}
-    return proxy_config(upstream, {"limits": LIMITS, "admission": admission})
+    made = proxy_config(upstream, {"limits": LIMITS, "admission": admission})
+    base = {"api_base": f"{upstream.url}/v1", "api_key": "none"}
+    made["model_list"].append({"model_name": COUNTED, "litellm_params": {"model": f"openai/{COUNTED}", **base}})
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -391,6 +397,26 @@ async def test_what_one_limit_refuses_holds_nothing_on_the_others(kinds: Proxy) 
     books = Books(kinds, [user])
     assert books.accounts[user] == before
     assert len(books.events[user]) == 1
+
+
+# ── bounds by the provider's tokenizer ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_tokens_are_counted_where_bytes_do_not_fit(kinds: Proxy) -> None:
+    """35,000 bytes of English are some 8,000 tokens: they fit once, on a model whose tokenizer is known."""
+    user = unique("counted")
+    words = " ".join(["Which wood makes a good handle for a spade?"] * 800)
+    plan = {"in": 8_000, "out": 5, "words": words}
+    unknown = await ask(kinds, user, plan, tokens=5)
+    assert unknown.why == (402, "too_large", "counted"), unknown.text
+    answer = await ask(kinds, user, plan, model=COUNTED, tokens=5)
+    assert answer.status == 200, answer.text
+    again = await ask(kinds, user, plan, model=COUNTED, tokens=5)
+    assert again.why == (402, "spent", "counted"), again.text
+    books = await settled(kinds, user)
+    assert balance(books.accounts[user]["counted"]) == (8_000, 0)
+    (event,) = books.events[user]
+    assert event["input_tokens"] == 8_000
 
 
 # ── downgrades ───────────────────────────────────────────────────────────────────────────────────────────────────────

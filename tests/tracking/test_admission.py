@@ -215,6 +215,17 @@ DOWN = """
 """
 
 
+def another(given: Ask | None) -> Any:
+    """Give this request in place of whatever does not fit, and remember what was asked for."""
+
+    async def other(asked: Ask, obstacle: Any) -> Ask | None:
+        other.asked.append((asked, obstacle))  # type: ignore[attr-defined]
+        return given
+
+    other.asked = []  # type: ignore[attr-defined]
+    return other
+
+
 async def test_a_request_goes_to_another_model_when_the_dear_one_is_spent(
     start: Callable[..., Runtime], clock: FakeClock
 ) -> None:
@@ -222,12 +233,12 @@ async def test_a_request_goes_to_another_model_when_the_dear_one_is_spent(
     await spend(runtime, clock, 2 * CENT, model="opus-4")
     wishes: list[Downgrade] = []
 
-    def downgraded(downgrade: Downgrade) -> Ask:
+    async def downgraded(_: Ask, downgrade: Any) -> Ask:
         wishes.append(downgrade)
         return ask(clock, model=downgrade.model)
 
-    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded)).outcome
-    assert wishes == [Downgrade("dear", "mini")]
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded=downgraded)).outcome
+    assert [(wish.demand.limit.name, wish.balance.spent, wish.model) for wish in wishes] == [("dear", 2 * CENT, "mini")]
     assert isinstance(outcome, Admitted)
     assert outcome.event.model == "mini"
 
@@ -238,8 +249,8 @@ async def test_a_downgrade_happens_once(
 ) -> None:
     runtime = start(DOWN)
     await spend(runtime, clock, 2 * CENT, model="opus-4")
-    to_opus = (lambda _: ask(clock, model="opus-mini")) if downgraded else None
-    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), to_opus)).outcome
+    to_opus = another(ask(clock, model="opus-mini")) if downgraded else None
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded=to_opus)).outcome
     assert isinstance(outcome, Admitted), "the limit that caused it counts and does not block"
     assert {demand.limit.name for demand in outcome.demands} == {"dear", "all"}
 
@@ -249,7 +260,8 @@ async def test_a_limit_that_blocks_still_blocks_what_was_downgraded(
 ) -> None:
     runtime = start(DOWN)
     await spend(runtime, clock, 5 * CENT, model="mini")
-    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), lambda _: ask(clock, model="mini"))).outcome
+    to_mini = another(ask(clock, model="mini"))
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded=to_mini)).outcome
     assert isinstance(outcome, Refusal)
     assert outcome.reason == "spent"
 
@@ -259,9 +271,52 @@ async def test_a_request_for_the_cheap_model_is_not_downgraded_to_it(
 ) -> None:
     runtime = start(DOWN.replace('"opus*"', '"*"'))
     await spend(runtime, clock, 2 * CENT, model="mini")
-    outcome = (await runtime.admission.admit(ask(clock, model="mini"), lambda _: pytest.fail("downgraded"))).outcome
+    never = another(None)
+    outcome = (await runtime.admission.admit(ask(clock, model="mini"), downgraded=never)).outcome
+    assert not never.asked
     assert isinstance(outcome, Admitted)
     assert {demand.limit.name for demand in outcome.demands} == {"dear", "all"}
+
+
+# ── tighter bounds ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_tighter_bound_is_asked_for_where_it_may_help(start: Callable[..., Runtime], clock: FakeClock) -> None:
+    """Once, before anybody waits or goes to another model; what fits is never counted."""
+    runtime = start(DOWN)
+    tightened, downgraded = another(ask(clock, cost=1 * CENT, model="opus-4")), another(None)
+    outcome = (
+        await runtime.admission.admit(
+            ask(clock, cost=3 * CENT, model="opus-4"), tightened=tightened, downgraded=downgraded
+        )
+    ).outcome
+    assert isinstance(outcome, Admitted)
+    assert (outcome.event.reserved, len(tightened.asked), downgraded.asked) == (1 * CENT, 1, [])
+    unasked = another(None)
+    assert isinstance(
+        (await runtime.admission.admit(ask(clock, cost=1 * CENT, model="mini"), tightened=unasked)).outcome, Admitted
+    )
+    assert not unasked.asked
+
+
+async def test_a_tighter_bound_that_does_not_help_changes_nothing(
+    start: Callable[..., Runtime], clock: FakeClock
+) -> None:
+    """The request is refused, or goes to another model, by what it may cost now."""
+    runtime = start(DOWN)
+    to_mini = another(ask(clock, model="mini"))
+    outcome = (
+        await runtime.admission.admit(
+            ask(clock, cost=4 * CENT, model="opus-4"),
+            tightened=another(ask(clock, cost=3 * CENT, model="opus-4")),
+            downgraded=to_mini,
+        )
+    ).outcome
+    assert isinstance(outcome, Admitted)
+    assert (outcome.event.model, to_mini.asked[0][1].demand.amount) == ("mini", 3 * CENT)
+    refused = (await runtime.admission.admit(ask(clock, cost=9 * CENT, model="mini"), tightened=another(None))).outcome
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "too_large"
 
 
 # ── what is lost ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -14,6 +14,7 @@ from usage_plugin.proxy import bounds
 from usage_plugin.proxy.price_sheets import CHEAPER_SERVICES, SERVICES, route_of
 from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request
+from usage_plugin.proxy.tokens import encoding_for
 from usage_plugin.tracking.demands import Ask, Candidate
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ class Asking:
         self._runtime = runtime
         self._prices = prices
 
-    def ask(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Ask:
+    def ask(self, subjects: Subjects, data: dict[str, Any], kind: str, *, fewer_tokens: int = 0) -> Ask:
         """Read a request, and put an output limit into it where one is needed.
 
         Args:
             subjects: who asks.
             data: the body, with what LiteLLM added.
             kind: LiteLLM's call type.
+            fewer_tokens: by how many tokens the bound by bytes is known to be too high.
 
         Raises:
             ProxyException: the request cannot be bounded as it is written.
@@ -75,6 +77,8 @@ class Asking:
             data["num_retries"] = 0
         ways = primary or (_unknown(model),)
         bound = bounds.read(kind, data)
+        if fewer_tokens and bound.input_tokens is not None:
+            bound = bound._replace(input_tokens=max(0, bound.input_tokens - fewer_tokens))
         output, injected = self._output(data, kind, bound, subjects, [*ways, *fallbacks])
         inputs = [_input(way, bound) for way in (*ways, *fallbacks)]
         return Ask(
@@ -97,6 +101,15 @@ class Asking:
             input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
             output_tokens=output,
         )
+
+    def encoding(self, subjects: Subjects, data: Mapping[str, Any]) -> str | None:
+        """Name the encoding by which every way counts that the request may be billed; None if there is no such one."""
+        model = data.get("model")
+        if not isinstance(model, str):
+            return None
+        names = (model, *self._prices.fallbacks(model, data))
+        ways = [self._deployments(name, subjects.team) or (_unknown(name),) for name in names]
+        return encoding_for([way for ways_of_one in ways for way in ways_of_one])
 
     def _deployments(self, model: str | None, team: str | None) -> Sequence[Deployment]:
         return self._prices.deployments(model, team) if model else ()

@@ -58,6 +58,7 @@ _NESTED = (
 )  # fmt: skip
 _MOST_PLACES = 20
 _LONGEST_NUMBER = 20
+_LONG_TEXT = 200
 _ORDINARY_SERVICES = ("", "auto", "default", "standard", "standard_only")
 # What a provider looks up, or bills otherwise, by itself: searches, servers, plugins, regions.
 _PROVIDER_RUN = ("web_search_options", "mcp_servers", "search_parameters", "plugins", "inference_geo")
@@ -152,6 +153,22 @@ def _input_of(place: Mapping[str, Any], media: _Media) -> int:
     bound += sum(_prompt(place.get(field), media) for field in ("input", "prompt"))
     bound += sum(_gemini(place.get(field), media) for field in ("contents", "systemInstruction", "system_instruction"))
     return bound + sum(_text(place.get(field)) for field in _OTHER_TEXT) + _tools(place.get("tools"))
+
+
+def texts(body: Mapping[str, Any]) -> list[str]:
+    """List the longer texts of the messages, or of the prompt, that count by their bytes."""
+    found: list[str] = []
+    waiting = [body.get(field) for field in ("messages", "system", "input", "prompt", "instructions")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if len(value) >= _LONG_TEXT:
+                found.append(value)
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += [value[name] for name in ("content", "text") if name in value]
+    return found
 
 
 def _output_is_bounded(place: Mapping[str, Any]) -> bool:
@@ -282,14 +299,15 @@ def _whole(value: object) -> int | None:
 def _text(value: object) -> int:
     """Count the bytes of all text in a value, keys and numbers included."""
     if isinstance(value, str):
-        return len(value) if value.isascii() else _bytes(value)
+        return size_of(value)
     if isinstance(value, dict | list):
         return _json(value)
     return 0 if value is None else len(repr(value))
 
 
-def _bytes(text: str) -> int:
-    return len(text.encode("utf-8", "surrogatepass"))
+def size_of(text: str) -> int:
+    """Count the bytes of a text."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _json(value: dict[Any, Any] | list[Any]) -> int:

@@ -1,7 +1,8 @@
 """Negotiating: what becomes of a request that may not start as it was asked.
 
-A limit may send it to another model, once; and where the operator allows it, its answer is cut to what the money
-reaches for. Each time the request is read anew, since its body has changed, and admission decides again.
+Where its bytes are too many for what is left, its tokens are counted, once. A limit may send it to another model, once;
+and where the operator allows it, its answer is cut to what the money reaches for. Each time the request is read anew,
+since its body has changed, and admission decides again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import bounds
+from usage_plugin.proxy.tokens import Tokenizer, most_savings
 from usage_plugin.tracking.admission import Decision, Downgrade, Refusal
 from usage_plugin.tracking.demands import demands_of
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.proxy.asking import Asking
     from usage_plugin.runtime import Runtime
-    from usage_plugin.tracking.demands import Ask
+    from usage_plugin.tracking.demands import Ask, Demand
 
 SHORTEST_ANSWER = 256
 """Tokens: a shorter answer is of no use to anybody."""
@@ -26,6 +28,7 @@ SHORTEST_ANSWER = 256
 _MOST_CUTS = 4
 _CUTTABLE = frozenset({"spent", "busy", "too_large"})
 _OUTPUT_UNITS = frozenset({"usd", "total_tokens", "output_tokens"})
+_INPUT_UNITS = frozenset({"usd", "total_tokens", "input_tokens"})
 # Half of such an answer is worth nothing, or is spent before the answer begins.
 _ALL_OR_NOTHING = (
     "tools", "functions", "response_format", "thinking", "reasoning", "reasoning_effort", "text", "output_format",
@@ -43,6 +46,7 @@ class Negotiator:
         """Take the running parts."""
         self._runtime = runtime
         self._asking = asking
+        self._tokenizer = Tokenizer()
 
     async def admit(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Decision:
         """Decide on a request; its body may be another model's, or ask for a shorter answer, afterwards.
@@ -50,19 +54,74 @@ class Negotiator:
         Raises:
             ProxyException: the request cannot be taken as it is written.
         """
-        ask = self._asking.ask(subjects, data, kind)
+        return await _Negotiation(self._runtime, self._asking, self._tokenizer, subjects, data, kind).admit()
 
-        def downgraded(downgrade: Downgrade) -> Ask:
-            nonlocal ask
-            ask = self._downgraded(ask, downgrade, data, kind)
-            return ask
 
-        decision = await self._runtime.admission.admit(ask, downgraded)
+class _Negotiation:
+    """One request, as it stands."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        asking: Asking,
+        tokenizer: Tokenizer,
+        subjects: Subjects,
+        data: dict[str, Any],
+        kind: str,
+    ) -> None:
+        self._runtime = runtime
+        self._asking = asking
+        self._tokenizer = tokenizer
+        self._subjects = subjects
+        self._data = data
+        self._kind = kind
+        self._fewer_tokens = 0
+        self._ask = self._read()
+
+    def _read(self) -> Ask:
+        return self._asking.ask(self._subjects, self._data, self._kind, fewer_tokens=self._fewer_tokens)
+
+    async def admit(self) -> Decision:
+        admission = self._runtime.admission
+        decision = await admission.admit(self._ask, tightened=self._tightened, downgraded=self._downgraded)
         if self._runtime.config.admission.on_short_budget == "clamp":
-            return await self._shorten(ask, decision, data, kind)
+            return await self._shorten(decision)
         return decision
 
-    async def _shorten(self, ask: Ask, decision: Decision, data: dict[str, Any], kind: str) -> Decision:
+    async def _tightened(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
+        """Count the request's texts with the provider's tokenizer, if that can get it past what stands in its way."""
+        demand = obstacle.demand
+        if ask.input_tokens is None or demand is None or demand.limit.unit not in _INPUT_UNITS:
+            return None
+        if isinstance(obstacle, Refusal) and obstacle.reason not in _CUTTABLE:
+            return None
+        room = maximum = demand.maximum or 0
+        if demand.amount <= maximum:
+            # Otherwise it matters also where nothing is left: whether the request is too large, or the money is spent.
+            room -= obstacle.balance.spent
+        self._fewer_tokens = most_savings(self._data)
+        encoding = self._asking.encoding(self._subjects, self._data) if self._fewer_tokens else None
+        if encoding is None or not self._fits(self._read(), demand, room):
+            self._fewer_tokens = 0
+            return None
+        self._fewer_tokens = await self._tokenizer.savings(self._data, encoding)
+        self._ask = replace(self._read(), is_downgraded=ask.is_downgraded)
+        return self._ask
+
+    async def _downgraded(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
+        if not isinstance(obstacle, Downgrade):
+            return None
+        limit = obstacle.demand.limit.name
+        log.info("request.downgraded", limit=limit, user=ask.subjects.user, model=obstacle.model)
+        self._data["model"] = obstacle.model
+        # The other model may count otherwise.
+        self._fewer_tokens = 0
+        again = self._read()
+        draft = again.draft._replace(requested_model=ask.draft.requested_model, downgraded_by=limit)
+        self._ask = replace(again, draft=draft)
+        return self._ask
+
+    async def _shorten(self, decision: Decision) -> Decision:
         """Ask for a shorter answer, and again where another limit has room for less or others were faster."""
         has_waited = False
         for _ in range(_MOST_CUTS):
@@ -70,64 +129,54 @@ class Negotiator:
             if not isinstance(refusal, Refusal) or refusal.demand is None:
                 break
             left = (refusal.demand.maximum or 0) - refusal.balance.spent
-            cut = self._cut(ask, refusal, left - refusal.balance.reserved, data, kind)
+            cut = self._cut(refusal, left - refusal.balance.reserved)
             waits = cut is None and not has_waited
             if waits:
                 # Others hold what is left: once they settle there may be room. That is waited for once.
                 has_waited = True
-                cut = self._cut(ask, refusal, left, data, kind)
+                cut = self._cut(refusal, left)
             if cut is None:
                 break
-            ask = cut
-            decision = await self._runtime.admission.admit(ask, patient=waits)
+            self._ask = cut
+            decision = await self._runtime.admission.admit(cut, patient=waits)
         return decision
 
-    def _downgraded(self, ask: Ask, downgrade: Downgrade, data: dict[str, Any], kind: str) -> Ask:
-        log.info("request.downgraded", limit=downgrade.limit, user=ask.subjects.user, model=downgrade.model)
-        data["model"] = downgrade.model
-        again = self._asking.ask(ask.subjects, data, kind)
-        draft = again.draft._replace(requested_model=ask.draft.requested_model, downgraded_by=downgrade.limit)
-        return replace(again, draft=draft)
-
-    def _cut(self, ask: Ask, refusal: Refusal, room: int, data: dict[str, Any], kind: str) -> Ask | None:
+    def _cut(self, refusal: Refusal, room: int) -> Ask | None:
         """Ask for the longest answer that takes so much of the limit which refused; None if none is of use."""
-        demand = refusal.demand
+        ask, demand = self._ask, refusal.demand
         if demand is None or refusal.reason not in _CUTTABLE or demand.limit.unit not in _OUTPUT_UNITS:
             return None
-        if not ask.output_tokens or bounds.names_any(data, _ALL_OR_NOTHING):
+        if not ask.output_tokens or bounds.names_any(self._data, _ALL_OR_NOTHING):
             return None
         longest, low, high = None, SHORTEST_ANSWER, ask.output_tokens - 1
         while low <= high:
             # The shortest first: mostly it decides.
             middle = low if longest is None else (low + high) // 2
-            shorter = self._with_output(ask, middle, data, kind)
+            shorter = self._with_output(middle)
             if shorter is None:
                 return None
-            if (shorter.output_tokens or 0) >= ask.output_tokens or not self._fits(shorter, refusal, room):
+            if (shorter.output_tokens or 0) >= ask.output_tokens or not self._fits(shorter, demand, room):
                 high = middle - 1
             else:
                 longest, low = shorter, middle + 1
         if longest is None:
             return None
         # The body has the last length that was tried, not the one that was found.
-        return self._with_output(ask, longest.draft.clamped_to or 0, data, kind)
+        return self._with_output(longest.draft.clamped_to or 0)
 
-    def _with_output(self, ask: Ask, tokens: int, data: dict[str, Any], kind: str) -> Ask | None:
+    def _with_output(self, tokens: int) -> Ask | None:
         """Read the request with another output bound; None if it takes none."""
-        if not bounds.inject_output(kind, data, tokens):
+        if not bounds.inject_output(self._kind, self._data, tokens):
             return None
-        again = self._asking.ask(ask.subjects, data, kind)
+        again, draft = self._read(), self._ask.draft
         # It is admitted now, not when it came: it may have waited.
-        draft = ask.draft._replace(
-            started_at=again.draft.started_at, clamped_to=tokens, injected_output_tokens=None
-        )  # fmt: skip
-        return replace(again, draft=draft, is_downgraded=ask.draft.downgraded_by is not None)
+        draft = draft._replace(started_at=again.draft.started_at, clamped_to=tokens, injected_output_tokens=None)
+        return replace(again, draft=draft, is_downgraded=draft.downgraded_by is not None)
 
-    def _fits(self, ask: Ask, refusal: Refusal, room: int) -> bool:
+    def _fits(self, ask: Ask, refused: Demand, room: int) -> bool:
         """Say whether the limit that refused has room for the request as it is now."""
         demands, _ = demands_of(ask, ask.primary, self._runtime.limits, "charge")
-        refused = refusal.demand
-        return refused is not None and all(
+        return all(
             demand.amount <= room
             for demand in demands
             if (demand.limit.key, demand.subject) == (refused.limit.key, refused.subject)

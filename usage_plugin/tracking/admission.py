@@ -12,7 +12,7 @@ import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
 from usage_plugin.domain.usage import encode_event, new_ref
@@ -22,7 +22,7 @@ from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.demands import Ask, Candidate, Demand, OnLost, Standing, demands_of, tightest_of_callers_own
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Hold, Ledger, Reserved
@@ -114,11 +114,13 @@ class Downgrade:
     """The request may start if it goes to another model.
 
     Attributes:
-        limit: the limit with `action: downgrade` that has no room.
+        demand: what did not fit, on a limit with `action: downgrade`.
+        balance: of the account; as in `Refusal`.
         model: the `model_name` to ask for instead.
     """
 
-    limit: str
+    demand: Demand
+    balance: Balance
     model: str
 
 
@@ -148,6 +150,13 @@ class Refusal:
     def felt(self) -> bool:
         """Whether the client is told; dry runs are only counted."""
         return self.demand is None or not self.demand.limit.dry_run
+
+
+class Other(Protocol):
+    """Gives another request in place of one that does not fit; None if there is none."""
+
+    async def __call__(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
+        """Look at what was asked, and at what stood in its way."""
 
 
 class Decision(NamedTuple):
@@ -183,19 +192,20 @@ class Admission:
         self._waiting = 0
 
     async def admit(
-        self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None = None, *, patient: bool = True
+        self, ask: Ask, *, tightened: Other | None = None, downgraded: Other | None = None, patient: bool = True
     ) -> Decision:
         """Decide on a request, waiting for a moment if it would fit once others settle.
 
         Args:
             ask: the request.
+            tightened: makes it one that is bounded more tightly, where it does not fit; it is asked once.
             downgraded: makes it a request to another model, where a limit wants that; it is asked once. Without it
                 such limits only count.
             patient: False for a request that has waited already.
         """
         if self._pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
             return Decision(_refuse("outbox_full", ask), ())
-        ask, decision = await self._decide(ask, downgraded)
+        ask, decision = await self._decide(ask, tightened, downgraded)
         if not patient or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
             return decision
         if not _is_worth_waiting(decision.outcome):
@@ -206,7 +216,7 @@ class Admission:
         finally:
             self._waiting -= 1
 
-    async def _wait(self, ask: Ask, decision: Decision, downgraded: Callable[[Downgrade], Ask] | None) -> Decision:
+    async def _wait(self, ask: Ask, decision: Decision, downgraded: Other | None) -> Decision:
         """Look again and again until there is room, or it is clear that waiting does not help."""
         deadline = time.monotonic() + self.policy.busy_wait / MICROSECONDS
         delay = _FIRST_LOOK
@@ -215,15 +225,19 @@ class Admission:
             delay = min(_RAREST_LOOK, delay * 1.5)
             # It is admitted now, not when it came: midnight may have passed.
             ask = replace(ask, draft=ask.draft._replace(started_at=self._clock.now()))
-            ask, decision = await self._decide(ask, downgraded)
+            ask, decision = await self._decide(ask, None, downgraded)
         return decision
 
-    async def _decide(self, ask: Ask, downgraded: Callable[[Downgrade], Ask] | None) -> tuple[Ask, Decision]:
+    async def _decide(self, ask: Ask, tightened: Other | None, downgraded: Other | None) -> tuple[Ask, Decision]:
         """Decide now; the request may be another one afterwards, to the model that a limit sent it to."""
         decision = await self._decide_once(ask)
+        obstacle = _obstacle(decision)
+        if tightened and obstacle and (tighter := await tightened(ask, obstacle)):
+            ask, decision = tighter, await self._decide_once(tighter)
         if not isinstance(decision, Downgrade):
             return ask, decision
-        ask = replace(downgraded(decision) if downgraded else ask, is_downgraded=True)
+        other = await downgraded(ask, decision) if downgraded else None
+        ask = replace(other or ask, is_downgraded=True)
         decision = await self._decide_once(ask)
         if isinstance(decision, Downgrade):
             raise UsagePluginError("A request was downgraded twice.")
@@ -231,7 +245,7 @@ class Admission:
 
     async def _decide_once(self, ask: Ask) -> Decision | Downgrade:
         decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
-        if not ask.fallbacks or (isinstance(decision, Decision) and not _is_by_a_limit(decision.outcome)):
+        if not ask.fallbacks or _obstacle(decision) is None:
             return decision
         # It does not fit on the dearest fallback; without fallbacks it may.
         alone = await self._decide_among(ask, ask.primary)
@@ -278,9 +292,9 @@ class Admission:
         unfelt += [self._judge(ask, demand, balance) for demand, balance in passed if demand.limit.dry_run]
         if not reserved.admitted:
             stopping = [pair for pair in passed if self._can_stop(pair[0], ask)]
-            for demand, _ in stopping:
+            for demand, balance in stopping:
                 if demand.limit.downgrade_to is not None:
-                    return Downgrade(demand.limit.name, demand.limit.downgrade_to)
+                    return Downgrade(demand, balance, demand.limit.downgrade_to)
             return Decision(_worst(self._judge(ask, *pair) for pair in stopping), unfelt)
         standing = tightest_of_callers_own(
             Standing(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
@@ -344,9 +358,11 @@ class Admission:
                     os.sched_yield()  # whoever holds the lock may need this core
 
 
-def _is_by_a_limit(outcome: Admitted | Refusal) -> bool:
-    """Tell a refusal by a limit from one that fewer ways to bill the request would not change."""
-    return isinstance(outcome, Refusal) and outcome.demand is not None
+def _obstacle(decision: Decision | Downgrade) -> Refusal | Downgrade | None:
+    """Find the limit that is in the way: fewer ways to bill the request, or a tighter bound, may get it past."""
+    if isinstance(decision, Downgrade):
+        return decision
+    return decision.outcome if isinstance(decision.outcome, Refusal) and decision.outcome.demand else None
 
 
 def _is_worth_waiting(outcome: Admitted | Refusal) -> bool:
