@@ -91,18 +91,23 @@ class Keeper:
             self._thread.join(seconds + SHORTEN_EVERY)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while True:
+            # Begun again though it has to stop: what fails once must not cost the flush at an orderly end.
+            is_last = self._stopping.is_set()
             try:
                 ledger = self._open_ledger()
                 try:
                     self._work(ledger)
                 finally:
                     ledger.close()
+                break
             except LedgerError as error:
                 log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
             except Exception:
                 # Our own bug: the thread must not die of it, or nothing is flushed any more.
                 log.exception("keeper.failed")
+            if is_last:
+                break
             self._stopping.wait(self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
         if self._workers.keeps:
@@ -127,6 +132,9 @@ class Keeper:
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
             _unless_busy(chore, ledger)
+        if time.monotonic() < self._give_up_at:
+            # It may have had no turn before it was told to stop.
+            self._workers.try_to_keep()
 
     def _housekeeping(self, ledger: Ledger) -> None:
         self._problems.tell(ledger, "store", self._moving.problem)
