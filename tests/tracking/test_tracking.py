@@ -540,6 +540,28 @@ async def test_closing_flushes_what_is_settled(tmp_path: Path) -> None:
         ledger.close()
 
 
+async def test_closing_waits_for_who_writes(tmp_path: Path, clock: FakeClock) -> None:
+    """Counts, refusals and alerts that are in memory only are written also if the ledger is busy just then."""
+    limits = "    - {name: daily, per: user, window: day, max_cost: 1, alert_at: [50]}"
+    runtime = Runtime(configure(tmp_path, f"\n{limits}"), clock=clock)
+    runtime.recorder.record(await admitted(runtime, clock, cost=60 * CENT), success(60 * CENT))
+    refused = await admit(runtime, ask(clock, cost=60 * CENT))
+    assert isinstance(refused, Refusal)
+    runtime.refusals.add(refused)
+    runtime.imperfections.count("orphaned", "gpt")
+    path = runtime.config.data_dir / "ledger.db"
+    other = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    writing = threading.Timer(0.5, other.execute, ["COMMIT"])
+    writing.start()
+    await runtime.close(60)
+    writing.join()
+    assert other.execute("SELECT ref FROM refusals").fetchall() == [(refused.ref,)]
+    assert other.execute("SELECT kind FROM imperfections").fetchall() == [("orphaned",)]
+    assert other.execute("SELECT threshold FROM alerts").fetchall() == [(50,)]
+    other.close()
+
+
 @pytest.mark.parametrize("failures", [0, 1])
 async def test_an_end_before_the_first_turn_flushes_as_well(tmp_path: Path, clock: FakeClock, failures: int) -> None:
     """Told to stop while it was still opening the ledger, or had just failed to: the store has everything even so."""

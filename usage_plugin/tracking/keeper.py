@@ -19,7 +19,7 @@ from usage_plugin.domain.usage import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking import rules
-from usage_plugin.tracking.flusher import Flusher, Unstorable
+from usage_plugin.tracking.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
 from usage_plugin.tracking.patience import LONGEST_PAUSE, Attempt, Persistent
 from usage_plugin.tracking.problems import Problems
 
@@ -131,7 +131,7 @@ class Keeper:
             self._pause = ROUND_EVERY
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
-            _unless_busy(chore, ledger)
+            _unless_busy(chore, ledger, LAST_PATIENCE)
         if time.monotonic() < self._give_up_at:
             # It may have had no turn before it was told to stop.
             self._workers.try_to_keep()
@@ -186,7 +186,7 @@ class Keeper:
             ledger.close()
 
 
-def _unless_busy(step: Callable[[Ledger], None], ledger: Ledger) -> None:
-    """Do it; if a worker is writing just then, the next turn does it."""
+def _unless_busy(step: Callable[[Ledger], None], ledger: Ledger, patience: float = 0.0) -> None:
+    """Do it; if a worker is writing just then, and for so many seconds, the next turn does it."""
     with suppress(LedgerBusyError):
-        step(ledger)
+        until_free(lambda: step(ledger), patience)
