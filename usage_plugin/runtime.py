@@ -20,7 +20,7 @@ from usage_plugin.plugins.manager import Plugins
 from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
 from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
-from usage_plugin.tracking.flusher import Unstorable
+from usage_plugin.tracking.flusher import LAST_PATIENCE, Unstorable
 from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.problems import Problems
@@ -162,8 +162,9 @@ class Runtime:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
         try:
             await self.recorder.drain(seconds)
-            self.refusals.flush()
-            self.imperfections.flush()
+            # There is no next time.
+            self.refusals.flush(patience=LAST_PATIENCE)
+            self.imperfections.flush(patience=LAST_PATIENCE)
         finally:
             self._keeper.stop(seconds)
             self._workers.leave()

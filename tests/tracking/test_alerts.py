@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from datetime import timedelta
@@ -97,6 +98,22 @@ async def test_each_threshold_is_told_once(
     await restarted.close()
     assert caplog.text.count("limit.threshold_crossed") == 5
     assert "max='1.00'" in caplog.text
+
+
+async def test_a_settlement_that_had_to_wait_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passes a threshold while another process writes is told once it is written: no request may come after it."""
+    told: list[Alert] = []
+    clock = FakeClock()
+    runtime = start(tmp_path, clock, plugin(monkeypatch, "tells", told.append))
+    request = await admitted(runtime, clock, cost=50 * CENT)
+    other = sqlite3.connect(runtime.config.data_dir / "ledger.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    runtime.recorder.record(request, success(50 * CENT))
+    assert runtime.recorder.pending == 1
+    other.execute("COMMIT")
+    other.close()
+    await eventually(lambda: short(told) == [("daily", 50, 50 * CENT)])
+    await runtime.close()
 
 
 async def test_a_rolling_limit_is_armed_anew_each_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ BATCH = 500
 MOST_IN_A_ROW = 20
 """A store that refuses so many events, one after the other, is broken itself: no more are set aside."""
 
+LAST_PATIENCE = 1.0
+"""Seconds that an orderly end waits for the ledger's lock, with each thing that is in memory only."""
+
 _LONGEST_WAIT = 5.0
 
 ResultT = TypeVar("ResultT")

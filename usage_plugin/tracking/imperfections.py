@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
@@ -66,12 +67,12 @@ class Imperfections:
             known.add(name)
         return name
 
-    def flush(self) -> None:
-        """Hand everything to the ledger; if that does not work, try again at the next call."""
+    def flush(self, patience: float = 0.0) -> None:
+        """Hand everything to the ledger, waiting so many seconds for it; else try again at the next call."""
         if not self._counts:
             return
         try:
-            self._ledger.count(list(self._counts.values()))
+            until_free(lambda: self._ledger.count(list(self._counts.values())), patience)
         except LedgerError as error:
             log.debug("ledger.imperfections_delayed", **short_error(error))
             return

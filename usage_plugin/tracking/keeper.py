@@ -19,7 +19,7 @@ from usage_plugin.domain.usage import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking import rules
-from usage_plugin.tracking.flusher import Flusher, Unstorable
+from usage_plugin.tracking.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
 from usage_plugin.tracking.patience import LONGEST_PAUSE, Attempt, Persistent
 from usage_plugin.tracking.problems import Problems
 
@@ -91,18 +91,23 @@ class Keeper:
             self._thread.join(seconds + SHORTEN_EVERY)
 
     def _run(self) -> None:
-        while not self._stopping.is_set():
+        while True:
+            # Begun again though it has to stop: what fails once must not cost the flush at an orderly end.
+            is_last = self._stopping.is_set()
             try:
                 ledger = self._open_ledger()
                 try:
                     self._work(ledger)
                 finally:
                     ledger.close()
+                break
             except LedgerError as error:
                 log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
             except Exception:
                 # Our own bug: the thread must not die of it, or nothing is flushed any more.
                 log.exception("keeper.failed")
+            if is_last:
+                break
             self._stopping.wait(self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
         if self._workers.keeps:
@@ -126,7 +131,10 @@ class Keeper:
             self._pause = ROUND_EVERY
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
-            _unless_busy(chore, ledger)
+            _unless_busy(chore, ledger, LAST_PATIENCE)
+        if time.monotonic() < self._give_up_at:
+            # It may have had no turn before it was told to stop.
+            self._workers.try_to_keep()
 
     def _housekeeping(self, ledger: Ledger) -> None:
         self._problems.tell(ledger, "store", self._moving.problem)
@@ -178,7 +186,7 @@ class Keeper:
             ledger.close()
 
 
-def _unless_busy(step: Callable[[Ledger], None], ledger: Ledger) -> None:
-    """Do it; if a worker is writing just then, the next turn does it."""
+def _unless_busy(step: Callable[[Ledger], None], ledger: Ledger, patience: float = 0.0) -> None:
+    """Do it; if a worker is writing just then, and for so many seconds, the next turn does it."""
     with suppress(LedgerBusyError):
-        step(ledger)
+        until_free(lambda: step(ledger), patience)

@@ -126,16 +126,28 @@ class Persistent:
             self._failed(f"no answer for {PATIENCE:.0f} s", "Timeout")
 
     def end(self, seconds: float) -> None:
-        """Let the work do what it does at its end, for so long at most; then it is left behind."""
-        if self._attempt is None and len(self._left_behind) < MOST_LEFT_BEHIND:
-            self._begin()
-        if self._attempt is not None and self._thread is not None:
-            self._attempt.end()
-            self._thread.join(seconds)
-            if self._thread.is_alive():
-                self._attempt.leave_behind()
-            elif self._attempt.error is not None:
-                log.error("background.interrupted", work=self._name, message=str(self._attempt.error))
+        """Let the work do what it does at its end, for so long at most; then it is left behind.
+
+        An attempt that has failed, or fails just then, does not do it: it is followed by another, without a pause.
+        """
+        give_up_at = time.monotonic() + seconds
+        error = self._end_attempt(give_up_at) and self._end_attempt(give_up_at)
+        if error:
+            log.error("background.interrupted", work=self._name, message=str(error))
+
+    def _end_attempt(self, give_up_at: float) -> BaseException | None:
+        """Let an attempt come to its end, one begun for that if there is none; give why it failed."""
+        if time.monotonic() < give_up_at:
+            self.watch()
+            if self._attempt is None and len(self._left_behind) < MOST_LEFT_BEHIND:
+                self._begin()
+        if self._attempt is None or self._thread is None:
+            return None
+        self._attempt.end()
+        self._thread.join(max(0.0, give_up_at - time.monotonic()))
+        if self._thread.is_alive():
+            self._attempt.leave_behind()
+        return self._attempt.error
 
     def _begin(self) -> None:
         attempt = Attempt()

@@ -101,11 +101,11 @@ class Recorded(NamedTuple):
 
 
 class _Settlement(NamedTuple):
+    admitted: Admitted
     event: UsageEvent
-    charges: Sequence[Charge]
+    demands: Sequence[Demand]
     encoded: str | None
     """None: the outbox is full, so only the accounts learn of it."""
-    is_held: bool
 
 
 class Recorder:
@@ -166,27 +166,13 @@ class Recorder:
                 self._imperfections.count("overrun", demand.limit.name)
 
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
-        settlement = self._settlement(event, [_charge_of(demand) for demand in demands], is_held=admitted.holds)
-        settled = self._settle_or_wait(settlement)
-        if settled is None:
-            return None
-        standings = [
-            Standing(demand, _balance_after(demand, admitted, settled.balances))
-            for demand in demands
-            if demand.account in settled.balances
-        ]
-        for standing in standings:
-            self._alerts.seen(standing)
-        return tightest_of_callers_own(standings)
-
-    def _settlement(self, event: UsageEvent, charges: Sequence[Charge], *, is_held: bool) -> _Settlement:
-        if self._pressure.leaves_gaps:
+        encoded = None if self._pressure.leaves_gaps else encode_event(event)
+        if encoded is None:
             self._imperfections.count("gap", event.model, event.cost or 0)
-            return _Settlement(event, charges, None, is_held)
-        return _Settlement(event, charges, encode_event(event), is_held)
+        return tightest_of_callers_own(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
 
-    def _settle_or_wait(self, settlement: _Settlement) -> Settled | None:
-        """Write it now; what cannot be written now waits, behind what waits already."""
+    def _settle_or_wait(self, settlement: _Settlement) -> Sequence[Standing]:
+        """Write it now; what cannot be written now waits, behind what waits already, and stands nowhere yet."""
         if not self._pending:
             try:
                 return self._settle(settlement)
@@ -194,7 +180,7 @@ class Recorder:
                 if not isinstance(error, LedgerBusyError):
                     log.error("ledger.settle_failed", event_id=settlement.event.event_id, **short_error(error))  # noqa: TRY400
         self._later(settlement)
-        return None
+        return ()
 
     def _event(self, request: OpenRequest, outcome: Outcome) -> UsageEvent:
         draft = request.admitted.event
@@ -247,13 +233,14 @@ class Recorder:
             if matched.limit.is_charged
         ]
 
-    def _settle(self, settlement: _Settlement) -> Settled | None:
-        """Settle now, or raise; the lock is tried for some 300 µs."""
-        event, charges, encoded, is_held = settlement
+    def _settle(self, settlement: _Settlement) -> Sequence[Standing]:
+        """Settle now, or raise; the lock is tried for some 300 µs. Gives how its accounts stand then."""
+        admitted, event, demands, encoded = settlement
+        charges = [_charge_of(demand) for demand in demands]
         started = time.monotonic_ns()
         while True:
             try:
-                if is_held:
+                if admitted.holds:
                     settled = self._ledger.settle(event.event_id, charges, encoded)
                 else:
                     settled = self._ledger.record(charges, encoded)
@@ -262,9 +249,21 @@ class Recorder:
                     raise
                 os.sched_yield()  # whoever holds the lock may need this core
             else:
-                if settled and encoded is not None:
-                    self._cache.add(settled.seq, event)
-                return settled
+                return self._tell(settlement, settled) if settled else ()
+
+    def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[Standing]:
+        """Tell the cache and the alerts what was written, whether it waited before or not."""
+        admitted, event, demands, encoded = settlement
+        if encoded is not None:
+            self._cache.add(settled.seq, event)
+        standings = [
+            Standing(demand, _balance_after(demand, admitted, settled.balances))
+            for demand in demands
+            if demand.account in settled.balances
+        ]
+        for standing in standings:
+            self._alerts.seen(standing)
+        return standings
 
     def _later(self, settlement: _Settlement) -> None:
         if len(self._pending) >= MOST_PENDING:

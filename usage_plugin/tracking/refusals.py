@@ -15,6 +15,7 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -100,14 +101,14 @@ class RefusalLog:
         self._counts[key] += 1
         self._details.append(refusal)
 
-    def flush(self) -> None:
-        """Hand everything to the ledger; if that does not work, try again at the next call."""
+    def flush(self, patience: float = 0.0) -> None:
+        """Hand everything to the ledger, waiting so many seconds for it; else try again at the next call."""
         if not self._counts:
             return
         counts = [RefusalCount(*key, count) for key, count in self._counts.items()]
         details = [(r.ref, r.at, json.dumps(describe(r), ensure_ascii=False)) for r in self._details]
         try:
-            self._ledger.count_refusals(counts, details)
+            until_free(lambda: self._ledger.count_refusals(counts, details), patience)
         except LedgerError as error:
             log.debug("ledger.refusals_delayed", **short_error(error))
             return
