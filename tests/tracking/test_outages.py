@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tracking.test_tracking import configure, eventually
+from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, eventually, success
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.usage import UsageEvent, decode_event, encode_event
 from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
-from usage_plugin.runtime import Parts
+from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import flusher as flusher_module
 from usage_plugin.tracking import keeper as keeper_module
 from usage_plugin.tracking import patience
+from usage_plugin.tracking.admission import Refusal
 from usage_plugin.tracking.flusher import Flusher, until_free
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.problems import problems
@@ -371,6 +373,41 @@ async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: 
     setting.settle(*events_of(1))
     reserve_for_a_dead_worker(setting.ledger)
     await eventually(lambda: setting.ledger.acknowledged() == 2)
+
+
+async def test_a_ledger_that_is_deleted_admits_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who starts next would count in another file: until then nothing is held, and what is open is not lost."""
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
+    clock = FakeClock()
+    limit = "\n    - {name: daily, per: user, window: day, max_cost: 1}"
+    runtime = Runtime(configure(tmp_path, limit), clock=clock)
+    data = runtime.config.data_dir
+    runtime.recorder.record(await admitted(runtime, clock), success())
+    await eventually(lambda: runtime.ledger.acknowledged() == 1)
+    under_way = await admitted(runtime, clock)
+    (data / "away").mkdir()
+    for path in data.glob("ledger.db*"):
+        path.rename(data / "away" / path.name)
+    await eventually(lambda: runtime.pressure.ledger_gone)
+    refused = await admit(runtime, ask(clock))
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "unavailable"
+    assert caplog.text.count("ledger.gone") == 1
+    for path in (data / "away").iterdir():
+        path.rename(data / path.name)
+    await eventually(lambda: not runtime.pressure.ledger_gone)
+    runtime.recorder.record(await admitted(runtime, clock), success())
+    for path in data.glob("ledger.db*"):
+        path.unlink()
+    runtime.recorder.record(under_way, success())
+    await runtime.close(60)
+
+    runtime = Runtime(runtime.config, clock=clock)
+    (daily,) = runtime.limits.limits
+    await eventually(lambda: [a.balance.spent for a in runtime.ledger.accounts(daily.key, 0)] == [3 * CENT])
+    await runtime.close()
 
 
 FULL_DISK = """
