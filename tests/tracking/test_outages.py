@@ -291,6 +291,28 @@ async def test_a_lost_answer_doubles_nothing(setting: Setting) -> None:
     assert len(await setting.stored()) == 10
 
 
+async def test_moving_comes_to_an_end_under_more_than_the_store_can_take(tmp_path: Path) -> None:
+    """While events come faster than the store takes them, the rest of the keeper's work has its turn all the same."""
+    setting = Setting(tmp_path)
+    batches = 0
+
+    class Slow(Fragile):
+        async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
+            nonlocal batches
+            batches += 1
+            if batches < 10:
+                setting.settle(*events_of(flusher_module.BATCH))
+            await super().append(writer, events)
+
+    setting.settle(*events_of(flusher_module.BATCH + 1))
+    async with setting.parts.open_store() as store:
+        slow = Slow(store, setting.trouble)
+        await Flusher(setting.ledger, slow, setting.parts.unstorable(CLOCK)).flush_all()
+    assert batches == 2
+    assert setting.ledger.acknowledged() == 2 * flusher_module.BATCH
+    setting.ledger.close()
+
+
 @pytest.mark.parametrize("how", ["deleted", "replaced", "damaged"])
 async def test_the_file_goes_away_under_us(setting: Setting, how: str) -> None:
     """The store's file is deleted, replaced by another, or damaged: nothing goes to a ghost."""
