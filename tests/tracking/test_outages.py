@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, 
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.usage import UsageEvent, decode_event, encode_event
+from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
@@ -430,6 +433,27 @@ async def test_a_ledger_that_is_deleted_admits_nothing_more(
     (daily,) = runtime.limits.limits
     await eventually(lambda: [a.balance.spent for a in runtime.ledger.accounts(daily.key, 0)] == [3 * CENT])
     await runtime.close()
+
+
+async def test_a_clock_that_jumps_ahead_makes_no_limit_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is ten days ahead for a while: what was spent today still counts when it is put right."""
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.05)
+    tidied: list[int] = []
+    tidy = SqliteLedger.tidy
+    monkeypatch.setattr(SqliteLedger, "tidy", lambda ledger, now: (tidy(ledger, now), tidied.append(now)))
+    clock = FakeClock()
+    now = clock.now()
+    runtime = Runtime(configure(tmp_path, "\n    - {name: daily, per: user, window: day, max_cost: 1}"), clock=clock)
+    runtime.recorder.record(await admitted(runtime, clock, cost=60 * CENT), success(60 * CENT))
+    clock.set(to_datetime(now) + timedelta(days=10))
+    tidied.clear()
+    await eventually(lambda: len(tidied) > 3)
+    clock.set(to_datetime(now))
+    assert isinstance(await admit(runtime, ask(clock, cost=41 * CENT)), Refusal)
+    clock.advance(timedelta(days=10))
+    (daily,) = runtime.limits.limits
+    await eventually(lambda: not runtime.ledger.accounts(daily.key, 0))
+    await runtime.close(60)
 
 
 FULL_DISK = """
