@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,12 +81,13 @@ class Trouble:
         self.poisonous: set[str] = set()
         self.hanging: threading.Event | None = None
         self.hung = 0
-        self.opened = 0
+        self.opened: list[float] = []
+        """When."""
 
     async def meet(self, events: Sequence[UsageEvent]) -> None:
         if self.hanging:
             self.hung += 1
-            self.hanging.wait(20)
+            self.hanging.wait(60)
         if self.error:
             raise self.error
         if any(event.user in self.poisonous for event in events):
@@ -103,7 +105,7 @@ class Setting:
 
     @asynccontextmanager
     async def open_store(self) -> AsyncIterator[UsageStore]:
-        self.trouble.opened += 1
+        self.trouble.opened.append(time.monotonic())
         async with self.parts.open_store() as store:
             yield Fragile(store, self.trouble)
 
@@ -138,7 +140,6 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     monkeypatch.setattr(keeper_module, "SHORTEN_EVERY", 0.05)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(patience, "PATIENCE", 0.5)
     made = Setting(tmp_path)
     made.start()
     yield made
@@ -174,17 +175,20 @@ async def test_housekeeping_goes_on_without_the_store(setting: Setting) -> None:
     assert len(await setting.stored()) == 4
 
 
-async def test_a_hung_store_is_left_behind(setting: Setting) -> None:
+async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that does not return is given up and another connection opened; when it does return, nothing doubles."""
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(700))
     await eventually(lambda: setting.trouble.hung >= 1)
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
     await eventually(lambda: "no answer" in setting.problems().get("store", ""))
     lost = reserve_for_a_dead_worker(setting.ledger)
     await eventually(lambda: not setting.ledger.open_reservations())
     setting.trouble.hanging = None
+    # A disk that is slow for a while does not hang.
+    monkeypatch.setattr(patience, "PATIENCE", 5)
     await eventually(lambda: setting.ledger.acknowledged() == 701)
-    assert setting.trouble.opened >= 2
+    assert len(setting.trouble.opened) >= 2
     waking.set()
     setting.settle(*events_of(5))
     await eventually(lambda: setting.ledger.acknowledged() == 706)
@@ -196,27 +200,34 @@ async def test_a_hung_store_is_left_behind(setting: Setting) -> None:
 async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that hangs for ever costs a few threads, not one more each time."""
     monkeypatch.setattr(patience, "MOST_LEFT_BEHIND", 2)
-    monkeypatch.setattr(patience, "PATIENCE", 0.05)
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(1))
+    await eventually(lambda: setting.trouble.hung == 1)
+    monkeypatch.setattr(patience, "PATIENCE", 0.5)
     await eventually(lambda: setting.trouble.hung == 2)
     await asyncio.sleep(1)
     assert setting.trouble.hung == 2
+    monkeypatch.setattr(patience, "PATIENCE", 5)
     setting.trouble.hanging = None
     waking.set()
     await eventually(lambda: setting.ledger.acknowledged() == 1)
     assert len(await setting.stored()) == 1
 
 
-async def test_pauses_grow_and_end_at_once_when_it_works(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pauses_grow_and_end_at_once_when_it_works(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A failing store is asked less and less often, never less than each half minute."""
     monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.4)
+    await eventually(lambda: setting.trouble.opened)
     setting.trouble.error = StorageUnavailableError("unplugged")
     setting.settle(*events_of(1))
-    await eventually(lambda: bool(setting.problems()))
-    before = setting.trouble.opened
-    await asyncio.sleep(1.6)
-    assert 2 <= setting.trouble.opened - before <= 5
+    before = len(setting.trouble.opened)
+    await eventually(lambda: len(setting.trouble.opened) >= before + 5)
+    pauses = [float(pause) for pause in re.findall("background.interrupted.*again_in_seconds=([0-9.]+)", caplog.text)]
+    assert pauses[:5] == [0.1, 0.2, 0.4, 0.4, 0.4]
+    opened = setting.trouble.opened[before - 1 :]
+    assert all(after - at >= pause for at, after, pause in zip(opened, opened[1:], pauses, strict=False))
     setting.trouble.error = None
     await eventually(lambda: setting.ledger.acknowledged() == 1)
 
@@ -500,7 +511,7 @@ async def test_a_full_disk_delays_history(tmp_path: Path) -> None:
         print(file=process.stdin, flush=True)
         await eventually(lambda: setting.ledger.waiting().events == 0)
         print(file=process.stdin, flush=True)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -547,5 +558,5 @@ async def test_a_worker_stops_in_time_though_the_store_hangs(setting: Setting) -
     await eventually(lambda: setting.trouble.hung >= 1)
     started = time.monotonic()
     await asyncio.to_thread(setting.keeper.stop, 1)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     waking.set()
