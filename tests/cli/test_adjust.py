@@ -231,7 +231,7 @@ def test_a_busy_ledger_is_waited_for(execute, books):
     time.sleep(2)
     assert command.is_alive()
     books.ledger._execute("ROLLBACK")
-    command.join(20)
+    command.join()
     assert done[0].returncode == 0, done[0].stderr
     assert [made.amount for made in books.ledger.adjustments()] == [9_000_000_000]
 

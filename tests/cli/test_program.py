@@ -138,10 +138,10 @@ def test_help_names_every_command(run):
 
 def test_the_program_says_its_version(execute):
     """The installed program runs and says its version, without LiteLLM's six seconds."""
-    started = time.monotonic()
-    done = execute("--version")
+    done = execute("--version", env={**execute.environment, "PYTHONPROFILEIMPORTTIME": "1"})
     assert done.stdout.strip() == f"usage-plugin, version {usage_plugin.__version__}"
-    assert time.monotonic() - started < 5
+    assert "usage_plugin.cli" in done.stderr, "each import is told"
+    assert "litellm" not in done.stderr
 
 
 def test_the_program_reports(execute, books):
@@ -232,7 +232,7 @@ def test_following_shows_new_events_until_interrupted(execute, books, config_pat
         books.flush()
         assert [json.loads(process.stdout.readline())["user"] for _ in range(3)] == ["new-0", "new-1", "new-2"]
         process.send_signal(signal.SIGINT)
-        rest, complaint = process.communicate(timeout=20)
+        rest, complaint = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

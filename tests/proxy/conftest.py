@@ -168,7 +168,7 @@ class Proxy:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.send_signal(how)
-        self.process.wait(60)
+        self.process.wait(120)
         self.process = None
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
@@ -198,7 +198,7 @@ class Proxy:
     def events(self, user: str, last: int = 100_000) -> list[dict[str, Any]]:
         return self.cli("events", "--user", user, "--last", str(last))["events"]
 
-    def settled(self, *, seconds: float = 20) -> None:
+    def settled(self, *, seconds: float = 60) -> None:
         """Wait until no request holds anything: streams are settled a moment after their last byte."""
         deadline = time.monotonic() + seconds
         while (status := self.cli("status"))["reservations"]["open"]:

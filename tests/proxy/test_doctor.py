@@ -155,13 +155,13 @@ def test_a_doctor_that_is_sent_away_leaves_nothing(tmp_path: Path, own_temporary
         # What runs in the background of a script ignores Ctrl-C, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     )  # fmt: skip
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not working_in(own_temporary):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(how)
-    _, complaint = process.communicate(timeout=30)
+    _, complaint = process.communicate(timeout=120)
     assert b"Traceback" not in complaint
     assert process.returncode not in (0, None)
     assert list(own_temporary.iterdir()) == []

@@ -514,7 +514,8 @@ def bearer(proxy: Proxy) -> dict[str, str]:
 
 def eventually(look: Callable[[], Any]) -> Any:
     """Look until there is something to see: what is logged comes a moment later."""
-    for _ in range(50):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         with contextlib.suppress(AssertionError):
             if found := look():
                 return found

@@ -182,7 +182,7 @@ def balance(account: dict[str, Any]) -> tuple[Decimal, Decimal]:
     return Decimal(account["spent"]), Decimal(account["reserved"])
 
 
-async def until(what: Callable[[], Any], seconds: float = 20) -> Any:
+async def until(what: Callable[[], Any], seconds: float = 60) -> Any:
     """Look again and again, until there is something."""
     deadline = time.monotonic() + seconds
     while not (found := await asyncio.to_thread(what)):
@@ -687,7 +687,7 @@ async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(
     assert (await ask(kinds, user)).status == 402
 
     await change(kinds, "raise", user, "--to", "0.02", "--for", "1h", "--reason", "demo at noon")
-    await in_force(kinds, doors, user, 200, seconds=6)
+    await in_force(kinds, doors, user, 200, seconds=20)
     assert (await ask(kinds, user, tokens=900, plan={"out": 900})).status == 200
     assert (await ask(kinds, user)).why == (402, "spent", "raised")
     assert (await ask(kinds, other)).why == (402, "spent", "raised"), "raised for one subject only"
@@ -704,10 +704,10 @@ async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(
     assert Decimal(spent) > Decimal("0.04"), "what is not refused is recorded all the same"
 
     await change(kinds, "raise", user, "--to", "5", "--for", "1h", "--reason", "more")
-    await in_force(kinds, doors, user, 200, seconds=6)
+    await in_force(kinds, doors, user, 200, seconds=20)
     ended = (await change(kinds, "resume", user))["adjustments"]
     assert len(ended) == 2, "the first raise still ran"
-    await in_force(kinds, doors, user, 402, seconds=6)
+    await in_force(kinds, doors, user, 402, seconds=20)
     assert accounts(kinds, user)["raised"]["limit"] == "0.01"
 
     kept = [row for row in kinds.cli("adjustments", "--all")["adjustments"] if row["subject"] == {"user": user}]

@@ -121,7 +121,7 @@ async def end_while_busy(proxy: Proxy, *, streams: int) -> None:
 
 
 async def until_open(proxy: Proxy) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not proxy.cli("status")["reservations"]["open"]:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.1)
