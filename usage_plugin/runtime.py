@@ -149,6 +149,7 @@ class Runtime:
             self.clock,
             unstorable=parts.unstorable(self.clock),
             seeder=Seeder(self.rules, self._workers, config.timezone, self.clock),
+            limits=lambda: self.config.limits,
             chores=(*self._following.chores, self.alerts.hand_over),
         )
         self._keeper.start()

@@ -106,8 +106,20 @@ class IdentityConfig(Section):
     json_field: str | None = None
 
 
+class LimitsFile(Section):
+    """A file of its own with limits in it, named by `limits_from`."""
+
+    limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)]
+
+
 class Config(Section):
-    """The whole section. `data_dir` is absolute; `path` the file it came from."""
+    """The whole section.
+
+    Attributes:
+        data_dir: absolute.
+        limits: with those of the files that `limits_from` names.
+        path: the file that the section stands in.
+    """
 
     data_dir: Annotated[Path, Field(strict=False)] = Path("./data/usage")
     timezone: Zone = ZoneInfo("UTC")
@@ -120,10 +132,21 @@ class Config(Section):
     identity: IdentityConfig = IdentityConfig()
     groups: dict[Name, Group] = Field(default_factory=dict)
     limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)] = ()
+    limits_from: Names = ()
+    migrate_from: Name | None = None
     path: Annotated[Path, Field(exclude=True)] = Path()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
+        self.check_names()
+        return self
+
+    def check_names(self) -> None:
+        """Check what the limits say of each other and of the groups.
+
+        Raises:
+            ValueError: a name stands twice, or a group is not there.
+        """
         seen: set[str] = set()
         for limit in self.limits:
             if limit.name in seen:
@@ -135,7 +158,24 @@ class Config(Section):
                     if unknown:
                         known = ", ".join(self.groups) or "none"
                         raise ValueError(f"limit {limit.name}: no group {unknown[0]!r} in groups (there are: {known})")
-        return self
+
+    @property
+    def migrated_limits(self) -> Path:
+        """The file that a migration writes the old limits to."""
+        return self.data_dir / "migrated_limits.yaml"
+
+    @property
+    def migration_source(self) -> Path | None:
+        """The directory that `migrate_from` names; a relative one begins where the YAML stands."""
+        return None if self.migrate_from is None else self.path.parent / Path(self.migrate_from).expanduser()
+
+    def limit_files(self) -> list[Path]:
+        """List the files with further limits; with `migrate_from` also what the migration wrote, once it is there."""
+        files = [self.path.parent / Path(name).expanduser() for name in self.limits_from]
+        written = self.migrated_limits
+        if self.migrate_from is not None and written.is_file() and written not in map(Path.resolve, files):
+            files.append(written)
+        return files
 
     def limit_set(self) -> LimitSet:
         """Make the limits in force."""

@@ -27,7 +27,7 @@ _MATCH_KEYS: tuple[str, ...] = (*(d for d in DIMENSIONS if d != "global"), "grou
 _LARGEST_COUNT = 2**62
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _NAMED_WINDOWS = tuple(kind for kind in WINDOW_KINDS if kind != "rolling")
 WINDOW_REMEDY = f"write one of {', '.join(_NAMED_WINDOWS)}, or {{rolling: 5h}}"
 
@@ -141,9 +141,9 @@ def _parse_percents(value: object) -> tuple[int, ...]:
 
 
 def _parse_weekday(value: object) -> int:
-    if isinstance(value, str) and value in _WEEKDAYS:
-        return _WEEKDAYS.index(value)
-    raise ValueError(f"{value!r} is no day of the week; write one of {', '.join(_WEEKDAYS)}")
+    if isinstance(value, str) and value in WEEKDAYS:
+        return WEEKDAYS.index(value)
+    raise ValueError(f"{value!r} is no day of the week; write one of {', '.join(WEEKDAYS)}")
 
 
 def _parse_window(value: object) -> WindowRule:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from usage_plugin.domain.profiles import UserProfile
+
 
 class AccountKey(NamedTuple):
     """One limit for one subject in one window or bucket; `window_start` in microseconds since 1970 UTC."""
@@ -322,6 +324,30 @@ class Ledger(ABC):
     @abstractmethod
     def notes(self, prefix: str) -> dict[str, str]:
         """Read the notes whose names begin so."""
+
+    @abstractmethod
+    def put_profiles(self, profiles: Sequence[UserProfile]) -> None:
+        """Keep profiles; one that is not newer (`updated_at`) than what is there of its user changes nothing."""
+
+    @abstractmethod
+    def drop_profile(self, user: str) -> bool:
+        """Forget a user's profile. False: there is none."""
+
+    @abstractmethod
+    def profile(self, user: str) -> UserProfile | None:
+        """Give a user's profile."""
+
+    @abstractmethod
+    def profiles(self, after: str, most: int) -> list[UserProfile]:
+        """List profiles by user, those behind a name; "" begins."""
+
+    @abstractmethod
+    def changed_profiles(self, after: int, most: int) -> list[tuple[int, UserProfile]]:
+        """List profiles in the order of their last change, each with its number, above `after`."""
+
+    @abstractmethod
+    def profiles_version(self) -> int:
+        """A number that grows with each profile put or dropped; cheap enough to be asked once a second."""
 
     @abstractmethod
     def verify(self) -> list[str]:

@@ -19,7 +19,7 @@ from usage_plugin.domain.subjects import OWN_DIMENSIONS, SEPARATOR, Dimension, S
 from usage_plugin.domain.windows import MICROSECONDS, Window, WindowRule, reset_of, since_at, window_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
@@ -38,14 +38,32 @@ _LONGEST_REQUEST = 86_400 * MICROSECONDS
 """How long an account of parallel requests is kept after its last request began."""
 
 
+_BRACKETED = re.compile(r"\[([*?[])\]")
+_SPECIAL = re.compile(r"[*?[]")
+
+
+def literal_of(glob: str) -> str | None:
+    """Give the one name that a glob fits, which is itself or has its signs in brackets: `a[*]b`; None if more fit."""
+    return None if _SPECIAL.search(_BRACKETED.sub("", glob)) else _BRACKETED.sub(r"\1", glob)
+
+
+def glob_of(name: str) -> str:
+    """Write the glob that fits one name only."""
+    return _SPECIAL.sub(r"[\g<0>]", name)
+
+
 @functools.lru_cache(maxsize=1024)
-def _glob(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(translate(pattern) for pattern in patterns))
+def _checker(globs: tuple[str, ...]) -> Callable[[str], object]:
+    names = [literal_of(glob) for glob in globs]
+    if None not in names:
+        # Compiling takes a hundred times as long, and there may be an override for each of many users.
+        return frozenset(names).__contains__
+    return re.compile("|".join(translate(glob) for glob in globs)).match
 
 
 def fits(globs: tuple[str, ...], name: str) -> bool:
     """Say whether one of the globs fits the whole name; `*` also stands for what has slashes in it."""
-    return bool(globs) and _glob(globs).match(name) is not None
+    return bool(globs) and bool(_checker(globs)(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +83,44 @@ class Override(NamedTuple):
     match: Match
     amount: int | None
     until: int | None = None
+
+
+class _OverrideIndex:
+    """Finds the overrides that may match without looking at all of them: there can be one for each of many users.
+
+    An override that asks for names, not globs, of a dimension is found under each of these names; all others are
+    always looked at.
+    """
+
+    def __init__(self, overrides: tuple[Override, ...]) -> None:
+        self._overrides = overrides
+        self._by_name: dict[tuple[MatchKey, str], list[int]] = {}
+        self._always: list[int] = []
+        self.keys: frozenset[MatchKey] = frozenset(key for o in overrides for key, _ in o.match.conditions)
+        for at, override in enumerate(overrides):
+            entries = _entries(override.match)
+            for entry in entries:
+                self._by_name.setdefault(entry, []).append(at)
+            if not entries:
+                self._always.append(at)
+        self._indexed = sorted({key for key, _ in self._by_name})
+
+    def matching(self, known: Mapping[str, tuple[str, ...]]) -> list[Override]:
+        """List the overrides that match, in their order."""
+        candidates = set(self._always)
+        for key in self._indexed:
+            for name in known.get(key, ()):
+                candidates.update(self._by_name.get((key, name), ()))
+        return [o for at in sorted(candidates) if (o := self._overrides[at]).match.holds(known)]
+
+
+def _entries(match: Match) -> list[tuple[MatchKey, str]]:
+    """List the names of the first dimension of which a match asks for names only; none if there is no such one."""
+    for key, globs in match.conditions:
+        names = [name for glob in globs if (name := literal_of(glob)) is not None]
+        if len(names) == len(globs):
+            return [(key, name) for name in names]
+    return []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +156,7 @@ class Limit:
     counts_history: bool = True
     key: int = field(init=False, default=0)
     is_callers_own: bool = field(init=False, default=False)
+    _index: _OverrideIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive what is asked for with each request."""
@@ -112,6 +169,16 @@ class Limit:
         digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         object.__setattr__(self, "key", int.from_bytes(digest, "big") >> 1)
         object.__setattr__(self, "is_callers_own", bool(OWN_DIMENSIONS.intersection(self.per)))
+        object.__setattr__(self, "_index", _OverrideIndex(self.overrides))
+
+    @property
+    def match_keys(self) -> frozenset[MatchKey]:
+        """The dimensions that the limit and its overrides ask for."""
+        return self._index.keys.union(key for key, _ in self.match.conditions)
+
+    def overrides_of(self, known: Mapping[str, tuple[str, ...]]) -> list[Override]:
+        """List the overrides that match the names of a request, in their order."""
+        return self._index.matching(known)
 
     @property
     def blocks(self) -> bool:
@@ -204,9 +271,7 @@ class LimitSet:
                 amounts.append((adjustment.until, adjustment.amount))
         used: set[MatchKey] = set()
         for limit in self.limits:
-            used.update(limit.per)
-            for match in (limit.match, *(override.match for override in limit.overrides)):
-                used.update(key for key, _ in match.conditions)
+            used.update(limit.per, limit.match_keys)
         if "group" in used:
             used.add("user")
         self._used = tuple(sorted(used))
@@ -276,7 +341,7 @@ class LimitSet:
 
     def _matched(self, limit: Limit, subject: str, known: Mapping[str, tuple[str, ...]]) -> Matched:
         adjusted = self._adjusted.get((limit.name, subject), ())
-        overrides = [(o.until, o.amount) for o in limit.overrides if o.match.holds(known)]
+        overrides = [(o.until, o.amount) for o in limit.overrides_of(known)]
         return Matched(limit, subject, (*adjusted, *overrides, (None, limit.amount)))
 
 

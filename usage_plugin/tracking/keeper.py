@@ -19,6 +19,7 @@ from usage_plugin.domain.usage import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking import rules
+from usage_plugin.tracking.copies import Copies
 from usage_plugin.tracking.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
 from usage_plugin.tracking.patience import LONGEST_PAUSE, Attempt, Persistent
 from usage_plugin.tracking.problems import Problems
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OpenReservation
     from usage_plugin.domain.store import UsageStore
+    from usage_plugin.tracking.copies import WrittenLimit
     from usage_plugin.tracking.seeding import Seeder
     from usage_plugin.tracking.workers import Workers
 
@@ -51,6 +53,7 @@ class Keeper:
         *,
         unstorable: Unstorable,
         seeder: Seeder | None = None,
+        limits: Callable[[], Sequence[WrittenLimit]] = tuple,
         chores: Sequence[Callable[[Ledger], None]] = (),
     ) -> None:
         """Take what opens the parts: each thread must have its own.
@@ -62,6 +65,7 @@ class Keeper:
             clock: for what is written down; the thread's own pace is real time.
             unstorable: where events go that the store never takes.
             seeder: sees to new limits.
+            limits: gives those in force, for a store that keeps copies of them.
             chores: what this worker does once a second, keeper or not.
         """
         self._open_ledger = open_ledger
@@ -70,6 +74,7 @@ class Keeper:
         self._clock = clock
         self._unstorable = unstorable
         self._seeder = seeder
+        self._limits = limits
         self._chores = chores
         self._problems = Problems(clock)
         self._moving = Persistent("store", self._move)
@@ -173,6 +178,7 @@ class Keeper:
             async with self._open_store() as store:
                 flusher = Flusher(ledger, store, self._unstorable, step=attempt.step)
                 await flusher.begin()
+                copies = Copies(ledger, store, self._limits, attempt.step)
                 while True:
                     is_last = attempt.is_ending
                     await flusher.flush_all()
@@ -181,6 +187,7 @@ class Keeper:
                         return
                     if self._seeder:
                         await self._seeder.seed_new(ledger, store, attempt.step)
+                    await copies.bring_up_to_date()
                     await attempt.pause(ROUND_EVERY)
         finally:
             ledger.close()

@@ -25,6 +25,7 @@ from usage_plugin.domain.ledger import (
 )
 from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.sqlite.file import translate, translated
+from usage_plugin.ledgers.sqlite.profiles import Profiles
 from usage_plugin.ledgers.sqlite.records import Records
 from usage_plugin.ledgers.sqlite.upkeep import Upkeep
 
@@ -38,7 +39,7 @@ KEPT_ENTRIES = 2_000
 _SAMPLE = 500
 
 
-class SqliteLedger(Upkeep, Records):
+class SqliteLedger(Upkeep, Records, Profiles):
     """A ledger in one file. One object serves one thread; open another for another."""
 
     def __init__(self, path: Path) -> None:
