@@ -28,7 +28,7 @@ from usage_plugin.tracking.recorder import Recorder
 from usage_plugin.tracking.refusals import RefusalLog
 from usage_plugin.tracking.rules import NOTE, RulesInForce
 from usage_plugin.tracking.seeding import Seeder
-from usage_plugin.tracking.tracker import UsageTracker
+from usage_plugin.tracking.tracker import UsageReader
 from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class Reader:
         self.ledger = ledger
         self.workers = parts.workers()
         self.store = store
-        self.tracker = UsageTracker(ledger, store, parts.cache(), parts.config.timezone, clock)
+        self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
 
 
 @asynccontextmanager
