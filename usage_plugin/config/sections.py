@@ -107,7 +107,7 @@ class IdentityConfig(Section):
 
 
 class Config(Section):
-    """The whole section. `data_dir` is absolute; `path` the file it came from."""
+    """The whole section. `data_dir` is absolute; `path` the file it came from, empty if a program made it."""
 
     data_dir: Annotated[Path, Field(strict=False)] = Path("./data/usage")
     timezone: Zone = ZoneInfo("UTC")
