@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.domain.store import UsageStore
+from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import ConfigError, StorageError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
@@ -28,7 +29,7 @@ from usage_plugin.tracking.recorder import Recorder
 from usage_plugin.tracking.refusals import RefusalLog
 from usage_plugin.tracking.rules import NOTE, RulesInForce
 from usage_plugin.tracking.seeding import Seeder
-from usage_plugin.tracking.tracker import UsageTracker
+from usage_plugin.tracking.tracker import UsageReader
 from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ BUILTIN_PLUGINS = (
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache")
 """Keys of the YAML that are read at the start only."""
+
+TICK_SECONDS = 1.0
 
 log = get_logger()
 
@@ -85,6 +88,20 @@ class Parts:
         """Open the store."""
         return self._storage.open(self._storage_options, self._surroundings)
 
+    @asynccontextmanager
+    async def open_store_for_reading(self) -> AsyncIterator[UsageStore]:
+        """Open the store; one that cannot be opened raises once it is asked for something.
+
+        What stands in the ledger must be readable just then.
+        """
+        async with AsyncExitStack() as stack:
+            store: UsageStore
+            try:
+                store = await stack.enter_async_context(self.open_store())
+            except StorageError as error:
+                store = _ClosedStore(error)
+            yield store
+
     def workers(self) -> Workers:
         """See the workers of the data folder."""
         return Workers(self.config.data_dir / "workers")
@@ -111,6 +128,7 @@ class Runtime:
         plugins = plugins or Plugins(BUILTIN_PLUGINS)
         parts = Parts(config, plugins)
         self.config = config
+        self.parts = parts
         self.clock = clock or SystemClock()
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
         self.rules = RulesInForce(config.limit_set())
@@ -141,7 +159,8 @@ class Runtime:
             pressure=self.pressure,
         )
         self.refusals = RefusalLog(self.ledger)
-        self._following = _Following(self, ConfigFile(config.path, config), asyncio.get_running_loop(), self._workers)
+        file = ConfigFile(config.path, config) if config.path.name else None
+        self._following = _Following(self, file, asyncio.get_running_loop(), self._workers)
         self._keeper = Keeper(
             parts.open_ledger,
             parts.open_store,
@@ -158,6 +177,22 @@ class Runtime:
     def limits(self) -> LimitSet:
         """The limits in force now."""
         return self.rules.limits
+
+    async def tick(self) -> None:
+        """Do this worker's own small chores for ever: hand on what was counted, keep the cache within its retention."""
+        cleaned = self.clock.monotonic()
+        every = self.config.cache.cleanup_interval // timedelta(microseconds=1)
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self.refusals.flush()
+                self.imperfections.flush()
+                if self.clock.monotonic() - cleaned > every:
+                    cleaned = self.clock.monotonic()
+                    self.cache.clean_up(local_date(self.clock.now(), self.config.timezone))
+            except Exception:
+                # Whatever it was, the next tick must come.
+                log.exception("tick.failed")
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
@@ -186,7 +221,9 @@ def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
 class _Following:
     """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
 
-    def __init__(self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers) -> None:
+    def __init__(
+        self, runtime: Runtime, file: ConfigFile | None, loop: asyncio.AbstractEventLoop, workers: Workers
+    ) -> None:
         self._runtime = runtime
         self._file = file
         self._loop = loop
@@ -200,16 +237,19 @@ class _Following:
 
     def _follow_file(self, ledger: Ledger) -> None:
         """Put a changed YAML in force; an invalid one is refused, and the old one stays."""
+        file = self._file
+        if file is None:
+            return
         try:
-            config = self._file.changed()
+            config = file.changed()
         except ConfigError as error:
             if self._workers.keeps:
-                log.error("config.refused", path=str(self._file.path), message=str(error))  # noqa: TRY400
+                log.error("config.refused", path=str(file.path), message=str(error))  # noqa: TRY400
         else:
             if config is not None:
                 self._replace(config)
         if self._workers.keeps:
-            self._problems.tell(ledger, "config", self._file.mistakes)
+            self._problems.tell(ledger, "config", file.mistakes)
 
     def _replace(self, config: Config) -> None:
         runtime = self._runtime
@@ -266,7 +306,7 @@ class Reader:
         self.ledger = ledger
         self.workers = parts.workers()
         self.store = store
-        self.tracker = UsageTracker(ledger, store, parts.cache(), parts.config.timezone, clock)
+        self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
 
 
 @asynccontextmanager
@@ -286,13 +326,7 @@ async def open_reader(
         )
     ledger = parts.open_ledger()
     try:
-        async with AsyncExitStack() as stack:
-            store: UsageStore
-            try:
-                store = await stack.enter_async_context(parts.open_store())
-            except StorageError as error:
-                # What stands in the ledger must be readable just then.
-                store = _ClosedStore(error)
+        async with parts.open_store_for_reading() as store:
             yield Reader(parts, ledger, store, clock or SystemClock())
     finally:
         ledger.close()

@@ -354,6 +354,26 @@ def test_a_threshold_is_alerted_once(ledger: SqliteLedger, path: Path) -> None:
     other.close()
 
 
+def test_alerts_are_listed_and_acknowledged_once(ledger: SqliteLedger, path: Path) -> None:
+    """Those of the subjects asked for, the newest first, with who has seen to them first."""
+    other = SqliteLedger(path)
+    for at, subject in ((5, "ann"), (6, "bo"), (7, "ann"), (8, "ann\x1fgpt")):
+        assert ledger.alert(AlertKey(1, subject, 0, at), at, f'{{"at": {at}}}')
+    assert [(noted.key, noted.at, noted.details, noted.acknowledged_by) for noted in other.alerts(5, ["ann", "x"])] == [
+        (AlertKey(1, "ann", 0, 7), 7, '{"at": 7}', None),
+        (AlertKey(1, "ann", 0, 5), 5, '{"at": 5}', None),
+    ]
+    assert other.alerts(5, []) == []
+    (newest,) = other.alerts(6, ["ann"])
+    assert [ledger.acknowledge_alert(newest.number, 9, "kim"), other.acknowledge_alert(newest.number, 10, "lee")] == [
+        True,
+        False,
+    ]
+    assert not ledger.acknowledge_alert(99, 9, "kim")
+    assert other.alerts(6, ["ann"]) == [newest._replace(acknowledged_at=9, acknowledged_by="kim")]
+    other.close()
+
+
 def test_imperfections_add_up(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted by kind and what they concern; beyond a bound, under what their kind has in common."""
     monkeypatch.setattr(records, "KEPT_IMPERFECTIONS", 2)

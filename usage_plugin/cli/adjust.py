@@ -19,7 +19,7 @@ from rich.text import Text
 
 from usage_plugin.cli.output import Column, Output, console, harmless, table
 from usage_plugin.cli.spans import read_duration
-from usage_plugin.cli.standings import Standings, amount_words, plain, resets_words, subject_words
+from usage_plugin.cli.standings import amount_words, plain, resets_words, subject_words
 from usage_plugin.config import FOLDED
 from usage_plugin.domain.ledger import Adjustment
 from usage_plugin.domain.limits import Match
@@ -29,6 +29,7 @@ from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import MoneyError, UsagePluginError
 from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.refusals import plain_amount
+from usage_plugin.tracking.standings import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +78,7 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
         raise click.BadParameter(f"--reason: say why, in at most {_LONGEST_REASON} characters; it is kept.")
     now = reader.clock.now()
     length = read_duration(wanted.duration, "--for", LONGEST_DAYS)
-    before = Standings(reader, now).of(reader.limits.account(limit, subject))
+    before = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, subject))
     made = until_free(
         lambda: reader.ledger.adjust(
             Adjustment(
@@ -265,7 +266,7 @@ def _show(reader: Reader, output: Output, changed: list[Adjustment], title: str)
     now = reader.clock.now()
     reader.limits = reader.limits.adjusted(reader.ledger.adjustments(now))
     limit = next(limit for limit in reader.limits.limits if limit.name == changed[0].limit)
-    standing = Standings(reader, now).of(reader.limits.account(limit, changed[0].subject))
+    standing = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, changed[0].subject))
     rows = [plain_adjustment(reader, one) for one in changed]
     if not output.is_table:
         output.document({"adjustments": rows, "now": plain(standing)}, rows)

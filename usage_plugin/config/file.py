@@ -83,6 +83,32 @@ def load_config(path: Path) -> Config:
     return _Reading(path).config()
 
 
+def config_of(values: Mapping[str, Any]) -> Config:
+    """Check a section that a program made: the keys and values of the YAML. A relative `data_dir` begins here.
+
+    Raises:
+        ConfigError: with every mistake found, a line each.
+    """
+    try:
+        config = Config.model_validate(_exact(values))
+    except ValidationError as error:
+        mistakes = [_explain(mistake, {}, (SECTION,)) for mistake in error.errors()]
+        raise ConfigError("\n  ".join(["The configuration cannot be used:", *mistakes])) from None
+    for key in ("limits_from", "migrate_from"):
+        if getattr(config, key):
+            raise ConfigError(f"{SECTION}.{key}: only a YAML file can name others.", hint="Name that file instead.")
+    return config.model_copy(update={"data_dir": config.data_dir.expanduser().resolve()})
+
+
+def _exact(value: Any) -> Any:  # what a program wrote in place of YAML
+    """Take floats for what they are written as, as the YAML is read."""
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    if isinstance(value, dict):
+        return {key: _exact(item) for key, item in value.items()}
+    return [_exact(item) for item in value] if isinstance(value, list) else value
+
+
 def read_proxy_section(path: Path, name: str) -> Any:  # somebody else's section
     """Read another top-level section of the proxy's YAML, for checks; None if there is none."""
     root = compose(_text_of(path), path)

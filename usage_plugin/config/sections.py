@@ -118,7 +118,7 @@ class Config(Section):
     Attributes:
         data_dir: absolute.
         limits: with those of the files that `limits_from` names.
-        path: the file that the section stands in.
+        path: the file that the section stands in; empty if a program made it.
     """
 
     data_dir: Annotated[Path, Field(strict=False)] = Path("./data/usage")

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from usage_plugin.domain.profiles import UserProfile
 
@@ -159,6 +159,24 @@ class AlertKey(NamedTuple):
     threshold: int
 
 
+class NotedAlert(NamedTuple):
+    """A threshold that was passed, as it was noted.
+
+    Attributes:
+        number: given by the ledger.
+        at: microseconds since 1970 UTC, as `acknowledged_at`.
+        details: JSON, as it was handed over.
+        acknowledged_by: who has seen to it; None: nobody yet.
+    """
+
+    number: int
+    key: AlertKey
+    at: int
+    details: str
+    acknowledged_at: int | None = None
+    acknowledged_by: str | None = None
+
+
 class Imperfection(NamedTuple):
     """Something that is not known exactly, or was let through: counted by its kind and by what it concerns.
 
@@ -294,8 +312,16 @@ class Ledger(ABC):
         """A number that changes with each adjustment made or ended; cheap enough to be asked once a second."""
 
     @abstractmethod
-    def alert(self, key: AlertKey, at: int) -> bool:
+    def alert(self, key: AlertKey, at: int, details: str = "") -> bool:
         """Note that a threshold was passed. False: it was noted before, by whichever worker."""
+
+    @abstractmethod
+    def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
+        """List what was noted of these subjects at `since` or later, for a year at least. Newest first."""
+
+    @abstractmethod
+    def acknowledge_alert(self, number: int, at: int, actor: str) -> bool:
+        """Note who has seen to an alert. False: there is no such alert, or somebody has already."""
 
     @abstractmethod
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:

@@ -24,9 +24,9 @@ SCHEMA = 1
 Status = Literal["success", "failure", "cancelled", "recovered"]
 """How a request ended. `recovered`: its worker died, and the reserved amount was charged."""
 
-CostSource = Literal["computed", "litellm", "reserved", "unpriced", "none"]
-"""Where a cost comes from: our arithmetic on the deployment's price, LiteLLM's figure, the reserved amount,
-nowhere (no price is known), or nothing was billed."""
+CostSource = Literal["computed", "litellm", "reserved", "given", "unpriced", "none"]
+"""Where a cost comes from: our arithmetic on the deployment's price, LiteLLM's figure, the reserved amount, the
+program that recorded it, nowhere (no price is known), or nothing was billed."""
 
 
 MOST_TOKENS = 10**9
