@@ -14,7 +14,7 @@ from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.domain.windows import local_date
-from usage_plugin.errors import ConfigError, StorageError, UsagePluginError
+from usage_plugin.errors import ConfigError, LedgerError, StorageError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
@@ -126,9 +126,8 @@ class Runtime:
             UsagePluginError: the configuration, a plugin or the ledger does not work.
         """
         plugins = plugins or Plugins(BUILTIN_PLUGINS)
-        parts = Parts(config, plugins)
+        self.parts = parts = Parts(config, plugins)
         self.config = config
-        self.parts = parts
         self.clock = clock or SystemClock()
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
         self.rules = RulesInForce(config.limit_set())
@@ -162,7 +161,7 @@ class Runtime:
         file = ConfigFile(config.path, config) if config.path.name else None
         self._following = _Following(self, file, asyncio.get_running_loop(), self._workers)
         self._keeper = Keeper(
-            parts.open_ledger,
+            self._open_again,
             parts.open_store,
             self._workers,
             self.clock,
@@ -172,6 +171,11 @@ class Runtime:
             chores=(*self._following.chores, self.alerts.hand_over),
         )
         self._keeper.start()
+
+    def _open_again(self) -> Ledger:
+        """Open the ledger for another thread; never a new one in the place of one that was deleted."""
+        self.ledger.check_place()
+        return self.parts.open_ledger()
 
     @property
     def limits(self) -> LimitSet:
@@ -233,7 +237,28 @@ class _Following:
         self._used_by_loop = runtime.rules.digest
         self._told = ""
         self._is_full = False
-        self.chores = (self._follow_file, self._follow_adjustments, self._tell_rules, self._measure_outbox)
+        self.chores = (
+            self._watch_ledger,
+            self._follow_file,
+            self._follow_adjustments,
+            self._tell_rules,
+            self._measure_outbox,
+        )
+
+    def _watch_ledger(self, ledger: Ledger) -> None:
+        """Admit nothing by a ledger that was deleted or replaced: whoever starts next counts in another."""
+        del ledger  # this thread's, which may have been opened later
+        gone = ""
+        try:
+            self._runtime.ledger.check_place()
+        except LedgerError as error:
+            gone = error.message
+        pressure = self._runtime.pressure
+        if gone and not pressure.ledger_gone:
+            log.error("ledger.gone", message=gone, hint="Put it back, or restart the proxy with all its workers.")
+        elif pressure.ledger_gone and not gone:
+            log.info("ledger.is_back", path=self._runtime.ledger.location)
+        pressure.ledger_gone = gone
 
     def _follow_file(self, ledger: Ledger) -> None:
         """Put a changed YAML in force; an invalid one is refused, and the old one stays."""

@@ -38,6 +38,15 @@ def create_private(path: Path) -> None:
         return
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Tell a file from one that has taken its place: SQLite itself would go on with the old one. None if it is gone."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def use_write_ahead_log(connection: sqlite3.Connection, timeout: float) -> None:
     """Switch the file to WAL mode, which it then keeps; wait for others that do so at the same time.
 

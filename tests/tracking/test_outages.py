@@ -10,21 +10,26 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tracking.test_tracking import configure, eventually
+from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, eventually, success
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.usage import UsageEvent, decode_event, encode_event
+from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
-from usage_plugin.runtime import Parts
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import flusher as flusher_module
 from usage_plugin.tracking import keeper as keeper_module
 from usage_plugin.tracking import patience
+from usage_plugin.tracking.admission import Refusal
 from usage_plugin.tracking.flusher import Flusher, until_free
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.problems import problems
@@ -289,6 +294,28 @@ async def test_a_lost_answer_doubles_nothing(setting: Setting) -> None:
     assert len(await setting.stored()) == 10
 
 
+async def test_moving_comes_to_an_end_under_more_than_the_store_can_take(tmp_path: Path) -> None:
+    """While events come faster than the store takes them, the rest of the keeper's work has its turn all the same."""
+    setting = Setting(tmp_path)
+    batches = 0
+
+    class Slow(Fragile):
+        async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
+            nonlocal batches
+            batches += 1
+            if batches < 10:
+                setting.settle(*events_of(flusher_module.BATCH))
+            await super().append(writer, events)
+
+    setting.settle(*events_of(flusher_module.BATCH + 1))
+    async with setting.parts.open_store() as store:
+        slow = Slow(store, setting.trouble)
+        await Flusher(setting.ledger, slow, setting.parts.unstorable(CLOCK)).flush_all()
+    assert batches == 2
+    assert setting.ledger.acknowledged() == 2 * flusher_module.BATCH
+    setting.ledger.close()
+
+
 @pytest.mark.parametrize("how", ["deleted", "replaced", "damaged"])
 async def test_the_file_goes_away_under_us(setting: Setting, how: str) -> None:
     """The store's file is deleted, replaced by another, or damaged: nothing goes to a ghost."""
@@ -371,6 +398,62 @@ async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: 
     setting.settle(*events_of(1))
     reserve_for_a_dead_worker(setting.ledger)
     await eventually(lambda: setting.ledger.acknowledged() == 2)
+
+
+async def test_a_ledger_that_is_deleted_admits_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who starts next would count in another file: until then nothing is held, and what is open is not lost."""
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
+    clock = FakeClock()
+    limit = "\n    - {name: daily, per: user, window: day, max_cost: 1}"
+    runtime = Runtime(configure(tmp_path, limit), clock=clock)
+    data = runtime.config.data_dir
+    runtime.recorder.record(await admitted(runtime, clock), success())
+    await eventually(lambda: runtime.ledger.acknowledged() == 1)
+    under_way = await admitted(runtime, clock)
+    (data / "away").mkdir()
+    for path in data.glob("ledger.db*"):
+        path.rename(data / "away" / path.name)
+    await eventually(lambda: runtime.pressure.ledger_gone)
+    refused = await admit(runtime, ask(clock))
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "unavailable"
+    assert caplog.text.count("ledger.gone") == 1
+    for path in (data / "away").iterdir():
+        path.rename(data / path.name)
+    await eventually(lambda: not runtime.pressure.ledger_gone)
+    runtime.recorder.record(await admitted(runtime, clock), success())
+    for path in data.glob("ledger.db*"):
+        path.unlink()
+    runtime.recorder.record(under_way, success())
+    await runtime.close(60)
+
+    runtime = Runtime(runtime.config, clock=clock)
+    (daily,) = runtime.limits.limits
+    await eventually(lambda: [a.balance.spent for a in runtime.ledger.accounts(daily.key, 0)] == [3 * CENT])
+    await runtime.close()
+
+
+async def test_a_clock_that_jumps_ahead_makes_no_limit_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is ten days ahead for a while: what was spent today still counts when it is put right."""
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.05)
+    tidied: list[int] = []
+    tidy = SqliteLedger.tidy
+    monkeypatch.setattr(SqliteLedger, "tidy", lambda ledger, now: (tidy(ledger, now), tidied.append(now)))
+    clock = FakeClock()
+    now = clock.now()
+    runtime = Runtime(configure(tmp_path, "\n    - {name: daily, per: user, window: day, max_cost: 1}"), clock=clock)
+    runtime.recorder.record(await admitted(runtime, clock, cost=60 * CENT), success(60 * CENT))
+    clock.set(to_datetime(now) + timedelta(days=10))
+    tidied.clear()
+    await eventually(lambda: len(tidied) > 3)
+    clock.set(to_datetime(now))
+    assert isinstance(await admit(runtime, ask(clock, cost=41 * CENT)), Refusal)
+    clock.advance(timedelta(days=10))
+    (daily,) = runtime.limits.limits
+    await eventually(lambda: not runtime.ledger.accounts(daily.key, 0))
+    await runtime.close(60)
 
 
 FULL_DISK = """

@@ -180,6 +180,20 @@ async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}, "a restart does not seed again"
 
 
+async def test_what_a_clock_that_was_ahead_has_dated_counts(tmp_path: Path) -> None:
+    """The clock ran days ahead and was put right: what was booked in a window then is in its account still."""
+    data = Data(tmp_path)
+    now = data.clock.now()
+    events = [make_event(started_at=now + days * 86_400_000_000, cost=days) for days in (1, 5, 20, 90)]
+    async with data.parts.open_store() as store:
+        data.settle(*events)
+        await data.flush(store)
+        await data.seed(store)
+    assert data.accounts() == data.expected(events)
+    data.workers.leave()
+    data.ledger.close()
+
+
 async def test_seeding_waits_for_every_worker(tmp_path: Path) -> None:
     """As long as one living worker goes by other rules, something may be settled past the new limit."""
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")

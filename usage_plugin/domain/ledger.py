@@ -388,6 +388,14 @@ class Ledger(ABC):
         """Make everything settled so far survive a power cut: a store must never be ahead of its ledger."""
 
     @abstractmethod
+    def check_place(self) -> None:
+        """Make sure that others who open the ledger now find this one; asked once a second, from any thread.
+
+        Raises:
+            LedgerError: it was deleted, or another stands in its place: it would count from nothing.
+        """
+
+    @abstractmethod
     def shorten_log(self) -> None:
         """Keep what the ledger writes ahead short; asked for several times a second, worth little each time."""
 

@@ -76,13 +76,15 @@ class AdmissionPolicy:
 class Pressure:
     """What the rest of the worker tells admission: a plain attribute, since it is read for each request."""
 
-    __slots__ = ("leaves_gaps", "outbox_full")
+    __slots__ = ("leaves_gaps", "ledger_gone", "outbox_full")
 
     def __init__(self) -> None:
         """Start without."""
         self.outbox_full = False
         self.leaves_gaps = False
         """The outbox is full, and requests are served nevertheless: no event is kept of them."""
+        self.ledger_gone = ""
+        """Why nothing can be held, if the ledger was deleted under us: whoever starts next counts elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,6 +347,8 @@ class Admission:
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
         """Reserve, trying again while another process is writing."""
+        if self._pressure.ledger_gone:
+            raise LedgerError(self._pressure.ledger_gone)
         encoded = encode_event(event)
         started = time.monotonic_ns()
         delay = 0.0002

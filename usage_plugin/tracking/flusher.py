@@ -183,9 +183,10 @@ class Flusher:
         return len(entries)
 
     async def flush_all(self) -> None:
-        """Move everything that waits."""
-        while await self.flush() == BATCH:
-            pass
+        """Move everything that waits now; not what comes meanwhile, which may be more than a slow store can take."""
+        left = self._ledger.waiting().events
+        while left > 0 and await self.flush() == BATCH:
+            left -= BATCH
 
     def _readable(self, entries: Sequence[OutboxEntry]) -> list[_Item]:
         items = []

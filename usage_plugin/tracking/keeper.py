@@ -83,6 +83,7 @@ class Keeper:
         self._last_round = -ROUND_EVERY
         self._pause = ROUND_EVERY
         self._give_up_at = 0.0
+        self._began = clock.now() - clock.monotonic()
 
     def start(self) -> None:
         """Begin with the chores, and to keep as soon as no other worker does."""
@@ -143,7 +144,8 @@ class Keeper:
 
     def _housekeeping(self, ledger: Ledger) -> None:
         self._problems.tell(ledger, "store", self._moving.problem)
-        ledger.tidy(self._clock.now())
+        # A clock that jumps ahead closes no window: what is dropped is forgotten when the clock is put right.
+        ledger.tidy(min(self._clock.now(), self._began + self._clock.monotonic()))
         if self._seeder:
             self._seeder.forget_old(ledger)
         self._recover(ledger)

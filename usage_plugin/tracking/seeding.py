@@ -140,7 +140,6 @@ class _History:
     def __init__(self, limits: Sequence[Limit], groups: LimitSet, zone: ZoneInfo, now: int) -> None:
         self.limits = limits
         self._zone = zone
-        self._now = now
         self._spans = {limit.key: _span(limit, now) for limit in limits}
         self._sets = {limit.key: LimitSet([limit], groups.groups) for limit in limits}
         self._sums: dict[int, dict[AccountKey, _Sum]] = {limit.key: {} for limit in limits}
@@ -243,8 +242,8 @@ class _History:
         return tuple(name for name in ROLLUP_DIMENSIONS if name in needed)
 
     def _days(self, span: Window) -> tuple[date, date]:
-        last = min(span.end - 1, self._now + 2 * 86_400_000_000)
-        return local_date(span.start, self._zone), local_date(last, self._zone)
+        # To its very end: a clock that was ahead for a while has left events behind that are yet to come.
+        return local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
 
 
 def _span(limit: Limit, now: int) -> Window:

@@ -36,7 +36,7 @@ from usage_plugin.domain.usage import (
 )
 from usage_plugin.domain.windows import start_of_day
 from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.sqlite_file import create_private, migrate, use_write_ahead_log
+from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -71,7 +71,7 @@ class SqliteStore(UsageStore):
     def __init__(self, path: Path, zone: ZoneInfo, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
         """Take two open connections; `open_store` makes them."""
         self._path = path
-        self._file = _identity(path)
+        self._file = identity(path)
         self._zone = zone
         self._writer = writer
         self._reader = reader
@@ -313,7 +313,7 @@ class SqliteStore(UsageStore):
 
     def _check_file(self) -> None:
         """Notice that the file was deleted or replaced: SQLite would go on writing to the old one."""
-        if _identity(self._path) != self._file:
+        if identity(self._path) != self._file:
             raise StorageUnavailableError(f"The store {self._path} was replaced while it was open.")
 
     async def _one(self, query: str, values: tuple[Any, ...]) -> sqlite3.Row | None:
@@ -363,11 +363,6 @@ async def open_store(path: Path, zone: ZoneInfo) -> AsyncIterator[SqliteStore]:
             writer = await stack.enter_async_context(_connect(path))
             reader = await stack.enter_async_context(_connect(path))
         yield SqliteStore(path, zone, writer, reader)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
 
 
 def _prepare(path: Path, zone: ZoneInfo) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.ledger import Ledger
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.ledgers.sqlite.wal import LONGEST_LOG, WriteAheadLog
-from usage_plugin.sqlite_file import create_private, migrate, use_write_ahead_log
+from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,7 @@ class LedgerFile(Ledger):
         self._log = WriteAheadLog(path)
         with translated(path):
             create_private(path)
+            self._file = identity(path)
             self._connection = sqlite3.connect(
                 path, timeout=_START_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
             )
@@ -96,6 +97,13 @@ class LedgerFile(Ledger):
         """Bring the write-ahead log to the disk."""
         with translated(self._path):
             self._log.sync()
+
+    def check_place(self) -> None:
+        """See that the file that is open is the one under its name."""
+        with translated(self._path):
+            is_here = identity(self._path) == self._file
+        if not is_here:
+            raise LedgerError(f"The ledger {self._path} was deleted or replaced while it was open.")
 
     def shorten_log(self) -> None:
         """Copy the write-ahead log into the file, once a second."""
