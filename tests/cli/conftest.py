@@ -209,7 +209,7 @@ def refuse(books):
         matched = books.limits.account(rule, subject)
         refusal = Refusal(**{
             "reason": "spent", "ref": REF if not next(used) else f"{next(refs):08d}", "at": NOON - MINUTE, "user": user, "model": "gpt",
-            "demand": Demand(rule, subject, matched.window_at(NOON), matched.amount_at(NOON), 120_000_000),
+            "demand": Demand.of(matched, NOON, 120_000_000),
             "balance": Balance(4_980_000_000, 10_000_000), **changes,
         })  # fmt: skip
         log = RefusalLog(books.ledger)

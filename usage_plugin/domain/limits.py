@@ -274,8 +274,11 @@ class LimitSet:
             used.update(limit.per, limit.match_keys)
         if "group" in used:
             used.add("user")
-        self._used = tuple(sorted(used))
-        self._remembered: OrderedDict[tuple[tuple[str, ...], ...], tuple[Matched, ...]] = OrderedDict()
+        self._uses_model = "model" in used
+        self._uses_provider = "provider" in used
+        self._used_fields = [name for name in Subjects._fields if name in used or (name == "tags" and "tag" in used)]
+        """What of the subjects decides."""
+        self._remembered: OrderedDict[tuple[object, ...], tuple[Matched, ...]] = OrderedDict()
 
     def adjusted(self, adjustments: Iterable[Adjustment]) -> LimitSet:
         """Make the same set with these adjustments in force, and none from before.
@@ -291,21 +294,26 @@ class LimitSet:
         A dimension that is missing makes the limits on it not apply. A request with several tags counts on
         one account for each of them.
         """
-        names = {
-            "user": (subjects.user,),
-            "team": _one(subjects.team),
-            "api_key": _one(subjects.api_key),
-            "end_user": _one(subjects.end_user),
-            "organization": _one(subjects.organization),
-            "session": _one(subjects.session),
-            "tag": subjects.tags,
-            "model": _one(model),
-            "provider": _one(provider),
-        }
-        key = tuple(names.get(dimension, ()) for dimension in self._used)
+        key = (
+            model if self._uses_model else None,
+            provider if self._uses_provider else None,
+            *[getattr(subjects, field) for field in self._used_fields],
+        )
         found = self._remembered.get(key)
         if found is None:
-            found = self._match(names)
+            found = self._match(
+                {
+                    "user": (subjects.user,),
+                    "team": _one(subjects.team),
+                    "api_key": _one(subjects.api_key),
+                    "end_user": _one(subjects.end_user),
+                    "organization": _one(subjects.organization),
+                    "session": _one(subjects.session),
+                    "tag": subjects.tags,
+                    "model": _one(model),
+                    "provider": _one(provider),
+                }
+            )
             self._remembered[key] = found
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)

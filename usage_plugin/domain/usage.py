@@ -126,18 +126,19 @@ class UsageEvent(NamedTuple):
 _NOT_SET = object()
 _DEFAULTS = tuple(UsageEvent._field_defaults.get(name, _NOT_SET) for name in UsageEvent._fields)
 _NAMES = frozenset(UsageEvent._fields)
-encode_record = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+encode_record = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+).encode
 
 
 def to_record(event: UsageEvent) -> dict[str, Any]:
     """Make a flat record of what differs from the defaults, with the schema's number as `v`."""
-    record: dict[str, Any] = {"v": SCHEMA}
-    record.update(
-        (name, value)
+    return {"v": SCHEMA} | {
+        name: value
         for name, value, default in zip(UsageEvent._fields, event, _DEFAULTS, strict=True)
-        if value != default
-    )
-    return record
+        # Most are the default itself; comparing costs more.
+        if value is not default and value != default
+    }
 
 
 def from_record(record: Mapping[str, Any]) -> UsageEvent:

@@ -218,6 +218,8 @@ class Endings:
 
     def _settle(self, request: RequestUnderWay, outcome: Outcome, *, by: Settler) -> Recorded | None:
         self._underway.forget(request, by)
+        # The answer, and with it the whole body, would else live as long as the exchange, which timers may hold.
+        request.delivered = None
         return self._write(request, outcome)
 
     def _write(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:

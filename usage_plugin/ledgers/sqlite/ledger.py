@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import cache
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import (
@@ -374,6 +375,7 @@ def _select(count: int) -> str:
     return " UNION ALL ".join([one] * count)
 
 
+@cache
 def _upsert(count: int) -> str:
     return (
         "INSERT INTO accounts (limit_key, window_start, subject, window_end, spent, reserved) VALUES "
