@@ -1,7 +1,7 @@
 """Help for tests, ours and those of plugin authors; installed with the package, with the extra `testing`.
 
-`StoreContract` is what a store must promise: subclass it in a test module, name the backend, and run pytest. `builders`
-and `clock` make what tests need. The package proper never imports any of this.
+`StoreContract` and `LedgerContract` are what backends must promise: subclass one of them in a test module, name the
+backend, and run pytest. `builders` and `clock` make what tests need. The package proper never imports any of this.
 """
 
 import pytest
@@ -10,9 +10,12 @@ import pytest
 pytest.register_assert_rewrite(
     "usage_plugin.testing.books",
     "usage_plugin.testing.durability",
+    "usage_plugin.testing.ledger_contract",
+    "usage_plugin.testing.ledger_machine",
     "usage_plugin.testing.store_contract",
 )
 
+from usage_plugin.testing.ledger_contract import LedgerContract  # noqa: E402
 from usage_plugin.testing.store_contract import StoreContract  # noqa: E402
 
-__all__ = ["StoreContract"]
+__all__ = ["LedgerContract", "StoreContract"]

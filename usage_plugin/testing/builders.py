@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from usage_plugin.domain.ledger import AccountKey, Hold
 from usage_plugin.domain.prices import Rates
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum
 from usage_plugin.domain.usage import UsageEvent, UsageTotals, new_event_id
@@ -17,6 +18,11 @@ NOON = 1_795_435_200_000_000
 TODAY = date(2026, 11, 23)
 MINUTE = 60_000_000
 DAY = 24 * 60 * MINUTE
+
+ANN = AccountKey(1, 0, "ann")
+TEAM = AccountKey(2, 0, "research")
+END = DAY
+"""Two accounts, and the end of their windows."""
 
 RecordT = TypeVar("RecordT")
 
@@ -75,3 +81,8 @@ def batch_of(writer: str, first: int, count: int) -> list[tuple[int, UsageEvent]
 def sums_batch(count: int = 3) -> list[tuple[int, DailySum]]:
     """Make numbered sums of days."""
     return numbered_from(1, (make_sum(user=f"old {number}") for number in range(count)))
+
+
+def hold(account: AccountKey, amount: int, maximum: int | None) -> Hold:
+    """Make a hold of which everything is charged if its worker dies."""
+    return Hold(account, END, amount, maximum, if_lost=amount)

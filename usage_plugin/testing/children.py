@@ -7,14 +7,18 @@ pickled, its class by reference, so it must stand in a module that can be import
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
 import resource
+import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from usage_plugin.errors import StorageError
+from usage_plugin.domain.ledger import Charge
+from usage_plugin.errors import LedgerBusyError, StorageError
 from usage_plugin.testing.books import Contents, contents_of
-from usage_plugin.testing.builders import batch_of, sums_batch
+from usage_plugin.testing.builders import ANN, END, batch_of, hold, sums_batch
 from usage_plugin.testing.faults import Faults, die
 
 if TYPE_CHECKING:
@@ -23,7 +27,9 @@ if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
 
     from usage_plugin.domain.store import UsageStore
-    from usage_plugin.testing.openings import StoreOpening
+    from usage_plugin.testing.openings import LedgerOpening, StoreOpening
+
+AnswerT = TypeVar("AnswerT")
 
 PATIENCE = 120
 """Seconds after which a child is taken for stuck."""
@@ -130,3 +136,47 @@ def _files_up_to(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
+    """Ask a ledger again and again while others write."""
+    while True:
+        try:
+            return ask()
+        except LedgerBusyError:
+            time.sleep(0.0002)
+
+
+def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, report: Connection) -> None:
+    """Ask so many times for 20 of 100; report what was admitted."""
+    ledger = opening.open()
+    for number in range(count):
+        name = f"{worker}-{number}"
+        if _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 20, 100)], "draft")).admitted:
+            report.send(name)
+    ledger.close()
+
+
+def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) -> None:
+    """Ask for 5 of 500 until refused, settling at 2 and reporting each event."""
+    ledger = opening.open()
+    for number in itertools.count():
+        name = f"{worker}-{number}"
+        if not _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 5, 500)], "draft")).admitted:
+            break
+        _until_free(partial(ledger.settle, name, [Charge(ANN, END, 2)], name))
+        report.send(name)
+    ledger.close()
+
+
+def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) -> None:
+    """Settle one request after the other and tell each; do the housekeeping in between."""
+    ledger = opening.open()
+    while True:
+        number += 1
+        ledger.reserve(str(number), "w", 5, [hold(ANN, 5, None)], f"draft-{number}")
+        ledger.settle(str(number), [Charge(ANN, END, 2)], f"event-{number}")
+        report.send(number)
+        if not number % 20:
+            ledger.shorten_log()
+            ledger.sync()

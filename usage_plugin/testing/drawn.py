@@ -1,8 +1,9 @@
-"""What Hypothesis draws for the contract of stores: events, sums, and verbs in any order."""
+"""What is drawn for the contract of stores: by Hypothesis the events of one report, by chance verbs in any order."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -12,6 +13,12 @@ from usage_plugin.domain.windows import start_of_day
 from usage_plugin.testing.builders import DAY, TODAY, make_sum
 from usage_plugin.testing.openings import BERLIN
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from random import Random
+
+    from usage_plugin.domain.store import DailySum
+
 DRAWN = settings(
     deadline=None,
     derandomize=True,
@@ -19,27 +26,27 @@ DRAWN = settings(
     # Each example opens a store of its own; the contract is inherited by many classes.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors, HealthCheck.too_slow],
 )
-PERSONS = st.sampled_from(("ann", "bo"))
-MAYBE = st.sampled_from((None, "a", "b"))
-INSTANTS = st.builds(
-    lambda day, offset: start_of_day(TODAY + timedelta(days=day), BERLIN) + offset,
-    st.sampled_from((-40, -31, -30, -1, 0, 1, 30)),
-    st.sampled_from((-1, 0, 1, DAY // 2)),
-)
-COSTS = st.one_of(st.none(), st.integers(0, 10**17))
+_DAYS = [TODAY + timedelta(days=days) for days in (-40, -31, -30, -1, 0, 1, 30)]
+_INSTANTS = [start_of_day(day, BERLIN) + offset for day in _DAYS for offset in (-1, 0, 1, DAY // 2)]
+_NAMES = {
+    "user": ("ann", "bo"),
+    "team": (None, "a", "b"),
+    "api_key": (None, "a", "b"),
+    "organization": (None, "a", "b"),
+    "end_user": (None, "ann", "cy"),
+    "model": (None, "gpt", "o3"),
+    "provider": (None, "a", "b"),
+    "status": ("success", "failure", "cancelled", "recovered"),
+}
+_MOST = 10**17
 """Nano-dollars; beyond 2^53 no float holds them all."""
+
+DAYS = st.sampled_from(_DAYS)
 EVENTS = st.fixed_dictionaries(
     {
-        "started_at": INSTANTS,
-        "user": PERSONS,
-        "team": MAYBE,
-        "api_key": MAYBE,
-        "organization": MAYBE,
-        "end_user": st.sampled_from((None, "ann", "cy")),
-        "model": st.sampled_from((None, "gpt", "o3")),
-        "provider": MAYBE,
-        "status": st.sampled_from(("success", "failure", "cancelled", "recovered")),
-        "cost": COSTS,
+        "started_at": st.sampled_from(_INSTANTS),
+        **{name: st.sampled_from(values) for name, values in _NAMES.items()},
+        "cost": st.one_of(st.none(), st.integers(0, 10**6), st.integers(_MOST, _MOST + 10)),
         "input_tokens": st.integers(0, 10**9),
         "output_tokens": st.integers(0, 10**9),
         "cached_input_tokens": st.integers(0, 10**9),
@@ -47,21 +54,33 @@ EVENTS = st.fixed_dictionaries(
         "reasoning_tokens": st.integers(0, 10**9),
     }
 )
-DAYS = st.sampled_from([TODAY + timedelta(days=days) for days in (-60, -31, -1, 0, 1)])
-SUMS = st.builds(
-    make_sum,
-    day=DAYS,
-    user=PERSONS,
-    end_user=st.sampled_from((None, "ann")),
-    model=st.sampled_from(("unknown", "gpt")),
-    totals=st.builds(UsageTotals, requests=st.integers(1, 10**6), cost=st.integers(0, 10**17)),
-)
-WRITERS = st.sampled_from(("one", "two"))
-VERBS = st.one_of(
-    st.tuples(st.just("append"), WRITERS, st.lists(EVENTS, min_size=1, max_size=4)),
-    st.tuples(st.just("append again"), WRITERS),
-    st.tuples(st.just("append sums"), st.lists(SUMS, min_size=1, max_size=3)),
-    st.tuples(st.just("prune"), INSTANTS, DAYS),
-    st.tuples(st.just("forget"), PERSONS),
-    st.just(("reopen",)),
-)
+
+
+def some_verbs(rng: Random, count: int) -> Iterator[tuple[Any, ...]]:
+    """Make up what is done to a store: a word, and what goes with it."""
+    for _ in range(count):
+        verb = rng.choice(("append", "append", "append again", "append sums", "prune", "forget", "reopen"))
+        if verb == "append":
+            yield verb, rng.choice(("one", "two")), [_some_event(rng) for _ in range(rng.randrange(1, 5))]
+        elif verb == "append again":
+            yield verb, rng.choice(("one", "two"))
+        elif verb == "append sums":
+            yield verb, [_some_sum(rng) for _ in range(rng.randrange(1, 4))]
+        elif verb == "prune":
+            yield verb, rng.choice(_INSTANTS), rng.choice(_DAYS)
+        elif verb == "forget":
+            yield verb, rng.choice(("ann", "bo", "cy"))
+        else:
+            yield (verb,)
+
+
+def _some_event(rng: Random) -> dict[str, Any]:
+    names = {name: rng.choice(values) for name, values in _NAMES.items()}
+    return {"started_at": rng.choice(_INSTANTS), **names, "cost": rng.randrange(_MOST)}
+
+
+def _some_sum(rng: Random) -> DailySum:
+    names = {name: rng.choice(_NAMES[name]) for name in ("user", "end_user", "model")}
+    return make_sum(
+        day=rng.choice(_DAYS), **names, totals=UsageTotals(requests=rng.randrange(1, 99), cost=rng.randrange(_MOST))
+    )
