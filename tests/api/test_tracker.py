@@ -270,3 +270,37 @@ async def test_alerts_are_acknowledged_by_people_and_resolved_by_facts(tracker: 
     clock.advance(timedelta(days=1))
     assert [alert.resolved for alert in await alerts_of(tracker, 2)] == [True, True]
     assert (await tracker.get_user_usage_summary("ann", days=1)).recent_alerts == []
+
+
+# ── profiles ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_profiles_are_made_and_changed(tracker: UsageTracker, clock: FakeClock) -> None:
+    """What is not given stays; the summary shows it; the newest change counts."""
+    assert await tracker.get_user_profile("ann") is None
+    made = await tracker.put_user_profile("ann", email="ann@example.com", tier="premium", metadata={"cost centre": 7})
+    assert (made.user, made.username, made.tier, made.is_active) == ("ann", None, "premium", True)
+    assert made.created_at == clock.now()
+    clock.advance(timedelta(minutes=1))
+    changed = await tracker.put_user_profile("ann", username="Ann", is_active=False)
+    assert (changed.email, changed.username, changed.is_active, changed.metadata) == (
+        "ann@example.com", "Ann", False, {"cost centre": 7},
+    )  # fmt: skip
+    assert (changed.created_at, changed.updated_at) == (made.created_at, clock.now())
+    assert (await tracker.get_user_usage_summary("ann")).profile == changed
+    await tracker.put_user_profile("bo")
+    assert [profile.user async for profile in tracker.user_profiles()] == ["ann", "bo"]
+    assert await tracker.delete_user_profile("ann")
+    assert not await tracker.delete_user_profile("ann")
+    assert [profile.user async for profile in tracker.user_profiles()] == ["bo"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tier": None}, {"email": 5}, {"is_active": 1}, {"metadata": {"at": TODAY}}, {"preferences": []}, {"x": 1}],
+)
+async def test_a_profile_that_cannot_be_kept_is_refused(tracker: UsageTracker, fields: Any) -> None:
+    """The error names the field, and nothing changes."""
+    with pytest.raises(UsagePluginError, match=next(iter(fields))):
+        await tracker.put_user_profile("ann", **fields)
+    assert await tracker.get_user_profile("ann") is None

@@ -43,7 +43,7 @@ async def summarise(runtime: Runtime, reader: UsageReader, user: str, days: int)
     by_day = _summed((row.group[0] or "", row.totals) for row in recent)
     return UsageSummary(
         user_id=user,
-        profile=None,
+        profile=runtime.ledger.profile(user),
         limits=[_limit(standing, zone) for standing in standings if standing.limit.has_accounts],
         daily_usage={date.fromisoformat(day): usage_of(totals) for day, totals in by_day.items()},
         monthly_usage={

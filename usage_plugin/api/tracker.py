@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.api.facts import Belonging, Facts, UsageFacts, belonging, given, user_name
+from usage_plugin.api.profiles import ProfileFields, checked_fields
 from usage_plugin.api.reservations import Reservation, reserve
 from usage_plugin.api.summary import summarise
 from usage_plugin.api.values import Money, UsageRow, UsageSummary, nano_of, usage_of
 from usage_plugin.api.waiting import LONGEST_WAIT, when_free
 from usage_plugin.domain.money import to_decimal
+from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.store import Grouping, UsageFilter
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.domain.windows import FOREVER, MICROSECONDS, Window, to_instant
@@ -34,6 +37,7 @@ CALL_TYPE = "library"
 """The call type of events that a program recorded."""
 
 _LONGEST_WORK = 366 * 86_400
+_PAGE = 1_000
 
 
 class UsageTracker:
@@ -207,6 +211,46 @@ class UsageTracker:
 
     def _user(self, user_id: str) -> str:
         return user_name(self._runtime.config.identity, user_id)
+
+    # ── profiles ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_user_profile(self, user_id: str) -> UserProfile | None:
+        """Give what is known of a user; None if nobody has said anything."""
+        return self._runtime.ledger.profile(self._user(user_id))
+
+    async def put_user_profile(self, user_id: str, **fields: Unpack[ProfileFields]) -> UserProfile:
+        """Make or change a user's profile; what is not given stays as it is.
+
+        Args:
+            user_id: who.
+            fields: username, email, tier, is_active, preferences and metadata, the latter two as JSON has them.
+
+        Raises:
+            UsagePluginError: there is no such field, or one is not what it must be.
+        """
+        checked = checked_fields(fields)
+        user, now = self._user(user_id), self._runtime.clock.now()
+        ledger = self._runtime.ledger
+
+        def put() -> UserProfile:
+            profile = (ledger.profile(user) or UserProfile(user, created_at=now)).changed(now, **checked)
+            ledger.put_profiles([profile])
+            return profile
+
+        return await when_free(put)
+
+    async def delete_user_profile(self, user_id: str) -> bool:
+        """Forget a user's profile, and nothing else; False if there is none."""
+        return await when_free(lambda: self._runtime.ledger.drop_profile(self._user(user_id)))
+
+    async def user_profiles(self) -> AsyncIterator[UserProfile]:
+        """Stream all profiles, by user."""
+        last = ""
+        while page := self._runtime.ledger.profiles(last, _PAGE):
+            for profile in page:
+                yield profile
+            last = page[-1].user
+            await asyncio.sleep(0)
 
     # ── alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
