@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
-from usage_plugin.domain.store import UsageStore
+from usage_plugin.domain.pseudonyms import Pseudonyms, is_key_pseudonym, is_pseudonym
+from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import ConfigError, LedgerError, StorageError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
+from usage_plugin.tracking import secret
 from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
 from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
@@ -25,6 +28,7 @@ from usage_plugin.tracking.flusher import LAST_PATIENCE, Unstorable
 from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.problems import Problems
+from usage_plugin.tracking.pruning import Pruner, Retention
 from usage_plugin.tracking.recorder import Recorder
 from usage_plugin.tracking.refusals import RefusalLog
 from usage_plugin.tracking.rules import NOTE, RulesInForce
@@ -35,6 +39,7 @@ from usage_plugin.tracking.workers import Workers
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import LimitSet
@@ -47,7 +52,7 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.sqlite",
 )
 
-NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache")
+NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy")
 """Keys of the YAML that are read at the start only."""
 
 TICK_SECONDS = 1.0
@@ -106,6 +111,23 @@ class Parts:
         """See the workers of the data folder."""
         return Workers(self.config.data_dir / "workers")
 
+    @property
+    def secret_path(self) -> Path:
+        """The file of the secret that pseudonyms are made with."""
+        return self.config.data_dir / secret.FILE
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """Make pseudonyms as the proxy does; None without a secret."""
+        found = secret.read_secret(self.secret_path)
+        return None if found is None else self._pseudonyms(found)
+
+    def make_pseudonyms(self) -> Pseudonyms:
+        """Make pseudonyms, and the secret if there is none."""
+        return self._pseudonyms(secret.make_secret(self.secret_path))
+
+    def _pseudonyms(self, found: bytes) -> Pseudonyms:
+        return Pseudonyms(found, hides_persons=self.config.privacy.user == "pseudonym")
+
     def unstorable(self, clock: Clock) -> Unstorable:
         """Find the file of events that the store never takes."""
         return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
@@ -130,10 +152,12 @@ class Runtime:
         self.config = config
         self.clock = clock or SystemClock()
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
-        self.rules = RulesInForce(config.limit_set())
+        self.pseudonyms = parts.make_pseudonyms()
+        self.rules = RulesInForce(config.limit_set(self.pseudonyms))
         self.pressure = Pressure()
         self.cache = parts.cache()
         self.ledger = parts.open_ledger()
+        secret.note_secret(self.ledger, self.pseudonyms, parts.secret_path, self.clock.now())
         self.rules.follow(self.ledger, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
@@ -160,14 +184,16 @@ class Runtime:
         self.refusals = RefusalLog(self.ledger)
         file = ConfigFile(config.path, config) if config.path.name else None
         self._following = _Following(self, file, asyncio.get_running_loop(), self._workers)
+        seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
         self._keeper = Keeper(
             self._open_again,
             parts.open_store,
             self._workers,
             self.clock,
             unstorable=parts.unstorable(self.clock),
-            seeder=Seeder(self.rules, self._workers, config.timezone, self.clock),
+            seeder=seeder,
             limits=lambda: self.config.limits,
+            pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
             chores=(*self._following.chores, self.alerts.hand_over),
         )
         self._keeper.start()
@@ -197,6 +223,9 @@ class Runtime:
             except Exception:
                 # Whatever it was, the next tick must come.
                 log.exception("tick.failed")
+
+    def _retention(self) -> Retention:
+        return Retention(**self.config.retention.model_dump())
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
@@ -287,7 +316,7 @@ class _Following:
         config = config.model_copy(update=kept)
         runtime.config = config
         runtime.admission.policy = _policy(config, enforce=runtime.enforce)
-        runtime.rules.replace(config.limit_set())
+        runtime.rules.replace(config.limit_set(runtime.pseudonyms))
 
     def _follow_adjustments(self, ledger: Ledger) -> None:
         self._runtime.rules.follow(ledger, self._runtime.clock.now())
@@ -327,11 +356,40 @@ class Reader:
         """Take the open parts; `open_reader` makes them."""
         self.config = parts.config
         self.clock = clock
-        self.limits = parts.config.limit_set().adjusted(ledger.adjustments(clock.now()))
+        self.secret_path = parts.secret_path
+        self.pseudonyms = parts.pseudonyms()
+        made = parts.config.limit_set(self.pseudonyms)
+        hides = parts.config.privacy.user == "pseudonym"
+        self.limits = made.knowing({}, hides_persons=hides).adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
         self.workers = parts.workers()
         self.store = store
         self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
+
+    def kept(self, dimension: str, name: str) -> str:
+        """Give what is kept of a name that somebody typed; from then on the limits know whom it is of.
+
+        Raises:
+            SecretError: it has a pseudonym, and there is no secret to make it with.
+        """
+        is_person = dimension in ("user", "end_user") and self.limits.hides_persons
+        if not is_person and dimension != "api_key":
+            return name
+        if self.pseudonyms is None:
+            if is_pseudonym(name) or is_key_pseudonym(name):
+                return name
+            raise secret.SecretError(
+                f"{self.secret_path} is missing, so it cannot be said under which name this is kept.",
+                hint="Put it back from a backup, or write the pseudonym itself.",
+            )
+        kept = self.pseudonyms.kept_of(dimension, name)
+        if is_person and kept != name:
+            self.limits = self.limits.knowing({kept: name})
+        return kept
+
+    def kept_filter(self, usage_filter: UsageFilter) -> UsageFilter:
+        """Put what is kept in place of the names that somebody typed."""
+        return replace(usage_filter, **{name: self.kept(name, value) for name, value in usage_filter.wanted().items()})
 
 
 @asynccontextmanager

@@ -71,7 +71,8 @@ class Books:
 
     def __init__(self, config):
         self.parts = Parts(config)
-        self.limits = config.limit_set()
+        self.pseudonyms = self.parts.make_pseudonyms()
+        self.limits = config.limit_set(self.pseudonyms)
         self.ledger = self.parts.open_ledger()
 
     def reserve(self, **fields):

@@ -30,8 +30,10 @@ _BY: tuple[Grouping, ...] = ("day", "model", "provider", "team", "api_key", "org
 _ACTIVE_FOR = 24 * 3_600 * MICROSECONDS
 
 
-async def summarise(runtime: Runtime, reader: UsageReader, user: str, days: int) -> UsageSummary:
-    """Put it together for the last so many days, today included."""
+async def summarise(runtime: Runtime, reader: UsageReader, name: str, days: int) -> UsageSummary:
+    """Put it together for the last so many days, today included; the user by the name they have."""
+    user = runtime.pseudonyms.kept(name)
+    limits = runtime.limits if user == name else runtime.limits.knowing({user: name})
     now, zone = runtime.clock.now(), runtime.config.timezone
     today = reader.today()
     first = today - timedelta(days=days - 1)
@@ -39,10 +41,10 @@ async def summarise(runtime: Runtime, reader: UsageReader, user: str, days: int)
     rows = await reader.report(_BY, begin, today, UsageFilter(user=user))
     recent = [row for row in rows if (row.group[0] or "") >= first.isoformat()]
     sessions = await _active_sessions(reader, user, now, zone)
-    standings = _standings(runtime, _matching(runtime.limits, user, recent, sessions), now)
+    standings = _standings(runtime, _matching(limits, user, recent, sessions), now)
     by_day = _summed((row.group[0] or "", row.totals) for row in recent)
     return UsageSummary(
-        user_id=user,
+        user_id=name,
         profile=runtime.ledger.profile(user),
         limits=[_limit(standing, zone) for standing in standings if standing.limit.has_accounts],
         daily_usage={date.fromisoformat(day): usage_of(totals) for day, totals in by_day.items()},
@@ -94,7 +96,7 @@ def _matching(
         *(
             limits.account(limit, user)
             for limit in limits.limits
-            if limit.per == ("user",) and limits.may_count(limit, user)
+            if limit.per == ("user",) and limits.may_count(limit, {"user": user})
         ),
         *(
             matched

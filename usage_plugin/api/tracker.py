@@ -23,7 +23,7 @@ from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.recorder import OpenRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from decimal import Decimal
 
@@ -130,7 +130,7 @@ class UsageTracker:
         return reserve(self._runtime, ask)
 
     def _subjects(self, user_id: str | None, others: Belonging) -> Subjects:
-        return belonging(self._runtime.config.identity, user_id, others)
+        return self._runtime.pseudonyms.keep(belonging(self._runtime.config.identity, user_id, others))
 
     @staticmethod
     def _draft(subjects: Subjects, used: Facts, started_at: int) -> UsageEvent:
@@ -140,7 +140,7 @@ class UsageTracker:
             started_at=started_at,
             status="recovered",
             call_type=CALL_TYPE,
-            **subjects._asdict(),
+            **subjects.kept(),
             requested_model=model,
             model=model,
             provider=used.get("provider"),
@@ -176,7 +176,8 @@ class UsageTracker:
         """Show a user at a glance: limits, alerts, sessions, and the usage of so many days, today included."""
         if days < 1:
             raise UsagePluginError(f"days: found {days}, expected 1 or more.")
-        return await summarise(self._runtime, self._reader, self._user(user_id), days)
+        name = user_name(self._runtime.config.identity, user_id)
+        return await summarise(self._runtime, self._reader, name, days)
 
     async def report(self, by: Sequence[Grouping], first: dt.date, last: dt.date, **names: str) -> list[UsageRow]:
         """Sum the days from first to last, both included; the dearest group first, days and months in order.
@@ -187,7 +188,7 @@ class UsageTracker:
             last: the same.
             names: takes only what has these, for example `user="ann"`.
         """
-        rows = await self._reader.report(by, first, last, UsageFilter(**names))
+        rows = await self._reader.report(by, first, last, self._filter(names))
         return [UsageRow(row.group, usage_of(row.totals)) for row in rows]
 
     def events(
@@ -207,10 +208,15 @@ class UsageTracker:
             names: takes only what has these, for example `user="ann"`.
         """
         window = Window(0 if since is None else to_instant(since), FOREVER if until is None else to_instant(until))
-        return self._reader.events(window, UsageFilter(**names), newest_first=newest_first)
+        return self._reader.events(window, self._filter(names), newest_first=newest_first)
 
     def _user(self, user_id: str) -> str:
-        return user_name(self._runtime.config.identity, user_id)
+        """Give the name under which a user is kept."""
+        return self._runtime.pseudonyms.kept(user_name(self._runtime.config.identity, user_id))
+
+    def _filter(self, names: Mapping[str, str]) -> UsageFilter:
+        kept = self._runtime.pseudonyms.kept_of
+        return UsageFilter(**{dimension: kept(dimension, name) for dimension, name in names.items()})
 
     # ── profiles ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

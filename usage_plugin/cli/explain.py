@@ -20,7 +20,7 @@ from usage_plugin.cli.standings import COLUMNS, amount_words, cells, plain, rese
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.domain.usage import decode_event, subjects_of
 from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.refusals import format_amount, plain_amount
@@ -151,7 +151,7 @@ def _now(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
 
 async def _explain_event(reader: Reader, output: Output, event_id: str) -> None:
     event, in_flight = await _find(reader, event_id)
-    subjects = Subjects(**{name: getattr(event, name) for name in Subjects._fields})
+    subjects = subjects_of(event)
     matched = reader.limits.matching(subjects, event.model, event.provider)
     rows = [(_standing_of(reader, one, event), 0 if in_flight else _counted(one.limit, event)) for one in matched]
     sentence = _how_it_went(event, in_flight=in_flight)

@@ -18,7 +18,16 @@ from usage_plugin.config.file import (
     read_proxy_section,
 )
 from usage_plugin.config.limits import LimitConfig
-from usage_plugin.config.sections import FOLDED, AdmissionConfig, CacheConfig, Config, IdentityConfig, StorageConfig
+from usage_plugin.config.sections import (
+    FOLDED,
+    AdmissionConfig,
+    CacheConfig,
+    Config,
+    IdentityConfig,
+    PrivacyConfig,
+    RetentionConfig,
+    StorageConfig,
+)
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -32,6 +41,8 @@ __all__ = [
     "ConfigFile",
     "IdentityConfig",
     "LimitConfig",
+    "PrivacyConfig",
+    "RetentionConfig",
     "StorageConfig",
     "config_of",
     "find_config",

@@ -6,14 +6,17 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, model_validator
 
 from usage_plugin.config.limits import LimitConfig, Section
-from usage_plugin.config.values import Group, Name, Names, Size, Unmetered, Weekday, Zone, duration
+from usage_plugin.config.values import Days, Group, MostBytes, Name, Names, Size, Unmetered, Weekday, Zone, duration
 from usage_plugin.domain.limits import Limit, LimitSet, Match, fits
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.pseudonyms import Pseudonyms
 
 FOLDED = frozenset({"user", "team", "end_user", "organization"})
 """Dimensions whose names `identity.casefold` folds."""
@@ -112,6 +115,36 @@ class LimitsFile(Section):
     limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)]
 
 
+class RetentionConfig(Section):
+    """How long history is kept; None: without end.
+
+    Attributes:
+        events: days, counted back from now.
+        daily: days; the sums of earlier days go.
+        max_size: bytes of the store above which the oldest events go before their time.
+    """
+
+    events: Days = 90
+    daily: Days = 5 * 366
+    max_size: MostBytes = None
+
+    @model_validator(mode="after")
+    def _sums_outlive_events(self) -> RetentionConfig:
+        if self.daily is not None and (self.events is None or self.events > self.daily):
+            kept = "unlimited" if self.events is None else f"{self.events}d"
+            raise ValueError(
+                f"daily ({self.daily}d) is shorter than events ({kept}): events cannot outlive their day; lengthen"
+                " daily or shorten events"
+            )
+        return self
+
+
+class PrivacyConfig(Section):
+    """Under which names persons are kept: those they have, or pseudonyms."""
+
+    user: Literal["plain", "pseudonym"] = "plain"
+
+
 class Config(Section):
     """The whole section.
 
@@ -130,6 +163,8 @@ class Config(Section):
     admission: AdmissionConfig = AdmissionConfig()
     cache: CacheConfig = CacheConfig()
     identity: IdentityConfig = IdentityConfig()
+    retention: RetentionConfig = RetentionConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     groups: dict[Name, Group] = Field(default_factory=dict)
     limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)] = ()
     limits_from: Names = ()
@@ -177,11 +212,12 @@ class Config(Section):
             files.append(written)
         return files
 
-    def limit_set(self) -> LimitSet:
-        """Make the limits in force."""
+    def limit_set(self, pseudonyms: Pseudonyms | None = None) -> LimitSet:
+        """Make the limits in force; without pseudonyms, for those who only look at the rules."""
         groups: dict[str, tuple[str, ...]] = {name: self._folded(globs) for name, globs in self.groups.items()}
         limits = (limit.build(self.timezone, self.week_starts) for limit in self.limits)
-        return LimitSet(map(self._fold, limits), groups)
+        made = LimitSet(map(self._fold, limits), groups)
+        return made if pseudonyms is None else pseudonyms.applied_to(made)
 
     def _fold(self, limit: Limit) -> Limit:
         """Fold the names in a limit as those of requests are folded; models and groups have one spelling."""

@@ -12,7 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from usage_plugin.domain.subjects import ANONYMOUS
+from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -123,6 +123,12 @@ class UsageEvent(NamedTuple):
         return self.status == "failure"
 
 
+def subjects_of(event: UsageEvent) -> Subjects:
+    """Say whom an event belongs to, under the names that are kept."""
+    return Subjects(*(getattr(event, name) for name in _SUBJECT_FIELDS))
+
+
+_SUBJECT_FIELDS = tuple(name for name in Subjects._fields if name in UsageEvent._fields)
 _NOT_SET = object()
 _DEFAULTS = tuple(UsageEvent._field_defaults.get(name, _NOT_SET) for name in UsageEvent._fields)
 _NAMES = frozenset(UsageEvent._fields)

@@ -8,6 +8,7 @@ terminal event wins. Our own bug never becomes the client's 500.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -82,7 +83,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:
         runtime = self._runtime
         started = runtime.clock.monotonic()
-        subjects = resolve(runtime.config.identity, key, data)
+        subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data))
         unmetered = kind in UNMETERED
         if unmetered:
             outcome, unfelt = await admit_unmetered(runtime, subjects, data, kind)
@@ -92,7 +93,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             runtime.refusals.add(refusal)
         if isinstance(outcome, Refusal):
             runtime.refusals.add(outcome)
-            raise refusal_error(outcome, runtime.config)
+            # The sentence is the client's own, and written nowhere.
+            raise refusal_error(replace(outcome, user=subjects.called), runtime.config)
         request = RequestUnderWay(outcome, started, unmetered=unmetered)
         try:
             self._underway.add(request, data, here)

@@ -2,7 +2,8 @@
 
 Every worker has such a thread, which does that worker's chores. One of them, by a file lock, is the keeper of the data
 folder: it recovers what dead workers left open, tidies the ledger, keeps its log short, and sees to it that the
-outbox is moved into the store and new limits are seeded. If it dies, another takes over within a second.
+outbox is moved into the store, new limits are seeded and old history is pruned. If it dies, another takes over within
+a second.
 
 The store has a thread to itself, so that one that fails or hangs holds up nothing but history.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger, OpenReservation
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.tracking.copies import WrittenLimit
+    from usage_plugin.tracking.pruning import Pruner
     from usage_plugin.tracking.seeding import Seeder
     from usage_plugin.tracking.workers import Workers
 
@@ -44,7 +46,7 @@ log = get_logger()
 class Keeper:
     """Runs in a thread from `start` to `stop`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one for each part that it works with
         self,
         open_ledger: Callable[[], Ledger],
         open_store: Callable[[], AbstractAsyncContextManager[UsageStore]],
@@ -54,6 +56,7 @@ class Keeper:
         unstorable: Unstorable,
         seeder: Seeder | None = None,
         limits: Callable[[], Sequence[WrittenLimit]] = tuple,
+        pruner: Pruner | None = None,
         chores: Sequence[Callable[[Ledger], None]] = (),
     ) -> None:
         """Take what opens the parts: each thread must have its own.
@@ -66,6 +69,7 @@ class Keeper:
             unstorable: where events go that the store never takes.
             seeder: sees to new limits.
             limits: gives those in force, for a store that keeps copies of them.
+            pruner: deletes what is kept long enough.
             chores: what this worker does once a second, keeper or not.
         """
         self._open_ledger = open_ledger
@@ -75,6 +79,7 @@ class Keeper:
         self._unstorable = unstorable
         self._seeder = seeder
         self._limits = limits
+        self._pruner = pruner
         self._chores = chores
         self._problems = Problems(clock)
         self._moving = Persistent("store", self._move)
@@ -190,6 +195,8 @@ class Keeper:
                     if self._seeder:
                         await self._seeder.seed_new(ledger, store, attempt.step)
                     await copies.bring_up_to_date()
+                    if self._pruner:
+                        await self._pruner.turn(ledger, store, attempt)
                     await attempt.pause(ROUND_EVERY)
         finally:
             ledger.close()
