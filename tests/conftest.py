@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # LiteLLM looks prices up on the internet otherwise.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2_000)
+settings.register_profile("first failure", settings.get_profile("suite"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile("suite")
 
 

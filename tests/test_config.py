@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import textwrap
 from datetime import date, timedelta
 from pathlib import Path
@@ -872,3 +873,39 @@ def test_whatever_limits_are_written_can_be_used_or_are_a_mistake(tmp_path_facto
         assert window.start <= 1_796_144_400_000_000 < window.end
         found.amount_at(1_796_144_400_000_000)
         found.limit.reset_of(window)
+
+
+# ── retention and privacy ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_history_is_kept_for_a_while_by_default(load):
+    """Events are kept for 90 days, daily sums for five years, names as they are."""
+    config = load("timezone: UTC")
+    assert config.retention.model_dump() == {"events": 90, "daily": 1830, "max_size": None}
+    assert config.privacy.user == "plain"
+
+
+def test_retention_is_written_in_days_years_and_bytes(load):
+    """`d`, `y` and `unlimited` say how long, a size how much."""
+    found = load("retention: {events: 2y, daily: unlimited, max_size: 10GB}").retention
+    assert found.model_dump() == {"events": 732, "daily": None, "max_size": 10**10}
+
+
+@pytest.mark.parametrize(
+    ("section", "remedy"),
+    [
+        ("retention: {events: 90}", "write days or years from 1d to 100y"),
+        ("retention: {events: 12h}", "write days or years"),
+        ("retention: {events: 0d}", "write days or years"),
+        ("retention: {daily: 101y}", "write days or years"),
+        ("retention: {events: 90d, daily: 30d}", "lengthen daily or shorten events"),
+        ("retention: {events: unlimited}", "lengthen daily or shorten events"),
+        ("retention: {max_size: 10}", "is no size"),
+        ("retention: {monthly: 1y}", "no such key"),
+        ("privacy: {user: hashed}", "'plain' or 'pseudonym'"),
+    ],
+)
+def test_retention_that_cannot_be_meant_is_refused(load, section, remedy):
+    """A bare number, less than a day, or sums that end before their events are mistakes with a remedy."""
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
+        load(section)

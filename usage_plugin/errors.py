@@ -5,6 +5,8 @@
     ├─ PluginError              a plugin that cannot be loaded, or two that claim one name
     ├─ MoneyError               an amount that cannot be money
     ├─ SubjectNameError         a user, team, tag … name that cannot be taken as it is
+    ├─ NotAdmittedError         what was asked for may not start; `facts` says why, and what would help
+    │  └─ BudgetExceededError   because a limit has no room for it
     ├─ LedgerError              the ledger cannot do what was asked
     │  └─ LedgerBusyError       another process holds the lock; trying again is right
     └─ StorageError             the store cannot do what was asked; the driver's error is the cause
@@ -15,6 +17,11 @@ Backends raise these and never their driver's own; nothing here knows a driver.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class UsagePluginError(Exception):
@@ -41,6 +48,27 @@ class MoneyError(UsagePluginError):
 
 class SubjectNameError(UsagePluginError):
     """This name cannot be taken as it is."""
+
+
+class NotAdmittedError(UsagePluginError):
+    """This may not start.
+
+    Attributes:
+        reason: a word of docs/refusals.md, for example `unpriced` or `unavailable`.
+        facts: what is known, as `usage-plugin explain` prints it: amounts are decimal strings.
+        retry_after: seconds after which trying again makes sense; None if waiting does not help.
+    """
+
+    def __init__(self, message: str, *, reason: str, facts: Mapping[str, Any], retry_after: float | None) -> None:
+        """Say it in a sentence, and in facts."""
+        super().__init__(message)
+        self.reason = reason
+        self.facts = facts
+        self.retry_after = retry_after
+
+
+class BudgetExceededError(NotAdmittedError):
+    """A limit has no room for this: `spent`, `busy` (others hold it just now) or `too_large`."""
 
 
 class LedgerError(UsagePluginError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
-from usage_plugin.domain.store import UsageStore
+from usage_plugin.domain.pseudonyms import Pseudonyms, is_key_pseudonym, is_pseudonym
+from usage_plugin.domain.store import UsageFilter, UsageStore
+from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import ConfigError, LedgerError, StorageError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
+from usage_plugin.tracking import secret
 from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
 from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
@@ -24,16 +28,18 @@ from usage_plugin.tracking.flusher import LAST_PATIENCE, Unstorable
 from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.problems import Problems
+from usage_plugin.tracking.pruning import Pruner, Retention
 from usage_plugin.tracking.recorder import Recorder
 from usage_plugin.tracking.refusals import RefusalLog
 from usage_plugin.tracking.rules import NOTE, RulesInForce
 from usage_plugin.tracking.seeding import Seeder
-from usage_plugin.tracking.tracker import UsageTracker
+from usage_plugin.tracking.tracker import UsageReader
 from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import LimitSet
@@ -46,8 +52,10 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.sqlite",
 )
 
-NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache")
+NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy")
 """Keys of the YAML that are read at the start only."""
+
+TICK_SECONDS = 1.0
 
 log = get_logger()
 
@@ -85,9 +93,40 @@ class Parts:
         """Open the store."""
         return self._storage.open(self._storage_options, self._surroundings)
 
+    @asynccontextmanager
+    async def open_store_for_reading(self) -> AsyncIterator[UsageStore]:
+        """Open the store; one that cannot be opened raises once it is asked for something.
+
+        What stands in the ledger must be readable just then.
+        """
+        async with AsyncExitStack() as stack:
+            store: UsageStore
+            try:
+                store = await stack.enter_async_context(self.open_store())
+            except StorageError as error:
+                store = _ClosedStore(error)
+            yield store
+
     def workers(self) -> Workers:
         """See the workers of the data folder."""
         return Workers(self.config.data_dir / "workers")
+
+    @property
+    def secret_path(self) -> Path:
+        """The file of the secret that pseudonyms are made with."""
+        return self.config.data_dir / secret.FILE
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """Make pseudonyms as the proxy does; None without a secret."""
+        found = secret.read_secret(self.secret_path)
+        return None if found is None else self._pseudonyms(found)
+
+    def make_pseudonyms(self) -> Pseudonyms:
+        """Make pseudonyms, and the secret if there is none."""
+        return self._pseudonyms(secret.make_secret(self.secret_path))
+
+    def _pseudonyms(self, found: bytes) -> Pseudonyms:
+        return Pseudonyms(found, hides_persons=self.config.privacy.user == "pseudonym")
 
     def unstorable(self, clock: Clock) -> Unstorable:
         """Find the file of events that the store never takes."""
@@ -109,14 +148,16 @@ class Runtime:
             UsagePluginError: the configuration, a plugin or the ledger does not work.
         """
         plugins = plugins or Plugins(BUILTIN_PLUGINS)
-        self._parts = parts = Parts(config, plugins)
+        self.parts = parts = Parts(config, plugins)
         self.config = config
         self.clock = clock or SystemClock()
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
-        self.rules = RulesInForce(config.limit_set())
+        self.pseudonyms = parts.make_pseudonyms()
+        self.rules = RulesInForce(config.limit_set(self.pseudonyms))
         self.pressure = Pressure()
         self.cache = parts.cache()
         self.ledger = parts.open_ledger()
+        secret.note_secret(self.ledger, self.pseudonyms, parts.secret_path, self.clock.now())
         self.rules.follow(self.ledger, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
@@ -141,14 +182,18 @@ class Runtime:
             pressure=self.pressure,
         )
         self.refusals = RefusalLog(self.ledger)
-        self._following = _Following(self, ConfigFile(config.path, config), asyncio.get_running_loop(), self._workers)
+        file = ConfigFile(config.path, config) if config.path.name else None
+        self._following = _Following(self, file, asyncio.get_running_loop(), self._workers)
+        seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
         self._keeper = Keeper(
             self._open_again,
             parts.open_store,
             self._workers,
             self.clock,
             unstorable=parts.unstorable(self.clock),
-            seeder=Seeder(self.rules, self._workers, config.timezone, self.clock),
+            seeder=seeder,
+            limits=lambda: self.config.limits,
+            pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
             chores=(*self._following.chores, self.alerts.hand_over),
         )
         self._keeper.start()
@@ -156,12 +201,31 @@ class Runtime:
     def _open_again(self) -> Ledger:
         """Open the ledger for another thread; never a new one in the place of one that was deleted."""
         self.ledger.check_place()
-        return self._parts.open_ledger()
+        return self.parts.open_ledger()
 
     @property
     def limits(self) -> LimitSet:
         """The limits in force now."""
         return self.rules.limits
+
+    async def tick(self) -> None:
+        """Do this worker's own small chores for ever: hand on what was counted, keep the cache within its retention."""
+        cleaned = self.clock.monotonic()
+        every = self.config.cache.cleanup_interval // timedelta(microseconds=1)
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self.refusals.flush()
+                self.imperfections.flush()
+                if self.clock.monotonic() - cleaned > every:
+                    cleaned = self.clock.monotonic()
+                    self.cache.clean_up(local_date(self.clock.now(), self.config.timezone))
+            except Exception:
+                # Whatever it was, the next tick must come.
+                log.exception("tick.failed")
+
+    def _retention(self) -> Retention:
+        return Retention(**self.config.retention.model_dump())
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
@@ -190,7 +254,9 @@ def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
 class _Following:
     """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
 
-    def __init__(self, runtime: Runtime, file: ConfigFile, loop: asyncio.AbstractEventLoop, workers: Workers) -> None:
+    def __init__(
+        self, runtime: Runtime, file: ConfigFile | None, loop: asyncio.AbstractEventLoop, workers: Workers
+    ) -> None:
         self._runtime = runtime
         self._file = file
         self._loop = loop
@@ -225,16 +291,19 @@ class _Following:
 
     def _follow_file(self, ledger: Ledger) -> None:
         """Put a changed YAML in force; an invalid one is refused, and the old one stays."""
+        file = self._file
+        if file is None:
+            return
         try:
-            config = self._file.changed()
+            config = file.changed()
         except ConfigError as error:
             if self._workers.keeps:
-                log.error("config.refused", path=str(self._file.path), message=str(error))  # noqa: TRY400
+                log.error("config.refused", path=str(file.path), message=str(error))  # noqa: TRY400
         else:
             if config is not None:
                 self._replace(config)
         if self._workers.keeps:
-            self._problems.tell(ledger, "config", self._file.mistakes)
+            self._problems.tell(ledger, "config", file.mistakes)
 
     def _replace(self, config: Config) -> None:
         runtime = self._runtime
@@ -247,7 +316,7 @@ class _Following:
         config = config.model_copy(update=kept)
         runtime.config = config
         runtime.admission.policy = _policy(config, enforce=runtime.enforce)
-        runtime.rules.replace(config.limit_set())
+        runtime.rules.replace(config.limit_set(runtime.pseudonyms))
 
     def _follow_adjustments(self, ledger: Ledger) -> None:
         self._runtime.rules.follow(ledger, self._runtime.clock.now())
@@ -287,11 +356,40 @@ class Reader:
         """Take the open parts; `open_reader` makes them."""
         self.config = parts.config
         self.clock = clock
-        self.limits = parts.config.limit_set().adjusted(ledger.adjustments(clock.now()))
+        self.secret_path = parts.secret_path
+        self.pseudonyms = parts.pseudonyms()
+        made = parts.config.limit_set(self.pseudonyms)
+        hides = parts.config.privacy.user == "pseudonym"
+        self.limits = made.knowing({}, hides_persons=hides).adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
         self.workers = parts.workers()
         self.store = store
-        self.tracker = UsageTracker(ledger, store, parts.cache(), parts.config.timezone, clock)
+        self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
+
+    def kept(self, dimension: str, name: str) -> str:
+        """Give what is kept of a name that somebody typed; from then on the limits know whom it is of.
+
+        Raises:
+            SecretError: it has a pseudonym, and there is no secret to make it with.
+        """
+        is_person = dimension in ("user", "end_user") and self.limits.hides_persons
+        if not is_person and dimension != "api_key":
+            return name
+        if self.pseudonyms is None:
+            if is_pseudonym(name) or is_key_pseudonym(name):
+                return name
+            raise secret.SecretError(
+                f"{self.secret_path} is missing, so it cannot be said under which name this is kept.",
+                hint="Put it back from a backup, or write the pseudonym itself.",
+            )
+        kept = self.pseudonyms.kept_of(dimension, name)
+        if is_person and kept != name:
+            self.limits = self.limits.knowing({kept: name})
+        return kept
+
+    def kept_filter(self, usage_filter: UsageFilter) -> UsageFilter:
+        """Put what is kept in place of the names that somebody typed."""
+        return replace(usage_filter, **{name: self.kept(name, value) for name, value in usage_filter.wanted().items()})
 
 
 @asynccontextmanager
@@ -311,13 +409,7 @@ async def open_reader(
         )
     ledger = parts.open_ledger()
     try:
-        async with AsyncExitStack() as stack:
-            store: UsageStore
-            try:
-                store = await stack.enter_async_context(parts.open_store())
-            except StorageError as error:
-                # What stands in the ledger must be readable just then.
-                store = _ClosedStore(error)
+        async with parts.open_store_for_reading() as store:
             yield Reader(parts, ledger, store, clock or SystemClock())
     finally:
         ledger.close()

@@ -71,7 +71,8 @@ class Books:
 
     def __init__(self, config):
         self.parts = Parts(config)
-        self.limits = config.limit_set()
+        self.pseudonyms = self.parts.make_pseudonyms()
+        self.limits = config.limit_set(self.pseudonyms)
         self.ledger = self.parts.open_ledger()
 
     def reserve(self, **fields):
@@ -209,7 +210,7 @@ def refuse(books):
         matched = books.limits.account(rule, subject)
         refusal = Refusal(**{
             "reason": "spent", "ref": REF if not next(used) else f"{next(refs):08d}", "at": NOON - MINUTE, "user": user, "model": "gpt",
-            "demand": Demand(rule, subject, matched.window_at(NOON), matched.amount_at(NOON), 120_000_000),
+            "demand": Demand.of(matched, NOON, 120_000_000),
             "balance": Balance(4_980_000_000, 10_000_000), **changes,
         })  # fmt: skip
         log = RefusalLog(books.ledger)

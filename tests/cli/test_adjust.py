@@ -236,12 +236,21 @@ def test_a_busy_ledger_is_waited_for(execute, books):
     assert [made.amount for made in books.ledger.adjustments()] == [9_000_000_000]
 
 
-def test_a_key_is_kept_as_its_hash_only(run, books, config_path):
-    """Whoever gives the key itself means its account, and the key is written nowhere."""
+def test_a_key_is_kept_under_its_pseudonym_only(run, books, config_path):
+    """Whoever gives the key, its hash or what is kept of it means one account; key and hash are written nowhere."""
     text = config_path.read_text()
     limit = "    - {name: by-key, per: api_key, window: day, max_cost: 1}\n"
     config_path.write_text(text.replace("  limits:\n", f"  limits:\n{limit}", 1))
     (made,) = run.json("raise", "by-key", "--api-key", "sk-1234", "--to", "2", *BIG_DAY)["adjustments"]
-    assert made["subject"] == {"api_key": hashlib.sha256(b"sk-1234").hexdigest()}
-    assert "sk-1234" not in run.ok("adjustments", "--all", "--format", "json")
-    assert run.json("explain", "--api-key", "sk-1234")
+    hashed = hashlib.sha256(b"sk-1234").hexdigest()
+    kept = books.pseudonyms.of_key(hashed)
+    assert made["subject"] == {"api_key": kept}
+    told = run.ok("adjustments", "--all", "--format", "json")
+    assert "sk-1234" not in told
+    assert hashed not in told
+    for name in ("sk-1234", hashed, kept):
+        (found,) = [row for row in run.json("explain", "--api-key", name)["limits"] if row["name"] == "by-key"]
+        assert found["limit"] == "2.00"
+    result = run("raise", "by-key", "--api-key", "laptop", "--to", "2", *BIG_DAY)
+    assert result.exit_code == 2
+    assert "An alias" in result.stderr

@@ -5,6 +5,7 @@ from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import NOON
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.problems import Problems
+from usage_plugin.tracking.secret import note_secret
 
 REF = "0123ABCD"
 SECOND = 1_000_000
@@ -20,6 +21,12 @@ def test_status_of_an_idle_folder(run, books, config_path):
         "problems": [],
         "outbox": {"events": 0, "bytes": 0, "oldest_seconds": None},
         "reservations": {"open": 0, "oldest_seconds": None},
+        "history": {
+            "oldest_event": None,
+            "bytes": 36_864,
+            "retention": {"events_days": 90, "daily_days": 1830, "max_bytes": None},
+            "last_pruned": None,
+        },
         "refusals": [],
         "blocked": [],
         "imperfections": [],
@@ -155,3 +162,18 @@ def test_status_shows_problems_that_workers_tell_of(run, books):
     assert "\x1b" not in text
     books.ledger.note("problem:store", None)
     assert run.json("status")["problems"] == []
+
+
+def test_status_shows_how_far_back_history_goes(run, books, config_path):
+    """The oldest event, the store's size, how long things are kept and a secret that is missing are on the screen."""
+    books.add(started_at=NOON)
+    books.flush()
+    text = config_path.read_text()
+    config_path.write_text(text + "  retention: {events: 30d, daily: unlimited, max_size: 10GB}\n")
+    shown = run.ok("status")
+    assert "events since 2026-11-23" in shown
+    assert "kept: events 30 d, daily sums without end, at most 10,000,000,000 bytes" in shown
+    note_secret(books.ledger, books.pseudonyms, books.parts.secret_path, NOON)
+    assert "secret" not in run.ok("status")
+    books.parts.secret_path.unlink()
+    assert "secret is missing" in run.ok("status")

@@ -70,6 +70,8 @@ def test_every_key_is_documented() -> None:
         config_module.AdmissionConfig,
         config_module.CacheConfig,
         config_module.IdentityConfig,
+        config_module.RetentionConfig,
+        config_module.PrivacyConfig,
         LimitConfig,
     ]
     keys = {name for section in sections for name in section.model_fields} - {"path"}

@@ -14,7 +14,7 @@ PROMISES = [line for line in PAGE.splitlines() if line.startswith("|") and not r
 
 @pytest.mark.parametrize("line", PROMISES, ids=lambda line: line.split("|")[1].strip())
 def test_each_promise_is_proved_by_tests_that_exist(line: str) -> None:
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", line)
+    named = re.findall(r"`((?:tests|usage_plugin/testing)/[\w/]+\.py)(?:::(\w+))?`", line)
     assert named, "a promise without a test"
     for path, name in named:
         text = (ROOT / path).read_text()

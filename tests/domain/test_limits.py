@@ -308,11 +308,11 @@ def test_an_account_knows_the_groups_of_its_user():
 def test_whether_a_limit_may_count_a_user_is_decided_by_users_and_groups():
     """A limit may count a user unless its conditions on users or groups say otherwise."""
     limits = LimitSet([], {"power": ("dana",)})
-    assert limits.may_count(make_limit(), "ann")
-    assert limits.may_count(make_limit(match=conditions(model="o3")), "ann")
-    assert limits.may_count(make_limit(match=conditions(group="power")), "dana")
-    assert not limits.may_count(make_limit(match=conditions(group="power")), "ann")
-    assert not limits.may_count(make_limit(match=conditions(user="bo")), "ann")
+    assert limits.may_count(make_limit(), {"user": "ann"})
+    assert limits.may_count(make_limit(match=conditions(model="o3")), {"user": "ann"})
+    assert limits.may_count(make_limit(match=conditions(group="power")), {"user": "dana"})
+    assert not limits.may_count(make_limit(match=conditions(group="power")), {"user": "ann"})
+    assert not limits.may_count(make_limit(match=conditions(user="bo")), {"user": "ann"})
 
 
 def test_the_window_of_an_account_is_the_limits_own():
@@ -591,7 +591,7 @@ def test_what_no_limit_asks_for_does_not_defeat_the_memory(varied, monkeypatch):
     limits = LimitSet([make_limit(), make_limit(name="b", per=("team", "model"), match=conditions(team="*"))])
     searched = []
     found = limits._match
-    monkeypatch.setattr(limits, "_match", lambda names: searched.append(names) or found(names))
+    monkeypatch.setattr(limits, "_match", lambda *names: searched.append(names) or found(*names))
     for number in range(100):
         name = f"{varied}-{number}"
         limits.matching(EVERYBODY._replace(**{varied: (name,) if varied == "tags" else name}), "gpt-5", "openai")

@@ -108,6 +108,18 @@ async def test_a_request_is_admitted_once(plugin: Plugin) -> None:
     assert (plugin.open, len(plugin.events)) == (0, 1)
 
 
+async def test_a_settled_request_lets_go_of_its_answer(plugin: Plugin) -> None:
+    """Once it is settled nothing of ours holds the body or the answer, however long the exchange is remembered."""
+    data = await plugin.admit()
+    request = plugin.hooks._underway.of_hook(data)
+    answer = {"usage": {"prompt_tokens": 7}}
+    await plugin.hooks.async_post_call_success_deployment_hook(data, answer, None)
+    assert request.delivered is not None
+    await plugin.answer(data)
+    assert request.settled
+    assert request.delivered is None
+
+
 async def test_what_is_told_again_is_counted_and_not_charged(plugin: Plugin) -> None:
     """The log of a whole answer is expected; whatever else tells of a settled request is a duplicate."""
     data = await plugin.admit()

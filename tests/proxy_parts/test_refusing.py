@@ -7,7 +7,7 @@ import pytest
 
 from usage_plugin.config import Config
 from usage_plugin.domain.ledger import Balance
-from usage_plugin.domain.limits import Limit
+from usage_plugin.domain.limits import Limit, Matched
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
 from usage_plugin.tracking.admission import Refusal
 from usage_plugin.tracking.demands import Demand, Standing
@@ -47,7 +47,7 @@ def rule_of(kind):
 
 def demand(limit=None, subject="ann", maximum=5 * USD, amount=120_000_000, at=AT):
     limit = limit or make_limit()
-    return Demand(limit, subject, limit.window_at(at), maximum, amount)
+    return Demand.of(Matched(limit, subject, ((None, maximum),)), at, amount)
 
 
 def refusal(reason="spent", **changes):
@@ -146,7 +146,7 @@ def test_the_sentence_is_the_documented_one(refusing):
         ),
         (
             refusal(demand=demand(make_limit(window=WindowRule("rolling", 5 * 3600 * SECOND)))),
-            "ann has used 4.98 of 5.00 USD in 5 h (limit daily); this request may cost up to 0.12. Resets 2026-11-23 22:05 UTC, in 5 h. Ref 01JD8Z",
+            "ann has used 4.98 of 5.00 USD in 5 h (limit daily); this request may cost up to 0.12. There is room for it again in 5 h. Ref 01JD8Z",
         ),
         (
             refusal(demand=demand(make_limit(per=("user", "session"), window=WindowRule("session")), subject="ann\x1fs-1")),

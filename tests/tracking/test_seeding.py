@@ -16,7 +16,7 @@ from tests.tracking.test_tracking import CENT, admitted, configure, eventually, 
 from usage_plugin.domain.ledger import AccountKey, Adjustment, Balance, Charge, Hold
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.domain.usage import UsageEvent, encode_event, totals_of
+from usage_plugin.domain.usage import UsageEvent, encode_event, subjects_of, totals_of
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
@@ -97,8 +97,7 @@ class Data:
         now = self.clock.now()
         limits = self.rules.limits
         for event in events:
-            subjects = Subjects(**{name: getattr(event, name) for name in Subjects._fields})
-            for matched in limits.matching(subjects, event.model, event.provider):
+            for matched in limits.matching(subjects_of(event), event.model, event.provider):
                 limit = matched.limit
                 if not limit.is_charged or limit.name == "from-now":
                     continue

@@ -28,7 +28,7 @@ from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import keeper as keeper_module
 from usage_plugin.tracking import patience
 from usage_plugin.tracking.admission import Admitted, Refusal
-from usage_plugin.tracking.cache import UsageCache, UserDay
+from usage_plugin.tracking.cache import UsageCache, user_day, user_month
 from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.flusher import Flusher
 from usage_plugin.tracking.keeper import Keeper
@@ -345,7 +345,7 @@ async def test_readers_see_the_outbox_and_the_store_as_one(tmp_path: Path, clock
             assert [(row.group, row.totals.requests) for row in rows] == [(("ann",), 3), (("bo",), 2)]
             assert [event async for event in reader.tracker.events()] == expected
             assert [event async for event in reader.tracker.events(newest_first=True)] == expected[::-1]
-            assert await reader.tracker.get_user_daily_usage("bo") == 2 * CENT
+            assert (await reader.tracker.user_day("bo")).cost == 2 * CENT
         assert await flush(parts) in (2, 0)
 
 
@@ -414,9 +414,9 @@ async def test_the_cache_is_bounded_and_forgets_the_least_used(tmp_path: Path, c
     async with reading(parts.config, clock) as reader:
         cache = reader.tracker._cache
         for number in range(10):
-            assert await reader.tracker.get_user_daily_usage(f"u{number}") == CENT
+            assert (await reader.tracker.user_day(f"u{number}")).cost == CENT
         assert len(cache) == 3
-        assert cache.get(UserDay("u9", TODAY)) is not None
+        assert cache.get(user_day("u9", TODAY)) is not None
         cache.clean_up(TODAY + timedelta(days=6))
         assert len(cache) == 3
         cache.clean_up(TODAY + timedelta(days=7))
@@ -428,14 +428,30 @@ async def test_the_cache_sees_what_other_workers_record(tmp_path: Path, clock: F
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     async with reading(parts.config, clock) as reader:
-        assert await reader.tracker.get_user_daily_usage("ann") == CENT
+        assert (await reader.tracker.user_day("ann")).cost == CENT
         settle(parts, make_event(started_at=clock.now()))
-        assert await reader.tracker.get_user_daily_usage("ann") == 2 * CENT
+        assert (await reader.tracker.user_day("ann")).cost == 2 * CENT
         await flush(parts)
         settle(parts, make_event(started_at=clock.now()), make_event(started_at=clock.now(), user="bo"))
         await flush(parts)
-        assert await reader.tracker.get_user_daily_usage("ann") == 3 * CENT
-        assert await reader.tracker.get_user_daily_usage("bo") == CENT
+        assert (await reader.tracker.user_day("ann")).cost == 3 * CENT
+        assert (await reader.tracker.user_day("bo")).cost == CENT
+
+
+async def test_months_are_cached_like_days(tmp_path: Path, clock: FakeClock) -> None:
+    """A month is read once from the store, and then kept current by what is recorded on any of its days."""
+    parts = Parts(configure(tmp_path))
+    settle(parts, *(make_event(started_at=clock.now() - days * 86_400_000_000) for days in (0, 9, 23)))
+    await flush(parts)
+    async with reading(parts.config, clock) as reader:
+        assert (await reader.tracker.user_month("ann")).requests == 2
+        assert (await reader.tracker.user_month("ann", date(2026, 10, 5))).requests == 1
+        settle(parts, make_event(started_at=clock.now()), make_event(started_at=clock.now(), user="bo"))
+        cache = reader.tracker._cache
+        assert (await reader.tracker.user_month("ann", date(2026, 11, 30))).requests == 3
+        assert len(cache) == 2
+        cache.clean_up(date(2026, 12, 7))
+        assert len(cache) == 0
 
 
 async def test_the_cache_forgets_what_it_cannot_catch_up_with(
@@ -446,22 +462,24 @@ async def test_the_cache_forgets_what_it_cannot_catch_up_with(
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     async with reading(parts.config, clock) as reader:
-        assert await reader.tracker.get_user_daily_usage("ann") == CENT
+        assert (await reader.tracker.user_day("ann")).cost == CENT
         settle(parts, *(make_event(started_at=clock.now()) for _ in range(20)))
         await flush(parts)
-        assert await reader.tracker.get_user_daily_usage("ann") == 21 * CENT
+        assert (await reader.tracker.user_day("ann")).cost == 21 * CENT
 
 
 async def test_recording_keeps_the_cache_current(runtime: Runtime, clock: FakeClock) -> None:
     """What this worker records is in its cache at once."""
     runtime.recorder.record(await admitted(runtime, clock), success())
-    key = UserDay("ann", TODAY)
+    keys = user_day("ann", TODAY), user_month("ann", TODAY)
     runtime.cache.catch_up(runtime.ledger)
-    runtime.cache.put(key, UsageTotals(cost=CENT))
+    for key in keys:
+        runtime.cache.put(key, UsageTotals(cost=CENT))
     runtime.recorder.record(await admitted(runtime, clock), success())
-    cached = runtime.cache.get(key)
-    assert cached is not None
-    assert cached.cost == 2 * CENT
+    for key in keys:
+        cached = runtime.cache.get(key)
+        assert cached is not None
+        assert cached.cost == 2 * CENT
 
 
 # ── keeper and workers ───────────────────────────────────────────────────────────────────────────────────────────────

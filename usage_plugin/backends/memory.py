@@ -19,6 +19,7 @@ from usage_plugin.domain.store import (
     UsageStore,
     daily_sum,
 )
+from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import UsageEvent, UsageTotals
 from usage_plugin.domain.windows import local_date
 from usage_plugin.plugins import hookimpl
@@ -115,6 +116,8 @@ class MemoryStore(UsageStore):
 
     async def forget(self, user: str, *, most: int) -> int:
         """Delete a user's events, and give their sums away."""
+        if user == FORGOTTEN:
+            return 0
         events = [entry for entry in self._events if user in (entry[1].user, entry[1].end_user)][:most]
         days = [key for key in self._days if user in (key.user, key.end_user)][: most - len(events)]
         for key in days:

@@ -7,7 +7,6 @@ reason and the amount before; running workers take it up within a second or two.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -19,16 +18,17 @@ from rich.text import Text
 
 from usage_plugin.cli.output import Column, Output, console, harmless, table
 from usage_plugin.cli.spans import read_duration
-from usage_plugin.cli.standings import Standings, amount_words, plain, resets_words, subject_words
+from usage_plugin.cli.standings import amount_words, plain, resets_words, subject_words
 from usage_plugin.config import FOLDED
 from usage_plugin.domain.ledger import Adjustment
-from usage_plugin.domain.limits import Match
 from usage_plugin.domain.money import parse_usd
+from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import MoneyError, UsagePluginError
 from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.refusals import plain_amount
+from usage_plugin.tracking.standings import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,7 +77,7 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
         raise click.BadParameter(f"--reason: say why, in at most {_LONGEST_REASON} characters; it is kept.")
     now = reader.clock.now()
     length = read_duration(wanted.duration, "--for", LONGEST_DAYS)
-    before = Standings(reader, now).of(reader.limits.account(limit, subject))
+    before = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, subject))
     made = until_free(
         lambda: reader.ledger.adjust(
             Adjustment(
@@ -154,7 +154,7 @@ def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> 
             f"{' and nothing else' if wanted else ', since it is everybody’s'}."
         )
     cleaned = {dimension: clean_option(reader, dimension, names[dimension]) for dimension in wanted}
-    if not _counts(reader, limit, cleaned):
+    if not reader.limits.may_count(limit, cleaned):
         conditions = ", ".join(f"{key} {' or '.join(globs)}" for key, globs in limit.match.conditions)
         raise AdjustmentError(f"The limit {name} does not count {subject_words(cleaned)}: it is for {conditions}.")
     return limit, SEPARATOR.join(cleaned[dimension] for dimension in wanted)
@@ -165,26 +165,28 @@ def clean_option(reader: Reader, dimension: str, value: str | None) -> str:
 
     Raises:
         SubjectNameError: no request can have this name.
+        SecretError: its pseudonym cannot be made.
         click.BadParameter: it is empty.
     """
     if value in ("(anonymous)", None):
         return value or ""
-    if dimension == "api_key" and value.startswith("sk-"):
-        # By its hash it is known; the key itself is written nowhere.
-        return hashlib.sha256(value.encode()).hexdigest()
+    if dimension == "api_key":
+        return _clean_key(reader, value)
     fold = reader.config.identity.casefold and dimension in FOLDED
     name = clean_name(value, what=dimension.replace("_", " "), casefold=fold)
     if name is None:
         raise click.BadParameter(f"--{dimension.replace('_', '-')} is empty.")
-    return name
+    return reader.kept(dimension, name)
 
 
-def _counts(reader: Reader, limit: Limit, names: Mapping[str, str]) -> bool:
-    """Say whether a limit can count a subject, as far as its names decide."""
-    known: dict[str, tuple[str, ...]] = {dimension: (name,) for dimension, name in names.items()}
-    if "user" in names:
-        known["group"] = reader.limits.groups_of(names["user"])
-    return Match(tuple(pair for pair in limit.match.conditions if pair[0] in known)).holds(known)
+def _clean_key(reader: Reader, value: str) -> str:
+    """Take a key by itself, by LiteLLM's hash of it, or by what is kept; the key itself is written nowhere."""
+    if not (value.startswith("sk-") or is_key(value)):
+        raise click.BadParameter(
+            f"--api-key {value}: write the key, LiteLLM's hash of it, or what usage-plugin events shows (k-…). An alias"
+            " is no key: another may have it tomorrow."
+        )
+    return reader.kept("api_key", value)
 
 
 def _read_amount(limit: Limit, text: str) -> int:
@@ -265,7 +267,7 @@ def _show(reader: Reader, output: Output, changed: list[Adjustment], title: str)
     now = reader.clock.now()
     reader.limits = reader.limits.adjusted(reader.ledger.adjustments(now))
     limit = next(limit for limit in reader.limits.limits if limit.name == changed[0].limit)
-    standing = Standings(reader, now).of(reader.limits.account(limit, changed[0].subject))
+    standing = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, changed[0].subject))
     rows = [plain_adjustment(reader, one) for one in changed]
     if not output.is_table:
         output.document({"adjustments": rows, "now": plain(standing)}, rows)

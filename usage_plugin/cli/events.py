@@ -28,7 +28,7 @@ _COLUMNS = (
 async def run(reader: Reader, *, output: Output, user: str | None, last: int, follow: bool) -> None:
     """Print the last events, oldest first, then new ones as they are settled."""
     zone = reader.config.timezone
-    usage_filter = UsageFilter(user=user)
+    usage_filter = reader.kept_filter(UsageFilter(user=user))
     # Read before the events, so that what is settled in between is seen twice rather than never.
     seq = reader.ledger.acknowledged()
     found: list[UsageEvent] = []

@@ -16,14 +16,15 @@ from rich.text import Text
 from usage_plugin.cli.adjust import clean_option
 from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
-from usage_plugin.cli.standings import COLUMNS, Standing, Standings, amount_words, cells, plain, resets_words
+from usage_plugin.cli.standings import COLUMNS, amount_words, cells, plain, resets_words
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.domain.usage import decode_event, subjects_of
 from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.refusals import format_amount, plain_amount
+from usage_plugin.tracking.standings import AccountStanding, Standings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -127,7 +128,7 @@ def _sum_of(facts: Mapping[str, Any]) -> str:
     return why
 
 
-def _now(facts: Mapping[str, Any], rows: Sequence[Standing]) -> str:
+def _now(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
     """Say whether the same request would be admitted now, as far as its limit decides."""
     if facts.get("limit") is None:
         return "No limit was the cause."
@@ -150,7 +151,7 @@ def _now(facts: Mapping[str, Any], rows: Sequence[Standing]) -> str:
 
 async def _explain_event(reader: Reader, output: Output, event_id: str) -> None:
     event, in_flight = await _find(reader, event_id)
-    subjects = Subjects(**{name: getattr(event, name) for name in Subjects._fields})
+    subjects = subjects_of(event)
     matched = reader.limits.matching(subjects, event.model, event.provider)
     rows = [(_standing_of(reader, one, event), 0 if in_flight else _counted(one.limit, event)) for one in matched]
     sentence = _how_it_went(event, in_flight=in_flight)
@@ -189,12 +190,12 @@ async def _find(reader: Reader, event_id: str) -> tuple[UsageEvent, bool]:
     )
 
 
-def _standing_of(reader: Reader, matched: Matched, event: UsageEvent) -> Standing:
+def _standing_of(reader: Reader, matched: Matched, event: UsageEvent) -> AccountStanding:
     """Look at an account in the event's window: as it is now while it counts, else as it was left."""
     now = reader.clock.now()
     still_counts = matched.window_at(event.started_at).end > now
     rolling = matched.since_at(now) is not None
-    return Standings(reader, now if still_counts and rolling else event.started_at).of(matched)
+    return Standings(reader.ledger, reader.limits, now if still_counts and rolling else event.started_at).of(matched)
 
 
 def _counted(limit: Limit, event: UsageEvent) -> int:
@@ -260,17 +261,17 @@ def _provider_of(reader: Reader, model: str | None) -> str | None:
     return providers.pop() if len(providers) == 1 else None
 
 
-def _standings(reader: Reader, matched: Iterable[Matched]) -> list[Standing]:
-    standings = Standings(reader, reader.clock.now())
+def _standings(reader: Reader, matched: Iterable[Matched]) -> list[AccountStanding]:
+    standings = Standings(reader.ledger, reader.limits, reader.clock.now())
     return [standings.of(one) for one in matched]
 
 
-def refuses_now(row: Standing) -> bool:
+def refuses_now(row: AccountStanding) -> bool:
     """Say whether a limit refuses every request that needs anything of it."""
     return row.limit.blocks and row.remaining == 0
 
 
-def _verdict(rows: Sequence[Standing]) -> str:
+def _verdict(rows: Sequence[AccountStanding]) -> str:
     """Say in a sentence what would happen to a request now."""
     refusing = [row for row in rows if refuses_now(row)]
     if refusing:
@@ -294,9 +295,9 @@ def _unit_words(limit: Limit) -> str:
     return "USD" if limit.unit == "usd" else limit.unit.replace("_", " ")
 
 
-def _tightest(rows: Sequence[Standing]) -> list[Standing]:
+def _tightest(rows: Sequence[AccountStanding]) -> list[AccountStanding]:
     """Find the limit with the least left for each unit."""
-    least: dict[str, Standing] = {}
+    least: dict[str, AccountStanding] = {}
     for row in rows:
         known = least.get(row.limit.unit)
         if row.limit.blocks and row.remaining is not None and (known is None or row.remaining < (known.remaining or 0)):
@@ -318,5 +319,5 @@ def _not_shown(reader: Reader, given: Mapping[str, str]) -> str:
     return f"Other limits may count a request that also has {options}."
 
 
-def _plain(row: Standing) -> dict[str, Any]:
+def _plain(row: AccountStanding) -> dict[str, Any]:
     return {**plain(row), "refuses_now": refuses_now(row)}

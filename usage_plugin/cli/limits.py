@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usage_plugin.cli.output import Output, table
-from usage_plugin.cli.standings import COLUMNS, Standing, Standings, cells, plain
+from usage_plugin.cli.standings import COLUMNS, cells, plain
+from usage_plugin.tracking.standings import AccountStanding, Standings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,18 +17,20 @@ if TYPE_CHECKING:
 
 async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the accounts of the windows that are open now."""
-    standings = Standings(reader, reader.clock.now())
+    title = "Limits" if user is None else f"Limits that count {user}"
+    user = None if user is None else reader.kept("user", user)
+    standings = Standings(reader.ledger, reader.limits, reader.clock.now())
     rows = [row for limit in reader.limits.limits for row in _rows(reader, standings, limit, user)]
     if output.is_table:
-        table("Limits" if user is None else f"Limits that count {user}", COLUMNS, [cells(row) for row in rows])
+        table(title, COLUMNS, [cells(row) for row in rows])
         return
     found = [plain(row) for row in rows]
     output.document({"limits": found}, found)
 
 
-def _rows(reader: Reader, standings: Standings, limit: Limit, user: str | None) -> Iterable[Standing]:
+def _rows(reader: Reader, standings: Standings, limit: Limit, user: str | None) -> Iterable[AccountStanding]:
     """List the accounts of a limit; somebody asked for who has spent nothing yet has one too."""
-    if not limit.has_accounts or (user is not None and not reader.limits.may_count(limit, user)):
+    if not limit.has_accounts or (user is not None and not reader.limits.may_count(limit, {"user": user})):
         return []
     if limit.per == ("global",):
         return [standings.of(reader.limits.account(limit, ""))]

@@ -32,7 +32,7 @@ async def run(
     """Print the report."""
     groupings = _groupings(by)
     first, last = read_span(reader.tracker.today(), since, until, month)
-    rows = await reader.tracker.report(groupings, first, last, usage_filter)
+    rows = await reader.tracker.report(groupings, first, last, reader.kept_filter(usage_filter))
     total = UsageTotals()
     for row in rows:
         total = total.plus(row.totals)

@@ -1,20 +1,18 @@
-"""Standings: how an account stands now, with the amount in force and where that comes from."""
+"""Standings in words: how an account stands now, for people and as JSON."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from usage_plugin.cli.output import Column
-from usage_plugin.domain.ledger import AccountKey, Adjustment, Balance
-from usage_plugin.domain.windows import Window, to_datetime
+from usage_plugin.domain.windows import to_datetime
 from usage_plugin.tracking.refusals import format_amount, plain_amount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import Account
-    from usage_plugin.domain.limits import Limit, Matched
-    from usage_plugin.runtime import Reader
+    from usage_plugin.domain.limits import Limit
+    from usage_plugin.tracking.standings import AccountStanding
 
 COLUMNS = (
     Column("limit"), Column("subject"), Column("unit"),
@@ -23,97 +21,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-class Source(NamedTuple):
-    """Where the amount in force comes from, and until when; None: as long as the YAML says so."""
-
-    kind: Literal["limit", "override", "adjustment"]
-    until: int | None = None
-    adjustment: Adjustment | None = None
-
-
-class Standing(NamedTuple):
-    """An account, or the buckets of a rolling window added up."""
-
-    limit: Limit
-    subject: str
-    amount: int | None
-    source: Source
-    balance: Balance
-    window: Window
-
-    @property
-    def remaining(self) -> int | None:
-        """What is left, never below zero; None for unlimited."""
-        if self.amount is None:
-            return None
-        return max(0, self.amount - self.balance.spent - self.balance.reserved)
-
-
-class Standings:
-    """Reads how accounts stand at an instant."""
-
-    def __init__(self, reader: Reader, at: int) -> None:
-        """Read which adjustments are in force; `at` in microseconds since 1970 UTC."""
-        self.at = at
-        self._ledger = reader.ledger
-        self._limits = reader.limits
-        # Later ones come in place of earlier ones.
-        self._adjustments = {
-            (found.limit, found.subject): found
-            for found in reader.ledger.adjustments(at)
-            if found.ended_at is None or found.ended_at > at
-        }
-
-    def of(self, matched: Matched) -> Standing:
-        """Look at one account; who has spent nothing yet has one too."""
-        limit, subject = matched.limit, matched.subject
-        window = self._window(limit)
-        if not limit.has_accounts:
-            balance = Balance()
-        elif limit.since_at(self.at) is None:
-            key = AccountKey(limit.key, window.start, subject)
-            balance = self._ledger.balances([key])[key]
-        else:
-            balance = _sum(self._ledger.buckets(limit.key, subject, window.start))
-        return Standing(limit, subject, matched.amount_at(self.at), self._source(matched), balance, window)
-
-    def all_of(self, limit: Limit) -> list[Standing]:
-        """Look at every account of a limit that somebody has used in the window."""
-        window = self._window(limit)
-        by_subject: dict[str, list[Account]] = {}
-        for account in self._ledger.accounts(limit.key, window.start):
-            if limit.since_at(self.at) is not None or account.key.window_start == window.start:
-                by_subject.setdefault(account.key.subject, []).append(account)
-        found = []
-        for subject, accounts in by_subject.items():
-            matched = self._limits.account(limit, subject)
-            found.append(
-                Standing(
-                    limit, subject, matched.amount_at(self.at), self._source(matched), _sum(accounts), window
-                )
-            )  # fmt: skip
-        return found
-
-    def _window(self, limit: Limit) -> Window:
-        """Find what counts now: the window, or from the oldest bucket on."""
-        window, since = limit.window_at(self.at), limit.since_at(self.at)
-        return window if since is None else window._replace(start=since)
-
-    def _source(self, matched: Matched) -> Source:
-        adjustment = self._adjustments.get((matched.limit.name, matched.subject))
-        if adjustment is not None and adjustment.until > self.at:
-            return Source("adjustment", adjustment.until, adjustment)
-        in_force = next(i for i, (until, _) in enumerate(matched.amounts) if until is None or self.at < until)
-        last = len(matched.amounts) - 1
-        return Source("limit") if in_force == last else Source("override", matched.amounts[in_force][0])
-
-
-def _sum(accounts: Iterable[Account]) -> Balance:
-    balances = [account.balance for account in accounts]
-    return Balance(sum(balance.spent for balance in balances), sum(balance.reserved for balance in balances))
-
-
-def cells(standing: Standing) -> list[str]:
+def cells(standing: AccountStanding) -> list[str]:
     """Write a standing for people, in the order of `COLUMNS`."""
     limit = standing.limit
     return [
@@ -129,7 +37,7 @@ def cells(standing: Standing) -> list[str]:
     ]
 
 
-def remarks(standing: Standing) -> Sequence[str]:
+def remarks(standing: AccountStanding) -> Sequence[str]:
     """Say what is not as usual: a limit that refuses nobody, an amount that is not the limit's own."""
     limit, source = standing.limit, standing.source
     found: list[str] = ["dry run"] if limit.dry_run else [] if limit.action == "block" else [limit.action]
@@ -152,7 +60,7 @@ def amount_words(limit: Limit, amount: int | None) -> str:
     return "unlimited" if amount is None else format_amount(limit.unit, amount)
 
 
-def resets_words(standing: Standing) -> str:
+def resets_words(standing: AccountStanding) -> str:
     """Say when a window ends, in the limit's own zone."""
     if not standing.limit.has_accounts:
         return "each request"
@@ -160,7 +68,7 @@ def resets_words(standing: Standing) -> str:
     return f"{resets.astimezone(standing.limit.zone):%Y-%m-%d %H:%M %Z}" if resets else "never"
 
 
-def plain(standing: Standing) -> dict[str, Any]:
+def plain(standing: AccountStanding) -> dict[str, Any]:
     """Give a standing as JSON has it."""
     limit, source = standing.limit, standing.source
     unit = limit.unit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -12,9 +13,15 @@ from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells, counts, p
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.usage import decode_event
-from usage_plugin.tracking.problems import problems
+from usage_plugin.domain.windows import to_datetime
+from usage_plugin.errors import StorageError
+from usage_plugin.tracking.problems import Problem, problems
+from usage_plugin.tracking.pruning import last_run, oldest_event
+from usage_plugin.tracking.secret import secret_trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from usage_plugin.runtime import Reader
 
 MINUTES = 15
@@ -34,7 +41,7 @@ async def run(reader: Reader, *, output: Output) -> None:
     facts: dict[str, Any] = {
         "data_dir": str(reader.config.data_dir),
         "workers": reader.workers.living(),
-        "problems": [problem._asdict() for problem in problems(reader.ledger)],
+        "problems": [problem._asdict() for problem in (*problems(reader.ledger), *_of_the_secret(reader, now))],
         "outbox": {
             "events": waiting.events,
             "bytes": waiting.size,
@@ -44,6 +51,7 @@ async def run(reader: Reader, *, output: Output) -> None:
             "open": len(reservations),
             "oldest_seconds": _age(now, reservations[0].started_at if reservations else None),
         },
+        "history": await _history(reader),
         "refusals": refusals,
         "blocked": blocked,
         "imperfections": plain_counts(imperfections),
@@ -80,6 +88,12 @@ async def run(reader: Reader, *, output: Output) -> None:
         table("Adjustments in force", ADJUSTMENT_COLUMNS, [adjustment_cells(reader, one) for one in adjustments])
 
 
+def _of_the_secret(reader: Reader, now: int) -> Iterator[Problem]:
+    trouble = secret_trouble(reader.ledger, reader.pseudonyms, reader.secret_path, now)
+    if trouble is not None:
+        yield Problem("secret", trouble, to_datetime(now).isoformat())
+
+
 def _lines(facts: dict[str, Any]) -> list[str]:
     outbox, held = facts["outbox"], facts["reservations"]
     return [
@@ -87,8 +101,37 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"workers       {len(facts['workers']) or 'none: the proxy does not run'}",
         f"outbox        {thousands(outbox['events'])} events wait for the store{_size(outbox)}{_oldest(outbox)}",
         f"reservations  {thousands(held['open'])} open{_oldest(held)}",
+        f"history       {_history_words(facts['history'])}",
         *(() if facts["refusals"] else (f"refusals      none in the last {MINUTES} minutes",)),
     ]
+
+
+async def _history(reader: Reader) -> dict[str, Any]:
+    """Say how far back the store goes, what it takes, and what is kept how long."""
+    kept = reader.config.retention
+    run = last_run(reader.ledger)
+    facts: dict[str, Any] = {
+        "oldest_event": None,
+        "bytes": None,
+        "retention": {"events_days": kept.events, "daily_days": kept.daily, "max_bytes": kept.max_size},
+        "last_pruned": run and {"at": to_datetime(run.at).isoformat(), "records": run.records},
+    }
+    with suppress(StorageError):  # what is wrong with the store, its problem says
+        oldest = await oldest_event(reader.store)
+        facts["oldest_event"] = oldest and to_datetime(oldest.started_at).isoformat()
+        facts["bytes"] = await reader.store.size()
+    return facts
+
+
+def _history_words(facts: dict[str, Any]) -> str:
+    kept = facts["retention"]
+    since = f"events since {facts['oldest_event'][:10]}" if facts["oldest_event"] else "no events"
+    size = "unknown size" if facts["bytes"] is None else f"{thousands(facts['bytes'])} bytes"
+    events, daily = (
+        "without end" if kept[name] is None else f"{kept[name]} d" for name in ("events_days", "daily_days")
+    )
+    most = "" if kept["max_bytes"] is None else f", at most {thousands(kept['max_bytes'])} bytes"
+    return f"{since}, {size}; kept: events {events}, daily sums {daily}{most}"
 
 
 def _oldest(part: dict[str, Any]) -> str:

@@ -12,12 +12,22 @@ from usage_plugin.config.file import (
     ENFORCE_VARIABLE,
     SECTION,
     ConfigFile,
+    config_of,
     find_config,
     load_config,
     read_proxy_section,
 )
 from usage_plugin.config.limits import LimitConfig
-from usage_plugin.config.sections import FOLDED, AdmissionConfig, CacheConfig, Config, IdentityConfig, StorageConfig
+from usage_plugin.config.sections import (
+    FOLDED,
+    AdmissionConfig,
+    CacheConfig,
+    Config,
+    IdentityConfig,
+    PrivacyConfig,
+    RetentionConfig,
+    StorageConfig,
+)
 
 __all__ = [
     "CONFIG_VARIABLE",
@@ -31,7 +41,10 @@ __all__ = [
     "ConfigFile",
     "IdentityConfig",
     "LimitConfig",
+    "PrivacyConfig",
+    "RetentionConfig",
     "StorageConfig",
+    "config_of",
     "find_config",
     "load_config",
     "read_proxy_section",

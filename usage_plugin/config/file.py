@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
-from usage_plugin.config.sections import Config
+from usage_plugin.config.limits import Section
+from usage_plugin.config.sections import Config, LimitsFile
 from usage_plugin.config.yaml_text import Location, compose, construct, lines_of, misleading, with_environment
 from usage_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from usage_plugin.config.limits import LimitConfig
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 SECTION = "usage_plugin"
 CONFIG_VARIABLE = "USAGE_PLUGIN_CONFIG"
@@ -74,7 +80,33 @@ def load_config(path: Path) -> Config:
     Raises:
         ConfigError: with every mistake found, a line each.
     """
-    return _read(_text_of(path), path)
+    return _Reading(path).config()
+
+
+def config_of(values: Mapping[str, Any]) -> Config:
+    """Check a section that a program made: the keys and values of the YAML. A relative `data_dir` begins here.
+
+    Raises:
+        ConfigError: with every mistake found, a line each.
+    """
+    try:
+        config = Config.model_validate(_exact(values))
+    except ValidationError as error:
+        mistakes = [_explain(mistake, {}, (SECTION,)) for mistake in error.errors()]
+        raise ConfigError("\n  ".join(["The configuration cannot be used:", *mistakes])) from None
+    for key in ("limits_from", "migrate_from"):
+        if getattr(config, key):
+            raise ConfigError(f"{SECTION}.{key}: only a YAML file can name others.", hint="Name that file instead.")
+    return config.model_copy(update={"data_dir": config.data_dir.expanduser().resolve()})
+
+
+def _exact(value: Any) -> Any:  # what a program wrote in place of YAML
+    """Take floats for what they are written as, as the YAML is read."""
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    if isinstance(value, dict):
+        return {key: _exact(item) for key, item in value.items()}
+    return [_exact(item) for item in value] if isinstance(value, list) else value
 
 
 def read_proxy_section(path: Path, name: str) -> Any:  # somebody else's section
@@ -88,7 +120,7 @@ def read_proxy_section(path: Path, name: str) -> Any:  # somebody else's section
 
 
 class ConfigFile:
-    """A configuration that is in force, and the file it came from, which somebody may be editing.
+    """A configuration that is in force, and the files it came from, which somebody may be editing.
 
     `changed` is cheap and meant to be asked about once a second. What it finds is taken only when the next call finds
     the same: until then an editor may still be writing, or have moved the file away.
@@ -101,23 +133,24 @@ class ConfigFile:
             ConfigError: the file cannot be used.
         """
         self.path = path
-        self._known: _Look = ()
+        self._known: tuple[_Look, ...] = ()
         self._digest = b""
+        self._others: tuple[Path, ...] = ()
         if config is None:
             self._known = self._look()
-            text = _text_of(path)
-            self._digest = _digest_of(text)
-            config = _read(text, path)
+            reading = _Reading(path)
+            config = reading.config()
+            self._take(reading)
         self._found = self._known
         self.config = config
         self.mistakes: str | None = None
-        """What is wrong with the file as it is now, if it cannot be used."""
+        """What is wrong with the files as they are now, if they cannot be used."""
 
     def changed(self) -> Config | None:
         """Give the configuration that is in force from now on, if it is another one.
 
         Raises:
-            ConfigError: what stands in the file now cannot be used, and `config` stays in force; raised once.
+            ConfigError: what stands in the files now cannot be used, and `config` stays in force; raised once.
         """
         look = self._look()
         if look == self._known:
@@ -127,7 +160,7 @@ class ConfigFile:
             return None
         self._known = look
         try:
-            config = self._reread(gone=not look)
+            config = self._reread(gone=not look[0])
         except ConfigError as error:
             self.mistakes = str(error)
             raise
@@ -140,28 +173,39 @@ class ConfigFile:
         return config
 
     def _reread(self, *, gone: bool) -> Config | None:
-        """Read what stands in the file; None if that is the text that was read last, usable or not."""
-        last, self._digest = self._digest, b""
+        """Read what stands in the files; None if those are the texts that were read last, usable or not."""
         if gone:
+            self._digest = b""
             raise ConfigError(f"{self.path} is gone.", hint="What was read from it stays in force.")
-        text = _text_of(self.path)
-        self._digest = _digest_of(text)
-        return None if self._digest == last else _read(text, self.path)
-
-    def _look(self) -> _Look:
-        """Tell one state of the file from another without reading it; nothing if it is not there."""
+        before = _Reading(self.path)
+        for path in self._others:
+            before.glance(path)
+        if before.digest == self._digest:
+            return None
+        reading = _Reading(self.path)
         try:
-            found = self.path.stat()
-        except OSError:
-            return ()
-        return (found.st_mtime_ns, found.st_size, found.st_ino)
+            return reading.config()
+        finally:
+            self._take(reading)
+
+    def _take(self, reading: _Reading) -> None:
+        self._digest = reading.digest
+        self._others = reading.others
+
+    def _look(self) -> tuple[_Look, ...]:
+        """Tell one state of the files from another without reading them; nothing for one that is not there."""
+        return tuple(map(_look_at, (self.path, *self._others)))
 
 
 _Look = tuple[int, ...]
 
 
-def _digest_of(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _look_at(path: Path) -> _Look:
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
 def _text_of(path: Path) -> str:
@@ -171,28 +215,87 @@ def _text_of(path: Path) -> str:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
 
 
-def _read(text: str, path: Path) -> Config:
-    section = _section_of(compose(text, path), path)
+class _Reading:
+    """Reads the YAML once, and the files with limits that it names; remembers what it has read.
+
+    Attributes:
+        others: the files that were asked for beside the YAML, there or not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._text = _text_of(path)
+        self._texts: dict[Path, str] = {}
+
+    @property
+    def others(self) -> tuple[Path, ...]:
+        return tuple(self._texts)
+
+    @property
+    def digest(self) -> bytes:
+        texts = [self._text, *(f"{path}\0{self._texts[path]}" for path in sorted(self._texts))]
+        return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
+
+    def glance(self, path: Path) -> None:
+        """Remember what a file holds now; nothing if it cannot be read."""
+        self._texts[path] = ""
+        with contextlib.suppress(ConfigError):
+            self._texts[path] = _text_of(path)
+
+    def config(self) -> Config:
+        path = self.path
+        section = _section_of(compose(self._text, path), path)
+        values = _values_of(section, path, SECTION)
+        if data_dir := os.environ.get(DATA_DIR_VARIABLE):
+            values["data_dir"] = data_dir
+        config = _validated(Config, values, section, path, (SECTION,))
+        base = Path.cwd() if data_dir else path.parent
+        config = config.model_copy(update={"data_dir": (base / config.data_dir.expanduser()).resolve(), "path": path})
+        if config.migrate_from is not None:
+            self.glance(config.migrated_limits)  # it may come later
+        more = [limit for file in config.limit_files() for limit in self._limits_of(file)]
+        if not more:
+            return config
+        config = config.model_copy(update={"limits": (*config.limits, *more)})
+        try:
+            config.check_names()
+        except ValueError as error:
+            files = ", ".join(str(file) for file in config.limit_files())
+            raise _mistakes(path, [f"{SECTION}: {error} (together with {files})"]) from None
+        return config
+
+    def _limits_of(self, file: Path) -> tuple[LimitConfig, ...]:
+        self.glance(file)
+        text = _text_of(file)
+        self._texts[file] = text
+        root = compose(text, file)
+        return _validated(LimitsFile, _values_of(root, file, "the file"), root, file, ()).limits
+
+
+def _values_of(node: yaml.Node | None, path: Path, where: str) -> dict[str, Any]:
+    """Make values of a mapping, with nothing in it that YAML reads otherwise than people do."""
     values: Any = None
-    if section is not None:
-        mistakes = misleading(section, SECTION)
+    if node is not None:
+        mistakes = misleading(node, where)
         if mistakes:
             raise _mistakes(path, mistakes)
-        values = construct(section, path)
+        values = construct(node, path)
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise _mistakes(path, [f"{SECTION}: found {values!r}, expected keys such as limits"])
-    values = with_environment(values, path)
-    if data_dir := os.environ.get(DATA_DIR_VARIABLE):
-        values["data_dir"] = data_dir
+        raise _mistakes(path, [f"{where}: found {_short(values)}, expected keys such as limits"])
+    found: dict[str, Any] = with_environment(values, path)
+    return found
+
+
+def _validated(
+    model: type[SectionT], values: dict[str, Any], node: yaml.Node | None, path: Path, within: Location
+) -> SectionT:
     try:
-        config = Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        lines = lines_of(section) if section is not None else {}
-        raise _mistakes(path, [_explain(mistake, lines) for mistake in error.errors()]) from None
-    base = Path.cwd() if data_dir else path.parent
-    return config.model_copy(update={"data_dir": (base / config.data_dir.expanduser()).resolve(), "path": path})
+        lines = lines_of(node) if node is not None else {}
+        raise _mistakes(path, [_explain(mistake, lines, within) for mistake in error.errors()]) from None
 
 
 def _section_of(root: yaml.Node | None, path: Path) -> yaml.Node | None:
@@ -207,14 +310,14 @@ def _section_of(root: yaml.Node | None, path: Path) -> yaml.Node | None:
     raise ConfigError(f"{path} has no section {SECTION}.", hint="Add one, or name the proxy's YAML.")
 
 
-def _explain(mistake: Mapping[str, Any], lines: Mapping[Location, int]) -> str:
+def _explain(mistake: Mapping[str, Any], lines: Mapping[Location, int], within: Location) -> str:
     """Say one mistake in a line: where, what was found, what to write."""
     location = tuple(mistake["loc"])
     known = location
     while known and known not in lines:
         known = known[:-1]
     line = f"line {lines[known]}: " if known in lines else ""
-    where = ".".join([SECTION, *map(str, location)])
+    where = ".".join(map(str, (*within, *location))) or "the file"
     found = mistake["input"]
     kind = mistake["type"]
     if kind == "extra_forbidden":

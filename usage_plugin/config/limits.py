@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Literal
+from functools import singledispatch
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from usage_plugin.config.values import (
+    WEEKDAYS,
     WINDOW_REMEDY,
     Cost,
     Count,
@@ -22,10 +25,8 @@ from usage_plugin.config.values import (
     Zone,
 )
 from usage_plugin.domain.limits import Action, Limit, Match, Override, Unit
-from usage_plugin.domain.windows import WindowRule, start_of_day, to_instant
-
-if TYPE_CHECKING:
-    from zoneinfo import ZoneInfo
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.windows import MICROSECONDS, WindowRule, start_of_day, to_instant
 
 _AMOUNTS: dict[str, Unit] = {
     "max_cost": "usd",
@@ -61,6 +62,14 @@ class _Amount(Section):
             found = " and ".join(given) or "none"
             raise ValueError(f"exactly one of {', '.join(_AMOUNTS)} is needed, found {found}")
         return self
+
+    def written(self) -> dict[str, Any]:
+        """Write it as it could stand in the YAML: the keys that were given, in plain values."""
+        return {
+            name: _written(name, getattr(self, name))
+            for name in type(self).model_fields
+            if name in self.model_fields_set
+        }
 
     @property
     def key(self) -> str:
@@ -161,6 +170,45 @@ class LimitConfig(_Amount):
             alert_at=self.alert_at,
             counts_history=self.count_from == "window",
         )
+
+
+def _written(name: str, value: Any) -> Any:  # what YAML can hold
+    if name in _AMOUNTS and value is None:
+        return "unlimited"
+    if name == "max_cost":
+        return format_usd(value)
+    return WEEKDAYS[value] if name == "week_starts" else _plain(value)
+
+
+@singledispatch
+def _plain(value: Any) -> Any:
+    """Write a value as YAML has it."""
+    return value
+
+
+@_plain.register
+def _(value: Match) -> dict[str, list[str]]:
+    return {key: list(globs) for key, globs in value.conditions}
+
+
+@_plain.register
+def _(value: WindowRule) -> dict[str, str] | str:
+    return {"rolling": f"{value.length // MICROSECONDS}s"} if value.kind == "rolling" else value.kind
+
+
+@_plain.register
+def _(value: date) -> str:
+    return value.isoformat()
+
+
+@_plain.register
+def _(value: ZoneInfo) -> str:
+    return str(value)
+
+
+@_plain.register
+def _(value: tuple) -> list[Any]:  # type: ignore[type-arg]  # a class, to be registered
+    return [one.written() if isinstance(one, _Amount) else one for one in value]
 
 
 def _end_of(until: date | datetime | None, zone: ZoneInfo) -> int | None:

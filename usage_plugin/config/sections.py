@@ -6,14 +6,17 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, model_validator
 
 from usage_plugin.config.limits import LimitConfig, Section
-from usage_plugin.config.values import Group, Name, Names, Size, Unmetered, Weekday, Zone, duration
+from usage_plugin.config.values import Days, Group, MostBytes, Name, Names, Size, Unmetered, Weekday, Zone, duration
 from usage_plugin.domain.limits import Limit, LimitSet, Match, fits
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.pseudonyms import Pseudonyms
 
 FOLDED = frozenset({"user", "team", "end_user", "organization"})
 """Dimensions whose names `identity.casefold` folds."""
@@ -106,8 +109,50 @@ class IdentityConfig(Section):
     json_field: str | None = None
 
 
+class LimitsFile(Section):
+    """A file of its own with limits in it, named by `limits_from`."""
+
+    limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)]
+
+
+class RetentionConfig(Section):
+    """How long history is kept; None: without end.
+
+    Attributes:
+        events: days, counted back from now.
+        daily: days; the sums of earlier days go.
+        max_size: bytes of the store above which the oldest events go before their time.
+    """
+
+    events: Days = 90
+    daily: Days = 5 * 366
+    max_size: MostBytes = None
+
+    @model_validator(mode="after")
+    def _sums_outlive_events(self) -> RetentionConfig:
+        if self.daily is not None and (self.events is None or self.events > self.daily):
+            kept = "unlimited" if self.events is None else f"{self.events}d"
+            raise ValueError(
+                f"daily ({self.daily}d) is shorter than events ({kept}): events cannot outlive their day; lengthen"
+                " daily or shorten events"
+            )
+        return self
+
+
+class PrivacyConfig(Section):
+    """Under which names persons are kept: those they have, or pseudonyms."""
+
+    user: Literal["plain", "pseudonym"] = "plain"
+
+
 class Config(Section):
-    """The whole section. `data_dir` is absolute; `path` the file it came from."""
+    """The whole section.
+
+    Attributes:
+        data_dir: absolute.
+        limits: with those of the files that `limits_from` names.
+        path: the file that the section stands in; empty if a program made it.
+    """
 
     data_dir: Annotated[Path, Field(strict=False)] = Path("./data/usage")
     timezone: Zone = ZoneInfo("UTC")
@@ -118,12 +163,25 @@ class Config(Section):
     admission: AdmissionConfig = AdmissionConfig()
     cache: CacheConfig = CacheConfig()
     identity: IdentityConfig = IdentityConfig()
+    retention: RetentionConfig = RetentionConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     groups: dict[Name, Group] = Field(default_factory=dict)
     limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)] = ()
+    limits_from: Names = ()
+    migrate_from: Name | None = None
     path: Annotated[Path, Field(exclude=True)] = Path()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
+        self.check_names()
+        return self
+
+    def check_names(self) -> None:
+        """Check what the limits say of each other and of the groups.
+
+        Raises:
+            ValueError: a name stands twice, or a group is not there.
+        """
         seen: set[str] = set()
         for limit in self.limits:
             if limit.name in seen:
@@ -135,13 +193,31 @@ class Config(Section):
                     if unknown:
                         known = ", ".join(self.groups) or "none"
                         raise ValueError(f"limit {limit.name}: no group {unknown[0]!r} in groups (there are: {known})")
-        return self
 
-    def limit_set(self) -> LimitSet:
-        """Make the limits in force."""
+    @property
+    def migrated_limits(self) -> Path:
+        """The file that a migration writes the old limits to."""
+        return self.data_dir / "migrated_limits.yaml"
+
+    @property
+    def migration_source(self) -> Path | None:
+        """The directory that `migrate_from` names; a relative one begins where the YAML stands."""
+        return None if self.migrate_from is None else self.path.parent / Path(self.migrate_from).expanduser()
+
+    def limit_files(self) -> list[Path]:
+        """List the files with further limits; with `migrate_from` also what the migration wrote, once it is there."""
+        files = [self.path.parent / Path(name).expanduser() for name in self.limits_from]
+        written = self.migrated_limits
+        if self.migrate_from is not None and written.is_file() and written not in map(Path.resolve, files):
+            files.append(written)
+        return files
+
+    def limit_set(self, pseudonyms: Pseudonyms | None = None) -> LimitSet:
+        """Make the limits in force; without pseudonyms, for those who only look at the rules."""
         groups: dict[str, tuple[str, ...]] = {name: self._folded(globs) for name, globs in self.groups.items()}
         limits = (limit.build(self.timezone, self.week_starts) for limit in self.limits)
-        return LimitSet(map(self._fold, limits), groups)
+        made = LimitSet(map(self._fold, limits), groups)
+        return made if pseudonyms is None else pseudonyms.applied_to(made)
 
     def _fold(self, limit: Limit) -> Limit:
         """Fold the names in a limit as those of requests are folded; models and groups have one spelling."""

@@ -26,8 +26,10 @@ from usage_plugin.errors import MoneyError
 _MATCH_KEYS: tuple[str, ...] = (*(d for d in DIMENSIONS if d != "global"), "group")
 _LARGEST_COUNT = 2**62
 _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DAYS = {"d": 1, "y": 366}
+_MOST_DAYS = 36_600
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _NAMED_WINDOWS = tuple(kind for kind in WINDOW_KINDS if kind != "rolling")
 WINDOW_REMEDY = f"write one of {', '.join(_NAMED_WINDOWS)}, or {{rolling: 5h}}"
 
@@ -60,6 +62,23 @@ def _seconds(text: str) -> int | None:
 def duration(least: str, most: str, *, example: str) -> BeforeValidator:
     """Make the check of a duration between two others."""
     return BeforeValidator(lambda value: _parse_duration(value, least, most, example))
+
+
+def _parse_days(value: object) -> int | None:
+    if value == "unlimited":
+        return None
+    found = re.fullmatch(r"(\d{1,5})\s*([dy])", str(value), re.ASCII)
+    days = int(found[1]) * _DAYS[found[2]] if found else 0
+    if not 1 <= days <= _MOST_DAYS:
+        raise ValueError(
+            f"{value!r} is no time to keep something; write days or years from 1d to 100y, for example 90d, or"
+            " unlimited"
+        )
+    return days
+
+
+def _parse_most_bytes(value: object) -> int | None:
+    return None if value == "unlimited" else _parse_size(value)
 
 
 def _parse_size(value: object) -> int:
@@ -141,9 +160,9 @@ def _parse_percents(value: object) -> tuple[int, ...]:
 
 
 def _parse_weekday(value: object) -> int:
-    if isinstance(value, str) and value in _WEEKDAYS:
-        return _WEEKDAYS.index(value)
-    raise ValueError(f"{value!r} is no day of the week; write one of {', '.join(_WEEKDAYS)}")
+    if isinstance(value, str) and value in WEEKDAYS:
+        return WEEKDAYS.index(value)
+    raise ValueError(f"{value!r} is no day of the week; write one of {', '.join(WEEKDAYS)}")
 
 
 def _parse_window(value: object) -> WindowRule:
@@ -202,6 +221,8 @@ Group = Annotated[tuple[str, ...], BeforeValidator(_parse_group)]
 Cost = Annotated[int | None, BeforeValidator(_parse_cost)]
 Count = Annotated[int | None, BeforeValidator(_parse_count)]
 Size = Annotated[int, BeforeValidator(_parse_size)]
+MostBytes = Annotated[int | None, BeforeValidator(_parse_most_bytes)]
+Days = Annotated[int | None, BeforeValidator(_parse_days)]
 Percents = Annotated[tuple[int, ...], BeforeValidator(_parse_percents)]
 Weekday = Annotated[int, PlainValidator(_parse_weekday)]
 WindowField = Annotated[WindowRule, PlainValidator(_parse_window)]

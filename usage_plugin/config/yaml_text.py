@@ -25,7 +25,11 @@ _FLOAT = "tag:yaml.org,2002:float"
 Location = tuple[str | int, ...]
 
 
-class _Loader(yaml.SafeLoader):
+_Fastest: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""A file with limits for thousands of users takes PyYAML's own parser many seconds."""
+
+
+class _Loader(_Fastest):  # type: ignore[misc, valid-type]  # which of the two is known at run time only
     """YAML as LiteLLM reads it, but a number with a point stays as exact as it was written."""
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, NamedTuple
+
+from usage_plugin.domain.windows import Window
 
 if TYPE_CHECKING:
     from usage_plugin.domain.limits import Unit
-    from usage_plugin.domain.windows import Window
 
 
 class Alert(NamedTuple):
@@ -31,3 +33,14 @@ class Alert(NamedTuple):
     maximum: int
     window: Window
     at: int
+
+
+def encode_alert(alert: Alert) -> str:
+    """Write an alert as JSON."""
+    return json.dumps(alert._asdict(), ensure_ascii=False)
+
+
+def decode_alert(text: str) -> Alert:
+    """Read what `encode_alert` wrote."""
+    facts = json.loads(text)
+    return Alert(**{**facts, "window": Window(*facts["window"])})

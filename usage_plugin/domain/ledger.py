@@ -14,7 +14,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from usage_plugin.domain.profiles import UserProfile
 
 
 class AccountKey(NamedTuple):
@@ -157,6 +159,24 @@ class AlertKey(NamedTuple):
     threshold: int
 
 
+class NotedAlert(NamedTuple):
+    """A threshold that was passed, as it was noted.
+
+    Attributes:
+        number: given by the ledger.
+        at: microseconds since 1970 UTC, as `acknowledged_at`.
+        details: JSON, as it was handed over.
+        acknowledged_by: who has seen to it; None: nobody yet.
+    """
+
+    number: int
+    key: AlertKey
+    at: int
+    details: str
+    acknowledged_at: int | None = None
+    acknowledged_by: str | None = None
+
+
 class Imperfection(NamedTuple):
     """Something that is not known exactly, or was let through: counted by its kind and by what it concerns.
 
@@ -292,8 +312,16 @@ class Ledger(ABC):
         """A number that changes with each adjustment made or ended; cheap enough to be asked once a second."""
 
     @abstractmethod
-    def alert(self, key: AlertKey, at: int) -> bool:
+    def alert(self, key: AlertKey, at: int, details: str = "") -> bool:
         """Note that a threshold was passed. False: it was noted before, by whichever worker."""
+
+    @abstractmethod
+    def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
+        """List what was noted of these subjects at `since` or later, for a year at least. Newest first."""
+
+    @abstractmethod
+    def acknowledge_alert(self, number: int, at: int, actor: str) -> bool:
+        """Note who has seen to an alert. False: there is no such alert, or somebody has already."""
 
     @abstractmethod
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
@@ -322,6 +350,30 @@ class Ledger(ABC):
     @abstractmethod
     def notes(self, prefix: str) -> dict[str, str]:
         """Read the notes whose names begin so."""
+
+    @abstractmethod
+    def put_profiles(self, profiles: Sequence[UserProfile]) -> None:
+        """Keep profiles; one that is not newer (`updated_at`) than what is there of its user changes nothing."""
+
+    @abstractmethod
+    def drop_profile(self, user: str) -> bool:
+        """Forget a user's profile. False: there is none."""
+
+    @abstractmethod
+    def profile(self, user: str) -> UserProfile | None:
+        """Give a user's profile."""
+
+    @abstractmethod
+    def profiles(self, after: str, most: int) -> list[UserProfile]:
+        """List profiles by user, those behind a name; "" begins."""
+
+    @abstractmethod
+    def changed_profiles(self, after: int, most: int) -> list[tuple[int, UserProfile]]:
+        """List profiles in the order of their last change, each with its number, above `after`."""
+
+    @abstractmethod
+    def profiles_version(self) -> int:
+        """A number that grows with each profile put or dropped; cheap enough to be asked once a second."""
 
     @abstractmethod
     def verify(self) -> list[str]:

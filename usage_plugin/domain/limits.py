@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from usage_plugin.domain.pseudonyms import is_key, is_key_pseudonym, is_pseudonym
 from usage_plugin.domain.subjects import OWN_DIMENSIONS, SEPARATOR, Dimension, Subjects
 from usage_plugin.domain.windows import MICROSECONDS, Window, WindowRule, reset_of, since_at, window_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
@@ -38,14 +39,32 @@ _LONGEST_REQUEST = 86_400 * MICROSECONDS
 """How long an account of parallel requests is kept after its last request began."""
 
 
+_BRACKETED = re.compile(r"\[([*?[])\]")
+_SPECIAL = re.compile(r"[*?[]")
+
+
+def literal_of(glob: str) -> str | None:
+    """Give the one name that a glob fits, which is itself or has its signs in brackets: `a[*]b`; None if more fit."""
+    return None if _SPECIAL.search(_BRACKETED.sub("", glob)) else _BRACKETED.sub(r"\1", glob)
+
+
+def glob_of(name: str) -> str:
+    """Write the glob that fits one name only."""
+    return _SPECIAL.sub(r"[\g<0>]", name)
+
+
 @functools.lru_cache(maxsize=1024)
-def _glob(patterns: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(translate(pattern) for pattern in patterns))
+def _checker(globs: tuple[str, ...]) -> Callable[[str], object]:
+    names = [literal_of(glob) for glob in globs]
+    if None not in names:
+        # Compiling takes a hundred times as long, and there may be an override for each of many users.
+        return frozenset(names).__contains__
+    return re.compile("|".join(translate(glob) for glob in globs)).match
 
 
 def fits(globs: tuple[str, ...], name: str) -> bool:
     """Say whether one of the globs fits the whole name; `*` also stands for what has slashes in it."""
-    return bool(globs) and _glob(globs).match(name) is not None
+    return bool(globs) and bool(_checker(globs)(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +84,44 @@ class Override(NamedTuple):
     match: Match
     amount: int | None
     until: int | None = None
+
+
+class _OverrideIndex:
+    """Finds the overrides that may match without looking at all of them: there can be one for each of many users.
+
+    An override that asks for names, not globs, of a dimension is found under each of these names; all others are
+    always looked at.
+    """
+
+    def __init__(self, overrides: tuple[Override, ...]) -> None:
+        self._overrides = overrides
+        self._by_name: dict[tuple[MatchKey, str], list[int]] = {}
+        self._always: list[int] = []
+        self.keys: frozenset[MatchKey] = frozenset(key for o in overrides for key, _ in o.match.conditions)
+        for at, override in enumerate(overrides):
+            entries = _entries(override.match)
+            for entry in entries:
+                self._by_name.setdefault(entry, []).append(at)
+            if not entries:
+                self._always.append(at)
+        self._indexed = sorted({key for key, _ in self._by_name})
+
+    def matching(self, known: Mapping[str, tuple[str, ...]]) -> list[Override]:
+        """List the overrides that match, in their order."""
+        candidates = set(self._always)
+        for key in self._indexed:
+            for name in known.get(key, ()):
+                candidates.update(self._by_name.get((key, name), ()))
+        return [o for at in sorted(candidates) if (o := self._overrides[at]).match.holds(known)]
+
+
+def _entries(match: Match) -> list[tuple[MatchKey, str]]:
+    """List the names of the first dimension of which a match asks for names only; none if there is no such one."""
+    for key, globs in match.conditions:
+        names = [name for glob in globs if (name := literal_of(glob)) is not None]
+        if len(names) == len(globs):
+            return [(key, name) for name in names]
+    return []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +157,7 @@ class Limit:
     counts_history: bool = True
     key: int = field(init=False, default=0)
     is_callers_own: bool = field(init=False, default=False)
+    _index: _OverrideIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive what is asked for with each request."""
@@ -112,6 +170,16 @@ class Limit:
         digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         object.__setattr__(self, "key", int.from_bytes(digest, "big") >> 1)
         object.__setattr__(self, "is_callers_own", bool(OWN_DIMENSIONS.intersection(self.per)))
+        object.__setattr__(self, "_index", _OverrideIndex(self.overrides))
+
+    @property
+    def match_keys(self) -> frozenset[MatchKey]:
+        """The dimensions that the limit and its overrides ask for."""
+        return self._index.keys.union(key for key, _ in self.match.conditions)
+
+    def overrides_of(self, known: Mapping[str, tuple[str, ...]]) -> list[Override]:
+        """List the overrides that match the names of a request, in their order."""
+        return self._index.matching(known)
 
     @property
     def blocks(self) -> bool:
@@ -193,24 +261,45 @@ class LimitSet:
         limits: Iterable[Limit],
         groups: Mapping[str, tuple[str, ...]] | None = None,
         adjustments: Iterable[Adjustment] = (),
+        written: Mapping[str, str] | None = None,
+        *,
+        hides_persons: bool = False,
     ) -> None:
-        """Take the limits in the order of the YAML; groups map a name to globs of users."""
+        """Take the limits in the order of the YAML.
+
+        Args:
+            limits: the rules.
+            groups: map a name to globs of users.
+            adjustments: those in force.
+            written: maps pseudonyms to how the YAML writes those who have them, as far as that is known.
+            hides_persons: whether persons are kept under pseudonyms.
+        """
         self.limits = tuple(limits)
         self.groups = dict(groups or {})
+        self.hides_persons = hides_persons
+        self._adjustments = tuple(adjustments)
+        self._written = dict(written or {})
         self._adjusted: dict[tuple[str, str], list[tuple[int | None, int | None]]] = {}
-        for adjustment in sorted(adjustments, key=lambda adjustment: adjustment.number, reverse=True):
+        for adjustment in sorted(self._adjustments, key=lambda adjustment: adjustment.number, reverse=True):
             if adjustment.ended_at is None:
                 amounts = self._adjusted.setdefault((adjustment.limit, adjustment.subject), [])
                 amounts.append((adjustment.until, adjustment.amount))
-        used: set[MatchKey] = set()
+        used: set[str] = set()
         for limit in self.limits:
-            used.update(limit.per)
-            for match in (limit.match, *(override.match for override in limit.overrides)):
-                used.update(key for key, _ in match.conditions)
+            used.update(limit.per, limit.match_keys)
         if "group" in used:
             used.add("user")
-        self._used = tuple(sorted(used))
-        self._remembered: OrderedDict[tuple[tuple[str, ...], ...], tuple[Matched, ...]] = OrderedDict()
+        self._uses_model = "model" in used
+        self._uses_provider = "provider" in used
+        if "tag" in used:
+            used.add("tags")
+        if "api_key" in used:
+            used.add("api_key_alias")
+        if not used.isdisjoint(("user", "end_user", "api_key")):
+            used.add("real")
+        self._used_fields = [name for name in Subjects._fields if name in used]
+        """What of the subjects decides."""
+        self._remembered: OrderedDict[tuple[object, ...], tuple[Matched, ...]] = OrderedDict()
 
     def adjusted(self, adjustments: Iterable[Adjustment]) -> LimitSet:
         """Make the same set with these adjustments in force, and none from before.
@@ -218,7 +307,24 @@ class LimitSet:
         An account that is adjusted has that amount until the adjustment's end, whatever overrides say. The newest
         adjustment counts; when it ends, an older one that still runs.
         """
-        return LimitSet(self.limits, self.groups, adjustments)
+        return LimitSet(self.limits, self.groups, adjustments, self._written, hides_persons=self.hides_persons)
+
+    def knowing(self, written: Mapping[str, str], *, hides_persons: bool | None = None) -> LimitSet:
+        """Make the same set that knows of more pseudonyms how the YAML writes who has them."""
+        hides = self.hides_persons if hides_persons is None else hides_persons
+        return LimitSet(self.limits, self.groups, self._adjustments, {**self._written, **written}, hides_persons=hides)
+
+    def alone(self, limit: Limit) -> LimitSet:
+        """Make a set of one limit, with the same groups and names, and without adjustments."""
+        return LimitSet([limit], self.groups, (), self._written, hides_persons=self.hides_persons)
+
+    def named(self, key: MatchKey) -> set[str]:
+        """List the names that the limits match a dimension with, where they are written out; members of groups, too."""
+        matches = [match for limit in self.limits for match in (limit.match, *(o.match for o in limit.overrides))]
+        globs = {glob for match in matches for at, globs in match.conditions if at == key for glob in globs}
+        if key == "user":
+            globs = globs.union(*self.groups.values())
+        return {name for glob in globs if (name := literal_of(glob)) is not None}
 
     def matching(self, subjects: Subjects, model: str | None, provider: str | None) -> tuple[Matched, ...]:
         """Find every limit that counts a request of these subjects billed to this model.
@@ -226,21 +332,25 @@ class LimitSet:
         A dimension that is missing makes the limits on it not apply. A request with several tags counts on
         one account for each of them.
         """
-        names = {
-            "user": (subjects.user,),
-            "team": _one(subjects.team),
-            "api_key": _one(subjects.api_key),
-            "end_user": _one(subjects.end_user),
-            "organization": _one(subjects.organization),
-            "session": _one(subjects.session),
-            "tag": subjects.tags,
-            "model": _one(model),
-            "provider": _one(provider),
-        }
-        key = tuple(names.get(dimension, ()) for dimension in self._used)
+        key = (
+            model if self._uses_model else None,
+            provider if self._uses_provider else None,
+            *[getattr(subjects, field) for field in self._used_fields],
+        )
         found = self._remembered.get(key)
         if found is None:
-            found = self._match(names)
+            names = {
+                "user": (subjects.user,),
+                "team": _one(subjects.team),
+                "api_key": _one(subjects.api_key),
+                "end_user": _one(subjects.end_user),
+                "organization": _one(subjects.organization),
+                "session": _one(subjects.session),
+                "tag": subjects.tags,
+                "model": _one(model),
+                "provider": _one(provider),
+            }
+            found = self._match(names, self._called(subjects))
             self._remembered[key] = found
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
@@ -249,20 +359,28 @@ class LimitSet:
     def account(self, limit: Limit, subject: str) -> Matched:
         """Find the amounts of an account from its subject alone; overrides on anything else do not count."""
         names = {dimension: (name,) for dimension, name in limit.names_of(subject).items()}
-        return self._matched(limit, subject, self._known(names))
+        return self._matched(limit, subject, self._known(names, {}))
 
-    def may_count(self, limit: Limit, user: str) -> bool:
-        """Say whether a limit can count requests of a user, as far as users and groups decide."""
-        known = self._known({"user": (user,)})
-        conditions = tuple(condition for condition in limit.match.conditions if condition[0] in ("user", "group"))
-        return Match(conditions).holds(known)
+    def may_count(self, limit: Limit, names: Mapping[str, str]) -> bool:
+        """Say whether a limit can count a subject, as far as these of its names decide."""
+        known = self._known({dimension: (name,) for dimension, name in names.items()}, {})
+        return Match(tuple(condition for condition in limit.match.conditions if condition[0] in known)).holds(known)
 
     def groups_of(self, user: str) -> tuple[str, ...]:
         """List the groups a user is in."""
         return tuple(name for name, globs in self.groups.items() if fits(globs, user))
 
-    def _match(self, names: Mapping[str, tuple[str, ...]]) -> tuple[Matched, ...]:
-        known = self._known(names)
+    def _called(self, subjects: Subjects) -> Mapping[str, tuple[str, ...]]:
+        """Find how those are called in the YAML whom it may call otherwise than they are kept."""
+        real = subjects.real
+        if real is None:
+            return {"api_key": tuple(self._written.get(alias, alias) for alias in _one(subjects.api_key_alias))}
+        return {"user": (real.user,), "end_user": _one(real.end_user), "api_key": _one(real.api_key_alias)}
+
+    def _match(
+        self, names: Mapping[str, tuple[str, ...]], called: Mapping[str, tuple[str, ...]]
+    ) -> tuple[Matched, ...]:
+        known = self._known(names, called)
         return tuple(
             self._matched(limit, subject, known)
             for limit in self.limits
@@ -270,13 +388,33 @@ class LimitSet:
             for subject in _subjects_of(limit, names)
         )
 
-    def _known(self, names: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
-        users = names.get("user", ())
-        return {**names, "group": tuple(group for user in users for group in self.groups_of(user))}
+    def _known(
+        self, names: Mapping[str, tuple[str, ...]], called: Mapping[str, tuple[str, ...]]
+    ) -> Mapping[str, tuple[str, ...]]:
+        """Name everybody as the YAML does, and add the groups they are in."""
+        known = dict(names)
+        for dimension in ("user", "end_user", "api_key"):
+            if dimension in names:
+                more = called.get(dimension, ())
+                if dimension == "api_key":
+                    # Whoever makes a key chooses its alias: it must not pass for another key.
+                    more = tuple(alias for alias in more if not is_key(alias))
+                kept = tuple(self._as_written(dimension, name) for name in names[dimension])
+                known[dimension] = (*kept, *more)
+        if "user" in known:
+            known["group"] = tuple(group for user in known["user"] for group in self.groups_of(user))
+        return known
+
+    def _as_written(self, dimension: str, name: str) -> str:
+        """Give a name as the YAML writes it. One that cannot be known is empty, so that of all globs only `*` fits."""
+        if name in self._written:
+            return self._written[name]
+        is_hidden = is_key_pseudonym(name) if dimension == "api_key" else self.hides_persons and is_pseudonym(name)
+        return "" if is_hidden else name
 
     def _matched(self, limit: Limit, subject: str, known: Mapping[str, tuple[str, ...]]) -> Matched:
         adjusted = self._adjusted.get((limit.name, subject), ())
-        overrides = [(o.until, o.amount) for o in limit.overrides if o.match.holds(known)]
+        overrides = [(o.until, o.amount) for o in limit.overrides_of(known)]
         return Matched(limit, subject, (*adjusted, *overrides, (None, limit.amount)))
 
 
@@ -290,7 +428,7 @@ def _subjects_of(limit: Limit, names: Mapping[str, tuple[str, ...]]) -> list[str
     subjects = [""]
     for at, dimension in enumerate(limit.per):
         values = ("",) if dimension == "global" else names[dimension]
-        if dimension in wanted:
+        if dimension == "tag" and dimension in wanted:
             values = tuple(value for value in values if fits(wanted[dimension], value))
         subjects = [f"{left}{SEPARATOR}{value}" if at else value for left in subjects for value in values]
     return subjects

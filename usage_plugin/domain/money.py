@@ -59,6 +59,11 @@ def format_usd(nano: Nano) -> str:
     return f"{sign}{dollars}.{decimals}"
 
 
+def to_decimal(nano: Nano) -> Decimal:
+    """Give an amount in USD to programs, exactly, with as many decimals as `format_usd` writes."""
+    return Decimal(format_usd(nano))
+
+
 def from_float(value: float) -> Nano:
     """Round a cost that somebody else computed in floats to the nearest nano-dollar.
 

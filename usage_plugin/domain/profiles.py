@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from usage_plugin.domain.usage import encode_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,3 +33,18 @@ class UserProfile(NamedTuple):
     metadata: Mapping[str, Any] = _NOTHING
     created_at: int = 0
     updated_at: int = 0
+
+    def changed(self, at: int, **fields: Any) -> UserProfile:
+        """Make the same with other fields, newer than this one also where this one's time was ahead of the clock."""
+        return self._replace(**fields, updated_at=max(at, self.updated_at + 1))
+
+
+def encode_profile(profile: UserProfile) -> str:
+    """Write a profile as one line of JSON."""
+    record = profile._asdict()
+    return encode_record(record | {name: dict(record[name]) for name in ("preferences", "metadata")})
+
+
+def decode_profile(text: str) -> UserProfile:
+    """Read what `encode_profile` wrote; fields of a newer version are passed over."""
+    return UserProfile(**{name: value for name, value in json.loads(text).items() if name in UserProfile._fields})

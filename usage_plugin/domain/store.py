@@ -166,6 +166,8 @@ class UsageStore(ABC):
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
         """Delete what is too old, at most so many records; give how many were deleted, 0 when there are no more.
 
+        Each call is short: the keeper makes many of them, and lets others have the store in between.
+
         Args:
             events_before: microseconds since 1970 UTC; events admitted earlier go, and their sums stay.
             days_before: sums of earlier days go, with their events.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from usage_plugin.errors import SubjectNameError
 
@@ -33,14 +33,23 @@ SEPARATOR = "\x1f"
 """Joins the names of a subject with several dimensions; no name can contain it."""
 
 
+class RealNames(NamedTuple):
+    """How those are really called who are kept under pseudonyms: for the YAML to match, and written nowhere."""
+
+    user: str
+    end_user: str | None
+    api_key_alias: str | None
+
+
 class Subjects(NamedTuple):
     """Everybody a request belongs to, before a model is chosen. None: nobody of that kind.
 
     Attributes:
         user: the resolved person.
         end_user: the raw claim of the request, whoever the user is.
-        api_key: LiteLLM's hash of the key, never the key.
+        api_key: what is kept of the key: never the key, nor what could be made of it without our secret.
         tags: at most 16.
+        real: None where persons are kept under the names they have.
     """
 
     user: str = ANONYMOUS
@@ -51,6 +60,18 @@ class Subjects(NamedTuple):
     organization: str | None = None
     session: str | None = None
     tags: tuple[str, ...] = ()
+    real: RealNames | None = None
+
+    @property
+    def called(self) -> str:
+        """The name by which the user knows themselves."""
+        return self.user if self.real is None else self.real.user
+
+    def kept(self) -> dict[str, Any]:
+        """Give what may be written down: the fields that an event has, too."""
+        fields = self._asdict()
+        del fields["real"]
+        return fields
 
 
 def _is_json(name: str) -> bool:

@@ -12,7 +12,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from usage_plugin.domain.subjects import ANONYMOUS
+from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +24,9 @@ SCHEMA = 1
 Status = Literal["success", "failure", "cancelled", "recovered"]
 """How a request ended. `recovered`: its worker died, and the reserved amount was charged."""
 
-CostSource = Literal["computed", "litellm", "reserved", "unpriced", "none"]
-"""Where a cost comes from: our arithmetic on the deployment's price, LiteLLM's figure, the reserved amount,
-nowhere (no price is known), or nothing was billed."""
+CostSource = Literal["computed", "litellm", "reserved", "given", "unpriced", "none"]
+"""Where a cost comes from: our arithmetic on the deployment's price, LiteLLM's figure, the reserved amount, the
+program that recorded it, nowhere (no price is known), or nothing was billed."""
 
 
 MOST_TOKENS = 10**9
@@ -123,21 +123,28 @@ class UsageEvent(NamedTuple):
         return self.status == "failure"
 
 
+def subjects_of(event: UsageEvent) -> Subjects:
+    """Say whom an event belongs to, under the names that are kept."""
+    return Subjects(*(getattr(event, name) for name in _SUBJECT_FIELDS))
+
+
+_SUBJECT_FIELDS = tuple(name for name in Subjects._fields if name in UsageEvent._fields)
 _NOT_SET = object()
 _DEFAULTS = tuple(UsageEvent._field_defaults.get(name, _NOT_SET) for name in UsageEvent._fields)
 _NAMES = frozenset(UsageEvent._fields)
-encode_record = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+encode_record = json.JSONEncoder(
+    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+).encode
 
 
 def to_record(event: UsageEvent) -> dict[str, Any]:
     """Make a flat record of what differs from the defaults, with the schema's number as `v`."""
-    record: dict[str, Any] = {"v": SCHEMA}
-    record.update(
-        (name, value)
+    return {"v": SCHEMA} | {
+        name: value
         for name, value, default in zip(UsageEvent._fields, event, _DEFAULTS, strict=True)
-        if value != default
-    )
-    return record
+        # Most are the default itself; comparing costs more.
+        if value is not default and value != default
+    }
 
 
 def from_record(record: Mapping[str, Any]) -> UsageEvent:

@@ -95,6 +95,12 @@ def days_window(first: date, last: date, zone: ZoneInfo) -> Window:
     return Window(start_of_day(first, zone), start_of_day(last + timedelta(days=1), zone))
 
 
+def month_of(day: date) -> tuple[date, date]:
+    """Give the first and the last day of the month that a day is in."""
+    first, after = _calendar_days(WindowRule("month"), day)
+    return first, after - timedelta(days=1)
+
+
 _latest: dict[tuple[WindowRule, ZoneInfo], Window] = {}
 """The calendar window found last, by rule and zone: nearly every request asks for the same ones."""
 

@@ -87,7 +87,7 @@ class Asking:
                 started_at=self._runtime.clock.now(),
                 status="recovered",
                 call_type=kind,
-                **subjects._asdict(),
+                **subjects.kept(),
                 call_id=_short(data.get("litellm_call_id")),
                 requested_model=model,
                 model=ways[0].model,

@@ -3,7 +3,8 @@
 A token is at least one byte of UTF-8 text, so the bytes bound the input, with room for what a provider's chat
 template adds to each message and tool; images and sounds in the body have bounds of their own. What the body only
 refers to (URLs, files, earlier responses) is not bounded: the caller then takes the model's whole context. What
-nothing bounds gives None there too. A body is walked once, in C where it may be large.
+nothing bounds gives None there too. A body is walked once, in C where it may be large; of the many fields that count,
+only those that it has (`FIELDS & body.keys()`) are looked at.
 """
 
 from __future__ import annotations
@@ -38,31 +39,32 @@ _TEXT_PARTS = frozenset({
     "tool_use", "tool_result", "function", "function_call", "function_call_output", "message",
 })  # fmt: skip
 # Fields that make a request read what it does not contain.
-_REFERENCES = (
-    "previous_response_id",
-    "conversation",
-    "prompt_id",
-    "cached_content",
-    "cachedContent",
-    "vector_store_ids",
-)
+_REFERENCES = frozenset({
+    "previous_response_id", "conversation", "prompt_id", "cached_content", "cachedContent", "vector_store_ids",
+})  # fmt: skip
 _GEMINI_TEXT = frozenset({"text", "thought", "thoughtSignature", "functionCall", "functionResponse"})
 # Under whatever name a provider takes them: LiteLLM passes on what it does not know.
-_OUTPUT_FIELDS = (
+_OUTPUT_FIELDS = frozenset({
     "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict",
     "maxOutputTokens", "maxTokens", "n_predict", "max_length", "max_gen_len",
-)  # fmt: skip
-_ANSWERS_FIELDS = ("n", "best_of", "candidate_count", "candidateCount", "num_return_sequences")
-_NESTED = (
+})  # fmt: skip
+_ANSWERS_FIELDS = frozenset({"n", "best_of", "candidate_count", "candidateCount", "num_return_sequences"})
+_NESTED = frozenset({
     "extra_body", "options", "parameters", "generationConfig", "generation_config", "inferenceConfig", "config",
-)  # fmt: skip
+})  # fmt: skip
+_MODALITIES = frozenset({"modalities", "responseModalities", "response_modalities"})
 _MOST_PLACES = 20
 _LONGEST_NUMBER = 20
 _LONG_TEXT = 200
 _ORDINARY_SERVICES = ("", "auto", "default", "standard", "standard_only")
 # What a provider looks up, or bills otherwise, by itself: searches, servers, plugins, regions.
-_PROVIDER_RUN = ("web_search_options", "mcp_servers", "search_parameters", "plugins", "inference_geo")
-_OTHER_TEXT = ("instructions", "response_format", "text", "functions", "suffix", "prediction", "documents", "query")
+_PROVIDER_RUN = frozenset({"web_search_options", "mcp_servers", "search_parameters", "plugins", "inference_geo"})
+_MESSAGES = frozenset({"messages", "system"})
+_PROMPTS = frozenset({"input", "prompt"})
+_GEMINI_CONTENTS = frozenset({"contents", "systemInstruction", "system_instruction"})
+_OTHER_TEXT = frozenset({
+    "instructions", "response_format", "text", "functions", "suffix", "prediction", "documents", "query",
+})  # fmt: skip
 _INJECTED_FIELD = {
     "acompletion": "max_tokens",
     "atext_completion": "max_tokens",
@@ -137,7 +139,9 @@ def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
 
 
 def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | None:
-    if any(place.get(field) for place in places for field in _REFERENCES) or isinstance(body.get("prompt"), dict):
+    if any(place.get(field) for place in places for field in _REFERENCES & place.keys()):
+        return None
+    if isinstance(body.get("prompt"), dict):
         return None
     if len(places) > _MOST_PLACES:
         return None
@@ -149,10 +153,11 @@ def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | N
 
 def _input_of(place: Mapping[str, Any], media: _Media) -> int:
     """Count the text of a body, or of an `extra_body` that LiteLLM lays over it."""
-    bound = sum(_content(place.get(field), PER_MESSAGE, media) for field in ("messages", "system"))
-    bound += sum(_prompt(place.get(field), media) for field in ("input", "prompt"))
-    bound += sum(_gemini(place.get(field), media) for field in ("contents", "systemInstruction", "system_instruction"))
-    return bound + sum(_text(place.get(field)) for field in _OTHER_TEXT) + _tools(place.get("tools"))
+    there = place.keys()
+    bound = sum([_content(place[field], PER_MESSAGE, media) for field in _MESSAGES & there])
+    bound += sum([_prompt(place[field], media) for field in _PROMPTS & there])
+    bound += sum([_gemini(place[field], media) for field in _GEMINI_CONTENTS & there])
+    return bound + sum([_text(place[field]) for field in _OTHER_TEXT & there]) + _tools(place.get("tools"))
 
 
 def texts(body: Mapping[str, Any]) -> list[str]:
@@ -172,7 +177,7 @@ def texts(body: Mapping[str, Any]) -> list[str]:
 
 
 def _output_is_bounded(place: Mapping[str, Any]) -> bool:
-    if place.get("background") or any(place.get(field) is not None for field in _PROVIDER_RUN):
+    if place.get("background") or any(place[field] is not None for field in _PROVIDER_RUN & place.keys()):
         return False
     if place.get("speed") not in (None, "standard"):
         return False  # Anthropic's fast mode is billed six times over.
@@ -193,8 +198,8 @@ def _media_output(place: Mapping[str, Any]) -> bool | None:
     """Say whether the answer may hold sounds; None if it may hold what no output limit bounds."""
     kinds = [
         str(kind).lower()
-        for field in ("modalities", "responseModalities", "response_modalities")
-        if isinstance(place.get(field), list)
+        for field in _MODALITIES & place.keys()
+        if isinstance(place[field], list)
         for kind in place[field]
     ]
     return None if set(kinds) - {"text", "audio"} else "audio" in kinds
@@ -230,9 +235,9 @@ def _asked_output(body: Mapping[str, Any], places: list[Any]) -> int | None:
     asked = [
         place[field]
         for place in places
-        for field in _OUTPUT_FIELDS
+        for field in _OUTPUT_FIELDS & place.keys()
         # In the body itself null is as good as nothing; laid over it, it takes away what stands there.
-        if field in place and not (place is body and place[field] is None)
+        if not (place is body and place[field] is None)
     ]
     numbers = [_whole(value) for value in asked]
     if not numbers or None in numbers or 0 in numbers:
@@ -252,9 +257,8 @@ def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
     if field is None or not isinstance(holder, dict):
         return False
     for place in _places(body):
-        for name in _OUTPUT_FIELDS:
-            if name in place:
-                place[name] = most
+        for name in _OUTPUT_FIELDS & place.keys():
+            place[name] = most
     holder[field] = most
     return True
 
@@ -266,7 +270,9 @@ def names_any(body: Mapping[str, Any], fields: Iterable[str]) -> bool:
 
 
 def _answers(body: Mapping[str, Any], places: list[Any]) -> int:
-    given = [value for place in places for field in _ANSWERS_FIELDS if (value := place.get(field)) is not None]
+    given = [
+        value for place in places for field in _ANSWERS_FIELDS & place.keys() if (value := place[field]) is not None
+    ]
     # What is no whole number may still mean one to a provider: nobody knows how many answers there will be.
     counts = [1, *(MOST_COUNT if (count := _whole(value)) is None else max(1, count) for value in given)]
     prompts = body.get("prompt")
@@ -281,7 +287,7 @@ def _places(body: Mapping[str, Any]) -> list[Any]:
     """
     places: list[Any] = [body]
     for place in places:
-        places += [nested for field in _NESTED if isinstance(nested := place.get(field), dict)]
+        places += [nested for field in _NESTED & place.keys() if isinstance(nested := place[field], dict)]
         if len(places) > _MOST_PLACES:
             break
     return places

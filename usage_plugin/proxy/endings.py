@@ -25,7 +25,7 @@ from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import outcomes
 from usage_plugin.proxy.underway import RequestUnderWay, is_free
-from usage_plugin.tracking.admission import Admitted
+from usage_plugin.tracking.admission import unheld
 from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
 
 if TYPE_CHECKING:
@@ -218,6 +218,8 @@ class Endings:
 
     def _settle(self, request: RequestUnderWay, outcome: Outcome, *, by: Settler) -> Recorded | None:
         self._underway.forget(request, by)
+        # The answer, and with it the whole body, would else live as long as the exchange, which timers may hold.
+        request.delivered = None
         return self._write(request, outcome)
 
     def _write(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
@@ -231,15 +233,8 @@ class Endings:
             request.settled = False
             return self._write(request, Outcome(status=outcome.status, error=outcome.error, as_reserved=True))
         if recorded is not None:
-            self._count(recorded.event)
+            self._runtime.imperfections.look(recorded.event)
         return recorded
-
-    def _count(self, event: UsageEvent) -> None:
-        concerns = event.model or event.call_type
-        if event.estimated:
-            self._runtime.imperfections.count("estimated", concerns, event.cost or 0)
-        if event.cost is None:
-            self._runtime.imperfections.count("unpriced", concerns)
 
     def _record_foreign(self, kwargs: Mapping[str, Any], response: Any) -> None:
         """Charge what was never admitted, such as a health check: it costs as much as any other request."""
@@ -258,8 +253,9 @@ class Endings:
             model=served.model or served.served_model,
         )
         outcome = outcomes.read_outcome(self._prices, served, usage, draft)
-        never = Admitted(draft, Subjects(user=INTERNAL), (), {}, False, None, (), holds=False)
-        recorded = self._write(OpenRequest(never, self._runtime.clock.monotonic()), outcome)
+        recorded = self._write(
+            OpenRequest(unheld(draft, Subjects(user=INTERNAL)), self._runtime.clock.monotonic()), outcome
+        )
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
 

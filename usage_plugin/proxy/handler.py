@@ -8,7 +8,7 @@ terminal event wins. Our own bug never becomes the client's 500.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -28,7 +28,8 @@ from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
 from usage_plugin.tracking.admission import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from types import TracebackType
 
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.runtime import Runtime
@@ -82,7 +83,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:
         runtime = self._runtime
         started = runtime.clock.monotonic()
-        subjects = resolve(runtime.config.identity, key, data)
+        subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data))
         unmetered = kind in UNMETERED
         if unmetered:
             outcome, unfelt = await admit_unmetered(runtime, subjects, data, kind)
@@ -92,7 +93,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             runtime.refusals.add(refusal)
         if isinstance(outcome, Refusal):
             runtime.refusals.add(outcome)
-            raise refusal_error(outcome, runtime.config)
+            # The sentence is the client's own, and written nowhere.
+            raise refusal_error(replace(outcome, user=subjects.called), runtime.config)
         request = RequestUnderWay(outcome, started, unmetered=unmetered)
         try:
             self._underway.add(request, data, here)
@@ -141,7 +143,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002  # LiteLLM's
         """Settle a whole answer before it is sent, so that neither SIGTERM nor a slow logger can lose it."""
-        with _nothing_raised("async_post_call_success_hook"):
+        with _NothingRaised("async_post_call_success_hook"):
             request = self._underway.of_hook(data)
             recorded = self._endings.answered(request, data, response) if request is not None else None
             here = exchange.current.get()
@@ -158,7 +160,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Settle a stream, and whatever the inline hook could not."""
-        with _nothing_raised("async_log_success_event"):
+        with _NothingRaised("async_log_success_event"):
             self._endings.logged(kwargs, response_obj)
 
     async def async_log_failure_event(
@@ -169,7 +171,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Remember what a stream had delivered when it broke; it is settled only if the request really failed."""
-        with _nothing_raised("async_log_failure_event"):
+        with _NothingRaised("async_log_failure_event"):
             request = self._underway.of_log(kwargs)
             if request is not None:
                 self._endings.partly_delivered(request, kwargs)
@@ -182,7 +184,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         traceback_str: str | None = None,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Settle a request that failed for good."""
-        with _nothing_raised("async_post_call_failure_hook"):
+        with _NothingRaised("async_post_call_failure_hook"):
             request = self._underway.of_hook(request_data)
             if request is not None:
                 self._endings.failed(request, original_exception, hurried=gives_up_early(request_data))
@@ -194,7 +196,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     @staticmethod
     def answer_begins(here: exchange.Exchange) -> None:
         """Write the headers of an answer, at the last moment: only then is it known what they say."""
-        with _nothing_raised("answer_begins"):
+        with _NothingRaised("answer_begins"):
             if here.standing is not None:
                 here.headers |= standing_headers(here.standing)
             if here.cost is not None:
@@ -202,7 +204,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:  # a callback
         """Hear that a request is over on the wire."""
-        with _nothing_raised("request_ended"):
+        with _NothingRaised("request_ended"):
             self._endings.over(request, abandoned=abandoned)
 
     @property
@@ -212,17 +214,31 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     def close(self) -> None:
         """Settle what is left when the worker ends."""
-        with _nothing_raised("close"):
+        with _NothingRaised("close"):
             self._endings.close()
 
 
-@contextmanager
-def _nothing_raised(hook: str) -> Iterator[None]:
-    """Keep our own bug from becoming the client's 500; what it leaves unsettled is charged when the request is over."""
-    try:
-        yield
-    except Exception:
-        log.exception("hook.failed", hook=hook)
+class _NothingRaised:
+    """Keeps our own bug from becoming the client's 500; what it leaves unsettled is charged when the request is over.
+
+    A class, since each request passes several, and a generator costs many times as much.
+    """
+
+    __slots__ = ("_hook",)
+
+    def __init__(self, hook: str) -> None:
+        self._hook = hook
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        log.error("hook.failed", hook=self._hook, exc_info=error)
+        return True
 
 
 def _as_answer(error: Exception, kind: str) -> ProxyException:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.errors import SubjectNameError
 
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from usage_plugin.config import IdentityConfig
 
 _PLACEHOLDER = "default_user_id"
-_MASTER_KEY = "litellm_proxy_master_key"
 _HEADER = "header:"
-_HASH = re.compile(r"[0-9a-f]{64}|hashed-jwt-[0-9a-f]{64}")
 
 
 class IdentityRequiredError(SubjectNameError):
@@ -30,7 +28,7 @@ class IdentityRequiredError(SubjectNameError):
 
 
 def resolve(config: IdentityConfig, key: Any, body: Mapping[str, Any]) -> Subjects:  # UserAPIKeyAuth
-    """Find everybody a request belongs to.
+    """Find everybody a request belongs to, under their real names: pseudonyms come after.
 
     Args:
         config: the order of sources, and what to do if none names anybody.
@@ -82,11 +80,11 @@ def _key_name(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
     if alias is not None:
         return alias
     hashed = _key_hash(key)
-    return f"key-{hashed[:16]}" if hashed else None
+    return key_name(hashed) if hashed else None
 
 
 def _is_master(key: Any) -> bool:  # UserAPIKeyAuth
-    return _MASTER_KEY in (key.api_key, key.token)
+    return MASTER_KEY in (key.api_key, key.token)
 
 
 def _key_hash(key: Any) -> str | None:
@@ -94,7 +92,7 @@ def _key_hash(key: Any) -> str | None:
     value = key.api_key or key.token
     if not isinstance(value, str) or not value:
         return None
-    if value == _MASTER_KEY or _HASH.fullmatch(value):
+    if is_key_hash(value):
         return value
     return hashlib.sha256(value.encode()).hexdigest()
 

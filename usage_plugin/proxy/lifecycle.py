@@ -18,7 +18,6 @@ from litellm.proxy import proxy_server
 
 import usage_plugin
 from usage_plugin.config import CONFIG_VARIABLE, find_config, load_config, read_proxy_section
-from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger, short_error, show_log
 from usage_plugin.proxy.exchange import ExchangeWrapper
@@ -29,7 +28,6 @@ from usage_plugin.runtime import Runtime
 
 FLUSH_SECONDS = 10.0
 LOOKS_FOR_LOGS = 10
-TICK_SECONDS = 1.0
 
 log = get_logger()
 
@@ -53,7 +51,7 @@ def start() -> UsageHandler_PROXY_:
     path = find_config(None if os.environ.get(CONFIG_VARIABLE) else proxy_server.user_config_file_path)
     runtime = Runtime(load_config(path))
     handler = UsageHandler_PROXY_(runtime, PriceBook())
-    ticking = loop.create_task(_tick(runtime))
+    ticking = loop.create_task(runtime.tick())
     _wrap_app(handler)
     _wrap_shutdown(runtime, handler, ticking)
     _announce(runtime)
@@ -102,23 +100,6 @@ async def _let_logging_end(handler: UsageHandler_PROXY_) -> None:
         if not handler.has_unsettled:
             return
         await asyncio.sleep(0.1)
-
-
-async def _tick(runtime: Runtime) -> None:
-    """Do each worker's own small chores: hand what was counted over, keep the cache within its retention."""
-    cleaned = runtime.clock.monotonic()
-    every = runtime.config.cache.cleanup_interval.total_seconds() * 1e6
-    while True:
-        await asyncio.sleep(TICK_SECONDS)
-        try:
-            runtime.refusals.flush()
-            runtime.imperfections.flush()
-            if runtime.clock.monotonic() - cleaned > every:
-                cleaned = runtime.clock.monotonic()
-                runtime.cache.clean_up(local_date(runtime.clock.now(), runtime.config.timezone))
-        except Exception:
-            # Whatever it was, the next tick must come.
-            log.exception("tick.failed")
 
 
 def _unpriced(path: Path) -> list[str]:

@@ -93,11 +93,11 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
 
 def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
     """Find the usage in an answer, Gemini's own in OpenAI's form; empty if it has none."""
-    usage, gemini = (
-        _mapping(response.get(name) if isinstance(response, dict) else getattr(response, name, None))
-        for name in ("usage", "usageMetadata")
-    )
-    return usage or (_of_gemini(gemini) if gemini else {})
+    usage = _mapping(_field(response, "usage"))
+    if usage:
+        return usage
+    gemini = _mapping(_field(response, "usageMetadata"))
+    return _of_gemini(gemini) if gemini else {}
 
 
 def _of_gemini(usage: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -290,16 +290,14 @@ def _tool_cost(breakdown: Any) -> object:  # LiteLLM's, a mapping
 
 def _service(response: Any) -> str | None:  # any of LiteLLM's answers
     """Find the tier of service that an answer says it was served in."""
-    return _text(
-        response.get("service_tier") if isinstance(response, dict) else getattr(response, "service_tier", None)
-    )
+    return _text(_field(response, "service_tier"))
 
 
 def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLLM's answers
     """Count what may be billed by the piece: images and queries in the answer, characters in what was to be spoken."""
-    images = getattr(response, "data", None)
+    images = _field(response, "data")
     spoken = request.get("input")
-    billed = _mapping(_mapping(getattr(response, "meta", None)).get("billed_units"))
+    billed = _mapping(_mapping(_field(response, "meta")).get("billed_units"))
     return Units(
         images=len(images) if isinstance(images, list) else 0,
         characters=len(spoken) if isinstance(spoken, str) else 0,
@@ -330,9 +328,17 @@ def _mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
     if isinstance(value, dict):
         return value
     if isinstance(value, BaseModel):
-        # Shallow: dumping the model costs more than all that is read from it.
-        return dict(value)
+        # What stands in it already: dumping the model, or walking through it, costs more than all that is read from it.
+        extra = value.__pydantic_extra__
+        return {**vars(value), **extra} if extra else vars(value)
     return {}
+
+
+def _field(holder: Any, name: str) -> Any:  # any of LiteLLM's objects
+    """Read a field that may be missing; to ask a pydantic model for an attribute that it lacks is slow."""
+    if isinstance(holder, dict | BaseModel):
+        return _mapping(holder).get(name)
+    return getattr(holder, name, None)
 
 
 def _text(value: object) -> str | None:
@@ -343,7 +349,7 @@ def _first(usage: Mapping[str, Any], *names: str) -> int:
     """Read the first field that is there; null and nonsense count as none."""
     for name in names:
         value = usage.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if type(value) is int and value > 0:
             return min(value, MOST_TOKENS)
     return 0
 
@@ -352,10 +358,12 @@ def _numbers(usage: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]
     """Flatten a usage to its numbers other than zero: what a later repricing needs, and no text."""
     found: list[tuple[str, int]] = []
     for key, value in usage.items():
-        if not str(key).isidentifier():
+        # Most fields are empty.
+        if not value or not str(key).isidentifier():
             continue
-        if isinstance(value, dict | BaseModel):
-            found += _numbers(_mapping(value), f"{prefix}{key}.")
-        elif isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_TOKENS:
-            found.append((f"{prefix}{key}"[:80], value))
+        if type(value) is int:
+            if 0 < value <= MOST_TOKENS:
+                found.append((f"{prefix}{key}"[:80], value))
+        elif nested := _mapping(value):
+            found += _numbers(nested, f"{prefix}{key}.")
     return found[:_MOST_USAGE_FIELDS]

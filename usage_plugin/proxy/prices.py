@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import litellm
 from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
@@ -20,6 +21,7 @@ from usage_plugin.proxy.price_sheets import is_priced_by_litellm, map_entry, own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import ModuleType
 
     from usage_plugin.domain.prices import Price
     from usage_plugin.proxy.price_sheets import Route
@@ -108,19 +110,21 @@ class PriceBook:
     def fallbacks(self, model: str, body: Mapping[str, Any]) -> list[str]:
         """List every model that the router may turn to if this one fails, in the end or on the way."""
         router = _router()
-        lists = [body.get(name) for name in FALLBACK_LISTS]
+        holders = [body.get(name) for name in FALLBACK_LISTS]
         if router is not None:
-            lists += [getattr(router, name) for name in FALLBACK_LISTS]
+            holders += [getattr(router, name) for name in FALLBACK_LISTS]
+        lists = [fallbacks for fallbacks in holders if isinstance(fallbacks, list) and fallbacks]
+        if not lists:
+            return []
         found: list[str] = []
         queue = [model]
         while queue and len(found) < _MOST_FALLBACKS:
             name = queue.pop(0)
             for fallbacks in lists:
-                if isinstance(fallbacks, list) and fallbacks:
-                    for target in _targets(fallbacks, name):
-                        if target != model and target not in found:
-                            found.append(target)
-                            queue.append(target)
+                for target in _targets(fallbacks, name):
+                    if target != model and target not in found:
+                        found.append(target)
+                        queue.append(target)
         return found
 
     @staticmethod
@@ -180,9 +184,15 @@ def _targets(fallbacks: list[Any], model: str) -> list[str]:
 
 
 def _router() -> Any:  # litellm.Router, rebound whenever the proxy loads its config
-    from litellm.proxy import proxy_server  # noqa: PLC0415  # only in the proxy, and only when it runs
+    return _proxy_server().llm_router
 
-    return proxy_server.llm_router
+
+@cache
+def _proxy_server() -> ModuleType:
+    """Import it once, only in the proxy, and only when it runs: an import costs something also the next time."""
+    from litellm.proxy import proxy_server  # noqa: PLC0415
+
+    return cast("ModuleType", proxy_server)
 
 
 def _provider(served_model: str, named: object) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from usage_plugin.proxy import exchange
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 STAMP = "usage_plugin_event"
 """The key under which our id travels in the request's metadata; never sent to a provider."""
 
+_METADATA = ("litellm_metadata", "metadata")
 _REMEMBERED = 10_000
 
 _FREE_CALLS = re.compile(
@@ -117,9 +119,16 @@ class Underway:
         return None
 
     def _stamped(self, holder: Mapping[str, Any]) -> RequestUnderWay | None:
-        return next((self._open[stamp] for stamp in _stamps(holder) if stamp in self._open), None)
+        for name in _METADATA:
+            metadata = holder.get(name)
+            if isinstance(metadata, dict):
+                stamp = metadata.get(STAMP)
+                if isinstance(stamp, str) and stamp in self._open:
+                    return self._open[stamp]
+        return None
 
 
+@lru_cache(maxsize=256)
 def is_free(call_type: str) -> bool:
     """Say whether calls of this type cost nothing, whatever comes of them."""
     return _FREE_CALLS.search(call_type) is not None
@@ -141,7 +150,7 @@ def _parameters(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _stamps(holder: Mapping[str, Any]) -> list[str]:
     """List what may be an id of ours; a client can put one there as well, but guess none."""
-    found = (holder.get(name) for name in ("litellm_metadata", "metadata"))
+    found = (holder.get(name) for name in _METADATA)
     stamps = (metadata.get(STAMP) for metadata in found if isinstance(metadata, dict))
     return [stamp for stamp in stamps if isinstance(stamp, str)]
 

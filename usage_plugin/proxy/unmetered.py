@@ -36,7 +36,7 @@ async def admit_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[st
         started_at=now,
         status="recovered",
         call_type=kind,
-        **subjects._asdict(),
+        **subjects.kept(),
         requested_model=model,
         model=model,
     )

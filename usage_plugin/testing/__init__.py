@@ -1,1 +1,21 @@
-"""Help for tests, ours and those of plugin authors; installed with the package. The package proper never imports it."""
+"""Help for tests, ours and those of plugin authors; installed with the package, with the extra `testing`.
+
+`StoreContract` and `LedgerContract` are what backends must promise: subclass one of them in a test module, name the
+backend, and run pytest. `builders` and `clock` make what tests need. The package proper never imports any of this.
+"""
+
+import pytest
+
+# Before they are imported: otherwise a third party's failure reads `AssertionError` and nothing else.
+pytest.register_assert_rewrite(
+    "usage_plugin.testing.books",
+    "usage_plugin.testing.durability",
+    "usage_plugin.testing.ledger_contract",
+    "usage_plugin.testing.ledger_machine",
+    "usage_plugin.testing.store_contract",
+)
+
+from usage_plugin.testing.ledger_contract import LedgerContract  # noqa: E402
+from usage_plugin.testing.store_contract import StoreContract  # noqa: E402
+
+__all__ = ["LedgerContract", "StoreContract"]

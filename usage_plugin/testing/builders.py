@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import date
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from usage_plugin.domain.ledger import AccountKey, Hold
 from usage_plugin.domain.prices import Rates
-from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum
+from usage_plugin.domain.usage import UsageEvent, UsageTotals, new_event_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 NOON = 1_795_435_200_000_000
 """2026-11-23 12:00 UTC."""
+TODAY = date(2026, 11, 23)
+MINUTE = 60_000_000
+DAY = 24 * 60 * MINUTE
+
+ANN = AccountKey(1, 0, "ann")
+TEAM = AccountKey(2, 0, "research")
+END = DAY
+"""Two accounts, and the end of their windows."""
+
+RecordT = TypeVar("RecordT")
 
 
 def make_event(**fields: Any) -> UsageEvent:
@@ -29,6 +45,13 @@ def make_event(**fields: Any) -> UsageEvent:
     return UsageEvent(**{**event, **fields})
 
 
+def make_sum(**fields: Any) -> DailySum:
+    """Make a sum: two requests of ann's today, one of them failed, for 3 cents."""
+    names: dict[str, Any] = {**dict.fromkeys(ROLLUP_DIMENSIONS), "user": "ann", "model": "unknown"}
+    totals = UsageTotals(requests=2, failed_requests=1, input_tokens=20, output_tokens=10, cost=30_000_000)
+    return DailySum(**{"day": TODAY, **names, "totals": totals, **fields})
+
+
 def make_rates(prompt: int = 0, answer: int = 0, **parts: int) -> Rates:
     """Make rates in atto-dollars; a part that is not named costs what its whole costs."""
     rates = dict.fromkeys(("cached_input", "cache_write", "audio_input", "image_input"), prompt)
@@ -37,3 +60,29 @@ def make_rates(prompt: int = 0, answer: int = 0, **parts: int) -> Rates:
     rates.setdefault("cached_audio", rates["cached_input"])
     rates.setdefault("cache_write_1h", rates["cache_write"])
     return Rates(input=prompt, output=answer, **rates)
+
+
+def numbered_from(first: int, records: Iterable[RecordT]) -> list[tuple[int, RecordT]]:
+    """Number records, as a writer does."""
+    return list(enumerate(records, first))
+
+
+def event_of(writer: str, number: int) -> UsageEvent:
+    """Make the event that a writer sends under a number: everybody can tell it again."""
+    user = ("ann", "bo", "zoë")[number % 3]
+    return make_event(event_id=f"{writer}-{number:06}", started_at=NOON + number * MINUTE, user=user, cost=number)
+
+
+def batch_of(writer: str, first: int, count: int) -> list[tuple[int, UsageEvent]]:
+    """Make numbered events of a writer."""
+    return numbered_from(first, (event_of(writer, number) for number in range(first, first + count)))
+
+
+def sums_batch(count: int = 3) -> list[tuple[int, DailySum]]:
+    """Make numbered sums of days."""
+    return numbered_from(1, (make_sum(user=f"old {number}") for number in range(count)))
+
+
+def hold(account: AccountKey, amount: int, maximum: int | None) -> Hold:
+    """Make a hold of which everything is charged if its worker dies."""
+    return Hold(account, END, amount, maximum, if_lost=amount)

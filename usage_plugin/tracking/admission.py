@@ -111,6 +111,11 @@ class Admitted:
     holds: bool = True
 
 
+def unheld(event: UsageEvent, subjects: Subjects) -> Admitted:
+    """Stand in for an admission where nobody asked: the request is recorded and charged, and nothing was held."""
+    return Admitted(event, subjects, (), {}, False, None, (), holds=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Downgrade:
     """The request may start if it goes to another model.

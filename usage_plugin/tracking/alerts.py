@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.alerts import Alert
+from usage_plugin.domain.alerts import Alert, encode_alert
 from usage_plugin.domain.ledger import AlertKey, Imperfection
 from usage_plugin.domain.windows import local_date, start_of_day
 from usage_plugin.log import get_logger, short_error
@@ -74,7 +74,7 @@ class Alerts:
         """
         while self._waiting:
             key, alert = self._waiting[0]
-            if ledger.alert(key, alert.at):
+            if ledger.alert(key, alert.at, encode_alert(alert)):
                 self._tell(alert)
             self._waiting.popleft()
         for listener in self._listeners:

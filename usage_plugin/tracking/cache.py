@@ -1,4 +1,4 @@
-"""The cache: recent sums by user and day, bounded, and coherent over all workers by the outbox's numbers.
+"""The cache: recent sums by user and day or month, bounded, and coherent over all workers by the outbox's numbers.
 
 An entry is the store's sum plus every event up to number `seq`, the same for all entries. Events of this worker
 are added as they are recorded; those of others, when the cache catches up from the outbox. Limits never read it.
@@ -7,13 +7,13 @@ are added as they are recorded; those of others, when the cache catches up from 
 from __future__ import annotations
 
 from collections import OrderedDict
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
-from usage_plugin.domain.windows import local_date
+from usage_plugin.domain.windows import local_date, month_of
 
 if TYPE_CHECKING:
-    from datetime import date
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.ledger import Ledger
@@ -22,11 +22,22 @@ if TYPE_CHECKING:
 _PAGE = 500
 
 
-class UserDay(NamedTuple):
-    """What sums are cached by: a user, and a day of the configured zone."""
+class UserSpan(NamedTuple):
+    """What sums are cached by: a user, and days of the configured zone, both included."""
 
     user: str
-    day: date
+    first: date
+    last: date
+
+
+def user_day(user: str, day: date) -> UserSpan:
+    """Name a user's day."""
+    return UserSpan(user, day, day)
+
+
+def user_month(user: str, day: date) -> UserSpan:
+    """Name a user's month, by any of its days."""
+    return UserSpan(user, *month_of(day))
 
 
 class UsageCache:
@@ -37,21 +48,21 @@ class UsageCache:
         self._size = size
         self._retention_days = retention_days
         self._zone = zone
-        self._entries: OrderedDict[UserDay, UsageTotals] = OrderedDict()
+        self._entries: OrderedDict[UserSpan, UsageTotals] = OrderedDict()
         self.seq = 0
 
     def __len__(self) -> int:
         """Count the entries."""
         return len(self._entries)
 
-    def get(self, key: UserDay) -> UsageTotals | None:
+    def get(self, key: UserSpan) -> UsageTotals | None:
         """Read an entry, correct up to `seq`."""
         totals = self._entries.get(key)
         if totals is not None:
             self._entries.move_to_end(key)
         return totals
 
-    def put(self, key: UserDay, totals: UsageTotals) -> None:
+    def put(self, key: UserSpan, totals: UsageTotals) -> None:
         """Keep a sum that is correct up to `seq`."""
         self._entries[key] = totals
         self._entries.move_to_end(key)
@@ -64,10 +75,11 @@ class UsageCache:
             return
         self.seq = seq
         if self._entries:
-            key = UserDay(event.user, local_date(event.started_at, self._zone))
-            totals = self._entries.get(key)
-            if totals is not None:
-                self._entries[key] = totals.plus(totals_of(event))
+            day = local_date(event.started_at, self._zone)
+            for key in (user_day(event.user, day), user_month(event.user, day)):
+                totals = self._entries.get(key)
+                if totals is not None:
+                    self._entries[key] = totals.plus(totals_of(event))
 
     def catch_up(self, ledger: Ledger) -> None:
         """Add what other workers recorded; forget everything if some of that is no longer in the outbox."""
@@ -82,6 +94,7 @@ class UsageCache:
                 self.add(seq, decode_event(encoded))
 
     def clean_up(self, today: date) -> None:
-        """Drop the days that are past their retention."""
-        for key in [key for key in self._entries if (today - key.day).days >= self._retention_days]:
+        """Drop the days and months that are past their retention."""
+        oldest = today - timedelta(days=self._retention_days)
+        for key in [key for key in self._entries if key.last <= oldest]:
             del self._entries[key]

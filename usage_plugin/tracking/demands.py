@@ -13,7 +13,7 @@ from usage_plugin.domain.ledger import AccountKey, Balance, Hold, has_room
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.limits import Limit, LimitSet, Matched
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
@@ -77,6 +77,7 @@ class Demand(NamedTuple):
 
     Attributes:
         window: of the account; where the limit's window rolls, its bucket.
+        account: the account it would be held on.
         maximum: the amount of the limit in force for this subject; None for unlimited.
         amount: what the request needs at most, in the limit's unit.
         if_lost: what is charged if nobody ever learns what it used.
@@ -86,15 +87,19 @@ class Demand(NamedTuple):
     limit: Limit
     subject: str
     window: Window
+    account: AccountKey
     maximum: int | None
     amount: int
     if_lost: int = 0
     since: int | None = None
 
-    @property
-    def account(self) -> AccountKey:
-        """The account it would be held on."""
-        return AccountKey(self.limit.key, self.window.start, self.subject)
+    @classmethod
+    def of(cls, matched: Matched, at: int, amount: int, if_lost: int = 0) -> Demand:
+        """Make what a request of an instant asks of a limit that counts it."""
+        limit, subject, _ = matched
+        window = limit.window_at(at)
+        account = AccountKey(limit.key, window.start, subject)
+        return cls(limit, subject, window, account, matched.amount_at(at), amount, if_lost, limit.since_at(at))
 
     def hold(self, *, enforced: bool) -> Hold:
         """Make the hold; one that is not enforced always fits."""
@@ -134,15 +139,7 @@ def demands_of(
         for matched in limits.matching(ask.subjects, candidate.model, candidate.provider):
             limit = matched.limit
             amount, problem = _amount(limit, candidate, ask)
-            demand = Demand(
-                limit,
-                matched.subject,
-                limit.window_at(at),
-                matched.amount_at(at),
-                amount,
-                _if_lost(limit, candidate, ask, amount, on_lost),
-                limit.since_at(at),
-            )
+            demand = Demand.of(matched, at, amount, _if_lost(limit, candidate, ask, amount, on_lost))
             if problem:
                 unknown.append((demand, problem, candidate.model))
             known = demands.setdefault(demand.account, demand)

@@ -16,6 +16,7 @@ from usage_plugin.tracking.flusher import until_free
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.usage import UsageEvent
 
 Kind = Literal[
     "estimated",  # charged by an estimate, or as reserved; adds up the cost
@@ -56,6 +57,14 @@ class Imperfections:
         counted = self._counts.get((kind, name))
         times, total, first = (counted.times, counted.amount, counted.first_at) if counted else (0, 0, now)
         self._counts[kind, name] = Imperfection(kind, name, times + 1, total + amount, first, now)
+
+    def look(self, event: UsageEvent) -> None:
+        """Count what is not known exactly of an event that was recorded."""
+        concerns = event.model or event.call_type
+        if event.estimated:
+            self.count("estimated", concerns, event.cost or 0)
+        if event.cost is None:
+            self.count("unpriced", concerns)
 
     def _bounded(self, kind: Kind, name: str) -> str:
         """Keep names short and few: some are chosen by clients, and each is a row for ever."""

@@ -2,7 +2,8 @@
 
 Every worker has such a thread, which does that worker's chores. One of them, by a file lock, is the keeper of the data
 folder: it recovers what dead workers left open, tidies the ledger, keeps its log short, and sees to it that the
-outbox is moved into the store and new limits are seeded. If it dies, another takes over within a second.
+outbox is moved into the store, new limits are seeded and old history is pruned. If it dies, another takes over within
+a second.
 
 The store has a thread to itself, so that one that fails or hangs holds up nothing but history.
 """
@@ -19,6 +20,7 @@ from usage_plugin.domain.usage import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking import rules
+from usage_plugin.tracking.copies import Copies
 from usage_plugin.tracking.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
 from usage_plugin.tracking.patience import LONGEST_PAUSE, Attempt, Persistent
 from usage_plugin.tracking.problems import Problems
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OpenReservation
     from usage_plugin.domain.store import UsageStore
+    from usage_plugin.tracking.copies import WrittenLimit
+    from usage_plugin.tracking.pruning import Pruner
     from usage_plugin.tracking.seeding import Seeder
     from usage_plugin.tracking.workers import Workers
 
@@ -42,7 +46,7 @@ log = get_logger()
 class Keeper:
     """Runs in a thread from `start` to `stop`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one for each part that it works with
         self,
         open_ledger: Callable[[], Ledger],
         open_store: Callable[[], AbstractAsyncContextManager[UsageStore]],
@@ -51,6 +55,8 @@ class Keeper:
         *,
         unstorable: Unstorable,
         seeder: Seeder | None = None,
+        limits: Callable[[], Sequence[WrittenLimit]] = tuple,
+        pruner: Pruner | None = None,
         chores: Sequence[Callable[[Ledger], None]] = (),
     ) -> None:
         """Take what opens the parts: each thread must have its own.
@@ -62,6 +68,8 @@ class Keeper:
             clock: for what is written down; the thread's own pace is real time.
             unstorable: where events go that the store never takes.
             seeder: sees to new limits.
+            limits: gives those in force, for a store that keeps copies of them.
+            pruner: deletes what is kept long enough.
             chores: what this worker does once a second, keeper or not.
         """
         self._open_ledger = open_ledger
@@ -70,6 +78,8 @@ class Keeper:
         self._clock = clock
         self._unstorable = unstorable
         self._seeder = seeder
+        self._limits = limits
+        self._pruner = pruner
         self._chores = chores
         self._problems = Problems(clock)
         self._moving = Persistent("store", self._move)
@@ -175,6 +185,7 @@ class Keeper:
             async with self._open_store() as store:
                 flusher = Flusher(ledger, store, self._unstorable, step=attempt.step)
                 await flusher.begin()
+                copies = Copies(ledger, store, self._limits, attempt.step)
                 while True:
                     is_last = attempt.is_ending
                     await flusher.flush_all()
@@ -183,6 +194,9 @@ class Keeper:
                         return
                     if self._seeder:
                         await self._seeder.seed_new(ledger, store, attempt.step)
+                    await copies.bring_up_to_date()
+                    if self._pruner:
+                        await self._pruner.turn(ledger, store, attempt)
                     await attempt.pause(ROUND_EVERY)
         finally:
             ledger.close()

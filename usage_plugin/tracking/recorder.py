@@ -152,7 +152,8 @@ class Recorder:
             accounts = {demand.account for demand in held}
             demands = [*held, *(demand for demand in demands if demand.account not in accounts)]
         else:
-            event = event._replace(excess=_excess(event, held=held, charged=demands))
+            if excess := _excess(event, held=held, charged=demands):
+                event = event._replace(excess=excess)
             self._count_overruns(held, demands)
         if event.degraded:
             self._imperfections.count("degraded", event.model, event.cost or 0)
@@ -221,14 +222,7 @@ class Recorder:
         }
         at = event.started_at
         return [
-            Demand(
-                matched.limit,
-                matched.subject,
-                matched.limit.window_at(at),
-                matched.amount_at(at),
-                amounts[matched.limit.unit],
-                since=matched.limit.since_at(at),
-            )
+            Demand.of(matched, at, amounts[matched.limit.unit])
             for matched in self._rules.limits.matching(subjects, event.model, event.provider)
             if matched.limit.is_charged
         ]

@@ -11,14 +11,16 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Charge
-from usage_plugin.domain.limits import LimitSet
+from usage_plugin.domain.limits import literal_of
+from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
-from usage_plugin.domain.usage import decode_event, totals_of
-from usage_plugin.domain.windows import FOREVER, Window, local_date
+from usage_plugin.domain.usage import decode_event, subjects_of, totals_of
+from usage_plugin.domain.windows import FOREVER, Window, local_date, to_datetime
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.flusher import until_free
+from usage_plugin.tracking.pruning import last_run
 from usage_plugin.tracking.rules import NOTE
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OutboxEntry
-    from usage_plugin.domain.limits import Limit
+    from usage_plugin.domain.limits import Limit, LimitSet
     from usage_plugin.domain.store import Aggregate, UsageStore
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.tracking.rules import RulesInForce
@@ -71,6 +73,7 @@ class Seeder:
             return
         new = [limit for key, limit in charged.items() if key not in counting]
         if new:
+            self._tell_what_is_missing(ledger, [limit for limit in new if limit.counts_history])
             sums = _History([limit for limit in new if limit.counts_history], limits, self._zone, self._clock.now())
             await sums.read(store, ledger.writer, step)
             for limit in sums.limits:
@@ -80,6 +83,22 @@ class Seeder:
             _count(ledger, charged.keys())
             log.info("limits.seeded", limits=[limit.name for limit in new])
         self._done = digest
+
+    def _tell_what_is_missing(self, ledger: Ledger, new: Sequence[Limit]) -> None:
+        """Say which limits will count less than their windows held."""
+        run, limits = last_run(ledger), self._rules.limits
+        if run and (lacking := self._lacking(new, self._clock.now(), run.events_before)):
+            since = to_datetime(run.events_before).isoformat()
+            log.warning("limits.history_was_pruned", limits=lacking, counted_from=since)
+        if limits.hides_persons and (unknown := [limit.name for limit in new if _has_globs_of_persons(limit, limits)]):
+            log.warning("limits.history_has_pseudonyms", limits=unknown, effect="whom a glob fits begins at zero")
+
+    def lacking(self, now: int, pruned: int) -> list[str]:
+        """Name the limits that would count less than their windows held, if they were new and older events gone."""
+        return self._lacking(self._rules.limits.limits, now, pruned)
+
+    def _lacking(self, limits: Iterable[Limit], now: int, pruned: int) -> list[str]:
+        return [limit.name for limit in limits if _lacks_history(limit, self._zone, now, pruned)]
 
     def forget_old(self, ledger: Ledger) -> None:
         """Note at once which limits count no more: should they come back, they will have missed something."""
@@ -141,7 +160,7 @@ class _History:
         self.limits = limits
         self._zone = zone
         self._spans = {limit.key: _span(limit, now) for limit in limits}
-        self._sets = {limit.key: LimitSet([limit], groups.groups) for limit in limits}
+        self._sets = {limit.key: groups.alone(limit) for limit in limits}
         self._sums: dict[int, dict[AccountKey, _Sum]] = {limit.key: {} for limit in limits}
         self._watermarks: dict[int, int] = {}
         self._late: dict[int, UsageEvent | None] = {}
@@ -151,7 +170,7 @@ class _History:
         aggregates: dict[tuple[object, ...], Aggregate] = {}
         streamed = []
         for limit in self.limits:
-            by = self._daily_dimensions(limit)
+            by = _daily_dimensions(limit, self._zone)
             if by is None:
                 streamed.append(limit)
                 continue
@@ -216,8 +235,7 @@ class _History:
     def _add_event(self, limit: Limit, event: UsageEvent) -> None:
         span = self._spans[limit.key]
         if span.start <= event.started_at < span.end:
-            subjects = Subjects(**{name: getattr(event, name) for name in Subjects._fields})
-            names = _Names(subjects, event.model, event.provider)
+            names = _Names(subjects_of(event), event.model, event.provider)
             self._add(limit, names, event.started_at, totals_of(event))
 
     def _add(self, limit: Limit, names: _Names, at: int, totals: UsageTotals) -> None:
@@ -230,20 +248,43 @@ class _History:
             end, before = known if known and at < known.end else (0, 0)
             sums[account] = _Sum(max(end, window.end), before + _amount(limit, totals))
 
-    def _daily_dimensions(self, limit: Limit) -> tuple[RollupDimension, ...] | None:
-        """List what the daily sums must be grouped by; None if they cannot tell."""
-        kind = limit.window.kind
-        if kind not in _WHOLE_DAYS or (kind != "lifetime" and str(limit.zone) != str(self._zone)):
-            return None
-        asked = {*limit.per, *(key for key, _ in limit.match.conditions)} - {"global"}
-        needed = {"user" if key == "group" else key for key in asked}
-        if not needed.issubset(ROLLUP_DIMENSIONS):
-            return None
-        return tuple(name for name in ROLLUP_DIMENSIONS if name in needed)
-
     def _days(self, span: Window) -> tuple[date, date]:
         # To its very end: a clock that was ahead for a while has left events behind that are yet to come.
         return local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
+
+
+def _lacks_history(limit: Limit, zone: ZoneInfo, now: int, pruned: int) -> bool:
+    """Say whether a limit, if it were new, would count less than its windows held: events before `pruned` are gone.
+
+    What daily sums can tell is not lost with the events.
+    """
+    if not limit.is_charged or not limit.counts_history or _daily_dimensions(limit, zone) is not None:
+        return False
+    return _span(limit, now).start < pruned
+
+
+def _daily_dimensions(limit: Limit, zone: ZoneInfo) -> tuple[RollupDimension, ...] | None:
+    """List what the daily sums of a zone must be grouped by to seed a limit; None if they cannot tell."""
+    kind = limit.window.kind
+    if kind not in _WHOLE_DAYS or (kind != "lifetime" and str(limit.zone) != str(zone)):
+        return None
+    asked = {*limit.per, *(key for key, _ in limit.match.conditions)} - {"global"}
+    needed = {"user" if key == "group" else key for key in asked}
+    by_alias = any(key == "api_key" and not all(map(is_key, globs)) for key, globs in limit.match.conditions)
+    if by_alias or not needed.issubset(ROLLUP_DIMENSIONS):
+        return None
+    return tuple(name for name in ROLLUP_DIMENSIONS if name in needed)
+
+
+def _has_globs_of_persons(limit: Limit, limits: LimitSet) -> bool:
+    return any(
+        literal_of(glob) is None
+        for key, names in limit.match.conditions
+        if key in ("user", "end_user", "group")
+        for name in names
+        for glob in (limits.groups[name] if key == "group" else (name,))
+        if glob != "*"
+    )
 
 
 def _span(limit: Limit, now: int) -> Window:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from usage_plugin.domain.store import EventPosition, Grouping, UsageFilter, daily_sum
 from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, local_date
-from usage_plugin.tracking.cache import UserDay
+from usage_plugin.tracking.cache import user_day, user_month
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.domain.money import Nano
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.cache import UsageCache
+    from usage_plugin.tracking.cache import UsageCache, UserSpan
 
 _PAGE = 1_000
 ALWAYS = Window(0, FOREVER)
@@ -37,7 +36,7 @@ class ReportRow(NamedTuple):
     totals: UsageTotals
 
 
-class UsageTracker:
+class UsageReader:
     """Reads usage: reports, events, and a user's sums through the cache."""
 
     def __init__(self, ledger: Ledger, store: UsageStore, cache: UsageCache, zone: ZoneInfo, clock: Clock) -> None:
@@ -102,23 +101,25 @@ class UsageTracker:
         """List events with a number above `seq` that are still in the outbox, for following along."""
         return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(seq, _PAGE)]
 
-    async def get_user_daily_usage(self, user: str, day: date | None = None) -> Nano:
-        """Give what a user spent on a day (today if none is given), in nano-dollars."""
-        return (await self.user_day(user, day or self.today())).cost
+    async def user_day(self, user: str, day: date | None = None) -> UsageTotals:
+        """Give a user's sums of a day (today if none is given), from the cache if it has them."""
+        return await self._sums(user_day(user, day or self.today()))
 
-    async def user_day(self, user: str, day: date) -> UsageTotals:
-        """Give a user's sums of a day, from the cache if it has them."""
-        key = UserDay(user, day)
+    async def user_month(self, user: str, day: date | None = None) -> UsageTotals:
+        """Give a user's sums of the month that a day is in (today if none is given), from the cache if it has them."""
+        return await self._sums(user_month(user, day or self.today()))
+
+    async def _sums(self, key: UserSpan) -> UsageTotals:
         self._cache.catch_up(self._ledger)
         cached = self._cache.get(key)
         if cached is not None:
             return cached
-        usage_filter = UsageFilter(user=user)
-        stored = await self._store.aggregate((), day, day, usage_filter)
+        usage_filter = UsageFilter(user=key.user)
+        stored = await self._store.aggregate((), key.first, key.last, usage_filter)
         watermark = stored.watermarks.get(self._ledger.writer, 0)
         self._cache.catch_up(self._ledger)
         totals = stored.groups.get((), UsageTotals())
-        span = days_window(day, day, self._zone)
+        span = days_window(key.first, key.last, self._zone)
         for seq, event in self._waiting(watermark):
             if seq <= self._cache.seq and span.start <= event.started_at < span.end and usage_filter.takes(event):
                 totals = totals.plus(totals_of(event))

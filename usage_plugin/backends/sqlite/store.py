@@ -26,6 +26,7 @@ from usage_plugin.domain.store import (
     UsageStore,
     daily_sum,
 )
+from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import (
     UsageEvent,
     UsageTotals,
@@ -253,6 +254,8 @@ class SqliteStore(UsageStore):
 
     async def forget(self, user: str, *, most: int) -> int:
         """Delete a user's events, and move their sums."""
+        if user == FORGOTTEN:
+            return 0
         with _translated(self._path):
             async with self._reading:
                 # Looked for first: others must not wait while the whole file is searched.
@@ -394,14 +397,14 @@ async def _connect(path: Path) -> AsyncIterator[aiosqlite.Connection]:
 
 @asynccontextmanager
 async def _transaction(connection: aiosqlite.Connection, kind: str = "DEFERRED") -> AsyncIterator[None]:
-    await connection.execute(f"BEGIN {kind}")
     try:
+        await connection.execute(f"BEGIN {kind}")
         yield
         await connection.execute("COMMIT")
     except BaseException:
-        # SQLite has rolled back by itself if the disk is full; an error of our own would hide that.
-        if connection.in_transaction:
-            await connection.execute("ROLLBACK")
+        # Comes behind whatever the thread is still doing for a caller who was cancelled; is nothing where SQLite has
+        # rolled back by itself, since the disk is full.
+        await connection.rollback()
         raise
 
 

@@ -8,6 +8,7 @@ from usage_plugin.cli.doctor.findings import Finding, ok, problem, warning
 from usage_plugin.domain.usage import decode_event
 from usage_plugin.errors import StorageError
 from usage_plugin.tracking.problems import problems
+from usage_plugin.tracking.secret import secret_trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,7 @@ async def check_books(reader: Reader) -> list[Finding]:
         found.append(ok("books", "The ledger is whole: no damage, no hold without a reservation, no sum below zero."))
     found += _outbox(reader)
     found += _lost(reader)
+    found.append(_secret(reader))
     found += [
         problem("books", f"The proxy says of {told.name}: {told.text}", "Its log says more.")
         for told in problems(reader.ledger)
@@ -69,3 +71,10 @@ def _lost(reader: Reader) -> Iterator[Finding]:
             f"{len(dead)} reservations are open whose worker is gone.",
             "The keeper settles them within seconds, once a proxy runs; they hold what they reserved until then.",
         )
+
+
+def _secret(reader: Reader) -> Finding:
+    trouble = secret_trouble(reader.ledger, reader.pseudonyms, reader.secret_path, reader.clock.now())
+    if trouble is None:
+        return ok("books", "The secret that pseudonyms are made with is the one that the ledger knows.")
+    return problem("books", f"{trouble}.", "Keep a copy of the file with the backups, for the owner only.")

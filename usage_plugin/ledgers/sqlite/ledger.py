@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import cache
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import (
@@ -25,6 +26,7 @@ from usage_plugin.domain.ledger import (
 )
 from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.sqlite.file import translate, translated
+from usage_plugin.ledgers.sqlite.profiles import Profiles
 from usage_plugin.ledgers.sqlite.records import Records
 from usage_plugin.ledgers.sqlite.upkeep import Upkeep
 
@@ -38,7 +40,7 @@ KEPT_ENTRIES = 2_000
 _SAMPLE = 500
 
 
-class SqliteLedger(Upkeep, Records):
+class SqliteLedger(Upkeep, Records, Profiles):
     """A ledger in one file. One object serves one thread; open another for another."""
 
     def __init__(self, path: Path) -> None:
@@ -373,6 +375,7 @@ def _select(count: int) -> str:
     return " UNION ALL ".join([one] * count)
 
 
+@cache
 def _upsert(count: int) -> str:
     return (
         "INSERT INTO accounts (limit_key, window_start, subject, window_end, spent, reserved) VALUES "

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.ledger import Adjustment, AlertKey, Imperfection, RefusalCount
+from usage_plugin.domain.ledger import Adjustment, AlertKey, Imperfection, NotedAlert, RefusalCount
 from usage_plugin.ledgers.sqlite.file import LedgerFile, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
 KEPT_REFUSALS = 10_000
 KEPT_IMPERFECTIONS = 2_000
@@ -71,7 +72,7 @@ class Records(LedgerFile):
             rows = self._execute("SELECT kind, concerns, times, amount, first_at, last_at FROM imperfections")
             return [Imperfection(*row) for row in sorted(rows)]
 
-    def alert(self, key: AlertKey, at: int) -> bool:
+    def alert(self, key: AlertKey, at: int, details: str = "") -> bool:
         """Note that a threshold was passed; what was noted before is found without the write lock."""
         with translated(self._path):
             noted = self._execute(
@@ -81,10 +82,32 @@ class Records(LedgerFile):
             return False
         with self._writing():
             added = self._execute(
-                "INSERT OR IGNORE INTO alerts (limit_key, subject, window_start, threshold, at) VALUES (?, ?, ?, ?, ?)",
-                (*key, at),
+                "INSERT OR IGNORE INTO alerts (limit_key, subject, window_start, threshold, at, details)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (*key, at, details),
             )
             return added.rowcount == 1
+
+    def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
+        """List what was noted of these subjects."""
+        with translated(self._path):
+            rows = self._execute(
+                "SELECT number, limit_key, subject, window_start, threshold, at, details, acknowledged_at,"
+                " acknowledged_by FROM alerts WHERE at >= ? AND subject IN (SELECT value FROM json_each(?))"
+                " ORDER BY at DESC, number DESC",
+                (since, json.dumps(list(subjects))),
+            )
+            return [NotedAlert(number, AlertKey(*rest[:4]), *rest[4:]) for number, *rest in rows]
+
+    def acknowledge_alert(self, number: int, at: int, actor: str) -> bool:
+        """Note who has seen to an alert."""
+        with self._writing():
+            noted = self._execute(
+                "UPDATE alerts SET acknowledged_at = ?, acknowledged_by = ?"
+                " WHERE number = ? AND acknowledged_at IS NULL",
+                (at, actor, number),
+            )
+            return noted.rowcount == 1
 
     def adjust(self, adjustment: Adjustment) -> Adjustment:
         """Put a change of an amount in force."""

@@ -68,16 +68,21 @@ CREATE TABLE adjustments (
 );
 CREATE INDEX adjustments_until ON adjustments (until);
 
--- Thresholds that were passed, so that each is alerted once.
+-- Thresholds that were passed, so that each is alerted once; and who has seen to it. `details` is JSON.
 CREATE TABLE alerts (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
     limit_key INTEGER NOT NULL,
     subject TEXT NOT NULL,
     window_start INTEGER NOT NULL,
     threshold INTEGER NOT NULL,
     at INTEGER NOT NULL,
-    PRIMARY KEY (limit_key, subject, window_start, threshold)
-) WITHOUT ROWID;
+    details TEXT NOT NULL,
+    acknowledged_at INTEGER,
+    acknowledged_by TEXT,
+    UNIQUE (limit_key, subject, window_start, threshold)
+);
 CREATE INDEX alerts_at ON alerts (at);
+CREATE INDEX alerts_by_subject ON alerts (subject, at);
 
 -- What is not known exactly, or was let through.
 CREATE TABLE imperfections (

@@ -6,17 +6,17 @@ Requests are reserved on a calendar window, a rolling one and a session, settled
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from usage_plugin.domain.ledger import Account, AccountKey, Adjustment, Balance, Charge, Hold
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.testing.openings import LedgerOpening
 
 DAY = 86_400_000_000
 CALENDAR, ROLLING, SESSION, NEW = 1, 2, 3, 4
@@ -39,12 +39,11 @@ class Books(NamedTuple):
 class LedgerMachine(RuleBasedStateMachine):
     """Do anything in any order; the books must be the model's."""
 
-    def __init__(self) -> None:
+    def __init__(self, opening: LedgerOpening) -> None:
         super().__init__()
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = Path(self.folder.name) / "ledger.db"
-        self.workers = [SqliteLedger(self.path) for _ in range(2)]
-        self.crashed: list[SqliteLedger] = []
+        self.opening = opening
+        self.workers = [opening.open() for _ in range(2)]
+        self.crashed: list[Ledger] = []
         self.now = 10 * DAY
         self.number = 0
         self.books: dict[AccountKey, Books] = {}
@@ -208,12 +207,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def crash(self, worker: int) -> None:
         self.crashed.append(self.workers[worker])
-        self.workers[worker] = SqliteLedger(self.path)
+        self.workers[worker] = self.opening.open()
 
     @rule(worker=WORKERS)
     def restart(self, worker: int) -> None:
         self.workers[worker].close()
-        self.workers[worker] = SqliteLedger(self.path)
+        self.workers[worker] = self.opening.open()
 
     @rule(worker=WORKERS, limit=st.sampled_from((CALENDAR, ROLLING)), subject=SUBJECTS, amount=st.integers(1, 100))
     def adjust(self, worker: int, limit: int, subject: str, amount: int) -> None:
@@ -278,8 +277,3 @@ class LedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         for ledger in (*self.workers, *self.crashed):
             ledger.close()
-        self.folder.cleanup()
-
-
-TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

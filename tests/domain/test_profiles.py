@@ -1,0 +1,12 @@
+"""Profiles, apart from any ledger."""
+
+from __future__ import annotations
+
+from usage_plugin.domain.profiles import UserProfile
+
+
+def test_a_change_is_newer_than_what_it_changes() -> None:
+    """A profile whose time is ahead of the clock can be changed all the same."""
+    assert UserProfile("ann", updated_at=50).changed(10, tier="premium") == UserProfile(
+        "ann", tier="premium", updated_at=51
+    )

@@ -1,0 +1,364 @@
+"""What is particular to the SQLite ledger; the contract is in test_contract.py."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import stat
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Imperfection, RefusalCount
+from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
+from usage_plugin.ledgers.sqlite import ledger as module
+from usage_plugin.ledgers.sqlite import records, upkeep, wal
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.sqlite_file import has_wal_reset_bug
+from usage_plugin.testing.builders import ANN, END, TEAM, hold
+from usage_plugin.testing.ledger_contract import settle_one
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "ledger.db"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[SqliteLedger]:
+    opened = SqliteLedger(path)
+    yield opened
+    opened.close()
+
+
+def test_a_free_row_may_be_taken_by_another_worker(ledger: SqliteLedger, path: Path) -> None:
+    """Rows of ended reservations serve again; one that the keeper dropped and another worker has now stays the other's."""
+    other = SqliteLedger(path)
+    settle_one(ledger, "a")
+    other.tidy(END)
+    other.reserve("b", "other", 5, [hold(TEAM, 7, None)], "b")
+    ledger.reserve("c", "w", 6, [hold(ANN, 5, None)], "c")
+    assert [(r.event_id, r.worker, r.event) for r in ledger.open_reservations()] == [
+        ("b", "other", "b"),
+        ("c", "w", "c"),
+    ]
+    assert ledger.recover("b")
+    other.reserve("d", "other", 7, [], "d")
+    assert other.settle("b", [Charge(TEAM, END, 99)], "too late") is None
+    assert [r.event_id for r in ledger.open_reservations()] == ["c", "d"]
+    assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 5), TEAM: Balance(7, 0)}
+    other.close()
+
+
+def test_the_newest_entry_stays(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest entry stays, however much is acknowledged, so the next number is always new."""
+    monkeypatch.setattr(module, "KEPT_ENTRIES", 1)
+    seqs = []
+    for number in range(5):
+        ledger.reserve(str(number), "w", 5, [], "draft")
+        settled = ledger.settle(str(number), [], "event")
+        assert settled is not None
+        seqs.append(settled.seq)
+        ledger.acknowledge(settled.seq)
+    assert seqs == [1, 2, 3, 4, 5]
+    assert [entry.seq for entry in ledger.outbox(0, 10)] == [5]
+
+
+def test_many_that_wait_are_measured_by_a_sample(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number is exact, however many wait; the size of more than a few is that of every nth."""
+    monkeypatch.setattr(module, "_SAMPLE", 3)
+    for number in range(1, 11):
+        ledger.record([], "ä" * number)
+    ledger.acknowledge(4)
+    assert ledger.waiting() == (6, 2 * (10 + 14 + 18))
+
+
+def test_imperfections_are_bounded(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of them, what they concern is not told apart any more."""
+    monkeypatch.setattr(records, "KEPT_IMPERFECTIONS", 2)
+    for concerns, times in (("gpt", 1), ("o1", 1), ("o3", 1), ("gpt", 2), ("o4", 4)):
+        ledger.count([Imperfection("unpriced", concerns, times, 1, 1, 2)])
+    assert ledger.imperfections() == [
+        Imperfection("unpriced", "(others)", 5, 2, 1, 2),
+        Imperfection("unpriced", "gpt", 3, 2, 1, 2),
+        Imperfection("unpriced", "o1", 1, 1, 1, 2),
+    ]
+
+
+def test_what_must_never_be_is_found(ledger: SqliteLedger, path: Path) -> None:
+    """Holds without a reservation, reservations without their holds, and sums below zero; a good ledger has none."""
+    ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "e")
+    ledger.record([Charge(ANN, END, 5)], "e")
+    assert ledger.verify() == []
+    other = sqlite3.connect(path)
+    with other:
+        other.execute("UPDATE accounts SET reserved = 31 WHERE limit_key = 1")
+        other.execute("UPDATE accounts SET reserved = -1, spent = -4 WHERE limit_key = 2")
+    found = "\n".join(ledger.verify())
+    for words in ("31 are reserved; open reservations hold 30", "-1 are reserved", "below zero: -4 spent"):
+        assert words in found
+    with other:
+        other.execute("DELETE FROM accounts")
+        other.executemany("INSERT INTO accounts VALUES (9, ?, 0, 1, 0, 1)", [(str(number),) for number in range(50)])
+    assert len(ledger.verify()) == 21, "a page of them, and how many more"
+    other.close()
+
+
+def test_a_damaged_file_is_found(ledger: SqliteLedger, path: Path) -> None:
+    """A page that was overwritten is told, not raised."""
+    for number in range(500):
+        ledger.reserve(str(number), "w", 5, [hold(AccountKey(1, 0, str(number)), 1, None)], "e" * 50)
+    ledger.close()
+    content = bytearray(path.read_bytes())
+    for page in range(len(content) // 1024 * 3 // 4, len(content) // 1024):
+        content[page * 1024 : page * 1024 + 400] = b"\xff" * 400
+    path.write_bytes(bytes(content))
+    damaged = SqliteLedger(path)
+    assert any("damaged" in problem for problem in damaged.verify())
+    damaged.close()
+
+
+def test_only_the_last_refusals_can_be_looked_up(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older details go; the counts stay."""
+    monkeypatch.setattr(records, "KEPT_REFUSALS", 2)
+    row = RefusalCount(10, "daily", "ann", "spent", 2)
+    ledger.count_refusals([row], [("R1", 1, "{}"), ("R2", 2, "{}")])
+    ledger.count_refusals([row], [("R3", 3, "{}")])
+    assert ledger.refusal_counts(10) == [row._replace(times=4)]
+    assert [ledger.refusal(ref) for ref in ("R1", "R2", "R3")] == [None, "{}", "{}"]
+
+
+def test_accounts_are_looked_at_in_turns(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call looks at the next few accounts only, however many there are, and begins again after the last."""
+    monkeypatch.setattr(upkeep, "_RANGES", 2)
+    monkeypatch.setattr(upkeep, "_RANGE", 2)
+    ledger.record([Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
+    left = []
+    for _ in range(4):
+        ledger.tidy(END * 2)
+        left.append(len(ledger.accounts(1, 0)))
+    ledger.record([Charge(AccountKey(1, 0, "ann"), 100, 1)], "e")
+    ledger.tidy(END * 2)
+    assert [*left, len(ledger.accounts(1, 0))] == [6, 2, 0, 0, 0]
+
+
+def test_the_log_does_not_grow_for_ever(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is worth copying, the write-ahead log is copied and cut."""
+    log = path.with_name("ledger.db-wal")
+    monkeypatch.setattr(wal, "COPY_EVERY", 0)
+    monkeypatch.setattr(wal, "LONGEST_LOG", 2**20)
+    for number in range(3_000):
+        ledger.reserve(str(number), "w", 5, [hold(ANN, 1, None)], "e" * 500)
+        if not number % 10:
+            ledger.shorten_log()
+    assert 2**20 <= log.stat().st_size < 1.1 * 2**20
+    assert path.stat().st_size > 2**20
+    assert ledger.verify() == []
+
+
+def test_an_idle_ledger_writes_nothing(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log is copied only if something was written, by whichever connection."""
+    monkeypatch.setattr(wal, "COPY_EVERY", 0)
+    other = SqliteLedger(path)
+    sizes = []
+    for write in (
+        lambda: None,
+        lambda: ledger.note("a", "b"),
+        lambda: None,
+        lambda: other.note("a", "c"),
+        lambda: None,
+    ):
+        write()
+        before = path.with_name("ledger.db-wal").stat().st_size
+        ledger.shorten_log()
+        sizes.append(path.with_name("ledger.db-wal").stat().st_size > before)
+    assert sizes == [True, True, False, True, False]
+    other.close()
+
+
+def test_a_busy_ledger_says_so_at_once(ledger: SqliteLedger, path: Path) -> None:
+    """While another process writes, every verb of the request path raises LedgerBusyError and does nothing."""
+    ledger.reserve("a", "w", 5, [hold(ANN, 1, None)], "e")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(LedgerBusyError):
+        ledger.reserve("b", "w", 5, [hold(ANN, 1, None)], "e")
+    with pytest.raises(LedgerBusyError):
+        ledger.settle("a", [], "event")
+    other.execute("COMMIT")
+    other.close()
+    assert ledger.balances([ANN]) == {ANN: Balance(0, 1)}
+
+
+def test_an_error_within_a_transaction_leaves_none_open(ledger: SqliteLedger) -> None:
+    """A number or a text that SQLite cannot keep is a LedgerError, and the next request is served."""
+    for amount, event in ((2**70, "e"), (1, "\ud800")):
+        with pytest.raises(LedgerError):
+            ledger.reserve("a", "w", 5, [hold(ANN, amount, None)], event)
+    assert ledger.reserve("a", "w", 5, [hold(ANN, 1, None)], "e").admitted
+    with pytest.raises(LedgerError):
+        ledger.settle("a", [Charge(ANN, END, 2**70)], "e")
+    assert ledger.settle("a", [Charge(ANN, END, 1)], "e")
+    assert ledger.balances([ANN]) == {ANN: Balance(1, 0)}
+
+
+def test_workers_can_start_at_the_same_instant(tmp_path: Path) -> None:
+    """Whoever opens a new file first, the others wait; SQLite alone would give up at once."""
+    for number in range(10):
+        path = tmp_path / f"{number}.db"
+        together = threading.Barrier(6)
+
+        def start(path: Path = path, together: threading.Barrier = together) -> str:
+            together.wait(20)
+            ledger = SqliteLedger(path)
+            ledger.close()
+            return ledger.writer
+
+        with ThreadPoolExecutor(6) as threads:
+            started = [threads.submit(start) for _ in range(6)]
+            assert len({one.result() for one in started}) == 1
+
+
+def test_files_are_private(ledger: SqliteLedger, path: Path) -> None:
+    """The folder is the owner's only, and so are the file and what SQLite keeps beside it."""
+    del ledger
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
+    """A file that is no database, and one from a newer version, are errors that name the file."""
+    broken = tmp_path / "broken.db"
+    broken.write_bytes(b"not a database, but long enough to be looked at" * 50)
+    with pytest.raises(LedgerError, match=r"broken\.db"):
+        SqliteLedger(broken)
+    newer = tmp_path / "newer.db"
+    connection = sqlite3.connect(newer)
+    connection.execute("PRAGMA user_version = 999")
+    connection.close()
+    with pytest.raises(StorageVersionError, match="schema 999"):
+        SqliteLedger(newer)
+
+
+def test_the_wal_reset_bug_is_known_by_version() -> None:
+    """SQLite 3.51.3, 3.50.7 and 3.44.6 fixed it, each on its branch."""
+    bad = [(3, 40, 1), (3, 44, 5), (3, 50, 6), (3, 51, 2), (3, 45, 0)]
+    good = [(3, 44, 6), (3, 50, 7), (3, 51, 3), (3, 52, 0)]
+    assert [has_wal_reset_bug(version) for version in bad + good] == [True] * 5 + [False] * 4
+
+
+def spender(path: Path, worker: int, start: threading.Event) -> None:
+    """Ask for 5 of 1,000 until refused, settling at 2, as several processes at once."""
+    ledger = SqliteLedger(path)
+    start.wait()
+    number = 0
+    while True:
+        number += 1
+        try:
+            if not ledger.reserve(f"{worker}-{number}", "w", 5, [hold(ANN, 5, 1_000)], "e").admitted:
+                break
+        except LedgerBusyError:
+            continue
+        while True:
+            try:
+                ledger.settle(f"{worker}-{number}", [Charge(ANN, END, 2)], "event")
+                break
+            except LedgerBusyError:
+                continue
+    ledger.close()
+
+
+def keep_log_short(path: Path, start: threading.Event, stop: threading.Event) -> None:
+    """Copy the log all the time, and have it begin anew as often as possible."""
+    wal.COPY_EVERY = 0
+    wal.LONGEST_LOG = 2**17
+    ledger = SqliteLedger(path)
+    start.wait()
+    while not stop.is_set():
+        with suppress(LedgerBusyError):
+            ledger.shorten_log()
+            ledger.tidy(0)
+    ledger.close()
+
+
+def test_limits_hold_while_the_log_is_copied(path: Path) -> None:
+    """Four processes never pass the limit, and lose no event, beside one that has the log begin anew all the time."""
+    context = multiprocessing.get_context("spawn")
+    start = context.Event()
+    processes = [context.Process(target=spender, args=(path, worker, start)) for worker in range(4)]
+    stop = context.Event()
+    keeper = context.Process(target=keep_log_short, args=(path, start, stop))
+    for process in (*processes, keeper):
+        process.start()
+    start.set()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    stop.set()
+    keeper.join(60)
+    assert keeper.exitcode == 0
+    ledger = SqliteLedger(path)
+    assert ledger.verify() == []
+    balance = ledger.balances([ANN])[ANN]
+    events = ledger.outbox(0, 10_000)
+    ledger.close()
+    assert balance.reserved == 0
+    assert 1_000 - 4 * 5 < balance.spent <= 1_000
+    assert balance.spent == 2 * len(events)
+    assert len({entry.seq for entry in events}) == len(events)
+
+
+def serve_until_killed(path: Path, number: int, report: Connection) -> None:
+    """Settle one request after the other and tell each; keep the log short in between."""
+    wal.COPY_EVERY = 0
+    wal.LONGEST_LOG = 2**16
+    ledger = SqliteLedger(path)
+    while True:
+        number += 1
+        ledger.reserve(str(number), "w", 5, [hold(ANN, 5, None)], f"draft-{number}")
+        ledger.settle(str(number), [Charge(ANN, END, 2)], f"event-{number}")
+        report.send(number)
+        if not number % 20:
+            ledger.shorten_log()
+
+
+def test_a_process_that_is_killed_while_it_copies_the_log_loses_nothing(path: Path) -> None:
+    """Whatever was settled is there after SIGKILL, also where the log has just begun anew."""
+    context = multiprocessing.get_context("spawn")
+    told: list[int] = []
+    for kills, pause in enumerate((0.02, 0.05, 0.1), start=1):
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=serve_until_killed, args=(path, kills * 1_000_000, sending))
+        process.start()
+        sending.close()
+        told.append(receiving.recv())
+        time.sleep(pause)
+        process.kill()
+        process.join(60)
+        with suppress(EOFError):
+            while True:
+                told.append(receiving.recv())
+        receiving.close()
+        ledger = SqliteLedger(path)
+        events = [entry.event for entry in ledger.outbox(0, 1_000_000)]
+        assert {f"event-{number}" for number in told} <= set(events)
+        assert len(events) == len(set(events)) <= len(told) + kills, (
+            "a settlement may have been cut off before it was told"
+        )
+        left = ledger.open_reservations()
+        assert len(left) <= 1
+        assert ledger.verify() == []
+        assert ledger.balances([ANN])[ANN] == Balance(2 * len(events), 5 * len(left))
+        for reservation in left:
+            assert ledger.release(reservation.event_id)
+        ledger.close()

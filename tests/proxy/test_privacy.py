@@ -1,0 +1,80 @@
+"""The real proxy with pseudonyms: whom requests belong to is written down nowhere, and limits count all the same."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.proxy.conftest import Upstream, proxy_config, running
+from tests.proxy.test_requests import CHAT, chat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.proxy.conftest import Proxy
+
+pytestmark = pytest.mark.proxy
+NAME = "eva.example@corp"
+CLAIM = "bo.example@corp"
+ALIAS = "evas-laptop"
+KEY = "sk-evas-own-key-1234"
+AUTH = f"""
+from litellm.proxy._types import UserAPIKeyAuth
+
+async def user_api_key_auth(request, api_key):
+    if api_key == "{KEY}":
+        return UserAPIKeyAuth(api_key=api_key, user_id="{NAME}", key_alias="{ALIAS}")
+    return UserAPIKeyAuth(api_key=api_key)
+"""
+LIMITS = [
+    {"name": "corp", "per": "user", "match": {"user": "*@corp"}, "window": "day", "max_cost": "0.025"},
+    {"name": "laptops", "per": "api_key", "match": {"api_key": "*-laptop"}, "window": "day", "max_cost": 1},
+    {"name": "key", "per": "api_key", "match": {"api_key": hashlib.sha256(KEY.encode()).hexdigest()}, "window": "day",
+     "max_cost": 1, "alert_at": [1]},
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
+    folder: Path = tmp_path_factory.mktemp("private")
+    (folder / "who.py").write_text(AUTH)
+    config = proxy_config(upstream, {"limits": LIMITS, "privacy": {"user": "pseudonym"}})
+    config["general_settings"]["custom_auth"] = "who.user_api_key_auth"
+    with running(folder, config) as proxy:
+        yield proxy
+
+
+def test_no_name_and_no_key_is_written_down(private: Proxy) -> None:
+    """Names, aliases, keys and LiteLLM's hashes stand in no file of ours and no line of our log."""
+    as_eva = {"Authorization": f"Bearer {KEY}"}
+    for _ in range(2):
+        assert private.post(CHAT, chat(CLAIM), **as_eva).status_code == 200
+    answer = private.post(CHAT, chat(CLAIM), **as_eva)
+    assert answer.status_code == 402
+    told = answer.json()["error"]
+    assert told["message"].startswith(f"{NAME} has used ")
+    private.settled()
+
+    (event, *_) = private.events(NAME)
+    pseudonym, key = event["user"], event["api_key"]
+    assert (pseudonym[:2], key[:2]) == ("p-", "k-")
+    assert private.events(pseudonym) == private.events(NAME)
+    accounts = {row["name"]: row["subject"] for row in private.cli("limits")["limits"]}
+    assert accounts == {"corp": {"user": pseudonym}, "laptops": {"api_key": key}, "key": {"api_key": key}}
+    assert private.cli("limits", "--user", NAME)["limits"]
+    assert private.cli("explain", "--api-key", KEY)["subject"] == {"api_key": key}
+    assert private.cli("explain", told["provider_specific_fields"]["ref"])["user"] == pseudonym
+
+    private.stop()
+    secrets = (NAME, CLAIM, ALIAS, KEY, hashlib.sha256(KEY.encode()).hexdigest())
+    for path in (private.folder / "data").rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+        if path.is_file():
+            content = path.read_bytes()
+            assert [name for name in secrets if name.encode() in content] == [], path
+    ours = [line for line in private.log_path.read_text().splitlines() if "usage_plugin" in line]
+    assert [line for line in ours if "limit.threshold_crossed" in line]
+    assert [line for line in ours for name in secrets if name in line] == []

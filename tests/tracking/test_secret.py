@@ -1,0 +1,98 @@
+"""The secret of the data folder: made once, private, and missed when it is gone."""
+
+from __future__ import annotations
+
+import logging
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from usage_plugin.domain.pseudonyms import Pseudonyms
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.tracking.secret import SecretError, make_secret, note_secret, read_secret, secret_trouble
+
+DAY = 86_400_000_000
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "data" / "secret"
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    opened = SqliteLedger(tmp_path / "data" / "ledger.db")
+    yield opened
+    opened.close()
+
+
+def start(ledger, path, now=0, *, hides_persons=False) -> Pseudonyms:
+    pseudonyms = Pseudonyms(make_secret(path), hides_persons=hides_persons)
+    note_secret(ledger, pseudonyms, path, now)
+    return pseudonyms
+
+
+def test_the_secret_is_made_once(path: Path) -> None:
+    """Of many workers that start at once one makes the secret, all have the same, and only the owner can read it."""
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda _: make_secret(path), range(32)))
+    assert found == {read_secret(path)}
+    assert len(found.pop()) == 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert [other.name for other in path.parent.iterdir()] == ["secret"]
+
+
+def test_no_secret_is_made_by_reading(path: Path) -> None:
+    """Readers find no secret where there is none."""
+    assert read_secret(path) is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("text", ["", "ab" * 31, "ab" * 33, "zz" * 32, "Ü"])
+def test_what_is_no_secret_is_refused(path: Path, text: str) -> None:
+    """A file that was cut or overwritten is named, and nothing is put in its place."""
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(SecretError, match=r"secret (is no secret|cannot be read)"):
+        make_secret(path)
+    assert path.read_text() == text
+
+
+def test_a_known_secret_is_no_trouble(ledger, path: Path) -> None:
+    """A restart with the same secret says nothing."""
+    start(ledger, path)
+    pseudonyms = start(ledger, path, DAY)
+    assert secret_trouble(ledger, pseudonyms, path, DAY) is None
+
+
+def test_a_lost_secret_is_named(ledger, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A secret that is gone is missed by readers, and its successor is named at the start and for 30 days."""
+    assert secret_trouble(ledger, None, path, 0) is None
+    first = start(ledger, path)
+    kept = path.read_text()
+    path.unlink()
+    assert "is missing" in (secret_trouble(ledger, None, path, 0) or "")
+    with caplog.at_level(logging.ERROR, "usage_plugin"):
+        second = start(ledger, path, DAY)
+    assert "secret.changed" in caplog.text
+    assert "another one" in (secret_trouble(ledger, first, path, DAY) or "")
+    assert "is a new one since 1970-01-02" in (secret_trouble(ledger, second, path, 2 * DAY) or "")
+    assert secret_trouble(ledger, second, path, 40 * DAY) is None
+    path.write_text(kept)
+    caplog.clear()
+    with caplog.at_level(logging.ERROR, "usage_plugin"):
+        again = start(ledger, path, 3 * DAY)
+    assert not caplog.records
+    assert secret_trouble(ledger, again, path, 3 * DAY) is None
+
+
+def test_another_way_to_keep_names_is_told(ledger, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who switches to pseudonyms or back is told once that accounts begin anew."""
+    start(ledger, path)
+    for hides, told in ((True, 1), (True, 1), (False, 2)):
+        with caplog.at_level(logging.WARNING, "usage_plugin"):
+            start(ledger, path, hides_persons=hides)
+        assert caplog.text.count("privacy.changed") == told

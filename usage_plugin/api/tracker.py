@@ -1,0 +1,294 @@
+"""The tracker: what a program may do with the usage of a data folder."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.api.facts import Belonging, Facts, UsageFacts, belonging, given, user_name
+from usage_plugin.api.profiles import ProfileFields, checked_fields
+from usage_plugin.api.reservations import Reservation, reserve
+from usage_plugin.api.summary import summarise
+from usage_plugin.api.values import Money, UsageRow, UsageSummary, nano_of, usage_of
+from usage_plugin.api.waiting import LONGEST_WAIT, when_free
+from usage_plugin.domain.money import to_decimal
+from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.domain.store import Grouping, UsageFilter
+from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.domain.windows import FOREVER, MICROSECONDS, Window, to_instant
+from usage_plugin.errors import UsagePluginError
+from usage_plugin.tracking.admission import unheld
+from usage_plugin.tracking.demands import Ask, Candidate
+from usage_plugin.tracking.recorder import OpenRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from decimal import Decimal
+
+    from typing_extensions import Unpack
+
+    from usage_plugin.domain.subjects import Subjects
+    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.tracker import UsageReader
+
+CALL_TYPE = "library"
+"""The call type of events that a program recorded."""
+
+_LONGEST_WORK = 366 * 86_400
+_PAGE = 1_000
+
+
+class UsageTracker:
+    """Records usage, holds budgets, and reads what was spent. One event loop uses it; `open_tracker` makes it."""
+
+    def __init__(self, runtime: Runtime, reader: UsageReader) -> None:
+        """Take the running parts."""
+        self._runtime = runtime
+        self._reader = reader
+
+    # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def record_usage(self, user_id: str | None, *, cost: Money | None, **facts: Unpack[UsageFacts]) -> UsageEvent:
+        """Record a request that is over, and charge it on every limit that counts it; limits refuse nothing here.
+
+        On return it is in the ledger's file, from where it goes into the history within a second or two.
+
+        Args:
+            user_id: whose it is; None for the shared user `(anonymous)`.
+            cost: in USD; None if no price is known.
+            facts: model, provider, tokens, session_id, team …: the words of `UsageFacts`. `seconds` is how long the
+                request took: it counts in the window in which it began.
+
+        Raises:
+            MoneyError: the cost is no amount.
+            SubjectNameError: a name cannot be taken.
+            UsagePluginError: there is no such fact, or a number is none.
+        """
+        runtime = self._runtime
+        used, others, rest = _sorted_out(facts)
+        outcome = given(cost, used)
+        subjects = self._subjects(user_id, others)
+        lasted = _microseconds(rest.get("seconds", 0.0))
+        draft = self._draft(subjects, used, runtime.clock.now() - lasted)._replace(call_id=rest.get("request_id"))
+        request = OpenRequest(unheld(draft, subjects), runtime.clock.monotonic() - lasted)
+        recorded = runtime.recorder.record(request, outcome)
+        if recorded is None:
+            raise UsagePluginError("A request of its own was settled before.")
+        runtime.imperfections.look(recorded.event)
+        if runtime.recorder.pending:
+            # Another process is writing just then.
+            await runtime.recorder.drain(LONGEST_WAIT)
+        return recorded.event
+
+    def reserve_budget(
+        self,
+        user_id: str | None,
+        amount: Money,
+        *,
+        model: str | None = None,
+        provider: str | None = None,
+        max_input_tokens: int | None = None,
+        max_output_tokens: int | None = None,
+        **others: Unpack[Belonging],
+    ) -> AbstractAsyncContextManager[Reservation]:
+        """Hold an amount on every limit that counts the work, for as long as the context lasts.
+
+        Settle it inside with what the work really cost. What is left unsettled is released, however the context is
+        left: it costs nothing, and leaves no event. If the process dies inside, it is charged by `admission.on_lost`.
+        A budget that would fit once others settle is waited for, as long as `admission.busy_wait` says.
+
+        Args:
+            user_id: whose work it is; None for the shared user `(anonymous)`.
+            amount: the most that the work can cost, in USD.
+            model: which it will use; limits may match on it.
+            provider: the same.
+            max_input_tokens: the most that it can use, where limits count tokens.
+            max_output_tokens: the same.
+            others: session_id, team …: the words of `Belonging`.
+
+        Raises:
+            BudgetExceededError: on entering: a limit has no room.
+            NotAdmittedError: on entering: the ledger does not work, or a limit on tokens needs to know a maximum.
+            MoneyError: the amount is none.
+            SubjectNameError: a name cannot be taken.
+        """
+        subjects = self._subjects(user_id, others)
+        used: Facts = {}
+        if model is not None:
+            used["model"] = model
+        if provider is not None:
+            used["provider"] = provider
+        ask = Ask(
+            draft=self._draft(subjects, used, self._runtime.clock.now()),
+            subjects=subjects,
+            primary=(Candidate(model, provider, priced=True, worst_cost=nano_of(amount)),),
+            input_tokens=max_input_tokens,
+            output_tokens=max_output_tokens,
+        )
+        return reserve(self._runtime, ask)
+
+    def _subjects(self, user_id: str | None, others: Belonging) -> Subjects:
+        return self._runtime.pseudonyms.keep(belonging(self._runtime.config.identity, user_id, others))
+
+    @staticmethod
+    def _draft(subjects: Subjects, used: Facts, started_at: int) -> UsageEvent:
+        model = used.get("model")
+        return UsageEvent(
+            event_id=new_event_id(),
+            started_at=started_at,
+            status="recovered",
+            call_type=CALL_TYPE,
+            **subjects.kept(),
+            requested_model=model,
+            model=model,
+            provider=used.get("provider"),
+        )
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_user_daily_usage(self, user_id: str, date: dt.date | str | None = None) -> Decimal:
+        """Give what a user spent on a day, in USD.
+
+        Args:
+            user_id: who.
+            date: a day of the configured zone, also as `YYYY-MM-DD`; today if not given.
+        """
+        return to_decimal((await self._reader.user_day(self._user(user_id), _day(date))).cost)
+
+    async def get_user_monthly_usage(self, user_id: str, month: dt.date | str | None = None) -> Decimal:
+        """Give what a user spent in a month, in USD.
+
+        Args:
+            user_id: who.
+            month: as `YYYY-MM`, or any day of it; the current one if not given.
+        """
+        day = _day(f"{month}-01" if isinstance(month, str) and month.count("-") == 1 else month)
+        return to_decimal((await self._reader.user_month(self._user(user_id), day)).cost)
+
+    async def get_user_session_usage(self, user_id: str, session_id: str) -> Decimal:
+        """Give what a user spent in a session, in USD, as far back as events are kept; reads all events of the user."""
+        events = self._reader.events(usage_filter=UsageFilter(user=self._user(user_id)))
+        return to_decimal(sum([event.cost or 0 async for event in events if event.session == session_id]))
+
+    async def get_user_usage_summary(self, user_id: str, days: int = 30) -> UsageSummary:
+        """Show a user at a glance: limits, alerts, sessions, and the usage of so many days, today included."""
+        if days < 1:
+            raise UsagePluginError(f"days: found {days}, expected 1 or more.")
+        name = user_name(self._runtime.config.identity, user_id)
+        return await summarise(self._runtime, self._reader, name, days)
+
+    async def report(self, by: Sequence[Grouping], first: dt.date, last: dt.date, **names: str) -> list[UsageRow]:
+        """Sum the days from first to last, both included; the dearest group first, days and months in order.
+
+        Args:
+            by: what to group by: user, team, api_key, organization, end_user, model, provider, day or month.
+            first: a day of the configured zone.
+            last: the same.
+            names: takes only what has these, for example `user="ann"`.
+        """
+        rows = await self._reader.report(by, first, last, self._filter(names))
+        return [UsageRow(row.group, usage_of(row.totals)) for row in rows]
+
+    def events(
+        self,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        *,
+        newest_first: bool = False,
+        **names: str,
+    ) -> AsyncIterator[UsageEvent]:
+        """Stream events in the order of their beginning, in bounded memory; their amounts are nano-dollars.
+
+        Args:
+            since: an aware datetime; the beginning of all if not given.
+            until: the same, exclusive; the end of all if not given.
+            newest_first: in the other order.
+            names: takes only what has these, for example `user="ann"`.
+        """
+        window = Window(0 if since is None else to_instant(since), FOREVER if until is None else to_instant(until))
+        return self._reader.events(window, self._filter(names), newest_first=newest_first)
+
+    def _user(self, user_id: str) -> str:
+        """Give the name under which a user is kept."""
+        return self._runtime.pseudonyms.kept(user_name(self._runtime.config.identity, user_id))
+
+    def _filter(self, names: Mapping[str, str]) -> UsageFilter:
+        kept = self._runtime.pseudonyms.kept_of
+        return UsageFilter(**{dimension: kept(dimension, name) for dimension, name in names.items()})
+
+    # ── profiles ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_user_profile(self, user_id: str) -> UserProfile | None:
+        """Give what is known of a user; None if nobody has said anything."""
+        return self._runtime.ledger.profile(self._user(user_id))
+
+    async def put_user_profile(self, user_id: str, **fields: Unpack[ProfileFields]) -> UserProfile:
+        """Make or change a user's profile; what is not given stays as it is.
+
+        Args:
+            user_id: who.
+            fields: username, email, tier, is_active, preferences and metadata, the latter two as JSON has them.
+
+        Raises:
+            UsagePluginError: there is no such field, or one is not what it must be.
+        """
+        checked = checked_fields(fields)
+        user, now = self._user(user_id), self._runtime.clock.now()
+        ledger = self._runtime.ledger
+
+        def put() -> UserProfile:
+            profile = (ledger.profile(user) or UserProfile(user, created_at=now)).changed(now, **checked)
+            ledger.put_profiles([profile])
+            return profile
+
+        return await when_free(put)
+
+    async def delete_user_profile(self, user_id: str) -> bool:
+        """Forget a user's profile, and nothing else; False if there is none."""
+        return await when_free(lambda: self._runtime.ledger.drop_profile(self._user(user_id)))
+
+    async def user_profiles(self) -> AsyncIterator[UserProfile]:
+        """Stream all profiles, by user."""
+        last = ""
+        while page := self._runtime.ledger.profiles(last, _PAGE):
+            for profile in page:
+                yield profile
+            last = page[-1].user
+            await asyncio.sleep(0)
+
+    # ── alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def acknowledge_alert(self, alert_id: int, by: str) -> bool:
+        """Note who has seen to an alert; False if there is no such alert, or somebody has already."""
+        runtime = self._runtime
+        return await when_free(lambda: runtime.ledger.acknowledge_alert(alert_id, runtime.clock.now(), by))
+
+
+def _sorted_out(facts: UsageFacts) -> tuple[Facts, Belonging, dict[str, Any]]:
+    """Tell what was used from whom it belongs to; what is neither is refused with the former."""
+    used: Any = {}
+    others: Any = {}
+    rest: dict[str, Any] = {}
+    for name, value in facts.items():
+        if name in Belonging.__annotations__:
+            others[name] = value
+        elif name in ("seconds", "request_id"):
+            rest[name] = value
+        else:
+            used[name] = value
+    return used, others, rest
+
+
+def _microseconds(seconds: float) -> int:
+    if not 0 <= seconds <= _LONGEST_WORK:
+        raise UsagePluginError(f"seconds: found {seconds!r}, which is no length of a request.")
+    return round(seconds * MICROSECONDS)
+
+
+def _day(day: dt.date | str | None) -> dt.date | None:
+    try:
+        return dt.date.fromisoformat(day) if isinstance(day, str) else day
+    except ValueError:
+        raise UsagePluginError(f"{day!r} is no day; write YYYY-MM-DD, and YYYY-MM for a month.") from None

@@ -1,0 +1,147 @@
+"""What the API answers with. Costs are `Decimal` in USD; other amounts are counts, in the unit that stands beside."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING, NamedTuple
+
+from usage_plugin.domain.money import Nano, from_float, parse_usd, to_decimal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import date, datetime
+
+    from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.profiles import UserProfile
+    from usage_plugin.domain.usage import UsageTotals
+
+Money = Decimal | str | int | float
+"""What is taken for an amount in USD. A float is rounded to the nearest nano-dollar of what it prints as."""
+
+
+def nano_of(amount: Money) -> Nano:
+    """Read an amount in USD.
+
+    Raises:
+        MoneyError: it is none.
+    """
+    return from_float(amount) if isinstance(amount, float) else parse_usd(amount)
+
+
+def amount_of(unit: Unit, amount: int) -> Decimal | int:
+    """Give an amount of a limit: dollars, or a count."""
+    return to_decimal(amount) if unit == "usd" else amount
+
+
+class Usage(NamedTuple):
+    """Sums over requests."""
+
+    requests: int = 0
+    failed_requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost: Decimal = Decimal(0)
+
+
+def usage_of(totals: UsageTotals) -> Usage:
+    """Give sums with their cost in dollars."""
+    return Usage(**{**totals._asdict(), "cost": to_decimal(totals.cost)})
+
+
+class UsageRow(NamedTuple):
+    """One group of a report: its names in the order asked for, None where there was none, and its sums."""
+
+    group: tuple[str | None, ...]
+    usage: Usage
+
+
+class UserLimit(NamedTuple):
+    """How a limit stands that counts what a user does.
+
+    Attributes:
+        subject: dimension to name; empty where everybody shares it.
+        amount: what is allowed, with overrides and adjustments; None for unlimited.
+        reserved: what requests in flight hold.
+        resets_at: when nothing of it counts any more; None if no date brings that.
+        blocks: whether it can refuse a request; others warn, downgrade or are tried out.
+    """
+
+    name: str
+    subject: Mapping[str, str]
+    unit: Unit
+    amount: Decimal | int | None
+    spent: Decimal | int
+    reserved: Decimal | int
+    remaining: Decimal | int | None
+    resets_at: datetime | None
+    blocks: bool
+
+
+class UserAlert(NamedTuple):
+    """A threshold that was passed.
+
+    Attributes:
+        id: for `acknowledge_alert`.
+        threshold: percent of the maximum.
+        amount: what was spent then.
+        resolved: whether it is no longer so: the window is over, or less than the threshold is spent now.
+    """
+
+    id: int
+    limit: str
+    subject: Mapping[str, str]
+    threshold: int
+    unit: Unit
+    amount: Decimal | int
+    maximum: Decimal | int
+    at: datetime
+    acknowledged_at: datetime | None
+    acknowledged_by: str | None
+    resolved: bool
+
+
+class Session(NamedTuple):
+    """What a session used in the last 24 hours."""
+
+    session_id: str
+    first_at: datetime
+    last_at: datetime
+    usage: Usage
+
+
+class Statistics(NamedTuple):
+    """What stands out over the days of a summary.
+
+    Attributes:
+        average_daily_cost: over all days, those without a request too; to the nano-dollar.
+        most_used_provider: by requests; None if no request names one.
+    """
+
+    total_requests: int
+    total_cost: Decimal
+    average_daily_cost: Decimal
+    most_used_provider: str | None
+    most_used_model: str | None
+
+
+class UsageSummary(NamedTuple):
+    """A user at a glance.
+
+    Attributes:
+        daily_usage: the days with requests, oldest first.
+        monthly_usage: whole months (`YYYY-MM`) that those days lie in, oldest first.
+        recent_alerts: of those days, newest first.
+        active_sessions: those with a request in the last 24 hours, the last used first.
+    """
+
+    user_id: str
+    profile: UserProfile | None
+    limits: Sequence[UserLimit]
+    daily_usage: Mapping[date, Usage]
+    monthly_usage: Mapping[str, Usage]
+    recent_alerts: Sequence[UserAlert]
+    active_sessions: Sequence[Session]
+    statistics: Statistics

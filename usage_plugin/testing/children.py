@@ -1,0 +1,182 @@
+"""Processes that work on a store or a ledger beside the test, and die there.
+
+They are forked from a server that has imported everything already: some twenty milliseconds each. A backend gets there
+pickled, its class by reference, so it must stand in a module that can be imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import multiprocessing
+import resource
+import time
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from usage_plugin.domain.ledger import Charge
+from usage_plugin.errors import LedgerBusyError, StorageError
+from usage_plugin.testing.books import Contents, contents_of
+from usage_plugin.testing.builders import ANN, END, batch_of, hold, sums_batch
+from usage_plugin.testing.faults import Faults, die
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from multiprocessing.connection import Connection
+    from multiprocessing.process import BaseProcess
+
+    from usage_plugin.domain.store import UsageStore
+    from usage_plugin.testing.openings import LedgerOpening, StoreOpening
+
+AnswerT = TypeVar("AnswerT")
+
+PATIENCE = 120
+"""Seconds after which a child is taken for stuck."""
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["usage_plugin.testing.children"])
+
+
+def start(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """Start a child; it gets the arguments and then the end of a pipe to report through."""
+    receiving, sending = _context.Pipe(duplex=False)
+    process = _context.Process(target=work, args=(*arguments, sending))
+    process.start()
+    sending.close()
+    return process, receiving
+
+
+def reports(process: BaseProcess, receiving: Connection) -> list[Any]:
+    """Wait for the end of a child, and give all that it has reported."""
+    told = []
+    try:
+        while True:
+            assert receiving.poll(PATIENCE), "the child is stuck"
+            told.append(receiving.recv())
+    except EOFError:
+        pass
+    finally:
+        process.join(PATIENCE)
+        receiving.close()
+    return told
+
+
+async def append_some(store: UsageStore, writer: str, batches: int, tell: Callable[[int], None]) -> None:
+    """Append batches of one to four events behind the watermark, and tell each number that is acknowledged."""
+    last = await store.watermark(writer)
+    for _ in range(batches):
+        batch = batch_of(writer, last + 1, last % 4 + 1)
+        await store.append(writer, batch)
+        last = batch[-1][0]
+        tell(last)
+
+
+def append_in_a_child(opening: StoreOpening, writer: str, batches: int, report: Connection) -> None:
+    """Append so many batches."""
+
+    async def work() -> None:
+        async with opening.open() as store:
+            await append_some(store, writer, batches, report.send)
+
+    asyncio.run(work())
+
+
+def die_at_a_call(opening: StoreOpening, points: Sequence[str], number: int, report: Connection) -> None:
+    """Open, append events and sums, close; die at the low-level call of a number, or report that there are fewer."""
+    faults = Faults({point: Exception() for point in points})
+
+    async def work() -> None:
+        async with opening.open() as store:
+            await store.append("w", batch_of("w", 1, 3))
+            report.send("events")
+            await store.append_sums("old", sums_batch())
+            report.send("sums")
+
+    with faults.installed(), faults.at(number, die):
+        asyncio.run(work())
+    report.send("survived")
+
+
+class Attempt(NamedTuple):
+    """What came of an append, and what the store had then."""
+
+    error: str | None
+    contents: Contents
+
+
+def append_to_a_full_disk(opening: StoreOpening, report: Connection) -> None:
+    """Append a batch while no file may grow beyond a size; raise that until the batch fits, and report each attempt."""
+
+    async def work() -> None:
+        async with opening.open() as store:
+            await store.append("w", batch_of("w", 1, 2))
+            largest = 256
+            attempt: Attempt | None = None
+            while attempt is None or attempt.error:
+                error = None
+                with _files_up_to(largest):
+                    try:
+                        await store.append("w", batch_of("w", 3, 40))
+                    except StorageError as raised:
+                        error = str(raised)
+                attempt = Attempt(error, await contents_of(store))
+                report.send(attempt)
+                largest += largest // 2
+
+    asyncio.run(work())
+
+
+@contextmanager
+def _files_up_to(size: int) -> Iterator[None]:
+    """Let writes behind a size fail; Python ignores the signal that goes with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
+    """Ask a ledger again and again while others write."""
+    while True:
+        try:
+            return ask()
+        except LedgerBusyError:
+            time.sleep(0.0002)
+
+
+def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, report: Connection) -> None:
+    """Ask so many times for 20 of 100; report what was admitted."""
+    ledger = opening.open()
+    for number in range(count):
+        name = f"{worker}-{number}"
+        if _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 20, 100)], "draft")).admitted:
+            report.send(name)
+    ledger.close()
+
+
+def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) -> None:
+    """Ask for 5 of 500 until refused, settling at 2 and reporting each event."""
+    ledger = opening.open()
+    for number in itertools.count():
+        name = f"{worker}-{number}"
+        if not _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 5, 500)], "draft")).admitted:
+            break
+        _until_free(partial(ledger.settle, name, [Charge(ANN, END, 2)], name))
+        report.send(name)
+    ledger.close()
+
+
+def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) -> None:
+    """Settle one request after the other and tell each; do the housekeeping in between."""
+    ledger = opening.open()
+    while True:
+        number += 1
+        ledger.reserve(str(number), "w", 5, [hold(ANN, 5, None)], f"draft-{number}")
+        ledger.settle(str(number), [Charge(ANN, END, 2)], f"event-{number}")
+        report.send(number)
+        if not number % 20:
+            ledger.shorten_log()
+            ledger.sync()

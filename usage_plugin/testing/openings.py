@@ -1,0 +1,70 @@
+"""How a contract opens the store or the ledger under test, in its own process or, pickled, in another."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.store import UsageStore
+
+BERLIN = ZoneInfo("Europe/Berlin")
+
+_numbers = itertools.count()
+
+
+def _new_name() -> str:
+    return f"another-{next(_numbers)}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOpening:
+    """How to open a store, here or in another process."""
+
+    backend: StorageBackend[Any]
+    data_dir: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+    zone: ZoneInfo = BERLIN
+
+    def open(self) -> AbstractAsyncContextManager[UsageStore]:
+        """Open it for the length of a context."""
+        options = self.backend.options_model.model_validate(dict(self.options))
+        return self.backend.open(options, Surroundings(self.data_dir, self.zone))
+
+    def another(self) -> StoreOpening:
+        """Make another one, of a new store."""
+        return replace(self, data_dir=self.data_dir / _new_name())
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerOpening:
+    """How to open a ledger, here or in another process."""
+
+    backend: LedgerBackend[Any]
+    data_dir: Path
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def _arguments(self) -> tuple[Any, Surroundings]:
+        return self.backend.options_model.model_validate(dict(self.options)), Surroundings(self.data_dir, BERLIN)
+
+    def open(self) -> Ledger:
+        """Open it for the calling thread."""
+        return self.backend.open(*self._arguments)
+
+    def exists(self) -> bool:
+        """Say whether there is one."""
+        return self.backend.exists(*self._arguments)
+
+    def another(self) -> LedgerOpening:
+        """Make another one, of a new ledger."""
+        return replace(self, data_dir=self.data_dir / _new_name())

@@ -1,0 +1,537 @@
+"""What every store promises: one promise, one test, one sentence.
+
+    class TestMyStore(StoreContract):
+        backend = MyBackend()
+
+The docstrings are the promises, in the order in which docs/writing-a-backend.md lists them. Nothing here knows a
+backend: what is particular to one is tested beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tracemalloc
+from contextlib import AsyncExitStack
+from datetime import date, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from usage_plugin.domain.store import GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, UsageFilter
+from usage_plugin.domain.subjects import FORGOTTEN
+from usage_plugin.domain.usage import UsageTotals, totals_of
+from usage_plugin.domain.windows import Window, days_window, start_of_day
+from usage_plugin.errors import StorageError, StorageUnavailableError
+from usage_plugin.testing.books import (
+    EVERYTHING,
+    FIRST_DAY,
+    LAST_DAY,
+    Books,
+    books_with,
+    contents_of,
+    events_of,
+    forget_all,
+    prune_all,
+    totals_in,
+)
+from usage_plugin.testing.builders import (
+    DAY,
+    MINUTE,
+    NOON,
+    TODAY,
+    batch_of,
+    event_of,
+    make_event,
+    make_sum,
+    numbered_from,
+    sums_batch,
+)
+from usage_plugin.testing.children import append_some
+from usage_plugin.testing.drawn import DAYS, DRAWN, EVENTS, some_verbs
+from usage_plugin.testing.durability import Durability
+from usage_plugin.testing.faults import Faults
+from usage_plugin.testing.hostile import HOSTILE_NAMES
+from usage_plugin.testing.openings import BERLIN, StoreOpening
+from usage_plugin.tracking.tracker import ALWAYS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from usage_plugin.domain.store import UsageStore
+    from usage_plugin.plugins.interface import StorageBackend
+
+
+@pytest.mark.asyncio
+class StoreContract(Durability):
+    """The promises of a store.
+
+    Attributes:
+        backend: what opens the store under test.
+        options: its options, as in the YAML.
+        durable: False for a store that forgets everything when it is closed: less is promised then.
+        fault_points: functions of a backend's own module whose failing is tried, by their dotted names, with the
+            error that their driver would raise. Files and SQLite need none.
+    """
+
+    backend: ClassVar[StorageBackend[Any]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    durable: ClassVar[bool] = True
+    fault_points: ClassVar[Mapping[str, Exception]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Take the promises away that a store does not make."""
+        super().__init_subclass__()
+        if not cls.durable:
+            for name in promises(Durability):
+                setattr(cls, name, None)
+
+    @pytest.fixture
+    def opening(self, tmp_path: Path) -> StoreOpening:
+        """How the store is opened; override it for a store that does not live in `data_dir`."""
+        return StoreOpening(self.backend, tmp_path / "data" / "usage", self.options)
+
+    @pytest_asyncio.fixture
+    async def store(self, opening: StoreOpening) -> AsyncIterator[UsageStore]:
+        """A new store, open."""
+        async with opening.open() as store:
+            yield store
+
+    @pytest.fixture
+    def faults(self) -> Iterator[Faults]:
+        """What lets low-level calls fail; override it for a driver that needs more than `fault_points`."""
+        faults = Faults(self.fault_points)
+        with faults.installed():
+            yield faults
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def test_a_new_store_is_empty(self, store: UsageStore) -> None:
+        """Where nothing was stored there is nothing: no group, no day, no event, and every watermark is 0."""
+        assert await contents_of(store) == Books(BERLIN).contents()
+        assert await store.aggregate(("user",), FIRST_DAY, LAST_DAY, EVERYTHING) == ({}, {})
+        assert await store.watermark("w") == 0
+
+    async def test_an_event_comes_back_as_it_went_in(self, store: UsageStore) -> None:
+        """Every field of an event survives, also text of any script and what nobody sums up."""
+        event = make_event(
+            user="zoë 名前 ' \" \\", team="t", api_key="k", api_key_alias="alias", end_user="e", organization="o",
+            session="s", tags=("a", "b"), call_id="c", requested_model="asked", served_model="openai/x", deployment="d",
+            cached_input_tokens=3, cache_write_tokens=4, reasoning_tokens=2, cost=None, cost_source="unpriced",
+            reserved=5, excess=1, estimated=True, cache_hit=True, error="Timeout\n\tat line 1\u2028", status="failure",
+            usage={"prompt_tokens_details.cached_tokens": 3}, duration_us=17, injected_output_tokens=9, clamped_to=8,
+            downgraded_by="daily", degraded=True, service_tier="flex",
+        )  # fmt: skip
+        plain = make_event(started_at=NOON + 1, model=None, provider=None)
+        await store.append("w", [(1, event), (2, plain)])
+        assert await events_of(store) == [event, plain]
+
+    async def test_sending_a_batch_again_changes_nothing(self, store: UsageStore) -> None:
+        """A batch that overlaps what is stored adds only what is new."""
+        for count in (3, 3, 5, 2):
+            await store.append("w", batch_of("w", 1, count))
+            await store.append_sums("old", sums_batch(count))
+        books = books_with(5)
+        books.append_sums("old", sums_batch(5))
+        assert await contents_of(store) == books.contents()
+        assert (await store.watermark("w"), await store.watermark("old")) == (5, 5)
+
+    async def test_an_empty_batch_is_nothing(self, store: UsageStore) -> None:
+        """A batch without records is taken and changes nothing."""
+        await store.append("w", batch_of("w", 1, 1))
+        await store.append("w", [])
+        await store.append_sums("old", [])
+        assert (await contents_of(store)).watermarks == {"w": 1}
+
+    async def test_numbers_may_have_gaps(self, store: UsageStore) -> None:
+        """The watermark is the last number, not a count; a number below it counts as stored."""
+        await store.append("w", [(3, event_of("w", 3)), (9, event_of("w", 9))])
+        await store.append("w", [(4, event_of("w", 4)), (10, event_of("w", 10))])
+        assert [event.cost for event in await events_of(store)] == [3, 9, 10]
+        assert await store.watermark("w") == 10
+
+    async def test_an_event_under_another_number_is_the_same_event(self, store: UsageStore) -> None:
+        """An event is counted once, under whatever number, by whatever writer and however often it is sent."""
+        event, fresh = make_event(), make_event()
+        await store.append("w", [(1, event), (2, event)])
+        await store.append("w", [(7, event), (8, fresh)])
+        await store.append("other", [(1, event)])
+        assert len(await events_of(store)) == 2
+        assert await totals_in(store) == totals_of(event).plus(totals_of(fresh))
+        assert (await contents_of(store)).watermarks == {"w": 8, "other": 1}
+
+    async def test_writers_have_their_own_watermarks(self, store: UsageStore) -> None:
+        """Each writer numbers its records by itself, whatever it is called, and sums name all watermarks."""
+        writers = {name: 1 + number % 3 for number, name in enumerate(HOSTILE_NAMES)}
+        for name, count in writers.items():
+            await store.append(name, batch_of(name, 1, count))
+        assert (await contents_of(store)).watermarks == writers
+        assert [await store.watermark(name) for name in writers] == list(writers.values())
+        assert await store.watermark("nobody") == 0
+        assert (await totals_in(store)).requests == sum(writers.values())
+
+    @pytest.mark.parametrize("fields", [{"cost": 2**70}, {"user": "\ud800"}, {"error": "\ud800"}], ids=str)
+    async def test_what_cannot_be_kept_is_refused_whole(self, store: UsageStore, fields: dict[str, Any]) -> None:
+        """A batch with something that can never be kept raises StorageError and leaves nothing, or is kept exactly."""
+        batch = [(1, event_of("w", 1)), (2, make_event(**fields, started_at=NOON + 2 * MINUTE)), (3, event_of("w", 3))]
+        try:
+            await store.append("w", batch)
+        except StorageError as error:
+            assert not isinstance(error, StorageUnavailableError), "that would be tried for ever"
+            assert await contents_of(store) == Books(BERLIN).contents()
+            await store.append("w", batch[:1])
+            assert [event.cost for event in await events_of(store)] == [1]
+        else:
+            assert await events_of(store) == [event for _, event in batch]
+
+    async def test_one_batch_sent_twice_at_once_counts_once(self, store: UsageStore) -> None:
+        """Batches that arrive at the same time, from one writer or from several, are added one after the other."""
+        batches = {name: batch_of(name, 1, 5) for name in ("one", "two", "three")}
+        await asyncio.gather(*(store.append(name, batch) for name, batch in (*batches.items(), *batches.items())))
+        books = Books(BERLIN)
+        for name, batch in batches.items():
+            books.append(name, batch)
+        assert await contents_of(store) == books.contents()
+
+    async def test_events_stream_in_order_and_resume(self, store: UsageStore) -> None:
+        """Events come by admission and id, both ways, and go on behind any position, also one that is not there."""
+        events = [event_of("w", number)._replace(started_at=NOON + number // 3) for number in range(2_400)]
+        shuffled = [events[number * 1_009 % 2_400] for number in range(2_400)]
+        await store.append("w", numbered_from(1, shuffled))
+        assert await events_of(store) == events
+        assert [event async for event in store.events(ALWAYS, EVERYTHING, newest_first=True)] == events[::-1]
+        for at in (0, 1, 700, 999, 1_000, 1_001, 2_399):
+            for name, rest in ((events[at].event_id, at + 1), (f"{events[at].event_id}+", at + 1), ("", at - at % 3)):
+                position = EventPosition(events[at].started_at, name)
+                newer = [event async for event in store.events(ALWAYS, EVERYTHING, after=position)]
+                assert newer == events[rest:]
+                older = [event async for event in store.events(ALWAYS, EVERYTHING, after=position, newest_first=True)]
+                assert older == events[: at if name == events[at].event_id else rest][::-1]
+
+    async def test_a_stream_goes_on_beside_appends(self, store: UsageStore) -> None:
+        """A stream that was begun gives each event that was there once, whatever is added meanwhile."""
+        await store.append("w", batch_of("w", 1_000, 1_500))
+        seen = []
+        async for event in store.events(ALWAYS, EVERYTHING):
+            seen.append(event.event_id)
+            if len(seen) in (1, 800, 1_200):
+                await store.append(f"late {len(seen)}", batch_of(f"late {len(seen)}", 1, 3))
+        assert [name for name in seen if name.startswith("w-")] == [f"w-{number:06}" for number in range(1_000, 2_500)]
+        assert len(seen) == len(set(seen))
+        assert len(await events_of(store)) == 1_509
+
+    async def test_windows_of_events_are_half_open(self, store: UsageStore) -> None:
+        """An event at the start of a window is in it, one at its end is not."""
+        span = days_window(TODAY, TODAY, BERLIN)
+        events = [make_event(started_at=at) for at in (span.start - 1, span.start, span.end - 1, span.end)]
+        await store.append("w", numbered_from(1, events))
+        assert await events_of(store, span) == events[1:3]
+        newest = [event async for event in store.events(span, EVERYTHING, newest_first=True)]
+        assert newest == events[2:0:-1]
+        assert await events_of(store, Window(span.start, span.start)) == []
+
+    async def test_filters_are_exact_names(self, store: UsageStore) -> None:
+        """A filter takes records that have all its names exactly, in sums, days and events alike."""
+        names = ("ann", "Ann", "an", "an%", "ann ", "anna", "*")
+        events = [
+            make_event(started_at=NOON + number, **{dimension: name})
+            for number, (dimension, name) in enumerate((d, n) for d in ROLLUP_DIMENSIONS for n in names)
+        ]
+        await store.append("w", numbered_from(1, events))
+        wanted = [UsageFilter(**{dimension: name}) for dimension in ROLLUP_DIMENSIONS for name in (*names, "nobody")]
+        wanted += [UsageFilter(user="ann", team="Ann"), UsageFilter(team="ann", model="gpt"), UsageFilter(user="gpt")]
+        for one in wanted:
+            expected = [event for event in events if one.takes(event)]
+            assert await events_of(store, usage_filter=one) == expected, one
+            assert (await totals_in(store, one)).requests == len(expected), one
+            days = [day async for day in store.daily(TODAY, TODAY, one)]
+            assert sum(day.totals.requests for day in days) == len(expected), one
+
+    async def test_events_stream_in_bounded_memory(self, store: UsageStore) -> None:
+        """Reading all events one by one takes a fraction of the memory that holding them takes."""
+        count = 8_000
+        for first in range(1, count, 1_000):
+            await store.append("w", batch_of("w", first, 1_000))
+        tracemalloc.start()
+        try:
+            seen = 0
+            before = tracemalloc.get_traced_memory()[0]
+            async for _ in store.events(ALWAYS, EVERYTHING):
+                seen += 1
+            streaming = tracemalloc.get_traced_memory()[1] - before
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
+            held = [event_of("w", number) for number in range(count)]
+            holding = tracemalloc.get_traced_memory()[1] - before
+        finally:
+            tracemalloc.stop()
+        assert seen == len(held)
+        assert streaming < holding / 3, f"{streaming:,} bytes while streaming; {holding:,} hold everything"
+
+    # ── sums ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @given(
+        fields=st.lists(EVENTS, min_size=1, max_size=20),
+        by=st.lists(st.lists(st.sampled_from(GROUPINGS), unique=True, max_size=4), min_size=1, max_size=6),
+        span=st.tuples(DAYS, DAYS),
+        wanted=st.fixed_dictionaries({"user": st.sampled_from((None, "ann")), "model": st.sampled_from((None, "gpt"))}),
+    )
+    @settings(DRAWN, max_examples=20)
+    async def test_sums_are_exact_by_every_grouping(
+        self,
+        opening: StoreOpening,
+        fields: list[dict[str, Any]],
+        by: list[list[Any]],
+        span: tuple[date, date],
+        wanted: dict[str, str | None],
+    ) -> None:
+        """However they are grouped and filtered, groups are the sums of their events, to the nano-dollar."""
+        events = [make_event(event_id=f"e{number:03}", **one) for number, one in enumerate(fields)]
+        books = Books(BERLIN)
+        books.append("w", numbered_from(1, events))
+        async with opening.another().open() as store:
+            await store.append("w", numbered_from(1, events))
+            for grouping in by:
+                for first, last in ((FIRST_DAY, LAST_DAY), span):
+                    sums = await store.aggregate(grouping, first, last, UsageFilter(**wanted))
+                    assert sums.groups == books.aggregate(grouping, first, last, UsageFilter(**wanted))
+                    assert all(isinstance(number, int) for totals in sums.groups.values() for number in totals)
+
+    async def test_days_are_the_stores_zones(self, store: UsageStore) -> None:
+        """A day is from midnight to midnight in the store's zone, also where clocks change; spans include both ends."""
+        changes = (date(2026, 3, 29), date(2026, 10, 25), TODAY, date(2026, 12, 31))
+        edges = [
+            (day + timedelta(days=days), start_of_day(day + timedelta(days=days + after), BERLIN) - after)
+            for day in changes
+            for days in (0, 1)
+            for after in (0, 1)
+        ]
+        await store.append("w", numbered_from(1, (make_event(started_at=at) for _, at in edges)))
+        groups = (await store.aggregate(("day",), FIRST_DAY, LAST_DAY, EVERYTHING)).groups
+        assert groups.keys() == {(day.isoformat(),) for day, _ in edges}
+        assert {totals.requests for totals in groups.values()} == {2}
+        days = [one.day async for one in store.daily(TODAY, TODAY + timedelta(days=1), EVERYTHING)]
+        assert days == [TODAY, TODAY + timedelta(days=1)]
+        months = (await store.aggregate(("month",), changes[0], changes[-1], EVERYTHING)).groups
+        assert {group: totals.requests for group, totals in months.items()} == {
+            ("2026-03",): 4,
+            ("2026-10",): 4,
+            ("2026-11",): 4,
+            ("2026-12",): 2,
+        }
+
+    async def test_daily_sums_stream_by_day(self, store: UsageStore) -> None:
+        """Daily sums come in the order of days, each combination of names once a day, however many events it has."""
+        users = [f"u{number}" for number in range(8)]
+        models = [f"m{number}" for number in range(50)]
+        events = [
+            make_event(user=user, model=model, started_at=NOON - day * DAY)
+            for user in users for model in models for day in range(3) for _ in range(1 + day)
+        ]  # fmt: skip
+        await store.append("w", numbered_from(1, events))
+        days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1), TODAY]
+        sums = [one async for one in store.daily(days[0], TODAY, EVERYTHING)]
+        assert [(one.day, one.totals.requests) for one in sums] == [
+            (day, 3 - at) for at, day in enumerate(days) for _ in range(400)
+        ]
+        assert len({(one.day, one.names) for one in sums}) == len(sums)
+        wanted = UsageFilter(user="u7", model="m1")
+        assert [one.day async for one in store.daily(days[0], days[1], wanted)] == days[:2]
+
+    async def test_imported_sums_add_to_the_days(self, store: UsageStore) -> None:
+        """Sums of days without events are in the reports beside those of events, and are no events."""
+        sums = [make_sum(), make_sum(model="gpt", provider="openai"), make_sum(), make_sum(day=date(2024, 2, 29))]
+        books = Books(BERLIN)
+        for one in (books, store):
+            for done in (one.append("w", batch_of("w", 1, 2)), one.append_sums("old", numbered_from(1, sums))):
+                if done is not None:
+                    await done
+        assert await contents_of(store) == books.contents()
+        by_model = (await store.aggregate(("day", "model"), FIRST_DAY, TODAY, UsageFilter(user="ann"))).groups
+        assert by_model["2026-11-23", "unknown"].cost == 60_000_000
+        assert by_model["2024-02-29", "unknown"] == sums[-1].totals
+
+    async def test_sums_and_watermarks_belong_together(self, store: UsageStore) -> None:
+        """Sums contain exactly the records up to the watermarks that they come with, also while others append."""
+        writers = ("one", "two")
+        appending = asyncio.gather(*(append_some(store, name, 40, lambda _: None) for name in writers))
+        readings = 0
+        while not appending.done():
+            sums = await store.aggregate((), FIRST_DAY, LAST_DAY, EVERYTHING)
+            counted = sums.groups.get((), UsageTotals()).requests
+            assert counted == sum(sums.watermarks.values())
+            readings += 1
+            await asyncio.sleep(0)
+        await appending
+        assert readings
+        assert (await totals_in(store)).requests == sum([await store.watermark(name) for name in writers])
+
+    async def test_whatever_is_done_in_whatever_order(self, opening: StoreOpening) -> None:
+        """After any verbs in any order the store has what plain books have."""
+        for seed in range(12):
+            verbs = list(some_verbs(random.Random(seed), 12))
+            await self._agrees_with_books(opening.another(), verbs)
+
+    async def _agrees_with_books(self, opening: StoreOpening, verbs: Sequence[tuple[Any, ...]]) -> None:
+        books = Books(BERLIN)
+        sent: dict[str, list[tuple[int, Any]]] = {"one": [], "two": [], "old": []}
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(opening.open())
+            for verb, *details in verbs:
+                if verb == "append":
+                    writer, fields = details
+                    first = len(sent[writer]) + 1
+                    names = (f"{writer}-{number:03}" for number in range(first, first + len(fields)))
+                    events = [make_event(event_id=name, **one) for name, one in zip(names, fields, strict=True)]
+                    sent[writer] += numbered_from(first, events)
+                    books.append(writer, sent[writer])
+                    await store.append(writer, sent[writer][first - 1 :])
+                elif verb == "append again":
+                    await store.append(details[0], sent[details[0]])
+                elif verb == "append sums":
+                    sent["old"] += numbered_from(len(sent["old"]) + 1, details[0])
+                    books.append_sums("old", sent["old"])
+                    await store.append_sums("old", sent["old"])
+                elif verb == "prune":
+                    books.prune(*details)
+                    await prune_all(store, *details, most=3)
+                elif verb == "forget":
+                    books.forget(*details)
+                    await forget_all(store, *details, most=3)
+                elif self.durable:
+                    await stack.aclose()
+                    store = await stack.enter_async_context(opening.open())
+                assert await contents_of(store) == books.contents(), verb
+
+    # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def test_names_are_taken_as_they_are(self, store: UsageStore) -> None:
+        """No name is taken for another, for a path, a pattern or a query, and none is changed."""
+        events = [
+            make_event(started_at=NOON + number, user=name, team=name, model=name, session=name, event_id=name)
+            for number, name in enumerate(HOSTILE_NAMES)
+        ]
+        await store.append("w", numbered_from(1, events))
+        assert await events_of(store) == events
+        groups = (await store.aggregate(("user", "team", "model"), TODAY, TODAY, EVERYTHING)).groups
+        assert {group: totals.requests for group, totals in groups.items()} == {
+            (name, name, name): 1 for name in HOSTILE_NAMES
+        }
+        for event in events:
+            assert await events_of(store, usage_filter=UsageFilter(user=event.user)) == [event]
+            assert (await totals_in(store, UsageFilter(model=event.model))).requests == 1
+
+    async def test_names_lead_out_of_no_folder(self, store: UsageStore, opening: StoreOpening, tmp_path: Path) -> None:
+        """Whatever users, models and writers are called, nothing is written outside of the data folder."""
+        for number, name in enumerate(HOSTILE_NAMES):
+            await store.append(name, [(1, make_event(user=name, team=name, model=name, started_at=NOON + number))])
+        await forget_all(store, "../../x", most=100)
+        assert {path.name for path in tmp_path.iterdir()} <= {"data"}
+        assert {path.name for path in opening.data_dir.parent.glob("*")} <= {opening.data_dir.name}
+
+    # ── what goes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def test_old_events_go_and_their_sums_stay(self, store: UsageStore) -> None:
+        """Pruning deletes events admitted before an instant, leaves their sums, and they do not come again."""
+        batch = batch_of("w", 1, 6)
+        await store.append("w", batch)
+        whole = await totals_in(store)
+        assert await prune_all(store, batch[3][1].started_at, FIRST_DAY, most=100) == 3
+        await store.append("w", batch)
+        assert await events_of(store) == [event for _, event in batch[3:]]
+        assert await totals_in(store) == whole
+
+    async def test_old_days_go_with_their_events(self, store: UsageStore) -> None:
+        """Pruning deletes sums of days before a day of the store's zone, imported or not, and all that day's events."""
+        midnight = start_of_day(TODAY, BERLIN)
+        events = [make_event(started_at=at) for at in (midnight - DAY, midnight - 1, midnight, midnight + 1)]
+        await store.append("w", numbered_from(1, events))
+        await store.append_sums("old", [(1, make_sum(day=date(2024, 2, 29))), (2, make_sum(day=TODAY))])
+        await prune_all(store, 0, TODAY, most=100)
+        assert await events_of(store) == events[2:]
+        assert (await totals_in(store)).requests == 4
+        assert {one.day async for one in store.daily(FIRST_DAY, LAST_DAY, EVERYTHING)} == {TODAY}
+
+    async def test_pruning_goes_by_slices(self, store: UsageStore) -> None:
+        """One call deletes at most as many records as it is told, and says how many; 0 when there are no more."""
+        await store.append("w", batch_of("w", 1, 10))
+        await store.append_sums("old", sums_batch(4))
+        counts = [await store.prune(events_before=2 * NOON, days_before=LAST_DAY, most=3) for _ in range(10)]
+        assert max(counts) <= 3
+        assert 0 not in counts[: counts.index(0)]
+        assert set(counts[counts.index(0) :]) == {0}
+        left = await contents_of(store)
+        assert (left.events, left.sums, left.watermarks) == ([], {}, {"w": 10, "old": 4})
+
+    async def test_a_user_is_forgotten_and_all_sums_stay(self, store: UsageStore) -> None:
+        """No event names a forgotten user, as user or end user; their sums go to nobody in particular, and add up."""
+        events = [make_event(team="t") for _ in range(3)] + [
+            make_event(user="bo", end_user="ann"),
+            make_event(user="bo"),
+        ]
+        await store.append("w", numbered_from(1, events))
+        await store.append_sums("old", [(1, make_sum(team="t"))])
+        whole = await totals_in(store)
+        books = Books(BERLIN)
+        books.append("w", numbered_from(1, events))
+        books.append_sums("old", [(1, make_sum(team="t"))])
+        books.forget("ann")
+        await forget_all(store, "ann", most=2)
+        assert await contents_of(store) == books.contents()
+        assert await totals_in(store) == whole
+        assert (await totals_in(store, UsageFilter(team="t"))).cost == 60_000_000
+        await store.append("w", numbered_from(1, events))
+        assert await contents_of(store) == books.contents()
+
+    async def test_forgetting_takes_nobody_else(self, store: UsageStore) -> None:
+        """Names that only look alike, and teams and models of the same name, stay; somebody unknown is no error."""
+        names = ("ann", "Ann", "an", "anna", "ann%", "a_n", "%", "ANN", "ann ")
+        events = [make_event(started_at=NOON + number, user=name, session="ann") for number, name in enumerate(names)]
+        events.append(make_event(started_at=NOON + 100, user="bo", team="ann", model="ann", api_key="ann"))
+        await store.append("w", numbered_from(1, events))
+        await forget_all(store, "ann", most=100)
+        await forget_all(store, "%", most=100)
+        assert await events_of(store) == [event for event in events if event.user not in ("ann", "%")]
+        assert await store.forget("nobody", most=100) == 0
+        assert (await totals_in(store, UsageFilter(team="ann"))).requests == 1
+
+    async def test_forgetting_the_forgotten_changes_nothing(self, store: UsageStore) -> None:
+        """Those who are forgotten cannot be forgotten once more: their sums stay."""
+        await store.append("w", batch_of("w", 1, 9))
+        await forget_all(store, "ann", most=100)
+        before = await contents_of(store)
+        assert await store.forget(FORGOTTEN, most=100) == 0
+        assert await contents_of(store) == before
+
+    async def test_forgetting_goes_by_slices(self, store: UsageStore) -> None:
+        """One call deletes or moves at most as many records as it is told; 0 says that there are no more."""
+        await store.append("w", numbered_from(1, (make_event(model=f"m{number}") for number in range(5))))
+        counts = [await store.forget("ann", most=3) for _ in range(8)]
+        assert max(counts) <= 3
+        assert sum(counts) >= 5
+        assert 0 not in counts[: counts.index(0)]
+        assert set(counts[counts.index(0) :]) == {0}
+
+    async def test_the_size_is_what_is_in_use(self, store: UsageStore) -> None:
+        """The size grows with what is stored, and shrinks when it is deleted."""
+        empty = await store.size()
+        events = [make_event(user=f"user {number % 20}", session="s" * 500) for number in range(2_000)]
+        await store.append("w", numbered_from(1, events))
+        full = await store.size()
+        assert full > empty + 100_000
+        await prune_all(store, 2 * NOON, FIRST_DAY, most=10_000)
+        assert await store.size() < empty + (full - empty) // 2
+
+    async def test_a_healthy_store_says_nothing(self, store: UsageStore) -> None:
+        """Health raises nothing where an event would be taken, and stores nothing."""
+        await store.health()
+        assert await contents_of(store) == Books(BERLIN).contents()
+
+
+def promises(contract: type) -> list[str]:
+    """List the tests that a class defines, in their order."""
+    return [name for name in vars(contract) if name.startswith("test_")]

@@ -1,0 +1,104 @@
+"""Standings: how an account stands now, with the amount in force and where that comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from usage_plugin.domain.ledger import AccountKey, Adjustment, Balance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from usage_plugin.domain.ledger import Account, Ledger
+    from usage_plugin.domain.limits import Limit, LimitSet, Matched
+    from usage_plugin.domain.windows import Window
+
+
+class Source(NamedTuple):
+    """Where the amount in force comes from, and until when; None: as long as the YAML says so."""
+
+    kind: Literal["limit", "override", "adjustment"]
+    until: int | None = None
+    adjustment: Adjustment | None = None
+
+
+class AccountStanding(NamedTuple):
+    """An account, or the buckets of a rolling window added up."""
+
+    limit: Limit
+    subject: str
+    amount: int | None
+    source: Source
+    balance: Balance
+    window: Window
+
+    @property
+    def remaining(self) -> int | None:
+        """What is left, never below zero; None for unlimited."""
+        if self.amount is None:
+            return None
+        return max(0, self.amount - self.balance.spent - self.balance.reserved)
+
+
+class Standings:
+    """Reads how accounts stand at an instant."""
+
+    def __init__(self, ledger: Ledger, limits: LimitSet, at: int) -> None:
+        """Read which adjustments are in force; `at` in microseconds since 1970 UTC."""
+        self.at = at
+        self._ledger = ledger
+        self._limits = limits
+        # Later ones come in place of earlier ones.
+        self._adjustments = {
+            (found.limit, found.subject): found
+            for found in ledger.adjustments(at)
+            if found.ended_at is None or found.ended_at > at
+        }
+
+    def of(self, matched: Matched) -> AccountStanding:
+        """Look at one account; who has spent nothing yet has one too."""
+        limit, subject = matched.limit, matched.subject
+        window = self._window(limit)
+        if not limit.has_accounts:
+            balance = Balance()
+        elif limit.since_at(self.at) is None:
+            key = AccountKey(limit.key, window.start, subject)
+            balance = self._ledger.balances([key])[key]
+        else:
+            balance = _sum(self._ledger.buckets(limit.key, subject, window.start))
+        return AccountStanding(limit, subject, matched.amount_at(self.at), self._source(matched), balance, window)
+
+    def all_of(self, limit: Limit) -> list[AccountStanding]:
+        """Look at every account of a limit that somebody has used in the window."""
+        window = self._window(limit)
+        by_subject: dict[str, list[Account]] = {}
+        for account in self._ledger.accounts(limit.key, window.start):
+            if limit.since_at(self.at) is not None or account.key.window_start == window.start:
+                by_subject.setdefault(account.key.subject, []).append(account)
+        found = []
+        for subject, accounts in by_subject.items():
+            matched = self._limits.account(limit, subject)
+            found.append(
+                AccountStanding(
+                    limit, subject, matched.amount_at(self.at), self._source(matched), _sum(accounts), window
+                )
+            )
+        return found
+
+    def _window(self, limit: Limit) -> Window:
+        """Find what counts now: the window, or from the oldest bucket on."""
+        window, since = limit.window_at(self.at), limit.since_at(self.at)
+        return window if since is None else window._replace(start=since)
+
+    def _source(self, matched: Matched) -> Source:
+        adjustment = self._adjustments.get((matched.limit.name, matched.subject))
+        if adjustment is not None and adjustment.until > self.at:
+            return Source("adjustment", adjustment.until, adjustment)
+        in_force = next(i for i, (until, _) in enumerate(matched.amounts) if until is None or self.at < until)
+        last = len(matched.amounts) - 1
+        return Source("limit") if in_force == last else Source("override", matched.amounts[in_force][0])
+
+
+def _sum(accounts: Iterable[Account]) -> Balance:
+    balances = [account.balance for account in accounts]
+    return Balance(sum(balance.spent for balance in balances), sum(balance.reserved for balance in balances))
