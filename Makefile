@@ -42,6 +42,8 @@ format: install
 bench: install
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.request
+	$(BIN)/python -m benchmarks.recording
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.stalls
 	$(BIN)/python -m benchmarks.proxy
 	$(BIN)/python -m benchmarks.overshoot

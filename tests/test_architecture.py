@@ -82,7 +82,14 @@ def test_the_domain_loads_the_standard_library_only():
 
 
 @pytest.mark.parametrize(
-    "module", ["usage_plugin.cli", "usage_plugin.proxy", "usage_plugin.runtime", "usage_plugin.proxy.price_sheets"]
+    "module",
+    [
+        "usage_plugin.api",
+        "usage_plugin.cli",
+        "usage_plugin.proxy",
+        "usage_plugin.runtime",
+        "usage_plugin.proxy.price_sheets",
+    ],
 )
 def test_importing_an_edge_does_not_load_litellm(module):
     """The command line, and whoever imports the adapter without asking for the callback, does not wait for LiteLLM."""
@@ -99,7 +106,7 @@ def test_importing_the_package_loads_nothing_of_it():
 def test_importing_opens_no_file(tmp_path):
     """Importing every room but the running adapter makes no file and no thread."""
     code = (
-        "import threading, usage_plugin.cli, usage_plugin.proxy, usage_plugin.runtime;"
+        "import threading, usage_plugin.api, usage_plugin.cli, usage_plugin.proxy, usage_plugin.runtime;"
         "assert threading.active_count() == 1, threading.enumerate()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, check=True, env={"PYTHONPATH": str(ROOT)})

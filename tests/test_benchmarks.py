@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks import overshoot, proxy
+from benchmarks import overshoot, previous, proxy
 from benchmarks.overshoot import COST, LIMIT, Cell
 from usage_plugin.config import load_config
 
@@ -170,9 +172,38 @@ def test_every_proxy_is_held_against_the_one_that_does_nothing() -> None:
     assert (figures[ratio("the ledger alone")].measured, figures[ratio("the ledger alone")].held) == (0.95, None)
 
 
-@pytest.mark.parametrize("name", ["overshoot", "ledger"])
+@pytest.mark.parametrize("name", ["overshoot", "ledger", "recording", "memory"])
 def test_help_says_what_is_measured(name: str) -> None:
     assert "--json" in run(name, "--help")
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("recording", ["events a second", "events a second", "CPU for", "CPU for", "growth of CPU", "the previous"]),
+        # Only Linux tells how much memory a process had at most.
+        *([("memory", ["growth with", "growth of the previous"])] if sys.platform == "linux" else []),
+    ],
+)
+def test_the_short_form_measures_everything(name: str, figures: list[str]) -> None:
+    """A few events go the whole way, and each figure is there; what they are is for the long form to say."""
+    document = json.loads(run(name, "--quick", "--json"))
+    assert document["benchmark"] == name
+    for figure, what in zip(document["figures"], figures, strict=True):
+        assert figure["what"].startswith(what)
+        assert figure["measured"] > 0
+
+
+def test_the_previous_tracker_wrote_everything_it_had_each_time(tmp_path: Path) -> None:
+    """It is re-created as it was: a flush of 100 records writes a file and a row for each user in the cache."""
+    tracker = previous.Rewriting(tmp_path, size=50)
+    for number in range(previous.PENDING):
+        tracker.record(f"user-{number}", "2026-11-23", number)
+    tracker.close()
+    files = list(tmp_path.glob("partitioned/??/user-*/2026-11/daily_2026-11-23.json"))
+    with closing(sqlite3.connect(tmp_path / "usage_aggregations.db")) as connection:
+        assert len(files) == len(connection.execute("SELECT * FROM daily_aggregations").fetchall()) == 50
+    assert json.loads(files[0].read_text())["total_requests"] == 1
 
 
 @pytest.mark.soak

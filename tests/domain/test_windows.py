@@ -417,3 +417,16 @@ def test_instants_are_microseconds_since_1970():
     """Instants count microseconds since 1970 UTC, wherever the datetime's zone is."""
     assert to_instant(datetime(1970, 1, 1, tzinfo=timezone.utc)) == 0
     assert to_instant(datetime(1970, 1, 1, 1, 0, 0, 1, tzinfo=timezone(timedelta(hours=1)))) == 1
+
+
+def test_a_clock_that_goes_back_over_midnight_does_not_end_the_new_day() -> None:
+    """In the hour that is shown twice it is the new day, in whichever order one asks."""
+    zone = ZoneInfo("America/St_Johns")
+    midnight = to_instant(datetime(2010, 11, 7, tzinfo=zone))
+    instants = [midnight - 1, midnight, midnight + 30 * 60_000_000, midnight + 3 * 3_600_000_000]
+    days = {at: local_date(at, zone) for at in instants}
+    assert [day.day for day in days.values()] == [6, 7, 7, 7]
+    assert {at: local_date(at, zone) for at in reversed(instants)} == days
+    assert all(
+        window.start <= at < window.end for at in instants for window in [window_at(WindowRule("day"), at, zone)]
+    )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.recorder import Outcome
     from usage_plugin.tracking.tracker import UsageReader
 
 CALL_TYPE = "library"
@@ -72,15 +73,25 @@ class UsageTracker:
         subjects = self._subjects(user_id, others)
         lasted = _microseconds(rest.get("seconds", 0.0))
         draft = self._draft(subjects, used, runtime.clock.now() - lasted)._replace(call_id=rest.get("request_id"))
+        event = self.record_outcome(draft, subjects, outcome, lasted)
+        if runtime.recorder.pending:
+            # Another process is writing just then.
+            await runtime.recorder.drain(LONGEST_WAIT)
+        return event
+
+    def record_outcome(self, draft: UsageEvent, subjects: Subjects, outcome: Outcome, lasted: int) -> UsageEvent:
+        """Record what an adapter has read of a request that nobody asked us about; `lasted` in microseconds."""
+        runtime = self._runtime
         request = OpenRequest(unheld(draft, subjects), runtime.clock.monotonic() - lasted)
         recorded = runtime.recorder.record(request, outcome)
         if recorded is None:
             raise UsagePluginError("A request of its own was settled before.")
         runtime.imperfections.look(recorded.event)
-        if runtime.recorder.pending:
-            # Another process is writing just then.
-            await runtime.recorder.drain(LONGEST_WAIT)
         return recorded.event
+
+    def now(self) -> int:
+        """Say what time it is, in microseconds since 1970 UTC."""
+        return self._runtime.clock.now()
 
     def reserve_budget(
         self,

@@ -78,9 +78,23 @@ def duration_words(microseconds: int) -> str:
     return f"{seconds} s"
 
 
+_latest_day: dict[ZoneInfo, tuple[Window, date]] = {}
+"""The day found last, by zone: nearly every request is of today."""
+
+
 def local_date(instant: int, zone: ZoneInfo) -> date:
     """Say which day it is in the zone at an instant."""
-    return to_datetime(instant, zone).date()
+    latest = _latest_day.get(zone)
+    if latest is not None and latest[0].start <= instant < latest[0].end:
+        return latest[1]
+    day = to_datetime(instant, zone).date()
+    span = days_window(day, day, zone)
+    if instant >= span.end:
+        # The clock went back over midnight: a day that has begun does not end again.
+        day += timedelta(days=1)
+        span = days_window(day, day, zone)
+    _latest_day[zone] = span, day
+    return day
 
 
 def start_of_day(day: date, zone: ZoneInfo) -> int:
@@ -152,7 +166,7 @@ def _calendar_window(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
             into += timedelta(minutes=local.minute)
         start = instant - into // timedelta(microseconds=1)
         return _within_offset(Window(start, start + length // timedelta(microseconds=1)), instant, zone)
-    first, after = _calendar_days(rule, local.date())
+    first, after = _calendar_days(rule, local_date(instant, zone))
     return Window(start_of_day(first, zone), start_of_day(after, zone))
 
 

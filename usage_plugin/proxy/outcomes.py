@@ -7,7 +7,7 @@ routes, depending on earlier traffic, so its zero says nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pydantic import BaseModel
 
@@ -20,12 +20,12 @@ from usage_plugin.proxy.price_sheets import SERVICES
 from usage_plugin.tracking.recorder import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.prices import Price
     from usage_plugin.domain.usage import CostSource, Status, UsageEvent
-    from usage_plugin.proxy.prices import Deployment, PriceBook
+    from usage_plugin.proxy.prices import Deployment
 
 _MOST_USAGE_FIELDS = 40
 _MOST_TOLD = 1_000
@@ -167,8 +167,15 @@ def read_tokens(usage: Mapping[str, Any], *, anthropic: bool) -> TokenUsage:
     )
 
 
+class Deployments(Protocol):
+    """Where the prices come from: the proxy's `PriceBook`, or what one call of the SDK says."""
+
+    def deployments(self, model: str, team: str | None) -> Sequence[Deployment]:
+        """List the deployments that can have served a model, the likeliest first."""
+
+
 def read_outcome(
-    prices: PriceBook,
+    prices: Deployments,
     served: Served,
     usage: Mapping[str, Any],
     admitted: UsageEvent,
@@ -249,7 +256,7 @@ def _has_price(price: Price | None, service: str) -> bool:
     return price is not None and (price.is_free or price.served_as(service) is not None)
 
 
-def _deployment(prices: PriceBook, model: str | None, served: Served, team: str | None) -> Deployment | None:
+def _deployment(prices: Deployments, model: str | None, served: Served, team: str | None) -> Deployment | None:
     """Find the deployment that served, else the first that could have."""
     if model is None:
         return None

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageEvent
 
-BATCH = 500
+BATCH = 2_000
+"""Each batch waits for the disk once, and asks for each name and each sum once."""
 MOST_IN_A_ROW = 20
 """A store that refuses so many events, one after the other, is broken itself: no more are set aside."""
 

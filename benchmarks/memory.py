@@ -1,0 +1,157 @@
+"""Memory: by how much a process grows that records for a million different users, with `cache.size: 1000`.
+
+Each is measured in a process of its own: the resident memory after everything is loaded and warm, and the highest after
+that (`VmHWM` of Linux). Events go the whole way, through recorder, outbox, flusher and the SQLite store, with a daily
+limit for each user; now and then a user's day is asked for, so that the cache is in use. Beside it the first tracker
+that this project replaces, which kept a record for each user's day and month in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from benchmarks.disk import temporary_folder
+from benchmarks.figures import Figure, arguments, show
+from benchmarks.previous import InMemory
+from benchmarks.recording import record, user_name
+from usage_plugin.config import config_of
+from usage_plugin.runtime import Runtime
+from usage_plugin.tracking.tracker import UsageReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.connection import Connection
+
+USERS, FEW = 1_000_000, 5_000
+CACHE_SIZE = 1_000
+WARM_UP = 5_000
+ASK_EVERY = 100
+MOST_WAITING = 20_000
+"""So many events may wait for the store, as they hardly do at the rate of a proxy: the measure is of what stays."""
+
+_STATUS = Path("/proc/self/status")
+_MIB = 2**20
+
+
+def resident() -> int:
+    """Say how many bytes of memory the process has now."""
+    return _memory("VmRSS")
+
+
+def highest() -> int:
+    """Say how many bytes it has had at most since `forget_highest`."""
+    return _memory("VmHWM")
+
+
+def forget_highest() -> None:
+    """Begin to look for the highest anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _memory(field: str) -> int:
+    for line in _STATUS.read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"The system does not tell {field}.")
+
+
+async def record_for(users: int, folder: Path) -> float:
+    """Record for so many different users; give the growth in MiB."""
+    section = {
+        "data_dir": str(folder),
+        "cache": {"size": CACHE_SIZE},
+        "limits": [{"name": "daily", "per": "user", "window": "day", "max_cost": 10}],
+    }
+    runtime = Runtime(config_of(section))
+    try:
+        async with runtime.parts.open_store_for_reading() as store:
+            reader = UsageReader(runtime.ledger, store, runtime.cache, runtime.config.timezone, runtime.clock)
+            for number in range(WARM_UP):
+                await _one(runtime, reader, -number - 1)
+            await _until_moved(runtime, 0)
+            before = resident()
+            forget_highest()
+            for number in range(users):
+                await _one(runtime, reader, number)
+            await _until_moved(runtime, 0)
+            return (highest() - before) / _MIB
+    finally:
+        await runtime.close()
+
+
+async def _one(runtime: Runtime, reader: UsageReader, number: int) -> None:
+    record(runtime, user_name(number), 1_000_000)
+    if number % ASK_EVERY == 0:
+        await reader.user_day(user_name(number))
+        await _until_moved(runtime, MOST_WAITING)
+
+
+async def _until_moved(runtime: Runtime, most: int) -> None:
+    while runtime.recorder.pending or runtime.ledger.waiting().events > most:
+        await asyncio.sleep(0.01)
+
+
+def record_in_memory(users: int) -> float:
+    """Do the same with the previous tracker; give the growth in MiB."""
+    tracker = InMemory()
+    before = resident()
+    forget_highest()
+    for number in range(users):
+        tracker.record(user_name(number), "2026-11-23", number)
+    return (highest() - before) / _MIB
+
+
+def in_a_process(work: Callable[[int], float], users: int) -> float:
+    """Do it in a fresh process, which nothing else has made large."""
+    context = get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sending, work, users))
+    process.start()
+    sending.close()
+    grown = float(receiving.recv())
+    process.join()
+    return grown
+
+
+def _send(sending: Connection, work: Callable[[int], float], users: int) -> None:
+    sending.send(work(users))
+
+
+def ours(users: int) -> float:
+    """Measure the plugin, in the process of the caller."""
+    with temporary_folder() as folder:
+        return uvloop.run(record_for(users, folder))
+
+
+def main() -> None:
+    """Measure, and print."""
+    given = arguments("memory", __doc__, quick="a few users only, to see that it works")
+    if not _STATUS.is_file():
+        sys.exit("This benchmark reads /proc/self/status, which Linux has.")
+    users = FEW if given.quick else USERS
+    started = time.monotonic()
+    figures = [
+        Figure(
+            what=f"growth with {users:,} users, cache.size {CACHE_SIZE:,}",
+            measured=in_a_process(ours, users),
+            unit="MiB",
+            at_most=50.0,
+        ),
+        Figure(
+            what=f"growth of the previous tracker with {users:,} users",
+            measured=in_a_process(record_in_memory, users),
+            unit="MiB",
+        ),
+    ]
+    show("memory", figures, as_json=given.json, seconds=round(time.monotonic() - started))
+
+
+if __name__ == "__main__":
+    main()

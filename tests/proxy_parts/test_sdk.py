@@ -1,0 +1,186 @@
+"""The LiteLLM SDK without its proxy, against a provider of our own: each call becomes one event, priced and attributed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+import sys
+from collections import Counter
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import litellm
+import pytest
+
+from tests.proxy.conftest import free_port, wait_for
+from usage_plugin.api import BudgetExceededError, UsageEvent, UsageTracker, open_tracker, to_decimal
+from usage_plugin.proxy.sdk import recorded_calls
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+# LiteLLM and the models it builds on first use warn about themselves.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+LIMITS = [{"name": "daily", "per": "user", "window": "day", "max_cost": 1}]
+COST = Decimal("0.00045")
+"""Of 100 tokens in and 20 out, of gpt-4o by LiteLLM's map."""
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[dict[str, Any]]:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "tests.proxy.fake_upstream", str(port)])
+    try:
+        wait_for(f"http://127.0.0.1:{port}/handed_out", process)
+        yield {"api_base": f"http://127.0.0.1:{port}/v1", "api_key": "none-needed", "max_retries": 0}
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+async def tracker(tmp_path: Path) -> AsyncIterator[UsageTracker]:
+    async with open_tracker({"data_dir": str(tmp_path), "limits": LIMITS}) as opened:
+        yield opened
+
+
+def chat(provider: dict[str, Any], model: str = "openai/gpt-4o", **plan: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": json.dumps({"in": 100, "out": 20, **plan})}]
+    return {**provider, "model": model, "messages": messages, "user": "ann"}
+
+
+async def events_of(tracker: UsageTracker) -> list[UsageEvent]:
+    return [event async for event in tracker.events()]
+
+
+async def test_each_way_to_call_is_one_event(tracker: UsageTracker, provider: dict[str, Any]) -> None:
+    """Async, sync, streamed, embeddings: one event each, with the tokens and the price of LiteLLM's map."""
+
+    def stream() -> None:
+        for _ in litellm.completion(**chat(provider), stream=True, stream_options={"include_usage": True}):
+            pass
+
+    embedding = {**provider, "model": "openai/text-embedding-3-small", "input": ['{"in": 50}'], "user": "ann"}
+    async with recorded_calls(tracker):
+        await litellm.acompletion(**chat(provider))
+        async for _ in await litellm.acompletion(**chat(provider), stream=True, stream_options={"include_usage": True}):
+            pass
+        await asyncio.to_thread(litellm.completion, **chat(provider))
+        await asyncio.to_thread(stream)
+        await litellm.aembedding(**embedding)
+        await asyncio.to_thread(litellm.embedding, **embedding)
+    events = await events_of(tracker)
+    assert Counter((e.call_type, e.status, e.user, e.provider, e.input_tokens, e.output_tokens) for e in events) == {
+        ("acompletion", "success", "ann", "openai", 100, 20): 4,
+        ("aembedding", "success", "ann", "openai", 50, 0): 2,
+    }
+    assert {(to_decimal(e.cost or 0), e.cost_source) for e in events} == {
+        (COST, "computed"),
+        (Decimal("0.000001"), "computed"),
+    }
+    assert await tracker.get_user_daily_usage("ann") == 4 * COST + Decimal("0.000002")
+    assert all(0 <= event.duration_us < 60_000_000 for event in events)
+    assert not [one for one in litellm.callbacks + litellm.success_callback if "SdkRecorder" in type(one).__name__]
+
+
+async def test_metadata_says_whose_it_is(tracker: UsageTracker, provider: dict[str, Any]) -> None:
+    """`user` names the user, else `user_id`; session, team and tags stand in the metadata; a bad name is left out."""
+    anonymous = {name: value for name, value in chat(provider).items() if name != "user"}
+    async with recorded_calls(tracker):
+        metadata = {"session_id": "s1", "team": "garden", "tags": ["a", "b"], "user_id": "kim"}
+        await litellm.acompletion(**chat(provider), metadata=metadata)
+        await litellm.acompletion(**anonymous, metadata=metadata)
+        await litellm.acompletion(**anonymous, metadata={"user_id": "a\nb"})
+        await litellm.acompletion(**chat(provider), **{"no-log": True})
+    events = await events_of(tracker)
+    assert Counter((event.user, event.session, event.team, event.tags) for event in events) == {
+        ("ann", "s1", "garden", ("a", "b")): 1,
+        ("kim", "s1", "garden", ("a", "b")): 1,
+        ("(anonymous)", None, None, ()): 1,
+        ("ann", None, None, ()): 1,
+    }
+    assert await tracker.get_user_session_usage("ann", "s1") == COST
+
+
+async def test_prices_of_the_call_itself_count_first(tracker: UsageTracker, provider: dict[str, Any]) -> None:
+    """Also where the map has others, and for that call alone; a model without any is recorded as unpriced."""
+    own = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}
+    async with recorded_calls(tracker):
+        # LiteLLM keeps them in its own map, for good: no other test uses this model.
+        await litellm.acompletion(**chat(provider, "openai/gpt-4.1-nano"), **own)
+        await litellm.acompletion(**chat(provider, "openai/gpt-4.1-nano"))
+        await litellm.acompletion(**chat(provider, "openai/mine"), **own)
+        await litellm.acompletion(**chat(provider, "openai/nobodys"))
+    costs = {(event.model, event.cost, event.cost_source) for event in await events_of(tracker)}
+    assert costs == {
+        ("gpt-4.1-nano", 140_000_000, "computed"), ("gpt-4.1-nano", 18_000, "computed"), ("mine", 140_000_000, "computed"), ("nobodys", None, "unpriced"),
+    }  # fmt: skip
+
+
+async def test_failures_and_retries(tracker: UsageTracker, provider: dict[str, Any]) -> None:
+    """A call that fails is one failure at no cost; one that a retry saves is one success."""
+
+    def sync_failure() -> None:
+        with pytest.raises(litellm.exceptions.InternalServerError):
+            litellm.completion(**chat(provider, status=500))
+
+    async with recorded_calls(tracker):
+        with pytest.raises(litellm.exceptions.InternalServerError):
+            await litellm.acompletion(**chat(provider, status=500))
+        await asyncio.to_thread(sync_failure)
+        await litellm.acompletion(**chat(provider, fail_first=1, mark="sdk"), num_retries=2)
+    events = await events_of(tracker)
+    assert Counter((event.status, event.error, event.cost) for event in events) == {
+        ("failure", "InternalServerError", 0): 2,
+        ("success", None, 450_000): 1,
+    }
+
+
+async def test_a_router_s_attempts_are_told_one_by_one(tracker: UsageTracker, provider: dict[str, Any]) -> None:
+    """The one that failed and the fallback that answered, by their names in the router."""
+    models = [
+        {"model_name": name, "litellm_params": {**provider, "model": model}}
+        for name, model in (("first", "openai/broken"), ("second", "openai/gpt-4o"))
+    ]
+    router = litellm.Router(model_list=models, fallbacks=[{"first": ["second"]}], num_retries=0)
+    call = {name: value for name, value in chat(provider).items() if name in ("messages", "user")}
+    async with recorded_calls(tracker):
+        await router.acompletion(model="first", **call)
+    events = await events_of(tracker)
+    assert Counter((event.model, event.status, event.cost) for event in events) == {
+        ("first", "failure", 0): 1,
+        ("second", "success", 450_000): 1,
+    }
+
+
+async def test_a_stream_that_is_not_read_to_its_end_is_said_to_be_missing(
+    tracker: UsageTracker, provider: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody tells of it, so there is no event; the log counts it. Inside a reservation it can be charged."""
+    monkeypatch.setattr("usage_plugin.proxy.sdk.LAST_WORDS_SECONDS", 0.1)
+    monkeypatch.setattr(logging.getLogger("usage_plugin"), "propagate", True)
+    async with recorded_calls(tracker) as recorder:
+        stream = await litellm.acompletion(**chat(provider, chunks=50, pause=0.01), stream=True)
+        async for _ in stream:
+            break
+        await recorder.wait(0.1)
+    assert await events_of(tracker) == []
+    assert "sdk.calls_not_told" in caplog.text
+
+
+async def test_a_reservation_keeps_to_the_limit(tracker: UsageTracker, provider: dict[str, Any]) -> None:
+    """The SDK has no gate: what is reserved around the calls is."""
+    async with tracker.reserve_budget("ann", "0.90", model="gpt-4o") as held:
+        answer = await litellm.acompletion(**chat(provider))
+        held.settle(litellm.completion_cost(answer), input_tokens=answer.usage.prompt_tokens)
+        with pytest.raises(BudgetExceededError):
+            async with tracker.reserve_budget("ann", "0.9999"):
+                raise AssertionError("It does not fit.")
+    assert await tracker.get_user_daily_usage("ann") == COST

@@ -1,0 +1,213 @@
+"""The LiteLLM SDK without its proxy: each call that a program makes becomes one usage event.
+
+The SDK has no hook that could refuse a call: callbacks hear of it when it is over. So calls are charged on every limit
+and stopped by none; `UsageTracker.reserve_budget` around them is what keeps to a limit.
+
+Found by experiment (`tests/proxy_parts/test_sdk.py`): of an async call the async hooks tell, on its loop; of a sync
+one the sync hooks, in a thread of LiteLLM's. A call that `num_retries` repeats is told once, a router's attempts one by
+one. Of a stream that is not read to its end nobody tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import litellm
+from litellm.integrations.custom_logger import CustomLogger
+
+from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
+from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.errors import SubjectNameError
+from usage_plugin.log import get_logger
+from usage_plugin.proxy import outcomes
+from usage_plugin.proxy.price_sheets import map_entry, own_or_mapped, route_of
+from usage_plugin.proxy.prices import Deployment
+from usage_plugin.proxy.underway import is_free
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from datetime import datetime
+
+    from usage_plugin.api import UsageTracker
+    from usage_plugin.domain.usage import Status
+    from usage_plugin.tracking.recorder import Outcome
+
+LAST_WORDS_SECONDS = 5.0
+"""How long the end waits for calls of which LiteLLM has not told yet."""
+
+_MOST_REMEMBERED = 10_000
+_LISTS = (
+    "callbacks", "input_callback", "success_callback", "failure_callback",
+    "_async_input_callback", "_async_success_callback", "_async_failure_callback",
+)  # fmt: skip
+"""LiteLLM copies a callback into all of these."""
+
+log = get_logger()
+
+
+@asynccontextmanager
+async def recorded_calls(tracker: UsageTracker) -> AsyncIterator[SdkRecorder_PROXY_]:
+    """Record every call of the SDK in this process for as long as the context lasts, and a moment longer.
+
+    The user is the call's `user`, else `user_id` in its metadata, else `(anonymous)`; `session_id`, `team` and `tags`
+    are read from the metadata.
+    """
+    recorder = SdkRecorder_PROXY_(tracker)
+    litellm.callbacks.append(recorder)
+    try:
+        yield recorder
+    finally:
+        await recorder.wait()
+        for name in _LISTS:
+            callbacks = getattr(litellm, name, [])
+            while recorder in callbacks:
+                callbacks.remove(recorder)
+
+
+class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` silence every class without _PROXY_
+    """The callback: may be put into `litellm.callbacks` by hand; `recorded_calls` also takes it out again."""
+
+    def __init__(self, tracker: UsageTracker) -> None:
+        """Record with a tracker, whose event loop is the running one."""
+        super().__init__()
+        self._tracker = tracker
+        self._loop = asyncio.get_running_loop()
+        self._map = {name: dict(entry) for name, entry in litellm.model_cost.items() if isinstance(entry, dict)}
+        self._begun: OrderedDict[str, None] = OrderedDict()
+        self._disagreements = outcomes.CrossCheck()
+
+    async def wait(self, seconds: float = LAST_WORDS_SECONDS) -> None:
+        """Wait until LiteLLM has told of every call that has begun, for so long at most."""
+        deadline = self._loop.time() + seconds
+        while self._begun and self._loop.time() < deadline:  # noqa: ASYNC110  # LiteLLM's threads tell of it
+            await asyncio.sleep(0.01)
+        if self._begun:
+            log.warning("sdk.calls_not_told", count=len(self._begun))
+            self._begun.clear()
+
+    # ── LiteLLM's hooks; it passes the arguments by these names ──────────────────────────────────────────────────────
+
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002
+        """Note that a call begins, or is repeated."""
+        self._begun[_id_of(kwargs)] = None
+        if len(self._begun) > _MOST_REMEMBERED:
+            self._begun.popitem(last=False)
+
+    def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """Record a sync call."""
+        self._told(kwargs, response_obj, start_time, end_time, "success")
+
+    def log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """Record a sync call that failed."""
+        self._told(kwargs, response_obj, start_time, end_time, "failure")
+
+    async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """Record an async call."""
+        self._told(kwargs, response_obj, start_time, end_time, "success")
+
+    async def async_log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """Record an async call that failed."""
+        self._told(kwargs, response_obj, start_time, end_time, "failure")
+
+    def _told(self, kwargs: Mapping[str, Any], response: Any, start: datetime, end: datetime, status: Status) -> None:
+        """Read what LiteLLM tells here and now, and record it on the tracker's loop: this may be another thread."""
+        try:
+            kind = _kind_of(kwargs)
+            if is_free(kind):
+                self._begun.pop(_id_of(kwargs), None)
+                return
+            lasted = max(0, round((end - start).total_seconds() * 1e6))
+            draft, subjects = _draft(kwargs, kind, self._tracker.now() - lasted)
+            outcome = self._outcome(kwargs, response, draft, status)
+            self._loop.call_soon_threadsafe(self._record, draft, subjects, outcome, lasted)
+        except Exception:
+            # Our own bug, or a tracker that is closed: the program's call has succeeded all the same.
+            log.exception("sdk.call_not_recorded", model=str(kwargs.get("model")))
+
+    def _record(self, draft: UsageEvent, subjects: Subjects, outcome: Outcome, lasted: int) -> None:
+        try:
+            self._tracker.record_outcome(draft, subjects, outcome, lasted)
+        finally:
+            self._begun.pop(draft.call_id or "", None)
+
+    def _outcome(self, kwargs: Mapping[str, Any], response: Any, draft: UsageEvent, status: Status) -> Outcome:
+        error = kwargs.get("exception")
+        outcome = outcomes.read_outcome(
+            _Sheet(self._map, kwargs),
+            outcomes.served_logged(kwargs, response),
+            outcomes.logged_usage(kwargs),
+            draft,
+            status=status,
+            error=type(error).__name__ if error is not None else None,
+        )
+        self._disagreements.look(outcome)
+        if outcome.as_reserved:
+            # Nobody says what it used, and nothing was reserved.
+            return replace(outcome, as_reserved=False, cost=None, cost_source="unpriced", estimated=True)
+        return outcome
+
+
+class _Sheet:
+    """The prices of one call: those that it brings itself, or those of LiteLLM's map."""
+
+    def __init__(self, price_map: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+        parameters = kwargs.get("litellm_params") or {}
+        provider = parameters.get("custom_llm_provider") or kwargs.get("custom_llm_provider")
+        served = str(kwargs.get("model") or "")
+        own = {name: value for name, value in parameters.items() if "cost_per" in name and value is not None}
+        self._provider = str(provider) if provider else None
+        self._served = f"{provider}/{served}" if provider and not served.startswith(f"{provider}/") else served
+        self._sheet = own_or_mapped(own, map_entry(price_map, self._served, provider) or map_entry(price_map, served))
+
+    def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
+        """Give the one that there is."""
+        del team
+        return (Deployment(model, provider=self._provider, served_model=self._served, sheet=self._sheet),)
+
+
+def _draft(kwargs: Mapping[str, Any], kind: str, started_at: int) -> tuple[UsageEvent, Subjects]:
+    parameters = kwargs.get("litellm_params") or {}
+    metadata = parameters.get("metadata") or parameters.get("litellm_metadata") or {}
+    tags = metadata.get("tags")
+    named = (_named(tag, "tag") for tag in (tags if isinstance(tags, list) else ()))
+    subjects = Subjects(
+        user=_named(kwargs.get("user"), "user") or _named(metadata.get("user_id"), "user") or ANONYMOUS,
+        session=_named(metadata.get("session_id"), "session"),
+        team=_named(metadata.get("team"), "team"),
+        tags=tuple(dict.fromkeys(filter(None, named)))[:MOST_TAGS],
+    )
+    model = _named(metadata.get("model_group") or kwargs.get("model"), "model")
+    draft = UsageEvent(
+        event_id=new_event_id(),
+        started_at=started_at,
+        status="recovered",
+        call_type=kind,
+        **subjects._asdict(),
+        call_id=_id_of(kwargs),
+        requested_model=model,
+        model=model,
+    )
+    return draft, subjects
+
+
+def _named(value: object, what: str) -> str | None:
+    """Clean a name; the call is over, so one that cannot be taken is left out."""
+    try:
+        return clean_name(value, what=what)
+    except SubjectNameError as error:
+        log.warning("sdk.name_left_out", what=what, message=str(error))
+        return None
+
+
+def _kind_of(kwargs: Mapping[str, Any]) -> str:
+    """Name the call type as its async form: `completion` costs what `acompletion` does."""
+    kind = str(kwargs.get("call_type") or "")
+    return f"a{kind}" if route_of(kind) == "other" != route_of(f"a{kind}") else kind
+
+
+def _id_of(kwargs: Mapping[str, Any]) -> str:
+    return str(kwargs.get("litellm_call_id") or "")[:256]
