@@ -197,7 +197,7 @@ class Runtime:
             pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
             chores=(*self._following.chores, self.alerts.hand_over, self._see_to_migration),
         )
-        self._migration = _migration(config)
+        self._migration = _migration(config, self.clock)
         self._keeper.start()
 
     def _open_again(self) -> Ledger:
@@ -248,9 +248,9 @@ class Runtime:
             self.ledger.close()
 
 
-def _migration(config: Config) -> AutomaticMigration | None:
+def _migration(config: Config, clock: Clock) -> AutomaticMigration | None:
     source = config.migration_source
-    return AutomaticMigration(source, config.path, config.data_dir / "migration.log") if source else None
+    return AutomaticMigration(source, config.path, config.data_dir / "migration.log", clock) if source else None
 
 
 def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:

@@ -14,6 +14,7 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import MigrationError
 from usage_plugin.migration.spend_logs import Imported, Naming, import_spend_logs
 from usage_plugin.runtime import Parts
+from usage_plugin.tracking.seeding import count_history_anew
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -42,10 +43,17 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
     identity = config.identity
     naming = Naming(identity.user, identity.casefold, identity.json_field)
     instant = int(before.replace(tzinfo=config.timezone).timestamp()) * 1_000_000 if before else None
-    bar = Bar()
-    with bar.shown():
-        async with Parts(config).open_store() as store:
-            return await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)
+    parts, bar = Parts(config), Bar()
+    ledger = parts.open_ledger()
+    try:
+        with bar.shown():
+            async with parts.open_store() as store:
+                imported = await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)
+        if imported.rows:
+            count_history_anew(ledger, config.limit_set())
+        return imported
+    finally:
+        ledger.close()
 
 
 def _show(imported: Imported) -> None:

@@ -14,9 +14,10 @@ from usage_plugin.cli.progress import Bar, NotedBar
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import MigrationError, UsagePluginError
-from usage_plugin.migration.automatic import DONE
+from usage_plugin.migration.automatic import DONE, FAILED
 from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
 from usage_plugin.runtime import Parts
+from usage_plugin.tracking.seeding import count_history_anew
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,8 +65,11 @@ async def _migrate(config: Config, directory: Path, surroundings: Surroundings) 
         with bar.shown():
             async with parts.open_store() as store:
                 outcome = await migrate(directory, surroundings, bar, ledger, store)
+                # Whatever this run has added: an earlier one may have been killed before it came here.
+                if outcome.formats:
+                    count_history_anew(ledger, config.limit_set())
     except UsagePluginError as error:
-        bar.note("failed", str(error))
+        bar.note(FAILED, str(error))
         raise
     else:
         # What cannot be read now will not be by trying again.

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from usage_plugin.cli.output import harmless
 from usage_plugin.errors import LedgerError
-from usage_plugin.migration.automatic import Report, report
+from usage_plugin.migration.automatic import RUNNING, Report, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +84,7 @@ class NotedBar(Bar):
         if time.monotonic() - self._noted >= _NOTE_EVERY:
             self._noted = time.monotonic()
             share = f" {100 * self._done // self._total} %" if self._total else f" {self._done:,}"
-            self.note("running", f"{self._what}:{share}")
+            self.note(RUNNING, f"{self._what}:{share}")
 
     def note(self, state: str, text: str) -> None:
         """Leave word; a busy ledger is told the next time."""

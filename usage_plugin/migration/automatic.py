@@ -18,10 +18,11 @@ from usage_plugin.migration.sources import find_sources
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
 
 NOTE = "migration"
-DONE = "done"
+RUNNING, DONE, FAILED = "running", "done", "failed"
 _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
 _TELL_EVERY = 30.0
 _LAST_WORDS = 2_000
@@ -60,14 +61,16 @@ def reported(ledger: Ledger) -> Report | None:
 class AutomaticMigration:
     """Sees to it, once a second, that a directory is migrated; only the keeper asks it."""
 
-    def __init__(self, directory: Path, config: Path, log_file: Path) -> None:
+    def __init__(self, directory: Path, config: Path, log_file: Path, clock: Clock) -> None:
         """Take what the command needs.
 
         Args:
             directory: of the previous tracker.
             config: the proxy's YAML.
             log_file: takes what the command says of errors.
+            clock: for what is written down.
         """
+        self._clock = clock
         self._directory = directory.expanduser().resolve()
         self._config = config
         self._log_file = log_file
@@ -114,16 +117,20 @@ class AutomaticMigration:
                 self._told_at = time.monotonic()
                 log.info("migration.running", directory=str(self._directory), progress=text)
             return
-        self._process = None
         if last and (last.directory, last.state) == (str(self._directory), DONE):
+            self._process = None
             self._is_done = True
             log.info("migration.done", directory=str(self._directory), outcome=text)
             return
+        message = self._last_words()
+        # Also for a command that was killed, and left no word itself.
+        report(ledger, Report(str(self._directory), FAILED, message, self._clock.now()))
+        self._process = None
         log.error(
             "migration.failed",
             directory=str(self._directory),
             exit_code=code,
-            message=self._last_words(),
+            message=message,
             again_in_seconds=self._pause,
         )
         self._not_before = time.monotonic() + self._pause

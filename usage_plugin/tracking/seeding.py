@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 COUNTING = "limits:counting"
 """The note with the keys of the limits whose accounts hold all that they should."""
 
-_WHOLE_DAYS = frozenset({"day", "week", "month", "quarter", "year", "lifetime"})
+_CALENDAR = frozenset({"day", "week", "month", "quarter", "year"})
+_WHOLE_DAYS = _CALENDAR | {"lifetime"}
+_LOST = ("gap", "unstorable")
 _STEP_EVERY = 500
 _PATIENT_ROUNDS = 10
 
@@ -114,6 +116,19 @@ class Seeder:
         if self._rounds_waited == _PATIENT_ROUNDS:
             log.warning("limits.wait_for_workers", workers=others)
         return not others
+
+
+def count_history_anew(ledger: Ledger, limits: LimitSet) -> None:
+    """Let limits count their windows again, because history was imported; the seeder sees to it, now or at the start.
+
+    Only those of calendar windows, of which the daily sums tell all. Nothing happens where accounts know more than
+    history does, because events were lost: what was spent must not become less.
+    """
+    if any(found.kind in _LOST for found in ledger.imperfections()):
+        log.warning("limits.not_counted_anew", why="events were lost, which only the accounts know of")
+        return
+    anew = {limit.key for limit in limits.limits if limit.counts_history and limit.window.kind in _CALENDAR}
+    _count(ledger, _counting(ledger) - anew)
 
 
 def _counting(ledger: Ledger) -> set[int]:
