@@ -139,7 +139,17 @@ def test_two_series_are_compared_pair_by_pair() -> None:
     assert [figure.held for figure in figures] == [False, None, None]
 
 
-@pytest.mark.parametrize("name", ["overshoot", "ledger"])
+def test_the_short_form_of_moving_in_imports_each_form() -> None:
+    figures = json.loads(run("migration", "--quick", "--json"))["figures"]
+    assert [figure["what"] for figure in figures[::3]] == [
+        "daily_usage.json, 5,000 user-days",
+        "usage_aggregations.db, 5,000 user-days",
+        "partitioned/, 5,000 user-days",
+    ]
+    assert [figure["held"] for figure in figures[2::3]] == [True, True, True]
+
+
+@pytest.mark.parametrize("name", ["overshoot", "ledger", "migration"])
 def test_help_says_what_is_measured(name: str) -> None:
     assert "--json" in run(name, "--help")
 

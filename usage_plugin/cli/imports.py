@@ -50,7 +50,7 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
             async with parts.open_store() as store:
                 imported = await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)
         if imported.rows:
-            count_history_anew(ledger, config.limit_set())
+            count_history_anew(ledger, config.limit_set(), config.timezone)
         return imported
     finally:
         ledger.close()

@@ -67,7 +67,7 @@ async def _migrate(config: Config, directory: Path, surroundings: Surroundings) 
                 outcome = await migrate(directory, surroundings, bar, ledger, store)
                 # Whatever this run has added: an earlier one may have been killed before it came here.
                 if outcome.formats:
-                    count_history_anew(ledger, config.limit_set())
+                    count_history_anew(ledger, config.limit_set(), config.timezone)
     except UsagePluginError as error:
         bar.note(FAILED, str(error))
         raise
