@@ -172,7 +172,17 @@ def test_every_proxy_is_held_against_the_one_that_does_nothing() -> None:
     assert (figures[ratio("the ledger alone")].measured, figures[ratio("the ledger alone")].held) == (0.95, None)
 
 
-@pytest.mark.parametrize("name", ["overshoot", "ledger", "recording", "memory"])
+def test_the_short_form_of_moving_in_imports_each_form() -> None:
+    figures = json.loads(run("migration", "--quick", "--json"))["figures"]
+    assert [figure["what"] for figure in figures[::3]] == [
+        "daily_usage.json, 5,000 user-days",
+        "usage_aggregations.db, 5,000 user-days",
+        "partitioned/, 5,000 user-days",
+    ]
+    assert [figure["held"] for figure in figures[2::3]] == [True, True, True]
+
+
+@pytest.mark.parametrize("name", ["overshoot", "ledger", "recording", "memory", "migration"])
 def test_help_says_what_is_measured(name: str) -> None:
     assert "--json" in run(name, "--help")
 

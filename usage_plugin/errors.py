@@ -7,6 +7,7 @@
     ├─ SubjectNameError         a user, team, tag … name that cannot be taken as it is
     ├─ NotAdmittedError         what was asked for may not start; `facts` says why, and what would help
     │  └─ BudgetExceededError   because a limit has no room for it
+    ├─ MigrationError           data from elsewhere that cannot be imported
     ├─ LedgerError              the ledger cannot do what was asked
     │  └─ LedgerBusyError       another process holds the lock; trying again is right
     └─ StorageError             the store cannot do what was asked; the driver's error is the cause
@@ -69,6 +70,10 @@ class NotAdmittedError(UsagePluginError):
 
 class BudgetExceededError(NotAdmittedError):
     """A limit has no room for this: `spent`, `busy` (others hold it just now) or `too_large`."""
+
+
+class MigrationError(UsagePluginError):
+    """This cannot be imported."""
 
 
 class LedgerError(UsagePluginError):

@@ -18,6 +18,7 @@ from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import ConfigError, LedgerError, StorageError, UsagePluginError
 from usage_plugin.log import get_logger
+from usage_plugin.migration.automatic import AutomaticMigration
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.tracking import secret
@@ -52,7 +53,7 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.sqlite",
 )
 
-NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy")
+NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from")
 """Keys of the YAML that are read at the start only."""
 
 TICK_SECONDS = 1.0
@@ -194,8 +195,9 @@ class Runtime:
             seeder=seeder,
             limits=lambda: self.config.limits,
             pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
-            chores=(*self._following.chores, self.alerts.hand_over),
+            chores=(*self._following.chores, self.alerts.hand_over, self._see_to_migration),
         )
+        self._migration = _migration(config, self.clock)
         self._keeper.start()
 
     def _open_again(self) -> Ledger:
@@ -227,6 +229,10 @@ class Runtime:
     def _retention(self) -> Retention:
         return Retention(**self.config.retention.model_dump())
 
+    def _see_to_migration(self, ledger: Ledger) -> None:
+        if self._migration and self._workers.keeps:
+            self._migration.see_to_it(ledger)
+
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
         try:
@@ -236,8 +242,15 @@ class Runtime:
             self.imperfections.flush(patience=LAST_PATIENCE)
         finally:
             self._keeper.stop(seconds)
+            if self._migration:
+                self._migration.stop()
             self._workers.leave()
             self.ledger.close()
+
+
+def _migration(config: Config, clock: Clock) -> AutomaticMigration | None:
+    source = config.migration_source
+    return AutomaticMigration(source, config.path, config.data_dir / "migration.log", clock) if source else None
 
 
 def _policy(config: Config, *, enforce: bool) -> AdmissionPolicy:

@@ -16,7 +16,10 @@ from usage_plugin.cli import adjust as adjust_command
 from usage_plugin.cli import check as check_command
 from usage_plugin.cli import events as events_command
 from usage_plugin.cli import explain as explain_command
+from usage_plugin.cli import imports as imports_command
 from usage_plugin.cli import limits as limits_command
+from usage_plugin.cli import migrate as migrate_command
+from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import status as status_command
 from usage_plugin.cli.doctor import command as doctor_command
@@ -28,6 +31,7 @@ from usage_plugin.runtime import Reader, open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from datetime import datetime
 
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
 
@@ -73,7 +77,7 @@ def _common(*, formats: tuple[str, ...] = FORMATS) -> Callable[[CommandT], Comma
         @functools.wraps(command)
         @click.pass_context
         def run(context: click.Context, /, *args: Any, config_path: Path | None, output: str, **options: Any) -> Any:
-            path = config_path or (context.parent.params["config_path"] if context.parent else None)
+            path = config_path or context.find_root().params.get("config_path")
             return command(path, Output(output), *args, **options)
 
         with_format = click.option(
@@ -240,3 +244,49 @@ def doctor(path: Path | None, output: Output, url: str | None, key: str | None, 
     if target and static:
         raise click.UsageError("--static sends no requests, --url sends some: choose one.")
     doctor_command.run(find_config(path), output, target=target, static=static)
+
+
+@main.command()
+@click.option("--user", help="Only this user's.")
+@_common()
+def profiles(path: Path | None, output: Output, user: str | None) -> None:
+    """List what is known of users: name, email, tier."""
+    _read(path, functools.partial(profiles_command.run, output=output, user=user))
+
+
+@main.command()
+@click.argument("user")
+@click.option("--username", help="A name for people.")
+@click.option("--email")
+@click.option("--tier", help="Any word, for example free, premium or enterprise.")
+@click.option("--active/--inactive", "is_active", default=None, help="Whether it is in use; decides nothing by itself.")
+@_common()
+def profile(path: Path | None, output: Output, user: str, **fields: Any) -> None:
+    """Change a user's profile, or make it."""
+    profiles_command.change(load_config(find_config(path)), user, output=output, **fields)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Say what would be imported, and change nothing.")
+@click.option("--in-background", is_flag=True, hidden=True)
+@_common()
+def migrate(path: Path | None, output: Output, directory: Path, dry_run: bool, in_background: bool) -> None:
+    """Import the data directory of the previous usage tracker; it can be repeated, and goes on where it was."""
+    config = load_config(find_config(path))
+    migrate_command.run(config, directory, output=output, dry_run=dry_run, in_background=in_background)
+
+
+@main.group(name="import")
+def import_() -> None:
+    """Import what another tracker has recorded."""
+
+
+@import_.command(name="litellm-spend-logs")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--before", type=click.DateTime(), help="Leave out rows from this moment on, in the configured zone: "
+              "from when usage_plugin records itself.")  # fmt: skip
+@_common()
+def litellm_spend_logs(path: Path | None, output: Output, file: Path, before: datetime | None) -> None:
+    """Import a CSV or JSONL export of LiteLLM_SpendLogs, each row once, however often it is repeated."""
+    imports_command.spend_logs(load_config(find_config(path)), file, output=output, before=before)

@@ -15,6 +15,7 @@ from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.usage import decode_event
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import StorageError
+from usage_plugin.migration.automatic import Report, reported
 from usage_plugin.tracking.problems import Problem, problems
 from usage_plugin.tracking.pruning import last_run, oldest_event
 from usage_plugin.tracking.secret import secret_trouble
@@ -56,6 +57,7 @@ async def run(reader: Reader, *, output: Output) -> None:
         "blocked": blocked,
         "imperfections": plain_counts(imperfections),
         "adjustments": [plain_adjustment(reader, one) for one in adjustments],
+        "migration": _migration(reported(reader.ledger)),
     }
     if not output.is_table:
         output.document(facts, refusals)
@@ -102,6 +104,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         f"outbox        {thousands(outbox['events'])} events wait for the store{_size(outbox)}{_oldest(outbox)}",
         f"reservations  {thousands(held['open'])} open{_oldest(held)}",
         f"history       {_history_words(facts['history'])}",
+        *_migration_line(facts["migration"]),
         *(() if facts["refusals"] else (f"refusals      none in the last {MINUTES} minutes",)),
     ]
 
@@ -132,6 +135,14 @@ def _history_words(facts: dict[str, Any]) -> str:
     )
     most = "" if kept["max_bytes"] is None else f", at most {thousands(kept['max_bytes'])} bytes"
     return f"{since}, {size}; kept: events {events}, daily sums {daily}{most}"
+
+
+def _migration(how: Report | None) -> dict[str, Any] | None:
+    return how and {**how._asdict(), "at": to_datetime(how.at).isoformat()}
+
+
+def _migration_line(how: dict[str, Any] | None) -> list[str]:
+    return [f"migration     {how['state']}: {how['directory']}: {how['text']}"] if how else []
 
 
 def _oldest(part: dict[str, Any]) -> str:

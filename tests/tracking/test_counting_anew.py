@@ -1,0 +1,49 @@
+"""After an import limits count their windows again, where history can tell all that they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.limits import Limit, LimitSet
+from usage_plugin.domain.windows import WindowRule
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.tracking.seeding import COUNTING, count_history_anew
+
+
+def limit(kind: str, **changes: object) -> Limit:
+    fields = {"name": kind, "per": ("user",), "unit": "usd", "amount": 5, "window": WindowRule(kind)}
+    return Limit(**{**fields, "zone": ZoneInfo("UTC"), **changes})
+
+
+LIMITS = LimitSet([
+    limit("day"), limit("month"), limit("lifetime"), limit("rolling", window=WindowRule("rolling", length=10**9)),
+    limit("year", counts_history=False), limit("week", zone=ZoneInfo("Asia/Tokyo")), limit("quarter", per=("tag",)),
+])  # fmt: skip
+
+
+def counting_after(ledger: SqliteLedger) -> set[int]:
+    ledger.note(COUNTING, json.dumps(sorted(one.key for one in LIMITS.limits)))
+    count_history_anew(ledger, LIMITS, ZoneInfo("UTC"))
+    return set(json.loads(ledger.notes(COUNTING)[COUNTING]))
+
+
+def test_limits_of_calendar_windows_are_counted_anew(tmp_path: Path) -> None:
+    """Those that count no history, or that only events or pruned days could tell of, stay as they are."""
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    kept = {one.key for one in LIMITS.limits if one.name not in ("day", "month")}
+    assert counting_after(ledger) == kept
+    ledger.close()
+
+
+@pytest.mark.parametrize("kind", ["gap", "unstorable"])
+def test_where_events_were_lost_nothing_becomes_less(tmp_path: Path, kind: str) -> None:
+    """Accounts know of them, and history does not."""
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    ledger.count([Imperfection(kind, "gpt", 1, 5, 0, 0)])
+    assert counting_after(ledger) == {one.key for one in LIMITS.limits}
+    ledger.close()

@@ -1,0 +1,76 @@
+"""`usage-plugin import`: records of other trackers become usage events."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import click
+from rich.text import Text
+
+from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.progress import Bar
+from usage_plugin.domain.money import format_usd
+from usage_plugin.errors import MigrationError
+from usage_plugin.migration.spend_logs import Imported, Naming, import_spend_logs
+from usage_plugin.runtime import Parts
+from usage_plugin.tracking.seeding import count_history_anew
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from usage_plugin.config import Config
+
+
+def spend_logs(config: Config, file: Path, *, output: Output, before: datetime | None) -> None:
+    """Import LiteLLM's spend logs; exit code 1 if a row was rejected."""
+    if config.storage.backend == "memory":
+        raise MigrationError(
+            "storage.backend is memory, which would forget what is imported.", hint="Choose another backend first."
+        )
+    imported = asyncio.run(_import(config, file, before))
+    if output.is_table:
+        _show(imported)
+    else:
+        plain = imported.plain()
+        output.document(plain, plain["findings"])
+    if imported.rejected:
+        raise click.exceptions.Exit(1)
+
+
+async def _import(config: Config, file: Path, before: datetime | None) -> Imported:
+    identity = config.identity
+    naming = Naming(identity.user, identity.casefold, identity.json_field)
+    instant = int(before.replace(tzinfo=config.timezone).timestamp()) * 1_000_000 if before else None
+    parts, bar = Parts(config), Bar()
+    ledger = parts.open_ledger()
+    try:
+        with bar.shown():
+            async with parts.open_store() as store:
+                imported = await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)
+        if imported.rows:
+            count_history_anew(ledger, config.limit_set(), config.timezone)
+        return imported
+    finally:
+        ledger.close()
+
+
+def _show(imported: Imported) -> None:
+    rows = [
+        ("rows", thousands(imported.rows)),
+        ("new events", thousands(imported.events)),
+        ("cost USD", format_usd(imported.cost)),
+        ("imported before", thousands(imported.known)),
+        ("left out by --before", thousands(imported.later)),
+        ("rejected", thousands(imported.rejected)),
+    ]
+    table(f"Imported from {imported.file}", [Column("what"), Column("count", number=True)], rows)
+    if imported.findings:
+        columns = ("where", "user", "date", "text")
+        table(
+            f"Rejected rows ({len(imported.findings)} of {imported.rejected})",
+            [Column(name) for name in columns],
+            [[finding.get(name, "") for name in columns] for finding in imported.findings],
+        )
+        console().print(Text(harmless(f"All of them are in {imported.report}.")))

@@ -1,0 +1,122 @@
+"""`usage-plugin profiles` and `profile`: what is known of users beside what they spend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from usage_plugin.cli.adjust import actor
+from usage_plugin.cli.output import Column, Output, table
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.domain.subjects import clean_name
+from usage_plugin.domain.windows import to_datetime
+from usage_plugin.errors import UsagePluginError
+from usage_plugin.runtime import Parts
+from usage_plugin.tracking.flusher import until_free
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.config import Config
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.runtime import Reader
+
+_PAGE = 1_000
+_PATIENCE = 10.0
+_LONGEST = 256
+CHANGED_BY = "changed_by"
+"""The key of a profile's metadata that says who changed it last on the command line."""
+_COLUMNS = tuple(map(Column, ("user", "name", "email", "tier", "active", "updated")))
+
+
+class ProfileError(UsagePluginError):
+    """There is no such profile."""
+
+
+async def run(reader: Reader, *, output: Output, user: str | None) -> None:
+    """Print the profiles, or a user's."""
+    zone = reader.config.timezone
+    if user is not None:
+        found = reader.ledger.profile(_name(user, casefold=reader.config.identity.casefold))
+        if found is None:
+            raise ProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … makes one.")
+        _show(output, iter([found]), zone)
+    else:
+        _show(output, _all(reader.ledger), zone)
+
+
+def change(
+    config: Config, name: str, *, output: Output, username: str | None, email: str | None, tier: str | None,
+    is_active: bool | None,
+) -> None:  # fmt: skip
+    """Change a user's profile, or make it."""
+    user = _name(name, casefold=config.identity.casefold)
+    given = {"username": username, "email": email, "tier": tier}
+    fields: dict[str, Any] = {key: _text(key, value) for key, value in given.items() if value is not None}
+    if is_active is not None:
+        fields["is_active"] = is_active
+    if not fields:
+        raise click.UsageError("Say what to change: --username, --email, --tier, --active or --inactive.")
+    now = SystemClock().now()
+    ledger = Parts(config).open_ledger()
+    try:
+        known = ledger.profile(user) or UserProfile(user, created_at=now)
+        changed = known.changed(now, **fields, metadata={**known.metadata, CHANGED_BY: actor()})
+        until_free(lambda: ledger.put_profiles([changed]), _PATIENCE)
+    finally:
+        ledger.close()
+    _show(output, iter([changed]), config.timezone)
+
+
+def _name(name: str, *, casefold: bool) -> str:
+    cleaned = clean_name(name, what="user", casefold=casefold)
+    if cleaned is None:
+        raise click.BadParameter("USER is empty.")
+    return cleaned
+
+
+def _text(key: str, value: str) -> str | None:
+    """Check what was typed; an empty text takes it away."""
+    value = value.strip()
+    if not value.isprintable() or len(value) > _LONGEST:
+        raise click.BadParameter(f"--{key}: at most {_LONGEST} printable characters.")
+    if key == "tier" and not value:
+        raise click.BadParameter("--tier: any word, for example free, premium or enterprise.")
+    return value or None
+
+
+def _all(ledger: Ledger) -> Iterator[UserProfile]:
+    after = ""
+    while page := ledger.profiles(after, _PAGE):
+        yield from page
+        after = page[-1].user
+
+
+def _show(output: Output, profiles: Iterator[UserProfile], zone: ZoneInfo) -> None:
+    if output.is_table:
+        table("Profiles", _COLUMNS, (_cells(profile, zone) for profile in profiles))
+    elif output.kind == "jsonl":
+        for profile in profiles:
+            output.line(_plain(profile))
+    else:
+        rows = [_plain(profile) for profile in profiles]
+        output.document({"profiles": rows}, rows)
+
+
+def _cells(profile: UserProfile, zone: ZoneInfo) -> list[str]:
+    updated = f"{to_datetime(profile.updated_at, zone):%Y-%m-%d %H:%M}" if profile.updated_at else "-"
+    return [
+        profile.user, profile.username or "-", profile.email or "-", profile.tier,
+        "yes" if profile.is_active else "no", updated,
+    ]  # fmt: skip
+
+
+def _plain(profile: UserProfile) -> dict[str, Any]:
+    times = {
+        name: to_datetime(at).isoformat() if (at := getattr(profile, name)) else None
+        for name in ("created_at", "updated_at")
+    }
+    return {**profile._asdict(), **times}

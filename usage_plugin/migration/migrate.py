@@ -1,0 +1,444 @@
+"""The migration of one directory, step by step; each step can be done again.
+
+Read the sources into the draft; compare and plan; add the plan to the store, by numbers that the store knows; check
+that the store has what was planned; put profiles into the ledger and limits into a file; and only then rename the
+sources.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.store import UsageFilter
+from usage_plugin.domain.usage import UsageTotals
+from usage_plugin.errors import MigrationError
+from usage_plugin.migration import old_limits
+from usage_plugin.migration.draft import Draft
+from usage_plugin.migration.files import alone, write_privately
+from usage_plugin.migration.reading import BrokenSourceError, Reader
+from usage_plugin.migration.records import Finding
+from usage_plugin.migration.sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
+from usage_plugin.tracking.flusher import until_free
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.store import UsageStore
+
+_BATCH = 1_000
+_READ_BATCH = 5_000
+_PROFILES = 200
+MOST_SHOWN = 20
+_SAID = {
+    "rejected": "rejected",
+    "broken": "broken",
+    "disagreement": "disagreements",
+    "renamed": "renamed_users",
+    "left_out": "left_out",
+}
+
+
+class Progress(Protocol):
+    """Is told how far it is."""
+
+    def begin(self, what: str, total: int | None) -> None:
+        """Begin with something; `total` steps of it, if that is known."""
+
+    def advance(self, steps: int) -> None:
+        """So many steps more are done."""
+
+
+@dataclass
+class Outcome:
+    """What a migration has done, or with `dry_run` would do. Sums are of everything that is right in the directory.
+
+    Attributes:
+        imported: how many sums went into the store this time; 0 if it had everything.
+        checked: whether the store was found to have what it was given.
+        findings: the first of them; all are in `report`.
+        backups: what the sources are called now.
+        not_renamed: sources that keep their names, and why.
+    """
+
+    directory: str
+    dry_run: bool
+    formats: list[int] = field(default_factory=list)
+    users: int = 0
+    days: int = 0
+    months: int = 0
+    totals: UsageTotals = field(default_factory=UsageTotals)
+    imported: int = 0
+    profiles: int = 0
+    limits: int = 0
+    limits_file: str | None = None
+    rejected: int = 0
+    broken: int = 0
+    disagreements: int = 0
+    renamed_users: int = 0
+    left_out: int = 0
+    checked: bool = False
+    backups: list[str] = field(default_factory=list)
+    not_renamed: dict[str, str] = field(default_factory=dict)
+    findings: list[dict[str, str]] = field(default_factory=list)
+    report: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything that can be imported was, and nothing waits for repair."""
+        return not self.broken and (self.checked or self.dry_run)
+
+    def plain(self) -> dict[str, Any]:
+        """Write it for programs."""
+        numbers = self.totals
+        plain = asdict(self)
+        plain["totals"] = {
+            "requests": numbers.requests,
+            "failed_requests": numbers.failed_requests,
+            "input_tokens": numbers.input_tokens,
+            "output_tokens": numbers.output_tokens,
+            "cost": format_usd(numbers.cost),
+        }
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Where the migration writes, and how it reads times and names.
+
+    Attributes:
+        limits_file: where the old limits go.
+    """
+
+    data_dir: Path
+    limits_file: Path
+    zone: ZoneInfo
+    casefold: bool
+
+    @property
+    def drafts(self) -> Path:
+        """The folder of the drafts."""
+        return self.data_dir / "migration"
+
+    @property
+    def report(self) -> Path:
+        """The file with everything that people must know of."""
+        return self.data_dir / "migration_report.jsonl"
+
+
+def preview(directory: Path, surroundings: Surroundings, progress: Progress) -> Outcome:
+    """Say what the migration of a (resolved) directory would do, and change nothing: not even a draft is left.
+
+    Raises:
+        MigrationError: there is nothing to import, or it cannot be read.
+    """
+    _check(directory)
+    name = identify(directory, surroundings.drafts, remember=False)
+    with tempfile.TemporaryDirectory(prefix="usage-plugin-") as scratch:
+        path = Path(scratch) / "draft.db"
+        existing = surroundings.drafts / f"{name}.db"
+        if existing.exists():
+            known = Draft(existing, casefold=surroundings.casefold)
+            known.copy_to(path)
+            known.close()
+        migration = _Migration(directory, surroundings, progress, Path(scratch), path)
+        try:
+            return migration.preview()
+        finally:
+            migration.close()
+
+
+async def migrate(
+    directory: Path, surroundings: Surroundings, progress: Progress, ledger: Ledger, store: UsageStore
+) -> Outcome:
+    """Import a (resolved) directory.
+
+    Raises:
+        MigrationError: there is nothing to import, it cannot be read, or another process is at it.
+        StorageError: the store does not take it now; run again, it goes on where it was. As after a LedgerError.
+    """
+    _check(directory)
+    with ExitStack() as stack:
+        stack.enter_context(alone(surroundings.drafts))
+        name = identify(directory, surroundings.drafts, remember=True)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=surroundings.drafts)))
+        migration = _Migration(directory, surroundings, progress, scratch, surroundings.drafts / f"{name}.db")
+        stack.callback(migration.close)
+        return await migration.run(f"migrate:{name}", ledger, store)
+
+
+def _check(directory: Path) -> None:
+    if not directory.is_dir():
+        raise MigrationError(f"{directory} is no directory.", hint="Name the data directory of the previous tracker.")
+    if not find_sources(directory)[0] and not (directory / STATE_FILE).exists():
+        raise MigrationError(
+            f"There is nothing to import in {directory}.",
+            hint="Known are daily_usage.json, monthly_usage.json, usage_aggregations.db, partitioned/,"
+            " user_profiles.json(l) and spending_limits; *.legacy_backup was imported before.",
+        )
+
+
+class _Migration:
+    """One run over one directory, with an open draft."""
+
+    def __init__(
+        self, directory: Path, surroundings: Surroundings, progress: Progress, scratch: Path, draft: Path
+    ) -> None:
+        self._directory = directory
+        self._surroundings = surroundings
+        self._progress = progress
+        self._scratch = scratch
+        self._draft = Draft(draft, casefold=surroundings.casefold)
+        self._outcome = Outcome(str(directory), dry_run=False)
+
+    def close(self) -> None:
+        self._draft.close()
+
+    def preview(self) -> Outcome:
+        """Read and compare."""
+        outcome = self._outcome
+        outcome.dry_run = True
+        sources = self._sources()
+        planned = self._draft.planned
+        self._read(sources)
+        with self._draft.transaction():
+            self._compare(sources)
+        outcome.imported = self._draft.planned - planned
+        outcome.profiles = sum(1 for _ in self._draft.profiles())
+        with self._draft.transaction():
+            for _ in self._limit_lines():
+                pass
+        self._tell(write=False)
+        return outcome
+
+    async def run(self, writer: str, ledger: Ledger, store: UsageStore) -> Outcome:
+        draft = self._draft
+        stored = await store.watermark(writer)
+        is_new = draft.fact("began") is None
+        if not is_new and draft.planned > draft.checked:
+            # An earlier run was killed: what it had planned comes first, as it was planned.
+            await self._add(writer, store)
+        sources = self._sources()
+        if not sources:
+            # All of it was imported and renamed before.
+            draft.delete()
+            self._outcome.checked = True
+            return self._outcome
+        self._read(sources)
+        with draft.transaction():
+            self._compare(sources)
+            if is_new and stored == draft.planned:
+                draft.keep_fact("checked", str(stored))
+            elif stored > draft.planned or (is_new and stored):
+                self._refuse(stored)
+            await self._remember_before(writer, store)
+            draft.keep_fact("began", "yes")
+        await self._add(writer, store)
+        self._put_profiles(ledger)
+        with draft.transaction():
+            self._write_limits()
+        self._tell(write=True)
+        self._rename(sources)
+        return self._outcome
+
+    def _sources(self) -> list[Source]:
+        sources, strange = find_sources(self._directory)
+        self._outcome.formats = formats_of(sources)
+        self._draft.forget(_OF_DIRECTORY)
+        for path in strange:
+            text = "It is a link, or no plain file or folder; links are not followed."
+            self._draft.tell(Finding("rejected", path.name, "", "", text), _OF_DIRECTORY)
+        return sources
+
+    def _read(self, sources: list[Source]) -> None:
+        reader = Reader(self._surroundings.zone, self._scratch, self._progress.advance)
+        for source in sources:
+            look = source.look()
+            if self._draft.has_read(source.number, look):
+                continue
+            self._progress.begin(f"Reading {source.name}", source.size())
+            with self._draft.transaction():
+                self._draft.forget(source.number)
+            items = reader.read(source)
+            while True:
+                batch = []
+                try:
+                    for item in islice(items, _READ_BATCH):
+                        batch.append(item)  # noqa: PERF402  # what came before an error counts
+                except BrokenSourceError as error:
+                    batch.append(Finding("broken", source.name, "", "", str(error)))
+                    self._draft.add(source.number, batch)
+                    break
+                self._draft.add(source.number, batch)
+                if len(batch) < _READ_BATCH:
+                    self._draft.finish(source.number, look)
+                    break
+
+    def _compare(self, sources: list[Source]) -> None:
+        self._progress.begin("Comparing", None)
+        counts = self._draft.compare({source.number: source.name for source in sources})
+        outcome = self._outcome
+        outcome.users, outcome.days, outcome.months, outcome.totals = counts
+
+    def _refuse(self, stored: int) -> None:
+        raise MigrationError(
+            f"The store has {stored} sums of {self._directory} that the draft of that migration does not know.",
+            hint=f"What is missing cannot be told from what is there. Bring {self._surroundings.drafts} back,"
+            " or import into a new store.",
+        )
+
+    async def _remember_before(self, writer: str, store: UsageStore) -> None:
+        days = self._draft.unchecked_days()
+        if days:
+            aggregate = await store.aggregate(("day",), *days, UsageFilter())
+            before = {_day(group): totals for group, totals in aggregate.groups.items()}
+            self._draft.keep_before(before, _without(aggregate.watermarks, writer))
+
+    async def _add(self, writer: str, store: UsageStore) -> None:
+        """Add what the store does not have of the plan, and check that it has all of it then."""
+        draft = self._draft
+        number = await store.watermark(writer)
+        self._progress.begin("Importing", max(0, draft.planned - number))
+        while page := draft.plan_after(number, _BATCH):
+            await store.append_sums(writer, page)
+            number = page[-1].number
+            self._outcome.imported += len(page)
+            self._progress.advance(len(page))
+        days = draft.unchecked_days()
+        if days:
+            self._progress.begin("Checking", None)
+            aggregate = await store.aggregate(("day",), *days, UsageFilter())
+            self._check(
+                {_day(group): totals for group, totals in aggregate.groups.items()},
+                _without(aggregate.watermarks, writer),
+            )
+            draft.keep_fact("checked", str(draft.planned))
+        self._outcome.checked = True
+
+    def _check(self, after: Mapping[date, UsageTotals], watermarks: Mapping[str, int]) -> None:
+        """Compare what the store has more than before with what it was given, day by day.
+
+        Raises:
+            MigrationError: it is not the same.
+        """
+        before, watermarks_before = self._draft.before()
+        others_wrote = dict(watermarks) != watermarks_before
+        for day, given in self._draft.unchecked_totals().items():
+            had, has = before.get(day, UsageTotals()), after.get(day, UsageTotals())
+            more = tuple(new - old for new, old in zip(has, had, strict=True))
+            # Events that came in meanwhile are in there too.
+            right = all(a >= b for a, b in zip(more, given, strict=True)) if others_wrote else more == tuple(given)
+            if not right:
+                raise MigrationError(
+                    f"On {day} the store has {more} more than before, but was given {tuple(given)}"
+                    f" ({', '.join(UsageTotals._fields)}).",
+                    hint="The directory was left as it is. Please report this; the draft is in"
+                    f" {self._surroundings.drafts}.",
+                )
+
+    def _put_profiles(self, ledger: Ledger) -> None:
+        self._progress.begin("Profiles", None)
+        profiles = self._draft.profiles()
+        while page := list(islice(profiles, _PROFILES)):
+            until_free(lambda page=page: ledger.put_profiles(page))  # type: ignore[misc]
+            self._outcome.profiles += len(page)
+            self._progress.advance(len(page))
+
+    def _limit_lines(self) -> Iterator[str]:
+        for line in old_limits.lines_of(self._draft.limits, self._draft.tell, str(self._directory)):
+            self._outcome.limits += line.count("max_cost: unlimited")
+            yield line
+
+    def _write_limits(self) -> None:
+        """Write the file with limits, unless somebody has changed it since, or it is another directory's."""
+        target = self._surroundings.limits_file
+        written = self._draft.fact("limits")
+        beside = target.with_name(f".{target.name}.new")
+        digest = hashlib.blake2b(digest_size=16)
+        with write_privately(beside) as file:
+            for line in self._limit_lines():
+                digest.update(line.encode())
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        if not self._outcome.limits:
+            beside.unlink()
+            return
+        self._outcome.limits_file = str(target)
+        if written == digest.hexdigest():
+            beside.unlink()
+        elif target.exists() and _digest_of(target) not in (written, digest.hexdigest()):
+            beside.unlink()
+            text = f"All of them: {target} is another directory's or was changed. Move it away and migrate again."
+            self._draft.tell(Finding("broken", "limits", "", "", text))
+        else:
+            beside.replace(target)
+            self._draft.keep_fact("limits", digest.hexdigest())
+
+    def _tell(self, *, write: bool) -> None:
+        """Count the findings, show the first, and write all of them to a file."""
+        outcome = self._outcome
+        with ExitStack() as stack:
+            file = None
+            if write:
+                path = self._surroundings.report
+                file = stack.enter_context(write_privately(path))
+                outcome.report = str(path)
+            for finding in self._draft.findings():
+                name = _SAID[finding["kind"]]
+                setattr(outcome, name, getattr(outcome, name) + 1)
+                if len(outcome.findings) < MOST_SHOWN:
+                    outcome.findings.append(finding)
+                if file:
+                    file.write(json.dumps(finding, ensure_ascii=False) + "\n")
+
+    def _rename(self, sources: list[Source]) -> None:
+        """Rename what was imported completely; when nothing is left to do, the draft goes too."""
+        outcome, draft = self._outcome, self._draft
+        for source in sources:
+            try:
+                if draft.is_broken(source.number):
+                    why = "It could not be read completely; repair it and migrate again."
+                elif source.kind in ("limits", "limit_files") and draft.is_broken(_COMPARED):
+                    why = "Its limits were not written; see the findings."
+                elif source.look() and not draft.has_read(source.number, source.look()):
+                    why = "It has changed meanwhile; migrate again."
+                else:
+                    outcome.backups += map(str, rename(source))
+                    continue
+            except OSError as error:
+                why = f"It cannot be renamed: {error.strerror}."
+            outcome.not_renamed[source.name] = why
+        if not outcome.not_renamed:
+            draft.delete()
+
+
+_COMPARED = -1
+_OF_DIRECTORY = -2
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.blake2b(digest_size=16)
+        while data := file.read(1 << 16):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _day(group: tuple[str | None, ...]) -> date:
+    return date.fromisoformat(str(group[0]))
+
+
+def _without(watermarks: Mapping[str, int], writer: str) -> dict[str, int]:
+    return {name: number for name, number in watermarks.items() if name != writer}

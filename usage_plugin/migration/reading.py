@@ -1,0 +1,431 @@
+"""Reads the previous tracker's files, each as a stream: memory does not depend on their size, nor on any user's.
+
+JSON is followed event by event; of what a record does not need, nothing is kept. Whatever can be read before a file
+turns out to be broken is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from urllib.parse import quote
+
+import ijson
+
+from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.migration.records import (
+    NAMED,
+    WANTED,
+    Finding,
+    OldLimits,
+    OldSum,
+    RejectedError,
+    old_limits,
+    old_profile,
+    old_sum,
+)
+from usage_plugin.migration.sources import files_below, open_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.migration.sources import Source
+
+Item: TypeAlias = OldSum | UserProfile | OldLimits | Finding
+_Event: TypeAlias = tuple[str, Any]
+
+_BUFFER = 1 << 16
+_LONGEST_LINE = 1 << 20
+_LARGEST_FILE = 1 << 20
+_PAGE = 1_000
+# SystemError: the C parser's word for a number with thousands of digits.
+_BROKEN = (ijson.JSONError, UnicodeDecodeError, SystemError, RecursionError, OSError)
+
+
+class BrokenSourceError(Exception):
+    """The source cannot be read any further; the message says why."""
+
+
+class Reader:
+    """Reads one source after the other.
+
+    Attributes:
+        zone: of times that name none.
+        scratch: a folder for copies.
+        advance: is told of progress, in bytes or, for folders, in files.
+    """
+
+    def __init__(self, zone: ZoneInfo, scratch: Path, advance: Callable[[int], None]) -> None:
+        """Take the surroundings."""
+        self._zone = zone
+        self._scratch = scratch
+        self._advance = advance
+
+    def read(self, source: Source) -> Iterator[Item]:
+        """Give what stands in a source, in its own order.
+
+        Raises:
+            BrokenSourceError: after everything that could be read.
+        """
+        readers: dict[str, Callable[[Source], Iterator[Item]]] = {
+            "days": self._sums,
+            "months": self._sums,
+            "tree": self._tree,
+            "database": self._database,
+            "profiles": self._profiles,
+            "profile_lines": self._profile_lines,
+            "limits": self._limits,
+            "limit_files": self._limit_files,
+        }
+        try:
+            yield from readers[source.kind](source)
+        except _BROKEN as error:
+            raise BrokenSourceError(_one_line(error)) from error
+        except sqlite3.Error as error:
+            raise BrokenSourceError(f"SQLite says: {error}") from error
+
+    def _open(self, path: Path) -> _Watched:
+        return _Watched(open_plain(path), self._advance)
+
+    def _sums(self, source: Source) -> Iterator[Item]:
+        """Read `{user: {date: record}}`."""
+        with closing(self._open(source.path)) as file:
+            events = _events(file)
+            if next(events)[0] != "start_map":
+                raise BrokenSourceError("It holds no object.")
+            for user in _keys(events):
+                event, _ = next(events)
+                if event != "start_map":
+                    _skip(event, events)
+                    yield Finding("rejected", source.name, user, "", "What stands there is no object of days.")
+                    continue
+                for when in _keys(events):
+                    event, _ = next(events)
+                    if event != "start_map":
+                        _skip(event, events)
+                        yield Finding("rejected", source.name, user, when, "What stands there is no record.")
+                        continue
+                    yield _sum(source.name, user, when, _record(events), is_month=source.kind == "months")
+            # Nothing may come behind it.
+            for _ in events:
+                pass
+
+    def _tree(self, source: Source) -> Iterator[Item]:
+        """Read `…/daily_2026-01-31.json` and `…/monthly_2026-01.json`, wherever they are below the folder."""
+        for path, is_plain in files_below(source.path):
+            found = re.fullmatch(r"(daily|monthly)_(.{1,20})\.json", path.name)
+            if found is None:
+                continue
+            where = str(path.relative_to(source.path.parent))
+            if not is_plain:
+                yield Finding("rejected", where, "", found[2], "It is a link or no plain file; links are not followed.")
+                continue
+            is_month = found[1] == "monthly"
+            try:
+                with closing(open_plain(path)) as file:
+                    events = _events(_Watched(file, lambda _: None))
+                    event, _ = next(events)
+                    fields = _record(events) if event == "start_map" else None
+                    for _ in events:
+                        pass
+            except _BROKEN as error:
+                yield Finding("broken", where, "", found[2], _one_line(error))
+                continue
+            finally:
+                self._advance(1)
+            if fields is None:
+                yield Finding("rejected", where, "", found[2], "It holds no record.")
+                continue
+            parts = path.relative_to(source.path).parts[1 : -1 if is_month else -2]
+            user = fields.get("user_id", "/".join(parts))
+            when = fields.get("month" if is_month else "date", found[2])
+            if when != found[2]:
+                yield Finding(
+                    "disagreement",
+                    where,
+                    str(user),
+                    str(when),
+                    f"Its name says {found[2]}; what it says itself counts.",
+                )
+            yield _sum(where, user, when, fields, is_month=is_month)
+
+    def _database(self, source: Source) -> Iterator[Item]:
+        """Read the two tables, out of a copy if changes stand beside the file."""
+        with closing(self._connect(source.path)) as connection:
+            connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
+            for table, column in (("daily_aggregations", "date"), ("monthly_aggregations", "month")):
+                names = [
+                    row[1]
+                    for row in connection.execute(f"PRAGMA table_info({table})")
+                    if connection.execute(
+                        "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+                    ).fetchone()
+                ]
+                if not {"user_id", column} <= set(names):
+                    yield Finding(
+                        "rejected", source.name, "", "", f"It has no table {table} with {column} and user_id."
+                    )
+                    continue
+                wanted = [name for name in names if name in WANTED | set(NAMED)]
+                # A text is taken to this length: a hostile one could be of any.
+                columns = ", ".join(f"substr({name}, 1, {_LARGEST_FILE})" if name in NAMED else name for name in wanted)
+                rows = connection.execute(f"SELECT {columns} FROM {table}")
+                while page := rows.fetchmany(_PAGE):
+                    for row in page:
+                        fields = dict(zip(wanted, row, strict=True))
+                        fields.update((name, _names_in(fields.get(name))) for name in NAMED)
+                        user, when = fields["user_id"], fields[column]
+                        yield _sum(source.name, user, when, fields, is_month=column == "month")
+        self._advance(source.path.lstat().st_size)
+
+    def _connect(self, path: Path) -> sqlite3.Connection:
+        unfinished = [
+            beside
+            for ending in ("-wal", "-journal")
+            if (beside := path.with_name(path.name + ending)).is_file() and beside.lstat().st_size
+        ]
+        if not unfinished:
+            # Immutable: nothing is written, not even beside it, and a read-only directory is no hindrance.
+            return sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
+        for one in (path, *unfinished):
+            with closing(open_plain(one)) as file, (self._scratch / one.name).open("wb") as copy:
+                shutil.copyfileobj(file, copy, _BUFFER)
+        return sqlite3.connect(self._scratch / path.name)
+
+    def _profiles(self, source: Source) -> Iterator[Item]:
+        with closing(self._open(source.path)) as file:
+            for record in ijson.items(_readable(file), "users.item", buf_size=_BUFFER, use_float=True):
+                yield self._profile(record, source.name)
+
+    def _profile_lines(self, source: Source) -> Iterator[Item]:
+        with closing(self._open(source.path)) as file:
+            for number, line in enumerate(_lines(file), 1):
+                if line is None:
+                    yield Finding(
+                        "rejected", source.name, "", "", f"Line {number} is longer than {_LONGEST_LINE} bytes."
+                    )
+                    continue
+                try:
+                    record = json.loads(line, parse_constant=str) if line.strip() else None
+                except (ValueError, RecursionError) as error:
+                    yield Finding("rejected", source.name, "", "", f"Line {number}: {error}.")
+                    continue
+                if record is not None:
+                    yield self._profile(record, f"{source.name} line {number}")
+
+    def _profile(self, record: object, where: str) -> Item:
+        try:
+            return old_profile(record, self._zone)
+        except RejectedError as error:
+            return Finding("rejected", where, "", "", f"A profile: {error}.")
+
+    def _limits(self, source: Source) -> Iterator[Item]:
+        with closing(self._open(source.path)) as file:
+            for record in ijson.items(_readable(file), "limits.item", buf_size=_BUFFER):
+                yield from self._limit(record, source.name)
+
+    def _limit_files(self, source: Source) -> Iterator[Item]:
+        for path, is_plain in files_below(source.path):
+            if not re.fullmatch(r"user_.*\.json", path.name):
+                continue
+            where = str(path.relative_to(source.path.parent))
+            self._advance(1)
+            if not is_plain or path.lstat().st_size > _LARGEST_FILE:
+                yield Finding("rejected", where, "", "", f"It is no plain file of at most {_LARGEST_FILE} bytes.")
+                continue
+            try:
+                with closing(open_plain(path)) as file:
+                    records = list(ijson.items(_readable(_Watched(file, lambda _: None)), ""))
+            except _BROKEN as error:
+                yield Finding("broken", where, "", "", _one_line(error))
+                continue
+            for record in records:
+                yield from self._limit(record, where)
+
+    def _limit(self, record: object, where: str) -> Iterator[Item]:
+        try:
+            limits, wrong = old_limits(record, self._zone)
+        except RejectedError as error:
+            yield Finding("rejected", where, "", "", f"Limits: {error}.")
+            return
+        yield limits
+        for text in wrong:
+            yield Finding("rejected", where, limits.user, "", f"A limit: {text}.")
+
+
+def _sum(where: str, user: object, when: object, fields: dict[str, Any], *, is_month: bool) -> Item:
+    try:
+        return old_sum(user, when, fields, is_month=is_month)
+    except RejectedError as error:
+        return Finding("rejected", where, str(user), str(when), f"{error}.")
+
+
+def _keys(events: Iterator[_Event]) -> Iterator[str]:
+    """Give the keys of an object that has begun; whoever asks reads the value behind each."""
+    for event, value in events:
+        if event == "end_map":
+            return
+        yield value
+
+
+def _record(events: Iterator[_Event]) -> dict[str, Any]:
+    """Read an object that has begun, as far as it means something."""
+    fields: dict[str, Any] = {}
+    for key in _keys(events):
+        event, value = next(events)
+        if event == "start_map" and key in NAMED:
+            names: list[str] = []
+            for name in _keys(events):
+                _skip(next(events)[0], events)
+                if len(names) < 2:
+                    names.append(name)
+            fields[key] = names
+        elif event in ("start_map", "start_array"):
+            _skip(event, events)
+        elif key in WANTED:
+            fields[key] = value
+    return fields
+
+
+def _skip(event: str, events: Iterator[_Event]) -> None:
+    """Pass over a value that has begun."""
+    depth = int(event in ("start_map", "start_array"))
+    while depth:
+        event, _ = next(events)
+        if event in ("start_map", "start_array"):
+            depth += 1
+        elif event in ("end_map", "end_array"):
+            depth -= 1
+
+
+def _names_in(text: object) -> list[str]:
+    with suppress(ValueError, RecursionError):
+        found = json.loads(text) if isinstance(text, str) else None
+        if isinstance(found, dict):
+            return list(found)[:2]
+    return []
+
+
+def _lines(file: _Watched) -> Iterator[bytes | None]:
+    """Read lines; None for one that is too long to be one."""
+    rest = b""
+    too_long = False
+    while data := file.read(_BUFFER):
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            yield None if too_long or len(line) > _LONGEST_LINE else line
+            too_long = False
+        if len(rest) > _LONGEST_LINE:
+            too_long, rest = True, b""
+    if rest or too_long:
+        yield None if too_long else rest
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+class _Watched:
+    """A file whose reading is watched."""
+
+    def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
+        self._file = file
+        self._advance = advance
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if data:
+            self._advance(len(data))
+        return data
+
+    def has(self, *words: bytes) -> bool:
+        """Say whether one of some words stands anywhere in the file, and begin anew."""
+        end = b""
+        found = False
+        while not found and (data := self._file.read(1 << 20)):
+            found = any(word in end + data for word in words)
+            end = data[-16:]
+        self._file.seek(0)
+        return found
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _events(file: _Watched) -> Iterator[_Event]:
+    events: Iterator[_Event] = ijson.basic_parse(_readable(file), buf_size=_BUFFER)
+    return events
+
+
+def _readable(file: _Watched) -> _Watched | _Numbers:
+    """Let a parser read what Python writes for numbers that are none, which no JSON has."""
+    return _Numbers(file) if file.has(b"NaN", b"Infinity") else file
+
+
+_STRING_END = re.compile(rb'(?:[^"\\]|\\.)*"', re.DOTALL)
+_NO_NUMBER = re.compile(rb"-?(?:NaN|Infinity)")
+_LONGEST_WORD = len(b"-Infinity")
+
+
+class _Numbers:
+    """Puts quotes around `NaN`, `Infinity` and `-Infinity` outside of strings, so that they come as texts."""
+
+    def __init__(self, file: _Watched) -> None:
+        self._file = file
+        self._rest = b""
+        self._within = False
+
+    def read(self, size: int = -1) -> bytes:
+        if size == 0:
+            return b""
+        while True:
+            data = self._file.read(size)
+            read = self._quoted(self._rest + data, is_end=not data)
+            if read or not data:
+                return read
+
+    def _quoted(self, data: bytes, *, is_end: bool) -> bytes:
+        parts = []
+        at = 0
+        self._rest = b""
+        while at < len(data):
+            if self._within:
+                found = _STRING_END.match(data, at)
+                if found is None:
+                    # Half an escape belongs to what comes next.
+                    backslashes = len(data) - len(data.rstrip(b"\\"))
+                    end = len(data) - (backslashes % 2 if not is_end else 0)
+                    parts.append(data[at:end])
+                    self._rest = data[end:]
+                    break
+                parts.append(found[0])
+                at = found.end()
+                self._within = False
+                continue
+            quote_at = data.find(b'"', at)
+            if quote_at >= 0:
+                parts.append(_NO_NUMBER.sub(rb'"\g<0>"', data[at:quote_at]) + b'"')
+                at = quote_at + 1
+                self._within = True
+                continue
+            # A word may be cut where the data ends: keep what has no sign behind it.
+            end = len(data) if is_end else max(at, _last_break(data, at))
+            parts.append(_NO_NUMBER.sub(rb'"\g<0>"', data[at:end]))
+            self._rest = data[end:]
+            break
+        return b"".join(parts)
+
+
+def _last_break(data: bytes, at: int) -> int:
+    """Find where a word that reaches the end begins."""
+    end = len(data)
+    while end > at and len(data) - end < _LONGEST_WORD and data[end - 1 : end].isalpha():
+        end -= 1
+    return end - 1 if end > at and data[end - 1 : end] == b"-" else end

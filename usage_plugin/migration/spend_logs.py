@@ -1,0 +1,425 @@
+"""LiteLLM's own spend logs: each row of an export becomes a usage event, once, however often it is imported.
+
+Which rows are in the store is kept here, in a file with a digest for each: a store forgets old events, and must not be
+given them again. A row that was noted and not stored, because the process was killed in between, has a number above
+the store's, and is forgotten at the next start.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import sqlite3
+import uuid
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal, InvalidOperation
+from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, clean_name
+from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
+from usage_plugin.domain.windows import to_instant
+from usage_plugin.errors import MigrationError, SubjectNameError
+from usage_plugin.migration.files import alone, privately, write_privately
+from usage_plugin.migration.names import new_name
+from usage_plugin.migration.records import Finding, RejectedError, count, money
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.store import UsageStore
+    from usage_plugin.migration.migrate import Progress
+
+MOST_SHOWN = 20
+_BATCH = 500
+_NAMESPACE = uuid.UUID("0f0c3f1e-6f0b-5c43-9d0b-6d1d5f8d6a52")
+"""Of the ids that events get out of `request_id`; never to be changed."""
+_NEEDED = {"request_id", "startTime", "spend"}
+_NOBODY = ("", "default_user_id", "default_user")
+_MASTER_KEY = "litellm_proxy_master_key"
+_HASH = re.compile(r"[0-9a-f]{64}|hashed-jwt-[0-9a-f]{64}")
+_MOMENT = re.compile(
+    r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))? ?(Z|[+-]\d{2}(?::?\d{2})?)?", re.ASCII
+)
+_LATEST = datetime(2200, 1, 1, tzinfo=timezone.utc)
+_LONGEST_FIELD = 2**31 - 1
+_NO_VALUE = ("", "NULL", "null", "\\N", "None")
+
+
+class Naming(NamedTuple):
+    """Who the user of a row is, as of a request: `identity` of the configuration."""
+
+    order: Sequence[str]
+    casefold: bool
+    json_field: str | None
+
+
+@dataclass
+class Imported:
+    """What an import has done.
+
+    Attributes:
+        rows: that were read.
+        events: that are new in the store, and their cost.
+        known: that were imported before.
+        later: that were left out because they are not before the moment that was asked for.
+        findings: the first; all are in `report`.
+    """
+
+    file: str
+    rows: int = 0
+    events: int = 0
+    cost: Nano = 0
+    known: int = 0
+    later: int = 0
+    rejected: int = 0
+    findings: list[dict[str, str]] = field(default_factory=list)
+    report: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """Write it for programs."""
+        return {**asdict(self), "cost": format_usd(self.cost)}
+
+
+async def import_spend_logs(
+    path: Path, data_dir: Path, naming: Naming, store: UsageStore, progress: Progress, *, before: int | None = None
+) -> Imported:
+    """Import a CSV or JSONL export of `LiteLLM_SpendLogs`.
+
+    Args:
+        path: the export.
+        data_dir: keeps which rows were imported, and the report.
+        naming: who the user of a row is.
+        store: takes the events.
+        progress: is told how far it is, in bytes.
+        before: rows that began at this instant or later are left out.
+
+    Raises:
+        MigrationError: the file cannot be read, or is no such export.
+        StorageError: the store does not take it now; run again, it goes on.
+    """
+    imported = Imported(str(path))
+    folder = data_dir / "migration"
+    report = data_dir / "import_report.jsonl"
+    with ExitStack() as stack:
+        stack.enter_context(alone(folder))
+        try:
+            raw = stack.enter_context(path.open("rb"))
+            rows = _Rows(raw)
+            first = rows.peek()
+        except (OSError, csv.Error) as error:
+            raise MigrationError(f"{path} cannot be read: {error}.") from error
+        missing = _NEEDED - set(first or _NEEDED)
+        if missing:
+            raise MigrationError(
+                f"{path} is no export of LiteLLM_SpendLogs: its rows have no {', '.join(sorted(missing))}.",
+                hint="Make one with, for example, \\copy \"LiteLLM_SpendLogs\" TO 'spend.csv' CSV HEADER.",
+            )
+        told = stack.enter_context(write_privately(report))
+        imported.report = str(report)
+
+        def tell(finding: Finding) -> None:
+            imported.rejected += 1
+            plain = finding.plain()
+            told.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            if len(imported.findings) < MOST_SHOWN:
+                imported.findings.append(plain)
+
+        known = stack.enter_context(closing(_Known(folder / "spend_logs.db")))
+        known.forget_after(await store.watermark(known.writer))
+        progress.begin(f"Importing {path.name}", os.fstat(raw.fileno()).st_size)
+        events = _events(rows, naming, before, imported, tell)
+        at = 0
+        while batch := list(islice(events, _BATCH)):
+            fresh = known.add(batch)
+            if fresh:
+                await store.append(known.writer, fresh)
+            imported.events += len(fresh)
+            imported.known += len(batch) - len(fresh)
+            imported.cost += sum(event.cost or 0 for _, event in fresh)
+            at, before_this = rows.position(), at
+            progress.advance(at - before_this)
+    return imported
+
+
+def _events(
+    rows: _Rows, naming: Naming, before: int | None, imported: Imported, tell: Callable[[Finding], None]
+) -> Iterator[UsageEvent]:
+    for where, row in rows:
+        imported.rows += 1
+        if isinstance(row, str):
+            tell(Finding("rejected", where, "", "", row))
+            continue
+        try:
+            event = event_of(row, naming)
+        except RejectedError as error:
+            tell(Finding("rejected", where, str(row.get("user") or ""), str(row.get("startTime") or ""), f"{error}."))
+            continue
+        if before is not None and event.started_at >= before:
+            imported.later += 1
+        else:
+            yield event
+
+
+class _Rows:
+    """The rows of a CSV or JSONL file, each with where it stands; a text in place of one that cannot be read."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="backslashreplace", newline="")
+        self._file = file
+        self._raw = raw
+        self._ahead: list[tuple[str, dict[str, Any] | str]] = []
+        start = file.readline(1)
+        while start.isspace():
+            start = file.readline(1)
+        file.seek(0)
+        self._rows = self._json() if start == "{" else self._csv()
+
+    def peek(self) -> dict[str, Any] | None:
+        """Look at the first row that can be read."""
+        for row in self._rows:
+            self._ahead.append(row)
+            if isinstance(row[1], dict):
+                return row[1]
+            if len(self._ahead) > MOST_SHOWN:
+                break
+        return None
+
+    def position(self) -> int:
+        """Say how many bytes were read, roughly."""
+        return self._raw.tell()
+
+    def __iter__(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        yield from self._ahead
+        yield from self._rows
+
+    def _csv(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        csv.field_size_limit(_LONGEST_FIELD)
+        reader = csv.DictReader(self._file)
+        while True:
+            try:
+                row = next(reader, None)
+            except csv.Error as error:
+                yield f"line {reader.line_num}", f"{error}."
+                continue
+            if row is None:
+                return
+            where = f"line {reader.line_num}"
+            if None in row or None in row.values():
+                yield where, "It has another number of columns than the heading."
+            else:
+                yield where, {name: None if value in _NO_VALUE else value for name, value in row.items()}
+
+    def _json(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        for number, line in enumerate(self._file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line, parse_float=Decimal, parse_constant=str)
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", f"It is no JSON: {error}."
+                continue
+            yield f"line {number}", row if isinstance(row, dict) else "It is no object."
+
+
+class _Known:
+    """Which rows are in the store, by a digest of their ids, in the order in which they went there."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            os.close(privately(str(path), os.O_CREAT | os.O_RDWR))
+            self._connection = sqlite3.connect(path, isolation_level=None)
+            execute = self._connection.execute
+            execute("PRAGMA journal_mode = WAL")
+            execute("PRAGMA synchronous = FULL")
+            execute("CREATE TABLE IF NOT EXISTS writer (name TEXT NOT NULL)")
+            execute("CREATE TABLE IF NOT EXISTS known (id BLOB PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID")
+            execute("CREATE INDEX IF NOT EXISTS known_by_number ON known (number)")
+            execute(
+                "INSERT INTO writer (name) SELECT ? WHERE NOT EXISTS (SELECT * FROM writer)",
+                (f"litellm-spend-logs:{uuid.uuid4().hex}",),
+            )
+            self.writer = str(execute("SELECT name FROM writer").fetchone()[0])
+        except (OSError, sqlite3.Error) as error:
+            raise MigrationError(f"{path} cannot be used: {error}.") from error
+
+    def forget_after(self, number: int) -> None:
+        """Forget what the store did not get."""
+        self._connection.execute("DELETE FROM known WHERE number > ?", (number,))
+
+    def add(self, events: Sequence[UsageEvent]) -> list[tuple[int, UsageEvent]]:
+        """Note events, and give those that are new with their numbers."""
+        execute = self._connection.execute
+        execute("BEGIN IMMEDIATE")
+        (last,) = execute("SELECT coalesce(max(number), 0) FROM known").fetchone()
+        fresh: list[tuple[int, UsageEvent]] = []
+        for event in events:
+            row = (uuid.UUID(event.event_id).bytes, last + len(fresh) + 1)
+            if execute("INSERT OR IGNORE INTO known (id, number) VALUES (?, ?)", row).rowcount:
+                fresh.append((row[1], event))
+        execute("COMMIT")
+        return fresh
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
+    """Make an event of a row.
+
+    Raises:
+        RejectedError: a number, a time or the id cannot be right.
+    """
+    request_id = row.get("request_id")
+    if not isinstance(request_id, str) or not request_id:
+        raise RejectedError("it has no request_id")
+    metadata = _json_of(row.get("metadata"), dict)
+    started = _moment(row.get("startTime"), "startTime")
+    ended = _moment(row.get("endTime"), "endTime") if row.get("endTime") else started
+    tokens = {name: _count(row, name) for name in ("prompt_tokens", "completion_tokens")}
+    is_hit = str(row.get("cache_hit")).strip().lower() == "true"
+    served = _name(row.get("model"), "model")
+    failed = str(row.get("status") or metadata.get("status") or "").lower() == "failure"
+    counted = {} if is_hit else tokens
+    inputs, outputs = counted.get("prompt_tokens", 0), counted.get("completion_tokens", 0)
+    cached, written, reasoning = _details(metadata, inputs, outputs)
+    error = _json_of(metadata.get("error_information"), dict).get("error_class")
+    return UsageEvent(
+        event_id=str(uuid.uuid5(_NAMESPACE, request_id.encode("utf-8", "backslashreplace").decode())),
+        started_at=to_instant(started),
+        status="failure" if failed else "success",
+        call_type=_name(row.get("call_type"), "call type") or "unknown",
+        duration_us=max(0, (ended - started) // timedelta(microseconds=1)),
+        user=_user(row, metadata, naming),
+        team=_name(row.get("team_id"), "team", fold=naming.casefold),
+        api_key=_api_key(row),
+        api_key_alias=_name(metadata.get("user_api_key_alias"), "key alias"),
+        end_user=_name(row.get("end_user"), "end user", fold=naming.casefold),
+        organization=_name(row.get("organization_id"), "organization", fold=naming.casefold),
+        session=_name(row.get("session_id"), "session"),
+        tags=_tags(row.get("request_tags")),
+        call_id=_name(row.get("litellm_call_id"), "call id") or _name(request_id, "request id"),
+        model=_name(row.get("model_group"), "model") or served,
+        served_model=served,
+        deployment=_name(row.get("model_id"), "deployment"),
+        provider=_name(row.get("custom_llm_provider"), "provider"),
+        input_tokens=inputs,
+        output_tokens=outputs,
+        cached_input_tokens=cached,
+        cache_write_tokens=written,
+        reasoning_tokens=reasoning,
+        cost=money(_decimal(row.get("spend")), "spend") or 0,
+        cost_source="litellm",
+        cache_hit=is_hit,
+        error=_name(error, "error") if failed else None,
+        usage=tokens if is_hit else None,
+    )
+
+
+def _details(metadata: Mapping[str, Any], inputs: int, outputs: int) -> tuple[int, int, int]:
+    """Read the cached, cache-write and reasoning tokens, as far as they can be part of the sums."""
+    usage = _json_of(metadata.get("usage_object"), dict)
+    prompt = _json_of(usage.get("prompt_tokens_details"), dict)
+    answer = _json_of(usage.get("completion_tokens_details"), dict)
+    return (
+        _part(usage.get("cache_read_input_tokens") or prompt.get("cached_tokens"), inputs),
+        _part(usage.get("cache_creation_input_tokens"), inputs),
+        _part(answer.get("reasoning_tokens"), outputs),
+    )
+
+
+def _part(value: object, most: int) -> int:
+    return value if isinstance(value, int) and 0 < value <= most else 0
+
+
+def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -> str:
+    """Name the user as a request's would be named; what no request could have gets a name that was made up."""
+    own = row.get("user")
+    candidates: list[object] = [] if own in _NOBODY else [own]
+    for source in naming.order:
+        if source == "end_user":
+            candidates.append(_claim(row.get("end_user"), naming.json_field))
+        elif source == "key" and row.get("api_key") != _MASTER_KEY:
+            key = _api_key(row)
+            candidates += [metadata.get("user_api_key_alias"), f"key-{key[:16]}" if key else None]
+    for candidate in candidates:
+        if isinstance(candidate, str) and candidate.strip() and candidate not in _NOBODY:
+            return new_name(candidate, casefold=naming.casefold)[0]
+    return ANONYMOUS
+
+
+def _claim(claim: object, json_field: str | None) -> object:
+    if json_field and isinstance(claim, str) and claim.lstrip().startswith("{"):
+        return _json_of(claim, dict).get(json_field)
+    return claim
+
+
+def _api_key(row: Mapping[str, Any]) -> str | None:
+    """Give LiteLLM's hash of the key; what is none is hashed, since it may be the key itself."""
+    value = row.get("api_key")
+    if not isinstance(value, str) or not value:
+        return None
+    if value == _MASTER_KEY or _HASH.fullmatch(value):
+        return value
+    return hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _tags(value: object) -> tuple[str, ...]:
+    names = (_name(tag, "tag") for tag in _json_of(value, list))
+    tags = dict.fromkeys(name for name in names if name and not name.startswith("User-Agent:"))
+    return tuple(tags)[:MOST_TAGS]
+
+
+def _name(value: object, what: str, *, fold: bool = False) -> str | None:
+    try:
+        return clean_name(value, what=what, casefold=fold)
+    except SubjectNameError:
+        return None
+
+
+def _json_of(value: object, kind: type[Any]) -> Any:  # of the kind that was asked for
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    return value if isinstance(value, kind) else kind()
+
+
+def _decimal(value: object) -> object:
+    """Take a number out of a CSV, where it is text."""
+    if isinstance(value, str):
+        try:
+            return Decimal(value)
+        except InvalidOperation:
+            return value
+    return value
+
+
+def _count(row: Mapping[str, Any], name: str) -> int:
+    return count({name: _decimal(row.get(name))}, name, MOST_TOKENS)
+
+
+def _moment(value: object, name: str) -> datetime:
+    """Read a time as Postgres, Prisma or Python write it; UTC where it names no zone, as LiteLLM keeps it."""
+    found = _MOMENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if not found:
+        raise RejectedError(f"{name} is {value!r}, not a time")
+    day, clock, fraction, zone = found.groups()
+    offset = "+00:00" if zone in (None, "Z") else f"{zone[:3]}:{zone[3:].strip(':') or '00'}"
+    try:
+        moment = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '')[:6]:0<6}{offset}").astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        raise RejectedError(f"{name} is {value!r}, which there is not") from None
+    if not 1970 <= moment.year < _LATEST.year:
+        raise RejectedError(f"{name} is {value!r}")
+    return moment
