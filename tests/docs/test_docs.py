@@ -27,7 +27,7 @@ from usage_plugin.proxy.refusing import _TYPES
 if TYPE_CHECKING:
     pass
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*/*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:

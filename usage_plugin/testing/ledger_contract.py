@@ -163,7 +163,7 @@ class LedgerContract:
         assert ledger.buckets(1, "ann", 0)[0].window_end == 400
 
     def test_a_released_request_leaves_no_trace(self, ledger: Ledger) -> None:
-        """Nothing is charged and nothing recorded; the holds are free. It cannot be settled any more."""
+        """What is released is neither charged nor recorded, its holds are free, and it cannot be settled any more."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.release("a")
         assert not ledger.release("a")
@@ -179,7 +179,7 @@ class LedgerContract:
         assert ledger.record([], "next").seq == 2
 
     def test_nothing_is_reserved_twice(self, ledger: Ledger) -> None:
-        """An id that is open already is an error, and stays as it was."""
+        """Reserving under an id that is open already is an error, and what is open stays as it was."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "e")
         with pytest.raises(LedgerError, match="reserved already"):
             ledger.reserve("a", "w", 5, [hold(ANN, 40, 100)], "e")
@@ -192,7 +192,7 @@ class LedgerContract:
         assert ledger.settle("a", [], "event") is not None
 
     def test_everything_survives_reopening(self, opening: LedgerOpening) -> None:
-        """What a verb has done is there when the file is opened again, and the writer is the same."""
+        """What a verb has done is there when the ledger is opened again, and the writer is the same."""
         first = opening.open()
         first.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         first.reserve("b", "w", 6, [hold(ANN, 30, 100)], "draft")
@@ -223,7 +223,7 @@ class LedgerContract:
         assert settle_one(ledger, "d") > waiting[-1].seq
 
     def test_an_empty_ledger_gives_no_number_that_the_store_has_seen(self, ledger: Ledger) -> None:
-        """The gap that this leaves shows no event."""
+        """An empty ledger goes on behind the numbers that the store has seen, and the gap shows no event."""
         ledger.agree(100)
         assert settle_one(ledger, "a") == 101
         assert ledger.outbox(0, 10) == [OutboxEntry(101, "a")]
@@ -249,7 +249,7 @@ class LedgerContract:
         assert [account.key[1:] for account in ledger.accounts(1, 0)] == [(END, "ann"), (0, "zoe"), (END, "zoe")]
 
     def test_seeding_sets_what_was_spent(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """A new limit's accounts become what the history says, holds stay, and nobody settles in between."""
+        """Accounts of a new limit are set to what the history says, holds stay, and nobody settles in between."""
         settle_one(ledger, "a")
         settle_one(ledger, "b")
         ledger.reserve("held", "w", 5, [hold(ANN, 30, None)], "e")
@@ -272,7 +272,7 @@ class LedgerContract:
         other.close()
 
     def test_adjustments_are_kept_for_the_audit(self, ledger: Ledger) -> None:
-        """One that ends, by itself or early, is in force no more, but is listed for a year; each change is noticed."""
+        """An adjustment that ends, by itself or early, is listed for a year; each change of them is noticed."""
         made = Adjustment(0, "daily", "ann", 50, 20, made_at=100, until=200, actor="root", reason="demo")
         first = ledger.adjust(made)
         second = ledger.adjust(made._replace(amount=None, before=None, until=400))
@@ -298,7 +298,7 @@ class LedgerContract:
         assert ledger.adjust(made).number == 3
 
     def test_a_threshold_is_alerted_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Whichever worker notes it first alerts; a year later it may be forgotten."""
+        """A threshold is alerted by whichever worker notes it first; a year later that may be forgotten."""
         key = AlertKey(1, "ann", 0, 80)
         other = opening.open()
         assert [ledger.alert(key, 5), other.alert(key, 5), other.alert(key._replace(threshold=90), 6)] == [
@@ -313,7 +313,7 @@ class LedgerContract:
         other.close()
 
     def test_alerts_are_listed_and_acknowledged_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Those of the subjects asked for, the newest first, with who has seen to them first."""
+        """Alerts are listed by subject, the newest first, with who has seen to them first."""
         other = opening.open()
         for at, subject in ((5, "ann"), (6, "bo"), (7, "ann"), (8, "ann\x1fgpt")):
             assert ledger.alert(AlertKey(1, subject, 0, at), at, f'{{"at": {at}}}')
@@ -360,7 +360,7 @@ class LedgerContract:
         assert [account.key.subject for account in ledger.accounts(1, 0)] == ["held", "open"]
 
     def test_a_profile_comes_back_as_it_was_put(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Every field survives, also in another process's eyes."""
+        """Every field of a profile survives, and others see it."""
         ann = UserProfile(
             "änn ☃", "Ann", "ann@example.org", "premium", False, {"a": [1, None]}, {"b": {"c": 1.5}}, 1, 2
         )
@@ -371,7 +371,7 @@ class LedgerContract:
         other.close()
 
     def test_the_newest_profile_counts(self, ledger: Ledger) -> None:
-        """Whatever the order in which they come; one that is as old as what is there changes nothing."""
+        """Of two profiles of one user the newer counts, in whatever order they come."""
         for updated_at, tier in ((5, "free"), (4, "older"), (5, "same"), (7, "premium"), (6, "older")):
             ledger.put_profiles([UserProfile("ann", tier=tier, updated_at=updated_at)])
         assert ledger.profile("ann") == UserProfile("ann", tier="premium", updated_at=7)
@@ -386,7 +386,7 @@ class LedgerContract:
         assert found == names
 
     def test_changes_can_be_followed(self, ledger: Ledger) -> None:
-        """The version grows with each change and only then, and what changed since is listed, each user once."""
+        """The version of profiles grows with each change and only then, and what changed since is listed once."""
         ledger.put_profiles([UserProfile(name, updated_at=1) for name in ("ann", "bo", "eva")])
         version = ledger.profiles_version()
         assert [profile.user for _, profile in ledger.changed_profiles(0, 10)] == ["ann", "bo", "eva"]

@@ -457,7 +457,7 @@ class StoreContract(Durability):
         assert {one.day async for one in store.daily(FIRST_DAY, LAST_DAY, EVERYTHING)} == {TODAY}
 
     async def test_pruning_goes_by_slices(self, store: UsageStore) -> None:
-        """One call deletes at most as many records as it is told, and says how many; 0 when there are no more."""
+        """Pruning deletes at most as many records as it is told, and says how many; 0 when there are no more."""
         await store.append("w", batch_of("w", 1, 10))
         await store.append_sums("old", sums_batch(4))
         counts = [await store.prune(events_before=2 * NOON, days_before=LAST_DAY, most=3) for _ in range(10)]
@@ -508,7 +508,7 @@ class StoreContract(Durability):
         assert await contents_of(store) == before
 
     async def test_forgetting_goes_by_slices(self, store: UsageStore) -> None:
-        """One call deletes or moves at most as many records as it is told; 0 says that there are no more."""
+        """Forgetting deletes or moves at most as many records as it is told; 0 says that there are no more."""
         await store.append("w", numbered_from(1, (make_event(model=f"m{number}") for number in range(5))))
         counts = [await store.forget("ann", most=3) for _ in range(8)]
         assert max(counts) <= 3

@@ -307,18 +307,6 @@ def _has_globs_of_persons(limit: Limit, limits: LimitSet) -> bool:
     )
 
 
-def _daily_dimensions(limit: Limit, zone: ZoneInfo) -> tuple[RollupDimension, ...] | None:
-    """List what the daily sums of a zone must be grouped by; None if they cannot tell."""
-    kind = limit.window.kind
-    if kind not in _WHOLE_DAYS or (kind != "lifetime" and str(limit.zone) != str(zone)):
-        return None
-    asked = {*limit.per, *(key for key, _ in limit.match.conditions)} - {"global"}
-    needed = {"user" if key == "group" else key for key in asked}
-    if not needed.issubset(ROLLUP_DIMENSIONS):
-        return None
-    return tuple(name for name in ROLLUP_DIMENSIONS if name in needed)
-
-
 def _span(limit: Limit, now: int) -> Window:
     """Say which events a limit counts now."""
     since = limit.since_at(now)

@@ -1,0 +1,44 @@
+"""docs/writing-a-backend.md shows the example's code as it is, and lists each promise of the contracts."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from textwrap import dedent, indent
+
+import pytest
+
+from tests.docs.test_docs import blocks
+from tests.proxy.conftest import ROOT
+from usage_plugin.testing.durability import Durability
+from usage_plugin.testing.ledger_contract import LedgerContract
+from usage_plugin.testing.store_contract import StoreContract, promises
+
+PAGE = ROOT / "docs" / "writing-a-backend.md"
+EXAMPLE = ROOT / "examples" / "duckdb_backend"
+
+
+@pytest.mark.parametrize(
+    "block", [*blocks(PAGE, "python"), *blocks(PAGE, "toml")], ids=lambda block: block.strip()[:40]
+)
+def test_the_code_is_the_examples(block: str) -> None:
+    """What is shown stands so in the example, whatever its indentation."""
+    files = [*EXAMPLE.glob("*.py"), *EXAMPLE.glob("tests/*.py"), EXAMPLE / "pyproject.toml"]
+    assert any(indent(dedent(block), " " * depth) in path.read_text() for path in files for depth in (0, 4, 8)), block
+
+
+@pytest.mark.parametrize(
+    "contract", [StoreContract, Durability, LedgerContract], ids=lambda contract: contract.__name__
+)
+def test_each_promise_is_listed(contract: type) -> None:
+    """In the order of the contract, numbered, in the words of its tests."""
+    tests = [(name, inspect.getdoc(getattr(contract, name))) for name in promises(contract)]
+    expected = "".join(f"{number}. {text} (`{name}`)\n" for number, (name, text) in enumerate(tests, 1))
+    assert expected in PAGE.read_text(), f"the list should be:\n{expected}"
+
+
+def test_each_promise_is_one_sentence() -> None:
+    """It ends with its only full stop."""
+    for contract in (StoreContract, Durability, LedgerContract):
+        for name in promises(contract):
+            assert re.fullmatch(r"[A-Z0-9`][^.]*\.", inspect.getdoc(getattr(contract, name)) or ""), name
