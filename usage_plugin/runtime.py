@@ -24,9 +24,11 @@ from usage_plugin.tracking import secret
 from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
 from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
+from usage_plugin.tracking.failures import Failures
 from usage_plugin.tracking.flusher import LAST_PATIENCE, Unstorable
 from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.listeners import Listeners
 from usage_plugin.tracking.problems import Problems
 from usage_plugin.tracking.pruning import Pruner, Retention
 from usage_plugin.tracking.recorder import Recorder
@@ -161,7 +163,14 @@ class Runtime:
         self.rules.follow(self.ledger, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
-        self.alerts = Alerts(self.clock, plugins.alert_listeners)
+        self._failures = Failures(self.clock)
+        self._listeners = Listeners(
+            self._failures,
+            alerts=plugins.listeners("usage_threshold_crossed"),
+            refusals=plugins.listeners("usage_request_refused"),
+            events=plugins.listeners("usage_event_recorded"),
+        )
+        self.alerts = Alerts(self.clock, self._listeners.alerts)
         self.imperfections = Imperfections(self.ledger, self.clock)
         self.admission = Admission(
             self.ledger,
@@ -179,9 +188,10 @@ class Runtime:
             self.clock,
             imperfections=self.imperfections,
             alerts=self.alerts,
+            audience=self._listeners.events,
             pressure=self.pressure,
         )
-        self.refusals = RefusalLog(self.ledger)
+        self.refusals = RefusalLog(self.ledger, self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None
         self._following = _Following(self, file, asyncio.get_running_loop(), self._workers)
         seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
@@ -194,8 +204,10 @@ class Runtime:
             seeder=seeder,
             limits=lambda: self.config.limits,
             pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
-            chores=(*self._following.chores, self.alerts.hand_over),
+            audience=self._listeners.events,
+            chores=(*self._following.chores, self.alerts.hand_over, self._failures.hand_over),
         )
+        self._listeners.start()
         self._keeper.start()
 
     def _open_again(self) -> Ledger:
@@ -228,7 +240,10 @@ class Runtime:
         return Retention(**self.config.retention.model_dump())
 
     async def close(self, seconds: float = 10.0) -> None:
-        """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
+        """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go.
+
+        Plugins get a moment to be told what waits for them.
+        """
         try:
             await self.recorder.drain(seconds)
             # There is no next time.
@@ -236,6 +251,10 @@ class Runtime:
             self.imperfections.flush(patience=LAST_PATIENCE)
         finally:
             self._keeper.stop(seconds)
+            # Not on the loop: a plugin may need it to come to an end.
+            await asyncio.to_thread(self._listeners.stop)
+            with suppress(LedgerError):
+                self._failures.hand_over(self.ledger)
             self._workers.leave()
             self.ledger.close()
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from usage_plugin.errors import PluginError
 from usage_plugin.plugins import PROJECT, hookspecs
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend
+from usage_plugin.tracking.listeners import Hooked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from usage_plugin.domain.alerts import Alert
+    from collections.abc import Sequence
 
 
 class Plugins:
@@ -44,10 +43,10 @@ class Plugins:
             raise PluginError(f"A plugin cannot be imported: {error}.") from error
         self.storage_backends: dict[str, StorageBackend[Any]] = self._by_name("usage_register_storage_backends")
         self.ledger_backends: dict[str, LedgerBackend[Any]] = self._by_name("usage_register_ledgers")
-        self.alert_listeners: list[tuple[str, Callable[[Alert], None]]] = [
-            (implementation.plugin_name, cast("Callable[[Alert], None]", implementation.function))
-            for implementation in self._manager.hook.usage_threshold_crossed.get_hookimpls()
-        ]
+
+    def listeners(self, hook: str) -> list[Hooked]:
+        """List who wants to be told by a notification, as functions of what there is to tell."""
+        return [Hooked(call.plugin_name, call.function) for call in getattr(self._manager.hook, hook).get_hookimpls()]
 
     def _by_name(self, hook: str) -> dict[str, Any]:
         """Collect what a hook registers; pluggy's hooks have no types, so this is where they get theirs."""
