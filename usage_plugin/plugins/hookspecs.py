@@ -1,4 +1,4 @@
-"""Every hook, with when it is called and what it must return.
+"""Every hook, with when it is called and what it must return; docs/plugin-hooks.md has an example of each.
 
 Two kinds. What *registers* is called once, at the start of whatever reads the configuration, and returns objects that
 act. What is a *notification* is called in a thread of the plugin's own, off the request path, and returns nothing.
@@ -16,7 +16,7 @@ from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.plugins import PROJECT
 
 # Needed at run time, because pluggy reads the signatures.
-from usage_plugin.plugins.interface import LedgerBackend, StorageBackend
+from usage_plugin.plugins.interface import IdentityResolver, LedgerBackend, StorageBackend
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -33,6 +33,15 @@ def usage_register_storage_backends() -> list[StorageBackend[Any]]:
 @hookspec
 def usage_register_ledgers() -> list[LedgerBackend[Any]]:
     """Register backends that keep accounts and reservations, to be chosen by name under `ledger.backend`.
+
+    Called once at start, synchronously. What it raises stops the start and names the plugin.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def usage_register_identity_resolvers() -> list[IdentityResolver]:
+    """Register resolvers, to be chosen by name as `resolver:NAME` in `identity.user` or in `identity.groups_from`.
 
     Called once at start, synchronously. What it raises stops the start and names the plugin.
     """
