@@ -667,7 +667,7 @@ MISTAKES = {
     "no duration": ("cache: {cleanup_interval: 0h}", "usage_plugin.cache.cleanup_interval", "'0h'", "1h"),
     "digits that are no digits": ("cache: {cleanup_interval: ٣h}", "usage_plugin.cache.cleanup_interval", "٣h", "1h"),
     "unknown action": (limit(action="refuse"), "usage_plugin.limits.0.action", "'refuse'", "'block', 'warn' or 'downgrade'"),
-    "unknown source of identity": ("identity: {user: [jwt]}", "usage_plugin.identity.user", "'jwt'", "key, end_user or header:NAME"),
+    "unknown source of identity": ("identity: {user: [jwt]}", "usage_plugin.identity.user", "'jwt'", "key, end_user, header:NAME or resolver:NAME"),
     "a header without a name": ('identity: {user: "header:"}', "usage_plugin.identity.user", "'header:'", "header:NAME"),
     "unknown policy": ("identity: {on_missing: ignore}", "usage_plugin.identity.on_missing", "'ignore'", "'shared' or 'deny'"),
     "allow_unpriced without money": (limit(max_cost=None, max_requests="5", allow_unpriced="x"), "usage_plugin.limits.0", "allow_unpriced", "max_cost"),

@@ -9,25 +9,28 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
-
 from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
+from usage_plugin.domain.limits import NO_MEMBERSHIP
 from usage_plugin.domain.pseudonyms import Pseudonyms, is_key_pseudonym, is_pseudonym
 from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.windows import local_date
-from usage_plugin.errors import ConfigError, LedgerError, StorageError, UsagePluginError
-from usage_plugin.log import get_logger
+from usage_plugin.errors import ConfigError, LedgerError, PluginError, StorageError, UsagePluginError
+from usage_plugin.log import get_logger, short_error
 from usage_plugin.migration.automatic import AutomaticMigration
-from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings, check_options
+from usage_plugin.plugins.loading import Chosen
 from usage_plugin.plugins.manager import Plugins
+from usage_plugin.plugins.resolving import Resolvers
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Pressure
 from usage_plugin.tracking.alerts import Alerts
 from usage_plugin.tracking.cache import UsageCache
+from usage_plugin.tracking.failures import Failures
 from usage_plugin.tracking.flusher import LAST_PATIENCE, Unstorable
 from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.listeners import Listeners
 from usage_plugin.tracking.problems import Problems
 from usage_plugin.tracking.pruning import Pruner, Retention
 from usage_plugin.tracking.recorder import Recorder
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.limits import LimitSet, Membership
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
 
@@ -53,7 +56,7 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.sqlite",
 )
 
-NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from")
+NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
 """Keys of the YAML that are read at the start only."""
 
 TICK_SECONDS = 1.0
@@ -65,6 +68,31 @@ class NothingRecordedError(UsagePluginError):
     """Nothing has been recorded yet."""
 
 
+def load_plugins(config: Config) -> Plugins:
+    """Load the built-in plugins, those of installed packages, and what the YAML names.
+
+    Raises:
+        PluginError: one of them cannot be used.
+        ConfigError: its options are wrong.
+    """
+    surroundings = _surroundings(config)
+    chosen = [
+        Chosen(
+            f"usage_plugin.plugins.{at}",
+            plugin.path and surroundings.config_dir / plugin.path.expanduser(),
+            plugin.package,
+            plugin.enabled,
+            plugin.options,
+        )
+        for at, plugin in enumerate(config.plugins)
+    ]
+    return Plugins(BUILTIN_PLUGINS, chosen, surroundings)
+
+
+def _surroundings(config: Config) -> Surroundings:
+    return Surroundings(config.data_dir, config.timezone, config.path.parent.absolute())
+
+
 class Parts:
     """The chosen backends with their checked options: what opens the ledger and the store."""
 
@@ -73,14 +101,19 @@ class Parts:
 
         Raises:
             ConfigError: there is no such backend, or its options are wrong.
+            PluginError: a plugin cannot be used.
         """
-        plugins = plugins or Plugins(BUILTIN_PLUGINS)
+        self.plugins = plugins or load_plugins(config)
         self.config = config
-        self._surroundings = Surroundings(config.data_dir, config.timezone)
-        self._storage: StorageBackend[Any] = _choose("storage", config.storage.backend, plugins.storage_backends)
-        self._storage_options = _check("storage", self._storage.options_model, config.storage.options)
-        self._ledger: LedgerBackend[Any] = _choose("ledger", config.ledger.backend, plugins.ledger_backends)
-        self._ledger_options = _check("ledger", self._ledger.options_model, config.ledger.options)
+        self._surroundings = _surroundings(config)
+        self._storage: StorageBackend[Any] = _choose("storage", config.storage.backend, self.plugins.storage_backends)
+        self._storage_options = check_options(
+            "usage_plugin.storage.options", self._storage.options_model, config.storage.options
+        )
+        self._ledger: LedgerBackend[Any] = _choose("ledger", config.ledger.backend, self.plugins.ledger_backends)
+        self._ledger_options = check_options(
+            "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
+        )
 
     def open_ledger(self) -> Ledger:
         """Open the ledger for the calling thread."""
@@ -133,6 +166,17 @@ class Parts:
         """Find the file of events that the store never takes."""
         return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
 
+    def resolvers(self, failures: Failures) -> Resolvers:
+        """Make the chosen resolvers ready.
+
+        Raises:
+            ConfigError: there is no such resolver.
+            PluginError: one of them cannot begin.
+        """
+        resolvers = Resolvers(self.plugins.resolvers, failures)
+        resolvers.choose(self.config.identity.user_resolvers, self.config.identity.groups_from)
+        return resolvers
+
     def cache(self) -> UsageCache:
         """Make an empty cache of the configured size."""
         cache = self.config.cache
@@ -148,13 +192,15 @@ class Runtime:
         Raises:
             UsagePluginError: the configuration, a plugin or the ledger does not work.
         """
-        plugins = plugins or Plugins(BUILTIN_PLUGINS)
         self.parts = parts = Parts(config, plugins)
+        self.plugins = parts.plugins
         self.config = config
         self.clock = clock or SystemClock()
+        self._failures = Failures(self.clock)
+        self.resolvers = parts.resolvers(self._failures)
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
         self.pseudonyms = parts.make_pseudonyms()
-        self.rules = RulesInForce(config.limit_set(self.pseudonyms))
+        self.rules = RulesInForce(config.limit_set(self.pseudonyms, self.resolvers.membership()))
         self.pressure = Pressure()
         self.cache = parts.cache()
         self.ledger = parts.open_ledger()
@@ -162,7 +208,13 @@ class Runtime:
         self.rules.follow(self.ledger, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
-        self.alerts = Alerts(self.clock, plugins.alert_listeners)
+        self._listeners = Listeners(
+            self._failures,
+            alerts=self.plugins.listeners("usage_threshold_crossed"),
+            refusals=self.plugins.listeners("usage_request_refused"),
+            events=self.plugins.listeners("usage_event_recorded"),
+        )
+        self.alerts = Alerts(self.clock, self._listeners.alerts)
         self.imperfections = Imperfections(self.ledger, self.clock)
         self.admission = Admission(
             self.ledger,
@@ -180,9 +232,10 @@ class Runtime:
             self.clock,
             imperfections=self.imperfections,
             alerts=self.alerts,
+            audience=self._listeners.events,
             pressure=self.pressure,
         )
-        self.refusals = RefusalLog(self.ledger)
+        self.refusals = RefusalLog(self.ledger, self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None
         self._following = _Following(self, file, asyncio.get_running_loop(), self._workers)
         seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
@@ -195,9 +248,17 @@ class Runtime:
             seeder=seeder,
             limits=lambda: self.config.limits,
             pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
-            chores=(*self._following.chores, self.alerts.hand_over, self._see_to_migration),
+            audience=self._listeners.events,
+            chores=(
+                *self._following.chores,
+                self.alerts.hand_over,
+                self._failures.hand_over,
+                self._see_to_migration,
+            ),
         )
         self._migration = _migration(config, self.clock)
+        self.resolvers.start()
+        self._listeners.start()
         self._keeper.start()
 
     def _open_again(self) -> Ledger:
@@ -234,7 +295,10 @@ class Runtime:
             self._migration.see_to_it(ledger)
 
     async def close(self, seconds: float = 10.0) -> None:
-        """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go."""
+        """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go.
+
+        Plugins get a moment to be told what waits for them.
+        """
         try:
             await self.recorder.drain(seconds)
             # There is no next time.
@@ -244,6 +308,11 @@ class Runtime:
             self._keeper.stop(seconds)
             if self._migration:
                 self._migration.stop()
+            self.resolvers.stop()
+            # Not on the loop: a plugin may need it to come to an end.
+            await asyncio.to_thread(self._listeners.stop)
+            with suppress(LedgerError):
+                self._failures.hand_over(self.ledger)
             self._workers.leave()
             self.ledger.close()
 
@@ -282,6 +351,7 @@ class _Following:
         self.chores = (
             self._watch_ledger,
             self._follow_file,
+            self._follow_groups,
             self._follow_adjustments,
             self._tell_rules,
             self._measure_outbox,
@@ -322,6 +392,14 @@ class _Following:
         runtime = self._runtime
         old = runtime.config
         kept = {name: getattr(old, name) for name in NEEDS_RESTART if getattr(config, name) != getattr(old, name)}
+        try:
+            runtime.resolvers.choose(config.identity.user_resolvers, config.identity.groups_from)
+        except (ConfigError, PluginError) as error:
+            # It comes with a plugin that is not loaded yet, or does not work: who somebody is stays as it was.
+            kept["identity"] = old.identity
+            if self._workers.keeps:
+                log.error("config.identity_refused", path=str(config.path), message=str(error))  # noqa: TRY400
+        runtime.resolvers.start()
         if self._workers.keeps:
             if kept:
                 log.warning("config.needs_restart", keys=list(kept), path=str(config.path))
@@ -329,7 +407,16 @@ class _Following:
         config = config.model_copy(update=kept)
         runtime.config = config
         runtime.admission.policy = _policy(config, enforce=runtime.enforce)
-        runtime.rules.replace(config.limit_set(runtime.pseudonyms))
+        self._replace_rules()
+
+    def _replace_rules(self) -> None:
+        runtime = self._runtime
+        runtime.rules.replace(runtime.config.limit_set(runtime.pseudonyms, runtime.resolvers.membership()))
+
+    def _follow_groups(self, _: Ledger) -> None:
+        """Put groups in force that a resolver knows otherwise now."""
+        if self._runtime.resolvers.have_changed(self._runtime.limits.membership):
+            self._replace_rules()
 
     def _follow_adjustments(self, ledger: Ledger) -> None:
         self._runtime.rules.follow(ledger, self._runtime.clock.now())
@@ -371,7 +458,7 @@ class Reader:
         self.clock = clock
         self.secret_path = parts.secret_path
         self.pseudonyms = parts.pseudonyms()
-        made = parts.config.limit_set(self.pseudonyms)
+        made = parts.config.limit_set(self.pseudonyms, _membership(parts, clock))
         hides = parts.config.privacy.user == "pseudonym"
         self.limits = made.knowing({}, hides_persons=hides).adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
@@ -403,6 +490,15 @@ class Reader:
     def kept_filter(self, usage_filter: UsageFilter) -> UsageFilter:
         """Put what is kept in place of the names that somebody typed."""
         return replace(usage_filter, **{name: self.kept(name, value) for name, value in usage_filter.wanted().items()})
+
+
+def _membership(parts: Parts, clock: Clock) -> Membership:
+    """Ask the resolvers for groups; what a worker goes on without must not keep anybody from reading."""
+    try:
+        return parts.resolvers(Failures(clock)).membership()
+    except PluginError as error:
+        log.warning("identity.groups_unknown", **short_error(error))
+        return NO_MEMBERSHIP
 
 
 @asynccontextmanager
@@ -475,15 +571,3 @@ def _choose(kind: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:
             hint="A backend of a package that is not installed is not there.",
         )
     return backends[name]
-
-
-def _check(kind: str, model: type[BaseModel], options: Mapping[str, Any]) -> BaseModel:
-    try:
-        return model.model_validate(options)
-    except ValidationError as error:
-        where = f"usage_plugin.{kind}.options"
-        mistakes = "; ".join(
-            f"{'.'.join([where, *map(str, mistake['loc'])])}: found {mistake['input']!r}: {mistake['msg']}"
-            for mistake in error.errors()
-        )
-        raise ConfigError(mistakes) from None

@@ -55,7 +55,7 @@ def test_a_good_file_as_json(run, config_path):
     """For programs a check is one document."""
     assert run.json("check") == {
         "config": str(config_path), "ok": True, "problems": [],
-        "limits": ["daily", "team-month", "member", "company", "tighter", "warned"], "unpriced_models": [],
+        "limits": ["daily", "team-month", "member", "company", "tighter", "warned"], "plugins": [], "unpriced_models": [],
     }  # fmt: skip
     assert run.jsonl("check")[0]["ok"] is True
     assert run.csv("check")[0]["ok"] == "True"

@@ -623,6 +623,28 @@ def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
     assert (config.data_dir, config.identity.on_missing) == (tmp_path / "data", "shared")
 
 
+def test_the_copy_tells_no_plugin_that_is_a_file(tmp_path):
+    """Files that would post somewhere stay out, with the resolvers and groups they bring; switches of packages stay."""
+    section = {
+        "plugins": [{"path": "slack.py", "options": {"webhook": "https://hooks"}}, {"package": "acme", "enabled": False}],
+        "identity": {"user": ["resolver:badges", "end_user"], "groups_from": ["people"], "casefold": True},
+        "groups": {"power": ["dana"]},
+        "limits": [
+            {"name": "a", "per": "user", "match": {"group": "interns"}, "window": "day", "max_cost": 1},
+            {"name": "b", "per": "user", "window": "day", "max_cost": 1,
+             "overrides": [{"match": {"group": ["power", "guests"]}, "max_cost": 2}]},
+        ],
+    }  # fmt: skip
+    copy, left_out = temporary.adapted({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
+    assert "usage_plugin.plugins" in left_out
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(copy))
+    config = load_config(path)
+    assert [(plugin.package, plugin.enabled) for plugin in config.plugins] == [("acme", False)]
+    assert (config.identity.user, config.identity.groups_from, config.identity.casefold) == (("end_user",), (), True)
+    assert config.groups == {"interns": (), "guests": (), "power": ("dana",)}
+
+
 def test_python_files_beside_the_yaml_come_along(tmp_path):
     """Callbacks that lie beside the YAML are found by the temporary proxy, and other files are left where they are."""
     (tmp_path / "from").mkdir()

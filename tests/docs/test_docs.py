@@ -22,6 +22,7 @@ from usage_plugin.domain.limits import UNITS
 from usage_plugin.domain.subjects import DIMENSIONS
 from usage_plugin.domain.windows import WINDOW_KINDS
 from usage_plugin.plugins import hookspecs
+from usage_plugin.plugins.manager import TRACE_VARIABLE
 from usage_plugin.proxy.refusing import _TYPES
 
 if TYPE_CHECKING:
@@ -72,10 +73,16 @@ def test_every_key_is_documented() -> None:
         config_module.IdentityConfig,
         config_module.RetentionConfig,
         config_module.PrivacyConfig,
+        config_module.PluginConfig,
         LimitConfig,
     ]
-    keys = {name for section in sections for name in section.model_fields} - {"path"}
-    variables = {config_module.CONFIG_VARIABLE, config_module.DATA_DIR_VARIABLE, config_module.ENFORCE_VARIABLE}
+    keys = {name for section in sections for name, field in section.model_fields.items() if not field.exclude}
+    variables = {
+        config_module.CONFIG_VARIABLE,
+        config_module.DATA_DIR_VARIABLE,
+        config_module.ENFORCE_VARIABLE,
+        TRACE_VARIABLE,
+    }
     assert documented == keys | variables
 
 

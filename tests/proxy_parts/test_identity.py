@@ -8,8 +8,12 @@ import pytest
 from usage_plugin.config import IdentityConfig
 from usage_plugin.domain.subjects import ANONYMOUS, INTERNAL, MOST_TAGS
 from usage_plugin.errors import SubjectNameError
+from usage_plugin.plugins.resolving import Resolvers
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
+from usage_plugin.testing.clock import FakeClock
+from usage_plugin.tracking.failures import Failures
 
+NO_RESOLVERS = Resolvers({}, Failures(FakeClock()))
 MASTER = "litellm_proxy_master_key"
 
 
@@ -21,7 +25,7 @@ def who(key):
         request = {**({} if claim is None else {"user": claim}), **(body or {})}
         if headers is not None:
             request["proxy_server_request"] = {"headers": headers}
-        return resolve(IdentityConfig(**(config or {})), key(**fields), request)
+        return resolve(IdentityConfig(**(config or {})), key(**fields), request, NO_RESOLVERS)
 
     return who
 
@@ -189,14 +193,14 @@ def test_case_is_folded_only_where_asked_for(who):
 def test_the_keys_hash_is_kept_and_never_the_key(key):
     """The api key is LiteLLM's hash; a key itself, should it ever come here, is hashed."""
     assert (
-        resolve(IdentityConfig(), key(api_key="sk-secret-1234"), {}).api_key
+        resolve(IdentityConfig(), key(api_key="sk-secret-1234"), {}, NO_RESOLVERS).api_key
         == hashlib.sha256(b"sk-secret-1234").hexdigest()
     )
     raw = key().model_copy(update={"api_key": "sk-secret-1234", "token": None})
-    assert resolve(IdentityConfig(), raw, {}).api_key == hashlib.sha256(b"sk-secret-1234").hexdigest()
-    assert resolve(IdentityConfig(), key(api_key="0123abcd" * 8), {}).api_key == "0123abcd" * 8
+    assert resolve(IdentityConfig(), raw, {}, NO_RESOLVERS).api_key == hashlib.sha256(b"sk-secret-1234").hexdigest()
+    assert resolve(IdentityConfig(), key(api_key="0123abcd" * 8), {}, NO_RESOLVERS).api_key == "0123abcd" * 8
     for secret in ("sk-1", "plain-secret", "0123ABCD" * 8):
-        kept = resolve(IdentityConfig(), key(api_key=secret), {}).api_key
+        kept = resolve(IdentityConfig(), key(api_key=secret), {}, NO_RESOLVERS).api_key
         assert re.fullmatch("[0-9a-f]{64}", kept)
         assert secret not in kept
 
@@ -204,7 +208,7 @@ def test_the_keys_hash_is_kept_and_never_the_key(key):
 def test_no_key_no_hash(key):
     """A request without a key has no api key, and is nobody's."""
     nothing = key().model_copy(update={"api_key": None, "token": None})
-    found = resolve(IdentityConfig(), nothing, {})
+    found = resolve(IdentityConfig(), nothing, {}, NO_RESOLVERS)
     assert (found.api_key, found.user) == (None, ANONYMOUS)
 
 

@@ -21,6 +21,7 @@ from usage_plugin.runtime import BUILTIN_PLUGINS, Runtime
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import alerts as alerts_module
 from usage_plugin.tracking import keeper as keeper_module
+from usage_plugin.tracking import listeners as listeners_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,7 +142,7 @@ async def test_plugins_that_misbehave_are_isolated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One plugin raises, one hangs: both are named and counted, the third is told, and requests notice nothing."""
-    monkeypatch.setattr(alerts_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(listeners_module, "PATIENCE", 0.2)
     told: list[Alert] = []
     hanging, waking = threading.Event(), threading.Event()
 

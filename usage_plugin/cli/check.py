@@ -9,10 +9,12 @@ from rich.text import Text
 
 from usage_plugin.cli.output import Output, console
 from usage_plugin.config import load_config, read_proxy_section
+from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import duration_words, to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.proxy.price_sheets import unpriced_models
 from usage_plugin.runtime import Parts
+from usage_plugin.tracking.failures import Failures
 from usage_plugin.tracking.refusals import format_amount
 
 if TYPE_CHECKING:
@@ -25,10 +27,14 @@ CALLBACK = "usage_plugin.proxy.callback"
 
 def run(path: Path, output: Output) -> None:
     """Check a file; exit code 1 if the proxy would not start with it, or would not use the plugin."""
-    facts: dict[str, Any] = {"config": str(path), "ok": False, "problems": [], "limits": [], "unpriced_models": []}
+    facts: dict[str, Any] = {
+        "config": str(path), "ok": False, "problems": [], "limits": [], "plugins": [], "unpriced_models": []
+    }  # fmt: skip
     try:
         config = load_config(path)
-        Parts(config)
+        parts = Parts(config)
+        parts.resolvers(Failures(SystemClock()))
+        facts["plugins"] = [found.name for found in parts.plugins.brought]
         limits = config.limit_set().limits
         facts["limits"] = [limit.name for limit in limits]
         facts["unpriced_models"] = unpriced_models(read_proxy_section(path, "model_list"))
@@ -67,6 +73,8 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
         screen.print(Text(f"{facts['config']} is fine.", style="green"))
     for limit in limits:
         screen.print(Text(f"  {_describe(limit)}"))
+    if facts["plugins"]:
+        screen.print(Text(f"Plugins: {', '.join(facts['plugins'])}."))
     if facts["unpriced_models"]:
         screen.print(Text("Without a price, so refused under cost limits:", style="yellow"))
         for model in facts["unpriced_models"]:

@@ -33,7 +33,8 @@ KINDS = {
     "ledger_away": "the ledger did not work for so long",
     "gap": "counted by the limits, with no event kept",
     "unstorable": "set aside in a file, since the store never takes it",
-    "not_told": "alerts that nobody could be told of",
+    "not_told": "what a plugin could not be told of",
+    "unresolved": "an identity resolver failed: the request was refused, or the user was in none of its groups",
 }
 """Every kind that is always shown, and what it means."""
 

@@ -19,6 +19,7 @@ from usage_plugin.cli import explain as explain_command
 from usage_plugin.cli import imports as imports_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import migrate as migrate_command
+from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import status as status_command
@@ -226,6 +227,13 @@ def adjustments(path: Path | None, output: Output, everything: bool) -> None:
 def check(path: Path | None, output: Output) -> None:
     """Check the configuration without starting anything, and list models without a price."""
     check_command.run(find_config(path), output)
+
+
+@main.command()
+@_common()
+def plugins(path: Path | None, output: Output) -> None:
+    """List the plugins that are loaded: where each comes from, its hooks, what it registers."""
+    plugins_command.run(find_config(path), output)
 
 
 @main.command()

@@ -20,10 +20,12 @@ from usage_plugin.config.file import (
 from usage_plugin.config.limits import LimitConfig
 from usage_plugin.config.sections import (
     FOLDED,
+    RESOLVER,
     AdmissionConfig,
     CacheConfig,
     Config,
     IdentityConfig,
+    PluginConfig,
     PrivacyConfig,
     RetentionConfig,
     StorageConfig,
@@ -34,6 +36,7 @@ __all__ = [
     "DATA_DIR_VARIABLE",
     "ENFORCE_VARIABLE",
     "FOLDED",
+    "RESOLVER",
     "SECTION",
     "AdmissionConfig",
     "CacheConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "ConfigFile",
     "IdentityConfig",
     "LimitConfig",
+    "PluginConfig",
     "PrivacyConfig",
     "RetentionConfig",
     "StorageConfig",

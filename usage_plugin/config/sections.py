@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from usage_plugin.config.limits import LimitConfig, Section
 from usage_plugin.config.values import Days, Group, MostBytes, Name, Names, Size, Unmetered, Weekday, Zone, duration
-from usage_plugin.domain.limits import Limit, LimitSet, Match, fits
+from usage_plugin.domain.limits import NO_MEMBERSHIP, Limit, LimitSet, Match, Membership, fits
 
 if TYPE_CHECKING:
     from usage_plugin.domain.pseudonyms import Pseudonyms
@@ -86,10 +86,14 @@ class CacheConfig(Section):
     cleanup_interval: Annotated[timedelta, duration("1s", "3660d", example="1h")] = timedelta(hours=1)
 
 
+RESOLVER = "resolver:"
+"""Begins a source of `identity.user` that a plugin registers."""
+
+
 def _check_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
     for source in sources:
-        if source not in ("key", "end_user") and not re.fullmatch(r"header:[A-Za-z0-9-]+", source):
-            raise ValueError(f"{source!r} names nobody; write key, end_user or header:NAME")
+        if source not in ("key", "end_user") and not re.fullmatch(rf"header:[A-Za-z0-9-]+|{RESOLVER}\S+", source):
+            raise ValueError(f"{source!r} names nobody; write key, end_user, header:NAME or resolver:NAME")
     return sources
 
 
@@ -101,12 +105,41 @@ class IdentityConfig(Section):
         on_missing: what happens when none does: the shared subject `(anonymous)`, or a refusal.
         casefold: whether names that differ in case only are one.
         json_field: the field to take out of a claim that is JSON; without it such a claim is refused.
+        groups_from: resolvers that say which groups a user is in, beside `groups`.
     """
 
     user: Annotated[Names, AfterValidator(_check_sources)] = ("key", "end_user")
     on_missing: Literal["shared", "deny"] = "shared"
     casefold: bool = False
     json_field: str | None = None
+    groups_from: Names = ()
+
+    @property
+    def user_resolvers(self) -> tuple[str, ...]:
+        """The resolvers among the sources of the user."""
+        return tuple(source.removeprefix(RESOLVER) for source in self.user if source.startswith(RESOLVER))
+
+
+class PluginConfig(Section):
+    """A plugin that is not built in: a file, or what an installed package brings.
+
+    Attributes:
+        path: of the file, from the folder of the YAML.
+        package: name of the distribution, as pip knows it.
+        enabled: whether it is loaded.
+        options: what it validates itself.
+    """
+
+    path: Annotated[Path | None, Field(strict=False)] = None
+    package: str | None = None
+    enabled: bool = True
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PluginConfig:
+        if (self.path is None) == (self.package is None):
+            raise ValueError("name one source: path, a file of Python, or package, an installed distribution")
+        return self
 
 
 class LimitsFile(Section):
@@ -165,6 +198,7 @@ class Config(Section):
     identity: IdentityConfig = IdentityConfig()
     retention: RetentionConfig = RetentionConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    plugins: Annotated[tuple[PluginConfig, ...], Field(strict=False)] = ()
     groups: dict[Name, Group] = Field(default_factory=dict)
     limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)] = ()
     limits_from: Names = ()
@@ -190,7 +224,7 @@ class Config(Section):
             for match in (limit.match, *(override.match for override in limit.overrides)):
                 for key, names in match.conditions:
                     unknown = [name for name in names if key == "group" and name not in self.groups]
-                    if unknown:
+                    if unknown and not self.identity.groups_from:
                         known = ", ".join(self.groups) or "none"
                         raise ValueError(f"limit {limit.name}: no group {unknown[0]!r} in groups (there are: {known})")
 
@@ -212,11 +246,16 @@ class Config(Section):
             files.append(written)
         return files
 
-    def limit_set(self, pseudonyms: Pseudonyms | None = None) -> LimitSet:
-        """Make the limits in force; without pseudonyms, for those who only look at the rules."""
+    def limit_set(self, pseudonyms: Pseudonyms | None = None, membership: Membership = NO_MEMBERSHIP) -> LimitSet:
+        """Make the limits in force; without pseudonyms, for those who only look at the rules.
+
+        Args:
+            pseudonyms: under which persons and keys are kept.
+            membership: adds to the groups.
+        """
         groups: dict[str, tuple[str, ...]] = {name: self._folded(globs) for name, globs in self.groups.items()}
         limits = (limit.build(self.timezone, self.week_starts) for limit in self.limits)
-        made = LimitSet(map(self._fold, limits), groups)
+        made = LimitSet(map(self._fold, limits), groups, membership=membership)
         return made if pseudonyms is None else pseudonyms.applied_to(made)
 
     def _fold(self, limit: Limit) -> Limit:

@@ -13,7 +13,7 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from fnmatch import translate
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from usage_plugin.domain.pseudonyms import is_key, is_key_pseudonym, is_pseudonym
 from usage_plugin.domain.subjects import OWN_DIMENSIONS, SEPARATOR, Dimension, Subjects
@@ -253,6 +253,21 @@ class Matched(NamedTuple):
         return self.limit.since_at(instant)
 
 
+class Membership(NamedTuple):
+    """Who is in which groups, beside the globs of the YAML.
+
+    Attributes:
+        groups_of: names the groups of a user; raises nothing, and may be asked in any thread.
+        version: differs whenever answers differ.
+    """
+
+    groups_of: Callable[[str], Iterable[str]]
+    version: str
+
+
+NO_MEMBERSHIP = Membership(lambda _: (), "")
+
+
 class LimitSet:
     """The limits in force, with the groups they speak of. Immutable, apart from what it remembers."""
 
@@ -264,6 +279,7 @@ class LimitSet:
         written: Mapping[str, str] | None = None,
         *,
         hides_persons: bool = False,
+        membership: Membership = NO_MEMBERSHIP,
     ) -> None:
         """Take the limits in the order of the YAML.
 
@@ -273,12 +289,14 @@ class LimitSet:
             adjustments: those in force.
             written: maps pseudonyms to how the YAML writes those who have them, as far as that is known.
             hides_persons: whether persons are kept under pseudonyms.
+            membership: adds to the groups.
         """
         self.limits = tuple(limits)
         self.groups = dict(groups or {})
         self.hides_persons = hides_persons
         self._adjustments = tuple(adjustments)
         self._written = dict(written or {})
+        self.membership = membership
         self._adjusted: dict[tuple[str, str], list[tuple[int | None, int | None]]] = {}
         for adjustment in sorted(self._adjustments, key=lambda adjustment: adjustment.number, reverse=True):
             if adjustment.ended_at is None:
@@ -307,16 +325,27 @@ class LimitSet:
         An account that is adjusted has that amount until the adjustment's end, whatever overrides say. The newest
         adjustment counts; when it ends, an older one that still runs.
         """
-        return LimitSet(self.limits, self.groups, adjustments, self._written, hides_persons=self.hides_persons)
+        return self._with(adjustments=adjustments)
 
     def knowing(self, written: Mapping[str, str], *, hides_persons: bool | None = None) -> LimitSet:
         """Make the same set that knows of more pseudonyms how the YAML writes who has them."""
         hides = self.hides_persons if hides_persons is None else hides_persons
-        return LimitSet(self.limits, self.groups, self._adjustments, {**self._written, **written}, hides_persons=hides)
+        return self._with(written={**self._written, **written}, hides_persons=hides)
 
     def alone(self, limit: Limit) -> LimitSet:
         """Make a set of one limit, with the same groups and names, and without adjustments."""
-        return LimitSet([limit], self.groups, (), self._written, hides_persons=self.hides_persons)
+        return self._with(limits=[limit], adjustments=())
+
+    def _with(self, **changes: Any) -> LimitSet:
+        same: dict[str, Any] = {
+            "limits": self.limits,
+            "groups": self.groups,
+            "adjustments": self._adjustments,
+            "written": self._written,
+            "hides_persons": self.hides_persons,
+            "membership": self.membership,
+        }
+        return LimitSet(**same | changes)
 
     def named(self, key: MatchKey) -> set[str]:
         """List the names that the limits match a dimension with, where they are written out; members of groups, too."""
@@ -368,7 +397,8 @@ class LimitSet:
 
     def groups_of(self, user: str) -> tuple[str, ...]:
         """List the groups a user is in."""
-        return tuple(name for name, globs in self.groups.items() if fits(globs, user))
+        written = (name for name, globs in self.groups.items() if fits(globs, user))
+        return (*written, *self.membership.groups_of(user))
 
     def _called(self, subjects: Subjects) -> Mapping[str, tuple[str, ...]]:
         """Find how those are called in the YAML whom it may call otherwise than they are kept."""

@@ -1,4 +1,8 @@
-"""Every hook, with when it is called and what it must return."""
+"""Every hook, with when it is called and what it must return; docs/plugin-hooks.md has an example of each.
+
+Two kinds. What *registers* is called once, at the start of whatever reads the configuration, and returns objects that
+act. What is a *notification* is called in a thread of the plugin's own, off the request path, and returns nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from typing import Any
 import pluggy
 
 from usage_plugin.domain.alerts import Alert
+from usage_plugin.domain.refusals import RefusedRequest
+from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.plugins import PROJECT
 
 # Needed at run time, because pluggy reads the signatures.
-from usage_plugin.plugins.interface import LedgerBackend, StorageBackend
+from usage_plugin.plugins.interface import IdentityResolver, LedgerBackend, StorageBackend
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 
@@ -34,12 +40,40 @@ def usage_register_ledgers() -> list[LedgerBackend[Any]]:
 
 
 @hookspec
+def usage_register_identity_resolvers() -> list[IdentityResolver]:
+    """Register resolvers, to be chosen by name as `resolver:NAME` in `identity.user` or in `identity.groups_from`.
+
+    Called once at start, synchronously. What it raises stops the start and names the plugin.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def usage_event_recorded(event: UsageEvent) -> None:
+    """Be told of a usage event, after it was recorded.
+
+    Called at most once for each event, in the worker that recorded it; of a recovered one, in the keeper. It is in the
+    ledger by then, and may not be in the store yet. What waits for a plugin when its worker is killed is never told:
+    whoever must have every event reads them from the store.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def usage_request_refused(refusal: RefusedRequest) -> None:
+    """Be told that a request was refused by a limit, or because ledger or store do not work.
+
+    Called for what the client felt, so not for dry runs, nor for requests that are wrong in themselves. Clients try
+    again in storms: be ready for many of the same.
+    """
+    raise NotImplementedError
+
+
+@hookspec
 def usage_threshold_crossed(alert: Alert) -> None:
     """Be told that what was spent has passed a threshold of a limit's `alert_at`.
 
     Called once for each limit, subject, window and threshold, over all workers and restarts; for rolling windows once
-    a day. Each plugin is called in a thread of its own, off the request path, one alert after the other. What it raises
-    is logged with the plugin's name and counted. While it does not return, at most 1,000 alerts wait for it; once it
-    has not returned for 30 seconds, further ones are dropped for it, logged and counted.
+    a day.
     """
     raise NotImplementedError

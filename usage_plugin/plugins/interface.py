@@ -1,16 +1,19 @@
-"""What a plugin registers: backends, which know their options and how to open what they provide."""
+"""What a plugin registers: backends, which know their options and how to open what they provide, and resolvers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from usage_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.ledger import Ledger
@@ -18,29 +21,52 @@ if TYPE_CHECKING:
 
 
 class Options(BaseModel):
-    """Options of a backend, as written under `options:`; unknown keys are errors."""
+    """Options of a backend or a plugin, as written under `options:`; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NoOptions(Options):
-    """A backend without options."""
+    """A backend or a plugin without options."""
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
+def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]) -> Any:
+    """Read options by their model.
+
+    Args:
+        where: the key of the YAML under which they stand, for the error.
+        model: what they must fit.
+        options: as they were written.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    try:
+        return model.model_validate(options)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"{'.'.join([where, *map(str, mistake['loc'])])}: found {mistake['input']!r}: {mistake['msg']}"
+            for mistake in error.errors()
+        )
+        raise ConfigError(mistakes) from None
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a backend is told beside its own options.
+    """What a backend or a plugin is told beside its own options.
 
     Attributes:
         data_dir: where its files belong; the folder may not exist yet.
         zone: the zone whose days daily sums are kept by.
+        config_dir: the folder of the YAML (the current one, if there is none), from which relative paths start.
     """
 
     data_dir: Path
     zone: ZoneInfo
+    config_dir: Path = Path()
 
 
 class StorageBackend(ABC, Generic[OptionsT]):
@@ -77,3 +103,59 @@ class LedgerBackend(ABC, Generic[OptionsT]):
     @abstractmethod
     def open(self, options: OptionsT, surroundings: Surroundings) -> Ledger:
         """Open the ledger for use by one thread. Several threads and processes may have it open at once."""
+
+
+class Claim(NamedTuple):
+    """What is known of a request whose key is nobody's own. What the client chose is not to be trusted.
+
+    Attributes:
+        end_user: what the client says of its user, as it was sent.
+        headers: the client's, with lower-case names, as LiteLLM hands them on.
+        jwt: the claims of the token that LiteLLM has verified; empty if there was none.
+        key_alias: the key's name, `team` and `organization` whose it is.
+    """
+
+    end_user: object
+    headers: Mapping[str, str]
+    jwt: Mapping[str, Any]
+    key_alias: str | None
+    team: str | None
+    organization: str | None
+
+
+class IdentityResolver(ABC):
+    """Says who somebody is: which user a request is of (`user_of`), which groups a user is in (`groups_of`), or both.
+
+    Both are called on the event loop, `groups_of` in other threads too, and must answer from memory: a file is read or
+    a server asked in `refresh`, which may take its time.
+
+    Attributes:
+        name: what users write as `resolver:NAME` in `identity.user`, or under `identity.groups_from`.
+    """
+
+    name: ClassVar[str]
+
+    def user_of(self, claim: Claim) -> str | None:  # noqa: ARG002  # for those who override it
+        """Name the user of a request; None if this resolver does not know.
+
+        Called for each request that gets as far as this source. If it raises, the request is refused with 503: to go on
+        with the next source would charge somebody else.
+        """
+        return None
+
+    def groups_of(self, user: str) -> Iterable[str]:  # noqa: ARG002  # for those who override it
+        """List the groups that a user is in, beside those of the YAML.
+
+        What it answers is remembered until `refresh` gives another version, so it may depend on nothing else. If it
+        raises, the user is in no group of this resolver until it is asked again, a second later.
+        """
+        return ()
+
+    def refresh(self) -> str:
+        """Look whether anything has changed, and name the state of what is known: a digest, a number.
+
+        Called once before anything else, where what it raises stops the start; then once a second in a thread of its
+        own in each worker. There what it raises is logged and counted, and what was known stays. Workers that know the
+        same must give the same name.
+        """
+        return ""

@@ -17,6 +17,7 @@ from litellm.proxy._types import ProxyException
 from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
+from usage_plugin.plugins.resolving import ResolverFailedError
 from usage_plugin.proxy import exchange
 from usage_plugin.proxy.asking import Asking, gives_up_early
 from usage_plugin.proxy.endings import Endings
@@ -83,7 +84,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:
         runtime = self._runtime
         started = runtime.clock.monotonic()
-        subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data))
+        subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
         unmetered = kind in UNMETERED
         if unmetered:
             outcome, unfelt = await admit_unmetered(runtime, subjects, data, kind)
@@ -249,11 +250,11 @@ def _as_answer(error: Exception, kind: str) -> ProxyException:
         return bad_request(str(error), param="user", kind="user_required")
     if isinstance(error, SubjectNameError):
         return bad_request(str(error), param="user")
+    if isinstance(error, ResolverFailedError):
+        return _not_now(str(error), kind="identity_unavailable")
     log.error("admission.failed", call_type=kind, exc_info=error)
-    return ProxyException(
-        message="The usage plugin failed to admit this request; its log says why.",
-        type="ledger_unavailable",
-        param=None,
-        code=503,
-        headers={"Retry-After": "1"},
-    )
+    return _not_now("The usage plugin failed to admit this request; its log says why.", kind="ledger_unavailable")
+
+
+def _not_now(message: str, *, kind: str) -> ProxyException:
+    return ProxyException(message=message, type=kind, param=None, code=503, headers={"Retry-After": "1"})

@@ -10,14 +10,17 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.config import RESOLVER
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.errors import SubjectNameError
+from usage_plugin.plugins.interface import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.config import IdentityConfig
+    from usage_plugin.plugins.resolving import Resolvers
 
 _PLACEHOLDER = "default_user_id"
 _HEADER = "header:"
@@ -27,16 +30,23 @@ class IdentityRequiredError(SubjectNameError):
     """The request names no user, and this proxy asks for one."""
 
 
-def resolve(config: IdentityConfig, key: Any, body: Mapping[str, Any]) -> Subjects:  # UserAPIKeyAuth
+def resolve(
+    config: IdentityConfig,
+    key: Any,  # UserAPIKeyAuth
+    body: Mapping[str, Any],
+    resolvers: Resolvers,
+) -> Subjects:
     """Find everybody a request belongs to, under their real names: pseudonyms come after.
 
     Args:
         config: the order of sources, and what to do if none names anybody.
         key: LiteLLM's `UserAPIKeyAuth`.
         body: the request as LiteLLM hands it to hooks.
+        resolvers: those that plugins bring.
 
     Raises:
         SubjectNameError: a name that cannot be taken, or none where one is required.
+        ResolverFailedError: a resolver does not answer.
     """
     fold = config.casefold
     own = _own_user(key, fold=fold)
@@ -47,6 +57,9 @@ def resolve(config: IdentityConfig, key: Any, body: Mapping[str, Any]) -> Subjec
             user = _key_name(key, fold=fold)
         elif source == "end_user":
             user = _claimed(claim, config)
+        elif source.startswith(RESOLVER):
+            named = resolvers.user_of(source.removeprefix(RESOLVER), _as_claim(claim, key, body))
+            user = clean_name(named, what="user", casefold=fold)
         else:
             user = _claimed(_header(body, source.removeprefix(_HEADER)), config)
         if user is not None:
@@ -112,9 +125,25 @@ def _claimed(claim: object, config: IdentityConfig) -> str | None:
     return None if name == _PLACEHOLDER else name
 
 
+def _as_claim(claim: object, key: Any, body: Mapping[str, Any]) -> Claim:  # UserAPIKeyAuth
+    return Claim(
+        end_user=claim,
+        headers={str(name).lower(): value for name, value in _headers(body).items()},
+        # Older versions of LiteLLM do not keep them.
+        jwt=getattr(key, "jwt_claims", None) or {},
+        key_alias=key.key_alias,
+        team=key.team_id,
+        organization=key.org_id,
+    )
+
+
 def _header(body: Mapping[str, Any], name: str) -> object:
-    headers = (body.get("proxy_server_request") or {}).get("headers") or {}
+    headers = _headers(body)
     return headers.get(name.lower(), headers.get(name))
+
+
+def _headers(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return (body.get("proxy_server_request") or {}).get("headers") or {}
 
 
 def _session(body: Mapping[str, Any]) -> object:

@@ -122,5 +122,6 @@ def _announce(runtime: Runtime) -> None:
         ledger=runtime.ledger.location,
         storage=config.storage.backend,
         identity=list(config.identity.user),
+        plugins=[str(found) for found in runtime.plugins.brought],
         config=str(config.path),
     )

@@ -18,8 +18,9 @@ from usage_plugin.tracking.refusals import describe, format_amount, reset_of
 
 if TYPE_CHECKING:
     from usage_plugin.config import Config
+    from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.admission import Reason, Refusal
+    from usage_plugin.tracking.admission import Refusal
     from usage_plugin.tracking.demands import Standing
 
 _TYPES: dict[Reason, str] = {

@@ -12,7 +12,7 @@ import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
 from usage_plugin.domain.usage import encode_event, new_ref
@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Hold, Ledger, Reserved
+    from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.imperfections import Imperfections
     from usage_plugin.tracking.rules import RulesInForce
-
-Reason = Literal["spent", "busy", "too_large", "unpriced", "unbounded", "unmetered", "outbox_full", "unavailable"]
-"""Why a request is refused; `docs/refusals.md` has a row for each."""
 
 SOON = 60 * MICROSECONDS
 """A window that ends within this time is worth waiting for."""

@@ -22,6 +22,7 @@ from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking import rules
 from usage_plugin.tracking.copies import Copies
 from usage_plugin.tracking.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
+from usage_plugin.tracking.listeners import Audience
 from usage_plugin.tracking.patience import LONGEST_PAUSE, Attempt, Persistent
 from usage_plugin.tracking.problems import Problems
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger, OpenReservation
+    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.store import UsageStore
+    from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.copies import WrittenLimit
     from usage_plugin.tracking.pruning import Pruner
     from usage_plugin.tracking.seeding import Seeder
@@ -57,6 +59,7 @@ class Keeper:
         seeder: Seeder | None = None,
         limits: Callable[[], Sequence[WrittenLimit]] = tuple,
         pruner: Pruner | None = None,
+        audience: Audience[UsageEvent] | None = None,
         chores: Sequence[Callable[[Ledger], None]] = (),
     ) -> None:
         """Take what opens the parts: each thread must have its own.
@@ -70,6 +73,7 @@ class Keeper:
             seeder: sees to new limits.
             limits: gives those in force, for a store that keeps copies of them.
             pruner: deletes what is kept long enough.
+            audience: told of what is recovered.
             chores: what this worker does once a second, keeper or not.
         """
         self._open_ledger = open_ledger
@@ -77,6 +81,7 @@ class Keeper:
         self._workers = workers
         self._clock = clock
         self._unstorable = unstorable
+        self._audience = audience or Audience()
         self._seeder = seeder
         self._limits = limits
         self._pruner = pruner
@@ -159,11 +164,13 @@ class Keeper:
         """Settle what dead workers left open, with what their reservations carry."""
         reservations = ledger.open_reservations()
         dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
-        recovered: list[OpenReservation] = []
+        recovered: list[UsageEvent] = []
         try:
             for reservation in reservations:
                 if reservation.worker in dead and ledger.recover(reservation.event_id):
-                    recovered.append(reservation)  # noqa: PERF401  # what was done must be counted, if the next raises
+                    event = decode_event(reservation.event)
+                    recovered.append(event)
+                    self._audience.tell(event, len(reservation.event))
         finally:
             if recovered:
                 log.warning("reservations.recovered", count=len(recovered))
@@ -173,10 +180,9 @@ class Keeper:
             if self._workers.is_dead(note.removeprefix(rules.NOTE)):
                 ledger.note(note, None)
 
-    def _as_imperfections(self, recovered: Iterable[OpenReservation]) -> list[Imperfection]:
+    def _as_imperfections(self, recovered: Iterable[UsageEvent]) -> list[Imperfection]:
         now = self._clock.now()
-        events = [decode_event(reservation.event) for reservation in recovered]
-        return [Imperfection("recovered", event.model or "", 1, event.cost or 0, now, now) for event in events]
+        return [Imperfection("recovered", event.model or "", 1, event.cost or 0, now, now) for event in recovered]
 
     async def _move(self, attempt: Attempt) -> None:
         """Move the outbox into the store, in the store's own thread."""

@@ -21,6 +21,7 @@ from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import SPIN_NS, Admitted, Pressure
 from usage_plugin.tracking.demands import Demand, Standing, tightest_of_callers_own
+from usage_plugin.tracking.listeners import Audience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +110,7 @@ class _Settlement(NamedTuple):
 
 
 class Recorder:
-    """Settles requests in the ledger and tells the cache."""
+    """Settles requests in the ledger, and tells the cache and whoever listens."""
 
     def __init__(
         self,
@@ -120,6 +121,7 @@ class Recorder:
         *,
         imperfections: Imperfections,
         alerts: Alerts,
+        audience: Audience[UsageEvent] | None = None,
         pressure: Pressure | None = None,
     ) -> None:
         """Take the parts."""
@@ -129,6 +131,7 @@ class Recorder:
         self._clock = clock
         self._imperfections = imperfections
         self._alerts = alerts
+        self._audience = audience or Audience()
         self._pressure = pressure or Pressure()
         self._pending: deque[_Settlement] = deque()
         self._retrying: asyncio.Task[None] | None = None
@@ -246,10 +249,12 @@ class Recorder:
                 return self._tell(settlement, settled) if settled else ()
 
     def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[Standing]:
-        """Tell the cache and the alerts what was written, whether it waited before or not."""
+        """Tell the cache, the alerts and whoever listens what was written, whether it waited before or not."""
         admitted, event, demands, encoded = settlement
         if encoded is not None:
             self._cache.add(settled.seq, event)
+            if self._audience.anybody:
+                self._audience.tell(event, len(encoded))
         standings = [
             Standing(demand, _balance_after(demand, admitted, settled.balances))
             for demand in demands

@@ -9,8 +9,9 @@ from usage_plugin.tracking.refusals import format_amount, reset_of
 
 if TYPE_CHECKING:
     from usage_plugin.domain.limits import Limit, Unit
+    from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.windows import WindowKind
-    from usage_plugin.tracking.admission import Reason, Refusal
+    from usage_plugin.tracking.admission import Refusal
     from usage_plugin.tracking.demands import Demand
 
 _WINDOW_WORDS: dict[WindowKind, str] = {

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import RefusalCount
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.windows import to_datetime
+from usage_plugin.domain.refusals import RefusedRequest
+from usage_plugin.domain.windows import to_datetime, to_instant
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.flusher import until_free
+from usage_plugin.tracking.listeners import Audience
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -81,12 +83,36 @@ def reset_of(refusal: Refusal) -> datetime | None:
     return refusal.demand.limit.reset_of(refusal.demand.window)
 
 
-class RefusalLog:
-    """Adds refusals up until they are flushed."""
+def as_told(refusal: Refusal) -> RefusedRequest:
+    """Give a refusal as plugins are told of it."""
+    demand = refusal.demand
+    if demand is None:
+        return RefusedRequest(refusal.ref, refusal.at, refusal.reason, refusal.user, refusal.model)
+    resets = reset_of(refusal)
+    return RefusedRequest(
+        ref=refusal.ref,
+        at=refusal.at,
+        reason=refusal.reason,
+        user=refusal.user,
+        model=refusal.model,
+        limit=demand.limit.name,
+        subject=subject_names(refusal),
+        unit=demand.limit.unit,
+        maximum=demand.maximum,
+        spent=refusal.balance.spent,
+        reserved=refusal.balance.reserved,
+        needed=demand.amount,
+        resets_at=None if resets is None else to_instant(resets),
+    )
 
-    def __init__(self, ledger: Ledger) -> None:
+
+class RefusalLog:
+    """Adds refusals up until they are flushed, and tells of those that a client feels."""
+
+    def __init__(self, ledger: Ledger, audience: Audience[RefusedRequest] | None = None) -> None:
         """Start with nothing counted."""
         self._ledger = ledger
+        self._audience = audience or Audience()
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
         self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
 
@@ -100,6 +126,8 @@ class RefusalLog:
             key = (key[0], limit, OTHERS, reason)
         self._counts[key] += 1
         self._details.append(refusal)
+        if self._audience.anybody and refusal.felt:
+            self._audience.tell(as_told(refusal))
 
     def flush(self, patience: float = 0.0) -> None:
         """Hand everything to the ledger, waiting so many seconds for it; else try again at the next call."""

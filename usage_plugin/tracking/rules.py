@@ -55,5 +55,7 @@ class RulesInForce:
 
 def digest_of(limits: LimitSet) -> str:
     """Name a set of rules by what it counts: two workers with the same digest charge the same accounts."""
-    facts = repr((sorted(limit.key for limit in limits.limits), sorted(limits.groups.items())))
+    facts = repr(
+        (sorted(limit.key for limit in limits.limits), sorted(limits.groups.items()), limits.membership.version)
+    )
     return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()

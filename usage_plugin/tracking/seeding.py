@@ -11,7 +11,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Charge
-from usage_plugin.domain.limits import literal_of
+from usage_plugin.domain.limits import NO_MEMBERSHIP, literal_of
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
@@ -297,12 +297,13 @@ def _daily_dimensions(limit: Limit, zone: ZoneInfo) -> tuple[RollupDimension, ..
 
 
 def _has_globs_of_persons(limit: Limit, limits: LimitSet) -> bool:
+    """Say whether a limit matches persons whom the YAML does not write out, but a glob or a resolver knows."""
     return any(
-        literal_of(glob) is None
+        (key == "group" and limits.membership != NO_MEMBERSHIP) or literal_of(glob) is None
         for key, names in limit.match.conditions
         if key in ("user", "end_user", "group")
         for name in names
-        for glob in (limits.groups[name] if key == "group" else (name,))
+        for glob in (limits.groups.get(name, ("",)) if key == "group" else (name,))
         if glob != "*"
     )
 

@@ -25,7 +25,7 @@ import yaml
 
 from usage_plugin.cli.doctor.mock_model import MockModel
 from usage_plugin.cli.doctor.web import fetch
-from usage_plugin.config import Config, load_config
+from usage_plugin.config import RESOLVER, Config, load_config
 from usage_plugin.errors import UsagePluginError
 
 if TYPE_CHECKING:
@@ -127,12 +127,41 @@ def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[d
     ours = dict(_mapping(copy.get(SECTION)))
     left_out += [f"{SECTION}.{name}" for name in ("storage", "ledger") if ours.pop(name, None)]
     ours["data_dir"] = str(data_dir)
+    left_out += _without_files(ours)
     # Nobody has a key in the copy but the doctor, who speaks for nobody.
     ours["identity"] = {**_mapping(ours.get("identity")), "on_missing": "shared"}
     blocking = {"name": BLOCKED, "per": "end_user", "match": {"end_user": BLOCKED}, "window": "day", "max_requests": 0}
     ours["limits"] = [*(ours.get("limits") or ()), blocking]
     copy[SECTION] = ours
     return copy, left_out
+
+
+def _without_files(ours: dict[str, Any]) -> list[str]:
+    """Leave out plugins that are files, which would tell people of the doctor's requests, and resolvers with them."""
+    plugins = ours.get("plugins") or []
+    ours["plugins"] = [plugin for plugin in plugins if "package" in _mapping(plugin)]
+    if ours["plugins"] == plugins:
+        return []
+    identity = dict(_mapping(ours.get("identity")))
+    if identity.pop("groups_from", None):
+        # Limits may name groups that only a resolver knows.
+        unknown: dict[str, Any] = {group: [] for group in _groups_in(ours.get("limits"))}
+        ours["groups"] = unknown | _mapping(ours.get("groups"))
+    sources = identity.pop("user", None) or ()
+    kept = [source for source in ([sources] if isinstance(sources, str) else sources) if RESOLVER not in source]
+    ours["identity"] = {**identity, **({"user": kept} if kept else {})}
+    return [f"{SECTION}.plugins"]
+
+
+def _groups_in(value: Any) -> Iterator[str]:
+    """Find the groups that limits and their overrides match."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _groups_in(item)
+    elif isinstance(value, dict):
+        groups = _mapping(value.get("match")).get("group", ())
+        yield from [groups] if isinstance(groups, str) else groups
+        yield from _groups_in(value.get("overrides"))
 
 
 @contextmanager

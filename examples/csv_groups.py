@@ -1,0 +1,91 @@
+"""Says which groups people are in, from a CSV file with the columns user and group; a line for each membership.
+
+    plugins:
+      - {path: ./csv_groups.py, options: {file: ./people.csv}}
+    identity: {groups_from: [csv_groups]}
+    limits:
+      - {name: interns, per: user, match: {group: interns}, window: day, max_cost: 1}
+
+The file is read again when it changes. One that cannot be used is refused and named, and what was read before stays.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
+from typing import TYPE_CHECKING
+
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins import interface as ours
+
+if TYPE_CHECKING:
+    from usage_plugin.plugins.interface import Surroundings
+
+MOST_BYTES = 64_000_000
+
+
+class Options(ours.Options):
+    """Where the file is, from the folder of the YAML; and whether `Ann` and `ann` are one, as `identity.casefold`."""
+
+    file: Path
+    casefold: bool = False
+
+
+class CsvGroups(ours.IdentityResolver):
+    """Keeps the whole file in memory, so that asking costs one look into a dictionary."""
+
+    name = "csv_groups"
+
+    def __init__(self, path: Path, *, casefold: bool) -> None:
+        """Read nothing yet."""
+        self._path = path
+        self._casefold = casefold
+        self._looked_at: tuple[int, ...] = ()
+        self._version = ""
+        self._groups: dict[str, tuple[str, ...]] = {}
+
+    def groups_of(self, user: str) -> tuple[str, ...]:
+        """Look a user up; who is not in the file is in no group."""
+        return self._groups.get(user, ())
+
+    def refresh(self) -> str:
+        """Read the file if it has changed; its digest is the version, so that all workers call it the same."""
+        found = self._path.stat()
+        look = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if look != self._looked_at:
+            if found.st_size > MOST_BYTES:
+                raise ValueError(f"{self._path} has {found.st_size} bytes; {MOST_BYTES} are allowed")
+            content = self._path.read_bytes()
+            # Put in place as a whole, since others ask meanwhile.
+            self._groups = self._read(content.decode("utf-8-sig"))
+            self._version = hashlib.blake2b(content, digest_size=8).hexdigest()
+            self._looked_at = look
+        return self._version
+
+    def _read(self, text: str) -> dict[str, tuple[str, ...]]:
+        rows = csv.DictReader(io.StringIO(text))
+        if not {"user", "group"} <= set(rows.fieldnames or ()):
+            raise ValueError(f"{self._path}: the first line must name the columns user and group")
+        groups: dict[str, tuple[str, ...]] = {}
+        for row in rows:
+            user, group = (row["user"] or "").strip(), (row["group"] or "").strip()
+            if not user or not group:
+                raise ValueError(f"{self._path}, line {rows.line_num}: a line needs both a user and a group")
+            user = user.casefold() if self._casefold else user
+            groups[user] = (*groups.get(user, ()), group)
+        return groups
+
+
+class Plugin:
+    """Registers the resolver."""
+
+    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+        """Make it; it reads the file when it is chosen."""
+        self._resolver = CsvGroups(surroundings.config_dir / options.file, casefold=options.casefold)
+
+    @hookimpl
+    def usage_register_identity_resolvers(self) -> list[ours.IdentityResolver]:
+        """Give the one resolver."""
+        return [self._resolver]

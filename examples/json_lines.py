@@ -1,0 +1,40 @@
+"""Writes each usage event as a line of JSON to a file, for what ships logs to somewhere else.
+
+    plugins:
+      - {path: ./json_lines.py, options: {file: /var/log/usage.jsonl}}
+
+At most once: what waits when the proxy is killed is missing. The complete history is in the store.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
+from typing import TYPE_CHECKING
+
+from usage_plugin.domain.usage import encode_event
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins import interface as ours
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.plugins.interface import Surroundings
+
+
+class Options(ours.Options):
+    """Where the lines go; a relative path starts from the folder of the YAML."""
+
+    file: Path
+
+
+class Plugin:
+    """Appends; several workers may do so at once, since each line is one write."""
+
+    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+        """Open nothing: commands that only read make this object too."""
+        self._path = surroundings.config_dir / options.file
+
+    @hookimpl
+    def usage_event_recorded(self, event: UsageEvent) -> None:
+        """Write one line."""
+        with self._path.open("ab", buffering=0) as file:
+            file.write(f"{encode_event(event)}\n".encode())

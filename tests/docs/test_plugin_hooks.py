@@ -1,0 +1,53 @@
+"""docs/plugin-hooks.md: every hook with its signature, when it is called, and an example that is tested."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from tests.proxy.conftest import ROOT
+from usage_plugin.plugins.manager import HOOKS, TRACE_VARIABLE
+from usage_plugin.tracking import listeners
+
+PAGE = (ROOT / "docs" / "plugin-hooks.md").read_text()
+SECTIONS = dict(re.findall(r"^### `(\w+\([^`]*)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
+EXAMPLES = re.findall(r"^From \[[^]]+\]\(\.\./([^)]+)\):\n\n```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def signature_of(hook: str) -> str:
+    return f"{hook}{inspect.signature(HOOKS[hook])}".replace("'", "")
+
+
+def test_every_hook_has_a_heading_and_every_heading_a_hook() -> None:
+    """A heading is a hook's signature, word for word."""
+    assert sorted(SECTIONS) == sorted(map(signature_of, HOOKS))
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_says_what_people_ask(hook: str) -> None:
+    """Since when, and an implementation; when, on which thread, and what a raise does stand there or above its kind."""
+    section = SECTIONS[signature_of(hook)]
+    assert re.match(r"\nSince \d+\.\d+\. ", section)
+    assert re.search(rf"```python\n(.*\n)*? *@hookimpl\n *def {hook}\(", section)
+    kind = "## Hooks that register" if hook.startswith("usage_register") else "## Hooks that are told"
+    introduction = PAGE[PAGE.index(kind) :].split("###")[0]
+    assert "thread" in introduction
+    assert "raises" in introduction
+    assert re.search(r"called", section + introduction)
+
+
+def test_every_example_is_a_part_of_a_file() -> None:
+    """What is shown stands in a file that is tested, character by character."""
+    assert len(EXAMPLES) == PAGE.count("```python")
+    for path, code in EXAMPLES:
+        assert code in (ROOT / path).read_text(), path
+
+
+def test_the_numbers_are_those_of_the_code() -> None:
+    """Bounds and patience are written as they are."""
+    assert f"{listeners.MOST_WAITING:,} things and {listeners.MOST_BYTES // 10**6} MB" in PAGE
+    assert f"for {listeners.PATIENCE:.0f} seconds" in PAGE
+    assert f"it has {listeners.DRAINING:.0f} seconds" in PAGE
+    assert f"`{TRACE_VARIABLE}=1`" in PAGE

@@ -1,0 +1,108 @@
+"""Plugins in a real proxy: they are told what happened there, and say who people are."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.plugins.conftest import chatting, eight_lines
+from tests.proxy.conftest import ROOT, Proxy, proxy_config, running
+from usage_plugin.domain.money import parse_usd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.plugins.conftest import Chat
+    from tests.proxy.conftest import Upstream
+
+pytestmark = pytest.mark.proxy
+
+BADGES = """
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins.interface import IdentityResolver
+
+
+class Badges(IdentityResolver):
+    name = "badges"
+
+    def user_of(self, claim):
+        badge = claim.headers.get("x-badge")
+        if badge == "broken":
+            raise ValueError("no such badge")
+        return badge
+
+
+@hookimpl
+def usage_register_identity_resolvers():
+    return [Badges()]
+"""
+
+
+def eventually(look: Callable[[], Any], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def chat() -> Iterator[Chat]:
+    with chatting() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream, chat: Chat) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "my_plugin.py").write_text(eight_lines())
+    (folder / "badges.py").write_text(BADGES)
+    (folder / "people.csv").write_text("user,group\nida,interns\n")
+    for example in ("slack_notifier.py", "csv_groups.py"):
+        shutil.copy(ROOT / "examples" / example, folder)
+    usage = {
+        "plugins": [
+            {"path": "./my_plugin.py"},
+            {"path": "./badges.py"},
+            {"path": "./csv_groups.py", "options": {"file": "./people.csv"}},
+            {"path": "./slack_notifier.py", "options": {"webhook": chat.url}},
+        ],
+        "identity": {"user": ["resolver:badges", "end_user"], "groups_from": ["csv_groups"]},
+        "limits": [{"name": "interns", "per": "user", "match": {"group": "interns"}, "window": "day", "max_cost": 0}],
+    }
+    with running(folder, proxy_config(upstream, usage)) as started:
+        yield started
+
+
+def ask(proxy: Proxy, **headers: str) -> Any:
+    body = {"model": "cent", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+    return proxy.post("/v1/chat/completions", body, **headers)
+
+
+def test_plugins_see_what_happens_in_the_proxy(proxy: Proxy, chat: Chat) -> None:
+    """A resolver names the user from a header, a CSV the group whose limit refuses, and both ends are told of."""
+    assert ask(proxy, **{"X-Badge": "ann"}).status_code == 200
+    (event,) = proxy.events("ann")
+    eventually(lambda: f"ann {parse_usd(event['cost'])}\n" in proxy.log_path.read_text())
+    refused = ask(proxy, **{"X-Badge": "ida"})
+    assert refused.status_code == 402
+    assert refused.headers["x-usage-limit"] == "interns"
+    eventually(lambda: chat.posted)
+    assert chat.posted[0].startswith("user ida is refused by interns (too_large)")
+    assert "'badges (" in proxy.log_path.read_text()
+
+
+def test_a_resolver_that_fails_charges_nobody(proxy: Proxy) -> None:
+    """The client is told to try again, nobody is charged, and `status` counts it."""
+    refused = ask(proxy, **{"X-Badge": "broken"})
+    assert refused.status_code == 503
+    assert refused.json()["error"]["type"] == "identity_unavailable"
+    assert "no such badge" not in refused.text
+
+    def counted() -> dict[str, int]:
+        return {found["concerns"]: found["times"] for found in proxy.cli("status")["imperfections"]}
+
+    eventually(lambda: counted().get("badges") == 1)
+    assert "no such badge" in proxy.log_path.read_text()

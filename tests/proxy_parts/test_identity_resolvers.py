@@ -1,0 +1,104 @@
+"""Identity resolvers name users, where no key does, and what they do wrong charges nobody else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from usage_plugin.config import IdentityConfig
+from usage_plugin.domain.subjects import ANONYMOUS, Subjects
+from usage_plugin.errors import SubjectNameError
+from usage_plugin.plugins import resolving as resolving_module
+from usage_plugin.plugins.interface import Claim, IdentityResolver
+from usage_plugin.plugins.resolving import ResolverFailedError, Resolvers
+from usage_plugin.testing.clock import FakeClock
+from usage_plugin.tracking.failures import Failures
+
+
+class Badges(IdentityResolver):
+    name = "badges"
+
+    def __init__(self) -> None:
+        self.seen: list[Claim] = []
+        self.answer: Any = None
+
+    def user_of(self, claim: Claim) -> str | None:
+        self.seen.append(claim)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return claim.jwt.get("email") or self.answer or claim.headers.get("x-badge")
+
+
+class Who:
+    """Resolves requests by a resolver."""
+
+    def __init__(self, key: Any) -> None:
+        self.badges = Badges()
+        self.failures = Failures(FakeClock())
+        self.resolvers = Resolvers({"badges": self.badges}, self.failures)
+        self.resolvers.choose(["badges"], [])
+        self._key = key
+
+    def __call__(self, *, headers: Any = None, claim: Any = None, config: Any = None, **fields: Any) -> Subjects:
+        from usage_plugin.proxy.identity import resolve  # noqa: PLC0415  # imports LiteLLM
+
+        chosen = IdentityConfig(**{"user": ["resolver:badges", "end_user"], **(config or {})})
+        body = {"user": claim, "proxy_server_request": {"headers": headers or {}}}
+        return resolve(chosen, self._key(**fields), body, self.resolvers)
+
+
+@pytest.fixture
+def who(litellm: Any, key: Any) -> Who:
+    return Who(key)
+
+
+def test_a_resolver_finds_who_it_is(who: Who) -> None:
+    """A user may come out of the headers or a verified token; what a resolver does not know the next source may."""
+    assert who(headers={"X-Badge": "ann"}, claim="bo").user == "ann"
+    assert who(headers={"X-Badge": "ann"}, jwt_claims={"email": "eva@corp"}).user == "eva@corp"
+    assert who(claim="bo").user == "bo"
+    assert who().user == ANONYMOUS
+    claim = who.badges.seen[0]
+    assert (claim.end_user, claim.headers, dict(claim.jwt)) == ("bo", {"x-badge": "ann"}, {})
+    assert "hash-of-a-key" not in repr(claim)
+
+
+def test_its_names_are_names_like_others(who: Who) -> None:
+    """What a resolver answers is trimmed, folded and refused as any name."""
+    who.badges.answer = "  Ann "
+    assert who(config={"casefold": True}).user == "ann"
+    who.badges.answer = "x" * 300
+    with pytest.raises(SubjectNameError):
+        who()
+
+
+def test_a_key_of_ones_own_is_not_asked_about(who: Who) -> None:
+    """Whose key it is beats every source, and no resolver is called."""
+    assert who(user_id="eva", headers={"x-badge": "ann"}).user == "eva"
+    assert who.badges.seen == []
+
+
+@pytest.mark.parametrize("answer", [ValueError("oops"), 5, ["ann"]], ids=repr)
+def test_one_that_raises_refuses_the_request(who: Who, answer: Any) -> None:
+    """Where a resolver fails nobody else is charged: the client gets 503, and the failure is counted."""
+    from usage_plugin.proxy.handler import _as_answer  # noqa: PLC0415
+
+    who.badges.answer = answer
+    with pytest.raises(ResolverFailedError) as error:
+        who(claim="bo")
+    refused = _as_answer(error.value, "acompletion")
+    assert (refused.code, refused.type, refused.headers) == ("503", "identity_unavailable", {"Retry-After": "1"})
+    assert "oops" not in refused.message
+    (source,) = who.failures._waiting
+    assert source == ("unresolved", "badges", "user_of")
+
+
+def test_one_that_takes_its_time_is_named_once(
+    who: Who, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A resolver that holds up the worker is a line in the log."""
+    monkeypatch.setattr(resolving_module, "SLOW_NS", -1)
+    for _ in range(3):
+        who(headers={"x-badge": "ann"})
+    assert caplog.text.count("identity.resolver_slow") == 1

@@ -1,0 +1,120 @@
+"""Listeners: bounded queues, the rarer things first, nothing twice, and failures that are counted in the end."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.errors import LedgerBusyError
+from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.clock import FakeClock
+from usage_plugin.tracking import listeners as listeners_module
+from usage_plugin.tracking.failures import Failures
+from usage_plugin.tracking.listeners import Hooked, Listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Counts:
+    """Stands for the ledger where failures are handed over."""
+
+    def __init__(self) -> None:
+        self.counted: list[Imperfection] = []
+        self.is_busy = False
+
+    def count(self, imperfections: list[Imperfection]) -> None:
+        if self.is_busy:
+            raise LedgerBusyError
+        self.counted += imperfections
+
+
+def listen(**functions: Callable[[object], object]) -> tuple[Listeners, Failures]:
+    failures = Failures(FakeClock())
+    return Listeners(failures, events=[Hooked(name, told) for name, told in functions.items()]), failures
+
+
+def handed_over(failures: Failures) -> dict[str, int]:
+    counts = Counts()
+    failures.hand_over(counts)  # type: ignore[arg-type]
+    return {found.concerns: found.times for found in counts.counted}
+
+
+def test_queues_are_bounded_by_number_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes on top of a full queue is counted and dropped, for this plugin only."""
+    monkeypatch.setattr(listeners_module, "MOST_WAITING", 5)
+    monkeypatch.setattr(listeners_module, "MOST_BYTES", 1_000)
+    waking, told = threading.Event(), []
+    listeners, failures = listen(slow=lambda _: waking.wait(30), quick=told.append)
+    for _ in range(8):
+        listeners.events.tell(make_event(), 10)
+    assert handed_over(failures) == {"slow": 3, "quick": 3}
+    listeners.start()
+    listeners.stop(0.0)
+    waking.set()
+
+    listeners, failures = listen(quick=told.append)
+    for _ in range(4):
+        listeners.events.tell(make_event(), 400)
+    assert handed_over(failures) == {"quick": 2}
+    told.clear()
+    listeners.start()
+    listeners.stop(10)
+    assert len(told) == 2
+    assert handed_over(failures) == {}
+
+
+def test_rarer_things_go_first() -> None:
+    """An alert does not wait behind a flood of events."""
+    told: list[object] = []
+    failures = Failures(FakeClock())
+    hooked = [Hooked("mine", told.append)]
+    listeners = Listeners(failures, alerts=hooked, refusals=hooked, events=hooked)
+    for _ in range(3):
+        listeners.events.tell("event")  # type: ignore[arg-type]
+    listeners.refusals.tell("refusal")  # type: ignore[arg-type]
+    listeners.alerts.tell("alert")  # type: ignore[arg-type]
+    listeners.start()
+    listeners.stop(10)
+    assert told == ["alert", "refusal", "event", "event", "event"]
+
+
+def test_many_threads_may_tell() -> None:
+    """Nothing is lost or told twice, whoever tells it while the plugin is at work."""
+    told: list[object] = []
+    listeners, failures = listen(mine=told.append)
+    listeners.start()
+
+    def tell(first: int) -> None:
+        for number in range(first, first + 200):
+            listeners.events.tell(number)  # type: ignore[arg-type]
+
+    threads = [threading.Thread(target=tell, args=(first,)) for first in (0, 200, 400, 600)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    listeners.stop(10)
+    assert sorted(told) == list(range(800))  # type: ignore[type-var]
+    assert handed_over(failures) == {}
+
+
+def test_failures_wait_for_the_ledger(caplog: pytest.LogCaptureFixture) -> None:
+    """While the ledger is busy failures add up; then they are counted once, with one line for each plugin and hook."""
+    failures = Failures(FakeClock())
+    counts = Counts()
+    counts.is_busy = True
+    for _ in range(3):
+        failures.add("not_told", "mine", "usage_event_recorded", {"error": "ValueError"})
+        with pytest.raises(LedgerBusyError):
+            failures.hand_over(counts)  # type: ignore[arg-type]
+    assert not caplog.records
+    counts.is_busy = False
+    for _ in range(2):
+        failures.hand_over(counts)  # type: ignore[arg-type]
+    assert [(found.kind, found.concerns, found.times) for found in counts.counted] == [("not_told", "mine", 3)]
+    assert len(caplog.records) == 1
+    assert "times=3" in caplog.text
