@@ -49,6 +49,8 @@ RecordT = TypeVar("RecordT")
 
 PAGE = 1_000
 _BUSY_TIMEOUT = 10.0
+_MOST_VALUES = 900
+"""SQLite before 3.32 takes 999 values in a statement."""
 
 _DIMENSIONS = ", ".join(ROLLUP_DIMENSIONS)
 _SUMS = ", ".join(UsageTotals._fields)
@@ -141,10 +143,14 @@ class SqliteStore(UsageStore):
         """Give each name its number, making new ones."""
         wanted = sorted({name for one in sums for name in one.names if name is not None})
         await self._writer.executemany("INSERT OR IGNORE INTO names (name) VALUES (?)", [(name,) for name in wanted])
-        rows = await self._writer.execute_fetchall(
-            "SELECT name, number FROM names WHERE name IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
-        )
-        return {None: 0} | {row[0]: row[1] for row in rows}
+        numbers: dict[str | None, int] = {None: 0}
+        for at in range(0, len(wanted), _MOST_VALUES):
+            # Bound one by one: in JSON, SQLite would take a name that holds a NUL to end there.
+            some = wanted[at : at + _MOST_VALUES]
+            marks = ", ".join("?" * len(some))
+            rows = await self._writer.execute_fetchall(f"SELECT name, number FROM names WHERE name IN ({marks})", some)
+            numbers |= {row[0]: row[1] for row in rows}
+        return numbers
 
     async def watermark(self, writer: str) -> int:
         """Give the number of the writer's last event."""
