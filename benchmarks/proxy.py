@@ -1,9 +1,14 @@
 """The whole proxy: requests a second with the plugin, against the same proxy with a callback that does nothing.
 
-Two real LiteLLM proxies, one worker each, answer from the fake provider of the tests. One client loads them in turn, in
-short rounds, since the machine's speed changes from one second to the next; who begins a pair of rounds alternates too.
+Real LiteLLM proxies, one worker each, answer from the fake provider of the tests. One client loads them in turn, in
+short rounds, since the machine's speed changes from one second to the next; who begins changes from turn to turn too.
 The figure that counts is the median of the ratios of all pairs: 1 means that the plugin costs nothing. The time the
 main thread was really on a processor, for each request, tells work from noise: waiting for others is not in it.
+
+Two more proxies say where the difference comes from (`benchmarks.callbacks`): one with all of the plugin's hooks, which
+return at once, so that its ratio is what LiteLLM takes for calling them, and shows how far the figures can be trusted;
+and one that does nothing but the ledger's two transactions for each request, which is the most that the plugin could
+reach with this ledger.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from benchmarks.figures import Figure, show, wants_json
 from benchmarks.three_limits import MODEL, SECTION
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from benchmarks.servers import Server
 
@@ -51,35 +56,17 @@ general_settings:
   master_key: os.environ/LITELLM_MASTER_KEY
 """
 
-NOTHING = """
-from litellm.integrations.custom_logger import CustomLogger
-
-
-class Nothing(CustomLogger):
-    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):
-        return None
-
-    async def async_post_call_success_hook(self, data, user_api_key_dict, response):
-        return response
-
-    async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
-        pass
-
-    async def async_log_failure_event(self, kwargs, response_obj, start_time, end_time):
-        pass
-
-    async def async_post_call_failure_hook(
-        self, request_data, original_exception, user_api_key_dict, traceback_str=None
-    ):
-        pass
-
-
-callback = Nothing()
-"""
+CONTENDERS = {
+    "the plugin": "usage_plugin.proxy.callback",
+    "a callback that does nothing": "benchmarks.callbacks.nothing",
+    "hooks that return at once": "benchmarks.callbacks.returning",
+    "the ledger alone": "benchmarks.callbacks.ledger",
+}
+PLUGIN, NOTHING, *_ = CONTENDERS
 
 
 class Proxy:
-    """One of the two proxies, as the client sees it."""
+    """One of the proxies, as the client sees it."""
 
     def __init__(self, server: Server, *, with_plugin: bool) -> None:
         """Open a client that keeps its connections."""
@@ -138,52 +125,63 @@ def main_thread_ns(pid: int) -> int | None:
         return None
 
 
-async def measure(folder: Path) -> tuple[list[Figure], Proxy, Proxy]:
-    """Start everything, load both proxies in turn, and compare."""
-    (folder / "doing_nothing.py").write_text(NOTHING, encoding="utf-8")
+async def measure(folder: Path) -> tuple[list[Figure], dict[str, Proxy]]:
+    """Start everything, load the proxies in turn, and compare."""
     async with AsyncExitStack() as stack:
         upstream = await stack.enter_async_context(servers.running(servers.provider(folder)))
-        made = {}
-        for name, callback, section in (
-            ("ours", "usage_plugin.proxy.callback", SECTION),
-            ("nothing", "doing_nothing.callback", ""),
-        ):
-            config = CONFIG.format(model=MODEL, upstream=upstream.url, callback=callback) + section
-            made[name] = await stack.enter_async_context(servers.running(servers.proxy(name, config, folder)))
-        ours, nothing = Proxy(made["ours"], with_plugin=True), Proxy(made["nothing"], with_plugin=False)
-        return await compare(ours, nothing), ours, nothing
+        proxies = {}
+        for name, callback in CONTENDERS.items():
+            config = CONFIG.format(model=MODEL, upstream=upstream.url, callback=callback)
+            config += SECTION if name == PLUGIN else ""
+            server = servers.proxy(name.replace(" ", "_"), config, folder)
+            await stack.enter_async_context(servers.running(server))
+            proxies[name] = Proxy(server, with_plugin=name == PLUGIN)
+            await stack.enter_async_context(proxies[name].client)
+        await take_turns(list(proxies.values()))
+        return compare(proxies), proxies
 
 
-async def compare(ours: Proxy, nothing: Proxy) -> list[Figure]:
-    """Load the two in turn."""
-    async with ours.client, nothing.client:
-        for proxy in (ours, nothing):
-            await proxy.load(WARM_UP)
-        for pair in range(PAIRS):
-            for proxy in (ours, nothing) if pair % 2 else (nothing, ours):
-                await proxy.round()
-    named = (("with the plugin", ours), ("with a callback that does nothing", nothing))
+async def take_turns(proxies: Sequence[Proxy]) -> None:
+    """Load them in turn; each comes first, and each comes last, equally often."""
+    for proxy in proxies:
+        await proxy.load(WARM_UP)
+    for turn in range(PAIRS):
+        first = turn // 2 % len(proxies)
+        order = [*proxies[first:], *proxies[:first]]
+        for proxy in reversed(order) if turn % 2 else order:
+            await proxy.round()
+
+
+def compare(proxies: Mapping[str, Proxy]) -> list[Figure]:
+    """Hold all of them against the one with a callback that does nothing."""
+    nothing = proxies[NOTHING]
     figures = [
         Figure(
-            what=f"{name}, median of {PAIRS} rounds",
+            what=f"with {name}, median of {PAIRS} rounds",
             measured=statistics.median(proxy.rates),
             best=max(proxy.rates),
             unit="/s",
         )
-        for name, proxy in named
+        for name, proxy in proxies.items()
     ]
-    figures += against("ratio", ours.rates, nothing.rates, at_least=LEAST_RATIO)
-    if ours.cpu and nothing.cpu:
-        figures += [
-            Figure(
-                what=f"CPU of the main thread for each request, {name}",
-                measured=statistics.median(proxy.cpu),
-                best=min(proxy.cpu),
-                unit="µs",
-            )
-            for name, proxy in named
-        ]
-        figures += against("ratio of CPU", nothing.cpu, ours.cpu)
+    for name, proxy in proxies.items():
+        if proxy is not nothing:
+            at_least = LEAST_RATIO if name == PLUGIN else None
+            figures += against(f"ratio of {name}", proxy.rates, nothing.rates, at_least=at_least)
+    if not nothing.cpu:
+        return figures
+    figures += [
+        Figure(
+            what=f"CPU of the main thread for each request, with {name}",
+            measured=statistics.median(proxy.cpu),
+            best=min(proxy.cpu),
+            unit="µs",
+        )
+        for name, proxy in proxies.items()
+    ]
+    for name, proxy in proxies.items():
+        if proxy is not nothing:
+            figures += against(f"ratio of CPU of {name}", nothing.cpu, proxy.cpu)
     return figures
 
 
@@ -210,10 +208,8 @@ def main() -> None:
     """Measure, and print."""
     as_json = wants_json("proxy", __doc__)
     with temporary_folder() as folder:
-        figures, ours, nothing = asyncio.run(measure(folder))
-    rounds = {
-        name: {"rates": proxy.rates, "cpu_us": proxy.cpu} for name, proxy in (("ours", ours), ("nothing", nothing))
-    }
+        figures, proxies = asyncio.run(measure(folder))
+    rounds = {name: {"rates": proxy.rates, "cpu_us": proxy.cpu} for name, proxy in proxies.items()}
     show("proxy", figures, as_json=as_json, rounds=rounds)
 
 

@@ -139,6 +139,37 @@ def test_two_series_are_compared_pair_by_pair() -> None:
     assert [figure.held for figure in figures] == [False, None, None]
 
 
+async def test_each_proxy_is_loaded_as_often_at_each_place() -> None:
+    """Whoever comes first may find the machine otherwise than whoever comes last."""
+
+    class Stand:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def load(self, requests: int) -> None:
+            pass
+
+        async def round(self) -> None:
+            turns.append(self.name)
+
+    turns: list[str] = []
+    names = list(proxy.CONTENDERS)
+    await proxy.take_turns([Stand(name) for name in names])  # type: ignore[misc]
+    assert {turns[place :: len(names)].count(name) for place in range(len(names)) for name in names} == {
+        proxy.PAIRS // len(names)
+    }
+
+
+def test_every_proxy_is_held_against_the_one_that_does_nothing() -> None:
+    """Only the plugin has a bound; the others say where its time goes."""
+    rates = {proxy.PLUGIN: [9.0], proxy.NOTHING: [10.0], "the ledger alone": [9.5]}
+    proxies: Any = {name: SimpleNamespace(rates=rate, cpu=[]) for name, rate in rates.items()}
+    figures = {figure.what: figure for figure in proxy.compare(proxies)}
+    ratio = "ratio of {}, median of the pairs".format
+    assert (figures[ratio(proxy.PLUGIN)].measured, figures[ratio(proxy.PLUGIN)].held) == (0.9, False)
+    assert (figures[ratio("the ledger alone")].measured, figures[ratio("the ledger alone")].held) == (0.95, None)
+
+
 @pytest.mark.parametrize("name", ["overshoot", "ledger"])
 def test_help_says_what_is_measured(name: str) -> None:
     assert "--json" in run(name, "--help")
