@@ -73,6 +73,7 @@ def test_its_wheel_keeps_the_contract(tmp_path: Path) -> None:
     site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     Path(site, "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+    shutil.copy(EXAMPLE / "pyproject.toml", tmp_path)
     found = call(
         python,
         "-c",
