@@ -31,6 +31,7 @@ from usage_plugin.tracking.flusher import LAST_PATIENCE, Unstorable
 from usage_plugin.tracking.imperfections import Imperfections
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.listeners import Listeners
+from usage_plugin.tracking.persons import Person
 from usage_plugin.tracking.problems import Problems
 from usage_plugin.tracking.pruning import Pruner, Retention
 from usage_plugin.tracking.recorder import Recorder
@@ -463,6 +464,7 @@ class Reader:
         self.limits = made.knowing({}, hides_persons=hides).adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
         self.workers = parts.workers()
+        self.unstorable = parts.unstorable(clock)
         self.store = store
         self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
 
@@ -486,6 +488,27 @@ class Reader:
         if is_person and kept != name:
             self.limits = self.limits.knowing({kept: name})
         return kept
+
+    def person(self, name: str) -> Person:
+        """Find all names of a person: their own, and the pseudonym they may have been kept under.
+
+        Raises:
+            SecretError: there is no secret to make it with.
+        """
+        return Person(frozenset({name, self.pseudonym(name)}), self.limits)
+
+    def pseudonym(self, name: str) -> str:
+        """Give a person's pseudonym, whether they are kept under it or not.
+
+        Raises:
+            SecretError: there is no secret to make it with.
+        """
+        if self.pseudonyms is None:
+            raise secret.SecretError(
+                f"{self.secret_path} is missing, and with it the way to the pseudonym of a name.",
+                hint="Put it back from a backup, or start the proxy once, which makes a new one.",
+            )
+        return self.pseudonyms.of_person(name)
 
     def kept_filter(self, usage_filter: UsageFilter) -> UsageFilter:
         """Put what is kept in place of the names that somebody typed."""

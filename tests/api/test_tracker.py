@@ -304,3 +304,16 @@ async def test_a_profile_that_cannot_be_kept_is_refused(tracker: UsageTracker, f
     with pytest.raises(UsagePluginError, match=next(iter(fields))):
         await tracker.put_user_profile("ann", **fields)
     assert await tracker.get_user_profile("ann") is None
+
+
+async def test_users_are_kept_under_pseudonyms_and_read_by_name(section: dict[str, Any], clock: FakeClock) -> None:
+    """With `privacy: {user: pseudonym}` a program goes on using names; events have pseudonyms, keys never a name."""
+    section["privacy"] = {"user": "pseudonym"}
+    async with open_tracker(section, clock=clock) as tracker:
+        event = await tracker.record_usage("eva", cost="0.25", api_key="sk-1234")
+        assert event.user.startswith("p-")
+        assert (event.api_key or "").startswith("k-")
+        assert await tracker.get_user_daily_usage("eva") == Decimal("0.25")
+        assert await tracker.get_user_daily_usage("bo") == 0
+        assert (await tracker.get_user_usage_summary("eva")).user_id == "eva"
+        assert [found.user async for found in tracker.events(user="eva")] == [event.user]

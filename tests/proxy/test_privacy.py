@@ -68,7 +68,6 @@ def test_no_name_and_no_key_is_written_down(private: Proxy) -> None:
     assert private.cli("explain", "--api-key", KEY)["subject"] == {"api_key": key}
     assert private.cli("explain", told["provider_specific_fields"]["ref"])["user"] == pseudonym
 
-    private.stop()
     secrets = (NAME, CLAIM, ALIAS, KEY, hashlib.sha256(KEY.encode()).hexdigest())
     for path in (private.folder / "data").rglob("*"):
         assert path.stat().st_mode & 0o077 == 0, path
@@ -78,3 +77,29 @@ def test_no_name_and_no_key_is_written_down(private: Proxy) -> None:
     ours = [line for line in private.log_path.read_text().splitlines() if "usage_plugin" in line]
     assert [line for line in ours if "limit.threshold_crossed" in line]
     assert [line for line in ours for name in secrets if name in line] == []
+
+
+def test_somebody_is_forgotten_while_the_proxy_runs(private: Proxy) -> None:
+    """A person is forgotten beside a running proxy: afterwards only the audit has the pseudonym, and requests go on."""
+    as_eva = {"Authorization": f"Bearer {KEY}"}
+    pseudonym = private.events(NAME)[0]["user"]
+    private.settled()
+    forgotten = private.cli("forget", NAME, "--yes", "--open-windows", "--reason", "left in May")
+    assert forgotten["deleted"]["history"] >= 2
+    assert private.events(NAME) == []
+    assert private.events(pseudonym) == []
+    with_pseudonym = {
+        path.name for path in (private.folder / "data").rglob("*") if pseudonym.encode() in _content(path)
+    }
+    assert with_pseudonym <= {"ledger.db", "ledger.db-wal"}
+    (audited,) = private.cli("audit", "--user", NAME)["audit"]
+    assert (audited["subject"], audited["reason"]) == (pseudonym, "left in May")
+    (left,) = [row for row in private.cli("limits", "--user", NAME)["limits"] if row["name"] == "corp"]
+    assert left["spent"] == "0.00"
+    assert private.post(CHAT, chat(CLAIM), **as_eva).status_code == 200
+    assert len(private.events(NAME)) == 1
+    assert private.cli("status")["problems"] == []
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""

@@ -19,6 +19,7 @@ from usage_plugin.cli import explain as explain_command
 from usage_plugin.cli import imports as imports_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import migrate as migrate_command
+from usage_plugin.cli import persons as persons_commands
 from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
@@ -220,6 +221,37 @@ def resume(path: Path | None, output: Output, limit: str, **names: str | None) -
 def adjustments(path: Path | None, output: Output, everything: bool) -> None:
     """List what raise and pause have changed: who, why, from when, until when."""
     _read(path, functools.partial(adjust_command.show, output=output, everything=everything))
+
+
+@main.command()
+@click.argument("user")
+@click.option("--reason", default="", help="Why; it is kept with your name, and must not name the person.")
+@click.option("--open-windows", is_flag=True, help="Also what limits count in open windows: they begin anew.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_common()
+def forget(path: Path | None, output: Output, user: str, reason: str, open_windows: bool, yes: bool) -> None:
+    """Delete what is kept of a user; the sums of teams and models stay what they are."""
+    run = persons_commands.run_forget
+    _read(path, functools.partial(run, output=output, user=user, reason=reason, open_windows=open_windows,
+                                  confirmed=yes))  # fmt: skip
+
+
+@main.command()
+@click.option("--user", required=True)
+@click.option("--to", type=click.Path(path_type=Path), help="A new file; else it is printed.")
+@click.option("--reason", default="", help="Why; it is kept with your name.")
+@_common(formats=("jsonl",))
+def export(path: Path | None, _output: Output, user: str, to: Path | None, reason: str) -> None:
+    """Write everything that is kept of a user, one JSON object a line."""
+    _read(path, functools.partial(persons_commands.run_export, user=user, to=to, reason=reason))
+
+
+@main.command()
+@click.option("--user", help="Only what was done with this user's records.")
+@_common()
+def audit(path: Path | None, output: Output, user: str | None) -> None:
+    """List who forgot or exported a user, when and why."""
+    _read(path, functools.partial(persons_commands.run_audit, output=output, user=user))
 
 
 @main.command()

@@ -205,6 +205,42 @@ class RefusalCount(NamedTuple):
     times: int
 
 
+class Naming(NamedTuple):
+    """What has a name among the names of its subject: whose it is, whoever asked must tell.
+
+    Attributes:
+        refusals: refs, and details as they were handed over.
+        entries: of the outbox, those that the store has and that have the name anywhere.
+    """
+
+    accounts: Sequence[Account]
+    alerts: Sequence[NotedAlert]
+    refusal_counts: Sequence[RefusalCount]
+    refusals: Sequence[tuple[str, str]]
+    adjustments: Sequence[Adjustment]
+    entries: Sequence[OutboxEntry]
+
+
+class Audited(NamedTuple):
+    """That somebody did something with all that is kept of a person.
+
+    Attributes:
+        number: given by the ledger; 0 before.
+        at: microseconds since 1970 UTC.
+        action: `forget` or `export`.
+        subject: the person's pseudonym, never the name.
+        counts: how many records of each kind.
+    """
+
+    number: int
+    at: int
+    action: str
+    subject: str
+    actor: str
+    reason: str
+    counts: Mapping[str, int]
+
+
 class Ledger(ABC):
     """Accounts, reservations and the outbox, kept together so that they change together.
 
@@ -374,6 +410,26 @@ class Ledger(ABC):
     @abstractmethod
     def profiles_version(self) -> int:
         """A number that grows with each profile put or dropped; cheap enough to be asked once a second."""
+
+    @abstractmethod
+    def naming(self, name: str) -> Naming:
+        """List everything beside profiles that has a name among the names of its subject. Slow."""
+
+    @abstractmethod
+    def erase(self, naming: Naming) -> None:
+        """Delete all of it, but for accounts on which something is held; entries of the outbox keep their number."""
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Leave no trace of what was deleted in any file. Slow; others wait for it."""
+
+    @abstractmethod
+    def audit(self, entry: Audited) -> None:
+        """Keep for good what somebody did with a person's records."""
+
+    @abstractmethod
+    def audited(self) -> list[Audited]:
+        """List all that was audited, oldest first."""
 
     @abstractmethod
     def verify(self) -> list[str]:

@@ -205,3 +205,11 @@ class KeepsCopies(Protocol):
 
     async def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
         """Keep the limits in force, in place of those before: each as it stands in the YAML."""
+
+
+@runtime_checkable
+class LeavesTraces(Protocol):
+    """An ability of stores whose files keep traces of what was deleted, until they are written anew."""
+
+    async def compact(self) -> None:
+        """Write the files anew. Slow; appending waits for it."""

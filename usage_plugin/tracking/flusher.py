@@ -11,7 +11,7 @@ import json
 import os
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.domain.usage import decode_event
@@ -20,7 +20,7 @@ from usage_plugin.errors import LedgerBusyError, StorageError, StorageUnavailabl
 from usage_plugin.log import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from usage_plugin.domain.clock import Clock
@@ -99,6 +99,28 @@ class Unstorable:
             self._doubtful.clear()
             with suppress(OSError):
                 os.truncate(self._path, self._length_before)
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        """List what was set aside."""
+        with suppress(FileNotFoundError), self._path.open(encoding="utf-8") as lines:
+            for line in lines:
+                found = _parsed(line)
+                if isinstance(found, dict) and found:
+                    yield found
+
+    def blank(self, wanted: Callable[[dict[str, Any]], bool]) -> int:
+        """Overwrite lines in their place, so that others can append meanwhile; give how many there were."""
+        blanked = 0
+        with suppress(FileNotFoundError), self._path.open("r+b") as file:
+            while line := file.readline():
+                found = _parsed(line.decode(errors="replace"))
+                if isinstance(found, dict) and found and wanted(found):
+                    file.seek(-len(line), os.SEEK_CUR)
+                    file.write(b"{}".ljust(len(line) - 1) + b"\n")
+                    blanked += 1
+            file.flush()
+            os.fsync(file.fileno())
+        return blanked
 
     def _append(self, line: str) -> None:
         handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -37,6 +37,7 @@ class Workers:
     def try_to_keep(self) -> bool:
         """Become the keeper if nobody is; true as long as this worker is."""
         if self._keeping is None:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._keeping = _lock(self._folder / _KEEPER)
         return self._keeping is not None
 

@@ -296,6 +296,16 @@ class SqliteStore(UsageStore):
         )
         return bool(next(iter(rows))[0])
 
+    async def compact(self) -> None:
+        """Write the file anew, and empty its log."""
+        with _translated(self._path):
+            async with self._writing, self._reading:
+                self._check_file()
+                await self._writer.execute("VACUUM")
+                row = await self._one("PRAGMA wal_checkpoint(TRUNCATE)", ())
+        if row is None or row[0]:
+            raise StorageUnavailableError(f"{self._path} is being read, so its log could not be emptied.")
+
     async def size(self) -> int:
         """Say how many bytes are in use."""
         with _translated(self._path):

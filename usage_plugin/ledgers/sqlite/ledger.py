@@ -26,6 +26,7 @@ from usage_plugin.domain.ledger import (
 )
 from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.sqlite.file import translate, translated
+from usage_plugin.ledgers.sqlite.persons import Persons
 from usage_plugin.ledgers.sqlite.profiles import Profiles
 from usage_plugin.ledgers.sqlite.records import Records
 from usage_plugin.ledgers.sqlite.upkeep import Upkeep
@@ -40,7 +41,7 @@ KEPT_ENTRIES = 2_000
 _SAMPLE = 500
 
 
-class SqliteLedger(Upkeep, Records, Profiles):
+class SqliteLedger(Upkeep, Records, Profiles, Persons):
     """A ledger in one file. One object serves one thread; open another for another."""
 
     def __init__(self, path: Path) -> None:

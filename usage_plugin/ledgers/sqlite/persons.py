@@ -1,0 +1,138 @@
+"""What the ledger has of a person, to be handed out or forgotten, and the audit of both."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.domain.ledger import (
+    Account,
+    AccountKey,
+    Adjustment,
+    AlertKey,
+    Audited,
+    Balance,
+    Naming,
+    NotedAlert,
+    OutboxEntry,
+    RefusalCount,
+)
+from usage_plugin.domain.subjects import SEPARATOR
+from usage_plugin.errors import LedgerBusyError
+from usage_plugin.ledgers.sqlite.file import LedgerFile, translated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_SLICE = 500
+_PATIENCE_MS = 10_000
+_IS_NAMED = f"instr(char({ord(SEPARATOR)}) || subject || char({ord(SEPARATOR)}), ?) > 0"
+
+
+class Persons(LedgerFile):
+    """The verbs of privacy. They look through whole tables: nobody is forgotten on the request path."""
+
+    def naming(self, name: str) -> Naming:
+        """List everything that has a name among the names of its subject, in one snapshot of the file."""
+        named = (f"{SEPARATOR}{name}{SEPARATOR}",)
+        # As JSON has it, so that no part of another name is found.
+        written = (json.dumps(name, ensure_ascii=False),)
+        with self._reading():
+            return Naming(
+                accounts=[
+                    Account(AccountKey(*key), end, Balance(spent, reserved))
+                    for *key, end, spent, reserved in self._execute(
+                        "SELECT limit_key, window_start, subject, window_end, spent, reserved FROM accounts"
+                        f" WHERE {_IS_NAMED}",
+                        named,
+                    )
+                ],
+                alerts=[
+                    NotedAlert(number, AlertKey(*key), at, details, seen_at, seen_by)
+                    for number, *key, at, details, seen_at, seen_by in self._execute(
+                        "SELECT number, limit_key, subject, window_start, threshold, at, details, acknowledged_at,"
+                        f" acknowledged_by FROM alerts WHERE {_IS_NAMED}",
+                        named,
+                    )
+                ],
+                refusal_counts=[
+                    RefusalCount(*row)
+                    for row in self._execute(
+                        f"SELECT minute, limit_name, subject, reason, count FROM refusal_counts WHERE {_IS_NAMED}",
+                        named,
+                    )
+                ],
+                refusals=[
+                    (ref, details)
+                    for ref, details in self._execute(
+                        "SELECT ref, details FROM refusals WHERE instr(details, ?) > 0", written
+                    )
+                ],
+                adjustments=[
+                    Adjustment(*row)
+                    for row in self._execute(
+                        "SELECT number, limit_name, subject, amount, before, made_at, until, actor, reason, ended_at"
+                        f" FROM adjustments WHERE {_IS_NAMED}",
+                        named,
+                    )
+                ],
+                entries=[
+                    OutboxEntry(*row)
+                    for row in self._execute(
+                        "SELECT seq, event FROM outbox WHERE instr(event, ?) > 0"
+                        " AND seq <= (SELECT acknowledged FROM ledger)",
+                        written,
+                    )
+                ],
+            )
+
+    def erase(self, naming: Naming) -> None:
+        """Delete it, a slice at a time, with what reservations that are over have left behind."""
+        self._erase(
+            "DELETE FROM accounts WHERE limit_key = ? AND window_start = ? AND subject = ? AND reserved = 0",
+            [account.key for account in naming.accounts],
+        )
+        self._erase("DELETE FROM alerts WHERE number = ?", [(alert.number,) for alert in naming.alerts])
+        self._erase(
+            "DELETE FROM refusal_counts WHERE minute = ? AND limit_name = ? AND subject = ? AND reason = ?",
+            [count[:4] for count in naming.refusal_counts],
+        )
+        self._erase("DELETE FROM refusals WHERE ref = ?", [(ref,) for ref, _ in naming.refusals])
+        self._erase("DELETE FROM adjustments WHERE number = ?", [(one.number,) for one in naming.adjustments])
+        # The number stays: none is given out twice.
+        self._erase("UPDATE outbox SET event = '' WHERE seq = ?", [(entry.seq,) for entry in naming.entries])
+        with self._writing():
+            self._execute("UPDATE ledger SET adjustments_version = adjustments_version + 1")
+            self._execute("DELETE FROM reservations WHERE NOT open")
+
+    def _erase(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        rows = list(rows)
+        for start in range(0, len(rows), _SLICE):
+            with self._writing():
+                self._connection.executemany(statement, rows[start : start + _SLICE])
+
+    def compact(self) -> None:
+        """Write the file anew and empty its log, waiting for others who write."""
+        with translated(self._path):
+            self._execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+            try:
+                self._execute("VACUUM")
+                (is_busy, _, _) = self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self._execute("PRAGMA busy_timeout = 0")
+        if is_busy:
+            raise LedgerBusyError(f"{self._path} is being read, so its log could not be emptied.")
+
+    def audit(self, entry: Audited) -> None:
+        """Keep who did what, and why."""
+        with self._writing():
+            self._execute(
+                "INSERT INTO audit (at, action, subject, actor, reason, counts) VALUES (?, ?, ?, ?, ?, ?)",
+                (*entry[1:-1], json.dumps(dict(entry.counts))),
+            )
+
+    def audited(self) -> list[Audited]:
+        """List all that was audited, oldest first."""
+        with translated(self._path):
+            rows = self._execute("SELECT number, at, action, subject, actor, reason, counts FROM audit ORDER BY number")
+            return [Audited._make((*row, json.loads(counts))) for *row, counts in rows]

@@ -1,0 +1,182 @@
+"""Persons: all that is kept of one, to be handed out or forgotten.
+
+A person is a set of names: the one they have and their pseudonym, since it may have been kept either way. What has one
+of them among its names belongs to them only where that name is a user's or an end user's: a team may be called so, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from usage_plugin.domain.alerts import decode_alert
+from usage_plugin.domain.ledger import Naming
+from usage_plugin.domain.store import LeavesTraces
+from usage_plugin.domain.subjects import SEPARATOR
+from usage_plugin.errors import UsagePluginError
+from usage_plugin.tracking.flusher import Flusher, until_free
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Collection
+
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.store import UsageStore
+    from usage_plugin.tracking.flusher import Unstorable
+    from usage_plugin.tracking.workers import Workers
+
+SLICE = 1_000
+PATIENCE = 60.0
+_REST = 0.01
+_LOOK_EVERY = 0.1
+
+
+class NotFlushedError(UsagePluginError):
+    """The store does not have every event yet, so nobody can be forgotten wholly."""
+
+
+class Person(NamedTuple):
+    """Somebody by all their names, and the limits that tell which of a subject's names are a person's."""
+
+    names: frozenset[str]
+    limits: LimitSet
+
+    def naming(self, ledger: Ledger) -> Naming:
+        """List what the ledger has of them."""
+        found = [ledger.naming(name) for name in sorted(self.names)]
+        by_key = {limit.key: limit for limit in self.limits.limits}
+        by_name = {limit.name: limit for limit in self.limits.limits}
+        return Naming(
+            accounts=[
+                a for one in found for a in one.accounts if self._has(by_key.get(a.key.limit_key), a.key.subject)
+            ],
+            alerts=[a for one in found for a in one.alerts if self._has(by_key.get(a.key.limit_key), a.key.subject)],
+            refusal_counts=[
+                r for one in found for r in one.refusal_counts if self._has(by_name.get(r.limit), r.subject)
+            ],
+            refusals=[(ref, details) for one in found for ref, details in one.refusals if self._was_refused(details)],
+            adjustments=[a for one in found for a in one.adjustments if self._has(by_name.get(a.limit), a.subject)],
+            entries=[entry for one in found for entry in one.entries if self._has_event(json.loads(entry.event))],
+        )
+
+    def _has(self, limit: Limit | None, subject: str) -> bool:
+        """Say whether a subject has this person; of a limit that is gone, any of its names may be a person's."""
+        parts = subject.split(SEPARATOR)
+        if limit is not None and len(limit.per) == len(parts):
+            parts = [
+                part for dimension, part in zip(limit.per, parts, strict=True) if dimension in ("user", "end_user")
+            ]
+        return not self.names.isdisjoint(parts)
+
+    def _was_refused(self, details: str) -> bool:
+        facts = json.loads(details)
+        subject = facts.get("subject", {})
+        return not self.names.isdisjoint({facts.get("user"), subject.get("user"), subject.get("end_user")})
+
+    def _has_event(self, record: object) -> bool:
+        found = record if isinstance(record, dict) else {}
+        return not self.names.isdisjoint({found.get("user"), found.get("end_user")})
+
+    def was_set_aside(self, line: dict[str, Any]) -> bool:
+        """Say whether a line of the file of unstorable events is theirs."""
+        return self._has_event(line.get("event"))
+
+
+async def bring_to_store(ledger: Ledger, store: UsageStore, unstorable: Unstorable, workers: Workers) -> None:
+    """See to it that the store has every event that is settled now: the keeper moves them, or we if there is none.
+
+    Raises:
+        NotFlushedError: the store does not take them.
+        StorageError: the same, in its own words.
+    """
+    waiting = ledger.waiting().events
+    newest = ledger.acknowledged() + waiting
+    if waiting and not workers.living() and workers.try_to_keep():
+        try:
+            flusher = Flusher(ledger, store, unstorable)
+            await flusher.begin()
+            await flusher.flush_all()
+        finally:
+            workers.stop_keeping()
+        return
+    deadline = time.monotonic() + PATIENCE
+    while ledger.acknowledged() < newest:
+        if time.monotonic() > deadline:
+            raise NotFlushedError(hint="usage-plugin status says what is wrong with the store. Nothing was forgotten.")
+        await asyncio.sleep(_LOOK_EVERY)
+
+
+async def forget(
+    person: Person,
+    ledger: Ledger,
+    store: UsageStore,
+    unstorable: Unstorable,
+    *,
+    now: int,
+    open_windows: bool,
+    counts: Counter[str],
+    progress: Callable[[str, int], None],
+) -> None:
+    """Delete what is kept of a person; again is harmless. What was deleted is in `counts`, also if it is interrupted.
+
+    Args:
+        person: who.
+        ledger: has all but history.
+        store: has the history, everything that was settled included (`bring_to_store`).
+        unstorable: the file of what it never took.
+        now: which windows have ended, microseconds since 1970 UTC.
+        open_windows: whether what limits still count, and changes of amounts in force, go as well.
+        counts: is added to, by kind of record.
+        progress: hears of each slice: a kind, and how many.
+
+    Raises:
+        StorageError: the store did not take it, as after a LedgerError.
+    """
+
+    def done(kind: str, count: int) -> None:
+        if count:
+            counts[kind] += count
+            progress(kind, count)
+
+    for name in sorted(person.names):
+        while deleted := await store.forget(name, most=SLICE):
+            done("history", deleted)
+            # Others who write to the store have their turn.
+            await asyncio.sleep(_REST)
+        dropped = until_free(lambda name=name: ledger.drop_profile(name))  # type: ignore[misc]
+        done("profiles", int(dropped))
+    done("unstorable", unstorable.blank(person.was_set_aside))
+    found = _over(person.naming(ledger), now, open_windows=open_windows)
+    until_free(lambda: ledger.erase(found))
+    for kind, records in found._asdict().items():
+        done("outbox" if kind == "entries" else kind, len(records))
+
+
+def _over(found: Naming, now: int, *, open_windows: bool) -> Naming:
+    """Leave out what limits still need: what counts in a window that is open, and changes that are in force."""
+    return found._replace(
+        accounts=[a for a in found.accounts if not a.balance.reserved and (open_windows or a.window_end <= now)],
+        alerts=[a for a in found.alerts if open_windows or decode_alert(a.details).window.end <= now],
+        adjustments=[a for a in found.adjustments if open_windows or a.until <= now or (a.ended_at or now + 1) <= now],
+    )
+
+
+async def leave_no_trace(ledger: Ledger, store: UsageStore, progress: Callable[[str, int], None]) -> None:
+    """Write the files anew.
+
+    Raises:
+        StorageError: the store is being read all the time, as after a LedgerBusyError; again is harmless.
+    """
+    if isinstance(store, LeavesTraces):
+        progress("files", 1)
+        await store.compact()
+    progress("files", 1)
+    until_free(ledger.compact)
+
+
+def names_in(text: str, names: Collection[str]) -> bool:
+    """Say whether a text has one of the names in it."""
+    return any(name.casefold() in text.casefold() for name in names)
