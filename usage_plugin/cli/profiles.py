@@ -40,7 +40,8 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the profiles, or a user's."""
     zone = reader.config.timezone
     if user is not None:
-        found = reader.ledger.profile(_name(user, casefold=reader.config.identity.casefold))
+        name = _name(user, casefold=reader.config.identity.casefold)
+        found = reader.ledger.profile(reader.kept("user", name))
         if found is None:
             raise ProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … makes one.")
         _show(output, iter([found]), zone)
@@ -61,7 +62,9 @@ def change(
     if not fields:
         raise click.UsageError("Say what to change: --username, --email, --tier, --active or --inactive.")
     now = SystemClock().now()
-    ledger = Parts(config).open_ledger()
+    parts = Parts(config)
+    user = parts.make_pseudonyms().kept(user)
+    ledger = parts.open_ledger()
     try:
         known = ledger.profile(user) or UserProfile(user, created_at=now)
         changed = known.changed(now, **fields, metadata={**known.metadata, CHANGED_BY: actor()})

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, clean_name
-from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
+from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent, subjects_of
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import MigrationError, SubjectNameError
 from usage_plugin.migration.files import alone, privately, write_privately
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.pseudonyms import Pseudonyms
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.migration.migrate import Progress
 
@@ -91,7 +92,14 @@ class Imported:
 
 
 async def import_spend_logs(
-    path: Path, data_dir: Path, naming: Naming, store: UsageStore, progress: Progress, *, before: int | None = None
+    path: Path,
+    data_dir: Path,
+    naming: Naming,
+    store: UsageStore,
+    progress: Progress,
+    *,
+    pseudonyms: Pseudonyms,
+    before: int | None = None,
 ) -> Imported:
     """Import a CSV or JSONL export of `LiteLLM_SpendLogs`.
 
@@ -101,6 +109,7 @@ async def import_spend_logs(
         naming: who the user of a row is.
         store: takes the events.
         progress: is told how far it is, in bytes.
+        pseudonyms: under which keys, and persons if the operator wants it, are kept.
         before: rows that began at this instant or later are left out.
 
     Raises:
@@ -137,7 +146,10 @@ async def import_spend_logs(
         known = stack.enter_context(closing(_Known(folder / "spend_logs.db")))
         known.forget_after(await store.watermark(known.writer))
         progress.begin(f"Importing {path.name}", os.fstat(raw.fileno()).st_size)
-        events = _events(rows, naming, before, imported, tell)
+        events = (
+            event._replace(**pseudonyms.keep(subjects_of(event)).kept())
+            for event in _events(rows, naming, before, imported, tell)
+        )
         at = 0
         while batch := list(islice(events, _BATCH)):
             fresh = known.add(batch)
