@@ -177,7 +177,7 @@ def test_the_short_form_of_moving_in_imports_each_form() -> None:
     assert [figure["what"] for figure in figures[::3]] == [
         "daily_usage.json, 5,000 user-days",
         "usage_aggregations.db, 5,000 user-days",
-        "partitioned/, 5,000 user-days",
+        "partitioned/, 500 user-days",
     ]
     assert [figure["held"] for figure in figures[2::3]] == [True, True, True]
 

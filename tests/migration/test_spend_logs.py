@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.migration.conftest import House, Quiet
-from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS
 from usage_plugin.domain.usage import UsageEvent
@@ -25,8 +24,7 @@ from usage_plugin.runtime import Parts
 from usage_plugin.tracking.tracker import ALWAYS
 
 KEY = "88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"
-PSEUDONYMS = Pseudonyms(b"s" * 32, hides_persons=False)
-NAMING = Naming(("key", "end_user"), casefold=False, json_field=None)
+NAMING = Naming(("key", "end_user"), casefold=False, json_field=None, keep=lambda subjects: subjects)
 ROW: dict[str, Any] = {
     "request_id": "chatcmpl-1", "call_type": "acompletion", "api_key": KEY, "spend": 0.00012345678949,
     "total_tokens": 15, "prompt_tokens": 10, "completion_tokens": 5, "startTime": "2026-09-01T10:00:00.500Z",
@@ -72,9 +70,7 @@ def as_csv(path: Path, found: list[dict[str, Any]]) -> Path:
 def imported(house: House, path: Path, **options: Any) -> Imported:
     async def run() -> Imported:
         async with Parts(house.config).open_store() as store:
-            return await import_spend_logs(
-                path, house.config.data_dir, NAMING, store, Quiet(), pseudonyms=PSEUDONYMS, **options
-            )
+            return await import_spend_logs(path, house.config.data_dir, NAMING, store, Quiet(), **options)
 
     return asyncio.run(run())
 
@@ -272,15 +268,3 @@ def test_what_is_kept_of_the_rows_names_nobody(house: House, tmp_path: Path) -> 
     connection.close()
     assert [number for _, number in found] == [1, 2, 3]
     assert {len(digest) for digest, _ in found} == {16}
-
-
-def test_no_hash_of_a_key_is_imported(house: House, tmp_path: Path) -> None:
-    """Keys come in under their pseudonyms, as those of requests are kept."""
-    path = tmp_path / "spend.jsonl"
-    path.write_text(json.dumps(ROW) + "\n")
-    imported(house, path)
-    (event,) = events(house)
-    assert event.api_key == PSEUDONYMS.of_key(KEY)
-    assert KEY.encode() not in b"".join(
-        file.read_bytes() for file in house.config.data_dir.rglob("*") if file.is_file()
-    )
