@@ -283,6 +283,33 @@ class ForgetsDetails(SqliteLedger):
         return super().refusal(ref) and "{}"
 
 
+@breaks("test_a_name_is_found_whole")
+class FindsOneNameOnly(SqliteLedger):
+    def naming(self, name):
+        found = super().naming(name)
+        return found._replace(accounts=[one for one in found.accounts if one.key.subject == name])
+
+
+@breaks("test_what_is_erased_is_gone")
+class ErasesNoAlert(SqliteLedger):
+    def erase(self, naming):
+        super().erase(naming._replace(alerts=[]))
+
+
+@breaks("test_what_is_in_use_is_not_erased")
+class ErasesWhatIsHeld(SqliteLedger):
+    def erase(self, naming):
+        with self._writing():
+            for account in naming.accounts:
+                self._execute("DELETE FROM accounts WHERE subject = ?", (account.key.subject,))
+
+
+@breaks("test_the_audit_is_kept")
+class AuditsNoReason(SqliteLedger):
+    def audit(self, entry):
+        super().audit(entry._replace(reason=""))
+
+
 @breaks("test_whatever_is_done_in_whatever_order")
 class RoundsCharges(SqliteLedger):
     def settle(self, event_id, charges, event):
