@@ -103,7 +103,7 @@ def record(runtime: Runtime, user: str, cost: int) -> None:
         started_at=runtime.clock.now(),
         status="recovered",
         call_type="acompletion",
-        **subjects._asdict(),
+        **subjects.kept(),
         requested_model="gpt-4o",
         model="gpt-4o",
         provider="openai",

@@ -184,3 +184,14 @@ async def test_a_reservation_keeps_to_the_limit(tracker: UsageTracker, provider:
             async with tracker.reserve_budget("ann", "0.9999"):
                 raise AssertionError("It does not fit.")
     assert await tracker.get_user_daily_usage("ann") == COST
+
+
+async def test_persons_with_pseudonyms_have_them_here_too(tmp_path: Path, provider: dict[str, Any]) -> None:
+    """What is kept of the user is a pseudonym, and the limits of the name count."""
+    section = {"data_dir": str(tmp_path), "limits": LIMITS, "privacy": {"user": "pseudonym"}}
+    async with open_tracker(section) as tracker:
+        async with recorded_calls(tracker):
+            await litellm.acompletion(**chat(provider))
+        (event,) = await events_of(tracker)
+        assert event.user.startswith("p-")
+        assert await tracker.get_user_daily_usage("ann") == COST

@@ -141,7 +141,11 @@ class UsageTracker:
         return reserve(self._runtime, ask)
 
     def _subjects(self, user_id: str | None, others: Belonging) -> Subjects:
-        return self._runtime.pseudonyms.keep(belonging(self._runtime.config.identity, user_id, others))
+        return self.keep(belonging(self._runtime.config.identity, user_id, others))
+
+    def keep(self, subjects: Subjects) -> Subjects:
+        """Put in the subjects of a request what is kept of keys, and of persons where they have pseudonyms."""
+        return self._runtime.pseudonyms.keep(subjects)
 
     @staticmethod
     def _draft(subjects: Subjects, used: Facts, started_at: int) -> UsageEvent:

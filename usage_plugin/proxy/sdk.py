@@ -121,7 +121,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
                 self._begun.pop(_id_of(kwargs), None)
                 return
             lasted = max(0, round((end - start).total_seconds() * 1e6))
-            draft, subjects = _draft(kwargs, kind, self._tracker.now() - lasted)
+            draft, subjects = _draft(self._tracker, kwargs, kind, lasted)
             outcome = self._outcome(kwargs, response, draft, status)
             self._loop.call_soon_threadsafe(self._record, draft, subjects, outcome, lasted)
         except Exception:
@@ -169,24 +169,26 @@ class _Sheet:
         return (Deployment(model, provider=self._provider, served_model=self._served, sheet=self._sheet),)
 
 
-def _draft(kwargs: Mapping[str, Any], kind: str, started_at: int) -> tuple[UsageEvent, Subjects]:
+def _draft(tracker: UsageTracker, kwargs: Mapping[str, Any], kind: str, lasted: int) -> tuple[UsageEvent, Subjects]:
     parameters = kwargs.get("litellm_params") or {}
     metadata = parameters.get("metadata") or parameters.get("litellm_metadata") or {}
     tags = metadata.get("tags")
     named = (_named(tag, "tag") for tag in (tags if isinstance(tags, list) else ()))
-    subjects = Subjects(
-        user=_named(kwargs.get("user"), "user") or _named(metadata.get("user_id"), "user") or ANONYMOUS,
-        session=_named(metadata.get("session_id"), "session"),
-        team=_named(metadata.get("team"), "team"),
-        tags=tuple(dict.fromkeys(filter(None, named)))[:MOST_TAGS],
+    subjects = tracker.keep(
+        Subjects(
+            user=_named(kwargs.get("user"), "user") or _named(metadata.get("user_id"), "user") or ANONYMOUS,
+            session=_named(metadata.get("session_id"), "session"),
+            team=_named(metadata.get("team"), "team"),
+            tags=tuple(dict.fromkeys(filter(None, named)))[:MOST_TAGS],
+        )
     )
     model = _named(metadata.get("model_group") or kwargs.get("model"), "model")
     draft = UsageEvent(
         event_id=new_event_id(),
-        started_at=started_at,
+        started_at=tracker.now() - lasted,
         status="recovered",
         call_type=kind,
-        **subjects._asdict(),
+        **subjects.kept(),
         call_id=_id_of(kwargs),
         requested_model=model,
         model=model,
