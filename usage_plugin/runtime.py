@@ -55,6 +55,7 @@ BUILTIN_PLUGINS = (
     "usage_plugin.ledgers.sqlite",
     "usage_plugin.backends.memory",
     "usage_plugin.backends.sqlite",
+    "usage_plugin.backends.partitioned",
 )
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")

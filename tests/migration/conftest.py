@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import sqlite3
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from typing import Any
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
 from usage_plugin.runtime import Parts
@@ -147,13 +147,14 @@ class House:
     def config(self) -> Config:
         return load_config(self.path)
 
-    def surroundings(self) -> Surroundings:
+    def surroundings(self, kept: Callable[[str], str]) -> Surroundings:
         config = self.config
         return Surroundings(
             data_dir=config.data_dir,
             limits_file=config.migrated_limits,
             zone=config.timezone,
             casefold=config.identity.casefold,
+            kept=kept,
         )
 
     def migrate(self, directory: Path) -> Outcome:
@@ -162,14 +163,15 @@ class House:
             ledger = parts.open_ledger()
             try:
                 async with parts.open_store() as store:
-                    return await migrate(directory, self.surroundings(), Quiet(), ledger, store)
+                    kept = parts.make_pseudonyms().kept
+                    return await migrate(directory, self.surroundings(kept), Quiet(), ledger, store)
             finally:
                 ledger.close()
 
         return asyncio.run(run())
 
     def preview(self, directory: Path) -> Outcome:
-        return preview(directory, self.surroundings(), Quiet())
+        return preview(directory, self.surroundings(str), Quiet())
 
     def days(self) -> dict[tuple[Any, ...], tuple[int, ...]]:
         """What the store has: by user, day, model and provider."""
@@ -213,4 +215,3 @@ def names_in(directory: Path) -> set[str]:
 
 
 USD = 10**9
-NOW = SystemClock

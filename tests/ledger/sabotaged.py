@@ -1,0 +1,325 @@
+"""Ledgers that are broken on purpose, each in one way, and the promise by which that is noticed.
+
+`test_sabotage.py` runs the contract on them in a pytest of its own; this file is not collected otherwise.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.domain.ledger import Reserved, Settled, Waiting
+from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
+from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.testing import LedgerContract
+from usage_plugin.testing.builders import END
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SABOTAGES: dict[str, set[str]] = {}
+"""For each promise the contracts by which a ledger is tested that breaks it."""
+
+
+class SabotagedBackend(SqliteLedgerBackend):
+    """Opens a SQLite ledger, and puts the sabotage in its place."""
+
+    def __init__(self, ledger_class: type[SqliteLedger]) -> None:
+        self._class = ledger_class
+
+    def open(self, options: Any, surroundings: Any) -> Any:
+        ledger = super().open(options, surroundings)
+        ledger.__class__ = self._class
+        return ledger
+
+
+class LooksByOpening(SabotagedBackend):
+    def exists(self, options: Any, surroundings: Any) -> bool:
+        existed = super().exists(options, surroundings)
+        self.open(options, surroundings).close()
+        return existed
+
+
+class RenamesTheWriter(SabotagedBackend):
+    def open(self, options: Any, surroundings: Any) -> Any:
+        ledger = super().open(options, surroundings)
+        ledger.writer = f"{time.monotonic_ns()}"
+        return ledger
+
+
+def breaks(*tests: str, backend: type[SabotagedBackend] = SabotagedBackend) -> Callable[[type], type]:
+    """Make the contract of a broken ledger, and note the promises that it breaks."""
+
+    def register(ledger_class: type) -> type:
+        contract = f"Test{ledger_class.__name__}"
+        globals()[contract] = type(
+            contract, (LedgerContract,), {"backend": backend(ledger_class), "__module__": __name__}
+        )
+        for test in tests:
+            SABOTAGES.setdefault(test, set()).add(contract)
+        return ledger_class
+
+    return register
+
+
+@breaks("test_looking_creates_nothing", backend=LooksByOpening)
+class IsMadeByLooking(SqliteLedger):
+    pass
+
+
+@breaks("test_everything_survives_reopening", backend=RenamesTheWriter)
+class ChangesItsName(SqliteLedger):
+    pass
+
+
+@breaks("test_a_reservation_holds_on_every_account")
+class HoldsOnTheFirst(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        return super().reserve(event_id, worker, started_at, holds[:1], event)
+
+
+@breaks("test_a_reservation_is_all_or_nothing")
+class HoldsWhatItCan(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        answer = super().reserve(event_id, worker, started_at, holds, event)
+        if not answer.admitted:
+            super().reserve(event_id, worker, started_at, holds[:1], event)
+        return answer
+
+
+@breaks("test_what_needs_nothing_always_fits")
+class BlocksTheFree(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        if any(hold.maximum == 0 for hold in holds):
+            return Reserved(False, ())
+        return super().reserve(event_id, worker, started_at, holds, event)
+
+
+@breaks("test_settling_frees_charges_and_records_at_once")
+class ChargesTheFirst(SqliteLedger):
+    def settle(self, event_id, charges, event):
+        return super().settle(event_id, charges[:1], event)
+
+
+@breaks("test_the_first_settlement_wins")
+class SettlesTwice(SqliteLedger):
+    def settle(self, event_id, charges, event):
+        return super().settle(event_id, charges, event) or self.record(charges, event)
+
+
+@breaks("test_recovery_charges_what_the_holds_say")
+class RecoversForNothing(SqliteLedger):
+    def recover(self, event_id):
+        return self.settle(event_id, [], "draft")
+
+
+@breaks("test_a_rolling_window_is_the_sum_of_its_buckets")
+class SeesOneBucket(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        return super().reserve(event_id, worker, started_at, [hold._replace(since=None) for hold in holds], event)
+
+
+@breaks("test_an_account_lasts_as_long_as_its_last_use_says")
+class EndsAsItBegan(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        return super().reserve(event_id, worker, started_at, [hold._replace(window_end=100) for hold in holds], event)
+
+
+@breaks("test_a_released_request_leaves_no_trace")
+class RecordsReleases(SqliteLedger):
+    def release(self, event_id):
+        released = super().release(event_id)
+        self.record([], "released")
+        return released
+
+
+@breaks("test_what_was_never_reserved_can_be_recorded")
+class RecordsNothing(SqliteLedger):
+    def record(self, charges, event):
+        return super().record(charges, None)
+
+
+@breaks("test_nothing_is_reserved_twice")
+class ReservesAgain(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        self.release(event_id)
+        return super().reserve(event_id, worker, started_at, holds, event)
+
+
+@breaks("test_a_request_without_limits_is_still_recorded")
+class NeedsALimit(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        return super().reserve(event_id, worker, started_at, holds, event) if holds else Reserved(False, ())
+
+
+@breaks("test_acknowledging_goes_forward_only")
+class AcknowledgesBackwards(SqliteLedger):
+    def acknowledge(self, seq):
+        self.agree(seq)
+
+
+@breaks(
+    "test_a_ledger_that_is_behind_goes_on_behind_the_store",
+    "test_an_empty_ledger_gives_no_number_that_the_store_has_seen",
+    "test_a_store_that_is_behind_gets_again_what_is_still_there",
+)
+class NeverAgrees(SqliteLedger):
+    def agree(self, stored):
+        self.acknowledge(stored)
+
+
+@breaks("test_accounts_are_listed_by_subject")
+class ListsBackwards(SqliteLedger):
+    def accounts(self, limit_key, since):
+        return super().accounts(limit_key, since)[::-1]
+
+
+@breaks("test_seeding_sets_what_was_spent")
+class SeedsUnlocked(SqliteLedger):
+    def seed(self, after, work_out):
+        charges = list(work_out(self.outbox(after, 1_000)))
+        super().seed(after, lambda _: charges)
+
+
+@breaks("test_adjustments_are_kept_for_the_audit")
+class EndsAnything(SqliteLedger):
+    def end_adjustment(self, number, at):
+        super().end_adjustment(number, at)
+        return True
+
+
+@breaks("test_a_threshold_is_alerted_once")
+class AlertsAlways(SqliteLedger):
+    def alert(self, key, at, details=""):
+        super().alert(key, at, details)
+        return True
+
+
+@breaks("test_alerts_are_listed_and_acknowledged_once")
+class ListsOldAlertsFirst(SqliteLedger):
+    def alerts(self, since, subjects):
+        return super().alerts(since, subjects)[::-1]
+
+
+@breaks("test_notes_are_left_for_others")
+class TakesPrefixesForPatterns(SqliteLedger):
+    def notes(self, prefix):
+        return super().notes(prefix.rstrip("/"))
+
+
+@breaks("test_closed_windows_go_and_open_ones_stay")
+class TidiesTooEarly(SqliteLedger):
+    def tidy(self, now):
+        super().tidy(now + 20 * END)
+
+
+@breaks("test_a_profile_comes_back_as_it_was_put")
+class DropsAddresses(SqliteLedger):
+    def put_profiles(self, profiles):
+        super().put_profiles([profile._replace(email=None) for profile in profiles])
+
+
+@breaks("test_the_newest_profile_counts")
+class KeepsTheLastProfile(SqliteLedger):
+    def put_profiles(self, profiles):
+        for profile in profiles:
+            self.drop_profile(profile.user)
+        super().put_profiles(profiles)
+
+
+@breaks("test_pages_give_each_profile_once")
+class SkipsAProfile(SqliteLedger):
+    def profiles(self, after, most):
+        return super().profiles(after, most)[1:]
+
+
+@breaks("test_changes_can_be_followed")
+class NoticesNoChange(SqliteLedger):
+    def profiles_version(self):
+        return 0
+
+
+@breaks("test_what_was_freed_is_not_held")
+class KeepsWhatWasFreed(SqliteLedger):
+    def free(self, event_id, accounts):
+        pass
+
+
+@breaks("test_names_are_taken_as_they_are")
+class FoldsNames(SqliteLedger):
+    def note(self, name, text):
+        super().note(name.casefold(), text)
+
+
+@breaks("test_numbers_are_never_used_twice")
+class BeginsAnew(SqliteLedger):
+    def tidy(self, now):
+        with self._writing():
+            self._execute("DELETE FROM outbox")
+
+
+@breaks("test_what_waits_for_the_store_is_measured")
+class MeasuresCharacters(SqliteLedger):
+    def waiting(self):
+        entries = self.outbox(self.acknowledged(), 1_000)
+        return Waiting(len(entries), sum(len(entry.event) for entry in entries))
+
+
+@breaks("test_an_event_may_be_left_out")
+class RecordsAnEmptyEvent(SqliteLedger):
+    def settle(self, event_id, charges, event):
+        return super().settle(event_id, charges, event or "lost")
+
+
+@breaks("test_imperfections_add_up")
+class CountsOnce(SqliteLedger):
+    def count(self, imperfections):
+        super().count([one._replace(times=1) for one in imperfections])
+
+
+@breaks("test_refusals_are_counted_and_looked_up")
+class ForgetsDetails(SqliteLedger):
+    def refusal(self, ref):
+        return super().refusal(ref) and "{}"
+
+
+@breaks("test_whatever_is_done_in_whatever_order")
+class RoundsCharges(SqliteLedger):
+    def settle(self, event_id, charges, event):
+        return super().settle(event_id, [one._replace(amount=one.amount // 10 * 10) for one in charges], event)
+
+
+@breaks("test_a_hundred_ask_and_five_are_admitted")
+class ChecksTooEarly(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        before = self.balances([hold.account for hold in holds])
+        time.sleep(0.005)
+        if not all(hold.fits(before[hold.account]) for hold in holds):
+            return Reserved(False, tuple(before.values()))
+        return super().reserve(event_id, worker, started_at, [hold._replace(maximum=None) for hold in holds], event)
+
+
+@breaks("test_processes_share_a_limit_exactly")
+class LetsALittleMoreThrough(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        generous = [hold._replace(maximum=(hold.maximum or 0) + 20) for hold in holds]
+        return super().reserve(event_id, worker, started_at, generous, event)
+
+
+@breaks("test_a_killed_process_loses_nothing")
+class SettlesLater(SqliteLedger):
+    def settle(self, event_id, charges, event):
+        later = vars(self).setdefault("later", [])
+        later.append((event_id, charges, event))
+        if len(later) > 20:
+            for one in later:
+                super().settle(*one)
+            later.clear()
+        return Settled(1, {})
+
+
+@breaks("test_a_failing_call_leaves_all_or_nothing")
+class SettlesInTwoSteps(SqliteLedger):
+    def settle(self, event_id, charges, event):
+        settled = super().settle(event_id, charges, None)
+        return settled and settled._replace(seq=self.record([], event).seq)

@@ -1,0 +1,30 @@
+"""The contract of ledgers can fail: each of its promises is broken on purpose, and noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ledger.sabotaged import SABOTAGES
+from tests.sabotage import Broken, assert_noticed, failures_in
+from usage_plugin.testing.ledger_contract import LedgerContract
+from usage_plugin.testing.store_contract import promises
+
+BROKEN = sorted((contract, test) for test, contracts in SABOTAGES.items() for contract in contracts)
+
+
+@pytest.fixture(scope="module")
+def failures() -> dict[Broken, str]:
+    return failures_in(Path(__file__).with_name("sabotaged.py"), BROKEN)
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids="-".join)
+def test_a_broken_ledger_is_noticed(failures: dict[Broken, str], broken: Broken) -> None:
+    """The promise that a ledger breaks fails."""
+    assert_noticed(failures, broken)
+
+
+def test_each_promise_can_be_broken() -> None:
+    """There is no promise that nothing breaks."""
+    assert set(SABOTAGES) == set(promises(LedgerContract))
