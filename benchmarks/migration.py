@@ -1,4 +1,4 @@
-"""Moving in: how long 500,000 user-days of the previous tracker take, and how much memory (50,000 if each has a file).
+"""Moving in: how long 500,000 user-days of the previous tracker take, and how much memory, in each of its forms.
 
 Each form is imported by a process of its own into an empty store, from reading to renaming. Growth is what the process
 takes at its peak beyond what it takes for one user-day.
@@ -101,8 +101,7 @@ class Silent:
 
 async def move(directory: Path, data_dir: Path) -> Outcome:
     """Migrate a directory into an empty data folder."""
-    limits = data_dir / "limits.yaml"
-    surroundings = Surroundings(data_dir=data_dir, limits_file=limits, zone=UTC, casefold=False, kept=str)
+    surroundings = Surroundings(data_dir=data_dir, limits_file=data_dir / "limits.yaml", zone=UTC, casefold=False)
     ledger = SqliteLedger(data_dir / "ledger.db")
     try:
         async with open_store(data_dir / "usage.db", UTC) as store:
@@ -127,23 +126,23 @@ def measure(folder: Path, directory: Path) -> tuple[float, float, int]:
     return time.perf_counter() - started, _peak() - before, outcome.imported
 
 
-FORMS: dict[str, tuple[Callable[[Path, int], None], int]] = {
-    "daily_usage.json": (write_json, USERS),
-    "usage_aggregations.db": (write_database, USERS),
-    # A file for each user-day: to write them takes longer than all the rest.
-    "partitioned/": (write_tree, USERS // 10),
+FORMS: dict[str, Callable[[Path, int], None]] = {
+    "daily_usage.json": write_json,
+    "usage_aggregations.db": write_database,
+    "partitioned/": write_tree,
 }
 
 
 def main() -> None:
     """Measure each form, and print."""
     asked = arguments("migration", __doc__, quick="a hundredth of it, to see that it works")
+    users = USERS // 100 if asked.quick else USERS
     figures = []
-    for name, (write, users) in FORMS.items():
+    for name, write in FORMS.items():
         with temporary_folder() as folder:
             directory = folder / "old"
             directory.mkdir()
-            write(directory, users // 100 if asked.quick else users)
+            write(directory, users)
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 seconds, growth, imported = pool.submit(measure, folder, directory).result()
         what = f"{name}, {imported:,} user-days"

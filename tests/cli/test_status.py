@@ -27,7 +27,6 @@ def test_status_of_an_idle_folder(run, books, config_path):
             "retention": {"events_days": 90, "daily_days": 1830, "max_bytes": None},
             "last_pruned": None,
         },
-        "migration": None,
         "refusals": [],
         "blocked": [],
         "imperfections": [],

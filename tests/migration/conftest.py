@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import sqlite3
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from usage_plugin.config import Config, load_config
+from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
 from usage_plugin.runtime import Parts
@@ -147,14 +147,13 @@ class House:
     def config(self) -> Config:
         return load_config(self.path)
 
-    def surroundings(self, kept: Callable[[str], str]) -> Surroundings:
+    def surroundings(self) -> Surroundings:
         config = self.config
         return Surroundings(
             data_dir=config.data_dir,
             limits_file=config.migrated_limits,
             zone=config.timezone,
             casefold=config.identity.casefold,
-            kept=kept,
         )
 
     def migrate(self, directory: Path) -> Outcome:
@@ -163,15 +162,14 @@ class House:
             ledger = parts.open_ledger()
             try:
                 async with parts.open_store() as store:
-                    kept = parts.make_pseudonyms().kept
-                    return await migrate(directory, self.surroundings(kept), Quiet(), ledger, store)
+                    return await migrate(directory, self.surroundings(), Quiet(), ledger, store)
             finally:
                 ledger.close()
 
         return asyncio.run(run())
 
     def preview(self, directory: Path) -> Outcome:
-        return preview(directory, self.surroundings(str), Quiet())
+        return preview(directory, self.surroundings(), Quiet())
 
     def days(self) -> dict[tuple[Any, ...], tuple[int, ...]]:
         """What the store has: by user, day, model and provider."""
@@ -215,3 +213,4 @@ def names_in(directory: Path) -> set[str]:
 
 
 USD = 10**9
+NOW = SystemClock

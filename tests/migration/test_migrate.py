@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 
 from tests.migration.conftest import USD, House, OldTracker, limits_of, names_in, profile_of, record
 from usage_plugin.domain.profiles import UserProfile
-from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import MigrationError
 from usage_plugin.migration import migrate as module
 from usage_plugin.migration import sources
-from usage_plugin.runtime import Parts
 
 DAYS = {
     "ann": {
@@ -151,22 +149,6 @@ ODD = [
     "NaN: NaN, ",
     "a/b",
 ]
-
-
-def test_persons_are_kept_as_privacy_says(old: OldTracker, house: House) -> None:
-    """With pseudonyms, history and profiles come under them, and limits still find their users."""
-    house.path.write_text(
-        f"usage_plugin: {{data_dir: data, privacy: {{user: pseudonym}}, migrate_from: {old.directory}}}\n"
-    )
-    format_1(old)
-    house.migrate(old.directory)
-    pseudonyms = Parts(house.config).make_pseudonyms()
-    ann, bo = pseudonyms.kept("ann"), pseudonyms.kept("bo")
-    assert {user for user, _ in house.costs()} == {ann, bo}
-    assert [profile.user for profile in house.profiles()] == [ann]
-    limits = house.config.limit_set(pseudonyms)
-    (matched,) = limits.matching(pseudonyms.keep(Subjects(user="ann")), "gpt", None)
-    assert (matched.subject, matched.amount_at(0)) == (ann, 10 * USD)
 
 
 @pytest.mark.parametrize("kind", ["days", "database"])

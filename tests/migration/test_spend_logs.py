@@ -24,7 +24,7 @@ from usage_plugin.runtime import Parts
 from usage_plugin.tracking.tracker import ALWAYS
 
 KEY = "88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"
-NAMING = Naming(("key", "end_user"), casefold=False, json_field=None, keep=lambda subjects: subjects)
+NAMING = Naming(("key", "end_user"), casefold=False, json_field=None)
 ROW: dict[str, Any] = {
     "request_id": "chatcmpl-1", "call_type": "acompletion", "api_key": KEY, "spend": 0.00012345678949,
     "total_tokens": 15, "prompt_tokens": 10, "completion_tokens": 5, "startTime": "2026-09-01T10:00:00.500Z",

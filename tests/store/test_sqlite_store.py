@@ -10,9 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from usage_plugin.backends.sqlite.store import SqliteStore, open_store
-from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import StorageError, StorageUnavailableError, StorageVersionError
 from usage_plugin.testing.builders import make_event
 
@@ -50,16 +48,6 @@ async def test_a_forgotten_name_stands_nowhere(open_sqlite: Callable[..., Any], 
     names = {name for (name,) in connection.execute("SELECT name FROM names WHERE name IS NOT NULL")}
     connection.close()
     assert names == {FORGOTTEN, "gpt", "openai", "bo"}
-
-
-async def test_a_name_goes_on_behind_a_nul(open_sqlite: Callable[..., Any]) -> None:
-    """SQLite's own functions take a text to end there; with very many other names beside it in a batch."""
-    store = await open_sqlite()
-    names = ["a", "a\x00", "a\x00b", "a\x00c", "\x00", *(f"u{number}" for number in range(2_000))]
-    await store.append("w", [(seq, make_event(user=name)) for seq, name in enumerate(names, start=1)])
-    day = local_date(make_event().started_at, BERLIN)
-    groups = (await store.aggregate(("user",), day, day, UsageFilter())).groups
-    assert {name: totals.requests for (name,), totals in groups.items()} == dict.fromkeys(names, 1)
 
 
 async def test_a_locked_file_is_unavailable(

@@ -438,32 +438,6 @@ async def test_the_cache_sees_what_other_workers_record(tmp_path: Path, clock: F
         assert (await reader.tracker.user_day("bo")).cost == CENT
 
 
-@pytest.mark.parametrize("kept", [2_000, 1])
-async def test_a_sum_is_right_while_events_move_into_the_store(
-    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, kept: int
-) -> None:
-    """What moves between the look into the store and the look into the outbox is counted, once."""
-    monkeypatch.setattr("usage_plugin.ledgers.sqlite.ledger.KEPT_ENTRIES", kept)
-    parts = Parts(configure(tmp_path))
-    settle(parts, make_event(started_at=clock.now()))
-    async with reading(parts.config, clock) as reader:
-        look = reader.store.aggregate
-        moves = [1, 1]
-
-        async def look_and_move(*what: Any) -> Any:
-            found = await look(*what)
-            if moves:
-                settle(parts, *(make_event(started_at=clock.now()) for _ in range(3 * moves.pop())))
-                await flush(parts)
-            return found
-
-        monkeypatch.setattr(reader.store, "aggregate", look_and_move)
-        first = await reader.tracker.user_day("ann")
-        settle(parts, make_event(started_at=clock.now()))
-        seen = 7 if kept == 1 else 4
-        assert (first.requests, (await reader.tracker.user_day("ann")).requests) == (seen, seen + 1)
-
-
 async def test_months_are_cached_like_days(tmp_path: Path, clock: FakeClock) -> None:
     """A month is read once from the store, and then kept current by what is recorded on any of its days."""
     parts = Parts(configure(tmp_path))

@@ -41,17 +41,16 @@ def spend_logs(config: Config, file: Path, *, output: Output, before: datetime |
 
 async def _import(config: Config, file: Path, before: datetime | None) -> Imported:
     identity = config.identity
+    naming = Naming(identity.user, identity.casefold, identity.json_field)
     instant = int(before.replace(tzinfo=config.timezone).timestamp()) * 1_000_000 if before else None
     parts, bar = Parts(config), Bar()
-    pseudonyms = parts.make_pseudonyms()
-    naming = Naming(identity.user, identity.casefold, identity.json_field, pseudonyms.keep)
     ledger = parts.open_ledger()
     try:
         with bar.shown():
             async with parts.open_store() as store:
                 imported = await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)
         if imported.rows:
-            count_history_anew(ledger, config.limit_set(pseudonyms), config.timezone)
+            count_history_anew(ledger, config.limit_set(), config.timezone)
         return imported
     finally:
         ledger.close()

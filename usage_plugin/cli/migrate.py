@@ -20,7 +20,6 @@ from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from usage_plugin.config import Config
@@ -33,12 +32,18 @@ def run(config: Config, directory: Path, *, output: Output, dry_run: bool, in_ba
     if in_background:
         os.nice(_NICE)
     directory = directory.expanduser().resolve()
+    surroundings = Surroundings(
+        data_dir=config.data_dir,
+        limits_file=config.migrated_limits,
+        zone=config.timezone,
+        casefold=config.identity.casefold,
+    )
     if dry_run:
         bar = Bar()
         with bar.shown():
-            outcome = preview(directory, _surroundings(config, str), bar)
+            outcome = preview(directory, surroundings, bar)
     else:
-        outcome = asyncio.run(_migrate(config, directory))
+        outcome = asyncio.run(_migrate(config, directory, surroundings))
     if output.is_table:
         _show(outcome, config)
     else:
@@ -48,32 +53,21 @@ def run(config: Config, directory: Path, *, output: Output, dry_run: bool, in_ba
         raise click.exceptions.Exit(1)
 
 
-def _surroundings(config: Config, kept: Callable[[str], str]) -> Surroundings:
-    return Surroundings(
-        data_dir=config.data_dir,
-        limits_file=config.migrated_limits,
-        zone=config.timezone,
-        casefold=config.identity.casefold,
-        kept=kept,
-    )
-
-
-async def _migrate(config: Config, directory: Path) -> Outcome:
+async def _migrate(config: Config, directory: Path, surroundings: Surroundings) -> Outcome:
     if config.storage.backend == "memory":
         raise MigrationError(
             "storage.backend is memory, which would forget what is imported.", hint="Choose another backend first."
         )
     parts = Parts(config)
-    pseudonyms = parts.make_pseudonyms()
     ledger = parts.open_ledger()
     bar = NotedBar(ledger, SystemClock(), str(directory))
     try:
         with bar.shown():
             async with parts.open_store() as store:
-                outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, ledger, store)
+                outcome = await migrate(directory, surroundings, bar, ledger, store)
                 # Whatever this run has added: an earlier one may have been killed before it came here.
                 if outcome.formats:
-                    count_history_anew(ledger, config.limit_set(pseudonyms), config.timezone)
+                    count_history_anew(ledger, config.limit_set(), config.timezone)
     except UsagePluginError as error:
         bar.note(FAILED, str(error))
         raise

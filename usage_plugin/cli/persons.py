@@ -53,7 +53,9 @@ async def run_forget(
     """Delete what is kept of a person, and say how much that was."""
     name = _clean(reader, user)
     person = reader.person(name)
-    why = _clean_reason(reason, person)
+    why = _clean_reason(reason)
+    if names_in(why, person.names):
+        raise click.BadParameter("--reason: leave the name out; the reason is kept for good.")
     if not confirmed:
         if not can_ask():
             raise click.UsageError("This cannot be undone: write --yes where nobody can be asked.")
@@ -89,14 +91,13 @@ async def run_export(reader: Reader, *, user: str, to: Path | None, reason: str)
     """Write everything that is kept of a person, a JSON object a line."""
     name = _clean(reader, user)
     person = reader.person(name)
-    why = _clean_reason(reason, person)
     counts: Counter[str] = Counter()
     with _opened(to) as write, _progress() as progress:
         async for kind, facts in _everything(reader, person):
             write(json.dumps({"kind": kind, **facts}, ensure_ascii=False) + "\n")
             counts[kind] += 1
             progress(kind, 1)
-    _audit(reader, "export", name, why, counts)
+    _audit(reader, "export", name, _clean_reason(reason), counts)
     if to is not None:
         kinds = ", ".join(f"{thousands(count)} {kind}" for kind, count in counts.items()) or "nothing is kept"
         console().print(Text(harmless(f"{to}: {kinds}.")))
@@ -140,10 +141,8 @@ def _clean(reader: Reader, user: str) -> str:
     return name
 
 
-def _clean_reason(reason: str, person: Person) -> str:
+def _clean_reason(reason: str) -> str:
     text = " ".join(reason.split())
-    if names_in(text, person.names):
-        raise click.BadParameter("--reason: leave the name out; the reason is kept for good.")
     if len(text) > _LONGEST_REASON:
         raise click.BadParameter(f"--reason: at most {_LONGEST_REASON} characters.")
     return text

@@ -40,7 +40,7 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the profiles, or a user's."""
     zone = reader.config.timezone
     if user is not None:
-        found = reader.ledger.profile(reader.kept("user", _name(user, casefold=reader.config.identity.casefold)))
+        found = reader.ledger.profile(_name(user, casefold=reader.config.identity.casefold))
         if found is None:
             raise ProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … makes one.")
         _show(output, iter([found]), zone)
@@ -53,8 +53,7 @@ def change(
     is_active: bool | None,
 ) -> None:  # fmt: skip
     """Change a user's profile, or make it."""
-    parts = Parts(config)
-    user = parts.make_pseudonyms().kept(_name(name, casefold=config.identity.casefold))
+    user = _name(name, casefold=config.identity.casefold)
     given = {"username": username, "email": email, "tier": tier}
     fields: dict[str, Any] = {key: _text(key, value) for key, value in given.items() if value is not None}
     if is_active is not None:
@@ -62,7 +61,7 @@ def change(
     if not fields:
         raise click.UsageError("Say what to change: --username, --email, --tier, --active or --inactive.")
     now = SystemClock().now()
-    ledger = parts.open_ledger()
+    ledger = Parts(config).open_ledger()
     try:
         known = ledger.profile(user) or UserProfile(user, created_at=now)
         changed = known.changed(now, **fields, metadata={**known.metadata, CHANGED_BY: actor()})

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import hmac
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL, RealNames, Subjects
 
@@ -55,16 +55,6 @@ def key_name(key: str) -> str:
     return f"key-{key.removeprefix('k-')[:16]}"
 
 
-class _Kept(NamedTuple):
-    """What is kept of those names of a request that have pseudonyms."""
-
-    user: str
-    key: str | None
-    alias: str | None
-    end_user: str | None
-    real: RealNames | None
-
-
 class Pseudonyms:
     """Makes pseudonyms; remembers the last few thousand, since it is asked with each request.
 
@@ -78,7 +68,6 @@ class Pseudonyms:
         self._secret = secret
         self.hides_persons = hides_persons
         self.fingerprint = self._digest("fingerprint", "", _PERSON_BYTES)
-        self._names = functools.lru_cache(_REMEMBERED)(self._work_out)
         self._key = functools.lru_cache(_REMEMBERED)(lambda name: "k-" + self._digest("key", name, _KEY_BYTES))
         self._person = functools.lru_cache(_REMEMBERED)(lambda name: "p-" + self._digest("person", name, _PERSON_BYTES))
 
@@ -109,25 +98,21 @@ class Pseudonyms:
 
     def keep(self, subjects: Subjects) -> Subjects:
         """Put in a request's subjects what is kept of them; the real names go along, to be matched and not written."""
-        user, team, key, alias, end_user, organization, session, tags, _ = subjects
-        user, key, alias, end_user, real = self._names(user, key, alias, end_user)
-        return Subjects(user, team, key, alias, end_user, organization, session, tags, real)
-
-    def _work_out(self, user: str, key: str | None, alias: str | None, end_user: str | None) -> _Kept:
+        key = subjects.api_key
         if key is not None:
             kept = self.of_key(key)
-            user = key_name(kept) if user == key_name(key) else user
-            key = kept
+            user = key_name(kept) if subjects.user == key_name(key) else subjects.user
+            subjects = subjects._replace(api_key=kept, user=user)
         if not self.hides_persons:
-            return _Kept(user, key, alias, end_user, None)
+            return subjects
         # A name of this shape may be claimed by anybody: it must not lead to the person who has it as a pseudonym.
         hide = self._person
-        return _Kept(
+        user, end_user, alias = subjects.user, subjects.end_user, subjects.api_key_alias
+        return subjects._replace(
             user=user if user in _NOBODY else hide(user),
-            key=key,
-            # A key without a user lends its alias to the user.
-            alias=None if alias is None else hide(alias),
             end_user=None if end_user is None else hide(end_user),
+            # A key without a user lends its alias to the user.
+            api_key_alias=None if alias is None else hide(alias),
             real=RealNames(user, end_user, alias),
         )
 

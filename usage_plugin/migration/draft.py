@@ -26,7 +26,7 @@ from usage_plugin.migration.names import new_name
 from usage_plugin.migration.records import Finding, OldLimits, OldSum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from usage_plugin.migration.reading import Item
@@ -57,20 +57,18 @@ class Counts(NamedTuple):
 class Draft:
     """One file for each directory. Everything it says of sums is in nano-dollars."""
 
-    def __init__(self, path: Path, *, casefold: bool, kept: Callable[[str], str]) -> None:
+    def __init__(self, path: Path, *, casefold: bool) -> None:
         """Open the file, or begin it.
 
         Args:
             path: where; only its owner may read it.
             casefold: whether names are folded, as those of requests are.
-            kept: gives the name under which a person is kept.
 
         Raises:
             MigrationError: it cannot be used.
         """
         self._path = path
         self._casefold = casefold
-        self._kept = kept
         try:
             os.close(privately(str(path), os.O_CREAT | os.O_RDWR))
             self._connection = sqlite3.connect(path, isolation_level=None)
@@ -211,7 +209,7 @@ class Draft:
             of_month = [one for one in right if len(one.date) == len(month)]
             of_days = right[len(of_month) :]
             for one in of_days or of_month:
-                self._plan(one, self._kept(name), of_month)
+                self._plan(one, name, of_month)
                 totals = totals.plus(_totals(one.sums))
             days += len(of_days)
             months += 0 if of_days else 1
@@ -328,10 +326,8 @@ class Draft:
         for (text,) in self._execute("SELECT profile FROM profiles ORDER BY user, source"):
             profile = decode_profile(text)
             name, is_made = new_name(profile.user, casefold=self._casefold)
-            user = self._kept(name)
-            if is_made and user == name:
-                profile = profile._replace(metadata={**profile.metadata, "imported_user_id": profile.user})
-            yield profile._replace(user=user)
+            metadata = {**profile.metadata, "imported_user_id": profile.user} if is_made else profile.metadata
+            yield profile._replace(user=name, metadata=metadata)
 
     def limits(self) -> Iterator[tuple[str, OldLimits]]:
         """List the limits with the new names of their users, the newest of each first."""

@@ -31,7 +31,7 @@ from usage_plugin.migration.sources import STATE_FILE, Source, find_sources, for
 from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.ledger import Ledger
@@ -119,15 +119,12 @@ class Surroundings:
 
     Attributes:
         limits_file: where the old limits go.
-        casefold: whether names are folded, as those of requests are.
-        kept: gives the name under which a person is kept.
     """
 
     data_dir: Path
     limits_file: Path
     zone: ZoneInfo
     casefold: bool
-    kept: Callable[[str], str]
 
     @property
     def drafts(self) -> Path:
@@ -152,7 +149,7 @@ def preview(directory: Path, surroundings: Surroundings, progress: Progress) -> 
         path = Path(scratch) / "draft.db"
         existing = surroundings.drafts / f"{name}.db"
         if existing.exists():
-            known = _open(existing, surroundings)
+            known = Draft(existing, casefold=surroundings.casefold)
             known.copy_to(path)
             known.close()
         migration = _Migration(directory, surroundings, progress, Path(scratch), path)
@@ -192,10 +189,6 @@ def _check(directory: Path) -> None:
         )
 
 
-def _open(path: Path, surroundings: Surroundings) -> Draft:
-    return Draft(path, casefold=surroundings.casefold, kept=surroundings.kept)
-
-
 class _Migration:
     """One run over one directory, with an open draft."""
 
@@ -206,7 +199,7 @@ class _Migration:
         self._surroundings = surroundings
         self._progress = progress
         self._scratch = scratch
-        self._draft = _open(draft, surroundings)
+        self._draft = Draft(draft, casefold=surroundings.casefold)
         self._outcome = Outcome(str(directory), dry_run=False)
 
     def close(self) -> None:

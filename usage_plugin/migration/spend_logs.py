@@ -23,8 +23,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
-from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
+from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, clean_name
 from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import MigrationError, SubjectNameError
@@ -46,6 +45,8 @@ _NAMESPACE = uuid.UUID("0f0c3f1e-6f0b-5c43-9d0b-6d1d5f8d6a52")
 """Of the ids that events get out of `request_id`; never to be changed."""
 _NEEDED = {"request_id", "startTime", "spend"}
 _NOBODY = ("", "default_user_id", "default_user")
+_MASTER_KEY = "litellm_proxy_master_key"
+_HASH = re.compile(r"[0-9a-f]{64}|hashed-jwt-[0-9a-f]{64}")
 _MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))? ?(Z|[+-]\d{2}(?::?\d{2})?)?", re.ASCII
 )
@@ -55,16 +56,11 @@ _NO_VALUE = ("", "NULL", "null", "\\N", "None")
 
 
 class Naming(NamedTuple):
-    """Who the user of a row is, as of a request: `identity` of the configuration.
-
-    Attributes:
-        keep: puts in the subjects of a row what is kept of them.
-    """
+    """Who the user of a row is, as of a request: `identity` of the configuration."""
 
     order: Sequence[str]
     casefold: bool
     json_field: str | None
-    keep: Callable[[Subjects], Subjects]
 
 
 @dataclass
@@ -297,7 +293,12 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
     inputs, outputs = counted.get("prompt_tokens", 0), counted.get("completion_tokens", 0)
     cached, written, reasoning = _details(metadata, inputs, outputs)
     error = _json_of(metadata.get("error_information"), dict).get("error_class")
-    subjects = Subjects(
+    return UsageEvent(
+        event_id=str(uuid.uuid5(_NAMESPACE, request_id.encode("utf-8", "backslashreplace").decode())),
+        started_at=to_instant(started),
+        status="failure" if failed else "success",
+        call_type=_name(row.get("call_type"), "call type") or "unknown",
+        duration_us=max(0, (ended - started) // timedelta(microseconds=1)),
         user=_user(row, metadata, naming),
         team=_name(row.get("team_id"), "team", fold=naming.casefold),
         api_key=_api_key(row),
@@ -306,14 +307,6 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
         organization=_name(row.get("organization_id"), "organization", fold=naming.casefold),
         session=_name(row.get("session_id"), "session"),
         tags=_tags(row.get("request_tags")),
-    )
-    return UsageEvent(
-        event_id=str(uuid.uuid5(_NAMESPACE, request_id.encode("utf-8", "backslashreplace").decode())),
-        started_at=to_instant(started),
-        status="failure" if failed else "success",
-        call_type=_name(row.get("call_type"), "call type") or "unknown",
-        duration_us=max(0, (ended - started) // timedelta(microseconds=1)),
-        **naming.keep(subjects).kept(),
         call_id=_name(row.get("litellm_call_id"), "call id") or _name(request_id, "request id"),
         model=_name(row.get("model_group"), "model") or served,
         served_model=served,
@@ -355,9 +348,9 @@ def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -
     for source in naming.order:
         if source == "end_user":
             candidates.append(_claim(row.get("end_user"), naming.json_field))
-        elif source == "key" and row.get("api_key") != MASTER_KEY:
+        elif source == "key" and row.get("api_key") != _MASTER_KEY:
             key = _api_key(row)
-            candidates += [metadata.get("user_api_key_alias"), key_name(key) if key else None]
+            candidates += [metadata.get("user_api_key_alias"), f"key-{key[:16]}" if key else None]
     for candidate in candidates:
         if isinstance(candidate, str) and candidate.strip() and candidate not in _NOBODY:
             return new_name(candidate, casefold=naming.casefold)[0]
@@ -375,7 +368,7 @@ def _api_key(row: Mapping[str, Any]) -> str | None:
     value = row.get("api_key")
     if not isinstance(value, str) or not value:
         return None
-    if is_key_hash(value):
+    if value == _MASTER_KEY or _HASH.fullmatch(value):
         return value
     return hashlib.sha256(value.encode("utf-8", "backslashreplace")).hexdigest()
 

@@ -11,7 +11,6 @@ import os
 import signal
 import sqlite3
 from contextlib import ExitStack, contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -51,7 +50,7 @@ class Faults:
             points: dotted names of functions, each with the error of its driver that it fails with.
         """
         disk_failed = OSError(errno.EIO, os.strerror(errno.EIO))
-        usual = {name: disk_failed for name in FILE_CALLS if _is_there(name)}
+        usual = {name: disk_failed for name in FILE_CALLS if hasattr(os, name.partition(".")[2]) or "open" in name}
         self._points = usual | dict(points)
         self._left: int | None = None
         self._is_lasting = False
@@ -64,7 +63,7 @@ class Faults:
         with ExitStack() as patches:
             for name, error in self._points.items():
                 module, _, function = name.rpartition(".")
-                original = getattr(import_module(module), function)
+                original = getattr(__import__(module, fromlist=[function]), function)
                 patches.enter_context(mock.patch(name, self._counted(original, error)))
             patches.enter_context(mock.patch("sqlite3.connect", self._counted_connect(sqlite3.connect)))
             yield
@@ -130,11 +129,6 @@ class Faults:
             return connect(*args, **{"factory": Connection, **kwargs})
 
         return counted
-
-
-def _is_there(name: str) -> bool:
-    module, _, function = name.rpartition(".")
-    return hasattr(import_module(module), function)
 
 
 def fail(error: Exception) -> None:

@@ -8,7 +8,6 @@ The docstrings are the promises. Nothing here knows a ledger: what is particular
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +20,6 @@ from usage_plugin.domain.ledger import (
     AccountKey,
     Adjustment,
     AlertKey,
-    Audited,
     Balance,
     Charge,
     Hold,
@@ -484,67 +482,6 @@ class LedgerContract:
         assert [ledger.refusal(ref) for ref in ("R1", "R2", "R3")] == ["{}", '{"a": 1}', None]
 
     # ── whatever happens ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def test_a_name_is_found_whole(self, ledger: Ledger) -> None:
-        """What has a name as one of its names is found, and nothing that merely contains it."""
-        self._fill_with_names(ledger)
-        found = ledger.naming("eva")
-        subjects = ["eva", "eva\x1fmodel", "team\x1feva"]
-        assert sorted(one.subject for one in found.refusal_counts) == subjects
-        assert sorted(one.subject for one in found.adjustments) == subjects
-        assert sorted(one.key.subject for one in found.accounts) == subjects
-        assert sorted(one.key.subject for one in found.alerts) == subjects
-        assert [ref for ref, _ in found.refusals] == ["REF-eva"]
-        assert [json.loads(entry.event) for entry in found.entries] == [{"user": "eva"}]
-        assert not any(ledger.naming("nobody"))
-
-    def test_what_is_erased_is_gone(self, ledger: Ledger) -> None:
-        """Erasing takes all that was found, may be repeated, leaves the rest, and gives no number out twice."""
-        self._fill_with_names(ledger)
-        version, newest = ledger.adjustments_version(), ledger.outbox(0, 100)[-1].seq
-        found = ledger.naming("eva")
-        for _ in range(2):
-            ledger.erase(found)
-        assert not any(ledger.naming("eva"))
-        assert [one.key.subject for one in ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
-        assert ledger.adjustments_version() > version
-        assert ledger.record([], "{}").seq == newest + 1
-        ledger.compact()
-        assert ledger.verify() == []
-        assert [one.key.subject for one in ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
-
-    def test_what_is_in_use_is_not_erased(self, ledger: Ledger) -> None:
-        """An account on which something is held, and an event that the store does not have, stay."""
-        account = AccountKey(1, 0, "eva")
-        ledger.record([Charge(account, END, 5)], json.dumps({"user": "eva"}))
-        ledger.reserve("a", "w", 5, [Hold(account, END, 3, None, 3)], "{}")
-        assert ledger.naming("eva").entries == []
-        ledger.erase(ledger.naming("eva"))
-        assert ledger.balances([account]) == {account: Balance(5, 3)}
-        assert ledger.settle("a", [Charge(account, END, 1)], "{}")
-        ledger.erase(ledger.naming("eva"))
-        assert ledger.naming("eva").accounts == []
-
-    def test_the_audit_is_kept(self, ledger: Ledger) -> None:
-        """What was done with a person's records is listed in its order, with all that was said of it."""
-        entry = Audited(0, 5, "forget", "p-abc", "root", "why", {"history": 3})
-        ledger.audit(entry)
-        ledger.audit(entry._replace(at=6, action="export"))
-        first, second = ledger.audited()
-        assert first.number < second.number
-        assert first._replace(number=0) == entry
-        assert second._replace(number=0) == entry._replace(at=6, action="export")
-
-    @staticmethod
-    def _fill_with_names(ledger: Ledger) -> None:
-        """Leave something everywhere for subjects that have `eva` among their names, or only in them."""
-        for subject in ("eva", "team\x1feva", "evan", "medieval", "team\x1feva-2", "eva\x1fmodel"):
-            ledger.record([Charge(AccountKey(1, 0, subject), END, 5)], json.dumps({"user": subject}))
-            count = RefusalCount(1, "daily", subject, "spent", 2)
-            ledger.count_refusals([count], [(f"REF-{subject}", 1, json.dumps({"user": subject}))])
-            ledger.alert(AlertKey(1, subject, 0, 50), 1, "{}")
-            ledger.adjust(Adjustment(0, "daily", subject, 1, 2, 0, 10, "root", "why"))
-        ledger.acknowledge(ledger.outbox(0, 100)[-1].seq)
 
     def test_whatever_is_done_in_whatever_order(self, opening: LedgerOpening) -> None:
         """After any verbs in any order, by two workers, the ledger has what plain books have, and limits held."""

@@ -229,8 +229,7 @@ class Flusher:
             await self._store.append(self._ledger.writer, [(item.entry.seq, item.event) for item in items])
         except (StorageUnavailableError, StorageVersionError):
             raise
-        except Exception as error:  # noqa: BLE001
-            # Not only a StorageError: whatever a store stumbles over in one event must not hold up those behind it.
+        except StorageError as error:
             if len(items) > 1:
                 await self._take(items[: len(items) // 2])
                 await self._take(items[len(items) // 2 :])
@@ -239,8 +238,7 @@ class Flusher:
             self._step()
             await self._store.health()
             # Before anything behind it is stored: from then on the store passes it over.
-            reason = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
-            self._unstorable.add(*items[0], reason)
+            self._unstorable.add(*items[0], str(error))
         else:
             self._unstorable.confirm(self._ledger)
 

@@ -60,9 +60,6 @@ class Retention(NamedTuple):
     max_size: int | None
 
 
-_EVERYTHING = Retention(None, None, None)
-
-
 class Pruned(NamedTuple):
     """What the last run left in the ledger's notes.
 
@@ -139,10 +136,6 @@ class Pruner:
             StorageError: the store did not take it; what was deleted stays deleted, and the next turn begins anew.
         """
         run, self._run = self._run, None
-        if self._retention() == _EVERYTHING:
-            for name in ("clock", "retention"):
-                until_free(lambda name=name: self._problems.tell(ledger, name, None))  # type: ignore[misc]
-            return
         if run is None:
             if not self._is_due(ledger):
                 return
@@ -166,6 +159,8 @@ class Pruner:
         self._run = run
 
     def _is_due(self, ledger: Ledger) -> bool:
+        if self._retention() == Retention(None, None, None):
+            return False
         last = last_run(ledger)
         # A clock that was set back must not put it off.
         return last is None or not last.at <= self._clock.now() < last.at + RUN_EVERY

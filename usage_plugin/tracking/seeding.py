@@ -122,8 +122,8 @@ def count_history_anew(ledger: Ledger, limits: LimitSet, zone: ZoneInfo) -> None
     """Let limits count their windows again, because history was imported; the seeder sees to it, now or at the start.
 
     Only those of calendar windows, of which the store's daily sums tell all: events may have been pruned, and days of
-    a lifetime; and not those that pseudonyms hide history from. Nothing happens where accounts know more than history
-    does, because events were lost: what was spent must not become less.
+    a lifetime. Nothing happens where accounts know more than history does, because events were lost: what was spent
+    must not become less.
     """
     if any(found.kind in _LOST for found in ledger.imperfections()):
         log.warning("limits.not_counted_anew", why="events were lost, which only the accounts know of")
@@ -131,10 +131,7 @@ def count_history_anew(ledger: Ledger, limits: LimitSet, zone: ZoneInfo) -> None
     anew = {
         limit.key
         for limit in limits.limits
-        if limit.counts_history
-        and limit.window.kind in _CALENDAR
-        and _daily_dimensions(limit, zone) is not None
-        and not (limits.hides_persons and _has_globs_of_persons(limit, limits))
+        if limit.counts_history and limit.window.kind in _CALENDAR and _daily_dimensions(limit, zone) is not None
     }
     _count(ledger, _counting(ledger) - anew)
 

@@ -59,7 +59,7 @@ class UsageReader:
         usage_filter: UsageFilter = UsageFilter(),  # noqa: B008
     ) -> list[ReportRow]:
         """Sum the days from first to last, both included; the dearest group first."""
-        waiting = self._waiting()
+        waiting = self._waiting(0)
         stored = await self._store.aggregate(by, first, last, usage_filter)
         groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals, stored.groups)
         watermark = stored.watermarks.get(self._ledger.writer, 0)
@@ -83,7 +83,7 @@ class UsageReader:
         """Stream events in the order of their admission, those in the outbox included."""
         waiting = {
             EventPosition(event.started_at, event.event_id): event
-            for _, event in self._waiting()
+            for _, event in self._waiting(0)
             if window.start <= event.started_at < window.end and usage_filter.takes(event)
         }
         queue = sorted(waiting, reverse=not newest_first)
@@ -115,35 +115,26 @@ class UsageReader:
         if cached is not None:
             return cached
         usage_filter = UsageFilter(user=key.user)
-        while True:
-            stored = await self._store.aggregate((), key.first, key.last, usage_filter)
-            watermark = stored.watermarks.get(self._ledger.writer, 0)
-            self._cache.catch_up(self._ledger)
-            later = self._outbox(watermark)
-            is_complete = not later or later[0][0] == watermark + 1
-            # Otherwise so much was moved into the store meanwhile that the outbox has dropped some of it.
-            if is_complete or self._ledger.acknowledged() <= watermark:
-                break
+        stored = await self._store.aggregate((), key.first, key.last, usage_filter)
+        watermark = stored.watermarks.get(self._ledger.writer, 0)
+        self._cache.catch_up(self._ledger)
         totals = stored.groups.get((), UsageTotals())
         span = days_window(key.first, key.last, self._zone)
-        for seq, event in later:
+        for seq, event in self._waiting(watermark):
             if seq <= self._cache.seq and span.start <= event.started_at < span.end and usage_filter.takes(event):
                 totals = totals.plus(totals_of(event))
         if watermark <= self._cache.seq:
             self._cache.put(key, totals)
         return totals
 
-    def _waiting(self) -> list[tuple[int, UsageEvent]]:
-        """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
-        return self._outbox(self._ledger.acknowledged())
-
-    def _outbox(self, after: int) -> list[tuple[int, UsageEvent]]:
-        """Read the outbox behind a number, what is acknowledged and still there included."""
-        entries = []
-        while page := self._ledger.outbox(after, _PAGE):
-            entries += [(entry.seq, decode_event(entry.event)) for entry in page]
-            after = page[-1].seq
-        return entries
+    def _waiting(self, after: int) -> list[tuple[int, UsageEvent]]:
+        """Read the outbox behind what the store has acknowledged, and behind `after`."""
+        waiting = []
+        seq = max(after, self._ledger.acknowledged())
+        while page := self._ledger.outbox(seq, _PAGE):
+            waiting += [(entry.seq, decode_event(entry.event)) for entry in page]
+            seq = page[-1].seq
+        return waiting
 
 
 def _order(row: ReportRow, *, chronological: bool) -> tuple[object, ...]:
