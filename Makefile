@@ -48,6 +48,7 @@ bench: install
 	$(BIN)/python -m benchmarks.proxy
 	$(BIN)/python -m benchmarks.overshoot
 	$(BIN)/python -m benchmarks.migration
+	$(BIN)/python -m benchmarks.partitioned
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

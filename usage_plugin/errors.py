@@ -12,6 +12,8 @@
     │  └─ LedgerBusyError       another process holds the lock; trying again is right
     └─ StorageError             the store cannot do what was asked; the driver's error is the cause
        ├─ StorageUnavailableError   for now: trying again is right
+       │  └─ StorageDamagedError    until somebody, or something, puts another in its place
+       ├─ StoragePrunedError        what was asked for has been deleted
        └─ StorageVersionError       the file was written by a newer version of this package
 
 Backends raise these and never their driver's own; nothing here knows a driver.
@@ -90,6 +92,14 @@ class StorageError(UsagePluginError):
 
 class StorageUnavailableError(StorageError):
     """The store cannot be reached for now; try again."""
+
+
+class StorageDamagedError(StorageUnavailableError):
+    """The store is damaged: nothing that it says is to be relied on."""
+
+
+class StoragePrunedError(StorageError):
+    """The store no longer has what was asked for."""
 
 
 class StorageVersionError(StorageError):

@@ -18,7 +18,14 @@ from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import ConfigError, LedgerError, PluginError, StorageError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.migration.automatic import AutomaticMigration
-from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings, check_options
+from usage_plugin.plugins.interface import (
+    LedgerBackend,
+    Restorable,
+    StorageBackend,
+    Surroundings,
+    check_options,
+    choose,
+)
 from usage_plugin.plugins.loading import Chosen
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.plugins.resolving import Resolvers
@@ -42,7 +49,7 @@ from usage_plugin.tracking.tracker import UsageReader
 from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
@@ -50,11 +57,14 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import LimitSet, Membership
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.plugins.interface import Restoration
 
 BUILTIN_PLUGINS = (
     "usage_plugin.ledgers.sqlite",
     "usage_plugin.backends.memory",
     "usage_plugin.backends.sqlite",
+    "usage_plugin.backends.partitioned",
+    "usage_plugin.backends.hybrid",
 )
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
@@ -106,12 +116,17 @@ class Parts:
         """
         self.plugins = plugins or load_plugins(config)
         self.config = config
-        self._surroundings = _surroundings(config)
-        self._storage: StorageBackend[Any] = _choose("storage", config.storage.backend, self.plugins.storage_backends)
+        self._surroundings = replace(_surroundings(config), storage_backends=self.plugins.storage_backends)
+        self._storage: StorageBackend[Any] = choose(
+            "usage_plugin.storage", config.storage.backend, self.plugins.storage_backends
+        )
         self._storage_options = check_options(
             "usage_plugin.storage.options", self._storage.options_model, config.storage.options
         )
-        self._ledger: LedgerBackend[Any] = _choose("ledger", config.ledger.backend, self.plugins.ledger_backends)
+        self._storage.check(self._storage_options, self._surroundings)
+        self._ledger: LedgerBackend[Any] = choose(
+            "usage_plugin.ledger", config.ledger.backend, self.plugins.ledger_backends
+        )
         self._ledger_options = check_options(
             "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
         )
@@ -141,6 +156,19 @@ class Parts:
             except StorageError as error:
                 store = _ClosedStore(error)
             yield store
+
+    def restore(self, *, dry_run: bool) -> AsyncIterator[Restoration]:
+        """Make one copy of the history anew out of the other.
+
+        Raises:
+            ConfigError: the store keeps one copy only.
+        """
+        if not isinstance(self._storage, Restorable):
+            raise ConfigError(
+                f"usage_plugin.storage.backend: {self._storage.name} keeps one copy of the history.",
+                hint="Only `hybrid` has files that its database can be restored from.",
+            )
+        return self._storage.restore(self._storage_options, self._surroundings, dry_run=dry_run)
 
     def workers(self) -> Workers:
         """See the workers of the data folder."""
@@ -582,15 +610,3 @@ class _ClosedStore(UsageStore):
 
     async def health(self) -> None:
         raise self._error
-
-
-BackendT = Any
-
-
-def _choose(kind: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:
-    if name not in backends:
-        raise ConfigError(
-            f"usage_plugin.{kind}.backend: found {name!r}; there are {', '.join(sorted(backends))}.",
-            hint="A backend of a package that is not installed is not there.",
-        )
-    return backends[name]

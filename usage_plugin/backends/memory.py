@@ -60,7 +60,8 @@ class MemoryStore(UsageStore):
         """Add numbered sums of days, all or none."""
         for seq, one in sums:
             if seq > self._watermarks.get(writer, 0):
-                self._add(one)
+                if any(one.totals):
+                    self._add(one)
                 self._watermarks[writer] = seq
 
     def _add(self, one: DailySum) -> None:

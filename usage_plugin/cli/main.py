@@ -23,13 +23,14 @@ from usage_plugin.cli import persons as persons_commands
 from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
+from usage_plugin.cli import restore as restore_command
 from usage_plugin.cli import status as status_command
 from usage_plugin.cli.doctor import command as doctor_command
 from usage_plugin.cli.output import FORMATS, Output
 from usage_plugin.config import Config, find_config, load_config
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.errors import UsagePluginError
-from usage_plugin.runtime import Reader, open_reader
+from usage_plugin.runtime import Parts, Reader, open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -252,6 +253,15 @@ def export(path: Path | None, _output: Output, user: str, to: Path | None, reaso
 def audit(path: Path | None, output: Output, user: str | None) -> None:
     """List who forgot or exported a user, when and why."""
     _read(path, functools.partial(persons_commands.run_audit, output=output, user=user))
+
+
+@main.command()
+@click.option("--dry-run", is_flag=True, help="Read all files, and change nothing.")
+@_common()
+def restore(path: Path | None, output: Output, dry_run: bool) -> None:
+    """Make the database of a hybrid store anew out of its files; the old one is kept."""
+    parts = Parts(load_config(find_config(path)))
+    asyncio.run(restore_command.run(parts, output=output, dry_run=dry_run))
 
 
 @main.command()

@@ -118,6 +118,18 @@ class EventPosition(NamedTuple):
     event_id: str
 
 
+class Sent(NamedTuple):
+    """What a writer sent, with its number."""
+
+    writer: str
+    seq: int
+    record: UsageEvent | DailySum
+
+
+LEFT_OVER = "(left over)"
+"""The writer of sums whose events are gone, when one store hands everything out to another."""
+
+
 class UsageStore(ABC):
     """The history. Raises `StorageError` and nothing of its driver's."""
 
@@ -132,8 +144,8 @@ class UsageStore(ABC):
     async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
         """Add numbered sums of days that have no events here, all or none; durable on return.
 
-        Numbers ascend, and are passed over up to the watermark as in `append`. What a day has already is added to. One
-        writer sends events or sums, never both.
+        Numbers ascend, and are passed over up to the watermark as in `append`. What a day has already is added to. A
+        sum of nothing adds nothing, but counts as sent.
         """
 
     @abstractmethod
@@ -213,3 +225,29 @@ class LeavesTraces(Protocol):
 
     async def compact(self) -> None:
         """Write the files anew. Slow; appending waits for it."""
+
+
+@runtime_checkable
+class HandsOut(Protocol):
+    """An ability of stores that can hand out what they were sent, so that another store can catch up with them."""
+
+    async def watermarks(self) -> Mapping[str, int]:
+        """Give the number of every writer's last event or sum."""
+
+    def sent(self, after: Mapping[str, int], upto: Mapping[str, int]) -> AsyncIterator[Sent]:
+        """Stream what writers sent beyond some numbers and up to others, by writer and number, in bounded memory.
+
+        If `after` is empty, sums whose events are gone come first, as `LEFT_OVER`'s.
+
+        Raises:
+            StoragePrunedError: some of it is gone, so that only everything can be handed out.
+        """
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """An ability of stores of which a part can be away while they take events and answer."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Say what is away, and why; None if nothing is."""

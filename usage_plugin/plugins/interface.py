@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from usage_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.store import UsageStore
+    from usage_plugin.domain.usage import UsageTotals
 
 
 class Options(BaseModel):
@@ -30,6 +31,7 @@ class NoOptions(Options):
     """A backend or a plugin without options."""
 
 
+BackendT = TypeVar("BackendT")
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
@@ -54,6 +56,25 @@ def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]
         raise ConfigError(mistakes) from None
 
 
+def choose(where: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:
+    """Find a backend.
+
+    Args:
+        where: the key of the YAML under which `backend` stands, for the error.
+        name: what is written there.
+        backends: those that are registered.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in backends:
+        raise ConfigError(
+            f"{where}.backend: found {name!r}; there are {', '.join(sorted(backends))}.",
+            hint="A backend of a package that is not installed is not there.",
+        )
+    return backends[name]
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a backend or a plugin is told beside its own options.
@@ -62,11 +83,13 @@ class Surroundings:
         data_dir: where its files belong; the folder may not exist yet.
         zone: the zone whose days daily sums are kept by.
         config_dir: the folder of the YAML (the current one, if there is none), from which relative paths start.
+        storage_backends: all that are registered, by name, for a backend that is made of others.
     """
 
     data_dir: Path
     zone: ZoneInfo
     config_dir: Path = Path()
+    storage_backends: Mapping[str, StorageBackend[Any]] = field(default_factory=dict)
 
 
 class StorageBackend(ABC, Generic[OptionsT]):
@@ -83,6 +106,58 @@ class StorageBackend(ABC, Generic[OptionsT]):
     @abstractmethod
     def open(self, options: OptionsT, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
         """Open the store for the length of a context. Several processes may have it open at once."""
+
+    def check(self, options: OptionsT, surroundings: Surroundings) -> None:
+        """Raise `ConfigError` if the store cannot be opened with these options; create nothing."""
+
+
+@runtime_checkable
+class Renewable(Protocol):
+    """An ability of storage backends whose store can be built anew beside the old one, and then take its place."""
+
+    def beside(self, options: Any, surroundings: Surroundings) -> Any:
+        """Give the options of a store beside, and see to it that there is none yet."""
+
+    def take_place(self, options: Any, surroundings: Surroundings, *, aside: str | None) -> Path | None:
+        """Put the store beside, which nobody has open, in the place of the old one.
+
+        Args:
+            options: of the old one.
+            surroundings: as ever.
+            aside: what the old one's name ends in from then on; None if it is not worth keeping.
+
+        Returns:
+            Where the old one is; None if there was none, or it is gone.
+        """
+
+
+class Restoration(NamedTuple):
+    """How far a restoration is.
+
+    Attributes:
+        records: events and sums read so far; `most` is how many there can be.
+        totals: of everything that is kept, by part; known at the end.
+        aside: where the old database is.
+        is_done: whether the new one is in its place.
+    """
+
+    records: int
+    most: int
+    totals: Mapping[str, UsageTotals | None]
+    aside: Path | None = None
+    is_done: bool = False
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """An ability of storage backends that keep the history twice, so that one copy can be made of the other."""
+
+    def restore(self, options: Any, surroundings: Surroundings, *, dry_run: bool) -> AsyncIterator[Restoration]:
+        """Make it anew, and say how far it is; with `dry_run` only read everything.
+
+        Raises:
+            StorageUnavailableError: somebody is writing to the store.
+        """
 
 
 class LedgerBackend(ABC, Generic[OptionsT]):

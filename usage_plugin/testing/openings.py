@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
+from usage_plugin.plugins.manager import Plugins
+from usage_plugin.runtime import BUILTIN_PLUGINS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 BERLIN = ZoneInfo("Europe/Berlin")
 
 _numbers = itertools.count()
+
+
+@cache
+def _builtin_backends() -> Mapping[str, StorageBackend[Any]]:
+    return Plugins(BUILTIN_PLUGINS, entry_points=False).storage_backends
 
 
 def _new_name() -> str:
@@ -38,7 +46,7 @@ class StoreOpening:
     def open(self) -> AbstractAsyncContextManager[UsageStore]:
         """Open it for the length of a context."""
         options = self.backend.options_model.model_validate(dict(self.options))
-        return self.backend.open(options, Surroundings(self.data_dir, self.zone))
+        return self.backend.open(options, Surroundings(self.data_dir, self.zone, storage_backends=_builtin_backends()))
 
     def another(self) -> StoreOpening:
         """Make another one, of a new store."""

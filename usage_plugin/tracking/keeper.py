@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.store import Reports
 from usage_plugin.domain.usage import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
@@ -88,6 +89,7 @@ class Keeper:
         self._chores = chores
         self._problems = Problems(clock)
         self._moving = Persistent("store", self._move)
+        self._trouble: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage-plugin-keeper", daemon=True)
         self._last_round = -ROUND_EVERY
@@ -154,6 +156,7 @@ class Keeper:
 
     def _housekeeping(self, ledger: Ledger) -> None:
         self._problems.tell(ledger, "store", self._moving.problem)
+        self._problems.tell(ledger, "database", self._trouble)
         # A clock that jumps ahead closes no window: what is dropped is forgotten when the clock is put right.
         ledger.tidy(min(self._clock.now(), self._began + self._clock.monotonic()))
         if self._seeder:
@@ -196,6 +199,7 @@ class Keeper:
                     is_last = attempt.is_ending
                     await flusher.flush_all()
                     attempt.succeed()
+                    self._trouble = store.trouble if isinstance(store, Reports) else None
                     if is_last:
                         return
                     if self._seeder:

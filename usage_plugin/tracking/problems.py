@@ -15,7 +15,7 @@ _PREFIX = "problem:"
 
 
 class Problem(NamedTuple):
-    """What does not work (`store`, `config`, `outbox`), why, and since when (ISO 8601)."""
+    """What does not work (`store`, `database`, `config`, `outbox`), why, and since when (ISO 8601)."""
 
     name: str
     text: str

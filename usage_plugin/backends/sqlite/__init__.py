@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,31 @@ class SqliteBackend(StorageBackend[SqliteOptions]):
     def open(self, options: SqliteOptions, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
         """Open the file, creating it if there is none."""
         return open_store(surroundings.data_dir / options.path, surroundings.zone)
+
+    def beside(self, options: SqliteOptions, surroundings: Surroundings) -> SqliteOptions:
+        """Name the file beside."""
+        new = options.model_copy(update={"path": options.path.with_name(f"{options.path.name}.new")})
+        for path in _files(surroundings.data_dir / new.path):
+            path.unlink(missing_ok=True)
+        return new
+
+    def take_place(self, options: SqliteOptions, surroundings: Surroundings, *, aside: str | None) -> Path | None:
+        """Move the old file away, with what belongs to it, and the new one in its place."""
+        path = surroundings.data_dir / options.path
+        kept = path.with_name(f"{path.name}.{aside}") if aside and path.exists() else None
+        for old in _files(path):
+            with suppress(FileNotFoundError):
+                if kept is None:
+                    old.unlink()
+                else:
+                    old.rename(kept.with_name(old.name.replace(path.name, kept.name, 1)))
+        path.with_name(f"{path.name}.new").rename(path)
+        return kept
+
+
+def _files(path: Path) -> list[Path]:
+    """List a database file and what SQLite keeps beside it."""
+    return [path, *(path.with_name(f"{path.name}{ending}") for ending in ("-wal", "-shm"))]
 
 
 @hookimpl

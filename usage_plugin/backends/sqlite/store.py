@@ -35,7 +35,7 @@ from usage_plugin.domain.usage import (
     to_record,
 )
 from usage_plugin.domain.windows import start_of_day
-from usage_plugin.errors import StorageError, StorageUnavailableError
+from usage_plugin.errors import StorageDamagedError, StorageError, StorageUnavailableError
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
@@ -120,7 +120,9 @@ class SqliteStore(UsageStore):
         await self._add_numbered(sums, numbers)
 
     async def _add_sums(self, sums: Sequence[DailySum]) -> None:
-        await self._add_numbered(sums, await self._number(sums))
+        # A sum of nothing would be a row of nothing.
+        something = [one for one in sums if any(one.totals)]
+        await self._add_numbered(something, await self._number(something))
 
     async def _add_numbered(self, sums: Sequence[DailySum], numbers: Mapping[str | None, int]) -> None:
         rows: dict[tuple[int, ...], UsageTotals] = {}
@@ -434,7 +436,7 @@ def _translated(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OverflowError, UnicodeError) as error:
         if type(error) is sqlite3.DatabaseError:
             # Not this event's fault, nor any other's.
-            raise StorageUnavailableError(
+            raise StorageDamagedError(
                 f"The store {path} is damaged: {error}.", hint="Put a backup in its place, or move it away."
             ) from error
         raise StorageError(f"The store {path} does not work: {error}.") from error

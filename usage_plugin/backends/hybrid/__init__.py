@@ -1,0 +1,205 @@
+"""The `hybrid` backend: files that are the truth, and a database made of them that answers questions.
+
+It knows neither by name: both are registered backends, chosen by its options. `store` says which of the two is asked,
+`following` keeps the database up with the files, and `rebuild` makes a new one out of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import date
+from typing import TYPE_CHECKING, Any, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from usage_plugin.backends.hybrid.database import Database
+from usage_plugin.backends.hybrid.following import Files, fill
+from usage_plugin.backends.hybrid.store import HybridStore, WritersLock
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.domain.store import HandsOut, KeepsCopies, UsageFilter
+from usage_plugin.domain.usage import UsageTotals
+from usage_plugin.domain.windows import to_datetime
+from usage_plugin.errors import ConfigError, StorageError, StorageUnavailableError
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins.interface import (
+    Options,
+    Renewable,
+    Restoration,
+    StorageBackend,
+    Surroundings,
+    check_options,
+    choose,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from usage_plugin.domain.store import UsageStore
+
+
+class PartOptions(BaseModel):
+    """Which backend a part is, and its options."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backend: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class HybridOptions(Options):
+    """Options of the `hybrid` backend.
+
+    Attributes:
+        files: the truth; a backend that keeps copies and can hand out what it has.
+        database: what answers questions; a backend that can be built anew beside.
+    """
+
+    files: PartOptions = PartOptions(backend="partitioned")
+    database: PartOptions = PartOptions(backend="sqlite")
+
+
+class Part:
+    """A registered backend with its checked options."""
+
+    def __init__(self, name: str, chosen: PartOptions, surroundings: Surroundings) -> None:
+        """Choose and check it.
+
+        Raises:
+            ConfigError: there is none of that name, or its options are wrong.
+        """
+        where = f"usage_plugin.storage.options.{name}"
+        self.surroundings = surroundings
+        self.backend: StorageBackend[Any] = choose(where, chosen.backend, surroundings.storage_backends)
+        self.options = check_options(f"{where}.options", self.backend.options_model, chosen.options)
+        self.backend.check(self.options, surroundings)
+
+    def open(self) -> AbstractAsyncContextManager[UsageStore]:
+        """Open its store."""
+        return self.backend.open(self.options, self.surroundings)
+
+
+class HybridBackend(StorageBackend[HybridOptions]):
+    """Keeps the history in files, and in a database that follows them."""
+
+    name = "hybrid"
+    options_model = HybridOptions
+
+    def check(self, options: HybridOptions, surroundings: Surroundings) -> None:
+        """Look at both parts."""
+        Part("files", options.files, surroundings)
+        database = Part("database", options.database, surroundings)
+        if not isinstance(database.backend, Renewable):
+            raise ConfigError(
+                "usage_plugin.storage.options.database.backend:"
+                f" {options.database.backend} cannot be built anew out of files."
+            )
+
+    @asynccontextmanager
+    async def open(self, options: HybridOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
+        """Open the files; the database when it is needed."""
+        self.check(options, surroundings)
+        async with Part("files", options.files, surroundings).open() as files:
+            if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
+                raise ConfigError(
+                    f"usage_plugin.storage.options.files.backend: {options.files.backend} cannot hand out what it has."
+                )
+            part = Part("database", options.database, surroundings)
+            database = Database(part.open)
+
+            async def renew(aside: str | None) -> None:
+                await database.reopen()
+                async for _ in rebuild(part, cast(Files, files), aside):
+                    pass
+
+            store = HybridStore(cast(Files, files), database, renew, _lock(surroundings))
+            try:
+                yield store
+            finally:
+                await store.close()
+
+    async def restore(
+        self, options: HybridOptions, surroundings: Surroundings, *, dry_run: bool
+    ) -> AsyncIterator[Restoration]:
+        """Make the database anew out of the files."""
+        self.check(options, surroundings)
+        part = Part("database", options.database, surroundings)
+        async with Part("files", options.files, surroundings).open() as opened:
+            files = cast(Files, opened)
+            lock = _lock(surroundings)
+            if not lock.take():
+                raise StorageUnavailableError(
+                    "A worker of the proxy is writing to the database.",
+                    hint="Stop the proxy first. While it runs, it mends the database by itself.",
+                )
+            try:
+                before = {"files": await _totals(files), "database": await _totals_if_there(part)}
+                marks = await files.watermarks()
+                most, records = sum(marks.values()), 0
+                if dry_run:
+                    async for _ in files.sent({}, marks):
+                        records += 1
+                        if records % 1_000 == 0:
+                            yield Restoration(records, most, {})
+                    yield Restoration(records, most, before)
+                    return
+                at = to_datetime(SystemClock().now())
+                aside: Path | None = None
+                async for step in rebuild(part, files, f"before-restore-{at:%Y%m%dT%H%M%S}"):
+                    if isinstance(step, int):
+                        records += step
+                        yield Restoration(records, most, {})
+                    else:
+                        aside = step
+                yield Restoration(records, most, before, aside, is_done=True)
+            finally:
+                lock.let_go()
+
+
+async def rebuild(part: Part, files: Files, aside: str | None) -> AsyncIterator[int | Path | None]:
+    """Make a new database out of the files, compare the two, and put it in the place of the old one.
+
+    Args:
+        part: the database, which nobody has open in this process.
+        files: the truth.
+        aside: what the old one's name ends in from then on; None if it is not worth keeping.
+
+    Yields:
+        How many records each step has stored, and at the end where the old one is.
+
+    Raises:
+        StorageError: either cannot be used, or they do not agree; the old one is still in its place.
+    """
+    renewable = cast(Renewable, part.backend)
+    marks = await files.watermarks()
+    async with part.backend.open(renewable.beside(part.options, part.surroundings), part.surroundings) as store:
+        async for count in fill(store, files.sent({}, marks), marks):
+            yield count
+        totals = await _totals(files)
+        if await files.watermarks() == marks and await _totals(store) != totals:
+            raise StorageError("The database that was made of the files does not agree with them.")
+    yield renewable.take_place(part.options, part.surroundings, aside=aside)
+
+
+async def _totals(store: UsageStore) -> UsageTotals:
+    found = await store.aggregate((), date.min, date.max, UsageFilter())
+    return found.groups.get((), UsageTotals())
+
+
+async def _totals_if_there(part: Part) -> UsageTotals | None:
+    try:
+        async with part.open() as store:
+            return await _totals(store)
+    except StorageError:
+        return None
+
+
+def _lock(surroundings: Surroundings) -> WritersLock:
+    return WritersLock(surroundings.data_dir / "hybrid.lock")
+
+
+@hookimpl
+def usage_register_storage_backends() -> list[StorageBackend[Any]]:
+    """Register the hybrid backend."""
+    return [HybridBackend()]

@@ -1,0 +1,46 @@
+"""The `partitioned` backend: the history in files for people and programs, by user, month and day.
+
+The layout is the previous system's. `store` is what others see, `archive` how files are kept true together, and
+`journal` how a batch is made durable with one sync.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.backends.partitioned.store import open_store
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from usage_plugin.domain.store import UsageStore
+
+
+class PartitionedOptions(Options):
+    """Options of the `partitioned` backend.
+
+    Attributes:
+        path: the folder in which `partitioned/` is; a relative one begins at the data folder.
+    """
+
+    path: Path = Path()
+
+
+class PartitionedBackend(StorageBackend[PartitionedOptions]):
+    """Keeps the history in `partitioned/` in the data folder."""
+
+    name = "partitioned"
+    options_model = PartitionedOptions
+
+    def open(self, options: PartitionedOptions, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
+        """Open the files, making the folder if there is none."""
+        return open_store(surroundings.data_dir / options.path, surroundings.zone)
+
+
+@hookimpl
+def usage_register_storage_backends() -> list[StorageBackend[Any]]:
+    """Register the partitioned backend."""
+    return [PartitionedBackend()]

@@ -1,0 +1,151 @@
+"""Copies of profiles and limits, in the files of the previous system: for people, and to restore from."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.backends.partitioned.disk import (
+    FileLock,
+    beside,
+    make_folder,
+    open_private,
+    read_json,
+    replace,
+    sync_folder,
+    translated,
+    write_whole,
+)
+from usage_plugin.backends.partitioned.sorting import sorted_lines
+from usage_plugin.backends.partitioned.tally import parse_line
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.domain.usage import encode_record
+from usage_plugin.domain.windows import to_datetime, to_instant
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_SUPERFLUOUS = 1_000_000
+"""So many bytes of profiles that newer ones have replaced, and the file is written anew."""
+
+
+class Copies:
+    """Two files: `user_profiles.jsonl`, to which changed profiles are added, and `spending_limits.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use a folder."""
+        self._folder = folder
+        self._profiles = folder / "user_profiles.jsonl"
+        self._limits = folder / "spending_limits.json"
+        self._lock = FileLock(folder / "copies.lock")
+        self._size_of_newest = 0
+
+    def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
+        """Add profiles, on the disk when this returns."""
+        with translated(self._folder):
+            make_folder(self._folder)
+            with self._lock.held():
+                handle = open_private(self._profiles, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+                try:
+                    size = os.fstat(handle).st_size
+                    torn = size and os.pread(handle, 1, size - 1) != b"\n"
+                    lines = "".join(f"{encode_record(_to_fields(profile))}\n" for profile in profiles)
+                    write_whole(handle, ("\n" if torn else "").encode() + lines.encode())
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+                if self._profiles.stat().st_size > 2 * self._size_of_newest + _SUPERFLUOUS:
+                    self._write_newest()
+
+    def forget(self, user: str) -> None:
+        """Leave a user's profile out."""
+        with translated(self._folder):
+            if any(profile.user == user for profile in self._newest()):
+                with self._lock.held():
+                    self._write_newest(without=user)
+
+    def _write_newest(self, without: str | None = None) -> None:
+        handle = open_private(beside(self._profiles), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        with os.fdopen(handle, "wb") as file:
+            for profile in self._newest():
+                if profile.user == without:
+                    continue
+                file.write(f"{encode_record(_to_fields(profile))}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self._size_of_newest = file.tell()
+        beside(self._profiles).rename(self._profiles)
+        sync_folder(self._folder)
+
+    def profiles(self) -> Iterator[UserProfile]:
+        """Stream the newest profile of each user, by user."""
+        with translated(self._folder):
+            yield from self._newest()
+
+    def _newest(self) -> Iterator[UserProfile]:
+        try:
+            file = self._profiles.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            lines = ((_key_of(line), line) for line in file if parse_line(line) is not None)
+            latest: UserProfile | None = None
+            for line in sorted_lines(lines, _key_of):
+                profile = _from_fields(parse_line(line) or {})
+                if latest is not None and profile.user != latest.user:
+                    yield latest
+                latest = profile
+            if latest is not None:
+                yield latest
+
+    def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the limits in force; the file is left alone if it has them already."""
+        with translated(self._folder):
+            make_folder(self._folder)
+            with self._lock.held():
+                kept = read_json(self._limits)
+                listed = [dict(limit) for limit in limits]
+                if kept is None or kept.get("limits") != listed:
+                    now = to_datetime(SystemClock().now()).isoformat()
+                    fields = {"last_updated": now, "limits": listed}
+                    replace(self._limits, f"{encode_record(fields)}\n".encode(), sync=True)
+
+
+def _key_of(line: bytes) -> tuple[str, int]:
+    fields = parse_line(line) or {}
+    return fields["user_id"], _instant(fields.get("updated_at"))
+
+
+def _to_fields(profile: UserProfile) -> dict[str, Any]:
+    return {
+        "user_id": profile.user,
+        "username": profile.username,
+        "email": profile.email,
+        "created_at": to_datetime(profile.created_at).isoformat(),
+        "updated_at": to_datetime(profile.updated_at).isoformat(),
+        "is_active": profile.is_active,
+        "user_tier": profile.tier,
+        "preferences": dict(profile.preferences),
+        "metadata": dict(profile.metadata),
+    }
+
+
+def _from_fields(fields: Mapping[str, Any]) -> UserProfile:
+    return UserProfile(
+        user=fields["user_id"],
+        username=fields.get("username"),
+        email=fields.get("email"),
+        tier=fields.get("user_tier", "free"),
+        is_active=fields.get("is_active", True),
+        preferences=fields.get("preferences") or {},
+        metadata=fields.get("metadata") or {},
+        created_at=_instant(fields.get("created_at")),
+        updated_at=_instant(fields.get("updated_at")),
+    )
+
+
+def _instant(text: str | None) -> int:
+    return to_instant(datetime.fromisoformat(text)) if text else 0

@@ -1,0 +1,236 @@
+"""One user's days and months: adding lines to a day, and keeping the records true to them.
+
+A record names the length of the files that it was made from, so whoever adds to them sees whether it is true, and
+takes in what it lacks. That makes every step here one that can be done again after it was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.backends.partitioned.disk import (
+    make_folder,
+    open_private,
+    read_json,
+    replace,
+    write_whole,
+)
+from usage_plugin.backends.partitioned.tally import Tally, decode_entry, encode_entry, parse_line, read_tally
+from usage_plugin.domain.store import DailySum
+from usage_plugin.errors import StorageUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.backends.partitioned.tally import Entry
+    from usage_plugin.backends.partitioned.tree import Day, Month
+
+_EVENT_ID = re.compile(rb'"event_id":"([^"]*)"')
+
+
+def lines_of(day: Day, start: int = 0) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Read a day's lines; one that is torn off at the end is not there.
+
+    Raises:
+        StorageUnavailableError: the file is damaged.
+    """
+    try:
+        file = day.events.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(start)
+        for line in file:
+            fields = parse_line(line)
+            if fields is None:
+                if file.read(1):
+                    raise StorageUnavailableError(
+                        f"{day.events} is damaged: {line[:60]!r}.", hint="Put a backup of the file in its place."
+                    )
+                return
+            yield line, fields
+
+
+def add_line(tally: Tally, fields: Mapping[str, Any], zone: ZoneInfo) -> None:
+    """Add a line of a day, whatever kind it is."""
+    if "kept" in fields:
+        tally.merge(Tally.read(fields["kept"]))
+    else:
+        tally.add(decode_entry(fields), zone)
+
+
+def tally_of_lines(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int] | None = None) -> Tally:
+    """Add a day's lines up, those beyond the watermarks left out."""
+    tally = Tally()
+    for _, fields in lines_of(day):
+        if watermarks is None or "kept" in fields or fields["seq"] <= watermarks.get(fields["writer"], 0):
+            add_line(tally, fields, zone)
+    return tally
+
+
+def tally_of_day(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tally:
+    """Read what a day adds up to, at these watermarks."""
+    tally = read_tally(read_json(day.record))
+    if tally is None or not tally.within(watermarks):
+        return tally_of_lines(day, zone, watermarks)
+    return tally
+
+
+def tally_of_month(month: Month, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tally:
+    """Read what a month adds up to, at these watermarks."""
+    tally = read_tally(read_json(month.record))
+    if tally is None or not tally.within(watermarks):
+        tally = Tally()
+        for day in month.days():
+            tally.merge(tally_of_day(day, zone, watermarks))
+    return tally
+
+
+class OpenDay:
+    """A day that is being added to, by whoever holds the store's lock.
+
+    Attributes:
+        tally: what its lines add up to.
+        added: the part of it that the record did not have when the day was opened.
+        size: how long the file of its lines is; `size_before`: how long it was when the record was made.
+    """
+
+    def __init__(self, day: Day, zone: ZoneInfo) -> None:
+        """Read what it is, and cut off what a power cut has left of a line."""
+        self._day = day
+        self._zone = zone
+        self.size = 0
+        self._is_true = True
+        fields = read_json(day.record)
+        tally = read_tally(fields)
+        try:
+            self.size = day.events.stat().st_size
+        except FileNotFoundError:
+            tally = Tally()
+        read = fields["events_bytes"] if tally is not None and fields and self.size else 0
+        if tally is None or read > self.size:
+            tally, read = Tally(), 0
+        self.size_before = read
+        self.added = Tally()
+        if read < self.size:
+            self._is_true = False
+            for line, found in lines_of(day, read):
+                add_line(self.added, found, zone)
+                read += len(line)
+            tally.merge(self.added)
+            if read < self.size:
+                os.truncate(day.events, read)
+                self.size = read
+        self.tally = tally
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        """Add what it does not have yet, and make the record true."""
+        marks = self.tally.watermarks
+        fresh = [entry for entry in entries if entry.seq > marks.get(entry.writer, 0)]
+        fresh = self._without_known(fresh)
+        if fresh:
+            data = b"".join(map(encode_entry, fresh))
+            self._append(data)
+            self.size += len(data)
+            self._is_true = False
+            for entry in fresh:
+                self.tally.add(entry, self._zone)
+                self.added.add(entry, self._zone)
+        self.write_record()
+
+    def _without_known(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Leave out events that are there under another number: a ledger that was restored can send them again."""
+        found: dict[str, Entry] = {}
+        others = []
+        known: set[str] | None = None
+        for entry in entries:
+            record = entry.record
+            if isinstance(record, DailySum):
+                others.append(entry)
+                continue
+            if record.started_at <= self.tally.newest:
+                known = self._event_ids() if known is None else known
+                if record.event_id in known:
+                    continue
+            found.setdefault(record.event_id, entry)
+        return [*others, *found.values()]
+
+    def _event_ids(self) -> set[str]:
+        with suppress(FileNotFoundError), self._day.events.open("rb") as file:
+            return {match[1].decode() for line in file for match in _EVENT_ID.finditer(line)}
+        return set()
+
+    def _append(self, data: bytes) -> None:
+        try:
+            handle = open_private(self._day.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        except FileNotFoundError:
+            make_folder(self._day.month.folder)
+            handle = open_private(self._day.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        try:
+            write_whole(handle, data)
+        finally:
+            os.close(handle)
+
+    def write_record(self) -> None:
+        """Make the record true, if it is not."""
+        if self._is_true:
+            return
+        date = self._day.date
+        of = {"date": date.isoformat(), "events_bytes": self.size}
+        replace(self._day.record, self.tally.record(date, self._zone, **of))
+        self._is_true = True
+
+
+def renew_day(day: Day, zone: ZoneInfo) -> None:
+    """Derive the record of a day whose lines were replaced or removed."""
+    day.record.unlink(missing_ok=True)
+    if day.events.exists():
+        OpenDay(day, zone).write_record()
+
+
+def update_month(month: Month, zone: ZoneInfo, days: Sequence[tuple[Day, OpenDay]]) -> None:
+    """Add to the record of a month what was added to some of its days."""
+    fields = read_json(month.record)
+    tally = read_tally(fields)
+    sizes: dict[str, int] = dict(fields["days"]) if fields and tally is not None else {}
+    after = {day.date.isoformat(): opened.size for day, opened in days}
+    if tally is not None and all(sizes.get(date) == size for date, size in after.items()):
+        return
+    if tally is not None and all(sizes.get(day.date.isoformat(), 0) == opened.size_before for day, opened in days):
+        for _, opened in days:
+            tally.merge(opened.added)
+        sizes |= after
+    else:
+        tally, sizes = _sum_of_days(month, zone)
+    _write_month(month, zone, tally, sizes)
+
+
+def renew_month(month: Month, zone: ZoneInfo) -> None:
+    """Derive the record of a month some of whose days were replaced or removed; its folders go with its last day."""
+    if month.days():
+        _write_month(month, zone, *_sum_of_days(month, zone))
+        return
+    month.record.unlink(missing_ok=True)
+    for folder in (month.folder, month.user, month.user.parent):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _sum_of_days(month: Month, zone: ZoneInfo) -> tuple[Tally, dict[str, int]]:
+    tally = Tally()
+    sizes = {}
+    for day in month.days():
+        opened = OpenDay(day, zone)
+        opened.write_record()
+        tally.merge(opened.tally)
+        sizes[day.date.isoformat()] = opened.size
+    return tally, sizes
+
+
+def _write_month(month: Month, zone: ZoneInfo, tally: Tally, sizes: Mapping[str, int]) -> None:
+    of: dict[str, Any] = {"month": month.first.isoformat()[:7], "days": dict(sorted(sizes.items()))}
+    replace(month.record, tally.record(month.first, zone, **of))
