@@ -419,3 +419,26 @@ def test_limits_are_kept_once(tmp_path: Path) -> None:
     copies.keep_limits([])
     assert json.loads(path.read_text())["limits"] == []
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_readers_in_other_threads_take_nothing_back(tmp_path: Path) -> None:
+    """Whoever looks at the watermarks while another thread appends changes nothing of what is written."""
+    tree = Tree(tmp_path)
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            tree.archive.watermarks()
+
+    readers = [threading.Thread(target=look) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for number in range(1, 151):
+            tree.append(make_event(user=f"u{number % 3}"))
+            assert tree.archive.watermarks() == {"w": number}
+    finally:
+        ended.set()
+        for reader in readers:
+            reader.join()
+    assert tree.reopen().watermarks() == {"w": 150}

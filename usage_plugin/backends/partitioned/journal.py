@@ -111,20 +111,22 @@ class Journal:
             if header != self._header:
                 self._start_over(header)
             # A batch that is not applied may still be taken back, if it does not reach the disk.
-            self._pending = []
-            self._end = self._applied_end
-            for part in self._parts(handle, self._applied_end):
+            pending: list[Part] = []
+            # Set at the end only: whoever writes in another thread goes by it.
+            end = self._applied_end
+            for part in self._parts(handle, end):
                 if part.kind == "header":
                     self._applied = dict(part.says["watermarks"])
                     self._applied_end = part.end
                 elif part.kind == "batch":
-                    self._pending.append(part)
+                    pending.append(part)
                 else:
-                    self._applied |= {batch.says["writer"]: batch.says["last"] for batch in self._pending}
-                    self._pending = []
+                    self._applied |= {batch.says["writer"]: batch.says["last"] for batch in pending}
+                    pending = []
                     self._boot = part.says["boot"]
                     self._applied_end = part.end
-                self._end = part.end
+                end = part.end
+            self._pending, self._end = pending, end
         finally:
             os.close(handle)
 
