@@ -83,9 +83,9 @@ for number in itertools.count():
     cost = chance.randint(1, 1000)
     event = make_event(cost=cost, started_at=clock.now())
     lost = encode_event(event._replace(status="recovered", cost=2 * cost))
-    until_free(lambda: ledger.reserve(event.event_id, workers.name, event.started_at, [Hold(account, end, 2 * cost, None, 2 * cost)], lost))
+    until_free(lambda: ledger.reserve(event.event_id, workers.name, event.started_at, [Hold(account, end, 2 * cost, None, 2 * cost)], lost), 60)
     if chance.random() < 0.98:
-        until_free(lambda: ledger.settle(event.event_id, [Charge(account, end, cost)], encode_event(event)))
+        until_free(lambda: ledger.settle(event.event_id, [Charge(account, end, cost)], encode_event(event)), 60)
 """
 
 
