@@ -16,6 +16,13 @@ settings.register_profile("first failure", settings.get_profile("suite"), phases
 settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, in one of the processes that share the tests, what shares a server that takes long to start."""
+    for item in items:
+        shared = "proxies" if "proxies" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
+        item.add_marker(pytest.mark.xdist_group(shared))
+
+
 @pytest.fixture(autouse=True)
 def _no_variables_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("USAGE_PLUGIN_") or name == "CONFIG_FILE_PATH"]:

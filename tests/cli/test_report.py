@@ -127,7 +127,7 @@ def test_reports_by_day_are_in_order_of_time(recorded, noon):
         (["--since", "60d"], {"ann", "bo", "zoe", "eva"}),
         (["--since", "2026-11-24", "--until", "2026-12-31"], set()),
     ],
-    ids=str,
+    ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 def test_spans_are_whole_days_with_both_ends(recorded, noon, span, users):
     """--since and --until are days that both count, 7d includes today, and --month is a whole month."""

@@ -72,7 +72,7 @@ def test_amounts_are_read_exactly(value, nano):
     "value",
     [
         -1, "-0.01", Decimal("-0.000000001"), "nan", "NaN", "sNaN", Decimal("NaN"), "inf", "-inf", Decimal("Infinity"),
-        "abc", "", " ", "5 USD", "$5", "1,5", None, [], {}, (), object(), b"5",
+        "abc", "", " ", "5 USD", "$5", "1,5", None, [], {}, (), object, b"5",
         "0.0000000001", Decimal("1.0000000001"), 9_000_000_001, "1e400", "1e-400",
     ],
     ids=repr,

@@ -131,7 +131,7 @@ def test_a_price_finer_than_an_atto_dollar_is_rounded_up():
 @pytest.mark.parametrize(
     "written",
     [math.nan, math.inf, -math.inf, -1e-06, -1, None, "abc", "", True, False, "nan", "inf", "-1e-6", Decimal("NaN"),
-     Decimal(-1), [], {}, b"1", object(), "1e999999", Decimal("9E+999990")],
+     Decimal(-1), [], {}, b"1", object, "1e999999", Decimal("9E+999990")],
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_price_is_none(written):
