@@ -173,7 +173,7 @@ def test_status_shows_how_far_back_history_goes(run, books, config_path):
     config_path.write_text(text + "  retention: {events: 30d, daily: unlimited, max_size: 10GB}\n")
     shown = run.ok("status")
     assert "events since 2026-11-23" in shown
-    assert "kept: events 30 d, daily sums without end, at most 10,000,000,000 bytes" in shown
+    assert "kept: events 30 days, daily sums without end, at most 10,000,000,000 bytes" in shown
     note_secret(books.ledger, books.pseudonyms, books.parts.secret_path, NOON)
     assert "secret" not in run.ok("status")
     books.parts.secret_path.unlink()

@@ -83,7 +83,9 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
 
 def _describe(limit: Limit) -> str:
     amount = "unlimited" if limit.amount is None else format_amount(limit.unit, limit.amount)
-    counts = f"{amount} {limit.unit.replace('_', ' ')} per {', '.join(limit.per)}{_window(limit)}"
+    per = [", ".join(limit.per).replace("_", " ")] if limit.per != ("global",) else []
+    scope = " and ".join([*per, *_window(limit)])
+    counts = f"{amount} {limit.unit.replace('_', ' ')} {f'per {scope}' if scope else 'in all'}"
     parts = [f"{limit.name}: {counts}"]
     parts += [f"for {key} {' or '.join(globs)}" for key, globs in limit.match.conditions]
     parts += [
@@ -95,8 +97,8 @@ def _describe(limit: Limit) -> str:
     return ", ".join(parts)
 
 
-def _window(limit: Limit) -> str:
+def _window(limit: Limit) -> list[str]:
     if limit.unit == "parallel_requests":
-        return ""
+        return []
     rule = limit.window
-    return f" and any {duration_words(rule.length)}" if rule.kind == "rolling" else f" and {rule.kind}"
+    return [f"any {duration_words(rule.length)}" if rule.kind == "rolling" else rule.kind]

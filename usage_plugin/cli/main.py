@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 CommandT = TypeVar("CommandT", bound="Callable[..., Any]")
+_WHOLE = 1000
 
 
 def _accept_every_name() -> None:
@@ -46,7 +47,18 @@ def _accept_every_name() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-class _Failing(click.Group):
+class _Group(click.Group):
+    """Lists its commands with whole sentences."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands; click would cut their sentences off at the edge of the terminal."""
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, self.commands[name].get_short_help_str(_WHOLE)) for name in self.list_commands(context)]
+            )
+
+
+class _Failing(_Group):
     """Turns our errors into a message and exit code 1."""
 
     def invoke(self, context: click.Context) -> Any:
@@ -84,8 +96,9 @@ def _common(*, formats: tuple[str, ...] = FORMATS) -> Callable[[CommandT], Comma
             return command(path, Output(output), *args, **options)
 
         with_format = click.option(
-            "--format", "output", type=click.Choice(formats), default=formats[0], show_default=True
-        )(run)
+            "--format", "output", type=click.Choice(formats), default=formats[0], show_default=True,
+            help="How to print it: a table for people, the others for programs.",
+        )(run)  # fmt: skip
         return _with_config(with_format)  # type: ignore[return-value]
 
     return decorate
@@ -99,7 +112,8 @@ _SUBJECT_OPTIONS = (
 def _subject_options(command: CommandT) -> CommandT:
     """Give a command an option for each dimension that has names."""
     for name in reversed(_SUBJECT_OPTIONS):
-        command = click.option(f"--{name}")(command)
+        told = "A key, LiteLLM's hash of it, or what is shown (k-…)." if name == "api-key" else "Its exact name."
+        command = click.option(f"--{name}", metavar="NAME", help=told)(command)
     return command
 
 
@@ -128,9 +142,9 @@ def main(config_path: Path | None) -> None:
 @click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
 @click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: today.")
 @click.option("--month", help="A whole month instead: YYYY-MM.")
-@click.option("--user")
-@click.option("--team")
-@click.option("--model")
+@click.option("--user", help="Only what this user did.")
+@click.option("--team", help="Only what was done for this team.")
+@click.option("--model", help="Only what this model did.")
 @_common()
 def report(
     path: Path | None, output: Output, user: str | None, team: str | None, model: str | None, **options: Any
@@ -149,7 +163,7 @@ def limits(path: Path | None, output: Output, user: str | None) -> None:
 
 
 @main.command()
-@click.option("--user")
+@click.option("--user", help="Only this user's.")
 @click.option("--last", type=click.IntRange(1), default=20, show_default=True, help="How many.")
 @click.option("--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C.")
 @_common()
@@ -238,7 +252,7 @@ def forget(path: Path | None, output: Output, user: str, reason: str, open_windo
 
 
 @main.command()
-@click.option("--user", required=True)
+@click.option("--user", required=True, help="Whose records.")
 @click.option("--to", type=click.Path(path_type=Path), help="A new file; else it is printed.")
 @click.option("--reason", default="", help="Why; it is kept with your name.")
 @_common(formats=("jsonl",))
@@ -307,7 +321,7 @@ def profiles(path: Path | None, output: Output, user: str | None) -> None:
 @main.command()
 @click.argument("user")
 @click.option("--username", help="A name for people.")
-@click.option("--email")
+@click.option("--email", help="An address.")
 @click.option("--tier", help="Any word, for example free, premium or enterprise.")
 @click.option("--active/--inactive", "is_active", default=None, help="Whether it is in use; decides nothing by itself.")
 @_common()
@@ -327,7 +341,7 @@ def migrate(path: Path | None, output: Output, directory: Path, dry_run: bool, i
     migrate_command.run(config, directory, output=output, dry_run=dry_run, in_background=in_background)
 
 
-@main.group(name="import")
+@main.group(name="import", cls=_Group)
 def import_() -> None:
     """Import what another tracker has recorded."""
 

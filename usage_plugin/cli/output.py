@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "csv", "jsonl")
 _PIPE_WIDTH = 250
+# What is longer may be folded: a word after so many characters, a number never.
+_LONGEST_WORD, _NUMBER = 20, 1000
+# The padding of a column, left and right together.
+_WIDE, _NARROW = 2, 1
 
 
 @dataclass(frozen=True)
@@ -75,23 +80,76 @@ def console() -> Console:
 def table(
     title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
 ) -> None:
-    """Print a table, with a last line of totals if there is one."""
-    made = Table(box=SIMPLE_HEAD, show_footer=total is not None)
+    """Print a table, with a last line of totals if there is one; row by row where the terminal is too narrow for it."""
+    shown = [[harmless(value) for value in row] for row in rows]
+    # A column that says nothing takes no room from the others.
+    kept = [at for at, _ in enumerate(columns) if any(row[at] for row in shown) or (total and total[at])]
+    columns = [columns[at] for at in kept]
+    shown = [[row[at] for at in kept] for row in shown]
+    foot = [harmless(total[at]) for at in kept] if total else None
+    everything = [*shown, foot] if foot else shown
+    screen = console()
+    # Before the table, not as its title, which would be folded to the width of a narrow one.
+    screen.print(Text(harmless(title), style="bold"))
+    if not everything:
+        screen.print(Text("  none\n"))
+        return
+    texts = [[column.heading, *(row[at] for row in everything)] for at, column in enumerate(columns)]
+    for padding in (_WIDE, _NARROW):
+        # The padding, a space between two columns, and one at either edge.
+        widths = _widths(columns, texts, screen.width - len(columns) * (padding + 1) - 1)
+        if widths:
+            screen.print(_grid(columns, shown, foot, widths, padding))
+            return
+    headings = [column.heading or "note" for column in columns]
+    for row in everything:
+        lines = Table.grid(padding=(0, 2), pad_edge=True)
+        for heading, value in zip(headings, row, strict=True):
+            if value:
+                # Text: a user's name is shown as it is, never read as markup.
+                lines.add_row(Text(heading, style="bold"), Text(value, overflow="fold"))
+        screen.print(lines)
+        screen.print()
+
+
+def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Share out the room; none, where numbers, or words that are not too long, would not stay whole."""
+    longest = [_NUMBER if column.number else _LONGEST_WORD for column in columns]
+    widths = [
+        max((min(cell_len(word), most) for text in column for word in text.split()), default=1)
+        for column, most in zip(texts, longest, strict=True)
+    ]
+    room -= sum(widths)
+    if room < 0:
+        return []
+    wanted = [max(map(cell_len, column)) - width for column, width in zip(texts, widths, strict=True)]
+    # Those that want little get it: what they leave is for the others.
+    for place, at in enumerate(sorted(range(len(columns)), key=wanted.__getitem__)):
+        given = min(wanted[at], room // (len(columns) - place))
+        widths[at] += given
+        room -= given
+    return widths
+
+
+def _grid(
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str]],
+    total: Sequence[str] | None,
+    widths: Sequence[int],
+    padding: int,
+) -> Table:
+    made = Table(box=SIMPLE_HEAD, show_footer=total is not None, padding=(0, 1, 0, padding - 1))
     for at, column in enumerate(columns):
         made.add_column(
             column.heading,
             justify="right" if column.number else "left",
             footer=Text(total[at]) if total else "",
-            no_wrap=column.number,
+            width=widths[at],
             overflow="fold",
         )
     for row in rows:
-        # Text: a user's name is shown as it is, never read as markup.
-        made.add_row(*(Text(harmless(value)) for value in row))
-    screen = console()
-    # Before the table, not as its title, which would be folded to the width of a narrow one.
-    screen.print(Text(harmless(title), style="bold"))
-    screen.print(made)
+        made.add_row(*map(Text, row))
+    return made
 
 
 def harmless(text: str) -> str:

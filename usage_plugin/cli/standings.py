@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     Column("limit"), Column("subject"), Column("unit"),
-    *(Column(heading, number=True) for heading in ("limit", "spent", "reserved", "remaining")),
+    *(Column(heading, number=True) for heading in ("allowed", "spent", "reserved", "remaining")),
     Column("resets"), Column(""),
 )  # fmt: skip
 

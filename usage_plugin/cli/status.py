@@ -131,7 +131,8 @@ def _history_words(facts: dict[str, Any]) -> str:
     since = f"events since {facts['oldest_event'][:10]}" if facts["oldest_event"] else "no events"
     size = "unknown size" if facts["bytes"] is None else f"{thousands(facts['bytes'])} bytes"
     events, daily = (
-        "without end" if kept[name] is None else f"{kept[name]} d" for name in ("events_days", "daily_days")
+        "without end" if kept[name] is None else f"{thousands(kept[name])} days"
+        for name in ("events_days", "daily_days")
     )
     most = "" if kept["max_bytes"] is None else f", at most {thousands(kept['max_bytes'])} bytes"
     return f"{since}, {size}; kept: events {events}, daily sums {daily}{most}"

@@ -48,9 +48,10 @@ def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequen
 def summary(findings: Sequence[Finding]) -> str:
     """Sum up in a line."""
     problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
+    said = f"{warnings} warning{'' if warnings == 1 else 's'}"
     if problems:
-        return f"{problems} would break; {warnings} warnings."
-    return f"Nothing would break; {warnings} warnings." if warnings else "All is well."
+        return f"{problems} would break; {said}."
+    return f"Nothing would break; {said}." if warnings else "All is well."
 
 
 def plain_result(result: Result) -> dict[str, Any]:
