@@ -51,7 +51,7 @@ def test_limits_of_another_file_are_in_force(path: Path) -> None:
         ("- 5\n", "more.yaml cannot be used:\n  the file: found [5], expected keys such as limits"),
         ("", "more.yaml cannot be used:\n  limits: is missing"),
         ("limits: [\n", "more.yaml is not valid YAML"),
-        (None, "more.yaml cannot be read"),
+        (None, "more.yaml cannot be read: No such file or directory. limits_from names it"),
     ],
 )
 def test_a_mistake_names_the_file_the_line_and_the_path(path: Path, text: str | None, message: str) -> None:

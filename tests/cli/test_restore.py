@@ -83,6 +83,17 @@ def test_nothing_is_restored_under_a_running_worker(run, filled, config_path):
     assert not list(data.glob("*before-restore*"))
 
 
+def test_files_that_hand_out_nothing_are_refused(tmp_path, noon):
+    """A part that cannot do what it must is named, with the remedy, and is no crash."""
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG + "  storage: {backend: hybrid, options: {files: {backend: memory}}}\n")
+    refused = Commands(path)("restore")
+    assert refused.exit_code == 1
+    assert (
+        "storage.options.files.backend: memory cannot be the files of a database.\nWrite partitioned" in refused.stderr
+    )
+
+
 def test_only_what_is_kept_twice_can_be_restored(tmp_path, noon):
     """With another backend the command says which one it is for."""
     path = tmp_path / "config.yaml"

@@ -255,6 +255,8 @@ def test_wrong_parts_are_refused_before_anything_is_opened(folder: Folder) -> No
         ({"database": {"backend": "nothing"}}, r"options\.database\.backend: found 'nothing'"),
         ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, r"options\.files\.options\.paht"),
         ({"database": {"backend": "memory"}}, "memory cannot be built anew"),
+        ({"files": {"backend": "sqlite"}}, "sqlite cannot be the files of a database.*Write partitioned"),
+        ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, "no such option; there are: path"),
     ):
         with pytest.raises(ConfigError, match=words):
             backend.check(backend.options_model.model_validate(options), surroundings)

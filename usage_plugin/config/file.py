@@ -48,6 +48,25 @@ _REMEDIES = {
     "tz": "write timezone",
 }
 
+_SHAPES = {"model_type": "keys and their values", "dict_type": "keys and their values", "tuple_type": "a list"}
+
+# What has keys of its own, for those who wrote a word in its place.
+_EXAMPLES = {
+    "storage": "{backend: hybrid}",
+    "ledger": "{backend: sqlite}",
+    "admission": "{busy_wait: 2s}",
+    "max_output_tokens": '{"o3*": 32000}',
+    "cache": "{size: 1000}",
+    "identity": "{user: [key, end_user]}",
+    "retention": "{events: 90d}",
+    "privacy": "{user: pseudonym}",
+    "plugins": "{path: ./my_plugin.py}",
+    "limits": "{name: daily, per: user, window: day, max_cost: 5}",
+    "overrides": "{match: {user: eva}, max_cost: 40}",
+    "match": "{user: eva}",
+    "groups": '{power: [dana, "*@research.corp"]}',
+}
+
 
 def find_config(explicit: str | os.PathLike[str] | None = None) -> Path:
     """Find the YAML: the one named, `USAGE_PLUGIN_CONFIG`, LiteLLM's `CONFIG_FILE_PATH`, `./config.yaml`.
@@ -208,11 +227,12 @@ def _look_at(path: Path) -> _Look:
     return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path, hint: str | None = None) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{path} cannot be read: {why}.", hint=hint) from error
 
 
 class _Reading:
@@ -266,7 +286,7 @@ class _Reading:
 
     def _limits_of(self, file: Path) -> tuple[LimitConfig, ...]:
         self.glance(file)
-        text = _text_of(file)
+        text = _text_of(file, hint="limits_from names it; a relative path begins where the YAML stands.")
         self._texts[file] = text
         root = compose(text, file)
         return _validated(LimitsFile, _values_of(root, file, "the file"), root, file, ()).limits
@@ -327,6 +347,13 @@ def _explain(mistake: Mapping[str, Any], lines: Mapping[Location, int], within: 
         return f"{line}{where}: is missing"
     if kind == "value_error":
         return f"{line}{where}: {mistake['ctx']['error']}"
+    if kind in ("model_type", "dict_type", "tuple_type"):
+        named = [word for word in location if isinstance(word, str)]
+        example = _EXAMPLES.get(named[-1]) if named else None
+        if example and kind == "tuple_type":
+            example = f"[{example}]"
+        remedy = f"{_SHAPES[kind]}{f', such as {example}' if example else ''}"
+        return f"{line}{where}: found {_short(found)}; write {remedy}"
     return f"{line}{where}: found {_short(found)}; {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 

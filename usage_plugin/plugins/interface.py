@@ -49,11 +49,15 @@ def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]
     try:
         return model.model_validate(options)
     except ValidationError as error:
-        mistakes = "; ".join(
-            f"{'.'.join([where, *map(str, mistake['loc'])])}: found {mistake['input']!r}: {mistake['msg']}"
-            for mistake in error.errors()
-        )
-        raise ConfigError(mistakes) from None
+        known = ", ".join(model.model_fields) or "none"
+        raise ConfigError(
+            "; ".join(
+                f"{'.'.join([where, *map(str, mistake['loc'])])}: found {mistake['input']!r}: "
+                + (f"no such option; there are: {known}" if unknown else mistake["msg"])
+                for mistake in error.errors()
+                for unknown in [mistake["type"] == "extra_forbidden" and len(mistake["loc"]) == 1]
+            )
+        ) from None
 
 
 def choose(where: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:

@@ -80,6 +80,26 @@ class Part:
         return self.backend.open(self.options, self.surroundings)
 
 
+def _unfit(options: HybridOptions) -> ConfigError:
+    return ConfigError(
+        f"usage_plugin.storage.options.files.backend: {options.files.backend} cannot be the files of a database.",
+        hint="Write partitioned, or leave files out.",
+    )
+
+
+@asynccontextmanager
+async def _files(options: HybridOptions, surroundings: Surroundings) -> AsyncIterator[Files]:
+    """Open the files.
+
+    Raises:
+        ConfigError: they cannot hand out what they have.
+    """
+    async with Part("files", options.files, surroundings).open() as files:
+        if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
+            raise _unfit(options)
+        yield cast(Files, files)
+
+
 class HybridBackend(StorageBackend[HybridOptions]):
     """Keeps the history in files, and in a database that follows them."""
 
@@ -88,32 +108,31 @@ class HybridBackend(StorageBackend[HybridOptions]):
 
     def check(self, options: HybridOptions, surroundings: Surroundings) -> None:
         """Look at both parts."""
-        Part("files", options.files, surroundings)
+        files = Part("files", options.files, surroundings)
         database = Part("database", options.database, surroundings)
+        if files.backend.name == database.backend.name:
+            raise _unfit(options)
         if not isinstance(database.backend, Renewable):
             raise ConfigError(
                 "usage_plugin.storage.options.database.backend:"
-                f" {options.database.backend} cannot be built anew out of files."
+                f" {options.database.backend} cannot be built anew out of files.",
+                hint="Write sqlite, or leave database out.",
             )
 
     @asynccontextmanager
     async def open(self, options: HybridOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
         """Open the files; the database when it is needed."""
         self.check(options, surroundings)
-        async with Part("files", options.files, surroundings).open() as files:
-            if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
-                raise ConfigError(
-                    f"usage_plugin.storage.options.files.backend: {options.files.backend} cannot hand out what it has."
-                )
+        async with _files(options, surroundings) as files:
             part = Part("database", options.database, surroundings)
             database = Database(part.open)
 
             async def renew(aside: str | None) -> None:
                 await database.reopen()
-                async for _ in rebuild(part, cast(Files, files), aside):
+                async for _ in rebuild(part, files, aside):
                     pass
 
-            store = HybridStore(cast(Files, files), database, renew, _lock(surroundings))
+            store = HybridStore(files, database, renew, _lock(surroundings))
             try:
                 yield store
             finally:
@@ -125,8 +144,7 @@ class HybridBackend(StorageBackend[HybridOptions]):
         """Make the database anew out of the files."""
         self.check(options, surroundings)
         part = Part("database", options.database, surroundings)
-        async with Part("files", options.files, surroundings).open() as opened:
-            files = cast(Files, opened)
+        async with _files(options, surroundings) as files:
             lock = _lock(surroundings)
             if not lock.take():
                 raise StorageUnavailableError(
