@@ -7,6 +7,7 @@ import sqlite3
 import stat
 import threading
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -73,6 +74,7 @@ def test_who_is_forgotten_stands_in_no_file(run, filled):
         "history", "profiles", "unstorable", "accounts", "alerts", "refusal_counts", "refusals", "adjustments", "outbox",
     }  # fmt: skip
     assert facts["left_in_open_windows"] == 0
+    assert facts["not_reached"] == []
     assert run.json("report", "--by", "day,team,model", "--month", "2026-10") == before
     assert {row["user"] for row in run.json("report", "--by", "user", "--month", "2026-10")["rows"]} == {
         "ann",
@@ -85,6 +87,17 @@ def test_who_is_forgotten_stands_in_no_file(run, filled):
     assert filled.ledger.profile("ann")
     assert "ann" in (filled.parts.config.data_dir / "unstorable.jsonl").read_text()
     assert filled.ledger.verify() == []
+
+
+def test_what_was_put_aside_is_named(run, filled, config_path):
+    """Forgetting deletes no file that was put aside, and says which there are."""
+    folder = filled.parts.config.data_dir
+    aside = sorted(str(folder / name) for name in ("migration_report.jsonl", "usage.db.before-restore-20261125T185549"))
+    for name in aside:
+        Path(name).write_text(NAME)
+    assert run.json("forget", NAME, "--yes")["not_reached"] == aside
+    said = run.ok("forget", NAME, "--yes")
+    assert all(name in said.splitlines() for name in (f"  {name}" for name in aside))
 
 
 def test_what_limits_need_stays_until_windows_end(run, filled, config_path):

@@ -132,6 +132,7 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
         "counts and sums are the same",
     ):
         assert words in shown
+    assert "nothing is left; what was there was imported before" in run("migrate", str(old.directory))
     assert "migration     done: " in run("status")
     assert json.loads(run("status", "--format", "json"))["migration"]["state"] == "done"
     (ann,) = json.loads(run("profiles", "--format", "json"))["profiles"]
@@ -147,7 +148,10 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
     run("profile", "bo", "--tier", " ", code=2)
     run("profiles", "--user", "nobody", code=1)
     broken = old.write("daily_usage.json", '{"eva": {"2026-01-01": {"total_requests": 1}')
-    assert f"{broken.name} keeps its name" in run("migrate", str(old.directory), code=1)
+    shown = run("migrate", str(old.directory), code=1)
+    assert f"{broken.name} keeps its name" in shown
+    assert "premature EOF" in shown
+    assert "right here" not in shown
     export = tmp_path / "spend.jsonl"
     export.write_text(
         json.dumps({"request_id": "a", "startTime": "2026-01-02T00:00:00Z", "spend": 0.25, "user": "ann"})

@@ -101,6 +101,9 @@ def _in_a_line(outcome: Outcome) -> str:
 
 
 def _show(outcome: Outcome, config: Config) -> None:
+    if not outcome.formats:
+        console().print(Text(harmless(f"{outcome.directory}: nothing is left; what was there was imported before.")))
+        return
     formats = " and ".join(map(str, outcome.formats))
     verb = "would be imported" if outcome.dry_run else "imported"
     totals = outcome.totals

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _LONGEST_REASON = 500
 _PATIENCE = 10.0
+_PUT_ASIDE = ("*.damaged-*", "*.before-restore-*", "migration_report.jsonl", "import_report.jsonl")
 
 
 class ExportError(UsagePluginError):
@@ -73,7 +74,12 @@ async def run_forget(
     with _progress() as progress:
         await leave_no_trace(reader.ledger, reader.store, progress)
     left = person.naming(reader.ledger)
-    facts = {"deleted": dict(counts), "left_in_open_windows": len(left.accounts) + len(left.adjustments)}
+    not_reached = [str(path) for path in _not_reached(reader.config.data_dir)]
+    facts = {
+        "deleted": dict(counts),
+        "left_in_open_windows": len(left.accounts) + len(left.adjustments),
+        "not_reached": not_reached,
+    }
     if not output.is_table:
         output.document(facts, [facts])
         return
@@ -83,6 +89,12 @@ async def run_forget(
         console().print(
             Text("What limits count in windows that are open stays until they end; --open-windows takes it, too.")
         )
+    if not_reached:
+        console().print(
+            Text("Not touched, though the name may stand in them; nothing reads them any more, so delete them:")
+        )
+        for path in not_reached:
+            console().print(Text(harmless(f"  {path}")), soft_wrap=True)
 
 
 async def run_export(reader: Reader, *, user: str, to: Path | None, reason: str) -> None:
@@ -121,6 +133,11 @@ async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None
             for row in rows
         ],
     )  # fmt: skip
+
+
+def _not_reached(data_dir: Path) -> list[Path]:
+    """Find files of the data folder that were put aside or written for people, and that nothing reads any more."""
+    return sorted(path for pattern in _PUT_ASIDE for path in data_dir.glob(pattern) if path.is_file())
 
 
 def can_ask() -> bool:

@@ -329,7 +329,8 @@ def _lines(file: _Watched) -> Iterator[bytes | None]:
 
 def _one_line(error: BaseException) -> str:
     text = str(error) or type(error).__name__
-    return " ".join(text.split())
+    # The parser draws an arrow to what it stopped at.
+    return " ".join(text.partition("(right here)")[0].split())
 
 
 class _Watched:
