@@ -109,6 +109,8 @@ def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
     for name, value in facts.items():
         if isinstance(value, dict):
             text = ", ".join(f"{dimension} {subject}" for dimension, subject in value.items()) or "everybody"
+        elif isinstance(value, bool):
+            text = "yes" if value else "no"
         else:
             text = "-" if value is None else str(value)
         lines.append([name.replace("_", " "), text])
