@@ -10,6 +10,8 @@ import pytest
 
 from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
+from usage_plugin.domain import store
+from usage_plugin.plugins import interface
 from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.ledger_contract import LedgerContract
 from usage_plugin.testing.store_contract import StoreContract, promises
@@ -35,6 +37,17 @@ def test_each_promise_is_listed(contract: type) -> None:
     tests = [(name, inspect.getdoc(getattr(contract, name))) for name in promises(contract)]
     expected = "".join(f"{number}. {text} (`{name}`)\n" for number, (name, text) in enumerate(tests, 1))
     assert expected in PAGE.read_text(), f"the list should be:\n{expected}"
+
+
+def test_each_ability_is_listed() -> None:
+    """Every protocol that a store or a backend may have besides has a row, and every row is one."""
+    abilities = {
+        name
+        for module in (store, interface)
+        for name, found in vars(module).items()
+        if getattr(found, "_is_protocol", False) and found.__module__ == module.__name__
+    }
+    assert set(re.findall(r"^\| `(\w+)` \| the (?:store|backend) \|", PAGE.read_text(), re.MULTILINE)) == abilities
 
 
 def test_each_promise_is_one_sentence() -> None:
