@@ -561,11 +561,11 @@ async def test_the_shortest_of_several_limits_decides(kinds: Proxy) -> None:
     assert [balance(found[name])[0] for name in ("clamptwo", "clamptwo-tokens")] == [Decimal("0.03"), 3000]
 
 
-async def test_a_cut_answer_waits_for_what_others_hold(kinds: Proxy) -> None:
+async def test_a_cut_answer_waits_for_what_others_hold(kinds: Proxy, upstream: Upstream) -> None:
     """The first request holds all the money and uses a fifth of it: the second waits, and gets the rest."""
     user = unique("clamp")
-    first = asyncio.ensure_future(ask(kinds, user, {"out": 1000, "delay": 1.0}, tokens=10_000))
-    await until(lambda: Books(kinds, [user]).held)
+    first = asyncio.ensure_future(ask(kinds, user, {"out": 1000, "delay": 1.0, "mark": user}, tokens=10_000))
+    await until(lambda: upstream.seen().get(user))
     second = await ask(kinds, user, {"out": 50_000, "obeys": True}, tokens=10_000)
     assert (await first).headers["x-usage-clamped-to"] == "5000"
     assert (second.status, second.headers.get("x-usage-clamped-to")) == (200, "4000")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
+    from threading import Barrier
 
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.testing.openings import LedgerOpening, StoreOpening
@@ -147,9 +148,15 @@ def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
             time.sleep(0.0002)
 
 
-def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, report: Connection) -> None:
-    """Ask so many times for 20 of 100; report what was admitted."""
+def meeting(children: int) -> Barrier:
+    """Make what so many children wait at for each other."""
+    return _context.Barrier(children, timeout=PATIENCE)
+
+
+def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: Barrier, report: Connection) -> None:
+    """Ask so many times for 20 of 100, at the same time as others; report what was admitted."""
     ledger = opening.open()
+    others.wait()
     for number in range(count):
         name = f"{worker}-{number}"
         if _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 20, 100)], "draft")).admitted:

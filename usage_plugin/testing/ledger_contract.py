@@ -32,7 +32,14 @@ from usage_plugin.domain.ledger import (
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.testing.builders import ANN, END, TEAM, hold
-from usage_plugin.testing.children import reports, reserve_in_a_child, serve_until_killed, spend_in_a_child, start
+from usage_plugin.testing.children import (
+    meeting,
+    reports,
+    reserve_in_a_child,
+    serve_until_killed,
+    spend_in_a_child,
+    start,
+)
 from usage_plugin.testing.faults import Faults, growing
 from usage_plugin.testing.hostile import HOSTILE_NAMES
 from usage_plugin.testing.ledger_machine import LedgerMachine
@@ -560,7 +567,8 @@ class LedgerContract:
 
     def test_a_hundred_ask_and_five_are_admitted(self, opening: LedgerOpening) -> None:
         """Of a hundred concurrent reservations against room for five, exactly five are admitted."""
-        children = [start(reserve_in_a_child, opening, worker, 25) for worker in range(4)]
+        others = meeting(4)
+        children = [start(reserve_in_a_child, opening, worker, 25, others) for worker in range(4)]
         admitted = [name for child in children for name in reports(*child)]
         assert [process.exitcode for process, _ in children] == [0] * 4
         assert len(admitted) == 5
