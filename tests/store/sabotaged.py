@@ -346,6 +346,16 @@ class ForgetsAllAtOnce(MemoryStore):
         return await super().forget(user, most=10**9)
 
 
+@breaks("test_forgetting_beside_appends_loses_no_sum")
+class ForgetsWhatCameMeanwhile(MemoryStore):
+    async def forget(self, user, *, most):
+        seen = dict(self._days)
+        await asyncio.sleep(0)
+        self._days.clear()
+        self._days.update(seen)
+        return await super().forget(user, most=most)
+
+
 @breaks("test_the_size_is_what_is_in_use")
 class NeverShrinks(MemoryStore):
     largest = 0

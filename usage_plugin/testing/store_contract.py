@@ -516,6 +516,23 @@ class StoreContract(Durability):
         assert 0 not in counts[: counts.index(0)]
         assert set(counts[counts.index(0) :]) == {0}
 
+    async def test_forgetting_beside_appends_loses_no_sum(self, store: UsageStore) -> None:
+        """While a user is forgotten more of theirs may come: all of it counts, and all names can be read."""
+
+        async def append() -> None:
+            for number in range(1, 41):
+                await store.append("w", [(number, make_event(started_at=NOON + number))])
+
+        appending = asyncio.create_task(append())
+        while not appending.done():
+            await store.forget("ann", most=100)
+            await asyncio.sleep(0)
+        await appending
+        await forget_all(store, "ann", most=100)
+        found = await store.aggregate(["user"], date.min, date.max, UsageFilter())
+        assert {user: totals.requests for (user,), totals in found.groups.items()} == {FORGOTTEN: 40}
+        assert await events_of(store) == []
+
     async def test_the_size_is_what_is_in_use(self, store: UsageStore) -> None:
         """The size grows with what is stored, and shrinks when it is deleted."""
         empty = await store.size()

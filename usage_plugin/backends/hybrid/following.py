@@ -106,6 +106,7 @@ class Follower:
         self._woken = asyncio.Event()
         self._followed = asyncio.Event()
         self.appending = asyncio.Lock()
+        self._taking = asyncio.Lock()
         self._level = asyncio.Event()
         self.trouble: str | None = None
 
@@ -172,7 +173,7 @@ class Follower:
     async def _follow(self) -> None:
         try:
             if self.is_level:
-                await self._take_what_is_at_hand()
+                await self.take_what_is_at_hand()
             if not self.is_level or not await self._look():
                 self._level.clear()
                 self._at_hand.clear()
@@ -191,18 +192,20 @@ class Follower:
             await self._renew(None)
             await self._catch_up()
 
-    async def _take_what_is_at_hand(self) -> None:
-        while self._at_hand and self.is_level:
-            batch = self._at_hand[0]
-            async with self._database.used(patiently=True) as store:
-                if await store.watermark(batch.writer) < batch.before:
-                    self._level.clear()
-                    return
-                append = store.append if batch.kind == "events" else store.append_sums
-                numbered: Any = batch.numbered
-                await append(batch.writer, numbered)
-            if self._at_hand:
-                self._at_hand.popleft()
+    async def take_what_is_at_hand(self) -> None:
+        """Give the database what was given to us; whoever holds up appending has it level then."""
+        async with self._taking:
+            while self._at_hand and self.is_level:
+                batch = self._at_hand[0]
+                async with self._database.used(patiently=True) as store:
+                    if await store.watermark(batch.writer) < batch.before:
+                        self._level.clear()
+                        return
+                    append = store.append if batch.kind == "events" else store.append_sums
+                    numbered: Any = batch.numbered
+                    await append(batch.writer, numbered)
+                if self._at_hand:
+                    self._at_hand.popleft()
 
     async def _look(self) -> bool:
         """See whether it is still there, and has everything."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ PATIENCE = 1.0
 
 OLD = 5.0
 """So many seconds old, a database that lags is opened anew; and so long what needs both waits for it."""
+
+_SHORTLY = 0.05
 
 
 class HybridStore(UsageStore):
@@ -219,14 +222,21 @@ class HybridStore(UsageStore):
         await self._begin_writing()
         if self._following is not None:
             await self._follower.level(OLD)
-        async with self._follower.appending:
-            try:
-                async with self._level_database(patiently=True) as store:
-                    in_database = await step(store)
-            except StorageError as error:
-                raise _LagsError(f"This needs the database, which is away: {error.message}") from error
-            # A step that was interrupted in between is done again: each counts what it finds.
-            return max(in_database, await step(self._files))
+        until = time.monotonic() + OLD
+        while True:
+            async with self._follower.appending:
+                try:
+                    await self._follower.take_what_is_at_hand()
+                    async with self._level_database(patiently=True) as store:
+                        in_database = await step(store)
+                except StorageError as error:
+                    # Another process may be giving it what it lacks.
+                    if self._following is not None or time.monotonic() > until:
+                        raise _LagsError(f"This needs the database, which is away: {error.message}") from error
+                else:
+                    # A step that was interrupted in between is done again: each counts what it finds.
+                    return max(in_database, await step(self._files))
+            await asyncio.sleep(_SHORTLY)
 
     async def compact(self) -> None:
         """Leave no trace of what was deleted, in either."""

@@ -272,6 +272,7 @@ class SqliteStore(UsageStore):
                     return 0
                 number = row[0][0]
                 persons = f"user = {number} OR end_user = {number}"
+                marks = await _watermarks(self._reader)
                 events = list(
                     await self._reader.execute_fetchall(
                         f"SELECT started_at, event_id FROM events WHERE {persons} LIMIT ?", (most,)
@@ -279,30 +280,39 @@ class SqliteStore(UsageStore):
                 )
                 days = list(
                     await self._reader.execute_fetchall(
-                        f"SELECT day, {_DIMENSIONS}, {_SUMS} FROM daily WHERE {persons} LIMIT ?", (most - len(events),)
+                        f"SELECT day, {_DIMENSIONS} FROM daily WHERE {persons} LIMIT ?", (most - len(events),)
                     )
                 )
-                names = await self._names_of({number for row in days for number in row[1 : len(_KEY)]})
-                is_used = events or days or await self._is_used(number)
+                is_used = events or days or await _is_used(self._reader, number)
             async with self._writing, _transaction(self._writer, "IMMEDIATE"):
                 self._check_file()
-                if not is_used:
+                if not is_used and (
+                    await _watermarks(self._writer) == marks or not await _is_used(self._writer, number)
+                ):
                     await self._writer.execute("DELETE FROM names WHERE number = ?", (number,))
                 await self._writer.executemany("DELETE FROM events WHERE started_at = ? AND event_id = ?", events)
-                await self._add_sums([_daily_of(row, names).without(user) for row in days])
-                await self._writer.executemany(
-                    f"DELETE FROM daily WHERE {' AND '.join(f'{name} = ?' for name in _KEY)}",
-                    [tuple(row[: len(_KEY)]) for row in days],
-                )
+                await self._give_away(days, number)
         return len(events) + len(days)
 
-    async def _is_used(self, number: int) -> bool:
-        """Say whether a name stands for anything but persons."""
-        others = " OR ".join(f"{dimension} = {number}" for dimension in ROLLUP_DIMENSIONS)
-        rows = await self._reader.execute_fetchall(
-            f"SELECT EXISTS (SELECT * FROM daily WHERE {others}) OR EXISTS (SELECT * FROM events WHERE {others})"
+    async def _give_away(self, days: Sequence[sqlite3.Row], number: int) -> None:
+        """Move sums, as they are by now, from a person to `FORGOTTEN`."""
+        wanted = " AND ".join(f"{name} = json_extract(value, '$[{at}]')" for at, name in enumerate(_KEY))
+        rows = await self._writer.execute_fetchall(
+            f"SELECT {', '.join(_KEY)}, {_SUMS} FROM json_each(?) CROSS JOIN daily ON {wanted}",
+            (json.dumps(list(map(tuple, days))),),
         )
-        return bool(next(iter(rows))[0])
+        if not rows:
+            return
+        await self._writer.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (FORGOTTEN,))
+        found = await self._one("SELECT number FROM names WHERE name = ?", (FORGOTTEN,))
+        forgotten = found and found[0]
+        persons = [at for at, name in enumerate(_KEY) if name in ("user", "end_user")]
+        given = [[forgotten if at in persons and v == number else v for at, v in enumerate(row)] for row in rows]
+        await self._writer.executemany(_ADD_TO_DAILY, given)
+        await self._writer.executemany(
+            f"DELETE FROM daily WHERE {' AND '.join(f'{name} = ?' for name in _KEY)}",
+            [tuple(row[: len(_KEY)]) for row in rows],
+        )
 
     async def compact(self) -> None:
         """Write the file anew, and empty its log."""
@@ -337,6 +347,20 @@ class SqliteStore(UsageStore):
     async def _one(self, query: str, values: tuple[Any, ...]) -> sqlite3.Row | None:
         async with self._writer.execute(query, values) as cursor:
             return await cursor.fetchone()
+
+
+async def _watermarks(connection: aiosqlite.Connection) -> list[tuple[str, int]]:
+    rows = await connection.execute_fetchall("SELECT writer, seq FROM watermarks ORDER BY writer")
+    return [tuple(row) for row in rows]
+
+
+async def _is_used(connection: aiosqlite.Connection, number: int) -> bool:
+    """Say whether a name stands for anything."""
+    any_of = " OR ".join(f"{dimension} = {number}" for dimension in ROLLUP_DIMENSIONS)
+    rows = await connection.execute_fetchall(
+        f"SELECT EXISTS (SELECT * FROM daily WHERE {any_of}) OR EXISTS (SELECT * FROM events WHERE {any_of})"
+    )
+    return bool(next(iter(rows))[0])
 
 
 _GROUPED: dict[Grouping, str] = {"month": "day / 100"}
