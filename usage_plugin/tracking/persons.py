@@ -142,12 +142,13 @@ async def forget(
             progress(kind, count)
 
     for name in sorted(person.names):
+        # First: the keeper may give the store a copy of it until it is gone, and that goes with the history.
+        dropped = until_free(lambda name=name: ledger.drop_profile(name))  # type: ignore[misc]
+        done("profiles", int(dropped))
         while deleted := await store.forget(name, most=SLICE):
             done("history", deleted)
             # Others who write to the store have their turn.
             await asyncio.sleep(_REST)
-        dropped = until_free(lambda name=name: ledger.drop_profile(name))  # type: ignore[misc]
-        done("profiles", int(dropped))
     done("unstorable", unstorable.blank(person.was_set_aside))
     found = _over(person.naming(ledger), now, open_windows=open_windows)
     until_free(lambda: ledger.erase(found))
