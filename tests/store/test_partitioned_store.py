@@ -442,3 +442,55 @@ def test_readers_in_other_threads_take_nothing_back(tmp_path: Path) -> None:
         for reader in readers:
             reader.join()
     assert tree.reopen().watermarks() == {"w": 150}
+
+
+def test_what_did_not_reach_the_disk_is_taken_back_under_the_eyes_of_readers(tmp_path: Path) -> None:
+    """A batch that another thread has read, and that the disk then does not take, is not there."""
+    tree = Tree(tmp_path)
+    tree.append(make_event())
+
+    def read_and_fail(_: int) -> None:
+        tree.archive.watermarks()
+        raise OSError("the disk is broken")
+
+    with mock.patch.object(journal.os, "fsync", read_and_fail), pytest.raises(StorageUnavailableError):
+        tree.archive.append("w", [(2, make_event())])
+    assert tree.archive.watermarks() == {"w": 1}
+    assert tree.reopen().watermarks() == {"w": 1}
+
+
+def test_sums_are_whole_while_files_are_rewritten(tmp_path: Path) -> None:
+    """Whoever asks while a user's days are gone, and nobody else has their sums yet, waits for those."""
+    tree = Tree(tmp_path)
+    tree.append(*(make_event(user=user) for user in ("ann", "ann", "bo")))
+    found: list[int] = []
+
+    def ask() -> None:
+        sums = Archive(tmp_path, BERLIN).aggregate((), TODAY, TODAY, EVERYTHING)
+        found.append(sums.groups[()].requests)
+
+    asking = threading.Thread(target=ask)
+    put_in_place = tree.archive._put_in_place
+
+    def put_and_be_asked(changed: Any) -> None:
+        put_in_place(changed)
+        asking.start()
+        # Time enough for a wrong answer.
+        asking.join(0.5)
+
+    with mock.patch.object(tree.archive, "_put_in_place", put_and_be_asked):
+        tree.archive.forget("ann", 100)
+    asking.join()
+    assert found == [3]
+
+
+def test_what_was_interrupted_leaves_nothing_of_the_forgotten(tmp_path: Path) -> None:
+    """Files that were to take the place of others, when a change or an append was killed, go with a user's folder."""
+    tree = Tree(tmp_path)
+    tree.append(make_event(), make_event(user="bo"))
+    ours = [path for path in tree.root.glob(f"{ANN}/**/*") if path.is_file()]
+    assert len(ours) == 3
+    for path in ours:
+        path.with_name(f"{path.name}.new").write_text("ann")
+    tree.archive.forget("ann", 100)
+    assert not (tree.root / ANN).exists()

@@ -31,6 +31,7 @@ from usage_plugin.backends.partitioned.disk import (
     make_folder,
     open_private,
     read_json,
+    remove,
     replace,
     sync_everything,
     translated,
@@ -234,8 +235,9 @@ class Archive:
             for _ in range(_TRIES):
                 marks = self.watermarks()
                 groups = self._sum(by, first, last, usage_filter, marks)
-                # Else files were rewritten meanwhile, perhaps one that was read and one that was not yet.
-                if self.watermarks().get(ITSELF) == marks.get(ITSELF):
+                # Else files were rewritten meanwhile, or are just now, perhaps one that was read and one that was not.
+                view = self._journal.view()
+                if ITSELF not in view.pending and view.watermarks.get(ITSELF) == marks.get(ITSELF):
                     return Aggregate(groups, of_writers(marks))
             with self._lock.held():
                 marks = self._settle()
@@ -498,7 +500,7 @@ class Archive:
         """Let new lines take the place of old ones; what was done before is left."""
         for one in changed:
             if one.is_removed:
-                one.day.events.unlink(missing_ok=True)
+                remove(one.day.events)
             else:
                 with suppress(FileNotFoundError):
                     beside(one.day.events).rename(one.day.events)

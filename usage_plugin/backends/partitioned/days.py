@@ -15,6 +15,7 @@ from usage_plugin.backends.partitioned.disk import (
     make_folder,
     open_private,
     read_json,
+    remove,
     replace,
     write_whole,
 )
@@ -187,7 +188,7 @@ class OpenDay:
 
 def renew_day(day: Day, zone: ZoneInfo) -> None:
     """Derive the record of a day whose lines were replaced or removed."""
-    day.record.unlink(missing_ok=True)
+    remove(day.record)
     if day.events.exists():
         OpenDay(day, zone).write_record()
 
@@ -214,7 +215,7 @@ def renew_month(month: Month, zone: ZoneInfo) -> None:
     if month.days():
         _write_month(month, zone, *_sum_of_days(month, zone))
         return
-    month.record.unlink(missing_ok=True)
+    remove(month.record)
     for folder in (month.folder, month.user, month.user.parent):
         with suppress(OSError):
             folder.rmdir()

@@ -79,6 +79,12 @@ def beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.new")
 
 
+def remove(path: Path) -> None:
+    """Delete a file, if it is there, and what was to take its place when somebody was interrupted."""
+    path.unlink(missing_ok=True)
+    beside(path).unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -51,11 +51,13 @@ class View(NamedTuple):
     Attributes:
         watermarks: of the batches that have been applied.
         is_settled: whether there is nothing else; what is not settled is being applied, or was interrupted.
+        pending: the writers of what is not settled.
         is_certain: whether they hold even that: since the machine was started, somebody has made sure of it.
     """
 
     watermarks: Mapping[str, int]
     is_settled: bool
+    pending: frozenset[str]
     is_certain: bool
 
 
@@ -98,7 +100,8 @@ class Journal:
         with self._reading:
             self._read_on()
             is_certain = self._boot in (None, boot())
-            return View(dict(self._applied), is_certain and not self._pending, is_certain)
+            pending = frozenset(batch.says["writer"] for batch in self._pending)
+            return View(dict(self._applied), is_certain and not pending, pending, is_certain)
 
     def _read_on(self) -> None:
         handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -181,18 +184,20 @@ class Journal:
         return self._boot is None
 
     def _append(self, kind: Kind, says: Mapping[str, Any], body: bytes, *, sync: bool) -> None:
+        # Remembered here: whoever reads in another thread sees what is written before it is on the disk.
+        end = self._end
         handle = open_private(self.path, os.O_WRONLY)
         try:
             # What was torn off is written over.
-            os.ftruncate(handle, self._end)
+            os.ftruncate(handle, end)
             try:
-                os.lseek(handle, self._end, os.SEEK_SET)
+                os.lseek(handle, end, os.SEEK_SET)
                 write_whole(handle, f"{encode_record({kind: says})}\n".encode() + body)
                 if sync:
                     os.fsync(handle)
             except OSError:
                 # What is there may be whole without being on the disk: it must not be taken for a batch.
-                os.ftruncate(handle, self._end)
+                os.ftruncate(handle, end)
                 raise
         finally:
             os.close(handle)
