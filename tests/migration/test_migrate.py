@@ -7,18 +7,21 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.migration.conftest import USD, House, OldTracker, limits_of, names_in, profile_of, record
+from usage_plugin.backends.partitioned.store import open_store
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import MigrationError
 from usage_plugin.migration import migrate as module
 from usage_plugin.migration import sources
 from usage_plugin.runtime import Parts
+from usage_plugin.testing.builders import make_event
 
 DAYS = {
     "ann": {
@@ -492,6 +495,19 @@ def test_a_lost_draft_is_noticed(old: OldTracker, house: House) -> None:
     with pytest.raises(MigrationError, match="does not know"):
         house.migrate(old.directory)
     assert len(house.costs()) == 3
+
+
+async def test_a_store_of_ours_is_not_imported(old: OldTracker) -> None:
+    """What the store keeps in files has the previous tracker's names: it is left where it is, and the rest is found."""
+    async with open_store(old.directory, ZoneInfo("UTC")) as store:
+        await store.append("w", [(1, make_event())])
+        await store.keep_profiles([UserProfile("ann")])
+        await store.keep_limits([])
+    assert sources.find_sources(old.directory) == ([], [])
+    old.database(DAYS).close()
+    old.write("user_profiles.json", {"users": []})
+    found, _ = sources.find_sources(old.directory)
+    assert [source.kind for source in found] == ["database", "profiles"]
 
 
 @pytest.mark.parametrize("content", [None, "nonsense"])

@@ -381,6 +381,11 @@ def test_another_zone_a_newer_version_and_others_files_are_refused(tree: Tree) -
     with pytest.raises(StorageError, match="usage-plugin migrate"):
         Archive(tree.folder / "old", BERLIN)
     assert not (old.parent.parent / "store.json").exists()
+    older = tree.folder / "older"
+    older.mkdir()
+    (older / "spending_limits.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"spending_limits\.json.*usage-plugin migrate"):
+        Archive(older, BERLIN)
 
 
 def test_profiles_are_kept_newest_first(tmp_path: Path) -> None:

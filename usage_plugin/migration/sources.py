@@ -36,6 +36,12 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     ("spending_limits.json", "limits"),
 )
 _FOLDERS = ("tree", "limit_files")
+_OURS: dict[Kind, str] = {
+    "tree": "partitioned/store.json",
+    "profile_lines": "copies.lock",
+    "limits": "copies.lock",
+}
+"""What stands there if it is not the previous tracker's, but belongs to the store that keeps its history in files."""
 _FORMAT_1 = ("days", "months", "profiles")
 BESIDE_DATABASE = ("-wal", "-journal", "-shm")
 """What SQLite may have left beside a database; the first two hold changes that are not in it yet."""
@@ -71,10 +77,15 @@ class Source(NamedTuple):
 
 
 def find_sources(directory: Path) -> tuple[list[Source], list[Path]]:
-    """List what there is to import, and what has a right name but is a link or no plain file."""
+    """List what there is to import, and what has a right name but is a link or no plain file.
+
+    What is not the previous tracker's but a store's of ours is neither.
+    """
     found, strange = [], []
     for number, (name, kind) in enumerate(_NAMES):
         path = directory / name
+        if kind in _OURS and (directory / _OURS[kind]).exists():
+            continue
         try:
             mode = path.lstat().st_mode
         except OSError:

@@ -15,6 +15,7 @@ from datetime import date
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from usage_plugin.backends.partitioned.copies import copies_of_others
 from usage_plugin.backends.partitioned.days import (
     OpenDay,
     add_line,
@@ -140,11 +141,13 @@ class Archive:
             )
 
     def _refuse_others(self) -> None:
-        """Keep away from a folder that the previous system wrote."""
-        if next(self._tree.users(), None) is not None:
+        """Keep away from what the previous system wrote."""
+        strange = [self.root] if next(self._tree.users(), None) is not None else []
+        strange += copies_of_others(self.root.parent)
+        if strange:
             raise StorageError(
-                f"{self.root} holds files that this store did not write.",
-                hint="Move the folder elsewhere; `usage-plugin migrate` imports it from there.",
+                f"This store did not write what is in {', '.join(map(str, strange))}.",
+                hint="Move it to another folder; `usage-plugin migrate` imports it from there.",
             )
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────

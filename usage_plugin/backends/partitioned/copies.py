@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 _SUPERFLUOUS = 1_000_000
 """So many bytes of profiles that newer ones have replaced, and the file is written anew."""
 
+_PROFILES, _LIMITS, _LOCK = "user_profiles.jsonl", "spending_limits.json", "copies.lock"
+
+
+def copies_of_others(folder: Path) -> list[Path]:
+    """List files of the same names in a folder in which there are no copies yet."""
+    if (folder / _LOCK).exists():
+        return []
+    return [path for name in (_PROFILES, _LIMITS) if (path := folder / name).exists()]
+
 
 class Copies:
     """Two files: `user_profiles.jsonl`, to which changed profiles are added, and `spending_limits.json`."""
@@ -38,9 +47,9 @@ class Copies:
     def __init__(self, folder: Path) -> None:
         """Use a folder."""
         self._folder = folder
-        self._profiles = folder / "user_profiles.jsonl"
-        self._limits = folder / "spending_limits.json"
-        self._lock = FileLock(folder / "copies.lock")
+        self._profiles = folder / _PROFILES
+        self._limits = folder / _LIMITS
+        self._lock = FileLock(folder / _LOCK)
         self._size_of_newest = 0
 
     def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
