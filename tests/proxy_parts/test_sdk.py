@@ -195,3 +195,13 @@ async def test_persons_with_pseudonyms_have_them_here_too(tmp_path: Path, provid
         (event,) = await events_of(tracker)
         assert event.user.startswith("p-")
         assert await tracker.get_user_daily_usage("ann") == COST
+
+
+async def test_names_are_folded_as_the_proxy_folds_them(tmp_path: Path, provider: dict[str, Any]) -> None:
+    """With `identity.casefold`, users and teams that differ by case only share limits here too."""
+    section = {"data_dir": str(tmp_path), "limits": LIMITS, "identity": {"casefold": True}}
+    async with open_tracker(section) as tracker:
+        async with recorded_calls(tracker):
+            await litellm.acompletion(**{**chat(provider), "user": "ANN"}, metadata={"team": "Blue"})
+        (event,) = await events_of(tracker)
+        assert (event.user, event.team) == ("ann", "blue")

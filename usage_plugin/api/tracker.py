@@ -89,6 +89,11 @@ class UsageTracker:
         runtime.imperfections.look(recorded.event)
         return recorded.event
 
+    @property
+    def casefold(self) -> bool:
+        """Whether `Ann` and `ann` are one: `identity.casefold`."""
+        return self._runtime.config.identity.casefold
+
     def now(self) -> int:
         """Say what time it is, in microseconds since 1970 UTC."""
         return self._runtime.clock.now()

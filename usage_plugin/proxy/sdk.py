@@ -174,11 +174,13 @@ def _draft(tracker: UsageTracker, kwargs: Mapping[str, Any], kind: str, lasted: 
     metadata = parameters.get("metadata") or parameters.get("litellm_metadata") or {}
     tags = metadata.get("tags")
     named = (_named(tag, "tag") for tag in (tags if isinstance(tags, list) else ()))
+    fold = tracker.casefold
+    user = _named(kwargs.get("user"), "user", fold=fold) or _named(metadata.get("user_id"), "user", fold=fold)
     subjects = tracker.keep(
         Subjects(
-            user=_named(kwargs.get("user"), "user") or _named(metadata.get("user_id"), "user") or ANONYMOUS,
+            user=user or ANONYMOUS,
             session=_named(metadata.get("session_id"), "session"),
-            team=_named(metadata.get("team"), "team"),
+            team=_named(metadata.get("team"), "team", fold=fold),
             tags=tuple(dict.fromkeys(filter(None, named)))[:MOST_TAGS],
         )
     )
@@ -196,10 +198,10 @@ def _draft(tracker: UsageTracker, kwargs: Mapping[str, Any], kind: str, lasted: 
     return draft, subjects
 
 
-def _named(value: object, what: str) -> str | None:
+def _named(value: object, what: str, *, fold: bool = False) -> str | None:
     """Clean a name; the call is over, so one that cannot be taken is left out."""
     try:
-        return clean_name(value, what=what)
+        return clean_name(value, what=what, casefold=fold)
     except SubjectNameError as error:
         log.warning("sdk.name_left_out", what=what, message=str(error))
         return None
