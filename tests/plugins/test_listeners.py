@@ -14,13 +14,19 @@ from usage_plugin.tracking import listeners as listeners_module
 if TYPE_CHECKING:
     from tests.plugins.conftest import Workplace
 
+RAISES = """
+import asyncio
+@hookimpl
+def usage_event_recorded(event): raise asyncio.CancelledError("oops")
+"""
+
 
 async def test_one_that_raises_or_hangs_is_named_and_harms_nobody(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of three plugins one raises, one hangs, one is told of everything; requests go on, and both are counted."""
     monkeypatch.setattr(listeners_module, "PATIENCE", 0.2)
-    workplace.write("raises.py", "@hookimpl\ndef usage_event_recorded(event): raise SystemExit('oops')")
+    workplace.write("raises.py", RAISES)
     workplace.write(
         "hangs.py",
         """

@@ -26,12 +26,12 @@ class People(interface.IdentityResolver):
     members, version, fails, asked = {"ann"}, 0, set(), []
     def groups_of(self, user):
         self.asked.append(user)
-        if "groups_of" in self.fails: raise ValueError("oops")
+        if "groups_of" in self.fails: raise SystemExit("oops")
         return ("interns",) if user in self.members else ()
     def user_of(self, claim):
         return claim.headers.get("x-badge")
     def refresh(self):
-        if "refresh" in self.fails: raise OSError("away")
+        if "refresh" in self.fails: raise SystemExit("away")
         return str(self.version)
 people = People()
 @hookimpl
@@ -166,7 +166,7 @@ async def test_one_that_cannot_begin_stops_the_start_and_no_reader(
     await workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY).close()
     workplace.runtimes.clear()
     workplace.write("mine.py", f"{PEOPLE}\npeople.fails = {{'refresh'}}")
-    with pytest.raises(PluginError, match="The identity resolver people cannot begin: OSError: away"):
+    with pytest.raises(PluginError, match="The identity resolver people cannot begin: SystemExit: away"):
         workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     async with open_reader(workplace.config("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)) as reader:
         assert reader.limits.groups_of("ann") == ()

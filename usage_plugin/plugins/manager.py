@@ -144,7 +144,7 @@ class Plugins:
             found = self._found[call.plugin_name]
             try:
                 objects = call.function()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise PluginError(
                     f"The plugin {found} failed in {hook}: {type(error).__name__}: {error}.",
                     hint="Mend it, or switch it off with enabled: false under usage_plugin.plugins.",

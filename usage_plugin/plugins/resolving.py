@@ -7,6 +7,7 @@ resolver looks for changes in a thread of its own.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -28,6 +29,9 @@ PATIENCE = 30.0
 
 SLOW_NS = 5_000_000
 """An answer that takes longer holds up every request of the worker, and its resolver is named."""
+
+_WHATEVER = (Exception, SystemExit, asyncio.CancelledError)
+"""What a resolver may raise on the event loop: neither the worker nor the request's task ends because of it."""
 
 log = get_logger()
 
@@ -88,8 +92,8 @@ class Resolvers:
         try:
             user = self._registered[name].user_of(claim)
             if user is not None and not isinstance(user, str):
-                raise TypeError(f"user_of returned {type(user).__name__}, not a name")  # noqa: TRY301
-        except Exception as error:
+                raise TypeError(f"user_of returned {type(user).__name__}, not a name")
+        except _WHATEVER as error:
             self._failures.add("unresolved", name, "user_of", short_error(error))
             raise ResolverFailedError from error
         took = time.perf_counter_ns() - started
@@ -114,8 +118,8 @@ class Resolvers:
             # Text is a list of its letters.
             groups = () if isinstance(answer, str) else tuple(answer)
             if isinstance(answer, str) or not all(isinstance(group, str) for group in groups):
-                raise TypeError("groups_of returned no list of names")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001  # a settlement asks too, and must not fail
+                raise TypeError("groups_of returned no list of names")
+        except _WHATEVER as error:  # a settlement asks too, and must not fail
             self._failures.add("unresolved", name, "groups_of", short_error(error))
             self._is_stale = True
             return ()
@@ -156,7 +160,7 @@ class _Watch:
         self._thread = threading.Thread(target=self._work, name=f"usage-plugin-resolver-{name}", daemon=True)
         try:
             self.version = resolver.refresh()
-        except Exception as error:
+        except _WHATEVER as error:
             raise PluginError(
                 f"The identity resolver {name} cannot begin: {type(error).__name__}: {error}.",
                 hint="Mend what it reads, or take it out of usage_plugin.identity.",
@@ -179,7 +183,7 @@ class _Watch:
             self._busy_since = time.monotonic()
             try:
                 version = self._resolver.refresh()
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # what it knew stays
+            except BaseException as error:  # noqa: BLE001  # what it knew stays, and this is its thread
                 self._failures.add("unresolved", self._name, "refresh", short_error(error))
             else:
                 if version != self.version:

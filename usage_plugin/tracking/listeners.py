@@ -217,7 +217,7 @@ class _Listener:
                 self._busy_since = time.monotonic()
                 try:
                     queue.function(thing)
-                except (Exception, SystemExit) as error:  # noqa: BLE001  # a plugin may raise anything
+                except BaseException as error:  # noqa: BLE001  # a plugin may raise anything, and this is its thread
                     queue.failed(short_error(error))
                 finally:
                     self._busy_since = None
