@@ -366,6 +366,18 @@ def test_what_was_sent_is_handed_out_in_order(tree: Tree) -> None:
         list(tree.archive.sent({"w": 7, "old": 4}, marks))
 
 
+def test_what_was_forgotten_is_missed_by_who_lacks_it(tree: Tree) -> None:
+    """Whoever has not had a forgotten user's events cannot get their sums one by one; all others go on."""
+    tree.append(make_event(), make_event(user="bo"), make_event())
+    tree.archive.forget("ann", 100)
+    tree.append(make_event(user="bo"))
+    marks = tree.archive.watermarks()
+    assert [one.seq for one in tree.archive.sent({"w": 3}, marks)] == [4]
+    for archive in (tree.archive, tree.reopen()):
+        with pytest.raises(StoragePrunedError):
+            list(archive.sent({"w": 2}, marks))
+
+
 # ── what is refused, and copies ──────────────────────────────────────────────────────────────────────────────────────
 
 

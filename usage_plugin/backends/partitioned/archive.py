@@ -91,10 +91,16 @@ class Rewriting(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """A change that is prepared: the sums that others are given, and how many records are changed."""
+    """A change that is prepared.
+
+    Attributes:
+        given_away: the sums that others are given; `watermarks`: of what is in them.
+        records: how many are changed.
+    """
 
     rewriting: Rewriting
     given_away: list[DailySum]
+    watermarks: Mapping[str, int]
     records: int
 
 
@@ -324,7 +330,8 @@ class Archive:
                 yield from (Sent(LEFT_OVER, seq, one) for seq, one in enumerate(self._left_over(), 1))
             lines = ((_number_of(fields), line) for line, fields in self._lines_beyond(after, upto))
             for line in sorted_lines(lines, lambda line: _number_of(_parsed(line))):
-                yield Sent._make(decode_entry(_parsed(line)))
+                writer, seq, record, _ = decode_entry(_parsed(line))
+                yield Sent(writer, seq, record)
 
     def _days(self) -> Iterator[Day]:
         for folder in self._tree.users():
@@ -348,12 +355,12 @@ class Archive:
             if tally is not None and tally.within({**after, ITSELF: _ENDLESS}):
                 continue
             for line, fields in lines_of(day):
-                if "kept" in fields:
-                    if after and not Tally.read(fields["kept"]).within({**after, ITSELF: _ENDLESS}):
-                        raise StoragePrunedError(f"{day.events} no longer has events that are asked for.")
-                elif fields["writer"] != ITSELF and (
-                    after.get(fields["writer"], 0) < fields["seq"] <= upto.get(fields["writer"], 0)
-                ):
+                if "kept" in fields or fields["writer"] == ITSELF:
+                    line_alone = Tally()
+                    add_line(line_alone, fields, self._zone)
+                    if after and not line_alone.within({**after, ITSELF: _ENDLESS}):
+                        raise StoragePrunedError(f"Events that are asked for are gone, and their sums in {day.events}.")
+                elif after.get(fields["writer"], 0) < fields["seq"] <= upto.get(fields["writer"], 0):
                     yield line, fields
 
     # ── rewriting ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -436,8 +443,8 @@ class Archive:
     def _commit_change(self, changed: Sequence[Changed]) -> None:
         sync_everything(self.root)
         after = self._settle().get(ITSELF, 0)
-        given = [one for change in changed for one in change.given_away]
-        entries = [Entry(ITSELF, seq, one) for seq, one in enumerate(given, after + 1)]
+        given = [(one, change.watermarks) for change in changed for one in change.given_away]
+        entries = [Entry(ITSELF, seq, *one) for seq, one in enumerate(given, after + 1)]
         rewritings = [change.rewriting for change in changed]
         lines = [*(one.line() for one in rewritings), *map(encode_entry, entries)]
         self._journal.commit(ITSELF, after + max(1, len(given)), lines)
@@ -465,7 +472,7 @@ class Archive:
         is_removed = not rest and not kept.sums
         if not is_removed:
             self._write_beside(day, kept, change, dropped)
-        return Changed(Rewriting(day, kept.user, is_removed), given, dropped + moved)
+        return Changed(Rewriting(day, kept.user, is_removed), given, of_writers(kept.watermarks), dropped + moved)
 
     def _give_away(self, kept: Tally, on: date, change: Change, budget: int) -> tuple[int, list[DailySum]]:
         moved = 0

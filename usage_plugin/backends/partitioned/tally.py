@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from datetime import date
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.money import NANO_PER_USD
@@ -29,17 +30,23 @@ _LARGEST = 2**63 - 1
 _NAMES = tuple(name for name in ROLLUP_DIMENSIONS if name != "user")
 _SUMS = UsageTotals._fields
 _NOTHING = UsageTotals()
+_NONE: Mapping[str, int] = MappingProxyType({})
 
 Names = tuple[str | None, ...]
 """Of one user's sum: its names but the user's, in the order of `ROLLUP_DIMENSIONS`."""
 
 
 class Entry(NamedTuple):
-    """One line: a record that a writer sent, with its number."""
+    """One line: a record that a writer sent, with its number.
+
+    Attributes:
+        instead_of: of a sum that was given away, for each writer the number of the last line that is in it and gone.
+    """
 
     writer: str
     seq: int
     record: UsageEvent | DailySum
+    instead_of: Mapping[str, int] = _NONE
 
     @property
     def user(self) -> str:
@@ -63,6 +70,8 @@ def encode_entry(entry: Entry) -> bytes:
     if max(totals) > _LARGEST or min(totals) < -_LARGEST:
         raise ValueError("a number does not fit into 64 bits")
     fields = _sum_fields(record) if isinstance(record, DailySum) else to_record(record)
+    if entry.instead_of:
+        fields["instead_of"] = dict(sorted(entry.instead_of.items()))
     return f"{encode_record({'writer': entry.writer, 'seq': entry.seq, **fields})}\n".encode()
 
 
@@ -70,7 +79,7 @@ def decode_entry(fields: Mapping[str, Any]) -> Entry:
     """Read what `encode_entry` wrote."""
     record: UsageEvent | DailySum
     record = _read_sum(fields) if "day" in fields else from_record(fields)
-    return Entry(fields["writer"], fields["seq"], record)
+    return Entry(fields["writer"], fields["seq"], record, fields.get("instead_of", _NONE))
 
 
 def _sum_fields(one: DailySum) -> dict[str, Any]:
@@ -133,6 +142,8 @@ class Tally:
         record = entry.record
         self.user = entry.user
         self._mark(entry.writer, entry.seq)
+        for writer, seq in entry.instead_of.items():
+            self._mark(writer, seq)
         if isinstance(record, DailySum):
             self.add_sum(record)
             return
