@@ -511,3 +511,17 @@ def test_what_was_interrupted_leaves_nothing_of_the_forgotten(tmp_path: Path) ->
         path.with_name(f"{path.name}.new").write_text("ann")
     tree.archive.forget("ann", 100)
     assert not (tree.root / ANN).exists()
+
+
+def test_what_is_applied_is_left_alone_while_the_rest_is_settled(tmp_path: Path) -> None:
+    """Whoever finishes what was interrupted takes nothing away meanwhile that others are reading."""
+    tree = Tree(tmp_path)
+    tree.append(make_event(), make_event(user="bo"))
+    tree.archive.forget("ann", 100)
+    tree.append(make_event())
+    with mock.patch.object(tree.archive, "_apply", side_effect=OSError), pytest.raises(StorageUnavailableError):
+        tree.append(make_event(user="bo"))
+    settling = Archive(tmp_path, BERLIN)
+    with mock.patch.object(Path, "unlink", side_effect=AssertionError):
+        assert settling.watermarks()["w"] == 4
+    assert settling.aggregate((), TODAY, TODAY, EVERYTHING).groups[()].requests == 4

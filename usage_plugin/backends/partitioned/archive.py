@@ -181,7 +181,8 @@ class Archive:
         """Apply again what may not have reached the days' files; only with the lock."""
         view = self._journal.view()
         if not view.is_settled:
-            for lines in self._journal.batches():
+            # What is certain is left alone: others are reading it, and to rewrite it again would take from it first.
+            for lines in self._journal.batches(pending=view.is_certain):
                 parsed = [fields for line in lines if (fields := parse_line(line)) is not None]
                 self._put_in_place([self._read_rewriting(fields) for fields in parsed if "rewritten" in fields])
                 self._apply([decode_entry(fields) for fields in parsed if "rewritten" not in fields])

@@ -133,11 +133,12 @@ class Journal:
         finally:
             os.close(handle)
 
-    def batches(self) -> Iterator[list[bytes]]:
-        """Read the lines of every batch that may not be on the disk elsewhere; only for whoever has the lock."""
+    def batches(self, *, pending: bool) -> Iterator[list[bytes]]:
+        """Read the lines of every batch, or of those alone that are not applied; only for whoever has the lock."""
+        start = self._applied_end if pending else 0
         handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for part in self._parts(handle, 0):
+            for part in self._parts(handle, start):
                 if part.kind == "batch":
                     yield os.pread(handle, part.end - part.lines, part.lines).splitlines(keepends=True)
         finally:
