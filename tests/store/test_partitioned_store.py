@@ -525,3 +525,21 @@ def test_what_is_applied_is_left_alone_while_the_rest_is_settled(tmp_path: Path)
     with mock.patch.object(Path, "unlink", side_effect=AssertionError):
         assert settling.watermarks()["w"] == 4
     assert settling.aggregate((), TODAY, TODAY, EVERYTHING).groups[()].requests == 4
+
+
+def test_what_is_forgotten_while_it_is_handed_out_is_no_lack(tmp_path: Path) -> None:
+    """Whoever catches up while files are rewritten is told to begin again, and then what is gone."""
+    tree = Tree(tmp_path)
+    tree.append(make_event(), make_event(user="bo"))
+    marks = tree.archive.watermarks()
+    other = Archive(tmp_path, BERLIN)
+    lines_of_days = tree.archive._lines_beyond
+
+    def forget_first(*what: Any) -> Any:
+        other.forget("ann", 100)
+        return ((line, fields) for line, fields in lines_of_days({}, what[1]))
+
+    with mock.patch.object(tree.archive, "_lines_beyond", forget_first), pytest.raises(StorageUnavailableError):
+        list(tree.archive.sent({"w": 0}, marks))
+    with pytest.raises(StoragePrunedError):
+        list(tree.archive.sent({"w": 0}, marks))

@@ -13,7 +13,7 @@ from collections import defaultdict
 from contextlib import suppress
 from datetime import date
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from usage_plugin.backends.partitioned.copies import copies_of_others
 from usage_plugin.backends.partitioned.days import (
@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.store import Grouping, UsageFilter
     from usage_plugin.domain.windows import Window
+
+LineT = TypeVar("LineT")
 
 FOLDER = "partitioned"
 ITSELF = ""
@@ -245,9 +247,8 @@ class Archive:
             for _ in range(_TRIES):
                 marks = self.watermarks()
                 groups = self._sum(by, first, last, usage_filter, marks)
-                # Else files were rewritten meanwhile, or are just now, perhaps one that was read and one that was not.
-                view = self._journal.view()
-                if ITSELF not in view.pending and view.watermarks.get(ITSELF) == marks.get(ITSELF):
+                # Else perhaps one file was read before, and one after.
+                if not self._is_rewritten(marks):
                     return Aggregate(groups, of_writers(marks))
             with self._lock.held():
                 marks = self._settle()
@@ -324,15 +325,27 @@ class Archive:
 
         Raises:
             StoragePrunedError: events beyond `after` are gone; the other store has to be built anew.
+            StorageUnavailableError: files were rewritten meanwhile; what was given out so far is of no use.
         """
         with translated(self.root):
-            self.watermarks()
+            marks = self.watermarks()
             if not after:
                 yield from (Sent(LEFT_OVER, seq, one) for seq, one in enumerate(self._left_over(), 1))
             lines = ((_number_of(fields), line) for line, fields in self._lines_beyond(after, upto))
-            for line in sorted_lines(lines, lambda line: _number_of(_parsed(line))):
+            # All are read before the first one comes out.
+            for line in sorted_lines(self._unless_rewritten(lines, marks), lambda line: _number_of(_parsed(line))):
                 writer, seq, record, _ = decode_entry(_parsed(line))
                 yield Sent(writer, seq, record)
+
+    def _unless_rewritten(self, lines: Iterable[LineT], marks: Mapping[str, int]) -> Iterator[LineT]:
+        yield from lines
+        if self._is_rewritten(marks):
+            raise StorageUnavailableError("The files were rewritten while they were read.")
+
+    def _is_rewritten(self, marks: Mapping[str, int]) -> bool:
+        """Say whether files were rewritten since there were these watermarks, or are just now."""
+        view = self._journal.view()
+        return ITSELF in view.pending or view.watermarks.get(ITSELF) != marks.get(ITSELF)
 
     def _days(self) -> Iterator[Day]:
         for folder in self._tree.users():
