@@ -25,7 +25,7 @@ run: install
 test: install
 	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadgroup
 
-# Half an hour of chaos and what else takes long; SOAK_MINUTES=2 makes the chaos shorter.
+# Half an hour of chaos and what else takes long; SOAK_MINUTES=2 makes it shorter.
 soak: install
 	$(BIN)/pytest -m soak --timeout 7200
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests import soak
 from tests.proxy import chaos_store
 from tests.proxy.chaos_load import Load, Sent
 from tests.proxy.chaos_monkey import Monkey
@@ -183,7 +184,7 @@ async def test_the_books_survive_a_minute_of_chaos(chaos: Chaos) -> None:
 @pytest.mark.timeout(0)
 async def test_the_books_survive_long_chaos(chaos: Chaos) -> None:
     """For SOAK_MINUTES (30) workers, proxies and the store die at random under mixed load, and the books agree."""
-    seconds = 60 * float(os.environ.get("SOAK_MINUTES", "30"))
+    seconds = 60 * soak.MINUTES
     await asyncio.gather(chaos.load.run(seconds), chaos.monkey.rage(seconds))
     await chaos.end()
     await chaos.check()
