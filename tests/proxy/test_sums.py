@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.proxy
 
-REQUESTS = 2000
+REQUESTS = {1: 500, 4: 2000}
+"""By the number of workers: several can go wrong in more ways, and are faster."""
 MODELS = ("chat", "text", "embed", "resp", "claude")
 AT_ONCE = 32
 
@@ -90,7 +91,8 @@ async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: 
     users = [f"mixed-{mark}-{name}" for name in ("ann", "bo", "eva", "zoë", "../../x")]
     rng = random.Random(1)
     jobs = []
-    for number in range(REQUESTS):
+    requests = REQUESTS[one_or_many.workers]
+    for number in range(requests):
         kind = rng.choice(["chat", "chat", "text", "embed", "resp", "claude", "cached"])
         plan = {"in": rng.randint(1, 900), "out": rng.randint(0, 500), "delay": rng.choice([0, 0.01])}
         plan["cached"] = rng.randint(0, plan["in"]) if kind in ("chat", "resp", "claude") else 0
@@ -122,14 +124,14 @@ async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: 
     one_or_many.settled()
 
     planned = sum(plan.get("status", 200) != 200 for _, _, plan, _ in jobs)
-    assert results == {"answered": REQUESTS - planned, "failed": planned}
+    assert results == {"answered": requests - planned, "failed": planned}
     # What other tests had left running may still have been answered meanwhile.
     handed = {name: sums for name, sums in upstream.handed_out().items() if name.removesuffix("-up") in MODELS}
     expected = sum((cost_of(model.removesuffix("-up"), sums) for model, sums in handed.items()), Decimal())
     events = [event for user in users for event in one_or_many.events(user)]
-    assert len(events) == REQUESTS
-    assert len({event["event_id"] for event in events}) == REQUESTS
-    assert Counter(event["status"] for event in events) == {"success": REQUESTS - planned, "failure": planned}
+    assert len(events) == requests
+    assert len({event["event_id"] for event in events}) == requests
+    assert Counter(event["status"] for event in events) == {"success": requests - planned, "failure": planned}
     assert {event["cost_source"] for event in events} <= {"computed", "none"}
     assert not [event for event in events if Decimal(event["excess"])]
     hits = [event for event in events if event["cache_hit"]]

@@ -108,7 +108,8 @@ class HybridStore(UsageStore):
                 async with self._database.used(patiently=True) as store:
                     if is_ours:
                         await move_in(self._files, store)
-                    elif unknown(await watermarks_of(store), marks):
+                    elif unknown(await watermarks_of(store), await self._files.watermarks()):
+                        # The files were asked last: whoever appends meanwhile does so there first.
                         raise StorageUnavailableError(
                             "Another process is moving the database's history into the files."
                         )
