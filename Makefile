@@ -44,6 +44,8 @@ bench: install
 	$(BIN)/python -m benchmarks.request
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.partitioned
+	$(BIN)/python -m benchmarks.migration
 	$(BIN)/python -m benchmarks.stalls
 	$(BIN)/python -m benchmarks.proxy
 	$(BIN)/python -m benchmarks.overshoot

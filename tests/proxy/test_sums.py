@@ -85,7 +85,7 @@ async def send(
 
 
 async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: Upstream) -> None:
-    """Over 2,000 mixed requests on five routes, stream and not, with failures and cache hits, every sum agrees."""
+    """Over 2,000 (one worker: 500) mixed requests on five routes, stream and not, with failures and cache hits, every sum agrees."""
     upstream.reset()
     mark = secrets.token_hex(3)
     users = [f"mixed-{mark}-{name}" for name in ("ann", "bo", "eva", "zoë", "../../x")]
