@@ -15,8 +15,8 @@ BROKEN = sorted((contract, test) for test, contracts in SABOTAGES.items() for co
 
 
 @pytest.fixture(scope="module")
-def failures() -> dict[Broken, str]:
-    return failures_in(Path(__file__).with_name("sabotaged.py"), BROKEN)
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[Broken, str]:
+    return failures_in(Path(__file__).with_name("sabotaged.py"), BROKEN, tmp_path_factory.mktemp("sabotage"))
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids="-".join)

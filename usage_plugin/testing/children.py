@@ -42,7 +42,7 @@ _context.set_forkserver_preload(["usage_plugin.testing.children"])
 def start(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
     """Start a child; it gets the arguments and then the end of a pipe to report through."""
     receiving, sending = _context.Pipe(duplex=False)
-    process = _context.Process(target=work, args=(*arguments, sending))
+    process = _context.Process(target=work, args=(*arguments, sending), daemon=True)
     process.start()
     sending.close()
     return process, receiving
