@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 START_SECONDS = 180
+WORKER_SECONDS = 120
+"""How long a worker may take for an answer to its supervisor: importing LiteLLM takes long."""
 
 # Prices in USD for each token; the tests multiply them as integers of nano-dollars.
 PRICES = {
@@ -142,7 +144,7 @@ class Proxy:
         began = self._started_workers()
         self.process = subprocess.Popen(
             [BIN / "litellm", "--config", self.config_path, "--port", str(self.port), "--host", "127.0.0.1",
-             "--num_workers", str(self.workers), "--timeout_worker_healthcheck", "120", "--keepalive_timeout", "300"],
+             "--num_workers", str(self.workers), "--timeout_worker_healthcheck", str(WORKER_SECONDS), "--keepalive_timeout", "300"],
             cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
             env={**clean_environment(), "LITELLM_MASTER_KEY": self.key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", **self.environment},
         )  # fmt: skip
@@ -168,7 +170,8 @@ class Proxy:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.send_signal(how)
-        self.process.wait(120)
+        # Its supervisor hears nothing while it waits for the answer of a worker that was killed just then.
+        self.process.wait(WORKER_SECONDS + 60)
         self.process = None
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
