@@ -52,6 +52,11 @@ LONGEST_WAIT, LONGEST_HOLD, LINGER = 10.0, 0.25, 0.02
 _NAMES = ", ".join(ROLLUP_DIMENSIONS)
 _SUMS = ", ".join(UsageTotals._fields)
 _ADDED = ", ".join(f"{name} = daily.{name} + new.{name}" for name in UsageTotals._fields)
+_BUCKETS = {
+    "day": "day::TEXT",
+    "week": "strftime(date_trunc('week', day), '%Y-%m-%d')",
+    "month": "strftime(day, '%Y-%m')",
+}
 _SAME = " AND ".join(f"daily.{name} IS NOT DISTINCT FROM new.{name}" for name in ("day", *ROLLUP_DIMENSIONS))
 
 SCHEMA = f"""
@@ -175,7 +180,7 @@ class DuckdbStore(UsageStore):
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
         """Sum the days from first to last; the watermarks are read in the same transaction."""
         where, values = _conditions(usage_filter)
-        columns = [{"day": "day::TEXT", "month": "strftime(day, '%Y-%m')"}.get(one, one) for one in by]
+        columns = [_BUCKETS.get(one, one) for one in by]
         sums = ", ".join(f"sum({name})::BIGINT" for name in UsageTotals._fields)
         query = f"SELECT {', '.join([*columns, sums])} FROM daily WHERE day BETWEEN ? AND ?{where}"
         query += f" GROUP BY {', '.join(columns)}" if columns else " HAVING count(*) > 0"

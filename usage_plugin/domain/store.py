@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from usage_plugin.domain.subjects import FORGOTTEN
@@ -18,7 +19,7 @@ from usage_plugin.domain.usage import totals_of
 from usage_plugin.domain.windows import local_date
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
     from datetime import date
     from zoneinfo import ZoneInfo
 
@@ -30,8 +31,12 @@ RollupDimension = Literal["user", "team", "api_key", "organization", "end_user",
 """What daily sums are kept by."""
 ROLLUP_DIMENSIONS: tuple[RollupDimension, ...] = get_args(RollupDimension)
 
-Grouping = Literal[RollupDimension, "day", "month"]
-GROUPINGS: tuple[Grouping, ...] = (*ROLLUP_DIMENSIONS, "day", "month")
+Grouping = Literal[RollupDimension, "day", "week", "month"]
+GROUPINGS: tuple[Grouping, ...] = (*ROLLUP_DIMENSIONS, "day", "week", "month")
+
+HourGrouping = Literal["hour", "model", "provider"]
+"""What sums by hour are kept by, where a store keeps them."""
+HOUR_GROUPINGS: tuple[HourGrouping, ...] = get_args(HourGrouping)
 
 
 class DailySum(NamedTuple):
@@ -71,12 +76,17 @@ def daily_sum(event: UsageEvent, zone: ZoneInfo) -> DailySum:
 
 
 def _group_name(one: DailySum, grouping: Grouping) -> str | None:
-    if grouping == "day":
-        return one.day.isoformat()
-    if grouping == "month":
-        return f"{one.day:%Y-%m}"
+    if grouping in ("day", "week", "month"):
+        return bucket_name(one.day, grouping)
     name: str | None = getattr(one, grouping)
     return name
+
+
+def bucket_name(day: date, bucket: Literal["day", "week", "month"]) -> str:
+    """Name the day, the week by its Monday, or the month that a day is in: ISO dates, and `YYYY-MM`."""
+    if bucket == "month":
+        return f"{day:%Y-%m}"
+    return (day - timedelta(days=day.weekday()) if bucket == "week" else day).isoformat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +114,18 @@ class Aggregate(NamedTuple):
     """Sums by group, and for each writer the number of its last event that they contain.
 
     A group is a tuple of names in the order asked for: text, None where there was no name, ISO dates for
-    `day`, `YYYY-MM` for `month`.
+    `day` and for `week` (its Monday), `YYYY-MM` for `month`, an ISO time with its offset for `hour`.
     """
 
     groups: Mapping[tuple[str | None, ...], UsageTotals]
+    watermarks: Mapping[str, int]
+
+
+class Ranking(NamedTuple):
+    """The dearest groups, and how many there are in all."""
+
+    groups: Mapping[tuple[str | None, ...], UsageTotals]
+    in_all: int
     watermarks: Mapping[str, int]
 
 
@@ -200,6 +218,49 @@ class UsageStore(ABC):
     @abstractmethod
     async def health(self) -> None:
         """Raise `StorageError` if the store would not take an event now."""
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """An ability of stores that can find the dearest of many groups without handing out all of them."""
+
+    async def ranking(
+        self,
+        by: Sequence[RollupDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        *,
+        most: int,
+        also: Collection[tuple[str | None, ...]] = (),
+    ) -> Ranking:
+        """Sum the days from first to last, both included, for the dearest groups.
+
+        Args:
+            by: what groups are made of, at least one.
+            first: a day of the store's zone.
+            last: the same.
+            usage_filter: the names that count.
+            most: so many groups, those of the highest cost, of equal cost those with more requests.
+            also: groups whose sums are given wherever they stand, if there are any.
+
+        Raises:
+            StorageUnavailableError: not now; `aggregate` may answer all the same.
+        """
+
+
+@runtime_checkable
+class KeepsHours(Protocol):
+    """An ability of stores that keep sums by hour, of events only: imported days have no hours."""
+
+    async def aggregate_hours(
+        self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
+    ) -> Aggregate:
+        """Sum the hours of the days from first to last; the filter may name a model and a provider, nothing else.
+
+        Raises:
+            StorageUnavailableError: not now; `events` may answer all the same.
+        """
 
 
 @runtime_checkable

@@ -104,6 +104,19 @@ def start_of_day(day: date, zone: ZoneInfo) -> int:
     return to_instant(midnight.astimezone(timezone.utc))
 
 
+_HOUR = WindowRule("hour")
+
+
+def start_of_hour(instant: int, zone: ZoneInfo) -> int:
+    """Find the first instant of the local hour that an instant is in."""
+    return window_at(_HOUR, instant, zone).start
+
+
+def hour_name(instant: int, zone: ZoneInfo) -> str:
+    """Write the start of a local hour with its offset, so that the two of an hour that happens twice differ."""
+    return to_datetime(instant, zone).isoformat(timespec="minutes")
+
+
 def days_window(first: date, last: date, zone: ZoneInfo) -> Window:
     """Span whole local days, both included."""
     return Window(start_of_day(first, zone), start_of_day(last + timedelta(days=1), zone))

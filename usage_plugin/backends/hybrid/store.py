@@ -22,7 +22,10 @@ from usage_plugin.domain.store import (
     DailySum,
     EventPosition,
     Grouping,
+    KeepsHours,
     LeavesTraces,
+    Ranking,
+    Ranks,
     UsageFilter,
     UsageStore,
 )
@@ -151,6 +154,20 @@ class HybridStore(UsageStore):
                 return Aggregate(found.groups, known)
             await self._database.reopen(older_than=OLD)
         return await self._files.aggregate(by, first, last, usage_filter)
+
+    async def ranking(self, *what: Any, **how: Any) -> Ranking:
+        """Find the dearest groups, if the database can."""
+        async with self._level_database() as store:
+            if isinstance(store, Ranks):
+                return await store.ranking(*what, **how)
+        raise StorageUnavailableError("The database cannot rank.")
+
+    async def aggregate_hours(self, *what: Any) -> Aggregate:
+        """Sum hours, if the database keeps them."""
+        async with self._level_database() as store:
+            if isinstance(store, KeepsHours):
+                return await store.aggregate_hours(*what)
+        raise StorageUnavailableError("The database keeps no hours.")
 
     @asynccontextmanager
     async def _level_database(self, *, patiently: bool = False) -> AsyncIterator[UsageStore]:

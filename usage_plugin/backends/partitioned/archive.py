@@ -258,7 +258,7 @@ class Archive:
         self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter, marks: Mapping[str, int]
     ) -> dict[tuple[str | None, ...], UsageTotals]:
         groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
-        for one in self._sums(first, last, usage_filter, marks, by_month="day" not in by):
+        for one in self._sums(first, last, usage_filter, marks, by_month=not {"day", "week"} & set(by)):
             group = one.group(by)
             groups[group] = groups[group].plus(one.totals)
         return dict(groups)

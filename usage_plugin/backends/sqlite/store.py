@@ -13,15 +13,29 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import date
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import aiosqlite
 
+from usage_plugin.backends.sqlite.sources import (
+    SUMMED,
+    SUMS,
+    Source,
+    conditions,
+    day_of,
+    number_of,
+    of_days,
+    of_hours,
+)
 from usage_plugin.domain.store import (
     ROLLUP_DIMENSIONS,
     Aggregate,
     DailySum,
     EventPosition,
     Grouping,
+    HourGrouping,
+    Ranking,
+    RollupDimension,
     UsageFilter,
     UsageStore,
     daily_sum,
@@ -34,14 +48,13 @@ from usage_plugin.domain.usage import (
     from_record,
     to_record,
 )
-from usage_plugin.domain.windows import start_of_day
+from usage_plugin.domain.windows import days_window, hour_name, start_of_day, start_of_hour
 from usage_plugin.errors import StorageDamagedError, StorageError, StorageUnavailableError
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
     from pathlib import Path
-    from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.windows import Window
 
@@ -53,14 +66,15 @@ _MOST_VALUES = 900
 """SQLite before 3.32 takes 999 values in a statement."""
 
 _DIMENSIONS = ", ".join(ROLLUP_DIMENSIONS)
-_SUMS = ", ".join(UsageTotals._fields)
 _MARKS = ", ".join("?" * (1 + len(ROLLUP_DIMENSIONS) + len(UsageTotals._fields)))
 _KEY = ("day", *ROLLUP_DIMENSIONS)
+_PERSONS = ("user", "end_user")
 _LAST_NUMBER = 2**63 - 1
-_ADD_TO_DAILY = (
-    f"INSERT INTO daily (day, {_DIMENSIONS}, {_SUMS}) VALUES ({_MARKS}) ON CONFLICT DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in UsageTotals._fields)
-)
+_ADDING = "ON CONFLICT DO UPDATE SET " + ", ".join(f"{name} = {name} + excluded.{name}" for name in UsageTotals._fields)
+_ADD_TO_DAILY = f"INSERT INTO daily (day, {_DIMENSIONS}, {SUMS}) VALUES ({_MARKS}) {_ADDING}"
+_HOUR_DIMENSIONS = ("model", "provider")
+_HOUR_MARKS = ", ".join("?" * (1 + len(_HOUR_DIMENSIONS) + len(UsageTotals._fields)))
+_ADD_TO_HOURLY = f"INSERT INTO hourly (hour, {', '.join(_HOUR_DIMENSIONS)}, {SUMS}) VALUES ({_HOUR_MARKS}) {_ADDING}"
 _ADD_EVENT = (
     f"INSERT INTO events (started_at, event_id, {_DIMENSIONS}, rest)"
     f" VALUES ({', '.join('?' * (3 + len(ROLLUP_DIMENSIONS)))})"
@@ -118,6 +132,11 @@ class SqliteStore(UsageStore):
             rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
         await self._writer.executemany(_ADD_EVENT, rows)
         await self._add_numbered(sums, numbers)
+        hours: dict[tuple[int, ...], UsageTotals] = {}
+        for event, one in zip(fresh, sums, strict=True):
+            key = (start_of_hour(event.started_at, self._zone), numbers[one.model], numbers[one.provider])
+            hours[key] = hours.get(key, UsageTotals()).plus(one.totals)
+        await self._writer.executemany(_ADD_TO_HOURLY, [(*key, *hours[key]) for key in sorted(hours)])
 
     async def _add_sums(self, sums: Sequence[DailySum]) -> None:
         # A sum of nothing would be a row of nothing.
@@ -127,7 +146,7 @@ class SqliteStore(UsageStore):
     async def _add_numbered(self, sums: Sequence[DailySum], numbers: Mapping[str | None, int]) -> None:
         rows: dict[tuple[int, ...], UsageTotals] = {}
         for one in sums:
-            key = (_number_of(one.day), *(numbers[name] for name in one.names))
+            key = (number_of(one.day), *(numbers[name] for name in one.names))
             rows[key] = rows.get(key, UsageTotals()).plus(one.totals)
         await self._writer.executemany(_ADD_TO_DAILY, [(*key, *rows[key]) for key in sorted(rows)])
 
@@ -145,14 +164,7 @@ class SqliteStore(UsageStore):
         """Give each name its number, making new ones."""
         wanted = sorted({name for one in sums for name in one.names if name is not None})
         await self._writer.executemany("INSERT OR IGNORE INTO names (name) VALUES (?)", [(name,) for name in wanted])
-        numbers: dict[str | None, int] = {None: 0}
-        for at in range(0, len(wanted), _MOST_VALUES):
-            # Bound one by one: in JSON, SQLite would take a name that holds a NUL to end there.
-            some = wanted[at : at + _MOST_VALUES]
-            marks = ", ".join("?" * len(some))
-            rows = await self._writer.execute_fetchall(f"SELECT name, number FROM names WHERE name IN ({marks})", some)
-            numbers |= {row[0]: row[1] for row in rows}
-        return numbers
+        return await _numbers_of(self._writer, wanted)
 
     async def watermark(self, writer: str) -> int:
         """Give the number of the writer's last event."""
@@ -161,25 +173,78 @@ class SqliteStore(UsageStore):
             return int(rows[0][0]) if rows else 0
 
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
-        """Sum the days from first to last, out of the daily sums."""
-        columns = [_GROUPED.get(grouping, grouping) for grouping in by]
-        where, values = _conditions(usage_filter)
-        sums = ", ".join(f"sum({name})" for name in UsageTotals._fields)
-        grouped = ", ".join([*columns, sums])
-        query = f"SELECT {grouped} FROM daily WHERE day BETWEEN ? AND ?{where}"  # our own words
-        query += f" GROUP BY {', '.join(columns) or 'NULL'}"
+        """Sum the days from first to last, out of the sums that are smallest."""
+        return await self._aggregate(by, of_days(by, first, last, usage_filter))
+
+    async def aggregate_hours(
+        self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
+    ) -> Aggregate:
+        """Sum the hours of the days from first to last."""
+        span = days_window(first, last, self._zone)
+        return await self._aggregate(by, of_hours(by, span.start, span.end, usage_filter))
+
+    async def _aggregate(self, by: Sequence[Grouping | HourGrouping], source: Source) -> Aggregate:
+        columns = ", ".join(by)
+        query = f"SELECT {', '.join([*by, SUMMED])} FROM {source.query} GROUP BY {columns or 'NULL'}"
         with _translated(self._path):
             async with self._reading, _transaction(self._reader):
-                watermarks = await self._reader.execute_fetchall("SELECT writer, seq FROM watermarks")
-                rows = await self._reader.execute_fetchall(query, (_number_of(first), _number_of(last), *values))
-                names = await self._names_of(
-                    {row[at] for row in rows for at, grouping in enumerate(by) if grouping in ROLLUP_DIMENSIONS}
+                watermarks = await _watermarks(self._reader)
+                groups = await self._groups(by, query, source.values)
+        return Aggregate(groups, watermarks)
+
+    async def ranking(
+        self,
+        by: Sequence[RollupDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        *,
+        most: int,
+        also: Collection[tuple[str | None, ...]] = (),
+    ) -> Ranking:
+        """Find the dearest groups by their costs alone; only theirs are summed in full."""
+        source = of_days(by, first, last, usage_filter)
+        columns = ", ".join(by)
+        grouped = f"FROM {source.query} GROUP BY {columns}"
+        marks = ", ".join(f"json_extract(value, '$[{at}]')" for at, _ in enumerate(by))
+        query = (
+            f"WITH ranked AS (SELECT {columns}, sum(cost) AS spent, sum(requests) AS asked {grouped}"
+            f" ORDER BY spent DESC, asked DESC, {columns} LIMIT ?)"
+            f" SELECT {columns}, {SUMMED} FROM {source.query} WHERE ({columns}) IN"
+            f" (SELECT {columns} FROM ranked UNION ALL SELECT {marks} FROM json_each(?)) GROUP BY {columns}"
+        )
+        with _translated(self._path):
+            async with self._reading, _transaction(self._reader):
+                watermarks = await _watermarks(self._reader)
+                numbers = await _numbers_of(self._reader, {name for group in also for name in group})
+                known = [[numbers[name] for name in group] for group in also if all(name in numbers for name in group)]
+                values = (*source.values, most, *source.values, json.dumps(known))
+                groups = await self._groups(by, query, values)
+                counted = await self._reader.execute_fetchall(
+                    f"SELECT count(*) FROM (SELECT 1 {grouped})", source.values
                 )
-        groups = {
-            tuple(_label(grouping, row[at], names) for at, grouping in enumerate(by)): UsageTotals(*row[len(by) :])
-            for row in map(tuple, rows)
+        return Ranking(groups, next(iter(counted))[0], watermarks)
+
+    async def _groups(
+        self, by: Sequence[Grouping | HourGrouping], query: str, values: Sequence[object]
+    ) -> dict[tuple[str | None, ...], UsageTotals]:
+        rows = list(await self._reader.execute_fetchall(query, values))
+        names = await self._names_of(
+            {row[at] for row in rows for at, grouping in enumerate(by) if grouping in ROLLUP_DIMENSIONS}
+        )
+        return {
+            tuple(self._label(grouping, row[at], names) for at, grouping in enumerate(by)): UsageTotals(*row[len(by) :])
+            for row in rows
         }
-        return Aggregate(groups, {row[0]: row[1] for row in watermarks})
+
+    def _label(self, grouping: Grouping | HourGrouping, value: int, names: Mapping[int, str | None]) -> str | None:
+        if grouping in ("day", "week"):
+            return day_of(value).isoformat()
+        if grouping == "month":
+            return f"{value // 100:04d}-{value % 100:02d}"
+        if grouping == "hour":
+            return hour_name(value, self._zone)
+        return names[value]
 
     async def _names_of(self, numbers: set[int]) -> dict[int, str | None]:
         rows = await self._reader.execute_fetchall(
@@ -197,7 +262,7 @@ class SqliteStore(UsageStore):
         newest_first: bool = False,
     ) -> AsyncIterator[UsageEvent]:
         """Stream events admitted in a window, a page at a time."""
-        where, values = _conditions(usage_filter)
+        where, values = conditions(usage_filter)
         order = "DESC" if newest_first else "ASC"
         beyond = "<" if newest_first else ">"
         query = (
@@ -226,23 +291,35 @@ class SqliteStore(UsageStore):
 
     async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
         """Stream daily sums, a page at a time."""
-        where, values = _conditions(usage_filter)
+        where, values = conditions(usage_filter)
         query = (
-            f"SELECT day, {_DIMENSIONS}, {_SUMS} FROM daily"  # our own words
+            f"SELECT day, {_DIMENSIONS}, {SUMS} FROM daily"  # our own words
             f" WHERE day <= ? AND (day, {_DIMENSIONS}) > ({', '.join('?' * len(_KEY))}){where}"
             f" ORDER BY day, {_DIMENSIONS} LIMIT {PAGE}"
         )
-        key = (_number_of(first) - 1, *(_LAST_NUMBER for _ in ROLLUP_DIMENSIONS))
+        key = (number_of(first) - 1, *(_LAST_NUMBER for _ in ROLLUP_DIMENSIONS))
+        names: dict[int, str | None] = {}
         while True:
             with _translated(self._path):
                 async with self._reading:
-                    rows = list(await self._reader.execute_fetchall(query, (_number_of(last), *key, *values)))
-                    names = await self._names_of({number for row in rows for number in row[1 : len(_KEY)]})
-            for row in rows:
-                yield _daily_of(row, names)
+                    rows = list(await self._reader.execute_fetchall(query, (number_of(last), *key, *values)))
+                    names = await self._names_in(rows, names)
+            for one in _daily_of(rows, names):
+                yield one
             if len(rows) < PAGE:
                 return
             key = tuple(rows[-1][: len(_KEY)])
+
+    async def _names_in(self, rows: Sequence[sqlite3.Row], before: Mapping[int, str | None]) -> dict[int, str | None]:
+        """Find the names in a page of daily sums; those of the page before serve again.
+
+        Not those of persons: they can be forgotten, and their numbers be somebody else's by now.
+        """
+        numbers = dict(zip(ROLLUP_DIMENSIONS, list(zip(*rows, strict=True))[1 : len(_KEY)], strict=False))
+        persons = set().union(*(numbers[name] for name in numbers if name in _PERSONS))
+        others = set().union(*(numbers[name] for name in numbers if name not in _PERSONS))
+        kept = {number: before[number] for number in others & before.keys()}
+        return kept | await self._names_of(persons | others - kept.keys())
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
         """Delete what is too old, in one short transaction."""
@@ -251,7 +328,10 @@ class SqliteStore(UsageStore):
             async with self._writing, _transaction(self._writer, "IMMEDIATE"):
                 self._check_file()
                 events = await self._delete("events", ("started_at", "event_id"), "started_at < ?", before, most)
-                days = await self._delete("daily", _KEY, "day < ?", _number_of(days_before), most - events)
+                days = await self._delete("daily", _KEY, "day < ?", number_of(days_before), most - events)
+                if not events + days:
+                    begin = start_of_day(days_before, self._zone)
+                    return await self._delete("hourly", ("hour", *_HOUR_DIMENSIONS), "hour < ?", begin, most)
                 return events + days
 
     async def _delete(self, table: str, key: Sequence[str], condition: str, value: int, most: int) -> int:
@@ -298,7 +378,7 @@ class SqliteStore(UsageStore):
         """Move sums, as they are by now, from a person to `FORGOTTEN`."""
         wanted = " AND ".join(f"{name} = json_extract(value, '$[{at}]')" for at, name in enumerate(_KEY))
         rows = await self._writer.execute_fetchall(
-            f"SELECT {', '.join(_KEY)}, {_SUMS} FROM json_each(?) CROSS JOIN daily ON {wanted}",
+            f"SELECT {', '.join(_KEY)}, {SUMS} FROM json_each(?) CROSS JOIN daily ON {wanted}",
             (json.dumps(list(map(tuple, days))),),
         )
         if not rows:
@@ -349,9 +429,22 @@ class SqliteStore(UsageStore):
             return await cursor.fetchone()
 
 
-async def _watermarks(connection: aiosqlite.Connection) -> list[tuple[str, int]]:
-    rows = await connection.execute_fetchall("SELECT writer, seq FROM watermarks ORDER BY writer")
-    return [tuple(row) for row in rows]
+async def _watermarks(connection: aiosqlite.Connection) -> dict[str, int]:
+    rows = await connection.execute_fetchall("SELECT writer, seq FROM watermarks")
+    return {row[0]: row[1] for row in rows}
+
+
+async def _numbers_of(connection: aiosqlite.Connection, names: Collection[str | None]) -> dict[str | None, int]:
+    """Find the numbers of those names that have one."""
+    numbers: dict[str | None, int] = {None: 0}
+    wanted = sorted(name for name in names if name is not None)
+    for at in range(0, len(wanted), _MOST_VALUES):
+        # Bound one by one: in JSON, SQLite would take a name that holds a NUL to end there.
+        some = wanted[at : at + _MOST_VALUES]
+        marks = ", ".join("?" * len(some))
+        rows = await connection.execute_fetchall(f"SELECT name, number FROM names WHERE name IN ({marks})", some)
+        numbers |= {row[0]: row[1] for row in rows}
+    return numbers
 
 
 async def _is_used(connection: aiosqlite.Connection, number: int) -> bool:
@@ -363,31 +456,17 @@ async def _is_used(connection: aiosqlite.Connection, number: int) -> bool:
     return bool(next(iter(rows))[0])
 
 
-_GROUPED: dict[Grouping, str] = {"month": "day / 100"}
-
-
-def _conditions(usage_filter: UsageFilter) -> tuple[str, list[str]]:
-    wanted = usage_filter.wanted()
-    where = "".join(f" AND {name} = (SELECT number FROM names WHERE name = ?)" for name in wanted)
-    return where, list(wanted.values())
-
-
-def _number_of(day: date) -> int:
-    return day.year * 10_000 + day.month * 100 + day.day
-
-
-def _daily_of(row: sqlite3.Row, names: Mapping[int, str | None]) -> DailySum:
-    day = date(row[0] // 10_000, row[0] // 100 % 100, row[0] % 100)
-    numbers, sums = row[1 : len(_KEY)], row[len(_KEY) :]
-    return DailySum._make((day, *(names[number] for number in numbers), UsageTotals(*sums)))
-
-
-def _label(grouping: Grouping, value: int, names: dict[int, str | None]) -> str | None:
-    if grouping == "day":
-        return f"{value // 10_000:04d}-{value // 100 % 100:02d}-{value % 100:02d}"
-    if grouping == "month":
-        return f"{value // 100:04d}-{value % 100:02d}"
-    return names[value]
+def _daily_of(rows: Sequence[sqlite3.Row], names: Mapping[int, str | None]) -> Iterator[DailySum]:
+    """Read a page; by position, since a year of many users is millions of rows."""
+    number, day = 0, date.min
+    for row in rows:
+        if row[0] != number:
+            number, day = row[0], day_of(row[0])
+        _, user, team, api_key, organization, end_user, model, provider, *totals = row
+        yield DailySum(
+            day, names[user], names[team], names[api_key], names[organization], names[end_user], names[model],
+            names[provider], UsageTotals._make(totals),
+        )  # fmt: skip
 
 
 @asynccontextmanager
@@ -412,6 +491,7 @@ def _prepare(path: Path, zone: ZoneInfo) -> None:
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
     try:
         use_write_ahead_log(connection, _BUSY_TIMEOUT)
+        connection.create_function("local_hour", 2, _local_hour, deterministic=True)
         migrate(connection, resources.files(__package__) / "migrations", path)
         row = connection.execute("SELECT zone FROM store").fetchone()
         if row is None:
@@ -426,6 +506,11 @@ def _prepare(path: Path, zone: ZoneInfo) -> None:
             f"{path} keeps days of the zone {kept}, but usage_plugin.timezone is {zone}.",
             hint=f"Set usage_plugin.timezone back to {kept}, or move the file away to begin a new history.",
         )
+
+
+def _local_hour(instant: int, zone: str) -> int:
+    """For the migration of stores that kept no hours."""
+    return start_of_hour(instant, ZoneInfo(zone))
 
 
 @asynccontextmanager
