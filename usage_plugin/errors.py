@@ -86,6 +86,10 @@ class LedgerBusyError(LedgerError):
     """Another process holds the ledger's lock; try again."""
 
 
+class HistoryError(UsagePluginError):
+    """The history cannot answer this question, or no longer."""
+
+
 class StorageError(UsagePluginError):
     """The store cannot do what was asked."""
 

@@ -7,26 +7,41 @@ first: an event that moves from one to the other between the two reads is then s
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.domain.store import EventPosition, Grouping, UsageFilter, daily_sum
+from usage_plugin.domain.store import (
+    HOUR_GROUPINGS,
+    ROLLUP_DIMENSIONS,
+    DailySum,
+    EventPosition,
+    Grouping,
+    HourGrouping,
+    KeepsHours,
+    Ranks,
+    UsageFilter,
+    daily_sum,
+)
 from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
-from usage_plugin.domain.windows import FOREVER, Window, days_window, local_date
+from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
+from usage_plugin.errors import HistoryError, StorageUnavailableError
 from usage_plugin.tracking.cache import user_day, user_month
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
-    from datetime import date
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.domain.store import UsageStore
+    from usage_plugin.domain.store import Aggregate, RollupDimension, UsageStore
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.cache import UsageCache, UserSpan
 
-_PAGE = 1_000
+PAGE = 1_000
 ALWAYS = Window(0, FOREVER)
+_NO_FILTER = UsageFilter()
+_DAY = timedelta(days=1)
 
 
 class ReportRow(NamedTuple):
@@ -34,6 +49,34 @@ class ReportRow(NamedTuple):
 
     group: tuple[str | None, ...]
     totals: UsageTotals
+
+
+class Top(NamedTuple):
+    """The dearest groups of a report, how many groups there are in all, and the sums of all of them."""
+
+    rows: list[ReportRow]
+    in_all: int
+    total: UsageTotals
+
+
+class DayPage(NamedTuple):
+    """Some sums of days.
+
+    Attributes:
+        rows: at most `PAGE`, at least one; days in order, and the sums of a day in the store's order.
+        growing: whether requests of that day are on their way into the store; then its sums are in the order of names.
+    """
+
+    rows: list[DailySum]
+    growing: bool
+
+
+class DayPosition(NamedTuple):
+    """Behind which row a stream of days goes on."""
+
+    day: date
+    names: tuple[str | None, ...]
+    growing: bool
 
 
 class UsageReader:
@@ -56,35 +99,186 @@ class UsageReader:
         by: Sequence[Grouping],
         first: date,
         last: date,
-        usage_filter: UsageFilter = UsageFilter(),  # noqa: B008
+        usage_filter: UsageFilter = _NO_FILTER,
+        *,
+        zone: ZoneInfo | None = None,
     ) -> list[ReportRow]:
-        """Sum the days from first to last, both included; the dearest group first."""
-        waiting = self._waiting()
-        stored = await self._store.aggregate(by, first, last, usage_filter)
-        groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals, stored.groups)
-        watermark = stored.watermarks.get(self._ledger.writer, 0)
-        span = days_window(first, last, self._zone)
-        for seq, event in waiting:
-            if seq > watermark and span.start <= event.started_at < span.end and usage_filter.takes(event):
-                one = daily_sum(event, self._zone)
-                group = one.group(by)
-                groups[group] = groups[group].plus(one.totals)
+        """Sum the days from first to last, both included; the dearest group first, days, weeks and months in order.
+
+        Args:
+            by: what groups are made of.
+            first: a day of the zone.
+            last: the same.
+            usage_filter: the names that count.
+            zone: whose days; the configured one if not given. Days of another are made of the events that are left.
+
+        Raises:
+            HistoryError: some events of those days are gone, or were imported as sums.
+        """
+        if zone is not None and str(zone) != str(self._zone):
+            groups = await self._sums_in(zone, by, first, last, usage_filter)
+        else:
+            waiting = self._waiting_in(days_window(first, last, self._zone), usage_filter)
+            stored = await self._store.aggregate(by, first, last, usage_filter)
+            groups = defaultdict(UsageTotals, stored.groups)
+            for event in self._after(waiting, stored.watermarks):
+                group = daily_sum(event, self._zone).group(by)
+                groups[group] = groups[group].plus(totals_of(event))
         rows = [ReportRow(group, totals) for group, totals in groups.items()]
-        chronological = bool(by) and by[0] in ("day", "month")
+        chronological = bool(by) and by[0] in ("day", "week", "month")
         return sorted(rows, key=lambda row: _order(row, chronological=chronological))
+
+    async def top(
+        self,
+        by: Sequence[RollupDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter = _NO_FILTER,
+        *,
+        most: int,
+    ) -> Top:
+        """Find the dearest groups of the days from first to last, without reading the others if the store can."""
+        (total,) = [row.totals for row in await self.report((), first, last, usage_filter)] or [UsageTotals()]
+        if isinstance(self._store, Ranks):
+            with suppress(StorageUnavailableError):
+                return await self._ranked(self._store, by, first, last, usage_filter, most, total)
+        rows = await self.report(by, first, last, usage_filter)
+        return Top(rows[:most], len(rows), total)
+
+    async def _ranked(
+        self,
+        store: Ranks,
+        by: Sequence[RollupDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        most: int,
+        total: UsageTotals,
+    ) -> Top:
+        waiting = self._waiting_in(days_window(first, last, self._zone), usage_filter)
+        touched = {daily_sum(event, self._zone).group(by) for _, event in waiting}
+        ranking = await store.ranking(by, first, last, usage_filter, most=most, also=touched)
+        groups = dict(ranking.groups)
+        for event in self._after(waiting, ranking.watermarks):
+            group = daily_sum(event, self._zone).group(by)
+            groups[group] = groups.get(group, UsageTotals()).plus(totals_of(event))
+        rows = [ReportRow(group, totals) for group, totals in groups.items()]
+        new = len(groups.keys() - ranking.groups.keys())
+        return Top(sorted(rows, key=_order)[:most], ranking.in_all + new, total)
+
+    async def hours(
+        self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter = _NO_FILTER
+    ) -> list[ReportRow]:
+        """Sum the hours of the days from first to last, in the order of the groups' names; imported days have none.
+
+        An hour is named by its beginning with its offset, as `2026-10-25T02:00+01:00`.
+        """
+        window = days_window(first, last, self._zone)
+        waiting = self._waiting_in(window, usage_filter)
+        stored = await self._kept_hours(by, first, last, usage_filter)
+        groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
+        if stored is None:
+            async for event in self.events(window, usage_filter):
+                group = self._hour_group(event, by)
+                groups[group] = groups[group].plus(totals_of(event))
+        else:
+            groups.update(stored.groups)
+            for event in self._after(waiting, stored.watermarks):
+                group = self._hour_group(event, by)
+                groups[group] = groups[group].plus(totals_of(event))
+        rows = [ReportRow(group, totals) for group, totals in groups.items()]
+        return sorted(rows, key=lambda row: _order(row, chronological=True))
+
+    async def _kept_hours(
+        self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
+    ) -> Aggregate | None:
+        if not isinstance(self._store, KeepsHours) or not usage_filter.wanted().keys() <= set(HOUR_GROUPINGS):
+            return None
+        with suppress(StorageUnavailableError):
+            return await self._store.aggregate_hours(by, first, last, usage_filter)
+        return None
+
+    def _hour_group(self, event: UsageEvent, by: Sequence[HourGrouping]) -> tuple[str | None, ...]:
+        named = {
+            "hour": hour_name(start_of_hour(event.started_at, self._zone), self._zone),
+            "model": event.model,
+            "provider": event.provider,
+        }
+        return tuple(named[grouping] for grouping in by)
+
+    async def days(self, first: date, last: date, usage_filter: UsageFilter = _NO_FILTER) -> AsyncIterator[DailySum]:
+        """Stream the sums of the days from first to last, by day and names, in bounded memory."""
+        async for page in self.day_pages(first, last, usage_filter):
+            for one in page.rows:
+                yield one
+
+    async def day_pages(
+        self,
+        first: date,
+        last: date,
+        usage_filter: UsageFilter = _NO_FILTER,
+        *,
+        after: DayPosition | None = None,
+    ) -> AsyncIterator[DayPage]:
+        """Stream the sums of the days from first to last by the page; others have the loop in between.
+
+        A day of which requests are on their way into the store is summed as `report` does, since a stream cannot say
+        how far the store was: of such a day, all sums are in memory.
+
+        Raises:
+            HistoryError: the row of `after` is not there, or no longer where it was: it was forgotten, or pruned, or
+                its day has ceased to grow.
+        """
+        pages = self._day_pages(first if after is None else after.day, last, usage_filter, after)
+        sought = None if after is None else (after.day, after.names)
+        async for page in pages:
+            rows = page.rows
+            if sought is not None:
+                found = next((at for at, one in enumerate(rows) if (one.day, one.names) == sought), None)
+                if found is None and rows[-1].day <= sought[0]:
+                    continue
+                if found is None:
+                    break
+                rows, sought = rows[found + 1 :], None
+            if rows:
+                yield DayPage(rows, page.growing)
+        if sought is not None:
+            raise _moved(sought[0])
+
+    async def _day_pages(
+        self, first: date, last: date, usage_filter: UsageFilter, after: DayPosition | None
+    ) -> AsyncIterator[DayPage]:
+        waiting = self._waiting_in(days_window(first, last, self._zone), usage_filter)
+        growing = {local_date(event.started_at, self._zone) for _, event in waiting}
+        if after is not None and (after.day in growing) != after.growing:
+            raise _moved(after.day)
+        for day in sorted(growing):
+            if first < day:
+                async for rows in _pages(self._store.daily(first, day - _DAY, usage_filter)):
+                    yield DayPage(rows, growing=False)
+            async for rows in _pages(self._sums_of(day, usage_filter)):
+                yield DayPage(rows, growing=True)
+            first = day + _DAY
+        if first <= last:
+            async for rows in _pages(self._store.daily(first, last, usage_filter)):
+                yield DayPage(rows, growing=False)
+
+    async def _sums_of(self, day: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+        rows = await self.report(ROLLUP_DIMENSIONS, day, day, usage_filter)
+        for row in sorted(rows, key=lambda row: _order(row, chronological=True)):
+            yield DailySum._make((day, *row.group, row.totals))
 
     async def events(
         self,
         window: Window = ALWAYS,
-        usage_filter: UsageFilter = UsageFilter(),  # noqa: B008  # immutable
+        usage_filter: UsageFilter = _NO_FILTER,
         *,
         newest_first: bool = False,
     ) -> AsyncIterator[UsageEvent]:
         """Stream events in the order of their admission, those in the outbox included."""
         waiting = {
             EventPosition(event.started_at, event.event_id): event
-            for _, event in self._waiting()
-            if window.start <= event.started_at < window.end and usage_filter.takes(event)
+            for _, event in self._waiting_in(window, usage_filter)
         }
         queue = sorted(waiting, reverse=not newest_first)
         async for event in self._store.events(window, usage_filter, newest_first=newest_first):
@@ -99,7 +293,7 @@ class UsageReader:
 
     def settled_after(self, seq: int) -> list[tuple[int, UsageEvent]]:
         """List events with a number above `seq` that are still in the outbox, for following along."""
-        return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(seq, _PAGE)]
+        return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(seq, PAGE)]
 
     async def user_day(self, user: str, day: date | None = None) -> UsageTotals:
         """Give a user's sums of a day (today if none is given), from the cache if it has them."""
@@ -133,6 +327,39 @@ class UsageReader:
             self._cache.put(key, totals)
         return totals
 
+    async def _sums_in(
+        self, zone: ZoneInfo, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter
+    ) -> defaultdict[tuple[str | None, ...], UsageTotals]:
+        """Sum days of another zone out of events, if all events of the days that they lie in are there."""
+        span = days_window(first, last, zone)
+        own = local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
+        expected = sum(row.totals.requests for row in await self.report((), *own, usage_filter))
+        groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
+        async for event in self.events(days_window(*own, self._zone), usage_filter):
+            expected -= 1
+            if span.start <= event.started_at < span.end:
+                group = daily_sum(event, zone).group(by)
+                groups[group] = groups[group].plus(totals_of(event))
+        if expected > 0:
+            raise HistoryError(
+                f"Days of {zone} are summed from events, and of {expected:,} requests from {own[0]} to {own[1]} there"
+                " are none any more, or they were imported as sums.",
+                hint=f"Ask for later days, or for days of {self._zone}: those are kept as sums.",
+            )
+        return groups
+
+    def _waiting_in(self, window: Window, usage_filter: UsageFilter) -> list[tuple[int, UsageEvent]]:
+        return [
+            (seq, event)
+            for seq, event in self._waiting()
+            if window.start <= event.started_at < window.end and usage_filter.takes(event)
+        ]
+
+    def _after(self, waiting: Sequence[tuple[int, UsageEvent]], watermarks: Mapping[str, int]) -> Iterator[UsageEvent]:
+        """Pass on what the store did not have when it answered."""
+        watermark = watermarks.get(self._ledger.writer, 0)
+        return (event for seq, event in waiting if seq > watermark)
+
     def _waiting(self) -> list[tuple[int, UsageEvent]]:
         """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
         return self._outbox(self._ledger.acknowledged())
@@ -140,12 +367,30 @@ class UsageReader:
     def _outbox(self, after: int) -> list[tuple[int, UsageEvent]]:
         """Read the outbox behind a number, what is acknowledged and still there included."""
         entries = []
-        while page := self._ledger.outbox(after, _PAGE):
+        while page := self._ledger.outbox(after, PAGE):
             entries += [(entry.seq, decode_event(entry.event)) for entry in page]
             after = page[-1].seq
         return entries
 
 
-def _order(row: ReportRow, *, chronological: bool) -> tuple[object, ...]:
+def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]:
     names = tuple(name or "" for name in row.group)
     return names if chronological else (-row.totals.cost, -row.totals.requests, names)
+
+
+async def _pages(rows: AsyncIterator[DailySum]) -> AsyncIterator[list[DailySum]]:
+    page: list[DailySum] = []
+    async for one in rows:
+        page.append(one)
+        if len(page) == PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _moved(day: date) -> HistoryError:
+    return HistoryError(
+        f"The row of {day} behind which to go on is not where it was: it was forgotten or pruned, or its day is over.",
+        hint=f"Begin with {day} anew.",
+    )

@@ -1,0 +1,98 @@
+"""Percentiles of single requests: exact, over as many events as there are, in bounded memory.
+
+The values are sorted in a private database of SQLite's, which goes to the disk when it grows and is gone when it is
+closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from usage_plugin.domain.store import RollupDimension
+from usage_plugin.errors import UsagePluginError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from usage_plugin.domain.usage import UsageEvent
+
+Measure = Literal["duration", "cost"]
+MEASURES: tuple[Measure, ...] = ("duration", "cost")
+EventGrouping = Literal[RollupDimension, "call_type", "status"]
+
+_PAGE = 1_000
+
+
+class Percentiles(NamedTuple):
+    """One group of requests.
+
+    Attributes:
+        group: its names, in the order asked for.
+        events: how many values there are.
+        values: for each percentage asked for, the smallest value that so many per cent of all do not exceed (the
+            nearest rank): microseconds of durations, nano-dollars of costs.
+    """
+
+    group: tuple[str | None, ...]
+    events: int
+    values: tuple[int, ...]
+
+
+async def percentiles(
+    events: AsyncIterator[UsageEvent], measure: Measure, points: Sequence[int], by: Sequence[EventGrouping]
+) -> list[Percentiles]:
+    """Sort what events took or cost; those without a price are left out of the latter.
+
+    Args:
+        events: a stream.
+        measure: of what.
+        points: percentages, 1 to 100.
+        by: what groups are made of.
+
+    Returns:
+        The groups, those with the most events first.
+
+    Raises:
+        UsagePluginError: a percentage is none.
+    """
+    for point in points:
+        if not 1 <= point <= 100:
+            raise UsagePluginError(f"percentiles: found {point}, expected whole numbers from 1 to 100.")
+    # An empty name: SQLite's own temporary file. Used by one thread at a time.
+    with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as database:
+        database.execute("CREATE TABLE measured (names TEXT NOT NULL, value INTEGER NOT NULL)")
+        page: list[tuple[str, int]] = []
+        async for event in events:
+            value = event.cost if measure == "cost" else event.duration_us
+            if value is not None:
+                page.append((json.dumps([getattr(event, name) for name in by]), value))
+            if len(page) == _PAGE:
+                await asyncio.to_thread(_keep, database, page)
+                page = []
+        return await asyncio.to_thread(_rank, database, page, points)
+
+
+def _keep(database: sqlite3.Connection, page: Sequence[tuple[str, int]]) -> None:
+    database.execute("BEGIN")
+    database.executemany("INSERT INTO measured VALUES (?, ?)", page)
+    database.execute("COMMIT")
+
+
+def _rank(database: sqlite3.Connection, page: Sequence[tuple[str, int]], points: Sequence[int]) -> list[Percentiles]:
+    _keep(database, page)
+    database.execute("CREATE INDEX ranked ON measured (names, value)")
+    found = []
+    for names, count in database.execute(
+        "SELECT names, count(*) AS events FROM measured GROUP BY names ORDER BY events DESC, names"
+    ).fetchall():
+        values = []
+        for point in points:
+            rank = -(-count * point // 100)
+            query = "SELECT value FROM measured WHERE names = ? ORDER BY value LIMIT 1 OFFSET ?"
+            values.append(database.execute(query, (names, rank - 1)).fetchone()[0])
+        found.append(Percentiles(tuple(json.loads(names)), count, tuple(values)))
+    return found
