@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from usage_plugin.testing.clock import FakeClock
 
 TODAY = date(2026, 11, 23)
+TOMORROW = date(2026, 11, 24)
 
 
 async def test_what_is_recorded_is_read_at_once(tracker: UsageTracker) -> None:
@@ -99,9 +100,9 @@ async def test_reports_and_events_are_filtered(tracker: UsageTracker, clock: Fak
     for user, model, cost in (("ann", "gpt", 1), ("ann", "o3", 3), ("bo", "gpt", 2)):
         await tracker.record_usage(user, cost=cost, model=model)
         clock.advance(timedelta(minutes=1))
-    rows = await tracker.report(["user"], TODAY, TODAY)
+    rows = await tracker.aggregate(["user"], start=TODAY, end=TOMORROW)
     assert [(row.group, row.usage.cost, row.usage.requests) for row in rows] == [(("ann",), 4, 2), (("bo",), 2, 1)]
-    (row,) = await tracker.report([], TODAY, TODAY, user="ann", model="gpt")
+    (row,) = await tracker.aggregate(start=TODAY, end=TOMORROW, user="ann", model="gpt")
     assert row.usage.cost == 1
     assert [event.model async for event in tracker.events(user="ann", newest_first=True)] == ["o3", "gpt"]
     middle = tracker.events(began + timedelta(minutes=1), began + timedelta(minutes=2))

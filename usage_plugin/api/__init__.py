@@ -14,8 +14,11 @@ from usage_plugin.api.opening import open_tracker
 from usage_plugin.api.reservations import Reservation
 from usage_plugin.api.tracker import UsageTracker
 from usage_plugin.api.values import (
+    PercentileRow,
     Session,
     Statistics,
+    StreamedUsage,
+    TopUsage,
     Usage,
     UsageRow,
     UsageSummary,
@@ -30,9 +33,12 @@ from usage_plugin.errors import BudgetExceededError, NotAdmittedError, UsagePlug
 __all__ = [
     "BudgetExceededError",
     "NotAdmittedError",
+    "PercentileRow",
     "Reservation",
     "Session",
     "Statistics",
+    "StreamedUsage",
+    "TopUsage",
     "Usage",
     "UsageEvent",
     "UsagePluginError",

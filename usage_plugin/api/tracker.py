@@ -8,31 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.api.facts import Belonging, Facts, UsageFacts, belonging, given, user_name
 from usage_plugin.api.profiles import ProfileFields, checked_fields
+from usage_plugin.api.queries import UsageQueries
 from usage_plugin.api.reservations import Reservation, reserve
 from usage_plugin.api.summary import summarise
-from usage_plugin.api.values import Money, UsageRow, UsageSummary, nano_of, usage_of
+from usage_plugin.api.values import Money, UsageSummary, nano_of
 from usage_plugin.api.waiting import LONGEST_WAIT, when_free
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.domain.profiles import UserProfile
-from usage_plugin.domain.store import Grouping, UsageFilter
+from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageEvent, new_event_id
-from usage_plugin.domain.windows import FOREVER, MICROSECONDS, Window, to_instant
+from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.admission import unheld
 from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.recorder import OpenRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
     from decimal import Decimal
 
     from typing_extensions import Unpack
 
     from usage_plugin.domain.subjects import Subjects
-    from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.recorder import Outcome
-    from usage_plugin.tracking.tracker import UsageReader
 
 CALL_TYPE = "library"
 """The call type of events that a program recorded."""
@@ -41,13 +40,8 @@ _LONGEST_WORK = 366 * 86_400
 _PAGE = 1_000
 
 
-class UsageTracker:
+class UsageTracker(UsageQueries):
     """Records usage, holds budgets, and reads what was spent. One event loop uses it; `open_tracker` makes it."""
-
-    def __init__(self, runtime: Runtime, reader: UsageReader) -> None:
-        """Take the running parts."""
-        self._runtime = runtime
-        self._reader = reader
 
     # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -199,44 +193,9 @@ class UsageTracker:
         name = user_name(self._runtime.config.identity, user_id)
         return await summarise(self._runtime, self._reader, name, days)
 
-    async def report(self, by: Sequence[Grouping], first: dt.date, last: dt.date, **names: str) -> list[UsageRow]:
-        """Sum the days from first to last, both included; the dearest group first, days and months in order.
-
-        Args:
-            by: what to group by: user, team, api_key, organization, end_user, model, provider, day or month.
-            first: a day of the configured zone.
-            last: the same.
-            names: takes only what has these, for example `user="ann"`.
-        """
-        rows = await self._reader.report(by, first, last, self._filter(names))
-        return [UsageRow(row.group, usage_of(row.totals)) for row in rows]
-
-    def events(
-        self,
-        since: dt.datetime | None = None,
-        until: dt.datetime | None = None,
-        *,
-        newest_first: bool = False,
-        **names: str,
-    ) -> AsyncIterator[UsageEvent]:
-        """Stream events in the order of their beginning, in bounded memory; their amounts are nano-dollars.
-
-        Args:
-            since: an aware datetime; the beginning of all if not given.
-            until: the same, exclusive; the end of all if not given.
-            newest_first: in the other order.
-            names: takes only what has these, for example `user="ann"`.
-        """
-        window = Window(0 if since is None else to_instant(since), FOREVER if until is None else to_instant(until))
-        return self._reader.events(window, self._filter(names), newest_first=newest_first)
-
     def _user(self, user_id: str) -> str:
         """Give the name under which a user is kept."""
         return self._runtime.pseudonyms.kept(user_name(self._runtime.config.identity, user_id))
-
-    def _filter(self, names: Mapping[str, str]) -> UsageFilter:
-        kept = self._runtime.pseudonyms.kept_of
-        return UsageFilter(**{dimension: kept(dimension, name) for dimension, name in names.items()})
 
     # ── profiles ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Unit
     from usage_plugin.domain.profiles import UserProfile
     from usage_plugin.domain.usage import UsageTotals
+    from usage_plugin.tracking.percentiles import Measure
 
 Money = Decimal | str | int | float
 """What is taken for an amount in USD. A float is rounded to the nearest nano-dollar of what it prints as."""
@@ -48,7 +51,7 @@ class Usage(NamedTuple):
 
 def usage_of(totals: UsageTotals) -> Usage:
     """Give sums with their cost in dollars."""
-    return Usage(**{**totals._asdict(), "cost": to_decimal(totals.cost)})
+    return Usage(*totals[:-1], to_decimal(totals.cost))
 
 
 class UsageRow(NamedTuple):
@@ -56,6 +59,56 @@ class UsageRow(NamedTuple):
 
     group: tuple[str | None, ...]
     usage: Usage
+
+
+class TopUsage(NamedTuple):
+    """The dearest groups, how many groups there are in all, and the sums of all of them."""
+
+    rows: Sequence[UsageRow]
+    in_all: int
+    total: Usage
+
+
+class StreamedUsage(NamedTuple):
+    """The sums of one combination of names on one day.
+
+    Attributes:
+        growing: whether requests of that day were on their way into the history when the stream began.
+    """
+
+    day: date
+    user: str | None
+    team: str | None
+    api_key: str | None
+    organization: str | None
+    end_user: str | None
+    model: str | None
+    provider: str | None
+    usage: Usage
+    growing: bool
+
+    @property
+    def cursor(self) -> str:
+        """A text by which `stream_usage` goes on behind this row."""
+        return json.dumps([self.day.isoformat(), self.growing, *self[1:-2]])
+
+
+class PercentileRow(NamedTuple):
+    """What the requests of a group took or cost.
+
+    Attributes:
+        events: how many requests that is.
+        values: by percentage, what so many per cent did not exceed: a `timedelta`, or a `Decimal` in USD.
+    """
+
+    group: tuple[str | None, ...]
+    events: int
+    values: Mapping[int, timedelta | Decimal]
+
+
+def measured(measure: Measure, value: int) -> timedelta | Decimal:
+    """Give microseconds as a time, or nano-dollars as dollars."""
+    return to_decimal(value) if measure == "cost" else timedelta(microseconds=value)
 
 
 class UserLimit(NamedTuple):

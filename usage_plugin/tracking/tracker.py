@@ -273,15 +273,17 @@ class UsageReader:
         window: Window = ALWAYS,
         usage_filter: UsageFilter = _NO_FILTER,
         *,
+        after: EventPosition | None = None,
         newest_first: bool = False,
     ) -> AsyncIterator[UsageEvent]:
-        """Stream events in the order of their admission, those in the outbox included."""
-        waiting = {
-            EventPosition(event.started_at, event.event_id): event
-            for _, event in self._waiting_in(window, usage_filter)
-        }
+        """Stream events in the order of their admission, those in the outbox included; `after` goes on behind one."""
+        waiting = {}
+        for _, event in self._waiting_in(window, usage_filter):
+            position = EventPosition(event.started_at, event.event_id)
+            if after is None or (position < after if newest_first else position > after):
+                waiting[position] = event
         queue = sorted(waiting, reverse=not newest_first)
-        async for event in self._store.events(window, usage_filter, newest_first=newest_first):
+        async for event in self._store.events(window, usage_filter, after=after, newest_first=newest_first):
             position = EventPosition(event.started_at, event.event_id)
             while queue and (queue[-1] > position if newest_first else queue[-1] < position):
                 yield waiting[queue.pop()]

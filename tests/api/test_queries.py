@@ -1,0 +1,109 @@
+"""Questions about the history, as a program asks them."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from usage_plugin.api import StreamedUsage, UsageTracker
+from usage_plugin.errors import HistoryError, UsagePluginError
+
+if TYPE_CHECKING:
+    from usage_plugin.testing.clock import FakeClock
+
+TODAY = date(2026, 11, 23)
+SPAN: dict[str, Any] = {"start": TODAY, "end": date(2026, 11, 26)}
+
+
+@pytest.fixture
+async def recorded(tracker: UsageTracker, clock: FakeClock) -> UsageTracker:
+    """Three days, from Monday noon on: ann twice a day, bo once."""
+    for day in range(3):
+        await tracker.record_usage("ann", cost="1.10", model="gpt", provider="openai", seconds=2, input_tokens=10)
+        await tracker.record_usage("ann", cost="0.20", model="mini", provider="openai", seconds=1)
+        clock.advance(timedelta(hours=1))
+        await tracker.record_usage("bo", cost=3 * day, model="gpt", provider="openai", seconds=4)
+        clock.advance(timedelta(hours=23))
+    return tracker
+
+
+async def test_sums_come_in_buckets_of_time(recorded: UsageTracker) -> None:
+    """By day, week, month or hour, each with the names asked for."""
+
+    async def costs(**how: Any) -> dict[tuple[str | None, ...], Decimal]:
+        return {row.group: row.usage.cost for row in await recorded.aggregate(**SPAN, **how)}
+
+    assert await costs(bucket="day") == {
+        ("2026-11-23",): Decimal("1.30"), ("2026-11-24",): Decimal("4.30"), ("2026-11-25",): Decimal("7.30")
+    }  # fmt: skip
+    assert await costs(bucket="week", by=["user"]) == {
+        ("2026-11-23", "ann"): Decimal("3.90"),
+        ("2026-11-23", "bo"): 9,
+    }
+    assert await costs(bucket="month", user="bo") == {("2026-11",): 9}
+    hours = await costs(bucket="hour", by=["model"], model="mini")
+    assert list(hours) == [(f"2026-11-{day}T11:00+00:00", "mini") for day in (23, 24, 25)]
+    assert await costs(zone="Asia/Tokyo", bucket="day", user="bo") == {
+        ("2026-11-23",): 0, ("2026-11-24",): 3, ("2026-11-25",): 6
+    }  # fmt: skip
+
+
+async def test_the_dearest_come_without_the_others(recorded: UsageTracker) -> None:
+    """With how many there are, and the sums of all."""
+    found = await recorded.top(["user"], **SPAN, most=1)
+    assert [(row.group, row.usage.cost) for row in found.rows] == [(("bo",), 9)]
+    assert (found.in_all, found.total.cost, found.total.requests) == (2, Decimal("12.90"), 9)
+    assert await recorded.distinct_users(**SPAN) == 2
+    assert await recorded.distinct_users(**SPAN, model="mini") == 1
+
+
+async def test_percentiles_of_time_and_money(recorded: UsageTracker) -> None:
+    """Values that occur, by the nearest rank."""
+    by_model = {row.group: row for row in await recorded.percentiles("duration", (50, 100), ["model"], **SPAN)}
+    assert by_model["gpt",].events == 6
+    assert by_model["gpt",].values == {50: timedelta(seconds=2), 100: timedelta(seconds=4)}
+    (costs,) = await recorded.percentiles("cost", **SPAN)
+    assert costs.values == {50: Decimal("1.10"), 95: 6, 99: 6}
+
+
+async def test_a_stream_goes_on_behind_a_cursor(recorded: UsageTracker) -> None:
+    """Of days by a row's cursor, of events by an event."""
+    rows = [row async for row in recorded.stream_usage(**SPAN)]
+    assert isinstance(rows[0], StreamedUsage)
+    assert [(row.day.day, row.user, row.model) for row in rows] == [
+        (day, user, model) for day in (23, 24, 25) for user, model in (("ann", "gpt"), ("ann", "mini"), ("bo", "gpt"))
+    ]
+    assert sum(row.usage.cost for row in rows) == Decimal("12.90")
+    assert [row async for row in recorded.stream_usage(**SPAN, after=rows[4].cursor)] == rows[5:]
+    events = [event async for event in recorded.events()]
+    assert [event async for event in recorded.events(after=events[2])] == events[3:]
+    assert [event async for event in recorded.events(after=events[2], newest_first=True)] == events[1::-1]
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"start": TODAY, "end": TODAY}, "two dates"),
+        ({"start": datetime(2026, 11, 23), "end": datetime(2026, 11, 24)}, "two dates"),  # noqa: DTZ001
+        ({**SPAN, "zone": "Mars/Olympus"}, "found Mars/Olympus"),
+        ({**SPAN, "bucket": "hour", "by": ["user"]}, "by model and provider"),
+        ({**SPAN, "colour": "red"}, "Found colour"),
+    ],
+)
+async def test_what_cannot_be_asked_is_named(tracker: UsageTracker, how: dict[str, Any], what: str) -> None:
+    """The value that was found, and what is expected."""
+    with pytest.raises(UsagePluginError, match=what):
+        await tracker.aggregate(**how)
+
+
+async def test_a_cursor_must_be_one(recorded: UsageTracker) -> None:
+    """What is none is named; one of another filter finds no row."""
+    for cursor in ("x", "[]", '["2026-11-23", true]'):
+        with pytest.raises(UsagePluginError):
+            _ = [row async for row in recorded.stream_usage(**SPAN, after=cursor)]
+    (row, *_) = [row async for row in recorded.stream_usage(**SPAN, user="bo")]
+    with pytest.raises(HistoryError, match="Begin with 2026-11-23"):
+        _ = [one async for one in recorded.stream_usage(**SPAN, user="ann", after=row.cursor)]

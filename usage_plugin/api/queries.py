@@ -1,0 +1,209 @@
+"""Questions about the history. Days are those of the configured zone; spans end before the day `end`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import TYPE_CHECKING, Any, Literal, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from usage_plugin.api.values import (
+    PercentileRow,
+    StreamedUsage,
+    TopUsage,
+    UsageRow,
+    measured,
+    usage_of,
+)
+from usage_plugin.domain.store import HOUR_GROUPINGS, EventPosition, Grouping, UsageFilter
+from usage_plugin.domain.windows import FOREVER, Window, days_window, to_instant
+from usage_plugin.errors import UsagePluginError
+from usage_plugin.tracking.percentiles import percentiles
+from usage_plugin.tracking.tracker import DayPosition
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from usage_plugin.domain.store import HourGrouping, RollupDimension
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.percentiles import EventGrouping, Measure
+    from usage_plugin.tracking.tracker import UsageReader
+
+Bucket = Literal["hour", "day", "week", "month"]
+
+_DAY = dt.timedelta(days=1)
+
+
+class UsageQueries:
+    """Reads the history, complete to the last settled request."""
+
+    def __init__(self, runtime: Runtime, reader: UsageReader) -> None:
+        """Take the running parts."""
+        self._runtime = runtime
+        self._reader = reader
+
+    async def aggregate(
+        self,
+        by: Sequence[RollupDimension] = (),
+        *,
+        start: dt.date,
+        end: dt.date,
+        bucket: Bucket | None = None,
+        zone: str | None = None,
+        **names: str,
+    ) -> list[UsageRow]:
+        """Sum usage by names, in buckets of time if one is given.
+
+        Args:
+            by: user, team, api_key, organization, end_user, model, provider; of hours model and provider only.
+            start: the first day.
+            end: the day after the last.
+            bucket: hour, day, week (from Monday) or month: named first in each group, in order.
+            zone: whose days, as `Asia/Tokyo`; the configured one if not given. Days of another are summed from events,
+                so it goes back only as far as those are kept.
+            names: takes only what has these, for example `user="ann"`.
+
+        Returns:
+            The dearest group first; with a bucket, in order of time.
+
+        Raises:
+            HistoryError: events that another zone's days need are gone, or there never were any.
+            UsagePluginError: the span is none, or there is no such zone, name or bucket.
+        """
+        first, last = _days(start, end)
+        usage_filter = self._filter(names)
+        if bucket == "hour":
+            if zone is not None or not set(by) <= set(HOUR_GROUPINGS):
+                raise UsagePluginError(
+                    "bucket: hours are summed by model and provider, in the configured zone.",
+                    hint="Stream the events for anything else: tracker.events(…).",
+                )
+            rows = await self._reader.hours(("hour", *cast("Sequence[HourGrouping]", by)), first, last, usage_filter)
+        else:
+            groupings: tuple[Grouping, ...] = (*(() if bucket is None else (bucket,)), *by)
+            rows = await self._reader.report(groupings, first, last, usage_filter, zone=_zone(zone))
+        return [UsageRow(row.group, usage_of(row.totals)) for row in rows]
+
+    async def top(
+        self, by: Sequence[RollupDimension], *, start: dt.date, end: dt.date, most: int = 50, **names: str
+    ) -> TopUsage:
+        """Find the groups that cost most, without reading all of them.
+
+        Args:
+            by: what groups are made of, as for `aggregate`.
+            start: the first day.
+            end: the day after the last.
+            most: how many.
+            names: takes only what has these.
+        """
+        found = await self._reader.top(by, *_days(start, end), self._filter(names), most=most)
+        rows = [UsageRow(row.group, usage_of(row.totals)) for row in found.rows]
+        return TopUsage(rows, found.in_all, usage_of(found.total))
+
+    async def distinct_users(self, *, start: dt.date, end: dt.date, **names: str) -> int:
+        """Count the users with usage from the first day to before the last."""
+        return (await self._reader.top(("user",), *_days(start, end), self._filter(names), most=0)).in_all
+
+    async def percentiles(
+        self,
+        measure: Measure,
+        points: Sequence[int] = (50, 95, 99),
+        by: Sequence[EventGrouping] = (),
+        *,
+        start: dt.date,
+        end: dt.date,
+        **names: str,
+    ) -> list[PercentileRow]:
+        """Say what single requests took or cost, exactly; reads all their events, as far back as they are kept.
+
+        Args:
+            measure: `duration` or `cost`.
+            points: percentages from 1 to 100.
+            by: what groups are made of; also call_type and status.
+            start: the first day.
+            end: the day after the last.
+            names: takes only what has these.
+        """
+        window = days_window(*_days(start, end), self._runtime.config.timezone)
+        found = await percentiles(self._reader.events(window, self._filter(names)), measure, points, by)
+        return [
+            PercentileRow(
+                one.group,
+                one.events,
+                {point: measured(measure, value) for point, value in zip(points, one.values, strict=True)},
+            )
+            for one in found
+        ]
+
+    async def stream_usage(
+        self, *, start: dt.date, end: dt.date, after: str | None = None, **names: str
+    ) -> AsyncIterator[StreamedUsage]:
+        """Stream the sums of each day and combination of names, days in order, in bounded memory.
+
+        Args:
+            start: the first day.
+            end: the day after the last.
+            after: goes on behind a row, by its `cursor`, over the same filter.
+            names: takes only what has these.
+
+        Raises:
+            HistoryError: that row is not there any more, or not in its place.
+            UsagePluginError: the cursor is none.
+        """
+        position = None if after is None else _position(after)
+        pages = self._reader.day_pages(*_days(start, end), self._filter(names), after=position)
+        async for page in pages:
+            for one in page.rows:
+                yield StreamedUsage(*one[:-1], usage_of(one.totals), page.growing)
+
+    def events(
+        self,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        *,
+        after: UsageEvent | None = None,
+        newest_first: bool = False,
+        **names: str,
+    ) -> AsyncIterator[UsageEvent]:
+        """Stream events in the order of their beginning, in bounded memory; their amounts are nano-dollars.
+
+        Args:
+            since: an aware datetime; the beginning of all if not given.
+            until: the same, exclusive; the end of all if not given.
+            after: goes on behind this event.
+            newest_first: in the other order.
+            names: takes only what has these, for example `user="ann"`.
+        """
+        window = Window(0 if since is None else to_instant(since), FOREVER if until is None else to_instant(until))
+        position = None if after is None else EventPosition(after.started_at, after.event_id)
+        return self._reader.events(window, self._filter(names), after=position, newest_first=newest_first)
+
+    def _filter(self, names: Mapping[str, str]) -> UsageFilter:
+        kept = self._runtime.pseudonyms.kept_of
+        try:
+            return UsageFilter(**{dimension: kept(dimension, name) for dimension, name in names.items()})
+        except TypeError:
+            known = ", ".join(UsageFilter.__dataclass_fields__)
+            raise UsagePluginError(f"Found {', '.join(names)}, expected some of {known}.") from None
+
+
+def _days(start: dt.date, end: dt.date) -> tuple[dt.date, dt.date]:
+    if isinstance(start, dt.datetime) or isinstance(end, dt.datetime) or not start < end:
+        raise UsagePluginError(f"Found {start} to {end}, expected two dates; the span ends before the second.")
+    return start, end - _DAY
+
+
+def _zone(name: str | None) -> ZoneInfo | None:
+    try:
+        return None if name is None else ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise UsagePluginError(f"zone: found {name}, expected a name such as Europe/Berlin.") from None
+
+
+def _position(cursor: str) -> DayPosition:
+    try:
+        day, growing, *names = cast("list[Any]", json.loads(cursor))
+        return DayPosition(dt.date.fromisoformat(day), tuple(names), growing)
+    except (ValueError, TypeError):
+        raise UsagePluginError(f"after: found {cursor!r}, expected the cursor of a row.") from None
