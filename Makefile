@@ -49,8 +49,7 @@ bench: install
 	$(BIN)/python -m benchmarks.stalls
 	$(BIN)/python -m benchmarks.proxy
 	$(BIN)/python -m benchmarks.overshoot
-	$(BIN)/python -m benchmarks.migration
-	$(BIN)/python -m benchmarks.partitioned
+	$(BIN)/python -m benchmarks.queries
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

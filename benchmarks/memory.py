@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvloop
 
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
+from benchmarks.growth import MIB, STATUS, forget_highest, highest, in_a_process, resident
 from benchmarks.previous import InMemory
 from benchmarks.recording import record, user_name
 from usage_plugin.config import config_of
@@ -26,8 +25,7 @@ from usage_plugin.runtime import Runtime
 from usage_plugin.tracking.tracker import UsageReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from multiprocessing.connection import Connection
+    from pathlib import Path
 
 USERS, FEW = 1_000_000, 5_000
 CACHE_SIZE = 1_000
@@ -35,31 +33,6 @@ WARM_UP = 5_000
 ASK_EVERY = 100
 MOST_WAITING = 20_000
 """So many events may wait for the store, as they hardly do at the rate of a proxy: the measure is of what stays."""
-
-_STATUS = Path("/proc/self/status")
-_MIB = 2**20
-
-
-def resident() -> int:
-    """Say how many bytes of memory the process has now."""
-    return _memory("VmRSS")
-
-
-def highest() -> int:
-    """Say how many bytes it has had at most since `forget_highest`."""
-    return _memory("VmHWM")
-
-
-def forget_highest() -> None:
-    """Begin to look for the highest anew."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def _memory(field: str) -> int:
-    for line in _STATUS.read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"The system does not tell {field}.")
 
 
 async def record_for(users: int, folder: Path) -> float:
@@ -81,7 +54,7 @@ async def record_for(users: int, folder: Path) -> float:
             for number in range(users):
                 await _one(runtime, reader, number)
             await _until_moved(runtime, 0)
-            return (highest() - before) / _MIB
+            return (highest() - before) / MIB
     finally:
         await runtime.close()
 
@@ -105,23 +78,7 @@ def record_in_memory(users: int) -> float:
     forget_highest()
     for number in range(users):
         tracker.record(user_name(number), "2026-11-23", number)
-    return (highest() - before) / _MIB
-
-
-def in_a_process(work: Callable[[int], float], users: int) -> float:
-    """Do it in a fresh process, which nothing else has made large."""
-    context = get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(sending, work, users))
-    process.start()
-    sending.close()
-    grown = float(receiving.recv())
-    process.join()
-    return grown
-
-
-def _send(sending: Connection, work: Callable[[int], float], users: int) -> None:
-    sending.send(work(users))
+    return (highest() - before) / MIB
 
 
 def ours(users: int) -> float:
@@ -133,7 +90,7 @@ def ours(users: int) -> float:
 def main() -> None:
     """Measure, and print."""
     given = arguments("memory", __doc__, quick="a few users only, to see that it works")
-    if not _STATUS.is_file():
+    if not STATUS.is_file():
         sys.exit("This benchmark reads /proc/self/status, which Linux has.")
     users = FEW if given.quick else USERS
     started = time.monotonic()

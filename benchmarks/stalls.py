@@ -11,8 +11,6 @@ import asyncio
 import os
 import random
 import statistics
-import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import litellm
@@ -22,6 +20,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, show, wants_json
+from benchmarks.ticking import longest_stall
 from usage_plugin.config import DATA_DIR_VARIABLE, load_config
 from usage_plugin.proxy import exchange, handler
 from usage_plugin.proxy.prices import PriceBook
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 MODEL = "gpt-4o"
 ROUNDS = 15
-TICK = 0.001
 MOST_MS = 20.0
 SECTION = """
 usage_plugin:
@@ -48,27 +46,6 @@ def long_prompt(tokens: int) -> str:
     """Write a prompt of about so many tokens; English has one for each word."""
     rng = random.Random(tokens)
     return " ".join(rng.choice(WORDS) for _ in range(tokens))
-
-
-async def longest_stall(work: Callable[[], Awaitable[Any]]) -> float:
-    """Let the clock tick while something is done; give the longest delay in milliseconds."""
-    longest = 0.0
-
-    async def tick() -> None:
-        nonlocal longest
-        while True:
-            began = time.perf_counter()
-            await asyncio.sleep(TICK)
-            longest = max(longest, time.perf_counter() - began - TICK)
-
-    ticking = asyncio.create_task(tick())
-    await asyncio.sleep(0.01)
-    await work()
-    await asyncio.sleep(0.01)
-    ticking.cancel()
-    with suppress(asyncio.CancelledError):
-        await ticking
-    return longest * 1000
 
 
 async def measure(folder: Path) -> list[Figure]:

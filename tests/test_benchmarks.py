@@ -182,7 +182,7 @@ def test_the_short_form_of_moving_in_imports_each_form() -> None:
     assert [figure["held"] for figure in figures[2::3]] == [True, True, True]
 
 
-@pytest.mark.parametrize("name", ["overshoot", "ledger", "recording", "memory", "migration", "partitioned"])
+@pytest.mark.parametrize("name", ["overshoot", "ledger", "recording", "memory", "migration", "partitioned", "queries"])
 def test_help_says_what_is_measured(name: str) -> None:
     assert "--json" in run(name, "--help")
 
@@ -192,7 +192,11 @@ def test_help_says_what_is_measured(name: str) -> None:
     [
         ("recording", ["events a second", "events a second", "CPU for", "CPU for", "growth of CPU", "the previous"]),
         # Only Linux tells how much memory a process had at most.
-        *([("memory", ["growth with", "growth of the previous"])] if sys.platform == "linux" else []),
+        *(
+            [pytest.param("memory", ["growth with", "growth of the previous"], marks=pytest.mark.soak)]
+            if sys.platform == "linux"
+            else []
+        ),
     ],
 )
 def test_the_short_form_measures_everything(name: str, figures: list[str]) -> None:
@@ -202,6 +206,14 @@ def test_the_short_form_measures_everything(name: str, figures: list[str]) -> No
     for figure, what in zip(document["figures"], figures, strict=True):
         assert figure["what"].startswith(what)
         assert figure["measured"] > 0
+
+
+@pytest.mark.soak
+def test_the_short_form_of_the_queries_asks_everything() -> None:
+    """DuckDB finds the same sums in the same rows, or it ends with an error."""
+    figures = json.loads(run("queries", "--quick", "--json"))["figures"]
+    assert len(figures) > 20
+    assert all(figure["measured"] > 0 for figure in figures if "growth" not in figure["what"])
 
 
 def test_the_previous_tracker_wrote_everything_it_had_each_time(tmp_path: Path) -> None:
