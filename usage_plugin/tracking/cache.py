@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.usage import UsageEvent
 
-_PAGE = 500
+_PAGE = 250
 
 
 class UserSpan(NamedTuple):
@@ -81,17 +81,22 @@ class UsageCache:
                 if totals is not None:
                     self._entries[key] = totals.plus(totals_of(event))
 
-    def catch_up(self, ledger: Ledger) -> None:
-        """Add what other workers recorded; forget everything if some of that is no longer in the outbox."""
+    def catch_up(self, ledger: Ledger) -> bool:
+        """Add some of what other workers recorded; forget everything if some of that is no longer in the outbox.
+
+        Returns:
+            Whether there may be more: the caller lets others have the loop in between.
+        """
         if not self._entries:
             # Nothing to keep right: begin where the store is, so that the next entry can be loaded.
             self.seq = max(self.seq, ledger.acknowledged())
-        while page := ledger.outbox(self.seq, _PAGE):
-            for seq, encoded in page:
-                if seq != self.seq + 1:
-                    self._entries.clear()
-                    self.seq = seq - 1
-                self.add(seq, decode_event(encoded))
+        page = ledger.outbox(self.seq, _PAGE)
+        for seq, encoded in page:
+            if seq != self.seq + 1:
+                self._entries.clear()
+                self.seq = seq - 1
+            self.add(seq, decode_event(encoded))
+        return len(page) == _PAGE
 
     def clean_up(self, today: date) -> None:
         """Drop the days and months that are past their retention."""

@@ -6,6 +6,7 @@ first: an event that moves from one to the other between the two reads is then s
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from datetime import date, timedelta
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.cache import UsageCache, UserSpan
 
 PAGE = 1_000
+_OUTBOX_PAGE = 250
 ALWAYS = Window(0, FOREVER)
 _NO_FILTER = UsageFilter()
 _DAY = timedelta(days=1)
@@ -118,7 +120,7 @@ class UsageReader:
         if zone is not None and str(zone) != str(self._zone):
             groups = await self._sums_in(zone, by, first, last, usage_filter)
         else:
-            waiting = self._waiting_in(days_window(first, last, self._zone), usage_filter)
+            waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
             stored = await self._store.aggregate(by, first, last, usage_filter)
             groups = defaultdict(UsageTotals, stored.groups)
             for event in self._after(waiting, stored.watermarks):
@@ -155,7 +157,7 @@ class UsageReader:
         most: int,
         total: UsageTotals,
     ) -> Top:
-        waiting = self._waiting_in(days_window(first, last, self._zone), usage_filter)
+        waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
         touched = {daily_sum(event, self._zone).group(by) for _, event in waiting}
         ranking = await store.ranking(by, first, last, usage_filter, most=most, also=touched)
         groups = dict(ranking.groups)
@@ -174,7 +176,7 @@ class UsageReader:
         An hour is named by its beginning with its offset, as `2026-10-25T02:00+01:00`.
         """
         window = days_window(first, last, self._zone)
-        waiting = self._waiting_in(window, usage_filter)
+        waiting = await self._waiting(window, usage_filter)
         stored = await self._kept_hours(by, first, last, usage_filter)
         groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
         if stored is None:
@@ -248,7 +250,7 @@ class UsageReader:
     async def _day_pages(
         self, first: date, last: date, usage_filter: UsageFilter, after: DayPosition | None
     ) -> AsyncIterator[DayPage]:
-        waiting = self._waiting_in(days_window(first, last, self._zone), usage_filter)
+        waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
         growing = {local_date(event.started_at, self._zone) for _, event in waiting}
         if after is not None and (after.day in growing) != after.growing:
             raise _moved(after.day)
@@ -278,7 +280,7 @@ class UsageReader:
     ) -> AsyncIterator[UsageEvent]:
         """Stream events in the order of their admission, those in the outbox included; `after` goes on behind one."""
         waiting = {}
-        for _, event in self._waiting_in(window, usage_filter):
+        for _, event in await self._waiting(window, usage_filter):
             position = EventPosition(event.started_at, event.event_id)
             if after is None or (position < after if newest_first else position > after):
                 waiting[position] = event
@@ -295,7 +297,7 @@ class UsageReader:
 
     def settled_after(self, seq: int) -> list[tuple[int, UsageEvent]]:
         """List events with a number above `seq` that are still in the outbox, for following along."""
-        return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(seq, PAGE)]
+        return self._page(seq, PAGE)
 
     async def user_day(self, user: str, day: date | None = None) -> UsageTotals:
         """Give a user's sums of a day (today if none is given), from the cache if it has them."""
@@ -306,28 +308,44 @@ class UsageReader:
         return await self._sums(user_month(user, day or self.today()))
 
     async def _sums(self, key: UserSpan) -> UsageTotals:
-        self._cache.catch_up(self._ledger)
+        await self._catch_up()
         cached = self._cache.get(key)
         if cached is not None:
             return cached
         usage_filter = UsageFilter(user=key.user)
+        span = days_window(key.first, key.last, self._zone)
         while True:
             stored = await self._store.aggregate((), key.first, key.last, usage_filter)
-            watermark = stored.watermarks.get(self._ledger.writer, 0)
-            self._cache.catch_up(self._ledger)
-            later = self._outbox(watermark)
-            is_complete = not later or later[0][0] == watermark + 1
-            # Otherwise so much was moved into the store meanwhile that the outbox has dropped some of it.
-            if is_complete or self._ledger.acknowledged() <= watermark:
+            watermark = seen = stored.watermarks.get(self._ledger.writer, 0)
+            later: list[tuple[int, UsageEvent]] = []
+            has_gap = False
+            async for page in self._outbox(watermark):
+                has_gap |= page[0][0] != seen + 1
+                seen = page[-1][0]
+                later += _of(page, span, usage_filter)
+            # No step in between: the cache must not be ahead of what is counted here.
+            is_behind = self._cache.catch_up(self._ledger)
+            page = self._page(seen)
+            later += _of(page, span, usage_filter)
+            has_gap |= bool(page) and page[0][0] != seen + 1
+            if is_behind or len(page) == _OUTBOX_PAGE:
+                continue
+            # With a gap, so much was moved into the store meanwhile that the outbox has dropped some of it.
+            if not has_gap or self._ledger.acknowledged() <= watermark:
                 break
         totals = stored.groups.get((), UsageTotals())
-        span = days_window(key.first, key.last, self._zone)
         for seq, event in later:
-            if seq <= self._cache.seq and span.start <= event.started_at < span.end and usage_filter.takes(event):
+            if seq <= self._cache.seq:
                 totals = totals.plus(totals_of(event))
         if watermark <= self._cache.seq:
             self._cache.put(key, totals)
         return totals
+
+    async def _catch_up(self) -> None:
+        lags = True
+        while lags:
+            lags = self._cache.catch_up(self._ledger)
+            await asyncio.sleep(0)
 
     async def _sums_in(
         self, zone: ZoneInfo, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter
@@ -350,29 +368,39 @@ class UsageReader:
             )
         return groups
 
-    def _waiting_in(self, window: Window, usage_filter: UsageFilter) -> list[tuple[int, UsageEvent]]:
-        return [
-            (seq, event)
-            for seq, event in self._waiting()
-            if window.start <= event.started_at < window.end and usage_filter.takes(event)
-        ]
+    async def _waiting(self, window: Window, usage_filter: UsageFilter) -> list[tuple[int, UsageEvent]]:
+        """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
+        found: list[tuple[int, UsageEvent]] = []
+        async for page in self._outbox(self._ledger.acknowledged()):
+            found += _of(page, window, usage_filter)
+        return found
 
     def _after(self, waiting: Sequence[tuple[int, UsageEvent]], watermarks: Mapping[str, int]) -> Iterator[UsageEvent]:
         """Pass on what the store did not have when it answered."""
         watermark = watermarks.get(self._ledger.writer, 0)
         return (event for seq, event in waiting if seq > watermark)
 
-    def _waiting(self) -> list[tuple[int, UsageEvent]]:
-        """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
-        return self._outbox(self._ledger.acknowledged())
+    async def _outbox(self, after: int) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
+        """Read the outbox behind a number, what is acknowledged and still there included; others have the loop too."""
+        while page := self._page(after):
+            yield page
+            if len(page) < _OUTBOX_PAGE:
+                return
+            after = page[-1][0]
+            await asyncio.sleep(0)
 
-    def _outbox(self, after: int) -> list[tuple[int, UsageEvent]]:
-        """Read the outbox behind a number, what is acknowledged and still there included."""
-        entries = []
-        while page := self._ledger.outbox(after, PAGE):
-            entries += [(entry.seq, decode_event(entry.event)) for entry in page]
-            after = page[-1].seq
-        return entries
+    def _page(self, after: int, most: int = _OUTBOX_PAGE) -> list[tuple[int, UsageEvent]]:
+        return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(after, most)]
+
+
+def _of(
+    page: Sequence[tuple[int, UsageEvent]], window: Window, usage_filter: UsageFilter
+) -> Iterator[tuple[int, UsageEvent]]:
+    return (
+        (seq, event)
+        for seq, event in page
+        if window.start <= event.started_at < window.end and usage_filter.takes(event)
+    )
 
 
 def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]:
