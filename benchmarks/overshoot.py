@@ -189,6 +189,7 @@ class Load:
             try:
                 outcome, wait = await self._send(name)
             except httpx.TransportError:
+                self._server.check()
                 outcome, wait = "lost", TRY_AGAIN
             self._cell.outcomes[outcome] += 1
             if outcome == "answered":

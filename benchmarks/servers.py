@@ -111,7 +111,14 @@ class Server:
         os.kill(self.worker_pids()[0], signal.SIGKILL)
         if self._workers == 1 and self._process is not None:
             self._process.wait()
+            self._process = None
             await self.start()
+
+    def check(self) -> None:
+        """Raise RuntimeError if it has ended by itself: nobody would ever be answered."""
+        if self._process is not None and self._process.poll() is not None:
+            words = self._log.read_text(errors="replace")[-3000:]
+            raise RuntimeError(f"A server has ended by itself. Its last words:\n{words}")
 
     def stop(self) -> None:
         """End it, politely at first, and whatever it has started."""
