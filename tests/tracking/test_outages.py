@@ -242,9 +242,14 @@ async def test_pauses_grow_and_end_at_once_when_it_works(
     ids=["refused", "a bug"],
 )
 async def test_an_event_that_never_fits_is_set_aside(
-    setting: Setting, caplog: pytest.LogCaptureFixture, error: Exception, reason: str
+    setting: Setting,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    reason: str,
 ) -> None:
     """Events that the store refuses for good, or stumbles over, go to a private file, are counted, and hold up nothing."""
+    monkeypatch.setattr(flusher_module, "STUMBLES_FOR", 0.3)
     setting.trouble.poisonous, setting.trouble.poison = {"eve"}, error
     good, bad = events_of(900), events_of(2, user="eve", cost=70)
     setting.settle(*good[:300], bad[0], *good[300:], bad[1])
@@ -258,6 +263,19 @@ async def test_an_event_that_never_fits_is_set_aside(
     (found,) = [found for found in setting.ledger.imperfections() if found.kind == "unstorable"]
     assert (found.times, found.amount) == (2, 140)
     assert "event.unstorable" in caplog.text
+
+
+async def test_a_bug_that_passes_sets_nothing_aside(setting: Setting) -> None:
+    """A store that fails over single events for a while, in the middle of finding out over which, has all of them."""
+    setting.trouble.poisonous, setting.trouble.poison = {"eve"}, RuntimeError("a moment")
+    setting.settle(*events_of(5), *events_of(3, user="eve"), *events_of(5))
+    await eventually(lambda: "RuntimeError: a moment" in setting.problems().get("store", ""))
+    assert setting.ledger.acknowledged() <= 5
+    setting.trouble.poisonous = set()
+    await eventually(lambda: setting.ledger.acknowledged() == 13)
+    assert len(await setting.stored()) == 13
+    assert setting.set_aside() == []
+    assert setting.counted("unstorable") == 0
 
 
 async def test_what_was_set_aside_is_not_set_aside_again(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ BATCH = 2_000
 MOST_IN_A_ROW = 20
 """A store that refuses so many events, one after the other, is broken itself: no more are set aside."""
 
+STUMBLES_FOR = 15.0
+"""For so many seconds a store that fails over an event with an error of its own making is asked again: what is a bug
+may also be a moment, and an event that is set aside is missing in the history."""
+
 LAST_PATIENCE = 1.0
 """Seconds that an orderly end waits for the ledger's lock, with each thing that is in memory only."""
 
@@ -61,6 +65,7 @@ class Unstorable:
         self.clock = clock
         self._doubtful: list[_Refused] = []
         self._length_before = 0
+        self._stumbled: tuple[int, float] | None = None
 
     def add(self, entry: OutboxEntry, event: UsageEvent | None, reason: str) -> None:
         """Set an event aside, on the disk when this returns; one that is there already is left.
@@ -81,6 +86,13 @@ class Unstorable:
         except OSError as error:
             raise StorageUnavailableError(f"{self._path} cannot be written: {error}.") from error
         self._doubtful.append(_Refused(entry.seq, (event.cost or 0) if event else 0, reason, is_new))
+
+    def is_lasting(self, seq: int) -> bool:
+        """Say whether the store has failed over this event, and no other one since, for long enough."""
+        now = self.clock.monotonic()
+        if self._stumbled is None or self._stumbled[0] != seq:
+            self._stumbled = seq, now
+        return now - self._stumbled[1] >= STUMBLES_FOR
 
     def confirm(self, ledger: Ledger) -> None:
         """Believe the store: what it refused will not be sent again."""
@@ -163,6 +175,7 @@ class Flusher:
         self._store = store
         self._unstorable = unstorable
         self._step = step or (lambda: None)
+        self._taken = 0
 
     async def begin(self) -> None:
         """Agree with the store on what it has: either file may have been restored from a backup."""
@@ -196,10 +209,14 @@ class Flusher:
         entries = ledger.outbox(ledger.acknowledged(), BATCH)
         if entries:
             until_free(ledger.sync)
+            self._taken = 0
             try:
                 await self._take(self._readable(entries))
             except BaseException:
                 self._unstorable.take_back()
+                # What was taken before is not sent again: the next try begins with what went wrong.
+                if self._taken:
+                    until_free(lambda: ledger.acknowledge(self._taken))
                 raise
             until_free(lambda: ledger.acknowledge(entries[-1].seq))
             self._unstorable.confirm(ledger)
@@ -229,7 +246,7 @@ class Flusher:
             await self._store.append(self._ledger.writer, [(item.entry.seq, item.event) for item in items])
         except (StorageUnavailableError, StorageVersionError):
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             # Not only a StorageError: whatever a store stumbles over in one event must not hold up those behind it.
             if len(items) > 1:
                 await self._take(items[: len(items) // 2])
@@ -238,11 +255,16 @@ class Flusher:
             # If the store does not work at all, that is no event's fault.
             self._step()
             await self._store.health()
+            reason = str(error)
+            if not isinstance(error, StorageError):
+                reason = f"{type(error).__name__}: {error}"
+                if not self._unstorable.is_lasting(items[0].entry.seq):
+                    raise StorageUnavailableError(f"The store does not work: {reason}") from error
             # Before anything behind it is stored: from then on the store passes it over.
-            reason = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
             self._unstorable.add(*items[0], reason)
         else:
             self._unstorable.confirm(self._ledger)
+            self._taken = items[-1].entry.seq
 
 
 def until_free(step: Callable[[], ResultT], seconds: float = _LONGEST_WAIT) -> ResultT:
