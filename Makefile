@@ -50,6 +50,7 @@ bench: install
 	$(BIN)/python -m benchmarks.proxy
 	$(BIN)/python -m benchmarks.overshoot
 	$(BIN)/python -m benchmarks.queries
+	$(BIN)/python -m benchmarks.patterns
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -196,6 +196,11 @@ async def ask(folder: Path, parquet: Path, plan: Plan) -> list[Figure]:
                 (total,) = await reader.report((), *span)
                 if total.totals.cost != cost:
                     raise AssertionError(f"{what}: DuckDB sums {cost}, the store {total.totals.cost}.")
+        everybody = partial(tracker.analyze_global_patterns, start=first, end=TODAY + timedelta(days=1))
+        figure(
+            "patterns of everybody, the whole span", await timed(plan.rounds, partial(everybody, most_users=0)), 1_000
+        )
+        figure("patterns of the 1,000 dearest users, too", await timed(1, everybody), 10_000)
     return figures
 
 

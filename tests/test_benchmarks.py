@@ -182,7 +182,9 @@ def test_the_short_form_of_moving_in_imports_each_form() -> None:
     assert [figure["held"] for figure in figures[2::3]] == [True, True, True]
 
 
-@pytest.mark.parametrize("name", ["overshoot", "ledger", "recording", "memory", "migration", "partitioned", "queries"])
+@pytest.mark.parametrize(
+    "name", ["overshoot", "ledger", "recording", "memory", "migration", "partitioned", "queries", "patterns"]
+)
 def test_help_says_what_is_measured(name: str) -> None:
     assert "--json" in run(name, "--help")
 

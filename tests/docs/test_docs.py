@@ -19,11 +19,13 @@ from usage_plugin import config as config_module
 from usage_plugin.cli.main import main
 from usage_plugin.config import LimitConfig, load_config
 from usage_plugin.domain.limits import UNITS
+from usage_plugin.domain.patterns import PATTERN_TYPES
 from usage_plugin.domain.subjects import DIMENSIONS
 from usage_plugin.domain.windows import WINDOW_KINDS
 from usage_plugin.plugins import hookspecs
 from usage_plugin.plugins.manager import TRACE_VARIABLE
 from usage_plugin.proxy.refusing import _TYPES
+from usage_plugin.tracking.patterns import LATELY_DAYS, MOST_EVENTS, MOST_USERS
 
 if TYPE_CHECKING:
     pass
@@ -105,6 +107,14 @@ def test_every_command_is_documented() -> None:
         for name in ("README.md", "docs/commands.md")
     )
     assert in_readme < in_page == set(main.commands)
+
+
+def test_every_pattern_is_documented() -> None:
+    """docs/patterns.md has a row for each type of pattern, with the thresholds that the code has."""
+    page = (ROOT / "docs" / "patterns.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(PATTERN_TYPES)
+    assert f"the {MOST_USERS:,} who spent most in the last {LATELY_DAYS} days" in page
+    assert f"newest {MOST_EVENTS:,} events" in page
 
 
 def test_every_hook_is_in_the_changelog() -> None:

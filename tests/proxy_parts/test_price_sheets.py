@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from usage_plugin.domain.prices import Reach, Units
 from usage_plugin.domain.usage import TokenUsage
 from usage_plugin.proxy.price_sheets import (
+    configured_rates,
     is_priced_by_litellm,
     own_or_mapped,
     read_price,
@@ -211,6 +212,30 @@ def test_a_model_with_one_unpriced_deployment_is_listed_once():
     assert unpriced_models(entries) == ["a", "b"]
 
 
+def test_the_rates_of_models_are_read_from_the_list():
+    """Those of each name, as its deployments or LiteLLM's map say; none where they differ, or other things cost."""
+    rates = configured_rates(
+        [
+            model("own", model="openai/x", input_cost_per_token=1e-06, output_cost_per_token="2e-6"),
+            model("mapped", model="openai/gpt-4o-mini"),
+            model("twice", model="openai/gpt-4o-mini"),
+            model("twice", model="gpt-4o-mini"),
+            model("differs", model="openai/gpt-4o-mini"),
+            model("differs", model="openai/gpt-4o"),
+            model("half-known", model="openai/gpt-4o-mini"),
+            model("half-known", model="openai/y"),
+            model("unknown", model="openai/y"),
+            model("any", model="openai/*"),
+            model("asked", model="openai/x", input_cost_per_token=1e-06, output_cost_per_token=1e-06,
+                  input_cost_per_request=0.01),
+        ]
+    )  # fmt: skip
+    assert set(rates) == {"own", "mapped", "twice"}
+    assert (rates["own"].input, rates["own"].output) == (10**12, 2 * 10**12)
+    assert rates["mapped"] == rates["twice"]
+    assert rates["mapped"].cached_input < rates["mapped"].input
+
+
 @pytest.mark.parametrize(
     "models",
     [
@@ -232,6 +257,7 @@ def test_a_model_with_one_unpriced_deployment_is_listed_once():
 def test_a_strange_model_list_is_no_error(models):
     """Whatever stands under model_list is LiteLLM's to complain about."""
     assert isinstance(unpriced_models(models), list)
+    assert configured_rates(models) == {}
 
 
 def test_free_tokens_do_not_make_a_model_free_that_costs_otherwise():

@@ -11,19 +11,24 @@ from usage_plugin.api.values import (
     PercentileRow,
     StreamedUsage,
     TopUsage,
+    UsagePattern,
     UsageRow,
     measured,
+    pattern_of,
     usage_of,
 )
 from usage_plugin.domain.store import HOUR_GROUPINGS, EventPosition, Grouping, UsageFilter
 from usage_plugin.domain.windows import FOREVER, Window, days_window, to_instant
 from usage_plugin.errors import UsagePluginError
+from usage_plugin.tracking.patterns import MOST_USERS, Known, find_patterns
 from usage_plugin.tracking.percentiles import percentiles
+from usage_plugin.tracking.standings import Standings
 from usage_plugin.tracking.tracker import DayPosition
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from usage_plugin.domain.prices import Rates
     from usage_plugin.domain.store import HourGrouping, RollupDimension
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Runtime
@@ -178,6 +183,34 @@ class UsageQueries:
         window = Window(0 if since is None else to_instant(since), FOREVER if until is None else to_instant(until))
         position = None if after is None else EventPosition(after.started_at, after.event_id)
         return self._reader.events(window, self._filter(names), after=position, newest_first=newest_first)
+
+    async def analyze_global_patterns(
+        self,
+        *,
+        start: dt.date | None = None,
+        end: dt.date | None = None,
+        prices: Mapping[str, Rates] | None = None,
+        most_users: int = MOST_USERS,
+    ) -> list[UsagePattern]:
+        """Find what stands out, what costs most first.
+
+        Args:
+            start: the first day; if not given, 29 days before the last.
+            end: the day after the last; tomorrow if not given.
+            prices: today's, by model, as `usage_plugin.proxy.price_sheets.configured_rates` reads them from a
+                `model_list`; without them no cheaper model is looked for, and missed caching has no price.
+            most_users: so many users are looked at one by one, those who spent most lately; with 0 nobody is named.
+
+        Raises:
+            UsagePluginError: the span is none.
+        """
+        runtime = self._runtime
+        end = end or self._reader.today() + _DAY
+        first, last = _days(start or end - 30 * _DAY, end)
+        standings = Standings(runtime.ledger, runtime.limits, runtime.clock.now())
+        known = Known(prices or {}, runtime.limits, standings, runtime.config.timezone)
+        found = await find_patterns(self._reader, first, last, known, most_users=most_users)
+        return [pattern_of(pattern) for pattern in found.patterns]
 
     def _filter(self, names: Mapping[str, str]) -> UsageFilter:
         kept = self._runtime.pseudonyms.kept_of

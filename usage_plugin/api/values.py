@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import date, datetime
 
     from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.patterns import Pattern, PatternType
     from usage_plugin.domain.profiles import UserProfile
     from usage_plugin.domain.usage import UsageTotals
     from usage_plugin.tracking.percentiles import Measure
@@ -109,6 +110,39 @@ class PercentileRow(NamedTuple):
 def measured(measure: Measure, value: int) -> timedelta | Decimal:
     """Give microseconds as a time, or nano-dollars as dollars."""
     return to_decimal(value) if measure == "cost" else timedelta(microseconds=value)
+
+
+class UsagePattern(NamedTuple):
+    """Something that stands out in the history.
+
+    Attributes:
+        type: dear_model, cheaper_model, one_provider, peak_hours, sudden_change, low_cache_use, costly_failures or
+            limit_ahead.
+        evidence: the numbers behind it, by name; shares are between 0 and 1, amounts `Decimal` in USD.
+        cost_impact: what it costs beyond what it would be otherwise, in USD; negative where less is spent than usual,
+            None where it is no question of money, or no price is known.
+        affected_users: the dearest first, of those that were looked at, under the names that are kept.
+        confidence: from 0 to 1; `confidence_basis` says how it was computed.
+    """
+
+    type: PatternType
+    description: str
+    advice: str
+    evidence: Mapping[str, float | str | Decimal]
+    cost_impact: Decimal | None
+    confidence: float
+    confidence_basis: str
+    models: tuple[str, ...]
+    providers: tuple[str, ...]
+    affected_users: tuple[str, ...]
+
+
+def pattern_of(pattern: Pattern) -> UsagePattern:
+    """Give a pattern with its amounts in dollars."""
+    fields = pattern._asdict()
+    amounts = {name: to_decimal(nano) for name, nano in fields.pop("amounts").items()}
+    impact = None if pattern.cost_impact is None else to_decimal(pattern.cost_impact)
+    return UsagePattern(**{**fields, "evidence": {**pattern.evidence, **amounts}, "cost_impact": impact})
 
 
 class UserLimit(NamedTuple):

@@ -19,6 +19,7 @@ from usage_plugin.cli import explain as explain_command
 from usage_plugin.cli import imports as imports_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import migrate as migrate_command
+from usage_plugin.cli import patterns as patterns_command
 from usage_plugin.cli import persons as persons_commands
 from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
@@ -28,9 +29,11 @@ from usage_plugin.cli import status as status_command
 from usage_plugin.cli.doctor import command as doctor_command
 from usage_plugin.cli.output import FORMATS, Output
 from usage_plugin.config import Config, find_config, load_config
+from usage_plugin.domain.patterns import PATTERN_TYPES
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.runtime import Parts, Reader, open_reader
+from usage_plugin.tracking.patterns import MOST_USERS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -152,6 +155,24 @@ def report(
     """Sum requests, tokens and cost, by user or whatever --by says."""
     usage_filter = UsageFilter(user=user, team=team, model=model)
     _read(path, functools.partial(report_command.run, output=output, usage_filter=usage_filter, **options))
+
+
+@main.command()
+@click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
+@click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: today.")
+@click.option("--month", help="A whole month instead: YYYY-MM.")
+@click.option("--type", "types", type=click.Choice(PATTERN_TYPES), multiple=True, help="Only these; can be repeated.")
+@click.option(
+    "--users",
+    type=click.IntRange(0),
+    default=MOST_USERS,
+    show_default=True,
+    help="How many users to look at, those who spent most in four weeks; 0 is fast and names nobody.",
+)
+@_common()
+def patterns(path: Path | None, output: Output, **options: Any) -> None:
+    """Show what stands out: dear models, sudden changes, caches and failures that cost, limits that will be passed."""
+    _read(path, functools.partial(patterns_command.run, output=output, **options))
 
 
 @main.command()

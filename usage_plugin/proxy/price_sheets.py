@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from usage_plugin.domain.prices import Price, Rates, UnitRates, atto_each
 from usage_plugin.domain.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 Route = Literal["text", "embedding", "image", "speech", "transcription", "rerank", "moderation", "other"]
 """What the price of a request depends on: the same key means another thing on another route."""
@@ -257,8 +258,30 @@ def unpriced_models(model_list: object) -> list[str]:
 
     Wildcards are passed over: what they stand for is known only when somebody asks.
     """
+    return sorted(
+        {
+            name
+            for name, sheet, route in _deployments(model_list)
+            if read_price(sheet, route) is None and not is_priced_by_litellm(sheet, route)
+        }
+    )
+
+
+def configured_rates(model_list: object) -> dict[str, Rates]:
+    """Find what the tokens of each `model_name` cost, in requests of ordinary length.
+
+    Left out are names whose deployments differ in price, and those that are billed by anything else than tokens.
+    """
+    found: defaultdict[str, set[Rates | None]] = defaultdict(set)
+    for name, sheet, route in _deployments(model_list):
+        price = read_price(sheet, route)
+        found[name].add(price.base if price is not None and not any(price.units) else None)
+    return {name: rates for name, every in found.items() if len(every) == 1 and (rates := next(iter(every)))}
+
+
+def _deployments(model_list: object) -> Iterator[tuple[str, Mapping[str, Any], Route]]:
+    """Name the model of each deployment, with its price sheet and the route that it serves; no wildcards."""
     price_map = shipped_price_map()
-    unpriced = set()
     for entry in model_list if isinstance(model_list, list) else ():
         if not isinstance(entry, dict):
             continue
@@ -269,10 +292,7 @@ def unpriced_models(model_list: object) -> list[str]:
             continue
         mapped = map_entry(price_map, name, own.get("custom_llm_provider"))
         route = _BY_MODE.get(str({**mapped, **own}.get("mode")), "text")
-        sheet = own_or_mapped(own, mapped)
-        if read_price(sheet, route) is None and not is_priced_by_litellm(sheet, route):
-            unpriced.add(str(entry.get("model_name")))
-    return sorted(unpriced)
+        yield str(entry.get("model_name")), own_or_mapped(own, mapped), route
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

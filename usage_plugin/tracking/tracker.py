@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from contextlib import suppress
+from copy import copy
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -91,6 +92,17 @@ class UsageReader:
         self._cache = cache
         self._zone = zone
         self._clock = clock
+        self._frozen: dict[str, list[tuple[int, UsageEvent]]] | None = None
+
+    async def frozen(self) -> UsageReader:
+        """Make a reader of the outbox as it is now, which is read once for however many questions follow."""
+        same = copy(self)
+        by_user: defaultdict[str, list[tuple[int, UsageEvent]]] = defaultdict(list)
+        async for page in self._outbox(self._ledger.acknowledged()):
+            for seq, event in page:
+                by_user[event.user].append((seq, event))
+        same._frozen = by_user  # noqa: SLF001  # the same class
+        return same
 
     def today(self) -> date:
         """Say which day it is in the configured zone."""
@@ -371,9 +383,21 @@ class UsageReader:
     async def _waiting(self, window: Window, usage_filter: UsageFilter) -> list[tuple[int, UsageEvent]]:
         """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
         found: list[tuple[int, UsageEvent]] = []
-        async for page in self._outbox(self._ledger.acknowledged()):
+        async for page in self._unstored(usage_filter.user):
             found += _of(page, window, usage_filter)
         return found
+
+    async def _unstored(self, user: str | None) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
+        """Give at least what a user has in the outbox, or all there is."""
+        if self._frozen is None:
+            async for page in self._outbox(self._ledger.acknowledged()):
+                yield page
+        elif user is not None:
+            yield self._frozen.get(user, [])
+        else:
+            for page in self._frozen.values():
+                yield page
+                await asyncio.sleep(0)
 
     def _after(self, waiting: Sequence[tuple[int, UsageEvent]], watermarks: Mapping[str, int]) -> Iterator[UsageEvent]:
         """Pass on what the store did not have when it answered."""

@@ -1,0 +1,46 @@
+"""What concerns everybody: made of sums by model and by hour, which are few however many users there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from usage_plugin.domain.patterns.caches import poor_cache_days
+from usage_plugin.domain.patterns.models import cheaper_models, dear_models, one_provider
+from usage_plugin.domain.patterns.times import peak_hours, sudden_changes_by_hour
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from datetime import date
+
+    from usage_plugin.domain.patterns.models import Use
+    from usage_plugin.domain.patterns.pattern import Pattern
+    from usage_plugin.domain.patterns.times import HourUse
+    from usage_plugin.domain.prices import Rates
+
+
+class Days(NamedTuple):
+    """The days of a search: `before` is where what is usual begins to be learnt, `since` the first one compared."""
+
+    first: date
+    last: date
+    since: date
+    before: date
+
+
+def patterns_of_everybody(
+    uses: Sequence[Use], hours: Sequence[HourUse], days: Days, rates: Mapping[str, Rates]
+) -> Iterator[Pattern]:
+    """Find what concerns everybody.
+
+    Args:
+        uses: from the first day to the last.
+        hours: from the earlier of `first` and `before` on.
+        days: which they are.
+        rates: today's prices, of the models that have some.
+    """
+    yield from dear_models(uses)
+    yield from cheaper_models(uses, rates)
+    yield from one_provider(uses)
+    yield from poor_cache_days(uses, rates)
+    yield from peak_hours([use for use in hours if use.hour >= days.first.isoformat()])
+    yield from sudden_changes_by_hour([use for use in hours if use.hour >= days.before.isoformat()], days.since)
