@@ -25,8 +25,9 @@ class PlainVectors:
         self._all: dict[tuple[str, date], Vector] = {}
         self._seen: dict[date, UsageTotals] = {}
 
-    def put(self, vectors: Sequence[Vector]) -> None:
+    def put(self, week: date, vectors: Sequence[Vector]) -> None:
         assert len(vectors) <= MOST_AT_ONCE
+        assert {one.week for one in vectors} <= {week}
         self._all.update({(one.user, one.week): one for one in vectors})
 
     def totals(self, week: date, users: Collection[str]) -> dict[str, UsageTotals]:
@@ -50,17 +51,18 @@ class PlainVectors:
 
     def keep_weeks(self, weeks: Collection[date]) -> None:
         self._all = {key: one for key, one in self._all.items() if one.week in weeks}
+        self._seen = {week: totals for week, totals in self._seen.items() if week in weeks}
 
     def forget(self, user: str) -> int:
         before = len(self._all)
         self._all = {key: one for key, one in self._all.items() if one.user != user}
         return before - len(self._all)
 
-    def seen(self) -> dict[date, UsageTotals]:
-        return dict(self._seen)
+    def seen(self, week: date) -> UsageTotals | None:
+        return self._seen.get(week)
 
-    def note_seen(self, weeks: dict[date, UsageTotals]) -> None:
-        self._seen = dict(weeks)
+    def note_seen(self, week: date, totals: UsageTotals) -> None:
+        self._seen[week] = totals
 
 
 class PlainFolders:

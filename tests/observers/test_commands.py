@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.conftest import Commands
 from tests.observers.conftest import LAST_WEEK, THIS_WEEK, requests
+from usage_plugin.observers.chroma.following import only_one
 
 if TYPE_CHECKING:
     from tests.observers.conftest import Place
@@ -27,7 +28,9 @@ def night_owl(place: Place) -> Place:
         for user in ("clerk-0", "clerk-1", "clerk-2", "coder-0", "coder-1"):
             codes = user.startswith("coder") or (user, week) == ("clerk-1", LAST_WEEK)
             for day in range(1 if week == THIS_WEEK else 5):
-                events += requests(user, week + timedelta(days=day), draw.randint(4, 6), **(coding if codes else clerking))
+                events += requests(
+                    user, week + timedelta(days=day), draw.randint(4, 6), **(coding if codes else clerking)
+                )
     place.record_now(events)
     return place
 
@@ -83,7 +86,11 @@ def test_who_did_nothing_is_like_nobody(night_owl: Place) -> None:
 
 
 def test_what_runs_in_the_background_prints_nothing(night_owl: Place) -> None:
-    """The vectors are brought up to date, and that is all."""
+    """The vectors are brought up to date, and that is all; not while another process is at it."""
+    with only_one(night_owl.plugin.folder) as is_one:
+        assert is_one
+        assert night_owl.run.ok("outliers", "--in-background") == ""
+    assert night_owl.vectors(LAST_WEEK) == {}
     assert night_owl.run.ok("outliers", "--in-background") == ""
     assert len(night_owl.vectors(LAST_WEEK)) == 5
 
@@ -111,7 +118,9 @@ def test_forget_takes_the_vectors_too(night_owl: Place) -> None:
 def test_without_the_plugin_they_say_how_to_turn_it_on(place: Place, command: tuple[str, ...]) -> None:
     """Both the line of the YAML and what to install are named."""
     off = place.config_path.with_name("off.yaml")
-    off.write_text("".join(line for line in place.config_path.read_text().splitlines(keepends=True) if "plugins:" not in line))
+    off.write_text(
+        "".join(line for line in place.config_path.read_text().splitlines(keepends=True) if "plugins:" not in line)
+    )
     done = Commands(off)(*command)
     assert done.exit_code == 1
     assert "The plugin chroma is off" in done.stderr

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tracking.test_tracking import eventually
+from tests.plugins.conftest import not_told
+from tests.tracking.test_tracking import admitted, eventually, success
 from usage_plugin.config import load_config
 from usage_plugin.errors import ConfigError, PluginError
 from usage_plugin.observers import chroma
 from usage_plugin.observers.chroma import Options, Plugin, vectors
 from usage_plugin.observers.chroma.vectors import VectorsError
 from usage_plugin.plugins.manager import NO_SURROUNDINGS
-from usage_plugin.runtime import load_plugins
+from usage_plugin.runtime import Runtime, load_plugins
+from usage_plugin.testing.clock import FakeClock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,6 +94,25 @@ async def test_what_went_wrong_there_is_told_here(place: Place) -> None:
     with pytest.raises(VectorsError, match="the disk is full"):
         plugin.usage_event_recorded()
     plugin.usage_event_recorded()
+
+
+async def test_a_worker_tells_it(place: Place) -> None:
+    """In a worker it is told of what is recorded, in its own thread, and its failures are counted as any plugin's."""
+    clock = FakeClock()
+    runtime = Runtime(place.config, clock=clock)
+    try:
+        (found,) = runtime.plugins.brought
+        assert isinstance(found.implements, Plugin)
+        found.implements._command = [sys.executable, "-c", "raise SystemExit(3)"]
+        for times in (1, 2):
+            request = await admitted(runtime, clock, cost=1)
+            assert runtime.recorder.record(request, success(1))
+            await eventually(lambda: found.implements._process is not None or not_told(runtime))
+            if times == 1:
+                await asyncio.to_thread(found.implements._process.wait, 60)
+        await eventually(lambda: not_told(runtime) == {"chroma": 1})
+    finally:
+        await runtime.close()
 
 
 def test_forgetting_makes_no_folder(place: Place) -> None:

@@ -17,7 +17,7 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import PluginError
 from usage_plugin.observers.chroma import Plugin
 from usage_plugin.observers.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS, Compared, outliers, similar_to
-from usage_plugin.observers.chroma.following import Following
+from usage_plugin.observers.chroma.following import Following, only_one
 from usage_plugin.observers.chroma.vectors import INSTALL, VectorsError
 
 if TYPE_CHECKING:
@@ -58,14 +58,18 @@ async def run_similar(reader: Reader, *, output: Output, user: str, week: date |
     output.document({"user": kept, "week": found[0].week.isoformat(), "similar": rows}, rows)
 
 
-async def run_outliers(
-    reader: Reader, *, output: Output, week: date | None, most: int, in_background: bool = False
-) -> None:
+async def run_in_background(reader: Reader) -> None:
+    """Bring the vectors up to date, and that is all; the plugin starts it beside the proxy."""
+    plugin = _plugin(reader)
+    with only_one(plugin.folder) as is_one:
+        if is_one:
+            await _follow(reader, plugin)
+
+
+async def run_outliers(reader: Reader, *, output: Output, week: date | None, most: int) -> None:
     """Print who moved furthest from their own weeks before; without a week, in the last that is over."""
     plugin = _plugin(reader)
     await _follow(reader, plugin)
-    if in_background:
-        return
     monday = monday_of(week) if week else monday_of(reader.tracker.today()) - timedelta(days=7)
     with plugin.open_vectors() as vectors:
         compared = outliers(vectors, monday, most)

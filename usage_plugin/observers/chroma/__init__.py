@@ -10,6 +10,7 @@ large. Here is the plugin; `following` makes vectors of the history, `vectors` k
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -91,10 +92,13 @@ class Plugin:
         if time.monotonic() >= self._not_before:
             self._not_before = time.monotonic() + FOLLOW_EVERY
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self._log.open("wb") as log:
+            log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            try:
                 self._process = subprocess.Popen(  # noqa: S603  # our own words
                     self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log
                 )
+            finally:
+                os.close(log)
 
     @hookimpl
     def usage_user_forgotten(self, user: str) -> None:

@@ -8,6 +8,9 @@ vectors are written under: who writes last has read last.
 
 from __future__ import annotations
 
+import fcntl
+import os
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
@@ -19,8 +22,9 @@ from usage_plugin.domain.windows import days_window, to_datetime
 from usage_plugin.observers.chroma.vectors import MOST_AT_ONCE, Vector
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from zoneinfo import ZoneInfo
 
     from usage_plugin.observers.chroma.vectors import Vectors
@@ -34,6 +38,21 @@ _NOBODY = frozenset({ANONYMOUS, INTERNAL, FORGOTTEN})
 
 _WEEK = timedelta(days=7)
 _SUNDAY = timedelta(days=6)
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[bool]:
+    """Say whether nobody else is at it; nobody else will be, meanwhile. One is enough, and each worker starts one."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(folder / "following.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    is_one = False
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_one = True
+        yield is_one
+    finally:
+        os.close(lock)
 
 
 class Following:
@@ -65,17 +84,17 @@ class Following:
         kept = [this - _WEEK * back for back in range(weeks)]
         with self._open_vectors() as vectors:
             vectors.keep_weeks(kept)
-            seen = {week: totals for week, totals in vectors.seen().items() if week in kept}
+            seen = {week: vectors.seen(week) or UsageTotals() for week in kept}
         # This week first: it is what most questions are about.
         for week in kept:
             rows = await self._history.report((), week, week + _SUNDAY)
             totals = rows[0].totals if rows else UsageTotals()
-            if totals == seen.get(week, UsageTotals()):
+            if totals == seen[week]:
                 continue
             async for users in self._users(week):
                 await self._bring_up(week, users)
             with self._open_vectors() as vectors:
-                vectors.note_seen({**vectors.seen(), week: totals})
+                vectors.note_seen(week, totals)
 
     async def _users(self, week: date) -> AsyncIterator[dict[str, UsageTotals]]:
         """Sum a week by user, in the order of names, `MOST_USERS` at a time."""
@@ -107,7 +126,7 @@ class Following:
                 changed = [name for name in page if _is_more(users[name], known.get(name, UsageTotals()))]
                 made = [await self._vector(week, name) for name in changed]
                 # Who was forgotten meanwhile has nothing left.
-                vectors.put([one for one in made if one.totals.requests])
+                vectors.put(week, [one for one in made if one.totals.requests])
             self._progress(week, len(page), len(names))
 
     async def _vector(self, week: date, user: str) -> Vector:

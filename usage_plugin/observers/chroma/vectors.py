@@ -1,8 +1,9 @@
-"""Where vectors are kept: a collection of Chroma, in files of its own. Nothing else knows chromadb.
+"""Where vectors are kept: a collection of Chroma for each week. Nothing else knows chromadb.
 
-A vector is of one user in one week. Vectors are passed in, so no model is ever loaded, and nothing goes over the
-network. Chroma's files belong to one process at a time: they are opened under a lock and closed again, so that the
-proxy and commands take turns. What is here can be made anew from the history, except what the history has lost.
+A vector is of one user in one week. Chroma has the index of a collection in memory as a whole, so what is asked of a
+week takes no more memory the more weeks there are. Vectors are passed in: no model is ever loaded, and nothing goes
+over the network. Chroma's files belong to one process at a time: they are opened under a lock and closed again, so that
+the proxy and commands take turns. What is here can be made anew from the history, except what the history has lost.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import PluginError, UsagePluginError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
 INSTALL = "pip install 'usage-plugin[chroma]'"
 MOST_AT_ONCE = 500
 """So many vectors are written, read or looked up in one go, and in memory."""
 
-_COLLECTION = "user-weeks"
+_WHOLE = ["metadatas", "embeddings"]
 # A wide search: in tests it finds what a comparison with every vector finds.
 _INDEX = {"hnsw": {"space": "cosine", "ef_construction": 200, "ef_search": 200}}
 
@@ -77,6 +78,8 @@ def open_vectors(folder: Path) -> Iterator[Vectors]:
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise VectorsError(f"The folder {folder} cannot be used: {error.strerror}.") from error
+    # Chroma makes its files for everybody to read otherwise.
+    umask = os.umask(0o077)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         vectors = Vectors(folder)
@@ -92,6 +95,7 @@ def open_vectors(folder: Path) -> Iterator[Vectors]:
             hint=f"Move {folder} away: what it holds is made anew from the history.",
         ) from error
     finally:
+        os.umask(umask)
         os.close(lock)
 
 
@@ -105,109 +109,101 @@ class Vectors:
         self._old = folder / "vectors.old"
         for left_by_a_kill in (self._new, self._old):
             shutil.rmtree(left_by_a_kill, ignore_errors=True)
-        self._client, self._collection = _open(self._path)
-        if self._collection.metadata["features"] != VERSION:
-            self._client.delete_collection(_COLLECTION)
-            self._collection = _collection(self._client)
+        self._client = _open(self._path)
+        self._weeks = {date.fromisoformat(found.name): found for found in self._client.list_collections()}
+        self._drop(week for week, found in self._weeks.items() if found.metadata["features"] != VERSION)
 
     def close(self) -> None:
         """Let go of the files."""
         self._client.close()
 
-    def put(self, vectors: Sequence[Vector]) -> None:
-        """Keep vectors, at most `MOST_AT_ONCE`, in place of those of the same users and weeks."""
+    def put(self, week: date, vectors: Sequence[Vector]) -> None:
+        """Keep vectors of a week, at most `MOST_AT_ONCE`, in place of those of the same users."""
+        if week not in self._weeks:
+            self._weeks[week] = _collection(self._client, week, None)
         if vectors:
-            self._collection.upsert(
-                ids=[_id(one.user, one.week) for one in vectors],
-                embeddings=[list(one.numbers) for one in vectors],
-                metadatas=[_facts(one) for one in vectors],
-            )
+            _write(self._weeks[week], vectors)
 
     def totals(self, week: date, users: Collection[str]) -> dict[str, UsageTotals]:
         """Say what the vectors of some users, at most `MOST_AT_ONCE`, were made of; who has none is left out."""
-        found = self._collection.get(ids=[_id(user, week) for user in users], include=["metadatas"])
+        if week not in self._weeks:
+            return {}
+        found = self._weeks[week].get(ids=[*map(_id, users)], include=["metadatas"])
         return {facts["user"]: _totals(facts) for facts in found["metadatas"]}
 
     def of(self, users: Collection[str], weeks: Collection[date]) -> list[Vector]:
-        """Look up the vectors of some users in some weeks."""
-        ids = [_id(user, week) for user in users for week in weeks]
+        """Look up the vectors of some users, at most `MOST_AT_ONCE`, in some weeks."""
+        ids = [*map(_id, users)]
         found: list[Vector] = []
-        for at in range(0, len(ids), MOST_AT_ONCE):
-            page = self._collection.get(ids=ids[at : at + MOST_AT_ONCE], include=["metadatas", "embeddings"])
-            found += map(_vector, page["metadatas"], page["embeddings"])
+        for week in weeks:
+            if ids and week in self._weeks:
+                page = self._weeks[week].get(ids=ids, include=_WHOLE)
+                found += map(_vector, page["metadatas"], page["embeddings"])
         return found
 
     def in_week(self, week: date) -> Iterator[list[Vector]]:
         """Go through all users of a week, at most `MOST_AT_ONCE` at a time."""
-        return self._pages({"week": week.isoformat()})
+        at = 0
+        while week in self._weeks:
+            page = self._weeks[week].get(limit=MOST_AT_ONCE, offset=at, include=_WHOLE)
+            if not page["ids"]:
+                return
+            yield list(map(_vector, page["metadatas"], page["embeddings"]))
+            at += len(page["ids"])
 
     def newest_week(self, user: str) -> date | None:
         """Find the last week in which a user has a vector."""
-        found = self._collection.get(where={"user": user}, include=["metadatas"])
-        return max((date.fromisoformat(facts["week"]) for facts in found["metadatas"]), default=None)
+        return next((week for week in sorted(self._weeks, reverse=True) if self.totals(week, [user])), None)
 
     def near(self, one: Vector, most: int) -> list[Vector]:
         """Find the vectors of others in the same week that are nearest, nearest first."""
-        found = self._collection.query(
-            query_embeddings=[list(one.numbers)],
-            n_results=most,
-            where={"$and": [{"week": one.week.isoformat()}, {"user": {"$ne": one.user}}]},
-            include=["metadatas", "embeddings"],
-        )
-        return list(map(_vector, found["metadatas"][0], found["embeddings"][0]))
+        found = self._weeks[one.week].query(query_embeddings=[list(one.numbers)], n_results=most + 1, include=_WHOLE)
+        others = map(_vector, found["metadatas"][0], found["embeddings"][0])
+        return [other for other in others if other.user != one.user][:most]
 
     def keep_weeks(self, weeks: Collection[date]) -> None:
         """Drop the vectors of all other weeks."""
-        self._collection.delete(where={"week": {"$nin": [week.isoformat() for week in weeks]}})
+        self._drop(self._weeks.keys() - set(weeks))
 
     def forget(self, user: str) -> int:
         """Drop a user's vectors, and write the files anew, so that no trace is left; give how many there were."""
-        where = {"user": user}
-        count = len(self._collection.get(where=where, include=[])["ids"])
-        if count:
-            self._collection.delete(where=where)
+        theirs = [week for week in self._weeks if self.totals(week, [user])]
+        for week in theirs:
+            self._weeks[week].delete(ids=[_id(user)])
+        if theirs:
             self._rewrite()
-        return count
+        return len(theirs)
+
+    def seen(self, week: date) -> UsageTotals | None:
+        """Give what the history had of a week when all of its vectors were up to date."""
+        seen = self._weeks[week].metadata.get("seen") if week in self._weeks else None
+        return UsageTotals(*json.loads(seen)) if seen else None
+
+    def note_seen(self, week: date, totals: UsageTotals) -> None:
+        """Keep that."""
+        self.put(week, ())
+        self._weeks[week].modify(metadata=_about(json.dumps(totals)))
+
+    def _drop(self, weeks: Iterable[date]) -> None:
+        for week in list(weeks):
+            self._client.delete_collection(self._weeks.pop(week).name)
 
     def _rewrite(self) -> None:
         """Copy everything into new files: Chroma keeps what was deleted in a journal, and in free pages."""
-        client, copy = _open(self._new)
+        client = _open(self._new)
         try:
-            copy.modify(metadata=self._collection.metadata)
-            for page in self._pages(None):
-                copy.upsert(
-                    ids=[_id(one.user, one.week) for one in page],
-                    embeddings=[one.numbers for one in page],
-                    metadatas=[_facts(one) for one in page],
-                )
+            for week, found in self._weeks.items():
+                copy = _collection(client, week, found.metadata.get("seen"))
+                for page in self.in_week(week):
+                    _write(copy, page)
         finally:
             client.close()
         self._client.close()
         self._path.rename(self._old)
         self._new.rename(self._path)
         shutil.rmtree(self._old)
-        self._client, self._collection = _open(self._path)
-
-    def _pages(self, where: dict[str, str] | None) -> Iterator[list[Vector]]:
-        at = 0
-        while True:
-            found = self._collection.get(
-                where=where, limit=MOST_AT_ONCE, offset=at, include=["metadatas", "embeddings"]
-            )
-            if not found["ids"]:
-                return
-            yield list(map(_vector, found["metadatas"], found["embeddings"]))
-            at += len(found["ids"])
-
-    def seen(self) -> dict[date, UsageTotals]:
-        """Give what the history had of each week when all of the week's vectors were up to date."""
-        weeks = json.loads(self._collection.metadata["seen"])
-        return {date.fromisoformat(week): UsageTotals(*totals) for week, totals in weeks.items()}
-
-    def note_seen(self, weeks: dict[date, UsageTotals]) -> None:
-        """Keep that."""
-        seen = {week.isoformat(): totals for week, totals in weeks.items()}
-        self._collection.modify(metadata={"features": VERSION, "seen": json.dumps(seen)})
+        self._client = _open(self._path)
+        self._weeks = {week: self._client.get_collection(week.isoformat(), None) for week in self._weeks}
 
 
 def _chroma() -> Any:
@@ -217,22 +213,32 @@ def _chroma() -> Any:
     return chromadb
 
 
-def _open(path: Path) -> tuple[Any, Any]:
+def _open(path: Path) -> Any:
     chromadb = _chroma()
-    settings = chromadb.config.Settings(anonymized_telemetry=False)
-    client = chromadb.PersistentClient(path=str(path), settings=settings)
-    return client, _collection(client)
+    return chromadb.PersistentClient(path=str(path), settings=chromadb.config.Settings(anonymized_telemetry=False))
 
 
-def _collection(client: Any) -> Any:
-    return client.get_or_create_collection(
-        _COLLECTION, embedding_function=None, configuration=_INDEX, metadata={"features": VERSION, "seen": "{}"}
+def _collection(client: Any, week: date, seen: str | None) -> Any:
+    return client.create_collection(
+        week.isoformat(), embedding_function=None, configuration=_INDEX, metadata=_about(seen)
     )
 
 
-def _id(user: str, week: date) -> str:
+def _about(seen: str | None) -> dict[str, str | int]:
+    return {"features": VERSION} if seen is None else {"features": VERSION, "seen": seen}
+
+
+def _write(collection: Any, vectors: Sequence[Vector]) -> None:
+    collection.upsert(
+        ids=[_id(one.user) for one in vectors],
+        embeddings=[list(one.numbers) for one in vectors],
+        metadatas=[_facts(one) for one in vectors],
+    )
+
+
+def _id(user: str) -> str:
     """Name a vector; not by the user, since Chroma keeps ids in more places than it deletes them from."""
-    return hashlib.blake2b(f"{week.isoformat()}\0{user}".encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(user.encode(), digest_size=16).hexdigest()
 
 
 def _facts(one: Vector) -> dict[str, str | int]:
