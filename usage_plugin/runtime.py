@@ -67,6 +67,9 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.hybrid",
 )
 
+OPTIONAL_PLUGINS = {"chroma": "usage_plugin.observers.chroma"}
+"""Plugins of ours that are off unless the YAML names them."""
+
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
 """Keys of the YAML that are read at the start only."""
 
@@ -92,16 +95,22 @@ def load_plugins(config: Config) -> Plugins:
             f"usage_plugin.plugins.{at}",
             plugin.path and surroundings.config_dir / plugin.path.expanduser(),
             plugin.package,
+            plugin.name,
             plugin.enabled,
             plugin.options,
         )
         for at, plugin in enumerate(config.plugins)
     ]
-    return Plugins(BUILTIN_PLUGINS, chosen, surroundings)
+    return Plugins(BUILTIN_PLUGINS, chosen, surroundings, optional=OPTIONAL_PLUGINS)
 
 
 def _surroundings(config: Config) -> Surroundings:
-    return Surroundings(config.data_dir, config.timezone, config.path.parent.absolute())
+    return Surroundings(
+        config.data_dir,
+        config.timezone,
+        config.path.parent.absolute(),
+        config.path.absolute() if config.path.name else None,
+    )
 
 
 class Parts:
@@ -493,6 +502,7 @@ class Reader:
         self.ledger = ledger
         self.workers = parts.workers()
         self.unstorable = parts.unstorable(clock)
+        self.plugins = parts.plugins
         self.store = store
         self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
 

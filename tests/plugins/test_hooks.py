@@ -8,10 +8,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from click.testing import CliRunner, Result
 
 from tests.plugins.conftest import CENT, eight_lines
 from tests.proxy.conftest import ROOT
 from tests.tracking.test_tracking import ask, eventually
+from usage_plugin.cli import main
+from usage_plugin.domain.pseudonyms import is_pseudonym
 from usage_plugin.domain.refusals import RefusedRequest
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import encode_event
@@ -156,6 +159,46 @@ async def test_usage_threshold_crossed(workplace: Workplace) -> None:
     workplace.runtimes.clear()
     assert [(alert.limit, alert.threshold, alert.amount) for alert, _ in told] == [("daily", 50, 60 * CENT)]
     assert told_to(runtime, "bare") == [1]
+
+
+def forget(workplace: Workplace, plugins: str, *, privacy: str = "plain") -> Result:
+    """Have the command forget ann, in a data folder in which something was recorded."""
+    config = workplace.config(plugins, more=f"  privacy: {{user: {privacy}}}")
+    parts = Parts(config)
+    parts.make_pseudonyms()
+    parts.open_ledger().close()
+    return CliRunner().invoke(main, ["--config", str(config.path), "forget", "ann", "--yes"])
+
+
+FORGETS = """
+    from pathlib import Path
+    @hookimpl
+    def usage_user_forgotten(user):
+        with Path(__file__).with_suffix(".told").open("a") as file:
+            file.write(f"{user}\\n")
+"""
+
+
+def test_usage_user_forgotten(workplace: Workplace) -> None:
+    """The command has each plugin forget, by the name and by the pseudonym, whichever is kept."""
+    workplace.write("mine.py", FORGETS)
+    done = forget(workplace, "[{path: mine.py}]")
+    assert done.exit_code == 0, done.output
+    name, pseudonym = (workplace.folder / "mine.told").read_text().split()
+    assert name == "ann"
+    assert is_pseudonym(pseudonym)
+
+
+def test_a_plugin_that_does_not_forget_is_named(workplace: Workplace) -> None:
+    """The command fails, and the others have forgotten all the same; whoever repeats it needs no other remedy."""
+    workplace.write("broken.py", "@hookimpl\ndef usage_user_forgotten(user): raise OSError('the disk is full')")
+    workplace.write("mine.py", FORGETS)
+    for plugins in ("[{path: broken.py}, {path: mine.py}]", "[{path: mine.py}, {path: broken.py}]"):
+        done = forget(workplace, plugins)
+        assert done.exit_code == 1
+        assert "The plugin broken did not forget them: OSError: the disk is full" in done.stderr
+        assert "repeat the command" in done.stderr
+    assert (workplace.folder / "mine.told").read_text().count("ann") == 2
 
 
 def test_each_hook_has_its_test() -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.plugins.conftest import IMPORTS
+from usage_plugin import runtime
 from usage_plugin.errors import ConfigError, PluginError
 from usage_plugin.plugins.loading import Chosen
 from usage_plugin.plugins.manager import NO_SURROUNDINGS, Plugins
@@ -266,7 +268,35 @@ def test_plugins_that_are_switched_off_are_not_touched(workplace: Workplace) -> 
     assert load_plugins(workplace.config("[{path: gone.py, enabled: false, options: {room: x}}]")).brought == []
 
 
-@pytest.mark.parametrize("entry", ["{}", "{options: {a: b}}", "{path: a.py, package: b}"])
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch, packages: Path) -> None:
+    """A plugin that comes with usage_plugin and is off, by the name of ours."""
+    (packages / "a_plugin_of_ours.py").write_text(f"{IMPORTS}\n{WITH_OPTIONS}")
+    monkeypatch.setattr(runtime, "OPTIONAL_PLUGINS", {"ours": "a_plugin_of_ours"})
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_plugin_of_ours_that_is_off_is_turned_on_by_its_name(workplace: Workplace) -> None:
+    """It is loaded if it is named, with its options, and told in which file they stand."""
+    assert load_plugins(workplace.config("[]")).brought == []
+    assert load_plugins(workplace.config("[{name: ours, enabled: false}]")).brought == []
+    config = workplace.config("[{name: ours, options: {room: x}}]")
+    (found,) = load_plugins(config).brought
+    assert (found.name, found.source) == ("ours", "optional")
+    assert found.implements.options.room == "x"  # type: ignore[attr-defined]
+    assert found.implements.surroundings.config_file == config.path  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_plugin_of_ours_is_named_once_and_as_it_is_called(workplace: Workplace) -> None:
+    """A name that is wrong is answered with those that there are."""
+    with pytest.raises(PluginError, match=r"plugins\.0\.name: no plugin 'hours' comes with usage_plugin .*are: ours"):
+        load_plugins(workplace.config("[{name: hours}]"))
+    with pytest.raises(PluginError, match="Two plugins have the name ours"):
+        load_plugins(workplace.config("[{name: ours, options: {room: x}}, {name: ours, options: {room: x}}]"))
+
+
+@pytest.mark.parametrize("entry", ["{}", "{options: {a: b}}", "{path: a.py, package: b}", "{path: a.py, name: b}"])
 def test_an_entry_names_one_source(workplace: Workplace, entry: str) -> None:
     """A plugin is a file or a package."""
     with pytest.raises(ConfigError, match=r"usage_plugin\.plugins\.0: name one source"):

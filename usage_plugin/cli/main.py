@@ -25,6 +25,7 @@ from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import restore as restore_command
+from usage_plugin.cli import similar as similar_commands
 from usage_plugin.cli import status as status_command
 from usage_plugin.cli.doctor import command as doctor_command
 from usage_plugin.cli.output import FORMATS, Output
@@ -257,6 +258,34 @@ def resume(path: Path | None, output: Output, limit: str, **names: str | None) -
 def adjustments(path: Path | None, output: Output, everything: bool) -> None:
     """List what raise and pause have changed: who, why, from when, until when."""
     _read(path, functools.partial(adjust_command.show, output=output, everything=everything))
+
+
+_WEEK = click.DateTime(("%Y-%m-%d",))
+
+
+@main.command()
+@click.argument("user")
+@click.option("--week", type=_WEEK, help="Any day of the week. Default: the last in which they did something.")
+@click.option("--most", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many.")
+@_common()
+def similar(path: Path | None, output: Output, user: str, week: datetime | None, most: int) -> None:
+    """Find users who behave like one of them; needs the plugin chroma."""
+    run = similar_commands.run_similar
+    _read(path, functools.partial(run, output=output, user=user, week=week and week.date(), most=most))
+
+
+@main.command()
+@click.option("--week", type=_WEEK, help="Any day of the week. Default: the last that is over.")
+@click.option("--most", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many.")
+@click.option("--in-background", is_flag=True, hidden=True)
+@_common()
+def outliers(path: Path | None, output: Output, week: datetime | None, most: int, in_background: bool) -> None:
+    """Find users who moved furthest from what they did in earlier weeks; needs the plugin chroma."""
+    if in_background:
+        _read(path, similar_commands.run_in_background)
+    else:
+        run = similar_commands.run_outliers
+        _read(path, functools.partial(run, output=output, week=week and week.date(), most=most))
 
 
 @main.command()

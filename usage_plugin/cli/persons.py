@@ -28,7 +28,7 @@ from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.flusher import until_free
-from usage_plugin.tracking.persons import Person, bring_to_store, forget, leave_no_trace, names_in
+from usage_plugin.tracking.persons import Person, bring_to_store, forget, leave_no_trace, names_in, tell_plugins
 from usage_plugin.tracking.refusals import plain_amount
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ async def run_forget(
         # What was deleted is audited, whether all of it was or not.
         _audit(reader, "forget", name, why, counts)
     with _progress() as progress:
+        tell_plugins(person, reader.plugins.listeners("usage_user_forgotten"), progress)
         await leave_no_trace(reader.ledger, reader.store, progress)
     left = person.naming(reader.ledger)
     not_reached = [str(path) for path in _not_reached(reader.config.data_dir)]

@@ -121,24 +121,29 @@ class IdentityConfig(Section):
 
 
 class PluginConfig(Section):
-    """A plugin that is not built in: a file, or what an installed package brings.
+    """A plugin that is not always there: a file, what an installed package brings, or one of ours that is off.
 
     Attributes:
         path: of the file, from the folder of the YAML.
         package: name of the distribution, as pip knows it.
+        name: of a plugin that comes with usage_plugin, and is off unless it is named.
         enabled: whether it is loaded.
         options: what it validates itself.
     """
 
     path: Annotated[Path | None, Field(strict=False)] = None
     package: str | None = None
+    name: str | None = None
     enabled: bool = True
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_source(self) -> PluginConfig:
-        if (self.path is None) == (self.package is None):
-            raise ValueError("name one source: path, a file of Python, or package, an installed distribution")
+        if [self.path, self.package, self.name].count(None) != 2:
+            raise ValueError(
+                "name one source: path, a file of Python; package, an installed distribution; or name, a plugin that "
+                "comes with usage_plugin"
+            )
         return self
 
 

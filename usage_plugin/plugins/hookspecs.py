@@ -1,7 +1,8 @@
 """Every hook, with when it is called and what it must return; docs/plugin-hooks.md has an example of each.
 
-Two kinds. What *registers* is called once, at the start of whatever reads the configuration, and returns objects that
-act. What is a *notification* is called in a thread of the plugin's own, off the request path, and returns nothing.
+Three kinds. What *registers* is called once, at the start of whatever reads the configuration, and returns objects that
+act. What is a *notification* is called in a thread of the plugin's own, off the request path, and returns nothing. What
+is a *duty* is called by a command, which fails if the plugin does.
 """
 
 from __future__ import annotations
@@ -75,5 +76,15 @@ def usage_threshold_crossed(alert: Alert) -> None:
 
     Called once for each limit, subject, window and threshold, over all workers and restarts; for rolling windows once
     a day.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def usage_user_forgotten(user: str) -> None:
+    """Forget a user: delete whatever this plugin has kept of them.
+
+    Called by `usage-plugin forget`, in its own process, for each name that the user may be kept under, after they are
+    gone from the history. It may be called again for the same name. When it raises, the command says so and fails.
     """
     raise NotImplementedError

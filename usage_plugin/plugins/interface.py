@@ -87,12 +87,14 @@ class Surroundings:
         data_dir: where its files belong; the folder may not exist yet.
         zone: the zone whose days daily sums are kept by.
         config_dir: the folder of the YAML (the current one, if there is none), from which relative paths start.
+        config_file: the YAML, for a plugin that works in another process; None if a program gave the configuration.
         storage_backends: all that are registered, by name, for a backend that is made of others.
     """
 
     data_dir: Path
     zone: ZoneInfo
     config_dir: Path = Path()
+    config_file: Path | None = None
     storage_backends: Mapping[str, StorageBackend[Any]] = field(default_factory=dict)
 
 

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
     from usage_plugin.plugins.interface import Surroundings
 
-Source = Literal["built-in", "package", "file"]
+Source = Literal["built-in", "optional", "package", "file"]
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A plugin that the YAML speaks of; one of `path` and `package` is set.
+    """A plugin that the YAML speaks of; one of `path`, `package` and `name` is set.
 
     Attributes:
         where: the key of the YAML, for errors.
@@ -36,6 +36,7 @@ class Chosen:
     where: str
     path: Path | None = None
     package: str | None = None
+    name: str | None = None
     enabled: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -61,25 +62,36 @@ class Found:
 
 
 def find_plugins(
-    builtin: Sequence[str], chosen: Sequence[Chosen], surroundings: Surroundings, *, entry_points: bool
+    builtin: Sequence[str],
+    chosen: Sequence[Chosen],
+    surroundings: Surroundings,
+    *,
+    optional: Mapping[str, str],
+    entry_points: bool,
 ) -> Iterator[Found]:
-    """Load every plugin that is not switched off, the built-in ones first.
+    """Load every plugin that is not switched off, the built-in ones first; of `optional` those that are named.
 
     Raises:
         PluginError: one of them cannot be loaded.
         ConfigError: its options are wrong.
     """
+    ours = f"usage_plugin {__version__}"
     for name in builtin:
-        location = f"usage_plugin {__version__}"
-        yield Found(name, "built-in", location, _loaded(name, location, import_module, name))
+        yield Found(name, "built-in", ours, _loaded(name, ours, import_module, name))
+    for choice in chosen:
+        if choice.name is not None:
+            _check_there_is(choice, optional)
+            if choice.enabled:
+                loaded = _loaded(choice.name, ours, import_module, optional[choice.name])
+                yield Found(choice.name, "optional", ours, _made(choice.name, ours, loaded, choice, surroundings))
     installed = list(metadata.entry_points(group=PROJECT)) if entry_points else []
     packages = _by_package(chosen, installed)
     for point in installed:
-        choice = packages.get(_normal(_distribution(point)))
-        if choice is None or choice.enabled:
+        told = packages.get(_normal(_distribution(point)))
+        if told is None or told.enabled:
             location = f"{_distribution(point)} {point.dist.version if point.dist else ''}".strip()
             loaded = _loaded(point.name, location, point.load)
-            yield Found(point.name, "package", location, _made(point.name, location, loaded, choice, surroundings))
+            yield Found(point.name, "package", location, _made(point.name, location, loaded, told, surroundings))
     for choice in chosen:
         if choice.path is not None and choice.enabled:
             name, location = choice.path.stem, str(choice.path)
@@ -126,12 +138,23 @@ def _made(name: str, location: str, loaded: Any, choice: Chosen | None, surround
     checked = check_options(where, model, options)
     try:
         return factory(checked, surroundings)
+    except UsagePluginError:
+        raise
     except (Exception, SystemExit) as error:
         raise PluginError(
             f"The plugin {name} ({location}) cannot begin: Plugin(options, surroundings) raised "
             f"{type(error).__name__}: {error}.",
             hint="Mend it, or switch it off with enabled: false under usage_plugin.plugins.",
         ) from error
+
+
+def _check_there_is(choice: Chosen, optional: Mapping[str, str]) -> None:
+    if choice.name not in optional:
+        raise PluginError(
+            f"{choice.where}.name: no plugin {choice.name!r} comes with usage_plugin"
+            f" (there are: {', '.join(sorted(optional)) or 'none'}).",
+            hint="A plugin of your own is named by its path, one that is installed by its package.",
+        )
 
 
 def _by_package(chosen: Sequence[Chosen], installed: Sequence[metadata.EntryPoint]) -> dict[str, Chosen]:

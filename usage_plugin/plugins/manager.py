@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -25,13 +26,14 @@ from usage_plugin.plugins.loading import find_plugins
 from usage_plugin.tracking.listeners import Hooked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.plugins.loading import Chosen, Found
 
 TRACE_VARIABLE = "USAGE_PLUGIN_TRACE_PLUGINS"
 
 NO_SURROUNDINGS = Surroundings(Path(), ZoneInfo("UTC"))
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("usage_")}
 """Every hook by its name."""
@@ -66,6 +68,7 @@ class Plugins:
         chosen: Sequence[Chosen] = (),
         surroundings: Surroundings = NO_SURROUNDINGS,
         *,
+        optional: Mapping[str, str] = _NONE,
         entry_points: bool = True,
     ) -> None:
         """Load them.
@@ -74,6 +77,7 @@ class Plugins:
             builtin: modules with hook implementations.
             chosen: what the YAML says of plugins.
             surroundings: what those are told that have a class `Plugin`.
+            optional: modules of plugins that are loaded if the YAML names them, by name.
             entry_points: whether to load the entry-point group `usage_plugin` too.
 
         Raises:
@@ -84,7 +88,7 @@ class Plugins:
         self._manager.add_hookspecs(hookspecs)
         self._found: dict[str, Found] = {}
         self._registered: dict[str, list[str]] = {}
-        for found in find_plugins(builtin, chosen, surroundings, entry_points=entry_points):
+        for found in find_plugins(builtin, chosen, surroundings, optional=optional, entry_points=entry_points):
             self._register(found)
         self.storage_backends: dict[str, StorageBackend[Any]] = self._collect(
             "usage_register_storage_backends", StorageBackend, "storage backend"

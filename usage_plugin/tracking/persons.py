@@ -20,12 +20,13 @@ from usage_plugin.tracking.flusher import Flusher, until_free
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
 
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import Limit, LimitSet
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.tracking.flusher import Unstorable
+    from usage_plugin.tracking.listeners import Hooked
     from usage_plugin.tracking.workers import Workers
 
 SLICE = 1_000
@@ -36,6 +37,10 @@ _LOOK_EVERY = 0.1
 
 class NotFlushedError(UsagePluginError):
     """The store does not have every event yet, so nobody can be forgotten wholly."""
+
+
+class NotForgottenError(UsagePluginError):
+    """A plugin still has something of somebody who is to be forgotten."""
 
 
 class Person(NamedTuple):
@@ -163,6 +168,27 @@ def _over(found: Naming, now: int, *, open_windows: bool) -> Naming:
         alerts=[a for a in found.alerts if open_windows or decode_alert(a.details).window.end <= now],
         adjustments=[a for a in found.adjustments if open_windows or a.until <= now or (a.ended_at or now + 1) <= now],
     )
+
+
+def tell_plugins(person: Person, hooked: Iterable[Hooked], progress: Callable[[str, int], None]) -> None:
+    """Have plugins forget a person, by each of their names; when the history has, of which some make what they keep.
+
+    Raises:
+        NotForgottenError: some could not; all others have.
+    """
+    failed = {}
+    for plugin, function in hooked:
+        progress("plugins", 1)
+        try:
+            for name in sorted(person.names):
+                function(name)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # a plugin may raise anything
+            failed[plugin] = f"{type(error).__name__}: {error}"
+    if failed:
+        raise NotForgottenError(
+            "; ".join(f"The plugin {plugin} did not forget them: {why}" for plugin, why in failed.items()),
+            hint="Everything else is forgotten. Mend it and repeat the command.",
+        )
 
 
 async def leave_no_trace(ledger: Ledger, store: UsageStore, progress: Callable[[str, int], None]) -> None:

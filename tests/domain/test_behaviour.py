@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import math
+from datetime import date, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usage_plugin.domain.behaviour import (
+    DIMENSIONS,
+    HOURS,
+    PARTS,
+    VERSION,
+    WeekOfUse,
+    distance,
+    distances,
+    mean,
+    monday_of,
+    vector_of,
+    week_of_use,
+)
+from usage_plugin.domain.money import NANO_PER_USD
+from usage_plugin.domain.usage import UsageTotals
+
+MONDAY = date(2026, 11, 23)
+NAMES = st.sampled_from([None, "gpt", "opus", "sonnet", "o3"])
+TOTALS = st.builds(
+    UsageTotals,
+    requests=st.integers(0, 10**7),
+    input_tokens=st.integers(0, 10**12),
+    output_tokens=st.integers(0, 10**12),
+    cached_input_tokens=st.integers(0, 10**12),
+    cost=st.integers(0, 10**16),
+)
+SUMS = st.lists(st.tuples(st.dates(MONDAY, MONDAY + timedelta(days=6)), NAMES, NAMES, TOTALS), max_size=8)
+WEEKS = st.builds(week_of_use, SUMS, st.lists(st.integers(0, 10**6), min_size=HOURS, max_size=HOURS))
+
+
+def week(count: int = 100, *, model: str = "gpt", hour: int = 9, day: int = 0, tokens: int = 500) -> WeekOfUse:
+    used = UsageTotals(count, 0, tokens * count, 50 * count, cost=count * NANO_PER_USD // 100)
+    hours = [0] * HOURS
+    hours[hour] = count
+    return week_of_use([(MONDAY + timedelta(days=day), model, "openai", used)], hours)
+
+
+def apart(one: WeekOfUse, other: WeekOfUse) -> dict[str, float]:
+    """The parts in which two weeks differ."""
+    found = distances(vector_of(one), vector_of(other))
+    return {name: far for name, far in found.items() if far > 1e-9}
+
+
+@given(WEEKS)
+def test_every_vector_has_length_one(use):
+    """Whatever a week was, also an empty one, or one of impossible numbers."""
+    vector = vector_of(use)
+    assert len(vector) == DIMENSIONS
+    assert math.hypot(*vector) == pytest.approx(1)
+
+
+@given(WEEKS, WEEKS)
+def test_a_distance_is_between_nothing_and_one(one, other):
+    """It is the same both ways, none to itself, and the sum of its parts, none of which is more than its weight."""
+    first, second = vector_of(one), vector_of(other)
+    assert distance(first, first) == pytest.approx(0)
+    assert 0 <= distance(first, second) <= 1 + 1e-9
+    assert distance(first, second) == pytest.approx(distance(second, first))
+    assert distance(first, second) == pytest.approx(1 - sum(a * b for a, b in zip(first, second, strict=True)))
+    found = distances(first, second)
+    assert list(found) == [part.name for part in PARTS]
+    assert all(found[part.name] <= part.weight + 1e-9 for part in PARTS)
+
+
+@given(WEEKS, WEEKS, st.floats(0.01, 100))
+def test_only_the_direction_counts(one, other, length):
+    """A store may hand vectors back with another length."""
+    first, second = vector_of(one), vector_of(other)
+    assert distance([length * n for n in first], second) == pytest.approx(distance(first, second), abs=1e-9)
+
+
+@given(SUMS, st.randoms())
+def test_the_order_of_the_sums_does_not_matter(sums, draw):
+    """A week is the same however it is read."""
+    shuffled = list(sums)
+    draw.shuffle(shuffled)
+    assert vector_of(week_of_use(sums)) == pytest.approx(vector_of(week_of_use(shuffled)))
+
+
+def test_the_weights_are_all_there_is():
+    """They add up to one."""
+    assert sum(part.weight for part in PARTS) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [({"model": "opus"}, "models"), ({"hour": 20}, "hours"), ({"day": 5}, "weekdays"), ({"count": 900}, "volume"),
+     ({"tokens": 50_000}, "tokens")],
+)  # fmt: skip
+def test_a_change_shows_in_its_part(change, part):
+    """And in no other: so it can be said what makes a distance."""
+    assert apart(week(), week(**change)).keys() == {part}
+
+
+def test_what_shares_nothing_is_as_far_as_the_weight():
+    """Another model altogether is all of the part; half of it is some of it."""
+    assert apart(week(), week(model="opus"))["models"] == pytest.approx(0.30)
+    both = week()._replace(models={"gpt": 50, "opus": 50})
+    assert 0.05 < apart(week(), both)["models"] < 0.15
+
+
+def test_hours_are_near_to_those_beside_them():
+    """Nine is nearer to ten than to noon, and midnight is beside eleven at night."""
+    nine, ten, noon = (week(hour=hour) for hour in (9, 10, 12))
+    assert apart(nine, ten)["hours"] < apart(nine, noon)["hours"] / 1.5
+    assert apart(week(hour=23), week(hour=0))["hours"] == pytest.approx(apart(nine, ten)["hours"])
+
+
+def test_amounts_count_by_their_order():
+    """From ten to a hundred requests is about as far as from a hundred to a thousand."""
+    small, middle, large = (week(count) for count in (10, 100, 1_000))
+    assert apart(small, middle)["volume"] == pytest.approx(apart(middle, large)["volume"], rel=0.3)
+
+
+def test_unknown_hours_are_as_near_to_one_as_to_another():
+    """An imported week has no hours: it is like nobody's, not unlike everybody's."""
+    unknown = week()._replace(hours=[0] * HOURS)
+    to_nine, to_ten = (apart(unknown, week(hour=hour))["hours"] for hour in (9, 20))
+    assert to_nine == pytest.approx(to_ten)
+    assert to_nine < 0.15
+
+
+def test_the_middle_of_two_is_between_them():
+    """As near to the one as to the other, and nearer than they are to each other."""
+    one, other = vector_of(week()), vector_of(week(model="opus", hour=3))
+    middle = mean([one, other])
+    assert distance(middle, one) == pytest.approx(distance(middle, other))
+    assert distance(middle, one) < distance(one, other) / 2
+
+
+def test_a_week_begins_on_monday():
+    """Also over the end of a year."""
+    assert monday_of(date(2027, 1, 3)) == date(2026, 12, 28)
+    assert monday_of(MONDAY) == MONDAY
+
+
+def test_other_features_need_another_version():
+    """Who changes what a vector is made of counts `VERSION` up: stored vectors are then made anew."""
+    vector = vector_of(week(123, model="claude-opus", hour=17, day=3, tokens=4_321))
+    assert VERSION == 1
+    assert {at: round(number, 4) for at, number in enumerate(vector) if number > 1e-9} == {
+        26: 0.5477, 69: 0.3162, 80: 0.1498, 81: 0.2103, 82: 0.2328, 83: 0.1116, 84: 0.2582, 102: 0.1936, 103: 0.2739,
+        104: 0.1936, 113: 0.2236, 117: 0.2699, 118: 0.1648, 119: 0.282, 120: 0.1431,
+    }  # fmt: skip
