@@ -24,6 +24,7 @@ from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import restore as restore_command
+from usage_plugin.cli import simulate as simulate_command
 from usage_plugin.cli import status as status_command
 from usage_plugin.cli.doctor import command as doctor_command
 from usage_plugin.cli.output import FORMATS, Output
@@ -193,6 +194,19 @@ def explain(path: Path | None, output: Output, ref_or_id: str | None, **names: s
         _read(path, functools.partial(explain_command.run, output=output, ref_or_id=ref_or_id))
     else:
         _read(path, functools.partial(explain_command.run_subject, output=output, names=names))
+
+
+@main.command()
+@click.option("--limits", type=click.Path(path_type=Path), required=True, help="A YAML with `limits:`, written as in "
+              "the proxy's; groups and the zone are those of the configuration.")  # fmt: skip
+@click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
+@click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: today.")
+@click.option("--month", help="A whole month instead: YYYY-MM.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="How many rows of who, in a table.")
+@_common()
+def simulate(path: Path | None, output: Output, **options: Any) -> None:
+    """Say what proposed limits would have done: replay them over the recorded events, who, when, how much."""
+    _read(path, functools.partial(simulate_command.run, output=output, **options))
 
 
 @main.command(name="raise")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -42,7 +42,8 @@ class Bar:
     @contextmanager
     def shown(self) -> Iterator[None]:
         """Show it meanwhile, and leave the last state on the screen."""
-        with self._bar:
+        # One that is not shown would still print an empty line at its end.
+        with nullcontext() if self._bar.disable else self._bar:
             yield
 
     def begin(self, what: str, total: int | None) -> None:
