@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
@@ -49,9 +51,8 @@ from usage_plugin.tracking.tracker import UsageReader
 from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import LimitSet, Membership
@@ -143,6 +144,17 @@ class Parts:
     def open_ledger(self) -> Ledger:
         """Open the ledger for the calling thread."""
         return self._ledger.open(self._ledger_options, self._surroundings)
+
+    @contextmanager
+    def scratch_ledger(self) -> Iterator[Ledger]:
+        """Open an empty SQLite ledger in a temporary folder, which is deleted at the end."""
+        with TemporaryDirectory(prefix="usage-plugin-") as folder:
+            backend = self.plugins.ledger_backends["sqlite"]
+            ledger = backend.open(backend.options_model(), replace(self._surroundings, data_dir=Path(folder)))
+            try:
+                yield ledger
+            finally:
+                ledger.close()
 
     def has_ledger(self) -> bool:
         """Say whether there is anything to read; readers create nothing."""
@@ -492,19 +504,24 @@ class Reader:
 
     def __init__(self, parts: Parts, ledger: Ledger, store: UsageStore, clock: Clock) -> None:
         """Take the open parts; `open_reader` makes them."""
+        self.parts = parts
         self.config = parts.config
         self.clock = clock
         self.secret_path = parts.secret_path
         self.pseudonyms = parts.pseudonyms()
-        made = parts.config.limit_set(self.pseudonyms, _membership(parts, clock))
-        hides = parts.config.privacy.user == "pseudonym"
-        self.limits = made.knowing({}, hides_persons=hides).adjusted(ledger.adjustments(clock.now()))
+        self._membership = _membership(parts, clock)
+        self.limits = self.limits_of(parts.config).adjusted(ledger.adjustments(clock.now()))
         self.ledger = ledger
         self.workers = parts.workers()
         self.unstorable = parts.unstorable(clock)
         self.plugins = parts.plugins
         self.store = store
         self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
+
+    def limits_of(self, config: Config) -> LimitSet:
+        """Make the limits of a configuration, for the names that are kept here; without adjustments."""
+        made = config.limit_set(self.pseudonyms, self._membership)
+        return made.knowing({}, hides_persons=config.privacy.user == "pseudonym")
 
     def kept(self, dimension: str, name: str) -> str:
         """Give what is kept of a name that somebody typed; from then on the limits know whom it is of.

@@ -14,6 +14,7 @@ from usage_plugin.api.opening import open_tracker
 from usage_plugin.api.reservations import Reservation
 from usage_plugin.api.tracker import UsageTracker
 from usage_plugin.api.values import (
+    Forecast,
     PercentileRow,
     Session,
     Statistics,
@@ -33,6 +34,7 @@ from usage_plugin.errors import BudgetExceededError, NotAdmittedError, UsagePlug
 
 __all__ = [
     "BudgetExceededError",
+    "Forecast",
     "NotAdmittedError",
     "PercentileRow",
     "Reservation",

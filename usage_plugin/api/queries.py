@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from usage_plugin.api.values import (
+    Forecast,
     PercentileRow,
     StreamedUsage,
     TopUsage,
     UsagePattern,
     UsageRow,
+    forecast_of,
     measured,
     pattern_of,
     usage_of,
 )
 from usage_plugin.domain.store import HOUR_GROUPINGS, EventPosition, Grouping, UsageFilter
-from usage_plugin.domain.windows import FOREVER, Window, days_window, to_instant
+from usage_plugin.domain.windows import FOREVER, Window, WindowRule, days_window, to_instant
 from usage_plugin.errors import UsagePluginError
+from usage_plugin.tracking.forecasting import FORECAST_WINDOWS, Forecaster
 from usage_plugin.tracking.patterns import MOST_USERS, Known, find_patterns
 from usage_plugin.tracking.percentiles import percentiles
 from usage_plugin.tracking.standings import Standings
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import HourGrouping, RollupDimension
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.forecasting import ForecastWindow
     from usage_plugin.tracking.percentiles import EventGrouping, Measure
     from usage_plugin.tracking.tracker import UsageReader
 
@@ -140,6 +144,44 @@ class UsageQueries:
             )
             for one in found
         ]
+
+    async def forecast(
+        self,
+        by: Sequence[RollupDimension] = (),
+        *,
+        limit: str | None = None,
+        window: ForecastWindow = "month",
+        most: int = 20,
+        **names: str,
+    ) -> list[Forecast]:
+        """Say where the spend of the window that is open is heading, and when a limit runs out.
+
+        Args:
+            by: what groups are made of, as for `aggregate`; everybody together if empty.
+            limit: forecasts the accounts of this limit in its own window instead, whatever `by` and `window` say.
+            window: day, week, month, quarter or year.
+            most: how many groups or accounts: those that have used most.
+            names: takes only what has these; with a limit, only what it counts per.
+
+        Raises:
+            HistoryError: there are no daily sums of what this limit counts, or its accounts have no such names.
+            UsagePluginError: there is no such limit, window or name.
+        """
+        runtime, usage_filter = self._runtime, self._filter(names)
+        zone = runtime.config.timezone
+        forecaster = Forecaster(self._reader, runtime.ledger, runtime.limits, zone, runtime.clock.now())
+        if limit is None:
+            if window not in FORECAST_WINDOWS:
+                raise UsagePluginError(f"window: found {window}, expected one of {', '.join(FORECAST_WINDOWS)}.")
+            rule = WindowRule(window, week_starts=runtime.config.week_starts if window == "week" else 0)
+            found = await forecaster.spend(by, usage_filter, rule, most=most)
+        else:
+            rules = {one.name: one for one in runtime.limits.limits}
+            if limit not in rules:
+                known = ", ".join(rules) or "none"
+                raise UsagePluginError(f"There is no limit {limit}.", hint=f"The limits are: {known}.")
+            found = await forecaster.limit(rules[limit], usage_filter, most=most)
+        return [forecast_of(outlook, zone) for outlook in found]
 
     async def stream_usage(
         self, *, start: dt.date, end: dt.date, after: str | None = None, **names: str

@@ -8,15 +8,18 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.money import Nano, from_float, parse_usd, to_decimal
+from usage_plugin.domain.windows import local_date
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import date, datetime
+    from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.limits import Unit
     from usage_plugin.domain.patterns import Pattern, PatternType
     from usage_plugin.domain.profiles import UserProfile
     from usage_plugin.domain.usage import UsageTotals
+    from usage_plugin.tracking.forecasting import Outlook
     from usage_plugin.tracking.percentiles import Measure
 
 Money = Decimal | str | int | float
@@ -188,6 +191,67 @@ class UserAlert(NamedTuple):
     acknowledged_at: datetime | None
     acknowledged_by: str | None
     resolved: bool
+
+
+class Forecast(NamedTuple):
+    """Where the use of somebody is heading in the window that is open.
+
+    Attributes:
+        names: who, by dimension; empty for everybody together.
+        limit: whose account it is; None for spend as such.
+        first: the window's first day.
+        last: its last day.
+        spent: in it so far, in the unit.
+        expected: what will have been used at its end.
+        low: the lower end of the range, which held 80 % of past forecasts; None if the history is too short.
+        high: the upper end.
+        amount: what the limit allows; None for unlimited, and without a limit.
+        runs_out: the day on which nothing will be left of it; None if it lasts.
+        earliest: the same at the upper end of the range.
+        latest: the same at its lower end.
+        history_days: how many days it is made of.
+        lacks: what would need a longer history, in words.
+    """
+
+    names: Mapping[str, str]
+    limit: str | None
+    unit: Unit
+    first: date
+    last: date
+    spent: Decimal | int
+    expected: Decimal | int
+    low: Decimal | int | None
+    high: Decimal | int | None
+    amount: Decimal | int | None
+    runs_out: date | None
+    earliest: date | None
+    latest: date | None
+    history_days: int
+    lacks: Sequence[str]
+
+
+def forecast_of(outlook: Outlook, zone: ZoneInfo) -> Forecast:
+    """Give a forecast with its amounts in dollars, or in counts."""
+    now = outlook.now
+    spent, expected = amount_of(now.unit, now.spent), amount_of(now.unit, outlook.at_end[0])
+    low, high, amount = (
+        None if value is None else amount_of(now.unit, value) for value in (*outlook.at_end[1:], now.amount)
+    )
+    return Forecast(
+        now.names,
+        now.limit.name if now.limit else None,
+        now.unit,
+        local_date(now.window.start, zone),
+        local_date(now.window.end - 1, zone),
+        spent,
+        expected,
+        low,
+        high,
+        amount,
+        *outlook.runs_out,
+        outlook.course.history_days,
+        outlook.course.lacks,
+    )
 
 
 class Session(NamedTuple):

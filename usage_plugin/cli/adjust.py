@@ -50,6 +50,10 @@ class AdjustmentError(UsagePluginError):
     """This amount cannot be changed so."""
 
 
+class UnknownLimitError(UsagePluginError):
+    """No limit in force has this name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """What somebody asks for.
@@ -133,18 +137,28 @@ async def show(reader: Reader, *, output: Output, everything: bool) -> None:
     )  # fmt: skip
 
 
-def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> tuple[Limit, str]:
-    """Find the limit and the subject that are meant.
+def find_limit(reader: Reader, name: str) -> Limit:
+    """Find a limit in force by its name.
 
     Raises:
-        AdjustmentError: there is no such limit, or it does not count that subject.
-        click.UsageError: the options do not name what the limit counts by.
+        UnknownLimitError: there is none.
     """
     limits = {limit.name: limit for limit in reader.limits.limits}
     if name not in limits:
         known = ", ".join(limits) or "none"
-        raise AdjustmentError(f"There is no limit {name}.", hint=f"The limits are: {known}.")
-    limit = limits[name]
+        raise UnknownLimitError(f"There is no limit {name}.", hint=f"The limits are: {known}.")
+    return limits[name]
+
+
+def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> tuple[Limit, str]:
+    """Find the limit and the subject that are meant.
+
+    Raises:
+        UnknownLimitError: there is no such limit.
+        AdjustmentError: it does not count that subject.
+        click.UsageError: the options do not name what the limit counts by.
+    """
+    limit = find_limit(reader, name)
     wanted: list[str] = [dimension for dimension in limit.per if dimension != "global"]
     given = [dimension for dimension, value in names.items() if value is not None]
     if set(given) != set(wanted):

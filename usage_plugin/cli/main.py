@@ -16,6 +16,7 @@ from usage_plugin.cli import adjust as adjust_command
 from usage_plugin.cli import check as check_command
 from usage_plugin.cli import events as events_command
 from usage_plugin.cli import explain as explain_command
+from usage_plugin.cli import forecast as forecast_command
 from usage_plugin.cli import imports as imports_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import migrate as migrate_command
@@ -26,6 +27,7 @@ from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import restore as restore_command
 from usage_plugin.cli import similar as similar_commands
+from usage_plugin.cli import simulate as simulate_command
 from usage_plugin.cli import status as status_command
 from usage_plugin.cli.doctor import command as doctor_command
 from usage_plugin.cli.output import FORMATS, Output
@@ -34,6 +36,7 @@ from usage_plugin.domain.patterns import PATTERN_TYPES
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.runtime import Parts, Reader, open_reader
+from usage_plugin.tracking.forecasting import FORECAST_WINDOWS
 from usage_plugin.tracking.patterns import MOST_USERS
 
 if TYPE_CHECKING:
@@ -215,6 +218,38 @@ def explain(path: Path | None, output: Output, ref_or_id: str | None, **names: s
         _read(path, functools.partial(explain_command.run, output=output, ref_or_id=ref_or_id))
     else:
         _read(path, functools.partial(explain_command.run_subject, output=output, names=names))
+
+
+@main.command()
+@click.option("--by", help="user, team, api_key, organization, end_user, model, provider; several with commas. "
+              "Default: everybody together.")  # fmt: skip
+@click.option("--limit", "limit_name", help="The accounts of this limit instead, and when they run out.")
+@click.option("--window", type=click.Choice(FORECAST_WINDOWS), help="To the end of which window. Default: month.")
+@click.option("--user", help="Only what this user does.")
+@click.option("--team", help="Only what is done for this team.")
+@click.option("--model", help="Only what this model does.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="How many: those that spent most.")
+@click.option("--backtest", is_flag=True, help="Say how far off such forecasts would have been on past days.")
+@_common()
+def forecast(
+    path: Path | None, output: Output, user: str | None, team: str | None, model: str | None, **options: Any
+) -> None:
+    """Say where the spend of this month is heading, or when a limit runs out, with a range."""
+    usage_filter = UsageFilter(user=user, team=team, model=model)
+    _read(path, functools.partial(forecast_command.run, output=output, usage_filter=usage_filter, **options))
+
+
+@main.command()
+@click.option("--limits", type=click.Path(path_type=Path), required=True, help="A YAML with `limits:`, written as in "
+              "the proxy's; groups and the zone are those of the configuration.")  # fmt: skip
+@click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
+@click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: today.")
+@click.option("--month", help="A whole month instead: YYYY-MM.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="How many rows of who, in a table.")
+@_common()
+def simulate(path: Path | None, output: Output, **options: Any) -> None:
+    """Say what proposed limits would have done: replay them over the recorded events, who, when, how much."""
+    _read(path, functools.partial(simulate_command.run, output=output, **options))
 
 
 @main.command(name="raise")

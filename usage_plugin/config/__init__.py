@@ -16,6 +16,7 @@ from usage_plugin.config.file import (
     find_config,
     load_config,
     read_proxy_section,
+    with_limits,
 )
 from usage_plugin.config.limits import LimitConfig
 from usage_plugin.config.sections import (
@@ -52,4 +53,5 @@ __all__ = [
     "find_config",
     "load_config",
     "read_proxy_section",
+    "with_limits",
 ]

@@ -102,6 +102,21 @@ def load_config(path: Path) -> Config:
     return _Reading(path).config()
 
 
+def with_limits(config: Config, file: Path) -> Config:
+    """Put the limits of a file, as `limits_from` names them, in place of all others; groups and zone stay.
+
+    Raises:
+        ConfigError: with every mistake found, a line each.
+    """
+    limits = _limits_in(_text_of(file), file)
+    changed = config.model_copy(update={"limits": limits})
+    try:
+        changed.check_names()
+    except ValueError as error:
+        raise _mistakes(file, [str(error)]) from None
+    return changed
+
+
 def config_of(values: Mapping[str, Any]) -> Config:
     """Check a section that a program made: the keys and values of the YAML. A relative `data_dir` begins here.
 
@@ -288,8 +303,12 @@ class _Reading:
         self.glance(file)
         text = _text_of(file, hint="limits_from names it; a relative path begins where the YAML stands.")
         self._texts[file] = text
-        root = compose(text, file)
-        return _validated(LimitsFile, _values_of(root, file, "the file"), root, file, ()).limits
+        return _limits_in(text, file)
+
+
+def _limits_in(text: str, file: Path) -> tuple[LimitConfig, ...]:
+    root = compose(text, file)
+    return _validated(LimitsFile, _values_of(root, file, "the file"), root, file, ()).limits
 
 
 def _values_of(node: yaml.Node | None, path: Path, where: str) -> dict[str, Any]:

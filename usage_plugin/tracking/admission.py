@@ -41,7 +41,9 @@ SPIN_NS = 300_000
 MOST_WAITING = 256
 """So many requests of one worker wait for others to settle; what comes on top is refused as busy at once."""
 
-_FIRST_LOOK = 0.01
+FIRST_LOOK = 0.01
+"""How long a request waits before it looks for room again, in seconds."""
+
 _RAREST_LOOK = 0.1
 _LONGEST_DELAY = 0.005
 _GIVE_UP_NS = 5_000_000_000
@@ -213,7 +215,7 @@ class Admission:
         ask, decision = await self._decide(ask, tightened, downgraded)
         if not patient or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
             return decision
-        if not _is_worth_waiting(decision.outcome):
+        if not is_worth_waiting(decision.outcome):
             return decision
         self._waiting += 1
         try:
@@ -224,10 +226,10 @@ class Admission:
     async def _wait(self, ask: Ask, decision: Decision, downgraded: Other | None) -> Decision:
         """Look again and again until there is room, or it is clear that waiting does not help."""
         deadline = time.monotonic() + self.policy.busy_wait / MICROSECONDS
-        delay = _FIRST_LOOK
-        while _is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
+        delay = FIRST_LOOK
+        while is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
-            delay = min(_RAREST_LOOK, delay * 1.5)
+            delay = next_look(delay)
             # It is admitted now, not when it came: midnight may have passed.
             ask = replace(ask, draft=ask.draft._replace(started_at=self._clock.now()))
             ask, decision = await self._decide(ask, None, downgraded)
@@ -372,7 +374,12 @@ def _obstacle(decision: Decision | Downgrade) -> Refusal | Downgrade | None:
     return decision.outcome if isinstance(decision.outcome, Refusal) and decision.outcome.demand else None
 
 
-def _is_worth_waiting(outcome: Admitted | Refusal) -> bool:
+def next_look(delay: float) -> float:
+    """Say how long a request waits after it has waited for so many seconds in vain."""
+    return min(_RAREST_LOOK, delay * 1.5)
+
+
+def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
     """Say whether a request would fit once others settle; what is spent does not come back in a moment."""
     if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
         return False

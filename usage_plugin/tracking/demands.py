@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Hold, has_room
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, has_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -106,6 +106,10 @@ class Demand(NamedTuple):
         maximum = self.maximum if enforced else None
         return Hold(self.account, self.window.end, self.amount, maximum, self.if_lost, self.since)
 
+    def charge(self) -> Charge:
+        """Make what is added to the account once the request is over."""
+        return Charge(self.account, self.window.end, self.amount)
+
     def fits(self, balance: Balance) -> bool:
         """Say whether the account has room, whatever the limit then does about it."""
         return has_room(balance, self.amount, self.maximum)
@@ -146,6 +150,23 @@ def demands_of(
             if amount > known.amount:
                 demands[demand.account] = demand
     return list(demands.values()), unknown
+
+
+def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[Demand]:
+    """Find every account an event counts on, in the window of its admission, and with how much."""
+    amounts = {
+        "usd": event.cost or 0,
+        "total_tokens": event.input_tokens + event.output_tokens,
+        "input_tokens": event.input_tokens,
+        "output_tokens": event.output_tokens,
+        "requests": 1,
+    }
+    at = event.started_at
+    return [
+        Demand.of(matched, at, amounts[matched.limit.unit])
+        for matched in limits.matching(subjects, event.model, event.provider)
+        if matched.limit.is_charged
+    ]
 
 
 def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Problem | None]:

@@ -15,21 +15,19 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge
 from usage_plugin.domain.usage import NO_TOKENS, encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import SPIN_NS, Admitted, Pressure
-from usage_plugin.tracking.demands import Demand, Standing, tightest_of_callers_own
+from usage_plugin.tracking.demands import Demand, Standing, charged_by, tightest_of_callers_own
 from usage_plugin.tracking.listeners import Audience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger, Settled
+    from usage_plugin.domain.ledger import AccountKey, Balance, Ledger, Settled
     from usage_plugin.domain.money import Nano
-    from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
     from usage_plugin.tracking.alerts import Alerts
     from usage_plugin.tracking.cache import UsageCache
@@ -149,7 +147,7 @@ class Recorder:
         event = self._event(request, outcome)
         # What is held and never charged, a slot of `max_parallel_requests`, is let go with the rest.
         held = [d for d in request.admitted.demands if d.limit.is_charged]
-        demands = self._demands(request.admitted.subjects, event)
+        demands = charged_by(event, request.admitted.subjects, self._rules.limits)
         if outcome.as_reserved:
             # A limit that came meanwhile is charged as well.
             accounts = {demand.account for demand in held}
@@ -214,26 +212,10 @@ class Recorder:
             usage=outcome.usage,
         )
 
-    def _demands(self, subjects: Subjects, event: UsageEvent) -> list[Demand]:
-        """Find every account the event counts on, in the window of its admission."""
-        amounts = {
-            "usd": event.cost or 0,
-            "total_tokens": event.input_tokens + event.output_tokens,
-            "input_tokens": event.input_tokens,
-            "output_tokens": event.output_tokens,
-            "requests": 1,
-        }
-        at = event.started_at
-        return [
-            Demand.of(matched, at, amounts[matched.limit.unit])
-            for matched in self._rules.limits.matching(subjects, event.model, event.provider)
-            if matched.limit.is_charged
-        ]
-
     def _settle(self, settlement: _Settlement) -> Sequence[Standing]:
         """Settle now, or raise; the lock is tried for some 300 µs. Gives how its accounts stand then."""
         admitted, event, demands, encoded = settlement
-        charges = [_charge_of(demand) for demand in demands]
+        charges = [demand.charge() for demand in demands]
         started = time.monotonic_ns()
         while True:
             try:
@@ -321,10 +303,6 @@ def _excess(event: UsageEvent, *, held: Sequence[Demand], charged: Sequence[Dema
     accounts = [demand.account for demand in charged if demand.limit.unit == "usd"]
     least = min((amounts.get(account, 0) for account in accounts), default=event.reserved)
     return max(0, event.cost - least)
-
-
-def _charge_of(demand: Demand) -> Charge:
-    return Charge(demand.account, demand.window.end, demand.amount)
 
 
 def _balance_after(demand: Demand, admitted: Admitted, balances: Mapping[AccountKey, Balance]) -> Balance:

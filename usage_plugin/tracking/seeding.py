@@ -100,7 +100,7 @@ class Seeder:
         return self._lacking(self._rules.limits.limits, now, pruned)
 
     def _lacking(self, limits: Iterable[Limit], now: int, pruned: int) -> list[str]:
-        return [limit.name for limit in limits if _lacks_history(limit, self._zone, now, pruned)]
+        return [limit.name for limit in limits if lacks_history(limit, self._zone, now, pruned)]
 
     def forget_old(self, ledger: Ledger) -> None:
         """Note at once which limits count no more: should they come back, they will have missed something."""
@@ -133,7 +133,7 @@ def count_history_anew(ledger: Ledger, limits: LimitSet, zone: ZoneInfo) -> None
         for limit in limits.limits
         if limit.counts_history
         and limit.window.kind in _CALENDAR
-        and _daily_dimensions(limit, zone) is not None
+        and daily_dimensions(limit, zone) is not None
         and not (limits.hides_persons and _has_globs_of_persons(limit, limits))
     }
     _count(ledger, _counting(ledger) - anew)
@@ -159,7 +159,7 @@ class _Names(NamedTuple):
     provider: str | None
 
 
-def _names_of(by: Sequence[RollupDimension], group: Sequence[str | None]) -> _Names:
+def names_of(by: Sequence[RollupDimension], group: Sequence[str | None]) -> _Names:
     """Take a row of sums for a request of these names."""
     names = dict(zip(by, group, strict=True))
     subjects = Subjects(
@@ -193,7 +193,7 @@ class _History:
         aggregates: dict[tuple[object, ...], Aggregate] = {}
         streamed = []
         for limit in self.limits:
-            by = _daily_dimensions(limit, self._zone)
+            by = daily_dimensions(limit, self._zone)
             if by is None:
                 streamed.append(limit)
                 continue
@@ -205,7 +205,7 @@ class _History:
                 known = aggregates[by, first, last] = await store.aggregate(by, first, last, UsageFilter())
             self._watermarks[limit.key] = known.watermarks.get(writer, 0)
             for group, totals in known.groups.items():
-                self._add(limit, _names_of(by, group), span.start, totals)
+                self._add(limit, names_of(by, group), span.start, totals)
         if streamed:
             await self._stream(store, writer, streamed, step)
 
@@ -269,24 +269,24 @@ class _History:
             known = sums.get(account)
             # An account that was left alone until its end began anew; only a session's can.
             end, before = known if known and at < known.end else (0, 0)
-            sums[account] = _Sum(max(end, window.end), before + _amount(limit, totals))
+            sums[account] = _Sum(max(end, window.end), before + amount_of(limit, totals))
 
     def _days(self, span: Window) -> tuple[date, date]:
         # To its very end: a clock that was ahead for a while has left events behind that are yet to come.
         return local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
 
 
-def _lacks_history(limit: Limit, zone: ZoneInfo, now: int, pruned: int) -> bool:
+def lacks_history(limit: Limit, zone: ZoneInfo, now: int, pruned: int) -> bool:
     """Say whether a limit, if it were new, would count less than its windows held: events before `pruned` are gone.
 
     What daily sums can tell is not lost with the events.
     """
-    if not limit.is_charged or not limit.counts_history or _daily_dimensions(limit, zone) is not None:
+    if not limit.is_charged or not limit.counts_history or daily_dimensions(limit, zone) is not None:
         return False
     return _span(limit, now).start < pruned
 
 
-def _daily_dimensions(limit: Limit, zone: ZoneInfo) -> tuple[RollupDimension, ...] | None:
+def daily_dimensions(limit: Limit, zone: ZoneInfo) -> tuple[RollupDimension, ...] | None:
     """List what the daily sums of a zone must be grouped by to seed a limit; None if they cannot tell."""
     kind = limit.window.kind
     if kind not in _WHOLE_DAYS or (kind != "lifetime" and str(limit.zone) != str(zone)):
@@ -321,7 +321,8 @@ def _span(limit: Limit, now: int) -> Window:
     return limit.window_at(now)
 
 
-def _amount(limit: Limit, totals: UsageTotals) -> int:
+def amount_of(limit: Limit, totals: UsageTotals) -> int:
+    """Say what sums add to a limit, in its unit."""
     return {
         "usd": totals.cost,
         "total_tokens": totals.input_tokens + totals.output_tokens,

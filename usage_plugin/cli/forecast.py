@@ -1,0 +1,200 @@
+"""`usage-plugin forecast`: where the spend is heading in the window that is open, and when a limit runs out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+from rich.text import Text
+
+from usage_plugin.cli.adjust import find_limit
+from usage_plugin.cli.output import Column, Output, console, harmless, table
+from usage_plugin.cli.progress import Bar
+from usage_plugin.cli.standings import amount_words, subject_words
+from usage_plugin.domain.forecast import Backtest, Errors
+from usage_plugin.domain.money import NANO_PER_USD, format_usd
+from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension
+from usage_plugin.domain.windows import WindowRule, local_date
+from usage_plugin.tracking.forecasting import Forecaster
+from usage_plugin.tracking.refusals import format_amount, plain_amount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import date
+
+    from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.store import UsageFilter
+    from usage_plugin.domain.windows import WindowKind
+    from usage_plugin.runtime import Reader
+    from usage_plugin.tracking.forecasting import Outlook
+
+_CENT, _MICRO = 10**7, 10**3
+_COLUMNS = (
+    Column("who"), Column("spent", number=True), Column("at the end", number=True), Column("80 % range", number=True),
+    Column("allowed", number=True), Column("runs out"), Column("earliest"),
+    Column("latest"),
+)  # fmt: skip
+_BACKTEST_COLUMNS = (
+    Column("what"), Column("forecast", number=True), Column("as yesterday", number=True),
+    Column("within range", number=True),
+)  # fmt: skip
+
+
+async def run(
+    reader: Reader,
+    *,
+    output: Output,
+    by: str | None,
+    limit_name: str | None,
+    window: str | None,
+    usage_filter: UsageFilter,
+    top: int,
+    backtest: bool,
+) -> None:
+    """Print the forecast, or how far off such forecasts would have been."""
+    kept = reader.kept_filter(usage_filter)
+    forecaster = Forecaster(reader.tracker, reader.ledger, reader.limits, reader.config.timezone, reader.clock.now())
+    if limit_name is not None:
+        if by is not None or window is not None:
+            raise click.UsageError("--limit has its own subjects and window: leave out --by and --window.")
+        limit = find_limit(reader, limit_name)
+        outlooks = await forecaster.limit(limit, kept, most=top)
+        title = f"Limit {limit.name}"
+    else:
+        rule = WindowRule(cast("WindowKind", window or "month"))
+        if rule.kind == "week":
+            rule = rule._replace(week_starts=reader.config.week_starts)
+        outlooks = await forecaster.spend(_dimensions(by), kept, rule, most=top)
+        title = f"Spend by {by}" if by else "Spend"
+    if backtest:
+        await _test(forecaster, outlooks, output)
+    elif output.is_table:
+        _show(reader, outlooks, title)
+    else:
+        plain = [_plain(reader, outlook) for outlook in outlooks]
+        output.document({"forecasts": plain}, plain)
+
+
+def _dimensions(by: str | None) -> list[RollupDimension]:
+    if by is None:
+        return []
+    names = [name.strip() for name in by.split(",")]
+    if any(name not in ROLLUP_DIMENSIONS for name in names) or len(set(names)) < len(names):
+        raise click.BadParameter(f"--by {by}: write one or more of {', '.join(ROLLUP_DIMENSIONS)}, each once.")
+    return cast("list[RollupDimension]", names)
+
+
+def _days(reader: Reader, outlook: Outlook) -> tuple[date, date]:
+    zone = reader.config.timezone
+    return local_date(outlook.now.window.start, zone), local_date(outlook.now.window.end - 1, zone)
+
+
+def _show(reader: Reader, outlooks: Sequence[Outlook], title: str) -> None:
+    if outlooks:
+        unit = "USD" if outlooks[0].now.unit == "usd" else outlooks[0].now.unit.replace("_", " ")
+        title = f"{title}, {unit}, {' to '.join(map(str, _days(reader, outlooks[0])))} ({reader.config.timezone})"
+    table(title, _COLUMNS, [_cells(outlook) for outlook in outlooks])
+    for outlook in outlooks:
+        for lacking in outlook.course.lacks:
+            console().print(Text(harmless(f"{subject_words(dict(outlook.now.names))}: {lacking}")))
+
+
+def _cells(outlook: Outlook) -> list[str]:
+    now = outlook.now
+    expected, low, high = outlook.at_end
+    runs_out, earliest, latest = outlook.runs_out
+    days = ["", "", ""]
+    if now.limit is not None and now.amount is not None:
+        days = [str(runs_out or "lasts")]
+        days += ["", ""] if high is None else [str(earliest or "lasts"), str(latest or "lasts")]
+    return [
+        subject_words(dict(now.names)),
+        format_amount(now.unit, now.spent),
+        _rough(now.unit, expected),
+        "" if low is None or high is None else f"{_rough(now.unit, low)}–{_rough(now.unit, high)}",
+        amount_words(now.limit, now.amount) if now.limit else "",
+        *days,
+    ]
+
+
+def _rough(unit: Unit, amount: int) -> str:
+    """Write what nobody knows to the nano-dollar: in cents, and smaller sums in millionths."""
+    if unit != "usd":
+        return str(amount)
+    step = _CENT if amount >= NANO_PER_USD else _MICRO
+    return format_usd((amount + step // 2) // step * step)
+
+
+def _plain(reader: Reader, outlook: Outlook) -> dict[str, Any]:
+    now = outlook.now
+    first, last = _days(reader, outlook)
+    expected, low, high = outlook.at_end
+    runs, earliest, latest = outlook.runs_out
+
+    def amount(value: int | None) -> str | int | None:
+        return None if value is None else plain_amount(now.unit, value)
+
+    def day(value: date | None) -> str | None:
+        return None if value is None else value.isoformat()
+
+    return {
+        "who": dict(now.names),
+        "limit": now.limit.name if now.limit else None,
+        "unit": now.unit,
+        "first": first.isoformat(),
+        "last": last.isoformat(),
+        "spent": amount(now.spent),
+        "expected": amount(expected),
+        "low": amount(low),
+        "high": amount(high),
+        "allowed": amount(now.amount),
+        "runs_out": day(runs),
+        "runs_out_earliest": day(earliest),
+        "runs_out_latest": day(latest),
+        "history_days": outlook.course.history_days,
+        "lacks": list(outlook.course.lacks),
+    }
+
+
+async def _test(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Output) -> None:
+    found = Backtest()
+    bar = Bar()
+    with bar.shown():
+        bar.begin("Looking back", len(outlooks))
+        for outlook in outlooks:
+            found = found.plus(await forecaster.backtest(outlook))
+            bar.advance(1)
+    rows = [
+        {"what": "daily", **_errors(found.daily), "in_range": None, "ranges": None},
+        {"what": "window", **_errors(found.window), "in_range": found.in_range, "ranges": found.ranges},
+    ]
+    if not output.is_table:
+        output.document({"groups": len(outlooks), "backtest": rows}, rows)
+        return
+    within = f"{found.in_range} of {found.ranges}" if found.ranges else ""
+    table(
+        "How far off forecasts would have been (weighted absolute percentage error)",
+        _BACKTEST_COLUMNS,
+        [
+            ["each day, the day before", *map(_percent, _shares(found.daily)), ""],
+            ["a window's end, on each of its days", *map(_percent, _shares(found.window)), within],
+        ],
+    )
+    if not found.daily.actual:
+        console().print(Text(harmless("There is too little history to look back: four weeks and more are needed.")))
+
+
+def _shares(errors: Errors) -> tuple[float | None, float | None]:
+    """Give both errors as shares of what was used; None where nothing was."""
+    if not errors.actual:
+        return None, None
+    return errors.off / errors.actual, errors.naive_off / errors.actual
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def _errors(errors: Errors) -> dict[str, float | None]:
+    ours, naive = (None if share is None else round(share, 4) for share in _shares(errors))
+    return {"error": ours, "error_as_yesterday": naive}
