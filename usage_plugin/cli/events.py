@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from usage_plugin.cli.export.columns import EVENTS
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
@@ -67,46 +68,8 @@ async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq
 
 
 def plain_event(event: UsageEvent) -> dict[str, Any]:
-    """Give an event as JSON has it: times in RFC 3339, money as decimal strings."""
-    return {
-        "event_id": event.event_id,
-        "started_at": to_datetime(event.started_at).isoformat(timespec="microseconds"),
-        "duration_ms": event.duration_us / 1000,
-        "status": event.status,
-        "user": event.user,
-        "team": event.team,
-        "api_key": event.api_key,
-        "api_key_alias": event.api_key_alias,
-        "end_user": event.end_user,
-        "organization": event.organization,
-        "session": event.session,
-        "tags": list(event.tags),
-        "call_id": event.call_id,
-        "requested_model": event.requested_model,
-        "model": event.model,
-        "served_model": event.served_model,
-        "deployment": event.deployment,
-        "provider": event.provider,
-        "call_type": event.call_type,
-        "input_tokens": event.input_tokens,
-        "output_tokens": event.output_tokens,
-        "cached_input_tokens": event.cached_input_tokens,
-        "cache_write_tokens": event.cache_write_tokens,
-        "reasoning_tokens": event.reasoning_tokens,
-        "cost": None if event.cost is None else format_usd(event.cost),
-        "cost_source": event.cost_source,
-        "reserved": format_usd(event.reserved),
-        "excess": format_usd(event.excess),
-        "estimated": event.estimated,
-        "cache_hit": event.cache_hit,
-        "injected_output_tokens": event.injected_output_tokens,
-        "clamped_to": event.clamped_to,
-        "downgraded_by": event.downgraded_by,
-        "degraded": event.degraded,
-        "service_tier": event.service_tier,
-        "error": event.error,
-        "usage": dict(event.usage) if event.usage else {},
-    }
+    """Give an event as JSON has it."""
+    return EVENTS.plain(event)
 
 
 def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:

@@ -69,7 +69,8 @@ class Output:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+    """Write a value for CSV: text and numbers as they are, the others as JSON has them."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, bool)) else value
 
 
 def console() -> Console:

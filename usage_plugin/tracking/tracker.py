@@ -10,7 +10,7 @@ import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from usage_plugin.domain.store import (
     HOUR_GROUPINGS,
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 PAGE = 1_000
 _OUTBOX_PAGE = 250
 ALWAYS = Window(0, FOREVER)
+RecordT = TypeVar("RecordT")
+
 _NO_FILTER = UsageFilter()
 _DAY = timedelta(days=1)
 
@@ -231,9 +233,9 @@ class UsageReader:
             HistoryError: the row of `after` is not there, or no longer where it was: it was forgotten, or pruned, or
                 its day has ceased to grow.
         """
-        pages = self._day_pages(first if after is None else after.day, last, usage_filter, after)
+        stream = self._day_pages(first if after is None else after.day, last, usage_filter, after)
         sought = None if after is None else (after.day, after.names)
-        async for page in pages:
+        async for page in stream:
             rows = page.rows
             if sought is not None:
                 found = next((at for at, one in enumerate(rows) if (one.day, one.names) == sought), None)
@@ -256,13 +258,13 @@ class UsageReader:
             raise _moved(after.day)
         for day in sorted(growing):
             if first < day:
-                async for rows in _pages(self._store.daily(first, day - _DAY, usage_filter)):
+                async for rows in pages(self._store.daily(first, day - _DAY, usage_filter)):
                     yield DayPage(rows, growing=False)
-            async for rows in _pages(self._sums_of(day, usage_filter)):
+            async for rows in pages(self._sums_of(day, usage_filter)):
                 yield DayPage(rows, growing=True)
             first = day + _DAY
         if first <= last:
-            async for rows in _pages(self._store.daily(first, last, usage_filter)):
+            async for rows in pages(self._store.daily(first, last, usage_filter)):
                 yield DayPage(rows, growing=False)
 
     async def _sums_of(self, day: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
@@ -408,8 +410,9 @@ def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]
     return names if chronological else (-row.totals.cost, -row.totals.requests, names)
 
 
-async def _pages(rows: AsyncIterator[DailySum]) -> AsyncIterator[list[DailySum]]:
-    page: list[DailySum] = []
+async def pages(rows: AsyncIterator[RecordT]) -> AsyncIterator[list[RecordT]]:
+    """Bundle a stream into pages of `PAGE` rows, the last one of what is left."""
+    page: list[RecordT] = []
     async for one in rows:
         page.append(one)
         if len(page) == PAGE:
