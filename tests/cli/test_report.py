@@ -6,6 +6,7 @@ import click
 import pytest
 
 from usage_plugin.cli.spans import read_span
+from usage_plugin.domain.money import format_usd, parse_usd
 from usage_plugin.testing.builders import NOON
 
 HOUR = 3_600_000_000
@@ -155,6 +156,53 @@ def test_filters_take_exact_names(recorded, noon, chosen, requests):
     assert sum(row["requests"] for row in report["rows"]) == requests
 
 
+@pytest.mark.parametrize("waiting", [False, True])
+def test_the_dearest_groups_and_the_others_make_the_total(run, seeded, waiting):
+    """--top has the first rows of the whole report, and what is left in one sum; rows alone for CSV and JSON lines."""
+    if not waiting:
+        seeded.flush()
+    for by in ("user", "user,model", "model,day"):
+        whole = run.json("report", "--by", by, "--since", "60d")
+        for most in (1, 2, 50):
+            report = run.json("report", "--by", by, "--since", "60d", "--top", str(most))
+            assert report["rows"] == whole["rows"][:most]
+            assert report["total"] == whole["total"]
+            left = whole["rows"][most:]
+            assert report["others"] == {
+                "groups": len(left),
+                **{name: sum(row[name] for row in left) for name in NOTHING if name != "cost"},
+                "cost": format_usd(sum(parse_usd(row["cost"]) for row in left)),
+            }
+            assert run.jsonl("report", "--by", by, "--since", "60d", "--top", str(most)) == report["rows"]
+
+
+def test_the_dearest_days_are_in_order_of_cost(recorded, noon):
+    """Whoever asks for the dearest days gets the dearest first."""
+    assert rows_of(recorded.json("report", "--by", "day", "--top", "2"), "day") == [("2026-11-22",), ("2026-11-23",)]
+
+
+def test_at_a_terminal_a_report_has_an_end(run, books, monkeypatch):
+    """Somebody at a terminal sees the dearest 50, the others in a row, and how to see all; a pipe has everything."""
+    for number in range(53):
+        books.add(user=f"user {number:02}", cost=number, started_at=NOON - number * DAY)
+    books.flush()
+    span = ("--since", "60d")
+    assert "others" not in run.ok("report", *span)
+    monkeypatch.setattr("usage_plugin.cli.report.at_terminal", lambda: True)
+    lines = run.ok("report", *span).splitlines()
+    assert [line.split()[:2] for line in lines if "user " in line][1:] == [
+        ["user", f"{n:02}"] for n in range(52, 2, -1)
+    ]
+    assert ["others", "(3)", "3", "0", "30", "15", "0.000000003"] in [line.split() for line in lines]
+    assert lines[-1] == "The dearest 50 of 53 are shown; --top 53 shows all."
+    everything = run.ok("report", *span, "--top", "53")
+    assert "user 00" in everything
+    assert "others" not in everything
+    assert "shows all" not in everything
+    for arguments in (("--by", "day"), ("--by", "day,user"), ("--format", "csv"), ("--format", "jsonl")):
+        assert len(run.ok("report", *span, *arguments).splitlines()) >= 53
+
+
 def test_flushing_changes_nothing(run, seeded):
     """A report before the outbox is flushed is the report after it."""
     before = [run.json("report", "--by", by, "--since", "60d") for by in ("user", "day,model", "month")]
@@ -223,7 +271,7 @@ def test_a_report_of_nothing_is_empty(run, books):
         ["--until", "7d"], ["--until", "2026-13-01"], ["--month", "2026"], ["--month", "2026-13"], ["--month", "11-2026"],
         ["--month", "2026-11", "--since", "7d"], ["--month", "2026-11", "--until", "today"],
         ["--since", "today", "--until", "yesterday"], ["--since", "2026-11-24"],
-        ["--format", "xml"], ["--colour"], ["extra"],
+        ["--format", "xml"], ["--colour"], ["extra"], ["--top", "0"], ["--top", "all"],
     ],
     ids=str,
 )  # fmt: skip

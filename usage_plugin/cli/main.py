@@ -143,7 +143,9 @@ def main(config_path: Path | None) -> None:
 
 @main.command()
 @click.option("--by", default="user", show_default=True, help="user, team, api_key, organization, end_user, model, "
-              "provider, day, month; several with commas.")  # fmt: skip
+              "provider, day, week, month; several with commas.")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), help="The dearest so many, and the others in one row. Default: all, but "
+              "50 at a terminal, where the days do not come first.")  # fmt: skip
 @click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
 @click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: today.")
 @click.option("--month", help="A whole month instead: YYYY-MM.")

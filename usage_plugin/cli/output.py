@@ -73,9 +73,14 @@ def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, bool)) else value
 
 
+def at_terminal() -> bool:
+    """Say whether standard output is a terminal."""
+    return sys.stdout.isatty()
+
+
 def console() -> Console:
     """Make a console as wide as the terminal; a pipe gets every column whole."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    return Console(highlight=False, width=None if at_terminal() else _PIPE_WIDTH)
 
 
 def table(

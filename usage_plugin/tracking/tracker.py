@@ -10,7 +10,7 @@ import asyncio
 from collections import defaultdict
 from contextlib import suppress
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from usage_plugin.domain.store import (
     HOUR_GROUPINGS,
@@ -24,7 +24,7 @@ from usage_plugin.domain.store import (
     UsageFilter,
     daily_sum,
 )
-from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
+from usage_plugin.domain.usage import UsageTotals, decode_event, sum_totals, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
 from usage_plugin.errors import HistoryError, StorageUnavailableError
 from usage_plugin.tracking.cache import user_day, user_month
@@ -134,7 +134,7 @@ class UsageReader:
 
     async def top(
         self,
-        by: Sequence[RollupDimension],
+        by: Sequence[Grouping],
         first: date,
         last: date,
         usage_filter: UsageFilter = _NO_FILTER,
@@ -142,12 +142,12 @@ class UsageReader:
         most: int,
     ) -> Top:
         """Find the dearest groups of the days from first to last, without reading the others if the store can."""
-        (total,) = [row.totals for row in await self.report((), first, last, usage_filter)] or [UsageTotals()]
-        if isinstance(self._store, Ranks):
+        names = cast("list[RollupDimension]", [grouping for grouping in by if grouping in ROLLUP_DIMENSIONS])
+        if isinstance(self._store, Ranks) and len(names) == len(by):
             with suppress(StorageUnavailableError):
-                return await self._ranked(self._store, by, first, last, usage_filter, most, total)
-        rows = await self.report(by, first, last, usage_filter)
-        return Top(rows[:most], len(rows), total)
+                return await self._ranked(self._store, names, first, last, usage_filter, most)
+        rows = sorted(await self.report(by, first, last, usage_filter), key=_order)
+        return Top(rows[:most], len(rows), sum_totals(row.totals for row in rows))
 
     async def _ranked(
         self,
@@ -157,7 +157,6 @@ class UsageReader:
         last: date,
         usage_filter: UsageFilter,
         most: int,
-        total: UsageTotals,
     ) -> Top:
         waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
         touched = {daily_sum(event, self._zone).group(by) for _, event in waiting}
@@ -168,6 +167,8 @@ class UsageReader:
             groups[group] = groups.get(group, UsageTotals()).plus(totals_of(event))
         rows = [ReportRow(group, totals) for group, totals in groups.items()]
         new = len(groups.keys() - ranking.groups.keys())
+        # Afterwards, so that no group has more than the total, whatever is recorded meanwhile.
+        total = sum_totals(row.totals for row in await self.report((), first, last, usage_filter))
         return Top(sorted(rows, key=_order)[:most], ranking.in_all + new, total)
 
     async def hours(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from usage_plugin.cli.output import at_terminal
 from usage_plugin.errors import UsagePluginError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def target(to: Path | None, *, force: bool) -> Iterator[BinaryIO]:
 
 def prints_to_terminal(to: Path | None) -> bool:
     """Say whether the records go to a terminal, where a bar would be in their way."""
-    return to is None and sys.stdout.isatty()
+    return to is None and at_terminal()
 
 
 def _look(path: Path, *, force: bool) -> None:
