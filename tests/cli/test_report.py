@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import io
+import time
 from datetime import date, timedelta
 
 import click
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.money import format_usd, parse_usd
@@ -244,6 +248,36 @@ def test_a_table_shows_groups_numbers_and_a_total(run, seeded):
     assert ["bo", "gpt", "2", "1", "10", "5", "0.02"] in words
     assert ["ann", "o3", "1", "0", "100", "7", "0.000000001"] in words
     assert ["total", "4", "1", "120", "17", "0.030000001"] in words
+
+
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("by", ["user", "user,model", "team,user,model,provider"])
+def test_a_report_fits_the_terminal(run, books, monkeypatch, width, by):
+    """On 80 columns and on 160 no line is too long, and every number is whole, whatever the names are."""
+    names = ("ann.berger@research.example", "松本さくら@研究.example", "svc-nightly-batch-summariser-eu-west-1")
+    for number, name in enumerate(names):
+        books.add(user=name, team="plattform-ünïts", cost=10**15 + number, input_tokens=10**9 - number,
+                  model="bedrock/eu.anthropic.claude-sonnet-4-5-20250929-v1:0")  # fmt: skip
+    screen = io.StringIO()
+    terminal = Console(width=width, file=screen, highlight=False, force_terminal=True, color_system=None)
+    monkeypatch.setattr("usage_plugin.cli.output.console", lambda: terminal)
+    run.ok("report", "--by", by)
+    lines = screen.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= width
+    for number in range(len(names)):
+        assert any({f"1,000,000.{number:09}".replace(".000000000", ".00"), f"{10**9 - number:,}"} <= set(line.split())
+                   for line in lines)  # fmt: skip
+
+
+def test_a_pipe_gets_each_row_in_a_line(execute, books):
+    """In a pipe, no line is folded however long it is, no colour is there, and NO_COLOR changes nothing."""
+    name, model = "u" * 200, "m" * 200
+    books.add(user=name, model=model, started_at=time.time_ns() // 1000)
+    environment = {**execute.environment, "TERM": "xterm-256color", "COLUMNS": "40"}
+    text = execute("report", "--by", "user,model", env=environment).stdout
+    assert any(line.split()[:3] == [name, model, "1"] for line in text.splitlines())
+    assert "\x1b" not in text
+    assert execute("report", "--by", "user,model", env={**environment, "NO_COLOR": "1"}).stdout == text
 
 
 def test_csv_and_json_lines_have_the_rows(recorded, noon):

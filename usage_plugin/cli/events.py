@@ -60,7 +60,7 @@ async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq
             fresh = event.event_id not in shown and event.started_at + event.duration_us >= started - 1_000_000
             if fresh and usage_filter.takes(event):
                 if output.is_table:
-                    screen.print(Text(harmless("  ".join(_cells(event, reader.config.timezone)))))
+                    screen.print(Text(harmless(_line(event, reader.config.timezone))))
                 else:
                     output.line(plain_event(event))
         shown.clear()
@@ -91,6 +91,13 @@ def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
         thousands(event.duration_us // 1000),
         thousands(event.input_tokens),
         thousands(event.output_tokens),
-        "-" if event.cost is None else format_usd(event.cost),
+        "-" if event.cost is None else thousands(format_usd(event.cost)),
         ", ".join(filter(None, notes)),
     ]
+
+
+def _line(event: UsageEvent, zone: ZoneInfo) -> str:
+    """Write an event as a line that needs no headings."""
+    started, user, model, status, milliseconds, tokens_in, tokens_out, cost, note = _cells(event, zone)
+    told = (started, user, model, status, f"{milliseconds} ms", f"{tokens_in} in", f"{tokens_out} out", f"{cost} USD")
+    return "  ".join((*told, note)).rstrip()

@@ -84,7 +84,7 @@ def _groupings(by: str) -> list[Grouping]:
 
 
 def _cells(totals: UsageTotals) -> list[str]:
-    return [*(thousands(getattr(totals, name)) for name in _NUMBERS), format_usd(totals.cost)]
+    return [*(thousands(getattr(totals, name)) for name in _NUMBERS), thousands(format_usd(totals.cost))]
 
 
 def _plain(totals: UsageTotals) -> dict[str, Any]:
