@@ -1,4 +1,4 @@
-# Everything works on a fresh machine with Python (>= 3.10) and make. The first install is some 700 MB: LiteLLM is large.
+# Everything works on a fresh machine with Python (>= 3.10) and make. The first install is some 1.1 GB: LiteLLM is large.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt requirements-dev.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	@echo "Installing into $(VENV); the first time this is some 700 MB."
+	@echo "Installing into $(VENV); the first time this is some 1.1 GB."
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[proxy]" --requirement requirements-dev.txt
 	@touch $@
 

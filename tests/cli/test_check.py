@@ -58,7 +58,7 @@ def test_a_good_file_as_json(run, config_path):
         "limits": ["daily", "team-month", "member", "company", "tighter", "warned"], "plugins": [], "unpriced_models": [],
     }  # fmt: skip
     assert run.jsonl("check")[0]["ok"] is True
-    assert run.csv("check")[0]["ok"] == "True"
+    assert run.csv("check")[0]["ok"] == "true"
 
 
 @pytest.mark.parametrize("output", ["table", "json", "csv", "jsonl"])

@@ -180,7 +180,7 @@ def test_a_subject_sees_every_limit_that_would_count_it(run, books):
     assert not any(row["refuses_now"] for row in limits.values())
     assert found["verdict"] == (
         "A request now is admitted if it needs at most 4.99 USD (daily) and 99 requests (member)"
-        " and 999985 total tokens (company)."
+        " and 999,985 total tokens (company)."
     )
     assert "Limits that count user ann, team research" in run.ok("explain", "--user", "ann", "--team", "research")
 

@@ -129,7 +129,7 @@ def test_a_table_shows_limits_for_people(run, books):
     assert "daily user ann usd 5.00 0.01 0.00 4.99 2026-11-24 00:00 UTC" in lines
     assert "daily user bo usd unlimited 0.01 0.00 2026-11-24 00:00 UTC" in lines
     assert "member team research, user ann requests 100 1 0 99 2026-11-30 00:00 UTC" in lines
-    assert "company everybody total tokens 1000000 30 0 999970 never" in lines
+    assert "company everybody total tokens 1,000,000 30 0 999,970 never" in lines
     assert "Limits that count ann" in run.ok("limits", "--user", "ann")
 
 

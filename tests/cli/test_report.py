@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import io
+import time
 from datetime import date, timedelta
 
 import click
 import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from usage_plugin.cli.spans import read_span
+from usage_plugin.domain.money import format_usd, parse_usd
 from usage_plugin.testing.builders import NOON
 
 HOUR = 3_600_000_000
@@ -155,6 +160,53 @@ def test_filters_take_exact_names(recorded, noon, chosen, requests):
     assert sum(row["requests"] for row in report["rows"]) == requests
 
 
+@pytest.mark.parametrize("waiting", [False, True])
+def test_the_dearest_groups_and_the_others_make_the_total(run, seeded, waiting):
+    """--top has the first rows of the whole report, and what is left in one sum; rows alone for CSV and JSON lines."""
+    if not waiting:
+        seeded.flush()
+    for by in ("user", "user,model", "model,day"):
+        whole = run.json("report", "--by", by, "--since", "60d")
+        for most in (1, 2, 50):
+            report = run.json("report", "--by", by, "--since", "60d", "--top", str(most))
+            assert report["rows"] == whole["rows"][:most]
+            assert report["total"] == whole["total"]
+            left = whole["rows"][most:]
+            assert report["others"] == {
+                "groups": len(left),
+                **{name: sum(row[name] for row in left) for name in NOTHING if name != "cost"},
+                "cost": format_usd(sum(parse_usd(row["cost"]) for row in left)),
+            }
+            assert run.jsonl("report", "--by", by, "--since", "60d", "--top", str(most)) == report["rows"]
+
+
+def test_the_dearest_days_are_in_order_of_cost(recorded, noon):
+    """Whoever asks for the dearest days gets the dearest first."""
+    assert rows_of(recorded.json("report", "--by", "day", "--top", "2"), "day") == [("2026-11-22",), ("2026-11-23",)]
+
+
+def test_at_a_terminal_a_report_has_an_end(run, books, monkeypatch):
+    """Somebody at a terminal sees the dearest 50, the others in a row, and how to see all; a pipe has everything."""
+    for number in range(53):
+        books.add(user=f"user {number:02}", cost=number, started_at=NOON - number * DAY)
+    books.flush()
+    span = ("--since", "60d")
+    assert "others" not in run.ok("report", *span)
+    monkeypatch.setattr("usage_plugin.cli.report.at_terminal", lambda: True)
+    lines = run.ok("report", *span).splitlines()
+    assert [line.split()[:2] for line in lines if "user " in line][1:] == [
+        ["user", f"{n:02}"] for n in range(52, 2, -1)
+    ]
+    assert ["others", "(3)", "3", "0", "30", "15", "0.000000003"] in [line.split() for line in lines]
+    assert lines[-1] == "The dearest 50 of 53 are shown; --top 53 shows all."
+    everything = run.ok("report", *span, "--top", "53")
+    assert "user 00" in everything
+    assert "others" not in everything
+    assert "shows all" not in everything
+    for arguments in (("--by", "day"), ("--by", "day,user"), ("--format", "csv"), ("--format", "jsonl")):
+        assert len(run.ok("report", *span, *arguments).splitlines()) >= 53
+
+
 def test_flushing_changes_nothing(run, seeded):
     """A report before the outbox is flushed is the report after it."""
     before = [run.json("report", "--by", by, "--since", "60d") for by in ("user", "day,model", "month")]
@@ -198,6 +250,36 @@ def test_a_table_shows_groups_numbers_and_a_total(run, seeded):
     assert ["total", "4", "1", "120", "17", "0.030000001"] in words
 
 
+@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("by", ["user", "user,model", "team,user,model,provider"])
+def test_a_report_fits_the_terminal(run, books, monkeypatch, width, by):
+    """On 80 columns and on 160 no line is too long, and every number is whole, whatever the names are."""
+    names = ("ann.berger@research.example", "松本さくら@研究.example", "svc-nightly-batch-summariser-eu-west-1")
+    for number, name in enumerate(names):
+        books.add(user=name, team="plattform-ünïts", cost=10**15 + number, input_tokens=10**9 - number,
+                  model="bedrock/eu.anthropic.claude-sonnet-4-5-20250929-v1:0")  # fmt: skip
+    screen = io.StringIO()
+    terminal = Console(width=width, file=screen, highlight=False, force_terminal=True, color_system=None)
+    monkeypatch.setattr("usage_plugin.cli.output.console", lambda: terminal)
+    run.ok("report", "--by", by)
+    lines = screen.getvalue().splitlines()
+    assert max(map(cell_len, lines)) <= width
+    for number in range(len(names)):
+        assert any({f"1,000,000.{number:09}".replace(".000000000", ".00"), f"{10**9 - number:,}"} <= set(line.split())
+                   for line in lines)  # fmt: skip
+
+
+def test_a_pipe_gets_each_row_in_a_line(execute, books):
+    """In a pipe, no line is folded however long it is, no colour is there, and NO_COLOR changes nothing."""
+    name, model = "u" * 200, "m" * 200
+    books.add(user=name, model=model, started_at=time.time_ns() // 1000)
+    environment = {**execute.environment, "TERM": "xterm-256color", "COLUMNS": "40"}
+    text = execute("report", "--by", "user,model", env=environment).stdout
+    assert any(line.split()[:3] == [name, model, "1"] for line in text.splitlines())
+    assert "\x1b" not in text
+    assert execute("report", "--by", "user,model", env={**environment, "NO_COLOR": "1"}).stdout == text
+
+
 def test_csv_and_json_lines_have_the_rows(recorded, noon):
     """CSV and JSON lines hold the rows of the JSON document, in its order, without the total."""
     rows = recorded.json("report", "--by", "team,user")["rows"]
@@ -223,7 +305,7 @@ def test_a_report_of_nothing_is_empty(run, books):
         ["--until", "7d"], ["--until", "2026-13-01"], ["--month", "2026"], ["--month", "2026-13"], ["--month", "11-2026"],
         ["--month", "2026-11", "--since", "7d"], ["--month", "2026-11", "--until", "today"],
         ["--since", "today", "--until", "yesterday"], ["--since", "2026-11-24"],
-        ["--format", "xml"], ["--colour"], ["extra"],
+        ["--format", "xml"], ["--colour"], ["extra"], ["--top", "0"], ["--top", "all"],
     ],
     ids=str,
 )  # fmt: skip

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import io
+import re
+
+from rich.console import Console
+
 from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import NOON
@@ -33,6 +38,27 @@ def test_status_of_an_idle_folder(run, books, config_path):
         "imperfections": [],
         "adjustments": [],
     }
+
+
+def test_a_problem_is_red_but_not_with_no_color(run, books, monkeypatch):
+    """A terminal shows problems in red, folded under one another; with NO_COLOR set, as plain text."""
+    Problems(FakeClock()).tell(books.ledger, "store", "the disk is full, " * 10)
+
+    def shown():
+        screen = io.StringIO()
+        made = Console(width=80, file=screen, highlight=False, force_terminal=True, color_system="standard")
+        monkeypatch.setattr("usage_plugin.cli.status.console", lambda: made)
+        run.ok("status")
+        return screen.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[31m" in shown()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[31m" not in shown()
+    lines = re.sub(r"\x1b\[\d*m", "", shown()).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("PROBLEM       store: the disk"))
+    assert re.match(r" {14}\S", lines[at + 1])
+    assert max(map(len, lines)) <= 80
 
 
 def test_status_shows_what_waits(run, books):

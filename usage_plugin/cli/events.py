@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from usage_plugin.cli.export.columns import EVENTS
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
@@ -59,7 +60,7 @@ async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq
             fresh = event.event_id not in shown and event.started_at + event.duration_us >= started - 1_000_000
             if fresh and usage_filter.takes(event):
                 if output.is_table:
-                    screen.print(Text(harmless("  ".join(_cells(event, reader.config.timezone)))))
+                    screen.print(Text(harmless(_line(event, reader.config.timezone))))
                 else:
                     output.line(plain_event(event))
         shown.clear()
@@ -67,46 +68,8 @@ async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq
 
 
 def plain_event(event: UsageEvent) -> dict[str, Any]:
-    """Give an event as JSON has it: times in RFC 3339, money as decimal strings."""
-    return {
-        "event_id": event.event_id,
-        "started_at": to_datetime(event.started_at).isoformat(timespec="microseconds"),
-        "duration_ms": event.duration_us / 1000,
-        "status": event.status,
-        "user": event.user,
-        "team": event.team,
-        "api_key": event.api_key,
-        "api_key_alias": event.api_key_alias,
-        "end_user": event.end_user,
-        "organization": event.organization,
-        "session": event.session,
-        "tags": list(event.tags),
-        "call_id": event.call_id,
-        "requested_model": event.requested_model,
-        "model": event.model,
-        "served_model": event.served_model,
-        "deployment": event.deployment,
-        "provider": event.provider,
-        "call_type": event.call_type,
-        "input_tokens": event.input_tokens,
-        "output_tokens": event.output_tokens,
-        "cached_input_tokens": event.cached_input_tokens,
-        "cache_write_tokens": event.cache_write_tokens,
-        "reasoning_tokens": event.reasoning_tokens,
-        "cost": None if event.cost is None else format_usd(event.cost),
-        "cost_source": event.cost_source,
-        "reserved": format_usd(event.reserved),
-        "excess": format_usd(event.excess),
-        "estimated": event.estimated,
-        "cache_hit": event.cache_hit,
-        "injected_output_tokens": event.injected_output_tokens,
-        "clamped_to": event.clamped_to,
-        "downgraded_by": event.downgraded_by,
-        "degraded": event.degraded,
-        "service_tier": event.service_tier,
-        "error": event.error,
-        "usage": dict(event.usage) if event.usage else {},
-    }
+    """Give an event as JSON has it."""
+    return EVENTS.plain(event)
 
 
 def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
@@ -128,6 +91,13 @@ def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
         thousands(event.duration_us // 1000),
         thousands(event.input_tokens),
         thousands(event.output_tokens),
-        "-" if event.cost is None else format_usd(event.cost),
+        "-" if event.cost is None else thousands(format_usd(event.cost)),
         ", ".join(filter(None, notes)),
     ]
+
+
+def _line(event: UsageEvent, zone: ZoneInfo) -> str:
+    """Write an event as a line that needs no headings."""
+    started, user, model, status, milliseconds, tokens_in, tokens_out, cost, note = _cells(event, zone)
+    told = (started, user, model, status, f"{milliseconds} ms", f"{tokens_in} in", f"{tokens_out} out", f"{cost} USD")
+    return "  ".join((*told, note)).rstrip()

@@ -126,7 +126,8 @@ def _sum_of(facts: Mapping[str, Any]) -> str:
     why = _WHY.get(facts["reason"], str(facts["reason"]))
     if facts["reason"] in ("spent", "busy", "too_large") and facts.get("max") is not None:
         spent, reserved, needed, most = (Decimal(str(facts[name])) for name in ("spent", "reserved", "needed", "max"))
-        return f"{why}: {spent} spent + {reserved} reserved + {needed} needed = {spent + reserved + needed} of {most}"
+        used = f"{spent:,f} spent + {reserved:,f} reserved + {needed:,f} needed"
+        return f"{why}: {used} = {spent + reserved + needed:,f} of {most:,f}"
     return why
 
 
@@ -141,11 +142,12 @@ def _now(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
     needed = Decimal(str(facts["needed"]))
     if row.remaining is None:
         return f"Now {row.limit.name} would let it pass: its amount is unlimited."
-    left = format_amount(row.limit.unit, row.remaining)
+    left = amount_words(row.limit, row.remaining)
     if facts["reason"] in ("unpriced", "unbounded"):
         return f"Now {row.limit.name} has {left} left; what it lacked was not room."
-    word = "would admit it" if Decimal(left) >= needed else "would still refuse it"
-    return f"Now {row.limit.name} {word}: {left} left, {needed} needed; resets: {resets_words(row)}."
+    fits = Decimal(format_amount(row.limit.unit, row.remaining)) >= needed
+    word = "would admit it" if fits else "would still refuse it"
+    return f"Now {row.limit.name} {word}: {left} left, {needed:,f} needed; resets: {resets_words(row)}."
 
 
 # ── an event ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,7 +175,7 @@ async def _explain_event(reader: Reader, output: Output, event_id: str) -> None:
     table(
         "The limits in force now that count it, in its window",
         [Column("counted", number=True), *COLUMNS],
-        [[format_amount(row.limit.unit, amount), *cells(row)] for row, amount in rows],
+        [[amount_words(row.limit, amount), *cells(row)] for row, amount in rows],
     )
     console().print(Text(harmless(sentence)))
 
@@ -278,14 +280,14 @@ def _verdict(rows: Sequence[AccountStanding]) -> str:
     refusing = [row for row in rows if refuses_now(row)]
     if refusing:
         told = "; ".join(
-            f"{row.limit.name} ({format_amount(row.limit.unit, row.balance.spent)} spent and"
-            f" {format_amount(row.limit.unit, row.balance.reserved)} reserved of {amount_words(row.limit, row.amount)},"
+            f"{row.limit.name} ({amount_words(row.limit, row.balance.spent)} spent and"
+            f" {amount_words(row.limit, row.balance.reserved)} reserved of {amount_words(row.limit, row.amount)},"
             f" resets: {resets_words(row)})"
             for row in refusing
         )
         return f"A request now is refused by {told}."
     bounds = [
-        f"{format_amount(row.limit.unit, row.remaining or 0)} {_unit_words(row.limit)} ({row.limit.name})"
+        f"{amount_words(row.limit, row.remaining or 0)} {_unit_words(row.limit)} ({row.limit.name})"
         for row in _tightest(rows)
     ]
     if not bounds:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 import usage_plugin
 from usage_plugin.cli import adjust as adjust_command
@@ -30,6 +31,8 @@ from usage_plugin.cli import similar as similar_commands
 from usage_plugin.cli import simulate as simulate_command
 from usage_plugin.cli import status as status_command
 from usage_plugin.cli.doctor import command as doctor_command
+from usage_plugin.cli.export import command as export_command
+from usage_plugin.cli.export.formats import FORMATS as FORMATS_OF_RECORDS
 from usage_plugin.cli.output import FORMATS, Output
 from usage_plugin.config import Config, find_config, load_config
 from usage_plugin.domain.patterns import PATTERN_TYPES
@@ -92,7 +95,9 @@ def _with_config(command: CommandT) -> CommandT:
     )(command)
 
 
-def _common(*, formats: tuple[str, ...] = FORMATS) -> Callable[[CommandT], CommandT]:
+def _common(
+    *, formats: tuple[str, ...] = FORMATS, told: str = "How to print it: a table for people, the others for programs."
+) -> Callable[[CommandT], CommandT]:
     """Give a command `--config`, also where it stands before the command, and `--format`."""
 
     def decorate(command: CommandT) -> CommandT:
@@ -104,7 +109,7 @@ def _common(*, formats: tuple[str, ...] = FORMATS) -> Callable[[CommandT], Comma
 
         with_format = click.option(
             "--format", "output", type=click.Choice(formats), default=formats[0], show_default=True,
-            help="How to print it: a table for people, the others for programs.",
+            help=told,
         )(run)  # fmt: skip
         return _with_config(with_format)  # type: ignore[return-value]
 
@@ -145,7 +150,9 @@ def main(config_path: Path | None) -> None:
 
 @main.command()
 @click.option("--by", default="user", show_default=True, help="user, team, api_key, organization, end_user, model, "
-              "provider, day, month; several with commas.")  # fmt: skip
+              "provider, day, week, month; several with commas.")  # fmt: skip
+@click.option("--top", type=click.IntRange(1), help="The dearest so many, and the others in one row. Default: all, but "
+              "50 at a terminal, where the days do not come first.")  # fmt: skip
 @click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
 @click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: today.")
 @click.option("--month", help="A whole month instead: YYYY-MM.")
@@ -337,20 +344,52 @@ def forget(path: Path | None, output: Output, user: str, reason: str, open_windo
 
 
 @main.command()
-@click.option("--user", required=True, help="Whose records.")
+@click.option("--events", is_flag=True, help="The events, one for each request.")
+@click.option("--days", is_flag=True, help="The sums of days, by user, team, key, model and so on.")
+@click.option("--user", help="Only this user's. Without --events and --days: all that is kept of them, of any kind.")
+@click.option("--team", help="Only what was done for this team.")
+@click.option("--model", help="Only what this model did.")
+@click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: from the beginning.")
+@click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: to the end.")
+@click.option("--month", help="A whole month instead: YYYY-MM.")
 @click.option("--to", type=click.Path(path_type=Path), help="A new file; else it is printed.")
+@click.option("--force", is_flag=True, help="Replace the file, if it is there already.")
 @click.option("--reason", default="", help="Why; it is kept with your name.")
-@_common(formats=("jsonl",))
-def export(path: Path | None, _output: Output, user: str, to: Path | None, reason: str) -> None:
-    """Write everything that is kept of a user, one JSON object a line."""
-    _read(path, functools.partial(persons_commands.run_export, user=user, to=to, reason=reason))
+@_common(formats=tuple(FORMATS_OF_RECORDS), told="How to write it. Without it, the ending of --to decides.")
+def export(path: Path | None, output: Output, events: bool, days: bool, to: Path | None, force: bool, reason: str,
+           **options: str | None) -> None:  # fmt: skip
+    """Write the whole history, a part of it, or everything that is kept of a user, into a file or a pipe."""
+    if events and days:
+        raise click.UsageError("--events and --days are two exports: choose one.")
+    if events or days:
+        usage_filter = UsageFilter(**{name: options.pop(name) for name in ("user", "team", "model")})
+        what = "events" if events else "days"
+        wanted = export_command.Wanted(what=what, usage_filter=usage_filter, reason=reason, **options)
+        output = _format_of(output, to)
+        _read(path, functools.partial(export_command.run, output=output, wanted=wanted, to=to, force=force))
+        return
+    user = options.pop("user")
+    if user is None:
+        raise click.UsageError("Say what: --events, --days, or --user for everything that is kept of somebody.")
+    if any(options.values()) or output.kind != "jsonl":
+        raise click.UsageError(
+            "With --user alone everything that is kept of them is written, as jsonl: a part needs --events or --days."
+        )
+    _read(path, functools.partial(persons_commands.run_export, user=user, to=to, force=force, reason=reason))
+
+
+def _format_of(output: Output, to: Path | None) -> Output:
+    """Take the format that was asked for, else the one that the file's name ends with."""
+    source = click.get_current_context().get_parameter_source("output")
+    ending = "" if to is None else to.suffix.removeprefix(".").lower()
+    return Output(ending) if source is ParameterSource.DEFAULT and ending in FORMATS_OF_RECORDS else output
 
 
 @main.command()
 @click.option("--user", help="Only what was done with this user's records.")
 @_common()
 def audit(path: Path | None, output: Output, user: str | None) -> None:
-    """List who forgot or exported a user, when and why."""
+    """List who forgot a user or exported records, when and why."""
     _read(path, functools.partial(persons_commands.run_audit, output=output, user=user))
 
 

@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 FORMATS = ("table", "json", "csv", "jsonl")
-_PIPE_WIDTH = 250
-# What is longer may be folded: a word after so many characters, a number never.
-_LONGEST_WORD, _NUMBER = 20, 1000
-# The padding of a column, left and right together.
-_WIDE, _NARROW = 2, 1
+_PIPE_WIDTH = 100_000
+"""Nothing is folded in a pipe: whoever reads it finds a row in a line."""
+_LONGEST_WORD = 20
+"""A word that is longer may be folded; a number never."""
+_WIDE, _NARROW = 3, 2
+"""Blanks between two columns."""
+_BETWEEN = " · "
+_BELOW = 3
+"""Blanks before what stands below a text of its row."""
+_MOST_ABOVE = 4
+"""So many texts may stand above the others of their row."""
+_NUMBERS_TO_COMPARE = 2
+"""Fewer are no reason to line them up: paragraphs say more."""
+_PARTS = re.compile(r"[^-/@.:_,]*[-/@.:_,]+|[^-/@.:_,]+")
 
 
 @dataclass(frozen=True)
@@ -69,18 +80,28 @@ class Output:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value
+    """Write a value for CSV: text and numbers as they are, the others as JSON has them."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, bool)) else value
+
+
+def at_terminal() -> bool:
+    """Say whether standard output is a terminal."""
+    return sys.stdout.isatty()
 
 
 def console() -> Console:
     """Make a console as wide as the terminal; a pipe gets every column whole."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    return Console(highlight=False, width=None if at_terminal() else _PIPE_WIDTH)
 
 
 def table(
     title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
 ) -> None:
-    """Print a table, with a last line of totals if there is one; row by row where the terminal is too narrow for it."""
+    """Print a table, with a last line of totals if there is one.
+
+    Where the terminal is too narrow, long texts have a line of their own above the others of their row; where it is
+    narrower still, or there are too many of them, each row is a paragraph with a line for each column.
+    """
     shown = [[harmless(value) for value in row] for row in rows]
     # A column that says nothing takes no room from the others.
     kept = [at for at, _ in enumerate(columns) if any(row[at] for row in shown) or (total and total[at])]
@@ -94,15 +115,133 @@ def table(
     if not everything:
         screen.print(Text("  none\n"))
         return
-    texts = [[column.heading, *(row[at] for row in everything)] for at, column in enumerate(columns)]
-    for padding in (_WIDE, _NARROW):
-        # The padding, a space between two columns, and one at either edge.
-        widths = _widths(columns, texts, screen.width - len(columns) * (padding + 1) - 1)
-        if widths:
-            screen.print(_grid(columns, shown, foot, widths, padding))
-            return
+    aligned = _aligned(columns, everything)
+    layout = _layout(columns, aligned, screen.width)
+    if layout is None:
+        _print_paragraphs(screen, columns, everything)
+        return
+    lines = [Text(), *(Text(line, style="bold") for line in layout.head()), Text(layout.rule())]
+    lines += [Text(line) for row in aligned[: len(shown)] for line in layout.lines(row)]
+    if foot:
+        lines += [Text(), *(Text(line, style="bold") for line in layout.lines(aligned[-1]))]
+    screen.print(Text("\n").join([*lines, Text()]), soft_wrap=True)
+
+
+def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Put decimal points one below another."""
+    made = []
+    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+        decimals = [len(value.partition(".")[2]) for value in values]
+        most = max(decimals) if column.number else 0
+        made.append([
+            value + " " * (most - count) if count and most else value
+            for value, count in zip(values, decimals, strict=True)
+        ])  # fmt: skip
+    return [list(row) for row in zip(*made, strict=True)]
+
+
+class _Size(NamedTuple):
+    """How many characters a column takes: its longest word, the longest of its values, its heading."""
+
+    word: int
+    value: int
+    heading: int
+
+
+def _size(column: Column, values: Iterable[str]) -> _Size:
+    texts = set(values)
+    words = {word for text in (column.heading, *texts) for word in text.split()}
+    word = max((min(cell_len(word), _LONGEST_WORD) for word in words), default=1)
+    return _Size(word, max(map(cell_len, texts)), cell_len(column.heading))
+
+
+class _Layout:
+    """How a row is written: its columns side by side, but those that are too wide for that on a line above them."""
+
+    def __init__(self, columns: Sequence[Column], above: Sequence[int]) -> None:
+        self._columns = columns
+        self._above = above
+        self._beside = [at for at, _ in enumerate(columns) if at not in above]
+        self._widths: dict[int, int] = {}
+        self._width = self._gap = self._edge = 0
+
+    def fit(self, sizes: Sequence[_Size], width: int, gap: int, *, whole: bool) -> bool:
+        """Share out so many characters; not, where a number, or an ordinary word, would not stay whole.
+
+        Args:
+            sizes: of all columns.
+            width: of the terminal.
+            gap: between two columns.
+            whole: whether all texts are to stay whole.
+        """
+        self._width, self._gap = width, gap
+        self._edge = _BELOW if self._above else gap - 1
+        for at in self._beside:
+            size = sizes[at]
+            self._widths[at] = max(size.word, size.value) if whole or self._columns[at].number else size.word
+        room = width - 1 - self._used()
+        for wishes in ({at: sizes[at].value for at in self._beside}, {at: sizes[at].heading for at in self._beside}):
+            wanted = {at: max(0, wish - self._widths[at]) for at, wish in wishes.items()}
+            # Those that want little get it: what they leave is for the others.
+            for place, at in enumerate(sorted(wanted, key=wanted.__getitem__)):
+                given = max(0, min(wanted[at], room // (len(wanted) - place)))
+                self._widths[at] += given
+                room -= given
+        return room >= 0
+
+    def head(self) -> Iterator[str]:
+        if self._above:
+            yield from self._line_above([column.heading for column in self._columns])
+        folded = [_folded(self._columns[at].heading, self._widths[at]) for at in self._beside]
+        most = max(map(len, folded))
+        yield from self._side_by_side([[*[""] * (most - len(lines)), *lines] for lines in folded])
+
+    def rule(self) -> str:
+        return " " + "─" * (self._used() - (self._gap != _WIDE))
+
+    def _used(self) -> int:
+        return self._edge + sum(self._widths.values()) + self._gap * (len(self._beside) - 1)
+
+    def lines(self, row: Sequence[str]) -> Iterator[str]:
+        if self._above:
+            yield from self._line_above(row)
+        yield from self._side_by_side([_folded(row[at], self._widths[at]) for at in self._beside])
+
+    def _line_above(self, row: Sequence[str]) -> Iterator[str]:
+        said = _BETWEEN.join(row[at] for at in self._above if row[at])
+        return (f" {line}" for line in _folded(said, self._width - 1))
+
+    def _side_by_side(self, cells: Sequence[Sequence[str]]) -> Iterator[str]:
+        between, edge = " " * self._gap, " " * self._edge
+        for parts in zip_longest(*cells, fillvalue=""):
+            padded = []
+            for at, part in zip(self._beside, parts, strict=True):
+                padding = " " * (self._widths[at] - cell_len(part))
+                padded.append(padding + part if self._columns[at].number else part + padding)
+            yield (edge + between.join(padded)).rstrip()
+
+
+def _layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> _Layout | None:
+    """Find the most readable way to write the rows in so many characters."""
+    sizes = [_size(column, values) for column, values in zip(columns, zip(*rows, strict=True), strict=True)]
+    layout = _Layout(columns, [])
+    for gap, whole in ((_WIDE, True), (_NARROW, True), (_NARROW, False)):
+        if layout.fit(sizes, width, gap, whole=whole):
+            return layout
+    texts = [at for at, column in enumerate(columns) if not column.number]
+    if len(columns) - len(texts) < _NUMBERS_TO_COMPARE:
+        return None
+    longest_first = sorted(texts, key=lambda at: -sizes[at].value)
+    for count in range(1, min(len(texts), _MOST_ABOVE) + 1):
+        layout = _Layout(columns, sorted(longest_first[:count]))
+        if layout.fit(sizes, width, _NARROW, whole=True):
+            return layout
+    return None
+
+
+def _print_paragraphs(screen: Console, columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     headings = [column.heading or "note" for column in columns]
-    for row in everything:
+    for row in rows:
         lines = Table.grid(padding=(0, 2), pad_edge=True)
         for heading, value in zip(headings, row, strict=True):
             if value:
@@ -112,44 +251,24 @@ def table(
         screen.print()
 
 
-def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]], room: int) -> list[int]:
-    """Share out the room; none, where numbers, or words that are not too long, would not stay whole."""
-    longest = [_NUMBER if column.number else _LONGEST_WORD for column in columns]
-    widths = [
-        max((min(cell_len(word), most) for text in column for word in text.split()), default=1)
-        for column, most in zip(texts, longest, strict=True)
-    ]
-    room -= sum(widths)
-    if room < 0:
-        return []
-    wanted = [max(map(cell_len, column)) - width for column, width in zip(texts, widths, strict=True)]
-    # Those that want little get it: what they leave is for the others.
-    for place, at in enumerate(sorted(range(len(columns)), key=wanted.__getitem__)):
-        given = min(wanted[at], room // (len(columns) - place))
-        widths[at] += given
-        room -= given
-    return widths
+def _folded(text: str, width: int) -> list[str]:
+    """Fold a text at its blanks; a word that is too long behind a sign in it, or else anywhere."""
+    if cell_len(text) <= width:
+        return [text]
+    lines = [""]
+    for word in text.split(" "):
+        pieces = [word] if cell_len(word) <= width else _pieces(word, width)
+        for number, piece in enumerate(pieces):
+            joint = " " if number == 0 and lines[-1] else ""
+            if cell_len(lines[-1] + joint + piece) <= width:
+                lines[-1] += joint + piece
+            else:
+                lines.append(piece)
+    return lines
 
 
-def _grid(
-    columns: Sequence[Column],
-    rows: Iterable[Sequence[str]],
-    total: Sequence[str] | None,
-    widths: Sequence[int],
-    padding: int,
-) -> Table:
-    made = Table(box=SIMPLE_HEAD, show_footer=total is not None, padding=(0, 1, 0, padding - 1))
-    for at, column in enumerate(columns):
-        made.add_column(
-            column.heading,
-            justify="right" if column.number else "left",
-            footer=Text(total[at]) if total else "",
-            width=widths[at],
-            overflow="fold",
-        )
-    for row in rows:
-        made.add_row(*map(Text, row))
-    return made
+def _pieces(word: str, width: int) -> list[str]:
+    return [piece for part in _PARTS.findall(word) for piece in chop_cells(part, width)]
 
 
 def harmless(text: str) -> str:
@@ -157,6 +276,6 @@ def harmless(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def thousands(number: int) -> str:
-    """Write a count for people."""
-    return f"{number:,}"
+def thousands(number: int | str) -> str:
+    """Write a count or an amount for people, with a comma before each three digits."""
+    return f"{Decimal(number):,f}"

@@ -1,4 +1,4 @@
-"""`usage-plugin forget`, `export` and `audit`: what is kept of a person, deleted or handed out, and who did that.
+"""`usage-plugin forget`, `export --user` and `audit`: what is kept of a person, deleted or handed out, and by whom.
 
 Both are audited under the person's pseudonym: the audit must not keep the name of somebody who was forgotten.
 """
@@ -6,7 +6,6 @@ Both are audited under the person's pseudonym: the audit must not keep the name 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from contextlib import contextmanager
@@ -19,14 +18,14 @@ from rich.text import Text
 
 from usage_plugin.cli.adjust import actor, plain_adjustment
 from usage_plugin.cli.events import plain_event
+from usage_plugin.cli.export.columns import DAYS
+from usage_plugin.cli.export.target import prints_to_terminal, target
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.config import FOLDED
 from usage_plugin.domain.ledger import Audited
-from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.persons import Person, bring_to_store, forget, leave_no_trace, names_in, tell_plugins
 from usage_plugin.tracking.refusals import plain_amount
@@ -44,17 +43,17 @@ _PATIENCE = 10.0
 _PUT_ASIDE = ("*.damaged-*", "*.before-restore-*", "migration_report.jsonl", "import_report.jsonl")
 
 
-class ExportError(UsagePluginError):
-    """The export cannot be written."""
+EVERYBODY = "(everybody)"
+"""Whose records were exported, where no user was named."""
 
 
 async def run_forget(
     reader: Reader, *, output: Output, user: str, reason: str, open_windows: bool, confirmed: bool
 ) -> None:
     """Delete what is kept of a person, and say how much that was."""
-    name = _clean(reader, user)
+    name = clean(reader, user)
     person = reader.person(name)
-    why = _clean_reason(reason, person)
+    why = clean_reason(reason, person)
     if not confirmed:
         if not can_ask():
             raise click.UsageError("This cannot be undone: write --yes where nobody can be asked.")
@@ -70,7 +69,7 @@ async def run_forget(
             )  # fmt: skip
     finally:
         # What was deleted is audited, whether all of it was or not.
-        _audit(reader, "forget", name, why, counts)
+        audit(reader, "forget", reader.pseudonym(name), why, counts)
     with _progress() as progress:
         tell_plugins(person, reader.plugins.listeners("usage_user_forgotten"), progress)
         await leave_no_trace(reader.ledger, reader.store, progress)
@@ -98,18 +97,21 @@ async def run_forget(
             console().print(Text(harmless(f"  {path}")), soft_wrap=True)
 
 
-async def run_export(reader: Reader, *, user: str, to: Path | None, reason: str) -> None:
+async def run_export(reader: Reader, *, user: str, to: Path | None, force: bool, reason: str) -> None:
     """Write everything that is kept of a person, a JSON object a line."""
-    name = _clean(reader, user)
+    name = clean(reader, user)
     person = reader.person(name)
-    why = _clean_reason(reason, person)
+    why = clean_reason(reason, person)
     counts: Counter[str] = Counter()
-    with _opened(to) as write, _progress() as progress:
-        async for kind, facts in _everything(reader, person):
-            write(json.dumps({"kind": kind, **facts}, ensure_ascii=False) + "\n")
-            counts[kind] += 1
-            progress(kind, 1)
-    _audit(reader, "export", name, why, counts)
+    with target(to, force=force) as file, _progress(is_seen=not prints_to_terminal(to)) as progress:
+        try:
+            async for kind, facts in _everything(reader, person):
+                file.write(f"{json.dumps({'kind': kind, **facts}, ensure_ascii=False)}\n".encode())
+                counts[kind] += 1
+                progress(kind, 1)
+        finally:
+            # Before the file is in place, and also what was handed out before somebody had enough of it.
+            audit(reader, "export", reader.pseudonym(name), why, counts)
     if to is not None:
         kinds = ", ".join(f"{thousands(count)} {kind}" for kind, count in counts.items()) or "nothing is kept"
         console().print(Text(harmless(f"{to}: {kinds}.")))
@@ -117,8 +119,8 @@ async def run_export(reader: Reader, *, user: str, to: Path | None, reason: str)
 
 async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None:
     """List who forgot or exported whom."""
-    wanted = None if user is None else reader.pseudonym(_clean(reader, user))
-    found = [one for one in reader.ledger.audited() if wanted in (None, one.subject)]
+    wanted = None if user is None else {reader.pseudonym(clean(reader, user)), EVERYBODY}
+    found = [one for one in reader.ledger.audited() if wanted is None or one.subject in wanted]
     rows = [
         {**one._asdict(), "at": to_datetime(one.at).isoformat(timespec="seconds"), "counts": dict(one.counts)}
         for one in found
@@ -150,7 +152,7 @@ def _words(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{kind} {thousands(count)}" for kind, count in row["counts"].items())
 
 
-def _clean(reader: Reader, user: str) -> str:
+def clean(reader: Reader, user: str) -> str:
     """Take a name as requests have it."""
     name = clean_name(user, what="user", casefold=reader.config.identity.casefold and "user" in FOLDED)
     if name is None:
@@ -158,17 +160,19 @@ def _clean(reader: Reader, user: str) -> str:
     return name
 
 
-def _clean_reason(reason: str, person: Person) -> str:
+def clean_reason(reason: str, person: Person | None) -> str:
+    """Take a reason that can be kept for good."""
     text = " ".join(reason.split())
-    if names_in(text, person.names):
+    if person is not None and names_in(text, person.names):
         raise click.BadParameter("--reason: leave the name out; the reason is kept for good.")
     if len(text) > _LONGEST_REASON:
         raise click.BadParameter(f"--reason: at most {_LONGEST_REASON} characters.")
     return text
 
 
-def _audit(reader: Reader, action: str, name: str, reason: str, counts: Counter[str]) -> None:
-    entry = Audited(0, reader.clock.now(), action, reader.pseudonym(name), actor(), reason, dict(counts))
+def audit(reader: Reader, action: str, subject: str, reason: str, counts: Counter[str]) -> None:
+    """Write down who did something with the records of a person, by their pseudonym, or of `EVERYBODY`."""
+    entry = Audited(0, reader.clock.now(), action, subject, actor(), reason, dict(counts))
     until_free(lambda: reader.ledger.audit(entry), _PATIENCE)
 
 
@@ -194,8 +198,7 @@ async def _in_the_store(reader: Reader, person: Person) -> AsyncIterator[tuple[s
                 yield "event", plain_event(event)
         async for one in reader.store.daily(date.min, date.max, usage_filter):
             if not (is_again and one.user in person.names):
-                totals = {**one.totals._asdict(), "cost": format_usd(one.totals.cost)}
-                yield "day", {**one._asdict(), "day": one.day.isoformat(), "totals": totals}
+                yield "day", DAYS.plain(one)
 
 
 def _in_the_ledger(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -241,27 +244,10 @@ def _plain_profile(profile: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(to: Path | None) -> Iterator[Callable[[str], object]]:
-    """Open a file for its owner only, which must not be there yet; else print."""
-    if to is None:
-        yield sys.stdout.write
-        sys.stdout.flush()
-        return
-    try:
-        handle = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise ExportError(f"{to} is there already.", hint="Name another file, or move it away.") from None
-    except OSError as error:
-        raise ExportError(f"{to} cannot be written: {error}.") from error
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        yield file.write
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], None]]:
+def _progress(*, is_seen: bool = True) -> Iterator[Callable[[str, int], None]]:
     """Say how far it is, where somebody sits before a terminal."""
     screen = Console(stderr=True)
-    if not screen.is_terminal:
+    if not (is_seen and screen.is_terminal):
         yield lambda _kind, _count: None
         return
     done: Counter[str] = Counter()

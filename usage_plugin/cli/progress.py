@@ -26,8 +26,8 @@ _NOTE_EVERY = 1.0
 class Bar:
     """Shows how far it is, on stderr if somebody is there."""
 
-    def __init__(self) -> None:
-        """Begin with nothing."""
+    def __init__(self, *, is_seen: bool = True) -> None:
+        """Begin with nothing; `is_seen`: nothing else is printed to the terminal meanwhile."""
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -35,7 +35,7 @@ class Bar:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
+            disable=not (is_seen and sys.stderr.isatty()),
         )
         self._task: TaskID | None = None
 
@@ -57,6 +57,26 @@ class Bar:
         """So many steps more are done."""
         if self._task is not None:
             self._bar.advance(self._task, steps)
+
+
+class BarInTime(Bar):
+    """Shows how far records have come that are in the order of time, where nobody knows how many there are."""
+
+    def __init__(self, end: int, *, is_seen: bool) -> None:
+        """Take the time at which they end, in the unit of `reach`."""
+        super().__init__(is_seen=is_seen)
+        self._end = end
+        self._at = 0
+
+    def reach(self, what: str, start: int, at: int) -> None:
+        """Say in words how much there is so far, and that a stretch of time is done."""
+        if self._task is None:
+            self.begin(what, max(self._end - start, 1))
+            self._at = start
+        self.advance(at - self._at)
+        self._at = at
+        if self._task is not None:
+            self._bar.update(self._task, description=harmless(what))
 
 
 class NotedBar(Bar):

@@ -5,17 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, table, thousands
+from usage_plugin.cli.output import Column, Output, at_terminal, console, table, thousands
 from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.store import GROUPINGS, Grouping
-from usage_plugin.domain.usage import UsageTotals
+from usage_plugin.domain.store import GROUPINGS, ROLLUP_DIMENSIONS, Grouping
+from usage_plugin.domain.usage import sum_totals
+from usage_plugin.tracking.tracker import Top
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from usage_plugin.domain.store import UsageFilter
+    from usage_plugin.domain.usage import UsageTotals
     from usage_plugin.runtime import Reader
 
+MOST_SHOWN = 50
+"""Groups that somebody at a terminal sees who does not ask for more."""
 _NUMBERS = ("requests", "failed_requests", "input_tokens", "output_tokens")
 
 
@@ -24,6 +31,7 @@ async def run(
     *,
     output: Output,
     by: str,
+    top: int | None,
     since: str | None,
     until: str | None,
     month: str | None,
@@ -32,21 +40,39 @@ async def run(
     """Print the report."""
     groupings = _groupings(by)
     first, last = read_span(reader.tracker.today(), since, until, month)
-    rows = await reader.tracker.report(groupings, first, last, reader.kept_filter(usage_filter))
-    total = UsageTotals()
-    for row in rows:
-        total = total.plus(row.totals)
+    kept = reader.kept_filter(usage_filter)
+    # Days are read in their order, however many.
+    most = top or (MOST_SHOWN if output.is_table and at_terminal() and groupings[0] in ROLLUP_DIMENSIONS else None)
+    if most is None:
+        rows = await reader.tracker.report(groupings, first, last, kept)
+        found = Top(rows, len(rows), sum_totals(row.totals for row in rows))
+    else:
+        found = await reader.tracker.top(groupings, first, last, kept, most=most)
+    others = found.total.minus(sum_totals(row.totals for row in found.rows))
+    left_out = found.in_all - len(found.rows)
     if output.is_table:
-        table(
-            f"Usage from {first} to {last} ({reader.config.timezone})",
-            [*map(Column, groupings), *(Column(name.replace("_", " "), number=True) for name in _NUMBERS),
-             Column("cost USD", number=True)],
-            [[*(name or "-" for name in row.group), *_cells(row.totals)] for row in rows],
-            ["total", *[""] * (len(groupings) - 1), *_cells(total)],
-        )  # fmt: skip
+        _show(f"Usage from {first} to {last} ({reader.config.timezone})", groupings, found, others)
+        if left_out and not top:
+            told = f"The dearest {len(found.rows)} of {found.in_all:,} are shown; --top {found.in_all} shows all."
+            console().print(Text(told))
         return
-    plain = [{**dict(zip(groupings, row.group, strict=True)), **_plain(row.totals)} for row in rows]
-    output.document({"rows": plain, "total": _plain(total)}, plain)
+    plain = [{**dict(zip(groupings, row.group, strict=True)), **_plain(row.totals)} for row in found.rows]
+    beside = {"others": {"groups": left_out, **_plain(others)}} if top else {}
+    output.document({"rows": plain, **beside, "total": _plain(found.total)}, plain)
+
+
+def _show(title: str, groupings: Sequence[Grouping], found: Top, others: UsageTotals) -> None:
+    rows = [[*(name or "-" for name in row.group), *_cells(row.totals)] for row in found.rows]
+    blank = [""] * (len(groupings) - 1)
+    if left_out := found.in_all - len(found.rows):
+        rows.append([f"others ({left_out:,})", *blank, *_cells(others)])
+    table(
+        title,
+        [*map(Column, groupings), *(Column(name.replace("_", " "), number=True) for name in _NUMBERS),
+         Column("cost USD", number=True)],
+        rows,
+        ["total", *blank, *_cells(found.total)],
+    )  # fmt: skip
 
 
 def _groupings(by: str) -> list[Grouping]:
@@ -58,7 +84,7 @@ def _groupings(by: str) -> list[Grouping]:
 
 
 def _cells(totals: UsageTotals) -> list[str]:
-    return [*(thousands(getattr(totals, name)) for name in _NUMBERS), format_usd(totals.cost)]
+    return [*(thousands(getattr(totals, name)) for name in _NUMBERS), thousands(format_usd(totals.cost))]
 
 
 def _plain(totals: UsageTotals) -> dict[str, Any]:

@@ -8,11 +8,22 @@ from datetime import date, timedelta
 import click
 
 _LAST_YEAR = 9999
+FIRST_DAY, LAST_DAY = date(2, 1, 1), date(_LAST_YEAR - 1, 12, 31)
+"""The ends of the calendar, as far as every zone can count."""
 _DEFAULT_DAYS = 30
 
 
-def read_span(today: date, since: str | None, until: str | None, month: str | None) -> tuple[date, date]:
+def read_span(
+    today: date, since: str | None, until: str | None, month: str | None, *, everything: bool = False
+) -> tuple[date, date]:
     """Find the first and the last day that are meant, both included.
+
+    Args:
+        today: which day it is.
+        since: as it was typed.
+        until: the same.
+        month: the same.
+        everything: whether an end that was not typed is open; else today is the last day, and there are 30.
 
     Raises:
         click.BadParameter: what was written is no day, no month, or the wrong way round.
@@ -21,13 +32,15 @@ def read_span(today: date, since: str | None, until: str | None, month: str | No
         if since or until:
             raise click.BadParameter("--month stands alone, without --since and --until.")
         return _month(month)
-    last = _day(until, today, "--until") if until else today
+    last = _day(until, today, "--until") if until else LAST_DAY if everything else today
     if since and (days := re.fullmatch(r"(\d{1,5})d", since)):
         if int(days[1]) < 1:
             raise click.BadParameter(f"--since {since}: at least 1d, which is today.")
         first = today - timedelta(days=int(days[1]) - 1)
+    elif since:
+        first = _day(since, today, "--since")
     else:
-        first = _day(since, today, "--since") if since else last - timedelta(days=_DEFAULT_DAYS - 1)
+        first = FIRST_DAY if everything else last - timedelta(days=_DEFAULT_DAYS - 1)
     if first > last:
         raise click.BadParameter(f"--since {first} is later than --until {last}.")
     return _within_calendar(first, last)
@@ -56,7 +69,7 @@ def _month(text: str) -> tuple[date, date]:
 
 def _within_calendar(first: date, last: date) -> tuple[date, date]:
     """Refuse the ends of the calendar, beyond which no zone can count."""
-    if first.year <= 1 or last.year >= _LAST_YEAR:
+    if first < FIRST_DAY or last > LAST_DAY:
         raise click.BadParameter(f"{first} to {last}: write years between 2 and {_LAST_YEAR - 1}.")
     return first, last
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.cli.output import Column
+from usage_plugin.cli.output import Column, thousands
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.tracking.refusals import format_amount, plain_amount
 
@@ -29,9 +29,9 @@ def cells(standing: AccountStanding) -> list[str]:
         subject_words(limit.names_of(standing.subject)),
         limit.unit.replace("_", " "),
         amount_words(limit, standing.amount),
-        format_amount(limit.unit, standing.balance.spent),
-        format_amount(limit.unit, standing.balance.reserved),
-        "" if standing.remaining is None else format_amount(limit.unit, standing.remaining),
+        amount_words(limit, standing.balance.spent),
+        amount_words(limit, standing.balance.reserved),
+        "" if standing.remaining is None else amount_words(limit, standing.remaining),
         resets_words(standing),
         ", ".join(remarks(standing)),
     ]
@@ -57,7 +57,7 @@ def subject_words(names: dict[str, str]) -> str:
 
 def amount_words(limit: Limit, amount: int | None) -> str:
     """Write an amount of a limit for people."""
-    return "unlimited" if amount is None else format_amount(limit.unit, amount)
+    return "unlimited" if amount is None else thousands(format_amount(limit.unit, amount))
 
 
 def resets_words(standing: AccountStanding) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
 from rich.text import Text
 
 from usage_plugin.cli.adjust import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
@@ -63,11 +64,14 @@ async def run(reader: Reader, *, output: Output) -> None:
         output.document(facts, refusals)
         return
     screen = console()
-    for line in _lines(facts):
-        screen.print(Text(harmless(line)))
+    lines = Table.grid(padding=(0, 2))
+    for name, told in _lines(facts):
+        lines.add_row(Text(name), Text(harmless(told), overflow="fold"))
     for problem in facts["problems"]:
-        told = f"PROBLEM       {problem['name']}: {problem['text']} (since {problem['since']})"
-        screen.print(Text(harmless(told), style="red"))
+        told = f"{problem['name']}: {problem['text']} (since {problem['since']})"
+        lines.add_row(Text("PROBLEM"), Text(harmless(told), overflow="fold"), style="red")
+    screen.print(lines)
+    screen.print()
     if refusals:
         table(
             f"Refusals of the last {MINUTES} minutes",
@@ -96,16 +100,16 @@ def _of_the_secret(reader: Reader, now: int) -> Iterator[Problem]:
         yield Problem("secret", trouble, to_datetime(now).isoformat())
 
 
-def _lines(facts: dict[str, Any]) -> list[str]:
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     outbox, held = facts["outbox"], facts["reservations"]
     return [
-        f"data folder   {facts['data_dir']}",
-        f"workers       {len(facts['workers']) or 'none: the proxy does not run'}",
-        f"outbox        {thousands(outbox['events'])} events wait for the store{_size(outbox)}{_oldest(outbox)}",
-        f"reservations  {thousands(held['open'])} open{_oldest(held)}",
-        f"history       {_history_words(facts['history'])}",
+        ("data folder", facts["data_dir"]),
+        ("workers", f"{len(facts['workers']) or 'none: the proxy does not run'}"),
+        ("outbox", f"{thousands(outbox['events'])} events wait for the store{_size(outbox)}{_oldest(outbox)}"),
+        ("reservations", f"{thousands(held['open'])} open{_oldest(held)}"),
+        ("history", _history_words(facts["history"])),
         *_migration_line(facts["migration"]),
-        *(() if facts["refusals"] else (f"refusals      none in the last {MINUTES} minutes",)),
+        *(() if facts["refusals"] else (("refusals", f"none in the last {MINUTES} minutes"),)),
     ]
 
 
@@ -142,8 +146,8 @@ def _migration(how: Report | None) -> dict[str, Any] | None:
     return how and {**how._asdict(), "at": to_datetime(how.at).isoformat()}
 
 
-def _migration_line(how: dict[str, Any] | None) -> list[str]:
-    return [f"migration     {how['state']}: {how['directory']}: {how['text']}"] if how else []
+def _migration_line(how: dict[str, Any] | None) -> list[tuple[str, str]]:
+    return [("migration", f"{how['state']}: {how['directory']}: {how['text']}")] if how else []
 
 
 def _oldest(part: dict[str, Any]) -> str:

@@ -26,7 +26,8 @@ _KEY_BYTES, _PERSON_BYTES = 16, 10
 _HASH = re.compile(r"[0-9a-f]{64}|hashed-jwt-[0-9a-f]{64}")
 _KEY = re.compile(r"k-[a-z2-7]{26}")
 _PERSON = re.compile(r"p-[a-z2-7]{16}")
-_NOBODY = frozenset({ANONYMOUS, INTERNAL, FORGOTTEN})
+NOBODY = frozenset({ANONYMOUS, INTERNAL, FORGOTTEN})
+"""Names of users that are no person's."""
 _REMEMBERED = 4096
 
 
@@ -95,7 +96,7 @@ class Pseudonyms:
 
     def of_person(self, name: str) -> str:
         """Give a person's pseudonym; nobody in particular, and a pseudonym, stay what they are."""
-        return name if name in _NOBODY or is_pseudonym(name) else self._person(name)
+        return name if name in NOBODY or is_pseudonym(name) else self._person(name)
 
     def kept(self, person: str) -> str:
         """Give the name under which a person is kept."""
@@ -123,7 +124,7 @@ class Pseudonyms:
         # A name of this shape may be claimed by anybody: it must not lead to the person who has it as a pseudonym.
         hide = self._person
         return _Kept(
-            user=user if user in _NOBODY else hide(user),
+            user=user if user in NOBODY else hide(user),
             key=key,
             # A key without a user lends its alias to the user.
             alias=None if alias is None else hide(alias),

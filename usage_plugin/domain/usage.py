@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from usage_plugin.domain.money import Nano
 
@@ -180,6 +181,15 @@ class UsageTotals(NamedTuple):
     def plus(self, other: UsageTotals) -> UsageTotals:
         """Add two sums."""
         return UsageTotals(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def minus(self, other: UsageTotals) -> UsageTotals:
+        """Take a part away from a sum."""
+        return UsageTotals(*(a - b for a, b in zip(self, other, strict=True)))
+
+
+def sum_totals(sums: Iterable[UsageTotals]) -> UsageTotals:
+    """Add up sums."""
+    return reduce(UsageTotals.plus, sums, UsageTotals())
 
 
 def totals_of(event: UsageEvent) -> UsageTotals:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from contextlib import suppress
 from copy import copy
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from usage_plugin.domain.store import (
     HOUR_GROUPINGS,
@@ -25,7 +25,7 @@ from usage_plugin.domain.store import (
     UsageFilter,
     daily_sum,
 )
-from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
+from usage_plugin.domain.usage import UsageTotals, decode_event, sum_totals, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
 from usage_plugin.errors import HistoryError, StorageUnavailableError
 from usage_plugin.tracking.cache import user_day, user_month
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 PAGE = 1_000
 _OUTBOX_PAGE = 250
 ALWAYS = Window(0, FOREVER)
+RecordT = TypeVar("RecordT")
+
 _NO_FILTER = UsageFilter()
 _DAY = timedelta(days=1)
 
@@ -144,7 +146,7 @@ class UsageReader:
 
     async def top(
         self,
-        by: Sequence[RollupDimension],
+        by: Sequence[Grouping],
         first: date,
         last: date,
         usage_filter: UsageFilter = _NO_FILTER,
@@ -152,12 +154,12 @@ class UsageReader:
         most: int,
     ) -> Top:
         """Find the dearest groups of the days from first to last, without reading the others if the store can."""
-        (total,) = [row.totals for row in await self.report((), first, last, usage_filter)] or [UsageTotals()]
-        if isinstance(self._store, Ranks):
+        names = cast("list[RollupDimension]", [grouping for grouping in by if grouping in ROLLUP_DIMENSIONS])
+        if isinstance(self._store, Ranks) and len(names) == len(by):
             with suppress(StorageUnavailableError):
-                return await self._ranked(self._store, by, first, last, usage_filter, most, total)
-        rows = await self.report(by, first, last, usage_filter)
-        return Top(rows[:most], len(rows), total)
+                return await self._ranked(self._store, names, first, last, usage_filter, most)
+        rows = sorted(await self.report(by, first, last, usage_filter), key=_order)
+        return Top(rows[:most], len(rows), sum_totals(row.totals for row in rows))
 
     async def _ranked(
         self,
@@ -167,7 +169,6 @@ class UsageReader:
         last: date,
         usage_filter: UsageFilter,
         most: int,
-        total: UsageTotals,
     ) -> Top:
         waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
         touched = {daily_sum(event, self._zone).group(by) for _, event in waiting}
@@ -178,6 +179,8 @@ class UsageReader:
             groups[group] = groups.get(group, UsageTotals()).plus(totals_of(event))
         rows = [ReportRow(group, totals) for group, totals in groups.items()]
         new = len(groups.keys() - ranking.groups.keys())
+        # Afterwards, so that no group has more than the total, whatever is recorded meanwhile.
+        total = sum_totals(row.totals for row in await self.report((), first, last, usage_filter))
         return Top(sorted(rows, key=_order)[:most], ranking.in_all + new, total)
 
     async def hours(
@@ -243,9 +246,9 @@ class UsageReader:
             HistoryError: the row of `after` is not there, or no longer where it was: it was forgotten, or pruned, or
                 its day has ceased to grow.
         """
-        pages = self._day_pages(first if after is None else after.day, last, usage_filter, after)
+        stream = self._day_pages(first if after is None else after.day, last, usage_filter, after)
         sought = None if after is None else (after.day, after.names)
-        async for page in pages:
+        async for page in stream:
             rows = page.rows
             if sought is not None:
                 found = next((at for at, one in enumerate(rows) if (one.day, one.names) == sought), None)
@@ -268,13 +271,13 @@ class UsageReader:
             raise _moved(after.day)
         for day in sorted(growing):
             if first < day:
-                async for rows in _pages(self._store.daily(first, day - _DAY, usage_filter)):
+                async for rows in pages(self._store.daily(first, day - _DAY, usage_filter)):
                     yield DayPage(rows, growing=False)
-            async for rows in _pages(self._sums_of(day, usage_filter)):
+            async for rows in pages(self._sums_of(day, usage_filter)):
                 yield DayPage(rows, growing=True)
             first = day + _DAY
         if first <= last:
-            async for rows in _pages(self._store.daily(first, last, usage_filter)):
+            async for rows in pages(self._store.daily(first, last, usage_filter)):
                 yield DayPage(rows, growing=False)
 
     async def _sums_of(self, day: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
@@ -432,8 +435,9 @@ def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]
     return names if chronological else (-row.totals.cost, -row.totals.requests, names)
 
 
-async def _pages(rows: AsyncIterator[DailySum]) -> AsyncIterator[list[DailySum]]:
-    page: list[DailySum] = []
+async def pages(rows: AsyncIterator[RecordT]) -> AsyncIterator[list[RecordT]]:
+    """Bundle a stream into pages of `PAGE` rows, the last one of what is left."""
+    page: list[RecordT] = []
     async for one in rows:
         page.append(one)
         if len(page) == PAGE:

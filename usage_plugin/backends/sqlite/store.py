@@ -329,9 +329,9 @@ class SqliteStore(UsageStore):
                 self._check_file()
                 events = await self._delete("events", ("started_at", "event_id"), "started_at < ?", before, most)
                 days = await self._delete("daily", _KEY, "day < ?", number_of(days_before), most - events)
-                if not events + days:
-                    begin = start_of_day(days_before, self._zone)
-                    return await self._delete("hourly", ("hour", *_HOUR_DIMENSIONS), "hour < ?", begin, most)
+                # Not counted: they are few, and of days that go.
+                begin = start_of_day(days_before, self._zone)
+                await self._delete("hourly", ("hour", *_HOUR_DIMENSIONS), "hour < ?", begin, most)
                 return events + days
 
     async def _delete(self, table: str, key: Sequence[str], condition: str, value: int, most: int) -> int:
