@@ -1,0 +1,154 @@
+"""What a worker follows while it runs: the YAML, groups, adjustments, the ledger's place, the size of the outbox."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from usage_plugin.errors import ConfigError, LedgerError, PluginError
+from usage_plugin.log import get_logger
+from usage_plugin.tracking.admission import AdmissionPolicy
+from usage_plugin.tracking.problems import Problems
+from usage_plugin.tracking.rules import NOTE
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from usage_plugin.config import Config, ConfigFile
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.runtime.worker import Runtime
+    from usage_plugin.tracking.workers import Workers
+
+NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
+"""Keys of the YAML that are read at the start only."""
+
+log = get_logger()
+
+
+class Following:
+    """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
+
+    def __init__(
+        self, runtime: Runtime, file: ConfigFile | None, loop: asyncio.AbstractEventLoop, workers: Workers
+    ) -> None:
+        self._runtime = runtime
+        self._file = file
+        self._loop = loop
+        self._workers = workers
+        self._problems = Problems(runtime.clock)
+        # The rules of the start are the loop's own: it has settled nothing by others.
+        self._used_by_loop = runtime.rules.digest
+        self._told = ""
+        self._is_full = False
+        self.chores = (
+            self._watch_ledger,
+            self._follow_file,
+            self._follow_groups,
+            self._follow_adjustments,
+            self._tell_rules,
+            self._measure_outbox,
+        )
+
+    def _watch_ledger(self, ledger: Ledger) -> None:
+        """Admit nothing by a ledger that was deleted or replaced: whoever starts next counts in another."""
+        del ledger  # this thread's, which may have been opened later
+        gone = ""
+        try:
+            self._runtime.ledger.check_place()
+        except LedgerError as error:
+            gone = error.message
+        pressure = self._runtime.pressure
+        if gone and not pressure.ledger_gone:
+            log.error("ledger.gone", message=gone, hint="Put it back, or restart the proxy with all its workers.")
+        elif pressure.ledger_gone and not gone:
+            log.info("ledger.is_back", path=self._runtime.ledger.location)
+        pressure.ledger_gone = gone
+
+    def _follow_file(self, ledger: Ledger) -> None:
+        """Put a changed YAML in force; an invalid one is refused, and the old one stays."""
+        file = self._file
+        if file is None:
+            return
+        try:
+            config = file.changed()
+        except ConfigError as error:
+            if self._workers.keeps:
+                log.error("config.refused", path=str(file.path), message=str(error))  # noqa: TRY400
+        else:
+            if config is not None:
+                self._replace(config)
+        if self._workers.keeps:
+            self._problems.tell(ledger, "config", file.mistakes)
+
+    def _replace(self, config: Config) -> None:
+        runtime = self._runtime
+        old = runtime.config
+        kept = {name: getattr(old, name) for name in NEEDS_RESTART if getattr(config, name) != getattr(old, name)}
+        try:
+            runtime.resolvers.choose(config.identity.user_resolvers, config.identity.groups_from)
+        except (ConfigError, PluginError) as error:
+            # It comes with a plugin that is not loaded yet, or does not work: who somebody is stays as it was.
+            kept["identity"] = old.identity
+            if self._workers.keeps:
+                log.error("config.identity_refused", path=str(config.path), message=str(error))  # noqa: TRY400
+        runtime.resolvers.start()
+        if self._workers.keeps:
+            if kept:
+                log.warning("config.needs_restart", keys=list(kept), path=str(config.path))
+            log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
+        config = config.model_copy(update=kept)
+        runtime.config = config
+        runtime.admission.policy = admission_policy(config, enforce=runtime.enforce)
+        self._replace_rules()
+
+    def _replace_rules(self) -> None:
+        runtime = self._runtime
+        runtime.rules.replace(runtime.config.limit_set(runtime.pseudonyms, runtime.resolvers.membership()))
+
+    def _follow_groups(self, _: Ledger) -> None:
+        """Put groups in force that a resolver knows otherwise now."""
+        if self._runtime.resolvers.have_changed(self._runtime.limits.membership):
+            self._replace_rules()
+
+    def _follow_adjustments(self, ledger: Ledger) -> None:
+        self._runtime.rules.follow(ledger, self._runtime.clock.now())
+
+    def _tell_rules(self, ledger: Ledger) -> None:
+        """Leave word of the rules that this worker goes by, once nothing is settled by others any more."""
+        digest = self._runtime.rules.digest
+        if digest == self._told:
+            return
+        if self._used_by_loop == digest:
+            ledger.note(NOTE + self._workers.name, digest)
+            self._told = digest
+        else:
+            # Asked there, because the loop may be in the middle of a settlement by the rules before.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._use, digest)
+
+    def _use(self, digest: str) -> None:
+        if not self._runtime.recorder.pending and digest == self._runtime.rules.digest:
+            self._used_by_loop = digest
+
+    def _measure_outbox(self, ledger: Ledger) -> None:
+        storage, pressure = self._runtime.config.storage, self._runtime.pressure
+        full = ledger.waiting().size >= storage.outbox_max
+        if full != self._is_full:
+            self._is_full = pressure.outbox_full = full
+            pressure.leaves_gaps = full and storage.on_outbox_full == "allow"
+        if self._workers.keeps:
+            problem = f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
+            self._problems.tell(ledger, "outbox", problem)
+
+
+def admission_policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
+    """Read how requests are admitted; `enforce` is whether limits refuse anything at all."""
+    admission = config.admission
+    return AdmissionPolicy(
+        enforce=enforce,
+        busy_wait=admission.busy_wait // timedelta(microseconds=1),
+        on_lost=admission.on_lost,
+        admit_without_ledger=admission.on_ledger_error == "allow",
+        admit_without_outbox=config.storage.on_outbox_full == "allow",
+    )

@@ -1,0 +1,238 @@
+"""The parts that the YAML chooses: plugins, ledger, store, and what belongs to a data folder."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.domain.pseudonyms import Pseudonyms
+from usage_plugin.domain.store import UsageStore
+from usage_plugin.errors import ConfigError, StorageError
+from usage_plugin.plugins.interface import (
+    LedgerBackend,
+    Restorable,
+    StorageBackend,
+    Surroundings,
+    check_options,
+    choose,
+)
+from usage_plugin.plugins.loading import Chosen
+from usage_plugin.plugins.manager import Plugins
+from usage_plugin.plugins.resolving import Resolvers
+from usage_plugin.tracking import secret
+from usage_plugin.tracking.cache import UsageCache
+from usage_plugin.tracking.flusher import Unstorable
+from usage_plugin.tracking.workers import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from usage_plugin.config import Config
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.store import Aggregate, DailySum
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.plugins.interface import Restoration
+    from usage_plugin.tracking.failures import Failures
+
+BUILTIN_PLUGINS = (
+    "usage_plugin.ledgers.sqlite",
+    "usage_plugin.backends.memory",
+    "usage_plugin.backends.sqlite",
+    "usage_plugin.backends.partitioned",
+    "usage_plugin.backends.hybrid",
+)
+
+OPTIONAL_PLUGINS = {"chroma": "usage_plugin.observers.chroma"}
+"""Plugins of ours that are off unless the YAML names them."""
+
+
+def load_plugins(config: Config) -> Plugins:
+    """Load the built-in plugins, those of installed packages, and what the YAML names.
+
+    Raises:
+        PluginError: one of them cannot be used.
+        ConfigError: its options are wrong.
+    """
+    surroundings = _surroundings(config)
+    chosen = [
+        Chosen(
+            f"usage_plugin.plugins.{at}",
+            plugin.path and surroundings.config_dir / plugin.path.expanduser(),
+            plugin.package,
+            plugin.name,
+            plugin.enabled,
+            plugin.options,
+        )
+        for at, plugin in enumerate(config.plugins)
+    ]
+    return Plugins(BUILTIN_PLUGINS, chosen, surroundings, optional=OPTIONAL_PLUGINS)
+
+
+def _surroundings(config: Config) -> Surroundings:
+    return Surroundings(
+        config.data_dir,
+        config.timezone,
+        config.path.parent.absolute(),
+        config.path.absolute() if config.path.name else None,
+    )
+
+
+class Parts:
+    """The chosen backends with their checked options: what opens the ledger and the store."""
+
+    def __init__(self, config: Config, plugins: Plugins | None = None) -> None:
+        """Choose and check the backends.
+
+        Raises:
+            ConfigError: there is no such backend, or its options are wrong.
+            PluginError: a plugin cannot be used.
+        """
+        self.plugins = plugins or load_plugins(config)
+        self.config = config
+        self._surroundings = replace(_surroundings(config), storage_backends=self.plugins.storage_backends)
+        self._storage: StorageBackend[Any] = choose(
+            "usage_plugin.storage", config.storage.backend, self.plugins.storage_backends
+        )
+        self._storage_options = check_options(
+            "usage_plugin.storage.options", self._storage.options_model, config.storage.options
+        )
+        self._storage.check(self._storage_options, self._surroundings)
+        self._ledger: LedgerBackend[Any] = choose(
+            "usage_plugin.ledger", config.ledger.backend, self.plugins.ledger_backends
+        )
+        self._ledger_options = check_options(
+            "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
+        )
+
+    def open_ledger(self) -> Ledger:
+        """Open the ledger for the calling thread."""
+        return self._ledger.open(self._ledger_options, self._surroundings)
+
+    @contextmanager
+    def scratch_ledger(self) -> Iterator[Ledger]:
+        """Open an empty SQLite ledger in a temporary folder, which is deleted at the end."""
+        with TemporaryDirectory(prefix="usage-plugin-") as folder:
+            backend = self.plugins.ledger_backends["sqlite"]
+            ledger = backend.open(backend.options_model(), replace(self._surroundings, data_dir=Path(folder)))
+            try:
+                yield ledger
+            finally:
+                ledger.close()
+
+    def has_ledger(self) -> bool:
+        """Say whether there is anything to read; readers create nothing."""
+        return self._ledger.exists(self._ledger_options, self._surroundings)
+
+    def open_store(self) -> AbstractAsyncContextManager[UsageStore]:
+        """Open the store."""
+        return self._storage.open(self._storage_options, self._surroundings)
+
+    @asynccontextmanager
+    async def open_store_for_reading(self) -> AsyncIterator[UsageStore]:
+        """Open the store; one that cannot be opened raises once it is asked for something.
+
+        What stands in the ledger must be readable just then.
+        """
+        async with AsyncExitStack() as stack:
+            store: UsageStore
+            try:
+                store = await stack.enter_async_context(self.open_store())
+            except StorageError as error:
+                store = _ClosedStore(error)
+            yield store
+
+    def restore(self, *, dry_run: bool) -> AsyncIterator[Restoration]:
+        """Make one copy of the history anew out of the other.
+
+        Raises:
+            ConfigError: the store keeps one copy only.
+        """
+        if not isinstance(self._storage, Restorable):
+            raise ConfigError(
+                f"usage_plugin.storage.backend: {self._storage.name} keeps one copy of the history.",
+                hint="Only `hybrid` has files that its database can be restored from.",
+            )
+        return self._storage.restore(self._storage_options, self._surroundings, dry_run=dry_run)
+
+    def workers(self) -> Workers:
+        """See the workers of the data folder."""
+        return Workers(self.config.data_dir / "workers")
+
+    @property
+    def secret_path(self) -> Path:
+        """The file of the secret that pseudonyms are made with."""
+        return self.config.data_dir / secret.FILE
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """Make pseudonyms as the proxy does; None without a secret."""
+        found = secret.read_secret(self.secret_path)
+        return None if found is None else self._pseudonyms(found)
+
+    def make_pseudonyms(self) -> Pseudonyms:
+        """Make pseudonyms, and the secret if there is none."""
+        return self._pseudonyms(secret.make_secret(self.secret_path))
+
+    def _pseudonyms(self, found: bytes) -> Pseudonyms:
+        return Pseudonyms(found, hides_persons=self.config.privacy.user == "pseudonym")
+
+    def unstorable(self, clock: Clock) -> Unstorable:
+        """Find the file of events that the store never takes."""
+        return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
+
+    def resolvers(self, failures: Failures) -> Resolvers:
+        """Make the chosen resolvers ready.
+
+        Raises:
+            ConfigError: there is no such resolver.
+            PluginError: one of them cannot begin.
+        """
+        resolvers = Resolvers(self.plugins.resolvers, failures)
+        resolvers.choose(self.config.identity.user_resolvers, self.config.identity.groups_from)
+        return resolvers
+
+    def cache(self) -> UsageCache:
+        """Make an empty cache of the configured size."""
+        cache = self.config.cache
+        return UsageCache(size=cache.size, retention_days=cache.retention_days, zone=self.config.timezone)
+
+
+class _ClosedStore(UsageStore):
+    """Stands for a store that could not be opened, until somebody wants something of it."""
+
+    def __init__(self, error: StorageError) -> None:
+        self._error = error
+
+    async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:  # noqa: ARG002
+        raise self._error
+
+    async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:  # noqa: ARG002
+        raise self._error
+
+    async def watermark(self, writer: str) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def aggregate(self, *what: Any) -> Aggregate:  # noqa: ARG002
+        raise self._error
+
+    def events(self, *what: Any, **how: Any) -> AsyncIterator[UsageEvent]:  # noqa: ARG002
+        raise self._error
+
+    def daily(self, *what: Any) -> AsyncIterator[DailySum]:  # noqa: ARG002
+        raise self._error
+
+    async def prune(self, **what: Any) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def forget(self, user: str, *, most: int) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def size(self) -> int:
+        raise self._error
+
+    async def health(self) -> None:
+        raise self._error

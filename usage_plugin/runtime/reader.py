@@ -1,0 +1,136 @@
+"""`open_reader`: everything that who only reads needs, whether the proxy runs or not."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from usage_plugin.domain.clock import Clock, SystemClock
+from usage_plugin.domain.limits import NO_MEMBERSHIP
+from usage_plugin.domain.pseudonyms import is_key_pseudonym, is_pseudonym
+from usage_plugin.errors import PluginError, UsagePluginError
+from usage_plugin.log import get_logger, short_error
+from usage_plugin.runtime.parts import Parts
+from usage_plugin.tracking import secret
+from usage_plugin.tracking.failures import Failures
+from usage_plugin.tracking.persons import Person
+from usage_plugin.tracking.tracker import UsageReader
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from usage_plugin.config import Config
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.limits import LimitSet, Membership
+    from usage_plugin.domain.store import UsageFilter, UsageStore
+    from usage_plugin.plugins.manager import Plugins
+
+log = get_logger()
+
+
+class NothingRecordedError(UsagePluginError):
+    """Nothing has been recorded yet."""
+
+
+class Reader:
+    """Everything a reader needs: it changes nothing, whether the proxy runs or not."""
+
+    def __init__(self, parts: Parts, ledger: Ledger, store: UsageStore, clock: Clock) -> None:
+        """Take the open parts; `open_reader` makes them."""
+        self.parts = parts
+        self.config = parts.config
+        self.clock = clock
+        self.secret_path = parts.secret_path
+        self.pseudonyms = parts.pseudonyms()
+        self._membership = _membership(parts, clock)
+        self.limits = self.limits_of(parts.config).adjusted(ledger.adjustments(clock.now()))
+        self.ledger = ledger
+        self.workers = parts.workers()
+        self.unstorable = parts.unstorable(clock)
+        self.plugins = parts.plugins
+        self.store = store
+        self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
+
+    def limits_of(self, config: Config) -> LimitSet:
+        """Make the limits of a configuration, for the names that are kept here; without adjustments."""
+        made = config.limit_set(self.pseudonyms, self._membership)
+        return made.knowing({}, hides_persons=config.privacy.user == "pseudonym")
+
+    def kept(self, dimension: str, name: str) -> str:
+        """Give what is kept of a name that somebody typed; from then on the limits know whom it is of.
+
+        Raises:
+            SecretError: it has a pseudonym, and there is no secret to make it with.
+        """
+        is_person = dimension in ("user", "end_user") and self.limits.hides_persons
+        if not is_person and dimension != "api_key":
+            return name
+        if self.pseudonyms is None:
+            if is_pseudonym(name) or is_key_pseudonym(name):
+                return name
+            raise secret.SecretError(
+                f"{self.secret_path} is missing, so it cannot be said under which name this is kept.",
+                hint="Put it back from a backup, or write the pseudonym itself.",
+            )
+        kept = self.pseudonyms.kept_of(dimension, name)
+        if is_person and kept != name:
+            self.limits = self.limits.knowing({kept: name})
+        return kept
+
+    def person(self, name: str) -> Person:
+        """Find all names of a person: their own, and the pseudonym they may have been kept under.
+
+        Raises:
+            SecretError: there is no secret to make it with.
+        """
+        return Person(frozenset({name, self.pseudonym(name)}), self.limits)
+
+    def pseudonym(self, name: str) -> str:
+        """Give a person's pseudonym, whether they are kept under it or not.
+
+        Raises:
+            SecretError: there is no secret to make it with.
+        """
+        if self.pseudonyms is None:
+            raise secret.SecretError(
+                f"{self.secret_path} is missing, and with it the way to the pseudonym of a name.",
+                hint="Put it back from a backup, or start the proxy once, which makes a new one.",
+            )
+        return self.pseudonyms.of_person(name)
+
+    def kept_filter(self, usage_filter: UsageFilter) -> UsageFilter:
+        """Put what is kept in place of the names that somebody typed."""
+        return replace(usage_filter, **{name: self.kept(name, value) for name, value in usage_filter.wanted().items()})
+
+
+def _membership(parts: Parts, clock: Clock) -> Membership:
+    """Ask the resolvers for groups; what a worker goes on without must not keep anybody from reading."""
+    try:
+        return parts.resolvers(Failures(clock)).membership()
+    except PluginError as error:
+        log.warning("identity.groups_unknown", **short_error(error))
+        return NO_MEMBERSHIP
+
+
+@asynccontextmanager
+async def open_reader(
+    config: Config, *, plugins: Plugins | None = None, clock: Clock | None = None
+) -> AsyncIterator[Reader]:
+    """Open the ledger and the store for reading.
+
+    Raises:
+        NothingRecordedError: there is no ledger.
+    """
+    parts = Parts(config, plugins)
+    if not parts.has_ledger():
+        raise NothingRecordedError(
+            f"Nothing has been recorded in {config.data_dir} yet.",
+            hint="Start the proxy with the callback usage_plugin.proxy.callback, or name its YAML with --config.",
+        )
+    ledger = parts.open_ledger()
+    try:
+        async with parts.open_store_for_reading() as store:
+            yield Reader(parts, ledger, store, clock or SystemClock())
+    finally:
+        ledger.close()
