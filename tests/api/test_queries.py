@@ -73,11 +73,19 @@ async def test_a_stream_goes_on_behind_a_cursor(recorded: UsageTracker) -> None:
     """Of days by a row's cursor, of events by an event."""
     rows = [row async for row in recorded.stream_usage(**SPAN)]
     assert isinstance(rows[0], StreamedUsage)
-    assert [(row.day.day, row.user, row.model) for row in rows] == [
-        (day, user, model) for day in (23, 24, 25) for user, model in (("ann", "gpt"), ("ann", "mini"), ("bo", "gpt"))
+    assert [(row.bucket, row.user, row.model) for row in rows] == [
+        (f"2026-11-{day}", user, model)
+        for day in (23, 24, 25)
+        for user, model in (("ann", "gpt"), ("ann", "mini"), ("bo", "gpt"))
     ]
     assert sum(row.usage.cost for row in rows) == Decimal("12.90")
     assert [row async for row in recorded.stream_usage(**SPAN, after=rows[4].cursor)] == rows[5:]
+    hours = [row async for row in recorded.stream_usage(**SPAN, bucket="hour")]
+    expected = [("23T11:00", "gpt"), ("23T11:00", "mini"), ("23T12:00", "gpt")]
+    assert [(row.bucket[8:16], row.model) for row in hours[:3]] == expected
+    assert sum(row.usage.cost for row in hours) == Decimal("12.90")
+    for at, row in enumerate(hours):
+        assert [one async for one in recorded.stream_usage(**SPAN, bucket="hour", after=row.cursor)] == hours[at + 1 :]
     events = [event async for event in recorded.events()]
     assert [event async for event in recorded.events(after=events[2])] == events[3:]
     assert [event async for event in recorded.events(after=events[2], newest_first=True)] == events[1::-1]
@@ -100,7 +108,12 @@ async def test_what_cannot_be_asked_is_named(tracker: UsageTracker, how: dict[st
 
 
 async def test_a_cursor_must_be_one(recorded: UsageTracker) -> None:
-    """What is none is named; one of another filter finds no row."""
+    """What is none is named; one of another filter finds no row; weeks are summed, not streamed."""
+    with pytest.raises(UsagePluginError, match="found week"):
+        _ = [row async for row in recorded.stream_usage(**SPAN, bucket="week")]
+    (hour, *_) = [row async for row in recorded.stream_usage(**SPAN, bucket="hour")]
+    with pytest.raises(UsagePluginError, match="expected that of a day"):
+        _ = [row async for row in recorded.stream_usage(**SPAN, after=hour.cursor)]
     for cursor in ("x", "[]", '["2026-11-23", true]'):
         with pytest.raises(UsagePluginError):
             _ = [row async for row in recorded.stream_usage(**SPAN, after=cursor)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from usage_plugin.api.values import (
@@ -19,7 +19,7 @@ from usage_plugin.api.values import (
     pattern_of,
     usage_of,
 )
-from usage_plugin.domain.store import HOUR_GROUPINGS, EventPosition, Grouping, UsageFilter
+from usage_plugin.domain.store import HOUR_GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, Grouping, UsageFilter
 from usage_plugin.domain.windows import FOREVER, Window, WindowRule, days_window, to_instant
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.forecasting import FORECAST_WINDOWS, Forecaster
@@ -184,25 +184,57 @@ class UsageQueries:
         return [forecast_of(outlook, zone) for outlook in found]
 
     async def stream_usage(
-        self, *, start: dt.date, end: dt.date, after: str | None = None, **names: str
+        self,
+        *,
+        start: dt.date,
+        end: dt.date,
+        bucket: Literal["day", "hour"] = "day",
+        after: str | None = None,
+        **names: str,
     ) -> AsyncIterator[StreamedUsage]:
-        """Stream the sums of each day and combination of names, days in order, in bounded memory.
+        """Stream the sums of each day, or hour, and combination of names, in order of time and in bounded memory.
 
         Args:
             start: the first day.
             end: the day after the last.
+            bucket: `day`, or `hour`, of which model and provider are known only. `aggregate` sums weeks and months.
             after: goes on behind a row, by its `cursor`, over the same filter.
             names: takes only what has these.
 
         Raises:
             HistoryError: that row is not there any more, or not in its place.
-            UsagePluginError: the cursor is none.
+            UsagePluginError: the cursor is none, or there is no such bucket.
         """
-        position = None if after is None else _position(after)
-        pages = self._reader.day_pages(*_days(start, end), self._filter(names), after=position)
-        async for page in pages:
+        if bucket not in ("day", "hour"):
+            raise UsagePluginError(
+                f"bucket: found {bucket}, expected day or hour.", hint="tracker.aggregate(…) sums weeks and months."
+            )
+        first, last = _days(start, end)
+        seen = None if after is None else _cursor(after)
+        if bucket == "hour":
+            async for row in self._hours(first, last, self._filter(names), seen):
+                yield row
+            return
+        position = None if seen is None else DayPosition(_day_of(seen.bucket), seen.names, seen.growing)
+        async for page in self._reader.day_pages(first, last, self._filter(names), after=position):
             for one in page.rows:
-                yield StreamedUsage(*one[:-1], usage_of(one.totals), page.growing)
+                yield StreamedUsage(one.day.isoformat(), *one[1:-1], usage_of(one.totals), page.growing)
+
+    async def _hours(
+        self, first: dt.date, last: dt.date, usage_filter: UsageFilter, seen: _Cursor | None
+    ) -> AsyncIterator[StreamedUsage]:
+        """Stream hours day by day: those of a day are few."""
+        if seen is not None:
+            first = max(first, _day_of(seen.bucket[:10]))
+        for day in (first + _DAY * number for number in range((last - first).days + 1)):
+            rows = await self._reader.hours(("hour", "model", "provider"), day, day, usage_filter)
+            for row in sorted(rows, key=lambda row: _in_time(row.group)):
+                hour, model, provider = row.group
+                behind = (seen.bucket, *seen.names[-2:]) if seen else None
+                if behind is None or _in_time(row.group) > _in_time(behind):
+                    yield StreamedUsage(
+                        hour or "", None, None, None, None, None, model, provider, usage_of(row.totals), growing=False
+                    )
 
     def events(
         self,
@@ -276,9 +308,32 @@ def _zone(name: str | None) -> ZoneInfo | None:
         raise UsagePluginError(f"zone: found {name}, expected a name such as Europe/Berlin.") from None
 
 
-def _position(cursor: str) -> DayPosition:
+class _Cursor(NamedTuple):
+    """What the text of a cursor says."""
+
+    bucket: str
+    growing: bool
+    names: tuple[str | None, ...]
+
+
+def _cursor(text: str) -> _Cursor:
     try:
-        day, growing, *names = cast("list[Any]", json.loads(cursor))
-        return DayPosition(dt.date.fromisoformat(day), tuple(names), growing)
+        bucket, growing, *names = cast("list[Any]", json.loads(text))
     except (ValueError, TypeError):
-        raise UsagePluginError(f"after: found {cursor!r}, expected the cursor of a row.") from None
+        bucket, growing, names = None, None, []
+    if isinstance(bucket, str) and isinstance(growing, bool) and len(names) == len(ROLLUP_DIMENSIONS):
+        return _Cursor(bucket, growing, tuple(names))
+    raise UsagePluginError(f"after: found {text!r}, expected the cursor of a row.")
+
+
+def _day_of(bucket: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(bucket)
+    except ValueError:
+        raise UsagePluginError(f"after: found the cursor of {bucket}, expected that of a day.") from None
+
+
+def _in_time(group: Sequence[str | None]) -> tuple[object, ...]:
+    """Order hours by their instant: of an hour that happens twice the names alone would not do."""
+    hour, *names = group
+    return dt.datetime.fromisoformat(hour or ""), *(name or "" for name in names)

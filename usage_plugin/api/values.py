@@ -74,13 +74,14 @@ class TopUsage(NamedTuple):
 
 
 class StreamedUsage(NamedTuple):
-    """The sums of one combination of names on one day.
+    """The sums of one combination of names on one day, or in one hour.
 
     Attributes:
+        bucket: the day, `2026-11-23`, or the beginning of the hour, `2026-11-23T14:00+01:00`.
         growing: whether requests of that day were on their way into the history when the stream began.
     """
 
-    day: date
+    bucket: str
     user: str | None
     team: str | None
     api_key: str | None
@@ -94,7 +95,7 @@ class StreamedUsage(NamedTuple):
     @property
     def cursor(self) -> str:
         """A text by which `stream_usage` goes on behind this row."""
-        return json.dumps([self.day.isoformat(), self.growing, *self[1:-2]])
+        return json.dumps([self.bucket, self.growing, *self[1:-2]])
 
 
 class PercentileRow(NamedTuple):
