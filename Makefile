@@ -23,7 +23,7 @@ run: install
 	@$(BIN)/python examples/run_proxy.py --config $(CONFIG) --port $(PORT)
 
 test: install
-	$(BIN)/pytest -m "not soak" --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest -m "not soak" --numprocesses 2
 
 # Half an hour of chaos and what else takes long; SOAK_MINUTES=2 makes it shorter.
 soak: install

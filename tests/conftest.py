@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import Phase, settings
+from xdist.scheduler import LoadScopeScheduling
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
 
 # LiteLLM looks prices up on the internet otherwise.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -16,11 +21,23 @@ settings.register_profile("first failure", settings.get_profile("suite"), phases
 settings.load_profile("suite")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, in one of the processes that share the tests, what shares a server that takes long to start."""
-    for item in items:
-        shared = "proxies" if "proxies" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(shared))
+SHARE_PROXIES = {
+    f"tests/proxy/test_{name}.py"
+    for name in ("costs", "doctor", "endings", "evasions", "exact_limits", "requests", "sums")
+}
+"""Files whose tests ask for the same proxies, of one worker, of two and of four."""
+
+
+class TogetherByServer(LoadScopeScheduling):
+    """Keeps together, in one of the processes that share the tests, what shares a server that takes long to start."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", maxsplit=1)[0]
+        return "proxies" if file in SHARE_PROXIES else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TogetherByServer:
+    return TogetherByServer(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -272,7 +272,7 @@ def test_plugins_that_are_switched_off_are_not_touched(workplace: Workplace) -> 
 def ours(monkeypatch: pytest.MonkeyPatch, packages: Path) -> None:
     """A plugin that comes with usage_plugin and is off, by the name of ours."""
     (packages / "a_plugin_of_ours.py").write_text(f"{IMPORTS}\n{WITH_OPTIONS}")
-    monkeypatch.setattr(runtime, "OPTIONAL_PLUGINS", {"ours": "a_plugin_of_ours"})
+    monkeypatch.setattr(runtime.parts, "OPTIONAL_PLUGINS", {"ours": "a_plugin_of_ours"})
 
 
 @pytest.mark.usefixtures("ours")
