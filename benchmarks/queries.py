@@ -271,6 +271,7 @@ async def under_load(folder: Path, plan: Plan) -> list[Figure]:
                 busy = asyncio.create_task(recording())
                 while not busy.done():
                     await reader.top(("user",), TODAY - timedelta(days=29), TODAY, most=TOP)
+                    await reader.report(("user",), TODAY - timedelta(days=29), TODAY)
                     await reader.report(("day", "model"), first_day(plan), TODAY)
                     await reader.user_month(user_name(random.randrange(plan.users)))
                 await busy

@@ -199,3 +199,18 @@ async def test_no_percentage_is_taken_that_is_none() -> None:
     for point in (0, 101):
         with pytest.raises(UsagePluginError, match=f"found {point}"):
             await percentiles(nothing(), "cost", [point], ())
+
+
+async def test_many_groups_come_in_order(tmp_path: Path) -> None:
+    """The dearest of thousands first, of equal ones those with more requests, then by name."""
+    costs = [(number * 7919) % 500 for number in range(9_000)]
+    sums = [
+        (seq, make_sum(day=FIRST, user=f"u{seq:05}", totals=UsageTotals(requests=1 + seq % 2, cost=cost)))
+        for seq, cost in enumerate(costs, 1)
+    ]
+    async with StoreOpening(BACKENDS["sqlite"], tmp_path / "store").open() as store:
+        await store.append_sums("old", sums)
+    async with reading("sqlite", tmp_path, [], stored=0) as reader:
+        rows = await reader.report(("user",), FIRST, FIRST)
+    expected = sorted(sums, key=lambda entry: (-entry[1].totals.cost, -entry[1].totals.requests, entry[1].user or ""))
+    assert [row.group[0] for row in rows] == [one.user for _, one in expected]

@@ -22,6 +22,7 @@ from usage_plugin.api.values import (
 from usage_plugin.domain.store import HOUR_GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, Grouping, UsageFilter
 from usage_plugin.domain.windows import FOREVER, Window, WindowRule, days_window, to_instant
 from usage_plugin.errors import UsagePluginError
+from usage_plugin.tracking.aside import aside
 from usage_plugin.tracking.forecasting import FORECAST_WINDOWS, Forecaster
 from usage_plugin.tracking.patterns import MOST_USERS, Known, find_patterns
 from usage_plugin.tracking.percentiles import percentiles
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.forecasting import ForecastWindow
     from usage_plugin.tracking.percentiles import EventGrouping, Measure
-    from usage_plugin.tracking.tracker import UsageReader
+    from usage_plugin.tracking.tracker import ReportRow, UsageReader
 
 Bucket = Literal["hour", "day", "week", "month"]
 
@@ -92,7 +93,7 @@ class UsageQueries:
         else:
             groupings: tuple[Grouping, ...] = (*(() if bucket is None else (bucket,)), *by)
             rows = await self._reader.report(groupings, first, last, usage_filter, zone=_zone(zone))
-        return [UsageRow(row.group, usage_of(row.totals)) for row in rows]
+        return await aside(len(rows), _usage, rows)
 
     async def top(
         self, by: Sequence[RollupDimension], *, start: dt.date, end: dt.date, most: int = 50, **names: str
@@ -107,8 +108,7 @@ class UsageQueries:
             names: takes only what has these.
         """
         found = await self._reader.top(by, *_days(start, end), self._filter(names), most=most)
-        rows = [UsageRow(row.group, usage_of(row.totals)) for row in found.rows]
-        return TopUsage(rows, found.in_all, usage_of(found.total))
+        return TopUsage(await aside(len(found.rows), _usage, found.rows), found.in_all, usage_of(found.total))
 
     async def distinct_users(self, *, start: dt.date, end: dt.date, **names: str) -> int:
         """Count the users with usage from the first day to before the last."""
@@ -293,6 +293,10 @@ class UsageQueries:
         except TypeError:
             known = ", ".join(UsageFilter.__dataclass_fields__)
             raise UsagePluginError(f"Found {', '.join(names)}, expected some of {known}.") from None
+
+
+def _usage(rows: Sequence[ReportRow]) -> list[UsageRow]:
+    return [UsageRow(row.group, usage_of(row.totals)) for row in rows]
 
 
 def _days(start: dt.date, end: dt.date) -> tuple[dt.date, dt.date]:

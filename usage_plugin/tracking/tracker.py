@@ -11,6 +11,7 @@ from collections import defaultdict
 from contextlib import suppress
 from copy import copy
 from datetime import date, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from usage_plugin.domain.store import (
@@ -28,6 +29,7 @@ from usage_plugin.domain.store import (
 from usage_plugin.domain.usage import UsageTotals, decode_event, sum_totals, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
 from usage_plugin.errors import HistoryError, StorageUnavailableError
+from usage_plugin.tracking.aside import aside, in_order
 from usage_plugin.tracking.cache import user_day, user_month
 
 if TYPE_CHECKING:
@@ -140,9 +142,8 @@ class UsageReader:
             for event in self._after(waiting, stored.watermarks):
                 group = daily_sum(event, self._zone).group(by)
                 groups[group] = groups[group].plus(totals_of(event))
-        rows = [ReportRow(group, totals) for group, totals in groups.items()]
         chronological = bool(by) and by[0] in ("day", "week", "month")
-        return sorted(rows, key=lambda row: _order(row, chronological=chronological))
+        return await aside(len(groups), _rows, groups, chronological)
 
     async def top(
         self,
@@ -203,8 +204,7 @@ class UsageReader:
             for event in self._after(waiting, stored.watermarks):
                 group = self._hour_group(event, by)
                 groups[group] = groups[group].plus(totals_of(event))
-        rows = [ReportRow(group, totals) for group, totals in groups.items()]
-        return sorted(rows, key=lambda row: _order(row, chronological=True))
+        return await aside(len(groups), _rows, groups, True)
 
     async def _kept_hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
@@ -428,6 +428,11 @@ def _of(
         for seq, event in page
         if window.start <= event.started_at < window.end and usage_filter.takes(event)
     )
+
+
+def _rows(groups: Mapping[tuple[str | None, ...], UsageTotals], chronological: bool) -> list[ReportRow]:
+    rows = [ReportRow(group, totals) for group, totals in groups.items()]
+    return in_order(rows, partial(_order, chronological=chronological))
 
 
 def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]:

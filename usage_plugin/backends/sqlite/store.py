@@ -51,6 +51,7 @@ from usage_plugin.domain.usage import (
 from usage_plugin.domain.windows import days_window, hour_name, start_of_day, start_of_hour
 from usage_plugin.errors import StorageDamagedError, StorageError, StorageUnavailableError
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
+from usage_plugin.tracking.aside import aside, in_order
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
@@ -229,9 +230,14 @@ class SqliteStore(UsageStore):
         self, by: Sequence[Grouping | HourGrouping], query: str, values: Sequence[object]
     ) -> dict[tuple[str | None, ...], UsageTotals]:
         rows = list(await self._reader.execute_fetchall(query, values))
-        names = await self._names_of(
-            {row[at] for row in rows for at, grouping in enumerate(by) if grouping in ROLLUP_DIMENSIONS}
-        )
+        named = [at for at, grouping in enumerate(by) if grouping in ROLLUP_DIMENSIONS]
+        numbers = await aside(len(rows), lambda: {row[at] for row in rows for at in named})
+        names = await self._names_of(numbers)
+        return await aside(len(rows), self._labelled, by, rows, names)
+
+    def _labelled(
+        self, by: Sequence[Grouping | HourGrouping], rows: Sequence[sqlite3.Row], names: Mapping[int, str | None]
+    ) -> dict[tuple[str | None, ...], UsageTotals]:
         return {
             tuple(self._label(grouping, row[at], names) for at, grouping in enumerate(by)): UsageTotals(*row[len(by) :])
             for row in rows
@@ -246,12 +252,12 @@ class SqliteStore(UsageStore):
             return hour_name(value, self._zone)
         return names[value]
 
-    async def _names_of(self, numbers: set[int]) -> dict[int, str | None]:
+    async def _names_of(self, numbers: Collection[int]) -> dict[int, str | None]:
+        listed = await aside(len(numbers), lambda: f"[{','.join(map(str, in_order(list(numbers), int)))}]")
         rows = await self._reader.execute_fetchall(
-            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))",
-            (json.dumps(sorted(numbers)),),
+            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))", (listed,)
         )
-        return {row[0]: row[1] for row in rows}
+        return await aside(len(numbers), dict, rows)
 
     async def events(
         self,
