@@ -22,9 +22,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-dev.txt
 run: install
 	@$(BIN)/python examples/run_proxy.py --config $(CONFIG) --port $(PORT)
 
-# In the order of the folders: what takes long is in the middle, so that both processes end together.
 test: install
-	$(BIN)/pytest -m "not soak" --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/pytest -m "not soak" --numprocesses 2
 
 # Half an hour of chaos and what else takes long; SOAK_MINUTES=2 makes it shorter.
 soak: install
