@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from tests.environments import call, lend, make_environment
 from tests.proxy.conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "duckdb_backend"
-
-
-def call(*command: str | Path, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_its_tests_are_five_lines() -> None:
@@ -65,12 +50,10 @@ def test_its_wheel_keeps_the_contract(tmp_path: Path) -> None:
     """Built, installed beside our own wheel into a new environment, and found through its entry point."""
     for project in (ROOT, EXAMPLE):
         call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "wheels", cwd=project)
-    call(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
-    python = tmp_path / "venv" / "bin" / "python"
+    python = make_environment(tmp_path / "venv")
     call(python, "-m", "pip", "install", "--no-index", "--no-deps", *(tmp_path / "wheels").iterdir(), cwd=tmp_path)
-    # What the two depend on is lent by this environment; what the new one has itself comes first.
-    site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
-    Path(site, "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # What the two depend on.
+    site = lend(python)
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
     shutil.copy(EXAMPLE / "pyproject.toml", tmp_path)
     found = call(

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 
+from tests.environments import call, lend, make_environment
 from tests.proxy.conftest import ROOT
-
-
-def call(*command: str | Path, **environment: str) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **environment},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def wanted() -> str:
@@ -37,11 +21,9 @@ def wanted() -> str:
 @pytest.mark.soak
 def test_the_plugin_works_with_the_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Installed beside what LiteLLM's proxy pins, it passes all tests of this folder, and those that only it can."""
-    call(sys.executable, "-m", "venv", tmp_path / "venv")
-    python = tmp_path / "venv" / "bin" / "python"
-    # What is installed here already is lent, so that pip sees what it must fit beside.
-    site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    Path(site, "lent.pth").write_text(f"{sysconfig.get_path('purelib')}\n{ROOT}\n")
+    python = make_environment(tmp_path / "venv")
+    # So that pip sees what it must fit beside.
+    lend(python, ROOT)
     call(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wanted())
     call(python, "-m", "pip", "check")
     said = call(
