@@ -53,6 +53,10 @@ class SubjectNameError(UsagePluginError):
     """This name cannot be taken as it is."""
 
 
+class UnknownLimitError(UsagePluginError):
+    """No limit in force has this name."""
+
+
 class NotAdmittedError(UsagePluginError):
     """This may not start.
 

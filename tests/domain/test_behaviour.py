@@ -16,7 +16,6 @@ from usage_plugin.domain.behaviour import (
     distance,
     distances,
     mean,
-    monday_of,
     vector_of,
     week_of_use,
 )
@@ -135,12 +134,6 @@ def test_the_middle_of_two_is_between_them():
     middle = mean([one, other])
     assert distance(middle, one) == pytest.approx(distance(middle, other))
     assert distance(middle, one) < distance(one, other) / 2
-
-
-def test_a_week_begins_on_monday():
-    """Also over the end of a year."""
-    assert monday_of(date(2027, 1, 3)) == date(2026, 12, 28)
-    assert monday_of(MONDAY) == MONDAY
 
 
 def test_other_features_need_another_version():

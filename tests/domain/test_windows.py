@@ -17,6 +17,7 @@ from usage_plugin.domain.windows import (
     days_window,
     duration_words,
     local_date,
+    monday_of,
     since_at,
     start_of_day,
     to_datetime,
@@ -430,3 +431,9 @@ def test_a_clock_that_goes_back_over_midnight_does_not_end_the_new_day() -> None
     assert all(
         window.start <= at < window.end for at in instants for window in [window_at(WindowRule("day"), at, zone)]
     )
+
+
+def test_a_week_begins_on_monday() -> None:
+    """Also over the end of a year."""
+    assert monday_of(date(2027, 1, 3)) == date(2026, 12, 28)
+    assert monday_of(date(2026, 11, 23)) == date(2026, 11, 23)

@@ -176,11 +176,7 @@ class UsageQueries:
             rule = WindowRule(window, week_starts=runtime.config.week_starts if window == "week" else 0)
             found = await forecaster.spend(by, usage_filter, rule, most=most)
         else:
-            rules = {one.name: one for one in runtime.limits.limits}
-            if limit not in rules:
-                known = ", ".join(rules) or "none"
-                raise UsagePluginError(f"There is no limit {limit}.", hint=f"The limits are: {known}.")
-            found = await forecaster.limit(rules[limit], usage_filter, most=most)
+            found = await forecaster.limit(runtime.limits.find(limit), usage_filter, most=most)
         return [forecast_of(outlook, zone) for outlook in found]
 
     async def stream_usage(
@@ -226,12 +222,13 @@ class UsageQueries:
         """Stream hours day by day: those of a day are few."""
         if seen is not None:
             first = max(first, _day_of(seen.bucket[:10]))
+        behind = _in_time((seen.bucket, *seen.names[-2:])) if seen else None
+        reader = await self._reader.frozen()
         for day in (first + _DAY * number for number in range((last - first).days + 1)):
-            rows = await self._reader.hours(("hour", "model", "provider"), day, day, usage_filter)
+            rows = await reader.hours(("hour", "model", "provider"), day, day, usage_filter)
             for row in sorted(rows, key=lambda row: _in_time(row.group)):
                 hour, model, provider = row.group
-                behind = (seen.bucket, *seen.names[-2:]) if seen else None
-                if behind is None or _in_time(row.group) > _in_time(behind):
+                if behind is None or _in_time(row.group) > behind:
                     yield StreamedUsage(
                         hour or "", None, None, None, None, None, model, provider, usage_of(row.totals), growing=False
                     )

@@ -50,10 +50,6 @@ class AdjustmentError(UsagePluginError):
     """This amount cannot be changed so."""
 
 
-class UnknownLimitError(UsagePluginError):
-    """No limit in force has this name."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """What somebody asks for.
@@ -137,19 +133,6 @@ async def show(reader: Reader, *, output: Output, everything: bool) -> None:
     )  # fmt: skip
 
 
-def find_limit(reader: Reader, name: str) -> Limit:
-    """Find a limit in force by its name.
-
-    Raises:
-        UnknownLimitError: there is none.
-    """
-    limits = {limit.name: limit for limit in reader.limits.limits}
-    if name not in limits:
-        known = ", ".join(limits) or "none"
-        raise UnknownLimitError(f"There is no limit {name}.", hint=f"The limits are: {known}.")
-    return limits[name]
-
-
 def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> tuple[Limit, str]:
     """Find the limit and the subject that are meant.
 
@@ -158,7 +141,7 @@ def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> 
         AdjustmentError: it does not count that subject.
         click.UsageError: the options do not name what the limit counts by.
     """
-    limit = find_limit(reader, name)
+    limit = reader.limits.find(name)
     wanted: list[str] = [dimension for dimension in limit.per if dimension != "global"]
     given = [dimension for dimension, value in names.items() if value is not None]
     if set(given) != set(wanted):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from rich.text import Text
 
-from usage_plugin.cli.adjust import find_limit
 from usage_plugin.cli.output import Column, Output, console, harmless, table
 from usage_plugin.cli.progress import Bar
 from usage_plugin.cli.standings import amount_words, subject_words
@@ -57,7 +56,7 @@ async def run(
     if limit_name is not None:
         if by is not None or window is not None:
             raise click.UsageError("--limit has its own subjects and window: leave out --by and --window.")
-        limit = find_limit(reader, limit_name)
+        limit = reader.limits.find(limit_name)
         outlooks = await forecaster.limit(limit, kept, most=top)
         title = f"Limit {limit.name}"
     else:

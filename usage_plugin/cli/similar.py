@@ -12,8 +12,8 @@ from rich.text import Text
 
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.cli.progress import Bar
-from usage_plugin.domain.behaviour import monday_of
 from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.windows import monday_of
 from usage_plugin.errors import PluginError
 from usage_plugin.observers.chroma import Plugin
 from usage_plugin.observers.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS, Compared, outliers, similar_to

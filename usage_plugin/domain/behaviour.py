@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from datetime import date, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +22,7 @@ from usage_plugin.domain.usage import UsageTotals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import date
 
 VERSION = 1
 """Of the features; vectors of two versions cannot be compared."""
@@ -139,11 +139,6 @@ def distances(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 def mean(vectors: Sequence[Sequence[float]]) -> list[float]:
     """Give the middle of some vectors."""
     return [sum(numbers) / len(vectors) for numbers in zip(*vectors, strict=True)]
-
-
-def monday_of(day: date) -> date:
-    """Name the ISO week of a day by its Monday."""
-    return day - timedelta(days=day.weekday())
 
 
 def _unit(vector: Sequence[float]) -> list[float]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from usage_plugin.domain.pseudonyms import is_key, is_key_pseudonym, is_pseudonym
 from usage_plugin.domain.subjects import OWN_DIMENSIONS, SEPARATOR, Dimension, Subjects
 from usage_plugin.domain.windows import MICROSECONDS, Window, WindowRule, reset_of, since_at, window_at
+from usage_plugin.errors import UnknownLimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -318,6 +319,18 @@ class LimitSet:
         self._used_fields = [name for name in Subjects._fields if name in used]
         """What of the subjects decides."""
         self._remembered: OrderedDict[tuple[object, ...], tuple[Matched, ...]] = OrderedDict()
+
+    def find(self, name: str) -> Limit:
+        """Find a limit in force by its name.
+
+        Raises:
+            UnknownLimitError: none has this name.
+        """
+        for limit in self.limits:
+            if limit.name == name:
+                return limit
+        known = ", ".join(limit.name for limit in self.limits) or "none"
+        raise UnknownLimitError(f"There is no limit {name}.", hint=f"The limits are: {known}.")
 
     def adjusted(self, adjustments: Iterable[Adjustment]) -> LimitSet:
         """Make the same set with these adjustments in force, and none from before.

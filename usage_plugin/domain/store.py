@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import totals_of
-from usage_plugin.domain.windows import local_date
+from usage_plugin.domain.windows import local_date, monday_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -86,7 +85,7 @@ def bucket_name(day: date, bucket: Literal["day", "week", "month"]) -> str:
     """Name the day, the week by its Monday, or the month that a day is in: ISO dates, and `YYYY-MM`."""
     if bucket == "month":
         return f"{day:%Y-%m}"
-    return (day - timedelta(days=day.weekday()) if bucket == "week" else day).isoformat()
+    return (monday_of(day) if bucket == "week" else day).isoformat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,6 +128,11 @@ def month_of(day: date) -> tuple[date, date]:
     return first, after - timedelta(days=1)
 
 
+def monday_of(day: date) -> date:
+    """Name the ISO week of a day by its Monday."""
+    return day - timedelta(days=day.weekday())
+
+
 _latest: dict[tuple[WindowRule, ZoneInfo], Window] = {}
 """The calendar window found last, by rule and zone: nearly every request asks for the same ones."""
 

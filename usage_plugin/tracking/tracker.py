@@ -159,7 +159,8 @@ class UsageReader:
         if isinstance(self._store, Ranks) and len(names) == len(by):
             with suppress(StorageUnavailableError):
                 return await self._ranked(self._store, names, first, last, usage_filter, most)
-        rows = sorted(await self.report(by, first, last, usage_filter), key=_order)
+        found = await self.report(by, first, last, usage_filter)
+        rows = await aside(len(found), in_order, found, _order)
         return Top(rows[:most], len(rows), sum_totals(row.totals for row in rows))
 
     async def _ranked(

@@ -54,7 +54,7 @@ from usage_plugin.sqlite_file import create_private, identity, migrate, use_writ
 from usage_plugin.tracking.aside import aside, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from usage_plugin.domain.windows import Window
@@ -133,11 +133,11 @@ class SqliteStore(UsageStore):
             rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
         await self._writer.executemany(_ADD_EVENT, rows)
         await self._add_numbered(sums, numbers)
-        hours: dict[tuple[int, ...], UsageTotals] = {}
-        for event, one in zip(fresh, sums, strict=True):
-            key = (start_of_hour(event.started_at, self._zone), numbers[one.model], numbers[one.provider])
-            hours[key] = hours.get(key, UsageTotals()).plus(one.totals)
-        await self._writer.executemany(_ADD_TO_HOURLY, [(*key, *hours[key]) for key in sorted(hours)])
+        hours = (
+            ((start_of_hour(event.started_at, self._zone), numbers[one.model], numbers[one.provider]), one.totals)
+            for event, one in zip(fresh, sums, strict=True)
+        )
+        await self._add_up(_ADD_TO_HOURLY, hours)
 
     async def _add_sums(self, sums: Sequence[DailySum]) -> None:
         # A sum of nothing would be a row of nothing.
@@ -145,11 +145,15 @@ class SqliteStore(UsageStore):
         await self._add_numbered(something, await self._number(something))
 
     async def _add_numbered(self, sums: Sequence[DailySum], numbers: Mapping[str | None, int]) -> None:
+        days = (((number_of(one.day), *(numbers[name] for name in one.names)), one.totals) for one in sums)
+        await self._add_up(_ADD_TO_DAILY, days)
+
+    async def _add_up(self, statement: str, keyed: Iterable[tuple[tuple[int, ...], UsageTotals]]) -> None:
+        """Add to each row once, in the order of their keys."""
         rows: dict[tuple[int, ...], UsageTotals] = {}
-        for one in sums:
-            key = (number_of(one.day), *(numbers[name] for name in one.names))
-            rows[key] = rows.get(key, UsageTotals()).plus(one.totals)
-        await self._writer.executemany(_ADD_TO_DAILY, [(*key, *rows[key]) for key in sorted(rows)])
+        for key, totals in keyed:
+            rows[key] = rows.get(key, UsageTotals()).plus(totals)
+        await self._writer.executemany(statement, [(*key, *rows[key]) for key in sorted(rows)])
 
     async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
         """Find events that came under another number: a ledger that was restored can send them again."""

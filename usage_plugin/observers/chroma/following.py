@@ -14,11 +14,11 @@ from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.behaviour import HOURS, monday_of, vector_of, week_of_use
+from usage_plugin.domain.behaviour import HOURS, vector_of, week_of_use
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL
 from usage_plugin.domain.usage import UsageTotals
-from usage_plugin.domain.windows import days_window, to_datetime
+from usage_plugin.domain.windows import days_window, monday_of, to_datetime
 from usage_plugin.observers.chroma.vectors import MOST_AT_ONCE, Vector
 
 if TYPE_CHECKING:

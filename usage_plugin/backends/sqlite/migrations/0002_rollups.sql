@@ -66,8 +66,10 @@ INSERT INTO hourly
 SELECT local_hour(started_at, (SELECT zone FROM store)), model, provider,
     count(*), sum(json_extract(rest, '$.status') = 'failure'),
     sum(coalesce(json_extract(rest, '$.input_tokens'), 0)), sum(coalesce(json_extract(rest, '$.output_tokens'), 0)),
-    sum(coalesce(json_extract(rest, '$.cached_input_tokens'), 0)), sum(coalesce(json_extract(rest, '$.cache_write_tokens'), 0)),
-    sum(coalesce(json_extract(rest, '$.reasoning_tokens'), 0)), sum(coalesce(json_extract(rest, '$.cost'), 0))
+    sum(coalesce(json_extract(rest, '$.cached_input_tokens'), 0)),
+    sum(coalesce(json_extract(rest, '$.cache_write_tokens'), 0)),
+    sum(coalesce(json_extract(rest, '$.reasoning_tokens'), 0)),
+    sum(coalesce(json_extract(rest, '$.cost'), 0))
 FROM events GROUP BY 1, 2, 3;
 
 CREATE TRIGGER daily_insert AFTER INSERT ON daily BEGIN
@@ -108,8 +110,9 @@ CREATE TRIGGER daily_update AFTER UPDATE ON daily BEGIN
         cache_write_tokens = cache_write_tokens + new.cache_write_tokens - old.cache_write_tokens,
         reasoning_tokens = reasoning_tokens + new.reasoning_tokens - old.reasoning_tokens,
         cost = cost + new.cost - old.cost
-    WHERE month = new.day / 100 AND user = new.user AND team = new.team AND api_key = new.api_key AND organization =
-    new.organization AND end_user = new.end_user AND model = new.model AND provider = new.provider;
+    WHERE month = new.day / 100 AND user = new.user AND team = new.team AND api_key = new.api_key
+        AND organization = new.organization AND end_user = new.end_user
+        AND model = new.model AND provider = new.provider;
     UPDATE model_days SET
         requests = requests + new.requests - old.requests,
         failed_requests = failed_requests + new.failed_requests - old.failed_requests,
@@ -132,13 +135,15 @@ CREATE TRIGGER daily_delete AFTER DELETE ON daily BEGIN
         cache_write_tokens = cache_write_tokens - old.cache_write_tokens,
         reasoning_tokens = reasoning_tokens - old.reasoning_tokens,
         cost = cost - old.cost
-    WHERE month = old.day / 100 AND user = old.user AND team = old.team AND api_key = old.api_key AND organization =
-    old.organization AND end_user = old.end_user AND model = old.model AND provider = old.provider;
+    WHERE month = old.day / 100 AND user = old.user AND team = old.team AND api_key = old.api_key
+        AND organization = old.organization AND end_user = old.end_user
+        AND model = old.model AND provider = old.provider;
     DELETE FROM monthly
-    WHERE month = old.day / 100 AND user = old.user AND team = old.team AND api_key = old.api_key AND organization =
-    old.organization AND end_user = old.end_user AND model = old.model AND provider = old.provider
-        AND requests = 0 AND failed_requests = 0 AND input_tokens = 0 AND output_tokens = 0 AND cached_input_tokens =
-        0 AND cache_write_tokens = 0 AND reasoning_tokens = 0 AND cost = 0;
+    WHERE month = old.day / 100 AND user = old.user AND team = old.team AND api_key = old.api_key
+        AND organization = old.organization AND end_user = old.end_user
+        AND model = old.model AND provider = old.provider
+        AND requests = 0 AND failed_requests = 0 AND input_tokens = 0 AND output_tokens = 0 AND cached_input_tokens = 0
+        AND cache_write_tokens = 0 AND reasoning_tokens = 0 AND cost = 0;
     UPDATE model_days SET
         requests = requests - old.requests,
         failed_requests = failed_requests - old.failed_requests,
@@ -151,6 +156,6 @@ CREATE TRIGGER daily_delete AFTER DELETE ON daily BEGIN
     WHERE day = old.day AND model = old.model AND provider = old.provider;
     DELETE FROM model_days
     WHERE day = old.day AND model = old.model AND provider = old.provider
-        AND requests = 0 AND failed_requests = 0 AND input_tokens = 0 AND output_tokens = 0 AND cached_input_tokens =
-        0 AND cache_write_tokens = 0 AND reasoning_tokens = 0 AND cost = 0;
+        AND requests = 0 AND failed_requests = 0 AND input_tokens = 0 AND output_tokens = 0 AND cached_input_tokens = 0
+        AND cache_write_tokens = 0 AND reasoning_tokens = 0 AND cost = 0;
 END;
