@@ -36,6 +36,7 @@ class TogetherByServer(LoadScopeScheduling):
         return "proxies" if file in SHARE_PROXIES else file
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TogetherByServer:
     return TogetherByServer(config, log)
 

@@ -146,7 +146,8 @@ class Proxy:
             [BIN / "litellm", "--config", self.config_path, "--port", str(self.port), "--host", "127.0.0.1",
              "--num_workers", str(self.workers), "--timeout_worker_healthcheck", str(WORKER_SECONDS), "--keepalive_timeout", "300"],
             cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
-            env={**clean_environment(), "LITELLM_MASTER_KEY": self.key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", **self.environment},
+            env={**clean_environment(), "LITELLM_MASTER_KEY": self.key, "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                 "PYTHONFAULTHANDLER": "1", **self.environment},
         )  # fmt: skip
         log.close()
         try:
@@ -159,6 +160,10 @@ class Proxy:
         except AssertionError:
             self.stop(signal.SIGKILL)
             raise AssertionError(f"the proxy did not start:\n{self.log_path.read_text()[-5000:]}") from None
+
+    def check_alive(self) -> None:
+        ended = self.process and self.process.poll()
+        assert ended is None, f"the proxy ended with {ended}:\n{self.log_path.read_text()[-5000:]}"
 
     def _started_workers(self) -> int:
         return self.log_path.read_text().count("Application startup complete")
@@ -282,6 +287,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
             )
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()
+        started[count].check_alive()
         return started[count]
 
     yield with_workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,34 @@ def usage_register_identity_resolvers():
 """
 
 
+COLLECTOR = """
+import contextvars
+import gc
+from pathlib import Path
+
+from litellm._logging import session_id_var, trace_id_var
+from litellm.litellm_core_utils.litellm_logging import Logging
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
+from usage_plugin.plugins import hookimpl
+
+
+def abandon_a_stream():
+    logging = Logging.__new__(Logging)
+    logging._own_trace_id = logging._own_session_id = ""
+    logging._pre_call_trace_id = logging._pre_call_session_id = "before"
+    stream = CustomStreamWrapper.__new__(CustomStreamWrapper)
+    stream.logging_obj, stream.itself = logging, stream
+    del stream
+    gc.collect()
+    return [variable.name for variable in (trace_id_var, session_id_var) if variable.get()]
+
+
+@hookimpl
+def usage_event_recorded(event):
+    Path("collected.txt").write_text(f"set: {contextvars.Context().run(abandon_a_stream)}")
+"""
+
+
 def eventually(look: Callable[[], Any], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not look():
@@ -59,6 +88,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream, chat: Ch
     folder = tmp_path_factory.mktemp("plugins")
     (folder / "my_plugin.py").write_text(eight_lines())
     (folder / "badges.py").write_text(BADGES)
+    (folder / "collector.py").write_text(COLLECTOR)
     (folder / "people.csv").write_text("user,group\nida,interns\n")
     for example in ("slack_notifier.py", "csv_groups.py"):
         shutil.copy(ROOT / "examples" / example, folder)
@@ -66,6 +96,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream, chat: Ch
         "plugins": [
             {"path": "./my_plugin.py"},
             {"path": "./badges.py"},
+            {"path": "./collector.py"},
             {"path": "./csv_groups.py", "options": {"file": "./people.csv"}},
             {"path": "./slack_notifier.py", "options": {"webhook": chat.url}},
         ],
@@ -92,6 +123,15 @@ def test_plugins_see_what_happens_in_the_proxy(proxy: Proxy, chat: Chat) -> None
     eventually(lambda: chat.posted)
     assert chat.posted[0].startswith("user ida is refused by interns (too_large)")
     assert "'badges (" in proxy.log_path.read_text()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python never collects while it sets a context variable")
+def test_a_stream_that_is_collected_sets_no_context_variable(proxy: Proxy) -> None:
+    """Or Python before 3.12 crashes now and then, and every request of that worker with it (python/cpython#148891)."""
+    assert ask(proxy, **{"X-Badge": "bo"}).status_code == 200
+    found = proxy.folder / "collected.txt"
+    eventually(found.exists)
+    assert found.read_text() == "set: []"
 
 
 def test_a_resolver_that_fails_charges_nobody(proxy: Proxy) -> None:

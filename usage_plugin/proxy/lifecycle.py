@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.proxy import proxy_server
 
 import usage_plugin
@@ -40,6 +42,7 @@ def start() -> UsageHandler_PROXY_:
     """
     show_log()
     _check_not_shadowed()
+    _drop_finalizer_of_streams()
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -64,6 +67,17 @@ def _check_not_shadowed() -> None:
     ours = Path(usage_plugin.__file__).resolve()
     if found is None or found.origin is None or Path(found.origin).resolve() != ours:
         raise UsagePluginError(f"{ours} hides the installed package usage_plugin.", hint="Rename that file or folder.")
+
+
+def _drop_finalizer_of_streams() -> None:
+    """Keep Python before 3.12 from crashing when it collects a stream as garbage.
+
+    LiteLLM's streams set context variables in their finalizer, so that log lines after an abandoned stream do not carry
+    its ids. Before 3.12 a collection may begin while a context variable is being set, and then reads freed memory
+    (python/cpython#148891). Workers died of it, with every request in them.
+    """
+    if sys.version_info < (3, 12) and "__del__" in vars(CustomStreamWrapper):
+        del CustomStreamWrapper.__del__
 
 
 def _wrap_app(handler: UsageHandler_PROXY_) -> None:
