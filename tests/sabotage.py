@@ -29,7 +29,8 @@ _RUN = "import os, sys, pytest; code = pytest.main(); sys.stdout.flush(); os._ex
 def failures_in(module: Path, broken: Sequence[Broken], folder: Path) -> dict[Broken, str]:
     """Run those tests, and give what each that failed says; what they print goes to a file of the folder."""
     chosen = [f"{module}::{contract}::{test}" for contract, test in broken]
-    options = ["-v", "-rf", "--tb=line", "--hypothesis-profile=first failure", "-o", "timeout=60"]
+    # Where CI is set, pytest would work out the whole difference of what it compares, for minutes.
+    options = ["-v", "-rf", "--tb=line", "--assert=plain", "--hypothesis-profile=first failure", "-o", "timeout=60"]
     output = folder / "output.txt"
     with output.open("w") as out:
         running = subprocess.Popen(
