@@ -218,15 +218,14 @@ class DuckdbStore(UsageStore):
                 return
             position = EventPosition(rows[-1][0], rows[-1][1])
 
-    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[list[DailySum]]:
         """Stream daily sums, a day at a time."""
         where, values = _conditions(usage_filter)
         days = f"SELECT DISTINCT day FROM daily WHERE day BETWEEN ? AND ?{where} ORDER BY day"
         sums = f"SELECT day, {_NAMES}, {_SUMS} FROM daily WHERE day = ?{where}"
         for (day,) in await self.do(lambda connection: run(connection, days, [first, last, *values])):
             rows = await self.do(lambda connection, day=day: run(connection, sums, [day, *values]))  # type: ignore[misc]
-            for row in rows:
-                yield _daily_of(row)
+            yield [_daily_of(row) for row in rows]
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
         """Delete what is too old."""

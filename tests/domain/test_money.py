@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.domain.money import NANO_PER_USD, format_usd, from_float, parse_usd
+from usage_plugin.domain.money import NANO_PER_USD, format_usd, from_float, parse_usd, to_decimal
 from usage_plugin.errors import MoneyError
 
 LARGEST = 9_000_000_000 * NANO_PER_USD
@@ -95,6 +95,12 @@ def test_floats_are_no_amounts(value):
     """A float never becomes money by way of parse_usd, even one that happens to be exact."""
     with pytest.raises(MoneyError):
         parse_usd(value)
+
+
+@given(st.one_of(st.integers(-LARGEST, LARGEST), st.integers(-100, 100).map(lambda cents: cents * 10**7)))
+def test_programs_get_the_decimals_that_people_read(nano):
+    """`to_decimal` has the value and the number of decimals of what `format_usd` writes."""
+    assert to_decimal(nano).as_tuple() == Decimal(format_usd(nano)).as_tuple()
 
 
 @given(st.integers(0, LARGEST - 1), st.integers(1, 60))

@@ -7,16 +7,15 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.domain.store import UsageFilter
 from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
 from usage_plugin.runtime import Parts
+from usage_plugin.testing.books import days_of
 
 
 def record(requests: int = 1, cost: float = 0.5, **fields: Any) -> dict[str, Any]:
@@ -180,7 +179,7 @@ class House:
             async with Parts(self.config).open_store() as store:
                 return {
                     (one.user, one.day.isoformat(), one.model, one.provider): tuple(one.totals)
-                    async for one in store.daily(date(1970, 1, 1), date(2199, 12, 31), UsageFilter())
+                    for one in await days_of(store)
                 }
 
         return asyncio.run(read())

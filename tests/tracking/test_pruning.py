@@ -15,6 +15,7 @@ from usage_plugin.domain.usage import UsageEvent, encode_event
 from usage_plugin.domain.windows import FOREVER, Window
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.runtime import Parts, Runtime
+from usage_plugin.testing.books import days_of
 from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import pruning
@@ -69,8 +70,7 @@ async def days_left(store: UsageStore) -> int:
 
 
 async def sums(store: UsageStore) -> int:
-    first, last = datetime(2000, 1, 1).date(), datetime(2100, 1, 1).date()  # noqa: DTZ001
-    return sum([one.totals.requests async for one in store.daily(first, last, UsageFilter())])
+    return sum([one.totals.requests for one in await days_of(store)])
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "memory"])

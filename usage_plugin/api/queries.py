@@ -17,6 +17,7 @@ from usage_plugin.api.values import (
     forecast_of,
     measured,
     pattern_of,
+    streamed,
     usage_of,
 )
 from usage_plugin.domain.store import HOUR_GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, Grouping, UsageFilter
@@ -213,8 +214,8 @@ class UsageQueries:
             return
         position = None if seen is None else DayPosition(_day_of(seen.bucket), seen.names, seen.growing)
         async for page in self._reader.day_pages(first, last, self._filter(names), after=position):
-            for one in page.rows:
-                yield StreamedUsage(one.day.isoformat(), *one[1:-1], usage_of(one.totals), page.growing)
+            for row in streamed(page.rows, growing=page.growing):
+                yield row
 
     async def _hours(
         self, first: dt.date, last: dt.date, usage_filter: UsageFilter, seen: _Cursor | None

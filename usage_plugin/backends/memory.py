@@ -79,7 +79,7 @@ class MemoryStore(UsageStore):
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
         """Sum the days from first to last."""
         groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
-        async for one in self.daily(first, last, usage_filter):
+        for one in self._sums(first, last, usage_filter):
             group = one.group(by)
             groups[group] = groups[group].plus(one.totals)
         return Aggregate(dict(groups), dict(self._watermarks))
@@ -99,11 +99,14 @@ class MemoryStore(UsageStore):
             if behind and window.start <= position.started_at < window.end and usage_filter.takes(event):
                 yield event
 
-    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[list[DailySum]]:
         """Stream the sums of days."""
+        yield self._sums(first, last, usage_filter)
+
+    def _sums(self, first: date, last: date, usage_filter: UsageFilter) -> list[DailySum]:
         days = [key for key in self._days if first <= key.day <= last and usage_filter.takes(key)]
-        for key in sorted(days, key=lambda key: (key.day, [name or "" for name in key.names])):
-            yield key._replace(totals=self._days[key])
+        days.sort(key=lambda key: (key.day, [name or "" for name in key.names]))
+        return [key._replace(totals=self._days[key]) for key in days]
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
         """Delete what is too old."""

@@ -196,9 +196,10 @@ async def _in_the_store(reader: Reader, person: Person) -> AsyncIterator[tuple[s
         async for event in reader.tracker.events(usage_filter=usage_filter):
             if not (is_again and event.user in person.names):
                 yield "event", plain_event(event)
-        async for one in reader.store.daily(date.min, date.max, usage_filter):
-            if not (is_again and one.user in person.names):
-                yield "day", DAYS.plain(one)
+        async for sums in reader.store.daily(date.min, date.max, usage_filter):
+            for one in sums:
+                if not (is_again and one.user in person.names):
+                    yield "day", DAYS.plain(one)
 
 
 def _in_the_ledger(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:

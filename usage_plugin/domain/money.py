@@ -16,6 +16,7 @@ Nano: TypeAlias = int
 """An amount in nano-dollars."""
 
 NANO_PER_USD = 10**9
+_NANO_PER_CENT = 10**7
 LARGEST_REQUEST: Nano = 10**16
 """No request costs more than ten million dollars; what says so is wrong, and must not make sums overflow."""
 
@@ -61,7 +62,9 @@ def format_usd(nano: Nano) -> str:
 
 def to_decimal(nano: Nano) -> Decimal:
     """Give an amount in USD to programs, exactly, with as many decimals as `format_usd` writes."""
-    return Decimal(format_usd(nano))
+    if nano % _NANO_PER_CENT == 0:
+        return _EXACT.scaleb(nano // _NANO_PER_CENT, -2)
+    return _EXACT.normalize(_EXACT.scaleb(nano, -9))
 
 
 def from_float(value: float) -> Nano:

@@ -185,8 +185,8 @@ class UsageStore(ABC):
         """Stream events admitted in a window, in bounded memory; `after` goes on behind a position."""
 
     @abstractmethod
-    def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
-        """Stream the sums of the days from first to last, both included, by day, in bounded memory.
+    def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[Sequence[DailySum]]:
+        """Stream the sums of the days from first to last, both included, by day, some at a time, in bounded memory.
 
         Each combination of names comes once for each day.
         """

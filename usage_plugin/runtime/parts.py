@@ -222,7 +222,7 @@ class _ClosedStore(UsageStore):
     def events(self, *what: Any, **how: Any) -> AsyncIterator[UsageEvent]:  # noqa: ARG002
         raise self._error
 
-    def daily(self, *what: Any) -> AsyncIterator[DailySum]:  # noqa: ARG002
+    def daily(self, *what: Any) -> AsyncIterator[Sequence[DailySum]]:  # noqa: ARG002
         raise self._error
 
     async def prune(self, **what: Any) -> int:  # noqa: ARG002

@@ -36,12 +36,19 @@ class Contents(NamedTuple):
 async def contents_of(store: UsageStore) -> Contents:
     """Read everything; a combination of names that comes twice in a day fails."""
     sums: dict[DailySum, UsageTotals] = {}
-    async for one in store.daily(FIRST_DAY, LAST_DAY, EVERYTHING):
+    for one in await days_of(store):
         key = one._replace(totals=_NOTHING)
         assert key not in sums, f"{key} came twice"
         sums[key] = one.totals
     watermarks = (await store.aggregate((), FIRST_DAY, LAST_DAY, EVERYTHING)).watermarks
     return Contents(await events_of(store), sums, dict(watermarks))
+
+
+async def days_of(
+    store: UsageStore, first: date = FIRST_DAY, last: date = LAST_DAY, usage_filter: UsageFilter = EVERYTHING
+) -> list[DailySum]:
+    """Read the daily sums of a span, or all."""
+    return [one async for sums in store.daily(first, last, usage_filter) for one in sums]
 
 
 async def events_of(

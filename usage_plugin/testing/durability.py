@@ -20,6 +20,7 @@ from usage_plugin.testing.books import (
     Books,
     books_with,
     contents_of,
+    days_of,
     events_of,
     forget_all,
     prune_all,
@@ -258,12 +259,12 @@ class Durability:
         utc = ZoneInfo("UTC")
         try:
             async with StoreOpening(opening.backend, opening.data_dir, opening.options, utc).open() as store:
-                found = [one async for one in store.daily(FIRST_DAY, LAST_DAY, EVERYTHING)]
+                found = await days_of(store)
                 assert found == [daily_sum(late, utc)]
         except StorageError:
             pass
         async with opening.open() as store:
-            assert [one.day async for one in store.daily(FIRST_DAY, LAST_DAY, EVERYTHING)] == [TODAY]
+            assert [one.day for one in await days_of(store)] == [TODAY]
 
     async def test_only_storage_errors_come_out(self, opening: StoreOpening) -> None:
         """Where a store cannot be opened, for example because a file is in the way, StorageError says so."""

@@ -34,6 +34,7 @@ from usage_plugin.testing.books import (
     Books,
     books_with,
     contents_of,
+    days_of,
     events_of,
     forget_all,
     prune_all,
@@ -249,7 +250,7 @@ class StoreContract(Durability):
             expected = [event for event in events if one.takes(event)]
             assert await events_of(store, usage_filter=one) == expected, one
             assert (await totals_in(store, one)).requests == len(expected), one
-            days = [day async for day in store.daily(TODAY, TODAY, one)]
+            days = await days_of(store, TODAY, TODAY, one)
             assert sum(day.totals.requests for day in days) == len(expected), one
 
     async def test_events_stream_in_bounded_memory(self, store: UsageStore) -> None:
@@ -315,7 +316,7 @@ class StoreContract(Durability):
         groups = (await store.aggregate(("day",), FIRST_DAY, LAST_DAY, EVERYTHING)).groups
         assert groups.keys() == {(day.isoformat(),) for day, _ in edges}
         assert {totals.requests for totals in groups.values()} == {2}
-        days = [one.day async for one in store.daily(TODAY, TODAY + timedelta(days=1), EVERYTHING)]
+        days = [one.day for one in await days_of(store, TODAY, TODAY + timedelta(days=1))]
         assert days == [TODAY, TODAY + timedelta(days=1)]
         months = (await store.aggregate(("month",), changes[0], changes[-1], EVERYTHING)).groups
         assert {group: totals.requests for group, totals in months.items()} == {
@@ -335,12 +336,12 @@ class StoreContract(Durability):
         ]  # fmt: skip
         await store.append("w", numbered_from(1, events))
         days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1), TODAY]
-        sums = [one async for one in store.daily(days[0], TODAY, EVERYTHING)]
+        sums = await days_of(store, days[0], TODAY)
         runs = [(*run, len(list(found))) for run, found in groupby((one.day, one.totals.requests) for one in sums)]
         assert runs == [(day, 3 - at, 400) for at, day in enumerate(days)]
         assert len({(one.day, one.names) for one in sums}) == len(sums)
         wanted = UsageFilter(user="u7", model="m1")
-        assert [one.day async for one in store.daily(days[0], days[1], wanted)] == days[:2]
+        assert [one.day for one in await days_of(store, days[0], days[1], wanted)] == days[:2]
 
     async def test_imported_sums_add_to_the_days(self, store: UsageStore) -> None:
         """Sums of days without events are in the reports beside those of events, and are no events."""
@@ -454,7 +455,7 @@ class StoreContract(Durability):
         await prune_all(store, 0, TODAY, most=100)
         assert await events_of(store) == events[2:]
         assert (await totals_in(store)).requests == 4
-        assert {one.day async for one in store.daily(FIRST_DAY, LAST_DAY, EVERYTHING)} == {TODAY}
+        assert {one.day for one in await days_of(store)} == {TODAY}
 
     async def test_pruning_goes_by_slices(self, store: UsageStore) -> None:
         """Pruning deletes at most as many records as it is told, and says how many; 0 when there are no more."""

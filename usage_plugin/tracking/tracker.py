@@ -70,11 +70,11 @@ class DayPage(NamedTuple):
     """Some sums of days.
 
     Attributes:
-        rows: at most `PAGE`, at least one; days in order, and the sums of a day in the store's order.
+        rows: at least one; days in order, and the sums of a day in the store's order.
         growing: whether requests of that day are on their way into the store; then its sums are in the order of names.
     """
 
-    rows: list[DailySum]
+    rows: Sequence[DailySum]
     growing: bool
 
 
@@ -251,7 +251,7 @@ class UsageReader:
         sought = None if after is None else (after.day, after.names)
         async for page in stream:
             rows = page.rows
-            if sought is not None:
+            if sought is not None and rows:
                 found = next((at for at, one in enumerate(rows) if (one.day, one.names) == sought), None)
                 if found is None and rows[-1].day <= sought[0]:
                     continue
@@ -272,13 +272,13 @@ class UsageReader:
             raise _moved(after.day)
         for day in sorted(growing):
             if first < day:
-                async for rows in pages(self._store.daily(first, day - _DAY, usage_filter)):
+                async for rows in self._store.daily(first, day - _DAY, usage_filter):
                     yield DayPage(rows, growing=False)
             async for rows in pages(self._sums_of(day, usage_filter)):
                 yield DayPage(rows, growing=True)
             first = day + _DAY
         if first <= last:
-            async for rows in pages(self._store.daily(first, last, usage_filter)):
+            async for rows in self._store.daily(first, last, usage_filter):
                 yield DayPage(rows, growing=False)
 
     async def _sums_of(self, day: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:

@@ -71,11 +71,12 @@ async def _append_events(files: Files, events: list[UsageEvent]) -> None:
 async def _days(store: UsageStore) -> AsyncIterator[list[DailySum]]:
     """Read all sums, those of a day together."""
     sums: list[DailySum] = []
-    async for one in store.daily(date.min, date.max, _EVERYTHING):
-        if sums and sums[0].day != one.day:
-            yield sums
-            sums = []
-        sums.append(one)
+    async for some in store.daily(date.min, date.max, _EVERYTHING):
+        for one in some:
+            if sums and sums[0].day != one.day:
+                yield sums
+                sums = []
+            sums.append(one)
     if sums:
         yield sums
 
@@ -83,7 +84,7 @@ async def _days(store: UsageStore) -> AsyncIterator[list[DailySum]]:
 async def _missing(files: Files, sums: list[DailySum]) -> list[DailySum]:
     """Find what the files lack of a day: days whose events were pruned, or that were imported."""
     day = sums[0].day
-    there = {one.names: one.totals async for one in files.daily(day, day, _EVERYTHING)}
+    there = {one.names: one.totals async for some in files.daily(day, day, _EVERYTHING) for one in some}
     missing = []
     for one in sums:
         rest = UsageTotals(*(a - b for a, b in zip(one.totals, there.get(one.names, UsageTotals()), strict=True)))

@@ -199,23 +199,23 @@ class HybridStore(UsageStore):
         async for event in self._files.events(window, usage_filter, after=after, newest_first=newest_first):
             yield event
 
-    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+    async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[Sequence[DailySum]]:
         """Stream the sums of days; if the database goes away meanwhile, the files go on."""
         given: set[tuple[str | None, ...]] = set()
         try:
             async with self._level_database() as store:
-                async for one in store.daily(first, last, usage_filter):
-                    if one.day != first:
-                        first, given = one.day, set()
-                    yield one
-                    given.add(one.names)
+                async for sums in store.daily(first, last, usage_filter):
+                    yield sums
+                    if sums[-1].day != first:
+                        first, given = sums[-1].day, set()
+                    given.update(one.names for one in sums if one.day == first)
                 return
         except StorageError:
             pass
         resumed = first
-        async for one in self._files.daily(first, last, usage_filter):
-            if one.day != resumed or one.names not in given:
-                yield one
+        async for sums in self._files.daily(first, last, usage_filter):
+            if rest := [one for one in sums if one.day != resumed or one.names not in given]:
+                yield rest
 
     # ── keeping house ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -68,9 +68,9 @@ class PartitionedStore(UsageStore):
         """Stream events admitted in a window."""
         return _streamed(partial(self._archive.events, window, usage_filter, after, newest_first=newest_first))
 
-    def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+    def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[Sequence[DailySum]]:
         """Stream the sums of days."""
-        return _streamed(partial(self._archive.daily, first, last, usage_filter))
+        return _pages(partial(self._archive.daily, first, last, usage_filter))
 
     def sent(self, after: Mapping[str, int], upto: Mapping[str, int]) -> AsyncIterator[Sent]:
         """Stream what writers have sent."""
@@ -115,11 +115,16 @@ class PartitionedStore(UsageStore):
 
 
 async def _streamed(begin: Callable[[], Iterator[ItemT]]) -> AsyncIterator[ItemT]:
+    async for page in _pages(begin):
+        for item in page:
+            yield item
+
+
+async def _pages(begin: Callable[[], Iterator[ItemT]]) -> AsyncIterator[list[ItemT]]:
     """Go through something that waits for the disk, a page at a time."""
     items = begin()
     while page := await asyncio.to_thread(lambda: list(islice(items, PAGE))):
-        for item in page:
-            yield item
+        yield page
 
 
 @asynccontextmanager
