@@ -289,6 +289,22 @@ async def test_settling_waits_for_a_busy_ledger(runtime: Runtime, clock: FakeClo
     assert runtime.ledger.open_reservations() == []
 
 
+async def test_what_has_waited_lets_others_have_the_loop(runtime: Runtime, clock: FakeClock) -> None:
+    """However many settlements have waited for the ledger, they are written with the loop in between."""
+    requests = [await admitted(runtime, clock, user=f"u{number}") for number in range(50)]
+    other = sqlite3.connect(runtime.config.data_dir / "ledger.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    for request in requests:
+        runtime.recorder.record(request, success())
+    other.execute("COMMIT")
+    other.close()
+    seen = set()
+    while runtime.recorder.pending:
+        seen.add(runtime.recorder.pending)
+        await asyncio.sleep(0)
+    assert seen == set(range(1, 51))
+
+
 async def test_admission_waits_for_a_busy_ledger(runtime: Runtime, clock: FakeClock) -> None:
     """A request that meets a busy ledger is admitted as soon as it is free, and the loop works meanwhile."""
     other = sqlite3.connect(runtime.config.data_dir / "ledger.db", isolation_level=None)

@@ -276,6 +276,7 @@ class Recorder:
             else:
                 self._pending.popleft()
                 delay = 0.0005
+                await asyncio.sleep(0)  # many may have waited, and others wait for the loop
                 continue
             await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
 
