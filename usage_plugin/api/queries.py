@@ -23,11 +23,11 @@ from usage_plugin.api.values import (
 from usage_plugin.domain.store import HOUR_GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, Grouping, UsageFilter
 from usage_plugin.domain.windows import FOREVER, Window, WindowRule, days_window, to_instant
 from usage_plugin.errors import UsagePluginError
-from usage_plugin.tracking.aside import aside
 from usage_plugin.tracking.forecasting import FORECAST_WINDOWS, Forecaster
 from usage_plugin.tracking.patterns import MOST_USERS, Known, find_patterns
 from usage_plugin.tracking.percentiles import percentiles
 from usage_plugin.tracking.standings import Standings
+from usage_plugin.tracking.steps import in_steps
 from usage_plugin.tracking.tracker import DayPosition
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class UsageQueries:
         else:
             groupings: tuple[Grouping, ...] = (*(() if bucket is None else (bucket,)), *by)
             rows = await self._reader.report(groupings, first, last, usage_filter, zone=_zone(zone))
-        return await aside(len(rows), _usage, rows)
+        return await _usage(rows)
 
     async def top(
         self, by: Sequence[RollupDimension], *, start: dt.date, end: dt.date, most: int = 50, **names: str
@@ -109,7 +109,7 @@ class UsageQueries:
             names: takes only what has these.
         """
         found = await self._reader.top(by, *_days(start, end), self._filter(names), most=most)
-        return TopUsage(await aside(len(found.rows), _usage, found.rows), found.in_all, usage_of(found.total))
+        return TopUsage(await _usage(found.rows), found.in_all, usage_of(found.total))
 
     async def distinct_users(self, *, start: dt.date, end: dt.date, **names: str) -> int:
         """Count the users with usage from the first day to before the last."""
@@ -293,8 +293,8 @@ class UsageQueries:
             raise UsagePluginError(f"Found {', '.join(names)}, expected some of {known}.") from None
 
 
-def _usage(rows: Sequence[ReportRow]) -> list[UsageRow]:
-    return [UsageRow(row.group, usage_of(row.totals)) for row in rows]
+async def _usage(rows: Sequence[ReportRow]) -> list[UsageRow]:
+    return [UsageRow(row.group, usage_of(row.totals)) async for part in in_steps(rows) for row in part]
 
 
 def _days(start: dt.date, end: dt.date) -> tuple[dt.date, dt.date]:

@@ -18,6 +18,7 @@ from usage_plugin.domain.usage import decode_event
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import LedgerBusyError, StorageError, StorageUnavailableError, StorageVersionError
 from usage_plugin.log import get_logger
+from usage_plugin.tracking.steps import unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -211,7 +212,7 @@ class Flusher:
             until_free(ledger.sync)
             self._taken = 0
             try:
-                await self._take(self._readable(entries))
+                await self._take(await self._readable(entries))
             except BaseException:
                 self._unstorable.take_back()
                 # What was taken before is not sent again: the next try begins with what went wrong.
@@ -228,13 +229,14 @@ class Flusher:
         while left > 0 and await self.flush() == BATCH:
             left -= BATCH
 
-    def _readable(self, entries: Sequence[OutboxEntry]) -> list[_Item]:
+    async def _readable(self, entries: Sequence[OutboxEntry]) -> list[_Item]:
         items = []
-        for entry in entries:
-            try:
-                items.append(_Item(entry, decode_event(entry.event)))
-            except (ValueError, TypeError) as error:
-                self._unstorable.add(entry, None, f"It cannot be read: {error}.")
+        async for part in unhurried(entries):
+            for entry in part:
+                try:
+                    items.append(_Item(entry, decode_event(entry.event)))
+                except (ValueError, TypeError) as error:
+                    self._unstorable.add(entry, None, f"It cannot be read: {error}.")
         return items
 
     async def _take(self, items: Sequence[_Item]) -> None:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import copy
 from datetime import date, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar, cast
 
 from usage_plugin.domain.store import (
     HOUR_GROUPINGS,
@@ -29,11 +29,11 @@ from usage_plugin.domain.store import (
 from usage_plugin.domain.usage import UsageTotals, decode_event, sum_totals, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
 from usage_plugin.errors import HistoryError, StorageUnavailableError
-from usage_plugin.tracking.aside import aside, in_order
 from usage_plugin.tracking.cache import user_day, user_month
+from usage_plugin.tracking.steps import in_order, in_steps
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.clock import Clock
@@ -46,6 +46,8 @@ PAGE = 1_000
 _OUTBOX_PAGE = 250
 ALWAYS = Window(0, FOREVER)
 RecordT = TypeVar("RecordT")
+Group: TypeAlias = tuple[str | None, ...]
+"""The names of a group, in the order asked for."""
 
 _NO_FILTER = UsageFilter()
 _DAY = timedelta(days=1)
@@ -54,7 +56,7 @@ _DAY = timedelta(days=1)
 class ReportRow(NamedTuple):
     """One group of a report: its names in the order asked for, and its sums."""
 
-    group: tuple[str | None, ...]
+    group: Group
     totals: UsageTotals
 
 
@@ -138,12 +140,10 @@ class UsageReader:
         else:
             waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
             stored = await self._store.aggregate(by, first, last, usage_filter)
-            groups = defaultdict(UsageTotals, stored.groups)
-            for event in self._after(waiting, stored.watermarks):
-                group = daily_sum(event, self._zone).group(by)
-                groups[group] = groups[group].plus(totals_of(event))
+            groups = dict(stored.groups)
+            await self._add(groups, waiting, stored.watermarks, partial(_day_group, self._zone, by))
         chronological = bool(by) and by[0] in ("day", "week", "month")
-        return await aside(len(groups), _rows, groups, chronological)
+        return await _rows(groups, chronological=chronological)
 
     async def top(
         self,
@@ -160,8 +160,10 @@ class UsageReader:
             with suppress(StorageUnavailableError):
                 return await self._ranked(self._store, names, first, last, usage_filter, most)
         found = await self.report(by, first, last, usage_filter)
-        rows = await aside(len(found), in_order, found, _order)
-        return Top(rows[:most], len(rows), sum_totals(row.totals for row in rows))
+        total = UsageTotals()
+        async for part in in_steps(found):
+            total = sum_totals([total, *(row.totals for row in part)])
+        return Top((await in_order(found, _order))[:most], len(found), total)
 
     async def _ranked(
         self,
@@ -173,12 +175,11 @@ class UsageReader:
         most: int,
     ) -> Top:
         waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
-        touched = {daily_sum(event, self._zone).group(by) for _, event in waiting}
+        group_of = partial(_day_group, self._zone, by)
+        touched = {group_of(event) async for part in in_steps(waiting) for _, event in part}
         ranking = await store.ranking(by, first, last, usage_filter, most=most, also=touched)
         groups = dict(ranking.groups)
-        for event in self._after(waiting, ranking.watermarks):
-            group = daily_sum(event, self._zone).group(by)
-            groups[group] = groups.get(group, UsageTotals()).plus(totals_of(event))
+        await self._add(groups, waiting, ranking.watermarks, group_of)
         rows = [ReportRow(group, totals) for group, totals in groups.items()]
         new = len(groups.keys() - ranking.groups.keys())
         # Afterwards, so that no group has more than the total, whatever is recorded meanwhile.
@@ -195,17 +196,14 @@ class UsageReader:
         window = days_window(first, last, self._zone)
         waiting = await self._waiting(window, usage_filter)
         stored = await self._kept_hours(by, first, last, usage_filter)
-        groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
+        groups: dict[Group, UsageTotals] = {}
         if stored is None:
             async for event in self.events(window, usage_filter):
-                group = self._hour_group(event, by)
-                groups[group] = groups[group].plus(totals_of(event))
+                _add_events(groups, [event], partial(self._hour_group, by))
         else:
             groups.update(stored.groups)
-            for event in self._after(waiting, stored.watermarks):
-                group = self._hour_group(event, by)
-                groups[group] = groups[group].plus(totals_of(event))
-        return await aside(len(groups), _rows, groups, True)
+            await self._add(groups, waiting, stored.watermarks, partial(self._hour_group, by))
+        return await _rows(groups, chronological=True)
 
     async def _kept_hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
@@ -216,7 +214,7 @@ class UsageReader:
             return await self._store.aggregate_hours(by, first, last, usage_filter)
         return None
 
-    def _hour_group(self, event: UsageEvent, by: Sequence[HourGrouping]) -> tuple[str | None, ...]:
+    def _hour_group(self, by: Sequence[HourGrouping], event: UsageEvent) -> Group:
         named = {
             "hour": hour_name(start_of_hour(event.started_at, self._zone), self._zone),
             "model": event.model,
@@ -365,17 +363,16 @@ class UsageReader:
 
     async def _sums_in(
         self, zone: ZoneInfo, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter
-    ) -> defaultdict[tuple[str | None, ...], UsageTotals]:
+    ) -> dict[Group, UsageTotals]:
         """Sum days of another zone out of events, if all events of the days that they lie in are there."""
         span = days_window(first, last, zone)
         own = local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
         expected = sum(row.totals.requests for row in await self.report((), *own, usage_filter))
-        groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
+        groups: dict[Group, UsageTotals] = {}
         async for event in self.events(days_window(*own, self._zone), usage_filter):
             expected -= 1
             if span.start <= event.started_at < span.end:
-                group = daily_sum(event, zone).group(by)
-                groups[group] = groups[group].plus(totals_of(event))
+                _add_events(groups, [event], partial(_day_group, zone, by))
         if expected > 0:
             raise HistoryError(
                 f"Days of {zone} are summed from events, and of {expected:,} requests from {own[0]} to {own[1]} there"
@@ -403,10 +400,17 @@ class UsageReader:
                 yield page
                 await asyncio.sleep(0)
 
-    def _after(self, waiting: Sequence[tuple[int, UsageEvent]], watermarks: Mapping[str, int]) -> Iterator[UsageEvent]:
-        """Pass on what the store did not have when it answered."""
+    async def _add(
+        self,
+        groups: dict[Group, UsageTotals],
+        waiting: Sequence[tuple[int, UsageEvent]],
+        watermarks: Mapping[str, int],
+        group_of: Callable[[UsageEvent], Group],
+    ) -> None:
+        """Add what the store did not have when it answered."""
         watermark = watermarks.get(self._ledger.writer, 0)
-        return (event for seq, event in waiting if seq > watermark)
+        async for part in in_steps(event for seq, event in waiting if seq > watermark):
+            _add_events(groups, part, group_of)
 
     async def _outbox(self, after: int) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
         """Read the outbox behind a number, what is acknowledged and still there included; others have the loop too."""
@@ -431,9 +435,21 @@ def _of(
     )
 
 
-def _rows(groups: Mapping[tuple[str | None, ...], UsageTotals], chronological: bool) -> list[ReportRow]:
-    rows = [ReportRow(group, totals) for group, totals in groups.items()]
-    return in_order(rows, partial(_order, chronological=chronological))
+def _day_group(zone: ZoneInfo, by: Sequence[Grouping], event: UsageEvent) -> Group:
+    return daily_sum(event, zone).group(by)
+
+
+def _add_events(
+    groups: dict[Group, UsageTotals], events: Iterable[UsageEvent], group_of: Callable[[UsageEvent], Group]
+) -> None:
+    for event in events:
+        group = group_of(event)
+        groups[group] = groups.get(group, UsageTotals()).plus(totals_of(event))
+
+
+async def _rows(groups: Mapping[Group, UsageTotals], *, chronological: bool) -> list[ReportRow]:
+    rows = [ReportRow(group, totals) async for part in in_steps(groups.items()) for group, totals in part]
+    return await in_order(rows, partial(_order, chronological=chronological))
 
 
 def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]:

@@ -51,7 +51,7 @@ from usage_plugin.domain.usage import (
 from usage_plugin.domain.windows import days_window, hour_name, start_of_day, start_of_hour
 from usage_plugin.errors import StorageDamagedError, StorageError, StorageUnavailableError
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
-from usage_plugin.tracking.aside import aside, in_order
+from usage_plugin.tracking.steps import in_steps, unhurried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -125,15 +125,16 @@ class SqliteStore(UsageStore):
     async def _add_events(self, events: Sequence[UsageEvent]) -> None:
         known = await self._already_stored(events)
         fresh = list({event.event_id: event for event in events if event.event_id not in known}.values())
-        sums = [daily_sum(event, self._zone) for event in fresh]
+        sums = [daily_sum(event, self._zone) async for part in unhurried(fresh) for event in part]
         numbers = await self._number(sums)
         rows = []
-        for event, one in zip(fresh, sums, strict=True):
-            record = to_record(event)
-            for column in ("started_at", "event_id", *ROLLUP_DIMENSIONS):
-                record.pop(column, None)
-            dimensions = (numbers[name] for name in one.names)
-            rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
+        async for part in unhurried(zip(fresh, sums, strict=True)):
+            for event, one in part:
+                record = to_record(event)
+                for column in ("started_at", "event_id", *ROLLUP_DIMENSIONS):
+                    record.pop(column, None)
+                dimensions = (numbers[name] for name in one.names)
+                rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
         await self._writer.executemany(_ADD_EVENT, rows)
         await self._add_numbered(sums, numbers)
         hours = (
@@ -154,8 +155,9 @@ class SqliteStore(UsageStore):
     async def _add_up(self, statement: str, keyed: Iterable[tuple[tuple[int, ...], UsageTotals]]) -> None:
         """Add to each row once, in the order of their keys."""
         rows: dict[tuple[int, ...], UsageTotals] = {}
-        for key, totals in keyed:
-            rows[key] = rows.get(key, UsageTotals()).plus(totals)
+        async for part in unhurried(keyed):
+            for key, totals in part:
+                rows[key] = rows.get(key, UsageTotals()).plus(totals)
         await self._writer.executemany(statement, [(*key, *rows[key]) for key in sorted(rows)])
 
     async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
@@ -238,16 +240,12 @@ class SqliteStore(UsageStore):
     ) -> dict[tuple[str | None, ...], UsageTotals]:
         rows = list(await self._reader.execute_fetchall(query, values))
         named = [at for at, grouping in enumerate(by) if grouping in ROLLUP_DIMENSIONS]
-        numbers = await aside(len(rows), lambda: {row[at] for row in rows for at in named})
+        numbers = {row[at] async for part in in_steps(rows) for row in part for at in named}
         names = await self._names_of(numbers)
-        return await aside(len(rows), self._labelled, by, rows, names)
-
-    def _labelled(
-        self, by: Sequence[Grouping | HourGrouping], rows: Sequence[sqlite3.Row], names: Mapping[int, str | None]
-    ) -> dict[tuple[str | None, ...], UsageTotals]:
         return {
             tuple(self._label(grouping, row[at], names) for at, grouping in enumerate(by)): UsageTotals(*row[len(by) :])
-            for row in rows
+            async for part in in_steps(rows)
+            for row in part
         }
 
     def _label(self, grouping: Grouping | HourGrouping, value: int, names: Mapping[int, str | None]) -> str | None:
@@ -260,11 +258,11 @@ class SqliteStore(UsageStore):
         return names[value]
 
     async def _names_of(self, numbers: Collection[int]) -> dict[int, str | None]:
-        listed = await aside(len(numbers), lambda: f"[{','.join(map(str, in_order(list(numbers), int)))}]")
+        listed = ",".join([",".join(map(str, part)) async for part in in_steps(numbers)])
         rows = await self._reader.execute_fetchall(
-            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))", (listed,)
+            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))", (f"[{listed}]",)
         )
-        return await aside(len(numbers), dict, rows)
+        return {row[0]: row[1] for row in rows}
 
     async def events(
         self,
