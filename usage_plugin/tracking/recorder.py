@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.rules import RulesInForce
 
 MOST_PENDING = 10_000
+_FIRST_DELAY = 0.0005
+_TURN_NS = 3_000_000
+"""For so long what has waited is written at a stretch: others wait for the loop, and more comes meanwhile."""
 """So many settlements wait in memory while the ledger does not take them. What comes on top leaves its hold behind, to
 be charged when this worker ends, and a line in the log."""
 
@@ -260,7 +263,8 @@ class Recorder:
         self._imperfections.count("gap", event.model, event.cost or 0)
 
     async def _retry(self) -> None:
-        delay = 0.0005
+        delay = _FIRST_DELAY
+        turn_ends = time.monotonic_ns() + _TURN_NS
         while self._pending:
             try:
                 self._settle(self._pending[0])
@@ -275,10 +279,11 @@ class Recorder:
                 delay = min(5.0, delay * 4)
             else:
                 self._pending.popleft()
-                delay = 0.0005
-                await asyncio.sleep(0)  # many may have waited, and others wait for the loop
-                continue
-            await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
+                delay = _FIRST_DELAY
+                if time.monotonic_ns() < turn_ends:
+                    continue
+            await asyncio.sleep(0 if delay == _FIRST_DELAY else delay * random.uniform(1, 2))  # noqa: S311  # jitter
+            turn_ends = time.monotonic_ns() + _TURN_NS
 
     def free_slots(self, request: OpenRequest) -> None:
         """Free the slots of a request that is over and not settled yet; what it holds of money stays held."""
