@@ -33,7 +33,7 @@ from usage_plugin.tracking.cache import user_day, user_month
 from usage_plugin.tracking.steps import in_order, in_steps
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.clock import Clock
@@ -88,6 +88,14 @@ class DayPosition(NamedTuple):
     growing: bool
 
 
+class _Waiting(NamedTuple):
+    """What an event adds to the answer, if the store does not have it yet; events themselves are ten times as large."""
+
+    seq: int
+    group: Group
+    totals: UsageTotals
+
+
 class UsageReader:
     """Reads usage: reports, events, and a user's sums through the cache."""
 
@@ -138,10 +146,10 @@ class UsageReader:
         if zone is not None and str(zone) != str(self._zone):
             groups = await self._sums_in(zone, by, first, last, usage_filter)
         else:
-            waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
+            waiting = await self._waiting(first, last, usage_filter, partial(_day_group, self._zone, by))
             stored = await self._store.aggregate(by, first, last, usage_filter)
             groups = dict(stored.groups)
-            await self._add(groups, waiting, stored.watermarks, partial(_day_group, self._zone, by))
+            await self._add(groups, waiting, stored.watermarks)
         chronological = bool(by) and by[0] in ("day", "week", "month")
         return await _rows(groups, chronological=chronological)
 
@@ -174,17 +182,16 @@ class UsageReader:
         usage_filter: UsageFilter,
         most: int,
     ) -> Top:
-        waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
-        group_of = partial(_day_group, self._zone, by)
-        touched = {group_of(event) async for part in in_steps(waiting) for _, event in part}
+        waiting = await self._waiting(first, last, usage_filter, partial(_day_group, self._zone, by))
+        touched = {one.group for one in waiting}
         ranking = await store.ranking(by, first, last, usage_filter, most=most, also=touched)
         groups = dict(ranking.groups)
-        await self._add(groups, waiting, ranking.watermarks, group_of)
-        rows = [ReportRow(group, totals) for group, totals in groups.items()]
+        await self._add(groups, waiting, ranking.watermarks)
+        rows = await _rows(groups, chronological=False)
         new = len(groups.keys() - ranking.groups.keys())
         # Afterwards, so that no group has more than the total, whatever is recorded meanwhile.
         total = sum_totals(row.totals for row in await self.report((), first, last, usage_filter))
-        return Top(sorted(rows, key=_order)[:most], ranking.in_all + new, total)
+        return Top(rows[:most], ranking.in_all + new, total)
 
     async def hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter = _NO_FILTER
@@ -193,16 +200,16 @@ class UsageReader:
 
         An hour is named by its beginning with its offset, as `2026-10-25T02:00+01:00`.
         """
-        window = days_window(first, last, self._zone)
-        waiting = await self._waiting(window, usage_filter)
+        group_of = partial(self._hour_group, by)
+        waiting = await self._waiting(first, last, usage_filter, group_of)
         stored = await self._kept_hours(by, first, last, usage_filter)
         groups: dict[Group, UsageTotals] = {}
         if stored is None:
-            async for event in self.events(window, usage_filter):
-                _add_events(groups, [event], partial(self._hour_group, by))
+            async for event in self.events(days_window(first, last, self._zone), usage_filter):
+                _add(groups, group_of(event), totals_of(event))
         else:
             groups.update(stored.groups)
-            await self._add(groups, waiting, stored.watermarks, partial(self._hour_group, by))
+            await self._add(groups, waiting, stored.watermarks)
         return await _rows(groups, chronological=True)
 
     async def _kept_hours(
@@ -264,8 +271,8 @@ class UsageReader:
     async def _day_pages(
         self, first: date, last: date, usage_filter: UsageFilter, after: DayPosition | None
     ) -> AsyncIterator[DayPage]:
-        waiting = await self._waiting(days_window(first, last, self._zone), usage_filter)
-        growing = {local_date(event.started_at, self._zone) for _, event in waiting}
+        waiting = await self._waiting(first, last, usage_filter, partial(_day_group, self._zone, ("day",)))
+        growing = {date.fromisoformat(one.group[0] or "") for one in waiting}
         if after is not None and (after.day in growing) != after.growing:
             raise _moved(after.day)
         for day in sorted(growing):
@@ -294,10 +301,11 @@ class UsageReader:
     ) -> AsyncIterator[UsageEvent]:
         """Stream events in the order of their admission, those in the outbox included; `after` goes on behind one."""
         waiting = {}
-        for _, event in await self._waiting(window, usage_filter):
-            position = EventPosition(event.started_at, event.event_id)
-            if after is None or (position < after if newest_first else position > after):
-                waiting[position] = event
+        async for page in self._unstored(usage_filter.user):
+            for _, event in _of(page, window, usage_filter):
+                position = EventPosition(event.started_at, event.event_id)
+                if after is None or (position < after if newest_first else position > after):
+                    waiting[position] = event
         queue = sorted(waiting, reverse=not newest_first)
         async for event in self._store.events(window, usage_filter, after=after, newest_first=newest_first):
             position = EventPosition(event.started_at, event.event_id)
@@ -372,7 +380,7 @@ class UsageReader:
         async for event in self.events(days_window(*own, self._zone), usage_filter):
             expected -= 1
             if span.start <= event.started_at < span.end:
-                _add_events(groups, [event], partial(_day_group, zone, by))
+                _add(groups, _day_group(zone, by, event), totals_of(event))
         if expected > 0:
             raise HistoryError(
                 f"Days of {zone} are summed from events, and of {expected:,} requests from {own[0]} to {own[1]} there"
@@ -381,11 +389,15 @@ class UsageReader:
             )
         return groups
 
-    async def _waiting(self, window: Window, usage_filter: UsageFilter) -> list[tuple[int, UsageEvent]]:
+    async def _waiting(
+        self, first: date, last: date, usage_filter: UsageFilter, group_of: Callable[[UsageEvent], Group]
+    ) -> list[_Waiting]:
         """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
-        found: list[tuple[int, UsageEvent]] = []
+        window = days_window(first, last, self._zone)
+        found: list[_Waiting] = []
         async for page in self._unstored(usage_filter.user):
-            found += _of(page, window, usage_filter)
+            some = _of(page, window, usage_filter)
+            found += [_Waiting(seq, group_of(event), totals_of(event)) for seq, event in some]
         return found
 
     async def _unstored(self, user: str | None) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
@@ -401,16 +413,13 @@ class UsageReader:
                 await asyncio.sleep(0)
 
     async def _add(
-        self,
-        groups: dict[Group, UsageTotals],
-        waiting: Sequence[tuple[int, UsageEvent]],
-        watermarks: Mapping[str, int],
-        group_of: Callable[[UsageEvent], Group],
+        self, groups: dict[Group, UsageTotals], waiting: Sequence[_Waiting], watermarks: Mapping[str, int]
     ) -> None:
         """Add what the store did not have when it answered."""
         watermark = watermarks.get(self._ledger.writer, 0)
-        async for part in in_steps(event for seq, event in waiting if seq > watermark):
-            _add_events(groups, part, group_of)
+        async for part in in_steps(one for one in waiting if one.seq > watermark):
+            for one in part:
+                _add(groups, one.group, one.totals)
 
     async def _outbox(self, after: int) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
         """Read the outbox behind a number, what is acknowledged and still there included; others have the loop too."""
@@ -439,12 +448,8 @@ def _day_group(zone: ZoneInfo, by: Sequence[Grouping], event: UsageEvent) -> Gro
     return daily_sum(event, zone).group(by)
 
 
-def _add_events(
-    groups: dict[Group, UsageTotals], events: Iterable[UsageEvent], group_of: Callable[[UsageEvent], Group]
-) -> None:
-    for event in events:
-        group = group_of(event)
-        groups[group] = groups.get(group, UsageTotals()).plus(totals_of(event))
+def _add(groups: dict[Group, UsageTotals], group: Group, totals: UsageTotals) -> None:
+    groups[group] = groups.get(group, UsageTotals()).plus(totals)
 
 
 async def _rows(groups: Mapping[Group, UsageTotals], *, chronological: bool) -> list[ReportRow]:

@@ -227,8 +227,8 @@ class SqliteStore(UsageStore):
             async with self._reading, _transaction(self._reader):
                 watermarks = await _watermarks(self._reader)
                 numbers = await _numbers_of(self._reader, {name for group in also for name in group})
-                known = [[numbers[name] for name in group] for group in also if all(name in numbers for name in group)]
-                values = (*source.values, most, *source.values, json.dumps(known))
+                known = ([numbers[name] for name in group] for group in also if all(name in numbers for name in group))
+                values = (*source.values, most, *source.values, await _listed(known))
                 groups = await self._groups(by, query, values)
                 counted = await self._reader.execute_fetchall(
                     f"SELECT count(*) FROM (SELECT 1 {grouped})", source.values
@@ -258,9 +258,8 @@ class SqliteStore(UsageStore):
         return names[value]
 
     async def _names_of(self, numbers: Collection[int]) -> dict[int, str | None]:
-        listed = ",".join([",".join(map(str, part)) async for part in in_steps(numbers)])
         rows = await self._reader.execute_fetchall(
-            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))", (f"[{listed}]",)
+            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))", (await _listed(numbers),)
         )
         return {row[0]: row[1] for row in rows}
 
@@ -460,6 +459,11 @@ async def _numbers_of(connection: aiosqlite.Connection, names: Collection[str | 
         rows = await connection.execute_fetchall(f"SELECT name, number FROM names WHERE name IN ({marks})", some)
         numbers |= {row[0]: row[1] for row in rows}
     return numbers
+
+
+async def _listed(numbers: Iterable[int] | Iterable[list[int]]) -> str:
+    """Write a list for `json_each`, which may be long."""
+    return f"[{','.join([json.dumps(part)[1:-1] async for part in in_steps(numbers)])}]"
 
 
 async def _is_used(connection: aiosqlite.Connection, number: int) -> bool:
