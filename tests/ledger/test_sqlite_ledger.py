@@ -119,8 +119,8 @@ def test_a_damaged_file_is_found(ledger: SqliteLedger, path: Path) -> None:
         ledger.reserve(str(number), "w", 5, [hold(AccountKey(1, 0, str(number)), 1, None)], "e" * 50)
     ledger.close()
     content = bytearray(path.read_bytes())
-    for page in range(len(content) // 1024 * 3 // 4, len(content) // 1024):
-        content[page * 1024 : page * 1024 + 400] = b"\xff" * 400
+    for page in range(len(content) // 2048 * 3 // 4, len(content) // 2048):
+        content[page * 2048 : page * 2048 + 400] = b"\xff" * 400
     path.write_bytes(bytes(content))
     damaged = SqliteLedger(path)
     assert any("damaged" in problem for problem in damaged.verify())

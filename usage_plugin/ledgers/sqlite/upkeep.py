@@ -21,8 +21,8 @@ _SLOTS_EVERY = _DAY // 144
 _RANGES, _RANGE = 4, 500
 _SLICE = 500
 _MOST_NAMED = 20
-_BEFORE_ALL: tuple[int, str | bytes, int] = (-(2**63), "", -(2**63))
-_AFTER_ALL = (2**63 - 1, b"", 2**63 - 1)  # for SQLite any bytes come after all texts
+_BEFORE_ALL: tuple[str | bytes, int, int] = ("", -(2**63), -(2**63))
+_AFTER_ALL = (b"", 2**63 - 1, 2**63 - 1)  # for SQLite any bytes come after all texts
 
 
 class Upkeep(LedgerFile):
@@ -52,14 +52,14 @@ class Upkeep(LedgerFile):
         for _ in range(_RANGES):
             first = self._looked_up_to
             last = self._execute(
-                "SELECT limit_key, subject, window_start FROM accounts"
-                " WHERE (limit_key, subject, window_start) > (?, ?, ?)"
-                " ORDER BY limit_key, subject, window_start LIMIT 1 OFFSET ?",
+                "SELECT subject, limit_key, window_start FROM accounts"
+                " WHERE (subject, limit_key, window_start) > (?, ?, ?)"
+                " ORDER BY subject, limit_key, window_start LIMIT 1 OFFSET ?",
                 (*first, _RANGE - 1),
             ).fetchone()
             old = (
-                "FROM accounts WHERE (limit_key, subject, window_start) > (?, ?, ?)"
-                " AND (limit_key, subject, window_start) <= (?, ?, ?) AND window_end < ? AND reserved = 0"
+                "FROM accounts WHERE (subject, limit_key, window_start) > (?, ?, ?)"
+                " AND (subject, limit_key, window_start) <= (?, ?, ?) AND window_end < ? AND reserved = 0"
             )
             values = (*first, *(last or _AFTER_ALL), closed)
             if self._execute(f"SELECT 1 {old} LIMIT 1", values).fetchone():

@@ -1,4 +1,4 @@
--- One limit for one subject in one window or bucket. Ordered so that the buckets of a subject lie together.
+-- One limit for one subject in one window or bucket. Ordered so that all accounts of a subject lie on one page.
 CREATE TABLE accounts (
     limit_key INTEGER NOT NULL,
     subject TEXT NOT NULL,
@@ -6,7 +6,7 @@ CREATE TABLE accounts (
     window_end INTEGER NOT NULL,
     spent INTEGER NOT NULL,
     reserved INTEGER NOT NULL,
-    PRIMARY KEY (limit_key, subject, window_start)
+    PRIMARY KEY (subject, limit_key, window_start)
 ) WITHOUT ROWID;
 
 -- What requests in flight hold: a row that is not `open` is free, and serves its process again, so that the same few
