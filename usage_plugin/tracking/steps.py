@@ -18,7 +18,7 @@ ItemT = TypeVar("ItemT")
 
 _STEP = 200
 """So many items take about a millisecond."""
-_SHORT_STEP, _REST = 50, 0.0005
+_REST = 0.0005
 _RUN = 4_000
 """So many are sorted in a few milliseconds; sorting is one call that nobody can interrupt."""
 
@@ -35,7 +35,7 @@ async def in_steps(items: Iterable[ItemT], step: int = _STEP, *, pause: float = 
 
 def unhurried(items: Iterable[ItemT]) -> AsyncIterator[list[ItemT]]:
     """Go through a batch as a loop in a thread of its own should: it rests often, so that requests get their turn."""
-    return in_steps(items, _SHORT_STEP, pause=_REST)
+    return in_steps(items, pause=_REST)
 
 
 async def in_order(items: Iterable[ItemT], key: Callable[[ItemT], Any]) -> list[ItemT]:

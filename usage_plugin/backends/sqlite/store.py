@@ -125,7 +125,7 @@ class SqliteStore(UsageStore):
     async def _add_events(self, events: Sequence[UsageEvent]) -> None:
         known = await self._already_stored(events)
         fresh = list({event.event_id: event for event in events if event.event_id not in known}.values())
-        sums = [daily_sum(event, self._zone) async for part in unhurried(fresh) for event in part]
+        sums = [daily_sum(event, self._zone) for event in fresh]
         numbers = await self._number(sums)
         rows = []
         async for part in unhurried(zip(fresh, sums, strict=True)):
@@ -155,9 +155,8 @@ class SqliteStore(UsageStore):
     async def _add_up(self, statement: str, keyed: Iterable[tuple[tuple[int, ...], UsageTotals]]) -> None:
         """Add to each row once, in the order of their keys."""
         rows: dict[tuple[int, ...], UsageTotals] = {}
-        async for part in unhurried(keyed):
-            for key, totals in part:
-                rows[key] = rows.get(key, UsageTotals()).plus(totals)
+        for key, totals in keyed:
+            rows[key] = rows.get(key, UsageTotals()).plus(totals)
         await self._writer.executemany(statement, [(*key, *rows[key]) for key in sorted(rows)])
 
     async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
