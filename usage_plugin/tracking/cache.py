@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.usage import UsageEvent
 
-_PAGE = 250
+_PAGE = 50
 
 
 class UserSpan(NamedTuple):

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.cache import UsageCache, UserSpan
 
 PAGE = 1_000
-_OUTBOX_PAGE = 250
+_OUTBOX_PAGE = 50
+"""Short, since with each entry that is read another thread may take the interpreter."""
 ALWAYS = Window(0, FOREVER)
 RecordT = TypeVar("RecordT")
 Group: TypeAlias = tuple[str | None, ...]

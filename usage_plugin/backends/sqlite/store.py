@@ -305,7 +305,9 @@ class SqliteStore(UsageStore):
         """
         where, values = conditions(usage_filter)
         # A person's name is looked up with each row: it can be forgotten, and its number be somebody else's then.
-        persons = ", ".join(f"(SELECT name FROM names WHERE number = {person})" for person in _PERSONS)
+        persons = ", ".join(
+            f"CASE WHEN {person} THEN (SELECT name FROM names WHERE number = {person}) END" for person in _PERSONS
+        )
         query = (
             f"SELECT day, {_DIMENSIONS}, {persons}, {SUMS} FROM daily"  # our own words
             f" WHERE day <= ? AND (day, {_DIMENSIONS}) > ({', '.join('?' * len(_KEY))}){where}"
