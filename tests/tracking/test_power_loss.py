@@ -31,8 +31,7 @@ from usage_plugin.tracking.tracker import ALWAYS
 
 LIMITS = "\n    - {name: all, per: global, window: lifetime, max_cost: unlimited}"
 TIMES = 15
-FRAME = 1024 + 24
-HEADER = 32
+FRAME_HEADER, HEADER = 24, 32
 
 WORK = """
 import itertools, os, random, sys, threading
@@ -102,9 +101,10 @@ def cut_power(folder: Path, synced: bytes, chance: random.Random) -> int:
     path = folder / "ledger.db-wal"
     log = path.read_bytes()
     frames, copied = frames_of(folder)
+    frame = struct.unpack_from(">I", log, 8)[0] + FRAME_HEADER
     sure = struct.unpack("=I", synced[8:12])[0] if log[16:24] == synced[:8] else 0
     # In between the log begins anew: the index does not know yet, and the file has only part of the new frames.
-    least, most = HEADER + max(sure, copied) * FRAME, min(HEADER + frames * FRAME, len(log))
+    least, most = HEADER + max(sure, copied) * frame, min(HEADER + frames * frame, len(log))
     kept = chance.randint(min(least, most), most)
     torn = bytes(chance.randrange(256) for _ in range(min(len(log) - kept, chance.choice([0, 100, 3000]))))
     path.write_bytes(log[:kept] + torn)
