@@ -206,9 +206,10 @@ class HybridStore(UsageStore):
             async with self._level_database() as store:
                 async for sums in store.daily(first, last, usage_filter):
                     yield sums
-                    if sums[-1].day != first:
-                        first, given = sums[-1].day, set()
-                    given.update(one.names for one in sums if one.day == first)
+                    for one in sums:
+                        if one.day != first:
+                            first, given = one.day, set()
+                        given.add(one.names)
                 return
         except StorageError:
             pass
