@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.usage import UsageEvent
 
-_PAGE = 50
+OUTBOX_PAGE = 50
+"""Short, since with each entry that is read another thread may take the interpreter."""
 
 
 class UserSpan(NamedTuple):
@@ -90,13 +91,13 @@ class UsageCache:
         if not self._entries:
             # Nothing to keep right: begin where the store is, so that the next entry can be loaded.
             self.seq = max(self.seq, ledger.acknowledged())
-        page = ledger.outbox(self.seq, _PAGE)
+        page = ledger.outbox(self.seq, OUTBOX_PAGE)
         for seq, encoded in page:
             if seq != self.seq + 1:
                 self._entries.clear()
                 self.seq = seq - 1
             self.add(seq, decode_event(encoded))
-        return len(page) == _PAGE
+        return len(page) == OUTBOX_PAGE
 
     def clean_up(self, today: date) -> None:
         """Drop the days and months that are past their retention."""

@@ -29,7 +29,7 @@ from usage_plugin.domain.store import (
 from usage_plugin.domain.usage import UsageTotals, decode_event, sum_totals, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
 from usage_plugin.errors import HistoryError, StorageUnavailableError
-from usage_plugin.tracking.cache import user_day, user_month
+from usage_plugin.tracking.cache import OUTBOX_PAGE, user_day, user_month
 from usage_plugin.tracking.steps import in_order, in_steps
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.cache import UsageCache, UserSpan
 
 PAGE = 1_000
-_OUTBOX_PAGE = 50
-"""Short, since with each entry that is read another thread may take the interpreter."""
 ALWAYS = Window(0, FOREVER)
 RecordT = TypeVar("RecordT")
 Group: TypeAlias = tuple[str | None, ...]
@@ -147,10 +145,10 @@ class UsageReader:
         if zone is not None and str(zone) != str(self._zone):
             groups = await self._sums_in(zone, by, first, last, usage_filter)
         else:
-            waiting = await self._waiting(first, last, usage_filter, partial(_day_group, self._zone, by))
+            waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, by))
             stored = await self._store.aggregate(by, first, last, usage_filter)
             groups = dict(stored.groups)
-            await self._add(groups, waiting, stored.watermarks)
+            await self._complete(groups, waiting, stored.watermarks)
         chronological = bool(by) and by[0] in ("day", "week", "month")
         return await _rows(groups, chronological=chronological)
 
@@ -183,11 +181,11 @@ class UsageReader:
         usage_filter: UsageFilter,
         most: int,
     ) -> Top:
-        waiting = await self._waiting(first, last, usage_filter, partial(_day_group, self._zone, by))
+        waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, by))
         touched = {one.group for one in waiting}
         ranking = await store.ranking(by, first, last, usage_filter, most=most, also=touched)
         groups = dict(ranking.groups)
-        await self._add(groups, waiting, ranking.watermarks)
+        await self._complete(groups, waiting, ranking.watermarks)
         rows = await _rows(groups, chronological=False)
         new = len(groups.keys() - ranking.groups.keys())
         # Afterwards, so that no group has more than the total, whatever is recorded meanwhile.
@@ -201,16 +199,16 @@ class UsageReader:
 
         An hour is named by its beginning with its offset, as `2026-10-25T02:00+01:00`.
         """
-        group_of = partial(self._hour_group, by)
-        waiting = await self._waiting(first, last, usage_filter, group_of)
+        counted = partial(self._in_hours, by)
+        waiting = await self._waiting_sums(first, last, usage_filter, counted)
         stored = await self._kept_hours(by, first, last, usage_filter)
         groups: dict[Group, UsageTotals] = {}
         if stored is None:
             async for event in self.events(days_window(first, last, self._zone), usage_filter):
-                _add(groups, group_of(event), totals_of(event))
+                _add(groups, *counted(event))
         else:
             groups.update(stored.groups)
-            await self._add(groups, waiting, stored.watermarks)
+            await self._complete(groups, waiting, stored.watermarks)
         return await _rows(groups, chronological=True)
 
     async def _kept_hours(
@@ -222,13 +220,13 @@ class UsageReader:
             return await self._store.aggregate_hours(by, first, last, usage_filter)
         return None
 
-    def _hour_group(self, by: Sequence[HourGrouping], event: UsageEvent) -> Group:
+    def _in_hours(self, by: Sequence[HourGrouping], event: UsageEvent) -> tuple[Group, UsageTotals]:
         named = {
             "hour": hour_name(start_of_hour(event.started_at, self._zone), self._zone),
             "model": event.model,
             "provider": event.provider,
         }
-        return tuple(named[grouping] for grouping in by)
+        return tuple(named[grouping] for grouping in by), totals_of(event)
 
     async def days(self, first: date, last: date, usage_filter: UsageFilter = _NO_FILTER) -> AsyncIterator[DailySum]:
         """Stream the sums of the days from first to last, by day and names, in bounded memory."""
@@ -272,8 +270,8 @@ class UsageReader:
     async def _day_pages(
         self, first: date, last: date, usage_filter: UsageFilter, after: DayPosition | None
     ) -> AsyncIterator[DayPage]:
-        waiting = await self._waiting(first, last, usage_filter, partial(_day_group, self._zone, ("day",)))
-        growing = {date.fromisoformat(one.group[0] or "") for one in waiting}
+        waiting = self._waiting(days_window(first, last, self._zone), usage_filter)
+        growing = {local_date(event.started_at, self._zone) async for _, event in waiting}
         if after is not None and (after.day in growing) != after.growing:
             raise _moved(after.day)
         for day in sorted(growing):
@@ -302,11 +300,10 @@ class UsageReader:
     ) -> AsyncIterator[UsageEvent]:
         """Stream events in the order of their admission, those in the outbox included; `after` goes on behind one."""
         waiting = {}
-        async for page in self._unstored(usage_filter.user):
-            for _, event in _of(page, window, usage_filter):
-                position = EventPosition(event.started_at, event.event_id)
-                if after is None or (position < after if newest_first else position > after):
-                    waiting[position] = event
+        async for _, event in self._waiting(window, usage_filter):
+            position = EventPosition(event.started_at, event.event_id)
+            if after is None or (position < after if newest_first else position > after):
+                waiting[position] = event
         queue = sorted(waiting, reverse=not newest_first)
         async for event in self._store.events(window, usage_filter, after=after, newest_first=newest_first):
             position = EventPosition(event.started_at, event.event_id)
@@ -351,7 +348,7 @@ class UsageReader:
             page = self._page(seen)
             later += _of(page, span, usage_filter)
             has_gap |= bool(page) and page[0][0] != seen + 1
-            if is_behind or len(page) == _OUTBOX_PAGE:
+            if is_behind or len(page) == OUTBOX_PAGE:
                 continue
             # With a gap, so much was moved into the store meanwhile that the outbox has dropped some of it.
             if not has_gap or self._ledger.acknowledged() <= watermark:
@@ -381,7 +378,7 @@ class UsageReader:
         async for event in self.events(days_window(*own, self._zone), usage_filter):
             expected -= 1
             if span.start <= event.started_at < span.end:
-                _add(groups, _day_group(zone, by, event), totals_of(event))
+                _add(groups, *_in_days(zone, by, event))
         if expected > 0:
             raise HistoryError(
                 f"Days of {zone} are summed from events, and of {expected:,} requests from {own[0]} to {own[1]} there"
@@ -390,16 +387,21 @@ class UsageReader:
             )
         return groups
 
-    async def _waiting(
-        self, first: date, last: date, usage_filter: UsageFilter, group_of: Callable[[UsageEvent], Group]
-    ) -> list[_Waiting]:
+    async def _waiting(self, window: Window, usage_filter: UsageFilter) -> AsyncIterator[tuple[int, UsageEvent]]:
         """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
-        window = days_window(first, last, self._zone)
-        found: list[_Waiting] = []
         async for page in self._unstored(usage_filter.user):
-            some = _of(page, window, usage_filter)
-            found += [_Waiting(seq, group_of(event), totals_of(event)) for seq, event in some]
-        return found
+            for entry in _of(page, window, usage_filter):
+                yield entry
+
+    async def _waiting_sums(
+        self,
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        counted: Callable[[UsageEvent], tuple[Group, UsageTotals]],
+    ) -> list[_Waiting]:
+        waiting = self._waiting(days_window(first, last, self._zone), usage_filter)
+        return [_Waiting(seq, *counted(event)) async for seq, event in waiting]
 
     async def _unstored(self, user: str | None) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
         """Give at least what a user has in the outbox, or all there is."""
@@ -413,7 +415,7 @@ class UsageReader:
                 yield page
                 await asyncio.sleep(0)
 
-    async def _add(
+    async def _complete(
         self, groups: dict[Group, UsageTotals], waiting: Sequence[_Waiting], watermarks: Mapping[str, int]
     ) -> None:
         """Add what the store did not have when it answered."""
@@ -426,12 +428,12 @@ class UsageReader:
         """Read the outbox behind a number, what is acknowledged and still there included; others have the loop too."""
         while page := self._page(after):
             yield page
-            if len(page) < _OUTBOX_PAGE:
+            if len(page) < OUTBOX_PAGE:
                 return
             after = page[-1][0]
             await asyncio.sleep(0)
 
-    def _page(self, after: int, most: int = _OUTBOX_PAGE) -> list[tuple[int, UsageEvent]]:
+    def _page(self, after: int, most: int = OUTBOX_PAGE) -> list[tuple[int, UsageEvent]]:
         return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(after, most)]
 
 
@@ -445,8 +447,9 @@ def _of(
     )
 
 
-def _day_group(zone: ZoneInfo, by: Sequence[Grouping], event: UsageEvent) -> Group:
-    return daily_sum(event, zone).group(by)
+def _in_days(zone: ZoneInfo, by: Sequence[Grouping], event: UsageEvent) -> tuple[Group, UsageTotals]:
+    one = daily_sum(event, zone)
+    return one.group(by), one.totals
 
 
 def _add(groups: dict[Group, UsageTotals], group: Group, totals: UsageTotals) -> None:
