@@ -125,13 +125,13 @@ def test_plugins_see_what_happens_in_the_proxy(proxy: Proxy, chat: Chat) -> None
     assert "'badges (" in proxy.log_path.read_text()
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python never collects while it sets a context variable")
 def test_a_stream_that_is_collected_sets_no_context_variable(proxy: Proxy) -> None:
-    """Or Python before 3.12 crashes now and then, and every request of that worker with it (python/cpython#148891)."""
+    """Or Python before 3.12 crashes now and then (python/cpython#148891); later ones keep LiteLLM's finalizer."""
     assert ask(proxy, **{"X-Badge": "bo"}).status_code == 200
     found = proxy.folder / "collected.txt"
     eventually(found.exists)
-    assert found.read_text() == "set: []"
+    expected = [] if sys.version_info < (3, 12) else ["trace_id", "session_id"]
+    assert found.read_text() == f"set: {expected}"
 
 
 def test_a_resolver_that_fails_charges_nobody(proxy: Proxy) -> None:
