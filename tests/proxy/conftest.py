@@ -283,7 +283,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
         if count not in started:
             config = proxy_config(
                 upstream,
-                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "2s"}},
+                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "10s"}},
             )
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -187,6 +189,72 @@ async def test_a_bug_in_a_hook_leaves_the_hold_for_the_end(plugin: Plugin, monke
     plugin.hooks.close()
     assert (plugin.open, [event.status for event in plugin.events]) == (0, ["cancelled"])
     assert plugin.counted()["orphaned"] == 1
+
+
+async def serve(
+    plugin: Plugin, *, status: int = 200, whole: bool = True, leaves: bool = False, broken: bool = False
+) -> dict[str, Any]:
+    """Serve a request that no hook tells anything more of; gives its body."""
+    from usage_plugin.proxy.exchange import ExchangeWrapper  # noqa: PLC0415  # imports LiteLLM
+
+    data: dict[str, Any] = {}
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        data.update(await plugin.admit())
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b"hi", "more_body": True})
+        if leaves:
+            await receive()
+        if broken:
+            await plugin.hooks.async_log_failure_event({"litellm_params": data}, None, None, None)
+        if not whole:
+            raise RuntimeError("broken off")
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    wrapper = ExchangeWrapper(app, on_start=plugin.hooks.answer_begins, on_end=plugin.hooks.request_ended)
+    with contextlib.suppress(RuntimeError):
+        await wrapper({"type": "http"}, receive, send)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("how", "status"),
+    [
+        ({}, "success"),
+        ({"status": 500}, "failure"),
+        ({"whole": False}, "failure"),
+        ({"leaves": True}, "cancelled"),
+        ({"broken": True}, "failure"),
+        ({"leaves": True, "whole": False}, "cancelled"),
+        ({"leaves": True, "broken": True}, "cancelled"),
+    ],
+    ids=["answered", "an-error", "broken-off", "left", "broken-as-if-whole", "left-and-broken-off", "left-and-broken"],
+)
+async def test_an_end_that_nobody_tells_of_is_what_it_was_on_the_wire(
+    plugin: Plugin, how: dict[str, Any], status: str
+) -> None:
+    """After the grace it is charged as reserved, with the status that the client saw."""
+    await serve(plugin, **how)
+    assert plugin.open == 1
+    await asyncio.sleep(1.2)
+    assert plugin.open == 0
+    assert [(event.status, event.output_tokens, event.estimated) for event in plugin.events] == [(status, 50, True)]
+
+
+async def test_a_worker_that_stood_still_hears_what_was_logged_meanwhile(plugin: Plugin) -> None:
+    """If the loop stands still for longer than the grace, the log that is queued behind it settles the request."""
+    data = await serve(plugin)
+    time.sleep(1.5)  # that is what stands still
+    for _ in range(20):  # LiteLLM's queue takes a few turns
+        await asyncio.sleep(0.001)
+    await plugin.log(data)
+    assert [(event.status, event.input_tokens, event.estimated) for event in plugin.events] == [("success", 7, False)]
 
 
 class ProviderError:

@@ -75,6 +75,7 @@ class Endings:
 
     def partly_delivered(self, request: RequestUnderWay, kwargs: Mapping[str, Any]) -> None:
         """Remember what a stream had delivered when it broke."""
+        request.broken = True
         usage = outcomes.logged_usage(kwargs)
         if any(usage.values()):
             request.cut = True
@@ -134,19 +135,19 @@ class Endings:
         else:
             self._settle(request, Outcome(status=status, error=request.error), by="failure")
 
-    def over(self, request: RequestUnderWay, *, abandoned: bool) -> None:
+    def over(self, request: RequestUnderWay, ending: Status) -> None:
         """Settle a request later that is over on the wire and that no hook has settled: logging may be late.
 
         Args:
             request: which.
-            abandoned: whether the client left before it had the answer. If not, the answer was that of a failure.
+            ending: how it looked on the wire.
         """
         if not request.settled:
             self._runtime.recorder.free_slots(request)
-            seconds = self._runtime.config.admission.orphan_grace.total_seconds()
-            asyncio.get_running_loop().call_later(
-                seconds, self._settle_orphan, request, "cancelled" if abandoned else "failure"
-            )
+            loop = asyncio.get_running_loop()
+            half = self._runtime.config.admission.orphan_grace.total_seconds() / 2
+            # In two halves: if the worker stands still, the second begins after it, and what was logged is heard.
+            loop.call_later(half, loop.call_later, half, self._settle_orphan, request, ending)
 
     def close(self) -> None:
         """Settle what is left when the worker ends: all requests are over then, and all logging is done."""
@@ -160,6 +161,9 @@ class Endings:
         event = request.admitted.event
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
+        if request.broken and status == "success":
+            # LiteLLM ends some broken streams as if they were whole.
+            status = "failure"
         self._settle_as_reserved(request, request.failed or status, by="orphan")
 
     def _settle_delivered(self, request: RequestUnderWay, status: Status) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
 
     from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.usage import Status
     from usage_plugin.proxy.underway import RequestUnderWay
     from usage_plugin.tracking.demands import Standing
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Message]]
     Send = Callable[[Message], Awaitable[None]]
     App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_ERROR = 400
+"""The statuses of HTTP from which on an answer is that of a failure."""
 
 current: ContextVar[Exchange | None] = ContextVar("usage_plugin_exchange", default=None)
 
@@ -34,11 +38,12 @@ class Exchange:
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
         standing: how the tightest of the caller's own limits stands.
         cost: of the request, in nano-dollars, once it is known.
-        abandoned: whether the client left before the whole answer was sent.
+        ending: how it looks from here: cancelled if the client left before the whole answer was sent, success if it
+            was sent and its status is not that of an error.
         requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
-    __slots__ = ("abandoned", "cost", "headers", "requests", "standing", "status")
+    __slots__ = ("cost", "ending", "headers", "requests", "standing", "status")
 
     def __init__(self) -> None:
         """Start with nothing."""
@@ -46,7 +51,7 @@ class Exchange:
         self.status: int | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
-        self.abandoned = False
+        self.ending: Status = "failure"
         self.requests: list[RequestUnderWay] = []
 
 
@@ -54,7 +59,7 @@ class ExchangeWrapper:
     """Wraps the proxy's ASGI app."""
 
     def __init__(
-        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[RequestUnderWay, bool], None]
+        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[RequestUnderWay, Status], None]
     ) -> None:
         """Call `on_start` before an answer's headers are sent, `on_end` when an admitted request is over.
 
@@ -70,22 +75,25 @@ class ExchangeWrapper:
             await self._app(scope, receive, send)
             return
         exchange = Exchange()
-        is_sent = False
+        is_sent, answered = False, 0
         token = current.set(exchange)
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal is_sent, answered
             if message["type"] == "http.response.start":
                 self._on_start(exchange)
                 message = _with_ours(message, exchange)
+                answered = message["status"]
             elif message["type"] == "http.response.body" and not message.get("more_body"):
-                nonlocal is_sent
                 is_sent = True
+                if answered < _ERROR and exchange.ending != "cancelled":
+                    exchange.ending = "success"
             await send(message)
 
         async def receive_with_end() -> Message:
             message = await receive()
             if message["type"] in ("http.disconnect", "websocket.disconnect") and not is_sent:
-                exchange.abandoned = True
+                exchange.ending = "cancelled"
             return message
 
         try:
@@ -93,7 +101,7 @@ class ExchangeWrapper:
         finally:
             current.reset(token)
             for request in exchange.requests:
-                self._on_end(request, exchange.abandoned)
+                self._on_end(request, exchange.ending)
 
 
 def _with_ours(message: Message, exchange: Exchange) -> Message:

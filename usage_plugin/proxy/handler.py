@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
+    from usage_plugin.domain.usage import Status
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.runtime import Runtime
 
@@ -117,7 +118,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Note that a provider gets the request now: from here on it may cost something, whoever stops it."""
         request = self._underway.of_hook(kwargs)
         if request is not None:
-            request.sent = True
+            request.sent, request.broken = True, False
 
     async def async_post_call_failure_deployment_hook(
         self,
@@ -203,10 +204,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if here.cost is not None:
                 here.headers["x-usage-cost"] = format_usd(here.cost)
 
-    def request_ended(self, request: RequestUnderWay, abandoned: bool) -> None:  # a callback
+    def request_ended(self, request: RequestUnderWay, ending: Status) -> None:
         """Hear that a request is over on the wire."""
         with _NothingRaised("request_ended"):
-            self._endings.over(request, abandoned=abandoned)
+            self._endings.over(request, ending)
 
     @property
     def has_unsettled(self) -> bool:

@@ -41,18 +41,20 @@ class RequestUnderWay(OpenRequest):
 
     Attributes:
         sent: a provider has it, and has not answered.
+        broken: the last attempt was logged as a failure.
         cut: what was delivered is only a part.
         failed: the client has been told of a failure; the provider may still be working, and will want its money.
         error: the name of that failure.
         unmetered: its route tells nobody what it used.
     """
 
-    __slots__ = ("cut", "error", "failed", "sent", "unmetered")
+    __slots__ = ("broken", "cut", "error", "failed", "sent", "unmetered")
 
     def __init__(self, admitted: Admitted, started: int, *, unmetered: bool = False) -> None:
         """Remember what was admitted; `started` is the monotonic clock's."""
         super().__init__(admitted, started)
         self.sent = False
+        self.broken = False
         self.cut = False
         self.failed: Status | None = None
         self.error: str | None = None
