@@ -107,6 +107,8 @@ async def _check_answers(store: SqliteStore, data: st.DataObject) -> None:
         groups = (await store.aggregate(names, first, last, usage_filter)).groups
         dearest = sorted(groups.items(), key=lambda item: (-item[1].cost, -item[1].requests))
         also = [*list(groups)[:1], tuple("nobody" for _ in names)]
+        pages = [page async for page in store.in_order_of_cost(names, first, last, usage_filter)]
+        assert {group: totals for page in pages for group, totals in page.groups.items()} == groups
         ranking = await store.ranking(names, first, last, usage_filter, most=2, also=also)
         assert ranking.in_all == len(groups)
         assert ranking.groups.items() <= groups.items()

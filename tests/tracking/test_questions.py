@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from usage_plugin.domain.store import UsageFilter
+from usage_plugin.domain.store import UsageFilter, daily_sum
 from usage_plugin.domain.usage import UsageEvent, UsageTotals, encode_event, totals_of
 from usage_plugin.domain.windows import days_window, local_date, start_of_day
 from usage_plugin.errors import HistoryError, UsagePluginError
@@ -24,10 +24,11 @@ from usage_plugin.testing.clock import FakeClock
 from usage_plugin.testing.openings import BERLIN, LedgerOpening, StoreOpening
 from usage_plugin.tracking.cache import UsageCache
 from usage_plugin.tracking.percentiles import percentiles
+from usage_plugin.tracking.rows import ReportRow
 from usage_plugin.tracking.tracker import DayPosition, UsageReader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from pathlib import Path
 
 BACKENDS = Plugins(BUILTIN_PLUGINS, entry_points=False).storage_backends
@@ -88,6 +89,11 @@ def joined(found: Sequence[UsageTotals]) -> UsageTotals:
     return total
 
 
+def dearest_first(groups: Iterable[tuple[tuple[str | None, ...], UsageTotals]]) -> list[ReportRow]:
+    rows = [ReportRow(*one) for one in groups]
+    return sorted(rows, key=lambda row: (-row.totals.cost, -row.totals.requests, [name or "" for name in row.group]))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(fields=st.lists(EVENTS, max_size=25), data=st.data())
@@ -115,6 +121,11 @@ async def test_the_parts_are_the_whole(
         elsewhere = await reader.report(("day",), first, last, wanted, zone=zone)
         assert joined([row.totals for row in elsewhere]) == total(zone)
         assert all(first.isoformat() <= (row.group[0] or "") <= last.isoformat() for row in elsewhere)
+        groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
+        for event in events:
+            if first <= local_date(event.started_at, BERLIN) <= last and wanted.takes(event):
+                groups[event.user, event.team] = groups[event.user, event.team].plus(totals_of(event))
+        assert await reader.report(("user", "team"), first, last, wanted) == dearest_first(groups.items())
         users = await reader.report(("user",), first, last, wanted)
         top = await reader.top(("user",), first, last, wanted, most=2)
         assert (top.rows, top.in_all, top.total) == (users[:2], len(users), total(BERLIN))
@@ -201,16 +212,23 @@ async def test_no_percentage_is_taken_that_is_none() -> None:
             await percentiles(nothing(), "cost", [point], ())
 
 
-async def test_many_groups_come_in_order(tmp_path: Path) -> None:
-    """The dearest of thousands first, of equal ones those with more requests, then by name."""
-    costs = [(number * 7919) % 500 for number in range(9_000)]
+@pytest.mark.parametrize(("backend", "users"), [("sqlite", 9_000), ("memory", 9_000), ("hybrid", 900)])
+async def test_many_groups_come_in_order(backend: str, users: int, tmp_path: Path) -> None:
+    """The dearest of thousands first, of equal ones those with more requests, then by name; wherever they are yet."""
+    costs = [(number * 7919) % 500 for number in range(users)]
     sums = [
-        (seq, make_sum(day=FIRST, user=f"u{seq:05}", totals=UsageTotals(requests=1 + seq % 2, cost=cost)))
-        for seq, cost in enumerate(costs, 1)
+        make_sum(day=FIRST, user=f"u{number:05}", totals=UsageTotals(requests=1 + number % 2, cost=cost))
+        for number, cost in enumerate(costs)
     ]
-    async with StoreOpening(BACKENDS["sqlite"], tmp_path / "store").open() as store:
-        await store.append_sums("old", sums)
-    async with reading("sqlite", tmp_path, [], stored=0) as reader:
-        rows = await reader.report(("user",), FIRST, FIRST)
-    expected = sorted(sums, key=lambda entry: (-entry[1].totals.cost, -entry[1].totals.requests, entry[1].user or ""))
-    assert [row.group[0] for row in rows] == [one.user for _, one in expected]
+    noon = start_of_day(FIRST, BERLIN) + 12 * 3_600_000_000
+    waiting = [
+        make_event(event_id=f"e{number}", user=f"u{number * users // 15:05}", cost=number * 60, started_at=noon)
+        for number in range(20)
+    ]
+    groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
+    for one in [*sums, *(daily_sum(event, BERLIN) for event in waiting)]:
+        groups[one.user,] = groups[one.user,].plus(one.totals)
+    async with reading(backend, tmp_path, waiting, stored=0) as reader:
+        await reader._store.append_sums("old", list(enumerate(sums, 1)))
+        assert await reader.report(("user",), FIRST, FIRST) == dearest_first(groups.items())
+        assert (await reader.top(("user",), FIRST, FIRST, most=5)).rows == dearest_first(groups.items())[:5]

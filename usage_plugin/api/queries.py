@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.prices import Rates
     from usage_plugin.domain.store import HourGrouping, RollupDimension
-    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.forecasting import ForecastWindow
     from usage_plugin.tracking.percentiles import EventGrouping, Measure
-    from usage_plugin.tracking.tracker import ReportRow, UsageReader
+    from usage_plugin.tracking.rows import Group, Rows
+    from usage_plugin.tracking.tracker import UsageReader
 
 Bucket = Literal["hour", "day", "week", "month"]
 
@@ -63,7 +64,7 @@ class UsageQueries:
         bucket: Bucket | None = None,
         zone: str | None = None,
         **names: str,
-    ) -> list[UsageRow]:
+    ) -> Rows[UsageRow]:
         """Sum usage by names, in buckets of time if one is given.
 
         Args:
@@ -94,7 +95,7 @@ class UsageQueries:
         else:
             groupings: tuple[Grouping, ...] = (*(() if bucket is None else (bucket,)), *by)
             rows = await self._reader.report(groupings, first, last, usage_filter, zone=_zone(zone))
-        return await _usage(rows)
+        return rows.read_as(_usage_row)
 
     async def top(
         self, by: Sequence[RollupDimension], *, start: dt.date, end: dt.date, most: int = 50, **names: str
@@ -109,7 +110,8 @@ class UsageQueries:
             names: takes only what has these.
         """
         found = await self._reader.top(by, *_days(start, end), self._filter(names), most=most)
-        return TopUsage(await _usage(found.rows), found.in_all, usage_of(found.total))
+        rows = [_usage_row(*row) async for part in in_steps(found.rows) for row in part]
+        return TopUsage(rows, found.in_all, usage_of(found.total))
 
     async def distinct_users(self, *, start: dt.date, end: dt.date, **names: str) -> int:
         """Count the users with usage from the first day to before the last."""
@@ -293,8 +295,8 @@ class UsageQueries:
             raise UsagePluginError(f"Found {', '.join(names)}, expected some of {known}.") from None
 
 
-async def _usage(rows: Sequence[ReportRow]) -> list[UsageRow]:
-    return [UsageRow(row.group, usage_of(row.totals)) async for part in in_steps(rows) for row in part]
+def _usage_row(group: Group, totals: UsageTotals) -> UsageRow:
+    return UsageRow(group, usage_of(totals))
 
 
 def _days(start: dt.date, end: dt.date) -> tuple[dt.date, dt.date]:

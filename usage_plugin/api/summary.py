@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import LimitSet, Matched
     from usage_plugin.domain.store import Grouping
     from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.rows import ReportRow
     from usage_plugin.tracking.standings import AccountStanding
-    from usage_plugin.tracking.tracker import ReportRow, UsageReader
+    from usage_plugin.tracking.tracker import UsageReader
 
 _BY: tuple[Grouping, ...] = ("day", "model", "provider", "team", "api_key", "organization", "end_user")
 _ACTIVE_FOR = 24 * 3_600 * MICROSECONDS

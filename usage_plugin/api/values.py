@@ -8,7 +8,7 @@ from decimal import Decimal
 from itertools import repeat
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.domain.money import Nano, from_float, parse_usd, to_decimal
+from usage_plugin.domain.money import Nano, from_float, parse_usd, to_decimal, to_decimals
 from usage_plugin.domain.windows import local_date
 
 if TYPE_CHECKING:
@@ -101,11 +101,12 @@ class StreamedUsage(NamedTuple):
 
 
 def streamed(rows: Sequence[DailySum], *, growing: bool) -> Iterator[StreamedUsage]:
-    """Give a page of daily sums, column by column: a call of Python for each cost, and for nothing else."""
+    """Give a page of daily sums, column by column, without a call of Python for each row."""
     days, *names, totals = zip(*rows, strict=True)
     *sums, costs = zip(*totals, strict=True)
-    usages = map(tuple.__new__, repeat(Usage), zip(*sums, map(to_decimal, costs), strict=True))
-    buckets = map(date.isoformat, days)
+    usages = map(tuple.__new__, repeat(Usage), zip(*sums, to_decimals(costs), strict=True))
+    names_of_days = {day: day.isoformat() for day in set(days)}
+    buckets = map(names_of_days.__getitem__, days)
     return map(tuple.__new__, repeat(StreamedUsage), zip(buckets, *names, usages, repeat(growing)))
 
 

@@ -114,9 +114,10 @@ class Aggregate(NamedTuple):
 
     A group is a tuple of names in the order asked for: text, None where there was no name, ISO dates for
     `day` and for `week` (its Monday), `YYYY-MM` for `month`, an ISO time with its offset for `hour`.
+    `groups` belongs to who has asked, and may be changed by them.
     """
 
-    groups: Mapping[tuple[str | None, ...], UsageTotals]
+    groups: dict[tuple[str | None, ...], UsageTotals]
     watermarks: Mapping[str, int]
 
 
@@ -242,6 +243,30 @@ class Ranks(Protocol):
             usage_filter: the names that count.
             most: so many groups, those of the highest cost, of equal cost those with more requests.
             also: groups whose sums are given wherever they stand, if there are any.
+
+        Raises:
+            StorageUnavailableError: not now; `aggregate` may answer all the same.
+        """
+
+
+@runtime_checkable
+class Sorts(Protocol):
+    """An ability of stores that can hand out many groups in order, without having all of them in memory."""
+
+    def in_order_of_cost(
+        self, by: Sequence[RollupDimension], first: date, last: date, usage_filter: UsageFilter
+    ) -> AsyncIterator[Aggregate]:
+        """Sum the days from first to last as `aggregate` does, and stream all groups by the page.
+
+        Args:
+            by: what groups are made of, at least one.
+            first: a day of the store's zone.
+            last: the same.
+            usage_filter: the names that count.
+
+        Yields:
+            At least one page; all tell of the same moment. The groups of the highest cost come first, of equal cost
+            those with more requests, and else they are in the order of their names, no name before any.
 
         Raises:
             StorageUnavailableError: not now; `aggregate` may answer all the same.

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from usage_plugin.domain.patterns import Pattern
     from usage_plugin.domain.prices import Rates
     from usage_plugin.domain.store import Grouping
+    from usage_plugin.tracking.rows import ReportRow
     from usage_plugin.tracking.standings import Standings
-    from usage_plugin.tracking.tracker import ReportRow, Top, UsageReader
+    from usage_plugin.tracking.tracker import Top, UsageReader
 
 MOST_USERS = 1_000
 """So many users are looked at, those who spent most lately, unless somebody asks for others."""

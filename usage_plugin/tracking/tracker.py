@@ -12,7 +12,7 @@ from contextlib import suppress
 from copy import copy
 from datetime import date, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from usage_plugin.domain.store import (
     HOUR_GROUPINGS,
@@ -23,6 +23,7 @@ from usage_plugin.domain.store import (
     HourGrouping,
     KeepsHours,
     Ranks,
+    Sorts,
     UsageFilter,
     daily_sum,
 )
@@ -30,7 +31,8 @@ from usage_plugin.domain.usage import UsageTotals, decode_event, sum_totals, tot
 from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
 from usage_plugin.errors import HistoryError, StorageUnavailableError
 from usage_plugin.tracking.cache import OUTBOX_PAGE, user_day, user_month
-from usage_plugin.tracking.steps import in_order, in_steps
+from usage_plugin.tracking.rows import ReportRow, Rows, WaitingSums, in_order, merged
+from usage_plugin.tracking.steps import in_steps
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -41,28 +43,19 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import Aggregate, RollupDimension, UsageStore
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.cache import UsageCache, UserSpan
+    from usage_plugin.tracking.rows import Group
 
 PAGE = 1_000
 ALWAYS = Window(0, FOREVER)
 RecordT = TypeVar("RecordT")
-Group: TypeAlias = tuple[str | None, ...]
-"""The names of a group, in the order asked for."""
-
 _NO_FILTER = UsageFilter()
 _DAY = timedelta(days=1)
-
-
-class ReportRow(NamedTuple):
-    """One group of a report: its names in the order asked for, and its sums."""
-
-    group: Group
-    totals: UsageTotals
 
 
 class Top(NamedTuple):
     """The dearest groups of a report, how many groups there are in all, and the sums of all of them."""
 
-    rows: list[ReportRow]
+    rows: Sequence[ReportRow]
     in_all: int
     total: UsageTotals
 
@@ -85,14 +78,6 @@ class DayPosition(NamedTuple):
     day: date
     names: tuple[str | None, ...]
     growing: bool
-
-
-class _Waiting(NamedTuple):
-    """What an event adds to the answer, if the store does not have it yet; events themselves are ten times as large."""
-
-    seq: int
-    group: Group
-    totals: UsageTotals
 
 
 class UsageReader:
@@ -129,7 +114,7 @@ class UsageReader:
         usage_filter: UsageFilter = _NO_FILTER,
         *,
         zone: ZoneInfo | None = None,
-    ) -> list[ReportRow]:
+    ) -> Rows[ReportRow]:
         """Sum the days from first to last, both included; the dearest group first, days, weeks and months in order.
 
         Args:
@@ -146,9 +131,12 @@ class UsageReader:
             groups = await self._sums_in(zone, by, first, last, usage_filter)
         else:
             waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, by))
-            stored = await self._store.aggregate(by, first, last, usage_filter)
-            groups = dict(stored.groups)
-            await self._complete(groups, waiting, stored.watermarks)
+            names = _only_names(by)
+            if names and isinstance(self._store, Sorts):
+                with suppress(StorageUnavailableError):
+                    return await self._sorted(self._store, names, first, last, usage_filter, waiting)
+            groups, watermarks = await self._store.aggregate(by, first, last, usage_filter)
+            await self._complete(groups, waiting, watermarks)
         chronological = bool(by) and by[0] in ("day", "week", "month")
         return await _rows(groups, chronological=chronological)
 
@@ -162,15 +150,16 @@ class UsageReader:
         most: int,
     ) -> Top:
         """Find the dearest groups of the days from first to last, without reading the others if the store can."""
-        names = cast("list[RollupDimension]", [grouping for grouping in by if grouping in ROLLUP_DIMENSIONS])
-        if isinstance(self._store, Ranks) and len(names) == len(by):
+        names = _only_names(by)
+        if names is not None and isinstance(self._store, Ranks):
             with suppress(StorageUnavailableError):
                 return await self._ranked(self._store, names, first, last, usage_filter, most)
         found = await self.report(by, first, last, usage_filter)
         total = UsageTotals()
         async for part in in_steps(found):
             total = sum_totals([total, *(row.totals for row in part)])
-        return Top((await in_order(found, _order))[:most], len(found), total)
+        dearest = found if names else await in_order(found, _order)
+        return Top(dearest[:most], len(found), total)
 
     async def _ranked(
         self,
@@ -182,19 +171,39 @@ class UsageReader:
         most: int,
     ) -> Top:
         waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, by))
-        touched = {one.group for one in waiting}
-        ranking = await store.ranking(by, first, last, usage_filter, most=most, also=touched)
+        ranking = await store.ranking(by, first, last, usage_filter, most=most, also=waiting.groups)
         groups = dict(ranking.groups)
         await self._complete(groups, waiting, ranking.watermarks)
+        new = len(groups) - len(ranking.groups)
         rows = await _rows(groups, chronological=False)
-        new = len(groups.keys() - ranking.groups.keys())
         # Afterwards, so that no group has more than the total, whatever is recorded meanwhile.
         total = sum_totals(row.totals for row in await self.report((), first, last, usage_filter))
         return Top(rows[:most], ranking.in_all + new, total)
 
+    async def _sorted(
+        self,
+        store: Sorts,
+        by: Sequence[RollupDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        waiting: WaitingSums,
+    ) -> Rows[ReportRow]:
+        rows = Rows(ReportRow)
+        watermarks: Mapping[str, int] = {}
+        late: dict[Group, UsageTotals] = {}
+        async for page in store.in_order_of_cost(by, first, last, usage_filter):
+            late |= {group: page.groups.pop(group) for group in waiting.groups & page.groups.keys()}
+            rows.add(page.groups.items())
+            watermarks = page.watermarks
+        await self._complete(late, waiting, watermarks)
+        if not late:
+            return rows
+        return await merged([rows, await _rows(late, chronological=False)], _order)
+
     async def hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter = _NO_FILTER
-    ) -> list[ReportRow]:
+    ) -> Rows[ReportRow]:
         """Sum the hours of the days from first to last, in the order of the groups' names; imported days have none.
 
         An hour is named by its beginning with its offset, as `2026-10-25T02:00+01:00`.
@@ -207,7 +216,7 @@ class UsageReader:
             async for event in self.events(days_window(first, last, self._zone), usage_filter):
                 _add(groups, *counted(event))
         else:
-            groups.update(stored.groups)
+            groups = stored.groups
             await self._complete(groups, waiting, stored.watermarks)
         return await _rows(groups, chronological=True)
 
@@ -399,9 +408,11 @@ class UsageReader:
         last: date,
         usage_filter: UsageFilter,
         counted: Callable[[UsageEvent], tuple[Group, UsageTotals]],
-    ) -> list[_Waiting]:
-        waiting = self._waiting(days_window(first, last, self._zone), usage_filter)
-        return [_Waiting(seq, *counted(event)) async for seq, event in waiting]
+    ) -> WaitingSums:
+        waiting, window = WaitingSums(), days_window(first, last, self._zone)
+        async for page in self._unstored(usage_filter.user):
+            waiting.add((seq, counted(event)) for seq, event in _of(page, window, usage_filter))
+        return waiting
 
     async def _unstored(self, user: str | None) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
         """Give at least what a user has in the outbox, or all there is."""
@@ -416,13 +427,11 @@ class UsageReader:
                 await asyncio.sleep(0)
 
     async def _complete(
-        self, groups: dict[Group, UsageTotals], waiting: Sequence[_Waiting], watermarks: Mapping[str, int]
+        self, groups: dict[Group, UsageTotals], waiting: WaitingSums, watermarks: Mapping[str, int]
     ) -> None:
         """Add what the store did not have when it answered."""
-        watermark = watermarks.get(self._ledger.writer, 0)
-        async for part in in_steps(one for one in waiting if one.seq > watermark):
-            for one in part:
-                _add(groups, one.group, one.totals)
+        async for group, totals in waiting.behind(watermarks.get(self._ledger.writer, 0)):
+            _add(groups, group, totals)
 
     async def _outbox(self, after: int) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
         """Read the outbox behind a number, what is acknowledged and still there included; others have the loop too."""
@@ -456,13 +465,19 @@ def _add(groups: dict[Group, UsageTotals], group: Group, totals: UsageTotals) ->
     groups[group] = groups.get(group, UsageTotals()).plus(totals)
 
 
-async def _rows(groups: Mapping[Group, UsageTotals], *, chronological: bool) -> list[ReportRow]:
-    rows = [ReportRow(group, totals) async for part in in_steps(groups.items()) for group, totals in part]
-    return await in_order(rows, partial(_order, chronological=chronological))
+async def _rows(groups: dict[Group, UsageTotals], *, chronological: bool) -> Rows[ReportRow]:
+    """Put the groups in order; nothing is left of `groups`."""
+    items = (groups.popitem() for _ in range(len(groups)))
+    return await in_order(items, partial(_order, chronological=chronological))
+
+
+def _only_names(by: Sequence[Grouping]) -> Sequence[RollupDimension] | None:
+    """Give the groupings, if none of them is one of time."""
+    return cast("Sequence[RollupDimension]", by) if set(by) <= set(ROLLUP_DIMENSIONS) else None
 
 
 def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]:
-    names = tuple(name or "" for name in row.group)
+    names = tuple([name or "" for name in row.group])
     return names if chronological else (-row.totals.cost, -row.totals.requests, names)
 
 

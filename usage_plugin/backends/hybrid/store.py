@@ -26,6 +26,7 @@ from usage_plugin.domain.store import (
     LeavesTraces,
     Ranking,
     Ranks,
+    Sorts,
     UsageFilter,
     UsageStore,
 )
@@ -161,6 +162,15 @@ class HybridStore(UsageStore):
             if isinstance(store, Ranks):
                 return await store.ranking(*what, **how)
         raise StorageUnavailableError("The database cannot rank.")
+
+    async def in_order_of_cost(self, *what: Any) -> AsyncIterator[Aggregate]:
+        """Stream all groups, the dearest first, if the database can."""
+        async with self._level_database() as store:
+            if isinstance(store, Sorts):
+                async for page in store.in_order_of_cost(*what):
+                    yield page
+                return
+        raise StorageUnavailableError("The database does not sort.")
 
     async def aggregate_hours(self, *what: Any) -> Aggregate:
         """Sum hours, if the database keeps them."""

@@ -11,7 +11,8 @@ import json
 import sqlite3
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import resources
-from itertools import islice, repeat
+from itertools import repeat
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -51,7 +52,7 @@ from usage_plugin.domain.usage import (
 from usage_plugin.domain.windows import days_window, hour_name, start_of_day, start_of_hour
 from usage_plugin.errors import StorageDamagedError, StorageError, StorageUnavailableError
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
-from usage_plugin.tracking.steps import in_steps, unhurried
+from usage_plugin.tracking.steps import in_steps, taken, unhurried
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -63,7 +64,9 @@ if TYPE_CHECKING:
 RecordT = TypeVar("RecordT")
 
 PAGE = 1_000
+_DAYS = 2_000
 _PART = 100
+_GROUPS = 500
 _BUSY_TIMEOUT = 10.0
 _MOST_VALUES = 900
 """SQLite before 3.32 takes 999 values in a statement."""
@@ -125,7 +128,7 @@ class SqliteStore(UsageStore):
     async def _add_events(self, events: Sequence[UsageEvent]) -> None:
         known = await self._already_stored(events)
         fresh = list({event.event_id: event for event in events if event.event_id not in known}.values())
-        sums = [daily_sum(event, self._zone) for event in fresh]
+        sums = [daily_sum(event, self._zone) async for part in unhurried(fresh) for event in part]
         numbers = await self._number(sums)
         rows = []
         async for part in unhurried(zip(fresh, sums, strict=True)):
@@ -155,8 +158,9 @@ class SqliteStore(UsageStore):
     async def _add_up(self, statement: str, keyed: Iterable[tuple[tuple[int, ...], UsageTotals]]) -> None:
         """Add to each row once, in the order of their keys."""
         rows: dict[tuple[int, ...], UsageTotals] = {}
-        for key, totals in keyed:
-            rows[key] = rows.get(key, UsageTotals()).plus(totals)
+        async for part in unhurried(keyed):
+            for key, totals in part:
+                rows[key] = rows.get(key, UsageTotals()).plus(totals)
         await self._writer.executemany(statement, [(*key, *rows[key]) for key in sorted(rows)])
 
     async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
@@ -234,6 +238,32 @@ class SqliteStore(UsageStore):
                 )
         return Ranking(groups, next(iter(counted))[0], watermarks)
 
+    async def in_order_of_cost(
+        self, by: Sequence[RollupDimension], first: date, last: date, usage_filter: UsageFilter
+    ) -> AsyncIterator[Aggregate]:
+        """Stream the sums of all groups, the dearest first."""
+        source = of_days(by, first, last, usage_filter)
+        columns = ", ".join(by)
+        names = ", ".join(f"{name}s.name" for name in by)
+        joins = " ".join(f"LEFT JOIN names AS {name}s ON {name}s.number = sums.{name}" for name in by)
+        in_order = ", ".join(f"coalesce({name}s.name, '')" for name in by)
+        query = (
+            f"SELECT {', '.join(f'sums.{name}' for name in UsageTotals._fields)}, {names}"
+            f" FROM (SELECT {columns}, {SUMMED} FROM {source.query} GROUP BY {columns}) AS sums {joins}"
+            f" ORDER BY sums.cost DESC, sums.requests DESC, {in_order}"
+        )
+        sums = len(UsageTotals._fields)
+        with _translated(self._path):
+            async with self._reading, _transaction(self._reader):
+                watermarks = await _watermarks(self._reader)
+                async with self._reader.execute(query, source.values) as cursor:
+                    while True:
+                        rows = list(await cursor.fetchmany(_GROUPS))
+                        groups = {tuple(row[sums:]): UsageTotals._make(row[:sums]) for row in rows}
+                        yield Aggregate(groups, watermarks)
+                        if len(rows) < _GROUPS:
+                            return
+
     async def _groups(
         self, by: Sequence[Grouping | HourGrouping], query: str, values: Sequence[object]
     ) -> dict[tuple[str | None, ...], UsageTotals]:
@@ -243,7 +273,7 @@ class SqliteStore(UsageStore):
         names = await self._names_of(numbers)
         return {
             tuple(self._label(grouping, row[at], names) for at, grouping in enumerate(by)): UsageTotals(*row[len(by) :])
-            async for part in in_steps(rows)
+            async for part in in_steps(taken(rows))
             for row in part
         }
 
@@ -305,13 +335,12 @@ class SqliteStore(UsageStore):
         """
         where, values = conditions(usage_filter)
         # A person's name is looked up with each row: it can be forgotten, and its number be somebody else's then.
-        persons = ", ".join(
-            f"CASE WHEN {person} THEN (SELECT name FROM names WHERE number = {person}) END" for person in _PERSONS
-        )
+        persons = ", ".join(f"{person}s.name" for person in _PERSONS)
+        joins = " ".join(f"LEFT JOIN names AS {person}s ON {person}s.number = {person}" for person in _PERSONS)
         query = (
-            f"SELECT day, {_DIMENSIONS}, {persons}, {SUMS} FROM daily"  # our own words
+            f"SELECT day, {_DIMENSIONS}, {persons}, {SUMS} FROM daily {joins}"  # our own words
             f" WHERE day <= ? AND (day, {_DIMENSIONS}) > ({', '.join('?' * len(_KEY))}){where}"
-            f" ORDER BY day, {_DIMENSIONS} LIMIT {PAGE}"
+            f" ORDER BY day, {_DIMENSIONS} LIMIT {_DAYS}"
         )
         key = (number_of(first) - 1, *(_LAST_NUMBER for _ in ROLLUP_DIMENSIONS))
         names: dict[int, str | None] = {}
@@ -319,20 +348,16 @@ class SqliteStore(UsageStore):
             with _translated(self._path):
                 async with self._reading:
                     rows = list(await self._reader.execute_fetchall(query, (number_of(last), *key, *values)))
-                    columns = list(zip(*rows, strict=True))
-                    names = await self._names_in(columns, names)
-            sums = _daily_of(columns, names)
-            while part := list(islice(sums, _PART)):
-                yield part
-            if len(rows) < PAGE:
+                    names = await self._names_in(rows, names)
+            for at in range(0, len(rows), _PART):
+                yield list(_daily_of(rows[at : at + _PART], names))
+            if len(rows) < _DAYS:
                 return
             key = tuple(rows[-1][: len(_KEY)])
 
-    async def _names_in(
-        self, columns: Sequence[tuple[Any, ...]], before: Mapping[int, str | None]
-    ) -> dict[int, str | None]:
+    async def _names_in(self, rows: Sequence[sqlite3.Row], before: Mapping[int, str | None]) -> dict[int, str | None]:
         """Find the names in a page of daily sums that are not persons'; those of the page before serve again."""
-        numbers = set().union(*(column for name, column in zip(_KEY, columns, strict=False) if name in _THINGS))
+        numbers = set().union(*(map(itemgetter(at), rows) for at, name in enumerate(_KEY) if name in _THINGS))
         kept = {number: before[number] for number in numbers & before.keys()}
         return kept if len(kept) == len(numbers) else kept | await self._names_of(numbers - kept.keys())
 
@@ -452,10 +477,8 @@ async def _watermarks(connection: aiosqlite.Connection) -> dict[str, int]:
 async def _numbers_of(connection: aiosqlite.Connection, names: Collection[str | None]) -> dict[str | None, int]:
     """Find the numbers of those names that have one."""
     numbers: dict[str | None, int] = {None: 0}
-    wanted = sorted(name for name in names if name is not None)
-    for at in range(0, len(wanted), _MOST_VALUES):
+    async for some in in_steps((name for name in names if name is not None), _MOST_VALUES):
         # Bound one by one: in JSON, SQLite would take a name that holds a NUL to end there.
-        some = wanted[at : at + _MOST_VALUES]
         marks = ", ".join("?" * len(some))
         rows = await connection.execute_fetchall(f"SELECT name, number FROM names WHERE name IN ({marks})", some)
         numbers |= {row[0]: row[1] for row in rows}
@@ -476,10 +499,9 @@ async def _is_used(connection: aiosqlite.Connection, number: int) -> bool:
     return bool(next(iter(rows))[0])
 
 
-def _daily_of(columns: Sequence[tuple[Any, ...]], names: Mapping[int, str | None]) -> Iterator[DailySum]:
-    """Read a page by its columns, without a call of Python for each row: there may be ten million."""
-    if not columns:
-        return iter(())
+def _daily_of(rows: Sequence[sqlite3.Row], names: Mapping[int, str | None]) -> Iterator[DailySum]:
+    """Read some rows by their columns, without a call of Python for each row: there may be ten million."""
+    columns = list(zip(*rows, strict=True))
     days = {number: day_of(number) for number in set(columns[0])}
     named: dict[str, Iterable[str | None]] = dict(zip(_PERSONS, columns[len(_KEY) :], strict=False))
     for name, column in zip(_KEY, columns, strict=False):
