@@ -2,11 +2,10 @@
 
 The days are made by a formula in SQL, in the SQLite store's file, whose triggers keep its other sums; and by the same
 formula in DuckDB, in a Parquet file: the yardstick. Questions go through the reader, as the command line and the Python
-API ask them, with an empty outbox; times are medians. The stream of all days is measured in a process of its own.
-Under load, events are recorded as fast as the process can, with questions asked in between. The rows below a stall say
-where it comes from: from full garbage collections, which take longer the more a process has imported, so that it is
-measured again with that set apart (`gc.freeze`); and from letting go of an answer with all 100,000 users, so that it is
-measured again without that question.
+API ask them, with an empty outbox; times are medians. The stream of all days is measured in a process of its own; its
+stall once more without what full garbage collections of the imported modules add.
+Under load, events are recorded as fast as the process can, with questions asked in between, in a process that has
+imported LiteLLM and started as a worker of the proxy does (`lifecycle.set_apart`); the last rows say what that saves.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import time
 from contextlib import closing
 from datetime import date, timedelta
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -254,68 +254,62 @@ def stream(folder: Path, plan: Plan) -> Streamed:
             took = time.perf_counter() - began
             growth = (highest() - before) / MIB
             stall = await longest_stall(all_days)
-            _set_apart()
+            gc.collect()
+            gc.freeze()
             return Streamed(count / took, growth, stall, await longest_stall(all_days))
 
     return uvloop.run(measured())
 
 
-def _set_apart() -> float:
-    """Take all that there is out of garbage collection; give the milliseconds that the last one took."""
-    began = time.perf_counter()
-    gc.collect()
-    took = 1_000 * (time.perf_counter() - began)
-    gc.freeze()
-    return took
+def under_load(folder: Path, plan: Plan) -> list[Figure]:
+    """Record as fast as possible, and ask in between, in the process of the caller."""
+    lifecycle = import_module("usage_plugin.proxy.lifecycle")  # not in the other measurements: it brings LiteLLM along
+    full_collection = _collect()
 
+    async def measured() -> list[Figure]:
+        runtime = Runtime(config_of({"data_dir": str(folder), "limits": []}))
+        lifecycle.set_apart()
+        try:
+            async with runtime.parts.open_store_for_reading() as store:
+                reader = UsageReader(runtime.ledger, store, runtime.cache, UTC, runtime.clock)
 
-async def under_load(folder: Path, plan: Plan) -> list[Figure]:
-    """Record as fast as possible, and ask in between."""
-    runtime = Runtime(config_of({"data_dir": str(folder), "limits": []}))
-    try:
-        async with runtime.parts.open_store_for_reading() as store:
-            reader = UsageReader(runtime.ledger, store, runtime.cache, UTC, runtime.clock)
+                async def recording() -> None:
+                    for number in range(plan.recorded):
+                        record(runtime, user_name(number % plan.users), 1_000_000)
+                        if number % AT_ONCE == 0:
+                            await asyncio.sleep(0)
 
-            async def recording() -> None:
-                for number in range(plan.recorded):
-                    record(runtime, user_name(number % plan.users), 1_000_000)
-                    if number % AT_ONCE == 0:
-                        await asyncio.sleep(0)
-
-            async def asking(*, of_everybody: bool = True) -> None:
-                busy = asyncio.create_task(recording())
-                while not busy.done():
-                    await reader.top(("user",), TODAY - timedelta(days=29), TODAY, most=TOP)
-                    if of_everybody:
+                async def asking() -> None:
+                    busy = asyncio.create_task(recording())
+                    while not busy.done():
+                        await reader.top(("user",), TODAY - timedelta(days=29), TODAY, most=TOP)
                         await reader.report(("user",), TODAY - timedelta(days=29), TODAY)
-                    await reader.report(("day", "model"), first_day(plan), TODAY)
-                    await reader.user_month(user_name(random.randrange(plan.users)))
-                await busy
+                        await reader.report(("day", "model"), first_day(plan), TODAY)
+                        await reader.user_month(user_name(random.randrange(plan.users)))
+                    await busy
 
-            async def settled() -> None:
+                alone = await longest_stall(recording)
                 while runtime.recorder.pending or runtime.ledger.waiting().events:
                     await asyncio.sleep(0.05)
+                beside = await longest_stall(asking)
+        finally:
+            await runtime.close()
+        return [
+            Figure(what="longest stall while recording at full load", measured=alone, unit="ms"),
+            Figure(what="longest stall while recording, with questions", measured=beside, unit="ms", at_most=20),
+            Figure(what="a full garbage collection of LiteLLM", measured=full_collection, unit="ms"),
+            Figure(what="— afterwards, in such a worker", measured=_collect(), unit="ms"),
+        ]
 
-            alone = await longest_stall(recording)
-            await settled()
-            beside = await longest_stall(asking)
-            await settled()
-            collection = _set_apart()
-            without = await longest_stall(partial(asking, of_everybody=False))
-            await settled()
-            everybody = await reader.report(("user",), TODAY - timedelta(days=29), TODAY)
-            began, count = time.perf_counter(), len(everybody)
-            del everybody
-            letting_go = 1_000 * (time.perf_counter() - began)
-    finally:
-        await runtime.close()
-    return [
-        Figure(what="longest stall while recording at full load", measured=alone, unit="ms"),
-        Figure(what="longest stall while recording, with questions", measured=beside, unit="ms", at_most=20),
-        Figure(what="— imports set apart, without all users", measured=without, unit="ms"),
-        Figure(what="a full garbage collection of what is imported", measured=collection, unit="ms"),
-        Figure(what=f"letting go of a report of {count:,} users", measured=letting_go, unit="ms"),
-    ]
+    return uvloop.run(measured())
+
+
+def _collect() -> float:
+    """Collect garbage; give how many milliseconds it took to go through what there is."""
+    gc.collect()
+    began = time.perf_counter()
+    gc.collect()
+    return 1_000 * (time.perf_counter() - began)
 
 
 def in_files(folder: Path, plan: Plan) -> tuple[float, list[Figure]]:
@@ -389,7 +383,7 @@ def measure(folder: Path, plan: Plan) -> list[Figure]:
         Figure(what="longest stall by it", measured=streamed.stall, unit="ms", at_most=20),
         Figure(what="— imports set apart", measured=streamed.stall_set_apart, unit="ms"),
     ]
-    figures += uvloop.run(under_load(data, plan))
+    figures += in_a_process(partial(under_load, data), plan)
     growth, of_files = in_a_process(partial(in_files, folder / "files"), plan)
     return [*figures, *of_files, Figure(what="files: growth of the process", measured=growth, unit="MiB", at_most=60)]
 
