@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.rules import RulesInForce
 
 MOST_PENDING = 10_000
+"""So many settlements wait in memory while the ledger does not take them. What comes on top leaves its hold behind, to
+be charged when this worker ends, and a line in the log."""
 _FIRST_DELAY = 0.0005
 _TURN_NS = 3_000_000
 """For so long what has waited is written at a stretch: others wait for the loop, and more comes meanwhile."""
-"""So many settlements wait in memory while the ledger does not take them. What comes on top leaves its hold behind, to
-be charged when this worker ends, and a line in the log."""
 
 log = get_logger()
 
