@@ -2,8 +2,7 @@
 
 The days are made by a formula in SQL, in the SQLite store's file, whose triggers keep its other sums; and by the same
 formula in DuckDB, in a Parquet file: the yardstick. Questions go through the reader, as the command line and the Python
-API ask them, with an empty outbox; times are medians. The stream of all days is measured in a process of its own; its
-stall once more without what full garbage collections of the imported modules add.
+API ask them, with an empty outbox; times are medians. The stream of all days is measured in a process of its own.
 Under load, events are recorded as fast as the process can, with questions asked in between, in a process that has
 imported LiteLLM and started as a worker of the proxy does (`lifecycle.set_apart`); the last rows say what that saves.
 """
@@ -224,12 +223,11 @@ def _in_duckdb(
 
 
 class Streamed(NamedTuple):
-    """What streaming all days came to: rows a second, growth in MiB, the longest stalls in ms."""
+    """What streaming all days came to: rows a second, growth in MiB, the longest stall in ms."""
 
     rate: float
     growth: float
     stall: float
-    stall_set_apart: float
 
 
 def stream(folder: Path, plan: Plan) -> Streamed:
@@ -253,10 +251,7 @@ def stream(folder: Path, plan: Plan) -> Streamed:
             await all_days()
             took = time.perf_counter() - began
             growth = (highest() - before) / MIB
-            stall = await longest_stall(all_days)
-            gc.collect()
-            gc.freeze()
-            return Streamed(count / took, growth, stall, await longest_stall(all_days))
+            return Streamed(count / took, growth, await longest_stall(all_days))
 
     return uvloop.run(measured())
 
@@ -381,7 +376,6 @@ def measure(folder: Path, plan: Plan) -> list[Figure]:
         Figure(what="all days streamed", measured=streamed.rate, unit="rows/s", at_least=200_000),
         Figure(what="growth of the process by it", measured=streamed.growth, unit="MiB", at_most=60),
         Figure(what="longest stall by it", measured=streamed.stall, unit="ms", at_most=20),
-        Figure(what="— imports set apart", measured=streamed.stall_set_apart, unit="ms"),
     ]
     figures += in_a_process(partial(under_load, data), plan)
     growth, of_files = in_a_process(partial(in_files, folder / "files"), plan)
