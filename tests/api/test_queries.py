@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from usage_plugin.api import StreamedUsage, UsageTracker
+from usage_plugin.api import StreamedUsage, UsageTracker, open_tracker
 from usage_plugin.errors import HistoryError, UsagePluginError
 
 if TYPE_CHECKING:
@@ -50,6 +50,15 @@ async def test_sums_come_in_buckets_of_time(recorded: UsageTracker) -> None:
     assert await costs(zone="Asia/Tokyo", bucket="day", user="bo") == {
         ("2026-11-23",): 0, ("2026-11-24",): 3, ("2026-11-25",): 6
     }  # fmt: skip
+
+
+async def test_names_are_spelled_as_they_are_kept(section: dict[str, Any], clock: FakeClock) -> None:
+    """With `identity.casefold`, who asks for Ann gets ann, as who records for her does."""
+    async with open_tracker({**section, "identity": {"casefold": True}}, clock=clock) as tracker:
+        await tracker.record_usage("Ann", cost=1, model="gpt")
+        (row,) = await tracker.aggregate(("user",), **SPAN, user="ANN", model="gpt")
+        assert row.group == ("ann",)
+        assert not await tracker.aggregate(("user",), **SPAN, model="GPT")
 
 
 async def test_the_dearest_come_without_the_others(recorded: UsageTracker) -> None:

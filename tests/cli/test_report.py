@@ -48,6 +48,18 @@ def rows_of(report, *keys):
     return [tuple(row[key] for key in keys) for row in report["rows"]]
 
 
+def test_names_are_spelled_as_they_are_kept(run, seeded, config_path):
+    """Spaces do not matter, nor how an accent is written; with `identity.casefold` upper and lower case do not either."""
+    seeded.add(user="zoë", cost=5)
+    assert rows_of(run.json("report", "--user", " zoe\u0308 "), "user", "cost") == [("zoë", "0.000000005")]
+    assert not run.json("report", "--user", "ANN")["rows"]
+    config_path.write_text(config_path.read_text().replace("  groups:", "  identity: {casefold: true}\n  groups:"))
+    assert rows_of(run.json("report", "--user", "ANN", "--team", "Research"), "user", "cost") == [
+        ("ann", "0.010000001")
+    ]
+    assert {event["user"] for event in run.json("events", "--user", "Ann")["events"]} == {"ann"}
+
+
 @pytest.mark.parametrize("where", ["in the outbox", "in the store", "half of each"])
 def test_a_report_has_a_row_for_each_user_and_a_total(run, seeded, where):
     """A report sums the last 30 days by user, the dearest first, and sees everything settled, outbox included."""

@@ -287,9 +287,10 @@ class UsageQueries:
         return [pattern_of(pattern) for pattern in found.patterns]
 
     def _filter(self, names: Mapping[str, str]) -> UsageFilter:
-        kept = self._runtime.pseudonyms.kept_of
+        identity, kept = self._runtime.config.identity, self._runtime.pseudonyms.kept_of
+        asked = {dimension: kept(dimension, identity.as_kept(dimension, name)) for dimension, name in names.items()}
         try:
-            return UsageFilter(**{dimension: kept(dimension, name) for dimension, name in names.items()})
+            return UsageFilter(**asked)
         except TypeError:
             known = ", ".join(UsageFilter.__dataclass_fields__)
             raise UsagePluginError(f"Found {', '.join(names)}, expected some of {known}.") from None

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from usage_plugin.config.limits import LimitConfig, Section
 from usage_plugin.config.values import Days, Group, MostBytes, Name, Names, Size, Unmetered, Weekday, Zone, duration
 from usage_plugin.domain.limits import NO_MEMBERSHIP, Limit, LimitSet, Match, Membership, fits
+from usage_plugin.domain.subjects import spelled
 
 if TYPE_CHECKING:
     from usage_plugin.domain.pseudonyms import Pseudonyms
@@ -113,6 +114,10 @@ class IdentityConfig(Section):
     casefold: bool = False
     json_field: str | None = None
     groups_from: Names = ()
+
+    def as_kept(self, dimension: str, name: str) -> str:
+        """Spell a name that somebody asks for as requests have it."""
+        return spelled(name, casefold=self.casefold) if dimension in FOLDED else name
 
     @property
     def user_resolvers(self) -> tuple[str, ...]:

@@ -84,6 +84,12 @@ def _is_json(name: str) -> bool:
         return False
 
 
+def spelled(name: str, *, casefold: bool) -> str:
+    """Spell a name as it is kept."""
+    name = name.strip()
+    return unicodedata.normalize("NFC", name.casefold() if casefold else name).strip()
+
+
 def clean_name(value: object, *, what: str, casefold: bool = False) -> str | None:
     """Turn a name as it was sent into one that can be kept; None if it names nobody.
 
@@ -99,8 +105,7 @@ def clean_name(value: object, *, what: str, casefold: bool = False) -> str | Non
         return None
     if not isinstance(value, str):
         raise SubjectNameError(f"The {what} must be text, not {type(value).__name__}.")
-    name = value.strip()
-    name = unicodedata.normalize("NFC", name.casefold() if casefold else name).strip()
+    name = spelled(value, casefold=casefold)
     if not name:
         return None
     if len(name) > LONGEST_NAME:

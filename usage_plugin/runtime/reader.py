@@ -63,6 +63,7 @@ class Reader:
         Raises:
             SecretError: it has a pseudonym, and there is no secret to make it with.
         """
+        name = self.config.identity.as_kept(dimension, name)
         is_person = dimension in ("user", "end_user") and self.limits.hides_persons
         if not is_person and dimension != "api_key":
             return name
