@@ -139,9 +139,10 @@ def random_events(chance: random.Random, count: int) -> list[UsageEvent]:
 
 
 @pytest.mark.parametrize("luck", range(8))
-async def test_seeded_accounts_equal_the_events(tmp_path: Path, luck: int) -> None:
+async def test_seeded_accounts_equal_the_events(tmp_path: Path, luck: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of every kind begin with the sum over exactly the events that they would have counted."""
     chance = random.Random(luck)
+    monkeypatch.setattr(seeding, "_AT_ONCE", chance.choice([1, 3, 100]))
     data = Data(tmp_path)
     events = random_events(chance, chance.choice([0, 5, 400]))
     stored = chance.randint(0, len(events))
@@ -154,6 +155,61 @@ async def test_seeded_accounts_equal_the_events(tmp_path: Path, luck: int) -> No
         assert data.accounts() == data.expected(events)
         names = {limit.key: limit.name for limit in data.rules.limits.limits}
         assert len(events) < 400 or len({names[key.limit_key] for key in data.accounts()}) == 14
+
+
+@pytest.mark.parametrize("luck", range(4))
+async def test_what_is_settled_while_accounts_are_set_counts_once(
+    tmp_path: Path, luck: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On accounts that are set already, on those that are not yet, and on new ones: all are exact in the end."""
+    chance = random.Random(luck)
+    monkeypatch.setattr(seeding, "_AT_ONCE", 2)
+    data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
+    (limit,) = data.rules.limits.limits
+    window = limit.window_at(data.clock.now())
+    events: list[UsageEvent] = []
+
+    def settle_as_a_worker() -> None:
+        for _ in range(chance.randint(0, 3)):
+            event = make_event(
+                started_at=data.clock.now(), user=f"u{chance.randint(0, 29)}", cost=chance.randint(1, 99)
+            )
+            charge = Charge(AccountKey(limit.key, window.start, event.user), window.end, event.cost or 0)
+            data.ledger.record([charge], encode_event(event))
+            events.append(event)
+
+    async with data.parts.open_store() as store:
+        events += [make_event(started_at=data.clock.now(), user=f"u{number}", cost=number) for number in range(20)]
+        data.settle(*events[:15])
+        await data.flush(store)
+        data.settle(*events[15:])
+        await data.seeder.seed_new(data.ledger, store, settle_as_a_worker)
+        assert len(events) > 25
+        assert data.accounts() == data.expected(events)
+
+
+async def test_many_accounts_are_set_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that finds thousands of users does not keep requests waiting until all of them are set."""
+    data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
+    charged: list[int] = []
+    seed = data.ledger.seed
+
+    def watched(after: int, work_out: Any) -> None:
+        def counted(entries: Any) -> list[Charge]:
+            found = list(work_out(entries))
+            charged.append(len(found))
+            return found
+
+        seed(after, counted)
+
+    monkeypatch.setattr(data.ledger, "seed", watched)
+    events = [make_event(started_at=data.clock.now(), user=f"u{number}", cost=1) for number in range(1_050)]
+    async with data.parts.open_store() as store:
+        data.settle(*events)
+        await data.flush(store)
+        await data.seed(store)
+    assert (sum(charged), max(charged)) == (1_050, 100)
+    assert data.accounts() == data.expected(events)
 
 
 async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def seed(self, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
-        """Set what accounts of a new limit have spent, in one transaction with the outbox.
+        """Set what some accounts of a new limit have spent, in one transaction with the outbox.
 
         `work_out` gets every entry after that number and gives each account's whole sum, which is set, never added.
         """

@@ -1,12 +1,14 @@
 """Seeding: a new limit counts what its windows already hold.
 
 The keeper adds up what the store has, up to a number of the outbox, and the ledger adds what came after it, in the
-transaction that sets the accounts. Set, never added: what a limit counted before it was seeded is in those sums. It
-waits until every living worker goes by the new rules, so that nothing is settled past the new limit any more.
+transactions that set the accounts: some at a time, so that requests are not kept waiting. Set, never added: what a
+limit counted before it was seeded is in those sums. It waits until every living worker goes by the new rules, so that
+nothing is settled past the new limit any more, and an account that is set stays right.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,6 +45,9 @@ _CALENDAR = frozenset({"day", "week", "month", "quarter", "year"})
 _WHOLE_DAYS = _CALENDAR | {"lifetime"}
 _LOST = ("gap", "unstorable")
 _STEP_EVERY = 500
+_AT_ONCE = 100
+"""So many accounts are set within a millisecond."""
+_REST = 0.001
 _PATIENT_ROUNDS = 10
 
 log = get_logger()
@@ -79,9 +84,7 @@ class Seeder:
             sums = _History([limit for limit in new if limit.counts_history], limits, self._zone, self._clock.now())
             await sums.read(store, ledger.writer, step)
             for limit in sums.limits:
-                step()
-                sums.prepare(ledger, limit)
-                until_free(lambda limit=limit: sums.seed(ledger, limit))  # type: ignore[misc]
+                await sums.seed(ledger, limit, step)
             _count(ledger, charged.keys())
             log.info("limits.seeded", limits=[limit.name for limit in new])
         self._done = digest
@@ -185,6 +188,7 @@ class _History:
         self._spans = {limit.key: _span(limit, now) for limit in limits}
         self._sets = {limit.key: groups.alone(limit) for limit in limits}
         self._sums: dict[int, dict[AccountKey, _Sum]] = {limit.key: {} for limit in limits}
+        self._unset: dict[int, list[AccountKey]] = {limit.key: [] for limit in limits}
         self._watermarks: dict[int, int] = {}
         self._late: dict[int, UsageEvent | None] = {}
 
@@ -225,27 +229,32 @@ class _History:
             raise StorageUnavailableError("The store changed while its history was read.")
         self._watermarks.update((limit.key, watermark) for limit in limits)
 
-    def prepare(self, ledger: Ledger, limit: Limit) -> None:
-        """Read what the store does not have yet: what is read now is not decoded inside the ledger's lock."""
-        seq = max([self._watermarks[limit.key], *self._late])
-        while page := ledger.outbox(seq, _STEP_EVERY):
-            for entry in page:
-                self._decoded(entry)
-            seq = page[-1].seq
-
-    def seed(self, ledger: Ledger, limit: Limit) -> None:
+    async def seed(self, ledger: Ledger, limit: Limit, step: Callable[[], None]) -> None:
         """Set the limit's accounts."""
-        stored = dict(self._sums[limit.key])
+        sums, unset = self._sums[limit.key], self._unset[limit.key]
 
-        def work_out(entries: Sequence[OutboxEntry]) -> Iterable[Charge]:
-            sums = self._sums[limit.key] = dict(stored)
-            for entry in entries:
-                event = self._decoded(entry)
-                if event:
-                    self._add_event(limit, event)
-            return [Charge(account, end, amount) for account, (end, amount) in sums.items()]
+        def set_some(entries: Sequence[OutboxEntry]) -> Iterable[Charge]:
+            self._add_entries(limit, entries)
+            some = unset[-_AT_ONCE:]
+            del unset[-_AT_ONCE:]
+            return [Charge(account, *sums[account]) for account in some]
 
-        ledger.seed(self._watermarks[limit.key], work_out)
+        while True:
+            step()
+            # What is read now is not decoded inside the ledger's lock.
+            while entries := ledger.outbox(self._watermarks[limit.key], _STEP_EVERY):
+                self._add_entries(limit, entries)
+            until_free(lambda: ledger.seed(self._watermarks[limit.key], set_some))
+            if not unset:
+                return
+            await asyncio.sleep(_REST)
+
+    def _add_entries(self, limit: Limit, entries: Sequence[OutboxEntry]) -> None:
+        for entry in entries:
+            event = self._decoded(entry)
+            if event:
+                self._add_event(limit, event)
+            self._watermarks[limit.key] = entry.seq
 
     def _decoded(self, entry: OutboxEntry) -> UsageEvent | None:
         if entry.seq not in self._late:
@@ -267,6 +276,8 @@ class _History:
             sums = self._sums[limit.key]
             account = AccountKey(limit.key, window.start, matched.subject)
             known = sums.get(account)
+            if known is None:
+                self._unset[limit.key].append(account)
             # An account that was left alone until its end began anew; only a session's can.
             end, before = known if known and at < known.end else (0, 0)
             sums[account] = _Sum(max(end, window.end), before + amount_of(limit, totals))
