@@ -212,7 +212,7 @@ class Flusher:
             until_free(ledger.sync)
             self._taken = 0
             try:
-                await self._take(await self._readable(entries))
+                await self._take(self._readable(entries))
             except BaseException:
                 self._unstorable.take_back()
                 # What was taken before is not sent again: the next try begins with what went wrong.
@@ -229,14 +229,13 @@ class Flusher:
         while left > 0 and await self.flush() == BATCH:
             left -= BATCH
 
-    async def _readable(self, entries: Sequence[OutboxEntry]) -> list[_Item]:
+    def _readable(self, entries: Sequence[OutboxEntry]) -> list[_Item]:
         items = []
-        async for part in unhurried(entries):
-            for entry in part:
-                try:
-                    items.append(_Item(entry, decode_event(entry.event)))
-                except (ValueError, TypeError) as error:
-                    self._unstorable.add(entry, None, f"It cannot be read: {error}.")
+        for entry in unhurried(entries):
+            try:
+                items.append(_Item(entry, decode_event(entry.event)))
+            except (ValueError, TypeError) as error:
+                self._unstorable.add(entry, None, f"It cannot be read: {error}.")
         return items
 
     async def _take(self, items: Sequence[_Item]) -> None:

@@ -128,16 +128,15 @@ class SqliteStore(UsageStore):
     async def _add_events(self, events: Sequence[UsageEvent]) -> None:
         known = await self._already_stored(events)
         fresh = list({event.event_id: event for event in events if event.event_id not in known}.values())
-        sums = [daily_sum(event, self._zone) async for part in unhurried(fresh) for event in part]
+        sums = [daily_sum(event, self._zone) for event in unhurried(fresh)]
         numbers = await self._number(sums)
         rows = []
-        async for part in unhurried(zip(fresh, sums, strict=True)):
-            for event, one in part:
-                record = to_record(event)
-                for column in ("started_at", "event_id", *ROLLUP_DIMENSIONS):
-                    record.pop(column, None)
-                dimensions = (numbers[name] for name in one.names)
-                rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
+        for event, one in unhurried(zip(fresh, sums, strict=True)):
+            record = to_record(event)
+            for column in ("started_at", "event_id", *ROLLUP_DIMENSIONS):
+                record.pop(column, None)
+            dimensions = (numbers[name] for name in one.names)
+            rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
         await self._writer.executemany(_ADD_EVENT, rows)
         await self._add_numbered(sums, numbers)
         hours = (
@@ -158,9 +157,8 @@ class SqliteStore(UsageStore):
     async def _add_up(self, statement: str, keyed: Iterable[tuple[tuple[int, ...], UsageTotals]]) -> None:
         """Add to each row once, in the order of their keys."""
         rows: dict[tuple[int, ...], UsageTotals] = {}
-        async for part in unhurried(keyed):
-            for key, totals in part:
-                rows[key] = rows.get(key, UsageTotals()).plus(totals)
+        for key, totals in unhurried(keyed):
+            rows[key] = rows.get(key, UsageTotals()).plus(totals)
         await self._writer.executemany(statement, [(*key, *rows[key]) for key in sorted(rows)])
 
     async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
@@ -176,8 +174,12 @@ class SqliteStore(UsageStore):
     async def _number(self, sums: Sequence[DailySum]) -> dict[str | None, int]:
         """Give each name its number, making new ones."""
         wanted = sorted({name for one in sums for name in one.names if name is not None})
-        await self._writer.executemany("INSERT OR IGNORE INTO names (name) VALUES (?)", [(name,) for name in wanted])
-        return await _numbers_of(self._writer, wanted)
+        numbers = await _numbers_of(self._writer, wanted)
+        new = [(name,) for name in wanted if name not in numbers]
+        if new:
+            await self._writer.executemany("INSERT INTO names (name) VALUES (?)", new)
+            numbers |= await _numbers_of(self._writer, [name for (name,) in new])
+        return numbers
 
     async def watermark(self, writer: str) -> int:
         """Give the number of the writer's last event."""
