@@ -24,14 +24,15 @@ from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
 from benchmarks.previous import Rewriting
 from usage_plugin.config import config_of
-from usage_plugin.domain.ledger import AccountKey, Charge
+from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_event_id
 from usage_plugin.domain.windows import local_date, to_datetime
-from usage_plugin.runtime import Runtime
+from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.tracking.admission import unheld
 from usage_plugin.tracking.recorder import OpenRequest, Outcome
+from usage_plugin.tracking.seeding import COUNTING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,26 +72,21 @@ def user_name(number: int) -> str:
 
 
 async def fill(config: Config, users: int) -> None:
-    """Give every user an account and a daily sum of today, through the ports."""
+    """Give every user a daily sum of today; the keeper makes their accounts of it."""
+    today = local_date(SystemClock().now(), config.timezone)
+    totals = UsageTotals(requests=1, cost=10**6)
+    async with Parts(config).open_store() as store:
+        for first in range(0, users, _FILL_AT_ONCE):
+            numbers = range(first, min(users, first + _FILL_AT_ONCE))
+            sums = [
+                DailySum(today, user_name(number), "platform", None, None, None, "gpt-4o", "openai", totals)
+                for number in numbers
+            ]
+            await store.append_sums("fill", [(first + at + 1, one) for at, one in enumerate(sums)])
     runtime = Runtime(config)
     try:
-        now = runtime.clock.now()
-        (limit,) = runtime.limits.limits
-        window = limit.window_at(now)
-        accounts = (
-            Charge(AccountKey(limit.key, window.start, user_name(number)), window.end, 10**6) for number in range(users)
-        )
-        runtime.ledger.seed(0, lambda _: accounts)
-        today = local_date(now, config.timezone)
-        totals = UsageTotals(requests=1, cost=10**6)
-        async with runtime.parts.open_store() as store:
-            for first in range(0, users, _FILL_AT_ONCE):
-                numbers = range(first, min(users, first + _FILL_AT_ONCE))
-                sums = [
-                    DailySum(today, user_name(number), "platform", None, None, None, "gpt-4o", "openai", totals)
-                    for number in numbers
-                ]
-                await store.append_sums("fill", [(first + at + 1, one) for at, one in enumerate(sums)])
+        while COUNTING not in runtime.ledger.notes(COUNTING):
+            await asyncio.sleep(0.1)
     finally:
         await runtime.close()
 
