@@ -11,6 +11,7 @@ import json
 import os
 import time
 from functools import reduce
+from operator import add, sub
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
@@ -180,11 +181,11 @@ class UsageTotals(NamedTuple):
 
     def plus(self, other: UsageTotals) -> UsageTotals:
         """Add two sums."""
-        return UsageTotals(*(a + b for a, b in zip(self, other, strict=True)))
+        return UsageTotals._make(map(add, self, other))
 
     def minus(self, other: UsageTotals) -> UsageTotals:
         """Take a part away from a sum."""
-        return UsageTotals(*(a - b for a, b in zip(self, other, strict=True)))
+        return UsageTotals._make(map(sub, self, other))
 
 
 def sum_totals(sums: Iterable[UsageTotals]) -> UsageTotals:
