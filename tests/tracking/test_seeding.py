@@ -142,7 +142,7 @@ def random_events(chance: random.Random, count: int) -> list[UsageEvent]:
 async def test_seeded_accounts_equal_the_events(tmp_path: Path, luck: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits of every kind begin with the sum over exactly the events that they would have counted."""
     chance = random.Random(luck)
-    monkeypatch.setattr(seeding, "_AT_ONCE", chance.choice([1, 3, 100]))
+    monkeypatch.setattr(seeding, "_AT_ONCE", chance.choice([1, 3, 250]))
     data = Data(tmp_path)
     events = random_events(chance, chance.choice([0, 5, 400]))
     stored = chance.randint(0, len(events))
@@ -208,7 +208,7 @@ async def test_many_accounts_are_set_a_few_at_a_time(tmp_path: Path, monkeypatch
         data.settle(*events)
         await data.flush(store)
         await data.seed(store)
-    assert (sum(charged), max(charged)) == (1_050, 100)
+    assert (sum(charged), max(charged)) == (1_050, 250)
     assert data.accounts() == data.expected(events)
 
 

@@ -45,7 +45,7 @@ _CALENDAR = frozenset({"day", "week", "month", "quarter", "year"})
 _WHOLE_DAYS = _CALENDAR | {"lifetime"}
 _LOST = ("gap", "unstorable")
 _STEP_EVERY = 500
-_AT_ONCE = 100
+_AT_ONCE = 250
 """So many accounts are set within a millisecond."""
 _REST = 0.001
 _PATIENT_ROUNDS = 10
