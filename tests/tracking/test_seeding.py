@@ -191,19 +191,28 @@ async def test_what_is_settled_while_accounts_are_set_counts_once(
 async def test_many_accounts_are_set_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that finds thousands of users does not keep requests waiting until all of them are set."""
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
+    (limit,) = data.rules.limits.limits
+    window = limit.window_at(data.clock.now())
+    key = AccountKey(limit.key, window.start, "u3")
     charged: list[int] = []
     seed = data.ledger.seed
 
     def watched(after: int, work_out: Any) -> None:
         def counted(entries: Any) -> list[Charge]:
+            # Twice, as a ledger does whose transaction has to be tried again.
+            work_out(entries)
             found = list(work_out(entries))
             charged.append(len(found))
             return found
 
+        # At the last moment, so that it is read inside the ledger's lock.
+        events.append(make_event(started_at=data.clock.now(), user="u3", cost=1))
+        data.ledger.record([Charge(key, window.end, 1)], encode_event(events[-1]))
         seed(after, counted)
 
     monkeypatch.setattr(data.ledger, "seed", watched)
     events = [make_event(started_at=data.clock.now(), user=f"u{number}", cost=1) for number in range(1_050)]
+
     async with data.parts.open_store() as store:
         data.settle(*events)
         await data.flush(store)

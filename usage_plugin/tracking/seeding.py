@@ -232,11 +232,12 @@ class _History:
     async def seed(self, ledger: Ledger, limit: Limit, step: Callable[[], None]) -> None:
         """Set the limit's accounts."""
         sums, unset = self._sums[limit.key], self._unset[limit.key]
+        some: list[AccountKey] = []
 
         def set_some(entries: Sequence[OutboxEntry]) -> Iterable[Charge]:
+            nonlocal some
             self._add_entries(limit, entries)
             some = unset[-_AT_ONCE:]
-            del unset[-_AT_ONCE:]
             return [Charge(account, *sums[account]) for account in some]
 
         while True:
@@ -245,16 +246,19 @@ class _History:
             while entries := ledger.outbox(self._watermarks[limit.key], _STEP_EVERY):
                 self._add_entries(limit, entries)
             until_free(lambda: ledger.seed(self._watermarks[limit.key], set_some))
+            del unset[len(unset) - len(some) :]
             if not unset:
                 return
             await asyncio.sleep(_REST)
 
     def _add_entries(self, limit: Limit, entries: Sequence[OutboxEntry]) -> None:
         for entry in entries:
-            event = self._decoded(entry)
-            if event:
-                self._add_event(limit, event)
-            self._watermarks[limit.key] = entry.seq
+            # A ledger whose transaction did not come through hands them out once more.
+            if entry.seq > self._watermarks[limit.key]:
+                event = self._decoded(entry)
+                if event:
+                    self._add_event(limit, event)
+                self._watermarks[limit.key] = entry.seq
 
     def _decoded(self, entry: OutboxEntry) -> UsageEvent | None:
         if entry.seq not in self._late:
