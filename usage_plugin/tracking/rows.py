@@ -85,7 +85,8 @@ class Rows(Sequence[RowT_co]):
     def __getitem__(self, at: int | slice) -> RowT_co | list[RowT_co]:
         """Make one, or a list of some."""
         if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(len(self)))]
+            start, stop, step = at.indices(len(self))
+            return list(islice(self, start, stop, step)) if step > 0 else list(self)[at]
         found = at + len(self) if at < 0 else at
         if not 0 <= found < len(self):
             raise IndexError(f"There are {len(self):,} rows, and none has the number {at}.")

@@ -38,7 +38,7 @@ def unhurried(items: Iterable[ItemT]) -> Iterator[ItemT]:
     It rests outside of asyncio, whose shortest pause is a millisecond.
     """
     for number, item in enumerate(items):
-        if number % _STRIDE == 0:
+        if number and number % _STRIDE == 0:
             time.sleep(_REST)
         yield item
 
