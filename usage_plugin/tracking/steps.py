@@ -18,7 +18,7 @@ ItemT = TypeVar("ItemT")
 
 _STEP = 200
 """So many items take about a millisecond."""
-_STRIDE = 50
+_STRIDE = 25
 _REST = 0.00005
 
 
