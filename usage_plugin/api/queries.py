@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.forecasting import ForecastWindow
     from usage_plugin.tracking.percentiles import EventGrouping, Measure
-    from usage_plugin.tracking.rows import Group, Rows
+    from usage_plugin.tracking.rows import Group
     from usage_plugin.tracking.tracker import UsageReader
 
 Bucket = Literal["hour", "day", "week", "month"]
@@ -64,7 +64,7 @@ class UsageQueries:
         bucket: Bucket | None = None,
         zone: str | None = None,
         **names: str,
-    ) -> Rows[UsageRow]:
+    ) -> Sequence[UsageRow]:
         """Sum usage by names, in buckets of time if one is given.
 
         Args:
@@ -77,7 +77,8 @@ class UsageQueries:
             names: takes only what has these, for example `user="ann"`.
 
         Returns:
-            The dearest group first; with a bucket, in order of time.
+            The dearest group first; with a bucket, in order of time. Each row is made when it is read, so that an
+            answer with all users is small, and stops nobody when it is dropped.
 
         Raises:
             HistoryError: events that another zone's days need are gone, or there never were any.
