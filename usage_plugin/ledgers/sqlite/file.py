@@ -17,10 +17,13 @@ from usage_plugin.ledgers.sqlite.wal import LONGEST_LOG, WriteAheadLog
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from types import TracebackType
 
 _START_TIMEOUT = 30.0
+_DRIVERS = (sqlite3.Error, OSError, OverflowError, UnicodeError)
+"""What the driver raises."""
 
 
 class LedgerFile(Ledger):
@@ -77,16 +80,9 @@ class LedgerFile(Ledger):
             finally:
                 self._abandon()
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> _Writing:
         """One transaction, holding the write lock from its start."""
-        with translated(self._path):
-            self._execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._execute("COMMIT")
-            finally:
-                self._abandon()
+        return _Writing(self._path, self._execute, self._abandon)
 
     def _abandon(self) -> None:
         """Leave no transaction open, whatever went wrong in it: the next request needs the connection."""
@@ -116,12 +112,46 @@ class LedgerFile(Ledger):
         self._connection.close()
 
 
+class _Writing:
+    """A transaction that writes.
+
+    A class, since events are recorded in it, and a generator costs as much as a statement.
+    """
+
+    __slots__ = ("_abandon", "_execute", "_path")
+
+    def __init__(self, path: Path, execute: Callable[[str], object], abandon: Callable[[], None]) -> None:
+        self._path = path
+        self._execute = execute
+        self._abandon = abandon
+
+    def __enter__(self) -> None:
+        try:
+            self._execute("BEGIN IMMEDIATE")
+        except _DRIVERS as error:
+            raise translate(error, self._path) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            try:
+                if error is None:
+                    self._execute("COMMIT")
+            finally:
+                self._abandon()
+        except _DRIVERS as failed:
+            raise translate(failed, self._path) from failed
+        if isinstance(error, _DRIVERS):
+            raise translate(error, self._path) from error
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
     """Turn the driver's errors into ours, also about numbers and texts that SQLite cannot keep."""
     try:
         yield
-    except (sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
+    except _DRIVERS as error:
         raise translate(error, path) from error
 
 

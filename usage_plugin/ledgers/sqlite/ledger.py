@@ -171,18 +171,8 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
 
     def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
         """Add the charges and append the event, in one transaction."""
-        execute = self._execute
-        try:
-            execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            raise translate(error, self._path) from error
-        try:
-            settled = self._book(_changes((), charges), event)
-            execute("COMMIT")
-        except Exception as error:
-            self._abandon()
-            raise translate(error, self._path) from error
-        return settled
+        with self._writing():
+            return self._book(_changes((), charges), event)
 
     def _take(self, event_id: str) -> Sequence[Hold] | None:
         """Free the slot of a reservation and give its holds; None if it is not open any more."""
