@@ -19,7 +19,6 @@ from rich.text import Text
 from usage_plugin.cli.output import Column, Output, console, harmless, table
 from usage_plugin.cli.spans import read_duration
 from usage_plugin.cli.standings import amount_words, plain, resets_words, subject_words
-from usage_plugin.config import FOLDED
 from usage_plugin.domain.ledger import Adjustment
 from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.pseudonyms import is_key
@@ -169,8 +168,7 @@ def clean_option(reader: Reader, dimension: str, value: str | None) -> str:
         return value or ""
     if dimension == "api_key":
         return _clean_key(reader, value)
-    fold = reader.config.identity.casefold and dimension in FOLDED
-    name = clean_name(value, what=dimension.replace("_", " "), casefold=fold)
+    name = clean_name(value, what=dimension.replace("_", " "), casefold=reader.config.identity.folds(dimension))
     if name is None:
         raise click.BadParameter(f"--{dimension.replace('_', '-')} is empty.")
     return reader.kept(dimension, name)

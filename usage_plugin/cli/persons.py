@@ -21,7 +21,6 @@ from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.export.columns import DAYS
 from usage_plugin.cli.export.target import prints_to_terminal, target
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
-from usage_plugin.config import FOLDED
 from usage_plugin.domain.ledger import Audited
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
@@ -154,7 +153,7 @@ def _words(row: Mapping[str, Any]) -> str:
 
 def clean(reader: Reader, user: str) -> str:
     """Take a name as requests have it."""
-    name = clean_name(user, what="user", casefold=reader.config.identity.casefold and "user" in FOLDED)
+    name = clean_name(user, what="user", casefold=reader.config.identity.folds("user"))
     if name is None:
         raise click.BadParameter("The user is empty.")
     return name

@@ -20,7 +20,6 @@ from usage_plugin.config.file import (
 )
 from usage_plugin.config.limits import LimitConfig
 from usage_plugin.config.sections import (
-    FOLDED,
     RESOLVER,
     AdmissionConfig,
     CacheConfig,
@@ -36,7 +35,6 @@ __all__ = [
     "CONFIG_VARIABLE",
     "DATA_DIR_VARIABLE",
     "ENFORCE_VARIABLE",
-    "FOLDED",
     "RESOLVER",
     "SECTION",
     "AdmissionConfig",

@@ -115,6 +115,10 @@ class IdentityConfig(Section):
     json_field: str | None = None
     groups_from: Names = ()
 
+    def folds(self, dimension: str) -> bool:
+        """Say whether names of this dimension that differ in case only are one."""
+        return self.casefold and dimension in FOLDED
+
     def as_kept(self, dimension: str, name: str) -> str:
         """Spell a name that somebody asks for as requests have it."""
         return spelled(name, casefold=self.casefold) if dimension in FOLDED else name
