@@ -246,8 +246,7 @@ class SqliteStore(UsageStore):
         """Stream the sums of all groups, the dearest first."""
         source = of_days(by, first, last, usage_filter)
         columns = ", ".join(by)
-        names = ", ".join(f"{name}s.name" for name in by)
-        joins = " ".join(f"LEFT JOIN names AS {name}s ON {name}s.number = sums.{name}" for name in by)
+        names, joins = _named(by, of="sums")
         in_order = ", ".join(f"coalesce({name}s.name, '')" for name in by)
         query = (
             f"SELECT {', '.join(f'sums.{name}' for name in UsageTotals._fields)}, {names}"
@@ -337,8 +336,7 @@ class SqliteStore(UsageStore):
         """
         where, values = conditions(usage_filter)
         # A person's name is looked up with each row: it can be forgotten, and its number be somebody else's then.
-        persons = ", ".join(f"{person}s.name" for person in _PERSONS)
-        joins = " ".join(f"LEFT JOIN names AS {person}s ON {person}s.number = {person}" for person in _PERSONS)
+        persons, joins = _named(_PERSONS, of="daily")
         query = (
             f"SELECT day, {_DIMENSIONS}, {persons}, {SUMS} FROM daily {joins}"  # our own words
             f" WHERE day <= ? AND (day, {_DIMENSIONS}) > ({', '.join('?' * len(_KEY))}){where}"
@@ -469,6 +467,12 @@ class SqliteStore(UsageStore):
     async def _one(self, query: str, values: tuple[Any, ...]) -> sqlite3.Row | None:
         async with self._writer.execute(query, values) as cursor:
             return await cursor.fetchone()
+
+
+def _named(dimensions: Sequence[str], *, of: str) -> tuple[str, str]:
+    """Write the columns of names that stand for a table's numbers, `users.name` for `user`, and the joins for them."""
+    columns = ", ".join(f"{name}s.name" for name in dimensions)
+    return columns, " ".join(f"LEFT JOIN names AS {name}s ON {name}s.number = {of}.{name}" for name in dimensions)
 
 
 async def _watermarks(connection: aiosqlite.Connection) -> dict[str, int]:
