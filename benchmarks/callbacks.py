@@ -15,8 +15,9 @@ from typing import Any
 from litellm.integrations.custom_logger import CustomLogger
 
 from usage_plugin.domain.ledger import AccountKey, Charge, Hold
-from usage_plugin.domain.usage import UsageEvent, encode_event, new_event_id
+from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.domain.windows import FOREVER
+from usage_plugin.encoding import encode_event
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
 

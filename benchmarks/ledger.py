@@ -30,7 +30,8 @@ import uvloop
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, Yardstick, percentile, show, wants_json
 from usage_plugin.domain.ledger import AccountKey, Charge, Hold
-from usage_plugin.domain.usage import UsageEvent, encode_event, new_event_id
+from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.tracking.keeper import ROUND_EVERY, SHORTEN_EVERY

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.usage import encode_event
+from usage_plugin.encoding import encode_event
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins import interface as ours
 

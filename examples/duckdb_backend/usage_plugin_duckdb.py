@@ -30,8 +30,9 @@ from usage_plugin.domain.store import (
     daily_sum,
 )
 from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import UsageEvent, UsageTotals, decode_event, encode_event
+from usage_plugin.domain.usage import UsageEvent, UsageTotals
 from usage_plugin.domain.windows import start_of_day
+from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings

@@ -21,7 +21,7 @@ from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.domain.usage import encode_event
+from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.tracking.admission import Demand, Refusal

@@ -16,7 +16,7 @@ from usage_plugin.cli.doctor.mock_model import MockModel
 from usage_plugin.cli.doctor.web import Answer, fetch
 from usage_plugin.config import load_config
 from usage_plugin.domain.ledger import Hold, Imperfection
-from usage_plugin.domain.usage import encode_event
+from usage_plugin.encoding import encode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.sqlite_file import has_wal_reset_bug
 from usage_plugin.testing.builders import NOON, make_event

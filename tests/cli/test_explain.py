@@ -5,7 +5,7 @@ import json
 import pytest
 
 from usage_plugin.domain.ledger import Balance
-from usage_plugin.domain.usage import encode_event
+from usage_plugin.encoding import encode_event
 from usage_plugin.testing.builders import NOON, make_event
 
 SECOND = 1_000_000

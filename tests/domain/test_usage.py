@@ -8,17 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usage_plugin.domain.usage import (
-    SCHEMA,
-    UsageEvent,
-    UsageTotals,
-    decode_event,
-    encode_event,
-    from_record,
-    new_event_id,
-    to_record,
-    totals_of,
-)
+from usage_plugin.domain.usage import SCHEMA, UsageEvent, UsageTotals, from_record, new_event_id, to_record, totals_of
+from usage_plugin.encoding import decode_event, encode_event
 
 names = st.none() | st.text()
 counts = st.integers(0, 2**63 - 1)
@@ -103,9 +94,22 @@ def test_a_record_without_optional_fields_gets_the_defaults():
 
 
 def test_nan_is_never_written():
-    """What is no number cannot get into a record."""
-    with pytest.raises(ValueError):
-        encode_event(make_event(usage={"x": float("nan")}))
+    """What is no number is written as null, which everybody can read, and the rest of the event as it is."""
+    event = decode_event(encode_event(make_event(cost=5, usage={"x": float("nan"), "y": 1})))
+    assert (event.cost, event.usage) == (5, {"x": None, "y": 1})
+
+
+@pytest.mark.parametrize("character", [*map(chr, range(160)), "\u2028", "é", "💸", '"', "\\"])
+def test_texts_are_written_as_everybody_writes_them(character):
+    """A text in a record is found by searching for how the standard library writes it: that is how persons are."""
+    assert json.dumps(character, ensure_ascii=False) in encode_event(make_event(user=character))
+
+
+@pytest.mark.parametrize("unusual", [{"user": "\ud800"}, {"cost": 2**64}])
+def test_what_does_not_fit_is_left_to_whoever_keeps_it(unusual):
+    """Half a surrogate pair, or a number of more than 64 bits, gets into a record, for the ledger to refuse."""
+    (value,) = unusual.values()
+    assert json.dumps(value, ensure_ascii=False) in encode_event(make_event(**unusual))
 
 
 def test_events_cannot_be_changed():

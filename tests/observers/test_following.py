@@ -10,7 +10,8 @@ import pytest
 from tests.observers.conftest import LAST_WEEK, THIS_WEEK, at, requests
 from usage_plugin.domain.behaviour import DIMENSIONS, vector_of, week_of_use
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL
-from usage_plugin.domain.usage import encode_event, totals_of
+from usage_plugin.domain.usage import totals_of
+from usage_plugin.encoding import encode_event
 from usage_plugin.observers.chroma import following
 from usage_plugin.testing.builders import make_event, make_sum
 

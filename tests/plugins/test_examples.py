@@ -12,7 +12,7 @@ from tests.plugins.conftest import CENT, not_told
 from tests.proxy.conftest import ROOT
 from tests.tracking.test_tracking import eventually
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import ConfigError
 from usage_plugin.plugins import resolving as resolving_module
 from usage_plugin.runtime import load_plugins

@@ -17,8 +17,8 @@ from usage_plugin.cli import main
 from usage_plugin.domain.pseudonyms import is_pseudonym
 from usage_plugin.domain.refusals import RefusedRequest
 from usage_plugin.domain.store import UsageFilter
-from usage_plugin.domain.usage import encode_event
 from usage_plugin.domain.windows import FOREVER, Window
+from usage_plugin.encoding import encode_event
 from usage_plugin.plugins.manager import HOOKS
 from usage_plugin.runtime import Parts, open_reader
 from usage_plugin.testing.builders import make_event

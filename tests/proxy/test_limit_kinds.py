@@ -26,7 +26,7 @@ import pytest
 import yaml
 
 from tests.proxy.conftest import noon_zone, proxy_config, running
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.encoding import decode_event
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from usage_plugin.config.file import load_config
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Runtime
 
 if TYPE_CHECKING:

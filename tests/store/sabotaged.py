@@ -16,7 +16,8 @@ from usage_plugin.backends.memory import MemoryStore
 from usage_plugin.backends.sqlite.store import SqliteStore, open_store
 from usage_plugin.domain.store import Aggregate, UsageFilter, daily_sum
 from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import UsageTotals, decode_event, encode_event
+from usage_plugin.domain.usage import UsageTotals
+from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.plugins.interface import NoOptions, StorageBackend, Surroundings
 from usage_plugin.testing import StoreContract

@@ -26,7 +26,7 @@ import asyncio, random, sys, time
 from pathlib import Path
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.usage import encode_event
+from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event
 from usage_plugin.tracking.flusher import Flusher

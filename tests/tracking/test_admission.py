@@ -13,7 +13,8 @@ import pytest
 from tests.tracking.test_tracking import CENT, ask, configure, eventually
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import Imperfection
-from usage_plugin.domain.usage import TokenUsage, decode_event
+from usage_plugin.domain.usage import TokenUsage
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerError
 from usage_plugin.runtime import Runtime
 from usage_plugin.testing.clock import FakeClock

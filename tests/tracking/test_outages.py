@@ -20,8 +20,9 @@ import pytest
 from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, eventually, success
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter, UsageStore
-from usage_plugin.domain.usage import UsageEvent, decode_event, encode_event
+from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.domain.windows import to_datetime
+from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.runtime import Parts, Runtime

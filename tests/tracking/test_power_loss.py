@@ -24,7 +24,7 @@ from tests.tracking.test_tracking import configure
 from usage_plugin.config import Config, load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.flusher import Flusher
 from usage_plugin.tracking.tracker import ALWAYS
@@ -39,7 +39,7 @@ from pathlib import Path
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import AccountKey, Charge, Hold
-from usage_plugin.domain.usage import encode_event
+from usage_plugin.encoding import encode_event
 from usage_plugin.ledgers.sqlite import wal
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event

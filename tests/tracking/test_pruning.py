@@ -11,8 +11,9 @@ import pytest
 
 from tests.tracking.test_tracking import CENT, admitted, configure, eventually, success
 from usage_plugin.domain.store import UsageFilter
-from usage_plugin.domain.usage import UsageEvent, encode_event
+from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.domain.windows import FOREVER, Window
+from usage_plugin.encoding import encode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.books import days_of

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from usage_plugin.domain.store import UsageFilter, daily_sum
-from usage_plugin.domain.usage import UsageEvent, UsageTotals, encode_event, totals_of
+from usage_plugin.domain.usage import UsageEvent, UsageTotals, totals_of
 from usage_plugin.domain.windows import days_window, local_date, start_of_day
+from usage_plugin.encoding import encode_event
 from usage_plugin.errors import HistoryError, UsagePluginError
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
 from usage_plugin.plugins.manager import Plugins

@@ -16,7 +16,8 @@ from tests.tracking.test_tracking import CENT, admitted, configure, eventually, 
 from usage_plugin.domain.ledger import AccountKey, Adjustment, Balance, Charge, Hold
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.domain.usage import UsageEvent, encode_event, subjects_of, totals_of
+from usage_plugin.domain.usage import UsageEvent, subjects_of, totals_of
+from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock

@@ -20,7 +20,8 @@ import pytest
 from usage_plugin.config import Config, load_config
 from usage_plugin.domain.ledger import AccountKey, Balance, Ledger
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, decode_event, encode_event, new_event_id
+from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_event_id
+from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerBusyError, StorageUnavailableError
 from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from usage_plugin.domain.usage import encode_record
+from usage_plugin.domain.profiles import encode_json
 from usage_plugin.errors import UsagePluginError
 
 if TYPE_CHECKING:
@@ -48,6 +48,6 @@ def checked_fields(fields: ProfileFields) -> dict[str, Any]:
 
 def _is_json_object(value: Any) -> bool:
     try:
-        return isinstance(value, dict) and bool(encode_record(value))
+        return isinstance(value, dict) and bool(encode_json(value))
     except (TypeError, ValueError):
         return False

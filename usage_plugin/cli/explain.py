@@ -20,8 +20,9 @@ from usage_plugin.cli.standings import COLUMNS, amount_words, cells, plain, rese
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
-from usage_plugin.domain.usage import decode_event, subjects_of
+from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import Window, to_datetime
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.refusals import format_amount, plain_amount
 from usage_plugin.tracking.standings import AccountStanding, Standings

@@ -13,8 +13,8 @@ from usage_plugin.cli.adjust import ADJUSTMENT_COLUMNS, adjustment_cells, plain_
 from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells, counts, plain_counts
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.subjects import SEPARATOR
-from usage_plugin.domain.usage import decode_event
 from usage_plugin.domain.windows import to_datetime
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageError
 from usage_plugin.migration.automatic import Report, reported
 from usage_plugin.tracking.problems import Problem, problems

@@ -6,10 +6,11 @@ import json
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usage_plugin.domain.usage import encode_record
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+"""Write what a program put into a profile; a ValueError or a TypeError says that it is no JSON."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -42,7 +43,7 @@ class UserProfile(NamedTuple):
 def encode_profile(profile: UserProfile) -> str:
     """Write a profile as one line of JSON."""
     record = profile._asdict()
-    return encode_record(record | {name: dict(record[name]) for name in ("preferences", "metadata")})
+    return encode_json(record | {name: dict(record[name]) for name in ("preferences", "metadata")})
 
 
 def decode_profile(text: str) -> UserProfile:

@@ -1,13 +1,11 @@
 """The usage event: the immutable record of one request, and the sums made of many.
 
-`encode_event` and `decode_event` are the one serial form, used by the outbox, by reservations (which carry
-the event that is written if the worker dies) and by stores that keep text. It has a schema number, leaves
-out what is empty, and holds no prompt, no answer and no key.
+`to_record` has a schema number, leaves out what is empty, and holds no prompt, no answer and no key; how it is written
+is the business of `usage_plugin.encoding`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from functools import reduce
@@ -134,9 +132,6 @@ _SUBJECT_FIELDS = tuple(name for name in Subjects._fields if name in UsageEvent.
 _NOT_SET = object()
 _DEFAULTS = tuple(UsageEvent._field_defaults.get(name, _NOT_SET) for name in UsageEvent._fields)
 _NAMES = frozenset(UsageEvent._fields)
-encode_record = json.JSONEncoder(
-    ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
-).encode
 
 
 def to_record(event: UsageEvent) -> dict[str, Any]:
@@ -155,16 +150,6 @@ def from_record(record: Mapping[str, Any]) -> UsageEvent:
     if "tags" in known:
         known["tags"] = tuple(known["tags"])
     return UsageEvent(**known)
-
-
-def encode_event(event: UsageEvent) -> str:
-    """Write an event as one line of JSON."""
-    return encode_record(to_record(event))
-
-
-def decode_event(text: str | bytes) -> UsageEvent:
-    """Read what `encode_event` wrote."""
-    return from_record(json.loads(text))
 
 
 class UsageTotals(NamedTuple):

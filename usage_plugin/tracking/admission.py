@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
-from usage_plugin.domain.usage import encode_event, new_ref
+from usage_plugin.domain.usage import new_ref
 from usage_plugin.domain.windows import MICROSECONDS
+from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.demands import Ask, Candidate, Demand, OnLost, Standing, demands_of, tightest_of_callers_own

@@ -10,8 +10,9 @@ from collections import OrderedDict
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.domain.usage import UsageTotals, decode_event, totals_of
+from usage_plugin.domain.usage import UsageTotals, totals_of
 from usage_plugin.domain.windows import local_date, month_of
+from usage_plugin.encoding import decode_event
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from usage_plugin.domain.ledger import Imperfection
-from usage_plugin.domain.usage import decode_event
 from usage_plugin.domain.windows import to_datetime
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerBusyError, StorageError, StorageUnavailableError, StorageVersionError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.steps import unhurried

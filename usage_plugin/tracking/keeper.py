@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.domain.store import Reports
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking import rules

@@ -15,7 +15,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usage_plugin.domain.usage import NO_TOKENS, encode_event
+from usage_plugin.domain.usage import NO_TOKENS
+from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import SPIN_NS, Admitted, Pressure

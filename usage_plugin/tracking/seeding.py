@@ -17,8 +17,9 @@ from usage_plugin.domain.limits import NO_MEMBERSHIP, literal_of
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
-from usage_plugin.domain.usage import decode_event, subjects_of, totals_of
+from usage_plugin.domain.usage import subjects_of, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, local_date, to_datetime
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.flusher import until_free

@@ -27,8 +27,9 @@ from usage_plugin.domain.store import (
     UsageFilter,
     daily_sum,
 )
-from usage_plugin.domain.usage import UsageTotals, decode_event, sum_totals, totals_of
+from usage_plugin.domain.usage import UsageTotals, sum_totals, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import HistoryError, StorageUnavailableError
 from usage_plugin.tracking.cache import OUTBOX_PAGE, user_day, user_month
 from usage_plugin.tracking.rows import ReportRow, Rows, WaitingSums, in_order, merged

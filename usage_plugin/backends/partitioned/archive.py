@@ -50,8 +50,9 @@ from usage_plugin.backends.partitioned.tally import (
 )
 from usage_plugin.backends.partitioned.tree import Day, Month, Tree
 from usage_plugin.domain.store import LEFT_OVER, ROLLUP_DIMENSIONS, Aggregate, DailySum, EventPosition, Sent
-from usage_plugin.domain.usage import UsageEvent, UsageTotals, encode_record, from_record
+from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record
 from usage_plugin.domain.windows import to_datetime
+from usage_plugin.encoding import encode_record
 from usage_plugin.errors import StorageError, StoragePrunedError, StorageUnavailableError, StorageVersionError
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from usage_plugin.backends.partitioned.disk import (
 from usage_plugin.backends.partitioned.sorting import sorted_lines
 from usage_plugin.backends.partitioned.tally import parse_line
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.profiles import UserProfile
-from usage_plugin.domain.usage import encode_record
+from usage_plugin.domain.profiles import UserProfile, encode_json
 from usage_plugin.domain.windows import to_datetime, to_instant
+from usage_plugin.encoding import encode_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class Copies:
                 try:
                     size = os.fstat(handle).st_size
                     torn = size and os.pread(handle, 1, size - 1) != b"\n"
-                    lines = "".join(f"{encode_record(_to_fields(profile))}\n" for profile in profiles)
+                    lines = "".join(f"{encode_json(_to_fields(profile))}\n" for profile in profiles)
                     write_whole(handle, ("\n" if torn else "").encode() + lines.encode())
                     os.fsync(handle)
                 finally:
@@ -82,7 +82,7 @@ class Copies:
             for profile in self._newest():
                 if profile.user == without:
                     continue
-                file.write(f"{encode_record(_to_fields(profile))}\n".encode())
+                file.write(f"{encode_json(_to_fields(profile))}\n".encode())
             file.flush()
             os.fsync(file.fileno())
             self._size_of_newest = file.tell()

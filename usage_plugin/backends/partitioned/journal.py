@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from usage_plugin.backends.partitioned.disk import boot, open_private, replace, sync_everything, write_whole
 from usage_plugin.backends.partitioned.tally import parse_line
-from usage_plugin.domain.usage import encode_record
+from usage_plugin.encoding import encode_record
 from usage_plugin.errors import StorageUnavailableError
 
 if TYPE_CHECKING:

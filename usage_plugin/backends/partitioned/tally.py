@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.money import NANO_PER_USD
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum, daily_sum
-from usage_plugin.domain.usage import UsageEvent, UsageTotals, encode_record, from_record, to_record, totals_of
+from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record, to_record, totals_of
 from usage_plugin.domain.windows import start_of_day, to_datetime
+from usage_plugin.encoding import encode_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

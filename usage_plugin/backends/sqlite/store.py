@@ -42,14 +42,9 @@ from usage_plugin.domain.store import (
     daily_sum,
 )
 from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import (
-    UsageEvent,
-    UsageTotals,
-    encode_record,
-    from_record,
-    to_record,
-)
+from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record, to_record
 from usage_plugin.domain.windows import days_window, hour_name, start_of_day, start_of_hour
+from usage_plugin.encoding import encode_record
 from usage_plugin.errors import StorageDamagedError, StorageError, StorageUnavailableError
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
 from usage_plugin.tracking.steps import in_steps, taken, unhurried

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from usage_plugin.cli.doctor.findings import Finding, ok, problem, warning
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageError
 from usage_plugin.tracking.problems import problems
 from usage_plugin.tracking.secret import secret_trouble

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from usage_plugin.cli.doctor.findings import Finding, Level, ok, problem
 from usage_plugin.cli.doctor.web import Answer, fetch
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.usage import decode_event
+from usage_plugin.encoding import decode_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

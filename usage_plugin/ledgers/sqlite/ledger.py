@@ -24,6 +24,7 @@ from usage_plugin.domain.ledger import (
     Settled,
     Waiting,
 )
+from usage_plugin.encoding import encode_record
 from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.sqlite.file import translate, translated
 from usage_plugin.ledgers.sqlite.persons import Persons
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 KEPT_ENTRIES = 2_000
 """Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
 _SAMPLE = 500
@@ -352,7 +352,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
 
 
 def _encoded(holds: Sequence[Hold]) -> str:
-    return _encode([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
+    return encode_record([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
 
 
 def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKey, list[int]]:
