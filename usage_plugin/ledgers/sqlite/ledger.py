@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from usage_plugin.domain.ledger import (
     NOTHING,
@@ -40,6 +39,9 @@ KEPT_ENTRIES = 2_000
 """Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
 _SAMPLE = 500
 
+_Change: TypeAlias = tuple[int, int, int]
+"""What to add to an account: window_end (the later one stays), spent, reserved."""
+
 
 class SqliteLedger(Upkeep, Records, Profiles, Persons):
     """A ledger in one file. One object serves one thread; open another for another."""
@@ -56,6 +58,9 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         """The slot and the holds of each reservation made here and not finished here, to save looking them up."""
         self._free: list[int] = []
         """Slots in which reservations made here were finished here."""
+        cursor = self._connection.cursor()
+        self._do, self._do_for_each = cursor.execute, cursor.executemany
+        """For the verbs of the request path: `_execute` makes a cursor for each statement, so that many can be read."""
 
     # The verbs of the request path spell the transaction out: a context manager costs as much as a statement.
 
@@ -70,22 +75,20 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
             _encoded(holds),
             event,
         )
-        values: list[int | str] = []
-        for account, end, amount, _, _, _ in holds:
-            values += (*account, end, 0, amount)
-        execute = self._execute
+        changes = {account: (end, 0, amount) for account, end, amount, _, _, _ in holds}
+        do = self._do
         try:
-            execute("BEGIN IMMEDIATE")
+            do("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         try:
-            after = self._sums(holds, execute(_upsert(len(holds)), values).fetchall()) if holds else []
-            balances = tuple([Balance(s, r - hold.amount) for hold, (s, r) in zip(holds, after, strict=True)])
+            balances = tuple([self._balance(hold.account, hold.since) for hold in holds])
             if not all(map(Hold.fits, holds, balances)):
-                execute("ROLLBACK")
+                do("ROLLBACK")
                 return Reserved(False, balances)
+            self._add(changes)
             slot = self._fill_slot(row)
-            execute("COMMIT")
+            do("COMMIT")
         except Exception as error:
             self._abandon()
             raise translate(error, self._path) from error
@@ -98,7 +101,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         """Keep a reservation in a free slot; it leaves the list only once that is committed."""
         while self._free:
             slot = self._free[-1]
-            filled = self._execute(
+            filled = self._do(
                 "UPDATE reservations SET open = 1, event_id = ?, worker = ?, started_at = ?, holds = ?, event = ?"
                 " WHERE slot = ? AND NOT open",
                 (*row, slot),
@@ -107,26 +110,26 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
                 return slot
             # The keeper has dropped it.
             self._free.pop()
-        made = self._execute(
+        made = self._do(
             "INSERT INTO reservations (open, event_id, worker, started_at, holds, event) VALUES (1, ?, ?, ?, ?, ?)", row
         )
         return made.lastrowid or 0
 
     def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Free the reservation's holds, add the charges, append the event."""
-        execute = self._execute
+        do = self._do
         try:
-            execute("BEGIN IMMEDIATE")
+            do("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         try:
             holds = self._take(event_id)
             if holds is None:
-                execute("ROLLBACK")
+                do("ROLLBACK")
                 self._finished(event_id)
                 return None
             settled = self._book(_changes(holds, charges), event)
-            execute("COMMIT")
+            do("COMMIT")
         except Exception as error:
             self._abandon()
             raise translate(error, self._path) from error
@@ -161,7 +164,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         slot, holds = self._own[event_id]
         kept = [hold for hold in holds if hold.account not in accounts]
         with self._writing():
-            changed = self._execute(
+            changed = self._do(
                 "UPDATE reservations SET holds = ? WHERE slot = ? AND open AND event_id = ?",
                 (_encoded(kept), slot, event_id),
             )
@@ -182,14 +185,12 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
             return found[0] if found else None
         slot, holds = own
         # Another worker may have recovered it, and the slot serve another reservation since.
-        taken = self._execute(
-            "UPDATE reservations SET open = 0 WHERE slot = ? AND open AND event_id = ?", (slot, event_id)
-        )
+        taken = self._do("UPDATE reservations SET open = 0 WHERE slot = ? AND open AND event_id = ?", (slot, event_id))
         return holds if taken.rowcount else None
 
     def _take_anybodys(self, event_id: str) -> tuple[list[Hold], str] | None:
         """Look through all reservations, which are few; give the holds and the event."""
-        row = self._execute(
+        row = self._do(
             "UPDATE reservations SET open = 0 WHERE open AND event_id = ? RETURNING holds, event", (event_id,)
         ).fetchone()
         if row is None:
@@ -206,40 +207,48 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         if own is not None:
             self._free.append(own[0])
 
-    def _book(self, changes: Mapping[AccountKey, list[int]], event: str | None) -> Settled:
+    def _book(self, changes: Mapping[AccountKey, _Change], event: str | None) -> Settled:
         """Change accounts and append the event, if there is one."""
-        after = self._add(changes)
+        self._add(changes)
+        balances = {account: self._balance(account) for account in changes}
         seq = 0
         if event is not None:
-            seq = self._execute("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
-        return Settled(seq, {key: Balance(*now) for key, now in zip(changes, after, strict=True)})
+            seq = self._do("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
+        return Settled(seq, balances)
 
-    def _add(self, changes: Mapping[AccountKey, list[int]]) -> list[tuple[int, int]]:
-        """Add (window_end, spent, reserved) to accounts; give their new balances, in order."""
+    def _add(self, changes: Mapping[AccountKey, _Change]) -> None:
+        """Add to accounts, and open those that are new.
+
+        Not in one upsert: that takes longer, and longer still where it gives the balances back.
+        """
         if not changes:
-            return []
-        values: list[int | str] = []
-        for account, change in changes.items():
-            values += account
-            values += change
-        return self._execute(_upsert(len(changes)), values).fetchall()
-
-    def _sums(self, holds: Sequence[Hold], after: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Put the sum over its buckets in place of the one bucket's balance, where a hold is judged on that."""
-        rolling = [number for number, hold in enumerate(holds) if hold.since is not None]
-        if rolling:
-            one = (
-                "SELECT sum(spent), sum(reserved) FROM accounts"
-                " WHERE limit_key = ? AND subject = ? AND window_start >= ?"
+            return
+        changed = self._do_for_each(
+            "UPDATE accounts SET window_end = max(window_end, ?), spent = spent + ?, reserved = reserved + ?"
+            " WHERE limit_key = ? AND window_start = ? AND subject = ?",
+            [(*change, *account) for account, change in changes.items()],
+        )
+        if changed.rowcount < len(changes):
+            # Those that were there are changed already, and stay as they are.
+            self._do_for_each(
+                "INSERT INTO accounts (window_end, spent, reserved, limit_key, window_start, subject)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                [(*change, *account) for account, change in changes.items()],
             )
-            values: list[int | str | None] = []
-            for number in rolling:
-                account, since = holds[number].account, holds[number].since
-                values += (account.limit_key, account.subject, since)
-            sums = self._execute(" UNION ALL ".join([one] * len(rolling)), values).fetchall()
-            for number, total in zip(rolling, sums, strict=True):
-                after[number] = total
-        return after
+
+    def _balance(self, account: AccountKey, since: int | None = None) -> Balance:
+        """Read an account; since a bucket, the sum over it and all later ones."""
+        if since is None:
+            found = self._do(
+                "SELECT spent, reserved FROM accounts WHERE limit_key = ? AND window_start = ? AND subject = ?", account
+            ).fetchone()
+        else:
+            found = self._do(
+                "SELECT coalesce(sum(spent), 0), coalesce(sum(reserved), 0) FROM accounts"
+                " WHERE limit_key = ? AND window_start >= ? AND subject = ?",
+                (account.limit_key, since, account.subject),
+            ).fetchone()
+        return Balance(*found) if found else NOTHING
 
     def open_reservations(self) -> list[OpenReservation]:
         """List what is reserved and not settled, oldest first."""
@@ -355,15 +364,12 @@ def _encoded(holds: Sequence[Hold]) -> str:
     return encode_record([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
 
 
-def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKey, list[int]]:
-    """Work out (window_end, spent, reserved) to add to each account."""
-    changes: dict[AccountKey, list[int]] = {}
-    for account, end, amount, _, _, _ in holds:
-        changes.setdefault(account, [end, 0, 0])[2] -= amount
+def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKey, _Change]:
+    """Work out what to add to each account."""
+    changes = {account: (end, 0, -amount) for account, end, amount, _, _, _ in holds}
     for account, end, amount in charges:
-        change = changes.setdefault(account, [end, 0, 0])
-        change[0] = max(change[0], end)
-        change[1] += amount
+        known_end, spent, reserved = changes.get(account, (end, 0, 0))
+        changes[account] = (max(known_end, end), spent + amount, reserved)
     return changes
 
 
@@ -374,13 +380,3 @@ def _select(count: int) -> str:
         " WHERE limit_key = ? AND window_start = ? AND subject = ?"
     )
     return " UNION ALL ".join([one] * count)
-
-
-@cache
-def _upsert(count: int) -> str:
-    return (
-        "INSERT INTO accounts (limit_key, window_start, subject, window_end, spent, reserved) VALUES "
-        + ", ".join(["(?, ?, ?, ?, ?, ?)"] * count)
-        + " ON CONFLICT DO UPDATE SET spent = spent + excluded.spent, reserved = reserved + excluded.reserved,"
-        " window_end = max(window_end, excluded.window_end) RETURNING spent, reserved"
-    )
