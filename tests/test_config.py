@@ -872,7 +872,7 @@ def test_whatever_limits_are_written_can_be_used_or_are_a_mistake(tmp_path_facto
         return
     for found in config.limit_set().matching(Subjects(user="ann", team="t", tags=("x", "y")), "m", "p"):
         assert set(found.limit.names_of(found.subject)) == set(found.limit.per) - {"global"}
-        window = found.window_at(1_796_144_400_000_000)
+        window = found.place_at(1_796_144_400_000_000).window
         assert window.start <= 1_796_144_400_000_000 < window.end
         found.amount_at(1_796_144_400_000_000)
         found.limit.reset_of(window)

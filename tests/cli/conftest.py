@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from usage_plugin.cli import main
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
+from usage_plugin.domain.ledger import Balance, Charge, Hold
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
@@ -101,9 +101,8 @@ class Books:
         for found in self.limits.matching(subjects, event.model, event.provider):
             if at_its_end and not found.limit.is_charged:
                 continue
-            window = found.window_at(event.started_at)
-            amount = amounts.get(found.limit.unit, 1)
-            yield AccountKey(found.limit.key, window.start, found.subject), window.end, amount
+            place = found.place_at(event.started_at)
+            yield place.account, place.window.end, amounts.get(found.limit.unit, 1)
 
     def flush(self):
         """Move everything into the store, as the keeper does."""

@@ -318,7 +318,7 @@ def test_whether_a_limit_may_count_a_user_is_decided_by_users_and_groups():
 def test_the_window_of_an_account_is_the_limits_own():
     """The window that an instant belongs to follows the limit's kind and zone."""
     (found,) = matching(make_limit(zone=ZoneInfo("Asia/Kolkata")))
-    window = found.window_at(NOON)
+    window = found.place_at(NOON).window
     assert window.end - window.start == 24 * 3_600_000_000
     assert window.start % (24 * 3_600_000_000) == 18.5 * 3_600_000_000
 
@@ -344,9 +344,30 @@ def test_the_buckets_of_an_account_are_the_limits_own():
     """A rolling limit counts on the bucket of the instant, and sums up from the bucket five hours before."""
     (found,) = matching(make_limit(window=FIVE_HOURS))
     five_minutes = 300_000_000
-    assert found.window_at(NOON + five_minutes + 1).start == NOON + five_minutes
-    assert found.since_at(NOON + five_minutes + 1) == NOON + five_minutes - FIVE_HOURS.length
-    assert matching(make_limit())[0].since_at(NOON) is None
+    place = found.place_at(NOON + five_minutes + 1)
+    assert place.account.window_start == place.window.start == NOON + five_minutes
+    assert place.since == NOON + five_minutes - FIVE_HOURS.length
+    assert matching(make_limit())[0].place_at(NOON).since is None
+
+
+@given(
+    st.sampled_from(["request", "minute", "day", "month", "lifetime", "rolling", "session"]),
+    st.booleans(),
+    st.lists(st.integers(-100, 100).map(lambda minutes: NOON + minutes * 60_000_000), max_size=2),
+    st.lists(st.integers(-150, 150).map(lambda minutes: NOON + minutes * 60_000_000), min_size=1),
+)
+def test_a_place_that_is_remembered_is_the_one_that_would_be_found(kind, at_once, ends, instants):
+    """Whatever was asked before, each instant gets its own window, account and amount; overrides end in between."""
+    window = FIVE_HOURS if kind == "rolling" else WindowRule(kind)
+    overrides = tuple(Override(conditions(user="*"), amount, until) for amount, until in enumerate(ends))
+    limit = make_limit(unit="parallel_requests" if at_once else "usd", window=window, overrides=overrides)
+    (used,) = matching(limit)
+    for instant in instants:
+        (fresh,) = matching(limit)
+        place = used.place_at(instant)
+        assert place == fresh.place_at(instant)
+        assert place.window == limit.window_at(instant)
+        assert place.maximum == used.amount_at(instant)
 
 
 @pytest.mark.parametrize(
@@ -620,4 +641,8 @@ def test_what_is_remembered_never_mixes_requests_up(requests):
     used = LimitSet(limits, groups)
     for user, team, model, tags in requests:
         subjects = Subjects(user=user, team=team, tags=tuple(sorted(tags)))
-        assert used.matching(subjects, model, None) == LimitSet(limits, groups).matching(subjects, model, None)
+        remembered, found = (
+            [(one.limit, one.subject, one.amounts) for one in known.matching(subjects, model, None)]
+            for known in (used, LimitSet(limits, groups))
+        )
+        assert remembered == found

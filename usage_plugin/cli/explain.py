@@ -198,8 +198,8 @@ async def _find(reader: Reader, event_id: str) -> tuple[UsageEvent, bool]:
 def _standing_of(reader: Reader, matched: Matched, event: UsageEvent) -> AccountStanding:
     """Look at an account in the event's window: as it is now while it counts, else as it was left."""
     now = reader.clock.now()
-    still_counts = matched.window_at(event.started_at).end > now
-    rolling = matched.since_at(now) is not None
+    still_counts = matched.limit.window_at(event.started_at).end > now
+    rolling = matched.limit.since_at(now) is not None
     return Standings(reader.ledger, reader.limits, now if still_counts and rolling else event.started_at).of(matched)
 
 

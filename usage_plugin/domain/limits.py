@@ -13,8 +13,10 @@ import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from fnmatch import translate
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from usage_plugin.domain.ledger import AccountKey
 from usage_plugin.domain.pseudonyms import is_key, is_key_pseudonym, is_pseudonym
 from usage_plugin.domain.subjects import OWN_DIMENSIONS, SEPARATOR, Dimension, Subjects
 from usage_plugin.domain.windows import MICROSECONDS, Window, WindowRule, reset_of, since_at, window_at
@@ -139,6 +141,9 @@ class Limit:
         counts_history: when the limit is new it counts what its windows already hold.
         key: identifies this limit's accounts; derived from all that decides what is counted, no amounts.
         is_callers_own: whether its amounts may be shown to the caller.
+        has_accounts: whether anything is kept from one request to the next.
+        is_charged: whether a request leaves anything on its account when it is over.
+        has_fixed_windows: whether all requests between the start and the end of a window count in that window.
     """
 
     name: str
@@ -158,15 +163,21 @@ class Limit:
     counts_history: bool = True
     key: int = field(init=False, default=0)
     is_callers_own: bool = field(init=False, default=False)
+    has_accounts: bool = field(init=False, default=True)
+    is_charged: bool = field(init=False, default=True)
+    has_fixed_windows: bool = field(init=False, default=True)
     _index: _OverrideIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Derive what is asked for with each request."""
+        kind = self.window.kind
+        object.__setattr__(self, "has_accounts", kind != "request")
+        object.__setattr__(self, "is_charged", self.has_accounts and self.unit != "parallel_requests")
+        object.__setattr__(self, "has_fixed_windows", self.is_charged and kind not in ("rolling", "session"))
         conditions = sorted((key, sorted(globs)) for key, globs in self.match.conditions)
         # Spent amounts are kept under the key for ever: what says nothing new must not change it.
-        plain = self.window == WindowRule(self.window.kind)
-        window = self.window.kind if plain else list(self.window)
-        zone = "" if self.window.kind in ("rolling", "session") or not self.is_charged else str(self.zone)
+        window = kind if self.window == WindowRule(kind) else list(self.window)
+        zone = str(self.zone) if self.has_fixed_windows else ""
         identity = [self.name, self.per, conditions, self.unit, window, zone]
         digest = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).digest()
         object.__setattr__(self, "key", int.from_bytes(digest, "big") >> 1)
@@ -186,16 +197,6 @@ class Limit:
     def blocks(self) -> bool:
         """Whether this limit can refuse a request; one that downgrades does not."""
         return self.action == "block" and not self.dry_run
-
-    @property
-    def has_accounts(self) -> bool:
-        """Whether anything is kept from one request to the next."""
-        return self.window.kind != "request"
-
-    @property
-    def is_charged(self) -> bool:
-        """Whether a request leaves anything on its account when it is over."""
-        return self.has_accounts and self.unit != "parallel_requests"
 
     def window_at(self, instant: int) -> Window:
         """Find the window, or the bucket, whose account a request at an instant counts on."""
@@ -228,8 +229,23 @@ class Limit:
         return fits(self.allow_unpriced, model)
 
 
-class Matched(NamedTuple):
-    """A limit that counts a request.
+class Place(NamedTuple):
+    """Where a request of an instant counts, and how much may be there.
+
+    Attributes:
+        window: of the account; where the limit's window rolls, its bucket.
+        maximum: the amount in force, in the limit's unit; None if nothing is refused.
+        since: the start of the oldest bucket that counts; None where one account does.
+    """
+
+    window: Window
+    account: AccountKey
+    maximum: int | None
+    since: int | None
+
+
+class Matched:
+    """A limit that counts a request. Immutable, apart from what it remembers.
 
     Attributes:
         subject: the names of the limit's dimensions, joined by `subjects.SEPARATOR`.
@@ -237,21 +253,33 @@ class Matched(NamedTuple):
             the limit's own amount.
     """
 
-    limit: Limit
-    subject: str
-    amounts: tuple[tuple[int | None, int | None], ...]
+    __slots__ = ("_latest", "amounts", "limit", "subject")
+
+    def __init__(self, limit: Limit, subject: str, amounts: tuple[tuple[int | None, int | None], ...]) -> None:
+        """Remember nothing yet."""
+        self.limit = limit
+        self.subject = subject
+        self.amounts = amounts
+        self._latest: tuple[int, int, Place] | None = None
 
     def amount_at(self, instant: int) -> int | None:
         """Find the amount in force at an instant; None if nothing is refused."""
         return next(amount for until, amount in self.amounts if until is None or instant < until)
 
-    def window_at(self, instant: int) -> Window:
-        """Find the window, or the bucket, an instant belongs to."""
-        return self.limit.window_at(instant)
-
-    def since_at(self, instant: int) -> int | None:
-        """Find the start of the oldest bucket that counts at an instant; None where one account does."""
-        return self.limit.since_at(instant)
+    def place_at(self, instant: int) -> Place:
+        """Find where a request of an instant counts; mostly it is where the one before did."""
+        latest = self._latest
+        if latest is not None and latest[0] <= instant < latest[1]:
+            return latest[2]
+        limit = self.limit
+        window = limit.window_at(instant)
+        account = AccountKey(limit.key, window.start, self.subject)
+        place = Place(window, account, self.amount_at(instant), limit.since_at(instant))
+        if limit.has_fixed_windows:
+            ends = [until for until, _ in self.amounts if until is not None]
+            begins = max([window.start, *(until for until in ends if until <= instant)])
+            self._latest = begins, min([window.end, *(until for until in ends if until > instant)]), place
+        return place
 
 
 class Membership(NamedTuple):
@@ -316,8 +344,9 @@ class LimitSet:
             used.add("api_key_alias")
         if not used.isdisjoint(("user", "end_user", "api_key")):
             used.add("real")
-        self._used_fields = [name for name in Subjects._fields if name in used]
-        """What of the subjects decides."""
+        fields = [name for name in Subjects._fields if name in used]
+        self._deciding: Callable[[Subjects], object] = attrgetter(*fields) if fields else lambda _: None
+        """Gives what of the subjects decides."""
         self._remembered: OrderedDict[tuple[object, ...], tuple[Matched, ...]] = OrderedDict()
 
     def find(self, name: str) -> Limit:
@@ -377,7 +406,7 @@ class LimitSet:
         key = (
             model if self._uses_model else None,
             provider if self._uses_provider else None,
-            *[getattr(subjects, field) for field in self._used_fields],
+            self._deciding(subjects),
         )
         found = self._remembered.get(key)
         if found is None:

@@ -96,10 +96,8 @@ class Demand(NamedTuple):
     @classmethod
     def of(cls, matched: Matched, at: int, amount: int, if_lost: int = 0) -> Demand:
         """Make what a request of an instant asks of a limit that counts it."""
-        limit, subject, _ = matched
-        window = limit.window_at(at)
-        account = AccountKey(limit.key, window.start, subject)
-        return cls(limit, subject, window, account, matched.amount_at(at), amount, if_lost, limit.since_at(at))
+        window, account, maximum, since = matched.place_at(at)
+        return cls(matched.limit, matched.subject, window, account, maximum, amount, if_lost, since)
 
     def hold(self, *, enforced: bool) -> Hold:
         """Make the hold; one that is not enforced always fits."""
