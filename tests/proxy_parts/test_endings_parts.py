@@ -48,10 +48,13 @@ class Plugin:
 
     async def fail(self, data: dict[str, Any], error: Exception) -> None:
         await self.hooks.async_post_call_failure_hook(data, error, self.key())
+        await self.written()
 
     async def answer(self, data: dict[str, Any], tokens: int = 7) -> Any:
         response = {"usage": {"prompt_tokens": tokens, "completion_tokens": 0}}
-        return await self.hooks.async_post_call_success_hook(data, self.key(), response)
+        passed_on = await self.hooks.async_post_call_success_hook(data, self.key(), response)
+        await self.written()
+        return passed_on
 
     async def log(self, data: dict[str, Any], tokens: int = 7, **metadata: Any) -> None:
         """Log a success as LiteLLM does."""
@@ -60,6 +63,12 @@ class Plugin:
             "standard_logging_object": {"prompt_tokens": tokens, "completion_tokens": 0, "call_type": "acompletion"},
         }
         await self.hooks.async_log_success_event(kwargs, None, None, None)
+        await self.written()
+
+    async def written(self) -> None:
+        """Wait for settlements that found the keeper writing."""
+        while self.runtime.recorder.pending:
+            await asyncio.sleep(0.001)
 
     @property
     def events(self) -> list[Any]:
