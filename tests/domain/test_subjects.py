@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usage_plugin.domain import subjects
 from usage_plugin.domain.subjects import LONGEST_NAME, SEPARATOR, clean_name
 from usage_plugin.errors import SubjectNameError
 
@@ -145,3 +146,20 @@ def test_the_error_says_what_is_wrong_with_which_name():
     """The error names the dimension, so that a client knows what to change."""
     with pytest.raises(SubjectNameError, match="The end user"):
         clean_name(7, what="end user")
+
+
+def test_names_that_are_remembered_stay_few_and_short():
+    """However many names come, and however long they are, what is remembered of them is bounded."""
+    for number in range(10_000):
+        clean(f"user-{number}")
+        clean(f"  user-{number}{' ' * LONGEST_NAME}")
+    remembered = subjects._remembered.cache_info()
+    assert remembered.currsize <= remembered.maxsize < 10_000
+    assert clean("user-1") == clean(f"  user-1{' ' * LONGEST_NAME}") == "user-1"
+
+
+def test_a_name_that_was_refused_is_refused_again():
+    """What cannot be taken is not remembered as taken."""
+    for _ in range(2):
+        with pytest.raises(SubjectNameError, match="unprintable"):
+            clean("a\x00b")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from usage_plugin.errors import SubjectNameError
@@ -69,9 +70,10 @@ class Subjects(NamedTuple):
 
     def kept(self) -> dict[str, Any]:
         """Give what may be written down: the fields that an event has, too."""
-        fields = self._asdict()
-        del fields["real"]
-        return fields
+        return dict(zip(_KEPT_FIELDS, self, strict=False))
+
+
+_KEPT_FIELDS = tuple(name for name in Subjects._fields if name != "real")  # which is the last one
 
 
 def _is_json(name: str) -> bool:
@@ -105,6 +107,11 @@ def clean_name(value: object, *, what: str, casefold: bool = False) -> str | Non
         return None
     if not isinstance(value, str):
         raise SubjectNameError(f"The {what} must be text, not {type(value).__name__}.")
+    # The same few come with every request; what is longer is nearly always refused, and not worth remembering.
+    return _cleaned(value, what, casefold) if len(value) > LONGEST_NAME else _remembered(value, what, casefold)
+
+
+def _cleaned(value: str, what: str, casefold: bool) -> str | None:
     name = spelled(value, casefold=casefold)
     if not name:
         return None
@@ -120,3 +127,6 @@ def clean_name(value: object, *, what: str, casefold: bool = False) -> str | Non
             hint="The operator can name the field to take with identity.json_field.",
         )
     return name
+
+
+_remembered = lru_cache(maxsize=4096)(_cleaned)

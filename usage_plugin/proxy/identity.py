@@ -155,15 +155,12 @@ def _tags(key: Any, body: Mapping[str, Any]) -> tuple[str, ...]:
 
     LiteLLM adds the User-Agent as a tag, which nobody asked for.
     """
-    sources = (key.metadata, key.team_metadata, _metadata(body))
-    given = [tag for source in sources if isinstance(source, dict) for tag in _list(source.get("tags"))]
-    names = (_or_nothing(tag, "tag") for tag in given)
-    tags = dict.fromkeys(name for name in names if name and not name.startswith("User-Agent:"))
-    return tuple(tags)[:MOST_TAGS]
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+    given: list[Any] = []
+    for source in (key.metadata, key.team_metadata, _metadata(body)):
+        if isinstance(source, dict) and isinstance(tags := source.get("tags"), list):
+            given += tags
+    names = [_or_nothing(tag, "tag") for tag in given]
+    return tuple(dict.fromkeys([name for name in names if name and not name.startswith("User-Agent:")]))[:MOST_TAGS]
 
 
 def _metadata(body: Mapping[str, Any]) -> Mapping[str, Any]:
