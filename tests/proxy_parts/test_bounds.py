@@ -69,6 +69,28 @@ messages = st.lists(
 )  # fmt: skip
 
 
+plain = st.fixed_dictionaries({
+    "messages": messages | st.lists(st.fixed_dictionaries({"role": texts, "content": texts | anything}), max_size=3) | anything,
+}, optional={
+    "system": texts | st.lists(parts, max_size=2) | anything, "max_tokens": anything, "max_completion_tokens": anything,
+    "response_format": anything, "instructions": texts, "stream": st.booleans(), "temperature": anything,
+})  # fmt: skip
+"""What most requests are: messages, and none of the fields that are looked into."""
+
+
+@given(plain, st.sampled_from(["acompletion", "anthropic_messages"]))
+def test_a_request_of_messages_is_read_as_it_would_be_among_other_fields(body, kind):
+    """The short way for what most requests are gives what the long way does, which a field of no meaning leads to."""
+    assert read(kind, body) == read(kind, {**body, "background": None})
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_a_role_and_a_content_count_as_in_a_message_with_more(role, content):
+    """The short way for a message of two texts counts them as one counts that has a name, too."""
+    with_name = {"role": role, "content": content, "": ""}
+    assert input_bound({"messages": [{"role": role, "content": content}]}) == input_bound({"messages": [with_name]})
+
+
 def bytes_of(text):
     return len(text.encode("utf-8", "surrogatepass"))
 

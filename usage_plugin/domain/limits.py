@@ -251,15 +251,19 @@ class Matched:
         subject: the names of the limit's dimensions, joined by `subjects.SEPARATOR`.
         amounts: adjustments of this account, the newest first, and overrides that match, each with its end; last
             the limit's own amount.
+        can_stop: whether it can keep a request from starting as it is.
     """
 
-    __slots__ = ("_latest", "amounts", "limit", "subject")
+    __slots__ = ("_latest", "amounts", "can_stop", "limit", "subject")
 
     def __init__(self, limit: Limit, subject: str, amounts: tuple[tuple[int | None, int | None], ...]) -> None:
         """Remember nothing yet."""
         self.limit = limit
         self.subject = subject
         self.amounts = amounts
+        self.can_stop = (
+            limit.action != "warn" and not limit.dry_run and any(amount is not None for _, amount in amounts)
+        )
         self._latest: tuple[int, int, Place] | None = None
 
     def amount_at(self, instant: int) -> int | None:

@@ -7,7 +7,7 @@ at most; for the same tokens, within the same reach, `cost <= worst_case` always
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -163,12 +163,23 @@ class Price:
         tiers: `(threshold, rates)`, ascending; they apply to a request with more input tokens than that.
         services: the prices of other tiers of service, such as `priority`.
         units: prices by the piece; they count where there are no tokens to bill.
+        is_free: whether nothing of any kind costs anything.
     """
 
     base: Rates | None
     tiers: tuple[tuple[int, Rates], ...] = ()
     services: tuple[tuple[str, Price], ...] = ()
     units: UnitRates = NO_UNIT_RATES
+    is_free: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive what is asked for with each request."""
+        is_free = (
+            not any(self.units)
+            and all(map(_is_free, (self.base, *(tier for _, tier in self.tiers))))
+            and all(price.is_free for _, price in self.services)
+        )
+        object.__setattr__(self, "is_free", is_free)
 
     def served_as(self, service: str | None) -> Price | None:
         """Find the price of a tier of service; None if it has none of its own."""
@@ -201,15 +212,6 @@ class Price:
         if self.units.by_the_piece and reach.units is None:
             return None
         return min(LARGEST_REQUEST, -(-(atto + self.units.request) // _ATTO_PER_NANO))
-
-    @property
-    def is_free(self) -> bool:
-        """Whether nothing of any kind costs anything."""
-        return (
-            not any(self.units)
-            and all(map(_is_free, (self.base, *(tier for _, tier in self.tiers))))
-            and all(price.is_free for _, price in self.services)
-        )
 
 
 def _rates_for(price: Price, input_tokens: int) -> Rates | None:

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Runtime
 
 _WITHOUT_OUTPUT = ("embedding", "moderation", "rerank")
+_OF_OUTPUT = ("output_tokens", "total_tokens")
 
 _DROPPED = "additional_drop_params"
-CLIENT_TIMEOUTS = ("timeout", "request_timeout", "stream_timeout")
+CLIENT_TIMEOUTS = frozenset({"timeout", "request_timeout", "stream_timeout"})
 """Under which names a request says how long it waits for a provider."""
+
+_OVERRIDING = frozenset({_DROPPED, "extra_body", *FALLBACK_LISTS})
 
 _ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})
 _LEAST_OUTPUT = 16
@@ -141,36 +144,41 @@ class Asking:
         self, ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, output: int | None
     ) -> tuple[Candidate, ...]:
         """Price each way at its worst; ways that are billed alike are one, the dearest."""
-        charges_input = self._runtime.config.admission.on_lost == "charge_input"
+        candidates = [self._candidate(way, kind, bound, output) for way in ways]
+        if len(candidates) < 2:
+            return tuple(candidates)
         dearest: dict[tuple[str | None, str | None], Candidate] = {}
-        for way in ways:
-            worst = 0 if way.model is None else _worst(way, kind, bound, output)
-            # Asked for rarely, and as dear to work out as the whole.
-            for_input = _worst(way, kind, bound, 0) if worst is None or (worst and charges_input) else 0
-            candidate = Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input or 0)
+        for candidate in candidates:
+            worst = candidate.worst_cost
             known = dearest.get(candidate[:2])
             if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
                 dearest[candidate[:2]] = candidate
         return tuple(dearest.values())
 
+    def _candidate(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Candidate:
+        worst = 0 if way.model is None else _worst(way, kind, bound, output)
+        for_input = None
+        if worst is None or (worst and self._runtime.config.admission.on_lost == "charge_input"):
+            # Asked for rarely, and as dear to work out as the whole.
+            for_input = _worst(way, kind, bound, 0)
+        return Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input or 0)
+
     def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment], kind: str) -> bool:
         """Say whether a limit that can stop a request counts what the output decides."""
-        return self._runtime.enforce and any(
-            matched.limit.action != "warn"
-            and not matched.limit.dry_run
-            and any(amount is not None for _, amount in matched.amounts)
-            and (
-                matched.limit.unit in ("output_tokens", "total_tokens")
-                or (matched.limit.unit == "usd" and (price := way.price_on(kind)) is not None and not price.is_free)
-            )
-            for way in ways
-            for matched in self._runtime.limits.matching(subjects, way.model, way.provider)
-        )
+        if not self._runtime.enforce:
+            return False
+        for way in ways:
+            price = way.price_on(kind)
+            costs = price is not None and not price.is_free
+            for matched in self._runtime.limits.matching(subjects, way.model, way.provider):
+                if matched.can_stop and (matched.limit.unit in _OF_OUTPUT or (costs and matched.limit.unit == "usd")):
+                    return True
+        return False
 
 
 def gives_up_early(data: Mapping[str, Any]) -> bool:
     """Say whether it is the client who says how long a provider may take."""
-    return any(data.get(name) is not None for name in CLIENT_TIMEOUTS)
+    return any(data[name] is not None for name in CLIENT_TIMEOUTS & data.keys())
 
 
 def _unknown(model: str | None) -> Deployment:
@@ -184,6 +192,8 @@ def _refuse_what_overrides(data: dict[str, Any]) -> None:
     Raises:
         ProxyException: `extra_body` names a model or is no object, or a fallback brings more than a model's name.
     """
+    if _OVERRIDING.isdisjoint(data):
+        return
     extra = data.get("extra_body")
     if any(isinstance(place, dict) and place.get(_DROPPED) for place in (data, extra)):
         # LiteLLM would take out of the request what it is bounded by, whoever put it there.
@@ -215,12 +225,14 @@ def _worst(way: Deployment, kind: str, bound: bounds.Bounds, output: int | None)
     if price.is_free:
         return 0
     reach = bound.reach
-    services = {*reach.services, *([way.service] if way.service in SERVICES else [])}
-    if any(price.served_as(service) is None for service in services - CHEAPER_SERVICES):
-        return None
+    if reach.services or way.service in SERVICES:
+        services = {*reach.services, *([way.service] if way.service in SERVICES else [])}
+        if any(price.served_as(service) is None for service in services - CHEAPER_SERVICES):
+            return None
+        reach = reach._replace(services=tuple(services))
     if reach.media_output and not way.has_own_price("output_cost_per_audio_token"):
         return None
-    return price.worst_case(_input(way, bound), output, reach._replace(services=tuple(services)))
+    return price.worst_case(_input(way, bound), output, reach)
 
 
 def _short(value: object) -> str | None:

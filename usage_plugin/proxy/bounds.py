@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from usage_plugin.domain.prices import Reach, Units
+from usage_plugin.domain.prices import ONLY_TEXT, Reach, Units
 from usage_plugin.domain.usage import MOST_TOKENS
 from usage_plugin.proxy.price_sheets import SERVICES, route_of
 
@@ -65,6 +65,10 @@ _GEMINI_CONTENTS = frozenset({"contents", "systemInstruction", "system_instructi
 _OTHER_TEXT = frozenset({
     "instructions", "response_format", "text", "functions", "suffix", "prediction", "documents", "query",
 })  # fmt: skip
+_LOOKED_INTO = _REFERENCES | _ANSWERS_FIELDS | _NESTED | _MODALITIES | _PROVIDER_RUN | _PROMPTS | _GEMINI_CONTENTS | {
+    "background", "speed", "service_tier", "tools",
+}  # fmt: skip
+"""All that can make a request other than messages with an output limit."""
 _INJECTED_FIELD = {
     "acompletion": "max_tokens",
     "atext_completion": "max_tokens",
@@ -114,6 +118,8 @@ class _Media:
 
 def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
     """Read a body, once."""
+    if body.keys().isdisjoint(_LOOKED_INTO) and route_of(call_type) == "text":
+        return _of_messages(body)
     places = _places(body)
     count = _answers(body, places)
     media = _Media()
@@ -136,6 +142,14 @@ def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
             units=_units(call_type, places, count),
         ),
     )
+
+
+def _of_messages(body: Mapping[str, Any]) -> Bounds:
+    """Read what most bodies are: messages and an output limit, and no other field that we look into."""
+    media = _Media()
+    tokens = _input(body, [body], media)
+    reach = Reach(media_input=True) if media.any or tokens is None else ONLY_TEXT
+    return Bounds(tokens, True, _asked_output(body, [body]), 1, reach)
 
 
 def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | None:
@@ -328,14 +342,7 @@ def _json(value: dict[Any, Any] | list[Any]) -> int:
 def _content(value: object, each: int, media: _Media) -> int:
     """Count messages, or the parts of one; a part that is neither text nor in the body is not bounded."""
     if isinstance(value, list):
-        total = each * len(value)
-        for item in value:
-            # Most parts are a type and a text, and there may be very many.
-            if type(item) is dict and len(item) == 2 and item.get("type") == "text" and type(item.get("text")) is str:
-                total += _text(item["text"]) + 12
-            else:
-                total += _content(item, each, media)
-        return total
+        return _items(value, each, media)
     if not isinstance(value, dict):
         return _text(value)
     kind = value.get("type")
@@ -350,6 +357,22 @@ def _content(value: object, each: int, media: _Media) -> int:
             total += _content(item, PER_PART, media)
         else:
             total += (len(key) if type(key) is str and key.isascii() else _text(key)) + _text(item)
+    return total
+
+
+def _items(items: list[Any], each: int, media: _Media) -> int:
+    """Count messages or parts in a list, of which there may be very many: most are two texts and nothing else."""
+    total = each * len(items)
+    for item in items:
+        if type(item) is dict and len(item) == 2:
+            role, content, text = item.get("role"), item.get("content"), item.get("text")
+            if type(content) is str and type(role) is str:
+                total += size_of(content) + size_of(role) + len("role")
+                continue
+            if type(text) is str and item.get("type") == "text":
+                total += size_of(text) + len("typetexttext")
+                continue
+        total += _content(item, each, media)
     return total
 
 
