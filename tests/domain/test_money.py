@@ -147,3 +147,14 @@ def test_float_costs_have_the_same_upper_end_as_amounts():
 def test_float_costs_of_whole_nano_dollars_are_exact(nano):
     """A cost of a whole number of nano-dollars survives the way through a float, up to a million dollars."""
     assert from_float(nano / NANO_PER_USD) == nano
+
+
+@given(
+    st.floats(0, 10_000_000)
+    # Close to the middle between two, and small.
+    | st.tuples(st.integers(0, 10**13), st.integers(-5, 5)).map(lambda of: (of[0] + 0.5) / NANO_PER_USD + of[1] * 1e-17)
+    | st.floats(0, 1e-8)
+)
+def test_a_float_is_rounded_as_its_decimal_text(value):
+    """A cost is rounded to the nano-dollar that is nearest to what it prints as, never to the one beside it."""
+    assert from_float(value) == int((Decimal(repr(value)) * NANO_PER_USD).to_integral_value())

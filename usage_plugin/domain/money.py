@@ -24,6 +24,7 @@ LARGEST_REQUEST: Nano = 10**16
 """No request costs more than ten million dollars; what says so is wrong, and must not make sums overflow."""
 
 _EXACT = Context(prec=100, traps=[Inexact, InvalidOperation])
+_SURELY_NEAREST = 2**40
 _LARGEST_USD = 9_000_000_000
 """SQLite's integers end at 9.22 × 10¹⁸, so no single amount may pass 9 billion dollars."""
 
@@ -83,4 +84,9 @@ def from_float(value: float) -> Nano:
     """
     if not math.isfinite(value) or value < 0 or value * NANO_PER_USD > LARGEST_REQUEST:
         raise MoneyError(f"{value!r} is not a cost.")
+    nano = value * NANO_PER_USD
+    nearest = round(nano)
+    if nano < _SURELY_NEAREST and abs(nano - nearest) < 0.49:
+        # The product is off by much less than is missing to the next one.
+        return nearest
     return int((Decimal(repr(value)) * NANO_PER_USD).to_integral_value())

@@ -136,12 +136,12 @@ _NAMES = frozenset(UsageEvent._fields)
 
 def to_record(event: UsageEvent) -> dict[str, Any]:
     """Make a flat record of what differs from the defaults, with the schema's number as `v`."""
-    return {"v": SCHEMA} | {
-        name: value
-        for name, value, default in zip(UsageEvent._fields, event, _DEFAULTS, strict=True)
+    record: dict[str, Any] = {"v": SCHEMA}
+    for name, value, default in zip(UsageEvent._fields, event, _DEFAULTS, strict=True):
         # Most are the default itself; comparing costs more.
-        if value is not default and value != default
-    }
+        if value is not default and value != default:
+            record[name] = value  # noqa: PERF403  # twice for each request, and a union takes a third more
+    return record
 
 
 def from_record(record: Mapping[str, Any]) -> UsageEvent:

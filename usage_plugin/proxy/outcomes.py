@@ -343,8 +343,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
 
 def _field(holder: Any, name: str) -> Any:  # any of LiteLLM's objects
     """Read a field that may be missing; to ask a pydantic model for an attribute that it lacks is slow."""
-    if isinstance(holder, dict | BaseModel):
-        return _mapping(holder).get(name)
+    if isinstance(holder, dict):
+        return holder.get(name)
+    if isinstance(holder, BaseModel):
+        extra = holder.__pydantic_extra__
+        return extra[name] if extra and name in extra else vars(holder).get(name)
     return getattr(holder, name, None)
 
 
@@ -354,6 +357,8 @@ def _text(value: object) -> str | None:
 
 def _first(usage: Mapping[str, Any], *names: str) -> int:
     """Read the first field that is there; null and nonsense count as none."""
+    if not usage:
+        return 0
     for name in names:
         value = usage.get(name)
         if type(value) is int and value > 0:

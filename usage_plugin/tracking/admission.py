@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.tracking.demands import Problem
     from usage_plugin.tracking.imperfections import Imperfections
     from usage_plugin.tracking.rules import RulesInForce
 
@@ -266,17 +267,9 @@ class Admission:
         policy = self.policy
         everything, unknown = demands_of(ask, candidates, self._rules.limits, policy.on_lost)
         demands = [demand for demand in everything if demand.limit.has_accounts]
-        impossible = [
-            _refuse(problem, ask, demand, model)
-            for demand, problem, model in unknown
-            if policy.enforce and demand.maximum is not None and demand.limit.action == "block"
-        ]
-        impossible += [
-            _refuse("too_large", ask, demand)
-            for demand in everything
-            if not demand.limit.has_accounts and policy.enforce and demand.limit.action == "block"
-            if not demand.fits(NOTHING)
-        ]
+        impossible: list[Refusal] = []
+        if policy.enforce and (unknown or len(demands) < len(everything)):
+            impossible = _impossible(ask, everything, unknown)
         unfelt = [refusal for refusal in impossible if not refusal.felt]
         if len(unfelt) < len(impossible):
             return Decision(_worst(refusal for refusal in impossible if refusal.felt), unfelt)
@@ -385,6 +378,23 @@ def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
     if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
         return False
     return outcome.balance.spent + outcome.demand.amount <= (outcome.demand.maximum or 0)
+
+
+def _impossible(
+    ask: Ask, demands: Sequence[Demand], unknown: Sequence[tuple[Demand, Problem, str | None]]
+) -> list[Refusal]:
+    """Find what no account need be asked about: what nobody can say, and what a limit on single requests refuses."""
+    refusals = [
+        _refuse(problem, ask, demand, model)
+        for demand, problem, model in unknown
+        if demand.maximum is not None and demand.limit.action == "block"
+    ]
+    refusals += [
+        _refuse("too_large", ask, demand)
+        for demand in demands
+        if not demand.limit.has_accounts and demand.limit.action == "block" and not demand.fits(NOTHING)
+    ]
+    return refusals
 
 
 def _worst_case_event(ask: Ask, candidates: Sequence[Candidate]) -> UsageEvent:

@@ -157,18 +157,18 @@ class Recorder:
             accounts = {demand.account for demand in held}
             demands = [*held, *(demand for demand in demands if demand.account not in accounts)]
         else:
-            if excess := _excess(event, held=held, charged=demands):
+            amounts = {demand.account: demand.amount for demand in held}
+            if excess := _excess(event, amounts, demands):
                 event = event._replace(excess=excess)
-            self._count_overruns(held, demands)
+            self._count_overruns(amounts, demands)
         if event.degraded:
             self._imperfections.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
 
-    def _count_overruns(self, held: Sequence[Demand], charged: Sequence[Demand]) -> None:
+    def _count_overruns(self, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> None:
         """Count where more tokens were used than were held; for cost, the event has its `excess`."""
-        amounts = {demand.account: demand.amount for demand in held}
         for demand in charged:
-            if demand.limit.unit != "usd" and demand.amount > amounts.get(demand.account, demand.amount):
+            if demand.limit.unit != "usd" and demand.amount > held.get(demand.account, demand.amount):
                 self._imperfections.count("overrun", demand.limit.name)
 
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
@@ -242,9 +242,9 @@ class Recorder:
             if self._audience.anybody:
                 self._audience.tell(event, len(encoded))
         standings = [
-            Standing(demand, _balance_after(demand, admitted, settled.balances))
+            Standing(demand, balance if demand.since is None else _sum_after(demand, admitted, balance))
             for demand in demands
-            if demand.account in settled.balances
+            if (balance := settled.balances.get(demand.account)) is not None
         ]
         for standing in standings:
             self._alerts.seen(standing)
@@ -302,19 +302,15 @@ class Recorder:
             await asyncio.wait([self._retrying], timeout=seconds)
 
 
-def _excess(event: UsageEvent, *, held: Sequence[Demand], charged: Sequence[Demand]) -> Nano:
+def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> Nano:
     """Say by how much the cost passes what was held for it, on the account where that is most."""
     if not event.cost:
         return 0
-    amounts = {demand.account: demand.amount for demand in held if demand.limit.unit == "usd"}
-    accounts = [demand.account for demand in charged if demand.limit.unit == "usd"]
-    least = min((amounts.get(account, 0) for account in accounts), default=event.reserved)
+    least = min([held.get(d.account, 0) for d in charged if d.limit.unit == "usd"], default=event.reserved)
     return max(0, event.cost - least)
 
 
-def _balance_after(demand: Demand, admitted: Admitted, balances: Mapping[AccountKey, Balance]) -> Balance:
-    """Give the balance after settling; of a rolling limit the ledger gives one bucket, so it is worked out."""
+def _sum_after(demand: Demand, admitted: Admitted, bucket: Balance) -> Balance:
+    """Work out the sum of a rolling window after settling, as far as it is known: the ledger gives one bucket of it."""
     before = admitted.balances.get(demand.account)
-    if demand.since is None or before is None:
-        return balances[demand.account]
-    return before._replace(spent=before.spent + demand.amount)
+    return bucket if before is None else before._replace(spent=before.spent + demand.amount)
