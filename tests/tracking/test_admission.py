@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -338,7 +337,7 @@ async def test_what_is_lost_is_charged_by_policy(
         "    - {name: slots, per: user, max_parallel_requests: 2}",
         f"  admission: {{on_lost: {on_lost}}}",
     )
-    wish = replace(ask(clock), primary=(Candidate("gpt", "openai", True, 5 * CENT, CENT),))
+    wish = ask(clock)._replace(primary=(Candidate("gpt", "openai", True, 5 * CENT, CENT),))
     outcome = (await runtime.admission.admit(wish)).outcome
     assert isinstance(outcome, Admitted)
     assert outcome.event.cost == 5 * CENT, "if the worker lives and nobody knows, what was held is charged"

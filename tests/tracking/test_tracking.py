@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,7 +190,7 @@ async def test_what_has_no_price_or_no_bound_is_refused(runtime: Runtime, clock:
     unpriced = await admit(runtime, ask(clock, cost=None))
     request = ask(clock)
     unbounded = await admit(
-        runtime, replace(request, primary=(Candidate("gpt", "openai", True, None),), output_tokens=None)
+        runtime, request._replace(primary=(Candidate("gpt", "openai", True, None),), output_tokens=None)
     )
     assert isinstance(unpriced, Refusal)
     assert isinstance(unbounded, Refusal)

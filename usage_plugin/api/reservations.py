@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from usage_plugin.api.facts import given
@@ -69,7 +68,7 @@ class Reservation:
         """
         outcome = given(cost, facts)
         if cost is None:
-            outcome = replace(outcome, as_reserved=True)
+            outcome = outcome._replace(as_reserved=True)
         recorded = self._runtime.recorder.record(self._request, outcome)
         if recorded is None:
             raise UsagePluginError(f"The reservation {self.event_id} is over: it was settled or released before.")

@@ -7,7 +7,6 @@ since its body has changed, and admission decides again.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.log import get_logger
@@ -105,7 +104,7 @@ class _Negotiation:
             self._fewer_tokens = 0
             return None
         self._fewer_tokens = await self._tokenizer.savings(self._data, encoding)
-        self._ask = replace(self._read(), is_downgraded=ask.is_downgraded)
+        self._ask = self._read()._replace(is_downgraded=ask.is_downgraded)
         return self._ask
 
     async def _downgraded(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
@@ -118,7 +117,7 @@ class _Negotiation:
         self._fewer_tokens = 0
         again = self._read()
         draft = again.draft._replace(requested_model=ask.draft.requested_model, downgraded_by=limit)
-        self._ask = replace(again, draft=draft)
+        self._ask = again._replace(draft=draft)
         return self._ask
 
     async def _shorten(self, decision: Decision) -> Decision:
@@ -171,7 +170,7 @@ class _Negotiation:
         again, draft = self._read(), self._ask.draft
         # It is admitted now, not when it came: it may have waited.
         draft = draft._replace(started_at=again.draft.started_at, clamped_to=tokens, injected_output_tokens=None)
-        return replace(again, draft=draft, is_downgraded=draft.downgraded_by is not None)
+        return again._replace(draft=draft, is_downgraded=draft.downgraded_by is not None)
 
     def _fits(self, ask: Ask, refused: Demand, room: int) -> bool:
         """Say whether the limit that refused has room for the request as it is now."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import litellm
@@ -147,7 +146,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
         self._disagreements.look(outcome)
         if outcome.as_reserved:
             # Nobody says what it used, and nothing was reserved.
-            return replace(outcome, as_reserved=False, cost=None, cost_source="unpriced", estimated=True)
+            return outcome._replace(as_reserved=False, cost=None, cost_source="unpriced", estimated=True)
         return outcome
 
 

@@ -11,7 +11,7 @@ import os
 import random
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
@@ -89,8 +89,7 @@ class Pressure:
         """Why nothing can be held, if the ledger was deleted under us: whoever starts next counts elsewhere."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """The request may start, and must be settled by its event's id.
 
     Attributes:
@@ -233,7 +232,7 @@ class Admission:
             await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
             delay = next_look(delay)
             # It is admitted now, not when it came: midnight may have passed.
-            ask = replace(ask, draft=ask.draft._replace(started_at=self._clock.now()))
+            ask = ask._replace(draft=ask.draft._replace(started_at=self._clock.now()))
             ask, decision = await self._decide(ask, None, downgraded)
         return decision
 
@@ -246,7 +245,7 @@ class Admission:
         if not isinstance(decision, Downgrade):
             return ask, decision
         other = await downgraded(ask, decision) if downgraded else None
-        ask = replace(other or ask, is_downgraded=True)
+        ask = (other or ask)._replace(is_downgraded=True)
         decision = await self._decide_once(ask)
         if isinstance(decision, Downgrade):
             raise UsagePluginError("A request was downgraded twice.")
@@ -259,7 +258,7 @@ class Admission:
         # It does not fit on the dearest fallback; without fallbacks it may.
         alone = await self._decide_among(ask, ask.primary)
         if isinstance(alone, Decision) and isinstance(alone.outcome, Admitted):
-            return alone._replace(outcome=replace(alone.outcome, without_fallbacks=True))
+            return alone._replace(outcome=alone.outcome._replace(without_fallbacks=True))
         # If that is refused as well, its reason counts: waiting may make room for the primary.
         return alone
 

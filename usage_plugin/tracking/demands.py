@@ -5,7 +5,6 @@ Pure arithmetic between a request's bounds and the limits in force; nothing here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, has_room
@@ -50,25 +49,24 @@ class Candidate(NamedTuple):
         return self.worst_cost
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """A request that wants to start.
+class Ask(NamedTuple):
+    """A request that wants to start. A NamedTuple, as all that is made for each request.
 
     Attributes:
         draft: the event as far as it is known; its status and cost are filled in by the decision.
         primary: the ways the model asked for can be billed.
-        fallbacks: the ways it can be billed if that fails.
         input_tokens: a bound; None if nothing bounds it.
         output_tokens: a bound; None if nothing bounds it.
+        fallbacks: the ways it can be billed if that fails.
         is_downgraded: limits with `action: downgrade` have had their say; they only count now.
     """
 
     draft: UsageEvent
     subjects: Subjects
     primary: tuple[Candidate, ...]
-    fallbacks: tuple[Candidate, ...] = ()
     input_tokens: int | None
     output_tokens: int | None
+    fallbacks: tuple[Candidate, ...] = ()
     is_downgraded: bool = False
 
 

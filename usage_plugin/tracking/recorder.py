@@ -12,7 +12,6 @@ import os
 import random
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.usage import NO_TOKENS
@@ -45,9 +44,8 @@ _TURN_NS = 3_000_000
 log = get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How a request ended, as far as the provider or LiteLLM said.
+class Outcome(NamedTuple):
+    """How a request ended, as far as the provider or LiteLLM said. A NamedTuple, as the event that is made of it.
 
     Attributes:
         model: the `model_name` that was billed; None if none was.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -245,7 +245,7 @@ class Replay:
     async def _ask(self, waiting: _Waiting, *, first: bool) -> None:
         now = self._clock.at
         event = waiting.event._replace(started_at=now)
-        ask = waiting.ask if first else replace(waiting.ask, draft=waiting.ask.draft._replace(started_at=now))
+        ask = waiting.ask if first else waiting.ask._replace(draft=waiting.ask.draft._replace(started_at=now))
         sent_elsewhere: list[Downgrade] = []
 
         async def downgraded(ask: Ask, obstacle: Refusal | Downgrade) -> None:
