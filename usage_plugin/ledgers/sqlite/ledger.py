@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 from usage_plugin.domain.ledger import (
@@ -82,7 +83,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         try:
-            balances = tuple([self._balance(hold.account, hold.since) for hold in holds])
+            balances = tuple(self._balances([hold.account for hold in holds], [hold.since for hold in holds]))
             if not all(map(Hold.fits, holds, balances)):
                 do("ROLLBACK")
                 return Reserved(False, balances)
@@ -210,7 +211,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
     def _book(self, changes: Mapping[AccountKey, _Change], event: str | None) -> Settled:
         """Change accounts and append the event, if there is one."""
         self._add(changes)
-        balances = {account: self._balance(account) for account in changes}
+        balances = self.balances(list(changes))
         seq = 0
         if event is not None:
             seq = self._do("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
@@ -236,19 +237,18 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
                 [(*change, *account) for account, change in changes.items()],
             )
 
-    def _balance(self, account: AccountKey, since: int | None = None) -> Balance:
-        """Read an account; since a bucket, the sum over it and all later ones."""
-        if since is None:
-            found = self._do(
-                "SELECT spent, reserved FROM accounts WHERE limit_key = ? AND window_start = ? AND subject = ?", account
-            ).fetchone()
-        else:
-            found = self._do(
-                "SELECT coalesce(sum(spent), 0), coalesce(sum(reserved), 0) FROM accounts"
-                " WHERE limit_key = ? AND window_start >= ? AND subject = ?",
-                (account.limit_key, since, account.subject),
-            ).fetchone()
-        return Balance(*found) if found else NOTHING
+    def _balances(self, accounts: Sequence[AccountKey], since: Sequence[int | None]) -> list[Balance]:
+        """Read accounts; since a bucket, the sum over it and all later ones."""
+        if not accounts:
+            return []
+        values: list[int | str] = []
+        for (limit_key, window_start, subject), oldest in zip(accounts, since, strict=True):
+            values += (limit_key, window_start if oldest is None else oldest, subject)
+        balances = [NOTHING] * len(accounts)
+        read = _reading(tuple([oldest is not None for oldest in since]))
+        for number, spent, reserved in self._do(read, values).fetchall():
+            balances[number] = Balance(spent, reserved)
+        return balances
 
     def open_reservations(self) -> list[OpenReservation]:
         """List what is reserved and not settled, oldest first."""
@@ -260,12 +260,10 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
 
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
         """Read accounts; those that do not exist have spent nothing."""
-        if not keys:
-            return {}
-        with translated(self._path):
-            rows = self._execute(_select(len(keys)), [value for key in keys for value in key])
-            found = {AccountKey(*key): Balance(spent, reserved) for *key, spent, reserved in rows}
-        return {key: found.get(key, NOTHING) for key in keys}
+        try:
+            return dict(zip(keys, self._balances(keys, [None] * len(keys)), strict=True))
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
 
     def buckets(self, limit_key: int, subject: str, since: int) -> list[Account]:
         """List the accounts of one limit and subject, oldest first."""
@@ -373,10 +371,13 @@ def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKe
     return changes
 
 
-def _select(count: int) -> str:
-    """One look-up for each account, in one statement; SQLite keeps it prepared."""
-    one = (
-        "SELECT limit_key, window_start, subject, spent, reserved FROM accounts"
-        " WHERE limit_key = ? AND window_start = ? AND subject = ?"
+@cache
+def _reading(sums: tuple[bool, ...]) -> str:
+    """One look-up for each account, or one sum, in one statement; SQLite keeps it prepared."""
+    balance = "spent, reserved FROM accounts WHERE limit_key = ? AND window_start = ?"
+    total = (
+        "coalesce(sum(spent), 0), coalesce(sum(reserved), 0) FROM accounts WHERE limit_key = ? AND window_start >= ?"
     )
-    return " UNION ALL ".join([one] * count)
+    return " UNION ALL ".join(
+        [f"SELECT {number}, {total if is_sum else balance} AND subject = ?" for number, is_sum in enumerate(sums)]
+    )
