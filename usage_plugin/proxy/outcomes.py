@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _MOST_USAGE_FIELDS = 40
 _MOST_TOLD = 1_000
+_HIDDEN = "_hidden_params"
 
 log = get_logger()
 
@@ -142,18 +143,22 @@ def read_tokens(usage: Mapping[str, Any], *, anthropic: bool) -> TokenUsage:
     prompt = _mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
     answer = _mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
     cached = _first(usage, "cache_read_input_tokens") or _first(prompt, "cached_tokens")
-    of_cached = _mapping(prompt.get("cached_tokens_details"))
     written = _first(usage, "cache_creation_input_tokens") or _first(
         prompt, "cache_creation_tokens", "cache_write_tokens"
     )
-    of_written = _mapping(usage.get("cache_creation") or prompt.get("cache_creation_token_details"))
     total_input = _first(usage, "prompt_tokens", "input_tokens")
     if anthropic and usage.get("prompt_tokens") is None:
         total_input += cached + written
+    output = _first(usage, "completion_tokens", "output_tokens")
+    if not (prompt or answer or written):
+        # The rest is in them.
+        return TokenUsage(total_input, output, cached)
+    of_cached = _mapping(prompt.get("cached_tokens_details"))
+    of_written = _mapping(usage.get("cache_creation") or prompt.get("cache_creation_token_details"))
     cached_audio = _first(of_cached, "audio_tokens")
     return TokenUsage(
         input_tokens=total_input,
-        output_tokens=_first(usage, "completion_tokens", "output_tokens"),
+        output_tokens=output,
         cached_input_tokens=cached,
         cache_write_tokens=written,
         reasoning_tokens=_first(answer, "reasoning_tokens"),
@@ -302,9 +307,10 @@ def _service(response: Any) -> str | None:  # any of LiteLLM's answers
 
 def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLLM's answers
     """Count what may be billed by the piece: images and queries in the answer, characters in what was to be spoken."""
-    images = _field(response, "data")
-    spoken = request.get("input")
-    billed = _mapping(_mapping(_field(response, "meta")).get("billed_units"))
+    images, spoken, meta = _field(response, "data"), request.get("input"), _field(response, "meta")
+    if images is spoken is meta is None:
+        return NO_UNITS
+    billed = _mapping(_mapping(meta).get("billed_units"))
     return Units(
         images=len(images) if isinstance(images, list) else 0,
         characters=len(spoken) if isinstance(spoken, str) else 0,
@@ -327,14 +333,29 @@ def _routing_metadata(parameters: Mapping[str, Any], data: Mapping[str, Any]) ->
 
 def _hidden(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
     if isinstance(response, dict):
-        return _mapping(response.get("_hidden_params"))
-    return _mapping(getattr(response, "_hidden_params", None))
+        return _mapping(response.get(_HIDDEN))
+    # Where pydantic keeps it: its way to a private attribute takes as long as all the rest that is read here.
+    private = getattr(response, "__pydantic_private__", None)
+    if private and _HIDDEN in private:
+        return _mapping(private[_HIDDEN])
+    return _mapping(getattr(response, _HIDDEN, None))
+
+
+class _Models(dict[type[Any], bool]):
+    """Which types are pydantic's models: each look at an instance would go through pydantic's own, slow check."""
+
+    def __missing__(self, kind: type[Any]) -> bool:
+        self[kind] = issubclass(kind, BaseModel)
+        return self[kind]
+
+
+_is_model = _Models()
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
     if isinstance(value, dict):
         return value
-    if isinstance(value, BaseModel):
+    if value is not None and _is_model[type(value)]:
         # What stands in it already: dumping the model, or walking through it, costs more than all that is read from it.
         extra = value.__pydantic_extra__
         return {**vars(value), **extra} if extra else vars(value)
@@ -345,7 +366,7 @@ def _field(holder: Any, name: str) -> Any:  # any of LiteLLM's objects
     """Read a field that may be missing; to ask a pydantic model for an attribute that it lacks is slow."""
     if isinstance(holder, dict):
         return holder.get(name)
-    if isinstance(holder, BaseModel):
+    if _is_model[type(holder)]:
         extra = holder.__pydantic_extra__
         return extra[name] if extra and name in extra else vars(holder).get(name)
     return getattr(holder, name, None)
