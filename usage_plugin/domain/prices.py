@@ -203,13 +203,13 @@ class Price:
 
     def worst_case(self, input_tokens: int | None, output_tokens: int | None, reach: Reach = ONLY_TEXT) -> Nano | None:
         """Say what a request of at most so many tokens can cost at most, rounded up; None if nothing bounds it."""
-        ways = [self, *(price for name, price in self.services if name in reach.services)]
-        atto = self.units.atto(reach.units or NO_UNITS)
+        ways = [self, *[price for name, price in self.services if name in reach.services]]
+        atto = self.units.atto(reach.units) if reach.units else 0
         if self.base is not None:
             if input_tokens is None or output_tokens is None:
                 return None
-            atto = max(atto, *(_dearest(way, input_tokens, output_tokens, reach) for way in ways))
-        if self.units.by_the_piece and reach.units is None:
+            atto = max([atto, *[_dearest(way, input_tokens, output_tokens, reach) for way in ways]])
+        if reach.units is None and self.units.by_the_piece:
             return None
         return min(LARGEST_REQUEST, -(-(atto + self.units.request) // _ATTO_PER_NANO))
 
@@ -223,12 +223,14 @@ def _rates_for(price: Price, input_tokens: int) -> Rates | None:
 
 
 def _dearest(price: Price, input_tokens: int, output_tokens: int, reach: Reach) -> int:
-    reachable = [price.base, *(rates for threshold, rates in price.tiers if input_tokens > threshold)]
+    reachable = [price.base, *[rates for threshold, rates in price.tiers if input_tokens > threshold]]
     return max(
-        input_tokens * rates.dearest_input(media=reach.media_input)
-        + output_tokens * rates.dearest_output(media=reach.media_output)
-        for rates in reachable
-        if rates is not None
+        [
+            input_tokens * rates.dearest_input(media=reach.media_input)
+            + output_tokens * rates.dearest_output(media=reach.media_output)
+            for rates in reachable
+            if rates is not None
+        ]
     )
 
 

@@ -147,7 +147,12 @@ def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
 def _of_messages(body: Mapping[str, Any]) -> Bounds:
     """Read what most bodies are: messages and an output limit, and no other field that we look into."""
     media = _Media()
-    tokens = _input(body, [body], media)
+    tokens: int | None
+    try:
+        tokens = PER_REQUEST + sum([_content(body[field], PER_MESSAGE, media) for field in _MESSAGES & body.keys()])
+        tokens += sum([_text(body[field]) for field in _OTHER_TEXT & body.keys()])
+    except (_NotBoundedError, RecursionError):
+        tokens = None
     reach = Reach(media_input=True) if media.any or tokens is None else ONLY_TEXT
     return Bounds(tokens, True, _asked_output(body, [body]), 1, reach)
 

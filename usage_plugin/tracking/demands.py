@@ -5,6 +5,7 @@ Pure arithmetic between a request's bounds and the limits in force; nothing here
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, has_room
@@ -120,7 +121,8 @@ class Standing(NamedTuple):
     @property
     def remaining(self) -> int:
         """What is left for further requests, never below zero."""
-        return max(0, (self.demand.maximum or 0) - self.balance.spent - self.balance.reserved)
+        spent, reserved = self.balance
+        return max(0, (self.demand.maximum or 0) - spent - reserved)
 
 
 def demands_of(
@@ -197,11 +199,12 @@ def _if_lost(limit: Limit, candidate: Candidate, ask: Ask, amount: int, on_lost:
 
 def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:
     """Find the limit of the caller's own with the smallest share left, to be shown in headers."""
-    own = [
-        standing
-        for standing in standings
-        if standing.demand.maximum is not None
-        and standing.demand.limit.is_callers_own
-        and not standing.demand.limit.dry_run
-    ]
-    return min(own, key=lambda standing: standing.remaining / (standing.demand.maximum or 1), default=None)
+    tightest, least = None, math.inf
+    for standing in standings:
+        demand = standing.demand
+        if demand.maximum is None or not demand.limit.is_callers_own or demand.limit.dry_run:
+            continue
+        share = standing.remaining / (demand.maximum or 1)
+        if share < least:
+            tightest, least = standing, share
+    return tightest
