@@ -261,9 +261,8 @@ class Matched:
         self.limit = limit
         self.subject = subject
         self.amounts = amounts
-        self.can_stop = (
-            limit.action != "warn" and not limit.dry_run and any(amount is not None for _, amount in amounts)
-        )
+        has_amount = amounts[-1][1] is not None or any(amount is not None for _, amount in amounts)
+        self.can_stop = has_amount and limit.action != "warn" and not limit.dry_run
         self._latest: tuple[int, int, Place] | None = None
 
     def amount_at(self, instant: int) -> int | None:
@@ -280,9 +279,11 @@ class Matched:
         account = AccountKey(limit.key, window.start, self.subject)
         place = Place(window, account, self.amount_at(instant), limit.since_at(instant))
         if limit.has_fixed_windows:
-            ends = [until for until, _ in self.amounts if until is not None]
-            begins = max([window.start, *(until for until in ends if until <= instant)])
-            self._latest = begins, min([window.end, *(until for until in ends if until > instant)]), place
+            begins, ends = window
+            for until, _ in self.amounts:
+                if until is not None:
+                    begins, ends = (max(begins, until), ends) if until <= instant else (begins, min(ends, until))
+            self._latest = begins, ends, place
         return place
 
 
@@ -335,9 +336,10 @@ class LimitSet:
             if adjustment.ended_at is None:
                 amounts = self._adjusted.setdefault((adjustment.limit, adjustment.subject), [])
                 amounts.append((adjustment.until, adjustment.amount))
-        used: set[str] = set()
-        for limit in self.limits:
-            used.update(limit.per, limit.match_keys)
+        asked: set[MatchKey] = set().union(*[limit.match_keys for limit in self.limits])
+        self._matches_names = bool(asked)
+        """Whether it matters for any limit how somebody is called."""
+        used: set[str] = {*asked, *[dimension for limit in self.limits for dimension in limit.per]}
         if "group" in used:
             used.add("user")
         self._uses_model = "model" in used
@@ -425,7 +427,7 @@ class LimitSet:
                 "model": _one(model),
                 "provider": _one(provider),
             }
-            found = self._match(names, self._called(subjects))
+            found = self._match(names, self._called(subjects) if self._matches_names else {})
             self._remembered[key] = found
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
@@ -456,7 +458,7 @@ class LimitSet:
     def _match(
         self, names: Mapping[str, tuple[str, ...]], called: Mapping[str, tuple[str, ...]]
     ) -> tuple[Matched, ...]:
-        known = self._known(names, called)
+        known = self._known(names, called) if self._matches_names else {}
         return tuple(
             self._matched(limit, subject, known)
             for limit in self.limits
