@@ -47,7 +47,6 @@ bench: install
 	$(BIN)/python -m benchmarks.partitioned
 	$(BIN)/python -m benchmarks.migration
 	$(BIN)/python -m benchmarks.stalls
-	$(BIN)/python -m benchmarks.threads
 	$(BIN)/python -m benchmarks.proxy
 	$(BIN)/python -m benchmarks.overshoot
 	$(BIN)/python -m benchmarks.queries

@@ -32,7 +32,6 @@ from usage_plugin.runtime import Runtime
 FLUSH_SECONDS = 10.0
 STARTING_SECONDS = 5.0
 LOOKS_FOR_LOGS = 10
-SWITCH_SECONDS = 0.0005
 
 log = get_logger()
 
@@ -61,20 +60,10 @@ def start() -> UsageHandler_PROXY_:
     _wrap_app(handler)
     _wrap_shutdown(runtime, handler, ticking)
     _announce(runtime)
-    share_the_interpreter()
     set_apart()
     # LiteLLM has hardly begun: as many objects as a report has rows are made afterwards.
     loop.call_later(STARTING_SECONDS, set_apart)
     return handler
-
-
-def share_the_interpreter() -> None:
-    """Have threads hand the interpreter over ten times as often as they do by themselves, or more, if it is set so.
-
-    LiteLLM writes its logs in threads. Whenever the ledger's file is read or written one of them may take the
-    interpreter, and keeps it for five milliseconds: the file is locked meanwhile, and no request moves.
-    """
-    sys.setswitchinterval(min(SWITCH_SECONDS, sys.getswitchinterval()))
 
 
 def set_apart() -> None:
