@@ -211,6 +211,14 @@ def test_an_error_within_a_transaction_leaves_none_open(ledger: SqliteLedger) ->
     assert ledger.balances([ANN]) == {ANN: Balance(1, 0)}
 
 
+@pytest.mark.parametrize("unusual", [AccountKey(1, 0, "\ud800"), AccountKey(2**70, 0, "ann")])
+def test_what_sqlite_cannot_look_up_is_an_error_of_the_ledger(ledger: SqliteLedger, unusual: AccountKey) -> None:
+    """Asking for a text or a number that SQLite cannot keep is a LedgerError, and the next question is answered."""
+    with pytest.raises(LedgerError):
+        ledger.balances([ANN, unusual])
+    assert ledger.balances([ANN]) == {ANN: Balance(0, 0)}
+
+
 def test_workers_can_start_at_the_same_instant(tmp_path: Path) -> None:
     """Whoever opens a new file first, the others wait; SQLite alone would give up at once."""
     for number in range(10):

@@ -211,7 +211,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
     def _book(self, changes: Mapping[AccountKey, _Change], event: str | None) -> Settled:
         """Change accounts and append the event, if there is one."""
         self._add(changes)
-        balances = self.balances(list(changes))
+        balances = self._alone(list(changes))
         seq = 0
         if event is not None:
             seq = self._do("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
@@ -224,18 +224,23 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         """
         if not changes:
             return
+        rows = [(*change, *account) for account, change in changes.items()]
         changed = self._do_for_each(
             "UPDATE accounts SET window_end = max(window_end, ?), spent = spent + ?, reserved = reserved + ?"
             " WHERE limit_key = ? AND window_start = ? AND subject = ?",
-            [(*change, *account) for account, change in changes.items()],
+            rows,
         )
-        if changed.rowcount < len(changes):
+        if changed.rowcount < len(rows):
             # Those that were there are changed already, and stay as they are.
             self._do_for_each(
                 "INSERT INTO accounts (window_end, spent, reserved, limit_key, window_start, subject)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                [(*change, *account) for account, change in changes.items()],
+                rows,
             )
+
+    def _alone(self, accounts: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
+        """Read accounts, each by itself."""
+        return dict(zip(accounts, self._balances(accounts, [None] * len(accounts)), strict=True))
 
     def _balances(self, accounts: Sequence[AccountKey], since: Sequence[int | None]) -> list[Balance]:
         """Read accounts; since a bucket, the sum over it and all later ones."""
@@ -260,10 +265,8 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
 
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
         """Read accounts; those that do not exist have spent nothing."""
-        try:
-            return dict(zip(keys, self._balances(keys, [None] * len(keys)), strict=True))
-        except sqlite3.Error as error:
-            raise translate(error, self._path) from error
+        with translated(self._path):
+            return self._alone(keys)
 
     def buckets(self, limit_key: int, subject: str, since: int) -> list[Account]:
         """List the accounts of one limit and subject, oldest first."""
