@@ -427,7 +427,7 @@ class LimitSet:
                 "model": _one(model),
                 "provider": _one(provider),
             }
-            found = self._match(names, self._called(subjects) if self._matches_names else {})
+            found = self._match(names, subjects)
             self._remembered[key] = found
             if len(self._remembered) > _REMEMBERED:
                 self._remembered.popitem(last=False)
@@ -455,10 +455,8 @@ class LimitSet:
             return {"api_key": tuple(self._written.get(alias, alias) for alias in _one(subjects.api_key_alias))}
         return {"user": (real.user,), "end_user": _one(real.end_user), "api_key": _one(real.api_key_alias)}
 
-    def _match(
-        self, names: Mapping[str, tuple[str, ...]], called: Mapping[str, tuple[str, ...]]
-    ) -> tuple[Matched, ...]:
-        known = self._known(names, called) if self._matches_names else {}
+    def _match(self, names: Mapping[str, tuple[str, ...]], subjects: Subjects) -> tuple[Matched, ...]:
+        known = self._known(names, self._called(subjects)) if self._matches_names else {}
         return tuple(
             self._matched(limit, subject, known)
             for limit in self.limits
