@@ -144,11 +144,9 @@ class Asking:
         self, ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, output: int | None
     ) -> tuple[Candidate, ...]:
         """Price each way at its worst; ways that are billed alike are one, the dearest."""
-        candidates = [self._candidate(way, kind, bound, output) for way in ways]
-        if len(candidates) < 2:
-            return tuple(candidates)
         dearest: dict[tuple[str | None, str | None], Candidate] = {}
-        for candidate in candidates:
+        for way in ways:
+            candidate = self._candidate(way, kind, bound, output)
             worst = candidate.worst_cost
             known = dearest.get(candidate[:2])
             if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
