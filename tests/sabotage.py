@@ -30,7 +30,17 @@ def failures_in(module: Path, broken: Sequence[Broken], folder: Path) -> dict[Br
     """Run those tests, and give what each that failed says; what they print goes to a file of the folder."""
     chosen = [f"{module}::{contract}::{test}" for contract, test in broken]
     # Where CI is set, pytest would work out the whole difference of what it compares, for minutes.
-    options = ["-v", "-rf", "--tb=line", "--assert=plain", "--hypothesis-profile=first failure", "-o", "timeout=60"]
+    options = [
+        "-v",
+        "-rfE",
+        "-p",
+        "no:cacheprovider",
+        "--tb=line",
+        "--assert=plain",
+        "--hypothesis-profile=first failure",
+        "-o",
+        "timeout=60",
+    ]
     output = folder / "output.txt"
     with output.open("w") as out:
         running = subprocess.Popen(
@@ -46,7 +56,7 @@ def failures_in(module: Path, broken: Sequence[Broken], folder: Path) -> dict[Br
             running.wait()
     printed = output.read_text()
     assert code == pytest.ExitCode.TESTS_FAILED, f"{code}\n{printed}"
-    failed = re.findall(r"^FAILED \S+?::(\w+)::(\w+)(?:\[.*\])?(?: - (.*))?$", printed, re.MULTILINE)
+    failed = re.findall(r"^(?:FAILED|ERROR) \S+?::(\w+)::(\w+)(?:\[.*\])?(?: - (.*))?$", printed, re.MULTILINE)
     return {(contract, test): message for contract, test, message in failed}
 
 

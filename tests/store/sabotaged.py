@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import unicodedata
 from collections import defaultdict
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -295,6 +297,23 @@ class LeavesItsFolder(MemoryStore):
         for _, event in events:
             with suppress(OSError, ValueError):
                 (self.folder / event.user).write_text("")
+        await super().append(writer, events)
+
+
+@breaks("test_names_are_taken_as_they_are", backend=WithFolders)
+class KeepsAFolderForEachTeam(MemoryStore):
+    async def append(self, writer, events):
+        for _, event in events:
+            with suppress(OSError, ValueError):
+                (self.folder / "teams" / Path(event.team).expanduser()).mkdir(parents=True)
+        await super().append(writer, events)
+
+
+@breaks("test_writers_have_their_own_watermarks", backend=WithFolders)
+class NamesAFileAfterEachWriter(MemoryStore):
+    async def append(self, writer, events):
+        with suppress(OSError, ValueError):
+            Path(os.path.expandvars(self.folder / "writers" / "all" / ".." / writer)).write_text("")
         await super().append(writer, events)
 
 

@@ -10,6 +10,7 @@ import pytest
 pytest.register_assert_rewrite(
     "usage_plugin.testing.books",
     "usage_plugin.testing.durability",
+    "usage_plugin.testing.hostile",
     "usage_plugin.testing.ledger_contract",
     "usage_plugin.testing.ledger_machine",
     "usage_plugin.testing.store_contract",

@@ -41,7 +41,7 @@ from usage_plugin.testing.children import (
     start,
 )
 from usage_plugin.testing.faults import Faults, growing
-from usage_plugin.testing.hostile import HOSTILE_NAMES
+from usage_plugin.testing.hostile import HostileNames
 from usage_plugin.testing.ledger_machine import LedgerMachine
 from usage_plugin.testing.openings import LedgerOpening
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from usage_plugin.plugins.interface import LedgerBackend
 
 
-class LedgerContract:
+class LedgerContract(HostileNames):
     """The promises of a ledger.
 
     Attributes:
@@ -420,9 +420,9 @@ class LedgerContract:
         ledger.free("a", [ANN])
         assert ledger.balances([ANN, TEAM]) == {ANN: Balance(7, 0), TEAM: Balance()}
 
-    def test_names_are_taken_as_they_are(self, ledger: Ledger) -> None:
+    def test_names_are_taken_as_they_are(self, ledger: Ledger, hostile: tuple[str, ...]) -> None:
         """No subject is taken for another, in accounts, adjustments, alerts and notes."""
-        accounts = [AccountKey(1, 0, name) for name in HOSTILE_NAMES]
+        accounts = [AccountKey(1, 0, name) for name in hostile]
         for number, account in enumerate(accounts):
             assert ledger.reserve(
                 account.subject, account.subject, 5, [hold(account, number, number)], "draft"
@@ -431,10 +431,10 @@ class LedgerContract:
             ledger.note(account.subject, account.subject)
         assert ledger.balances(accounts) == {account: Balance(0, number) for number, account in enumerate(accounts)}
         assert {account.key for account in ledger.accounts(1, 0)} == set(accounts)
-        assert ledger.notes("") == {name: name for name in HOSTILE_NAMES}
+        assert ledger.notes("") == {name: name for name in hostile}
         for number, account in enumerate(accounts):
             assert ledger.settle(account.subject, [Charge(account, END, number)], account.subject)
-        assert [entry.event for entry in ledger.outbox(0, 1_000)] == list(HOSTILE_NAMES)
+        assert [entry.event for entry in ledger.outbox(0, 1_000)] == list(hostile)
 
     def test_numbers_are_never_used_twice(self, opening: LedgerOpening) -> None:
         """Numbers ascend, also when everything is acknowledged, tidied away and opened again."""

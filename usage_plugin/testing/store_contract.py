@@ -56,7 +56,7 @@ from usage_plugin.testing.children import append_some
 from usage_plugin.testing.drawn import DAYS, DRAWN, EVENTS, some_verbs
 from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.faults import Faults
-from usage_plugin.testing.hostile import HOSTILE_NAMES
+from usage_plugin.testing.hostile import HostileNames
 from usage_plugin.testing.openings import BERLIN, StoreOpening
 from usage_plugin.tracking.tracker import ALWAYS
 
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.asyncio
-class StoreContract(Durability):
+class StoreContract(Durability, HostileNames):
     """The promises of a store.
 
     Attributes:
@@ -166,9 +166,9 @@ class StoreContract(Durability):
         assert await totals_in(store) == totals_of(event).plus(totals_of(fresh))
         assert (await contents_of(store)).watermarks == {"w": 8, "other": 1}
 
-    async def test_writers_have_their_own_watermarks(self, store: UsageStore) -> None:
+    async def test_writers_have_their_own_watermarks(self, store: UsageStore, hostile: tuple[str, ...]) -> None:
         """Each writer numbers its records by itself, whatever it is called, and sums name all watermarks."""
-        writers = {name: 1 + number % 3 for number, name in enumerate(HOSTILE_NAMES)}
+        writers = {name: 1 + number % 3 for number, name in enumerate(hostile)}
         for name, count in writers.items():
             await store.append(name, batch_of(name, 1, count))
         assert (await contents_of(store)).watermarks == writers
@@ -410,25 +410,27 @@ class StoreContract(Durability):
 
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def test_names_are_taken_as_they_are(self, store: UsageStore) -> None:
+    async def test_names_are_taken_as_they_are(self, store: UsageStore, hostile: tuple[str, ...]) -> None:
         """No name is taken for another, for a path, a pattern or a query, and none is changed."""
         events = [
             make_event(started_at=NOON + number, user=name, team=name, model=name, session=name, event_id=name)
-            for number, name in enumerate(HOSTILE_NAMES)
+            for number, name in enumerate(hostile)
         ]
         await store.append("w", numbered_from(1, events))
         assert await events_of(store) == events
         groups = (await store.aggregate(("user", "team", "model"), TODAY, TODAY, EVERYTHING)).groups
         assert {group: totals.requests for group, totals in groups.items()} == {
-            (name, name, name): 1 for name in HOSTILE_NAMES
+            (name, name, name): 1 for name in hostile
         }
         for event in events:
             assert await events_of(store, usage_filter=UsageFilter(user=event.user)) == [event]
             assert (await totals_in(store, UsageFilter(model=event.model))).requests == 1
 
-    async def test_names_lead_out_of_no_folder(self, store: UsageStore, opening: StoreOpening, tmp_path: Path) -> None:
+    async def test_names_lead_out_of_no_folder(
+        self, store: UsageStore, opening: StoreOpening, hostile: tuple[str, ...], tmp_path: Path
+    ) -> None:
         """Whatever users, models and writers are called, nothing is written outside of the data folder."""
-        for number, name in enumerate(HOSTILE_NAMES):
+        for number, name in enumerate(hostile):
             await store.append(name, [(1, make_event(user=name, team=name, model=name, started_at=NOON + number))])
         await forget_all(store, "../../x", most=100)
         assert {path.name for path in tmp_path.iterdir()} <= {"data"}
