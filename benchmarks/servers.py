@@ -73,7 +73,7 @@ class Server:
         environment |= {
             "LITELLM_MASTER_KEY": self.key,
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-            "PYTHONPATH": str(_REPOSITORY),
+            "PYTHONPATH": os.pathsep.join([str(_REPOSITORY), os.environ.get("PYTHONPATH", "")]),
         }
         began = self._started_workers()
         with self._log.open("ab") as log:

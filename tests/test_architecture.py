@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.guarding import guard_variables, python_path
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "usage_plugin"
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
@@ -109,7 +111,13 @@ def test_importing_opens_no_file(tmp_path):
         "import threading, usage_plugin.api, usage_plugin.cli, usage_plugin.proxy, usage_plugin.runtime;"
         "assert threading.active_count() == 1, threading.enumerate()"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, timeout=60, check=True, env={"PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        timeout=60,
+        check=True,
+        env={**guard_variables(), "PYTHONPATH": python_path(ROOT)},
+    )
     assert not list(tmp_path.iterdir())
 
 

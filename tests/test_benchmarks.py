@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks import overshoot, previous, proxy
 from benchmarks.overshoot import COST, LIMIT, Cell
+from tests.guarding import python_path
 from usage_plugin.config import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 def run(name: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments],
-        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "PYTHONPATH": python_path(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

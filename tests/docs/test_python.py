@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.docs.test_docs import blocks
+from tests.guarding import python_path
 from tests.proxy.conftest import ROOT, clean_environment
 from usage_plugin import api
 from usage_plugin.api.facts import UsageFacts
@@ -24,7 +25,7 @@ SNIPPETS = blocks(PAGE, "python")
 def run(code: list[Any], folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, *code], cwd=folder, capture_output=True, text=True, check=False, timeout=250,
-        env={**clean_environment(), "PYTHONPATH": str(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
+        env={**clean_environment(), "PYTHONPATH": python_path(ROOT), "LITELLM_LOCAL_MODEL_COST_MAP": "True"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.environments import call, lend, make_environment
+from tests.guarding import python_path
 from tests.proxy.conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "duckdb_backend"
@@ -40,7 +41,7 @@ def test_it_keeps_the_contract_from_the_tree(tmp_path: Path) -> None:
         ),
         EXAMPLE / "tests",
         cwd=tmp_path,
-        PYTHONPATH=str(EXAMPLE),
+        PYTHONPATH=python_path(EXAMPLE),
     )
     assert " passed" in said
 
