@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PORT ?= 4000
+# 0.0.0.0 lets other machines in.
+HOST ?= 127.0.0.1
 CONFIG ?= config.example.yaml
 
 # LiteLLM looks prices up on the internet otherwise.
@@ -20,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-dev.txt
 	@touch $@
 
 run: install
-	@$(BIN)/python examples/run_proxy.py --config $(CONFIG) --port $(PORT)
+	@$(BIN)/python examples/run_proxy.py --config $(CONFIG) --port $(PORT) --host $(HOST)
 
 test: install
 	$(BIN)/pytest -m "not soak" --numprocesses 2

@@ -32,6 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="config.example.yaml")
     parser.add_argument("--port", default="4000")
+    # LiteLLM would listen on every address of the machine.
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     arguments = parser.parse_args()
     binaries = Path(sys.executable).parent
     sys.stdout.write(f"""
@@ -48,8 +50,8 @@ Starting the proxy on port {arguments.port}; it is ready in some 20 seconds. The
     os.environ |= {"LITELLM_MASTER_KEY": master_key(), "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     litellm = str(binaries / "litellm")
     # Without the longer health check, uvicorn kills workers that are still importing LiteLLM.
-    command = [litellm, "--config", arguments.config, "--port", arguments.port, "--timeout_worker_healthcheck", "120"]
-    os.execv(litellm, command)  # noqa: S606  # no shell is wanted
+    command = [litellm, "--config", arguments.config, "--host", arguments.host, "--port", arguments.port]
+    os.execv(litellm, [*command, "--timeout_worker_healthcheck", "120"])  # noqa: S606  # no shell is wanted
 
 
 if __name__ == "__main__":
