@@ -272,7 +272,7 @@ class UsageQueries:
         Args:
             start: the first day; if not given, 29 days before the last.
             end: the day after the last; tomorrow if not given.
-            prices: today's, by model, as `usage_plugin.proxy.price_sheets.configured_rates` reads them from a
+            prices: today's, by model, as `usage_plugin.pricing.sheets.configured_rates` reads them from a
                 `model_list`; without them no cheaper model is looked for, and missed caching has no price.
             most_users: so many users are looked at one by one, those who spent most lately; with 0 nobody is named.
 

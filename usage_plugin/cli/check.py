@@ -12,7 +12,7 @@ from usage_plugin.config import load_config, read_proxy_section
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import duration_words, to_datetime
 from usage_plugin.errors import UsagePluginError
-from usage_plugin.proxy.price_sheets import unpriced_models
+from usage_plugin.pricing.sheets import unpriced_models
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.failures import Failures
 from usage_plugin.tracking.refusals import format_amount

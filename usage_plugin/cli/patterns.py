@@ -13,7 +13,7 @@ from usage_plugin.cli.output import Column, Output, console, table, thousands
 from usage_plugin.cli.spans import read_span
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
-from usage_plugin.proxy.price_sheets import configured_rates
+from usage_plugin.pricing.sheets import configured_rates
 from usage_plugin.tracking.patterns import LATELY_DAYS, Known, find_patterns
 from usage_plugin.tracking.standings import Standings
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.pricing.sheets import CHEAPER_SERVICES, SERVICES, route_of
 from usage_plugin.proxy import bounds
-from usage_plugin.proxy.price_sheets import CHEAPER_SERVICES, SERVICES, route_of
 from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request
 from usage_plugin.proxy.tokens import encoding_for

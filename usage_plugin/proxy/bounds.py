@@ -15,7 +15,7 @@ import orjson
 
 from usage_plugin.domain.prices import ONLY_TEXT, Reach, Units
 from usage_plugin.domain.usage import MOST_TOKENS
-from usage_plugin.proxy.price_sheets import SERVICES, route_of
+from usage_plugin.pricing.sheets import SERVICES, route_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -23,9 +23,9 @@ import usage_plugin
 from usage_plugin.config import CONFIG_VARIABLE, find_config, load_config, read_proxy_section
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger, short_error, show_log
+from usage_plugin.pricing.sheets import unpriced_models
 from usage_plugin.proxy.exchange import ExchangeWrapper
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
-from usage_plugin.proxy.price_sheets import unpriced_models
 from usage_plugin.proxy.prices import PriceBook
 from usage_plugin.runtime import Runtime
 

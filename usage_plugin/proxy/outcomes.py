@@ -16,7 +16,7 @@ from usage_plugin.domain.prices import NO_UNITS, Units
 from usage_plugin.domain.usage import MOST_TOKENS, NO_TOKENS, TokenUsage
 from usage_plugin.errors import MoneyError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy.price_sheets import SERVICES
+from usage_plugin.pricing.sheets import SERVICES
 from usage_plugin.tracking.recorder import Outcome
 
 if TYPE_CHECKING:

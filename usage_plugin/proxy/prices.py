@@ -1,7 +1,7 @@
 """Prices: what LiteLLM's router and price map say about a model, as the domain's `Price`.
 
 LiteLLM's own look-ups turn a missing price into zero, and ask some providers over the network; so the raw entries are
-read here. `price_sheets` says how.
+read here. `usage_plugin.pricing.sheets` says how.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from litellm.router_utils.fallback_event_handlers import get_fallback_model_grou
 
 from usage_plugin.domain.prices import atto_each
 from usage_plugin.domain.subjects import LONGEST_NAME
-from usage_plugin.proxy.price_sheets import is_priced_by_litellm, map_entry, own_or_mapped, read_price, route_of
+from usage_plugin.pricing.sheets import is_priced_by_litellm, map_entry, own_or_mapped, read_price, route_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from types import ModuleType
 
     from usage_plugin.domain.prices import Price
-    from usage_plugin.proxy.price_sheets import Route
+    from usage_plugin.pricing.sheets import Route
 
 _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0

@@ -22,8 +22,8 @@ from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_n
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import SubjectNameError
 from usage_plugin.log import get_logger
+from usage_plugin.pricing.sheets import map_entry, own_or_mapped, route_of
 from usage_plugin.proxy import outcomes
-from usage_plugin.proxy.price_sheets import map_entry, own_or_mapped, route_of
 from usage_plugin.proxy.prices import Deployment
 from usage_plugin.proxy.underway import is_free
 

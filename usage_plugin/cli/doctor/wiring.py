@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import usage_plugin
 from usage_plugin.cli.doctor.findings import Finding, ok, problem, warning
 from usage_plugin.config import CONFIG_VARIABLE, ENFORCE_VARIABLE, Config, read_proxy_section
-from usage_plugin.proxy.price_sheets import unpriced_models
+from usage_plugin.pricing.sheets import unpriced_models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from usage_plugin.domain.prices import Reach, Units
 from usage_plugin.domain.usage import TokenUsage
-from usage_plugin.proxy.price_sheets import (
+from usage_plugin.pricing.sheets import (
     configured_rates,
     is_priced_by_litellm,
     own_or_mapped,

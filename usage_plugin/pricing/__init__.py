@@ -1,0 +1,1 @@
+"""Pricing: model names to price sheets, and usage as providers report it to a cost."""
