@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.streams import Report
     from usage_plugin.proxy.underway import RequestUnderWay
     from usage_plugin.tracking.demands import Standing
 
@@ -40,10 +41,11 @@ class Exchange:
         cost: of the request, in nano-dollars, once it is known.
         ending: how it looks from here: cancelled if the client left before the whole answer was sent, success if it
             was sent and its status is not that of an error.
+        report: reads the frames that the client gets, where they are the provider's own.
         requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
-    __slots__ = ("cost", "ending", "headers", "requests", "standing", "status")
+    __slots__ = ("cost", "ending", "headers", "report", "requests", "standing", "status")
 
     def __init__(self) -> None:
         """Start with nothing."""
@@ -52,6 +54,7 @@ class Exchange:
         self.standing: Standing | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
+        self.report: Report | None = None
         self.requests: list[RequestUnderWay] = []
 
 
@@ -84,10 +87,8 @@ class ExchangeWrapper:
                 self._on_start(exchange)
                 message = _with_ours(message, exchange)
                 answered = message["status"]
-            elif message["type"] == "http.response.body" and not message.get("more_body"):
-                is_sent = True
-                if answered < _ERROR and exchange.ending != "cancelled":
-                    exchange.ending = "success"
+            elif message["type"] == "http.response.body":
+                is_sent = _sends_the_last(message, exchange, answered)
             await send(message)
 
         async def receive_with_end() -> Message:
@@ -102,6 +103,16 @@ class ExchangeWrapper:
             current.reset(token)
             for request in exchange.requests:
                 self._on_end(request, exchange.ending)
+
+
+def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
+    """Read a part of an answer's body; return whether it is the last one."""
+    if exchange.report is not None:
+        exchange.report.read_bytes(message.get("body", b""))
+    is_last = not message.get("more_body")
+    if is_last and status < _ERROR and exchange.ending != "cancelled":
+        exchange.ending = "success"
+    return is_last
 
 
 def _with_ours(message: Message, exchange: Exchange) -> Message:

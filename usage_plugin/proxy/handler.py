@@ -24,6 +24,7 @@ from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
 from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
 from usage_plugin.tracking.admission import Refusal
@@ -100,6 +101,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         request = RequestUnderWay(outcome, started, unmetered=unmetered)
         try:
             self._underway.add(request, data, here)
+            if here is not None and kind in NATIVE:
+                here.report = request.report = Report()
             if outcome.without_fallbacks:
                 data["disable_fallbacks"] = True
             if here is not None:
@@ -119,6 +122,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         request = self._underway.of_hook(kwargs)
         if request is not None:
             request.sent, request.broken = True, False
+            request.answer = request.stream = None
 
     async def async_post_call_failure_deployment_hook(
         self,

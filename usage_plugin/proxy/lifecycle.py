@@ -27,6 +27,7 @@ from usage_plugin.pricing.sheets import unpriced_models
 from usage_plugin.proxy.exchange import ExchangeWrapper
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
 from usage_plugin.proxy.prices import PriceBook
+from usage_plugin.proxy.streams import remember_streams
 from usage_plugin.runtime import Runtime
 
 FLUSH_SECONDS = 10.0
@@ -45,6 +46,7 @@ def start() -> UsageHandler_PROXY_:
     show_log()
     _check_not_shadowed()
     _drop_finalizer_of_streams()
+    remember_streams()
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
