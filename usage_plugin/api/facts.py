@@ -20,7 +20,7 @@ _TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_
 
 
 class Belonging(TypedDict, total=False):
-    """Whom a request belongs to beside its user; limits and reports know these words."""
+    """Whom a request belongs to beside its user; limits and reports know these words, agent only reports."""
 
     session_id: str
     team: str
@@ -28,6 +28,7 @@ class Belonging(TypedDict, total=False):
     end_user: str
     organization: str
     tags: Iterable[str]
+    agent: str
 
 
 class Facts(TypedDict, total=False):
@@ -88,6 +89,7 @@ def belonging(config: IdentityConfig, user_id: str | None, others: Belonging) ->
         organization=clean_name(others.get("organization"), what="organization", casefold=fold),
         session=clean_name(others.get("session_id"), what="session"),
         tags=tuple(dict.fromkeys(filter(None, tags)))[:MOST_TAGS],
+        agent=clean_name(others.get("agent"), what="agent"),
     )
 
 

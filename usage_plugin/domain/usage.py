@@ -77,6 +77,7 @@ class UsageEvent(NamedTuple):
         degraded: it was let through while the ledger did not work, with nothing held.
         service_tier: under which it was billed, if it was not the ordinary one.
         usage: the provider's usage as it came, numbers only.
+        agent: which agent of the client sent it, by the header that names one.
     """
 
     event_id: str
@@ -116,6 +117,7 @@ class UsageEvent(NamedTuple):
     service_tier: str | None = None
     error: str | None = None
     usage: Mapping[str, int] | None = None
+    agent: str | None = None
 
     @property
     def failed(self) -> bool:

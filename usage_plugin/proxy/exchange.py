@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import Status
@@ -43,16 +43,28 @@ class Exchange:
         requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
-    __slots__ = ("cost", "ending", "headers", "requests", "standing", "status")
+    __slots__ = (
+        "_asked", "_client_headers", "cost", "ending", "headers", "path", "requests", "standing", "status",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Start with the path and the headers of the request, as ASGI has them."""
+        self.path = path
+        self._asked = asked
+        self._client_headers: Mapping[str, str] | None = None
         self.headers: dict[str, str] = {}
         self.status: int | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
         self.requests: list[RequestUnderWay] = []
+
+    @property
+    def client_headers(self) -> Mapping[str, str]:
+        """The request's headers by their lower-case names; of several with one name the last, as in LiteLLM."""
+        if self._client_headers is None:
+            self._client_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._asked}
+        return self._client_headers
 
 
 class ExchangeWrapper:
@@ -74,7 +86,7 @@ class ExchangeWrapper:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        exchange = Exchange()
+        exchange = Exchange(scope.get("path", ""), scope.get("headers", ()))
         is_sent, answered = False, 0
         token = current.set(exchange)
 
