@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import uuid
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import anthropic
 import httpx
 import pytest
 
@@ -34,6 +36,9 @@ async def user_api_key_auth(request, api_key):
 LIMITS = [
     {"name": "thrice", "per": "user", "match": {"user": "thrice-*"}, "window": "day", "max_requests": 3},
     {"name": "once", "per": "user", "match": {"user": ["once-*", "renamed-*"]}, "window": "day", "max_requests": 1},
+    {"name": "blocked", "per": "user", "match": {"user": "blocked-*"}, "window": "day", "max_cost": 0},
+    {"name": "unpriced", "per": "user", "match": {"user": "priced-*"}, "window": "day", "max_cost": 1},
+    {"name": "minute", "per": "user", "match": {"user": "minute-*"}, "window": {"rolling": "50s"}, "max_requests": 1},
 ]  # fmt: skip
 PLAN = json.dumps({"in": 100, "out": 20})
 MESSAGES: list[Any] = [{"role": "user", "content": PLAN}]
@@ -76,6 +81,16 @@ def json_form(device: str, session: str, account: str = "") -> str:
 
 def older_form(device: str, session: str, account: str = "") -> str:
     return f"user_{device}_account_{account}_session_{session}"
+
+
+@contextmanager
+def anthropic_client(proxy: Proxy, calls: list[Any], path: str = "", **options: Any) -> Iterator[anthropic.Anthropic]:
+    """Anthropic's own client, which notes each call."""
+    http_client = anthropic.DefaultHttpxClient(event_hooks={"request": [calls.append]})
+    with http_client, anthropic.Anthropic(
+        base_url=f"{proxy.url}{path}", auth_token=proxy.key, timeout=60, http_client=http_client, **options
+    ) as client:  # fmt: skip
+        yield client
 
 
 # ── agents that claim a session ──────────────────────────────────────────────────────────────────────────────────────
@@ -272,3 +287,65 @@ def test_any_other_key_behind_a_custom_auth_names_itself(guarded: Proxy) -> None
         event = sent_with(guarded, key, body)
         assert event["user"] == f"key-{event['api_key'].removeprefix('k-')[:16]}"
         assert key not in json.dumps(event)
+
+
+# ── refusals in Anthropic's shape ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("path", "limit", "status", "kind", "reason"),
+    [
+        ("", "once", 402, "billing_error", "spent"), ("/anthropic", "once", 402, "billing_error", "spent"),
+        ("", "minute", 429, "rate_limit_error", "busy"), ("/anthropic", "minute", 429, "rate_limit_error", "busy"),
+        ("", "blocked", 402, "billing_error", "too_large"),
+    ],
+)  # fmt: skip
+def test_a_refusal_has_anthropics_shape(
+    guarded: Proxy, path: str, stream: bool, limit: str, status: int, kind: str, reason: str
+) -> None:
+    """Anthropic's own client gets the error that its API documents, with status, headers and facts, and obeys them."""
+    user, made = f"{limit}-{secrets.token_hex(8)}", []
+    model = "claude-sonnet-4-6" if path else "claude"
+    asked: dict[str, Any] = {"model": model, "max_tokens": 50, "messages": MESSAGES}
+    with anthropic_client(guarded, made, path, max_retries=0, default_headers={"x-u": user}) as client:
+        if limit != "blocked":
+            assert client.messages.create(**asked).usage.output_tokens == 20
+        with pytest.raises(anthropic.APIStatusError) as refused:
+            client.messages.create(**asked, stream=stream)
+        if status == 402:
+            made.clear()
+            with pytest.raises(anthropic.APIStatusError):
+                client.with_options(max_retries=2).messages.create(**asked)
+            assert len(made) == 1, "it is not worth a retry"
+    error, headers = refused.value, refused.value.response.headers
+    assert error.status_code == status
+    assert isinstance(error.body, dict)
+    assert error.body.keys() == {"type", "error"}
+    assert error.body["type"] == "error"
+    detail = error.body["error"]
+    assert detail["type"] == kind
+    assert user in detail["message"]
+    assert detail["provider_specific_fields"].items() >= {"reason": reason, "limit": limit}.items()
+    assert (headers["x-usage-refusal"], headers["x-usage-limit"]) == (reason, limit)
+    assert headers["content-type"] == "application/json"
+    assert int(headers["content-length"]) == len(error.response.content)
+    assert headers.get("x-should-retry") == ("false" if status == 402 else None)
+    assert ("Retry-After" in headers) == (status == 429)
+
+
+def test_a_wrong_request_is_refused_in_anthropics_shape(guarded: Proxy) -> None:
+    """What is wrong in itself, or has no price, is an `invalid_request_error`."""
+    for user, model in (("ann", "claude,chat"), (f"priced-{secrets.token_hex(4)}", "unpriced")):
+        body = {"model": model, "max_tokens": 50, "messages": MESSAGES}
+        answer = guarded.post("/v1/messages", body, **{"x-u": user})
+        assert answer.status_code == 400
+        assert answer.json()["type"] == "error"
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_other_routes_keep_the_shape_of_openai(guarded: Proxy) -> None:
+    """Only requests in Anthropic's format are answered in it."""
+    body = {"model": "chat", "messages": MESSAGES}
+    error = guarded.post("/v1/chat/completions", body, **{"x-u": f"blocked-{secrets.token_hex(4)}"}).json()["error"]
+    assert (error["type"], error["param"]) == ("request_exceeds_limit", "blocked")

@@ -36,6 +36,7 @@ class Exchange:
     Attributes:
         headers: added to the answer, in place of what has the same name.
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
+        body: of our refusal, where it is not the one that LiteLLM writes.
         standing: how the tightest of the caller's own limits stands.
         cost: of the request, in nano-dollars, once it is known.
         ending: how it looks from here: cancelled if the client left before the whole answer was sent, success if it
@@ -44,7 +45,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_asked", "_client_headers", "cost", "ending", "headers", "path", "requests", "standing", "status",
+        "_asked", "_client_headers", "body", "cost", "ending", "headers", "path", "requests", "standing", "status",
     )  # fmt: skip
 
     def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = ()) -> None:
@@ -54,6 +55,7 @@ class Exchange:
         self._client_headers: Mapping[str, str] | None = None
         self.headers: dict[str, str] = {}
         self.status: int | None = None
+        self.body: bytes | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
@@ -88,18 +90,20 @@ class ExchangeWrapper:
             return
         exchange = Exchange(scope.get("path", ""), scope.get("headers", ()))
         is_sent, answered = False, 0
+        body: bytes | None = None
         token = current.set(exchange)
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal is_sent, answered
+            nonlocal is_sent, answered, body
             if message["type"] == "http.response.start":
                 self._on_start(exchange)
                 message = _with_ours(message, exchange)
-                answered = message["status"]
-            elif message["type"] == "http.response.body" and not message.get("more_body"):
-                is_sent = True
-                if answered < _ERROR and exchange.ending != "cancelled":
+                answered, body = message["status"], exchange.body
+            elif message["type"] == "http.response.body":
+                is_sent = not message.get("more_body")
+                if is_sent and answered < _ERROR and exchange.ending != "cancelled":
                     exchange.ending = "success"
+                message, body = _in_place(message, body)
             await send(message)
 
         async def receive_with_end() -> Message:
@@ -116,8 +120,15 @@ class ExchangeWrapper:
                 self._on_end(request, exchange.ending)
 
 
+def _in_place(message: Message, body: bytes | None) -> tuple[Message, bytes | None]:
+    """Put the body of our refusal in place of a part of LiteLLM's, and nothing in place of its further parts."""
+    return (message, None) if body is None else ({**message, "body": body}, b"")
+
+
 def _with_ours(message: Message, exchange: Exchange) -> Message:
     ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
+    if exchange.body is not None:
+        ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.body)).encode()}
     kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in ours]
     return {**message, "status": exchange.status or message["status"], "headers": [*kept, *ours.items()]}
 
