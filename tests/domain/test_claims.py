@@ -83,6 +83,13 @@ def test_a_claim_that_is_cut_off_names_the_same_user():
     }
 
 
+def test_an_object_that_became_text_names_the_same_user():
+    """Older versions of LiteLLM write an object as Python does."""
+    for session in SESSIONS:
+        sent = {"device_id": DEVICE, "account_uuid": "", "session_id": session}
+        assert read_claim(str(sent)) == read_claim(sent) == Claimed(DEVICE, session)
+
+
 def test_an_object_without_a_stable_field_is_told_by_the_rest():
     """What changes with the session does not count, nor the order of the fields."""
     first, second = (json.dumps({"seat": 1, "session_id": one, "iat": at}) for at, one in enumerate(SESSIONS))

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from usage_plugin.config import IdentityConfig
 from usage_plugin.domain.subjects import ANONYMOUS, INTERNAL, MOST_TAGS
 from usage_plugin.errors import SubjectNameError
 from usage_plugin.plugins.resolving import Resolvers
+from usage_plugin.proxy import exchange
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.failures import Failures
@@ -275,3 +278,103 @@ def test_at_most_16_tags_are_kept(who):
 def test_strange_metadata_has_no_tags(who, metadata):
     """Metadata that is no mapping, or tags that are no list, are none."""
     assert who(user_id="ann", body={"metadata": metadata}).tags == ()
+
+
+# ── in a running proxy ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def proxy_server(litellm, monkeypatch):
+    """LiteLLM's proxy as a module, with a master key."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from litellm.proxy import proxy_server  # noqa: PLC0415
+    monkeypatch.setattr(proxy_server, "master_key", "sk-the-master-key")
+    return proxy_server
+
+
+HANDED_ON = {"api_key": "sk-the-master-key", "user_role": "proxy_admin"}
+
+
+@pytest.mark.parametrize("master", ["sk-the-master-key", "a master key of another form"])
+def test_the_master_key_is_known_behind_a_custom_auth(proxy_server, monkeypatch, who, master):
+    """As LiteLLM's own hash of it or as it is; the request says who the user is."""
+    monkeypatch.setattr(proxy_server, "master_key", master)
+    handed_on = {**HANDED_ON, "api_key": master}
+    for body, user in (({"user": "carol"}, "carol"), ({"metadata": {"user_id": "dave"}}, "dave"), ({}, ANONYMOUS)):
+        found = who(body=body, **handed_on)
+        assert (found.user, found.api_key) == (user, MASTER)
+    assert who(claim="carol", **handed_on, user_id=proxy_server.litellm_proxy_admin_name).user == "carol"
+
+
+def test_a_user_that_a_custom_auth_names_beats_the_request(proxy_server, who):
+    """It has been authenticated, also where it comes with the master key."""
+    assert who(claim="carol", **HANDED_ON, user_id="eve").user == "eve"
+
+
+@pytest.mark.parametrize("other", [{"api_key": "sk-another"}, {"user_role": "internal_user"}, {"user_role": None}])
+def test_another_key_names_itself(proxy_server, who, other):
+    """The key alone or the role alone is not enough."""
+    assert who(claim="carol", **{**HANDED_ON, **other}).user.startswith("key-")
+
+
+@pytest.mark.parametrize("master", [None, ""])
+def test_without_a_master_key_no_key_is_it(proxy_server, monkeypatch, who, master):
+    """A proxy without a master key has none to recognise."""
+    monkeypatch.setattr(proxy_server, "master_key", master)
+    assert who(claim="carol", **HANDED_ON).user.startswith("key-")
+
+
+def test_the_session_in_the_place_of_an_object_is_no_user(proxy_server, who):
+    """On /v1/messages LiteLLM overwrites an object that has a session: a session must not become a user."""
+    body = {"metadata": {"user_id": "5e55-10n5"}, "litellm_session_id": "5e55-10n5"}
+    for key in ({"api_key": MASTER}, HANDED_ON):
+        assert who(body=body, **key).user == ANONYMOUS
+
+
+@pytest.fixture
+def connected(monkeypatch):
+    """Let a request have come with these headers."""
+
+    def connected(**headers):
+        asked = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+        here = exchange.Exchange("/anthropic/v1/messages", asked)
+        monkeypatch.setattr(exchange, "current", SimpleNamespace(get=lambda: here))
+
+    return connected
+
+
+def test_headers_are_those_of_the_connection(connected, who):
+    """What the body says of headers does not count: on pass-through routes the client has written all of it."""
+    connected(x_u="ann", x_claude_code_session_id="s-1", x_claude_code_agent_id="explorer")
+    found = who({"user": "header:X-U"}, api_key=MASTER, headers={"x-u": "bo"})
+    assert (found.user, found.session, found.agent) == ("ann", "s-1", "explorer")
+
+
+def test_of_two_headers_with_one_name_the_last_counts(connected, monkeypatch, who):
+    """As in LiteLLM."""
+    asked = [(b"x-u", b"ann"), (b"x-u", b"bo")]
+    monkeypatch.setattr(exchange, "current", SimpleNamespace(get=lambda: exchange.Exchange("/", asked)))
+    assert who({"user": "header:x-u"}, api_key=MASTER).user == "bo"
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key", "x-litellm-api-key", "x-goog-api-key", "x-own-key"])
+def test_a_header_with_a_key_names_nobody(proxy_server, monkeypatch, connected, who, header):
+    """A key must not be kept as a name, nor be shown to a plugin."""
+    monkeypatch.setitem(proxy_server.general_settings, "litellm_key_header_name", "X-Own-Key")
+    connected(**{header: "sk-secret"})
+    assert who({"user": f"header:{header}"}, api_key=MASTER).user == ANONYMOUS
+
+
+@pytest.mark.parametrize(
+    ("body", "session"),
+    [
+        ({}, "claimed"),
+        ({"litellm_session_id": "litellms"}, "litellms"),
+        ({"metadata": {"session_id": "metas"}}, "metas"),
+    ],
+)
+def test_a_session_in_a_claim_comes_last(who, body, session):
+    """What LiteLLM has found goes before what the claim says."""
+    claim = '{"device_id": "d", "account_uuid": "", "session_id": "claimed"}'
+    assert who(user_id="ann", claim=claim, body=body).session == session

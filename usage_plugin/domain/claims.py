@@ -36,8 +36,10 @@ _REMEMBERED = 4096
 _CLAUDE_CODE = re.compile(
     r"user_(?P<device_id>.+?)_account_(?P<account_uuid>.*?)_session_(?P<session_id>[\w.-]+)", re.DOTALL
 )
-_PAIR = re.compile(r'"([^"\\]{1,64})"\s{0,8}:\s{0,8}(?:"([^"\\]*)"|(-?\d{1,40}))')
-"""A field with a text or a whole number, as it stands in JSON."""
+_PAIR = re.compile(
+    r"""(["'])(?P<name>[^"'\\]{1,64})\1\s{0,8}:\s{0,8}(?:(["'])(?P<text>[^"'\\]*)\3|(?P<number>-?\d{1,40}))"""
+)
+"""A field with a text or a whole number, in JSON or as Python writes a dict: older versions of LiteLLM do so."""
 
 _VOLATILE = re.compile(
     r"session|request|trace|span|conversation|thread|message|turn|nonce|time|date|version|^(?:ts|iat|exp|nbf|jti|seq)$"
@@ -68,6 +70,8 @@ def read_claim(claim: object, *, json_field: str | None = None, casefold: bool =
         json_field: the only field that names the user of a JSON object, if the operator has chosen one.
         casefold: whether `Ann` and `ann` are one.
     """
+    if claim is None:
+        return _NOTHING
     if isinstance(claim, str) and len(claim) <= _LONGEST_PARSED:
         return _remembered(claim, json_field, casefold)
     return _read(claim, json_field, casefold)
@@ -127,7 +131,7 @@ def _object_of(text: str) -> Mapping[str, object]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        found = {name: value or number for name, value, number in _PAIR.findall(text)}
+        found = {pair["name"]: pair["text"] or pair["number"] for pair in _PAIR.finditer(text)}
     return found if isinstance(found, dict) else {}
 
 

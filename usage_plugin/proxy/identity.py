@@ -35,6 +35,9 @@ _SESSION_HEADERS = ("x-litellm-trace-id", "x-litellm-session-id", "x-claude-code
 """Where a session stands on routes for which LiteLLM does not look for one; its own order."""
 
 _AGENT_HEADER = "x-claude-code-agent-id"
+_BY_LITELLM = "via_virtual_key"
+"""The field of a key that LiteLLM knew and looked at itself; older versions have none, and are asked each time."""
+
 _PROXY = "litellm.proxy.proxy_server"
 _KEY_SETTING = "litellm_key_header_name"
 _KEY_HEADERS = frozenset(header.value.lower() for header in SpecialHeaders)
@@ -92,7 +95,7 @@ def resolve(
         organization=stable_name(key.org_id, what="organization", casefold=fold),
         session=_session(body, claim),
         tags=_tags(key, body),
-        agent=_or_nothing(_header(body, _AGENT_HEADER) or _metadata(body).get("agent_id"), "agent"),
+        agent=_or_nothing(_headers(body).get(_AGENT_HEADER) or _metadata(body).get("agent_id"), "agent"),
     )
 
 
@@ -125,11 +128,12 @@ def _is_handed_on(key: Any) -> bool:  # UserAPIKeyAuth
 
     A user that a `custom_auth` names beside it has been authenticated, so that it still beats what the request says.
     """
-    master, role = _of_proxy("master_key"), key.user_role
-    if not isinstance(master, str) or getattr(role, "value", role) != _ADMIN:
+    role = key.user_role
+    if role is None or key.api_key == MASTER_KEY or getattr(role, "value", role) != _ADMIN:
         return False
+    master = _of_proxy("master_key")
     # LiteLLM hashes keys that begin with sk-, and leaves others as they are.
-    return key.api_key is not None and key.api_key in _forms_of(master)
+    return isinstance(master, str) and key.api_key is not None and key.api_key in _forms_of(master)
 
 
 @lru_cache(maxsize=1)
@@ -152,18 +156,20 @@ def _key_hash(key: Any) -> str | None:
 def _claim(key: Any, body: Mapping[str, Any]) -> object:  # UserAPIKeyAuth
     """Find what the request says about its end user.
 
-    LiteLLM has looked when it authenticated the key, except where a `custom_auth` did that; then it is asked here. It
-    passes over objects and lists, which are claims all the same.
+    LiteLLM has looked when it authenticated the key itself. Where a `custom_auth` did that, or nobody, it is asked
+    here. It passes over objects and lists, which are claims all the same.
     """
     if key.end_user_id is not None:
         return key.end_user_id
-    found = get_end_user_id_from_request_body(body, _headers(body)) if _PROXY in sys.modules else None
+    found = None
+    if key.api_key != MASTER_KEY and _PROXY in sys.modules and not getattr(key, _BY_LITELLM, False):
+        found = get_end_user_id_from_request_body(body, _headers(body))
     metadata = body.get("metadata")
     of_metadata = metadata.get("user_id") if isinstance(metadata, dict) else None
     if found is None:
         user = body.get("user")
-        return user if user is not None else of_metadata
-    # On /v1/messages LiteLLM puts the session in the place of an object that has one.
+        # Text there would have been found, or is the session that LiteLLM puts in the place of an object.
+        return user if user is not None or isinstance(of_metadata, str) else of_metadata
     return None if found == of_metadata == body.get("litellm_session_id") else found
 
 
