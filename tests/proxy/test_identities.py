@@ -244,6 +244,32 @@ def test_a_header_names_the_user_on_every_route(guarded: Proxy, route: str, body
     assert event["status"] == "success"
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_pass_through_stream_of_a_gateway_has_its_cost(guarded: Proxy, stream: bool) -> None:
+    """What the provider reports is charged to the user of the header, also where its host is not the provider's own."""
+    user = f"ann-{secrets.token_hex(8)}"
+    plan = {"in": 25_000, "out": 200, "cached": 20_000, "cache_write": 4_000, "cache_write_1h": 3_000}
+    body = {"model": "claude-sonnet-4-5", "max_tokens": 300, "stream": stream}
+    body["messages"] = [{"role": "user", "content": json.dumps(plan)}]
+    assert guarded.post("/anthropic/v1/messages", body, **{"x-u": user}).status_code == 200
+    guarded.settled()
+    (event,) = guarded.events(user)
+    # 1000 × 3 $ + 1000 × 3.75 $ + 3000 × 6 $ + 20000 × 0.30 $ + 200 × 15 $, by the million.
+    assert (event["cost"], event["input_tokens"], event["output_tokens"]) == ("0.03375", 25_000, 200)
+    assert not event["estimated"]
+
+
+def test_a_pass_through_stream_of_openais_has_its_cost(guarded: Proxy) -> None:
+    """A gateway of OpenAI's as well, where the client asks for usage."""
+    user = f"bo-{secrets.token_hex(8)}"
+    body = {"model": "gpt-4o-mini", "messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}}
+    assert guarded.post("/openai/v1/chat/completions", body, **{"x-u": user}).status_code == 200
+    guarded.settled()
+    (event,) = guarded.events(user)
+    # 100 × 0.15 $ + 20 × 0.60 $, by the million.
+    assert (event["cost"], event["input_tokens"], event["output_tokens"]) == ("0.000027", 100, 20)
+
+
 def test_a_key_is_never_a_users_name(guarded: Proxy) -> None:
     """A key that stands in a header is not kept, even if the YAML asks for that header."""
     found = guarded.cli("events", "--last", "100000")["events"]
