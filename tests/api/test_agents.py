@@ -28,7 +28,7 @@ async def test_sessions_and_agents_can_be_asked_for(tracker: UsageTracker) -> No
     found = await tracker.percentiles("cost", by=("agent",), **SPAN)
     assert {row.group: row.events for row in found} == {(None,): 2, ("explorer",): 2}
     assert [event.cost async for event in tracker.events(session="s-1", agent="explorer")] == [2 * 10**9, 4 * 10**9]
-    assert [event.agent async for event in tracker.events(agent="nobody")] == []
+    assert [event.agent async for event in tracker.events(agent="unknown")] == []
 
 
 async def test_an_invalid_agent_is_not_recorded(tracker: UsageTracker) -> None:

@@ -1,4 +1,4 @@
-"""Whatever a program says of a request: either the call raises, or what it said is on the books and charged."""
+"""For every value that a program gives: either the call raises, or what it said is on the books and charged."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, 
 @pytest.mark.parametrize("name", sorted(UsageFacts.__annotations__ | Facts.__annotations__ | Belonging.__annotations__))
 @given(value=ANYTHING)
 def test_each_fact_is_checked(desk: Desk, name: str, value: Any) -> None:
-    """One hostile fact beside good ones: the error names what it is about."""
+    """One hostile fact among good ones: the error names what it is about."""
     events, spent, reserved = desk.books()
     try:
         event = desk.run(desk.tracker.record_usage("ann", cost="0.01", **{name: value}))

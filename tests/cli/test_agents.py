@@ -45,7 +45,7 @@ def test_a_report_can_be_by_session_and_agent(run, worked):
 
 
 def test_a_report_by_agent_and_day_is_in_order(run, worked):
-    """Beside names there may be days, weeks and months."""
+    """As well as names there may be days, weeks and months."""
     worked.add(user="ann", session="s-1", agent="explorer", cost=10**9, started_at=NOON - 86_400_000_000)
     rows = run.json("report", "--since", "2026-11-22", "--until", DAY, "--by", "day,agent")["rows"]
     assert [(row["day"], row["agent"], row["cost"]) for row in rows] == [
@@ -58,7 +58,7 @@ def test_events_can_be_those_of_a_session_or_an_agent(run, worked):
     assert [event["cost"] for event in run.json("events", "--session", "s-1")["events"]] == ["1.00", "2.00", "3.00"]
     found = run.json("events", "--session", "s-1", "--agent", "explorer", "--last", "1")["events"]
     assert [(event["session"], event["agent"], event["cost"]) for event in found] == [("s-1", "explorer", "3.00")]
-    assert run.json("events", "--agent", "nobody")["events"] == []
+    assert run.json("events", "--agent", "unknown")["events"] == []
 
 
 def test_an_export_has_the_agent(run, worked, tmp_path):

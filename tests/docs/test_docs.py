@@ -175,7 +175,7 @@ MOCKED = {
 def test_the_mock_model_costs_the_same_on_every_route(
     example_proxy: tuple[Path, int], route: str, stream: bool
 ) -> None:
-    """Whoever tries another route than the README's gets the same answer at the same cost, within the limit of a day."""
+    """A route other than the README's gives the same answer at the same cost, within the limit of a day."""
     folder, port = example_proxy
     path, body = MOCKED[route]
     user = f"mock-{route}-{stream}"

@@ -70,7 +70,7 @@ def test_every_stable_field_can_name_the_user(field):
     ],
 )  # fmt: skip
 def test_what_a_claim_is_read_as(claim, name):
-    """Spellings and nesting make no difference; fields that change with each request name nobody."""
+    """Spellings and nesting make no difference; fields that change with each request name no user."""
     found = read_claim(claim).name
     assert found == name or (name is None and isinstance(claim, str) and "profile" in claim and found is not None)
 
@@ -123,7 +123,7 @@ SURROGATES = st.text(st.characters(categories=["Cs", "L", "Cc", "P"]), max_size=
 
 @given(JSON_VALUES | SURROGATES | st.text(max_size=600) | JSON_VALUES.map(json.dumps), st.booleans())
 def test_every_claim_is_read(claim, fold):
-    """Whatever was sent, there is a name that limits and the ledger can keep, or none; and it is the same each time."""
+    """For every value there is a name that limits and the ledger can keep, or none; and it is the same each time."""
     found = read_claim(claim, casefold=fold)
     assert found == read_claim(claim, casefold=fold)
     for name in found:

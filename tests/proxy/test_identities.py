@@ -116,7 +116,7 @@ def test_claude_code_is_one_user_over_its_sessions(
 
 
 def test_an_updated_claude_code_is_the_same_user(proxies: Callable[[int], Proxy]) -> None:
-    """The older form and JSON of one device are one user, on every route and whatever field holds them."""
+    """The older form and JSON of one device are one user, on every route and in every field."""
     proxy, device = proxies(1), secrets.token_hex(32)
     for form in (json_form, older_form):
         assert claude_code(proxy, form(device, str(uuid.uuid4()))).status_code == 200
@@ -141,7 +141,7 @@ def test_the_agent_of_a_session_is_kept(proxies: Callable[[int], Proxy]) -> None
 
 
 def test_limits_hold_over_all_sessions_of_an_agent(guarded: Proxy) -> None:
-    """A new session, an update of the client and a pass-through route give nobody a fresh limit."""
+    """A new session, an update of the client and a pass-through route do not give a fresh limit."""
     device = f"thrice-{secrets.token_hex(16)}"
     statuses = [
         claude_code(guarded, json_form(device, str(uuid.uuid4()))).status_code,
@@ -164,7 +164,7 @@ def test_limits_hold_over_all_sessions_of_an_agent(guarded: Proxy) -> None:
     ],
 )  # fmt: skip
 def test_a_json_claim_is_recorded_under_its_best_field(proxies: Callable[[int], Proxy], claim: Any, user: str) -> None:
-    """JSON that nobody configured, whole or cut off, is a user; the request is served."""
+    """JSON without configuration, whole or cut off, is a user; the request is served."""
     name = f"json-{secrets.token_hex(8)}"
     sent = json.loads(json.dumps(claim).replace("%s", name))
     proxy = proxies(1)
@@ -230,11 +230,7 @@ def test_a_header_names_the_user_on_every_route(guarded: Proxy, route: str, body
     """What names the user on an ordinary route names the same user on pass-through routes, and limits hold there."""
     user = f"once-{secrets.token_hex(8)}"
     # On a pass-through route the whole body is the client's: it must not bring headers of its own.
-    body = (
-        {**body, "proxy_server_request": {"headers": {"x-u": "somebody-else"}}}
-        if body in PASS_THROUGH.values()
-        else body
-    )
+    body = {**body, "proxy_server_request": {"headers": {"x-u": "another"}}} if body in PASS_THROUGH.values() else body
     # Gemini's clients send their key in a header of its own.
     headers = {"x-u": user, "x-goog-api-key": guarded.key}
     answers = [guarded.post(route, body, **headers) for _ in range(3)]
@@ -291,7 +287,7 @@ def sent_with(proxy: Proxy, key: str, body: dict[str, Any], route: str = "/v1/ch
 
 
 def test_the_master_key_behind_a_custom_auth_names_nobody(guarded: Proxy) -> None:
-    """With it the request itself says who the user is, in whatever way its route has for it."""
+    """With it the request itself names the user, in any way that its route has."""
     claude = {"model": "claude", "max_tokens": 50}
     for body, route, user in (
         ({"model": "chat", "user": "carol"}, "/v1/chat/completions", "carol"),
@@ -305,7 +301,7 @@ def test_the_master_key_behind_a_custom_auth_names_nobody(guarded: Proxy) -> Non
 
 
 def test_any_other_key_behind_a_custom_auth_names_itself(guarded: Proxy) -> None:
-    """A key with a user is that user's, whatever the request says; one without has its own name, an admin's as well."""
+    """A key with a user is that user's, not the request's; one without has its own name, an admin's as well."""
     body = {"model": "chat", "user": "carol"}
     eve = sent_with(guarded, "sk-eve", body)
     assert (eve["user"], eve["end_user"]) == ("eve", "carol")

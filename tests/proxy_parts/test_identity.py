@@ -149,7 +149,7 @@ def test_a_claim_that_is_no_name_gets_a_substitute(who, claim):
 
 @pytest.mark.parametrize(("claim", "user"), [(5, "5"), (True, ANONYMOUS), ({"id": "bo"}, "bo"), ([], ANONYMOUS)])
 def test_a_claim_need_not_be_text(who, claim, user):
-    """Numbers and objects are read, a truth value names nobody; as in LiteLLM."""
+    """Numbers and objects are read, a truth value names no user; as in LiteLLM."""
     assert who(api_key=MASTER, claim=claim).user == user
 
 

@@ -22,7 +22,7 @@ _TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_
 
 
 class Belonging(TypedDict, total=False):
-    """Whom a request belongs to beside its user; limits and reports know these words, agent only reports."""
+    """The other parties that a request belongs to; limits and reports know these words, agent only reports."""
 
     session_id: str
     team: str

@@ -51,7 +51,7 @@ class Claimed(NamedTuple):
     """What a claim says.
 
     Attributes:
-        name: of the end user; None if the claim names nobody.
+        name: of the end user; None if the claim names no user.
         session: None if the claim has none.
     """
 

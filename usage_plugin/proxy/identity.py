@@ -126,7 +126,7 @@ def _is_master(key: Any) -> bool:  # UserAPIKeyAuth
 def _is_handed_on(key: Any) -> bool:  # UserAPIKeyAuth
     """Whether this is the master key as a `custom_auth` hands it on: LiteLLM replaces it by its alias elsewhere only.
 
-    A user that a `custom_auth` names beside it has been authenticated, so that it still beats what the request says.
+    A user that a `custom_auth` names with it has been authenticated, so that it still beats what the request says.
     """
     role = key.user_role
     if role is None or key.api_key == MASTER_KEY or getattr(role, "value", role) != _ADMIN:
@@ -156,8 +156,8 @@ def _key_hash(key: Any) -> str | None:
 def _claim(key: Any, body: Mapping[str, Any]) -> object:  # UserAPIKeyAuth
     """Find what the request says about its end user.
 
-    LiteLLM has looked when it authenticated the key itself. Where a `custom_auth` did that, or nobody, it is asked
-    here. It passes over objects and lists, which are claims all the same.
+    LiteLLM has looked when it authenticated the key itself. Where a `custom_auth` did that, or no key was needed, it is
+    asked here. It passes over objects and lists, which are claims all the same.
     """
     if key.end_user_id is not None:
         return key.end_user_id
