@@ -284,9 +284,11 @@ def _sorted_out(facts: UsageFacts) -> tuple[Facts, Belonging, dict[str, Any]]:
     return used, others, rest
 
 
-def _microseconds(seconds: float) -> int:
-    if not isinstance(seconds, int | float | Decimal) or not 0 <= seconds <= _LONGEST_WORK:
-        raise UsagePluginError(f"seconds: found {seconds!r}, which is no length of a request.")
+def _microseconds(seconds: float | Decimal) -> int:
+    # Infinite ones and those that are no number cannot all be compared.
+    fits = isinstance(seconds, int | float | Decimal) and not (isinstance(seconds, Decimal) and not seconds.is_finite())
+    if not fits or not 0 <= seconds <= _LONGEST_WORK:
+        raise UsagePluginError(f"seconds: expected the length of a request; found {seconds!r}.")
     return round(seconds * MICROSECONDS)
 
 
