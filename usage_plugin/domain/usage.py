@@ -82,6 +82,7 @@ class UsageEvent(NamedTuple):
         usage: the provider's usage as it came, numbers only.
         disputed: whether our cost and LiteLLM's differ by more than 1 % and a micro-dollar; `cost_source` tells which
             one was charged.
+        agent: which agent of the client sent it, by the header that names one.
     """
 
     event_id: str
@@ -122,6 +123,7 @@ class UsageEvent(NamedTuple):
     error: str | None = None
     usage: Mapping[str, int] | None = None
     disputed: bool = False
+    agent: str | None = None
 
     @property
     def failed(self) -> bool:

@@ -22,6 +22,7 @@ from decimal import Decimal, InvalidOperation
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from usage_plugin.domain.claims import Claimed, read_claim
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
@@ -302,9 +303,9 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
         team=_name(row.get("team_id"), "team", fold=naming.casefold),
         api_key=_api_key(row),
         api_key_alias=_name(metadata.get("user_api_key_alias"), "key alias"),
-        end_user=_name(row.get("end_user"), "end user", fold=naming.casefold),
+        end_user=_claim(row, naming).name,
         organization=_name(row.get("organization_id"), "organization", fold=naming.casefold),
-        session=_name(row.get("session_id"), "session"),
+        session=_name(row.get("session_id"), "session") or _claim(row, naming).session,
         tags=_tags(row.get("request_tags")),
     )
     return UsageEvent(
@@ -354,7 +355,7 @@ def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -
     candidates: list[object] = [] if own in _NOBODY else [own]
     for source in naming.order:
         if source == "end_user":
-            candidates.append(_claim(row.get("end_user"), naming.json_field))
+            candidates.append(_claim(row, naming).name)
         elif source == "key" and row.get("api_key") != MASTER_KEY:
             key = _api_key(row)
             candidates += [metadata.get("user_api_key_alias"), key_name(key) if key else None]
@@ -364,10 +365,8 @@ def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -
     return ANONYMOUS
 
 
-def _claim(claim: object, json_field: str | None) -> object:
-    if json_field and isinstance(claim, str) and claim.lstrip().startswith("{"):
-        return _json_of(claim, dict).get(json_field)
-    return claim
+def _claim(row: Mapping[str, Any], naming: Naming) -> Claimed:
+    return read_claim(row.get("end_user"), json_field=naming.json_field, casefold=naming.casefold)
 
 
 def _api_key(row: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import Status
@@ -37,6 +37,7 @@ class Exchange:
     Attributes:
         headers: added to the answer, in place of what has the same name.
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
+        body: of our refusal, where it is not the one that LiteLLM writes.
         standing: how the tightest of the caller's own limits stands.
         cost: of the request, in nano-dollars, once it is known.
         ending: how it looks from here: cancelled if the client left before the whole answer was sent, success if it
@@ -45,17 +46,31 @@ class Exchange:
         requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
-    __slots__ = ("cost", "ending", "headers", "report", "requests", "standing", "status")
+    __slots__ = (
+        "_asked", "_client_headers", "body", "cost", "ending", "headers", "path", "report", "requests", "standing",
+        "status",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
-        """Start with nothing."""
+    def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Start with the path and the headers of the request, as ASGI has them."""
+        self.path = path
+        self._asked = asked
+        self._client_headers: Mapping[str, str] | None = None
         self.headers: dict[str, str] = {}
         self.status: int | None = None
+        self.body: bytes | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
         self.report: Report | None = None
         self.requests: list[RequestUnderWay] = []
+
+    @property
+    def client_headers(self) -> Mapping[str, str]:
+        """The request's headers by their lower-case names; of several with one name the last, as in LiteLLM."""
+        if self._client_headers is None:
+            self._client_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._asked}
+        return self._client_headers
 
 
 class ExchangeWrapper:
@@ -77,18 +92,20 @@ class ExchangeWrapper:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        exchange = Exchange()
+        exchange = Exchange(scope.get("path", ""), scope.get("headers", ()))
         is_sent, answered = False, 0
+        body: bytes | None = None
         token = current.set(exchange)
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal is_sent, answered
+            nonlocal is_sent, answered, body
             if message["type"] == "http.response.start":
                 self._on_start(exchange)
                 message = _with_ours(message, exchange)
-                answered = message["status"]
+                answered, body = message["status"], exchange.body
             elif message["type"] == "http.response.body":
                 is_sent = _sends_the_last(message, exchange, answered)
+                message, body = _in_place(message, body)
             await send(message)
 
         async def receive_with_end() -> Message:
@@ -115,8 +132,15 @@ def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
     return is_last
 
 
+def _in_place(message: Message, body: bytes | None) -> tuple[Message, bytes | None]:
+    """Put the body of our refusal in place of a part of LiteLLM's, and nothing in place of its further parts."""
+    return (message, None) if body is None else ({**message, "body": body}, b"")
+
+
 def _with_ours(message: Message, exchange: Exchange) -> Message:
     ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
+    if exchange.body is not None:
+        ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.body)).encode()}
     kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in ours]
     return {**message, "status": exchange.status or message["status"], "headers": [*kept, *ours.items()]}
 

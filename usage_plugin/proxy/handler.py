@@ -23,7 +23,7 @@ from usage_plugin.proxy.asking import Asking, gives_up_early
 from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
-from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.refusing import anthropic_body, bad_request, negotiated_headers, refusal_error, standing_headers
 from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
@@ -80,6 +80,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             answer = _as_answer(error, kind)
             if here is not None:
                 here.status, here.headers = int(answer.code), answer.headers
+                here.body = anthropic_body(answer, here.path)
             raise answer from None
         return data
 

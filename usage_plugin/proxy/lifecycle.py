@@ -26,6 +26,7 @@ from usage_plugin.log import get_logger, short_error, show_log
 from usage_plugin.pricing.sheets import unpriced_models
 from usage_plugin.proxy.exchange import ExchangeWrapper
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
+from usage_plugin.proxy.pass_through import read_streams_of_gateways
 from usage_plugin.proxy.prices import PriceBook
 from usage_plugin.proxy.streams import remember_streams
 from usage_plugin.runtime import Runtime
@@ -47,6 +48,7 @@ def start() -> UsageHandler_PROXY_:
     _check_not_shadowed()
     _drop_finalizer_of_streams()
     remember_streams()
+    read_streams_of_gateways()
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:

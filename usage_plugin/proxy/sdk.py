@@ -229,4 +229,4 @@ def _kind_of(kwargs: Mapping[str, Any]) -> str:
 
 
 def _id_of(kwargs: Mapping[str, Any]) -> str:
-    return str(kwargs.get("litellm_call_id") or "")[:256]
+    return str(kwargs.get("litellm_call_id") or "")[:256].encode("utf-8", "replace").decode()

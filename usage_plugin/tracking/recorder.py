@@ -250,6 +250,14 @@ class Recorder:
             self._alerts.seen(standing)
         return standings
 
+    def withdraw(self, event_id: str) -> bool:
+        """Forget a settlement that is still pending, and return whether there was one; nothing of it is written."""
+        for settlement in self._pending:
+            if settlement.event.event_id == event_id:
+                self._pending.remove(settlement)
+                return True
+        return False
+
     def _later(self, settlement: _Settlement) -> None:
         if len(self._pending) >= MOST_PENDING:
             self._give_up(settlement)
