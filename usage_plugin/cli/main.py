@@ -478,5 +478,5 @@ def import_() -> None:
               "from when usage_plugin records itself.")  # fmt: skip
 @_common()
 def litellm_spend_logs(path: Path | None, output: Output, file: Path, before: datetime | None) -> None:
-    """Import a CSV or JSONL export of LiteLLM_SpendLogs, each row once, however often it is repeated."""
+    """Import an export of LiteLLM_SpendLogs (CSV, JSON Lines or a JSON array), each row once, however often it runs."""
     imports_command.spend_logs(load_config(find_config(path)), file, output=output, before=before)
