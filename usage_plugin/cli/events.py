@@ -97,6 +97,7 @@ def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
         event.error,
         "cache hit" if event.cache_hit else None,
         "estimated" if event.estimated else None,
+        "disputed" if event.disputed else None,
         "no price" if event.cost is None else None,
         f"excess {format_usd(event.excess)}" if event.excess else None,
         f"instead of {event.requested_model}" if event.downgraded_by else None,
