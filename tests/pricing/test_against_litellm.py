@@ -81,6 +81,22 @@ def test_every_spelling_of_the_map_is_priced_as_litellm_prices_it(litellm: Any, 
     assert compared > 8_000
 
 
+def test_names_that_are_read_without_litellm_mean_the_same(litellm: Any, price_map: dict[str, Any]) -> None:
+    """The short way to an entry, which asks nobody, leads to the entry that LiteLLM finds."""
+    from usage_plugin.pricing.catalog import entry_name, provider_of  # noqa: PLC0415
+    from usage_plugin.pricing.sheets import _PLAIN, _mapped  # noqa: PLC0415
+
+    compared = 0
+    for name, entry in price_map.items():
+        for spelling in spellings(name, entry):
+            if spelling.partition("/")[0] in _PLAIN:
+                model, provider = provider_of(spelling)
+                found = entry_name(price_map, model, provider)
+                assert _mapped(price_map, {"model": spelling}) == (price_map[found] if found else {}), spelling
+                compared += 1
+    assert compared > 500
+
+
 def _known_name(litellm: Any, price_map: dict[str, Any], model: str, provider: str) -> str | None:
     try:
         name: str = litellm.get_model_info(model, provider)["key"]

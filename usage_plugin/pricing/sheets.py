@@ -1,7 +1,7 @@
 """Price sheets: an entry of LiteLLM's price map, or of the proxy's YAML, read as the domain's `Price`.
 
-Zero is a price, a missing one is unknown. Imports no LiteLLM, so that the command line can list models without a price
-in a blink.
+Zero is a price, a missing one is unknown. LiteLLM is imported only where a model's name is not plain, so that the
+command line lists the models of most configurations at once.
 """
 
 from __future__ import annotations
@@ -491,19 +491,40 @@ def configured_rates(model_list: object) -> dict[str, Rates]:
 
 
 def _deployments(model_list: object) -> Iterator[tuple[str, Mapping[str, Any], Route]]:
-    """Name the model of each deployment, with its price sheet and the route that it serves; no wildcards."""
+    """Yield the `model_name` of each deployment, its price sheet and the route that it serves; no wildcards."""
     price_map = shipped_price_map()
     for entry in model_list if isinstance(model_list, list) else ():
         if not isinstance(entry, dict):
             continue
         parameters, info = (_mapping(entry.get(name)) for name in ("litellm_params", "model_info"))
         own = {**parameters, **info}
-        name = str(own.get("base_model") or parameters.get("model") or "")
-        if "*" in name:
+        if "*" in str(own.get("base_model") or parameters.get("model") or ""):
             continue
-        mapped = map_entry(price_map, name, own.get("custom_llm_provider"))
+        mapped = _mapped(price_map, own)
         route = _BY_MODE.get(str({**mapped, **own}.get("mode")), "text")
         yield str(entry.get("model_name")), own_or_mapped(own, mapped), route
+
+
+_PLAIN = frozenset({"openai", "anthropic", "gemini"})
+"""Providers whose models' names are those of the map."""
+
+
+def _mapped(price_map: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Find the entry that prices a deployment; LiteLLM is asked, whose import takes seconds, where it is not plain."""
+    name, base_model = str(own.get("model") or ""), str(own.get("base_model") or "")
+    prefix, _, bare = name.partition("/")
+    if prefix in _PLAIN and not (base_model or own.get("custom_llm_provider")):
+        for spelling in (name, bare):
+            entry = _mapping(price_map.get(spelling))
+            if entry.get("litellm_provider") == prefix:
+                return entry
+    if not price_map:
+        return {}
+    from usage_plugin.pricing.catalog import entry_name, provider_of  # noqa: PLC0415
+
+    model, provider = provider_of(name, own.get("custom_llm_provider"), own.get("api_base"))
+    found = entry_name(price_map, base_model or model, provider)
+    return {} if found is None else _mapping(price_map[found])
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
