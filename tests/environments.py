@@ -27,8 +27,11 @@ def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
 
 def make_environment(folder: Path) -> Path:
     """Make an environment; give its Python."""
-    call(sys.executable, "-m", "venv", folder)
-    return folder / "bin" / "python"
+    # In two steps: `venv` itself installs pip without PYTHONPATH, and so without the write guard.
+    call(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    call(python, "-m", "ensurepip", "--default-pip")
+    return python
 
 
 def lend(python: Path, *folders: Path) -> str:
