@@ -154,7 +154,11 @@ class Asking:
         return tuple(dearest.values())
 
     def _candidate(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Candidate:
-        worst = 0 if way.model is None else _worst(way, kind, bound, output)
+        if way.model is None:
+            # LiteLLM chooses one, or the work is priced by something else; moderation is free with every provider.
+            is_free = route_of(kind) == "moderation"
+            return Candidate(None, None, is_free, 0 if is_free else None)
+        worst = _worst(way, kind, bound, output)
         for_input = None
         if worst is None or (worst and self._runtime.config.admission.on_lost == "charge_input"):
             # Asked for rarely, and as dear to work out as the whole.
