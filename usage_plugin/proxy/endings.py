@@ -22,8 +22,10 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from usage_plugin.domain.subjects import INTERNAL, Subjects
 from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import outcomes
+from usage_plugin.proxy import exchange, outcomes
+from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, work_of
 from usage_plugin.proxy.underway import RequestUnderWay, is_free
 from usage_plugin.tracking.admission import unheld
 from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
@@ -31,7 +33,8 @@ from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usage_plugin.domain.usage import Status
+    from usage_plugin.domain.usage import CostSource, Status
+    from usage_plugin.proxy.deferred import Deferred, Work
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.proxy.underway import Settler, Underway
     from usage_plugin.runtime import Runtime
@@ -51,17 +54,19 @@ log = get_logger()
 class Endings:
     """Settles requests; nothing here raises, since the answer must reach the client all the same."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, underway: Underway) -> None:
+    def __init__(self, runtime: Runtime, prices: PriceBook, underway: Underway, deferred: Deferred) -> None:
         """Take the running parts."""
         self._runtime = runtime
         self._prices = prices
         self._underway = underway
+        self._deferred = deferred
         self._disagreements = outcomes.CrossCheck()
 
     def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that tells its usage; what does not is settled when it is logged."""
         usage = outcomes.inline_usage(response)
-        if not usage:
+        if not usage or request.fills_exchange:
+            # What fills its exchange has no stamp: once it is settled, the log that follows would count as another one.
             return None
         return self._record(request, outcomes.served_inline(data, response), usage, by="inline")
 
@@ -72,6 +77,46 @@ class Endings:
         request.delivered = lambda: (outcomes.served_inline(data, response), outcomes.inline_usage(response))
         if request.failed:
             self._settle_delivered(request, request.failed)
+            return
+        work = work_of(response)
+        if work is not None and work.status is None and self._deferred.hold(request, work):
+            self._underway.forget(request, "deferred")
+            request.settled, request.delivered = True, None
+
+    def looked_up(self, data: Mapping[str, Any], response: Any) -> None:
+        """Settle a response whose look-up shows that it is done, if this is the first answer that says so."""
+        work = finished_work(response, data.get("response_id"))
+        request = self._deferred.find(work) if work is not None else None
+        if work is not None and request is not None and not outcomes.is_batch(response):
+            served, usage = outcomes.served_inline(data, response), outcomes.inline_usage(response)
+            self._settle_work(request, work, served, usage, by="inline")
+
+    def _look_up_logged(self, kwargs: Mapping[str, Any], response: Any) -> None:
+        """Settle a batch, since only the log says what it cost, and a response that was looked up as a stream."""
+        here = exchange.current.get()
+        looked_up = here.looked_up if here is not None else None
+        response = getattr(response, "response", response)
+        work = finished_work(response, looked_up.get("response_id") if looked_up is not None else None)
+        request = self._deferred.find(work) if work is not None else None
+        if work is not None and request is not None:
+            usage = outcomes.logged_usage(kwargs)
+            usage = usage if any(usage.values()) else outcomes.inline_usage(response)
+            self._settle_work(request, work, outcomes.served_logged(kwargs, response), usage, by="success")
+
+    def _settle_work(
+        self, request: RequestUnderWay, work: Work, served: outcomes.Served, usage: Mapping[str, Any], *, by: Settler
+    ) -> None:
+        """Settle what waited for its result."""
+        status = work.status or "success"
+        if any(usage.values()) or served.litellm_cost:
+            # LiteLLM takes the deployment's id for the model when work is looked up: it is the one that was asked.
+            served = served._replace(model=request.admitted.event.model)
+            self._record(request, served, usage, by=by, status=status)
+        elif status == "failure":
+            self._settle(request, Outcome(status=status), by=by)
+        else:
+            self._settle_as_reserved(request, status, by=by)
+        self._deferred.forget(work)
 
     def partly_delivered(self, request: RequestUnderWay, kwargs: Mapping[str, Any]) -> None:
         """Remember what a stream had delivered when it broke."""
@@ -84,6 +129,9 @@ class Endings:
     def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
         """Settle what LiteLLM logs as a success, unless it is settled. Commits before anything is awaited."""
         request = self._underway.of_log(kwargs)
+        if request is None and kwargs.get("call_type") in LOOK_UPS:
+            self._look_up_logged(kwargs, response)
+            return
         if request is None:
             repetition = self._underway.repetition(kwargs, by="success")
             if repetition == "again":
@@ -159,12 +207,31 @@ class Endings:
             return
         # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
         event = request.admitted.event
+        if request.unmetered:
+            self._settle_unmetered(request, request.failed or status)
+            return
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
         if request.broken and status == "success":
             # LiteLLM ends some broken streams as if they were whole.
             status = "failure"
         self._settle_as_reserved(request, request.failed or status, by="orphan")
+
+    def _settle_unmetered(self, request: RequestUnderWay, status: Status) -> None:
+        """Settle a request of which nothing was told, as is usual on such routes: a flat cost, if there is one."""
+        if status == "failure" and not request.sent:
+            self._settle(request, Outcome(status=status, error=request.error), by="orphan")
+        else:
+            outcome = self._flat(request, Outcome(status=status, error=request.error))
+            self._settle(request, outcome, by="orphan")
+
+    def _flat(self, request: RequestUnderWay, outcome: Outcome) -> Outcome:
+        """Charge what the operator says that such a request costs; the rest stays as it was told."""
+        event = request.admitted.event
+        flat = event.reserved
+        self._runtime.imperfections.count("unmetered", event.model or event.call_type, flat)
+        source: CostSource = "reserved" if flat else "unpriced"
+        return outcome._replace(cost=flat or None, cost_source=source, as_reserved=False, estimated=True)
 
     def _settle_delivered(self, request: RequestUnderWay, status: Status) -> None:
         if request.delivered is None or (request.cut and self._charges_cut_as_reserved()):
@@ -199,15 +266,7 @@ class Endings:
             log.exception("outcome.unreadable", hook=by, event_id=event.event_id)
             return self._settle_as_reserved(request, how.get("status", "success"), by=by)
         if request.unmetered and not outcome.cost:
-            flat = event.reserved
-            self._runtime.imperfections.count("unmetered", event.model or event.call_type, flat)
-            outcome = Outcome(
-                status=outcome.status,
-                error=outcome.error,
-                cost=flat or None,
-                cost_source="reserved" if flat else "unpriced",
-                estimated=True,
-            )
+            outcome = self._flat(request, outcome)
         return self._settle(request, outcome, by=by)
 
     def _cross_check(self, outcome: Outcome) -> None:
@@ -248,20 +307,32 @@ class Endings:
         call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")
         if served.cache_hit or is_free(call_type) or not (any(usage.values()) or served.litellm_cost):
             return
+        subjects = _asking()
         draft = UsageEvent(
             event_id=new_event_id(),
             started_at=self._runtime.clock.now(),
             status="success",
             call_type=call_type,
-            user=INTERNAL,
+            **subjects.kept(),
             model=served.model or served.served_model,
         )
         outcome = outcomes.read_outcome(self._prices, served, usage, draft)
-        recorded = self._write(
-            OpenRequest(unheld(draft, Subjects(user=INTERNAL)), self._runtime.clock.monotonic()), outcome
-        )
+        recorded = self._write(OpenRequest(unheld(draft, subjects), self._runtime.clock.monotonic()), outcome)
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
+
+
+def _asking() -> Subjects:
+    """Find the parties of the request that is being served; what none asked for is the proxy's own."""
+    here = exchange.current.get()
+    if here is not None and here.requests:
+        return here.requests[0].admitted.subjects
+    if here is None or here.subjects is None:
+        return Subjects(user=INTERNAL)
+    try:
+        return here.subjects()
+    except UsagePluginError:
+        return Subjects()
 
 
 def _client_left(kwargs: Mapping[str, Any]) -> bool:

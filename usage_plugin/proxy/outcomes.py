@@ -133,6 +133,11 @@ def logged_usage(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     return usage or {key: logged.get(key) for key in ("prompt_tokens", "completion_tokens")}
 
 
+def is_batch(answer: Any) -> bool:  # any of LiteLLM's answers
+    """Whether an answer describes a batch."""
+    return bool(_field(answer, "object") == "batch")
+
+
 def read_tokens(usage: Mapping[str, Any], *, anthropic: bool) -> TokenUsage:
     """Turn a provider's usage into ours.
 

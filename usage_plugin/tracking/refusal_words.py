@@ -50,6 +50,10 @@ def sentence(refusal: Refusal, contact: str) -> str:
     elif refusal.reason == "unpriced":
         unknown = f"the model {refusal.model}" if refusal.model else "a request that names no model"
         parts.append(f"No price is known for {unknown}, so it cannot be used under the cost limit {demand.limit.name}.")
+    elif refusal.route is not None:
+        parts.append(
+            f"Nothing bounds what {refusal.route} may use, so it cannot be used under the limit {demand.limit.name}."
+        )
     elif refusal.reason == "unbounded":
         parts.append(
             f"Nothing bounds what this request may use, so it cannot be admitted under the limit {demand.limit.name}."
