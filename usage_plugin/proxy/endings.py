@@ -15,6 +15,7 @@ The failure that LiteLLM logs is not among them: it tells of the first attempt, 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -47,6 +48,9 @@ _ATTEMPTS_ARE_TOLD = hasattr(CustomLogger, "async_post_call_failure_deployment_h
 
 _NEVER_TOLD = frozenset({"atext_completion"})
 """Of streams of these LiteLLM never says that an attempt failed."""
+
+_LONGEST_AFTERWARDS = 600.0
+"""Seconds after its request for which a call to a provider belongs to the same user."""
 
 log = get_logger()
 
@@ -325,9 +329,12 @@ class Endings:
 def _asking() -> Subjects:
     """Find the parties of the request that is being served; what none asked for is the proxy's own."""
     here = exchange.current.get()
-    if here is not None and here.requests:
+    if here is None or (here.ended is not None and time.monotonic() - here.ended > _LONGEST_AFTERWARDS):
+        # A task that LiteLLM began in the course of a request, and that goes on for itself, keeps its context.
+        return Subjects(user=INTERNAL)
+    if here.requests:
         return here.requests[0].admitted.subjects
-    if here is None or here.subjects is None:
+    if here.subjects is None:
         return Subjects(user=INTERNAL)
     try:
         return here.subjects()

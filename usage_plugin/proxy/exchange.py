@@ -9,6 +9,7 @@ client's hanging up, the wrapper says so.
 from __future__ import annotations
 
 import json
+import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class Exchange:
         subjects: finds the parties of the request; None before it is authenticated.
         output_limit: what the gate put into a request whose body LiteLLM does not send on as it is.
         refusal: in place of the answer, on routes where LiteLLM would make another error of it.
+        refused: the error of the gate, raised again wherever LiteLLM goes on in spite of it.
+        ended: when it was over, by the monotonic clock in seconds; None while it is not.
         headers: added to the answer, in place of what has the same name.
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
         standing: how the tightest of the caller's own limits stands.
@@ -58,8 +61,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "cost", "ending", "headers", "looked_up", "method", "output_limit", "path", "refusal", "requests", "rule",
-        "standing", "status", "subjects",
+        "cost", "ended", "ending", "headers", "looked_up", "method", "output_limit", "path", "refusal", "refused",
+        "requests", "rule", "standing", "status", "subjects",
     )  # fmt: skip
 
     def __init__(self, method: str = "POST", path: str = "") -> None:
@@ -71,11 +74,13 @@ class Exchange:
         self.looked_up: Mapping[str, Any] | None = None
         self.output_limit: int | None = None
         self.refusal: bytes | None = None
+        self.refused: ProxyException | None = None
         self.headers: dict[str, str] = {}
         self.status: int | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
+        self.ended: float | None = None
         self.requests: list[RequestUnderWay] = []
 
     def refuse(self, answer: ProxyException, *, replace: bool = False) -> None:
@@ -87,6 +92,7 @@ class Exchange:
         """
         self.status, self.headers = int(answer.code), answer.headers
         if replace:
+            self.refused = answer
             self.refusal = json.dumps({"error": answer.to_dict()}, ensure_ascii=False).encode("utf-8", "replace")
 
 
@@ -117,6 +123,7 @@ class ExchangeWrapper:
             await self._app(scope, answer.receive, answer.send)
         finally:
             current.reset(token)
+            exchange.ended = time.monotonic()
             if exchange.requests:
                 # It keeps the whole body alive, and the requests know their parties.
                 exchange.subjects = None

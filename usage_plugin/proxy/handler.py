@@ -74,6 +74,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         here = exchange.current.get()
         if here is None:
             return
+        _stop_if_refused(here)
         try:
             if not self._gate.arrive(here, key, request, body, route):
                 return
@@ -100,6 +101,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Admit a request, or raise what LiteLLM turns into the refusal."""
         kind = str(getattr(call_type, "value", call_type))
         here = exchange.current.get()
+        _stop_if_refused(here)
         if here is not None and kind in LOOK_UPS:
             here.looked_up = data
         try:
@@ -167,6 +169,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:  # noqa: ARG002  # LiteLLM's
         """Note that a provider gets the request now: from here on it may cost something, whoever stops it."""
         request, here = self._underway.of_hook(kwargs), exchange.current.get()
+        _stop_if_refused(here)
         if request is None and here is not None and here.subjects is None and not here.requests:
             request = await self._notice(here)
         if request is None:
@@ -290,6 +293,12 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Settle what is left when the worker ends."""
         with _NothingRaised("close"):
             self._endings.close()
+
+
+def _stop_if_refused(here: exchange.Exchange | None) -> None:
+    """Raise the gate's refusal again: LiteLLM lets some requests for tools go on without a user who could be told."""
+    if here is not None and here.refused is not None:
+        raise here.refused
 
 
 def _model_group(kwargs: Mapping[str, Any]) -> object:
