@@ -65,6 +65,10 @@ def begun(kind: str, body: dict[str, Any]) -> Response:
     if kind == "response":
         facts |= {"status": "queued", "background": True, "output": [], "usage": None, "error": None,
                   "incomplete_details": None, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}  # fmt: skip
+        if not body.get("background"):
+            details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+            usage = {"input_tokens": 9, "output_tokens": 5, "total_tokens": 14, **details}
+            return JSONResponse({**facts, "status": "completed", "background": False, "usage": usage})
     else:
         facts |= {"status": "validating", "endpoint": body.get("endpoint"), "input_file_id": "file-1",
                   "completion_window": "24h", "request_counts": {"total": 0, "completed": 0, "failed": 0}}  # fmt: skip
