@@ -11,7 +11,7 @@ CONFIG ?= config.example.yaml
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test lint format bench soak install clean
+.PHONY: run test test-litellm lint format bench soak install clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,15 @@ run: install
 
 test: install
 	$(BIN)/pytest -m "not soak" --numprocesses 2
+
+# The tests of the adapter with another LiteLLM, in an environment of its own: make test-litellm VERSION=1.98.0
+test-litellm: OTHER = build/litellm-$(VERSION)
+test-litellm:
+	@test -n "$(VERSION)" || { echo "Name a version: make test-litellm VERSION=1.98.0"; exit 2; }
+	@case "$(VERSION)" in 1.107.*) echo "LiteLLM 1.107 is reported as compromised."; exit 2;; esac
+	@test -d $(OTHER) || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/pip install --quiet --editable ".[proxy]" --requirement requirements-dev.txt "litellm[proxy]==$(VERSION)"
+	$(OTHER)/bin/pytest -m "not soak" --numprocesses 2 tests/proxy tests/proxy_parts tests/pricing
 
 # Half an hour of chaos and what else takes long; SOAK_MINUTES=2 makes it shorter.
 soak: install

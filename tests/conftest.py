@@ -25,7 +25,7 @@ settings.load_profile("suite")
 
 SHARE_PROXIES = {
     f"tests/proxy/test_{name}.py"
-    for name in ("costs", "doctor", "endings", "evasions", "exact_limits", "requests", "sums")
+    for name in ("costs", "doctor", "endings", "evasions", "exact_limits", "identities", "requests", "sums")
 }
 """Files whose tests ask for the same proxies, of one worker, of two and of four."""
 

@@ -54,7 +54,7 @@ def test_a_check_starts_and_makes_nothing(run, config_path):
 def test_a_good_file_as_json(run, config_path):
     """For programs a check is one document."""
     assert run.json("check") == {
-        "config": str(config_path), "ok": True, "problems": [],
+        "config": str(config_path), "ok": True, "problems": [], "warnings": [],
         "limits": ["daily", "team-month", "member", "company", "tighter", "warned"], "plugins": [], "unpriced_models": [],
     }  # fmt: skip
     assert run.jsonl("check")[0]["ok"] is True

@@ -312,7 +312,7 @@ def test_a_report_of_nothing_is_empty(run, books):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--by", "colour"], ["--by", ""], ["--by", ","], ["--by", "user,user"], ["--by", "session"],
+        ["--by", "colour"], ["--by", ""], ["--by", ","], ["--by", "user,user"], ["--by", "tag"],
         ["--since", "soon"], ["--since", "0d"], ["--since", "-1d"], ["--since", "2026-02-30"], ["--since", "7"],
         ["--until", "7d"], ["--until", "2026-13-01"], ["--month", "2026"], ["--month", "2026-13"], ["--month", "11-2026"],
         ["--month", "2026-11", "--since", "7d"], ["--month", "2026-11", "--until", "today"],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -156,6 +159,40 @@ def test_what_the_readme_says_to_type_works(example_proxy: tuple[Path, int]) -> 
     assert f"localhost:{port}/v1/chat/completions" in (folder / "out.log").read_text()
     for command in ("status", "limits --user eva", "events", "check"):
         shell(f".venv/bin/usage-plugin --config config.example.yaml {command}", folder, port)
+
+
+MOCKED = {
+    "chat": ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}),
+    "messages": ("/v1/messages", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}),
+    "responses": ("/v1/responses", {"input": "Hi", "max_output_tokens": 50}),
+    "completions": ("/v1/completions", {"prompt": "Hi", "max_tokens": 50}),
+}
+
+
+@pytest.mark.proxy
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("route", MOCKED)
+def test_the_mock_model_costs_the_same_on_every_route(
+    example_proxy: tuple[Path, int], route: str, stream: bool
+) -> None:
+    """A route other than the README's gives the same answer at the same cost, within the limit of a day."""
+    folder, port = example_proxy
+    path, body = MOCKED[route]
+    user = f"mock-{route}-{stream}"
+    key = (folder / "data" / "master_key").read_text()
+    answer = httpx.post(
+        f"http://127.0.0.1:{port}{path}", json={"model": "mock-model", "stream": stream, **body}, timeout=60,
+        headers={"Authorization": f"Bearer {key}", "x-litellm-end-user-id": user},
+    )  # fmt: skip
+    assert (answer.status_code, "mock" in answer.text) == (200, True)
+    assert stream or answer.headers["x-usage-cost"] == "0.0101"
+    deadline = time.monotonic() + 30
+    while not (found := json.loads(shell(
+        f".venv/bin/usage-plugin --config config.example.yaml events --user {user} --format json", folder, port
+    ))["events"]):  # fmt: skip
+        assert time.monotonic() < deadline
+    (event,) = found
+    assert (event["input_tokens"], event["output_tokens"], event["cost"], event["excess"]) == (10, 20, "0.0101", "0.00")
 
 
 def test_make_run_and_the_tests_start_the_same_thing() -> None:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.migration.reading import _Numbers, _readable, _Watched
+from usage_plugin.migration.json_stream import Watched, _Numbers, readable
 
 MOST_GROWTH = 64 * 2**20
 
@@ -41,7 +41,7 @@ def named(value: Any) -> Any:
 @given(values, st.integers(1, 9))
 def test_what_python_writes_for_no_number_is_read_as_a_text(value: Any, size: int) -> None:
     """However the file is cut into pieces, and whatever stands in strings."""
-    file = _Watched(io.BytesIO(json.dumps(value).encode()), lambda _: None)
+    file = Watched(io.BytesIO(json.dumps(value).encode()), lambda _: None)
     (found,) = ijson.items(_Numbers(file), "", buf_size=size, use_float=True)
     assert found == named(value)
 
@@ -49,9 +49,9 @@ def test_what_python_writes_for_no_number_is_read_as_a_text(value: Any, size: in
 def test_the_words_are_looked_for_over_the_borders_of_pieces() -> None:
     """A file of several megabytes in which they stand at the worst place is not taken for one without."""
     for offset in range(2**20 - 12, 2**20 + 2):
-        file = _Watched(io.BytesIO(b" " * offset + b"-Infinity"), lambda _: None)
-        assert isinstance(_readable(file), _Numbers)
-    assert not isinstance(_readable(_Watched(io.BytesIO(b" " * 3 * 2**20), lambda _: None)), _Numbers)
+        file = Watched(io.BytesIO(b" " * offset + b"-Infinity"), lambda _: None)
+        assert isinstance(readable(file), _Numbers)
+    assert not isinstance(readable(Watched(io.BytesIO(b" " * 3 * 2**20), lambda _: None)), _Numbers)
 
 
 MEASURE = """

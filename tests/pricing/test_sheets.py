@@ -154,16 +154,45 @@ def test_keys_that_are_no_token_tier_change_no_token_price(strange):
         ({"output_cost_per_image": 0.04}, "own"),
         ({"input_cost_per_second": 0.0001}, "own"),
         ({"tiered_pricing": []}, "own"),
-        ({"cache_read_input_token_cost": 1e-07}, "mapped"),
+        ({"cache_read_input_token_cost": 1e-07}, "own"),
+        ({"search_context_cost_per_query": {"search_context_size_medium": 0.01}}, "own"),
+        ({"regional_endpoint_uplift_multiplier": 1.1}, "own"),
         ({"output_cost_per_token": 1e-06}, "own"),
         ({"input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06}, "own"),
     ],
     ids=str,
 )
-def test_own_prices_are_never_mixed_with_litellms(own, taken):
-    """A deployment with any price of its own is priced by its own sheet alone, zero included (C9)."""
+def test_any_price_of_the_yaml_is_a_price_of_its_own(own, taken):
+    """Every key that states a price counts, zero included; without one the map's entry is the sheet."""
     mapped = sheet()
     assert (own_or_mapped(own, mapped) is mapped) == (taken == "mapped")
+
+
+MAPPED = {
+    "input_cost_per_token": 1e-6, "input_cost_per_token_above_200k_tokens": 2e-6, "input_cost_per_token_priority": 3e-6,
+    "output_cost_per_token": 4e-6, "output_cost_per_token_priority": 8e-6, "cache_read_input_token_cost": 1e-7,
+    "max_tokens": 5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("own", "filled"),
+    [
+        # An ordinary price replaces its variants, which belong to another list.
+        ({"input_cost_per_token": 5e-6}, {"output_cost_per_token", "output_cost_per_token_priority", "cache_read_input_token_cost", "max_tokens"}),
+        ({"output_cost_per_token": 5e-6}, {*MAPPED} - {"output_cost_per_token", "output_cost_per_token_priority"}),
+        # A variant replaces itself.
+        ({"input_cost_per_token_priority": 5e-6}, {*MAPPED} - {"input_cost_per_token_priority"}),
+        ({"cache_read_input_token_cost": 5e-6}, {*MAPPED} - {"cache_read_input_token_cost"}),
+        # What costs nothing by its own YAML is free.
+        ({"input_cost_per_token": 0, "output_cost_per_token": "0"}, set()),
+    ],
+)  # fmt: skip
+def test_the_map_fills_in_what_the_yaml_leaves_out(own, filled):
+    """A sheet has the YAML's prices, and the map's for everything that the YAML does not state."""
+    made = own_or_mapped(own, MAPPED)
+    assert {key for key, value in made.items() if value == MAPPED.get(key) and key not in own} == filled
+    assert {key: made[key] for key in own} == own
 
 
 def model(name="m", info=None, **parameters):
@@ -391,7 +420,6 @@ def test_moderation_is_free_where_no_price_says_otherwise():
 @pytest.mark.parametrize(
     ("route", "entry", "priced"),
     [
-        ("transcription", {"input_cost_per_second": 0.0001, "output_cost_per_second": 0.0}, True),
         ("image", {"input_cost_per_pixel": 1e-08}, True),
         ("other", {"output_cost_per_video_per_second": 0.1}, True),
         ("other", {"ocr_cost_per_page": 0.001}, True),

@@ -248,13 +248,22 @@ def test_hostile_names_are_only_names(proxy: Proxy, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["(anonymous)", "a" * 257, "a\x00b", "line\nbreak", '{"device_id": "x"}', "[1]", "a\u202eb"]
-)
-def test_names_that_cannot_be_taken_are_refused(proxy: Proxy, name: str) -> None:
-    """Too long, unprintable or JSON: 400 with a sentence, nothing recorded under it."""
-    answer = proxy.post(CHAT, chat(name))
-    assert answer.status_code == 400, answer.text
-    assert "end user" in answer.json()["error"]["message"]
+    ("name", "user"),
+    [
+        ("(anonymous)", "(anonymous)"), ('{"device_id": "x"}', "x"), ("a" * 257, f"renamed-{'a' * 32}-e8d95cc2b4bc198c"),
+        ("a\x00b", "renamed-a-b-"), ("line\nbreak", "renamed-line-break-"), ("[1]", "renamed-1-"), ("a\u202eb", "renamed-a-b-"),
+    ],
+)  # fmt: skip
+def test_invalid_names_get_a_substitute(proxy: Proxy, name: str, user: str) -> None:
+    """Too long, unprintable or JSON: the request is served, and recorded under a name that is always the same."""
+    found = []
+    for _ in range(2):
+        body = chat(name, metadata={"tags": [mark := unique("tag")]})
+        assert proxy.post(CHAT, body).status_code == 200
+        found += [event["user"] for event in proxy.cli("events", "--last", "20")["events"] if mark in event["tags"]]
+    assert len(found) == 2
+    assert len(set(found)) == 1
+    assert found[0].startswith(user)
 
 
 def test_nobody_named_is_the_shared_subject(proxy: Proxy) -> None:

@@ -39,7 +39,7 @@ async def plugin(tmp_path: Path, key: Callable[..., Any], monkeypatch: pytest.Mo
 
 async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> exchange.Exchange:
     """Have LiteLLM authenticate a request; the exchange tells what became of it."""
-    here = exchange.Exchange(method, path)
+    here = exchange.Exchange(path, (), method)
     token = exchange.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     try:
@@ -78,7 +78,7 @@ async def test_a_route_is_refused_for_who_has_a_limit(
 
 async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
     """Where LiteLLM goes on in spite of it, its hooks stop the request, and so does a second authentication."""
-    here = exchange.Exchange("POST", "/v1/new/thing")
+    here = exchange.Exchange("/v1/new/thing")
     token = exchange.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     key = plugin.key(user_id="limited")
@@ -99,7 +99,7 @@ async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
 
 async def test_a_further_call_belongs_to_the_same_user(plugin: Plugin) -> None:
     """What a guardrail asks in the course of a request is an event of its own, and not the proxy's."""
-    here = exchange.Exchange("POST", "/v1/chat/completions")
+    here = exchange.Exchange("/v1/chat/completions")
     token = exchange.current.set(here)
     try:
         data = await plugin.admit("ann")

@@ -64,7 +64,7 @@ def test_fallbacks_that_override_are_seen(litellm, fallbacks, overriding):
 )
 def test_the_provider_is_the_one_litellm_routes_to(litellm, served, provider):
     """Holds and charges name one provider, not the family that a price map puts a model in."""
-    from usage_plugin.proxy.prices import _provider  # noqa: PLC0415
+    from usage_plugin.pricing.catalog import provider_of  # noqa: PLC0415
 
-    assert _provider(served, None) == provider
-    assert _provider(served, "mine") == "mine"
+    assert provider_of(served) == (served.partition("/")[2], provider)
+    assert provider_of(served, "groq")[1] == "groq"

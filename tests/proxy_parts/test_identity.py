@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +11,7 @@ from usage_plugin.config import IdentityConfig
 from usage_plugin.domain.subjects import ANONYMOUS, INTERNAL, MOST_TAGS
 from usage_plugin.errors import SubjectNameError
 from usage_plugin.plugins.resolving import Resolvers
+from usage_plugin.proxy import exchange
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.failures import Failures
@@ -48,11 +51,13 @@ def test_no_order_of_sources_lets_a_claim_beat_a_key_of_ones_own(who, order):
     assert who({"user": order}, user_id="ann", claim="bo", headers={"x-user": "eva"}).user == "ann"
 
 
-def test_a_broken_claim_does_not_harm_who_has_a_key_of_their_own(who):
-    """A claim that cannot be taken is left out where it decides nothing."""
-    for claim in ('{"id": 1}', "a\nb", "x" * 300, 5, ["bo"]):
+def test_an_invalid_claim_does_not_harm_who_has_a_key_of_their_own(who):
+    """The user is the key's; what the request claims is the end user all the same, so that its limits hold."""
+    for claim in ("a\nb", "x" * 300, ["bo"], '{"tenant": "t"}'):
         found = who(user_id="ann", claim=claim)
-        assert (found.user, found.end_user) == ("ann", None)
+        assert found.user == "ann"
+        assert re.fullmatch(r"renamed-([\w@.-]+-)?[0-9a-f]{16}", found.end_user)
+    assert who(user_id="ann", claim='{"id": 1}').end_user == "1"
 
 
 def test_the_master_key_may_speak_for_anybody(who):
@@ -132,12 +137,20 @@ def test_nobody_can_claim_to_be_nobody(who):
 
 
 @pytest.mark.parametrize(
-    "claim", ['{"user_id": "bo"}', "[1, 2]", "a\x00b", "x" * 300, 5, True, ["bo"], {"id": "bo"}], ids=repr
+    "claim", ["[1, 2]", "a\x00b", "x" * 300, ["bo"], "\ud800", '{"tenant": "t"}', '{"id'], ids=repr
 )
-def test_a_claim_that_is_no_name_is_refused(who, claim):
-    """A claim that decides who the user is, and cannot be taken, refuses the request; it is never taken verbatim."""
-    with pytest.raises(SubjectNameError):
-        who(api_key=MASTER, claim=claim)
+def test_a_claim_that_is_no_name_gets_a_substitute(who, claim):
+    """A claim without a valid name is one user, the same each time; it neither refuses the request nor escapes limits."""
+    found = who(api_key=MASTER, claim=claim).user
+    assert re.fullmatch(r"renamed-([\w@.-]+-)?[0-9a-f]{16}", found)
+    assert who(api_key=MASTER, claim=claim).user == found
+    assert who({"on_missing": "deny"}, api_key=MASTER, claim=claim).user == found
+
+
+@pytest.mark.parametrize(("claim", "user"), [(5, "5"), (True, ANONYMOUS), ({"id": "bo"}, "bo"), ([], ANONYMOUS)])
+def test_a_claim_need_not_be_text(who, claim, user):
+    """Numbers and objects are read, a truth value names no user; as in LiteLLM."""
+    assert who(api_key=MASTER, claim=claim).user == user
 
 
 def test_a_json_claim_can_be_mapped(who):
@@ -150,24 +163,25 @@ def test_a_json_claim_can_be_mapped(who):
 
 
 @pytest.mark.parametrize(
-    "claim",
-    [
-        '{"account_uuid": {"a": 1}}',
-        '{"account_uuid": 5}',
-        '{"account_uuid": "{}"}',
-        '{"account_uuid": ',
-        "{" * 5_000,
-        '{"account_uuid": "a\\u0000"}',
-    ],
+    "claim", ['{"account_uuid": {"a": 1}}', '{"account_uuid": "{]"}', '{"account_uuid": "a\\u0000"}']
 )
-def test_a_json_claim_that_cannot_be_mapped_is_refused(who, claim):
-    """JSON that is broken, or whose field is no name, refuses the request."""
-    with pytest.raises(SubjectNameError):
-        who({"json_field": "account_uuid"}, api_key=MASTER, claim=claim)
+def test_a_mapped_field_that_is_no_name_gets_a_substitute(who, claim):
+    """An invalid value of the field that the operator chose is one user, the same each time."""
+    found = who({"json_field": "account_uuid"}, api_key=MASTER, claim=claim)
+    assert found.user.startswith("renamed-")
+    assert found == who({"json_field": "account_uuid"}, api_key=MASTER, claim=claim)
+
+
+def test_a_mapped_field_that_is_missing_names_nobody(who):
+    """With identity.json_field no other field names the user, not even in broken JSON."""
+    for claim in ('{"account_uuid": ', "{" * 5_000, '{"account_uuid": null, "user_id": "bo"}'):
+        assert who({"json_field": "account_uuid"}, api_key=MASTER, claim=claim).user == ANONYMOUS
+    assert who({"json_field": "account_uuid"}, api_key=MASTER, claim='{"account_uuid": 5}').user == "5"
+    assert who({"json_field": "account_uuid"}, api_key=MASTER, claim='{"account_uuid": "bo", "x').user == "bo"
 
 
 def test_names_are_cleaned(who):
-    """Names are trimmed, whoever sent them."""
+    """Names are trimmed, wherever they come from."""
     found = who(user_id=" ann ", team_id=" research ", key_alias=" k ", org_id=" corp ", claim=" bo ")
     assert (found.user, found.team, found.api_key_alias, found.organization, found.end_user) == (
         "ann",
@@ -264,3 +278,103 @@ def test_at_most_16_tags_are_kept(who):
 def test_strange_metadata_has_no_tags(who, metadata):
     """Metadata that is no mapping, or tags that are no list, are none."""
     assert who(user_id="ann", body={"metadata": metadata}).tags == ()
+
+
+# ── in a running proxy ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def proxy_server(litellm, monkeypatch):
+    """LiteLLM's proxy as a module, with a master key."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from litellm.proxy import proxy_server  # noqa: PLC0415
+    monkeypatch.setattr(proxy_server, "master_key", "sk-the-master-key")
+    return proxy_server
+
+
+HANDED_ON = {"api_key": "sk-the-master-key", "user_role": "proxy_admin"}
+
+
+@pytest.mark.parametrize("master", ["sk-the-master-key", "a master key of another form"])
+def test_the_master_key_is_known_behind_a_custom_auth(proxy_server, monkeypatch, who, master):
+    """As LiteLLM's own hash of it or as it is; the request says who the user is."""
+    monkeypatch.setattr(proxy_server, "master_key", master)
+    handed_on = {**HANDED_ON, "api_key": master}
+    for body, user in (({"user": "carol"}, "carol"), ({"metadata": {"user_id": "dave"}}, "dave"), ({}, ANONYMOUS)):
+        found = who(body=body, **handed_on)
+        assert (found.user, found.api_key) == (user, MASTER)
+    assert who(claim="carol", **handed_on, user_id=proxy_server.litellm_proxy_admin_name).user == "carol"
+
+
+def test_a_user_that_a_custom_auth_names_beats_the_request(proxy_server, who):
+    """It has been authenticated, also where it comes with the master key."""
+    assert who(claim="carol", **HANDED_ON, user_id="eve").user == "eve"
+
+
+@pytest.mark.parametrize("other", [{"api_key": "sk-another"}, {"user_role": "internal_user"}, {"user_role": None}])
+def test_another_key_names_itself(proxy_server, who, other):
+    """The key alone or the role alone is not enough."""
+    assert who(claim="carol", **{**HANDED_ON, **other}).user.startswith("key-")
+
+
+@pytest.mark.parametrize("master", [None, ""])
+def test_without_a_master_key_no_key_is_it(proxy_server, monkeypatch, who, master):
+    """A proxy without a master key has none to recognise."""
+    monkeypatch.setattr(proxy_server, "master_key", master)
+    assert who(claim="carol", **HANDED_ON).user.startswith("key-")
+
+
+def test_the_session_in_the_place_of_an_object_is_no_user(proxy_server, who):
+    """On /v1/messages LiteLLM overwrites an object that has a session: a session must not become a user."""
+    body = {"metadata": {"user_id": "5e55-10n5"}, "litellm_session_id": "5e55-10n5"}
+    for key in ({"api_key": MASTER}, HANDED_ON):
+        assert who(body=body, **key).user == ANONYMOUS
+
+
+@pytest.fixture
+def connected(monkeypatch):
+    """Let a request have come with these headers."""
+
+    def connected(**headers):
+        asked = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
+        here = exchange.Exchange("/anthropic/v1/messages", asked)
+        monkeypatch.setattr(exchange, "current", SimpleNamespace(get=lambda: here))
+
+    return connected
+
+
+def test_headers_are_those_of_the_connection(connected, who):
+    """What the body says of headers does not count: on pass-through routes the client has written all of it."""
+    connected(x_u="ann", x_claude_code_session_id="s-1", x_claude_code_agent_id="explorer")
+    found = who({"user": "header:X-U"}, api_key=MASTER, headers={"x-u": "bo"})
+    assert (found.user, found.session, found.agent) == ("ann", "s-1", "explorer")
+
+
+def test_of_two_headers_with_one_name_the_last_counts(connected, monkeypatch, who):
+    """As in LiteLLM."""
+    asked = [(b"x-u", b"ann"), (b"x-u", b"bo")]
+    monkeypatch.setattr(exchange, "current", SimpleNamespace(get=lambda: exchange.Exchange("/", asked)))
+    assert who({"user": "header:x-u"}, api_key=MASTER).user == "bo"
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key", "x-litellm-api-key", "x-goog-api-key", "x-own-key"])
+def test_a_header_with_a_key_names_nobody(proxy_server, monkeypatch, connected, who, header):
+    """A key must not be kept as a name, nor be shown to a plugin."""
+    monkeypatch.setitem(proxy_server.general_settings, "litellm_key_header_name", "X-Own-Key")
+    connected(**{header: "sk-secret"})
+    assert who({"user": f"header:{header}"}, api_key=MASTER).user == ANONYMOUS
+
+
+@pytest.mark.parametrize(
+    ("body", "session"),
+    [
+        ({}, "claimed"),
+        ({"litellm_session_id": "litellms"}, "litellms"),
+        ({"metadata": {"session_id": "metas"}}, "metas"),
+    ],
+)
+def test_a_session_in_a_claim_comes_last(who, body, session):
+    """What LiteLLM has found goes before what the claim says."""
+    claim = '{"device_id": "d", "account_uuid": "", "session_id": "claimed"}'
+    assert who(user_id="ann", claim=claim, body=body).session == session

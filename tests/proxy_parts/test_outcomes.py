@@ -6,10 +6,8 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
 
-from usage_plugin.domain.prices import Price, UnitRates, Units
-from usage_plugin.domain.usage import TokenUsage
+from usage_plugin.domain.prices import NO_ADJUSTMENT, Price, ToolCalls, ToolRates, UnitRates, Units
 from usage_plugin.proxy.outcomes import (
     CrossCheck,
     Served,
@@ -17,7 +15,6 @@ from usage_plugin.proxy.outcomes import (
     inline_usage,
     logged_usage,
     read_outcome,
-    read_tokens,
     served_inline,
     served_logged,
 )
@@ -28,103 +25,7 @@ CHAT = {
     "prompt_tokens_details": {"cached_tokens": 60, "audio_tokens": None},
     "completion_tokens_details": {"reasoning_tokens": 8, "accepted_prediction_tokens": 0},
 }  # fmt: skip
-RESPONSES = {
-    "input_tokens": 100, "output_tokens": 20, "total_tokens": 120,
-    "input_tokens_details": {"cached_tokens": 60}, "output_tokens_details": {"reasoning_tokens": 8},
-}  # fmt: skip
-ANTHROPIC = {
-    "input_tokens": 30, "output_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10,
-    "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 0}, "service_tier": "standard",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("usage", "anthropic", "tokens"),
-    [
-        (CHAT, False, TokenUsage(100, 20, 60, 0, 8)),
-        (RESPONSES, False, TokenUsage(100, 20, 60, 0, 8)),
-        (ANTHROPIC, True, TokenUsage(100, 20, 60, 10, 0)),
-        # LiteLLM's form of an Anthropic answer on the chat route: the prompt holds the cached tokens already.
-        ({"prompt_tokens": 100, "completion_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10}, False, TokenUsage(100, 20, 60, 10, 0)),
-        ({"prompt_tokens": 100, "completion_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10}, True, TokenUsage(100, 20, 60, 10, 0)),
-        ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 60, "cache_creation_tokens": 10}}, False, TokenUsage(100, 20, 60, 10, 0)),
-        ({"prompt_tokens": 7, "total_tokens": 7}, False, TokenUsage(7, 0)),
-        ({**ANTHROPIC, "cache_creation": {"ephemeral_5m_input_tokens": 4, "ephemeral_1h_input_tokens": 6}}, True, TokenUsage(100, 20, 60, 10, 0, 6)),
-        ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 60, "cache_write_tokens": 10, "cache_creation_token_details": {"ephemeral_1h_input_tokens": 6}}}, False, TokenUsage(100, 20, 60, 10, 0, 6)),
-        ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"audio_tokens": 30, "image_tokens": 5, "cached_tokens": 60, "cached_tokens_details": {"audio_tokens": 10, "text_tokens": 50}}, "completion_tokens_details": {"audio_tokens": 9, "image_tokens": 3}}, False,
-         TokenUsage(100, 20, 60, 0, 0, 0, 10, 20, 5, 9, 3)),
-        ({"input_tokens": 50, "output_tokens": 20, "input_tokens_details": {"text_tokens": 40, "image_tokens": 10}}, False, TokenUsage(50, 20, image_input_tokens=10)),
-        ({}, False, TokenUsage()),
-        ({}, True, TokenUsage()),
-    ],
-)  # fmt: skip
-def test_tokens_are_read_from_every_providers_form(usage, anthropic, tokens):
-    """OpenAI's chat and Responses forms and Anthropic's become the same counts, cached tokens within the input."""
-    assert read_tokens(usage, anthropic=anthropic) == tokens
-
-
-@pytest.mark.parametrize(
-    "usage",
-    [
-        {"prompt_tokens": None, "completion_tokens": None, "prompt_tokens_details": None},
-        {"prompt_tokens": "many", "completion_tokens": [], "prompt_tokens_details": "x"},
-        {"prompt_tokens": -5, "completion_tokens": float("nan"), "prompt_tokens_details": {"cached_tokens": None}},
-        {"prompt_tokens": True, "completion_tokens_details": {"reasoning_tokens": "8"}},
-        {"input_tokens_details": [1], "output_tokens_details": 5},
-        {"cache_read_input_tokens": {}, "cache_creation_input_tokens": -1},
-    ],
-)
-@pytest.mark.parametrize("anthropic", [False, True])
-def test_nulls_and_nonsense_count_as_none(usage, anthropic):
-    """Null, negative, and fields of the wrong type are no tokens and no error."""
-    assert read_tokens(usage, anthropic=anthropic) == TokenUsage()
-
-
-def test_a_null_in_the_other_providers_field_changes_nothing():
-    """A null under OpenAI's name does not make Anthropic's cached tokens vanish."""
-    assert read_tokens({**ANTHROPIC, "prompt_tokens": None}, anthropic=True) == TokenUsage(100, 20, 60, 10, 0)
-
-
 numbers = st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.booleans()
-details = numbers | st.dictionaries(
-    st.sampled_from(
-        [
-            "cached_tokens",
-            "reasoning_tokens",
-            "cache_creation_tokens",
-            "audio_tokens",
-            "image_tokens",
-            "cached_tokens_details",
-        ]
-    ),
-    numbers | st.dictionaries(st.sampled_from(["audio_tokens", "ephemeral_1h_input_tokens"]), numbers),
-)
-usages = st.dictionaries(
-    st.sampled_from([*CHAT, *RESPONSES, *ANTHROPIC]), details, max_size=6
-)  # fmt: skip
-
-
-@given(usages, st.booleans())
-def test_no_usage_is_too_strange_to_be_read(usage, anthropic):
-    """Whatever a provider reports is read as counts that are whole, not negative and small enough to be stored."""
-    assert all(isinstance(count, int) and 0 <= count < 2**62 for count in read_tokens(usage, anthropic=anthropic))
-
-
-def test_pydantic_models_are_read_like_mappings():
-    """LiteLLM hands usage over as models, with models in them, as well as mappings."""
-
-    class Details(BaseModel):
-        cached_tokens: int = 60
-
-    class Usage(BaseModel):
-        prompt_tokens: int = 100
-        completion_tokens: int = 20
-        prompt_tokens_details: Details = Details()
-
-    assert read_tokens(inline_usage(SimpleNamespace(usage=Usage())), anthropic=False) == TokenUsage(100, 20, 60)
-    assert read_tokens({"prompt_tokens": 100, "prompt_tokens_details": Details()}, anthropic=False) == TokenUsage(
-        100, 0, 60
-    )
 
 
 @pytest.mark.parametrize(
@@ -133,26 +34,6 @@ def test_pydantic_models_are_read_like_mappings():
 def test_an_answer_without_usage_has_none(answer):
     """An answer without usage, whatever it is, has an empty one."""
     assert inline_usage(answer) == {}
-
-
-def test_geminis_own_usage_is_read():
-    """Gemini counts thoughts, and what its tools read, beside the rest; sounds and images by their kind."""
-    usage = {
-        "promptTokenCount": 100, "toolUsePromptTokenCount": 7, "cachedContentTokenCount": 40, "candidatesTokenCount": 20, "thoughtsTokenCount": 5,
-        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 70}, {"modality": "AUDIO", "tokenCount": 30}],
-        "cacheTokensDetails": [{"modality": "AUDIO", "tokenCount": 10}], "candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 9}],
-        "trafficType": "ON_DEMAND_PRIORITY",
-    }  # fmt: skip
-    found = inline_usage({"usageMetadata": usage})
-    assert read_tokens(found, anthropic=False) == TokenUsage(107, 25, 40, 0, 5, 0, 10, 20, 0, 0, 9)
-    assert found["service_tier"] == "priority"
-    for strange in (
-        {"promptTokensDetails": "x"},
-        {"promptTokensDetails": [None, 5]},
-        {"promptTokenCount": None},
-        {"trafficType": 5},
-    ):
-        assert read_tokens(inline_usage({"usageMetadata": strange}), anthropic=False) == TokenUsage()
 
 
 def test_logged_usage_prefers_the_whole():
@@ -179,7 +60,8 @@ class OneDeployment:
     def deployments(self, model, team):
         return (
             SimpleNamespace(
-                model=model, deployment_id=self._id, provider="openai", served_model="openai/gpt", service=None, price_on=lambda call_type: self._price
+                model=model, deployment_id=self._id, provider="openai", served_model="openai/gpt", service=None, price_on=lambda call_type: self._price,
+                price_of_answer=lambda answered, call_type: None, states_price=False, picks_model=False, adjustment=NO_ADJUSTMENT,
             ),
         )  # fmt: skip
 
@@ -191,6 +73,7 @@ class NoDeployment:
 
 PRICE = Price(make_rates(10**12, 10**13, cached_input=10**11))
 FREE = Price(make_rates())
+SEARCHING = Price(make_rates(10**12, 10**13, cached_input=10**11), tools=ToolRates(search=10**16))
 PICTURE = Price(None, units=UnitRates(image=4 * 10**16))
 TIERED = Price(
     make_rates(10**12), services=(("priority", Price(make_rates(2 * 10**12))), ("flex", Price(make_rates(10**11))))
@@ -214,10 +97,13 @@ def served(**changes):
 @pytest.mark.parametrize(
     ("prices", "usage", "changes", "cost", "source"),
     [
-        (OneDeployment(PRICE), CHAT, {}, 40 * 10**3 + 60 * 10**2 + 20 * 10**4, "computed"),
+        (OneDeployment(PRICE), CHAT, {"litellm_cost": 0.000246}, 40 * 10**3 + 60 * 10**2 + 20 * 10**4, "computed"),
+        (OneDeployment(PRICE), CHAT, {"litellm_cost": 0.000247}, 246_000, "computed"),
+        (OneDeployment(PRICE), CHAT, {"litellm_cost": 0.5}, 500_000_000, "litellm"),
+        (OneDeployment(PRICE), CHAT, {"litellm_cost": 0.0001}, 246_000, "computed"),
         (OneDeployment(PRICE), CHAT, {"litellm_cost": None}, 246_000, "computed"),
         (OneDeployment(PRICE), CHAT, {"cache_hit": True}, 0, "none"),
-        (OneDeployment(FREE), CHAT, {}, 0, "computed"),
+        (OneDeployment(FREE), CHAT, {"litellm_cost": 0.0}, 0, "computed"),
         (OneDeployment(FREE), {}, {"litellm_cost": None}, 0, "computed"),
         (OneDeployment(PRICE), {}, {"litellm_cost": 0.25}, 250_000_000, "litellm"),
         (OneDeployment(PRICE), {}, {"litellm_cost": 0.0}, 0, "none"),
@@ -232,10 +118,10 @@ def served(**changes):
         (NoDeployment(), CHAT, {"litellm_cost": None}, None, "unpriced"),
         (OneDeployment(None), {}, {"litellm_cost": None}, 0, "none"),
         (OneDeployment(PRICE), CHAT, {"litellm_cost": 0.0}, 246_000, "computed"),
-        (OneDeployment(PRICE), CHAT, {"tool_cost": 0.01}, 10_246_000, "computed"),
-        (OneDeployment(PRICE), CHAT, {"tool_cost": "many"}, 246_000, "computed"),
+        (OneDeployment(SEARCHING), CHAT, {"tools": ToolCalls(searches=3), "litellm_cost": None}, 30_246_000, "computed"),
+        (OneDeployment(SEARCHING), {**CHAT, "server_tool_use": {"web_search_requests": 2}}, {"litellm_cost": None}, 20_246_000, "computed"),
         (OneDeployment(PICTURE), {}, {"units": Units(images=2), "litellm_cost": 0.0}, 80_000_000, "computed"),
-        (OneDeployment(PICTURE), {"input_tokens": 5, "output_tokens": 900}, {"units": Units(images=2)}, 80_000_000, "computed"),
+        (OneDeployment(PICTURE), {"input_tokens": 5, "output_tokens": 900}, {"units": Units(images=2), "litellm_cost": 0.0}, 80_000_000, "computed"),
         (OneDeployment(PICTURE), {}, {"litellm_cost": 0.1}, 100_000_000, "litellm"),
         (OneDeployment(PICTURE), {}, {"units": Units(images=2), "cache_hit": True}, 0, "none"),
     ],
@@ -275,7 +161,10 @@ def test_a_success_of_which_nothing_is_known_is_charged_as_reserved(prices, usag
 def test_the_service_that_was_served_is_billed(told, usage, asked, cost, service, estimated):
     """The tier an answer tells decides the price (C7); one that nobody tells is billed as asked, and so is an estimate."""
     outcome = read_outcome(
-        OneDeployment(TIERED), served(service=told), {"prompt_tokens": 100, **usage}, make_event(service_tier=asked)
+        OneDeployment(TIERED),
+        served(service=told, litellm_cost=None),
+        {"prompt_tokens": 100, **usage},
+        make_event(service_tier=asked),
     )
     assert (outcome.cost, outcome.service_tier, outcome.estimated) == (cost, service, estimated)
 
@@ -293,15 +182,28 @@ def test_costs_disagree_above_a_hundredth_and_a_micro_dollar(computed, litellm, 
 
 
 @pytest.mark.parametrize(
-    ("figure", "litellm_cost", "disagrees"), [(0.000246, 246_000, False), (0.0005, 500_000, True), (0.0, None, False), (None, None, False)]
+    ("policy", "figure", "cost", "source"),
+    [
+        ("higher", 0.0005, 500_000, "litellm"), ("higher", 0.0001, 246_000, "computed"),
+        ("computed", 0.0005, 246_000, "computed"), ("litellm", 0.0001, 100_000, "litellm"),
+    ],
 )  # fmt: skip
-def test_an_outcome_knows_what_litellm_says(figure, litellm_cost, disagrees):
-    """LiteLLM's figure stands beside ours; its zero says nothing (B1)."""
+def test_a_disputed_cost_is_charged_as_the_policy_says(policy, figure, cost, source):
+    """Where ours and LiteLLM's cost differ, the higher is charged unless the operator says otherwise, and it is marked."""
+    outcome = read_outcome(OneDeployment(PRICE), served(litellm_cost=figure), CHAT, make_event(), on_disputed=policy)
+    assert (outcome.cost, outcome.cost_source) == (cost, source)
+    assert outcome.disputed_by == abs(246_000 - round(figure * 1e9))
+    assert "input_tokens 100" in outcome.disputed
+
+
+@pytest.mark.parametrize("figure", [0.000246, 0.0, None])
+def test_an_undisputed_cost_says_nothing(figure):
+    """LiteLLM's figure agrees, or is none; its zero says nothing (B1)."""
     outcome = read_outcome(OneDeployment(PRICE), served(litellm_cost=figure), CHAT, make_event())
-    assert (outcome.litellm_cost, outcome.disagrees, outcome.cost) == (litellm_cost, disagrees, 246_000)
+    assert (outcome.disputed_by, outcome.disputed, outcome.cost) == (0, "", 246_000)
 
 
-def test_a_disagreement_is_told_once_for_each_model(caplog):
+def test_a_disputed_cost_is_logged_once_for_each_model(caplog):
     """A model that LiteLLM prices otherwise is logged the first time, and no endless list of them is kept."""
     check = CrossCheck()
     check.look(read_outcome(OneDeployment(PRICE), served(model="c", litellm_cost=0.000246), CHAT, make_event()))
@@ -310,7 +212,7 @@ def test_a_disagreement_is_told_once_for_each_model(caplog):
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1_000
     for line, model in zip(told, ("a", "b", "0"), strict=False):
-        assert all(text in line for text in ("cost.disagrees", "0.000246", "0.50"))
+        assert all(text in line for text in ("cost.disputed", "0.000246", "0.50"))
         assert re.search(rf"model\W+{model}\b", line)
 
 

@@ -61,13 +61,17 @@ def test_a_known_model_has_the_maps_price_and_sizes(deployments):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_custom_price_is_taken_alone(deployments):
-    """A deployment's own price is not completed from LiteLLM's map, nor with zeros."""
+def test_a_custom_price_is_completed_from_the_map(deployments):
+    """A price of the YAML counts, and the map's where the YAML states none; no zero stands in for a missing one."""
     (own,) = deployments("openai/gpt-4o-mini", input_cost_per_token=1e-6, output_cost_per_token=2e-6)
-    assert (own.price_on("acompletion").base.input, own.price_on("acompletion").base.cached_input) == (10**12, 10**12)
+    rates = own.price_on("acompletion").base
+    assert (rates.input, rates.output, rates.cached_input) == (10**12, 2 * 10**12, 75 * 10**9)
     (half,) = deployments("openai/gpt-4o-mini", input_cost_per_token=1e-6)
-    assert half.price_on("acompletion") is None
-    assert half.price_on("aembedding") is not None
+    assert (half.price_on("acompletion").base.input, half.price_on("acompletion").base.output) == (10**12, 6 * 10**11)
+    (unknown,) = deployments("openai/mine", input_cost_per_token=1e-6)
+    assert unknown.price_on("acompletion") is None
+    assert own.states_price
+    assert half.states_price
 
 
 @pytest.mark.parametrize(
@@ -107,10 +111,10 @@ def test_litellms_own_arithmetic_agrees_on_its_whole_map(litellm, vector, servic
     from litellm.litellm_core_utils.llm_cost_calc.utils import generic_cost_per_token  # noqa: PLC0415
 
     from usage_plugin.pricing.sheets import read_price, shipped_price_map  # noqa: PLC0415
-    from usage_plugin.proxy.outcomes import read_tokens  # noqa: PLC0415
+    from usage_plugin.pricing.usage import read_usage  # noqa: PLC0415
 
     usage = litellm.Usage(**vector)
-    tokens = read_tokens(usage.model_dump(), anthropic=False)
+    tokens = read_usage(usage.model_dump()).tokens
     compared = 0
     for name, entry in shipped_price_map().items():
         price = read_price(entry)

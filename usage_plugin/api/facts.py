@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypedDict, get_args
 
 from usage_plugin.api.values import Money, nano_of
+from usage_plugin.domain.money import LARGEST_REQUEST, format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
-from usage_plugin.domain.usage import MOST_TOKENS, TokenUsage
-from usage_plugin.errors import SubjectNameError, UsagePluginError
+from usage_plugin.domain.usage import MOST_TOKENS, Status, TokenUsage
+from usage_plugin.errors import MoneyError, SubjectNameError, UsagePluginError
 from usage_plugin.tracking.recorder import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from usage_plugin.config import IdentityConfig
-    from usage_plugin.domain.usage import Status
+    from usage_plugin.domain.money import Nano
 
 _TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 
 
 class Belonging(TypedDict, total=False):
-    """Whom a request belongs to beside its user; limits and reports know these words."""
+    """The other parties that a request belongs to; limits and reports know these words, agent only reports."""
 
     session_id: str
     team: str
@@ -28,6 +30,7 @@ class Belonging(TypedDict, total=False):
     end_user: str
     organization: str
     tags: Iterable[str]
+    agent: str
 
 
 class Facts(TypedDict, total=False):
@@ -56,18 +59,53 @@ def given(cost: Money | None, facts: Facts) -> Outcome:
 
     Raises:
         MoneyError: the cost is no amount.
-        UsagePluginError: there is no such fact, or a number of tokens is none.
+        SubjectNameError: model or provider is not a valid name.
+        UsagePluginError: there is no such fact, or one cannot be stored.
     """
     _refuse_unknown(facts, Facts.__annotations__)
+    status = facts.get("status", "success")
+    if status not in get_args(Status):
+        raise UsagePluginError(f"status: expected one of {', '.join(get_args(Status))}; found {status!r}.")
     return Outcome(
-        status=facts.get("status", "success"),
-        model=facts.get("model"),
-        provider=facts.get("provider"),
-        tokens=TokenUsage(**{name: _count(name, facts) for name in _TOKENS}),
-        cost=None if cost is None else nano_of(cost),
+        status=status,
+        model=clean_name(facts.get("model"), what="model"),
+        provider=clean_name(facts.get("provider"), what="provider"),
+        tokens=TokenUsage(**{name: count_of(name, facts.get(name, 0)) for name in _TOKENS}),
+        cost=None if cost is None else cost_of(cost),
         cost_source="unpriced" if cost is None else "given",
-        error=facts.get("error"),
+        error=text_of("error", facts.get("error")),
     )
+
+
+def cost_of(cost: Money) -> Nano:
+    """Read what one request costs, in USD.
+
+    Raises:
+        MoneyError: it is no amount, or more than any request costs.
+    """
+    nano = nano_of(cost)
+    if nano > LARGEST_REQUEST:
+        raise MoneyError(f"expected at most {format_usd(LARGEST_REQUEST)} USD for one request; found {cost!r}.")
+    return nano
+
+
+def text_of(name: str, value: object) -> str | None:
+    """Check a text that is kept as it is given; None is none.
+
+    Raises:
+        UsagePluginError: it cannot be stored.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise UsagePluginError(f"{name}: expected text; found {value!r}.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsagePluginError(
+            f"{name}: expected valid Unicode; found {value!r}, with half a surrogate pair."
+        ) from None
+    return value
 
 
 def belonging(config: IdentityConfig, user_id: str | None, others: Belonging) -> Subjects:
@@ -79,7 +117,7 @@ def belonging(config: IdentityConfig, user_id: str | None, others: Belonging) ->
     """
     _refuse_unknown(others, Belonging.__annotations__)
     fold = config.casefold
-    tags = (clean_name(tag, what="tag") for tag in others.get("tags", ()))
+    tags = [clean_name(tag, what="tag") for tag in _items("tags", others.get("tags", ()))]
     return Subjects(
         user=user_name(config, user_id),
         team=clean_name(others.get("team"), what="team", casefold=fold),
@@ -88,6 +126,7 @@ def belonging(config: IdentityConfig, user_id: str | None, others: Belonging) ->
         organization=clean_name(others.get("organization"), what="organization", casefold=fold),
         session=clean_name(others.get("session_id"), what="session"),
         tags=tuple(dict.fromkeys(filter(None, tags)))[:MOST_TAGS],
+        agent=clean_name(others.get("agent"), what="agent"),
     )
 
 
@@ -105,8 +144,18 @@ def user_name(config: IdentityConfig, user_id: str | None) -> str:
     return name or ANONYMOUS
 
 
-def _count(name: str, facts: Mapping[str, object]) -> int:
-    count = facts.get(name, 0)
+def _items(name: str, value: object) -> Iterable[object]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise UsagePluginError(f"{name}: expected a list of texts; found {value!r}.")
+    return value
+
+
+def count_of(name: str, count: object) -> int:
+    """Check a number of tokens.
+
+    Raises:
+        UsagePluginError: it is none.
+    """
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_TOKENS:
         raise UsagePluginError(f"{name}: found {count!r}, which is no number of tokens.")
     return count

@@ -20,7 +20,14 @@ from usage_plugin.api.values import (
     streamed,
     usage_of,
 )
-from usage_plugin.domain.store import HOUR_GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, Grouping, UsageFilter
+from usage_plugin.domain.store import (
+    EVENT_DIMENSIONS,
+    HOUR_GROUPINGS,
+    ROLLUP_DIMENSIONS,
+    EventPosition,
+    Grouping,
+    UsageFilter,
+)
 from usage_plugin.domain.windows import FOREVER, Window, WindowRule, days_window, to_instant
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.forecasting import FORECAST_WINDOWS, Forecaster
@@ -28,13 +35,13 @@ from usage_plugin.tracking.patterns import MOST_USERS, Known, find_patterns
 from usage_plugin.tracking.percentiles import percentiles
 from usage_plugin.tracking.standings import Standings
 from usage_plugin.tracking.steps import in_steps
-from usage_plugin.tracking.tracker import DayPosition
+from usage_plugin.tracking.tracker import DayPosition, named
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from usage_plugin.domain.prices import Rates
-    from usage_plugin.domain.store import HourGrouping, RollupDimension
+    from usage_plugin.domain.store import EventDimension, HourGrouping, RollupDimension
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.forecasting import ForecastWindow
@@ -57,7 +64,7 @@ class UsageQueries:
 
     async def aggregate(
         self,
-        by: Sequence[RollupDimension] = (),
+        by: Sequence[RollupDimension | EventDimension] = (),
         *,
         start: dt.date,
         end: dt.date,
@@ -68,7 +75,8 @@ class UsageQueries:
         """Sum usage by names, in buckets of time if one is given.
 
         Args:
-            by: user, team, api_key, organization, end_user, model, provider; of hours model and provider only.
+            by: user, team, api_key, organization, end_user, model, provider; of hours model and provider only. session
+                and agent too: those are summed from events, so they go back only as far as events are kept.
             start: the first day.
             end: the day after the last.
             bucket: hour, day, week (from Monday) or month: named first in each group, in order.
@@ -81,7 +89,7 @@ class UsageQueries:
             answer with all users is small, and stops nobody when it is dropped.
 
         Raises:
-            HistoryError: events that another zone's days need are gone, or there never were any.
+            HistoryError: events that another zone's days, sessions or agents need are gone, or never were there.
             UsagePluginError: the span is none, or there is no such zone, name or bucket.
         """
         first, last = _days(start, end)
@@ -94,12 +102,18 @@ class UsageQueries:
                 )
             rows = await self._reader.hours(("hour", *cast("Sequence[HourGrouping]", by)), first, last, usage_filter)
         else:
-            groupings: tuple[Grouping, ...] = (*(() if bucket is None else (bucket,)), *by)
+            groupings: tuple[Grouping | EventDimension, ...] = (*(() if bucket is None else (bucket,)), *by)
             rows = await self._reader.report(groupings, first, last, usage_filter, zone=_zone(zone))
         return rows.read_as(_usage_row)
 
     async def top(
-        self, by: Sequence[RollupDimension], *, start: dt.date, end: dt.date, most: int = 50, **names: str
+        self,
+        by: Sequence[RollupDimension | EventDimension],
+        *,
+        start: dt.date,
+        end: dt.date,
+        most: int = 50,
+        **names: str,
     ) -> TopUsage:
         """Find the groups that cost most, without reading all of them.
 
@@ -133,7 +147,7 @@ class UsageQueries:
         Args:
             measure: `duration` or `cost`.
             points: percentages from 1 to 100.
-            by: what groups are made of; also call_type and status.
+            by: what groups are made of; also session, agent, call_type and status.
             start: the first day.
             end: the day after the last.
             names: takes only what has these.
@@ -253,11 +267,13 @@ class UsageQueries:
             until: the same, exclusive; the end of all if not given.
             after: goes on behind this event.
             newest_first: in the other order.
-            names: takes only what has these, for example `user="ann"`.
+            names: takes only what has these, for example `user="ann"`; also session and agent.
         """
         window = Window(0 if since is None else to_instant(since), FOREVER if until is None else to_instant(until))
         position = None if after is None else EventPosition(after.started_at, after.event_id)
-        return self._reader.events(window, self._filter(names), after=position, newest_first=newest_first)
+        only = {dimension: names.pop(dimension) for dimension in EVENT_DIMENSIONS if dimension in names}
+        found = self._reader.events(window, self._filter(names), after=position, newest_first=newest_first)
+        return named(found, only) if only else found
 
     async def analyze_global_patterns(
         self,

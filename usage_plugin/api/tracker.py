@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.api.facts import Belonging, Facts, UsageFacts, belonging, given, user_name
+from usage_plugin.api.facts import (
+    Belonging,
+    Facts,
+    UsageFacts,
+    belonging,
+    cost_of,
+    count_of,
+    given,
+    text_of,
+    user_name,
+)
 from usage_plugin.api.profiles import ProfileFields, checked_fields
 from usage_plugin.api.queries import UsageQueries
 from usage_plugin.api.reservations import Reservation, reserve
 from usage_plugin.api.summary import summarise
-from usage_plugin.api.values import Money, UsageSummary, nano_of
 from usage_plugin.api.waiting import LONGEST_WAIT, when_free
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.store import UsageFilter
+from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.domain.windows import MICROSECONDS
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import LedgerError, UsagePluginError
 from usage_plugin.tracking.admission import unheld
 from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.recorder import OpenRequest
@@ -26,10 +37,10 @@ from usage_plugin.tracking.recorder import OpenRequest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
-    from decimal import Decimal
 
     from typing_extensions import Unpack
 
+    from usage_plugin.api.values import Money, UsageSummary
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.tracking.recorder import Outcome
 
@@ -48,7 +59,8 @@ class UsageTracker(UsageQueries):
     async def record_usage(self, user_id: str | None, *, cost: Money | None, **facts: Unpack[UsageFacts]) -> UsageEvent:
         """Record a request that is over, and charge it on every limit that counts it; limits refuse nothing here.
 
-        On return it is in the ledger's file, from where it goes into the history within a second or two.
+        On return it is in the ledger's file, from where it goes into the history within a second or two. If this raises
+        or is cancelled, nothing was recorded.
 
         Args:
             user_id: whose it is; None for the shared user `(anonymous)`.
@@ -57,20 +69,31 @@ class UsageTracker(UsageQueries):
                 request took: it counts in the window in which it began.
 
         Raises:
-            MoneyError: the cost is no amount.
-            SubjectNameError: a name cannot be taken.
-            UsagePluginError: there is no such fact, or a number is none.
+            MoneyError: the cost is no amount, or more than any request costs.
+            SubjectNameError: a name is not valid.
+            LedgerError: the ledger did not take it within five seconds.
+            UsagePluginError: there is no such fact, or one cannot be stored.
         """
         runtime = self._runtime
         used, others, rest = _sorted_out(facts)
         outcome = given(cost, used)
         subjects = self._subjects(user_id, others)
         lasted = _microseconds(rest.get("seconds", 0.0))
-        draft = self._draft(subjects, used, runtime.clock.now() - lasted)._replace(call_id=rest.get("request_id"))
+        draft = self._draft(subjects, outcome.model, outcome.provider, runtime.clock.now() - lasted)
+        draft = draft._replace(call_id=text_of("request_id", rest.get("request_id")))
         event = self.record_outcome(draft, subjects, outcome, lasted)
         if runtime.recorder.pending:
             # Another process is writing just then.
-            await runtime.recorder.drain(LONGEST_WAIT)
+            try:
+                await runtime.recorder.drain(LONGEST_WAIT)
+            except asyncio.CancelledError:
+                runtime.recorder.withdraw(event.event_id)
+                raise
+            if runtime.recorder.withdraw(event.event_id):
+                raise LedgerError(
+                    f"The ledger did not take this usage within {LONGEST_WAIT:.0f} seconds: it is not recorded.",
+                    hint="Record it again once the ledger works; the log says what is wrong with it.",
+                )
         return event
 
     def record_outcome(self, draft: UsageEvent, subjects: Subjects, outcome: Outcome, lasted: int) -> UsageEvent:
@@ -121,21 +144,20 @@ class UsageTracker(UsageQueries):
         Raises:
             BudgetExceededError: on entering: a limit has no room.
             NotAdmittedError: on entering: the ledger does not work, or a limit on tokens needs to know a maximum.
-            MoneyError: the amount is none.
-            SubjectNameError: a name cannot be taken.
+            MoneyError: the amount is none, or more than any request costs.
+            SubjectNameError: a name is not valid.
+            UsagePluginError: there is no such dimension, or a maximum is no number of tokens.
         """
         subjects = self._subjects(user_id, others)
-        used: Facts = {}
-        if model is not None:
-            used["model"] = model
-        if provider is not None:
-            used["provider"] = provider
+        model, provider = clean_name(model, what="model"), clean_name(provider, what="provider")
+        most = {"max_input_tokens": max_input_tokens, "max_output_tokens": max_output_tokens}
+        counts = {name: None if count is None else count_of(name, count) for name, count in most.items()}
         ask = Ask(
-            draft=self._draft(subjects, used, self._runtime.clock.now()),
+            draft=self._draft(subjects, model, provider, self._runtime.clock.now()),
             subjects=subjects,
-            primary=(Candidate(model, provider, priced=True, worst_cost=nano_of(amount)),),
-            input_tokens=max_input_tokens,
-            output_tokens=max_output_tokens,
+            primary=(Candidate(model, provider, priced=True, worst_cost=cost_of(amount)),),
+            input_tokens=counts["max_input_tokens"],
+            output_tokens=counts["max_output_tokens"],
         )
         return reserve(self._runtime, ask)
 
@@ -147,8 +169,7 @@ class UsageTracker(UsageQueries):
         return self._runtime.pseudonyms.keep(subjects)
 
     @staticmethod
-    def _draft(subjects: Subjects, used: Facts, started_at: int) -> UsageEvent:
-        model = used.get("model")
+    def _draft(subjects: Subjects, model: str | None, provider: str | None, started_at: int) -> UsageEvent:
         return UsageEvent(
             event_id=new_event_id(),
             started_at=started_at,
@@ -157,7 +178,7 @@ class UsageTracker(UsageQueries):
             **subjects.kept(),
             requested_model=model,
             model=model,
-            provider=used.get("provider"),
+            provider=provider,
         )
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,7 +263,10 @@ class UsageTracker(UsageQueries):
     async def acknowledge_alert(self, alert_id: int, by: str) -> bool:
         """Note who has seen to an alert; False if there is no such alert, or somebody has already."""
         runtime = self._runtime
-        return await when_free(lambda: runtime.ledger.acknowledge_alert(alert_id, runtime.clock.now(), by))
+        name = text_of("by", by)
+        if not name:
+            raise UsagePluginError(f"by: expected a name; found {by!r}.")
+        return await when_free(lambda: runtime.ledger.acknowledge_alert(alert_id, runtime.clock.now(), name))
 
 
 def _sorted_out(facts: UsageFacts) -> tuple[Facts, Belonging, dict[str, Any]]:
@@ -260,9 +284,11 @@ def _sorted_out(facts: UsageFacts) -> tuple[Facts, Belonging, dict[str, Any]]:
     return used, others, rest
 
 
-def _microseconds(seconds: float) -> int:
-    if not 0 <= seconds <= _LONGEST_WORK:
-        raise UsagePluginError(f"seconds: found {seconds!r}, which is no length of a request.")
+def _microseconds(seconds: float | Decimal) -> int:
+    # Infinite ones and those that are no number cannot all be compared.
+    fits = isinstance(seconds, int | float | Decimal) and not (isinstance(seconds, Decimal) and not seconds.is_finite())
+    if not fits or not 0 <= seconds <= _LONGEST_WORK:
+        raise UsagePluginError(f"seconds: expected the length of a request; found {seconds!r}.")
     return round(seconds * MICROSECONDS)
 
 

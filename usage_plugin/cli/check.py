@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Output, console
-from usage_plugin.config import load_config, read_proxy_section
+from usage_plugin.cli.output import Output, console, harmless
+from usage_plugin.config import ProxyYaml, load_config, proxy_yaml_of
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import duration_words, to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.pricing.sheets import unpriced_models
+from usage_plugin.proxy.config_warnings import CALLBACK, config_warnings
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.failures import Failures
 from usage_plugin.tracking.refusals import format_amount
@@ -22,13 +23,20 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.limits import Limit
 
-CALLBACK = "usage_plugin.proxy.callback"
+REMEDY_OF_UNPRICED = (
+    "Give a model without a price input_cost_per_token and output_cost_per_token in its litellm_params, or name it in"
+    " allow_unpriced of the limits"
+)
 
 
 def run(path: Path, output: Output) -> None:
-    """Check a file; exit code 1 if the proxy would not start with it, or would not use the plugin."""
+    """Check a file; exit code 1 if the proxy would not start with it, or would not use the plugin.
+
+    Warnings do not change the exit code: the proxy starts, and what is right in the file works.
+    """
     facts: dict[str, Any] = {
-        "config": str(path), "ok": False, "problems": [], "limits": [], "plugins": [], "unpriced_models": []
+        "config": str(path), "ok": False, "problems": [], "warnings": [], "limits": [], "plugins": [],
+        "unpriced_models": [],
     }  # fmt: skip
     try:
         config = load_config(path)
@@ -37,8 +45,10 @@ def run(path: Path, output: Output) -> None:
         facts["plugins"] = [found.name for found in parts.plugins.brought]
         limits = config.limit_set().limits
         facts["limits"] = [limit.name for limit in limits]
-        facts["unpriced_models"] = unpriced_models(read_proxy_section(path, "model_list"))
-        facts["problems"] = _wiring(path)
+        proxy_yaml = ProxyYaml(proxy_yaml_of(path))
+        facts["unpriced_models"] = unpriced_models(proxy_yaml.value("model_list"))
+        facts["warnings"] = [str(warning) for warning in config_warnings(config, proxy_yaml)]
+        facts["problems"] = _wiring(ProxyYaml(path))
     except UsagePluginError as error:
         facts["problems"] = [str(error)]
         limits = ()
@@ -51,11 +61,11 @@ def run(path: Path, output: Output) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _wiring(path: Path) -> list[str]:
+def _wiring(proxy_yaml: ProxyYaml) -> list[str]:
     """Say if the file is a proxy's YAML that does not name the callback, or names it twice."""
-    if read_proxy_section(path, "model_list") is None:
+    if proxy_yaml.value("model_list") is None:
         return []
-    settings = read_proxy_section(path, "litellm_settings")
+    settings = proxy_yaml.value("litellm_settings")
     callbacks = settings.get("callbacks") if isinstance(settings, dict) else None
     count = callbacks.count(CALLBACK) if isinstance(callbacks, list) else int(callbacks == CALLBACK)
     if count == 0:
@@ -75,7 +85,10 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
         screen.print(Text(f"  {_describe(limit)}"))
     if facts["plugins"]:
         screen.print(Text(f"Plugins: {', '.join(facts['plugins'])}."))
+    for warning in facts["warnings"]:
+        screen.print(Text(f"Warning: {harmless(warning)}.", style="yellow"))
     if facts["unpriced_models"]:
+        screen.print(Text(f"{REMEDY_OF_UNPRICED}.", style="yellow"))
         screen.print(Text("Without a price, so refused under cost limits:", style="yellow"))
         for model in facts["unpriced_models"]:
             screen.print(Text(f"  {model}"))

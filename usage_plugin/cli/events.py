@@ -12,10 +12,13 @@ from usage_plugin.cli.output import Column, Output, console, harmless, table, th
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import to_datetime
+from usage_plugin.tracking.tracker import has_names, named
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from zoneinfo import ZoneInfo
 
+    from usage_plugin.domain.store import EventDimension
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Reader
 
@@ -26,14 +29,25 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-async def run(reader: Reader, *, output: Output, user: str | None, last: int, follow: bool) -> None:
+async def run(
+    reader: Reader,
+    *,
+    output: Output,
+    user: str | None,
+    session: str | None,
+    agent: str | None,
+    last: int,
+    follow: bool,
+) -> None:
     """Print the last events, oldest first, then new ones as they are settled."""
     zone = reader.config.timezone
     usage_filter = reader.kept_filter(UsageFilter(user=user))
+    given: dict[EventDimension, str | None] = {"session": session, "agent": agent}
+    only = {dimension: name for dimension, name in given.items() if name is not None}
     # Read before the events, so that what is settled in between is seen twice rather than never.
     seq = reader.ledger.acknowledged()
     found: list[UsageEvent] = []
-    async for event in reader.tracker.events(usage_filter=usage_filter, newest_first=True):
+    async for event in named(reader.tracker.events(usage_filter=usage_filter, newest_first=True), only):
         found.append(event)
         if len(found) == last:
             break
@@ -47,10 +61,16 @@ async def run(reader: Reader, *, output: Output, user: str | None, last: int, fo
         plain = [plain_event(event) for event in found]
         output.document({"events": plain}, plain)
     if follow:
-        await _follow(reader, output, usage_filter, seq, {event.event_id for event in found})
+
+        def wanted(event: UsageEvent) -> bool:
+            return usage_filter.takes(event) and has_names(event, only)
+
+        await _follow(reader, output, wanted, seq, {event.event_id for event in found})
 
 
-async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq: int, shown: set[str]) -> None:
+async def _follow(
+    reader: Reader, output: Output, wanted: Callable[[UsageEvent], bool], seq: int, shown: set[str]
+) -> None:
     """Print events by the number in which they were settled; ends when the process is interrupted."""
     screen = console()
     started = reader.clock.now()
@@ -58,7 +78,7 @@ async def _follow(reader: Reader, output: Output, usage_filter: UsageFilter, seq
         for number, event in reader.tracker.settled_after(seq):
             seq = number
             fresh = event.event_id not in shown and event.started_at + event.duration_us >= started - 1_000_000
-            if fresh and usage_filter.takes(event):
+            if fresh and wanted(event):
                 if output.is_table:
                     screen.print(Text(harmless(_line(event, reader.config.timezone))))
                 else:
@@ -77,6 +97,7 @@ def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
         event.error,
         "cache hit" if event.cache_hit else None,
         "estimated" if event.estimated else None,
+        "disputed" if event.disputed else None,
         "no price" if event.cost is None else None,
         f"excess {format_usd(event.excess)}" if event.excess else None,
         f"instead of {event.requested_model}" if event.downgraded_by else None,

@@ -227,6 +227,7 @@ def _how_it_went(event: UsageEvent, *, in_flight: bool) -> str:
     remarks = [
         f"{format_usd(event.excess)} USD beyond what was reserved" if event.excess else "",
         "estimated" if event.estimated else "",
+        "disputed: our cost and LiteLLM's differ" if event.disputed else "",
         "answered from the cache" if event.cache_hit else "",
     ]
     told = ", ".join(filter(None, (cost, *remarks)))

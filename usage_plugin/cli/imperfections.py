@@ -27,7 +27,7 @@ KINDS = {
     "recovered": "its worker died: charged as reserved",
     "orphaned": "its end was never reported: charged as reserved",
     "duplicate": "reported once more, and not counted again",
-    "disagreement": "our cost is not LiteLLM's; the amount is the difference",
+    "disputed": "our cost and LiteLLM's differ; the amount is the difference",
     "overrun": "more tokens were used than were held on a limit",
     "degraded": "let through while the ledger did not work",
     "ledger_away": "the ledger did not work for so long",

@@ -150,7 +150,7 @@ def main(config_path: Path | None) -> None:
 
 @main.command()
 @click.option("--by", default="user", show_default=True, help="user, team, api_key, organization, end_user, model, "
-              "provider, day, week, month; several with commas.")  # fmt: skip
+              "provider, day, week, month, session, agent; several with commas.")  # fmt: skip
 @click.option("--top", type=click.IntRange(1), help="The dearest so many, and the others in one row. Default: all, but "
               "50 at a terminal, where the days do not come first.")  # fmt: skip
 @click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: 30d.")
@@ -196,12 +196,14 @@ def limits(path: Path | None, output: Output, user: str | None) -> None:
 
 @main.command()
 @click.option("--user", help="Only this user's.")
+@click.option("--session", help="Only this session's.")
+@click.option("--agent", help="Only this agent's.")
 @click.option("--last", type=click.IntRange(1), default=20, show_default=True, help="How many.")
 @click.option("--follow", is_flag=True, help="Go on with new events as they come; end with Ctrl-C.")
 @_common()
-def events(path: Path | None, output: Output, user: str | None, last: int, follow: bool) -> None:
+def events(path: Path | None, output: Output, **options: Any) -> None:
     """Show the last usage events, one for each request."""
-    _read(path, functools.partial(events_command.run, output=output, user=user, last=last, follow=follow))
+    _read(path, functools.partial(events_command.run, output=output, **options))
 
 
 @main.command()
@@ -476,5 +478,5 @@ def import_() -> None:
               "from when usage_plugin records itself.")  # fmt: skip
 @_common()
 def litellm_spend_logs(path: Path | None, output: Output, file: Path, before: datetime | None) -> None:
-    """Import a CSV or JSONL export of LiteLLM_SpendLogs, each row once, however often it is repeated."""
+    """Import an export of LiteLLM_SpendLogs (CSV, JSON Lines or a JSON array), each row once, however often it runs."""
     imports_command.spend_logs(load_config(find_config(path)), file, output=output, before=before)

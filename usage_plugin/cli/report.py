@@ -10,7 +10,7 @@ from rich.text import Text
 from usage_plugin.cli.output import Column, Output, at_terminal, console, table, thousands
 from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.store import GROUPINGS, ROLLUP_DIMENSIONS, Grouping
+from usage_plugin.domain.store import EVENT_DIMENSIONS, GROUPINGS, ROLLUP_DIMENSIONS, EventDimension, Grouping
 from usage_plugin.domain.usage import sum_totals
 from usage_plugin.tracking.tracker import Top
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 50
 """Groups that somebody at a terminal sees who does not ask for more."""
+_NAMES = (*ROLLUP_DIMENSIONS, *EVENT_DIMENSIONS)
 _NUMBERS = ("requests", "failed_requests", "input_tokens", "output_tokens")
 
 
@@ -42,7 +43,7 @@ async def run(
     first, last = read_span(reader.tracker.today(), since, until, month)
     kept = reader.kept_filter(usage_filter)
     # Days are read in their order, however many.
-    most = top or (MOST_SHOWN if output.is_table and at_terminal() and groupings[0] in ROLLUP_DIMENSIONS else None)
+    most = top or (MOST_SHOWN if output.is_table and at_terminal() and groupings[0] in _NAMES else None)
     if most is None:
         rows = await reader.tracker.report(groupings, first, last, kept)
         found = Top(rows, len(rows), sum_totals(row.totals for row in rows))
@@ -61,7 +62,7 @@ async def run(
     output.document({"rows": plain, **beside, "total": _plain(found.total)}, plain)
 
 
-def _show(title: str, groupings: Sequence[Grouping], found: Top, others: UsageTotals) -> None:
+def _show(title: str, groupings: Sequence[Grouping | EventDimension], found: Top, others: UsageTotals) -> None:
     rows = [[*(name or "-" for name in row.group), *_cells(row.totals)] for row in found.rows]
     blank = [""] * (len(groupings) - 1)
     if left_out := found.in_all - len(found.rows):
@@ -75,12 +76,13 @@ def _show(title: str, groupings: Sequence[Grouping], found: Top, others: UsageTo
     )  # fmt: skip
 
 
-def _groupings(by: str) -> list[Grouping]:
+def _groupings(by: str) -> list[Grouping | EventDimension]:
+    known = (*GROUPINGS, *EVENT_DIMENSIONS)
     names = [name.strip() for name in by.split(",") if name.strip()]
-    unknown = [name for name in names if name not in GROUPINGS]
+    unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
-        raise click.BadParameter(f"--by {by}: write one or more of {', '.join(GROUPINGS)}, each once.")
-    return cast(list[Grouping], names)
+        raise click.BadParameter(f"--by {by}: write one or more of {', '.join(known)}, each once.")
+    return cast(list["Grouping | EventDimension"], names)
 
 
 def _cells(totals: UsageTotals) -> list[str]:

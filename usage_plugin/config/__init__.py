@@ -2,8 +2,9 @@
 
 `load_config` reads the section and gives a `Config`, or raises a `ConfigError` that lists every mistake with its line,
 its path, the value found and the remedy; `ConfigFile` notices when the file changes. Inside, `values` knows how one
-value is written, `limits` and `sections` which keys there are, `yaml_text` what YAML makes of a text, and `file` where
-it stands. Knows nothing of LiteLLM beyond the place where it is told its own file.
+value is written, `limits` and `sections` which keys there are, `yaml_text` what YAML makes of a text, `proxy_yaml` what
+LiteLLM makes of a file and those that it includes, and `file` where the section stands. Knows nothing of LiteLLM beyond
+the place where it is told its own file and how it merges.
 """
 
 from usage_plugin.config.file import (
@@ -15,10 +16,12 @@ from usage_plugin.config.file import (
     config_of,
     find_config,
     load_config,
+    proxy_yaml_of,
     read_proxy_section,
     with_limits,
 )
 from usage_plugin.config.limits import LimitConfig
+from usage_plugin.config.proxy_yaml import ProxyYaml
 from usage_plugin.config.sections import (
     RESOLVER,
     AdmissionConfig,
@@ -45,11 +48,13 @@ __all__ = [
     "LimitConfig",
     "PluginConfig",
     "PrivacyConfig",
+    "ProxyYaml",
     "RetentionConfig",
     "StorageConfig",
     "config_of",
     "find_config",
     "load_config",
+    "proxy_yaml_of",
     "read_proxy_section",
     "with_limits",
 ]

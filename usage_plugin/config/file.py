@@ -9,10 +9,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
 from usage_plugin.config.limits import Section
+from usage_plugin.config.proxy_yaml import ProxyYaml, text_of
 from usage_plugin.config.sections import Config, LimitsFile
 from usage_plugin.config.yaml_text import Location, compose, construct, lines_of, misleading, with_environment
 from usage_plugin.errors import ConfigError
@@ -20,7 +20,10 @@ from usage_plugin.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import yaml
+
     from usage_plugin.config.limits import LimitConfig
+    from usage_plugin.config.proxy_yaml import Part
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -29,6 +32,8 @@ CONFIG_VARIABLE = "USAGE_PLUGIN_CONFIG"
 DATA_DIR_VARIABLE = "USAGE_PLUGIN_DATA_DIR"
 ENFORCE_VARIABLE = "USAGE_PLUGIN_ENFORCE"
 _LITELLM_VARIABLE = "CONFIG_FILE_PATH"
+_MOST_MISTAKES = 100
+_LONGEST_MISTAKE = 2_000
 
 # What people write out of habit, and what it is called here.
 _REMEDIES = {
@@ -108,7 +113,7 @@ def with_limits(config: Config, file: Path) -> Config:
     Raises:
         ConfigError: with every mistake found, a line each.
     """
-    limits = _limits_in(_text_of(file), file)
+    limits = _limits_in(text_of(file), file, os.environ)
     changed = config.model_copy(update={"limits": limits})
     try:
         changed.check_names()
@@ -144,13 +149,16 @@ def _exact(value: Any) -> Any:  # what a program wrote in place of YAML
 
 
 def read_proxy_section(path: Path, name: str) -> Any:  # somebody else's section
-    """Read another top-level section of the proxy's YAML, for checks; None if there is none."""
-    root = compose(_text_of(path), path)
-    if isinstance(root, yaml.MappingNode):
-        for key, value in root.value:
-            if key.value == name:
-                return construct(value, path)
-    return None
+    """Read another top-level section of the proxy's YAML, as LiteLLM sees it; None if there is none."""
+    return ProxyYaml(path).value(name)
+
+
+def proxy_yaml_of(path: Path) -> Path:
+    """Find the proxy's YAML where our section is in a file of its own, by LiteLLM's `CONFIG_FILE_PATH`."""
+    named = os.environ.get(_LITELLM_VARIABLE)
+    if named and Path(named).is_file() and "model_list" not in ProxyYaml(path):
+        return Path(named).absolute()
+    return path
 
 
 class ConfigFile:
@@ -211,7 +219,11 @@ class ConfigFile:
         if gone:
             self._digest = b""
             raise ConfigError(f"{self.path} is gone.", hint="What was read from it stays in force.")
-        before = _Reading(self.path)
+        try:
+            before = _Reading(self.path)
+        except ConfigError:
+            self._digest = b""
+            raise
         for path in self._others:
             before.glance(path)
         if before.digest == self._digest:
@@ -242,16 +254,8 @@ def _look_at(path: Path) -> _Look:
     return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-def _text_of(path: Path, hint: str | None = None) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"{path} cannot be read: {why}.", hint=hint) from error
-
-
 class _Reading:
-    """Reads the YAML once, and the files with limits that it names; remembers what it has read.
+    """Reads the YAML once with what it includes, and the files with limits that it names; remembers what it has read.
 
     Attributes:
         others: the files that were asked for beside the YAML, there or not.
@@ -259,8 +263,8 @@ class _Reading:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._text = _text_of(path)
         self._texts: dict[Path, str] = {}
+        self._text = text_of(path)
 
     @property
     def others(self) -> tuple[Path, ...]:
@@ -275,20 +279,31 @@ class _Reading:
         """Remember what a file holds now; nothing if it cannot be read."""
         self._texts[path] = ""
         with contextlib.suppress(ConfigError):
-            self._texts[path] = _text_of(path)
+            self._texts[path] = text_of(path)
+
+    def _text_of(self, path: Path, hint: str | None = None) -> str:
+        if path == self.path:
+            return self._text
+        self._texts[path] = ""
+        self._texts[path] = text = text_of(path, hint)
+        return text
 
     def config(self) -> Config:
         path = self.path
-        section = _section_of(compose(self._text, path), path)
-        values = _values_of(section, path, SECTION)
+        proxy_yaml = ProxyYaml(path, self._text_of)
+        environment = proxy_yaml.environment()
+        section = _section_of(proxy_yaml)
+        file, node = section if section is not None else (path, None)
+        values = _values_of(node, file, SECTION, environment)
         if data_dir := os.environ.get(DATA_DIR_VARIABLE):
             values["data_dir"] = data_dir
-        config = _validated(Config, values, section, path, (SECTION,))
+        config = _validated(Config, values, node, file, (SECTION,))
+        # Where the proxy's YAML is, also for a section in an included file: moving the section must not move the data.
         base = Path.cwd() if data_dir else path.parent
         config = config.model_copy(update={"data_dir": (base / config.data_dir.expanduser()).resolve(), "path": path})
         if config.migrate_from is not None:
             self.glance(config.migrated_limits)  # it may come later
-        more = [limit for file in config.limit_files() for limit in self._limits_of(file)]
+        more = [limit for file in config.limit_files() for limit in self._limits_of(file, environment)]
         if not more:
             return config
         config = config.model_copy(update={"limits": (*config.limits, *more)})
@@ -299,19 +314,17 @@ class _Reading:
             raise _mistakes(path, [f"{SECTION}: {error} (together with {files})"]) from None
         return config
 
-    def _limits_of(self, file: Path) -> tuple[LimitConfig, ...]:
-        self.glance(file)
-        text = _text_of(file, hint="limits_from names it; a relative path begins where the YAML stands.")
-        self._texts[file] = text
-        return _limits_in(text, file)
+    def _limits_of(self, file: Path, environment: Mapping[str, str]) -> tuple[LimitConfig, ...]:
+        text = self._text_of(file, "limits_from names it; a relative path begins where the YAML stands.")
+        return _limits_in(text, file, environment)
 
 
-def _limits_in(text: str, file: Path) -> tuple[LimitConfig, ...]:
+def _limits_in(text: str, file: Path, environment: Mapping[str, str]) -> tuple[LimitConfig, ...]:
     root = compose(text, file)
-    return _validated(LimitsFile, _values_of(root, file, "the file"), root, file, ()).limits
+    return _validated(LimitsFile, _values_of(root, file, "the file", environment), root, file, ()).limits
 
 
-def _values_of(node: yaml.Node | None, path: Path, where: str) -> dict[str, Any]:
+def _values_of(node: yaml.Node | None, path: Path, where: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """Make values of a mapping, with nothing in it that YAML reads otherwise than people do."""
     values: Any = None
     if node is not None:
@@ -323,7 +336,7 @@ def _values_of(node: yaml.Node | None, path: Path, where: str) -> dict[str, Any]
         values = {}
     if not isinstance(values, dict):
         raise _mistakes(path, [f"{where}: found {_short(values)}, expected keys such as limits"])
-    found: dict[str, Any] = with_environment(values, path)
+    found: dict[str, Any] = with_environment(values, path, environment)
     return found
 
 
@@ -337,16 +350,20 @@ def _validated(
         raise _mistakes(path, [_explain(mistake, lines, within) for mistake in error.errors()]) from None
 
 
-def _section_of(root: yaml.Node | None, path: Path) -> yaml.Node | None:
-    entries = root.value if isinstance(root, yaml.MappingNode) else []
-    found = [value for key, value in entries if key.value == SECTION]
+def _section_of(proxy_yaml: ProxyYaml) -> Part | None:
+    found = proxy_yaml.own_sections.get(SECTION, [])
     if len(found) > 1:
-        raise _mistakes(path, [f"{SECTION}: stands twice; write it once"])
-    if found:
-        return found[0]  # type: ignore[no-any-return]
-    if any(key.value == "model_list" for key, _ in entries):
+        files = list(dict.fromkeys(part.file for part in found))
+        if len(files) == 1:
+            raise _mistakes(files[0], [f"{SECTION}: stands twice; write it once"])
+        # LiteLLM would let the last one replace the others, and their limits would be gone without a word.
+        raise _mistakes(proxy_yaml.path, [f"{SECTION}: stands in {' and '.join(map(str, files))}; write it once"])
+    parts = proxy_yaml.parts(SECTION)
+    if parts:
+        return parts[0]
+    if "model_list" in proxy_yaml:
         return None
-    raise ConfigError(f"{path} has no section {SECTION}.", hint="Add one, or name the proxy's YAML.")
+    raise ConfigError(f"{proxy_yaml.path} has no section {SECTION}.", hint="Add one, or name the proxy's YAML.")
 
 
 def _explain(mistake: Mapping[str, Any], lines: Mapping[Location, int], within: Location) -> str:
@@ -382,4 +399,10 @@ def _short(value: object) -> str:
 
 
 def _mistakes(path: Path, mistakes: list[str]) -> ConfigError:
-    return ConfigError("\n  ".join([f"{path} cannot be used:", *mistakes]))
+    """Make an error of mistakes; a wrong file can have a million of them, or one that is as long."""
+    shown = [
+        line if len(line) <= _LONGEST_MISTAKE else f"{line[:_LONGEST_MISTAKE]}…" for line in mistakes[:_MOST_MISTAKES]
+    ]
+    if len(mistakes) > _MOST_MISTAKES:
+        shown.append(f"and {len(mistakes) - _MOST_MISTAKES:,} more")
+    return ConfigError("\n  ".join([f"{path} cannot be used:", *shown]))

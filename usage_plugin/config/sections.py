@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FOLDED = frozenset({"user", "team", "end_user", "organization"})
 """Dimensions whose names `identity.casefold` folds."""
 
+Disputes = Literal["higher", "computed", "litellm"]
+"""Which of two costs is charged."""
+
 OutputTokens = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
@@ -58,6 +61,8 @@ class AdmissionConfig(Section):
         on_lost: what is charged if the worker dies and nobody knows what the request used.
         on_unmetered: what becomes of requests that nothing meters; or what each costs, in nano-dollars.
         on_cut_stream: what is charged for a stream that the client cut.
+        on_disputed_cost: which cost is charged where ours and LiteLLM's differ by more than 1 %, for all models or by
+            globs, of which the first that fits counts.
     """
 
     default_max_output_tokens: OutputTokens = 4096
@@ -70,6 +75,7 @@ class AdmissionConfig(Section):
     on_lost: Literal["charge", "charge_input", "release"] = "charge"
     on_unmetered: Unmetered = "allow"
     on_cut_stream: Literal["estimate", "reserved"] = "estimate"
+    on_disputed_cost: Disputes | dict[Name, Disputes] = "higher"
 
     def output_tokens_of(self, model: str) -> int:
         """Give the output bound of a request for a model that names none."""
@@ -77,6 +83,12 @@ class AdmissionConfig(Section):
             if fits((glob,), model):
                 return tokens
         return self.default_max_output_tokens
+
+    def disputed_cost_of(self, model: str | None) -> Disputes:
+        """Return which cost of a model is charged where ours and LiteLLM's differ."""
+        if isinstance(self.on_disputed_cost, str):
+            return self.on_disputed_cost
+        return next((which for glob, which in self.on_disputed_cost.items() if fits((glob,), model or "")), "higher")
 
 
 class CacheConfig(Section):

@@ -6,7 +6,7 @@ Numbers keep their text on the way (never a float), and `os.environ/NAME` is loo
 from __future__ import annotations
 
 import contextlib
-import os
+import itertools
 import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -16,13 +16,19 @@ import yaml
 from usage_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-_FROM_ENVIRONMENT = "os.environ/"
+FROM_ENVIRONMENT = "os.environ/"
 _INTEGER = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
 
 Location = tuple[str | int, ...]
+
+_DEEPEST = 100
+_MOST_NODES = 2_000_000
+"""A file with limits for 200,000 users has as many."""
+_MOST_ALIASED = 500_000
 
 
 _Fastest: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -45,25 +51,118 @@ _Loader.add_constructor(_FLOAT, _exact_number)
 
 
 def compose(text: str, path: Path) -> yaml.Node | None:
-    """Parse a text into nodes, which know their lines."""
+    """Parse a text into nodes, which know their lines.
+
+    Raises:
+        ConfigError: it is not valid YAML, nested too deep, too large, or an alias stands for too much.
+    """
     try:
-        return yaml.compose(text, Loader=_Loader)
+        has_aliases = _check_extent(text, path)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         hint = None
         if "alias" in str(error) or "anchor" in str(error):
             hint = 'YAML takes an unquoted * for an alias; put quotes around the name: "*@example.com".'
         raise ConfigError(f"{path} is not valid YAML: {error}.", hint=hint) from None
+    if root is not None and has_aliases:
+        _check_aliases(root, path)
+    return root
 
 
-def construct(node: yaml.Node, path: Path) -> Any:  # YAML's values are anything
-    """Make values of a node."""
-    loader = _Loader("")
+def _check_extent(text: str, path: Path) -> bool:
+    """Check depth and size before nodes are made; whether the text has aliases.
+
+    The parser makes nodes by recursion in C: 100,000 brackets crash the process. Its events come one by one.
+    """
+    depth, has_aliases = 0, False
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _DEEPEST:
+                where = _line_of(event.start_mark)
+                raise ConfigError(f"{path}: {where}nested deeper than {_DEEPEST} levels.", hint="Write it flatter.")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.AliasEvent):
+            has_aliases = True
+        if count > _MOST_NODES:
+            raise ConfigError(f"{path} has more than {_MOST_NODES:,} values.", hint="Is it the right file?")
+    return has_aliases
+
+
+def _line_of(mark: Any) -> str:  # either of PyYAML's two kinds
+    return f"line {mark.line + 1}: " if mark is not None else ""
+
+
+def _check_aliases(root: yaml.Node, path: Path) -> None:
+    """Check what the aliases stand for, without writing it out.
+
+    Nine lists of nine aliases each, nine deep, are 387 million values in 400 bytes.
+    """
+    known: dict[int, tuple[int, int]] = {}
+    begun: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting[-1]
+        if id(node) in known:
+            waiting.pop()
+            continue
+        children = children_of(node)
+        if id(node) not in begun:
+            begun.add(id(node))
+            for child in children:
+                if id(child) in begun and id(child) not in known:
+                    line = child.start_mark.line + 1
+                    raise ConfigError(f"{path}: line {line}: it contains itself.", hint="Write it out.")
+                if id(child) not in known:
+                    waiting.append(child)
+            continue
+        sizes, depths = zip(*(known[id(child)] for child in children), strict=True) if children else ((), ())
+        known[id(node)] = size, depth = sum(sizes) + 1, max(depths, default=0) + 1
+        waiting.pop()
+        line = node.start_mark.line + 1
+        if size > len(known) + _MOST_ALIASED:
+            raise ConfigError(
+                f"{path}: line {line}: its aliases stand for more than {_MOST_ALIASED:,} values.",
+                hint="Write out what is meant, with fewer aliases of aliases.",
+            )
+        if depth > _DEEPEST:
+            raise ConfigError(
+                f"{path}: line {line}: its aliases nest deeper than {_DEEPEST} levels.", hint="Write it flatter."
+            )
+
+
+def children_of(node: yaml.Node) -> list[yaml.Node]:
+    """List the nodes below a node, keys included."""
+    if isinstance(node, yaml.MappingNode):
+        return [child for entry in node.value for child in entry]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def construct(node: yaml.Node, path: Path, *, exact: bool = True) -> Any:  # YAML's values are anything
+    """Make values of a node; `exact` keeps numbers with a point as they were written."""
+    loader = _Loader("") if exact else _Fastest("")
     try:
         return loader.construct_document(node)
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from None
     finally:
         loader.dispose()
+
+
+def entries_of(root: yaml.Node | None, path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
+    """List the keys and values of a document that is a mapping, with what `<<` merges into it."""
+    if not isinstance(root, yaml.MappingNode):
+        return []
+    loader = _Loader("")
+    try:
+        loader.flatten_mapping(root)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from None
+    finally:
+        loader.dispose()
+    entries: list[tuple[yaml.Node, yaml.Node]] = root.value
+    return entries
 
 
 def misleading(node: yaml.Node, where: str, inside: tuple[yaml.Node, ...] = ()) -> list[str]:
@@ -78,6 +177,11 @@ def misleading(node: yaml.Node, where: str, inside: tuple[yaml.Node, ...] = ()) 
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                mistakes.append(
+                    f"line {key.start_mark.line + 1}: {where}: found a list or mapping as a key; write text"
+                )
+                continue
             name = str(key.value)
             if name in seen:
                 mistakes.append(f"line {key.start_mark.line + 1}: {where}.{name} stands twice; write it once")
@@ -114,24 +218,25 @@ def lines_of(node: yaml.Node, where: Location = ()) -> dict[Location, int]:
     return lines
 
 
-def with_environment(value: Any, path: Path) -> Any:  # YAML's values are anything
-    """Replace each `os.environ/NAME` in a value."""
+def with_environment(value: Any, path: Path, environment: Mapping[str, str]) -> Any:  # YAML's values are anything
+    """Replace each `os.environ/NAME` in a value of our section."""
     if isinstance(value, dict):
-        return {key: with_environment(item, path) for key, item in value.items()}
+        return {key: with_environment(item, path, environment) for key, item in value.items()}
     if isinstance(value, list):
-        return [with_environment(item, path) for item in value]
-    if isinstance(value, str) and value.startswith(_FROM_ENVIRONMENT):
-        name = value.removeprefix(_FROM_ENVIRONMENT)
-        if name not in os.environ:
+        return [with_environment(item, path, environment) for item in value]
+    if isinstance(value, str) and value.startswith(FROM_ENVIRONMENT):
+        name = value.removeprefix(FROM_ENVIRONMENT)
+        if name not in environment:
             raise ConfigError(f"{path}: {value} is asked for, but {name} is not set.", hint=f"Set {name}.")
-        return _read_variable(name, path)
+        return _read_variable(name, environment[name], path)
     return value
 
 
-def _read_variable(name: str, path: Path) -> Any:  # a number stays a number: read as YAML would read it
-    text = os.environ[name]
+def _read_variable(name: str, text: str, path: Path) -> Any:  # a number stays a number: read as YAML would read it
     with contextlib.suppress(yaml.YAMLError, ValueError):
-        node = yaml.compose(text, Loader=_Loader)
+        begin = list(itertools.islice(yaml.parse(text, Loader=_Loader), 3))
+        # Nothing else is made into nodes, so that brackets without end do no harm.
+        node = yaml.compose(text, Loader=_Loader) if isinstance(begin[-1], yaml.ScalarEvent) else None
         if isinstance(node, yaml.ScalarNode):
             if _is_disguised(node):
                 raise ConfigError(f"{path}: {name} is {text}, {_DISGUISED}.")

@@ -1,8 +1,8 @@
-"""What a request costs: integer arithmetic from a price sheet to nano-dollars.
+"""Prices: integer arithmetic from a price sheet and billable quantities to nano-dollars.
 
-Prices are integer counts of atto-dollars (10⁻¹⁸ USD) for each token, image, character or query, so that a sheet's
-`1.5e-07` or `7.5e-09` is exact. `cost` is what a finished request cost, `worst_case` what it can cost
-at most; for the same tokens, within the same reach, `cost <= worst_case` always holds.
+Prices are integer counts of atto-dollars (10⁻¹⁸ USD) for each token, image, character, query or tool call, so that a
+sheet's `1.5e-07` or `7.5e-09` is exact. `cost` prices a finished request, `worst_case` bounds one that has not begun;
+for the same quantities, within the same reach, `cost <= worst_case` always holds.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from usage_plugin.domain.money import LARGEST_REQUEST
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+    from zoneinfo import ZoneInfo
+
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import TokenUsage
 
 _ATTO_PER_NANO = 10**9
-_DEAREST_USD = 1_000_000
-"""What asks for more for one piece is no price."""
+_HIGHEST_USD = 1_000_000
+"""A price above this for one piece is not a valid price."""
 
 
 def atto_each(usd: object) -> int | None:
@@ -28,7 +32,7 @@ def atto_each(usd: object) -> int | None:
         return None
     try:
         price = Decimal(str(usd))
-        if not 0 <= price <= _DEAREST_USD:
+        if not 0 <= price <= _HIGHEST_USD:
             return None
         return int(price.scaleb(18).to_integral_value(rounding=ROUND_CEILING))
     except ArithmeticError:
@@ -50,6 +54,9 @@ class Rates:
     image_input: int
     audio_output: int
     image_output: int
+    video_input: int
+    video_output: int
+    citation: int
 
     def atto(self, tokens: TokenUsage) -> int:
         """Price a usage vector, in atto-dollars: no token twice, whatever the parts claim."""
@@ -63,8 +70,10 @@ class Rates:
                 (cached_audio, self.cached_audio),
                 (tokens.cache_write_tokens - written_1h, self.cache_write),
                 (written_1h, self.cache_write_1h),
+                (tokens.citation_tokens, self.citation),
                 (tokens.audio_input_tokens, self.audio_input),
                 (tokens.image_input_tokens, self.image_input),
+                (tokens.video_input_tokens, self.video_input),
             ),
         ) + _shared_out(
             tokens.output_tokens,
@@ -73,18 +82,19 @@ class Rates:
                 (tokens.reasoning_tokens, self.reasoning),
                 (tokens.audio_output_tokens, self.audio_output),
                 (tokens.image_output_tokens, self.image_output),
+                (tokens.video_output_tokens, self.video_output),
             ),
         )
 
     def dearest_input(self, *, media: bool) -> int:
-        """The most that one input token can cost; with `media`, sounds and images among it."""
-        text = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h)
-        return max(text, self.cached_audio, self.audio_input, self.image_input) if media else text
+        """Return the most that one input token can cost; with `media`, sounds, images and videos among it."""
+        text = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h, self.citation)
+        return max(text, self.cached_audio, self.audio_input, self.image_input, self.video_input) if media else text
 
     def dearest_output(self, *, media: bool) -> int:
-        """The most that one output token can cost."""
+        """Return the most that one output token can cost."""
         text = max(self.output, self.reasoning)
-        return max(text, self.audio_output, self.image_output) if media else text
+        return max(text, self.audio_output, self.image_output, self.video_output) if media else text
 
 
 def _shared_out(whole: int, rate: int, parts: tuple[tuple[int, int], ...]) -> int:
@@ -99,11 +109,12 @@ def _shared_out(whole: int, rate: int, parts: tuple[tuple[int, int], ...]) -> in
 
 
 class Units(NamedTuple):
-    """What of a request is billed by the piece, where a price is not by the token."""
+    """What of a request is billed by the piece, where a price is not by the token; seconds are begun ones."""
 
     images: int = 0
     characters: int = 0
     queries: int = 0
+    seconds: int = 0
 
 
 NO_UNITS = Units()
@@ -115,12 +126,13 @@ class UnitRates(NamedTuple):
     image: int = 0
     character: int = 0
     query: int = 0
+    second: int = 0
     request: int = 0
 
     @property
     def by_the_piece(self) -> bool:
         """Whether something other than the request itself has a price."""
-        return any(self[:3])
+        return any(self[:4])
 
     def are_counted_by(self, units: Units) -> bool:
         """Say whether something with a price was counted."""
@@ -135,20 +147,136 @@ class UnitRates(NamedTuple):
 NO_UNIT_RATES = UnitRates()
 
 
+class ToolCalls(NamedTuple):
+    """Calls of tools that the provider ran by itself, as its usage reports them.
+
+    Attributes:
+        searches: web searches.
+        map_searches: look-ups in maps.
+        pages: web pages opened.
+        file_searches: searches in files that the provider keeps.
+        code_sessions: sandboxes in which it ran code.
+    """
+
+    searches: int = 0
+    map_searches: int = 0
+    pages: int = 0
+    file_searches: int = 0
+    code_sessions: int = 0
+
+
+NO_TOOL_CALLS = ToolCalls()
+
+
+class ToolRates(NamedTuple):
+    """Fees for tool calls, in atto-dollars; they come on top of tokens.
+
+    Attributes:
+        by_prompt: whether any number of searches, or of look-ups in maps, in one request is billed as one.
+        search_by_size: what a search costs by the size of its context, where that matters.
+    """
+
+    search: int = 0
+    map_search: int = 0
+    page: int = 0
+    file_search: int = 0
+    code_session: int = 0
+    by_prompt: bool = False
+    search_by_size: tuple[tuple[str, int], ...] = ()
+
+    def atto(self, calls: ToolCalls, search_size: str | None = None) -> int:
+        """Price what was called; `search_size` is the size of the context that the searches filled."""
+        if self.by_prompt:
+            calls = calls._replace(searches=min(1, calls.searches), map_searches=min(1, calls.map_searches))
+        atto = sum(rate * count for rate, count in zip(self[:5], calls, strict=True))
+        if self.search_by_size and search_size is not None:
+            atto += calls.searches * (dict(self.search_by_size).get(search_size, self.search) - self.search)
+        return atto
+
+    def highest(self, calls: ToolCalls) -> int:
+        """Price calls of which it is not known how much context their searches will fill."""
+        sizes = [size for size, _ in self.search_by_size]
+        return max(self.atto(calls), *[self.atto(calls, size) for size in sizes]) if sizes else self.atto(calls)
+
+
+NO_TOOL_RATES = ToolRates()
+
+
+class OffPeak(NamedTuple):
+    """Hours of a week in which other rates apply.
+
+    Attributes:
+        price: what applies then; tiers and services do not.
+        hours: `(weekdays, first minute, last minute)`, minutes of a day in UTC, the last one not included; a span
+            whose ends are equal is the whole day, one that ends before it begins runs over midnight.
+        zone: whose calendar names the weekdays, 1 for Monday to 7.
+    """
+
+    price: Price
+    hours: tuple[tuple[frozenset[int], int, int], ...]
+    zone: ZoneInfo
+
+    def applies(self, at: datetime) -> bool:
+        """Whether an instant, in UTC, is off-peak."""
+        weekday, minute = at.astimezone(self.zone).isoweekday(), at.hour * 60 + at.minute
+        return any(
+            weekday in weekdays and (first <= minute < last if first < last else minute >= first or minute < last)
+            for weekdays, first, last in self.hours
+        )
+
+
+_ONE = 1_000_000
+"""Multipliers are counted in millionths."""
+
+_WHOLE = 10**12
+
+
+class Adjustment(NamedTuple):
+    """What an operator takes off a provider's prices, or puts on them.
+
+    Attributes:
+        share: of the cost that is left, in billionths of a thousandth: 10¹² is all of it.
+        fixed: nano-dollars added to each request.
+    """
+
+    share: int = _WHOLE
+    fixed: Nano = 0
+
+    @classmethod
+    def of(cls, share: Decimal, fixed: Decimal) -> Adjustment:
+        """Make one of a factor and an amount in USD; neither makes a cost negative."""
+        return cls(max(0, int(share * _WHOLE)), max(0, int(fixed.scaleb(9).to_integral_value(ROUND_CEILING))))
+
+    def atto(self, atto: int) -> int:
+        """Adjust atto-dollars, rounded up."""
+        return -(-atto * self.share // _WHOLE) + self.fixed * _ATTO_PER_NANO
+
+    def nano(self, nano: Nano) -> Nano:
+        """Adjust nano-dollars, rounded up."""
+        return min(LARGEST_REQUEST, -(-self.atto(nano * _ATTO_PER_NANO) // _ATTO_PER_NANO))
+
+
+NO_ADJUSTMENT = Adjustment()
+
+
 class Reach(NamedTuple):
     """What a request may come to, beyond ordinary text: it decides which rates its worst case has to count with.
 
     Attributes:
         media_input: it may hold sounds or images.
         media_output: its answer may.
-        services: tiers of service that it may be served in, beside the ordinary one.
+        services: tiers of service that it may be served in, apart from the ordinary one.
         units: what it has at most of what is billed by the piece; None if nothing bounds that.
+        tools: the most tool calls that it may lead to; None if nothing bounds that.
+        modes: modes of the provider, such as `fast`, that multiply the whole price.
     """
 
     media_input: bool = False
     media_output: bool = False
     services: tuple[str, ...] = ()
     units: Units | None = NO_UNITS
+    tools: ToolCalls | None = NO_TOOL_CALLS
+    modes: tuple[str, ...] = ()
 
 
 ONLY_TEXT = Reach()
@@ -163,6 +291,9 @@ class Price:
         tiers: `(threshold, rates)`, ascending; they apply to a request with more input tokens than that.
         services: the prices of other tiers of service, such as `priority`.
         units: prices by the piece; they count where there are no tokens to bill.
+        tools: fees for tool calls.
+        modes: by which a mode of the provider multiplies the price of tokens, in millionths.
+        off_peak: hours with other rates.
         is_free: whether nothing of any kind costs anything.
     """
 
@@ -170,12 +301,16 @@ class Price:
     tiers: tuple[tuple[int, Rates], ...] = ()
     services: tuple[tuple[str, Price], ...] = ()
     units: UnitRates = NO_UNIT_RATES
+    tools: ToolRates = NO_TOOL_RATES
+    modes: tuple[tuple[str, int], ...] = ()
+    off_peak: OffPeak | None = None
     is_free: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive what is asked for with each request."""
         is_free = (
             not any(self.units)
+            and not any(self.tools[:5])
             and all(map(_is_free, (self.base, *(tier for _, tier in self.tiers))))
             and all(price.is_free for _, price in self.services)
         )
@@ -185,33 +320,82 @@ class Price:
         """Find the price of a tier of service; None if it has none of its own."""
         return next((price for name, price in self.services if name == service), None)
 
-    def cost(self, tokens: TokenUsage, *, service: str | None = None, units: Units = NO_UNITS) -> Nano | None:
+    def cost(
+        self,
+        tokens: TokenUsage,
+        *,
+        service: str | None = None,
+        units: Units = NO_UNITS,
+        tools: ToolCalls = NO_TOOL_CALLS,
+        search_size: str | None = None,
+        modes: Iterable[str] = (),
+        at: datetime | None = None,
+        adjustment: Adjustment = NO_ADJUSTMENT,
+    ) -> Nano | None:
         """Price a finished request, to the nearest nano-dollar (halves up).
+
+        Args:
+            tokens: what it used.
+            service: the tier of service it was served in.
+            units: what of it is billed by the piece.
+            tools: what the provider called by itself.
+            search_size: the size of the context that its searches filled.
+            modes: modes that the provider says it was served in.
+            at: when it was served, in UTC; needed only where `off_peak` is set.
+            adjustment: the operator's.
 
         Returns:
             None if nothing that has a price was counted.
         """
         own = self.served_as(service) or self
+        if self.off_peak is not None and at is not None and self.off_peak.applies(at):
+            own = self.off_peak.price
         rates = _rates_for(own, tokens.input_tokens)
+        fees = self.tools.atto(tools, search_size) if tools is not NO_TOOL_CALLS else 0
         if rates is not None and (tokens.input_tokens or tokens.output_tokens):
             atto = rates.atto(tokens)
+            if self.modes and modes:
+                atto = _multiplied(atto, [multiplier for name, multiplier in self.modes if name in modes])
         elif self.units.are_counted_by(units):
             atto = self.units.atto(units)
+        elif fees:
+            atto = 0
         else:
-            return 0 if self.is_free else None
-        return min(LARGEST_REQUEST, (atto + self.units.request + _ATTO_PER_NANO // 2) // _ATTO_PER_NANO)
+            return adjustment.fixed if self.is_free else None
+        atto += fees + self.units.request
+        if adjustment is not NO_ADJUSTMENT:
+            atto = adjustment.atto(atto)
+        return min(LARGEST_REQUEST, (atto + _ATTO_PER_NANO // 2) // _ATTO_PER_NANO)
 
-    def worst_case(self, input_tokens: int | None, output_tokens: int | None, reach: Reach = ONLY_TEXT) -> Nano | None:
-        """Say what a request of at most so many tokens can cost at most, rounded up; None if nothing bounds it."""
+    def worst_case(
+        self,
+        input_tokens: int | None,
+        output_tokens: int | None,
+        reach: Reach = ONLY_TEXT,
+        adjustment: Adjustment = NO_ADJUSTMENT,
+    ) -> Nano | None:
+        """Bound the cost of a request of at most so many tokens, rounded up; None if nothing bounds it."""
+        if (reach.tools is None and any(self.tools[:5])) or (reach.units is None and self.units.by_the_piece):
+            return None
         ways = [self, *[price for name, price in self.services if name in reach.services]]
+        if self.off_peak is not None:
+            ways.append(self.off_peak.price)
         atto = self.units.atto(reach.units) if reach.units else 0
         if self.base is not None:
             if input_tokens is None or output_tokens is None:
                 return None
-            atto = max([atto, *[_dearest(way, input_tokens, output_tokens, reach) for way in ways]])
-        if reach.units is None and self.units.by_the_piece:
-            return None
-        return min(LARGEST_REQUEST, -(-(atto + self.units.request) // _ATTO_PER_NANO))
+            atto = max([atto, *[_highest(way, input_tokens, output_tokens, reach) for way in ways]])
+        if self.modes and reach.modes:
+            atto = _multiplied(atto, [multiplier for name, multiplier in self.modes if name in reach.modes])
+        atto += (self.tools.highest(reach.tools) if reach.tools else 0) + self.units.request
+        return min(LARGEST_REQUEST, -(-adjustment.atto(atto) // _ATTO_PER_NANO))
+
+
+def _multiplied(atto: int, multipliers: Iterable[int]) -> int:
+    """Apply multipliers, rounded up to a whole atto-dollar."""
+    for multiplier in multipliers:
+        atto = -(-atto * multiplier // _ONE)
+    return atto
 
 
 def _rates_for(price: Price, input_tokens: int) -> Rates | None:
@@ -222,7 +406,7 @@ def _rates_for(price: Price, input_tokens: int) -> Rates | None:
     return rates
 
 
-def _dearest(price: Price, input_tokens: int, output_tokens: int, reach: Reach) -> int:
+def _highest(price: Price, input_tokens: int, output_tokens: int, reach: Reach) -> int:
     reachable = [price.base, *[rates for threshold, rates in price.tiers if input_tokens > threshold]]
     return max(
         [

@@ -13,7 +13,7 @@ import hmac
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL, RealNames, Subjects
+from usage_plugin.domain.subjects import RESERVED_NAMES, RealNames, Subjects
 
 if TYPE_CHECKING:
     from usage_plugin.domain.limits import LimitSet
@@ -26,7 +26,7 @@ _KEY_BYTES, _PERSON_BYTES = 16, 10
 _HASH = re.compile(r"[0-9a-f]{64}|hashed-jwt-[0-9a-f]{64}")
 _KEY = re.compile(r"k-[a-z2-7]{26}")
 _PERSON = re.compile(r"p-[a-z2-7]{16}")
-NOBODY = frozenset({ANONYMOUS, INTERNAL, FORGOTTEN})
+NOBODY = frozenset(RESERVED_NAMES)
 """Names of users that are no person's."""
 _REMEMBERED = 4096
 
@@ -110,9 +110,9 @@ class Pseudonyms:
 
     def keep(self, subjects: Subjects) -> Subjects:
         """Put in a request's subjects what is kept of them; the real names go along, to be matched and not written."""
-        user, team, key, alias, end_user, organization, session, tags, _ = subjects
+        user, team, key, alias, end_user, organization, session, tags, agent, _ = subjects
         user, key, alias, end_user, real = self._names(user, key, alias, end_user)
-        return Subjects(user, team, key, alias, end_user, organization, session, tags, real)
+        return Subjects(user, team, key, alias, end_user, organization, session, tags, agent, real)
 
     def _work_out(self, user: str, key: str | None, alias: str | None, end_user: str | None) -> _Kept:
         if key is not None:

@@ -33,6 +33,10 @@ ROLLUP_DIMENSIONS: tuple[RollupDimension, ...] = get_args(RollupDimension)
 Grouping = Literal[RollupDimension, "day", "week", "month"]
 GROUPINGS: tuple[Grouping, ...] = (*ROLLUP_DIMENSIONS, "day", "week", "month")
 
+EventDimension = Literal["session", "agent"]
+"""Names that events keep and sums do not: grouping by them reads events, and no store is asked for it."""
+EVENT_DIMENSIONS: tuple[EventDimension, ...] = get_args(EventDimension)
+
 HourGrouping = Literal["hour", "model", "provider"]
 """What sums by hour are kept by, where a store keeps them."""
 HOUR_GROUPINGS: tuple[HourGrouping, ...] = get_args(HourGrouping)

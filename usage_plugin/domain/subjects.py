@@ -28,6 +28,8 @@ INTERNAL = "(internal)"
 FORGOTTEN = "(forgotten)"
 """The subject that has the sums of everybody who was forgotten."""
 
+RESERVED_NAMES = (ANONYMOUS, INTERNAL, FORGOTTEN)
+
 LONGEST_NAME = 256
 MOST_TAGS = 16
 SEPARATOR = "\x1f"
@@ -50,6 +52,7 @@ class Subjects(NamedTuple):
         end_user: the raw claim of the request, whoever the user is.
         api_key: what is kept of the key: never the key, nor what could be made of it without our secret.
         tags: at most 16.
+        agent: which agent of the client sent it, for example a subagent of Claude Code; no limit counts by it.
         real: None where persons are kept under the names they have.
     """
 
@@ -61,6 +64,7 @@ class Subjects(NamedTuple):
     organization: str | None = None
     session: str | None = None
     tags: tuple[str, ...] = ()
+    agent: str | None = None
     real: RealNames | None = None
 
     @property
@@ -119,7 +123,7 @@ def _cleaned(value: str, what: str, casefold: bool) -> str | None:
         raise SubjectNameError(f"The {what} has {len(name)} characters; {LONGEST_NAME} are allowed.")
     if not name.isprintable():
         raise SubjectNameError(f"The {what} {name!r} has unprintable characters.")
-    if name in (ANONYMOUS, INTERNAL, FORGOTTEN):
+    if name in RESERVED_NAMES:
         raise SubjectNameError(f"The {what} cannot be {name}: that is who nobody is.")
     if _is_json(name):
         raise SubjectNameError(

@@ -24,9 +24,9 @@ SCHEMA = 1
 Status = Literal["success", "failure", "cancelled", "recovered"]
 """How a request ended. `recovered`: its worker died, and the reserved amount was charged."""
 
-CostSource = Literal["computed", "litellm", "reserved", "given", "unpriced", "none"]
-"""Where a cost comes from: our arithmetic on the deployment's price, LiteLLM's figure, the reserved amount, the
-program that recorded it, nowhere (no price is known), or nothing was billed."""
+CostSource = Literal["computed", "provider", "litellm", "reserved", "given", "unpriced", "none"]
+"""Where a cost comes from: our arithmetic on a price sheet, the provider's own figure, LiteLLM's figure, the reserved
+amount, the program that recorded it, nowhere (no price is known), or nothing was billed."""
 
 
 MOST_TOKENS = 10**9
@@ -36,9 +36,9 @@ MOST_TOKENS = 10**9
 class TokenUsage(NamedTuple):
     """The tokens of one request, every kind that has a price of its own.
 
-    Cached, cache-write, audio and image input are part of the input and apart from each other; reasoning, audio and
-    image output are part of the output. `cached_audio_tokens` are part of the cached ones, `cache_write_1h_tokens` of
-    the cache-write ones.
+    Cached, cache-write, audio, image, video and citation tokens are part of the input and apart from each other;
+    reasoning, audio, image and video output are part of the output. `cached_audio_tokens` are part of the cached ones,
+    `cache_write_1h_tokens` of the cache-write ones.
     """
 
     input_tokens: int = 0
@@ -52,6 +52,9 @@ class TokenUsage(NamedTuple):
     image_input_tokens: int = 0
     audio_output_tokens: int = 0
     image_output_tokens: int = 0
+    video_input_tokens: int = 0
+    video_output_tokens: int = 0
+    citation_tokens: int = 0
 
 
 NO_TOKENS = TokenUsage()
@@ -77,6 +80,9 @@ class UsageEvent(NamedTuple):
         degraded: it was let through while the ledger did not work, with nothing held.
         service_tier: under which it was billed, if it was not the ordinary one.
         usage: the provider's usage as it came, numbers only.
+        disputed: whether our cost and LiteLLM's differ by more than 1 % and a micro-dollar; `cost_source` tells which
+            one was charged.
+        agent: which agent of the client sent it, by the header that names one.
     """
 
     event_id: str
@@ -116,6 +122,8 @@ class UsageEvent(NamedTuple):
     service_tier: str | None = None
     error: str | None = None
     usage: Mapping[str, int] | None = None
+    disputed: bool = False
+    agent: str | None = None
 
     @property
     def failed(self) -> bool:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 _COLUMNS = ", ".join(OldSum._fields)
 _SUMS = ", ".join(OldSum._fields[2:7])
+_HALVES = ", ".join(
+    f"coalesce(sum({name} >> 32), 0), coalesce(sum({name} & 4294967295), 0)" for name in OldSum._fields[2:7]
+)
+"""Sums of any size: SQLite's own raises beyond 2^63."""
 _COMPARED = -1
 _MOST_COST = 4 * 10**18
 """Sums must stay below what SQLite can add up, beside what is in the store already."""
@@ -258,11 +262,10 @@ class Draft:
             )
 
     def _planned(self, user: str, first: str, last: str) -> tuple[int, ...]:
-        sums = ", ".join(f"coalesce(sum({name}), 0)" for name in OldSum._fields[2:7])
         row = self._execute(
-            f"SELECT {sums} FROM plan WHERE user = ? AND date BETWEEN ? AND ?", (user, first, last)
+            f"SELECT {_HALVES} FROM plan WHERE user = ? AND date BETWEEN ? AND ?", (user, first, last)
         ).fetchone()
-        return tuple(row)
+        return _whole(row)
 
     # The plan.
 
@@ -285,12 +288,11 @@ class Draft:
 
     def unchecked_totals(self) -> dict[date, UsageTotals]:
         """Add up the plan that is not checked, by day."""
-        sums = ", ".join(f"sum({name})" for name in OldSum._fields[2:7])
         found: dict[date, UsageTotals] = {}
         for when, *row in self._execute(
-            f"SELECT date, {sums} FROM plan WHERE number > ? GROUP BY date", (self.checked,)
+            f"SELECT date, {_HALVES} FROM plan WHERE number > ? GROUP BY date", (self.checked,)
         ):
-            found[_day(when)] = found.get(_day(when), UsageTotals()).plus(_totals(row))
+            found[_day(when)] = found.get(_day(when), UsageTotals()).plus(_totals(_whole(row)))
         return found
 
     def plan_after(self, number: int, most: int) -> list[Numbered]:
@@ -370,6 +372,11 @@ def _day(when: str) -> date:
 
 def _words(sums: Sequence[int]) -> str:
     return f"{sums[0]} requests, {sums[2] + sums[3]} tokens, {format_usd(sums[4])} USD"
+
+
+def _whole(halves: Sequence[int]) -> tuple[int, ...]:
+    """Put the halves of sums together."""
+    return tuple((high << 32) + low for high, low in zip(halves[::2], halves[1::2], strict=True))
 
 
 def _totals(sums: Sequence[int]) -> UsageTotals:

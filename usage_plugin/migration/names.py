@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 
+from usage_plugin.domain.claims import substitute_name
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.errors import SubjectNameError
-
-_KEPT = 32
 
 
 def key_of(user: str) -> str:
@@ -32,10 +29,7 @@ def new_name(key: str, *, casefold: bool) -> tuple[str, bool]:
         name = None
     if name is not None:
         return name, False
-    readable = re.sub(r"[^A-Za-z0-9._@-]+", "-", key)[:_KEPT].strip("-")
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    made = "-".join(part for part in ("imported", readable, digest) if part)
-    return made.casefold() if casefold else made, True
+    return substitute_name(key, "imported", casefold=casefold), True
 
 
 def only_name(names: list[str], what: str) -> str | None:

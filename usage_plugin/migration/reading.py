@@ -11,12 +11,14 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 import ijson
 
 from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.migration.json_stream import BROKEN, BUFFER, Watched, one_line, readable
 from usage_plugin.migration.records import (
     NAMED,
     WANTED,
@@ -28,7 +30,8 @@ from usage_plugin.migration.records import (
     old_profile,
     old_sum,
 )
-from usage_plugin.migration.sources import files_below, open_plain
+from usage_plugin.migration.sources import files_below
+from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,12 +43,10 @@ if TYPE_CHECKING:
 Item: TypeAlias = OldSum | UserProfile | OldLimits | Finding
 _Event: TypeAlias = tuple[str, Any]
 
-_BUFFER = 1 << 16
 _LONGEST_LINE = 1 << 20
 _LARGEST_FILE = 1 << 20
 _PAGE = 1_000
-# SystemError: the C parser's word for a number with thousands of digits.
-_BROKEN = (ijson.JSONError, UnicodeDecodeError, SystemError, RecursionError, OSError)
+_DEEPEST = 100
 
 
 class BrokenSourceError(Exception):
@@ -85,13 +86,13 @@ class Reader:
         }
         try:
             yield from readers[source.kind](source)
-        except _BROKEN as error:
-            raise BrokenSourceError(_one_line(error)) from error
+        except BROKEN as error:
+            raise BrokenSourceError(one_line(error)) from error
         except sqlite3.Error as error:
             raise BrokenSourceError(f"SQLite says: {error}") from error
 
-    def _open(self, path: Path) -> _Watched:
-        return _Watched(open_plain(path), self._advance)
+    def _open(self, path: Path) -> Watched:
+        return Watched(open_plain(path, follow_links=False), self._advance)
 
     def _sums(self, source: Source) -> Iterator[Item]:
         """Read `{user: {date: record}}`."""
@@ -128,14 +129,14 @@ class Reader:
                 continue
             is_month = found[1] == "monthly"
             try:
-                with closing(open_plain(path)) as file:
-                    events = _events(_Watched(file, lambda _: None))
+                with closing(open_plain(path, follow_links=False)) as file:
+                    events = _events(Watched(file, lambda _: None))
                     event, _ = next(events)
                     fields = _record(events) if event == "start_map" else None
                     for _ in events:
                         pass
-            except _BROKEN as error:
-                yield Finding("broken", where, "", found[2], _one_line(error))
+            except BROKEN as error:
+                yield Finding("broken", where, "", found[2], one_line(error))
                 continue
             finally:
                 self._advance(1)
@@ -194,13 +195,13 @@ class Reader:
             # Immutable: nothing is written, not even beside it, and a read-only directory is no hindrance.
             return sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
         for one in (path, *unfinished):
-            with closing(open_plain(one)) as file, (self._scratch / one.name).open("wb") as copy:
-                shutil.copyfileobj(file, copy, _BUFFER)
+            with closing(open_plain(one, follow_links=False)) as file, (self._scratch / one.name).open("wb") as copy:
+                shutil.copyfileobj(file, copy, BUFFER)
         return sqlite3.connect(self._scratch / path.name)
 
     def _profiles(self, source: Source) -> Iterator[Item]:
         with closing(self._open(source.path)) as file:
-            for record in ijson.items(_readable(file), "users.item", buf_size=_BUFFER, use_float=True):
+            for record in _items_of(file, "users", use_float=True):
                 yield self._profile(record, source.name)
 
     def _profile_lines(self, source: Source) -> Iterator[Item]:
@@ -227,7 +228,7 @@ class Reader:
 
     def _limits(self, source: Source) -> Iterator[Item]:
         with closing(self._open(source.path)) as file:
-            for record in ijson.items(_readable(file), "limits.item", buf_size=_BUFFER):
+            for record in _items_of(file, "limits"):
                 yield from self._limit(record, source.name)
 
     def _limit_files(self, source: Source) -> Iterator[Item]:
@@ -240,13 +241,12 @@ class Reader:
                 yield Finding("rejected", where, "", "", f"It is no plain file of at most {_LARGEST_FILE} bytes.")
                 continue
             try:
-                with closing(open_plain(path)) as file:
-                    records = list(ijson.items(_readable(_Watched(file, lambda _: None)), ""))
-            except _BROKEN as error:
-                yield Finding("broken", where, "", "", _one_line(error))
+                with closing(open_plain(path, follow_links=False)) as file:
+                    record = json.loads(file.read(_LARGEST_FILE), parse_float=Decimal, parse_constant=str)
+            except (*BROKEN, ValueError) as error:
+                yield Finding("broken", where, "", "", one_line(error))
                 continue
-            for record in records:
-                yield from self._limit(record, where)
+            yield from self._limit(record, where)
 
     def _limit(self, record: object, where: str) -> Iterator[Item]:
         try:
@@ -312,11 +312,11 @@ def _names_in(text: object) -> list[str]:
     return []
 
 
-def _lines(file: _Watched) -> Iterator[bytes | None]:
+def _lines(file: Watched) -> Iterator[bytes | None]:
     """Read lines; None for one that is too long to be one."""
     rest = b""
     too_long = False
-    while data := file.read(_BUFFER):
+    while data := file.read(BUFFER):
         *whole, rest = (rest + data).split(b"\n")
         for line in whole:
             yield None if too_long or len(line) > _LONGEST_LINE else line
@@ -327,106 +327,48 @@ def _lines(file: _Watched) -> Iterator[bytes | None]:
         yield None if too_long else rest
 
 
-def _one_line(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    # The parser draws an arrow to what it stopped at.
-    return " ".join(text.partition("(right here)")[0].split())
+def _items_of(file: Watched, key: str, *, use_float: bool = False) -> Iterator[Any]:
+    """Read the list under a key of an object.
+
+    ijson can do this itself, by recursion in C: 100,000 brackets crash the process.
+
+    Raises:
+        BrokenSourceError: there is no such list, or something in it nests too deep.
+    """
+    events = ijson.basic_parse(readable(file), buf_size=BUFFER, use_float=use_float)
+    has_list = False
+    if next(events)[0] == "start_map":
+        for name in _keys(events):
+            event, _ = next(events)
+            if name == key and event == "start_array":
+                has_list = True
+                yield from _elements(events)
+            else:
+                _skip(event, events)
+    if not has_list:
+        # An empty list has nothing to import; a file of another shape must not look like one.
+        raise BrokenSourceError(f"It holds no object with a list named {key}.")
+    for _ in events:
+        pass  # Nothing may come behind it.
 
 
-class _Watched:
-    """A file whose reading is watched."""
-
-    def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
-        self._file = file
-        self._advance = advance
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        if data:
-            self._advance(len(data))
-        return data
-
-    def has(self, *words: bytes) -> bool:
-        """Say whether one of some words stands anywhere in the file, and begin anew."""
-        end = b""
-        found = False
-        while not found and (data := self._file.read(1 << 20)):
-            found = any(word in end + data for word in words)
-            end = data[-16:]
-        self._file.seek(0)
-        return found
-
-    def close(self) -> None:
-        self._file.close()
+def _elements(events: Iterator[_Event]) -> Iterator[Any]:
+    """Build the values of a list that has begun."""
+    for event, value in events:
+        if event == "end_array":
+            return
+        builder = ijson.ObjectBuilder()
+        builder.event(event, value)
+        depth = int(event in ("start_map", "start_array"))
+        while depth:
+            inner, value_of_inner = next(events)
+            builder.event(inner, value_of_inner)
+            depth += (inner in ("start_map", "start_array")) - (inner in ("end_map", "end_array"))
+            if depth > _DEEPEST:
+                raise BrokenSourceError(f"It is nested deeper than {_DEEPEST} levels.")
+        yield builder.value
 
 
-def _events(file: _Watched) -> Iterator[_Event]:
-    events: Iterator[_Event] = ijson.basic_parse(_readable(file), buf_size=_BUFFER)
+def _events(file: Watched) -> Iterator[_Event]:
+    events: Iterator[_Event] = ijson.basic_parse(readable(file), buf_size=BUFFER)
     return events
-
-
-def _readable(file: _Watched) -> _Watched | _Numbers:
-    """Let a parser read what Python writes for numbers that are none, which no JSON has."""
-    return _Numbers(file) if file.has(b"NaN", b"Infinity") else file
-
-
-_STRING_END = re.compile(rb'(?:[^"\\]|\\.)*"', re.DOTALL)
-_NO_NUMBER = re.compile(rb"-?(?:NaN|Infinity)")
-_LONGEST_WORD = len(b"-Infinity")
-
-
-class _Numbers:
-    """Puts quotes around `NaN`, `Infinity` and `-Infinity` outside of strings, so that they come as texts."""
-
-    def __init__(self, file: _Watched) -> None:
-        self._file = file
-        self._rest = b""
-        self._within = False
-
-    def read(self, size: int = -1) -> bytes:
-        if size == 0:
-            return b""
-        while True:
-            data = self._file.read(size)
-            read = self._quoted(self._rest + data, is_end=not data)
-            if read or not data:
-                return read
-
-    def _quoted(self, data: bytes, *, is_end: bool) -> bytes:
-        parts = []
-        at = 0
-        self._rest = b""
-        while at < len(data):
-            if self._within:
-                found = _STRING_END.match(data, at)
-                if found is None:
-                    # Half an escape belongs to what comes next.
-                    backslashes = len(data) - len(data.rstrip(b"\\"))
-                    end = len(data) - (backslashes % 2 if not is_end else 0)
-                    parts.append(data[at:end])
-                    self._rest = data[end:]
-                    break
-                parts.append(found[0])
-                at = found.end()
-                self._within = False
-                continue
-            quote_at = data.find(b'"', at)
-            if quote_at >= 0:
-                parts.append(_NO_NUMBER.sub(rb'"\g<0>"', data[at:quote_at]) + b'"')
-                at = quote_at + 1
-                self._within = True
-                continue
-            # A word may be cut where the data ends: keep what has no sign behind it.
-            end = len(data) if is_end else max(at, _last_break(data, at))
-            parts.append(_NO_NUMBER.sub(rb'"\g<0>"', data[at:end]))
-            self._rest = data[end:]
-            break
-        return b"".join(parts)
-
-
-def _last_break(data: bytes, at: int) -> int:
-    """Find where a word that reaches the end begins."""
-    end = len(data)
-    while end > at and len(data) - end < _LONGEST_WORD and data[end - 1 : end].isalpha():
-        end -= 1
-    return end - 1 if end > at and data[end - 1 : end] == b"-" else end

@@ -12,9 +12,10 @@ import stat
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from usage_plugin.errors import MigrationError
+from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,19 +104,6 @@ def formats_of(sources: list[Source]) -> list[int]:
     return sorted(told) or ([1] if sources else [])
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file for reading: no link is followed, and no pipe waited for.
-
-    Raises:
-        OSError: it is none, or cannot be read.
-    """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(f"{path} is no plain file")
-    return os.fdopen(handle, "rb")
-
-
 def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
     """Walk through a folder by name; a link, or whatever is neither file nor folder, comes with False."""
     waiting = [folder]
@@ -166,7 +154,7 @@ def identify(directory: Path, drafts: Path, *, remember: bool) -> str:
 
 def _read_name(path: Path) -> str:
     try:
-        with open_plain(path) as file:
+        with open_plain(path, follow_links=False) as file:
             text = file.read(64).decode("ascii", "replace").strip()
     except FileNotFoundError:
         raise

@@ -7,9 +7,7 @@ the store's, and is forgotten at the next start.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import re
@@ -20,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal, InvalidOperation
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from usage_plugin.domain.claims import Claimed, read_claim
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
@@ -29,8 +28,10 @@ from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import MigrationError, SubjectNameError
 from usage_plugin.migration.files import alone, privately, write_privately
+from usage_plugin.migration.log_rows import LogRows
 from usage_plugin.migration.names import new_name
 from usage_plugin.migration.records import Finding, RejectedError, count, money
+from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,8 +51,6 @@ _MOMENT = re.compile(
     r"(\d{4}-\d{2}-\d{2})[T ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))? ?(Z|[+-]\d{2}(?::?\d{2})?)?", re.ASCII
 )
 _LATEST = datetime(2200, 1, 1, tzinfo=timezone.utc)
-_LONGEST_FIELD = 2**31 - 1
-_NO_VALUE = ("", "NULL", "null", "\\N", "None")
 
 
 class Naming(NamedTuple):
@@ -97,7 +96,7 @@ class Imported:
 async def import_spend_logs(
     path: Path, data_dir: Path, naming: Naming, store: UsageStore, progress: Progress, *, before: int | None = None
 ) -> Imported:
-    """Import a CSV or JSONL export of `LiteLLM_SpendLogs`.
+    """Import an export of `LiteLLM_SpendLogs`: CSV, JSON Lines or one JSON array.
 
     Args:
         path: the export.
@@ -117,17 +116,12 @@ async def import_spend_logs(
     with ExitStack() as stack:
         stack.enter_context(alone(folder))
         try:
-            raw = stack.enter_context(path.open("rb"))
-            rows = _Rows(raw)
+            raw = stack.enter_context(open_plain(path))
+            rows = LogRows(raw, path)
             first = rows.peek()
-        except (OSError, csv.Error) as error:
+        except OSError as error:
             raise MigrationError(f"{path} cannot be read: {error}.") from error
-        missing = _NEEDED - set(first or _NEEDED)
-        if missing:
-            raise MigrationError(
-                f"{path} is no export of LiteLLM_SpendLogs: its rows have no {', '.join(sorted(missing))}.",
-                hint="Make one with, for example, \\copy \"LiteLLM_SpendLogs\" TO 'spend.csv' CSV HEADER.",
-            )
+        _check_fields(first, path)
         told = stack.enter_context(write_privately(report))
         imported.report = str(report)
 
@@ -155,8 +149,25 @@ async def import_spend_logs(
     return imported
 
 
+def _check_fields(first: Mapping[str, Any], path: Path) -> None:
+    missing = _NEEDED - set(first)
+    if not missing:
+        return
+    inner = next((name for name, value in first.items() if _holds_rows(value)), None)
+    raise MigrationError(
+        f"{path} is no export of LiteLLM_SpendLogs: its rows have no {', '.join(sorted(missing))}.",
+        hint=f"The rows seem to be under {inner!r}: take them out with jq -c '.{inner}[]' FILE."
+        if inner
+        else "Separate columns with commas; \\copy \"LiteLLM_SpendLogs\" TO 'spend.csv' CSV HEADER writes such a file.",
+    )
+
+
+def _holds_rows(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
 def _events(
-    rows: _Rows, naming: Naming, before: int | None, imported: Imported, tell: Callable[[Finding], None]
+    rows: LogRows, naming: Naming, before: int | None, imported: Imported, tell: Callable[[Finding], None]
 ) -> Iterator[UsageEvent]:
     for where, row in rows:
         imported.rows += 1
@@ -172,67 +183,6 @@ def _events(
             imported.later += 1
         else:
             yield event
-
-
-class _Rows:
-    """The rows of a CSV or JSONL file, each with where it stands; a text in place of one that cannot be read."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="backslashreplace", newline="")
-        self._file = file
-        self._raw = raw
-        self._ahead: list[tuple[str, dict[str, Any] | str]] = []
-        start = file.readline(1)
-        while start.isspace():
-            start = file.readline(1)
-        file.seek(0)
-        self._rows = self._json() if start == "{" else self._csv()
-
-    def peek(self) -> dict[str, Any] | None:
-        """Look at the first row that can be read."""
-        for row in self._rows:
-            self._ahead.append(row)
-            if isinstance(row[1], dict):
-                return row[1]
-            if len(self._ahead) > MOST_SHOWN:
-                break
-        return None
-
-    def position(self) -> int:
-        """Say how many bytes were read, roughly."""
-        return self._raw.tell()
-
-    def __iter__(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        yield from self._ahead
-        yield from self._rows
-
-    def _csv(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        csv.field_size_limit(_LONGEST_FIELD)
-        reader = csv.DictReader(self._file)
-        while True:
-            try:
-                row = next(reader, None)
-            except csv.Error as error:
-                yield f"line {reader.line_num}", f"{error}."
-                continue
-            if row is None:
-                return
-            where = f"line {reader.line_num}"
-            if None in row or None in row.values():
-                yield where, "It has another number of columns than the heading."
-            else:
-                yield where, {name: None if value in _NO_VALUE else value for name, value in row.items()}
-
-    def _json(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        for number, line in enumerate(self._file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, parse_float=Decimal, parse_constant=str)
-            except (ValueError, RecursionError) as error:
-                yield f"line {number}", f"It is no JSON: {error}."
-                continue
-            yield f"line {number}", row if isinstance(row, dict) else "It is no object."
 
 
 class _Known:
@@ -302,9 +252,9 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
         team=_name(row.get("team_id"), "team", fold=naming.casefold),
         api_key=_api_key(row),
         api_key_alias=_name(metadata.get("user_api_key_alias"), "key alias"),
-        end_user=_name(row.get("end_user"), "end user", fold=naming.casefold),
+        end_user=_claim(row, naming).name,
         organization=_name(row.get("organization_id"), "organization", fold=naming.casefold),
-        session=_name(row.get("session_id"), "session"),
+        session=_name(row.get("session_id"), "session") or _claim(row, naming).session,
         tags=_tags(row.get("request_tags")),
     )
     return UsageEvent(
@@ -354,7 +304,7 @@ def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -
     candidates: list[object] = [] if own in _NOBODY else [own]
     for source in naming.order:
         if source == "end_user":
-            candidates.append(_claim(row.get("end_user"), naming.json_field))
+            candidates.append(_claim(row, naming).name)
         elif source == "key" and row.get("api_key") != MASTER_KEY:
             key = _api_key(row)
             candidates += [metadata.get("user_api_key_alias"), key_name(key) if key else None]
@@ -364,10 +314,8 @@ def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -
     return ANONYMOUS
 
 
-def _claim(claim: object, json_field: str | None) -> object:
-    if json_field and isinstance(claim, str) and claim.lstrip().startswith("{"):
-        return _json_of(claim, dict).get(json_field)
-    return claim
+def _claim(row: Mapping[str, Any], naming: Naming) -> Claimed:
+    return read_claim(row.get("end_user"), json_field=naming.json_field, casefold=naming.casefold)
 
 
 def _api_key(row: Mapping[str, Any]) -> str | None:

@@ -23,6 +23,7 @@ from usage_plugin.errors import PluginError
 from usage_plugin.plugins import MARK, PROJECT, hookspecs
 from usage_plugin.plugins.interface import IdentityResolver, LedgerBackend, StorageBackend, Surroundings
 from usage_plugin.plugins.loading import find_plugins
+from usage_plugin.plugins.verbs import abstract_leaves, describe_missing
 from usage_plugin.tracking.listeners import Hooked
 
 if TYPE_CHECKING:
@@ -149,6 +150,13 @@ class Plugins:
             try:
                 objects = call.function()
             except (Exception, SystemExit) as error:
+                unfinished = abstract_leaves(kind, call.function.__module__)
+                if isinstance(error, TypeError) and unfinished:
+                    lacking = describe_missing(unfinished[0], kind)
+                    raise PluginError(
+                        f"{unfinished[0].__name__} of the plugin {found} is not a whole {kind.__name__}: {lacking}.",
+                        hint=f"usage_plugin.plugins.interface.{kind.__name__} says what each must do.",
+                    ) from error
                 raise PluginError(
                     f"The plugin {found} failed in {hook}: {type(error).__name__}: {error}.",
                     hint="Mend it, or switch it off with enabled: false under usage_plugin.plugins.",

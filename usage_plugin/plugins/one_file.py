@@ -14,10 +14,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from usage_plugin.errors import PluginError
+from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
+
+
+_MOST_BYTES = 16 << 20
 
 
 def load_file(path: Path) -> ModuleType:
@@ -29,10 +33,15 @@ def load_file(path: Path) -> ModuleType:
     try:
         real = path.resolve(strict=True)
         _check_safe(real.parent, real.parent.stat())
-        with real.open("rb") as file:
+        with open_plain(real) as file:
             # Of the open file, so that it is the one that is read.
-            _check_safe(real, os.fstat(file.fileno()))
-            source = file.read()
+            found = os.fstat(file.fileno())
+            _check_safe(real, found)
+            if found.st_size > _MOST_BYTES:
+                raise PluginError(
+                    f"The plugin {path} is larger than {_MOST_BYTES >> 20} MiB.", hint="Is it the right file?"
+                )
+            source = file.read(_MOST_BYTES)
     except OSError as error:
         raise PluginError(
             f"The plugin {path} cannot be read: {error.strerror}.",

@@ -7,14 +7,17 @@ in a blink.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from dataclasses import replace
+from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from usage_plugin.domain.prices import Price, Rates, UnitRates, atto_each
+from usage_plugin.domain.prices import OffPeak, Price, Rates, ToolRates, UnitRates, atto_each
 from usage_plugin.domain.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
@@ -40,36 +43,79 @@ def route_of(call_type: str) -> Route:
 
 SERVICES = {
     "flex": "_flex", "balanced": "_balanced", "priority": "_priority", "fast": "_priority", "ultrafast": "_ultrafast",
+    "batch": "_batches",
 }  # fmt: skip
 """Tiers of service, and the ends of the keys that price them."""
 
-CHEAPER_SERVICES = frozenset({"flex"})
+CHEAPER_SERVICES = frozenset({"flex", "batch"})
 """Those that cost at most the ordinary price where no price of their own is known."""
 
 _TOKEN_PRICES = ("input_cost_per_token", "output_cost_per_token")
-_OWN_PRICES = re.compile(r"(in|out)put_cost_per_|cost_per_(second|query|page|request)$|tiered_pricing$")
 _TIER = re.compile(r"_above_(\d+)(k?)_tokens(?=$|_)")
 # Those that we count ourselves; a price by the second, the pixel or the page is LiteLLM's to work out.
 _IMAGE_PRICES = ("output_cost_per_image", "input_cost_per_image")
 _NOT_COUNTED = re.compile(r"cost_per_(\w*_)?(second|pixel|page|credit|session|text_message)|cost_per_image_")
+NO_UPLIFT = Decimal(1)
+_HALF = Decimal("0.5")
+# List prices that LiteLLM has in its code and not in its map: Google's grounding, xAI's and OpenAI's searches, Groq's
+# browser (https://ai.google.dev/pricing, https://docs.x.ai/developers/pricing, https://groq.com/pricing).
+_GOOGLE = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})
+_SEARCH_OF_GOOGLE = 35 * 10**15
+_MAPS_BY_PROMPT = 25 * 10**15
+_MAPS_BY_QUERY = 14 * 10**15
+_SEARCH_OF_XAI = 5 * 10**15
+_FILE_SEARCH = 25 * 10**14
+_PAGE_OF_GROQ = 10**15
 _MAP_FILE = "model_prices_and_context_window_backup.json"
 
 
+def is_price_key(key: str) -> bool:
+    """Whether a key of `litellm_params` or `model_info` states a price, or a part of one."""
+    return "cost" in key or key.endswith("pricing") or "uplift_multiplier" in key or key == "provider_specific_entry"
+
+
 def own_or_mapped(own: Mapping[str, Any], mapped: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Choose the sheet that a deployment's prices come from: its own if it has one, else LiteLLM's map.
+    """Return the sheet of a deployment: the prices of its own, and those of LiteLLM's map where it states none.
 
-    Never both: LiteLLM completes a custom price with zeros, and prices in another currency must not mix with USD.
+    An ordinary price of its own replaces every variant of the same price in the map, above thresholds and for tiers of
+    service: those belong to another list. Prices of zero for input and output make a deployment free.
     """
-    return own if any(value is not None and _OWN_PRICES.search(key) for key, value in own.items()) else mapped
+    stated = {key for key, value in own.items() if value is not None and is_price_key(key)}
+    if not stated:
+        return mapped
+    if all(_is_zero(own.get(key)) for key in _TOKEN_PRICES):
+        return own
+    replaced = {key for key in stated if _kind_of_price(key) == key}
+    if replaced & {*_TOKEN_PRICES, "tiered_pricing"}:
+        replaced |= {"tiered_pricing", "off_peak_pricing"}
+    if "tiered_pricing" in stated:
+        replaced |= set(_TOKEN_PRICES)
+    filling = {
+        key: value for key, value in mapped.items() if not (is_price_key(key) and _kind_of_price(key) in replaced)
+    }
+    return {**filling, **own}
 
 
-def read_price(sheet: Mapping[str, Any], route: Route = "text") -> Price | None:
+def _is_zero(price: object) -> bool:
+    return price is not None and atto_each(price) == 0
+
+
+def _kind_of_price(key: str) -> str:
+    """Return a price's key without thresholds and tiers of service: `input_cost_per_token_above_200k_tokens_flex`."""
+    key = _TIER.sub("", key)
+    for end in SERVICES.values():
+        key = key.removesuffix(end)
+    return "cache_read_input_token_cost" if key == "input_cost_per_token_cache_hit" else key
+
+
+def read_price(sheet: Mapping[str, Any], route: Route = "text", *, uplift: Decimal = NO_UPLIFT) -> Price | None:
     """Turn an entry of a price map into the price of a route; None if it lacks what the route is billed by.
 
     Args:
         sheet: keys such as `input_cost_per_token` and `output_cost_per_token_above_200k_tokens_priority`.
         route: an embedding has no output, so its price may be missing; images, speech and reranking may be billed
             by the piece.
+        uplift: by which the region of the deployment multiplies the prices of tokens.
     """
     units = _unit_rates(sheet, route)
     if units is None:
@@ -83,12 +129,158 @@ def read_price(sheet: Mapping[str, Any], route: Route = "text") -> Price | None:
     if price.is_free and _costs_otherwise(sheet):
         return None
     services = [
-        (name, found)
+        (name, _scaled(found, uplift))
         for name, end in SERVICES.items()
         if sheet.get(f"input_cost_per_token{end}") is not None
         and (found := _token_price(sheet, steps, end, route)) is not None
     ]
-    return replace(price, services=tuple(services), units=units)
+    if "batch" not in dict(services):
+        services.append(("batch", _scaled(price, _HALF * uplift)))
+    return replace(
+        _scaled(price, uplift),
+        services=tuple(services),
+        units=units,
+        tools=_tool_rates(sheet, is_free=price.is_free),
+        modes=_modes(sheet),
+        off_peak=_off_peak(sheet, route),
+    )
+
+
+def with_container(price_map: Mapping[str, Any], entry: Mapping[str, Any], provider: str | None) -> Mapping[str, Any]:
+    """Add what a provider asks for a sandbox that runs code: LiteLLM's map has it in an entry of its own."""
+    container = price_map.get(f"{provider}/container")
+    fee = container.get("code_interpreter_cost_per_session") if isinstance(container, dict) else None
+    return entry if fee is None else {"code_interpreter_cost_per_session": fee, **entry}
+
+
+def _scaled(price: Price, multiplier: Decimal) -> Price:
+    """Multiply the prices of tokens, rounded up to whole atto-dollars."""
+    if multiplier == NO_UPLIFT:
+        return price
+
+    def scaled(rates: Rates | None) -> Rates | None:
+        if rates is None:
+            return None
+        return Rates(**{name: math.ceil(getattr(rates, name) * multiplier) for name in Rates.__slots__})
+
+    tiers = tuple((threshold, scaled(rates) or rates) for threshold, rates in price.tiers)
+    return replace(price, base=scaled(price.base), tiers=tiers)
+
+
+def uplift_of(sheet: Mapping[str, Any], *, residency: str | None, location: str | None) -> Decimal:
+    """Return by which a region multiplies the prices of tokens.
+
+    Args:
+        sheet: of the deployment.
+        residency: the region of OpenAI's whose host it calls.
+        location: the region of Vertex AI that it calls; None where it is not on Vertex AI.
+    """
+    named = [sheet.get(f"regional_processing_uplift_multiplier_{residency}")] if residency else []
+    if location is not None and location.lower() != "global":
+        named.append(sheet.get("regional_endpoint_uplift_multiplier"))
+    return math.prod([_multiplier(value) for value in named if value is not None], start=NO_UPLIFT)
+
+
+def _multiplier(value: object) -> Decimal:
+    return NO_UPLIFT if (atto := atto_each(value)) is None else Decimal(atto).scaleb(-18)
+
+
+def _modes(sheet: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Read by which modes of the provider multiply its prices, such as Anthropic's `fast`, in millionths."""
+    entry = sheet.get("provider_specific_entry")
+    if not isinstance(entry, dict):
+        return ()
+    multipliers = ((str(name).lower(), atto_each(value)) for name, value in entry.items())
+    return tuple((name, value // 10**12) for name, value in multipliers if value)
+
+
+def _tool_rates(sheet: Mapping[str, Any], *, is_free: bool) -> ToolRates:
+    """Read the fees for tool calls; where a provider has a list price that the sheet lacks, LiteLLM's constant."""
+    provider = str(sheet.get("litellm_provider") or "")
+    is_google = provider in _GOOGLE
+    by_prompt = is_google and sheet.get("web_search_billing_unit") != "per_query"
+    search = _search_rate(sheet, provider)
+    maps = atto_each(sheet.get("google_maps_grounding_cost_per_query"))
+    if is_google and not is_free and sheet.get("mode") in (None, "chat"):
+        search = _SEARCH_OF_GOOGLE if search is None else search
+        maps = (_MAPS_BY_PROMPT if by_prompt else _MAPS_BY_QUERY) if maps is None else maps
+    if provider == "xai" and search is None and not is_free:
+        search = _SEARCH_OF_XAI
+    return ToolRates(
+        search=search or 0,
+        map_search=maps or 0,
+        page=_PAGE_OF_GROQ if provider == "groq" and search else 0,
+        file_search=atto_each(sheet.get("file_search_cost_per_1k_calls"))
+        or (_FILE_SEARCH if provider == "openai" and not is_free else 0),
+        code_session=atto_each(sheet.get("code_interpreter_cost_per_session")) or 0,
+        by_prompt=by_prompt,
+        search_by_size=_search_sizes(sheet),
+    )
+
+
+def _search_rate(sheet: Mapping[str, Any], provider: str) -> int | None:
+    """Read the fee of a web search: Perplexity asks the one of a small context unless another is asked for."""
+    stated = sheet.get("search_context_cost_per_query")
+    if isinstance(stated, dict):
+        stated = stated.get(f"{_SEARCH_SIZE}{'low' if provider == 'perplexity' else 'medium'}")
+    return atto_each(stated)
+
+
+def _search_sizes(sheet: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Read what a web search costs by the size of its context, where it is not always the same."""
+    stated = sheet.get("search_context_cost_per_query")
+    sizes = stated.items() if isinstance(stated, dict) else ()
+    rates = [
+        (str(size).removeprefix(_SEARCH_SIZE), rate) for size, each in sizes if (rate := atto_each(each)) is not None
+    ]
+    return tuple(rates) if len({rate for _, rate in rates}) > 1 else ()
+
+
+_SEARCH_SIZE = "search_context_size_"
+
+
+def _off_peak(sheet: Mapping[str, Any], route: Route) -> OffPeak | None:
+    """Read the hours in which other rates apply, as LiteLLM's map writes them; None where there are none."""
+    stated = sheet.get("off_peak_pricing")
+    if not isinstance(stated, dict):
+        return None
+    base = _rates({**sheet, **{key: value for key, value in stated.items() if value is not None}}, ("",), "", route)
+    rules = [stated, *(rule for rule in stated.get("windows") or () if isinstance(rule, dict))]
+    hours = tuple(
+        (_weekdays(rule.get("weekdays")), *minutes)
+        for rule in rules
+        for window in _listed(rule.get("hours_utc"))
+        if (minutes := _minutes(window)) is not None
+    )
+    try:
+        zone = ZoneInfo(str(stated.get("weekday_timezone") or "UTC"))
+    except (ValueError, ZoneInfoNotFoundError):
+        zone = ZoneInfo("UTC")
+    return OffPeak(Price(base), hours, zone) if base is not None and hours else None
+
+
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def _weekdays(stated: object) -> frozenset[int]:
+    if stated is None:
+        return frozenset(range(1, 8))
+    days = [day for day in _listed(stated) if not isinstance(day, bool)]
+    named = [_DAYS.index(day[:3].lower()) + 1 if str(day)[:3].lower() in _DAYS else day for day in days]
+    return frozenset(day for day in named if isinstance(day, int) and 1 <= day <= 7)
+
+
+def _listed(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else () if value is None else (value,)
+
+
+def _minutes(window: object) -> tuple[int, int] | None:
+    """Read a window such as `16:30-00:30` as minutes of a day; None if it is not one."""
+    match = re.fullmatch(r"\s*(\d?\d):(\d\d)\s*-\s*(\d?\d):(\d\d)\s*", str(window))
+    numbers = [int(number) for number in match.groups()] if match else []
+    if not numbers or max(numbers[::2]) > 23 or max(numbers[1::2]) > 59:
+        return None
+    return numbers[0] * 60 + numbers[1], numbers[2] * 60 + numbers[3]
 
 
 def is_priced_by_litellm(sheet: Mapping[str, Any], route: Route) -> bool:
@@ -158,6 +350,9 @@ def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: 
         return next((price for key in keys if (price := own(key)) is not None), otherwise)
 
     input_rate = own("input_cost_per_token")
+    if input_rate is None and sheet.get("input_cost_per_token") is None and _bills_input_otherwise(sheet):
+        # LiteLLM takes its tokens for free too: video is billed by the second, and its price is counted by LiteLLM.
+        input_rate = 0
     output_rate = own("output_cost_per_token")
     image_output = own("output_cost_per_image_token")
     if not output_rate and image_output is not None and sheet.get("output_cost_per_token") in (None, 0):
@@ -192,7 +387,14 @@ def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: 
         image_input=first("input_cost_per_image_token", otherwise=input_rate),
         audio_output=first("output_cost_per_audio_token", otherwise=output_rate),
         image_output=first("output_cost_per_image_token", otherwise=output_rate),
+        video_input=first("input_cost_per_video_token", otherwise=input_rate),
+        video_output=first("output_cost_per_video_token", otherwise=output_rate),
+        citation=first("citation_cost_per_token", otherwise=input_rate),
     )
+
+
+def _bills_input_otherwise(sheet: Mapping[str, Any]) -> bool:
+    return any(key.startswith("input_cost_per_video_per_second") and atto_each(value) for key, value in sheet.items())
 
 
 def _first_known(value: int | None, otherwise: int) -> int:
@@ -213,6 +415,7 @@ def _unit_rates(sheet: Mapping[str, Any], route: Route) -> UnitRates | None:
         "character": ("input_cost_per_character",) if route == "speech" else (),
         "query": ("input_cost_per_query",) if route == "rerank" else (),
         "request": ("input_cost_per_request",),
+        "second": ("input_cost_per_second", "output_cost_per_second") if route == "transcription" else (),
     }
     rates = {}
     for unit, names in keys.items():
@@ -225,8 +428,16 @@ def _unit_rates(sheet: Mapping[str, Any], route: Route) -> UnitRates | None:
 
 
 def _costs_otherwise(sheet: Mapping[str, Any]) -> bool:
-    """Say whether something else than tokens costs: a query, an image, a second."""
-    return any("cost" in key and (atto_each(value) or 0) > 0 for key, value in sheet.items())
+    """Whether something other than tokens and tools costs: a query, an image, a second."""
+    return any(
+        "cost" in key and key not in _TOOL_PRICES and (atto_each(value) or 0) > 0 for key, value in sheet.items()
+    )
+
+
+_TOOL_PRICES = frozenset({
+    "search_context_cost_per_query", "google_maps_grounding_cost_per_query", "file_search_cost_per_1k_calls",
+    "code_interpreter_cost_per_session",
+})  # fmt: skip
 
 
 def map_entry(price_map: Mapping[str, Any], name: str, provider: object = None) -> Mapping[str, Any]:

@@ -235,8 +235,11 @@ def _worst(way: Deployment, kind: str, bound: bounds.Bounds, output: int | None)
     price = way.price_on(kind)
     if price is None:
         return None
+    if way.picks_model and output != 0:
+        # The answer decides the price; known is only the fee, which is asked for the input.
+        return None
     if price.is_free:
-        return 0
+        return way.adjustment.fixed
     reach = bound.reach
     if reach.services or way.service in SERVICES:
         services = {*reach.services, *([way.service] if way.service in SERVICES else [])}
@@ -245,7 +248,7 @@ def _worst(way: Deployment, kind: str, bound: bounds.Bounds, output: int | None)
         reach = reach._replace(services=tuple(services))
     if reach.media_output and not way.has_own_price("output_cost_per_audio_token"):
         return None
-    return price.worst_case(_input(way, bound), output, reach)
+    return price.worst_case(_input(way, bound), output, reach, way.adjustment)
 
 
 def _short(value: object) -> str | None:

@@ -232,6 +232,9 @@ def _units(call_type: str, places: Sequence[Mapping[str, Any]], answers: int) ->
     if route == "speech":
         texts = [place["input"] for place in places if place.get("input") is not None]
         return Units(characters=sum(map(len, texts))) if all(isinstance(text, str) for text in texts) else None
+    if route == "transcription":
+        # The sound is not in what hooks see.
+        return None
     if route == "rerank":
         try:
             return Units(queries=sum(map(_queries, places)))

@@ -108,5 +108,10 @@ def finished_work(answer: Any, number: object = None) -> Work | None:  # any of 
     return work if work is not None and work.status is not None else None
 
 
+def is_batch(answer: Any) -> bool:  # any of LiteLLM's answers
+    """Whether an answer describes a batch."""
+    return bool(_field(answer, "object") == "batch")
+
+
 def _field(answer: Any, name: str) -> Any:
     return answer.get(name) if isinstance(answer, dict) else getattr(answer, name, None)

@@ -26,7 +26,8 @@ from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import exchange, outcomes
-from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, work_of
+from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
+from usage_plugin.proxy.streams import report_of
 from usage_plugin.proxy.underway import RequestUnderWay, is_free
 from usage_plugin.tracking.admission import unheld
 from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
@@ -64,21 +65,34 @@ class Endings:
         self._prices = prices
         self._underway = underway
         self._deferred = deferred
-        self._disagreements = outcomes.CrossCheck()
+        self._disputes = outcomes.CrossCheck()
 
     def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that tells its usage; what does not is settled when it is logged."""
-        usage = outcomes.inline_usage(response)
+        # In the provider's own words, where LiteLLM has put them into another shape for the client.
+        answer = response if request.answer is None else request.answer
+        raw = outcomes.raw_answer(data)
+        usage = outcomes.inline_usage(raw) or outcomes.inline_usage(answer)
         if not usage or request.fills_exchange:
             # What fills its exchange has no stamp: once it is settled, the log that follows would count as another one.
             return None
-        return self._record(request, outcomes.served_inline(data, response), usage, by="inline")
+        return self._record(request, outcomes.served_inline(data, answer, raw), usage, by="inline")
 
     def provider_answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> None:
         """Remember a whole answer: a guardrail may yet keep it from the client, but it is paid for."""
         request.sent = request.cut = False
-        # Read only if it is needed: nearly always the answer is settled a moment later.
-        request.delivered = lambda: (outcomes.served_inline(data, response), outcomes.inline_usage(response))
+        if request.answer is None:
+            # Where one API is served by another, the inner call is heard of first.
+            request.answer = response
+        answer = request.answer
+
+        def delivered() -> tuple[outcomes.Served, Mapping[str, Any]]:
+            """Read it only if it is needed: nearly always the answer is settled a moment later."""
+            raw = outcomes.raw_answer(data)
+            usage = outcomes.inline_usage(raw) or outcomes.inline_usage(answer)
+            return outcomes.served_inline(data, answer, raw), usage
+
+        request.delivered = delivered
         if request.failed:
             self._settle_delivered(request, request.failed)
             return
@@ -91,7 +105,7 @@ class Endings:
         """Settle a response whose look-up shows that it is done, if this is the first answer that says so."""
         work = finished_work(response, data.get("response_id"))
         request = self._deferred.find(work) if work is not None else None
-        if work is not None and request is not None and not outcomes.is_batch(response):
+        if work is not None and request is not None and not is_batch(response):
             served, usage = outcomes.served_inline(data, response), outcomes.inline_usage(response)
             self._settle_work(request, work, served, usage, by="inline")
 
@@ -144,19 +158,37 @@ class Endings:
                 self._record_foreign(kwargs, response)
             return
         request.cut = _client_left(kwargs)
+        if request.stream is None and request.report is not None and not (request.is_over or request.cut):
+            # Logged before its last frame was read, which tells what it used.
+            request.logged = (kwargs, response)
+        else:
+            self._settle_logged(request, kwargs, response)
+
+    def _settle_logged(self, request: RequestUnderWay, kwargs: Mapping[str, Any], response: Any) -> None:
+        """Settle with what was logged, and with what the provider's own frames reported, if it was a stream."""
         status: Status = request.failed or ("cancelled" if request.cut else "success")
         if request.cut and self._charges_cut_as_reserved():
             self._settle_as_reserved(request, status, by="success")
-        else:
-            self._record(
-                request,
-                outcomes.served_logged(kwargs, response),
-                outcomes.logged_usage(kwargs),
-                by="success",
-                status=status,
-                error=request.error,
-                estimated=request.cut,
-            )
+            return
+        served, usage = outcomes.served_logged(kwargs, response), outcomes.logged_usage(kwargs, response)
+        report = report_of(request)
+        is_unreported = False
+        if report is not None and not (request.cut or served.cache_hit):
+            is_unreported = not report.usage and not _is_mocked(kwargs)
+            served, usage = outcomes.served_streamed(served, report), report.usage or usage
+        if is_unreported and request.admitted.holds:
+            # LiteLLM counts the text; what else the provider bills, such as hidden reasoning, nobody knows.
+            self._settle_as_reserved(request, status, by="success")
+            return
+        self._record(
+            request,
+            served,
+            usage,
+            by="success",
+            status=status,
+            error=request.error,
+            estimated=request.cut or is_unreported,
+        )
 
     def failed(self, request: RequestUnderWay, error: Exception, *, hurried: bool) -> None:
         """Settle a request that failed for good, or leave it for the provider that still works on it.
@@ -194,6 +226,11 @@ class Endings:
             request: which.
             ending: how it looked on the wire.
         """
+        request.is_over = True
+        if request.report is not None:
+            request.report.end()
+        if request.logged is not None and not request.settled:
+            self._settle_logged(request, *request.logged)
         if not request.settled:
             self._runtime.recorder.free_slots(request)
             loop = asyncio.get_running_loop()
@@ -208,6 +245,9 @@ class Endings:
 
     def _settle_orphan(self, request: RequestUnderWay, status: Status) -> None:
         if request.settled:
+            return
+        if request.logged is not None:
+            self._settle_logged(request, *request.logged)
             return
         # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
         event = request.admitted.event
@@ -264,7 +304,8 @@ class Endings:
         """Settle with what LiteLLM tells; if that cannot be understood, with what was reserved, marked so."""
         event = request.admitted.event
         try:
-            outcome = outcomes.read_outcome(self._prices, served, usage, event, **how)
+            policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
+            outcome = outcomes.read_outcome(self._prices, served, usage, event, on_disputed=policy, **how)
             self._cross_check(outcome)
         except Exception:
             log.exception("outcome.unreadable", hook=by, event_id=event.event_id)
@@ -274,11 +315,10 @@ class Endings:
         return self._settle(request, outcome, by=by)
 
     def _cross_check(self, outcome: Outcome) -> None:
-        """Tell once for each model, and count, where LiteLLM's figure is another one."""
-        if outcome.disagrees:
-            self._disagreements.look(outcome)
-            difference = abs((outcome.cost or 0) - (outcome.litellm_cost or 0))
-            self._runtime.imperfections.count("disagreement", outcome.model, difference)
+        """Log once for each model, and count, where LiteLLM's figure is another one."""
+        if outcome.disputed_by:
+            self._disputes.look(outcome)
+            self._runtime.imperfections.count("disputed", outcome.model, outcome.disputed_by)
 
     def _settle_as_reserved(self, request: RequestUnderWay, status: Status, *, by: Settler) -> Recorded | None:
         return self._settle(request, Outcome(status=status, error=request.error, as_reserved=True), by=by)
@@ -286,7 +326,7 @@ class Endings:
     def _settle(self, request: RequestUnderWay, outcome: Outcome, *, by: Settler) -> Recorded | None:
         self._underway.forget(request, by)
         # The answer, and with it the whole body, would else live as long as the exchange, which timers may hold.
-        request.delivered = None
+        request.delivered = request.answer = request.stream = request.logged = None
         return self._write(request, outcome)
 
     def _write(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
@@ -306,7 +346,7 @@ class Endings:
     def _record_foreign(self, kwargs: Mapping[str, Any], response: Any) -> None:
         """Charge what was never admitted, such as a health check: it costs as much as any other request."""
         served = outcomes.served_logged(kwargs, response)
-        usage = outcomes.logged_usage(kwargs)
+        usage = outcomes.logged_usage(kwargs, response)
         logged = kwargs.get("standard_logging_object") or {}
         call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")
         if served.cache_hit or is_free(call_type) or not (any(usage.values()) or served.litellm_cost):
@@ -320,7 +360,8 @@ class Endings:
             **subjects.kept(),
             model=served.model or served.served_model,
         )
-        outcome = outcomes.read_outcome(self._prices, served, usage, draft)
+        policy = self._runtime.config.admission.disputed_cost_of(draft.model)
+        outcome = outcomes.read_outcome(self._prices, served, usage, draft, on_disputed=policy)
         recorded = self._write(OpenRequest(unheld(draft, subjects), self._runtime.clock.monotonic()), outcome)
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
@@ -340,6 +381,11 @@ def _asking() -> Subjects:
         return here.subjects()
     except UsagePluginError:
         return Subjects()
+
+
+def _is_mocked(kwargs: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM made the answer up, as `mock_response` asks it to: no provider reports anything then."""
+    return bool((kwargs.get("litellm_params") or {}).get("mock_response") or kwargs.get("mock_response"))
 
 
 def _client_left(kwargs: Mapping[str, Any]) -> bool:

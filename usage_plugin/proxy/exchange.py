@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from usage_plugin.proxy.routes import WEBSOCKET
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 
     from litellm.proxy._types import ProxyException
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import Status
     from usage_plugin.proxy.routes import Rule
+    from usage_plugin.proxy.streams import Report
     from usage_plugin.proxy.underway import RequestUnderWay
     from usage_plugin.tracking.demands import Standing
 
@@ -48,40 +49,51 @@ class Exchange:
         looked_up: the body of a request for work that is done later, as hooks are given it.
         subjects: finds the parties of the request; None before it is authenticated.
         output_limit: what the gate put into a request whose body LiteLLM does not send on as it is.
-        refusal: in place of the answer, on routes where LiteLLM would make another error of it.
         refused: the error of the gate, raised again wherever LiteLLM goes on in spite of it.
         ended: when it was over, by the monotonic clock in seconds; None while it is not.
         headers: added to the answer, in place of what has the same name.
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
+        body: of our refusal, where it is not the one that LiteLLM writes.
         standing: how the tightest of the caller's own limits stands.
         cost: of the request, in nano-dollars, once it is known.
         ending: how it looks from here: cancelled if the client left before the whole answer was sent, success if it
             was sent and its status is not that of an error.
+        report: reads the frames that the client gets, where they are the provider's own.
         requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
     __slots__ = (
-        "cost", "ended", "ending", "headers", "looked_up", "method", "output_limit", "path", "refusal", "refused",
-        "requests", "rule", "standing", "status", "subjects",
+        "_asked", "_client_headers", "body", "cost", "ended", "ending", "headers", "looked_up", "method",
+        "output_limit", "path", "refused", "report", "requests", "rule", "standing", "status", "subjects",
     )  # fmt: skip
 
-    def __init__(self, method: str = "POST", path: str = "") -> None:
-        """Start with nothing but the request line."""
-        self.method = method
+    def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = (), method: str = "POST") -> None:
+        """Start with the path, the headers and the method of the request, as ASGI has them."""
         self.path = path
+        self.method = method
+        self._asked = asked
+        self._client_headers: Mapping[str, str] | None = None
         self.rule: Rule | None = None
         self.subjects: Callable[[], Subjects] | None = None
         self.looked_up: Mapping[str, Any] | None = None
         self.output_limit: int | None = None
-        self.refusal: bytes | None = None
         self.refused: ProxyException | None = None
         self.headers: dict[str, str] = {}
         self.status: int | None = None
+        self.body: bytes | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
         self.ended: float | None = None
+        self.report: Report | None = None
         self.requests: list[RequestUnderWay] = []
+
+    @property
+    def client_headers(self) -> Mapping[str, str]:
+        """The request's headers by their lower-case names; of several with one name the last, as in LiteLLM."""
+        if self._client_headers is None:
+            self._client_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._asked}
+        return self._client_headers
 
     def refuse(self, answer: ProxyException, *, replace: bool = False) -> None:
         """Answer with this error.
@@ -93,7 +105,7 @@ class Exchange:
         self.status, self.headers = int(answer.code), answer.headers
         if replace:
             self.refused = answer
-            self.refusal = json.dumps({"error": answer.to_dict()}, ensure_ascii=False).encode("utf-8", "replace")
+            self.body = json.dumps({"error": answer.to_dict()}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 class ExchangeWrapper:
@@ -116,7 +128,7 @@ class ExchangeWrapper:
             await self._app(scope, receive, send)
             return
         path = scope.get("path", "").removeprefix(scope.get("root_path") or "")
-        exchange = Exchange(scope.get("method", WEBSOCKET), path)
+        exchange = Exchange(path, scope.get("headers", ()), scope.get("method", WEBSOCKET))
         answer = _Answer(exchange, scope, receive, send, self._on_start)
         token = current.set(exchange)
         try:
@@ -158,15 +170,13 @@ class _Answer:
             self._on_start(exchange)
             message = _with_ours(message, exchange)
             self._status = message["status"]
-        elif exchange.refusal is not None and kind in ("http.response.body", "websocket.close"):
+        elif exchange.body is not None and kind in ("http.response.body", "websocket.close"):
             if not self._is_sent:
                 self._is_sent = True
-                await self._send_refusal(message, exchange.refusal)
+                await self._send_refusal(message, exchange.body)
             return
-        elif kind == "http.response.body" and not message.get("more_body"):
-            self._is_sent = True
-            if self._status < _ERROR and exchange.ending != "cancelled":
-                exchange.ending = "success"
+        elif kind == "http.response.body":
+            self._is_sent = _sends_the_last(message, exchange, self._status)
         await self._send(message)
 
     async def _send_refusal(self, message: Message, refusal: bytes) -> None:
@@ -187,11 +197,21 @@ class _Answer:
         return message
 
 
+def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
+    """Read a part of an answer's body; return whether it is the last one."""
+    if exchange.report is not None:
+        exchange.report.read_bytes(message.get("body", b""))
+    is_last = not message.get("more_body")
+    if is_last and status < _ERROR and exchange.ending != "cancelled":
+        exchange.ending = "success"
+    return is_last
+
+
 def _with_ours(message: Message, exchange: Exchange) -> Message:
     ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
     dropped = set(ours)
-    if exchange.refusal is not None:
-        ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.refusal)).encode()}
+    if exchange.body is not None:
+        ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.body)).encode()}
         # The body that LiteLLM compressed is not the one that is sent.
         dropped |= {*ours, b"content-encoding", b"transfer-encoding"}
     kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in dropped]

@@ -26,8 +26,9 @@ from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
-from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.refusing import anthropic_body, bad_request, negotiated_headers, refusal_error, standing_headers
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
+from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
 from usage_plugin.tracking.admission import Decision, Refusal
@@ -114,6 +115,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             answer = _as_answer(error, kind)
             if here is not None:
                 here.refuse(answer)
+                here.body = anthropic_body(answer, here.path)
             raise answer from None
         return data
 
@@ -151,6 +153,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         request = RequestUnderWay(outcome, started, unmetered=unmetered, fills_exchange=fills)
         try:
             self._underway.add(request, data, here)
+            if here is not None and outcome.event.call_type in NATIVE:
+                here.report = request.report = Report()
             if outcome.without_fallbacks:
                 data["disable_fallbacks"] = True
             if here is not None:
@@ -175,6 +179,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if request is None:
             return
         request.sent, request.broken = True, False
+        request.answer = request.stream = None
         if request.fills_exchange and not request.unmetered and "messages" in kwargs and here is not None:
             if request.admitted.without_fallbacks and _model_group(kwargs) not in request.models:
                 raise bad_request("Only the model asked for fits, and no fallback.", param="model")

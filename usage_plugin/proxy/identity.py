@@ -1,20 +1,26 @@
-"""Identity: whose request it is, from LiteLLM's key and from what the request claims.
+"""Identity: the parties of a request, from LiteLLM's key and from what the request claims.
 
-A key of one's own always beats a claim; the master key may speak for anybody. LiteLLM's placeholder
-`default_user_id` is nobody.
+A user's own key always beats a claim; the master key may speak for any user. LiteLLM's placeholder `default_user_id`
+names no user. A claim is never an error: `domain.claims` finds a name in it that stays the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import sys
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from litellm.proxy._types import SpecialHeaders
+from litellm.proxy.auth.auth_utils import get_end_user_id_from_request_body
+
 from usage_plugin.config import RESOLVER
+from usage_plugin.domain.claims import Claimed, read_claim, stable_name
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.errors import SubjectNameError
 from usage_plugin.plugins.interface import Claim
+from usage_plugin.proxy import exchange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +30,18 @@ if TYPE_CHECKING:
 
 _PLACEHOLDER = "default_user_id"
 _HEADER = "header:"
+_ADMIN = "proxy_admin"
+_SESSION_HEADERS = ("x-litellm-trace-id", "x-litellm-session-id", "x-claude-code-session-id")
+"""Where a session stands on routes for which LiteLLM does not look for one; its own order."""
+
+_AGENT_HEADER = "x-claude-code-agent-id"
+_BY_LITELLM = "via_virtual_key"
+"""The field of a key that LiteLLM knew and looked at itself; older versions have none, and are asked each time."""
+
+_PROXY = "litellm.proxy.proxy_server"
+_KEY_SETTING = "litellm_key_header_name"
+_KEY_HEADERS = frozenset(header.value.lower() for header in SpecialHeaders)
+"""Headers that carry keys: they name no user, and no plugin gets them."""
 
 
 class IdentityRequiredError(SubjectNameError):
@@ -36,60 +54,65 @@ def resolve(
     body: Mapping[str, Any],
     resolvers: Resolvers,
 ) -> Subjects:
-    """Find everybody a request belongs to, under their real names: pseudonyms come after.
+    """Find the parties of a request, under their real names: pseudonyms come after.
 
     Args:
-        config: the order of sources, and what to do if none names anybody.
+        config: the order of sources, and what to do if none names a user.
         key: LiteLLM's `UserAPIKeyAuth`.
         body: the request as LiteLLM hands it to hooks.
         resolvers: those that plugins bring.
 
     Raises:
-        SubjectNameError: a name that cannot be taken, or none where one is required.
+        IdentityRequiredError: the request names no user where one is required.
+        SubjectNameError: a resolver gives an invalid name.
         ResolverFailedError: a resolver does not answer.
     """
     fold = config.casefold
     own = _own_user(key, fold=fold)
-    claim = _claim(key, body)
+    said = _claim(key, body)
+    claim = _claimed(said, config)
     user = own
     for source in config.user if own is None else ():
         if source == "key":
             user = _key_name(key, fold=fold)
         elif source == "end_user":
-            user = _claimed(claim, config)
+            user = claim.name
         elif source.startswith(RESOLVER):
-            named = resolvers.user_of(source.removeprefix(RESOLVER), _as_claim(claim, key, body))
+            named = resolvers.user_of(source.removeprefix(RESOLVER), _as_claim(said, key, body))
             user = clean_name(named, what="user", casefold=fold)
         else:
-            user = _claimed(_header(body, source.removeprefix(_HEADER)), config)
+            user = _claimed(_header(body, source.removeprefix(_HEADER)), config).name
         if user is not None:
             break
     if user is None and config.on_missing == "deny":
         raise IdentityRequiredError
     return Subjects(
         user=user or ANONYMOUS,
-        team=clean_name(key.team_id, what="team", casefold=fold),
+        team=stable_name(key.team_id, what="team", casefold=fold),
         api_key=_key_hash(key),
-        api_key_alias=clean_name(key.key_alias, what="key alias"),
-        end_user=_or_nothing(claim, "end_user", fold=fold),
-        organization=clean_name(key.org_id, what="organization", casefold=fold),
-        session=_or_nothing(_session(body), "session"),
+        api_key_alias=stable_name(key.key_alias, what="key alias"),
+        end_user=claim.name,
+        organization=stable_name(key.org_id, what="organization", casefold=fold),
+        session=_session(body, claim),
         tags=_tags(key, body),
+        agent=_or_nothing(_headers(body).get(_AGENT_HEADER) or _metadata(body).get("agent_id"), "agent"),
     )
 
 
 def _own_user(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
-    """Name the one person a key belongs to; None for the master key and for keys of several."""
-    if key.user_id in (None, _PLACEHOLDER) or _is_master(key):
+    """Name the user that a key belongs to; None for the master key and for keys of several users."""
+    if key.user_id in (None, _PLACEHOLDER) or MASTER_KEY in (key.api_key, key.token):
         return None
-    return clean_name(key.user_id, what="user", casefold=fold)
+    if _is_handed_on(key) and key.user_id == _of_proxy("litellm_proxy_admin_name"):
+        return None
+    return stable_name(key.user_id, what="user", casefold=fold)
 
 
 def _key_name(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
-    """Name a key that is nobody's own by its alias, else by the beginning of its hash."""
+    """Name a key without a user by its alias, else by the beginning of its hash."""
     if _is_master(key):
         return None
-    alias = clean_name(key.key_alias, what="key alias", casefold=fold)
+    alias = stable_name(key.key_alias, what="key alias", casefold=fold)
     if alias is not None:
         return alias
     hashed = _key_hash(key)
@@ -97,38 +120,68 @@ def _key_name(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
 
 
 def _is_master(key: Any) -> bool:  # UserAPIKeyAuth
-    return MASTER_KEY in (key.api_key, key.token)
+    return MASTER_KEY in (key.api_key, key.token) or _is_handed_on(key)
+
+
+def _is_handed_on(key: Any) -> bool:  # UserAPIKeyAuth
+    """Whether this is the master key as a `custom_auth` hands it on: LiteLLM replaces it by its alias elsewhere only.
+
+    A user that a `custom_auth` names with it has been authenticated, so that it still beats what the request says.
+    """
+    role = key.user_role
+    if role is None or key.api_key == MASTER_KEY or getattr(role, "value", role) != _ADMIN:
+        return False
+    master = _of_proxy("master_key")
+    # LiteLLM hashes keys that begin with sk-, and leaves others as they are.
+    return isinstance(master, str) and key.api_key is not None and key.api_key in _forms_of(master)
+
+
+@lru_cache(maxsize=1)
+def _forms_of(master: str) -> tuple[str, str]:
+    return master, hashlib.sha256(master.encode()).hexdigest()
 
 
 def _key_hash(key: Any) -> str | None:
-    """Give LiteLLM's hash of the key; what is none is hashed here, since it may be the key itself."""
+    """Return LiteLLM's hash of the key; anything else is hashed here, since it may be the key itself."""
     value = key.api_key or key.token
     if not isinstance(value, str) or not value:
         return None
+    if _is_handed_on(key):
+        return MASTER_KEY
     if is_key_hash(value):
         return value
     return hashlib.sha256(value.encode()).hexdigest()
 
 
 def _claim(key: Any, body: Mapping[str, Any]) -> object:  # UserAPIKeyAuth
-    """Find what the request says of its end user; LiteLLM has looked at headers and body already."""
-    return key.end_user_id if key.end_user_id is not None else body.get("user")
+    """Find what the request says about its end user.
+
+    LiteLLM has looked when it authenticated the key itself. Where a `custom_auth` did that, or no key was needed, it is
+    asked here. It passes over objects and lists, which are claims all the same.
+    """
+    if key.end_user_id is not None:
+        return key.end_user_id
+    found = None
+    if key.api_key != MASTER_KEY and _PROXY in sys.modules and not getattr(key, _BY_LITELLM, False):
+        found = get_end_user_id_from_request_body(body, _headers(body))
+    metadata = body.get("metadata")
+    of_metadata = metadata.get("user_id") if isinstance(metadata, dict) else None
+    if found is None:
+        user = body.get("user")
+        # Text there would have been found, or is the session that LiteLLM puts in the place of an object.
+        return user if user is not None or isinstance(of_metadata, str) else of_metadata
+    return None if found == of_metadata == body.get("litellm_session_id") else found
 
 
-def _claimed(claim: object, config: IdentityConfig) -> str | None:
-    if config.json_field and isinstance(claim, str) and claim.lstrip().startswith("{"):
-        try:
-            claim = json.loads(claim).get(config.json_field)
-        except (ValueError, RecursionError):
-            raise SubjectNameError("The end user is neither a name nor valid JSON.") from None
-    name = clean_name(claim, what="end user", casefold=config.casefold)
-    return None if name == _PLACEHOLDER else name
+def _claimed(claim: object, config: IdentityConfig) -> Claimed:
+    claimed = read_claim(claim, json_field=config.json_field, casefold=config.casefold)
+    return claimed._replace(name=None) if claimed.name == _PLACEHOLDER else claimed
 
 
 def _as_claim(claim: object, key: Any, body: Mapping[str, Any]) -> Claim:  # UserAPIKeyAuth
     return Claim(
         end_user=claim,
-        headers={str(name).lower(): value for name, value in _headers(body).items()},
+        headers={name: value for name, value in _headers(body).items() if not _carries_key(name)},
         # Older versions of LiteLLM do not keep them.
         jwt=getattr(key, "jwt_claims", None) or {},
         key_alias=key.key_alias,
@@ -137,23 +190,45 @@ def _as_claim(claim: object, key: Any, body: Mapping[str, Any]) -> Claim:  # Use
     )
 
 
-def _header(body: Mapping[str, Any], name: str) -> object:
-    headers = _headers(body)
-    return headers.get(name.lower(), headers.get(name))
+def _header(body: Mapping[str, Any], name: str) -> str | None:
+    name = name.lower()
+    return None if _carries_key(name) else _headers(body).get(name)
 
 
-def _headers(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    return (body.get("proxy_server_request") or {}).get("headers") or {}
+def _headers(body: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the client's headers by their lower-case names.
+
+    They come from the connection: LiteLLM hands none over on pass-through routes, where the whole body is the client's.
+    """
+    here = exchange.current.get()
+    if here is not None:
+        return here.client_headers
+    found = (body.get("proxy_server_request") or {}).get("headers") or {}
+    return {str(name).lower(): value for name, value in found.items()}
 
 
-def _session(body: Mapping[str, Any]) -> object:
-    return body.get("litellm_session_id") or _metadata(body).get("session_id")
+def _carries_key(name: str) -> bool:
+    return name in _KEY_HEADERS or name == str((_of_proxy("general_settings") or {}).get(_KEY_SETTING)).lower()
+
+
+def _of_proxy(name: str) -> Any:  # any of its globals
+    """Read a setting of the running proxy, which it may change; None where none runs in this process."""
+    return getattr(sys.modules.get(_PROXY), name, None)
+
+
+def _session(body: Mapping[str, Any], claim: Claimed) -> str | None:
+    """Find the session: LiteLLM's, else a header's, else the one in the claim; an invalid one is left out."""
+    found = _or_nothing(body.get("litellm_session_id") or _metadata(body).get("session_id"), "session")
+    if found is None:
+        headers = _headers(body)
+        found = _or_nothing(next((headers[name] for name in _SESSION_HEADERS if name in headers), None), "session")
+    return found or claim.session
 
 
 def _tags(key: Any, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """Take the tags that can be taken, those of the key first: a client must not push them out.
+    """Take the valid tags, those of the key first: a client must not push them out.
 
-    LiteLLM adds the User-Agent as a tag, which nobody asked for.
+    LiteLLM adds the User-Agent as a tag, for which there is no use.
     """
     given: list[Any] = []
     for source in (key.metadata, key.team_metadata, _metadata(body)):
@@ -168,9 +243,9 @@ def _metadata(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _or_nothing(value: object, what: str, *, fold: bool = False) -> str | None:
-    """Clean a name that decides nothing for the request itself; one that cannot be taken is left out."""
+def _or_nothing(value: object, what: str) -> str | None:
+    """Clean a name that no limit needs; an invalid one is left out."""
     try:
-        return clean_name(value, what=what, casefold=fold)
+        return clean_name(value, what=what)
     except SubjectNameError:
         return None

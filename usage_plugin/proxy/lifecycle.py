@@ -21,13 +21,16 @@ from litellm.proxy import proxy_server
 from litellm.proxy.auth import user_api_key_auth as authentication
 
 import usage_plugin
-from usage_plugin.config import CONFIG_VARIABLE, find_config, load_config, read_proxy_section
+from usage_plugin.config import CONFIG_VARIABLE, Config, ProxyYaml, find_config, load_config
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger, short_error, show_log
 from usage_plugin.pricing.sheets import unpriced_models
+from usage_plugin.proxy.config_warnings import ConfigWarning, config_warnings
 from usage_plugin.proxy.exchange import ExchangeWrapper
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
+from usage_plugin.proxy.pass_through import read_streams_of_gateways
 from usage_plugin.proxy.prices import PriceBook
+from usage_plugin.proxy.streams import remember_streams
 from usage_plugin.runtime import Runtime
 
 FLUSH_SECONDS = 10.0
@@ -47,6 +50,8 @@ def start() -> UsageHandler_PROXY_:
     show_log()
     _check_not_shadowed()
     _drop_finalizer_of_streams()
+    remember_streams()
+    read_streams_of_gateways()
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
@@ -157,23 +162,35 @@ async def _let_logging_end(handler: UsageHandler_PROXY_) -> None:
         await asyncio.sleep(0.1)
 
 
-def _unpriced(path: Path) -> list[str]:
-    """List models without a price, from the proxy's YAML: the router is not there yet."""
-    models = read_proxy_section(path, "model_list")
-    if models is None and proxy_server.user_config_file_path:
-        models = read_proxy_section(Path(proxy_server.user_config_file_path), "model_list")
-    return unpriced_models(models)
+def _look_through(config: Config) -> tuple[list[str], list[ConfigWarning]]:
+    """List models without a price and warnings, from the proxy's YAML: the router is not there yet.
+
+    A proxy that LiteLLM starts is never stopped by this.
+    """
+    try:
+        proxy_yaml = ProxyYaml(config.path)
+        named = proxy_server.user_config_file_path
+        if named and "model_list" not in proxy_yaml:
+            proxy_yaml = ProxyYaml(Path(named))
+        return unpriced_models(proxy_yaml.value("model_list")), config_warnings(config, proxy_yaml)
+    except Exception as error:  # noqa: BLE001  # LiteLLM may take what we cannot read
+        log.warning("config.not_looked_through", **short_error(error))
+        return [], []
 
 
 def _announce(runtime: Runtime) -> None:
     """Say in one line what is in force."""
     config = runtime.config
+    unpriced, warnings = _look_through(config)
+    for warning in warnings:
+        log.warning("config.warning", message=warning.text, hint=warning.remedy)
     log.info(
         "usage_plugin.started",
         version=usage_plugin.__version__,
         limits=[limit.name for limit in config.limits],
         enforce=runtime.enforce,
-        unpriced_models=_unpriced(config.path),
+        unpriced_models=unpriced,
+        warnings=[str(warning) for warning in warnings],
         ledger=runtime.ledger.location,
         storage=config.storage.backend,
         identity=list(config.identity.user),

@@ -1,22 +1,35 @@
 """Outcomes: what a finished request used and cost, read out of LiteLLM's objects, any field of which may be missing.
 
-The cost is computed from what was counted and the price of the deployment that served. LiteLLM's own figure serves
-where we have no price or nothing was counted, and else as a cross-check: it is 0.0 or None for paid calls on several
-routes, depending on earlier traffic, so its zero says nothing.
+`usage_plugin.pricing` reads the usage and does the arithmetic; here LiteLLM's objects are taken apart, and it is
+decided which cost is charged: the price that the YAML states; else what the provider says it billed; else our own
+arithmetic from the sheet of the model that answered; else LiteLLM's figure. LiteLLM's figure is 0.0 or None for paid
+calls on several routes, depending on earlier traffic, so its zero says nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from datetime import datetime, timezone
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel
+import orjson
 
 from usage_plugin.domain.money import format_usd, from_float
-from usage_plugin.domain.prices import NO_UNITS, Units
-from usage_plugin.domain.usage import MOST_TOKENS, NO_TOKENS, TokenUsage
+from usage_plugin.domain.prices import NO_TOOL_CALLS, NO_UNITS, ToolCalls, Units
 from usage_plugin.errors import MoneyError
 from usage_plugin.log import get_logger
-from usage_plugin.pricing.sheets import SERVICES
+from usage_plugin.pricing.usage import (
+    count,
+    field,
+    grounding_calls,
+    is_counted,
+    known_service,
+    mapping,
+    numbers,
+    read_usage,
+    tier_of,
+    tier_of_traffic,
+)
 from usage_plugin.tracking.recorder import Outcome
 
 if TYPE_CHECKING:
@@ -25,9 +38,14 @@ if TYPE_CHECKING:
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.prices import Price
     from usage_plugin.domain.usage import CostSource, Status, UsageEvent
+    from usage_plugin.pricing.usage import Reported
     from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.streams import Report
 
-_MOST_USAGE_FIELDS = 40
+DisputePolicy = Literal["higher", "computed", "litellm"]
+"""Which cost is charged where ours and LiteLLM's differ."""
+
+NO_ANSWER: Mapping[str, Any] = MappingProxyType({})
 _MOST_TOLD = 1_000
 _HIDDEN = "_hidden_params"
 
@@ -35,15 +53,16 @@ log = get_logger()
 
 
 class Served(NamedTuple):
-    """What LiteLLM says about who served a request.
+    """What LiteLLM says about the deployment that served a request, and its answer about itself.
 
     Attributes:
         model: the model group that was billed.
         deployment_id: of the deployment; it decides the price.
         litellm_cost: LiteLLM's figure in USD, if it has one.
-        tool_cost: the part of it that is for tools which the provider ran, as far as it says so.
-        service: the tier of service, as the answer tells it; that of a stream of Anthropic's messages tells none.
+        answered: the provider's model, as the answer names it.
+        service: the tier of service, as the answer names it; that of a stream of Anthropic's messages names none.
         units: what was counted of what may be billed by the piece.
+        tools: tools that the provider ran, as far as the answer shows them.
     """
 
     model: str | None
@@ -52,13 +71,37 @@ class Served(NamedTuple):
     served_model: str | None
     litellm_cost: object
     cache_hit: bool
-    tool_cost: object = None
+    answered: str | None = None
     service: str | None = None
     units: Units = NO_UNITS
+    tools: ToolCalls = NO_TOOL_CALLS
 
 
-def served_inline(data: Mapping[str, Any], response: Any) -> Served:  # any of LiteLLM's answers
-    """Read it while the answer is on its way to the client."""
+def raw_answer(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a provider's answer as it came, as far as LiteLLM keeps it: its own form of it loses fields.
+
+    Empty for those whose answers LiteLLM hands on with all their fields, and where there is no JSON.
+    """
+    logged = getattr(data.get("litellm_logging_obj"), "model_call_details", None) or {}
+    text = logged.get("original_response")
+    if logged.get("custom_llm_provider") in _HANDED_ON or not isinstance(text, str) or not text.startswith("{"):
+        return {}
+    try:
+        found: Mapping[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    return found
+
+
+_HANDED_ON = frozenset({"openai", "azure", "text-completion-openai"})
+
+
+def served_inline(
+    data: Mapping[str, Any],
+    response: Any,  # any of LiteLLM's answers
+    raw: Mapping[str, Any] = NO_ANSWER,
+) -> Served:
+    """Read it while the answer is on its way to the client; `raw` is the answer as it came."""
     hidden = _hidden(response)
     logged = getattr(data.get("litellm_logging_obj"), "model_call_details", None) or {}
     metadata = _routing_metadata(logged.get("litellm_params") or {}, data)
@@ -69,16 +112,18 @@ def served_inline(data: Mapping[str, Any], response: Any) -> Served:  # any of L
         served_model=_text(metadata.get("deployment")),
         litellm_cost=hidden.get("response_cost"),
         cache_hit=hidden.get("cache_hit") is True,
-        tool_cost=_tool_cost(getattr(data.get("litellm_logging_obj"), "cost_breakdown", None)),
-        service=_service(response),
+        answered=_text(raw.get("model")) or _answered(response, hidden),
+        service=_service(raw, hidden) or _service(response, hidden),
         units=_units(response, data),
+        tools=_more(_tools(response), _tools(raw)),
     )
 
 
 def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  # any of LiteLLM's answers
-    """Read it out of what a success or failure callback gets; `response` is what it gets beside them."""
+    """Read it out of what a success or failure callback gets, `response` included."""
     logged = kwargs.get("standard_logging_object") or {}
     metadata = _routing_metadata(kwargs.get("litellm_params") or {}, {})
+    hidden = _hidden(response)
     return Served(
         model=_text(logged.get("model_group")) or _text(metadata.get("model_group")),
         deployment_id=_text(logged.get("model_id")) or _text((metadata.get("model_info") or {}).get("id")),
@@ -86,95 +131,40 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
         served_model=_text(metadata.get("deployment")) or _text(logged.get("model")),
         litellm_cost=logged.get("response_cost"),
         cache_hit=logged.get("cache_hit") is True,
-        tool_cost=_tool_cost(logged.get("cost_breakdown")),
-        service=_service(response),
+        answered=_answered(response, hidden),
+        service=_service(response, hidden),
         units=_units(response, kwargs),
+        tools=_tools(response),
     )
 
 
-def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
-    """Find the usage in an answer, Gemini's own in OpenAI's form; empty if it has none."""
-    usage = _mapping(_field(response, "usage"))
-    if usage:
-        return usage
-    gemini = _mapping(_field(response, "usageMetadata"))
-    return _of_gemini(gemini) if gemini else {}
+def served_streamed(served: Served, report: Report) -> Served:
+    """Add what the frames of a stream have reported."""
+    return served._replace(
+        answered=report.model or served.answered,
+        service=report.service or served.service,
+        tools=_more(served.tools, report.tools),
+    )
 
 
-def _of_gemini(usage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Put Gemini's usage into OpenAI's form: its thoughts and the prompts of its tools come beside the rest."""
-
-    def by_kind(name: str) -> dict[str, int]:
-        parts = usage.get(name)
-        kinds = [_mapping(part) for part in parts] if isinstance(parts, list) else []
-        return {f"{str(kind.get('modality')).lower()}_tokens": _first(kind, "tokenCount") for kind in kinds}
-
-    thoughts = _first(usage, "thoughtsTokenCount")
-    return {
-        "prompt_tokens": _first(usage, "promptTokenCount") + _first(usage, "toolUsePromptTokenCount"),
-        "completion_tokens": _first(usage, "candidatesTokenCount") + thoughts,
-        "prompt_tokens_details": {
-            **by_kind("promptTokensDetails"),
-            "cached_tokens": _first(usage, "cachedContentTokenCount"),
-            "cached_tokens_details": by_kind("cacheTokensDetails"),
-        },
-        "completion_tokens_details": {**by_kind("candidatesTokensDetails"), "reasoning_tokens": thoughts},
-        "service_tier": _GEMINI_SERVICES.get(str(usage.get("trafficType")).upper()),
-    }
+def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers, or a provider's
+    """Find the usage in an answer, in whatever form it is; empty if it has none."""
+    found = mapping(field(response, "usage")) or mapping(field(response, "usageMetadata"))
+    if is_counted(found):
+        return found
+    # What reranking used is in its `meta`.
+    meta = mapping(field(response, "meta"))
+    return meta if any(map(mapping, meta.values())) else {}
 
 
-_GEMINI_SERVICES = {"ON_DEMAND": "default", "ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex", "FLEX": "flex"}
-
-
-def logged_usage(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Find the usage in what a callback gets; empty if it has none."""
+def logged_usage(kwargs: Mapping[str, Any], response: Any = None) -> Mapping[str, Any]:  # any of LiteLLM's answers
+    """Find the usage in what a callback gets, the answer's own first; empty if there is none."""
+    own = inline_usage(field(response, "response") or response) if response is not None else {}
+    if own:
+        return own
     logged = kwargs.get("standard_logging_object") or {}
-    usage = _mapping((logged.get("metadata") or {}).get("usage_object"))
+    usage = mapping((logged.get("metadata") or {}).get("usage_object"))
     return usage or {key: logged.get(key) for key in ("prompt_tokens", "completion_tokens")}
-
-
-def is_batch(answer: Any) -> bool:  # any of LiteLLM's answers
-    """Whether an answer describes a batch."""
-    return bool(_field(answer, "object") == "batch")
-
-
-def read_tokens(usage: Mapping[str, Any], *, anthropic: bool) -> TokenUsage:
-    """Turn a provider's usage into ours.
-
-    Args:
-        usage: OpenAI's chat or Responses form, or Anthropic's.
-        anthropic: whether `input_tokens` leaves the cached tokens out, as Anthropic's does.
-    """
-    prompt = _mapping(usage.get("prompt_tokens_details") or usage.get("input_tokens_details"))
-    answer = _mapping(usage.get("completion_tokens_details") or usage.get("output_tokens_details"))
-    cached = _first(usage, "cache_read_input_tokens") or _first(prompt, "cached_tokens")
-    written = _first(usage, "cache_creation_input_tokens") or _first(
-        prompt, "cache_creation_tokens", "cache_write_tokens"
-    )
-    total_input = _first(usage, "prompt_tokens", "input_tokens")
-    if anthropic and usage.get("prompt_tokens") is None:
-        total_input += cached + written
-    output = _first(usage, "completion_tokens", "output_tokens")
-    if not (prompt or answer or written):
-        # The rest is in them.
-        return TokenUsage(total_input, output, cached)
-    of_cached = _mapping(prompt.get("cached_tokens_details"))
-    of_written = _mapping(usage.get("cache_creation") or prompt.get("cache_creation_token_details"))
-    cached_audio = _first(of_cached, "audio_tokens")
-    return TokenUsage(
-        input_tokens=total_input,
-        output_tokens=output,
-        cached_input_tokens=cached,
-        cache_write_tokens=written,
-        reasoning_tokens=_first(answer, "reasoning_tokens"),
-        cache_write_1h_tokens=_first(of_written, "ephemeral_1h_input_tokens"),
-        cached_audio_tokens=cached_audio,
-        # The cached ones are among these.
-        audio_input_tokens=max(0, _first(prompt, "audio_tokens") - cached_audio),
-        image_input_tokens=max(0, _first(prompt, "image_tokens") - _first(of_cached, "image_tokens")),
-        audio_output_tokens=_first(answer, "audio_tokens"),
-        image_output_tokens=_first(answer, "image_tokens"),
-    )
 
 
 class Deployments(Protocol):
@@ -193,73 +183,189 @@ def read_outcome(
     status: Status = "success",
     error: str | None = None,
     estimated: bool = False,
+    on_disputed: DisputePolicy = "higher",
 ) -> Outcome:
     """Put together how a request ended and what it cost.
 
-    A success of which nobody says what it used is charged as reserved.
+    A success that reports no usage is charged as reserved.
     """
-    tokens = read_tokens(usage, anthropic=admitted.call_type == "anthropic_messages")
     model = served.model or admitted.model
     deployment = _deployment(prices, model, served, admitted.team)
+    provider = (deployment.provider if deployment else None) or served.provider
+    reported = read_usage(usage, provider=provider)
     price = deployment.price_on(admitted.call_type) if deployment else None
-    told = _text(usage.get("service_tier")) or served.service
-    service = _known_service(told or admitted.service_tier or (deployment.service if deployment else None))
-    counted = NO_TOKENS if served.cache_hit else tokens
-    cost, source = _cost(price, counted, service, served, admitted.call_type)
-    litellm_cost = _figure(served.litellm_cost)
-    unknown = (
-        source == "none" and not served.cache_hit and price is not None and not price.is_free and status == "success"
+    told = reported.service or served.service
+    service = known_service(told or admitted.service_tier or (deployment.service if deployment else None))
+    charge = (
+        _Charge(0, "none")
+        if served.cache_hit
+        else _charge(deployment, price, reported, service, served, admitted, on_disputed)
     )
+    unknown = (
+        charge.source == "none"
+        and not served.cache_hit
+        and price is not None
+        and not price.is_free
+        and status == "success"
+    )
+    # Where no answer says how it was served, it is billed as it was asked for.
+    is_guessed = charge.source == "computed" and service is not None and not (told and _has_price(price, service))
     return Outcome(
         status=status,
         # The router's own name for what it billed: an alias is another name of it.
         model=deployment.model if deployment else model,
         served_model=served.served_model or (deployment.served_model if deployment else None),
         deployment=served.deployment_id,
-        provider=(deployment.provider if deployment else None) or served.provider,
-        tokens=tokens,
-        cost=cost,
-        cost_source=source,
+        provider=provider,
+        tokens=reported.tokens,
+        cost=charge.cost,
+        cost_source=charge.source,
         cache_hit=served.cache_hit,
-        # Where nobody says how it was served, it is billed as it was asked for.
-        estimated=estimated or (service is not None and not (told and _has_price(price, service))),
+        estimated=estimated or is_guessed,
         as_reserved=unknown,
         error=error,
-        usage=dict(_numbers(usage)) or None,
+        usage=dict(numbers(usage)) or None,
         service_tier=service,
-        litellm_cost=litellm_cost,
-        disagrees=source == "computed" and disagreement(cost, litellm_cost),
+        disputed_by=charge.disputed_by,
+        disputed=charge.disputed,
     )
 
 
+class _Charge(NamedTuple):
+    cost: Nano | None
+    source: CostSource
+    disputed_by: Nano = 0
+    disputed: str = ""
+
+
+def _charge(  # noqa: PLR0911  # one case after the other  # all that decides
+    deployment: Deployment | None,
+    price: Price | None,
+    reported: Reported,
+    service: str | None,
+    served: Served,
+    admitted: UsageEvent,
+    on_disputed: DisputePolicy,
+) -> _Charge:
+    computed = _computed(deployment, price, reported, service, served, admitted) if deployment else None
+    if computed is not None and deployment is not None and deployment.states_price:
+        return _Charge(computed, "computed")
+    if reported.billed is not None:
+        adjusted = deployment.adjustment.nano(reported.billed) if deployment else reported.billed
+        return _Charge(adjusted, "provider")
+    figure = _figure(served.litellm_cost)
+    if reported.stated is not None and deployment is not None:
+        # LiteLLM takes over what any provider states, and puts its own figure there; neither says more than ours.
+        figure = None if figure in (reported.stated, deployment.adjustment.nano(reported.stated)) else figure
+    if computed is not None:
+        if not disagreement(computed, figure) or figure is None:
+            return _Charge(computed, "computed")
+        if deployment is not None and _ignores_the_answer(figure, deployment, price, reported, served, admitted):
+            return _Charge(computed, "computed")
+        is_ours = on_disputed == "computed" or (on_disputed == "higher" and computed >= figure)
+        told = f"computed {format_usd(computed)}, LiteLLM {format_usd(figure)}; {_quantities(reported)}"
+        difference = abs(computed - figure)
+        return (
+            _Charge(computed, "computed", difference, told) if is_ours else _Charge(figure, "litellm", difference, told)
+        )
+    if figure is not None:
+        return _Charge(figure, "litellm")
+    if price is None and (any(reported.tokens) or admitted.call_type not in _TOKEN_ROUTES):
+        return _Charge(None, "unpriced")
+    return _Charge(0, "none")
+
+
+def _computed(  # all that decides
+    deployment: Deployment,
+    price: Price | None,
+    reported: Reported,
+    service: str | None,
+    served: Served,
+    admitted: UsageEvent,
+) -> Nano | None:
+    """Price a request by our own arithmetic; None where a price is missing or nothing was counted."""
+    answering = deployment.price_of_answer(served.answered, admitted.call_type)
+    parts = [price] if answering is None else [price, answering] if deployment.picks_model else [answering]
+    if None in parts or (deployment.picks_model and answering is None):
+        # A router's own price is only its fee.
+        return None
+    tools = _more(reported.tools, served.tools)
+    at = None
+    if any(part is not None and part.off_peak is not None for part in parts):
+        at = datetime.fromtimestamp(admitted.started_at / 1e6, timezone.utc)
+    costs = [
+        part.cost(
+            reported.tokens,
+            service=service,
+            units=served.units._replace(seconds=reported.seconds) if reported.seconds else served.units,
+            tools=tools,
+            search_size=reported.search_size,
+            modes=reported.modes,
+            at=at,
+            adjustment=deployment.adjustment,
+        )
+        for part in parts
+        if part is not None
+    ]
+    return None if None in costs else sum(cost for cost in costs if cost is not None)
+
+
+def _ignores_the_answer(
+    figure: Nano,
+    deployment: Deployment,
+    price: Price | None,
+    reported: Reported,
+    served: Served,
+    admitted: UsageEvent,
+) -> bool:
+    """Whether LiteLLM's figure is what the request would have cost as it was asked for, not as the answer was served.
+
+    What the provider's own answer says of its tier and mode decides; LiteLLM does not read it on every route.
+    """
+    modes = () if price is None else tuple(name for name, _ in price.modes)
+    services = {None, admitted.service_tier}
+    asked = [*((service, reported.modes) for service in services), *((None, (mode,)) for mode in modes)]
+    costs = [
+        _computed(deployment, price, reported._replace(modes=mode), service, served, admitted)
+        for service, mode in asked
+    ]
+    return any(cost is not None and not disagreement(cost, figure) for cost in costs)
+
+
+def _more(one: ToolCalls, other: ToolCalls) -> ToolCalls:
+    """Take the larger count of each tool: usage and answer tell of the same calls."""
+    if other is NO_TOOL_CALLS:
+        return one
+    if one is NO_TOOL_CALLS:
+        return other
+    return ToolCalls._make(map(max, one, other))
+
+
+def _quantities(reported: Reported) -> str:
+    """List what was counted, for whoever looks into a disputed cost."""
+    counted = {**reported.tokens._asdict(), **reported.tools._asdict()}
+    return ", ".join(f"{name} {number}" for name, number in counted.items() if number) or "nothing counted"
+
+
 def disagreement(computed: Nano | None, litellm: Nano | None) -> bool:
-    """Say whether two costs differ by more than a hundredth and a micro-dollar; an unknown one agrees with all."""
+    """Whether two costs differ by more than a hundredth and a micro-dollar; an unknown one agrees with all."""
     if computed is None or litellm is None:
         return False
     return abs(computed - litellm) > max(1_000, max(computed, litellm) // 100)
 
 
 class CrossCheck:
-    """Tells of models that LiteLLM prices otherwise than we do: once each, for as many as are worth remembering."""
+    """Logs models that LiteLLM prices otherwise than we do: once each, for as many as are worth remembering."""
 
     def __init__(self) -> None:
-        """Start with nothing told."""
+        """Start with nothing logged."""
         self._told: set[str | None] = set()
 
     def look(self, outcome: Outcome) -> None:
-        """Log a disagreement, the first time a model has one."""
-        if outcome.disagrees and outcome.model not in self._told and len(self._told) < _MOST_TOLD:
+        """Log a disputed cost, the first time a model has one."""
+        if outcome.disputed_by and outcome.model not in self._told and len(self._told) < _MOST_TOLD:
             self._told.add(outcome.model)
-            log.warning(
-                "cost.disagrees",
-                model=outcome.model,
-                computed=format_usd(outcome.cost or 0),
-                litellm=format_usd(outcome.litellm_cost or 0),
-            )
-
-
-def _known_service(name: str | None) -> str | None:
-    return name.lower() if name is not None and name.lower() in SERVICES else None
+            log.warning("cost.disputed", model=outcome.model, charged=outcome.cost_source, why=outcome.disputed)
 
 
 def _has_price(price: Price | None, service: str) -> bool:
@@ -275,22 +381,6 @@ def _deployment(prices: Deployments, model: str | None, served: Served, team: st
     return next(iter(exact or found), None)
 
 
-def _cost(
-    price: Price | None, tokens: TokenUsage, service: str | None, served: Served, call_type: str
-) -> tuple[Nano | None, CostSource]:
-    if served.cache_hit:
-        return 0, "none"
-    computed = price.cost(tokens, service=service, units=served.units) if price is not None else None
-    if computed is not None:
-        return computed + (_figure(served.tool_cost) or 0), "computed"
-    figure = _figure(served.litellm_cost)
-    if figure is not None:
-        return figure, "litellm"
-    if price is None and (any(tokens) or call_type not in _TOKEN_ROUTES):
-        return None, "unpriced"
-    return 0, "none"
-
-
 def _figure(usd: object) -> Nano | None:
     """Read LiteLLM's figure; its zero is no figure, since it stands for whatever LiteLLM does not know."""
     if not isinstance(usd, int | float) or usd <= 0:
@@ -301,26 +391,71 @@ def _figure(usd: object) -> Nano | None:
         return None
 
 
-def _tool_cost(breakdown: Any) -> object:  # LiteLLM's, a mapping
-    return _mapping(breakdown).get("tool_usage_cost")
+def _answered(response: Any, hidden: Mapping[str, Any]) -> str | None:  # any of LiteLLM's answers
+    """Find the provider's model in an answer: LiteLLM puts the name that the client asked for there only later."""
+    return (
+        _text(hidden.get("provider_response_model"))
+        or _text(field(response, "model"))
+        or _text(field(response, "modelVersion"))
+    )
 
 
-def _service(response: Any) -> str | None:  # any of LiteLLM's answers
+def _service(response: Any, hidden: Mapping[str, Any]) -> str | None:  # any of LiteLLM's answers
     """Find the tier of service that an answer says it was served in."""
-    return _text(_field(response, "service_tier"))
+    told = tier_of(response)
+    if told is not None or not hidden:
+        return told
+    return tier_of_traffic(mapping(hidden.get("provider_specific_fields")).get("traffic_type"))
 
 
 def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLLM's answers
     """Count what may be billed by the piece: images and queries in the answer, characters in what was to be spoken."""
-    images, spoken, meta = _field(response, "data"), request.get("input"), _field(response, "meta")
+    images, spoken, meta = field(response, "data"), request.get("input"), field(response, "meta")
     if images is spoken is meta is None:
         return NO_UNITS
-    billed = _mapping(_mapping(meta).get("billed_units"))
+    billed = mapping(mapping(meta).get("billed_units"))
     return Units(
         images=len(images) if isinstance(images, list) else 0,
         characters=len(spoken) if isinstance(spoken, str) else 0,
-        queries=_first(billed, "search_units"),
+        queries=count(billed, "search_units"),
     )
+
+
+def _tools(response: Any) -> ToolCalls:  # any of LiteLLM's answers
+    """Count the tools that a provider ran, where its answer shows them and its usage does not."""
+    output = field(response, "output")
+    if isinstance(output, list):
+        return _in_items(response, output)
+    choices = field(response, "choices")
+    if isinstance(choices, list):
+        return _CITED if any(map(_cites_the_web, choices)) else NO_TOOL_CALLS
+    candidates = field(response, "candidates")
+    return grounding_calls(candidates) if isinstance(candidates, list) else NO_TOOL_CALLS
+
+
+_CITED = ToolCalls(searches=1)
+"""A chat answer that cites pages has searched; how often it does not say."""
+
+
+def _in_items(response: Any, output: list[Any]) -> ToolCalls:  # any of LiteLLM's answers
+    kinds = [field(item, "type") for item in output]
+    if _SERVER_RUN.isdisjoint(kinds):
+        return NO_TOOL_CALLS
+    told = mapping(mapping(field(response, "tool_usage")).get("web_search"))
+    containers = {field(item, "container_id") for item in output if field(item, "type") == "code_interpreter_call"}
+    return ToolCalls(
+        searches=count(told, "num_requests") if "num_requests" in told else kinds.count("web_search_call"),
+        file_searches=kinds.count("file_search_call"),
+        code_sessions=len(containers),
+    )
+
+
+_SERVER_RUN = frozenset({"web_search_call", "file_search_call", "code_interpreter_call"})
+
+
+def _cites_the_web(choice: Any) -> bool:  # any of LiteLLM's answers
+    notes = field(field(choice, "message"), "annotations")
+    return isinstance(notes, list) and any(field(note, "type") == "url_citation" for note in notes)
 
 
 _TOKEN_ROUTES = frozenset({"acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages"})
@@ -338,70 +473,13 @@ def _routing_metadata(parameters: Mapping[str, Any], data: Mapping[str, Any]) ->
 
 def _hidden(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
     if isinstance(response, dict):
-        return _mapping(response.get(_HIDDEN))
+        return mapping(response.get(_HIDDEN))
     # Where pydantic keeps it: its way to a private attribute takes as long as all the rest that is read here.
     private = getattr(response, "__pydantic_private__", None)
     if private and _HIDDEN in private:
-        return _mapping(private[_HIDDEN])
-    return _mapping(getattr(response, _HIDDEN, None))
-
-
-class _Models(dict[type[Any], bool]):
-    """Which types are pydantic's models: each look at an instance would go through pydantic's own, slow check."""
-
-    def __missing__(self, kind: type[Any]) -> bool:
-        self[kind] = issubclass(kind, BaseModel)
-        return self[kind]
-
-
-_is_model = _Models()
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
-    if isinstance(value, dict):
-        return value
-    if value is not None and _is_model[type(value)]:
-        # What stands in it already: dumping the model, or walking through it, costs more than all that is read from it.
-        extra = value.__pydantic_extra__
-        return {**vars(value), **extra} if extra else vars(value)
-    return {}
-
-
-def _field(holder: Any, name: str) -> Any:  # any of LiteLLM's objects
-    """Read a field that may be missing; to ask a pydantic model for an attribute that it lacks is slow."""
-    if isinstance(holder, dict):
-        return holder.get(name)
-    if _is_model[type(holder)]:
-        extra = holder.__pydantic_extra__
-        return extra[name] if extra and name in extra else vars(holder).get(name)
-    return getattr(holder, name, None)
+        return mapping(private[_HIDDEN])
+    return mapping(getattr(response, _HIDDEN, None))
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _first(usage: Mapping[str, Any], *names: str) -> int:
-    """Read the first field that is there; null and nonsense count as none."""
-    if not usage:
-        return 0
-    for name in names:
-        value = usage.get(name)
-        if type(value) is int and value > 0:
-            return min(value, MOST_TOKENS)
-    return 0
-
-
-def _numbers(usage: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]:
-    """Flatten a usage to its numbers other than zero: what a later repricing needs, and no text."""
-    found: list[tuple[str, int]] = []
-    for key, value in usage.items():
-        # Most fields are empty.
-        if not value or not str(key).isidentifier():
-            continue
-        if type(value) is int:
-            if 0 < value <= MOST_TOKENS:
-                found.append((f"{prefix}{key}"[:80], value))
-        elif nested := _mapping(value):
-            found += _numbers(nested, f"{prefix}{key}.")
-    return found[:_MOST_USAGE_FIELDS]

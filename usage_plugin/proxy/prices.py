@@ -8,29 +8,48 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import litellm
 from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
 
-from usage_plugin.domain.prices import atto_each
+from usage_plugin.domain.prices import NO_ADJUSTMENT, atto_each
 from usage_plugin.domain.subjects import LONGEST_NAME
-from usage_plugin.pricing.sheets import is_priced_by_litellm, map_entry, own_or_mapped, read_price, route_of
+from usage_plugin.pricing.catalog import (
+    adjustment_of,
+    entry_name,
+    location_of,
+    picks_the_model,
+    provider_of,
+    residency_of,
+)
+from usage_plugin.pricing.sheets import (
+    NO_UPLIFT,
+    is_priced_by_litellm,
+    own_or_mapped,
+    read_price,
+    route_of,
+    uplift_of,
+    with_container,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from decimal import Decimal
     from types import ModuleType
 
     from usage_plugin.domain.money import Nano
-    from usage_plugin.domain.prices import Price
+    from usage_plugin.domain.prices import Adjustment, Price
     from usage_plugin.pricing.sheets import Route
 
 _ATTO_PER_NANO = 10**9
 _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0
 _MOST_FALLBACKS = 32
+_MOST_ANSWERING = 100
+"""Models of answers whose prices are kept for one deployment."""
 FALLBACK_LISTS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
@@ -41,14 +60,20 @@ class Deployment:
         model: the `model_name` that is billed, an alias resolved.
         served_model: the provider's model, as in `litellm_params.model`.
         sheet: the prices, as LiteLLM writes them.
+        states_price: whether the YAML states a price of its own; nobody else's figure is charged then.
+        picks_model: whether the provider chooses the model that answers, so that no price is known before.
+        adjustment: what the operator takes off the provider's prices, or puts on them.
         context: the most input tokens it takes; None if unknown.
         most_output: the most output tokens it gives; None if unknown.
         service: the tier of service that it asks for by itself.
     """
 
-    __slots__ = ("_prices", "context", "deployment_id", "model", "most_output", "provider", "served_model", "service", "sheet")  # fmt: skip  # noqa: E501
+    __slots__ = (
+        "_of_answers", "_prices", "_sheet_of", "_uplift", "adjustment", "context", "deployment_id", "model",
+        "most_output", "picks_model", "provider", "served_model", "service", "sheet", "states_price",
+    )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what is known of a deployment
         self,
         model: str | None,
         *,
@@ -56,34 +81,66 @@ class Deployment:
         provider: str | None = None,
         served_model: str = "",
         sheet: Mapping[str, Any] = MappingProxyType({}),
+        states_price: bool = False,
+        adjustment: Adjustment = NO_ADJUSTMENT,
+        uplift: Decimal = NO_UPLIFT,
         context: int | None = None,
         most_output: int | None = None,
         service: str | None = None,
+        sheet_of: Callable[[str], Mapping[str, Any] | None] | None = None,
     ) -> None:
-        """Remember what is known."""
+        """Keep what is known.
+
+        `uplift` is by which the region multiplies the prices of tokens. `sheet_of` finds the sheet of another model of
+        this provider; None where the YAML says which one it is.
+        """
         self.model = model
         self.deployment_id = deployment_id
         self.provider = provider
         self.served_model = served_model
         self.sheet = sheet
+        self.states_price = states_price
+        self.picks_model = not states_price and picks_the_model(served_model)
+        self.adjustment = adjustment
         self.context = context
         self.most_output = most_output
         self.service = service
+        self._uplift = uplift
+        self._sheet_of = sheet_of
         self._prices: dict[Route, Price | None] = {}
+        self._of_answers: dict[tuple[str, Route], Price | None] = {}
 
     def price_on(self, call_type: str) -> Price | None:
-        """Read the price of a route; None if none is known that we can work with."""
+        """Return the price of a route; None if none is known that we can work with."""
         route = route_of(call_type)
         if route not in self._prices:
-            self._prices[route] = read_price(self.sheet, route)
+            self._prices[route] = read_price(self.sheet, route, uplift=self._uplift)
         return self._prices[route]
 
+    def price_of_answer(self, answered: str | None, call_type: str) -> Price | None:
+        """Return the price of the model that an answer names, where that is another one than was asked."""
+        if answered is None or self._sheet_of is None or self._is_asked(answered):
+            return None
+        key = (answered, route_of(call_type))
+        if key not in self._of_answers:
+            if len(self._of_answers) >= _MOST_ANSWERING:
+                self._of_answers.clear()
+            sheet = self._sheet_of(answered)
+            self._of_answers[key] = None if sheet is None else read_price(sheet, key[1], uplift=self._uplift)
+        return self._of_answers[key]
+
+    def _is_asked(self, answered: str) -> bool:
+        """Whether a name is that of the model that was asked, or a shorter form of it."""
+        return self.served_model == answered or self.served_model.rpartition("/")[2].startswith(
+            answered.rpartition("/")[2]
+        )
+
     def has_own_price(self, key: str) -> bool:
-        """Say whether the sheet has a price under this key."""
+        """Whether the sheet has a price under this key."""
         return atto_each(self.sheet.get(key)) is not None
 
     def is_priced_on(self, call_type: str) -> bool:
-        """Say whether a price is known, by us or by LiteLLM alone."""
+        """Whether a price is known, by us or by LiteLLM alone."""
         return self.price_on(call_type) is not None or is_priced_by_litellm(self.sheet, route_of(call_type))
 
 
@@ -149,6 +206,11 @@ class PriceBook:
         router = _router()
         return router is not None and model in router.model_names
 
+    def _entry(self, model: str, provider: str | None) -> Mapping[str, Any] | None:
+        """Find the entry of LiteLLM's map that prices a model; None if there is none."""
+        name = entry_name(self._map, model, provider)
+        return None if name is None else with_container(self._map, self._map[name], provider)
+
     def _look_up(self, model: str, team: str | None) -> Iterable[Deployment]:
         router = _router()
         if router is None:
@@ -163,16 +225,27 @@ class PriceBook:
             if "*" in served:
                 served = model if model.startswith(served.split("*", 1)[0]) else served.replace("*", model)
             own = {key: value for key, value in {**parameters, **info}.items() if value is not None}
-            mapped = map_entry(self._map, str(own.get("base_model") or served), own.get("custom_llm_provider"))
+            name, provider = provider_of(served, own.get("custom_llm_provider"), own.get("api_base"))
+            base_model = own.get("base_model")
+            mapped = self._entry(str(base_model or name), provider) or {}
             facts = {**mapped, **own}
             sheet = own_or_mapped(own, mapped)
             service = own.get("service_tier")
+            states_price = sheet is not mapped
             yield Deployment(
                 str((billed or model) if listed else entry.get("model_name")),
                 deployment_id=str(info.get("id") or ""),
-                provider=_provider(served, own.get("custom_llm_provider")),
+                provider=provider or (served.split("/", 1)[0] if "/" in served else None),
                 served_model=served,
                 sheet=sheet,
+                states_price=states_price,
+                adjustment=adjustment_of(provider),
+                uplift=uplift_of(
+                    sheet,
+                    residency=residency_of(provider, own.get("api_base")),
+                    location=location_of(provider, own, name),
+                ),
+                sheet_of=None if states_price or base_model else partial(self._entry, provider=provider),
                 context=_count(facts.get("max_input_tokens")),
                 most_output=_count(facts.get("max_output_tokens")),
                 service=service.lower() if isinstance(service, str) else None,
@@ -222,17 +295,6 @@ def _proxy_server() -> ModuleType:
     from litellm.proxy import proxy_server  # noqa: PLC0415
 
     return cast("ModuleType", proxy_server)
-
-
-def _provider(served_model: str, named: object) -> str | None:
-    """Name the provider as LiteLLM routes to it; holds and charges must mean the same one."""
-    if named:
-        return str(named)
-    try:
-        provider: str = litellm.get_llm_provider(served_model)[1]
-    except Exception:  # noqa: BLE001  # LiteLLM raises for models it does not know
-        return served_model.split("/", 1)[0] if "/" in served_model else None
-    return provider
 
 
 def overriding_fallbacks(fallbacks: object) -> bool:

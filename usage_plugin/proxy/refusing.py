@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from litellm.proxy._types import ProxyException
 
 from usage_plugin.domain.windows import MICROSECONDS
+from usage_plugin.encoding import encode_record
 from usage_plugin.tracking.refusal_words import sentence, waits_for_window
 from usage_plugin.tracking.refusals import describe, format_amount, reset_of
 
@@ -33,6 +34,18 @@ _TYPES: dict[Reason, str] = {
     "outbox_full": "storage_unavailable",
     "unavailable": "ledger_unavailable",
 }
+_ANTHROPIC_TYPES = {
+    "budget_exceeded": "billing_error",
+    "request_exceeds_limit": "billing_error",
+    "budget_busy": "rate_limit_error",
+    "rate_limit_exceeded": "rate_limit_error",
+    "storage_unavailable": "api_error",
+    "ledger_unavailable": "api_error",
+    "identity_unavailable": "api_error",
+}
+"""`error.type` by ours, as Anthropic documents them; the type of all others is `invalid_request_error`."""
+
+_ANTHROPIC_ROUTE = "/v1/messages"
 _LONGEST_RETRY = 60
 _NOT_WORKING = ("unavailable", "outbox_full")
 """Nobody's limit is the cause, and trying again is right."""
@@ -53,6 +66,21 @@ def refusal_error(refusal: Refusal, config: Config) -> ProxyException:
 def bad_request(message: str, *, param: str, kind: str = "invalid_request_error") -> ProxyException:
     """Make the error for a request that is wrong in itself."""
     return ProxyException(message=message, type=kind, param=param, code=400, headers={"x-should-retry": "false"})
+
+
+def anthropic_body(error: ProxyException, path: str) -> bytes | None:
+    """Write a refusal as Anthropic's API writes errors, for a request that came on its route; None for the others.
+
+    The pass-through route ends like LiteLLM's own. LiteLLM itself writes `api_error` for a 402, and leaves OpenAI's
+    shape on the pass-through route.
+    """
+    if not path.endswith(_ANTHROPIC_ROUTE):
+        return None
+    detail = {"type": _ANTHROPIC_TYPES.get(error.type, "invalid_request_error"), "message": error.message}
+    fields = getattr(error, "provider_specific_fields", None)
+    if fields:
+        detail["provider_specific_fields"] = fields
+    return encode_record({"type": "error", "error": detail}).encode("utf-8", "replace")
 
 
 def error_type(refusal: Refusal) -> str:

@@ -22,7 +22,8 @@ from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_n
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import SubjectNameError
 from usage_plugin.log import get_logger
-from usage_plugin.pricing.sheets import map_entry, own_or_mapped, route_of
+from usage_plugin.pricing.catalog import adjustment_of, entry_name, provider_of
+from usage_plugin.pricing.sheets import is_price_key, own_or_mapped, route_of, with_container
 from usage_plugin.proxy import outcomes
 from usage_plugin.proxy.prices import Deployment
 from usage_plugin.proxy.underway import is_free
@@ -77,7 +78,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
         self._loop = asyncio.get_running_loop()
         self._map = {name: dict(entry) for name, entry in litellm.model_cost.items() if isinstance(entry, dict)}
         self._begun: OrderedDict[str, None] = OrderedDict()
-        self._disagreements = outcomes.CrossCheck()
+        self._disputes = outcomes.CrossCheck()
 
     async def wait(self, seconds: float = LAST_WORDS_SECONDS) -> None:
         """Wait until LiteLLM has told of every call that has begun, for so long at most."""
@@ -135,15 +136,17 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
 
     def _outcome(self, kwargs: Mapping[str, Any], response: Any, draft: UsageEvent, status: Status) -> Outcome:
         error = kwargs.get("exception")
+        sheet = _Sheet(self._map, kwargs)
         outcome = outcomes.read_outcome(
-            _Sheet(self._map, kwargs),
+            sheet,
             outcomes.served_logged(kwargs, response),
-            outcomes.logged_usage(kwargs),
+            outcomes.logged_usage(kwargs, response),
             draft,
             status=status,
             error=type(error).__name__ if error is not None else None,
+            on_disputed="higher" if sheet.is_litellms else "computed",
         )
-        self._disagreements.look(outcome)
+        self._disputes.look(outcome)
         if outcome.as_reserved:
             # Nobody says what it used, and nothing was reserved.
             return outcome._replace(as_reserved=False, cost=None, cost_source="unpriced", estimated=True)
@@ -155,17 +158,30 @@ class _Sheet:
 
     def __init__(self, price_map: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
         parameters = kwargs.get("litellm_params") or {}
-        provider = parameters.get("custom_llm_provider") or kwargs.get("custom_llm_provider")
-        served = str(kwargs.get("model") or "")
-        own = {name: value for name, value in parameters.items() if "cost_per" in name and value is not None}
-        self._provider = str(provider) if provider else None
-        self._served = f"{provider}/{served}" if provider and not served.startswith(f"{provider}/") else served
-        self._sheet = own_or_mapped(own, map_entry(price_map, self._served, provider) or map_entry(price_map, served))
+        named = parameters.get("custom_llm_provider") or kwargs.get("custom_llm_provider")
+        model, self._provider = provider_of(str(kwargs.get("model") or ""), named, parameters.get("api_base"))
+        own = {key: value for key, value in parameters.items() if is_price_key(key) and value is not None}
+        found = entry_name(price_map, model, self._provider)
+        mapped = {} if found is None else with_container(price_map, price_map[found], self._provider)
+        self._sheet = own_or_mapped(own, mapped)
+        # LiteLLM writes the prices that one call brings along into its own map, for all later calls.
+        self.is_litellms = found is None or litellm.model_cost.get(found) == price_map[found]
+        self._states_price = self._sheet is not mapped
+        self._served = model if self._provider is None else f"{self._provider}/{model}"
 
     def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
         """Give the one that there is."""
         del team
-        return (Deployment(model, provider=self._provider, served_model=self._served, sheet=self._sheet),)
+        return (
+            Deployment(
+                model,
+                provider=self._provider,
+                served_model=self._served,
+                sheet=self._sheet,
+                states_price=self._states_price,
+                adjustment=adjustment_of(self._provider),
+            ),
+        )
 
 
 def _draft(tracker: UsageTracker, kwargs: Mapping[str, Any], kind: str, lasted: int) -> tuple[UsageEvent, Subjects]:
@@ -213,4 +229,4 @@ def _kind_of(kwargs: Mapping[str, Any]) -> str:
 
 
 def _id_of(kwargs: Mapping[str, Any]) -> str:
-    return str(kwargs.get("litellm_call_id") or "")[:256]
+    return str(kwargs.get("litellm_call_id") or "")[:256].encode("utf-8", "replace").decode()

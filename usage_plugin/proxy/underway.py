@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.streams import Report, Stream
     from usage_plugin.tracking.admission import Admitted
 
 STAMP = "usage_plugin_event"
@@ -41,6 +42,11 @@ class RequestUnderWay(OpenRequest):
     """An admitted request, and what the hooks have said of it so far.
 
     Attributes:
+        answer: of the provider, as the innermost call of LiteLLM's has it.
+        stream: LiteLLM's, as the innermost call of LiteLLM's has made it.
+        report: what the provider's own frames have reported, where the client gets them as they are.
+        logged: what was logged of its success before the last frame was read.
+        is_over: its last byte is sent.
         sent: a provider has it, and has not answered.
         broken: the last attempt was logged as a failure.
         cut: what was delivered is only a part.
@@ -50,13 +56,21 @@ class RequestUnderWay(OpenRequest):
         fills_exchange: every call to a provider in its exchange belongs to it, whichever call id that has.
     """
 
-    __slots__ = ("broken", "cut", "error", "failed", "fills_exchange", "sent", "unmetered")
+    __slots__ = (
+        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "report", "sent", "stream",
+        "unmetered",
+    )  # fmt: skip
 
     def __init__(
         self, admitted: Admitted, started: int, *, unmetered: bool = False, fills_exchange: bool = False
     ) -> None:
         """Remember what was admitted; `started` is the monotonic clock's."""
         super().__init__(admitted, started)
+        self.answer: Any = None
+        self.stream: Stream | None = None
+        self.report: Report | None = None
+        self.logged: tuple[Mapping[str, Any], Any] | None = None
+        self.is_over = False
         self.sent = False
         self.broken = False
         self.cut = False

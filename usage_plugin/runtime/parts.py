@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.domain.ledger import Ledger
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
@@ -22,6 +23,7 @@ from usage_plugin.plugins.interface import (
 from usage_plugin.plugins.loading import Chosen
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.plugins.resolving import Resolvers
+from usage_plugin.plugins.verbs import check_verbs
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.cache import UsageCache
 from usage_plugin.tracking.flusher import Unstorable
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
     from usage_plugin.config import Config
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.plugins.interface import Restoration
@@ -98,6 +99,7 @@ class Parts:
         self._storage: StorageBackend[Any] = choose(
             "usage_plugin.storage", config.storage.backend, self.plugins.storage_backends
         )
+        self._check_verbs(UsageStore, self._storage, "storage backend")
         self._storage_options = check_options(
             "usage_plugin.storage.options", self._storage.options_model, config.storage.options
         )
@@ -105,9 +107,15 @@ class Parts:
         self._ledger: LedgerBackend[Any] = choose(
             "usage_plugin.ledger", config.ledger.backend, self.plugins.ledger_backends
         )
+        self._check_verbs(Ledger, self._ledger, "ledger")
         self._ledger_options = check_options(
             "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
         )
+
+    def _check_verbs(self, port: type, backend: StorageBackend[Any] | LedgerBackend[Any], what: str) -> None:
+        registered = f"{what} {backend.name}"
+        plugin = next((str(one.found) for one in self.plugins.loaded if registered in one.registers), "")
+        check_verbs(port, type(backend).__module__, f"the {registered} of the plugin {plugin}")
 
     def open_ledger(self) -> Ledger:
         """Open the ledger for the calling thread."""

@@ -54,8 +54,9 @@ def make_sum(**fields: Any) -> DailySum:
 
 def make_rates(prompt: int = 0, answer: int = 0, **parts: int) -> Rates:
     """Make rates in atto-dollars; a part that is not named costs what its whole costs."""
-    rates = dict.fromkeys(("cached_input", "cache_write", "audio_input", "image_input"), prompt)
-    rates |= dict.fromkeys(("reasoning", "audio_output", "image_output"), answer)
+    of_input = ("cached_input", "cache_write", "audio_input", "image_input", "video_input", "citation")
+    rates = dict.fromkeys(of_input, prompt)
+    rates |= dict.fromkeys(("reasoning", "audio_output", "image_output", "video_output"), answer)
     rates |= parts
     rates.setdefault("cached_audio", rates["cached_input"])
     rates.setdefault("cache_write_1h", rates["cache_write"])

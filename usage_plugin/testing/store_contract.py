@@ -127,6 +127,7 @@ class StoreContract(Durability, HostileNames):
             reserved=5, excess=1, estimated=True, cache_hit=True, error="Timeout\n\tat line 1\u2028", status="failure",
             usage={"prompt_tokens_details.cached_tokens": 3}, duration_us=17, injected_output_tokens=9, clamped_to=8,
             downgraded_by="daily", degraded=True, service_tier="flex",
+            agent="explorer",
         )  # fmt: skip
         plain = make_event(started_at=NOON + 1, model=None, provider=None)
         await store.append("w", [(1, event), (2, plain)])

@@ -176,14 +176,17 @@ def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Problem 
             return candidate.worst_cost, None
         if not candidate.priced:
             return 0, None if limit.lets_unpriced_pass(candidate.model or "") else "unpriced"
-        return candidate.input_cost, None if limit.allow_unbounded else "unbounded"
+        # Never nothing: what needs nothing fits also where everything is spent.
+        return max(1, candidate.input_cost), None if limit.allow_unbounded else "unbounded"
     parts = {
         "input_tokens": (ask.input_tokens,),
         "output_tokens": (ask.output_tokens,),
         "total_tokens": (ask.input_tokens, ask.output_tokens),
     }[limit.unit]
     known = [part for part in parts if part is not None]
-    return sum(known), None if len(known) == len(parts) or limit.allow_unbounded else "unbounded"
+    if len(known) == len(parts):
+        return sum(known), None
+    return max(1, sum(known)), None if limit.allow_unbounded else "unbounded"
 
 
 def _if_lost(limit: Limit, candidate: Candidate, ask: Ask, amount: int, on_lost: OnLost) -> int:

@@ -25,7 +25,7 @@ Kind = Literal[
     "unheld",  # recorded without having been admitted, as health checks are; adds up the cost
     "orphaned",  # settled by no hook; adds up what was charged
     "duplicate",  # reported once more after it was settled, and not counted again
-    "disagreement",  # our cost is not LiteLLM's; adds up the difference
+    "disputed",  # our cost is not LiteLLM's; adds up the difference
     "overrun",  # more tokens were used than were held on a limit
     "degraded",  # let through without the ledger; adds up the cost
     "ledger_away",  # the ledger did not work for a while; adds up the microseconds between two requests that noticed

@@ -12,7 +12,7 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from usage_plugin.domain.store import RollupDimension
+from usage_plugin.domain.store import EventDimension, RollupDimension
 from usage_plugin.errors import UsagePluginError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Measure = Literal["duration", "cost"]
 MEASURES: tuple[Measure, ...] = ("duration", "cost")
-EventGrouping = Literal[RollupDimension, "call_type", "status"]
+EventGrouping = Literal[RollupDimension, EventDimension, "call_type", "status"]
 
 _PAGE = 1_000
 

@@ -53,8 +53,9 @@ class Outcome(NamedTuple):
         usage: the provider's usage as it came, numbers only.
         as_reserved: nobody knows what it used, so what was held is charged.
         service_tier: under which it was billed, if it was not the ordinary one.
-        litellm_cost: what LiteLLM says it cost, as a cross-check; None if it says nothing, or nothing but zero.
-        disagrees: whether that differs from our computed cost by more than a hundredth and a micro-dollar.
+        disputed_by: by how many nano-dollars our cost and LiteLLM's differ, where that is more than 1 % and a
+            micro-dollar; else 0.
+        disputed: which amounts differ and which quantities explain it, for the log; empty where none does.
     """
 
     status: Status
@@ -71,8 +72,8 @@ class Outcome(NamedTuple):
     usage: Mapping[str, int] | None = None
     as_reserved: bool = False
     service_tier: str | None = None
-    litellm_cost: Nano | None = None
-    disagrees: bool = False
+    disputed_by: Nano = 0
+    disputed: str = ""
 
 
 class OpenRequest:
@@ -212,6 +213,7 @@ class Recorder:
             service_tier=outcome.service_tier,
             error=outcome.error,
             usage=outcome.usage,
+            disputed=outcome.disputed_by > 0,
         )
 
     def _settle(self, settlement: _Settlement) -> Sequence[Standing]:
@@ -247,6 +249,14 @@ class Recorder:
         for standing in standings:
             self._alerts.seen(standing)
         return standings
+
+    def withdraw(self, event_id: str) -> bool:
+        """Forget a settlement that is still pending, and return whether there was one; nothing of it is written."""
+        for settlement in self._pending:
+            if settlement.event.event_id == event_id:
+                self._pending.remove(settlement)
+                return True
+        return False
 
     def _later(self, settlement: _Settlement) -> None:
         if len(self._pending) >= MOST_PENDING:

@@ -16,6 +16,7 @@ from usage_plugin.domain.pseudonyms import SECRET_BYTES, Pseudonyms
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
+from usage_plugin.plain_files import read_plain
 from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ FILE = "secret"
 NOTE = "secret"
 _TOLD_FOR = 30 * 86_400_000_000
 """How long a changed secret is named: by then most windows have ended."""
+
+_MOST_BYTES = 1_000
 
 log = get_logger()
 
@@ -51,7 +54,7 @@ def read_secret(path: Path) -> bytes | None:
         SecretError: it cannot be read, or is none.
     """
     try:
-        text = path.read_text(encoding="ascii").strip()
+        text = read_plain(path, _MOST_BYTES).decode("ascii").strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:

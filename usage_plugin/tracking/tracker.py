@@ -15,9 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 from usage_plugin.domain.store import (
+    EVENT_DIMENSIONS,
     HOUR_GROUPINGS,
     ROLLUP_DIMENSIONS,
     DailySum,
+    EventDimension,
     EventPosition,
     Grouping,
     HourGrouping,
@@ -109,7 +111,7 @@ class UsageReader:
 
     async def report(
         self,
-        by: Sequence[Grouping],
+        by: Sequence[Grouping | EventDimension],
         first: date,
         last: date,
         usage_filter: UsageFilter = _NO_FILTER,
@@ -119,7 +121,7 @@ class UsageReader:
         """Sum the days from first to last, both included; the dearest group first, days, weeks and months in order.
 
         Args:
-            by: what groups are made of.
+            by: what groups are made of; session and agent are summed from the events that are left.
             first: a day of the zone.
             last: the same.
             usage_filter: the names that count.
@@ -128,22 +130,23 @@ class UsageReader:
         Raises:
             HistoryError: some events of those days are gone, or were imported as sums.
         """
-        if zone is not None and str(zone) != str(self._zone):
-            groups = await self._sums_in(zone, by, first, last, usage_filter)
+        sums = _only_of_sums(by)
+        if sums is None or (zone is not None and str(zone) != str(self._zone)):
+            groups = await self._sums_of_events(zone or self._zone, by, first, last, usage_filter)
         else:
-            waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, by))
-            names = _only_names(by)
+            waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, sums))
+            names = _only_names(sums)
             if names and isinstance(self._store, Sorts):
                 with suppress(StorageUnavailableError):
                     return await self._sorted(self._store, names, first, last, usage_filter, waiting)
-            groups, watermarks = await self._store.aggregate(by, first, last, usage_filter)
+            groups, watermarks = await self._store.aggregate(sums, first, last, usage_filter)
             await self._complete(groups, waiting, watermarks)
         chronological = bool(by) and by[0] in ("day", "week", "month")
         return await _rows(groups, chronological=chronological)
 
     async def top(
         self,
-        by: Sequence[Grouping],
+        by: Sequence[Grouping | EventDimension],
         first: date,
         last: date,
         usage_filter: UsageFilter = _NO_FILTER,
@@ -377,10 +380,15 @@ class UsageReader:
             lags = self._cache.catch_up(self._ledger)
             await asyncio.sleep(0)
 
-    async def _sums_in(
-        self, zone: ZoneInfo, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter
+    async def _sums_of_events(
+        self,
+        zone: ZoneInfo,
+        by: Sequence[Grouping | EventDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
     ) -> dict[Group, UsageTotals]:
-        """Sum days of another zone out of events, if all events of the days that they lie in are there."""
+        """Sum the days of a zone from events, if all events of the days that they lie in are there."""
         span = days_window(first, last, zone)
         own = local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
         expected = sum(row.totals.requests for row in await self.report((), *own, usage_filter))
@@ -391,9 +399,9 @@ class UsageReader:
                 _add(groups, *_in_days(zone, by, event))
         if expected > 0:
             raise HistoryError(
-                f"Days of {zone} are summed from events, and of {expected:,} requests from {own[0]} to {own[1]} there"
-                " are none any more, or they were imported as sums.",
-                hint=f"Ask for later days, or for days of {self._zone}: those are kept as sums.",
+                f"{_summed_from_events(zone, by)} are summed from events, and of {expected:,} requests from {own[0]} to"
+                f" {own[1]} there are none any more, or they were imported as sums.",
+                hint=f"Ask for later days. Kept as sums are days of {self._zone}, by {', '.join(ROLLUP_DIMENSIONS)}.",
             )
         return groups
 
@@ -457,9 +465,37 @@ def _of(
     )
 
 
-def _in_days(zone: ZoneInfo, by: Sequence[Grouping], event: UsageEvent) -> tuple[Group, UsageTotals]:
+def _in_days(zone: ZoneInfo, by: Sequence[Grouping | EventDimension], event: UsageEvent) -> tuple[Group, UsageTotals]:
     one = daily_sum(event, zone)
-    return one.group(by), one.totals
+    sums = _only_of_sums(by)
+    if sums is not None:
+        return one.group(sums), one.totals
+    groups = (
+        getattr(event, name) if name in EVENT_DIMENSIONS else one.group((cast("Grouping", name),))[0] for name in by
+    )
+    return tuple(groups), one.totals
+
+
+def _summed_from_events(zone: ZoneInfo, by: Sequence[Grouping | EventDimension]) -> str:
+    named = [name for name in by if name in EVENT_DIMENSIONS]
+    return f"Groups by {' and '.join(named)}" if named else f"Days of {zone}"
+
+
+def _only_of_sums(by: Sequence[Grouping | EventDimension]) -> Sequence[Grouping] | None:
+    """Return the groupings, if sums are kept by all of them."""
+    return cast("Sequence[Grouping]", by) if set(EVENT_DIMENSIONS).isdisjoint(by) else None
+
+
+async def named(events: AsyncIterator[UsageEvent], names: Mapping[EventDimension, str]) -> AsyncIterator[UsageEvent]:
+    """Take the events of a stream that have these names."""
+    async for event in events:
+        if has_names(event, names):
+            yield event
+
+
+def has_names(event: UsageEvent, names: Mapping[EventDimension, str]) -> bool:
+    """Whether an event has these names."""
+    return all(getattr(event, dimension) == name for dimension, name in names.items())
 
 
 def _add(groups: dict[Group, UsageTotals], group: Group, totals: UsageTotals) -> None:
@@ -472,7 +508,7 @@ async def _rows(groups: dict[Group, UsageTotals], *, chronological: bool) -> Row
     return await in_order(items, partial(_order, chronological=chronological))
 
 
-def _only_names(by: Sequence[Grouping]) -> Sequence[RollupDimension] | None:
+def _only_names(by: Sequence[Grouping | EventDimension]) -> Sequence[RollupDimension] | None:
     """Give the groupings, if none of them is one of time."""
     return cast("Sequence[RollupDimension]", by) if set(by) <= set(ROLLUP_DIMENSIONS) else None
 

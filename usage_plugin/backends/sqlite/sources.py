@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 SUMS = ", ".join(UsageTotals._fields)
 SUMMED = ", ".join(f"sum({name}) AS {name}" for name in UsageTotals._fields)
+WIDELY_SUMMED = ", ".join(
+    f"sum({name} >> 32) || ':' || sum({name} & 4294967295) AS {name}" for name in UsageTotals._fields
+)
+"""The same beyond 2^63, where `sum` raises: halves as text, which `whole` puts together."""
+
+
+def whole(halves: str) -> int:
+    """Put the halves of a sum together."""
+    high, _, low = halves.partition(":")
+    return (int(high) << 32) + int(low)
+
 
 _MODEL_DAYS = frozenset({"model", "provider", "day", "week", "month"})
 _MONDAY = (

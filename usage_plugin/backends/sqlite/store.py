@@ -21,12 +21,14 @@ import aiosqlite
 from usage_plugin.backends.sqlite.sources import (
     SUMMED,
     SUMS,
+    WIDELY_SUMMED,
     Source,
     conditions,
     day_of,
     number_of,
     of_days,
     of_hours,
+    whole,
 )
 from usage_plugin.domain.store import (
     ROLLUP_DIMENSIONS,
@@ -72,7 +74,10 @@ _KEY = ("day", *ROLLUP_DIMENSIONS)
 _PERSONS = ("user", "end_user")
 _THINGS = tuple(name for name in ROLLUP_DIMENSIONS if name not in _PERSONS)
 _LAST_NUMBER = 2**63 - 1
-_ADDING = "ON CONFLICT DO UPDATE SET " + ", ".join(f"{name} = {name} + excluded.{name}" for name in UsageTotals._fields)
+# An integer sum beyond 2^63 - 1 would become a float; it stops there instead.
+_ADDING = "ON CONFLICT DO UPDATE SET " + ", ".join(
+    f"{name} = min({name} + excluded.{name}, {_LAST_NUMBER})" for name in UsageTotals._fields
+)
 _ADD_TO_DAILY = f"INSERT INTO daily (day, {_DIMENSIONS}, {SUMS}) VALUES ({_MARKS}) {_ADDING}"
 _HOUR_DIMENSIONS = ("model", "provider")
 _HOUR_MARKS = ", ".join("?" * (1 + len(_HOUR_DIMENSIONS) + len(UsageTotals._fields)))
@@ -154,7 +159,7 @@ class SqliteStore(UsageStore):
         rows: dict[tuple[int, ...], UsageTotals] = {}
         for key, totals in unhurried(keyed):
             rows[key] = rows.get(key, UsageTotals()).plus(totals)
-        await self._writer.executemany(statement, [(*key, *rows[key]) for key in sorted(rows)])
+        await self._writer.executemany(statement, [(*key, *_bounded(rows[key])) for key in sorted(rows)])
 
     async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
         """Find events that came under another number: a ledger that was restored can send them again."""
@@ -195,7 +200,10 @@ class SqliteStore(UsageStore):
 
     async def _aggregate(self, by: Sequence[Grouping | HourGrouping], source: Source) -> Aggregate:
         columns = ", ".join(by)
-        query = f"SELECT {', '.join([*by, SUMMED])} FROM {source.query} GROUP BY {columns or 'NULL'}"
+
+        def query(summed: str) -> str:
+            return f"SELECT {', '.join([*by, summed])} FROM {source.query} GROUP BY {columns or 'NULL'}"
+
         with _translated(self._path):
             async with self._reading, _transaction(self._reader):
                 watermarks = await _watermarks(self._reader)
@@ -217,12 +225,16 @@ class SqliteStore(UsageStore):
         columns = ", ".join(by)
         grouped = f"FROM {source.query} GROUP BY {columns}"
         marks = ", ".join(f"json_extract(value, '$[{at}]')" for at, _ in enumerate(by))
-        query = (
-            f"WITH ranked AS (SELECT {columns}, sum(cost) AS spent, sum(requests) AS asked {grouped}"
-            f" ORDER BY spent DESC, asked DESC, {columns} LIMIT ?)"
-            f" SELECT {columns}, {SUMMED} FROM {source.query} WHERE ({columns}) IN"
-            f" (SELECT {columns} FROM ranked UNION ALL SELECT {marks} FROM json_each(?)) GROUP BY {columns}"
-        )
+
+        def query(summed: str) -> str:
+            spent = "sum(cost)" if summed == SUMMED else "sum(cost >> 32)"
+            return (
+                f"WITH ranked AS (SELECT {columns}, {spent} AS spent, sum(requests) AS asked {grouped}"
+                f" ORDER BY spent DESC, asked DESC, {columns} LIMIT ?)"
+                f" SELECT {columns}, {summed} FROM {source.query} WHERE ({columns}) IN"
+                f" (SELECT {columns} FROM ranked UNION ALL SELECT {marks} FROM json_each(?)) GROUP BY {columns}"
+            )
+
         with _translated(self._path):
             async with self._reading, _transaction(self._reader):
                 watermarks = await _watermarks(self._reader)
@@ -243,32 +255,48 @@ class SqliteStore(UsageStore):
         columns = ", ".join(by)
         names, joins = _named(by, of="sums")
         in_order = ", ".join(f"coalesce({name}s.name, '')" for name in by)
-        query = (
-            f"SELECT {', '.join(f'sums.{name}' for name in UsageTotals._fields)}, {names}"
-            f" FROM (SELECT {columns}, {SUMMED} FROM {source.query} GROUP BY {columns}) AS sums {joins}"
-            f" ORDER BY sums.cost DESC, sums.requests DESC, {in_order}"
-        )
+
+        def query(summed: str) -> str:
+            # The half before the colon is the number that a text is cast to.
+            cost = "sums.cost" if summed == SUMMED else "CAST(sums.cost AS INTEGER)"
+            return (
+                f"SELECT {', '.join(f'sums.{name}' for name in UsageTotals._fields)}, {names}"
+                f" FROM (SELECT {columns}, {summed} FROM {source.query} GROUP BY {columns}) AS sums {joins}"
+                f" ORDER BY {cost} DESC, sums.requests DESC, {in_order}"
+            )
+
         sums = len(UsageTotals._fields)
         with _translated(self._path):
             async with self._reading, _transaction(self._reader):
                 watermarks = await _watermarks(self._reader)
-                async with self._reader.execute(query, source.values) as cursor:
+                # All groups are summed before the first is there.
+                try:
+                    execution = await self._reader.execute(query(SUMMED), source.values)
+                except sqlite3.OperationalError as error:
+                    _check_is_overflow(error)
+                    execution = await self._reader.execute(query(WIDELY_SUMMED), source.values)
+                async with execution as cursor:
                     while True:
                         rows = list(await cursor.fetchmany(_GROUPS))
-                        groups = {tuple(row[sums:]): UsageTotals._make(row[:sums]) for row in rows}
+                        groups = {tuple(row[sums:]): _totals(row[:sums]) for row in rows}
                         yield Aggregate(groups, watermarks)
                         if len(rows) < _GROUPS:
                             return
 
     async def _groups(
-        self, by: Sequence[Grouping | HourGrouping], query: str, values: Sequence[object]
+        self, by: Sequence[Grouping | HourGrouping], query: Callable[[str], str], values: Sequence[object]
     ) -> dict[tuple[str | None, ...], UsageTotals]:
-        rows = list(await self._reader.execute_fetchall(query, values))
+        """Sum groups; `query` makes the statement for one way of summing."""
+        try:
+            rows = list(await self._reader.execute_fetchall(query(SUMMED), values))
+        except sqlite3.OperationalError as error:
+            _check_is_overflow(error)
+            rows = list(await self._reader.execute_fetchall(query(WIDELY_SUMMED), values))
         named = [at for at, grouping in enumerate(by) if grouping in ROLLUP_DIMENSIONS]
         numbers = {row[at] async for part in in_steps(rows) for row in part for at in named}
         names = await self._names_of(numbers)
         return {
-            tuple(self._label(grouping, row[at], names) for at, grouping in enumerate(by)): UsageTotals(*row[len(by) :])
+            tuple(self._label(grouping, row[at], names) for at, grouping in enumerate(by)): _totals(row[len(by) :])
             async for part in in_steps(taken(rows))
             for row in part
         }
@@ -468,6 +496,21 @@ def _named(dimensions: Sequence[str], *, of: str) -> tuple[str, str]:
     """Write the columns of names that stand for a table's numbers, `users.name` for `user`, and the joins for them."""
     columns = ", ".join(f"{name}s.name" for name in dimensions)
     return columns, " ".join(f"LEFT JOIN names AS {name}s ON {name}s.number = {of}.{name}" for name in dimensions)
+
+
+def _check_is_overflow(error: sqlite3.OperationalError) -> None:
+    """Let pass only that a sum is beyond 2^63."""
+    if "integer overflow" not in str(error):
+        raise error
+
+
+def _bounded(totals: UsageTotals) -> Iterable[int]:
+    """Keep to 64 bits what a batch adds to one row."""
+    return totals if max(totals) <= _LAST_NUMBER else [min(one, _LAST_NUMBER) for one in totals]
+
+
+def _totals(sums: Sequence[int | str]) -> UsageTotals:
+    return UsageTotals._make(whole(one) if isinstance(one, str) else one for one in sums)
 
 
 async def _watermarks(connection: aiosqlite.Connection) -> dict[str, int]:

@@ -20,7 +20,7 @@ from usage_plugin.cli.doctor.temporary import (
 )
 from usage_plugin.cli.doctor.web import check_url
 from usage_plugin.cli.imperfections import counts, plain_counts
-from usage_plugin.config import load_config
+from usage_plugin.config import load_config, proxy_yaml_of
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.runtime import NothingRecordedError, Parts, open_reader
@@ -130,7 +130,7 @@ class _Examination:
         """
         self._progress("a temporary proxy, which takes 15 to 40 seconds to start")
         try:
-            with temporary_proxy(wiring.proxy_file(config.path), config.path) as proxy:
+            with temporary_proxy(proxy_yaml_of(config.path), config.path) as proxy:
                 if proxy.left_out:
                     self.findings.append(
                         warning(

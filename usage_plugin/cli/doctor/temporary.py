@@ -25,7 +25,7 @@ import yaml
 
 from usage_plugin.cli.doctor.mock_model import MockModel
 from usage_plugin.cli.doctor.web import fetch
-from usage_plugin.config import RESOLVER, Config, load_config
+from usage_plugin.config import RESOLVER, Config, ProxyYaml, load_config
 from usage_plugin.errors import UsagePluginError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _NOT_OURS = re.compile(
     r"|redis|allowed_ips|master_key|use_shared_health_check|supported_db_objects"
 )
 """Settings that name a service, or that would keep the doctor's own key out."""
-_SECTIONS_LEFT_OUT = ("guardrails", "mcp_servers", "include", "prompts", "vector_store_registry", "search_tools")
+_SECTIONS_LEFT_OUT = ("guardrails", "mcp_servers", "prompts", "vector_store_registry", "search_tools")
 _ENVIRONMENT_LEFT_OUT = re.compile(
     r"USAGE_PLUGIN_(CONFIG|DATA_DIR)|CONFIG_FILE_PATH|WORKER_CONFIG|NUM_WORKERS|DATABASE_|REDIS_|STORE_MODEL|LITELLM_"
     r"|(HTTP|HTTPS|ALL)_PROXY$",
@@ -88,7 +88,7 @@ def temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
         model = MockModel()
         model.start()
         stack.callback(model.stop)
-        document = {**_read(path), SECTION: _read(own_section).get(SECTION)}
+        document = {**ProxyYaml(path).document(), SECTION: ProxyYaml(own_section).document().get(SECTION)}
         copy, left_out = adapted(document, model.url, folder / "data")
         _bring_along(path, folder)
         copied = folder / "config.yaml"
@@ -181,10 +181,6 @@ def _ending_in_order() -> Iterator[None]:
 def _model(name: str, provider: str, base: str) -> dict[str, Any]:
     parameters = {"model": f"{provider}/{name}", "api_base": base, "api_key": "none-needed", **_PRICES}
     return {"model_name": name, "litellm_params": parameters}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(_mapping(yaml.safe_load(path.read_text(encoding="utf-8"))))
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import usage_plugin
 from usage_plugin.cli.doctor.findings import Finding, ok, problem, warning
-from usage_plugin.config import CONFIG_VARIABLE, ENFORCE_VARIABLE, Config, read_proxy_section
+from usage_plugin.config import CONFIG_VARIABLE, ENFORCE_VARIABLE, Config, ProxyYaml, proxy_yaml_of
+from usage_plugin.config.proxy_yaml import text_of
+from usage_plugin.errors import ConfigError
 from usage_plugin.pricing.sheets import unpriced_models
+from usage_plugin.proxy.config_warnings import CALLBACK, config_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CALLBACK = "usage_plugin.proxy.callback"
 _PACKAGE = "usage_plugin"
 _HANDLER = "UsageHandler_PROXY_"
 _OWN_HOOKS = ("async_pre_call_hook", "async_log_success_event", "async_post_call_failure_hook")
@@ -25,22 +27,28 @@ _LITELLM_CONFIG = "CONFIG_FILE_PATH"
 
 def check_wiring(config: Config) -> Iterator[Finding]:
     """Go through everything between the YAML and the plugin."""
-    path = proxy_file(config.path)
+    path = proxy_yaml_of(config.path)
+    proxy_yaml = ProxyYaml(path)
     yield from _our_section(config)
-    if read_proxy_section(path, "model_list") is None:
+    if proxy_yaml.value("model_list") is None:
         yield warning(
             "wiring",
             f"{path} is not the proxy's YAML, so its callbacks cannot be checked.",
             f"Name the proxy's YAML with {_LITELLM_CONFIG}=FILE.",
         )
         return
-    settings = _section(path, "litellm_settings")
+    found = proxy_yaml.value("litellm_settings")
+    settings = found if isinstance(found, dict) else {}
     yield from callbacks(settings)
     yield from _shadows(path)
     yield from _subclasses(path, settings)
     yield from _no_log(settings)
     yield from _settings_that_break(settings)
-    unpriced = unpriced_models(read_proxy_section(path, "model_list"))
+    for warned in config_warnings(config, proxy_yaml):
+        yield warning(
+            "wiring", f"{warned.text[:1].upper()}{warned.text[1:]}.", f"{warned.remedy[:1].upper()}{warned.remedy[1:]}."
+        )
+    unpriced = unpriced_models(proxy_yaml.value("model_list"))
     if unpriced and any(limit.max_cost is not None for limit in config.limits):
         yield warning(
             "wiring",
@@ -52,14 +60,6 @@ def check_wiring(config: Config) -> Iterator[Finding]:
 def is_enforced() -> bool:
     """Say whether a proxy that is started from here refuses anything."""
     return os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
-
-
-def proxy_file(path: Path) -> Path:
-    """Find the proxy's YAML, where our section lies in a file of its own."""
-    named = os.environ.get(_LITELLM_CONFIG)
-    if read_proxy_section(path, "model_list") is None and named and Path(named).is_file():
-        return Path(named).absolute()
-    return path
 
 
 def callbacks(settings: dict[str, Any]) -> Iterator[Finding]:
@@ -123,8 +123,8 @@ def _subclasses(path: Path, settings: dict[str, Any]) -> Iterator[Finding]:
         if not source.is_file():
             continue
         try:
-            tree = ast.parse(source.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            tree = ast.parse(text_of(source))
+        except (ConfigError, SyntaxError, ValueError) as error:
             yield problem("wiring", f"The callback {name} cannot be loaded: {error}.", f"Mend {source}.")
             continue
         yield from _uses_of_ours(tree, name, source)
@@ -186,8 +186,3 @@ def _settings_that_break(settings: dict[str, Any]) -> Iterator[Finding]:
             " request without tokens.",
             "If that is not meant, set cache_params.mode: default_off and let requests ask for it.",
         )
-
-
-def _section(path: Path, name: str) -> dict[str, Any]:
-    found = read_proxy_section(path, name)
-    return found if isinstance(found, dict) else {}

@@ -72,7 +72,7 @@ def _event_values(event: UsageEvent) -> list[Any]:
         event.reasoning_tokens,
         event.cost, event.cost_source, event.reserved, event.excess, event.estimated, event.cache_hit,
         event.injected_output_tokens, event.clamped_to, event.downgraded_by, event.degraded, event.service_tier,
-        event.error, dict(event.usage) if event.usage else {},
+        event.error, dict(event.usage) if event.usage else {}, event.agent, event.disputed,
     ]  # fmt: skip
 
 
@@ -100,6 +100,7 @@ EVENTS = RecordKind(
         RecordColumn("clamped_to", "integer", optional=True), RecordColumn("downgraded_by", "text", optional=True),
         RecordColumn("degraded", "boolean"), RecordColumn("service_tier", "text", optional=True),
         RecordColumn("error", "text", optional=True), RecordColumn("usage", "counts"),
+        RecordColumn("agent", "text", optional=True), RecordColumn("disputed", "boolean"),
     ),
     _event_values,
 )  # fmt: skip

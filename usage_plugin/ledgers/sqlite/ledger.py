@@ -43,6 +43,9 @@ _SAMPLE = 500
 _Change: TypeAlias = tuple[int, int, int]
 """What to add to an account: window_end (the later one stays), spent, reserved."""
 
+_MOST = 2**63 - 1
+"""What an account counts at most: 9.2 billion USD. Beyond that SQLite would make floats of integers."""
+
 
 class SqliteLedger(Upkeep, Records, Profiles, Persons):
     """A ledger in one file. One object serves one thread; open another for another."""
@@ -226,7 +229,8 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
             return
         rows = [(*change, *account) for account, change in changes.items()]
         changed = self._do_for_each(
-            "UPDATE accounts SET window_end = max(window_end, ?), spent = spent + ?, reserved = reserved + ?"
+            f"UPDATE accounts SET window_end = max(window_end, ?), spent = min(spent + ?, {_MOST}),"
+            f" reserved = min(reserved + ?, {_MOST})"
             " WHERE limit_key = ? AND window_start = ? AND subject = ?",
             rows,
         )
@@ -293,7 +297,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
                 "INSERT INTO accounts (limit_key, window_start, subject, window_end, spent, reserved)"
                 " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
                 " spent = excluded.spent, window_end = max(window_end, excluded.window_end)",
-                [(*account, end, amount) for account, end, amount in charges],
+                [(*account, end, min(amount, _MOST)) for account, end, amount in charges],
             )
 
     def outbox(self, after: int, most: int) -> list[OutboxEntry]:
@@ -374,12 +378,18 @@ def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKe
     return changes
 
 
+def _bounded_sum(column: str) -> str:
+    """Sum a column up to 2^63 - 1, in halves: SQLite's own sum raises beyond that."""
+    high, low = f"coalesce(sum({column} >> 32), 0)", f"coalesce(sum({column} & 4294967295), 0)"
+    return f"min({high} * 4294967296 + {low}, {_MOST})"
+
+
 @cache
 def _reading(sums: tuple[bool, ...]) -> str:
     """One look-up for each account, or one sum, in one statement; SQLite keeps it prepared."""
     balance = "spent, reserved FROM accounts WHERE limit_key = ? AND window_start = ?"
     total = (
-        "coalesce(sum(spent), 0), coalesce(sum(reserved), 0) FROM accounts WHERE limit_key = ? AND window_start >= ?"
+        f"{_bounded_sum('spent')}, {_bounded_sum('reserved')} FROM accounts WHERE limit_key = ? AND window_start >= ?"
     )
     return " UNION ALL ".join(
         [f"SELECT {number}, {total if is_sum else balance} AND subject = ?" for number, is_sum in enumerate(sums)]

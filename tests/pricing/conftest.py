@@ -1,0 +1,24 @@
+"""LiteLLM as it is right after its import: its price map is the one that was shipped."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def litellm() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import litellm as imported  # noqa: PLC0415  # takes seconds
+    imported.suppress_debug_info = True
+    return imported
+
+
+@pytest.fixture(scope="session")
+def price_map(litellm: Any) -> dict[str, Any]:
+    from usage_plugin.pricing.sheets import shipped_price_map  # noqa: PLC0415
+
+    return shipped_price_map()

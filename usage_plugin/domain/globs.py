@@ -1,0 +1,124 @@
+"""Globs: whether some name fits all of several patterns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_MOST_STATES = 100_000
+_OTHER = "\0"
+"""Stands for every character that no pattern names."""
+
+
+class _Token(NamedTuple):
+    """One element of a pattern: a literal, any one character, any number of them, or a set."""
+
+    kind: Literal["literal", "one", "many", "set"]
+    characters: str = ""
+    excludes: bool = False
+
+    def takes(self, character: str) -> bool:
+        if self.kind == "literal":
+            return character == self.characters
+        return self.kind != "set" or (character in self.characters) != self.excludes
+
+
+def meet(globs: Sequence[str], wildcard: str | None = None) -> bool:
+    """Whether a name exists that fits every glob, and LiteLLM's wildcard if one is given (there only `*` is special).
+
+    Patterns too long to decide count as meeting: a false alarm is worse than none.
+    """
+    patterns = [_tokens(glob) for glob in globs]
+    if wildcard is not None:
+        patterns.append([_Token("many") if c == "*" else _Token("literal", c) for c in wildcard])
+    begin = (0,) * len(patterns)
+    waiting, seen = [begin], {begin}
+    while waiting:
+        places = waiting.pop()
+        if all(_rest_is_empty(pattern, at) for pattern, at in zip(patterns, places, strict=True)):
+            return True
+        if len(seen) > _MOST_STATES:
+            return True
+        for character in _characters(patterns, places):
+            following = _after(patterns, places, character)
+            for one in following:
+                if one not in seen:
+                    seen.add(one)
+                    waiting.append(one)
+    return False
+
+
+def _tokens(glob: str) -> list[_Token]:
+    """Split a glob as `fnmatch.translate` does."""
+    tokens, at = [], 0
+    while at < len(glob):
+        character = glob[at]
+        at += 1
+        if character == "*":
+            tokens.append(_Token("many"))
+        elif character == "?":
+            tokens.append(_Token("one"))
+        elif character == "[" and (end := _end_of_set(glob, at)) is not None:
+            body = glob[at:end]
+            excludes = body.startswith("!")
+            tokens.append(_Token("set", _members(body.removeprefix("!")), excludes))
+            at = end + 1
+        else:
+            tokens.append(_Token("literal", character))
+    return tokens
+
+
+def _end_of_set(glob: str, at: int) -> int | None:
+    start = at + 1 if glob[at : at + 1] == "!" else at
+    start += glob[start : start + 1] == "]"
+    end = glob.find("]", start)
+    return None if end < 0 else end
+
+
+def _members(body: str) -> str:
+    members, at = [], 0
+    while at < len(body):
+        if body[at + 1 : at + 2] == "-" and at + 2 < len(body):
+            first, last = ord(body[at]), ord(body[at + 2])
+            members += [chr(code) for code in range(first, min(last, first + 0x10FF) + 1)]
+            at += 3
+        else:
+            members.append(body[at])
+            at += 1
+    return "".join(members)
+
+
+def _rest_is_empty(pattern: list[_Token], at: int) -> bool:
+    return all(token.kind == "many" for token in pattern[at:])
+
+
+def _characters(patterns: list[list[_Token]], places: tuple[int, ...]) -> set[str]:
+    """List the characters worth trying: those that the next tokens name, and one that none names."""
+    found = {_OTHER}
+    for pattern, at in zip(patterns, places, strict=True):
+        for token in pattern[at:]:
+            found.update(token.characters)
+            if token.kind != "many":
+                break
+    return found
+
+
+def _after(patterns: list[list[_Token]], places: tuple[int, ...], character: str) -> list[tuple[int, ...]]:
+    """List the places that every pattern can be at after one more character."""
+    combined: list[tuple[int, ...]] = [()]
+    for pattern, at in zip(patterns, places, strict=True):
+        following = set()
+        for index in range(at, len(pattern)):
+            token = pattern[index]
+            if token.kind == "many":
+                following.add(index)
+                continue
+            if token.takes(character):
+                following.add(index + 1)
+            break
+        if not following:
+            return []
+        combined = [(*one, place) for one in combined for place in following]
+    return combined

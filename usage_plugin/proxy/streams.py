@@ -1,0 +1,189 @@
+"""Streams: what a provider reports of a stream, in its own words.
+
+LiteLLM puts the answer together again when a stream is over, and loses on the way what it does not know: a total above
+the parts, what was billed, searches, tiers. So the usage is read where the provider's frames still are: in the frames
+that LiteLLM's stream has kept, and, where the client gets the provider's own frames, in the bytes that are sent.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import orjson
+from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
+from litellm.llms.bedrock.chat.invoke_handler import AWSEventStreamDecoder
+from litellm.llms.vertex_ai.gemini import vertex_and_google_ai_studio_gemini as gemini
+from litellm.responses.streaming_iterator import BaseResponsesAPIStreamingIterator
+
+from usage_plugin.domain.prices import NO_TOOL_CALLS, ToolCalls
+from usage_plugin.pricing.usage import field, grounding_calls, mapping, tier_of
+from usage_plugin.proxy import exchange
+
+if TYPE_CHECKING:
+    from usage_plugin.proxy.underway import RequestUnderWay
+
+Stream: TypeAlias = Any
+"""A stream as one of LiteLLM's calls has made it: one of `_STREAMS`."""
+
+_STREAMS = (CustomStreamWrapper, BaseResponsesAPIStreamingIterator)
+_PARSERS = (
+    (gemini.ModelResponseIterator, "chunk_parser"),
+    (AWSEventStreamDecoder, "converse_chunk_parser"),
+    (BaseResponsesAPIStreamingIterator, "_process_chunk"),
+)
+"""What reads the frames of providers whose fields LiteLLM's own frames lack, or have with LiteLLM's numbers."""
+_TELLING = frozenset({"usageMetadata", "usage", "serviceTier"})
+
+_LONGEST_LINE = 4_000_000
+_MARKS = (b'"usage', b'"modelVersion"')
+"""A frame without these tells nothing that is billed."""
+_HOLDERS = ("message", "response", "metadata")
+"""Where a frame may hold what it reports, apart from itself: Anthropic's, OpenAI's Responses', Bedrock's."""
+
+
+NATIVE = frozenset({"agenerate_content_stream"})
+"""Call types of streams that LiteLLM makes no object of: their frames are read from what the client gets."""
+
+
+class Report:
+    """What the frames of one stream have reported.
+
+    Attributes:
+        usage: of all frames: later numbers replace earlier ones, and no zero replaces a number.
+        model: the provider's model, as the frames name it.
+        service: the tier of service.
+        tools: tools that the provider ran, as far as frames show them.
+    """
+
+    __slots__ = ("_partial", "model", "service", "tools", "usage")
+
+    def __init__(self) -> None:
+        """Start with nothing reported."""
+        self.usage: dict[str, Any] = {}
+        self.model: str | None = None
+        self.service: str | None = None
+        self.tools: ToolCalls = NO_TOOL_CALLS
+        self._partial = b""
+
+    def read_bytes(self, body: bytes) -> None:
+        """Read a part of a stream of server-sent events; a line that is not complete is kept for the next part."""
+        *lines, self._partial = (self._partial + body).split(b"\n")
+        if len(self._partial) > _LONGEST_LINE:
+            self._partial = b""
+        for line in lines:
+            self.read_line(line)
+
+    def end(self) -> None:
+        """Read what is left: the last line may have no end."""
+        self.read_line(self._partial)
+        self._partial = b""
+
+    def read_line(self, line: bytes) -> None:
+        """Read one line of server-sent events, or a frame of JSON."""
+        if not any(mark in line for mark in _MARKS):
+            return
+        text = line.strip().removeprefix(b"data:").strip().lstrip(b"[,").rstrip(b",]")
+        try:
+            frame = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return
+        self.read(frame)
+
+    def read(self, frame: Any) -> None:  # a dict, or any of LiteLLM's and OpenAI's frames
+        """Read one frame."""
+        for holder in (frame, *(field(frame, name) for name in _HOLDERS)):
+            if holder is None:
+                continue
+            usage = mapping(field(holder, "usage")) or mapping(field(holder, "usageMetadata"))
+            if usage:
+                self.usage.update({name: value for name, value in usage.items() if value or not self.usage.get(name)})
+            model = field(holder, "model") or field(holder, "modelVersion")
+            if isinstance(model, str) and model:
+                self.model = model
+            self.service = tier_of(holder) or self.service
+        candidates = field(frame, "candidates")
+        if isinstance(candidates, list) and (found := grounding_calls(candidates)) is not NO_TOOL_CALLS:
+            self.tools = ToolCalls._make(map(max, self.tools, found))
+
+
+def report_of(request: RequestUnderWay) -> Report | None:
+    """Find what a stream has reported; None if it was no stream."""
+    if request.stream is None:
+        return request.report
+    kept = _kept_by(request.stream)
+    if request.report is None:
+        return kept
+    # The provider's own frames have more than those of LiteLLM's.
+    request.report.model = request.report.model or kept.model
+    return request.report
+
+
+def _kept_by(stream: Stream) -> Report:
+    """Read the frames that LiteLLM has kept of a stream."""
+    report = Report()
+    if isinstance(stream, BaseResponsesAPIStreamingIterator):
+        report.read(stream.completed_response)
+        return report
+    for frame in stream.chunks:
+        # Nearly all of them are text and nothing else.
+        if getattr(frame, "usage", None) is not None or getattr(frame, "service_tier", None) is not None:
+            report.read(frame)
+    hidden = mapping(getattr(stream.chunks[-1], "_hidden_params", None)) if stream.chunks else {}
+    named = hidden.get("provider_response_model")
+    report.model = named if isinstance(named, str) and named else report.model
+    return report
+
+
+def remember_streams() -> None:
+    """Have each stream of LiteLLM's known to the requests that it is made for, once in a process."""
+    for kind in _STREAMS:
+        if not hasattr(kind.__init__, "__wrapped__"):
+            _remember(kind)
+    for kind, name in _PARSERS:
+        if not hasattr(getattr(kind, name), "__wrapped__"):
+            _read_frames(kind, name)
+
+
+def _remember(kind: type[Any]) -> None:
+    make = kind.__init__
+
+    @wraps(make)
+    def remembered(self: Stream, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        for request in _requests_here():
+            # Where one API is served by another, the inner stream is made first.
+            if request.stream is None:
+                request.stream = self
+
+    kind.__init__ = remembered
+
+
+def _read_frames(kind: type[Any], name: str) -> None:
+    parse = getattr(kind, name)
+
+    @wraps(parse)
+    def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
+        frame = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(frame, dict) and not _TELLING.isdisjoint(frame):
+            for report in _reports_here():
+                report.read(frame)
+        elif isinstance(frame, str) and '"usage"' in frame:
+            for report in _reports_here():
+                report.read_line(frame.encode())
+        return parse(self, *args, **kwargs)
+
+    setattr(kind, name, reading)
+
+
+def _reports_here() -> list[Report]:
+    requests = _requests_here()
+    for request in requests:
+        if request.report is None:
+            request.report = Report()
+    return [request.report for request in requests if request.report is not None]
+
+
+def _requests_here() -> list[RequestUnderWay]:
+    here = exchange.current.get()
+    return [request for request in here.requests if not request.settled] if here is not None else []
