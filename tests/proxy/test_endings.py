@@ -424,13 +424,14 @@ def test_every_odd_ending_is_one_event(odd_books: Books, row: Row) -> None:
 
 @pytest.mark.usefixtures("odd_books")
 def test_a_health_check_is_charged(odd_proxy: Proxy) -> None:
-    """What the proxy asks of its own accord was never admitted, and costs as much: it is the proxy's own spend."""
-    before = odd_proxy.events("(internal)")
-    assert httpx.get(f"{odd_proxy.url}/health?model=text", headers=bearer(odd_proxy), timeout=60).status_code == 200
-    (event,) = eventually(lambda: [event for event in odd_proxy.events("(internal)") if event not in before])
+    """It costs as much as another request, and is charged to the user who asks for it."""
+    user = f"nobody-{secrets.token_hex(4)}"
+    headers = {**bearer(odd_proxy), "x-litellm-end-user-id": user}
+    assert httpx.get(f"{odd_proxy.url}/health?model=text", headers=headers, timeout=60).status_code == 200
+    (event,) = eventually(lambda: odd_proxy.events(user))
     assert (event["status"], event["input_tokens"], event["output_tokens"]) == ("success", 10, 5)
     assert Decimal(event["cost"]) == 10 * Decimal("0.0000015") + 5 * Decimal("0.000002")
-    assert event["excess"] == event["cost"], "nothing was held for it"
+    assert (Decimal(event["reserved"]), event["call_type"]) == (FLAT, "health_check"), "the route is metered"
 
 
 def test_what_costs_nothing_is_not_recorded(proxies: Callable[[int], Proxy]) -> None:

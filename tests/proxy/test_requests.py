@@ -430,10 +430,10 @@ def test_an_answer_without_usage_is_never_free(proxy: Proxy, stream: bool) -> No
         assert (event["cost"], event["cost_source"], event["estimated"]) == ("0.01", "reserved", True)
 
 
-def test_requests_without_a_model_count_too(proxy: Proxy) -> None:
-    """A limit on requests holds for those that name no model."""
+def test_requests_without_a_model_have_no_price(proxy: Proxy) -> None:
+    """Nobody knows what they would cost, so a cost limit refuses them."""
     user = unique("rate")
     body = {name: value for name, value in chat(user).items() if name != "model"}
-    for _ in range(8):
-        proxy.post(CHAT, body)
-    assert proxy.limit("rate", user=user)["spent"] <= 3
+    answer = proxy.post(CHAT, body)
+    assert (answer.status_code, answer.headers["x-usage-refusal"]) == (400, "unpriced")
+    assert "a request that names no model" in answer.json()["error"]["message"]

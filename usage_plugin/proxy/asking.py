@@ -33,6 +33,7 @@ CLIENT_TIMEOUTS = frozenset({"timeout", "request_timeout", "stream_timeout"})
 
 _OVERRIDING = frozenset({_DROPPED, "extra_body", *FALLBACK_LISTS})
 
+_SEARCH = "asearch"
 _ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})
 _LEAST_OUTPUT = 16
 
@@ -99,7 +100,7 @@ class Asking:
                 service_tier=next(iter(bound.reach.services), None),
             ),
             subjects=subjects,
-            primary=self._candidates(ways, kind, bound, output),
+            primary=self._searches(data) if kind == _SEARCH else self._candidates(ways, kind, bound, output),
             fallbacks=self._candidates(fallbacks, kind, bound, output),
             input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
             output_tokens=output,
@@ -140,6 +141,16 @@ class Asking:
             return most * count, None
         return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
 
+    def _searches(self, data: Mapping[str, Any]) -> tuple[Candidate, ...]:
+        """Price a search of the web, which names a tool and no model, by its number of queries."""
+        found = self._prices.search(data.get("search_tool_name"))
+        if found is None:
+            return (Candidate(None, None, priced=False, worst_cost=None),)
+        provider, each = found
+        queries = data.get("query")
+        worst = each * (len(queries) if isinstance(queries, list) else 1)
+        return (Candidate(f"{provider}/search", provider, priced=True, worst_cost=worst),)
+
     def _candidates(
         self, ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, output: int | None
     ) -> tuple[Candidate, ...]:
@@ -154,7 +165,11 @@ class Asking:
         return tuple(dearest.values())
 
     def _candidate(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Candidate:
-        worst = 0 if way.model is None else _worst(way, kind, bound, output)
+        if way.model is None:
+            # LiteLLM chooses one, or the work is priced by something else; moderation is free with every provider.
+            is_free = route_of(kind) == "moderation"
+            return Candidate(None, None, is_free, 0 if is_free else None)
+        worst = _worst(way, kind, bound, output)
         for_input = None
         if worst is None or (worst and self._runtime.config.admission.on_lost == "charge_input"):
             # Asked for rarely, and as dear to work out as the whole.

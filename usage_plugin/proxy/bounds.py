@@ -285,6 +285,20 @@ def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
     return True
 
 
+def complete(body: dict[str, Any], most: int | None) -> None:
+    """Put into a completion that is about to be sent what the request itself could not say.
+
+    Args:
+        body: the call as LiteLLM makes it.
+        most: the output limit for a call that has none.
+    """
+    if body.get("stream"):
+        options = body.get("stream_options")
+        body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+    if most is not None and all(body.get(field) is None for field in _OUTPUT_FIELDS & body.keys()):
+        body["max_tokens"] = most
+
+
 def names_any(body: Mapping[str, Any], fields: Iterable[str]) -> bool:
     """Say whether one of these fields reaches the provider with something in it, wherever it stands."""
     places = _places(body)

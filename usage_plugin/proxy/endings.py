@@ -15,6 +15,7 @@ The failure that LiteLLM logs is not among them: it tells of the first attempt, 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -22,8 +23,10 @@ from litellm.integrations.custom_logger import CustomLogger
 
 from usage_plugin.domain.subjects import INTERNAL, Subjects
 from usage_plugin.domain.usage import UsageEvent, new_event_id
+from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import outcomes
+from usage_plugin.proxy import exchange, outcomes
+from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
 from usage_plugin.proxy.streams import report_of
 from usage_plugin.proxy.underway import RequestUnderWay, is_free
 from usage_plugin.tracking.admission import unheld
@@ -32,7 +35,8 @@ from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorded
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usage_plugin.domain.usage import Status
+    from usage_plugin.domain.usage import CostSource, Status
+    from usage_plugin.proxy.deferred import Deferred, Work
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.proxy.underway import Settler, Underway
     from usage_plugin.runtime import Runtime
@@ -46,17 +50,21 @@ _ATTEMPTS_ARE_TOLD = hasattr(CustomLogger, "async_post_call_failure_deployment_h
 _NEVER_TOLD = frozenset({"atext_completion"})
 """Of streams of these LiteLLM never says that an attempt failed."""
 
+_LONGEST_AFTERWARDS = 600.0
+"""Seconds after its request for which a call to a provider belongs to the same user."""
+
 log = get_logger()
 
 
 class Endings:
     """Settles requests; nothing here raises, since the answer must reach the client all the same."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, underway: Underway) -> None:
+    def __init__(self, runtime: Runtime, prices: PriceBook, underway: Underway, deferred: Deferred) -> None:
         """Take the running parts."""
         self._runtime = runtime
         self._prices = prices
         self._underway = underway
+        self._deferred = deferred
         self._disputes = outcomes.CrossCheck()
 
     def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
@@ -65,7 +73,8 @@ class Endings:
         answer = response if request.answer is None else request.answer
         raw = outcomes.raw_answer(data)
         usage = outcomes.inline_usage(raw) or outcomes.inline_usage(answer)
-        if not usage:
+        if not usage or request.fills_exchange:
+            # What fills its exchange has no stamp: once it is settled, the log that follows would count as another one.
             return None
         return self._record(request, outcomes.served_inline(data, answer, raw), usage, by="inline")
 
@@ -86,6 +95,46 @@ class Endings:
         request.delivered = delivered
         if request.failed:
             self._settle_delivered(request, request.failed)
+            return
+        work = work_of(response)
+        if work is not None and work.status is None and self._deferred.hold(request, work):
+            self._underway.forget(request, "deferred")
+            request.settled, request.delivered = True, None
+
+    def looked_up(self, data: Mapping[str, Any], response: Any) -> None:
+        """Settle a response whose look-up shows that it is done, if this is the first answer that says so."""
+        work = finished_work(response, data.get("response_id"))
+        request = self._deferred.find(work) if work is not None else None
+        if work is not None and request is not None and not is_batch(response):
+            served, usage = outcomes.served_inline(data, response), outcomes.inline_usage(response)
+            self._settle_work(request, work, served, usage, by="inline")
+
+    def _look_up_logged(self, kwargs: Mapping[str, Any], response: Any) -> None:
+        """Settle a batch, since only the log says what it cost, and a response that was looked up as a stream."""
+        here = exchange.current.get()
+        looked_up = here.looked_up if here is not None else None
+        response = getattr(response, "response", response)
+        work = finished_work(response, looked_up.get("response_id") if looked_up is not None else None)
+        request = self._deferred.find(work) if work is not None else None
+        if work is not None and request is not None:
+            usage = outcomes.logged_usage(kwargs)
+            usage = usage if any(usage.values()) else outcomes.inline_usage(response)
+            self._settle_work(request, work, outcomes.served_logged(kwargs, response), usage, by="success")
+
+    def _settle_work(
+        self, request: RequestUnderWay, work: Work, served: outcomes.Served, usage: Mapping[str, Any], *, by: Settler
+    ) -> None:
+        """Settle what waited for its result."""
+        status = work.status or "success"
+        if any(usage.values()) or served.litellm_cost:
+            # LiteLLM takes the deployment's id for the model when work is looked up: it is the one that was asked.
+            served = served._replace(model=request.admitted.event.model)
+            self._record(request, served, usage, by=by, status=status)
+        elif status == "failure":
+            self._settle(request, Outcome(status=status), by=by)
+        else:
+            self._settle_as_reserved(request, status, by=by)
+        self._deferred.forget(work)
 
     def partly_delivered(self, request: RequestUnderWay, kwargs: Mapping[str, Any]) -> None:
         """Remember what a stream had delivered when it broke."""
@@ -98,6 +147,9 @@ class Endings:
     def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
         """Settle what LiteLLM logs as a success, unless it is settled. Commits before anything is awaited."""
         request = self._underway.of_log(kwargs)
+        if request is None and kwargs.get("call_type") in LOOK_UPS:
+            self._look_up_logged(kwargs, response)
+            return
         if request is None:
             repetition = self._underway.repetition(kwargs, by="success")
             if repetition == "again":
@@ -199,12 +251,31 @@ class Endings:
             return
         # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
         event = request.admitted.event
+        if request.unmetered:
+            self._settle_unmetered(request, request.failed or status)
+            return
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
         if request.broken and status == "success":
             # LiteLLM ends some broken streams as if they were whole.
             status = "failure"
         self._settle_as_reserved(request, request.failed or status, by="orphan")
+
+    def _settle_unmetered(self, request: RequestUnderWay, status: Status) -> None:
+        """Settle a request of which nothing was told, as is usual on such routes: a flat cost, if there is one."""
+        if status == "failure" and not request.sent:
+            self._settle(request, Outcome(status=status, error=request.error), by="orphan")
+        else:
+            outcome = self._flat(request, Outcome(status=status, error=request.error))
+            self._settle(request, outcome, by="orphan")
+
+    def _flat(self, request: RequestUnderWay, outcome: Outcome) -> Outcome:
+        """Charge what the operator says that such a request costs; the rest stays as it was told."""
+        event = request.admitted.event
+        flat = event.reserved
+        self._runtime.imperfections.count("unmetered", event.model or event.call_type, flat)
+        source: CostSource = "reserved" if flat else "unpriced"
+        return outcome._replace(cost=flat or None, cost_source=source, as_reserved=False, estimated=True)
 
     def _settle_delivered(self, request: RequestUnderWay, status: Status) -> None:
         if request.delivered is None or (request.cut and self._charges_cut_as_reserved()):
@@ -240,15 +311,7 @@ class Endings:
             log.exception("outcome.unreadable", hook=by, event_id=event.event_id)
             return self._settle_as_reserved(request, how.get("status", "success"), by=by)
         if request.unmetered and not outcome.cost:
-            flat = event.reserved
-            self._runtime.imperfections.count("unmetered", event.model or event.call_type, flat)
-            outcome = Outcome(
-                status=outcome.status,
-                error=outcome.error,
-                cost=flat or None,
-                cost_source="reserved" if flat else "unpriced",
-                estimated=True,
-            )
+            outcome = self._flat(request, outcome)
         return self._settle(request, outcome, by=by)
 
     def _cross_check(self, outcome: Outcome) -> None:
@@ -288,21 +351,36 @@ class Endings:
         call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")
         if served.cache_hit or is_free(call_type) or not (any(usage.values()) or served.litellm_cost):
             return
+        subjects = _asking()
         draft = UsageEvent(
             event_id=new_event_id(),
             started_at=self._runtime.clock.now(),
             status="success",
             call_type=call_type,
-            user=INTERNAL,
+            **subjects.kept(),
             model=served.model or served.served_model,
         )
         policy = self._runtime.config.admission.disputed_cost_of(draft.model)
         outcome = outcomes.read_outcome(self._prices, served, usage, draft, on_disputed=policy)
-        recorded = self._write(
-            OpenRequest(unheld(draft, Subjects(user=INTERNAL)), self._runtime.clock.monotonic()), outcome
-        )
+        recorded = self._write(OpenRequest(unheld(draft, subjects), self._runtime.clock.monotonic()), outcome)
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
+
+
+def _asking() -> Subjects:
+    """Find the parties of the request that is being served; what none asked for is the proxy's own."""
+    here = exchange.current.get()
+    if here is None or (here.ended is not None and time.monotonic() - here.ended > _LONGEST_AFTERWARDS):
+        # A task that LiteLLM began in the course of a request, and that goes on for itself, keeps its context.
+        return Subjects(user=INTERNAL)
+    if here.requests:
+        return here.requests[0].admitted.subjects
+    if here.subjects is None:
+        return Subjects(user=INTERNAL)
+    try:
+        return here.subjects()
+    except UsagePluginError:
+        return Subjects()
 
 
 def _is_mocked(kwargs: Mapping[str, Any]) -> bool:

@@ -8,14 +8,22 @@ client's hanging up, the wrapper says so.
 
 from __future__ import annotations
 
+import json
+import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+from usage_plugin.proxy.routes import WEBSOCKET
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 
+    from litellm.proxy._types import ProxyException
+
     from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.routes import Rule
     from usage_plugin.proxy.streams import Report
     from usage_plugin.proxy.underway import RequestUnderWay
     from usage_plugin.tracking.demands import Standing
@@ -32,9 +40,17 @@ current: ContextVar[Exchange | None] = ContextVar("usage_plugin_exchange", defau
 
 
 class Exchange:
-    """What our hooks leave for the answer.
+    """One request: its route, its user, and what our hooks leave for the answer.
 
     Attributes:
+        method: of HTTP, or `routes.WEBSOCKET`.
+        path: without the path under which the proxy is mounted.
+        rule: of the route, once LiteLLM has authenticated the request.
+        looked_up: the body of a request for work that is done later, as hooks are given it.
+        subjects: finds the parties of the request; None before it is authenticated.
+        output_limit: what the gate put into a request whose body LiteLLM does not send on as it is.
+        refused: the error of the gate, raised again wherever LiteLLM goes on in spite of it.
+        ended: when it was over, by the monotonic clock in seconds; None while it is not.
         headers: added to the answer, in place of what has the same name.
         status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
         body: of our refusal, where it is not the one that LiteLLM writes.
@@ -47,21 +63,28 @@ class Exchange:
     """
 
     __slots__ = (
-        "_asked", "_client_headers", "body", "cost", "ending", "headers", "path", "report", "requests", "standing",
-        "status",
+        "_asked", "_client_headers", "body", "cost", "ended", "ending", "headers", "looked_up", "method",
+        "output_limit", "path", "refused", "report", "requests", "rule", "standing", "status", "subjects",
     )  # fmt: skip
 
-    def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        """Start with the path and the headers of the request, as ASGI has them."""
+    def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = (), method: str = "POST") -> None:
+        """Start with the path, the headers and the method of the request, as ASGI has them."""
         self.path = path
+        self.method = method
         self._asked = asked
         self._client_headers: Mapping[str, str] | None = None
+        self.rule: Rule | None = None
+        self.subjects: Callable[[], Subjects] | None = None
+        self.looked_up: Mapping[str, Any] | None = None
+        self.output_limit: int | None = None
+        self.refused: ProxyException | None = None
         self.headers: dict[str, str] = {}
         self.status: int | None = None
         self.body: bytes | None = None
         self.standing: Standing | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
+        self.ended: float | None = None
         self.report: Report | None = None
         self.requests: list[RequestUnderWay] = []
 
@@ -71,6 +94,18 @@ class Exchange:
         if self._client_headers is None:
             self._client_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._asked}
         return self._client_headers
+
+    def refuse(self, answer: ProxyException, *, replace: bool = False) -> None:
+        """Answer with this error.
+
+        Args:
+            answer: the error that is raised.
+            replace: send it as it is, whatever LiteLLM makes of it.
+        """
+        self.status, self.headers = int(answer.code), answer.headers
+        if replace:
+            self.refused = answer
+            self.body = json.dumps({"error": answer.to_dict()}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 class ExchangeWrapper:
@@ -92,34 +127,74 @@ class ExchangeWrapper:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        exchange = Exchange(scope.get("path", ""), scope.get("headers", ()))
-        is_sent, answered = False, 0
-        body: bytes | None = None
+        path = scope.get("path", "").removeprefix(scope.get("root_path") or "")
+        exchange = Exchange(path, scope.get("headers", ()), scope.get("method", WEBSOCKET))
+        answer = _Answer(exchange, scope, receive, send, self._on_start)
         token = current.set(exchange)
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal is_sent, answered, body
-            if message["type"] == "http.response.start":
-                self._on_start(exchange)
-                message = _with_ours(message, exchange)
-                answered, body = message["status"], exchange.body
-            elif message["type"] == "http.response.body":
-                is_sent = _sends_the_last(message, exchange, answered)
-                message, body = _in_place(message, body)
-            await send(message)
-
-        async def receive_with_end() -> Message:
-            message = await receive()
-            if message["type"] in ("http.disconnect", "websocket.disconnect") and not is_sent:
-                exchange.ending = "cancelled"
-            return message
-
         try:
-            await self._app(scope, receive_with_end, send_with_headers)
+            await self._app(scope, answer.receive, answer.send)
         finally:
             current.reset(token)
+            exchange.ended = time.monotonic()
+            if exchange.requests:
+                # It keeps the whole body alive, and the requests know their parties.
+                exchange.subjects = None
             for request in exchange.requests:
                 self._on_end(request, exchange.ending)
+
+
+class _Answer:
+    """The answer of one exchange, as it passes."""
+
+    __slots__ = ("_exchange", "_is_sent", "_on_start", "_receive", "_scope", "_send", "_status")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        on_start: Callable[[Exchange], None],
+    ) -> None:
+        self._exchange = exchange
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._on_start = on_start
+        self._is_sent = False
+        self._status = 0
+
+    async def send(self, message: Message) -> None:
+        exchange, kind = self._exchange, message["type"]
+        if kind == "http.response.start":
+            self._on_start(exchange)
+            message = _with_ours(message, exchange)
+            self._status = message["status"]
+        elif exchange.body is not None and kind in ("http.response.body", "websocket.close"):
+            if not self._is_sent:
+                self._is_sent = True
+                await self._send_refusal(message, exchange.body)
+            return
+        elif kind == "http.response.body":
+            self._is_sent = _sends_the_last(message, exchange, self._status)
+        await self._send(message)
+
+    async def _send_refusal(self, message: Message, refusal: bytes) -> None:
+        """Send our own error in place of LiteLLM's; to a WebSocket as far as the server can."""
+        if message["type"] == "http.response.body":
+            await self._send({"type": "http.response.body", "body": refusal})
+        elif "websocket.http.response" in (self._scope.get("extensions") or {}):
+            begun: Message = {"type": "websocket.http.response.start", "status": self._exchange.status, "headers": []}
+            await self._send(_with_ours(begun, self._exchange))
+            await self._send({"type": "websocket.http.response.body", "body": refusal})
+        else:
+            await self._send(message)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] in ("http.disconnect", "websocket.disconnect") and not self._is_sent:
+            self._exchange.ending = "cancelled"
+        return message
 
 
 def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
@@ -132,16 +207,14 @@ def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
     return is_last
 
 
-def _in_place(message: Message, body: bytes | None) -> tuple[Message, bytes | None]:
-    """Put the body of our refusal in place of a part of LiteLLM's, and nothing in place of its further parts."""
-    return (message, None) if body is None else ({**message, "body": body}, b"")
-
-
 def _with_ours(message: Message, exchange: Exchange) -> Message:
     ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
+    dropped = set(ours)
     if exchange.body is not None:
         ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.body)).encode()}
-    kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in ours]
+        # The body that LiteLLM compressed is not the one that is sent.
+        dropped |= {*ours, b"content-encoding", b"transfer-encoding"}
+    kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in dropped]
     return {**message, "status": exchange.status or message["status"], "headers": [*kept, *ours.items()]}
 
 

@@ -15,19 +15,23 @@ from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import ProxyException
 
 from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.plugins.resolving import ResolverFailedError
-from usage_plugin.proxy import exchange
+from usage_plugin.proxy import bounds, exchange
 from usage_plugin.proxy.asking import Asking, gives_up_early
+from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.endings import Endings
+from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
 from usage_plugin.proxy.refusing import anthropic_body, bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
 from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
-from usage_plugin.tracking.admission import Refusal
+from usage_plugin.tracking.admission import Decision, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,14 +56,41 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         super().__init__()
         self._runtime = runtime
         self._negotiator = Negotiator(runtime, Asking(runtime, prices))
+        self._gate = Gate(runtime, prices, self._negotiator)
         self._underway = Underway()
-        self._endings = Endings(runtime, prices, self._underway)
+        self._endings = Endings(runtime, prices, self._underway, Deferred(runtime))
 
     def __init_subclass__(cls) -> None:
         """Refuse: LiteLLM would silently not call inherited hooks."""
         raise UsagePluginError("UsageHandler_PROXY_ cannot be subclassed: LiteLLM would not call its hooks.")
 
     # ── admission ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def authenticated(self, key: Any, request: Any, body: Any, route: str) -> None:  # LiteLLM's; Starlette's
+        """Note whose request it is, and decide on it where no hook does.
+
+        Raises:
+            ProxyException: the refusal, which LiteLLM answers with.
+        """
+        here = exchange.current.get()
+        if here is None:
+            return
+        _stop_if_refused(here)
+        try:
+            if not self._gate.arrive(here, key, request, body, route):
+                return
+            started = self._runtime.clock.monotonic()
+            passage = await self._gate.pass_through(here, request, body)
+            if passage.decision is not None:
+                here.output_limit = passage.output_limit
+                # No hook is given this body, so the stamp in it leads nowhere: the exchange leads to the request.
+                self._begin(
+                    passage.decision, passage.subjects, {}, here, started, unmetered=passage.is_unmetered, fills=True
+                )
+        except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
+            answer = _as_answer(error, here.path)
+            here.refuse(answer, replace=True)
+            raise answer from None
 
     async def async_pre_call_hook(
         self,
@@ -71,15 +102,19 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Admit a request, or raise what LiteLLM turns into the refusal."""
         kind = str(getattr(call_type, "value", call_type))
         here = exchange.current.get()
+        _stop_if_refused(here)
+        if here is not None and kind in LOOK_UPS:
+            here.looked_up = data
         try:
-            if is_free(kind) or self._underway.of_hook(data) is not None:
-                # A look-up; or the callback is listed twice, or LiteLLM turns to a fallback: it is admitted already.
+            if is_free(kind) or _is_free_route(here, kind) or self._underway.of_hook(data) is not None:
+                # A look-up. Or it is admitted already: by the gate, or since the callback is listed twice, or before
+                # LiteLLM turned to a fallback.
                 return None
             await self._admit(user_api_key_dict, data, kind, here)
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
             answer = _as_answer(error, kind)
             if here is not None:
-                here.status, here.headers = int(answer.code), answer.headers
+                here.refuse(answer)
                 here.body = anthropic_body(answer, here.path)
             raise answer from None
         return data
@@ -90,19 +125,35 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
         unmetered = kind in UNMETERED
         if unmetered:
-            outcome, unfelt = await admit_unmetered(runtime, subjects, data, kind)
+            decision = await admit_unmetered(runtime, subjects, data, kind)
         else:
-            outcome, unfelt = await self._negotiator.admit(subjects, data, kind)
+            decision = await self._negotiator.admit(subjects, data, kind)
+        self._begin(decision, subjects, data, here, started, unmetered=unmetered)
+
+    def _begin(
+        self,
+        decision: Decision,
+        subjects: Subjects,
+        data: dict[str, Any],
+        here: exchange.Exchange | None,
+        started: int,
+        *,
+        unmetered: bool,
+        fills: bool = False,
+    ) -> RequestUnderWay:
+        """Let an admitted request begin; of one that is not admitted, raise the refusal."""
+        runtime = self._runtime
+        outcome, unfelt = decision
         for refusal in unfelt:
             runtime.refusals.add(refusal)
         if isinstance(outcome, Refusal):
             runtime.refusals.add(outcome)
             # The sentence is the client's own, and written nowhere.
             raise refusal_error(replace(outcome, user=subjects.called), runtime.config)
-        request = RequestUnderWay(outcome, started, unmetered=unmetered)
+        request = RequestUnderWay(outcome, started, unmetered=unmetered, fills_exchange=fills)
         try:
             self._underway.add(request, data, here)
-            if here is not None and kind in NATIVE:
+            if here is not None and outcome.event.call_type in NATIVE:
                 here.report = request.report = Report()
             if outcome.without_fallbacks:
                 data["disable_fallbacks"] = True
@@ -115,15 +166,37 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             # Our own bug: the request does not start, so it must hold nothing.
             self._endings.failed(request, error, hurried=False)
             raise
+        return request
 
     # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:  # noqa: ARG002  # LiteLLM's
         """Note that a provider gets the request now: from here on it may cost something, whoever stops it."""
-        request = self._underway.of_hook(kwargs)
-        if request is not None:
-            request.sent, request.broken = True, False
-            request.answer = request.stream = None
+        request, here = self._underway.of_hook(kwargs), exchange.current.get()
+        _stop_if_refused(here)
+        if request is None and here is not None and here.subjects is None and not here.requests:
+            request = await self._notice(here)
+        if request is None:
+            return
+        request.sent, request.broken = True, False
+        request.answer = request.stream = None
+        if request.fills_exchange and not request.unmetered and "messages" in kwargs and here is not None:
+            if request.admitted.without_fallbacks and _model_group(kwargs) not in request.models:
+                raise bad_request("Only the model asked for fits, and no fallback.", param="model")
+            bounds.complete(kwargs, here.output_limit)
+
+    async def _notice(self, here: exchange.Exchange) -> RequestUnderWay | None:
+        """Admit a call on a route that LiteLLM does not authenticate as others, so that the gate never saw it."""
+        here.rule = rule = rule_of(here.method, here.path)
+        if rule.verdict in ("free", "held"):
+            return None
+        started = self._runtime.clock.monotonic()
+        decision = await admit_unmetered(self._runtime, Subjects(), {}, rule.call_type or PASS_THROUGH)
+        try:
+            return self._begin(decision, Subjects(), {}, here, started, unmetered=True)
+        except ProxyException as answer:
+            here.refuse(answer, replace=True)
+            raise
 
     async def async_post_call_failure_deployment_hook(
         self,
@@ -152,6 +225,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Settle a whole answer before it is sent, so that neither SIGTERM nor a slow logger can lose it."""
         with _NothingRaised("async_post_call_success_hook"):
             request = self._underway.of_hook(data)
+            if request is None and data.get("response_id"):
+                self._endings.looked_up(data, response)
             recorded = self._endings.answered(request, data, response) if request is not None else None
             here = exchange.current.get()
             if here is not None and recorded is not None:
@@ -223,6 +298,22 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Settle what is left when the worker ends."""
         with _NothingRaised("close"):
             self._endings.close()
+
+
+def _stop_if_refused(here: exchange.Exchange | None) -> None:
+    """Raise the gate's refusal again: LiteLLM lets some requests for tools go on without a user who could be told."""
+    if here is not None and here.refused is not None:
+        raise here.refused
+
+
+def _model_group(kwargs: Mapping[str, Any]) -> object:
+    metadata = kwargs.get("metadata") or kwargs.get("litellm_metadata")
+    return metadata.get("model_group") if isinstance(metadata, dict) else None
+
+
+def _is_free_route(here: exchange.Exchange | None, kind: str) -> bool:
+    """Whether the route costs nothing, although LiteLLM calls its hook there."""
+    return here is not None and here.rule is not None and here.rule.verdict == "free" and kind not in UNMETERED
 
 
 class _NothingRaised:

@@ -18,6 +18,7 @@ from typing import Any
 from litellm.litellm_core_utils.logging_worker import GLOBAL_LOGGING_WORKER
 from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
 from litellm.proxy import proxy_server
+from litellm.proxy.auth import user_api_key_auth as authentication
 
 import usage_plugin
 from usage_plugin.config import CONFIG_VARIABLE, Config, ProxyYaml, find_config, load_config
@@ -35,6 +36,7 @@ from usage_plugin.runtime import Runtime
 FLUSH_SECONDS = 10.0
 STARTING_SECONDS = 5.0
 LOOKS_FOR_LOGS = 10
+_LAST_STEP = "_authorize_authenticated_request"
 
 log = get_logger()
 
@@ -63,6 +65,7 @@ def start() -> UsageHandler_PROXY_:
     handler = UsageHandler_PROXY_(runtime, PriceBook())
     ticking = loop.create_task(runtime.tick())
     _wrap_app(handler)
+    _wrap_authentication(handler)
     _wrap_shutdown(runtime, handler, ticking)
     _announce(runtime)
     set_apart()
@@ -106,6 +109,29 @@ def _wrap_app(handler: UsageHandler_PROXY_) -> None:
     app.middleware_stack = ExchangeWrapper(
         app.middleware_stack, on_start=handler.answer_begins, on_end=handler.request_ended
     )
+
+
+def _wrap_authentication(handler: UsageHandler_PROXY_) -> None:
+    """Have the handler see each request once LiteLLM has authenticated it.
+
+    Routes, WebSockets and the code that authenticates by itself all go through one function, which looks up another at
+    each call: that one is wrapped. FastAPI's own way, an override, works out all dependencies of a request again.
+    """
+    original = getattr(authentication, _LAST_STEP, None)
+    if original is None:
+        raise UsagePluginError(
+            f"This version of LiteLLM does not authenticate requests as expected: {_LAST_STEP} is missing.",
+            hint="Install a version of LiteLLM that the README names.",
+        )
+
+    async def authorize(user_api_key_auth_obj: Any, request: Any, request_data: Any, route: str, **rest: Any) -> Any:
+        recovered = await original(
+            user_api_key_auth_obj=user_api_key_auth_obj, request=request, request_data=request_data, route=route, **rest
+        )
+        await handler.authenticated(recovered or user_api_key_auth_obj, request, request_data, route)
+        return recovered
+
+    setattr(authentication, _LAST_STEP, authorize)
 
 
 def _wrap_shutdown(runtime: Runtime, handler: UsageHandler_PROXY_, ticking: asyncio.Task[None]) -> None:

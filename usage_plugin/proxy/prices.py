@@ -40,9 +40,11 @@ if TYPE_CHECKING:
     from decimal import Decimal
     from types import ModuleType
 
+    from usage_plugin.domain.money import Nano
     from usage_plugin.domain.prices import Adjustment, Price
     from usage_plugin.pricing.sheets import Route
 
+_ATTO_PER_NANO = 10**9
 _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0
 _MOST_FALLBACKS = 32
@@ -185,6 +187,20 @@ class PriceBook:
         return found
 
     @staticmethod
+    def search(tool: object) -> tuple[str, Nano] | None:
+        """Name the provider of a search tool, and what a query costs at most; None where either is not known.
+
+        A provider has a price for each way to search, and sometimes for each number of results.
+        """
+        listed = getattr(_router(), "search_tools", None) or ()
+        named = [found.get("litellm_params") or {} for found in listed if found.get("search_tool_name") == tool]
+        providers = {parameters.get("search_provider") for parameters in named}
+        costs = [cost for provider in providers for cost in _search_costs(provider)]
+        if not costs or len(providers) > 1:
+            return None
+        return str(providers.pop()), max(costs)
+
+    @staticmethod
     def is_listed(model: str) -> bool:
         """Say whether the proxy's YAML has this very name."""
         router = _router()
@@ -254,6 +270,19 @@ def _targets(fallbacks: list[Any], model: str) -> list[str]:
         chosen = get_fallback_model_group(fallbacks, model)[0] or []
     names = [item.get("model") if isinstance(item, dict) else item for item in chosen]
     return [name for name in names if isinstance(name, str) and len(name) <= LONGEST_NAME and name.isprintable()]
+
+
+def _search_costs(provider: object) -> list[Nano]:
+    """List what a query of a search provider may cost, rounded up."""
+    begin = f"{provider}/"
+    sheets = [
+        sheet
+        for name, sheet in litellm.model_cost.items()
+        if name.startswith(begin) and isinstance(sheet, dict) and sheet.get("mode") == "search"
+    ]
+    tiers = [tier for sheet in sheets for tier in (sheet, *(sheet.get("tiered_pricing") or ()))]
+    prices = [atto_each(tier.get("input_cost_per_query")) for tier in tiers]
+    return [-(-price // _ATTO_PER_NANO) for price in prices if price is not None]
 
 
 def _router() -> Any:  # litellm.Router, rebound whenever the proxy loads its config

@@ -33,8 +33,9 @@ _FREE_CALLS = re.compile(
 )
 """Call types of look-ups and of what only keeps things: LiteLLM calls the hook for them too. All others can cost."""
 
-Settler = Literal["inline", "success", "failure", "orphan"]
-"""Who settled a request: the hook before a whole answer is sent, the log of a success, the failure hook, nobody."""
+Settler = Literal["inline", "success", "failure", "orphan", "deferred"]
+"""How a request was settled: inline before a whole answer is sent, by the log of a success, by the failure hook, by no
+hook; or that its settlement waits for a result."""
 
 
 class RequestUnderWay(OpenRequest):
@@ -52,11 +53,17 @@ class RequestUnderWay(OpenRequest):
         failed: the client has been told of a failure; the provider may still be working, and will want its money.
         error: the name of that failure.
         unmetered: its route tells nobody what it used.
+        fills_exchange: every call to a provider in its exchange belongs to it, whichever call id that has.
     """
 
-    __slots__ = ("answer", "broken", "cut", "error", "failed", "is_over", "logged", "report", "sent", "stream", "unmetered")  # fmt: skip  # noqa: E501
+    __slots__ = (
+        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "report", "sent", "stream",
+        "unmetered",
+    )  # fmt: skip
 
-    def __init__(self, admitted: Admitted, started: int, *, unmetered: bool = False) -> None:
+    def __init__(
+        self, admitted: Admitted, started: int, *, unmetered: bool = False, fills_exchange: bool = False
+    ) -> None:
         """Remember what was admitted; `started` is the monotonic clock's."""
         super().__init__(admitted, started)
         self.answer: Any = None
@@ -70,6 +77,12 @@ class RequestUnderWay(OpenRequest):
         self.failed: Status | None = None
         self.error: str | None = None
         self.unmetered = unmetered
+        self.fills_exchange = unmetered or fills_exchange
+
+    @property
+    def models(self) -> tuple[str | None, str | None]:
+        """The name that was asked for, and the router's own, of which it may be an alias."""
+        return self.admitted.event.requested_model, self.admitted.event.model
 
 
 class Underway:
@@ -123,7 +136,7 @@ class Underway:
         """
         for stamp in (*_stamps(holder), *_stamps(_parameters(holder))):
             settler = self._settled.get(stamp)
-            if settler == "inline" and by == "success":
+            if settler in ("inline", "deferred") and by == "success":
                 # Every whole answer is logged after it was settled inline: that is once as expected.
                 self._settled[stamp] = "success"
                 return "expected"
@@ -171,11 +184,11 @@ def _stamps(holder: Mapping[str, Any]) -> list[str]:
 def _of_exchange(call_id: object) -> RequestUnderWay | None:
     """Find the request of this exchange; the call id tells it from calls that guardrails make meanwhile.
 
-    An unmetered route tells no call id, and its failure not even what it was given.
+    What the gate admits has no call id yet. An unmetered route tells none, and its failure not even what it was given.
     """
     here = exchange.current.get()
     if here is None:
         return None
     return next(
-        (r for r in here.requests if not r.settled and (r.unmetered or r.admitted.event.call_id == call_id)), None
+        (r for r in here.requests if not r.settled and (r.fills_exchange or r.admitted.event.call_id == call_id)), None
     )

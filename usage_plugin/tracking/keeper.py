@@ -22,6 +22,7 @@ from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking import rules
 from usage_plugin.tracking.copies import Copies
+from usage_plugin.tracking.deferred import Waiting
 from usage_plugin.tracking.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
 from usage_plugin.tracking.listeners import Audience
 from usage_plugin.tracking.patience import LONGEST_PAUSE, Attempt, Persistent
@@ -165,12 +166,15 @@ class Keeper:
 
     def _recover(self, ledger: Ledger) -> None:
         """Settle what dead workers left open, with what their reservations carry."""
+        # Before the reservations: each is there before its note.
+        waiting = Waiting(ledger, self._clock.now())
         reservations = ledger.open_reservations()
         dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
         recovered: list[UsageEvent] = []
         try:
             for reservation in reservations:
-                if reservation.worker in dead and ledger.recover(reservation.event_id):
+                lost = reservation.worker in dead and not waiting.spares(reservation)
+                if (lost or waiting.is_late(reservation)) and ledger.recover(reservation.event_id):
                     event = decode_event(reservation.event)
                     recovered.append(event)
                     self._audience.tell(event, len(reservation.event))
@@ -178,6 +182,7 @@ class Keeper:
             if recovered:
                 log.warning("reservations.recovered", count=len(recovered))
                 ledger.count(self._as_imperfections(recovered))
+        waiting.sweep({reservation.event_id for reservation in reservations})
         self._workers.sweep()
         for note in ledger.notes(rules.NOTE):
             if self._workers.is_dead(note.removeprefix(rules.NOTE)):

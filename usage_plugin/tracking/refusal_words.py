@@ -48,9 +48,11 @@ def sentence(refusal: Refusal, contact: str) -> str:
     if demand is None:
         parts.append(_WITHOUT_LIMIT[refusal.reason])
     elif refusal.reason == "unpriced":
+        unknown = f"the model {refusal.model}" if refusal.model else "a request that names no model"
+        parts.append(f"No price is known for {unknown}, so it cannot be used under the cost limit {demand.limit.name}.")
+    elif refusal.route is not None:
         parts.append(
-            f"No price is known for the model {refusal.model}, so it cannot be used under the cost limit"
-            f" {demand.limit.name}."
+            f"Nothing bounds what {refusal.route} may use, so it cannot be used under the limit {demand.limit.name}."
         )
     elif refusal.reason == "unbounded":
         parts.append(

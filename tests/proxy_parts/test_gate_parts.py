@@ -1,0 +1,110 @@
+"""The gate on a runtime of its own: unknown routes, further calls of a request, and refusals that LiteLLM passes over."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.proxy_parts.test_endings_parts import Plugin
+from usage_plugin.config import load_config
+from usage_plugin.proxy import exchange
+from usage_plugin.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+YAML = """
+usage_plugin:
+  data_dir: ./data
+  limits:
+    - {name: money, per: user, match: {user: limited}, window: day, max_cost: 1}
+    - {name: pace, per: user, match: {user: paced}, window: minute, max_requests: 5}
+    - {name: lenient, per: user, match: {user: lenient}, window: day, max_cost: 1, on_unbounded: allow}
+    - {name: warned, per: user, match: {user: warned}, window: day, max_cost: 1, action: warn}
+"""
+
+
+@pytest.fixture
+async def plugin(tmp_path: Path, key: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plugin]:
+    monkeypatch.setattr("usage_plugin.proxy.prices._router", lambda: None)  # no price is known
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML)
+    runtime = Runtime(load_config(path))
+    yield Plugin(runtime, key)
+    await runtime.close()
+
+
+async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> exchange.Exchange:
+    """Have LiteLLM authenticate a request; the exchange tells what became of it."""
+    here = exchange.Exchange(path, (), method)
+    token = exchange.current.set(here)
+    request = SimpleNamespace(scope={}, headers={}, query_params={})
+    try:
+        await plugin.hooks.authenticated(plugin.key(user_id=user), request, {}, path)
+    finally:
+        exchange.current.reset(token)
+    return here
+
+
+@pytest.mark.parametrize(
+    ("user", "path", "is_refused"),
+    [
+        ("limited", "/v1/new/thing", True),
+        ("paced", "/v1/new/thing", True),
+        ("lenient", "/v1/new/thing", False),
+        ("warned", "/v1/new/thing", False),
+        ("nobody", "/v1/new/thing", False),
+        ("limited", "/v1/batches", True),
+        ("paced", "/v1/batches", False),
+        ("lenient", "/v1/batches", False),
+        ("limited", "/key/generate", False),
+        ("limited", "/v1/chat/completions", False),
+    ],
+)
+async def test_a_route_is_refused_for_who_has_a_limit(
+    plugin: Plugin, user: str, path: str, *, is_refused: bool
+) -> None:
+    """An unclassified one by any limit that can stop a request, a refused one by limits on cost or tokens."""
+    if is_refused:
+        with pytest.raises(Exception, match=f"Nothing bounds what POST {path} may use"):
+            await arrive(plugin, user, path)
+    else:
+        here = await arrive(plugin, user, path)
+        assert bool(here.requests) == ("new" in path), "what nobody has classified is recorded"
+
+
+async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
+    """Where LiteLLM goes on in spite of it, its hooks stop the request, and so does a second authentication."""
+    here = exchange.Exchange("/v1/new/thing")
+    token = exchange.current.set(here)
+    request = SimpleNamespace(scope={}, headers={}, query_params={})
+    key = plugin.key(user_id="limited")
+    try:
+        with pytest.raises(Exception, match="Nothing bounds") as first:
+            await plugin.hooks.authenticated(key, request, {}, here.path)
+        for again in (
+            plugin.hooks.authenticated(key, request, {}, here.path),
+            plugin.hooks.async_pre_call_hook(key, None, {}, "call_mcp_tool"),
+            plugin.hooks.async_pre_call_deployment_hook({}, None),
+        ):
+            with pytest.raises(Exception, match="Nothing bounds") as other:
+                await again
+            assert other.value is first.value
+    finally:
+        exchange.current.reset(token)
+
+
+async def test_a_further_call_belongs_to_the_same_user(plugin: Plugin) -> None:
+    """What a guardrail asks in the course of a request is an event of its own, and not the proxy's."""
+    here = exchange.Exchange("/v1/chat/completions")
+    token = exchange.current.set(here)
+    try:
+        data = await plugin.admit("ann")
+        await plugin.log({}, tokens=9)
+        await plugin.answer(data)
+    finally:
+        exchange.current.reset(token)
+    assert [(event.user, event.input_tokens) for event in plugin.events] == [("ann", 9), ("ann", 7)]

@@ -1,0 +1,117 @@
+"""Deferred results: background responses and batches, whose answer comes before what they used.
+
+The first answer names the work and says that it is not done. Its reservation then stays in the ledger, without a
+worker that waits for it. A later look-up that shows the result settles it, on any worker and once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from litellm.responses.utils import ResponsesAPIRequestUtils
+
+from usage_plugin.errors import LedgerError
+from usage_plugin.log import get_logger, short_error
+from usage_plugin.proxy.underway import RequestUnderWay
+from usage_plugin.tracking import deferred
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from usage_plugin.domain.usage import Status
+    from usage_plugin.runtime import Runtime
+
+LOOK_UPS = frozenset({"aget_responses", "aretrieve_batch"})
+"""LiteLLM's call types of requests that ask after such work."""
+
+_OPEN = frozenset({"queued", "in_progress", "validating", "finalizing", "cancelling"})
+_DONE: Mapping[str, Status] = {
+    "completed": "success", "incomplete": "success", "failed": "failure", "expired": "failure",
+    "cancelled": "cancelled",
+}  # fmt: skip
+
+log = get_logger()
+
+
+class Work(NamedTuple):
+    """What an answer says of work that is done later.
+
+    Attributes:
+        provider_id: the provider's own id: LiteLLM wraps it in others that differ from answer to answer.
+        status: None while it is not done.
+    """
+
+    provider_id: str
+    status: Status | None
+
+
+class Deferred:
+    """Reservations that wait for such a result; one for each handler."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        """Take the running parts."""
+        self._runtime = runtime
+
+    def hold(self, request: RequestUnderWay, work: Work) -> bool:
+        """Leave a reservation in the ledger until the result is known; False if that is not possible."""
+        if not request.admitted.holds:
+            return False
+        try:
+            deferred.defer(self._runtime.ledger, work.provider_id, request.event_id)
+        except LedgerError as error:
+            log.error("request.not_deferred", event_id=request.event_id, **short_error(error))  # noqa: TRY400
+            return False
+        self._runtime.recorder.free_slots(request)
+        return True
+
+    def find(self, work: Work) -> RequestUnderWay | None:
+        """Find the request whose result this is; None if it was settled before."""
+        try:
+            admitted = deferred.find(self._runtime.ledger, work.provider_id)
+        except LedgerError as error:
+            log.error("request.not_found", **short_error(error))  # noqa: TRY400
+            return None
+        if admitted is None:
+            return None
+        took = self._runtime.clock.now() - admitted.event.started_at
+        return RequestUnderWay(admitted, self._runtime.clock.monotonic() - max(0, took))
+
+    def forget(self, work: Work) -> None:
+        """Forget work whose result is on the books."""
+        try:
+            deferred.forget(self._runtime.ledger, work.provider_id)
+        except LedgerError as error:
+            log.debug("request.note_left", **short_error(error))
+
+
+def work_of(answer: Any, number: object = None) -> Work | None:  # any of LiteLLM's answers
+    """Read what an answer says of work that is done later; None if it is an answer like others.
+
+    Args:
+        answer: the provider's.
+        number: the id that was asked for, where the answer's own may be encrypted by now.
+    """
+    name, status = _field(answer, "object"), _field(answer, "status")
+    known = number or _field(answer, "id")
+    if name not in ("response", "batch") or not isinstance(known, str) or not isinstance(status, str):
+        return None
+    if status not in _OPEN and status not in _DONE:
+        return None
+    if name == "response":
+        known = ResponsesAPIRequestUtils.decode_previous_response_id_to_original_previous_response_id(known)
+    return Work(known, _DONE.get(status))
+
+
+def finished_work(answer: Any, number: object = None) -> Work | None:  # any of LiteLLM's answers
+    """Read it only if the work is done."""
+    work = work_of(answer, number)
+    return work if work is not None and work.status is not None else None
+
+
+def is_batch(answer: Any) -> bool:  # any of LiteLLM's answers
+    """Whether an answer describes a batch."""
+    return bool(_field(answer, "object") == "batch")
+
+
+def _field(answer: Any, name: str) -> Any:
+    return answer.get(name) if isinstance(answer, dict) else getattr(answer, name, None)

@@ -1,0 +1,381 @@
+"""Routes: the one classification of LiteLLM's routes by what a request there can cost.
+
+The first pattern that matches decides. Reading (GET, HEAD, OPTIONS) and deleting cost nothing unless a pattern says
+otherwise; any other route that no pattern names is unclassified. `docs/routes.md` is generated from this table and the
+installed LiteLLM's own routes (`listing`), and a test fails where an installed LiteLLM has a route without a pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Verdict = Literal["held", "metered", "refused", "free", "unclassified"]
+"""What becomes of a request.
+
+- `held`: its worst case is reserved before it is sent. What nothing bounds is refused under a cost or token limit.
+- `metered`: it is recorded and counted for the user who asks; `admission.on_unmetered` decides.
+- `refused`: no bound is known, so it is refused for a user with a cost or token limit, else recorded.
+- `free`: it costs nothing.
+- `unclassified`: it is refused for a user with any limit that can stop a request, else recorded.
+"""
+
+Method = Literal["write", "edit", "any", "ws"]
+"""Which requests a pattern covers: POST, PUT and PATCH, the last two alone, all of HTTP, or WebSockets."""
+
+
+class Rule(NamedTuple):
+    """A group of routes with one verdict.
+
+    Attributes:
+        patterns: `[x]` is optional, `(x|y)` either of them, `*` one segment of the path, `**` any number of them.
+        call_type: under which the gate admits and records a request; None if only LiteLLM's hook does.
+        is_gated: whether the gate holds the request itself, because LiteLLM calls no hook before it.
+    """
+
+    verdict: Verdict
+    method: Method
+    patterns: tuple[str, ...]
+    reason: str
+    call_type: str | None = None
+    is_gated: bool = False
+
+
+PASS_THROUGH = "pass_through_endpoint"  # noqa: S105  # no password
+"""LiteLLM's call type of requests that are handed through as they are."""
+
+_OTHERS_ENDPOINTS = "litellm.proxy.pass_through_endpoints.pass_through_endpoints"
+"""The module whose functions serve what `general_settings.pass_through_endpoints` names, under any path."""
+
+_PROVIDERS = (
+    "openai|openai_passthrough|anthropic|cohere|mistral|openrouter|gemini|vertex_ai|vertex-ai|bedrock|vllm|azure"
+    "|azure_ai|azure_speech|nvidia_nim|gigachat|watsonx|assemblyai|eu\\.assemblyai|fal_ai|typesafe|tinyfish|cursor|milvus"
+)
+
+
+def _rule(verdict: Verdict, method: Method, *patterns: str, reason: str, **more: Any) -> Rule:
+    return Rule(verdict, method, patterns, reason, **more)
+
+
+RULES: tuple[Rule, ...] = (
+    # Costs nothing, although the path begins like one that does.
+    _rule(
+        "free", "write",
+        "/v1/messages/count_tokens", "/claude_code_gateway/v1/messages/count_tokens",
+        "[/v1beta]/models/**:countTokens", "[/openai][/v1]/responses/input_tokens",
+        "/utils/(token_counter|transform_request)",
+        "/cost/(estimate|predict-cache)", "/spend/calculate",
+        reason="counts or estimates, and generates nothing",
+    ),
+    _rule(
+        "free", "write",
+        "[/openai][/v1]/responses/*/cancel", "[/v1|/*/v1]/batches/**/cancel", "[/v1]/fine_tuning/jobs/**/cancel",
+        "[/v1beta]/interactions/*/cancel", "[/v1]/evals/*/cancel", "[/v1]/evals/*/runs/*",
+        reason="stops work",
+    ),
+    _rule(
+        "free", "write",
+        "[/v1|/*/v1]/files", "[/v1]/assistants", "[/v1]/threads", "[/v1]/threads/*/messages", "[/v1]/evals",
+        "[/v1]/evals/*",
+        "[/v1]/vector_stores/*", "[/v1]/vector_stores/*/files/*",
+        reason="stores something, and no model reads it yet",
+    ),
+    # LLM routes.
+    _rule(
+        "held", "write",
+        "[/v1]/chat/completions", "/engines/**/chat/completions", "/openai/deployments/**/chat/completions",
+        "/cursor/chat/completions", "[/v1]/completions", "/engines/**/completions",
+        "/openai/deployments/**/completions",
+        reason="tokens bound it",
+    ),
+    _rule(
+        "held", "write",
+        "/queue/chat/completions",
+        reason="tokens bound it; LiteLLM calls no hook, so the gate holds it", call_type="acompletion", is_gated=True,
+    ),
+    _rule(
+        "held", "write",
+        "[/v1]/rag/query",
+        reason="a completion whose input is bounded by the model's context; the gate holds it",
+        call_type="acompletion", is_gated=True,
+    ),
+    _rule(
+        "held", "write",
+        "[/v1]/embeddings", "/engines/**/embeddings", "/openai/deployments/**/embeddings", "[/v1]/moderations",
+        "[/v1|/v2]/rerank",
+        reason="its input bounds it",
+    ),
+    _rule(
+        "held", "write",
+        "[/v1|/openai/v1]/responses", "[/claude_code_gateway]/v1/messages",
+        "[/v1beta]/models/**:(generateContent|streamGenerateContent)",
+        reason="tokens bound it; work in the background is refused where a limit needs a bound",
+    ),
+    _rule(
+        "held", "write",
+        "[/v1]/images/(generations|edits)", "/openai/deployments/**/images/(generations|edits)", "[/v1]/audio/speech",
+        "[/v1]/search", "[/v1]/search/*", "/prompts/test",
+        reason="priced by the piece or the token; refused without a price",
+    ),
+    _rule(
+        "held", "write",
+        "[/v1|/openai/v1]/responses/compact", "[/v1beta]/interactions", "[/v1]/audio/transcriptions",
+        "[/v1]/(ocr|extraction|videos|decisions|systemone)",
+        reason="refused under a cost or token limit wherever nothing bounds it",
+    ),
+    _rule(
+        "refused", "write",
+        "/v1beta/agents", "[/v1]/videos/*/remix", "[/v1]/videos/(edits|extensions|characters)",
+        reason="names no model, so no price is known",
+    ),
+    _rule(
+        "refused", "write",
+        "[/openai][/v1]/realtime[/translations]/(client_secrets|transcription_sessions|calls)",
+        reason="opens a session that nothing bounds",
+    ),
+    _rule(
+        "refused", "ws",
+        "[/openai][/v1]/realtime[/translations]", "[/v1]/responses",
+        reason="nothing bounds what is asked over a WebSocket",
+    ),
+    _rule(
+        "refused", "ws",
+        "[/v1]/live/sessions", "/vertex_ai/live", "/deepgram[/v1]/(listen|speak)", "/(openai|openai_passthrough)/**",
+        reason="nothing bounds what is asked over a WebSocket, and no hook sees it", call_type=PASS_THROUGH,
+    ),
+    # Work that is done later, or elsewhere.
+    _rule(
+        "refused", "write",
+        "[/v1|/*/v1]/batches",
+        reason="the file decides the cost; where it is allowed, it is held until the result is known",
+    ),
+    _rule(
+        "metered", "write",
+        "[/v1]/fine_tuning/jobs",
+        reason="billed by the provider later", call_type="fine_tuning_job",
+    ),
+    _rule("metered", "write", "[/v1]/threads/*/runs", reason="the thread decides the cost", call_type="thread_run"),
+    _rule("metered", "write", "[/v1]/rag/ingest", reason="embeds what it is given", call_type="rag_ingest"),
+    _rule(
+        "metered", "write",
+        "[/v1]/vector_stores", "[/v1]/vector_stores/**/search", "[/v1]/vector_stores/*/files",
+        reason="billed by size, time or search", call_type="vector_store",
+    ),
+    _rule(
+        "metered", "write",
+        "[/v1]/containers", "[/v1]/containers/*/files",
+        reason="billed by time", call_type="container",
+    ),
+    _rule("metered", "write", "[/v1]/evals/*/runs", reason="the data decides the cost", call_type="eval_run"),
+    _rule("metered", "write", "[/v1]/skills", reason="billed by the provider", call_type="skill"),
+    _rule(
+        "metered", "write",
+        "/a2a/*", "[/v1]/a2a/*/message/(send|stream)",
+        reason="what an agent costs, nobody tells", call_type="agent",
+    ),
+    _rule("metered", "write", "/mcp-rest/tools/call", reason="what a tool costs, nobody tells", call_type="mcp"),
+    _rule(
+        "metered", "any",
+        "/mcp", "/mcp/**", "/*/mcp", "/toolset/*/mcp",
+        reason="what a tool costs, nobody tells", call_type="mcp",
+    ),
+    # Pass-through.
+    _rule(
+        "metered", "write",
+        "/(laya|bespoke|eu_jev)/v1/systemone", "/backend-api/codex/*", "/(comprehendmedical|transcribe)[/*]",
+        reason="handed through as it is", call_type=PASS_THROUGH,
+    ),
+    _rule("free", "any", "/cursor[/v1]/models", reason="lists models"),
+    _rule(
+        "metered", "any",
+        f"/({_PROVIDERS})/**", "/plugin-proxy/*/**",
+        reason="handed through as it is", call_type=PASS_THROUGH,
+    ),
+    # The proxy's own tools that call a model.
+    _rule(
+        "metered", "write",
+        "[/guardrails]/apply_guardrail", "/guardrails/test_custom_code", "/policies/test-pipeline",
+        "/utils/test_policies_and_guardrails",
+        reason="a guardrail may ask a model", call_type="guardrail",
+    ),
+    _rule(
+        "metered", "write",
+        "/policy/templates/(enrich|enrich/stream|suggest|test)", "/usage/ai/chat",
+        "/auto_router/(test_routing|shadow_eval/start)", "/lens/*/runs",
+        reason="asks a model for the proxy's own pages", call_type="proxy_tool",
+    ),
+    _rule(
+        "metered", "write",
+        "/lens/worker/*/*/model",
+        reason="a worker's call to a model; LiteLLM tells no user", call_type="proxy_tool",
+    ),
+    _rule(
+        "metered", "write",
+        "/(health|search_tools)/test_connection",
+        reason="a real request to the provider", call_type="health_check",
+    ),
+    _rule(
+        "metered", "any",
+        "/health",
+        reason="a real request to each model, for the user who asks", call_type="health_check",
+    ),
+    # Costs nothing.
+    _rule(
+        "free", "write",
+        "/(key|user|team|organization|customer|end_user|budget|tag|project|invitation|jwt|scim|email)/**",
+        "/management/v1/(teams|users)/**", "/v2/(key|organization)/**", "/onboarding/**",
+        reason="manages keys, users, teams and budgets",
+    ),
+    _rule(
+        "free", "write",
+        "/login", "/*/login", "/*/login/exchange", "/session/logout", "/sso/**", "/moyai/connect/*",
+        "/liteadmin/slack/connect/*",
+        "[/*]/(register|token)", "/(revoke|introspect)", "/authorize/complete", "/claude_code_gateway/oauth/*",
+        "/v1/mcp/oauth/*", "/v1/mcp/server/oauth/*/*",
+        reason="signs in or registers",
+    ),
+    _rule(
+        "free", "write",
+        "/model/(new|update|delete|block|unblock|*/update)", "/(model_group|model_hub)/*", "[/v1]/access_group[/**]",
+        "/v1/unified_access_group[/*]", "/credentials[/**]", "/fallback", "/(add|delete)/allowed_ip",
+        "/(config|config_overrides|update|reload|schedule|upload)/**", "/debug/memory/**", "/lazy/warm/*",
+        reason="changes the proxy's configuration",
+    ),
+    _rule(
+        "free", "write",
+        "/(cache|coordination_redis)/**", "/(cloudzero|vantage)/**", "/global/spend/*", "/compliance/*",
+        "/api/event_logging/batch", "/(v1|claude_code_gateway/v1)/(logs|traces|metrics)", "/v1/traces/query",
+        "/v1/rust_control_plane/logs", "/langfuse/**",
+        reason="caches, exports and traces",
+    ),
+    _rule(
+        "free", "write",
+        "/guardrails", "/guardrails/(register|validate_blocked_words_file)",
+        "/guardrails/submissions/*/(approve|reject)",
+        "/policies", "/policies/(attachments|resolve|attachments/estimate-impact)", "/policies/name/*/versions",
+        "/policy/(test|validate)", "/prompts", "/utils/dotprompt_json_converter",
+        reason="defines guardrails, policies and prompts",
+    ),
+    _rule(
+        "free", "edit",
+        "/(guardrails|policies|prompts|search_tools|lens)/*", "/policies/*/status", "/lens/*/findings/*",
+        reason="changes a definition",
+    ),
+    _rule(
+        "free", "write",
+        "/auto_router/(availability|classifier/default_prompt|validate_complexity_router_config)",
+        "/auto_router/shadow_eval/*/stop", "/v1/tool/policy", "/search_tools", "/v1/indexes",
+        "[/v1]/vector_store/(new|update|delete|info)", "/v1/memory[/**]", "/v1/workflows/runs[/**]",
+        reason="keeps definitions and records of the proxy's own",
+    ),
+    _rule(
+        "free", "write",
+        "/v1/agents[/**]", "/v1/a2a/discover", "/claude-code/plugins[/**]", "/v1/mcp/**", "/mcp-rest/test/**",
+        reason="registers agents, plugins and MCP servers, and lists their tools",
+    ),
+    _rule(
+        "free", "write",
+        "/lens", "/lens/(feedback|signals|watch-all)", "/lens/(datasets|feedback|preview|traces|tracing|workers)/**",
+        "/lens/datasets", "/lens/worker/claim", "/lens/worker/*/*/(heartbeat|progress|result)", "/lens/*/cancel",
+        reason="keeps evaluations; its runs are metered",
+    ),
+    _rule(
+        "free", "write",
+        "/telemetry/*", "/health/deployment_warnings/*", "/alerting/**", "/subscription_accounts/(new|update|delete)",
+        "/skill-hub/skills/**", "/skill-hub/submissions/*/(approve|reject)",
+        reason="settings of the proxy's own pages",
+    ),
+    _rule("metered", "write", "/skill-hub/submissions/*/scan", reason="may ask a model", call_type="proxy_tool"),
+    _rule("metered", "write", "/lens/**", reason="a service that may ask a model", call_type="proxy_tool"),
+)  # fmt: skip
+
+_READING = Rule("free", "any", (), "reads or deletes")
+_UNCLASSIFIED = Rule("unclassified", "any", (), "not classified yet", call_type="unclassified_route")
+_REGISTERED = Rule("metered", "any", (), "handed through as the configuration says", call_type=PASS_THROUGH)
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+WEBSOCKET = "WS"
+"""Stands for the method of a WebSocket."""
+
+
+def rule_of(method: str, path: str, endpoint: object = None) -> Rule:
+    """Find the rule of a request.
+
+    Args:
+        method: of HTTP, or `WEBSOCKET`.
+        path: without the proxy's root path.
+        endpoint: the function that serves it, where that is known.
+    """
+    if getattr(endpoint, "__module__", None) == _OTHERS_ENDPOINTS and method != WEBSOCKET:
+        return _REGISTERED
+    return _found(method, path)
+
+
+@lru_cache(maxsize=1024)
+def _found(method: str, path: str) -> Rule:
+    path = path.rstrip("/") or "/"
+    is_safe = method in _SAFE
+    for rule, pattern in _compiled():
+        if _covers(rule.method, method, is_safe=is_safe) and pattern.fullmatch(path):
+            return rule
+    return _READING if is_safe else _UNCLASSIFIED
+
+
+def _covers(covered: Method, method: str, *, is_safe: bool) -> bool:
+    if method == WEBSOCKET:
+        return covered == "ws"
+    if covered == "edit":
+        return method in ("PUT", "PATCH")
+    return covered == "any" or (covered == "write" and not is_safe)
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> tuple[tuple[Rule, re.Pattern[str]], ...]:
+    return tuple((rule, re.compile("|".join(map(_expression, rule.patterns)))) for rule in RULES)
+
+
+def _expression(pattern: str) -> str:
+    """Turn a pattern into a regular expression; what is in brackets and braces is one already."""
+    pattern = pattern.replace("[", "(?:").replace("]", ")?")
+    return pattern.replace("**", "\0").replace("*", "[^/]+").replace("\0", ".+")
+
+
+class ListedRoute(NamedTuple):
+    """A route of the installed LiteLLM, and its rule."""
+
+    method: str
+    path: str
+    rule: Rule
+
+
+def listing(app: Any) -> Iterator[ListedRoute]:  # FastAPI's
+    """List an app's routes, each method by itself."""
+    for route, path in _flat(app.routes):
+        original = getattr(route, "original_route", route)
+        if isinstance(original, Mount):
+            methods = [] if isinstance(original.app, StaticFiles) else ["POST"]
+        else:
+            methods = sorted(getattr(route, "methods", None) or [WEBSOCKET])
+        for method in methods:
+            yield ListedRoute(method, path, rule_of(method, _example(path), getattr(route, "endpoint", None)))
+
+
+def _flat(routes: Any) -> Iterator[tuple[Any, str]]:
+    """Go through the routes of routers that are included as a whole, as FastAPI has kept them since 0.120."""
+    try:
+        from fastapi.routing import iter_route_contexts  # noqa: PLC0415  # not in every version
+    except ImportError:
+        yield from ((route, route.path) for route in routes)
+    else:
+        yield from ((context, context.path or "") for context in iter_route_contexts(routes))
+
+
+def _example(path: str) -> str:
+    """Fill in a route's parameters."""
+    return re.sub(r"\{[^}]+\}", "x", path)
