@@ -24,6 +24,7 @@ from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
 from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.second_line import SecondLine, StoppedError, ask_for_usage
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
 from usage_plugin.tracking.admission import Refusal
@@ -50,7 +51,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Take the running parts."""
         super().__init__()
         self._runtime = runtime
-        self._negotiator = Negotiator(runtime, Asking(runtime, prices))
+        asking = Asking(runtime, prices)
+        self._negotiator = Negotiator(runtime, asking)
+        self._second_line = SecondLine(runtime, asking, self._negotiator)
         self._underway = Underway()
         self._endings = Endings(runtime, prices, self._underway)
 
@@ -86,18 +89,20 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         runtime = self._runtime
         started = runtime.clock.monotonic()
         subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
-        unmetered = kind in UNMETERED
+        unmetered, sending = kind in UNMETERED, None
         if unmetered:
             outcome, unfelt = await admit_unmetered(runtime, subjects, data, kind)
         else:
-            outcome, unfelt = await self._negotiator.admit(subjects, data, kind)
+            (outcome, unfelt), sending = await self._negotiator.admit(subjects, data, kind)
         for refusal in unfelt:
             runtime.refusals.add(refusal)
         if isinstance(outcome, Refusal):
             runtime.refusals.add(outcome)
             # The sentence is the client's own, and written nowhere.
-            raise refusal_error(replace(outcome, user=subjects.called), runtime.config)
+            fields = sending.bound.unknown if sending is not None and outcome.reason == "unbounded" else ()
+            raise refusal_error(replace(outcome, user=subjects.called, fields=fields), runtime.config)
         request = RequestUnderWay(outcome, started, unmetered=unmetered)
+        request.sending = sending
         try:
             self._underway.add(request, data, here)
             if outcome.without_fallbacks:
@@ -114,11 +119,28 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:  # noqa: ARG002  # LiteLLM's
-        """Note that a provider gets the request now: from here on it may cost something, whoever stops it."""
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
+        """Stop a request that has become more than its hold; else note that a provider gets it now.
+
+        From here on it may cost something, whoever stops it.
+        """
         request = self._underway.of_hook(kwargs)
-        if request is not None:
-            request.sent, request.broken = True, False
+        if request is None:
+            return
+        kind = str(getattr(call_type, "value", call_type))
+        ask_for_usage(kwargs, kind, request.admitted.event.call_type)
+        if request.sending is not None:
+            refusal = await self._second_line.look(request, kwargs, kind)
+            if refusal is not None:
+                raise self._stopped(refusal)
+        request.sent, request.broken = True, False
+
+    def _stopped(self, refusal: Refusal) -> StoppedError:
+        error = refusal_error(refusal, self._runtime.config)
+        here = exchange.current.get()
+        if here is not None:
+            here.status, here.headers = int(error.code), error.headers
+        return StoppedError(error)
 
     async def async_post_call_failure_deployment_hook(
         self,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0
 _MOST_FALLBACKS = 32
+_PICKING_PROVIDERS = ("openrouter",)
+"""Providers that choose among models which the request names, each at its own price."""
 FALLBACK_LISTS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
@@ -42,9 +44,16 @@ class Deployment:
         context: the most input tokens it takes; None if unknown.
         most_output: the most output tokens it gives; None if unknown.
         service: the tier of service that it asks for by itself.
+        parameters: the operator's parameters, which LiteLLM sends unless the client says otherwise.
+        bounds: the bounds of these parameters, by route, filled on first use.
+        limits: its output limits, by route, filled on first use.
+        reasons: whether it thinks before it answers.
     """
 
-    __slots__ = ("_prices", "context", "deployment_id", "model", "most_output", "provider", "served_model", "service", "sheet")  # fmt: skip  # noqa: E501
+    __slots__ = (
+        "_prices", "bounds", "context", "deployment_id", "limits", "model", "most_output", "parameters", "provider",
+        "reasons", "served_model", "service", "sheet",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -67,6 +76,10 @@ class Deployment:
         self.context = context
         self.most_output = most_output
         self.service = service
+        self.parameters: Mapping[str, Any] = MappingProxyType({})
+        self.reasons = False
+        self.bounds: dict[str, Any] = {}
+        self.limits: dict[tuple[str, bool], Any] = {}
         self._prices: dict[Route, Price | None] = {}
 
     def price_on(self, call_type: str) -> Price | None:
@@ -110,7 +123,11 @@ class PriceBook:
     def fallbacks(self, model: str, body: Mapping[str, Any]) -> list[str]:
         """List every model that the router may turn to if this one fails, in the end or on the way."""
         router = _router()
+        override = body.get("router_settings_override")
         holders = [body.get(name) for name in FALLBACK_LISTS]
+        if isinstance(override, dict):
+            # The operator's own, for a key or a team: a client's is refused.
+            holders += [override.get(name) for name in FALLBACK_LISTS]
         if router is not None:
             holders += [getattr(router, name) for name in FALLBACK_LISTS]
         lists = [fallbacks for fallbacks in holders if isinstance(fallbacks, list) and fallbacks]
@@ -126,6 +143,14 @@ class PriceBook:
                         found.append(target)
                         queue.append(target)
         return found
+
+    def mapped(self, provider: str | None, model: str) -> Deployment | None:
+        """Return a model that a provider may pick by itself, with its price in the map; None if the map has none."""
+        if provider not in _PICKING_PROVIDERS:
+            return None
+        name = f"{provider}/{model}"
+        sheet = map_entry(self._map, name, provider)
+        return Deployment(name, provider=provider, served_model=name, sheet=sheet) if sheet else None
 
     @staticmethod
     def is_listed(model: str) -> bool:
@@ -151,7 +176,7 @@ class PriceBook:
             facts = {**mapped, **own}
             sheet = own_or_mapped(own, mapped)
             service = own.get("service_tier")
-            yield Deployment(
+            deployment = Deployment(
                 str((billed or model) if listed else entry.get("model_name")),
                 deployment_id=str(info.get("id") or ""),
                 provider=_provider(served, own.get("custom_llm_provider")),
@@ -161,6 +186,9 @@ class PriceBook:
                 most_output=_count(facts.get("max_output_tokens")),
                 service=service.lower() if isinstance(service, str) else None,
             )
+            deployment.parameters = {key: value for key, value in parameters.items() if value is not None}
+            deployment.reasons = facts.get("supports_reasoning") is True
+            yield deployment
 
 
 def _by_another_name(router: Any, model: str, team: str | None) -> list[Any]:  # litellm.Router

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.usage import Status
-    from usage_plugin.tracking.admission import Admitted
+    from usage_plugin.proxy.asking import Sending
+    from usage_plugin.tracking.admission import Admitted, Refusal
 
 STAMP = "usage_plugin_event"
 """The key under which our id travels in the request's metadata; never sent to a provider."""
@@ -46,9 +47,11 @@ class RequestUnderWay(OpenRequest):
         failed: the client has been told of a failure; the provider may still be working, and will want its money.
         error: the name of that failure.
         unmetered: its route tells nobody what it used.
+        sending: its bounds, to compare the outgoing request with; None where no limit depends on them.
+        stopped: the refusal, if the outgoing request is more than the limits allow.
     """
 
-    __slots__ = ("broken", "cut", "error", "failed", "sent", "unmetered")
+    __slots__ = ("broken", "cut", "error", "failed", "sending", "sent", "stopped", "unmetered")
 
     def __init__(self, admitted: Admitted, started: int, *, unmetered: bool = False) -> None:
         """Remember what was admitted; `started` is the monotonic clock's."""
@@ -59,6 +62,8 @@ class RequestUnderWay(OpenRequest):
         self.failed: Status | None = None
         self.error: str | None = None
         self.unmetered = unmetered
+        self.sending: Sending | None = None
+        self.stopped: Refusal | None = None
 
 
 class Underway:

@@ -142,6 +142,7 @@ class Refusal:
         balance: of the account, before this request; of a rolling limit, the sum over its window.
         retry_after: microseconds to wait; None if waiting does not help.
         rolled_away_at: of a rolling limit, when enough of what was spent no longer counts.
+        fields: the fields of unknown cost, where they are the reason.
     """
 
     reason: Reason
@@ -153,6 +154,7 @@ class Refusal:
     balance: Balance = NOTHING
     retry_after: int | None = None
     rolled_away_at: int | None = None
+    fields: tuple[str, ...] = ()
 
     @property
     def felt(self) -> bool:
