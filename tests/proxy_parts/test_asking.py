@@ -32,7 +32,7 @@ def ask(litellm):
             is_listed=lambda model: True,
         )
         runtime = SimpleNamespace(
-            clock=SimpleNamespace(now=lambda: 1), config=Config(), enforce=True, limits=SimpleNamespace(matching=lambda *_: [])
+            clock=SimpleNamespace(now=lambda: 1), config=Config(), enforce=True, limits=SimpleNamespace(matching=lambda *_: [], may_stop_spending=lambda _: False)
         )  # fmt: skip
         return Asking(runtime, prices).ask(Subjects(user="ann"), {"model": "m", **body}, kind)
 

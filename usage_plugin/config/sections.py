@@ -52,6 +52,7 @@ class AdmissionConfig(Section):
 
     Attributes:
         default_max_output_tokens: the output bound of a request that names none.
+        default_reasoning_tokens: the same for models that think before they answer, unless the other one is written.
         max_output_tokens: the same for some models; of several globs that fit the first counts.
         status_when_spent: the HTTP status of a refusal that waiting will not lift soon.
         busy_wait: how long a request waits that would fit once others settle.
@@ -66,6 +67,7 @@ class AdmissionConfig(Section):
     """
 
     default_max_output_tokens: OutputTokens = 4096
+    default_reasoning_tokens: OutputTokens = 25_000
     max_output_tokens: dict[Name, OutputTokens] = Field(default_factory=dict)
     status_when_spent: Literal[402, 403, 429] = 402
     busy_wait: Annotated[timedelta, duration("0s", "60s", example="2s")] = timedelta(seconds=2)
@@ -77,11 +79,14 @@ class AdmissionConfig(Section):
     on_cut_stream: Literal["estimate", "reserved"] = "estimate"
     on_disputed_cost: Disputes | dict[Name, Disputes] = "higher"
 
-    def output_tokens_of(self, model: str) -> int:
-        """Give the output bound of a request for a model that names none."""
+    def output_tokens_of(self, model: str, *, reasons: bool = False) -> int:
+        """Return the output bound of a request for a model that names none."""
         for glob, tokens in self.max_output_tokens.items():
             if fits((glob,), model):
                 return tokens
+        written = self.model_fields_set
+        if reasons and ("default_max_output_tokens" not in written or "default_reasoning_tokens" in written):
+            return self.default_reasoning_tokens
         return self.default_max_output_tokens
 
     def disputed_cost_of(self, model: str | None) -> Disputes:

@@ -354,6 +354,7 @@ class LimitSet:
         self._deciding: Callable[[Subjects], object] = attrgetter(*fields) if fields else lambda _: None
         """Gives what of the subjects decides."""
         self._remembered: OrderedDict[tuple[object, ...], tuple[Matched, ...]] = OrderedDict()
+        self._spending: OrderedDict[tuple[object, ...], bool] = OrderedDict()
 
     def find(self, name: str) -> Limit:
         """Find a limit in force by its name.
@@ -433,6 +434,26 @@ class LimitSet:
                 self._remembered.popitem(last=False)
         return found
 
+    def may_stop_spending(self, subjects: Subjects) -> bool:
+        """Whether a limit on money or tokens can refuse a request of these subjects, to any model."""
+        key = ("", self._deciding(subjects))
+        found = self._spending.get(key)
+        if found is None:
+            names = {
+                "user": (subjects.user,),
+                "team": _one(subjects.team),
+                "api_key": _one(subjects.api_key),
+                "end_user": _one(subjects.end_user),
+                "organization": _one(subjects.organization),
+                "session": _one(subjects.session),
+                "tag": subjects.tags,
+            }
+            known = self._known(names, self._called(subjects)) if self._matches_names else names
+            found = self._spending[key] = any(_may_stop_spending(limit, known) for limit in self.limits)
+            if len(self._spending) > _REMEMBERED:
+                self._spending.popitem(last=False)
+        return found
+
     def account(self, limit: Limit, subject: str) -> Matched:
         """Find the amounts of an account from its subject alone; overrides on anything else do not count."""
         names = {dimension: (name,) for dimension, name in limit.names_of(subject).items()}
@@ -492,6 +513,19 @@ class LimitSet:
         adjusted = self._adjusted.get((limit.name, subject), ())
         overrides = [(o.until, o.amount) for o in limit.overrides_of(known)]
         return Matched(limit, subject, (*adjusted, *overrides, (None, limit.amount)))
+
+
+_OF_MODELS = ("model", "provider")
+_NOT_SPENDING = ("requests", "parallel_requests")
+
+
+def _may_stop_spending(limit: Limit, known: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether a limit can refuse one of these names a request because of its possible cost or tokens."""
+    if limit.unit in _NOT_SPENDING or limit.action == "warn" or limit.dry_run:
+        return False
+    if not all(dimension == "global" or dimension in _OF_MODELS or known.get(dimension) for dimension in limit.per):
+        return False
+    return Match(tuple(pair for pair in limit.match.conditions if pair[0] not in _OF_MODELS)).holds(known)
 
 
 def _one(name: str | None) -> tuple[str, ...]:

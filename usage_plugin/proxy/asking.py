@@ -6,12 +6,13 @@ body is walked once (`bounds`); nothing here waits for anything.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.pricing.sheets import CHEAPER_SERVICES, SERVICES, route_of
-from usage_plugin.proxy import bounds
+from usage_plugin.proxy import bounds, client_fields
+from usage_plugin.proxy.output_limits import OutputLimit, output_limit
 from usage_plugin.proxy.prices import FALLBACK_LISTS, Deployment, PriceBook, overriding_fallbacks
 from usage_plugin.proxy.refusing import bad_request
 from usage_plugin.proxy.tokens import encoding_for
@@ -27,15 +28,67 @@ if TYPE_CHECKING:
 _WITHOUT_OUTPUT = ("embedding", "moderation", "rerank")
 _OF_OUTPUT = ("output_tokens", "total_tokens")
 
-_DROPPED = "additional_drop_params"
 CLIENT_TIMEOUTS = frozenset({"timeout", "request_timeout", "stream_timeout"})
 """Under which names a request says how long it waits for a provider."""
 
-_OVERRIDING = frozenset({_DROPPED, "extra_body", *FALLBACK_LISTS})
+_MOST_RETRIES = 3
+"""A provider may bill an attempt that failed, unnoticed. SDKs make two by default."""
+
+_METADATA = ("metadata", "litellm_metadata")
+_OF_THE_ROUTER = ("model_group", "model_info", "deployment")
 
 _SEARCH = "asearch"
 _ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})
 _LEAST_OUTPUT = 16
+_STREAMS_WITH_OPTIONS = frozenset({"acompletion", "atext_completion"})
+
+
+class Sending(NamedTuple):
+    """The bounds of an admitted request, to compare the outgoing one with.
+
+    Attributes:
+        kind: LiteLLM's call type.
+        bound: of the body, as it was read.
+        output_tokens: the bound over all answers; None if nothing bounds it.
+        ways: the deployments that may serve it.
+        injected: the output limit of ours in the body, if there is one, with its field.
+        limits: the deployments that are sent another one than that, with its field.
+        field: the field of the output limit that the first way obeys; None if it obeys none.
+        counts_output: whether a limit depends on the output.
+    """
+
+    kind: str
+    bound: bounds.Bounds
+    output_tokens: int | None
+    ways: Sequence[Deployment]
+    injected: tuple[str, int] | None
+    limits: Mapping[str, tuple[str, int]]
+    field: str | None
+    counts_output: bool
+
+
+class Asked(NamedTuple):
+    """A request as it was read; `sending` is None where no limit depends on its cost or tokens."""
+
+    ask: Ask
+    sending: Sending | None
+
+
+class _Output(NamedTuple):
+    """The bound on the output of each way, over all answers, None if there is none; and the limits that were put in."""
+
+    each: Sequence[int | None]
+    injected: tuple[str, int] | None = None
+    limits: Mapping[str, tuple[str, int]] = {}
+    field: str | None = None
+    counts: bool = True
+
+    @property
+    def most(self) -> int | None:
+        """The largest bound of all ways; None if one has none."""
+        if None in self.each:
+            return None
+        return max(filter(None, self.each), default=0)
 
 
 class Asking:
@@ -47,6 +100,19 @@ class Asking:
         self._prices = prices
 
     def ask(self, subjects: Subjects, data: dict[str, Any], kind: str, *, fewer_tokens: int = 0) -> Ask:
+        """Read a request, and put an output limit into it where one is needed; arguments as of `read`."""
+        return self.read(subjects, data, kind, fewer_tokens=fewer_tokens).ask
+
+    def read(
+        self,
+        subjects: Subjects,
+        data: dict[str, Any],
+        kind: str,
+        *,
+        fewer_tokens: int = 0,
+        only: Deployment | None = None,
+        thinks: bool = True,
+    ) -> Asked:
         """Read a request, and put an output limit into it where one is needed.
 
         Args:
@@ -54,6 +120,8 @@ class Asking:
             data: the body, with what LiteLLM added.
             kind: LiteLLM's call type.
             fewer_tokens: by how many tokens the bound by bytes is known to be too high.
+            only: the deployment that LiteLLM has chosen, if it has.
+            thinks: whether a limit of ours leaves room for thinking, at models that think before they answer.
 
         Raises:
             ProxyException: the request cannot be bounded as it is written.
@@ -62,17 +130,22 @@ class Asking:
         model = model if isinstance(model, str) and model else None
         if model and (len(model) > LONGEST_NAME or not model.isprintable()):
             raise bad_request(f"The model's name cannot be taken: {model[:100]!r}.", param="model")
-        primary = self._deployments(model, subjects.team)
+        primary = (only,) if only else self._deployments(model, subjects.team)
         if model and "," in model and not self._prices.is_listed(model):
             # LiteLLM would call every model of the list, and log one of them, at no cost.
             raise bad_request(f"One model a request, please: {model[:100]!r} names several.", param="model")
-        _refuse_what_overrides(data)
+        if only is None:
+            _take_out_the_routers_names(data)
+        is_limited = self._runtime.enforce and self._runtime.limits.may_stop_spending(subjects)
+        if is_limited and not only:
+            _refuse_controls(data)
+            _ask_for_usage(data, kind)
         fallbacks = [
             deployment
-            for name in (self._prices.fallbacks(model, data) if model else ())
+            for name in (self._prices.fallbacks(model, data) if model and not only else ())
             for deployment in self._deployments(name, subjects.team) or (_unknown(name),)
         ]
-        if kind == "atext_completion" and data.get("stream"):
+        if kind == "atext_completion" and data.get("stream") and not only:
             # LiteLLM asks the provider for usage on chat streams only, and counts nothing without it.
             options = data.get("stream_options")
             data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
@@ -80,12 +153,19 @@ class Asking:
             # Each attempt that is given up may be billed all the same, and only the last one is known of.
             data["num_retries"] = 0
         ways = primary or (_unknown(model),)
-        bound = bounds.read(kind, data)
+        every = (*ways, *fallbacks)
+        read = bounds.read(kind, data, trusted=only is not None)
+        bound = read
         if fewer_tokens and bound.input_tokens is not None:
             bound = bound._replace(input_tokens=max(0, bound.input_tokens - fewer_tokens))
-        output, injected = self._output(data, kind, bound, subjects, [*ways, *fallbacks])
-        inputs = [_input(way, bound) for way in (*ways, *fallbacks)]
-        return Ask(
+        each = [bound if (own := _own_of(way, kind)) is None else _both(bound, own) for way in every]
+        output = self._output(data, kind, each, subjects, every, thinks=thinks)
+        inputs = [_input(way, own) for way, own in zip(every, each, strict=True)]
+        most = output.most
+        candidates = [
+            self._candidate(way, kind, own, tokens) for way, own, tokens in zip(every, each, output.each, strict=True)
+        ]
+        ask = Ask(
             draft=UsageEvent(
                 event_id=new_event_id(),
                 started_at=self._runtime.clock.now(),
@@ -96,15 +176,19 @@ class Asking:
                 requested_model=model,
                 model=ways[0].model,
                 provider=ways[0].provider,
-                injected_output_tokens=injected,
+                injected_output_tokens=output.injected[1] if output.injected else None,
                 service_tier=next(iter(bound.reach.services), None),
             ),
             subjects=subjects,
-            primary=self._searches(data) if kind == _SEARCH else self._candidates(ways, kind, bound, output),
-            fallbacks=self._candidates(fallbacks, kind, bound, output),
+            primary=self._searches(data) if kind == _SEARCH else _most_expensive(candidates[: len(ways)]),
+            fallbacks=_most_expensive(candidates[len(ways) :]),
             input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
-            output_tokens=output,
+            output_tokens=most,
         )
+        if not is_limited:
+            return Asked(ask, None)
+        sending = Sending(kind, read, most, every, output.injected, output.limits, output.field, output.counts)
+        return Asked(ask, sending)
 
     def encoding(self, subjects: Subjects, data: Mapping[str, Any]) -> str | None:
         """Name the encoding by which every way counts that the request may be billed; None if there is no such one."""
@@ -115,31 +199,55 @@ class Asking:
         ways = [self._deployments(name, subjects.team) or (_unknown(name),) for name in names]
         return encoding_for([way for ways_of_one in ways for way in ways_of_one])
 
+    def deployment(self, subjects: Subjects, group: str | None, deployment_id: str) -> Deployment:
+        """Find a deployment by its id: in the model that LiteLLM says it chose it for, else wherever it is listed."""
+        named = self._deployments(group, subjects.team)
+        known = [way for way in named if way.deployment_id == deployment_id]
+        return next(iter([*known, *self._deployments(deployment_id, subjects.team)]), _unknown(group))
+
     def _deployments(self, model: str | None, team: str | None) -> Sequence[Deployment]:
         return self._prices.deployments(model, team) if model else ()
 
     def _output(
-        self, data: dict[str, Any], kind: str, bound: bounds.Bounds, subjects: Subjects, ways: Sequence[Deployment]
-    ) -> tuple[int | None, int | None]:
-        """Bound the output, by a limit of our own where a limit depends on it and the client named none.
-
-        Returns:
-            The bound over all answers, None if there is none; and what was put into the request, if anything.
-        """
+        self,
+        data: dict[str, Any],
+        kind: str,
+        each: Sequence[bounds.Bounds],
+        subjects: Subjects,
+        ways: Sequence[Deployment],
+        *,
+        thinks: bool,
+    ) -> _Output:
+        """Bound the output, by a limit of ours or of the operator's where the client names none that is obeyed."""
         route = route_of(kind)
         if route in _WITHOUT_OUTPUT:
-            return 0, None
-        if route != "text" or not bound.output_is_bounded:
-            return None, None
-        count = bound.answers
-        if bound.asked_output is not None:
-            # LiteLLM raises a smaller number to what the Responses API takes.
-            return max(bound.asked_output, _LEAST_OUTPUT if kind in _ON_RESPONSES else 0) * count, None
-        known = [way.most_output for way in ways if way.most_output is not None]
-        most = min([self._runtime.config.admission.output_tokens_of(ways[0].model or ""), *known])
+            return _Output([0] * len(ways))
+        if route != "text" or not each[0].output_is_bounded:
+            return _Output([None] * len(ways))
+        admission = self._runtime.config.admission
+        limits = [output_limit(way, kind, admission, thinks=thinks) for way in ways]
+        least = _LEAST_OUTPUT if kind in _ON_RESPONSES else 0
+        tokens: list[int | None] = []
+        ours: dict[int, tuple[str, int]] = {}
+        for at, (way, bound, limit) in enumerate(zip(ways, each, limits, strict=True)):
+            if not bound.output_is_bounded:
+                most = None
+            elif bound.asked_output is not None and not bound.named.isdisjoint(limit.fields):
+                # LiteLLM raises a smaller number to the minimum of the Responses API.
+                most = max(bound.asked_output, bound.largest_output, least)
+            elif not limit.fields:
+                most = way.most_output
+            else:
+                put_in = limit.default if limit.is_sent else _room_for(_thinking_budget(data), limit.default, way)
+                ours[at] = (limit.fields[0], put_in)
+                most = max(put_in, bound.largest_output, least)
+            tokens.append(None if most is None else (most + bound.predicted) * bound.answers)
+        field = limits[0].fields[0] if limits[0].fields else None
+        if not ours:
+            return _Output(tokens, field=field)
         if not self._depends_on_output(subjects, ways, kind):
-            return most * count, None
-        return (most * count, most) if bounds.inject_output(kind, data, most) else (None, None)
+            return _Output(tokens, field=field, counts=False)
+        return _put_in(data, kind, ways, limits, tokens, ours, field)
 
     def _searches(self, data: Mapping[str, Any]) -> tuple[Candidate, ...]:
         """Price a search of the web, which names a tool and no model, by its number of queries."""
@@ -151,30 +259,28 @@ class Asking:
         worst = each * (len(queries) if isinstance(queries, list) else 1)
         return (Candidate(f"{provider}/search", provider, priced=True, worst_cost=worst),)
 
-    def _candidates(
-        self, ways: Sequence[Deployment], kind: str, bound: bounds.Bounds, output: int | None
-    ) -> tuple[Candidate, ...]:
-        """Price each way at its worst; ways that are billed alike are one, the dearest."""
-        dearest: dict[tuple[str | None, str | None], Candidate] = {}
-        for way in ways:
-            candidate = self._candidate(way, kind, bound, output)
-            worst = candidate.worst_cost
-            known = dearest.get(candidate[:2])
-            if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
-                dearest[candidate[:2]] = candidate
-        return tuple(dearest.values())
-
     def _candidate(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Candidate:
         if way.model is None:
             # LiteLLM chooses one, or the work is priced by something else; moderation is free with every provider.
             is_free = route_of(kind) == "moderation"
             return Candidate(None, None, is_free, 0 if is_free else None)
-        worst = _worst(way, kind, bound, output)
+        worst = self._worst(way, kind, bound, output)
         for_input = None
         if worst is None or (worst and self._runtime.config.admission.on_lost == "charge_input"):
             # Asked for rarely, and as dear to work out as the whole.
             for_input = _worst(way, kind, bound, 0)
         return Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input or 0)
+
+    def _worst(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Nano | None:
+        """Work out the most that a way can cost, also if the provider picks another of the models that are named."""
+        if not bound.models:
+            return _worst(way, kind, bound, output)
+        costs = [_worst(way, kind, bound, output)]
+        for name in bound.models:
+            other = self._prices.mapped(way.provider, name)
+            costs.append(_worst(other, kind, bound, output) if other is not None else None)
+        known = [cost for cost in costs if cost is not None]
+        return max(known) if len(known) == len(costs) else None
 
     def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment], kind: str) -> bool:
         """Say whether a limit that can stop a request counts what the output decides."""
@@ -199,26 +305,152 @@ def _unknown(model: str | None) -> Deployment:
     return Deployment(model, served_model=model or "")
 
 
-def _refuse_what_overrides(data: dict[str, Any]) -> None:
-    """Refuse what LiteLLM would lay over the request after it was bounded.
+def _put_in(
+    data: dict[str, Any],
+    kind: str,
+    ways: Sequence[Deployment],
+    limits: Sequence[OutputLimit],
+    tokens: list[int | None],
+    ours: Mapping[int, tuple[str, int]],
+    field: str | None,
+) -> _Output:
+    """Put the limits of ours into the body, or note them for the deployments that need others.
+
+    The body can hold one only. A deployment with a limit in the YAML keeps that one, and LiteLLM sends it by itself
+    as long as the body names none.
+    """
+    first = next((at for at in ours if not limits[at].is_sent), None)
+    if first is None:
+        bounds.drop_senseless_output(kind, data)
+        return _Output(tokens, field=field)
+    injected = None
+    if len(ours) == len(limits) or len(ours) == sum(1 for limit in limits if limit.fields):
+        injected = ours[first]
+        if not bounds.inject_output(kind, data, *injected):
+            return _Output([None if at in ours else most for at, most in enumerate(tokens)])
+        if len(ours) == 1:
+            return _Output(tokens, injected, field=field)
+    noted = {}
+    for at, limit in ours.items():
+        if limit != injected:
+            if ways[at].deployment_id:
+                noted[ways[at].deployment_id] = limit
+            else:
+                tokens[at] = None
+    return _Output(tokens, injected, noted, field)
+
+
+def _room_for(budget: int, default: int, way: Deployment) -> int:
+    """Add the client's budget for thinking to our limit, which would cut off the answer otherwise."""
+    return min(default + budget, way.most_output or default + budget) if budget else default
+
+
+_THINKING = frozenset({"thinking", "reasoning", "generationConfig", "config"})
+
+
+def _thinking_budget(data: Mapping[str, Any]) -> int:
+    """Find how many tokens the client allows for thinking, wherever a provider's API has that number."""
+    if data.keys().isdisjoint(_THINKING):
+        return 0
+    config = data.get("generationConfig") or data.get("config")
+    thinking, nested = data.get("thinking"), config.get("thinkingConfig") if isinstance(config, dict) else None
+    reasoning = data.get("reasoning")
+    named = (
+        thinking.get("budget_tokens") if isinstance(thinking, dict) else None,
+        nested.get("thinkingBudget") if isinstance(nested, dict) else None,
+        reasoning.get("max_tokens") if isinstance(reasoning, dict) else None,
+    )
+    return max(bounds.whole(number) or 0 for number in named)
+
+
+def _refuse_controls(data: dict[str, Any]) -> None:
+    """Refuse fields that lead LiteLLM or the provider to another call than the bounded one.
 
     Raises:
-        ProxyException: `extra_body` names a model or is no object, or a fallback brings more than a model's name.
+        ProxyException: names the field.
     """
-    if _OVERRIDING.isdisjoint(data):
+    if data.keys().isdisjoint(client_fields.ASKS_FOR_ATTENTION):
         return
     extra = data.get("extra_body")
-    if any(isinstance(place, dict) and place.get(_DROPPED) for place in (data, extra)):
-        # LiteLLM would take out of the request what it is bounded by, whoever put it there.
-        raise bad_request(f"{_DROPPED} must not be sent by clients of this proxy.", param=_DROPPED)
-    if extra is not None and not isinstance(extra, dict):
-        raise bad_request("extra_body must be an object.", param="extra_body")
-    if extra and "model" in extra:
-        # LiteLLM would send this model to the provider, and bill the other one.
-        raise bad_request("extra_body must not name a model; name it in model.", param="extra_body.model")
+    controls = client_fields.controls_of(data)
+    if extra is not None:
+        if not isinstance(extra, dict):
+            raise bad_request("extra_body must be an object.", param="extra_body")
+        controls += [f"extra_body.{name}" for name in client_fields.controls_in_extra_body(extra)]
+    if controls:
+        raise bad_request(
+            f"{controls[0]} must not be sent by clients of this proxy that have a limit: it changes how the request is"
+            " routed, retried, answered or billed. Leave it out, or ask the operator to set it for the model.",
+            param=controls[0],
+        )
     for name in FALLBACK_LISTS:
-        if overriding_fallbacks(data.get(name)):
+        if name in data and overriding_fallbacks(data[name]):
             raise bad_request("A fallback may only name a model, without parameters of its own.", param=name)
+    # LiteLLM's client makes these by itself, so that no hook sees them.
+    data.pop("max_retries", None)
+    if "num_retries" in data:
+        data["num_retries"] = min(bounds.whole(data["num_retries"]) or 0, _MOST_RETRIES)
+
+
+def _take_out_the_routers_names(data: Mapping[str, Any]) -> None:
+    """Take out of the metadata the names that only the router writes: on some routes a client's own would be billed."""
+    for holder in _METADATA:
+        metadata = data.get(holder)
+        if isinstance(metadata, dict):
+            for name in _OF_THE_ROUTER:
+                metadata.pop(name, None)
+
+
+def _ask_for_usage(data: dict[str, Any], kind: str) -> None:
+    """Have a stream end with the provider's usage, also where the client says that it does not want it."""
+    stream = data.get("stream")
+    if not stream or kind not in _STREAMS_WITH_OPTIONS:
+        return
+    options = data.get("stream_options")
+    if stream is True and (options is None or (isinstance(options, dict) and options.get("include_usage") is True)):
+        # LiteLLM has asked for it, or the operator does not want it.
+        return
+    data["stream"] = True
+    data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+    data["_litellm_strip_stream_usage"] = True
+
+
+def _own_of(way: Deployment, kind: str) -> bounds.Bounds | None:
+    """Return the bounds of the parameters that the operator gave a deployment; None if none of them costs anything."""
+    if kind not in way.bounds:
+        costing = {name: way.parameters[name] for name in bounds.COSTING & way.parameters.keys()}
+        way.bounds[kind] = bounds.read(kind, costing, trusted=True) if costing else None
+    own: bounds.Bounds | None = way.bounds[kind]
+    return own
+
+
+def _both(bound: bounds.Bounds, own: bounds.Bounds) -> bounds.Bounds:
+    """Add the operator's parameters to the client's request."""
+    inputs = (bound.input_tokens, own.input_tokens)
+    return bound._replace(
+        input_tokens=None if None in inputs else sum(filter(None, inputs)),
+        output_is_bounded=bound.output_is_bounded and own.output_is_bounded,
+        answers=max(bound.answers, own.answers),
+        largest_output=max(bound.largest_output, own.largest_output),
+        predicted=bound.predicted + own.predicted,
+        reach=bound.reach._replace(
+            media_input=bound.reach.media_input or own.reach.media_input,
+            media_output=bound.reach.media_output or own.reach.media_output,
+        ),
+    )
+
+
+def _most_expensive(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Leave one candidate of those that are billed alike: the most expensive."""
+    if len(candidates) == 1:
+        return (candidates[0],)
+    kept: dict[tuple[str | None, str | None], Candidate] = {}
+    for candidate in candidates:
+        worst = candidate.worst_cost
+        known = kept.get(candidate[:2])
+        if known is None or (known.worst_cost is not None and (worst is None or worst > known.worst_cost)):
+            kept[candidate[:2]] = candidate
+    return tuple(kept.values())
 
 
 def _input(way: Deployment, bound: bounds.Bounds) -> int | None:

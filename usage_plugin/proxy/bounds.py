@@ -9,6 +9,7 @@ only those that it has (`FIELDS & body.keys()`) are looked at.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -16,6 +17,7 @@ import orjson
 from usage_plugin.domain.prices import ONLY_TEXT, Reach, Units
 from usage_plugin.domain.usage import MOST_TOKENS
 from usage_plugin.pricing.sheets import SERVICES, route_of
+from usage_plugin.proxy.client_fields import HARMLESS, OWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +30,9 @@ PER_PART = 4
 PER_TOOL = 32
 ANY_TOOLS = 640
 """Anthropic's tool preamble has up to 530 tokens, OpenAI's some 130."""
+PER_NAMED_TOOL = 1_500
+"""A tool that Anthropic describes by itself and the client runs: the largest, `computer`, has 735 tokens and 499 more
+of system prompt."""
 PER_IMAGE = 50_000
 """The dearest image known is one of 768 × 2048 pixels that gpt-4o-mini counts as 48,169 tokens."""
 CHARACTERS_PER_AUDIO_TOKEN = 2
@@ -44,7 +49,7 @@ _REFERENCES = frozenset({
 })  # fmt: skip
 _GEMINI_TEXT = frozenset({"text", "thought", "thoughtSignature", "functionCall", "functionResponse"})
 # Under whatever name a provider takes them: LiteLLM passes on what it does not know.
-_OUTPUT_FIELDS = frozenset({
+OUTPUT_FIELDS = frozenset({
     "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict",
     "maxOutputTokens", "maxTokens", "n_predict", "max_length", "max_gen_len",
 })  # fmt: skip
@@ -63,20 +68,42 @@ _MESSAGES = frozenset({"messages", "system"})
 _PROMPTS = frozenset({"input", "prompt"})
 _GEMINI_CONTENTS = frozenset({"contents", "systemInstruction", "system_instruction"})
 _OTHER_TEXT = frozenset({
-    "instructions", "response_format", "text", "functions", "suffix", "prediction", "documents", "query",
+    "instructions", "suffix", "documents", "query", "chat_history", "preamble", "template", "tool_results",
 })  # fmt: skip
-_LOOKED_INTO = _REFERENCES | _ANSWERS_FIELDS | _NESTED | _MODALITIES | _PROVIDER_RUN | _PROMPTS | _GEMINI_CONTENTS | {
-    "background", "speed", "service_tier", "tools",
-}  # fmt: skip
+_PREDICTION = frozenset({"prediction"})
+_JUDGED = frozenset(
+    {"background", "speed", "service_tier", "transforms", "route", "usage", "context_management", "models"}
+)
+"""Fields whose value decides whether they cost more."""
+_LOOKED_INTO = (
+    _REFERENCES | _ANSWERS_FIELDS | _NESTED | _MODALITIES | _PROVIDER_RUN | _PROMPTS | _GEMINI_CONTENTS | _PREDICTION
+    | _JUDGED | {"tools"}
+)  # fmt: skip
 """All that can make a request other than messages with an output limit."""
-_INJECTED_FIELD = {
-    "acompletion": "max_tokens",
-    "atext_completion": "max_tokens",
-    "aresponses": "max_output_tokens",
-    "anthropic_messages": "max_tokens",
-}
+_ALONE = {field: frozenset({field}) for field in OUTPUT_FIELDS}
+_PLAIN = (HARMLESS | OWN | _MESSAGES | _OTHER_TEXT | OUTPUT_FIELDS) - _LOOKED_INTO
+"""The fields of a request that is messages with an output limit, and nothing else that costs."""
+_KNOWN = _PLAIN | _LOOKED_INTO
+_KNOWN_BY_PROVIDERS = (_KNOWN - OWN) | HARMLESS
+"""The known fields of an object that goes to the provider as it is, such as `extra_body`."""
+_WORDS = frozenset({
+    "response_format", "responseFormat", "responseSchema", "response_schema", "responseJsonSchema",
+    "response_json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
+    "json_schema", "grammar", "format", "output_format", "output_config", "text", "chat_template_kwargs",
+    "chat_template_args", "tool_choice", "toolChoice", "toolConfig", "tool_config", "functions", "function_call",
+})  # fmt: skip
+"""Harmless fields with words that a provider may put into the prompt."""
+COSTING = (_LOOKED_INTO | _MESSAGES | _OTHER_TEXT | _WORDS) - {"service_tier"}
+"""Fields by which the parameters of a deployment can add to what a request costs."""
+_COUNTED_APART = _MESSAGES | _PROMPTS | _GEMINI_CONTENTS | _NESTED | OUTPUT_FIELDS | {"tools"}
+_NOT_COUNTED = (
+    (HARMLESS - _WORDS) | _COUNTED_APART | _ANSWERS_FIELDS | _MODALITIES | _REFERENCES
+    | {"service_tier", "speed", "background", "route"}
+)  # fmt: skip
+_NOT_COUNTED_IN_BODY = (_NOT_COUNTED | OWN) - _WORDS
+"""All other fields count by their bytes, known or not, in any shape."""
 
-
+_WITHOUT_PROMPT = ("aresponses", "anthropic_messages")
 _GEMINI = ("agenerate_content", "agenerate_content_stream")
 _FILES_APART = ("transcription", "atranscription", "image_edit", "aimage_edit")
 """Their sounds and images are not in the body that hooks see."""
@@ -94,6 +121,11 @@ class Bounds(NamedTuple):
         asked_output: the output tokens that the request allows for each answer; None if it names no sensible number.
         answers: how many answers it asks for; each has the output bound for itself.
         reach: what beside text it may come to.
+        named: the output limits with a sensible number, by their fields, in the place where the route looks for them.
+        largest_output: the largest sensible number of any output limit, wherever it is; 0 if there is none.
+        predicted: tokens that the client predicts; those that the provider rejects are billed as well.
+        models: other models that the provider may choose from by itself.
+        unknown: fields of unknown cost.
     """
 
     input_tokens: int | None
@@ -101,6 +133,11 @@ class Bounds(NamedTuple):
     asked_output: int | None
     answers: int
     reach: Reach
+    named: frozenset[str] = frozenset()
+    largest_output: int = 0
+    predicted: int = 0
+    models: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 class _NotBoundedError(Exception):
@@ -116,25 +153,38 @@ class _Media:
         self.any = False
 
 
-def read(call_type: str, body: Mapping[str, Any]) -> Bounds:
-    """Read a body, once."""
-    if body.keys().isdisjoint(_LOOKED_INTO) and route_of(call_type) == "text":
+def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> Bounds:
+    """Read a body, once. Unknown fields of a trusted one are the operator's or LiteLLM's, and cost nothing more."""
+    if body.keys() <= _PLAIN and route_of(call_type) == "text":
         return _of_messages(body)
+    if trusted:
+        body = {name: value for name, value in body.items() if name in _KNOWN}
     places = _places(body)
     count = _answers(body, places)
     media = _Media()
     tokens = None if call_type in _FILES_APART or route_of(call_type) == "other" else _input(body, places, media)
     services = _services(places)
     sounds = [_media_output(place) for place in places]
+    asked, largest = _asked_output(body, places)
+    unknown = () if trusted or route_of(call_type) != "text" else _unknown(body, places)
+    models = _models(places)
     return Bounds(
         input_tokens=tokens,
         output_is_bounded=count <= MOST_ANSWERS
         and len(places) <= _MOST_PLACES
         and services is not None
         and None not in sounds
+        and not unknown
+        and models is not None
+        and not _is_stored(call_type, body.get("prompt"))
         and all(map(_output_is_bounded, places)),
-        asked_output=_asked_output(body, places),
+        asked_output=asked,
         answers=count,
+        named=_named(_holder(call_type, body)),
+        largest_output=largest,
+        predicted=sum([_text(place["prediction"]) for place in places if "prediction" in place]),
+        models=models or (),
+        unknown=unknown,
         reach=Reach(
             media_input=media.any or tokens is None,
             media_output=any(sounds),
@@ -150,11 +200,21 @@ def _of_messages(body: Mapping[str, Any]) -> Bounds:
     tokens: int | None
     try:
         tokens = PER_REQUEST + sum([_content(body[field], PER_MESSAGE, media) for field in _MESSAGES & body.keys()])
-        tokens += sum([_text(body[field]) for field in _OTHER_TEXT & body.keys()])
+        words = [_text(value) for field, value in body.items() if field not in _NOT_COUNTED_IN_BODY]
+        # For some providers LiteLLM makes a tool of a schema.
+        tokens += sum(words) + (ANY_TOOLS if words else 0)
     except (_NotBoundedError, RecursionError):
         tokens = None
     reach = Reach(media_input=True) if media.any or tokens is None else ONLY_TEXT
-    return Bounds(tokens, True, _asked_output(body, [body]), 1, reach)
+    limits = OUTPUT_FIELDS & body.keys()
+    if len(limits) == 1:
+        (field,) = limits
+        number = body[field]
+        if type(number) is int and 0 < number < MOST_TOKENS:
+            # As nearly always.
+            return Bounds(tokens, True, number, 1, reach, _ALONE[field], number)
+    asked, largest = _asked_output(body, [body])
+    return Bounds(tokens, True, asked, 1, reach, _named(body), largest)
 
 
 def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | None:
@@ -165,18 +225,23 @@ def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | N
     if len(places) > _MOST_PLACES:
         return None
     try:
-        return PER_REQUEST + sum(_input_of(place, media) for place in places)
+        return PER_REQUEST + sum(_input_of(place, media, is_body=place is body) for place in places)
     except (_NotBoundedError, RecursionError):
         return None
 
 
-def _input_of(place: Mapping[str, Any], media: _Media) -> int:
+def _input_of(place: Mapping[str, Any], media: _Media, *, is_body: bool) -> int:
     """Count the text of a body, or of an `extra_body` that LiteLLM lays over it."""
     there = place.keys()
     bound = sum([_content(place[field], PER_MESSAGE, media) for field in _MESSAGES & there])
     bound += sum([_prompt(place[field], media) for field in _PROMPTS & there])
     bound += sum([_gemini(place[field], media) for field in _GEMINI_CONTENTS & there])
-    return bound + sum([_text(place[field]) for field in _OTHER_TEXT & there]) + _tools(place.get("tools"))
+    # A nested field that is not an object is not a place of its own.
+    bound += sum([_text(place[field]) for field in _NESTED & there if not isinstance(place[field], dict)])
+    # One by one: a difference of sets would go through the whole of the larger one.
+    apart = _NOT_COUNTED_IN_BODY if is_body else _NOT_COUNTED
+    words = [_text(value) for field, value in place.items() if field not in apart]
+    return bound + sum(words) + (ANY_TOOLS if words else 0) + _tools(place.get("tools"))
 
 
 def texts(body: Mapping[str, Any]) -> list[str]:
@@ -200,8 +265,67 @@ def _output_is_bounded(place: Mapping[str, Any]) -> bool:
         return False
     if place.get("speed") not in (None, "standard"):
         return False  # Anthropic's fast mode is billed six times over.
-    tools = place.get("tools")
-    return not isinstance(tools, list) or all(map(_is_client_tool, tools))
+    if not _JUDGED.isdisjoint(place) and not (
+        place.get("transforms") in _SHORTENING
+        and place.get("route") in (None, "fallback")
+        and place.get("usage") in (None, {}, {"include": True})
+        and _only_clears(place.get("context_management"))
+    ):
+        return False
+    return all(map(_is_client_tool, _listed(place.get("tools"))))
+
+
+_SHORTENING: tuple[Any, ...] = (None, [], ["middle-out"])
+"""OpenRouter's one transform leaves text out."""
+
+
+def _only_clears(management: object) -> bool:
+    """Whether the provider only leaves out earlier parts of the conversation; a summary of them is more output."""
+    if management in (None, {}, []):
+        return True
+    edits = management.get("edits") if isinstance(management, dict) else management
+    return isinstance(edits, list) and all(
+        isinstance(edit, dict) and str(edit.get("type")).startswith("clear_") for edit in edits
+    )
+
+
+def _is_stored(call_type: str, prompt: object) -> bool:
+    """Whether a prompt is a reference to a stored one, which brings tools and a model of its own."""
+    return isinstance(prompt, dict) or (prompt is not None and call_type in _WITHOUT_PROMPT)
+
+
+def _models(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """List the models that the provider may choose from, as OpenRouter does; None if they cannot be read."""
+    listed = [place["models"] for place in places if place.get("models")]
+    if not listed:
+        return ()
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in listed):
+        return None
+    return tuple(dict.fromkeys(name for names in listed for name in names))
+
+
+def _unknown(body: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """List the fields that are not known to cost nothing more."""
+    found: list[str] = []
+    for place in places:
+        known = _KNOWN if place is body else _KNOWN_BY_PROVIDERS
+        for name, value in place.items():
+            if value is None:
+                continue
+            if name in known:
+                if name in _NESTED and not isinstance(value, dict):
+                    # Of another shape it hides its fields.
+                    found.append(name)
+            elif not str(name).startswith("_litellm_"):
+                found.append(str(name))
+    return tuple(sorted(found)) if found else ()
+
+
+def _listed(value: object) -> list[Any]:
+    """Read a list as it is, and anything else as a list of one."""
+    if isinstance(value, list):
+        return value
+    return [] if value in (None, {}, "") else [value]
 
 
 def _services(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
@@ -252,37 +376,84 @@ def _queries(place: Mapping[str, Any]) -> int:
     return max(1, -(-pieces // _RERANK_UNIT))
 
 
-def _asked_output(body: Mapping[str, Any], places: list[Any]) -> int | None:
-    """Find the output limit: written as text or with a point it counts too, and of several the largest."""
+def _asked_output(body: Mapping[str, Any], places: list[Any]) -> tuple[int | None, int]:
+    """Find the output limit: written as text or with a point it counts too, and of several the largest.
+
+    Returns:
+        The limit, None if there is none or one of them is not a sensible number; and the largest sensible number.
+    """
     asked = [
         place[field]
         for place in places
-        for field in _OUTPUT_FIELDS & place.keys()
+        for field in OUTPUT_FIELDS & place.keys()
         # In the body itself null is as good as nothing; laid over it, it takes away what stands there.
         if not (place is body and place[field] is None)
     ]
-    numbers = [_whole(value) for value in asked]
-    if not numbers or None in numbers or 0 in numbers:
-        return None
-    return min(MOST_TOKENS, max(filter(None, numbers)))
+    numbers = [whole(value) for value in asked]
+    largest = min(MOST_TOKENS, max(filter(None, numbers), default=0))
+    return (None if not numbers or None in numbers or 0 in numbers else largest), largest
 
 
-def inject_output(call_type: str, body: dict[str, Any], most: int) -> bool:
-    """Put an output limit into the request, in place of what names none; False if this API takes none."""
-    field = _INJECTED_FIELD.get(call_type)
-    holder = body
+def _holder(call_type: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the object in which a route looks for its output limit."""
+    if call_type not in _GEMINI:
+        return body
+    # LiteLLM reads `config`, and `generationConfig` where there is none.
+    holder = body.get("generationConfig") if body.get("config") is None else body["config"]
+    return holder if isinstance(holder, dict) else {}
+
+
+_NOTHING: frozenset[str] = frozenset()
+
+
+def _named(holder: Mapping[str, Any]) -> frozenset[str]:
+    named = [field for field in OUTPUT_FIELDS & holder.keys() if whole(holder[field])]
+    return frozenset(named) if named else _NOTHING
+
+
+def inject_output(call_type: str, body: dict[str, Any], field: str, most: int, *, over_all: bool = False) -> bool:
+    """Put an output limit into the request; False if the place for it holds something else.
+
+    Args:
+        call_type: LiteLLM's.
+        body: the request.
+        field: the field that the route and the provider obey.
+        most: the limit.
+        over_all: whether it replaces every other spelling of the limit too; those that are not numbers are taken out.
+    """
+    holder: Any = body
     if call_type in _GEMINI:
-        field = "maxOutputTokens"
-        # LiteLLM reads `config`, and `generationConfig` where there is none.
         name = "generationConfig" if body.get("config") is None else "config"
         holder = body[name] = {} if body.get(name) is None else body[name]
-    if field is None or not isinstance(holder, dict):
+    if not isinstance(holder, dict):
         return False
-    for place in _places(body):
-        for name in _OUTPUT_FIELDS & place.keys():
-            place[name] = most
+    for place in () if body.keys().isdisjoint(_LIMITED) else _places(body):
+        for name in OUTPUT_FIELDS & place.keys():
+            if not whole(place[name]):
+                # It would take away a limit elsewhere, or make the provider refuse two limits in one request.
+                del place[name]
+            elif over_all:
+                place[name] = most
     holder[field] = most
     return True
+
+
+_LIMITED = OUTPUT_FIELDS | _NESTED
+
+
+def take_out_output(call_type: str, body: dict[str, Any], field: str) -> None:
+    """Take an output limit out of the place where `inject_output` put it."""
+    holder = _holder(call_type, body)
+    if isinstance(holder, dict):
+        holder.pop(field, None)
+
+
+def drop_senseless_output(call_type: str, body: dict[str, Any]) -> None:
+    """Take out the output limits that are not numbers, such as n8n's -1, so that the operator's own limit is sent."""
+    holder = _holder(call_type, body)
+    if isinstance(holder, dict):
+        for name in [name for name in OUTPUT_FIELDS & holder.keys() if not whole(holder[name])]:
+            del holder[name]
 
 
 def complete(body: dict[str, Any], most: int | None) -> None:
@@ -295,7 +466,7 @@ def complete(body: dict[str, Any], most: int | None) -> None:
     if body.get("stream"):
         options = body.get("stream_options")
         body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-    if most is not None and all(body.get(field) is None for field in _OUTPUT_FIELDS & body.keys()):
+    if most is not None and all(body.get(field) is None for field in OUTPUT_FIELDS & body.keys()):
         body["max_tokens"] = most
 
 
@@ -310,7 +481,7 @@ def _answers(body: Mapping[str, Any], places: list[Any]) -> int:
         value for place in places for field in _ANSWERS_FIELDS & place.keys() if (value := place[field]) is not None
     ]
     # What is no whole number may still mean one to a provider: nobody knows how many answers there will be.
-    counts = [1, *(MOST_COUNT if (count := _whole(value)) is None else max(1, count) for value in given)]
+    counts = [1, *(MOST_COUNT if (count := whole(value)) is None else max(1, count) for value in given)]
     prompts = body.get("prompt")
     several = len(prompts) if isinstance(prompts, list) and not _are_tokens(prompts) else 1
     return min(MOST_COUNT, max(counts) * max(1, several))
@@ -329,7 +500,7 @@ def _places(body: Mapping[str, Any]) -> list[Any]:
     return places
 
 
-def _whole(value: object) -> int | None:
+def whole(value: object) -> int | None:
     """Read a whole number, not negative, however it is written."""
     if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _LONGEST_NUMBER:
         value = int(value)
@@ -465,26 +636,42 @@ def _are_tokens(items: list[Any]) -> bool:
     return set(map(type, items)) <= {int, bool}
 
 
-def _tools(tools: object) -> int:
-    if not isinstance(tools, list) or not tools:
+def _tools(given: object) -> int:
+    tools = _listed(given)
+    if not tools:
         return 0
-    return ANY_TOOLS + sum(_text(tool) + PER_TOOL for tool in tools)
+    return ANY_TOOLS + sum(_text(tool) + (PER_NAMED_TOOL if _is_named(tool) else PER_TOOL) for tool in tools)
+
+
+def _is_named(tool: object) -> bool:
+    """Whether Anthropic describes a tool by itself that the client runs, such as `bash_20250124`."""
+    if not isinstance(tool, dict) or (kind := tool.get("type")) in _ORDINARY_TOOLS or not isinstance(kind, str):
+        return False
+    return _NAMED_TOOL.fullmatch(kind) is not None
 
 
 def _is_client_tool(tool: object) -> bool:
     """Tell the tools that the client runs from those that the provider runs, and bills, by itself."""
     if not isinstance(tool, dict):
         return False
-    if tool and _GEMINI_TOOLS.issuperset(tool):
+    if (tool and _GEMINI_TOOLS.issuperset(tool)) or (_is_named(tool) and _NAMED_TOOL_FIELDS.issuperset(tool)):
+        return True
+    if tool == {"type": "local_shell"}:
         return True
     if not _CLIENT_TOOL_FIELDS.issuperset(tool):
         # Whatever its type says: LiteLLM finds `googleSearch` and the like in it, and passes that on.
         return False
-    return tool.get("type") in ("function", "custom") or (tool.get("type") is None and "input_schema" in tool)
+    return tool.get("type") in _ORDINARY_TOOLS[:2] or (tool.get("type") is None and "input_schema" in tool)
 
 
+_ORDINARY_TOOLS = ("function", "custom", None)
 _CLIENT_TOOL_FIELDS = frozenset({
     "type", "function", "custom", "name", "description", "parameters", "strict", "format", "input_schema",
     "cache_control", "input_examples", "defer_loading", "allowed_callers", "eager_input_streaming",
 })  # fmt: skip
 _GEMINI_TOOLS = frozenset({"functionDeclarations", "function_declarations"})
+_NAMED_TOOL = re.compile(r"(bash|text_editor|computer|memory)_\d{8}")
+_NAMED_TOOL_FIELDS = frozenset({
+    "type", "name", "cache_control", "display_width_px", "display_height_px", "display_number", "enable_zoom",
+    "max_characters", "allowed_callers", "defer_loading", "input_examples",
+})  # fmt: skip

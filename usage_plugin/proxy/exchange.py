@@ -13,6 +13,7 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.proxy.refusing import anthropic_body
 from usage_plugin.proxy.routes import WEBSOCKET
 
 if TYPE_CHECKING:
@@ -100,12 +101,14 @@ class Exchange:
 
         Args:
             answer: the error that is raised.
-            replace: send it as it is, whatever LiteLLM makes of it.
+            replace: send it as it is, whatever LiteLLM makes of it; one in Anthropic's format always is.
         """
         self.status, self.headers = int(answer.code), answer.headers
+        self.body = anthropic_body(answer, self.path)
         if replace:
             self.refused = answer
-            self.body = json.dumps({"error": answer.to_dict()}, ensure_ascii=False).encode("utf-8", "replace")
+            openai_body = json.dumps({"error": answer.to_dict()}, ensure_ascii=False)
+            self.body = self.body or openai_body.encode("utf-8", "replace")
 
 
 class ExchangeWrapper:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.limits import Matched
+    from usage_plugin.proxy.asking import Sending
     from usage_plugin.proxy.exchange import Exchange
     from usage_plugin.proxy.negotiating import Negotiator
     from usage_plugin.proxy.prices import PriceBook
@@ -41,6 +42,7 @@ class Passage(NamedTuple):
     decision: Decision | None
     is_unmetered: bool = False
     output_limit: int | None = None
+    sending: Sending | None = None
 
 
 class Gate:
@@ -102,7 +104,9 @@ class Gate:
             reranking = body.get("rerank")
             if reranking and not (isinstance(reranking, dict) and not reranking.get("enabled")):
                 completion["background"] = True  # Another model, which nothing prices beforehand.
-            decision = await self._negotiator.admit(subjects, completion, call_type)
+            # What is sent has the texts that were found: another request than the one that is held.
+            decision, _ = await self._negotiator.admit(subjects, completion, call_type)
+            sending = None
             changed = {**body, "model": completion["model"]}
             limit = completion.get("max_tokens")
         else:
@@ -113,12 +117,12 @@ class Gate:
             if changed.get("stream"):
                 options = changed.get("stream_options")
                 changed["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-            decision = await self._negotiator.admit(subjects, changed, call_type)
+            decision, sending = await self._negotiator.admit(subjects, changed, call_type)
             if isinstance(decision.outcome, Admitted) and decision.outcome.without_fallbacks:
                 changed["disable_fallbacks"] = True
         if changed != body:
             _rewrite(request, changed)
-        return Passage(subjects, decision, output_limit=limit)
+        return Passage(subjects, decision, output_limit=limit, sending=sending)
 
     def _refuse(self, rule: routes.Rule, here: Exchange, subjects: Subjects, model: object) -> Refusal | None:
         """Find a limit under which this route is refused."""

@@ -26,8 +26,9 @@ from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import IdentityRequiredError, resolve
 from usage_plugin.proxy.negotiating import Negotiator
-from usage_plugin.proxy.refusing import anthropic_body, bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
+from usage_plugin.proxy.second_line import SecondLine, StoppedError, ask_for_usage
 from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.asking import Sending
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.runtime import Runtime
 
@@ -55,8 +57,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Take the running parts."""
         super().__init__()
         self._runtime = runtime
-        self._negotiator = Negotiator(runtime, Asking(runtime, prices))
+        asking = Asking(runtime, prices)
+        self._negotiator = Negotiator(runtime, asking)
         self._gate = Gate(runtime, prices, self._negotiator)
+        self._second_line = SecondLine(runtime, asking, self._negotiator)
         self._underway = Underway()
         self._endings = Endings(runtime, prices, self._underway, Deferred(runtime))
 
@@ -85,7 +89,14 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 here.output_limit = passage.output_limit
                 # No hook is given this body, so the stamp in it leads nowhere: the exchange leads to the request.
                 self._begin(
-                    passage.decision, passage.subjects, {}, here, started, unmetered=passage.is_unmetered, fills=True
+                    passage.decision,
+                    passage.subjects,
+                    {},
+                    here,
+                    started,
+                    unmetered=passage.is_unmetered,
+                    fills=True,
+                    sending=passage.sending,
                 )
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
             answer = _as_answer(error, here.path)
@@ -115,7 +126,6 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             answer = _as_answer(error, kind)
             if here is not None:
                 here.refuse(answer)
-                here.body = anthropic_body(answer, here.path)
             raise answer from None
         return data
 
@@ -123,12 +133,12 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         runtime = self._runtime
         started = runtime.clock.monotonic()
         subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
-        unmetered = kind in UNMETERED
+        unmetered, sending = kind in UNMETERED, None
         if unmetered:
             decision = await admit_unmetered(runtime, subjects, data, kind)
         else:
-            decision = await self._negotiator.admit(subjects, data, kind)
-        self._begin(decision, subjects, data, here, started, unmetered=unmetered)
+            decision, sending = await self._negotiator.admit(subjects, data, kind)
+        self._begin(decision, subjects, data, here, started, unmetered=unmetered, sending=sending)
 
     def _begin(
         self,
@@ -140,6 +150,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         *,
         unmetered: bool,
         fills: bool = False,
+        sending: Sending | None = None,
     ) -> RequestUnderWay:
         """Let an admitted request begin; of one that is not admitted, raise the refusal."""
         runtime = self._runtime
@@ -149,8 +160,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if isinstance(outcome, Refusal):
             runtime.refusals.add(outcome)
             # The sentence is the client's own, and written nowhere.
-            raise refusal_error(replace(outcome, user=subjects.called), runtime.config)
+            fields = sending.bound.unknown if sending is not None and outcome.reason == "unbounded" else ()
+            raise refusal_error(replace(outcome, user=subjects.called, fields=fields), runtime.config)
         request = RequestUnderWay(outcome, started, unmetered=unmetered, fills_exchange=fills)
+        request.sending = sending
         try:
             self._underway.add(request, data, here)
             if here is not None and outcome.event.call_type in NATIVE:
@@ -170,20 +183,36 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:  # noqa: ARG002  # LiteLLM's
-        """Note that a provider gets the request now: from here on it may cost something, whoever stops it."""
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
+        """Stop a request that has become more than its hold; else note that a provider gets it now.
+
+        From here on it may cost something, whoever stops it.
+        """
         request, here = self._underway.of_hook(kwargs), exchange.current.get()
         _stop_if_refused(here)
         if request is None and here is not None and here.subjects is None and not here.requests:
             request = await self._notice(here)
         if request is None:
             return
-        request.sent, request.broken = True, False
-        request.answer = request.stream = None
+        kind = str(getattr(call_type, "value", call_type))
+        ask_for_usage(kwargs, kind, request.admitted.event.call_type)
         if request.fills_exchange and not request.unmetered and "messages" in kwargs and here is not None:
             if request.admitted.without_fallbacks and _model_group(kwargs) not in request.models:
                 raise bad_request("Only the model asked for fits, and no fallback.", param="model")
             bounds.complete(kwargs, here.output_limit)
+        if request.sending is not None:
+            refusal = await self._second_line.look(request, kwargs, kind)
+            if refusal is not None:
+                raise self._stopped(refusal)
+        request.sent, request.broken = True, False
+        request.answer = request.stream = None
+
+    def _stopped(self, refusal: Refusal) -> StoppedError:
+        error = refusal_error(refusal, self._runtime.config)
+        here = exchange.current.get()
+        if here is not None:
+            here.refuse(error)
+        return StoppedError(error)
 
     async def _notice(self, here: exchange.Exchange) -> RequestUnderWay | None:
         """Admit a call on a route that LiteLLM does not authenticate as others, so that the gate never saw it."""

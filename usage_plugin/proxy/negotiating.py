@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import bounds
 from usage_plugin.proxy.tokens import Tokenizer, most_savings
-from usage_plugin.tracking.admission import Decision, Downgrade, Refusal
+from usage_plugin.tracking.admission import Admitted, Decision, Downgrade, Refusal
 from usage_plugin.tracking.demands import demands_of
 
 if TYPE_CHECKING:
     from usage_plugin.domain.subjects import Subjects
-    from usage_plugin.proxy.asking import Asking
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.proxy.asking import Asking, Sending
+    from usage_plugin.proxy.prices import Deployment
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.demands import Ask, Demand
 
@@ -47,13 +49,24 @@ class Negotiator:
         self._asking = asking
         self._tokenizer = Tokenizer()
 
-    async def admit(self, subjects: Subjects, data: dict[str, Any], kind: str) -> Decision:
+    async def admit(self, subjects: Subjects, data: dict[str, Any], kind: str) -> tuple[Decision, Sending | None]:
         """Decide on a request; its body may be another model's, or ask for a shorter answer, afterwards.
+
+        Returns:
+            The decision, and the bounds, to compare the outgoing request with.
 
         Raises:
             ProxyException: the request cannot be taken as it is written.
         """
-        return await _Negotiation(self._runtime, self._asking, self._tokenizer, subjects, data, kind).admit()
+        negotiation = _Negotiation(self._runtime, self._asking, self._tokenizer, subjects, data, kind)
+        return await negotiation.admit(), negotiation.sending
+
+    async def admit_again(
+        self, request: Admitted, data: dict[str, Any], kind: str, way: Deployment
+    ) -> tuple[Decision, Sending | None]:
+        """Decide again on a request that has changed since, as it is about to be sent to one deployment."""
+        negotiation = _Negotiation(self._runtime, self._asking, self._tokenizer, request.subjects, data, kind, way)
+        return await negotiation.admit_as(request.event), negotiation.sending
 
 
 class _Negotiation:
@@ -67,6 +80,7 @@ class _Negotiation:
         subjects: Subjects,
         data: dict[str, Any],
         kind: str,
+        only: Deployment | None = None,
     ) -> None:
         self._runtime = runtime
         self._asking = asking
@@ -74,18 +88,63 @@ class _Negotiation:
         self._subjects = subjects
         self._data = data
         self._kind = kind
+        self._only = only
         self._fewer_tokens = 0
+        self._thinks = True
+        self.sending: Sending | None = None
         self._ask = self._read()
 
     def _read(self) -> Ask:
-        return self._asking.ask(self._subjects, self._data, self._kind, fewer_tokens=self._fewer_tokens)
+        if self.sending is not None and self.sending.injected is not None:
+            # Of another model, or with less room, the limit of ours is another one.
+            bounds.take_out_output(self._kind, self._data, self.sending.injected[0])
+        asked = self._asking.read(
+            self._subjects,
+            self._data,
+            self._kind,
+            fewer_tokens=self._fewer_tokens,
+            only=self._only,
+            thinks=self._thinks,
+        )
+        self.sending = asked.sending
+        return asked.ask
 
     async def admit(self) -> Decision:
         admission = self._runtime.admission
         decision = await admission.admit(self._ask, tightened=self._tightened, downgraded=self._downgraded)
+        if isinstance(decision.outcome, Refusal):
+            decision = await self._with_less_room_for_thoughts(decision, decision.outcome)
         if self._runtime.config.admission.on_short_budget == "clamp":
             return await self._shorten(decision)
         return decision
+
+    async def admit_as(self, event: UsageEvent) -> Decision:
+        """Decide on it under the id that it was admitted with, when that holds nothing any more."""
+        draft = self._ask.draft
+        self._ask = self._ask._replace(
+            draft=draft._replace(
+                event_id=event.event_id,
+                call_id=event.call_id,
+                requested_model=event.requested_model,
+                clamped_to=event.clamped_to,
+                downgraded_by=event.downgraded_by,
+                injected_output_tokens=event.injected_output_tokens,
+            ),
+            is_downgraded=True,
+        )
+        return await self._runtime.admission.admit(self._ask, tightened=self._tightened)
+
+    async def _with_less_room_for_thoughts(self, decision: Decision, refusal: Refusal) -> Decision:
+        """Try the ordinary limit where the client named none, and ours for models that think first does not fit."""
+        injected = self.sending.injected if self.sending is not None else None
+        ordinary = self._runtime.config.admission.output_tokens_of(self._ask.draft.requested_model or "")
+        if injected is None or refusal.reason not in _CUTTABLE or injected[1] <= ordinary:
+            return decision
+        if bounds.names_any(self._data, ("thinking",)):
+            return decision
+        self._thinks = False
+        self._ask = self._read()._replace(is_downgraded=self._ask.is_downgraded)
+        return await self._runtime.admission.admit(self._ask, tightened=self._tightened, downgraded=self._downgraded)
 
     async def _tightened(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
         """Count the request's texts with the provider's tokenizer, if that can get it past what stands in its way."""
@@ -165,7 +224,11 @@ class _Negotiation:
 
     def _with_output(self, tokens: int) -> Ask | None:
         """Read the request with another output bound; None if it takes none."""
-        if not bounds.inject_output(self._kind, self._data, tokens):
+        sending = self.sending
+        if sending is None or sending.field is None:
+            return None
+        self.sending = sending._replace(injected=None)
+        if not bounds.inject_output(self._kind, self._data, sending.field, tokens, over_all=True):
             return None
         again, draft = self._read(), self._ask.draft
         # It is admitted now, not when it came: it may have waited.

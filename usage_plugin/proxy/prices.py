@@ -50,6 +50,8 @@ _KEPT_FOR_SECONDS = 5.0
 _MOST_FALLBACKS = 32
 _MOST_ANSWERING = 100
 """Models of answers whose prices are kept for one deployment."""
+_PICKING_PROVIDERS = ("openrouter",)
+"""Providers that choose among models which the request names, each at its own price."""
 FALLBACK_LISTS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
@@ -66,11 +68,16 @@ class Deployment:
         context: the most input tokens it takes; None if unknown.
         most_output: the most output tokens it gives; None if unknown.
         service: the tier of service that it asks for by itself.
+        parameters: the operator's parameters, which LiteLLM sends unless the client says otherwise.
+        bounds: the bounds of these parameters, by route, filled on first use.
+        limits: its output limits, by route, filled on first use.
+        reasons: whether it thinks before it answers.
     """
 
     __slots__ = (
-        "_of_answers", "_prices", "_sheet_of", "_uplift", "adjustment", "context", "deployment_id", "model",
-        "most_output", "picks_model", "provider", "served_model", "service", "sheet", "states_price",
+        "_of_answers", "_prices", "_sheet_of", "_uplift", "adjustment", "bounds", "context", "deployment_id", "limits",
+        "model", "most_output", "parameters", "picks_model", "provider", "reasons", "served_model", "service", "sheet",
+        "states_price",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0913  # what is known of a deployment
@@ -107,6 +114,10 @@ class Deployment:
         self.service = service
         self._uplift = uplift
         self._sheet_of = sheet_of
+        self.parameters: Mapping[str, Any] = MappingProxyType({})
+        self.reasons = False
+        self.bounds: dict[str, Any] = {}
+        self.limits: dict[tuple[str, bool], Any] = {}
         self._prices: dict[Route, Price | None] = {}
         self._of_answers: dict[tuple[str, Route], Price | None] = {}
 
@@ -169,7 +180,11 @@ class PriceBook:
     def fallbacks(self, model: str, body: Mapping[str, Any]) -> list[str]:
         """List every model that the router may turn to if this one fails, in the end or on the way."""
         router = _router()
+        override = body.get("router_settings_override")
         holders = [body.get(name) for name in FALLBACK_LISTS]
+        if isinstance(override, dict):
+            # The operator's own, for a key or a team: a client's is refused.
+            holders += [override.get(name) for name in FALLBACK_LISTS]
         if router is not None:
             holders += [getattr(router, name) for name in FALLBACK_LISTS]
         lists = [fallbacks for fallbacks in holders if isinstance(fallbacks, list) and fallbacks]
@@ -185,6 +200,14 @@ class PriceBook:
                         found.append(target)
                         queue.append(target)
         return found
+
+    def mapped(self, provider: str | None, model: str) -> Deployment | None:
+        """Return a model that a provider may pick by itself, with its price in the map; None if the map has none."""
+        if provider not in _PICKING_PROVIDERS:
+            return None
+        name = f"{provider}/{model}"
+        sheet = self._entry(name, provider)
+        return Deployment(name, provider=provider, served_model=name, sheet=sheet) if sheet else None
 
     @staticmethod
     def search(tool: object) -> tuple[str, Nano] | None:
@@ -232,7 +255,7 @@ class PriceBook:
             sheet = own_or_mapped(own, mapped)
             service = own.get("service_tier")
             states_price = sheet is not mapped
-            yield Deployment(
+            deployment = Deployment(
                 str((billed or model) if listed else entry.get("model_name")),
                 deployment_id=str(info.get("id") or ""),
                 provider=provider or (served.split("/", 1)[0] if "/" in served else None),
@@ -250,6 +273,9 @@ class PriceBook:
                 most_output=_count(facts.get("max_output_tokens")),
                 service=service.lower() if isinstance(service, str) else None,
             )
+            deployment.parameters = {key: value for key, value in parameters.items() if value is not None}
+            deployment.reasons = facts.get("supports_reasoning") is True
+            yield deployment
 
 
 def _by_another_name(router: Any, model: str, team: str | None) -> list[Any]:  # litellm.Router

@@ -146,4 +146,5 @@ def _fields(refusal: Refusal) -> dict[str, Any]:
     shown = ["reason", "limit", "resets_at", "ref"]
     if refusal.demand and refusal.demand.limit.is_callers_own:
         shown = ["reason", "limit", "subject", "unit", "max", "spent", "reserved", "needed", "resets_at", "ref"]
-    return {name: facts[name] for name in shown if name in facts}
+    found = {name: facts[name] for name in shown if name in facts}
+    return {**found, "fields": list(refusal.fields)} if refusal.fields else found

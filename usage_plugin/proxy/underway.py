@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.asking import Sending
     from usage_plugin.proxy.streams import Report, Stream
-    from usage_plugin.tracking.admission import Admitted
+    from usage_plugin.tracking.admission import Admitted, Refusal
 
 STAMP = "usage_plugin_event"
 """The key under which our id travels in the request's metadata; never sent to a provider."""
@@ -54,11 +55,13 @@ class RequestUnderWay(OpenRequest):
         error: the name of that failure.
         unmetered: its route tells nobody what it used.
         fills_exchange: every call to a provider in its exchange belongs to it, whichever call id that has.
+        sending: its bounds, to compare the outgoing request with; None where no limit depends on them.
+        stopped: the refusal, if the outgoing request is more than the limits allow.
     """
 
     __slots__ = (
-        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "report", "sent", "stream",
-        "unmetered",
+        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "report", "sending",
+        "sent", "stopped", "stream", "unmetered",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +81,8 @@ class RequestUnderWay(OpenRequest):
         self.error: str | None = None
         self.unmetered = unmetered
         self.fills_exchange = unmetered or fills_exchange
+        self.sending: Sending | None = None
+        self.stopped: Refusal | None = None
 
     @property
     def models(self) -> tuple[str | None, str | None]:

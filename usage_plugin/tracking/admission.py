@@ -143,6 +143,7 @@ class Refusal:
         retry_after: microseconds to wait; None if waiting does not help.
         rolled_away_at: of a rolling limit, when enough of what was spent no longer counts.
         route: the route's method and path, if no request of that route may start.
+        fields: the fields of unknown cost, where they are the reason.
     """
 
     reason: Reason
@@ -155,6 +156,7 @@ class Refusal:
     retry_after: int | None = None
     rolled_away_at: int | None = None
     route: str | None = None
+    fields: tuple[str, ...] = ()
 
     @property
     def felt(self) -> bool:

@@ -8,6 +8,8 @@ from usage_plugin.domain.windows import MICROSECONDS, duration_words, to_instant
 from usage_plugin.tracking.refusals import format_amount, reset_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.windows import WindowKind
@@ -34,6 +36,8 @@ _UNIT_WORDS: dict[Unit, str] = {
     "requests": "requests",
     "parallel_requests": "requests",
 }
+_MOST_FIELDS = 5
+_LONGEST_FIELD = 64
 _WITHOUT_LIMIT: dict[Reason, str] = {
     "unavailable": "The usage ledger does not answer, so this request cannot be admitted; try again.",
     "outbox_full": "Usage cannot be stored at the moment, so this request cannot be admitted; try again.",
@@ -57,13 +61,21 @@ def sentence(refusal: Refusal, contact: str) -> str:
     elif refusal.reason == "unbounded":
         parts.append(
             f"Nothing bounds what this request may use, so it cannot be admitted under the limit {demand.limit.name}."
-            " Name a maximum of output tokens, and send no background or provider-run tools."
+            f" {_remedy(refusal.fields)}"
         )
     else:
         parts += [_account_sentence(refusal, demand), _reset_sentence(refusal, demand)]
     if contact:
         parts.append(contact if contact.endswith((".", "!", "?")) else f"{contact}.")
     return " ".join([*filter(None, parts), f"Ref {refusal.ref}"])
+
+
+def _remedy(fields: Sequence[str]) -> str:
+    """Return the sentence with the remedy; of many fields it names the first."""
+    if not fields:
+        return "Name a maximum of output tokens, and send no background or provider-run tools."
+    named = ", ".join(field[:_LONGEST_FIELD] for field in fields[:_MOST_FIELDS])
+    return f"The cost of these fields is unknown: {named}. Leave them out."
 
 
 def _account_sentence(refusal: Refusal, demand: Demand) -> str:

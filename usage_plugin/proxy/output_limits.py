@@ -1,0 +1,151 @@
+"""Output limits: the field of a request that a deployment obeys on a route, and the limit for clients that name none.
+
+LiteLLM is asked, not imitated: it translates a request with a mark for its limit, and the field counts only if the mark
+is still there. A provider that LiteLLM knows no output limit for drops it, or fails; then only the model's own maximum
+bounds the answer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import litellm
+from litellm.responses.utils import ResponsesAPIRequestUtils
+from litellm.types.router import GenericLiteLLMParams
+from litellm.utils import ProviderConfigManager, get_optional_params
+
+from usage_plugin.proxy.bounds import OUTPUT_FIELDS, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from usage_plugin.config.sections import AdmissionConfig
+    from usage_plugin.proxy.prices import Deployment
+
+_MARK = 7_919
+"""An output limit that nothing else in a translated request happens to be."""
+
+_CHAT = ("max_tokens", "max_completion_tokens")
+_GEMINI = "maxOutputTokens"
+_TRANSLATIONS = {
+    "anthropic_messages": "get_provider_anthropic_messages_config",
+    "agenerate_content": "get_provider_google_genai_generate_content_config",
+    "agenerate_content_stream": "get_provider_google_genai_generate_content_config",
+}
+"""Where LiteLLM says whether it sends a route as it is; if not, it goes by way of chat or Responses."""
+_FIELD = {"aresponses": "max_output_tokens", "anthropic_messages": "max_tokens", "atext_completion": "max_tokens"}
+
+
+class OutputLimit(NamedTuple):
+    """How the output of a request is bounded at one deployment.
+
+    Attributes:
+        fields: the fields that it obeys on this route, the one to put in first; empty if it obeys none.
+        default: the limit for a client that names none: the operator's own, else ours.
+        is_sent: whether LiteLLM sends that limit by itself, since the operator wrote it under a field that is obeyed.
+    """
+
+    fields: tuple[str, ...]
+    default: int
+    is_sent: bool
+
+
+def output_limit(way: Deployment, call_type: str, admission: AdmissionConfig, *, thinks: bool = True) -> OutputLimit:
+    """Find the output limit of a deployment on a route; without room for thinking if `thinks` is false."""
+    key = (call_type, thinks)
+    known: OutputLimit | None = way.limits.get(key)
+    if known is None:
+        # Deployments are looked up again every few seconds, so a change of the YAML counts soon.
+        known = way.limits[key] = _output_limit(way, call_type, admission, thinks=thinks)
+    return known
+
+
+def _output_limit(way: Deployment, call_type: str, admission: AdmissionConfig, *, thinks: bool) -> OutputLimit:
+    dropped = way.parameters.get("additional_drop_params")
+    dropped = tuple(map(str, dropped)) if isinstance(dropped, list | tuple) else ()
+    fields = _obeyed(call_type, way.served_model, way.provider, dropped)
+    own = {field: number for field in OUTPUT_FIELDS & way.parameters.keys() if (number := whole(way.parameters[field]))}
+    if own:
+        sent = [own[field] for field in fields if field in own]
+        return OutputLimit(fields, max(sent or own.values()), bool(sent))
+    default = admission.output_tokens_of(way.model or "", reasons=thinks and way.reasons)
+    return OutputLimit(fields, min(default, way.most_output or default), is_sent=False)
+
+
+@lru_cache(maxsize=4_000)
+def _obeyed(call_type: str, model: str, provider: str | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
+    """List the fields that still say something once LiteLLM has translated the request for the provider."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # LiteLLM's models warn about themselves when they are built first
+        return _asked(call_type, model, provider, dropped)
+
+
+def _asked(call_type: str, model: str, provider: str | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
+    if not model or not provider:
+        # LiteLLM may serve it without our knowing the provider: the fields of the route itself.
+        return _CHAT if call_type == "acompletion" else (_FIELD.get(call_type, _GEMINI),)
+    bare = model.removeprefix(f"{provider}/")
+    native = _TRANSLATIONS.get(call_type)
+    responses = _config("get_provider_responses_api_config", bare, provider)
+    if native is not None and _config(native, bare, provider) is not None:
+        return (_FIELD.get(call_type, _GEMINI),)
+    if responses is not None and not _is_sent_on_responses(responses, bare):
+        # Chat and messages may be sent as Responses too, depending on the model.
+        return ()
+    if call_type == "aresponses" and responses is not None:
+        return (_FIELD[call_type],)
+    chat = tuple(field for field in _CHAT if field not in dropped and _is_sent_on_chat(bare, provider, field, dropped))
+    if call_type == "acompletion":
+        return chat
+    # The other routes are translated into chat, their limit into `max_tokens`.
+    return (_FIELD.get(call_type, _GEMINI),) if "max_tokens" in chat else ()
+
+
+def _config(look_up: str, model: str, provider: str) -> Any:
+    """Return LiteLLM's own translation of a route for a provider; None if it goes by way of chat."""
+    with suppress(Exception):  # LiteLLM raises for providers it does not know
+        named = litellm.LlmProviders(provider)
+        try:
+            return getattr(ProviderConfigManager, look_up)(model=model, provider=named)
+        except TypeError:
+            return getattr(ProviderConfigManager, look_up)(provider=named, model=model)
+    return None
+
+
+def _is_sent_on_chat(model: str, provider: str, field: str, dropped: tuple[str, ...]) -> bool:
+    with suppress(Exception):  # LiteLLM refuses some models without credentials
+        asked: dict[str, Any] = {field: _MARK}
+        sent = get_optional_params(
+            model=model,
+            custom_llm_provider=provider,
+            drop_params=True,
+            additional_drop_params=list(dropped) or None,
+            **asked,
+        )
+        return _holds_mark(sent)
+    return False
+
+
+def _is_sent_on_responses(config: Any, model: str) -> bool:
+    with suppress(Exception):  # a translation that fails here fails for the client too
+        params = ResponsesAPIRequestUtils.get_optional_params_responses_api(
+            model=model,
+            responses_api_provider_config=config,
+            response_api_optional_params={"max_output_tokens": _MARK},
+        )
+        sent = config.transform_responses_api_request(
+            model=model,
+            input="",
+            response_api_optional_request_params=dict(params),
+            litellm_params=GenericLiteLLMParams(),
+            headers={},
+        )
+        return _holds_mark(sent)
+    return False
+
+
+def _holds_mark(sent: Mapping[str, Any]) -> bool:
+    return any(value == _MARK or (isinstance(value, dict) and _holds_mark(value)) for value in sent.values())
