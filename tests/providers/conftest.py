@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
-import subprocess
-import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from tests.providers.entries import Call
-from tests.proxy.conftest import ROOT, Proxy, free_port, noon_zone, wait_for
+from tests.proxy.conftest import Proxy, fake_provider, noon_zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,8 +75,8 @@ class Recorded(NamedTuple):
 class Provider:
     """The fake provider as a process."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def answers(self, key: str, answer: dict[str, Any]) -> None:
         httpx.put(f"{self.url}/_answers/{key}", json=answer).raise_for_status()
@@ -89,13 +87,8 @@ class Provider:
 
 @pytest.fixture(scope="session")
 def provider() -> Iterator[Provider]:
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.providers.fake_provider", str(port)], cwd=ROOT)
-    fake = Provider(port)
-    wait_for(f"{fake.url}/_unknown", process)
-    yield fake
-    process.kill()
-    process.wait()
+    with fake_provider("tests.providers.fake_provider", "/_unknown") as url:
+        yield Provider(url)
 
 
 @cache

@@ -82,8 +82,8 @@ def noon_zone() -> str:
 class Upstream:
     """The fake upstream as a process."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def handed_out(self) -> dict[str, dict[str, int]]:
         return httpx.get(f"{self.url}/handed_out").json()
@@ -98,15 +98,24 @@ class Upstream:
         httpx.post(f"{self.url}/reset")
 
 
+@contextmanager
+def fake_provider(module: str, ready: str) -> Iterator[str]:
+    """A fake provider as a process; gives its URL once it answers the path `ready`."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = subprocess.Popen([sys.executable, "-m", module, str(port)], cwd=ROOT)
+    try:
+        wait_for(f"{url}{ready}", process)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[Upstream]:
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.proxy.fake_upstream", str(port)], cwd=ROOT)
-    fake = Upstream(port)
-    wait_for(f"{fake.url}/handed_out", process)
-    yield fake
-    process.kill()
-    process.wait()
+    with fake_provider("tests.proxy.fake_upstream", "/handed_out") as url:
+        yield Upstream(url)
 
 
 def wait_for(url: str, process: subprocess.Popen[Any], seconds: float = START_SECONDS) -> None:

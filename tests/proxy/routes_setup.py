@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from tests.proxy.conftest import ROOT, free_port, wait_for
+from tests.proxy.conftest import fake_provider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +34,8 @@ KEYS = (
 class AnyProvider:
     """The provider as a process."""
 
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}"
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def received(self) -> list[dict[str, Any]]:
         return httpx.get(f"{self.url}/_received").json()
@@ -59,13 +57,8 @@ class AnyProvider:
 
 
 def provider() -> Iterator[AnyProvider]:
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.proxy.any_provider", str(port)], cwd=ROOT)
-    fake = AnyProvider(port)
-    wait_for(f"{fake.url}/_received", process)
-    yield fake
-    process.kill()
-    process.wait()
+    with fake_provider("tests.proxy.any_provider", "/_received") as url:
+        yield AnyProvider(url)
 
 
 def routes_config(fake: AnyProvider, **admission: Any) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
-import subprocess
-import sys
 from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import litellm
 import pytest
 
-from tests.proxy.conftest import free_port, wait_for
+from tests.proxy.conftest import fake_provider
 from usage_plugin.api import BudgetExceededError, UsageEvent, UsageTracker, open_tracker, to_decimal
 from usage_plugin.proxy.sdk import recorded_calls
 
@@ -35,20 +34,23 @@ COST = Decimal("0.00045")
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[dict[str, Any]]:
-    port = free_port()
-    process = subprocess.Popen([sys.executable, "-m", "tests.proxy.fake_upstream", str(port)])
-    try:
-        wait_for(f"http://127.0.0.1:{port}/handed_out", process)
-        yield {"api_base": f"http://127.0.0.1:{port}/v1", "api_key": "none-needed", "max_retries": 0}
-    finally:
-        process.terminate()
-        process.wait(30)
+    with fake_provider("tests.proxy.fake_upstream", "/handed_out") as url:
+        yield {"api_base": f"{url}/v1", "api_key": "none-needed", "max_retries": 0}
 
 
 @pytest.fixture
 async def tracker(tmp_path: Path) -> AsyncIterator[UsageTracker]:
     async with open_tracker({"data_dir": str(tmp_path), "limits": LIMITS}) as opened:
         yield opened
+
+
+@pytest.fixture
+def _own_price_map(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the prices of a call, which LiteLLM keeps in its map for good, be gone after the test."""
+    with monkeypatch.context() as patched:
+        patched.setattr(litellm, "model_cost", copy.deepcopy(litellm.model_cost))
+        yield
+    litellm.utils._invalidate_model_cost_lowercase_map()
 
 
 def chat(provider: dict[str, Any], model: str = "openai/gpt-4o", **plan: Any) -> dict[str, Any]:
@@ -109,11 +111,11 @@ async def test_metadata_says_whose_it_is(tracker: UsageTracker, provider: dict[s
     assert await tracker.get_user_session_usage("ann", "s1") == COST
 
 
+@pytest.mark.usefixtures("_own_price_map")
 async def test_prices_of_the_call_itself_count_first(tracker: UsageTracker, provider: dict[str, Any]) -> None:
     """Also where the map has others, and for that call alone; a model without any is recorded as unpriced."""
     own = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}
     async with recorded_calls(tracker):
-        # LiteLLM keeps them in its own map, for good: no other test uses this model.
         await litellm.acompletion(**chat(provider, "openai/gpt-4.1-nano"), **own)
         await litellm.acompletion(**chat(provider, "openai/gpt-4.1-nano"))
         await litellm.acompletion(**chat(provider, "openai/mine"), **own)

@@ -417,17 +417,7 @@ class LimitSet:
         )
         found = self._remembered.get(key)
         if found is None:
-            names = {
-                "user": (subjects.user,),
-                "team": _one(subjects.team),
-                "api_key": _one(subjects.api_key),
-                "end_user": _one(subjects.end_user),
-                "organization": _one(subjects.organization),
-                "session": _one(subjects.session),
-                "tag": subjects.tags,
-                "model": _one(model),
-                "provider": _one(provider),
-            }
+            names = {**_names(subjects), "model": _one(model), "provider": _one(provider)}
             found = self._match(names, subjects)
             self._remembered[key] = found
             if len(self._remembered) > _REMEMBERED:
@@ -439,15 +429,7 @@ class LimitSet:
         key = ("", self._deciding(subjects))
         found = self._spending.get(key)
         if found is None:
-            names = {
-                "user": (subjects.user,),
-                "team": _one(subjects.team),
-                "api_key": _one(subjects.api_key),
-                "end_user": _one(subjects.end_user),
-                "organization": _one(subjects.organization),
-                "session": _one(subjects.session),
-                "tag": subjects.tags,
-            }
+            names = _names(subjects)
             known = self._known(names, self._called(subjects)) if self._matches_names else names
             found = self._spending[key] = any(_may_stop_spending(limit, known) for limit in self.limits)
             if len(self._spending) > _REMEMBERED:
@@ -526,6 +508,19 @@ def _may_stop_spending(limit: Limit, known: Mapping[str, tuple[str, ...]]) -> bo
     if not all(dimension == "global" or dimension in _OF_MODELS or known.get(dimension) for dimension in limit.per):
         return False
     return Match(tuple(pair for pair in limit.match.conditions if pair[0] not in _OF_MODELS)).holds(known)
+
+
+def _names(subjects: Subjects) -> dict[str, tuple[str, ...]]:
+    """List whose a request is, by dimension."""
+    return {
+        "user": (subjects.user,),
+        "team": _one(subjects.team),
+        "api_key": _one(subjects.api_key),
+        "end_user": _one(subjects.end_user),
+        "organization": _one(subjects.organization),
+        "session": _one(subjects.session),
+        "tag": subjects.tags,
+    }
 
 
 def _one(name: str | None) -> tuple[str, ...]:

@@ -109,12 +109,12 @@ def _shared_out(whole: int, rate: int, parts: tuple[tuple[int, int], ...]) -> in
 
 
 class Units(NamedTuple):
-    """What of a request is billed by the piece, where a price is not by the token; seconds are begun ones."""
+    """What of a request is billed by the piece, where a price is not by the token."""
 
     images: int = 0
     characters: int = 0
     queries: int = 0
-    seconds: int = 0
+    milliseconds: int = 0
 
 
 NO_UNITS = Units()
@@ -126,7 +126,7 @@ class UnitRates(NamedTuple):
     image: int = 0
     character: int = 0
     query: int = 0
-    second: int = 0
+    millisecond: int = 0
     request: int = 0
 
     @property

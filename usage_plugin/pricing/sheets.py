@@ -424,7 +424,8 @@ def _unit_rates(sheet: Mapping[str, Any], route: Route) -> UnitRates | None:
         if None in prices:
             return None
         rates[unit] = max((price for price in prices if price is not None), default=0)
-    return UnitRates(**rates)
+    # Never too little: rounded up, by less than a nano-dollar in a month of sound.
+    return UnitRates(millisecond=-(-rates.pop("second") // 1_000), **rates)
 
 
 def _costs_otherwise(sheet: Mapping[str, Any]) -> bool:

@@ -45,7 +45,7 @@ class Reported(NamedTuple):
         billed: what it says it billed, in nano-dollars; None if it does not say so in a unit that is known.
         stated: a cost that it states in a unit that is not known.
         search_size: the size of the context that its searches filled.
-        seconds: of sound that it took down, begun ones included.
+        milliseconds: of sound that it took down.
     """
 
     tokens: TokenUsage = NO_TOKENS
@@ -55,7 +55,7 @@ class Reported(NamedTuple):
     billed: Nano | None = None
     stated: Nano | None = None
     search_size: str | None = None
-    seconds: int = 0
+    milliseconds: int = 0
 
 
 NOTHING = Reported()
@@ -83,8 +83,13 @@ def read_usage(usage: Mapping[str, Any], *, provider: str | None = None) -> Repo
         _billed(usage, provider),
         None if provider in _STATES_USD or usage.get("cost") is None else _nano(_amount(usage.get("cost"))),
         size if isinstance(size := usage.get("search_context_size"), str) else None,
-        math.ceil(_amount(usage.get("seconds")) or 0),
+        milliseconds(usage.get("seconds")),
     )
+
+
+def milliseconds(seconds: object) -> int:
+    """Read a number of seconds; 0 if it is none."""
+    return math.ceil((_amount(seconds) or 0) * 1_000)
 
 
 def _tokens(usage: Mapping[str, Any], provider: str | None) -> TokenUsage:
@@ -325,7 +330,9 @@ def _amount(value: object) -> float | None:
             value = float(value)
         except ValueError:
             return None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < math.inf else None
 
 
 def known_service(name: str | None) -> str | None:

@@ -25,6 +25,7 @@ from usage_plugin.pricing.usage import (
     is_counted,
     known_service,
     mapping,
+    milliseconds,
     numbers,
     read_usage,
     tier_of,
@@ -208,8 +209,10 @@ def read_outcome(
         and not price.is_free
         and status == "success"
     )
-    # Where no answer says how it was served, it is billed as it was asked for.
+    # Where no answer says how it was served, it is billed as it was asked for; where none says what it used, by what
+    # LiteLLM counts in the request.
     is_guessed = charge.source == "computed" and service is not None and not (told and _has_price(price, service))
+    is_guessed |= charge.source == "litellm" and not any((*reported.tokens, *served.units._replace(characters=0)))
     return Outcome(
         status=status,
         # The router's own name for what it billed: an alias is another name of it.
@@ -297,7 +300,7 @@ def _computed(  # all that decides
         part.cost(
             reported.tokens,
             service=service,
-            units=served.units._replace(seconds=reported.seconds) if reported.seconds else served.units,
+            units=served.units._replace(milliseconds=reported.milliseconds) if reported.milliseconds else served.units,
             tools=tools,
             search_size=reported.search_size,
             modes=reported.modes,
@@ -409,15 +412,18 @@ def _service(response: Any, hidden: Mapping[str, Any]) -> str | None:  # any of 
 
 
 def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLLM's answers
-    """Count what may be billed by the piece: images and queries in the answer, characters in what was to be spoken."""
+    """Count what may be billed by the piece: images and queries in the answer, characters to speak, sound heard."""
     images, spoken, meta = field(response, "data"), request.get("input"), field(response, "meta")
-    if images is spoken is meta is None:
+    # LiteLLM measures the file where the answer says nothing.
+    heard = _hidden(response).get("audio_transcription_duration")
+    if images is spoken is meta is heard is None:
         return NO_UNITS
     billed = mapping(mapping(meta).get("billed_units"))
     return Units(
         images=len(images) if isinstance(images, list) else 0,
         characters=len(spoken) if isinstance(spoken, str) else 0,
         queries=count(billed, "search_units"),
+        milliseconds=milliseconds(heard),
     )
 
 
