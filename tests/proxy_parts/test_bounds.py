@@ -416,7 +416,7 @@ def test_a_larger_output_cannot_be_hidden_deeper(hidden):
 @pytest.mark.parametrize(
     "dear",
     [
-        {"service_tier": "scale"}, {"service_tier": 5}, {"extra_body": {"service_tier": "mine"}}, {"speed": "fast"},
+        {"service_tier": "scale"}, {"service_tier": 5}, {"extra_body": {"service_tier": "mine"}}, {"speed": "turbo"},
         {"modalities": ["text", "image"]}, {"generationConfig": {"responseModalities": ["IMAGE"]}}, {"background": True},
     ],
     ids=str,

@@ -377,6 +377,8 @@ class Price:
         """Bound the cost of a request of at most so many tokens, rounded up; None if nothing bounds it."""
         if (reach.tools is None and any(self.tools[:5])) or (reach.units is None and self.units.by_the_piece):
             return None
+        if reach.modes and not dict(self.modes).keys() >= set(reach.modes):
+            return None
         ways = [self, *[price for name, price in self.services if name in reach.services]]
         if self.off_peak is not None:
             ways.append(self.off_peak.price)

@@ -8,6 +8,7 @@ asks some providers (Ollama, Hugging Face) over the network.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +35,16 @@ _SIGNING_IN = frozenset({"github_copilot", "chatgpt"})
 """Providers for which LiteLLM signs in over the network as soon as it is asked who serves a model."""
 
 
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """Keep LiteLLM from printing its list of providers where it knows none."""
+    shown, litellm.suppress_debug_info = litellm.suppress_debug_info, True
+    try:
+        yield
+    finally:
+        litellm.suppress_debug_info = shown
+
+
 def provider_of(model: str, provider: object = None, api_base: object = None) -> tuple[str, str | None]:
     """Return a model's name without its provider, and the provider as LiteLLM routes to it; None if it knows none.
 
@@ -47,14 +58,10 @@ def provider_of(model: str, provider: object = None, api_base: object = None) ->
     if (named or prefix) in _SIGNING_IN:
         return (bare if prefix in _SIGNING_IN else model), named or prefix
     try:
-        # LiteLLM prints its list of providers where it knows none.
-        shown, litellm.suppress_debug_info = litellm.suppress_debug_info, True
-        try:
+        with unprinted():
             name, found, _, _ = litellm.get_llm_provider(
                 model, custom_llm_provider=named, api_base=api_base if isinstance(api_base, str) else None
             )
-        finally:
-            litellm.suppress_debug_info = shown
     except Exception:  # noqa: BLE001  # LiteLLM raises for models it does not know
         return model, named
     # The same prices under either name, as LiteLLM takes them.

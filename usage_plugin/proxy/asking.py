@@ -138,7 +138,7 @@ class Asking:
             _take_out_the_routers_names(data)
         is_limited = self._runtime.enforce and self._runtime.limits.may_stop_spending(subjects)
         if is_limited and not only:
-            _refuse_controls(data)
+            _refuse_controls(data, kind)
             _ask_for_usage(data, kind)
         fallbacks = [
             deployment
@@ -363,7 +363,7 @@ def _thinking_budget(data: Mapping[str, Any]) -> int:
     return max(bounds.whole(number) or 0 for number in named)
 
 
-def _refuse_controls(data: dict[str, Any]) -> None:
+def _refuse_controls(data: dict[str, Any], kind: str) -> None:
     """Refuse fields that lead LiteLLM or the provider to another call than the bounded one.
 
     Raises:
@@ -373,6 +373,9 @@ def _refuse_controls(data: dict[str, Any]) -> None:
         return
     extra = data.get("extra_body")
     controls = client_fields.controls_of(data)
+    if kind == _SEARCH:
+        # LiteLLM names the provider of the search tool itself.
+        controls = [name for name in controls if name != "custom_llm_provider"]
     if extra is not None:
         if not isinstance(extra, dict):
             raise bad_request("extra_body must be an object.", param="extra_body")

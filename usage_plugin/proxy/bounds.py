@@ -107,6 +107,9 @@ _WITHOUT_PROMPT = ("aresponses", "anthropic_messages")
 _GEMINI = ("agenerate_content", "agenerate_content_stream")
 _FILES_APART = ("transcription", "atranscription", "image_edit", "aimage_edit")
 """Their sounds and images are not in the body that hooks see."""
+_SPEEDS = ("fast",)
+"""Anthropic's modes that multiply the price of tokens; models without such a price do not have them."""
+_RANKED = frozenset({"query", "documents"})
 _RERANK_UNIT = 100
 _RERANK_BYTES = 500
 """Cohere's unit is a query with up to 100 documents; one of more than 500 tokens, the query's included, is several."""
@@ -190,6 +193,7 @@ def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> B
             media_output=any(sounds),
             services=services or (),
             units=_units(call_type, places, count),
+            modes=tuple(speed for speed in _SPEEDS if any(place.get("speed") == speed for place in places)),
         ),
     )
 
@@ -241,7 +245,9 @@ def _input_of(place: Mapping[str, Any], media: _Media, *, is_body: bool) -> int:
     # One by one: a difference of sets would go through the whole of the larger one.
     apart = _NOT_COUNTED_IN_BODY if is_body else _NOT_COUNTED
     words = [_text(value) for field, value in place.items() if field not in apart]
-    return bound + sum(words) + (ANY_TOOLS if words else 0) + _tools(place.get("tools"))
+    # For some providers LiteLLM makes a tool of a schema, but not of what is to be ranked.
+    may_be_tools = bool(words) and not apart | _RANKED >= there
+    return bound + sum(words) + (ANY_TOOLS if may_be_tools else 0) + _tools(place.get("tools"))
 
 
 def texts(body: Mapping[str, Any]) -> list[str]:
@@ -263,8 +269,8 @@ def texts(body: Mapping[str, Any]) -> list[str]:
 def _output_is_bounded(place: Mapping[str, Any]) -> bool:
     if place.get("background") or any(place[field] is not None for field in _PROVIDER_RUN & place.keys()):
         return False
-    if place.get("speed") not in (None, "standard"):
-        return False  # Anthropic's fast mode is billed six times over.
+    if place.get("speed") not in (None, "standard", *_SPEEDS):
+        return False
     if not _JUDGED.isdisjoint(place) and not (
         place.get("transforms") in _SHORTENING
         and place.get("route") in (None, "fallback")

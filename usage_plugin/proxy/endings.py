@@ -174,7 +174,7 @@ class Endings:
         report = report_of(request)
         is_unreported = False
         if report is not None and not (request.cut or served.cache_hit):
-            is_unreported = not report.usage and not _is_mocked(kwargs)
+            is_unreported = report.lacks_output or not (report.usage or _is_mocked(kwargs))
             served, usage = outcomes.served_streamed(served, report), report.usage or usage
         if is_unreported and request.admitted.holds:
             # LiteLLM counts the text; what else the provider bills, such as hidden reasoning, nobody knows.

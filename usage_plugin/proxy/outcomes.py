@@ -260,6 +260,9 @@ def _charge(  # noqa: PLR0911  # one case after the other  # all that decides
     if reported.stated is not None and deployment is not None:
         # LiteLLM takes over what any provider states, and puts its own figure there; neither says more than ours.
         figure = None if figure in (reported.stated, deployment.adjustment.nano(reported.stated)) else figure
+    if computed is not None and deployment is not None and figure == deployment.adjustment.nano(computed):
+        # LiteLLM adjusts the cost of some streams twice.
+        figure = None
     if computed is not None:
         if not disagreement(computed, figure) or figure is None:
             return _Charge(computed, "computed")

@@ -17,6 +17,7 @@ from litellm.responses.utils import ResponsesAPIRequestUtils
 from litellm.types.router import GenericLiteLLMParams
 from litellm.utils import ProviderConfigManager, get_optional_params
 
+from usage_plugin.pricing.catalog import unprinted
 from usage_plugin.proxy.bounds import OUTPUT_FIELDS, whole
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _output_limit(way: Deployment, call_type: str, admission: AdmissionConfig, *
 @lru_cache(maxsize=4_000)
 def _obeyed(call_type: str, model: str, provider: str | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
     """List the fields that still say something once LiteLLM has translated the request for the provider."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), unprinted():
         warnings.simplefilter("ignore")  # LiteLLM's models warn about themselves when they are built first
         return _asked(call_type, model, provider, dropped)
 

@@ -20,6 +20,7 @@ from litellm.proxy._types import ProxyException
 
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger
+from usage_plugin.pricing.catalog import unprinted
 from usage_plugin.pricing.sheets import route_of
 from usage_plugin.proxy import bounds
 from usage_plugin.proxy.output_limits import output_limit
@@ -181,7 +182,7 @@ def ask_for_usage(kwargs: dict[str, Any], kind: str, admitted: str) -> None:
 @lru_cache(maxsize=1_000)
 def _reports_usage(model: str, provider: str | None) -> bool:
     """Whether a provider is asked for the usage of a stream, and takes the question."""
-    with suppress(Exception):  # LiteLLM raises for models it does not know
+    with unprinted(), suppress(Exception):  # LiteLLM raises for models it does not know
         bare, named, _, _ = litellm.get_llm_provider(model, custom_llm_provider=provider)
         return "stream_options" in (litellm.get_supported_openai_params(bare, custom_llm_provider=named) or ())
     return False
@@ -227,5 +228,6 @@ def _is_within(now: Reach, then: Reach, way: Deployment) -> bool:
         now.media_input <= then.media_input
         and now.media_output <= then.media_output
         and {*now.services} <= {*then.services, way.service}
+        and {*now.modes} <= {*then.modes}
         and (then.units is None or (now.units is not None and all(map(le, now.units, then.units))))
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
+from litellm.llms.anthropic.chat import handler as anthropic
 from litellm.llms.bedrock.chat.invoke_handler import AWSEventStreamDecoder
 from litellm.llms.vertex_ai.gemini import vertex_and_google_ai_studio_gemini as gemini
 from litellm.responses.streaming_iterator import BaseResponsesAPIStreamingIterator
@@ -28,12 +29,13 @@ Stream: TypeAlias = Any
 
 _STREAMS = (CustomStreamWrapper, BaseResponsesAPIStreamingIterator)
 _PARSERS = (
+    (anthropic.ModelResponseIterator, "chunk_parser"),
     (gemini.ModelResponseIterator, "chunk_parser"),
     (AWSEventStreamDecoder, "converse_chunk_parser"),
     (BaseResponsesAPIStreamingIterator, "_process_chunk"),
 )
 """What reads the frames of providers whose fields LiteLLM's own frames lack, or have with LiteLLM's numbers."""
-_TELLING = frozenset({"usageMetadata", "usage", "serviceTier"})
+_TELLING = frozenset({"usageMetadata", "usage", "serviceTier", "message"})
 
 _LONGEST_LINE = 4_000_000
 _MARKS = (b'"usage', b'"modelVersion"')
@@ -54,9 +56,10 @@ class Report:
         model: the provider's model, as the frames name it.
         service: the tier of service.
         tools: tools that the provider ran, as far as frames show them.
+        lacks_output: whether Anthropic's first frame has come, and none that counts the output.
     """
 
-    __slots__ = ("_partial", "model", "service", "tools", "usage")
+    __slots__ = ("_partial", "lacks_output", "model", "service", "tools", "usage")
 
     def __init__(self) -> None:
         """Start with nothing reported."""
@@ -64,6 +67,7 @@ class Report:
         self.model: str | None = None
         self.service: str | None = None
         self.tools: ToolCalls = NO_TOOL_CALLS
+        self.lacks_output = False
         self._partial = b""
 
     def read_bytes(self, body: bytes) -> None:
@@ -97,6 +101,7 @@ class Report:
                 continue
             usage = mapping(field(holder, "usage")) or mapping(field(holder, "usageMetadata"))
             if usage:
+                self.lacks_output = field(frame, "type") == "message_start"
                 self.usage.update({name: value for name, value in usage.items() if value or not self.usage.get(name)})
             model = field(holder, "model") or field(holder, "modelVersion")
             if isinstance(model, str) and model:
