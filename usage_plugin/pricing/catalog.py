@@ -98,7 +98,8 @@ def _candidates(price_map: Mapping[str, Any], model: str, provider: str | None) 
     spelled = next((name for name in spellings if name in price_map), qualified)
     yield spelled
     for name in dict.fromkeys((spelled, model)):
-        potential = cast("dict[str, str]", utils._get_potential_model_names(name, provider))  # noqa: SLF001
+        with unprinted():
+            potential = cast("dict[str, str]", utils._get_potential_model_names(name, provider))  # noqa: SLF001
         yield from (potential[kind] for kind in _ORDER if potential.get(kind))
     if provider == "fireworks_ai":
         yield get_base_model_for_pricing(model)

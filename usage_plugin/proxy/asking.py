@@ -374,8 +374,8 @@ def _refuse_controls(data: dict[str, Any], kind: str) -> None:
     extra = data.get("extra_body")
     controls = client_fields.controls_of(data)
     if kind == _SEARCH:
-        # LiteLLM names the provider of the search tool itself.
-        controls = [name for name in controls if name != "custom_llm_provider"]
+        # The one is what the route is asked for, the other LiteLLM writes by it.
+        controls = [name for name in controls if name not in ("search_tool_name", "custom_llm_provider")]
     if extra is not None:
         if not isinstance(extra, dict):
             raise bad_request("extra_body must be an object.", param="extra_body")
