@@ -2,8 +2,8 @@
 
 The one reader for whole answers and streams, for every provider and every route. Providers disagree about names, about
 what is part of what, and about types; null, text in place of a number and nonsense count as nothing reported. Totals
-win over parts: what a total has beyond prompt and completion is output that nobody itemised, unless it is exactly what
-was cached.
+win over parts: the rest of a total beyond prompt and completion is output, unless it is exactly the number of cached
+tokens.
 """
 
 from __future__ import annotations

@@ -267,7 +267,7 @@ class Asking:
         worst = self._worst(way, kind, bound, output)
         for_input = None
         if worst is None or (worst and self._runtime.config.admission.on_lost == "charge_input"):
-            # Asked for rarely, and as dear to work out as the whole.
+            # Asked for rarely, and as expensive to compute as the whole.
             for_input = _worst(way, kind, bound, 0)
         return Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input or 0)
 

@@ -34,7 +34,7 @@ PER_NAMED_TOOL = 1_500
 """A tool that Anthropic describes by itself and the client runs: the largest, `computer`, has 735 tokens and 499 more
 of system prompt."""
 PER_IMAGE = 50_000
-"""The dearest image known is one of 768 × 2048 pixels that gpt-4o-mini counts as 48,169 tokens."""
+"""The most expensive image known is one of 768 × 2048 pixels that gpt-4o-mini counts as 48,169 tokens."""
 CHARACTERS_PER_AUDIO_TOKEN = 2
 """Of base64: providers count up to 32 tokens a second, and no codec takes less than 100 bytes for one."""
 
@@ -335,7 +335,7 @@ def _listed(value: object) -> list[Any]:
 
 
 def _services(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
-    """List what tiers of service are asked for, beside the ordinary one, dearest first; None if one is not known."""
+    """List the tiers of service, apart from the ordinary one, most expensive first; None if one is not known."""
     asked = [place["service_tier"] for place in places if place.get("service_tier") is not None]
     names = [name.lower() if isinstance(name, str) else None for name in asked]
     if any(name not in _ORDINARY_SERVICES and name not in SERVICES for name in names):

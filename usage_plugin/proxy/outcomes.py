@@ -209,8 +209,7 @@ def read_outcome(
         and not price.is_free
         and status == "success"
     )
-    # Where no answer says how it was served, it is billed as it was asked for; where none says what it used, by what
-    # LiteLLM counts in the request.
+    # An answer that names no tier is billed by the tier of the request; one that reports no usage, by LiteLLM's count.
     is_guessed = charge.source == "computed" and service is not None and not (told and _has_price(price, service))
     is_guessed |= charge.source == "litellm" and not any((*reported.tokens, *served.units._replace(characters=0)))
     return Outcome(
@@ -348,7 +347,7 @@ def _more(one: ToolCalls, other: ToolCalls) -> ToolCalls:
 
 
 def _quantities(reported: Reported) -> str:
-    """List what was counted, for whoever looks into a disputed cost."""
+    """List the quantities, to look into a disputed cost."""
     counted = {**reported.tokens._asdict(), **reported.tools._asdict()}
     return ", ".join(f"{name} {number}" for name, number in counted.items() if number) or "nothing counted"
 

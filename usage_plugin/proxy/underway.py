@@ -189,7 +189,7 @@ def _stamps(holder: Mapping[str, Any]) -> list[str]:
 def _of_exchange(call_id: object) -> RequestUnderWay | None:
     """Find the request of this exchange; the call id tells it from calls that guardrails make meanwhile.
 
-    What the gate admits has no call id yet. An unmetered route tells none, and its failure not even what it was given.
+    A request that the gate admits has no call id yet. An unmetered route has none, and its failure hook gets no body.
     """
     here = exchange.current.get()
     if here is None:

@@ -22,7 +22,7 @@ NOTE = "deferred:"
 """Begins the names of the notes: the provider's id follows, as a hash, and the text is the reservation's id."""
 
 LONGEST_DEFERRED = 48 * 3600 * MICROSECONDS
-"""A batch has a day; what nobody fetches within two is charged as reserved."""
+"""A batch takes up to a day. After two, a result that was not fetched is charged as reserved."""
 
 _PATIENCE = 0.05
 
