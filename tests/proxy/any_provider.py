@@ -103,6 +103,15 @@ async def answer(request: Request) -> Response:
         usage = {"prompt_tokens": 9, "total_tokens": 9}
         data = [{"object": "embedding", "index": 0, "embedding": [0.1]}]
         return JSONResponse({"object": "list", "data": data, "model": body.get("model", "m"), "usage": usage})
+    if path.endswith("/images/generations"):
+        usage = {"input_tokens": 9, "output_tokens": 272, "total_tokens": 281,
+                 "input_tokens_details": {"text_tokens": 9, "image_tokens": 0}}  # fmt: skip
+        return JSONResponse({"created": 1, "data": [{"b64_json": "AAAA"}], "usage": usage})
+    if path.endswith("/rerank"):
+        meta = {"billed_units": {"search_units": 1}}
+        return JSONResponse({"id": "r", "results": [{"index": 0, "relevance_score": 0.9}], "meta": meta})
+    if path.endswith("/moderations"):
+        return JSONResponse({"id": "m", "model": "m", "results": []})
     if path.endswith("/responses"):
         return begun("response", body)
     if path.endswith("/batches"):

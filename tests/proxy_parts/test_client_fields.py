@@ -2,83 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 HI = [{"role": "user", "content": "hi"}]
-FUNCTION = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}}}
 
-SHAPES = {
-    "openai, every option": ("acompletion", {
-        "messages": HI, "max_completion_tokens": 10, "temperature": 1, "top_p": 1, "n": 1, "stop": ["x"], "seed": 1,
-        "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {"1": 1}, "logprobs": True, "top_logprobs": 2, "user": "u",
-        "store": False, "metadata": {"a": "b"}, "tools": [FUNCTION], "tool_choice": "auto", "parallel_tool_calls": True,
-        "response_format": {"type": "json_object"}, "reasoning_effort": "low", "verbosity": "low", "service_tier": "auto",
-        "prompt_cache_key": "k", "safety_identifier": "s", "stream": True, "stream_options": {"include_usage": True},
-    }),
-    "anthropic": ("anthropic_messages", {
-        "messages": HI, "max_tokens": 10, "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
-        "metadata": {"user_id": "u"}, "stop_sequences": ["x"], "top_k": 5, "thinking": {"type": "enabled", "budget_tokens": 1024},
-        "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object"}}], "tool_choice": {"type": "auto"},
-        "betas": ["context-1m-2025-08-07"], "output_config": {"effort": "low"},
-    }),
-    "Claude Code": ("anthropic_messages", {
-        "messages": HI, "max_tokens": 32_000, "system": [{"type": "text", "text": "You are Claude Code"}], "stream": True,
-        "metadata": {"user_id": '{"device_id": "d", "session_id": "s"}'}, "thinking": {"type": "adaptive"},
-        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}, "temperature": 1,
-        "tools": [{"name": "Bash", "description": "d", "input_schema": {"type": "object"}, "eager_input_streaming": True}],
-    }),
-    "Claude with tools that Anthropic describes": ("anthropic_messages", {
-        "messages": HI, "max_tokens": 10, "tools": [
-            {"type": "bash_20250124", "name": "bash"}, {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
-            {"type": "computer_20250124", "name": "computer", "display_width_px": 1024, "display_height_px": 768},
-        ],
-    }),
-    "OpenWebUI": ("acompletion", {"messages": HI, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 5, "chat_id": "c", "session_id": "s"}),
-    "LibreChat": ("acompletion", {"messages": HI, "stream": True, "user": "u", "frequency_penalty": 0, "max_tokens": 5, "top_p": 1}),
-    "Cline and Roo": ("acompletion", {"messages": HI, "stream": True, "max_completion_tokens": 5, "reasoning_effort": "medium", "stream_options": {"include_usage": True}, "temperature": 0}),
-    "Roo through a router": ("acompletion", {"messages": HI, "max_tokens": 5, "transforms": ["middle-out"], "include_reasoning": True, "reasoning": {"effort": "high"}, "usage": {"include": True}}),
-    "aider": ("acompletion", {"messages": HI, "max_tokens": 5, "temperature": 0, "stream": True}),
-    "n8n": ("acompletion", {"messages": HI, "max_tokens": -1, "n": 1, "presence_penalty": 0, "timeout": 60_000}),
-    "Continue, fill in the middle": ("atext_completion", {"prompt": "a", "suffix": "b", "max_tokens": 5, "stop": ["\n"], "stream": True}),
-    "Vercel's AI SDK": ("acompletion", {"messages": HI, "max_tokens": 5, "response_format": {"type": "json_schema", "json_schema": {"name": "r", "schema": {}}}, "tools": [FUNCTION], "tool_choice": {"type": "function", "function": {"name": "f"}}}),
-    "Codex": ("aresponses", {
-        "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hi"}]}], "instructions": "i",
-        "tools": [{"type": "function", "name": "shell", "strict": False, "parameters": {}}, {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}}, {"type": "local_shell"}],
-        "tool_choice": "auto", "parallel_tool_calls": False, "reasoning": {"effort": "medium", "summary": "auto"}, "store": False,
-        "stream": True, "include": ["reasoning.encrypted_content"], "prompt_cache_key": "k", "text": {"verbosity": "low"},
-        "client_metadata": {"a": "b"}, "max_output_tokens": 5,
-    }),
-    "Agents SDK": ("aresponses", {"input": "hi", "truncation": "auto", "top_logprobs": 1, "max_tool_calls": 3, "max_output_tokens": 5, "metadata": {}, "safety_identifier": "s"}),
-    "Cursor": ("acompletion", {"messages": HI, "max_tokens": 5, "tools": [{"type": "function", "name": "f", "parameters": {}, "strict": False}], "include": [], "prompt_cache_retention": "24h", "user": "u"}),
-    "Gemini CLI": ("agenerate_content", {
-        "contents": [{"role": "user", "parts": [{"text": "hi"}]}], "systemInstruction": {"parts": [{"text": "s"}]},
-        "generationConfig": {"temperature": 0, "topP": 1, "topK": 64, "maxOutputTokens": 5, "thinkingConfig": {"includeThoughts": True, "thinkingBudget": 10}, "responseMimeType": "application/json", "responseSchema": {}},
-        "tools": [{"functionDeclarations": [{"name": "f"}]}], "toolConfig": {"functionCallingConfig": {"mode": "AUTO"}},
-        "safetySettings": [{"category": "c", "threshold": "t"}], "labels": {"a": "b"},
-    }),
-    "LangChain": ("acompletion", {"messages": HI, "max_tokens": 5, "n": 1, "stop": None, "logprobs": None, "seed": None, "stream": False, "service_tier": None}),
-    "pydantic-ai": ("acompletion", {"messages": HI, "max_completion_tokens": 5, "tools": [FUNCTION], "tool_choice": "required", "stream": True, "stream_options": {"include_usage": True}, "prediction": None}),
-    "vLLM's own options": ("acompletion", {
-        "messages": HI, "max_tokens": 5, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "guided_json": {}, "min_tokens": 1,
-        "chat_template_kwargs": {"enable_thinking": False}, "skip_special_tokens": True, "ignore_eos": False,
-        "extra_body": {"top_k": 5, "guided_json": {"type": "object"}, "chat_template_kwargs": {"thinking": True}, "max_tokens": 5},
-    }),
-    "Ollama's own options": ("acompletion", {"messages": HI, "max_tokens": 5, "keep_alive": "5m", "options": {"num_ctx": 4096, "num_predict": 5, "mirostat": 1, "top_k": 1}, "think": False, "format": "json"}),
-    "LiteLLM's own": ("acompletion", {"messages": HI, "max_tokens": 5, "metadata": {"tags": ["a"]}, "cache": {"no-cache": True}, "guardrails": ["g"], "litellm_session_id": "s", "fallbacks": ["other"], "mock_response": "x"}),
+SHAPES = yaml.safe_load((Path(__file__).parents[1] / "proxy" / "client_shapes.yaml").read_text())["shapes"]
+KINDS = {
+    "/v1/chat/completions": "acompletion", "/v1/responses": "aresponses", "/v1/messages": "anthropic_messages",
+    "/v1/completions": "atext_completion", "/v1beta/models/MODEL:generateContent": "agenerate_content",
+    "/v1beta/models/MODEL:streamGenerateContent": "agenerate_content_stream",
 }  # fmt: skip
 
 
 @pytest.mark.usefixtures("litellm")
-@pytest.mark.parametrize(("kind", "body"), SHAPES.values(), ids=SHAPES.keys())
-def test_what_ordinary_clients_send_is_bounded_and_no_control(kind, body):
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_what_ordinary_clients_send_is_bounded_and_no_control(shape):
     """No field of a real client makes its request unbounded, or is refused."""
     from usage_plugin.proxy import bounds, client_fields  # noqa: PLC0415  # imports LiteLLM
 
-    sent = {"model": "m", **body}
-    found = bounds.read(kind, sent)
+    sent = {"model": "m", **shape["body"]}
+    found = bounds.read(KINDS[shape["route"].partition("?")[0]], sent)
     assert found.unknown == ()
     assert found.output_is_bounded
-    assert found.input_tokens is not None
+    assert (found.input_tokens is None) == shape.get("unbounded_input", False)
     assert client_fields.controls_of(sent) == []
     assert client_fields.controls_in_extra_body(sent.get("extra_body") or {}) == []
 
@@ -152,7 +101,7 @@ def test_what_the_operator_adds_is_no_clients_control():
         {"preset": "x"}, {"nobody_knows": 0}, {"provider": {"order": ["a"]}}, {"transforms": ["other"]}, {"usage": {"include": False}},
         {"extra_body": {"preset": "x"}}, {"extra_body": {"guardrails": ["x"]}}, {"generationConfig": {"routingConfig": {}}}, {"models": "x"},
         {"generationConfig": "x"}, {"context_management": [{"type": "compaction"}]}, {"tools": {"googleSearch": {}}}, {"tools": "web_search"},
-        {"chat_template": "{% for i in range(100000) %}x{% endfor %}"},
+        {"serviceTier": "x"}, {"extra_body": {"previousResponseId": "x"}}, {"chat_template": "{% for i in range(100000) %}x{% endfor %}"},
     ],
     ids=str,
 )  # fmt: skip
@@ -180,3 +129,44 @@ def test_words_count_in_whatever_shape_and_place(field, shape):
     for body in ({field: value}, {"extra_body": {field: value}}):
         found = bounds.read("acompletion", {"messages": HI, "max_tokens": 5, **body})
         assert found.input_tokens is None or found.input_tokens >= len(long)
+
+
+FUNCTION = {"type": "function", "name": "f", "description": "d" * 1000, "parameters": {}}
+
+
+@pytest.mark.usefixtures("litellm")
+@pytest.mark.parametrize(
+    ("tool", "is_bounded"),
+    [
+        ({"type": "apply_patch"}, True),
+        ({"type": "apply_patch", "environment": {"type": "container_auto"}}, False),
+        ({"type": "shell"}, False),
+        ({"type": "tool_search", "execution": "client", "description": "d", "parameters": {}}, True),
+        ({"type": "tool_search", "execution": "server"}, False),
+        ({"type": "tool_search"}, False),
+        ({"type": "namespace", "name": "n", "description": "d", "tools": [FUNCTION, {"type": "custom", "name": "c"}]}, True),
+        ({"type": "namespace", "name": "n", "tools": [FUNCTION, {"type": "web_search"}]}, False),
+        ({"type": "namespace", "name": "n", "tools": [{"type": "namespace", "name": "m", "tools": [{"type": "web_search"}]}]}, False),
+        ({"type": "namespace", "name": "n", "tools": [{**FUNCTION, "googleSearch": {}}]}, False),
+        ({"type": "namespace", "name": "n", "tools": ["web_search"]}, False),
+        ({"type": "namespace", "name": "n", "tools": {"type": "web_search"}}, False),
+        ({"type": "namespace", "name": "n", "tools": [], "server_url": "u"}, False),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_only_tools_that_the_client_runs_are_bounded(tool, is_bounded):
+    """A tool in a namespace is judged like any other; a search of tools is the client's only if it says so."""
+    from usage_plugin.proxy import bounds  # noqa: PLC0415
+
+    assert bounds.read("aresponses", {"input": "hi", "tools": [tool]}).output_is_bounded == is_bounded
+
+
+@pytest.mark.usefixtures("litellm")
+def test_tools_in_a_namespace_count_with_its_description():
+    """LiteLLM writes the description of a namespace into each of its tools for providers that know no namespaces."""
+    from usage_plugin.proxy import bounds  # noqa: PLC0415
+
+    namespace = {"type": "namespace", "name": "n", "description": "s" * 2000, "tools": [FUNCTION] * 10}
+    found = bounds.read("aresponses", {"input": "hi", "tools": [namespace]})
+    assert found.input_tokens is not None
+    assert found.input_tokens >= 10 * (1000 + 2000)

@@ -41,7 +41,9 @@ CHARACTERS_PER_AUDIO_TOKEN = 2
 # What a part of a message may be called to count as its own bytes.
 _TEXT_PARTS = frozenset({
     "text", "input_text", "output_text", "summary_text", "refusal", "thinking", "redacted_thinking", "reasoning",
-    "tool_use", "tool_result", "function", "function_call", "function_call_output", "message",
+    "tool_use", "tool_result", "function", "function_call", "function_call_output", "message", "custom_tool_call",
+    "custom_tool_call_output", "local_shell_call", "local_shell_call_output", "apply_patch_call",
+    "apply_patch_call_output",
 })  # fmt: skip
 # Fields that make a request read what it does not contain.
 _REFERENCES = frozenset({
@@ -646,7 +648,22 @@ def _tools(given: object) -> int:
     tools = _listed(given)
     if not tools:
         return 0
-    return ANY_TOOLS + sum(_text(tool) + (PER_NAMED_TOOL if _is_named(tool) else PER_TOOL) for tool in tools)
+    # Most are plain functions, and there may be hundreds.
+    return ANY_TOOLS + sum(
+        [
+            _text(tool) + PER_TOOL if type(tool) is dict and tool.get("type") == "function" else _tool(tool)
+            for tool in tools
+        ]
+    )
+
+
+def _tool(tool: object) -> int:
+    if not isinstance(tool, dict) or tool.get("type") != "namespace":
+        return _text(tool) + (PER_NAMED_TOOL if tool in _RUN_BY_CLIENT or _is_named(tool) else PER_TOOL)
+    nested = _listed(tool.get("tools"))
+    # LiteLLM flattens them for most providers: each tool then carries the namespace's name and description.
+    said = sum(_text(value) for name, value in tool.items() if name != "tools") + PER_TOOL
+    return said + sum(_text(item) + said for item in nested)
 
 
 def _is_named(tool: object) -> bool:
@@ -660,10 +677,25 @@ def _is_client_tool(tool: object) -> bool:
     """Tell the tools that the client runs from those that the provider runs, and bills, by itself."""
     if not isinstance(tool, dict):
         return False
-    if (tool and _GEMINI_TOOLS.issuperset(tool)) or (_is_named(tool) and _NAMED_TOOL_FIELDS.issuperset(tool)):
+    if _is_function(tool) or (tool and _GEMINI_TOOLS.issuperset(tool)):
         return True
-    if tool == {"type": "local_shell"}:
+    if _is_named(tool) and _NAMED_TOOL_FIELDS.issuperset(tool):
         return True
+    if tool in _RUN_BY_CLIENT or (tool.get("execution") == "client" and _is_tool_search(tool)):
+        return True
+    nested = tool.get("tools")
+    is_namespace = tool.get("type") == "namespace" and _NAMESPACE_FIELDS.issuperset(tool)
+    return is_namespace and isinstance(nested, list) and all(map(_is_function, nested))
+
+
+def _is_tool_search(tool: Mapping[str, Any]) -> bool:
+    return tool.get("type") == "tool_search" and _TOOL_SEARCH_FIELDS.issuperset(tool)
+
+
+def _is_function(tool: object) -> bool:
+    """Whether a tool is only described, so that only the client can run it."""
+    if not isinstance(tool, dict):
+        return False
     if not _CLIENT_TOOL_FIELDS.issuperset(tool):
         # Whatever its type says: LiteLLM finds `googleSearch` and the like in it, and passes that on.
         return False
@@ -671,6 +703,10 @@ def _is_client_tool(tool: object) -> bool:
 
 
 _ORDINARY_TOOLS = ("function", "custom", None)
+_RUN_BY_CLIENT: tuple[Any, ...] = ({"type": "local_shell"}, {"type": "apply_patch"})
+"""Tools that OpenAI describes by itself and the client runs; with other fields they may be something else."""
+_NAMESPACE_FIELDS = frozenset({"type", "name", "description", "tools"})
+_TOOL_SEARCH_FIELDS = frozenset({"type", "execution", "description", "parameters"})
 _CLIENT_TOOL_FIELDS = frozenset({
     "type", "function", "custom", "name", "description", "parameters", "strict", "format", "input_schema",
     "cache_control", "input_examples", "defer_loading", "allowed_callers", "eager_input_streaming",

@@ -62,6 +62,11 @@ _MEDIA = {
     "output_dimensionality", "outputDimensionality", "top_n", "return_documents", "max_chunks_per_doc",
     "max_tokens_per_doc", "rank_fields",
 }  # fmt: skip
+_CAMEL_CASE = {
+    "promptCacheKey", "promptCacheRetention", "safetyIdentifier", "reasoningSummary", "textVerbosity",
+    "parallelToolCalls", "maxToolCalls", "logitBias", "topLogprobs", "strictJsonSchema",
+}  # fmt: skip
+"""Options of Vercel's AI SDK, which it sends to OpenAI-compatible servers under these names, as OpenCode does."""
 _OLLAMA = {
     "num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_gqa", "low_vram", "use_mmap", "numa",
 }  # fmt: skip
@@ -72,7 +77,7 @@ _PERPLEXITY = {
 """They narrow the search that each of its answers makes anyway."""
 
 HARMLESS = frozenset(
-    {"model"} | _SAMPLING | _ENDS | _SHAPE | _REASONING | _WHO | _MEDIA | _OLLAMA | _PERPLEXITY
+    {"model"} | _SAMPLING | _ENDS | _SHAPE | _REASONING | _WHO | _MEDIA | _CAMEL_CASE | _OLLAMA | _PERPLEXITY
 )  # fmt: skip
 """Fields that shape an answer within its output limit. Their words are counted as input all the same."""
 
