@@ -233,10 +233,10 @@ async def split(drive: Drive, hooks: handler.UsageHandler_PROXY_, runtime: Runti
     """Measure again with stopwatches around the parts."""
     watches = Stopwatches()
     watches.wrap(handler, "resolve", IDENTITY)
-    watches.wrap(hooks._negotiator._asking, "ask", ASKING)
+    watches.wrap(hooks._negotiator._asking, "read", ASKING)
     watches.wrap(runtime.admission, "admit", ADMISSION)
     watches.wrap(runtime.ledger, "reserve", RESERVE)
-    for function in ("inline_usage", "served_inline", "read_outcome"):
+    for function in ("reported_usage", "served_inline", "read_outcome"):
         watches.wrap(outcomes, function, READING)
     watches.wrap(runtime.recorder, "record", RECORDING)
     watches.wrap(runtime.ledger, "settle", SETTLE)

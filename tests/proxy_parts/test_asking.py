@@ -34,7 +34,7 @@ def ask(litellm):
         runtime = SimpleNamespace(
             clock=SimpleNamespace(now=lambda: 1), config=Config(), enforce=True, limits=SimpleNamespace(matching=lambda *_: [], may_stop_spending=lambda _: False)
         )  # fmt: skip
-        return Asking(runtime, prices).ask(Subjects(user="ann"), {"model": "m", **body}, kind)
+        return Asking(runtime, prices).read(Subjects(user="ann"), {"model": "m", **body}, kind).ask
 
     return ask
 

@@ -99,10 +99,6 @@ class Asking:
         self._runtime = runtime
         self._prices = prices
 
-    def ask(self, subjects: Subjects, data: dict[str, Any], kind: str, *, fewer_tokens: int = 0) -> Ask:
-        """Read a request, and put an output limit into it where one is needed; arguments as of `read`."""
-        return self.read(subjects, data, kind, fewer_tokens=fewer_tokens).ask
-
     def read(
         self,
         subjects: Subjects,

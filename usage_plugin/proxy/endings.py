@@ -72,7 +72,7 @@ class Endings:
         # In the provider's own words, where LiteLLM has put them into another shape for the client.
         answer = response if request.answer is None else request.answer
         raw = outcomes.raw_answer(data)
-        usage = outcomes.inline_usage(raw) or outcomes.inline_usage(answer)
+        usage = outcomes.reported_usage(raw, answer)
         if not usage or request.fills_exchange:
             # What fills its exchange has no stamp: once it is settled, the log that follows would count as another one.
             return None
@@ -89,7 +89,7 @@ class Endings:
         def delivered() -> tuple[outcomes.Served, Mapping[str, Any]]:
             """Read it only if it is needed: nearly always the answer is settled a moment later."""
             raw = outcomes.raw_answer(data)
-            usage = outcomes.inline_usage(raw) or outcomes.inline_usage(answer)
+            usage = outcomes.reported_usage(raw, answer)
             return outcomes.served_inline(data, answer, raw), usage
 
         request.delivered = delivered

@@ -148,6 +148,11 @@ def served_streamed(served: Served, report: Report) -> Served:
     )
 
 
+def reported_usage(raw: Mapping[str, Any], answer: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
+    """Find the usage in an answer as it came, else in LiteLLM's form of it; empty if neither has any."""
+    return (inline_usage(raw) if raw else {}) or inline_usage(answer)
+
+
 def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers, or a provider's
     """Find the usage in an answer, in whatever form it is; empty if it has none."""
     found = mapping(field(response, "usage")) or mapping(field(response, "usageMetadata"))
