@@ -209,6 +209,7 @@ def test_every_refusal_is_one_of_ours(asked_by_the_broke: list[Asked]) -> None:
     assert len(ours) > 200
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(SWEEP_SECONDS)
 def test_the_sweep_reaches_providers_where_it_may(asked_by_all: list[Asked]) -> None:
     """The same requests of a user without a limit reach the provider on routes of every kind: the sweep can fail."""
@@ -220,6 +221,8 @@ def test_the_sweep_reaches_providers_where_it_may(asked_by_all: list[Asked]) -> 
     assert {asked.path for asked in reached} >= NO_HOOK
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(SWEEP_SECONDS)
 def test_whatever_reaches_a_provider_is_on_the_books(open_proxy: Proxy, asked_by_all: list[Asked]) -> None:
     """Each request that reached the provider is an event of the user who asked; a batch is one once it is done."""
     reached = [asked for asked in asked_by_all if asked.received]
