@@ -28,7 +28,7 @@ def test_status_of_an_idle_folder(run, books, config_path):
         "reservations": {"open": 0, "oldest_seconds": None},
         "history": {
             "oldest_event": None,
-            "bytes": 61_440,
+            "bytes": 65_536,
             "retention": {"events_days": 90, "daily_days": 1830, "max_bytes": None},
             "last_pruned": None,
         },

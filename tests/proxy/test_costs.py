@@ -127,17 +127,13 @@ SERVICES = [
 def test_the_tier_of_service_that_was_served_is_billed(
     proxy: Proxy, route: str, model: str, asked: str, served: str, end: str, *, stream: bool
 ) -> None:
-    """What is asked for as priority is held at its price, and billed as it was served (C7).
-
-    LiteLLM drops the tier that a stream of messages tells: it is billed as asked for, and marked as an estimate.
-    """
+    """What is asked for as priority is held at its price, and billed as it was served (C7)."""
     user = user_of("service")
     plan = {"in": 100, "out": 50, "service_tier": served}
     event = event_of(proxy, route, user, request(route, model, user, plan, stream=stream, service_tier=asked))
-    told = route != MESSAGES or not stream
-    assert Decimal(event["cost"]) == cost_of(model, plan, end=end if told else "_priority")
-    assert event["service_tier"] == ("priority" if end or not told else None)
-    assert event["estimated"] != told
+    assert Decimal(event["cost"]) == cost_of(model, plan, end=end)
+    assert event["service_tier"] == ("priority" if end else None)
+    assert not event["estimated"]
     assert Decimal(event["reserved"]) >= 500 * Decimal(repr(PRICES[model]["output_cost_per_token_priority"]))
 
 
