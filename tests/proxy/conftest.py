@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,10 @@ import httpx
 import openai
 import pytest
 import yaml
+from click.testing import CliRunner
+
+from tests.support import plain_http
+from usage_plugin.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +33,9 @@ BIN = Path(sys.executable).parent
 START_SECONDS = 180
 WORKER_SECONDS = 120
 """How long a worker may take for an answer to its supervisor: importing LiteLLM takes long."""
+COMMANDS = ThreadPoolExecutor(1)
+"""Runs our commands in this process: a process of its own takes 0.7 s of CPU, and the tests run some thousand commands.
+One thread, since click's runner replaces `sys.stdout`, and not the test's, which may have an event loop."""
 
 # Prices in USD for each token; the tests multiply them as integers of nano-dollars.
 PRICES = {
@@ -86,16 +94,16 @@ class Upstream:
         self.url = url
 
     def handed_out(self) -> dict[str, dict[str, int]]:
-        return httpx.get(f"{self.url}/handed_out").json()
+        return plain_http.get(f"{self.url}/handed_out").json()
 
     def answers(self) -> dict[str, dict[str, Any]]:
-        return httpx.get(f"{self.url}/answers").json()
+        return plain_http.get(f"{self.url}/answers").json()
 
     def seen(self) -> dict[str, int]:
-        return httpx.get(f"{self.url}/seen").json()
+        return plain_http.get(f"{self.url}/seen").json()
 
     def reset(self) -> None:
-        httpx.post(f"{self.url}/reset")
+        plain_http.post(f"{self.url}/reset")
 
 
 @contextmanager
@@ -124,7 +132,7 @@ def wait_for(url: str, process: subprocess.Popen[Any], seconds: float = START_SE
         if process.poll() is not None:
             raise AssertionError(f"the process ended with {process.returncode} before it answered")
         try:
-            if httpx.get(url).status_code == 200:
+            if plain_http.get(url).status_code == 200:
                 return
         except httpx.HTTPError:
             time.sleep(0.2)
@@ -189,22 +197,21 @@ class Proxy:
         self.process = None
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
+        options.setdefault("http_client", openai.DefaultAsyncHttpxClient(verify=False, trust_env=False, timeout=60))
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60, **options)
 
     def post(self, route: str, body: dict[str, Any] | str | bytes, **headers: str) -> httpx.Response:
         content = json.dumps(body) if isinstance(body, dict) else body
-        return httpx.post(
+        return plain_http.post(
             f"{self.url}{route}", content=content, timeout=60,
             headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **headers},
         )  # fmt: skip
 
     def cli(self, *arguments: str) -> Any:
         """Run a command of ours with --format json, while the proxy runs or not."""
-        done = subprocess.run(
-            [BIN / "usage-plugin", "--config", self.config_path, *arguments, "--format", "json"],
-            capture_output=True, text=True, check=False, env=clean_environment(), timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        command = ["--config", str(self.config_path), *arguments, "--format", "json"]
+        done = COMMANDS.submit(CliRunner().invoke, main, command).result(60)
+        assert done.exit_code == 0, done.stderr or repr(done.exception)
         return json.loads(done.stdout)
 
     def limit(self, name: str, **subject: str) -> dict[str, Any]:

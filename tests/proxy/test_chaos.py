@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from tests import soak
@@ -76,7 +75,7 @@ class Chaos:
         async with open_reader(config, plugins=plugins) as reader:
             found = reader.tracker.events(usage_filter=UsageFilter(), newest_first=True)
             events = [plain_event(event) async for event in found]
-        answers = httpx.get(f"{self.upstream.url}/answers", timeout=60).json()
+        answers = self.upstream.answers()
         problems = [
             *one_event_each(self.load.sent, events, answers),
             *paid_for(self.load.sent, events, answers),

@@ -19,6 +19,7 @@ import yaml
 
 from tests.proxy.conftest import Proxy, fake_provider, noon_zone, running
 from tests.proxy.test_believing_nobody import Bank, bank
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,7 @@ async def send_all(proxy: Proxy, requests: list[Request]) -> list[Sent]:
             answer = await client.post(proxy.url + route, content=json.dumps(body), headers={**headers, **user, **keys})
         return Sent(what, answer.status_code, answer.headers.get("x-usage-refusal"), answer.text)
 
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with plain_http.AsyncClient(timeout=60) as client:
         return await asyncio.gather(*[one(client, *request) for request in requests])
 
 

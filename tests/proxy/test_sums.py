@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from tests.proxy.conftest import PRICES
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from tests.proxy.conftest import Proxy, Upstream
@@ -118,7 +119,7 @@ async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: 
     headers = {"Authorization": f"Bearer {one_or_many.key}"}
     async with (
         one_or_many.client() as client,
-        httpx.AsyncClient(base_url=one_or_many.url, headers=headers, timeout=60) as http,
+        plain_http.AsyncClient(base_url=one_or_many.url, headers=headers, timeout=60) as http,
     ):
         await asyncio.gather(*(one(job, client, http) for job in jobs))
     one_or_many.settled()

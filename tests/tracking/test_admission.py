@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tracking.test_tracking import CENT, ask, configure, eventually
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import CENT, ask, configure
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.domain.usage import TokenUsage
