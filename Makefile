@@ -11,7 +11,7 @@ CONFIG ?= config.example.yaml
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-litellm lint format bench soak install clean
+.PHONY: run test test-fast test-litellm lint format bench soak install clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ run: install
 
 test: install
 	$(BIN)/pytest -m "not soak" --numprocesses 2
+
+# What starts no proxy.
+test-fast: install
+	$(BIN)/pytest -m "not soak and not proxy" --numprocesses 2
 
 # The tests of the adapter with another LiteLLM, in an environment of its own: make test-litellm VERSION=1.98.0
 test-litellm: OTHER = build/litellm-$(VERSION)
