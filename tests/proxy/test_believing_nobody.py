@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests import soak
 from tests.proxy import attacks
 from tests.proxy.conftest import ROOT, Proxy, free_port, noon_zone, running, wait_for
 from tests.proxy.obedient_upstream import INPUT, OUTPUT
-from tests.support import plain_http
+from tests.support import plain_http, soak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

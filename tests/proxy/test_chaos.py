@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import soak
 from tests.proxy import chaos_store
 from tests.proxy.chaos_load import Load, Sent
 from tests.proxy.chaos_monkey import Monkey
 from tests.proxy.conftest import Proxy, proxy_config
 from tests.proxy.test_sums import cost_of
+from tests.support import soak
 from usage_plugin.cli.events import plain_event
 from usage_plugin.config import load_config
 from usage_plugin.domain.store import UsageFilter
