@@ -27,9 +27,9 @@ run: install
 test: install
 	$(BIN)/pytest -m "not soak" --numprocesses 2
 
-# What starts no proxy.
+# What starts no proxy, and few processes.
 test-fast: install
-	$(BIN)/pytest -m "not soak and not proxy" --numprocesses 2
+	$(BIN)/pytest -m "not soak and not proxy and not slow" --numprocesses 2
 
 # The tests of the adapter with another LiteLLM, in an environment of its own: make test-litellm VERSION=1.98.0
 test-litellm: OTHER = build/litellm-$(VERSION)

@@ -45,6 +45,29 @@ LONGEST_FIRST = (
 """The scopes that begin first, so that the processes which share the tests end together: then the rest of tests/proxy."""
 
 
+PROXY_SECONDS = 900
+"""The time limit of a test that may have to start proxies: four workers on a busy machine need minutes."""
+SLOW = (
+    "tests/cli/test_program.py",
+    "tests/docs/test_migrating.py",
+    "tests/docs/test_python.py",
+    "tests/docs/test_routes.py",
+    "tests/examples/",
+    "tests/ledger/test_sabotage.py",
+    "tests/migration/",
+    "tests/observers/",
+    "tests/pricing/test_against_litellm.py",
+    "tests/providers/",
+    "tests/store/test_kills.py",
+    "tests/store/test_sabotage.py",
+    "tests/test_architecture.py",
+    "tests/test_benchmarks.py",
+    "tests/test_hostile_files.py",
+    "tests/tracking/test_power_loss.py",
+)
+"""What starts many processes, or imports all of LiteLLM: `make test-fast` leaves it out."""
+
+
 def scope_of(nodeid: str) -> str:
     """Return what is run in one process: a file, or several that share a server."""
     file = nodeid.split("::", maxsplit=1)[0]
@@ -66,10 +89,14 @@ class TogetherByServer(LoadScopeScheduling):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts the proxy, and begin with what takes longest."""
+    """Mark what starts the proxy and what starts many processes, and begin with what takes longest."""
     for item in items:
         if item.nodeid.startswith("tests/proxy/"):
             item.add_marker(pytest.mark.proxy)
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("proxy") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(PROXY_SECONDS))
     items.sort(key=_order)
 
 

@@ -51,7 +51,7 @@ LIMITS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1-worker", "2-workers"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.soak), 2], ids=["1-worker", "2-workers"])
 def attacked(request: pytest.FixtureRequest, bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp(f"attacked-{request.param}")
     (folder / "hooks_of_ours.py").write_text(HOOKS)
