@@ -66,6 +66,11 @@ SLOW = (
     "tests/tracking/test_power_loss.py",
 )
 """What starts many processes, or imports all of LiteLLM: `make test-fast` leaves it out."""
+SLOW_TESTS = {
+    "test_a_failing_call_breaks_no_other_verb",
+    "test_a_process_that_dies_at_any_call_leaves_all_or_nothing",
+}
+"""The third of the contracts' time that goes into failing at each call, one after the other."""
 
 
 def scope_of(nodeid: str) -> str:
@@ -93,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith("tests/proxy/"):
             item.add_marker(pytest.mark.proxy)
-        if item.nodeid.startswith(SLOW):
+        if item.nodeid.startswith(SLOW) or item.name in SLOW_TESTS:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("proxy") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(PROXY_SECONDS))

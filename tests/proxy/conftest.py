@@ -22,7 +22,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tests.support import plain_http
+from tests.support import plain_http, soak
 from usage_plugin.cli import main
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
         proxy.stop()
 
 
-@pytest.fixture(params=[1, pytest.param(2, marks=pytest.mark.soak), 4], ids=lambda workers: f"{workers}-workers")
+@pytest.fixture(params=[1, pytest.param(2, marks=soak.REPETITIONS), 4], ids=lambda workers: f"{workers}-workers")
 def any_proxy(request: pytest.FixtureRequest, proxies: Callable[[int], Proxy]) -> Proxy:
     return proxies(request.param)
 

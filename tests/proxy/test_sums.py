@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from tests.proxy.conftest import PRICES
-from tests.support import plain_http
+from tests.support import plain_http, soak
 
 if TYPE_CHECKING:
     from tests.proxy.conftest import Proxy, Upstream
@@ -85,7 +85,7 @@ async def send(
         await drain(answer)
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=soak.REPETITIONS)])
 async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: Upstream, times: int) -> None:
     """Over 1,000 (one worker: 500) mixed requests on five routes, stream and not, with failures and cache hits, every sum agrees."""
     upstream.reset()
