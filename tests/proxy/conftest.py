@@ -140,8 +140,23 @@ def wait_for(url: str, process: subprocess.Popen[Any], seconds: float = START_SE
     raise AssertionError(f"{url} did not answer in {seconds} s")
 
 
+def run_here(command: list[str]) -> tuple[int, str, str]:
+    done = CliRunner().invoke(main, command)
+    return done.exit_code, done.stdout, done.stderr or repr(done.exception)
+
+
+def run_as_process(command: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [BIN / "usage-plugin", *command], capture_output=True, text=True, check=False, env=clean_environment()
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 class Proxy:
     """A LiteLLM proxy with the plugin: its process, its files and its clients."""
+
+    has_own_plugins = False
+    """Whether plugins are installed for the processes of this test only: then its commands are processes, too."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], *, workers: int = 1, environment: dict[str, str] | None = None
@@ -211,9 +226,10 @@ class Proxy:
     def cli(self, *arguments: str) -> Any:
         """Run a command of ours with --format json, while the proxy runs or not."""
         command = ["--config", str(self.config_path), *arguments, "--format", "json"]
-        done = COMMANDS.submit(CliRunner().invoke, main, command).result(60)
-        assert done.exit_code == 0, done.stderr or repr(done.exception)
-        return json.loads(done.stdout)
+        run = run_as_process if self.has_own_plugins else run_here
+        code, out, err = COMMANDS.submit(run, command).result(120)
+        assert code == 0, err
+        return json.loads(out)
 
     def limit(self, name: str, **subject: str) -> dict[str, Any]:
         """One account, by the limit's name and its subject."""

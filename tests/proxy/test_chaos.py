@@ -56,6 +56,7 @@ class Chaos:
         fault = folder / "fault"
         self.upstream = upstream
         self.proxy = Proxy(folder, config, workers=2, environment={"CHAOS_FAULT": str(fault)})
+        self.proxy.has_own_plugins = True
         self.load = Load(self.proxy, random.Random(f"load {seed}"), f"{seed}-{secrets.token_hex(3)}")
         self.monkey = Monkey(self.proxy, random.Random(f"monkey {seed}"), fault)
 

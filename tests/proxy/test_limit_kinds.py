@@ -26,7 +26,7 @@ import pytest
 import yaml
 
 from tests.proxy.conftest import noon_zone, proxy_config, running
-from tests.support.waiting import wait_until
+from tests.support.waiting import eventually
 from usage_plugin.encoding import decode_event
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 
@@ -211,7 +211,7 @@ async def settled(proxy: Proxy, *users: str) -> Books:
         books = Books(proxy, users)
         return None if books.held else books
 
-    return await asyncio.to_thread(wait_until, nothing_held)
+    return await eventually(nothing_held, blocking=True)
 
 
 def in_minutes(stamp: str) -> float:
@@ -297,7 +297,7 @@ async def test_a_third_request_waits_for_a_slot(kinds: Proxy, upstream: Upstream
 
     async def three(user: str, delay: float) -> tuple[list[Answer], float]:
         first = [asyncio.create_task(ask(kinds, user, {"delay": delay, "mark": user})) for _ in range(2)]
-        await asyncio.to_thread(wait_until, lambda: upstream.seen().get(user) == 2)
+        await eventually(lambda: upstream.seen().get(user) == 2, blocking=True)
         began = time.monotonic()
         third = await ask(kinds, user, stream=True)
         waited = time.monotonic() - began
@@ -343,7 +343,7 @@ async def test_a_slot_is_free_after_every_end(kinds: Proxy, upstream: Upstream) 
     async def leave(user: str, route: str) -> None:
         mark = unique("mark")
         request = asyncio.create_task(ask(kinds, user, {"mark": mark, "hold": 30}, route=route, stream=True))
-        await asyncio.to_thread(wait_until, lambda: mark in upstream.seen() or request.done())
+        await eventually(lambda: mark in upstream.seen() or request.done(), blocking=True)
         await asyncio.sleep(0.2)
         assert not request.done(), request.result()
         request.cancel()
@@ -358,9 +358,9 @@ async def test_a_slot_is_free_after_every_end(kinds: Proxy, upstream: Upstream) 
     await asyncio.gather(
         *(one(users[route], route, gates[route], stream, plan) for route in ROUTES for stream, plan in ENDS * 2)
     )
-    await asyncio.to_thread(wait_until, slots_free, GRACE)
+    await eventually(slots_free, GRACE, blocking=True)
     await asyncio.gather(*(leave(users[route], route) for route in (*ROUTES, *ROUTES)))
-    free = await asyncio.to_thread(wait_until, slots_free, GRACE)
+    free = await eventually(slots_free, GRACE, blocking=True)
     for found in free.accounts.values():
         assert Decimal(found["slots-money"]["reserved"]) > 0, "who left before the first chunk is not settled yet"
     again = await asyncio.gather(*(ask(kinds, user, {"delay": 0.5}) for user in users.values() for _ in range(2)))
@@ -476,7 +476,7 @@ async def test_a_dry_run_downgrades_nothing(kinds: Proxy) -> None:
     def counted() -> Any:
         return [row for row in kinds.cli("status")["refusals"] if row["limit"] == "drydown"]
 
-    (row,) = await asyncio.to_thread(wait_until, counted)
+    (row,) = await eventually(counted, blocking=True)
     assert row["reason"].startswith("dry_run:")
 
 
@@ -558,7 +558,7 @@ async def test_a_cut_answer_waits_for_what_others_hold(kinds: Proxy, upstream: U
     """The first request holds all the money and uses a fifth of it: the second waits, and gets the rest."""
     user = unique("clamp")
     first = asyncio.ensure_future(ask(kinds, user, {"out": 1000, "delay": 1.0, "mark": user}, tokens=10_000))
-    await asyncio.to_thread(wait_until, lambda: upstream.seen().get(user))
+    await eventually(lambda: upstream.seen().get(user), blocking=True)
     second = await ask(kinds, user, {"out": 50_000, "obeys": True}, tokens=10_000)
     assert (await first).headers["x-usage-clamped-to"] == "5000"
     assert (second.status, second.headers.get("x-usage-clamped-to")) == (200, "4000")
@@ -626,7 +626,7 @@ async def doors_of(proxy: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
                 asyncio.create_task(ask(proxy, user, {"delay": 1}, client=client))
                 for user, client in zip(users, clients, strict=True)
             ]
-            held = await asyncio.to_thread(wait_until, lambda users=users: held_by(proxy, users))
+            held = await eventually(lambda users=users: held_by(proxy, users), blocking=True)
             await asyncio.gather(*asked)
             doors |= {held[user]: client for user, client in zip(users, clients, strict=True)}
             if len(doors) == proxy.workers:
@@ -751,14 +751,14 @@ async def test_the_yaml_is_read_again_when_it_changes(
     good.write_text(kinds.config_path.read_text())
     assert config_problems(kinds, good) == []
     write(kinds, config, own("late", max_cost=-1))
-    (problem,) = await asyncio.to_thread(wait_until, lambda: config_problems(kinds, good))
+    (problem,) = await eventually(lambda: config_problems(kinds, good), blocking=True)
     assert "max_cost" in problem["text"]
     assert len(our_lines(kinds, "config.refused", "max_cost")) == 1, "one worker tells, once"
     await in_force(kinds, doors, late, 402, seconds=10)
 
     write(kinds, config, own("late", max_cost=1), limits[1])
     await in_force(kinds, doors, late, 200, seconds=15)
-    await asyncio.to_thread(wait_until, lambda: not config_problems(kinds, good))
+    await eventually(lambda: not config_problems(kinds, good), blocking=True)
 
 
 # ── alerts ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -775,14 +775,14 @@ async def test_an_alert_is_told_once_over_workers_and_restarts(kinds: Proxy, con
 
     await asyncio.gather(*(ask(kinds, quiet) for _ in range(4)))
     await spend(6)
-    (line,) = await asyncio.to_thread(wait_until, lambda: our_lines(kinds, "limit.threshold_crossed", user))
+    (line,) = await eventually(lambda: our_lines(kinds, "limit.threshold_crossed", user), blocking=True)
     assert "threshold=50" in line
     assert "limit='alert'" in line
     # Whatever a worker has not told yet it tells at its end.
     kinds.stop()
     kinds.start()
     await spend(4)
-    await asyncio.to_thread(wait_until, lambda: our_lines(kinds, "limit.threshold_crossed", user, "threshold=100"))
+    await eventually(lambda: our_lines(kinds, "limit.threshold_crossed", user, "threshold=100"), blocking=True)
     kinds.stop()
     told = our_lines(kinds, "limit.threshold_crossed")
     assert Counter(re.findall(r"threshold=(\d+)", line)[0] for line in told if user in line) == {"50": 1, "100": 1}

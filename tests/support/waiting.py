@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     import pytest
 
@@ -22,22 +22,20 @@ NOT_YET = (AssertionError, sqlite3.Error)
 """Errors of a look that mean the same as a false result, until the deadline."""
 
 
-async def eventually(look: Callable[[], Found], seconds: float = SECONDS) -> Found:
-    """Return the first true result of `look`, while the event loop runs. A look that blocks belongs in `wait_until`."""
-    for found, pause in _looks(look, seconds):
-        if pause is None:
-            return found
-        await asyncio.sleep(pause)
-    raise AssertionError("unreachable")
+async def eventually(look: Callable[[], Found], seconds: float = SECONDS, *, blocking: bool = False) -> Found:
+    """Return the first true result of `look`; a blocking look is made in a thread, and the event loop goes on."""
+    patience = _Patience(seconds)
+    while not (found := await asyncio.to_thread(patience.look, look) if blocking else patience.look(look)):
+        await asyncio.sleep(patience.pause())
+    return found
 
 
 def wait_until(look: Callable[[], Found], seconds: float = SECONDS) -> Found:
     """Return the first true result of `look`, blocking this thread."""
-    for found, pause in _looks(look, seconds):
-        if pause is None:
-            return found
-        time.sleep(pause)
-    raise AssertionError("unreachable")
+    patience = _Patience(seconds)
+    while not (found := patience.look(look)):
+        time.sleep(patience.pause())
+    return found
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[float]:
@@ -53,20 +51,26 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[fl
     return calls
 
 
-def _looks(look: Callable[[], Found], seconds: float) -> Iterator[tuple[Found, float | None]]:
-    """Yield each result with the pause that must follow it; None once the result is true."""
-    deadline, pause = time.monotonic() + seconds, FIRST_PAUSE
-    while True:
-        late = time.monotonic() > deadline
+class _Patience:
+    """The deadline of one wait, and its pauses, which grow."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._pause = FIRST_PAUSE
+
+    def look(self, look: Callable[[], Found]) -> Found | None:
+        """Return what there is; raise once a look that began after the deadline finds nothing."""
+        late = time.monotonic() > self._deadline
         try:
             found = look()
         except NOT_YET:
             if late:
                 raise
-            found = None
-        if found:
-            yield found, None
-            return
-        assert not late, f"it did not happen within {seconds:g} s: {found!r}"
-        yield found, pause
-        pause = min(2 * pause, LONGEST_PAUSE)
+            return None
+        assert found or not late, f"it did not happen in time: {found!r}"
+        return found
+
+    def pause(self) -> float:
+        """Return the seconds until the next look."""
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        return pause
