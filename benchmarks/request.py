@@ -108,6 +108,8 @@ class Client:
         key = UserAPIKeyAuth(
             api_key=key_hash, token=key_hash, key_alias=f"key {number}", user_id=user, team_id="garden"
         )
+        # As LiteLLM sets it for each virtual key.
+        key.via_virtual_key = True
         headers = {"host": "proxy.example.com", "user-agent": "client/1.0", "content-type": "application/json"}
         turns = [{"role": ("user", "assistant")[at % 2], "content": TURN * (at + 1)} for at in range(6)]
         messages = [{"role": "system", "content": SYSTEM}, *turns]

@@ -18,7 +18,7 @@ from litellm.llms.vertex_ai.gemini import vertex_and_google_ai_studio_gemini as 
 from litellm.responses.streaming_iterator import BaseResponsesAPIStreamingIterator
 
 from usage_plugin.domain.prices import NO_TOOL_CALLS, ToolCalls
-from usage_plugin.pricing.usage import field, grounding_calls, mapping, tier_of
+from usage_plugin.pricing.usage import field, fields_of, grounding_calls, mapping, tier_of
 from usage_plugin.proxy import exchange
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Report:
             model = field(holder, "model") or field(holder, "modelVersion")
             if isinstance(model, str) and model:
                 self.model = model
-            self.service = tier_of(holder) or self.service
+            self.service = tier_of(fields_of(holder)) or self.service
         candidates = field(frame, "candidates")
         if isinstance(candidates, list) and (found := grounding_calls(candidates)) is not NO_TOOL_CALLS:
             self.tools = ToolCalls._make(map(max, self.tools, found))
