@@ -1,22 +1,42 @@
-"""Every error the package raises, as one tree.
+"""Every error that the package raises, as one tree; a test draws it from the classes and compares.
 
-    UsagePluginError            the message defaults to the docstring; `hint` says what to do about it
-    ├─ ConfigError              where in the YAML, what was found, what is allowed
-    ├─ PluginError              a plugin that cannot be loaded, or two that claim one name
-    ├─ MoneyError               an amount that cannot be money
-    ├─ SubjectNameError         a user, team, tag … name that cannot be taken as it is
-    ├─ NotAdmittedError         what was asked for may not start; `facts` says why, and what would help
-    │  └─ BudgetExceededError   because a limit has no room for it
-    ├─ MigrationError           data from elsewhere that cannot be imported
-    ├─ LedgerError              the ledger cannot do what was asked
-    │  └─ LedgerBusyError       another process holds the lock; trying again is right
-    └─ StorageError             the store cannot do what was asked; the driver's error is the cause
-       ├─ StorageUnavailableError   for now: trying again is right
-       │  └─ StorageDamagedError    until somebody, or something, puts another in its place
-       ├─ StoragePrunedError        what was asked for has been deleted
-       └─ StorageVersionError       the file was written by a newer version of this package
+    UsagePluginError                    the message defaults to the docstring; `hint` says what to do about it
+    ├─ ConfigError                      the configuration cannot be used: where, what was found, what is allowed
+    ├─ PluginError                      a plugin that cannot be loaded, or two that claim one name
+    ├─ MoneyError                       an amount that cannot be money
+    ├─ SubjectNameError                 an invalid name of a user, team, tag …
+    │  └─ IdentityRequiredError         the request names no user where one is required
+    ├─ ResolverFailedError              an identity resolver does not answer
+    ├─ UnknownLimitError                no limit in force has this name
+    ├─ NotAdmittedError                 the work may not start; `facts` says why, and what would help
+    │  └─ BudgetExceededError           because a limit has no room for it
+    ├─ MigrationError                   data from elsewhere that cannot be imported
+    │  ├─ RejectedError                 one record of it; the import goes on
+    │  └─ BrokenSourceError             one of its files, from here on; the import goes on
+    ├─ SecretError                      the data folder's secret cannot be read or made
+    ├─ LedgerError                      the ledger cannot do what was asked
+    │  └─ LedgerBusyError               another process holds the lock; retry
+    ├─ HistoryError                     the history cannot answer the question, or no longer
+    │  └─ NothingRecordedError          because nothing has been recorded yet
+    ├─ StorageError                     the store cannot do what was asked; the driver's error is the cause
+    │  ├─ StorageUnavailableError       for now; retry
+    │  │  └─ StorageDamagedError        until the store is replaced or restored
+    │  ├─ StoragePrunedError            because it has been deleted
+    │  └─ StorageVersionError           because a newer version of this package wrote the file
+    ├─ NotFlushedError                  nobody can be forgotten while the store lacks events
+    ├─ NotForgottenError                a plugin could not forget a user
+    ├─ VectorsError                     the plugin chroma cannot read or write its vectors
+    └─ CommandError                     a command cannot do what was asked
+       ├─ AdjustmentError               this amount cannot be changed
+       ├─ ExportError                   the export cannot be written
+       ├─ NotStartedError               the doctor's temporary proxy did not start
+       ├─ UnknownEventError             no event has this id
+       ├─ UnknownProfileError           no user profile has this name
+       └─ UnknownRefError               no refusal has this ref
 
-Backends raise these and never their driver's own; nothing here knows a driver.
+Backends raise these and never their driver's own; nothing here knows a driver. Not in the tree, because nobody outside
+of their module catches them by name: `plain_files.NotPlainError`, an `OSError` like those that reading raises anyway;
+`patience.LeftBehindError`, which ends a thread; and `second_line.StoppedError`, which must be LiteLLM's own class.
 """
 
 from __future__ import annotations
@@ -53,6 +73,14 @@ class SubjectNameError(UsagePluginError):
     """This name cannot be taken as it is."""
 
 
+class IdentityRequiredError(SubjectNameError):
+    """The request names no user, and this proxy asks for one."""
+
+
+class ResolverFailedError(UsagePluginError):
+    """Who sent this request cannot be found out at the moment."""
+
+
 class UnknownLimitError(UsagePluginError):
     """No limit in force has this name."""
 
@@ -82,6 +110,18 @@ class MigrationError(UsagePluginError):
     """This cannot be imported."""
 
 
+class RejectedError(MigrationError):
+    """This record cannot be right; the message says why."""
+
+
+class BrokenSourceError(MigrationError):
+    """The source cannot be read any further; the message says why."""
+
+
+class SecretError(UsagePluginError):
+    """The secret of the data folder cannot be used."""
+
+
 class LedgerError(UsagePluginError):
     """The ledger cannot do what was asked."""
 
@@ -92,6 +132,10 @@ class LedgerBusyError(LedgerError):
 
 class HistoryError(UsagePluginError):
     """The history cannot answer this question, or no longer."""
+
+
+class NothingRecordedError(HistoryError):
+    """Nothing has been recorded yet."""
 
 
 class StorageError(UsagePluginError):
@@ -112,3 +156,43 @@ class StoragePrunedError(StorageError):
 
 class StorageVersionError(StorageError):
     """The store was written by a newer version of usage_plugin."""
+
+
+class NotFlushedError(UsagePluginError):
+    """The store does not have every event yet, so nobody can be forgotten wholly."""
+
+
+class NotForgottenError(UsagePluginError):
+    """A plugin still has something of a user who is to be forgotten."""
+
+
+class VectorsError(UsagePluginError):
+    """The vectors cannot be read or written."""
+
+
+class CommandError(UsagePluginError):
+    """The command cannot do what was asked."""
+
+
+class AdjustmentError(CommandError):
+    """This amount cannot be changed so."""
+
+
+class ExportError(CommandError):
+    """The export cannot be written."""
+
+
+class NotStartedError(CommandError):
+    """The temporary proxy did not start."""
+
+
+class UnknownEventError(CommandError):
+    """No event has this id."""
+
+
+class UnknownProfileError(CommandError):
+    """There is no such profile."""
+
+
+class UnknownRefError(CommandError):
+    """No refusal has this ref."""
