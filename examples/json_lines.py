@@ -9,18 +9,12 @@ At most once: what waits when the proxy is killed is missing. The complete histo
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
-from typing import TYPE_CHECKING
 
-from usage_plugin.encoding import encode_event
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins import interface as ours
-
-if TYPE_CHECKING:
-    from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.plugins.interface import Surroundings
+from usage_plugin import plugins
+from usage_plugin.plugins import Surroundings, UsageEvent, encode_event, hookimpl
 
 
-class Options(ours.Options):
+class Options(plugins.Options):
     """Where the lines go; a relative path starts from the folder of the YAML."""
 
     file: Path

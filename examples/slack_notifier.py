@@ -17,23 +17,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, field_validator
 
-from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.windows import to_datetime
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins import interface as ours
+from usage_plugin import plugins
+from usage_plugin.plugins import Alert, RefusedRequest, Surroundings, Unit, format_usd, hookimpl, to_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usage_plugin.domain.alerts import Alert
-    from usage_plugin.domain.limits import Unit
-    from usage_plugin.domain.refusals import RefusedRequest
-    from usage_plugin.plugins.interface import Surroundings
-
 MOST_REMEMBERED = 10_000
 
 
-class Options(ours.Options):
+class Options(plugins.Options):
     """Where to post, and what; of one limit and subject a refusal is posted once in `quiet_minutes`."""
 
     webhook: SecretStr

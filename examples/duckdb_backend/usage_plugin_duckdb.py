@@ -19,30 +19,34 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
-from usage_plugin.domain.store import (
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins.storage import (
+    FORGOTTEN,
     ROLLUP_DIMENSIONS,
     Aggregate,
     DailySum,
     EventPosition,
     Grouping,
+    Options,
+    StorageBackend,
+    StorageError,
+    StorageUnavailableError,
+    Surroundings,
+    UsageEvent,
     UsageFilter,
     UsageStore,
+    UsageTotals,
+    Window,
     daily_sum,
+    decode_event,
+    encode_event,
+    start_of_day,
 )
-from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import UsageEvent, UsageTotals
-from usage_plugin.domain.windows import start_of_day
-from usage_plugin.encoding import decode_event, encode_event
-from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from datetime import date
     from zoneinfo import ZoneInfo
-
-    from usage_plugin.domain.windows import Window
 
 ResultT = TypeVar("ResultT")
 
