@@ -6,7 +6,7 @@
     limits:
       - {name: interns, per: user, match: {group: interns}, window: day, max_cost: 1}
 
-The file is read again when it changes. One that cannot be used is refused and named, and what was read before stays.
+The file is read again when it changes. An invalid one is rejected and named, and the groups read before stay.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class CsvGroups(plugins.IdentityResolver):
         self._groups: dict[str, tuple[str, ...]] = {}
 
     def groups_of(self, user: str) -> tuple[str, ...]:
-        """Look a user up; who is not in the file is in no group."""
+        """Look a user up; a user who is not in the file is in no group."""
         return self._groups.get(user, ())
 
     def refresh(self) -> str:

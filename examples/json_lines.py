@@ -1,9 +1,9 @@
-"""Writes each usage event as a line of JSON to a file, for what ships logs to somewhere else.
+"""Writes each usage event as a line of JSON to a file, for a log shipper.
 
     plugins:
       - {path: ./json_lines.py, options: {file: /var/log/usage.jsonl}}
 
-At most once: what waits when the proxy is killed is missing. The complete history is in the store.
+At most once: events that are queued when the proxy is killed are missing. The complete history is in the store.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Posts alerts and refusals to a webhook of Slack, Mattermost, or whatever takes {"text": …}.
+"""Posts alerts and refusals to a webhook of Slack, Mattermost, or any other that accepts {"text": …}.
 
     plugins:
       - {path: ./slack_notifier.py, options: {webhook: os.environ/SLACK_WEBHOOK}}
@@ -27,7 +27,7 @@ MOST_REMEMBERED = 10_000
 
 
 class Options(plugins.Options):
-    """Where to post, and what; of one limit and subject a refusal is posted once in `quiet_minutes`."""
+    """The address and the kinds of messages; a limit's refusals of a subject are posted once in `quiet_minutes`."""
 
     webhook: SecretStr
     alerts: bool = True

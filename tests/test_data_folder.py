@@ -45,7 +45,7 @@ def test_a_file_in_its_place_is_named(tmp_path: Path):
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path):
-    """It is there, and is no folder."""
+    """It exists, and is not a folder."""
     (tmp_path / "link").symlink_to(tmp_path / "none" / "none")
     assert str(tmp_path / "link") in refused(tmp_path / "link")
 
@@ -94,7 +94,7 @@ def test_a_folder_that_is_there_and_takes_no_files_is_named(
 
 
 def test_a_full_disk_does_not_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The files are there, and what needs room says so itself."""
+    """The files are there, and later writes report the full disk themselves."""
 
     def fail(*_: object, **__: object):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))

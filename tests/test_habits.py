@@ -1,4 +1,4 @@
-"""What a new contributor is told to type exists, and the files for the repository's host are well formed."""
+"""The commands for new contributors exist, and the files for the repository's host are well formed."""
 
 from __future__ import annotations
 

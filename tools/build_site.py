@@ -1,10 +1,10 @@
 """Build the documentation as a site and check its links: `make site` writes it to `build/site`.
 
 The site has the layout of the repository, with the README as its first page. So a relative link works on the
-repository's page and on the site, and none is rewritten. Source files that a page links to are copied beside it.
+repository's page and on the site, and none is rewritten. Source files that a page links to are copied too.
 
-Zensical builds the pages. Its strict mode checks links between pages; `broken_links` then reads the finished HTML and
-checks what it leaves out: links to other files, anchors in every page, styles, scripts and images.
+Zensical builds the pages. Its strict mode checks links between pages. `broken_links` then reads the finished HTML, and
+checks every link of it: to other files, anchors, styles, scripts and images.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Keep what the tag names, and what it links to."""
+        """Record the anchor and the targets of a tag."""
         for name, value in attrs:
             if value is None:
                 continue

@@ -1,10 +1,10 @@
 """Build the wheel once and test it as it is installed: `make wheel`, or with every Python there is `make wheel-all`.
 
-The tests run in a copy of the repository without the package, so that only the installed wheel can be imported; every
-module of ours must come from `site-packages`. Chosen are tests that need no proxy and no LiteLLM, some 1,300 of them.
+The tests run in a copy of the repository without the package, so that only the installed wheel can be imported. Every
+module of ours must come from `site-packages`. The chosen tests, some 1,300, need no proxy and no LiteLLM.
 
-This Python's environment borrows the packages of `.venv` and costs no download. Each other Python, of those that the
-classifiers name, gets an environment in `build/wheel` with what the wheel asks for; it is kept for the next time.
+This Python's environment borrows the packages of `.venv` and costs no download. Each other Python of the
+classifiers gets an environment in `build/wheel` with the wheel's requirements. It is kept for the next run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TESTS = (
     "tests/plugins/test_loading.py",
 )
 REQUIREMENTS = ("httpx", "openai", "pytest-timeout", "pytest-xdist", "starlette", "uvicorn")
-"""What the chosen tests import besides the wheel's extra `testing`."""
+"""Packages that the chosen tests import in addition to the wheel's extra `testing`."""
 
 CHECK = '''
 import sys
@@ -82,7 +82,7 @@ def build() -> Path:
 
 
 def copy_without_package() -> Path:
-    """Copy what is tracked but the package, for the tests to run in."""
+    """Copy all tracked files but the package, for the tests to run in."""
     tree = BUILD / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     for name in tracked():

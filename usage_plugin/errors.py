@@ -1,32 +1,32 @@
 """Every error that the package raises, as one tree; a test draws it from the classes and compares.
 
-    UsagePluginError                    the message defaults to the docstring; `hint` says what to do about it
-    ├─ ConfigError                      the configuration cannot be used: where, what was found, what is allowed
+    UsagePluginError                    the message defaults to the docstring; `hint` is the remedy
+    ├─ ConfigError                      the configuration cannot be used: key, found value, allowed values
     ├─ PluginError                      a plugin that cannot be loaded, or two that claim one name
     ├─ MoneyError                       an amount that cannot be money
     ├─ SubjectNameError                 an invalid name of a user, team, tag …
     │  └─ IdentityRequiredError         the request names no user where one is required
     ├─ ResolverFailedError              an identity resolver does not answer
     ├─ UnknownLimitError                no limit in force has this name
-    ├─ NotAdmittedError                 the work may not start; `facts` says why, and what would help
+    ├─ NotAdmittedError                 the work may not start; `facts` has the reason and the remedies
     │  └─ BudgetExceededError           because a limit has no room for it
     ├─ MigrationError                   data from elsewhere that cannot be imported
     │  ├─ RejectedError                 one record of it; the import goes on
     │  └─ BrokenSourceError             one of its files, from here on; the import goes on
     ├─ SecretError                      the data folder's secret cannot be read or made
-    ├─ LedgerError                      the ledger cannot do what was asked
+    ├─ LedgerError                      the ledger cannot do the operation
     │  └─ LedgerBusyError               another process holds the lock; retry
     ├─ HistoryError                     the history cannot answer the question, or no longer
     │  └─ NothingRecordedError          because nothing has been recorded yet
-    ├─ StorageError                     the store cannot do what was asked; the driver's error is the cause
+    ├─ StorageError                     the store cannot do the operation; the driver's error is the cause
     │  ├─ StorageUnavailableError       for now; retry
     │  │  └─ StorageDamagedError        until the store is replaced or restored
     │  ├─ StoragePrunedError            because it has been deleted
     │  └─ StorageVersionError           because a newer version of this package wrote the file
-    ├─ NotFlushedError                  nobody can be forgotten while the store lacks events
+    ├─ NotFlushedError                  no user can be forgotten while the store lacks events
     ├─ NotForgottenError                a plugin could not forget a user
     ├─ VectorsError                     the plugin chroma cannot read or write its vectors
-    └─ CommandError                     a command cannot do what was asked
+    └─ CommandError                     a command cannot do its work
        ├─ AdjustmentError               this amount cannot be changed
        ├─ ExportError                   the export cannot be written
        ├─ NotStartedError               the doctor's temporary proxy did not start
@@ -34,9 +34,9 @@
        ├─ UnknownProfileError           no user profile has this name
        └─ UnknownRefError               no refusal has this ref
 
-Backends raise these and never their driver's own; nothing here knows a driver. Not in the tree, because nobody outside
-of their module catches them by name: `plain_files.NotPlainError`, an `OSError` like those that reading raises anyway;
-`patience.LeftBehindError`, which ends a thread; and `second_line.StoppedError`, which must be LiteLLM's own class.
+Backends raise these and never their driver's own; nothing here knows a driver. Three errors are not in the tree,
+because they are not caught by name outside of their module. `plain_files.NotPlainError` is an `OSError`, like the other
+errors of reading. `patience.LeftBehindError` ends a thread. `second_line.StoppedError` must be LiteLLM's own class.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class UsagePluginError(Exception):
     """Something in usage_plugin went wrong."""
 
     def __init__(self, message: str | None = None, *, hint: str | None = None) -> None:
-        """Say what happened, and in `hint` what the operator can do about it."""
+        """Take the problem as a sentence, and the operator's remedy as `hint`."""
         self.message = message or (type(self).__doc__ or type(self).__name__).strip()
         self.hint = hint
         super().__init__(self.message if hint is None else f"{self.message} {hint}")
@@ -78,7 +78,7 @@ class IdentityRequiredError(SubjectNameError):
 
 
 class ResolverFailedError(UsagePluginError):
-    """Who sent this request cannot be found out at the moment."""
+    """The user of this request cannot be determined at the moment."""
 
 
 class UnknownLimitError(UsagePluginError):
@@ -90,12 +90,12 @@ class NotAdmittedError(UsagePluginError):
 
     Attributes:
         reason: a word of docs/refusals.md, for example `unpriced` or `unavailable`.
-        facts: what is known, as `usage-plugin explain` prints it: amounts are decimal strings.
+        facts: the known facts, as `usage-plugin explain` prints them: amounts are decimal strings.
         retry_after: seconds after which trying again makes sense; None if waiting does not help.
     """
 
     def __init__(self, message: str, *, reason: str, facts: Mapping[str, Any], retry_after: float | None) -> None:
-        """Say it in a sentence, and in facts."""
+        """Take the refusal as a sentence, and as facts."""
         super().__init__(message)
         self.reason = reason
         self.facts = facts
@@ -123,7 +123,7 @@ class SecretError(UsagePluginError):
 
 
 class LedgerError(UsagePluginError):
-    """The ledger cannot do what was asked."""
+    """The ledger cannot do this operation."""
 
 
 class LedgerBusyError(LedgerError):
@@ -139,7 +139,7 @@ class NothingRecordedError(HistoryError):
 
 
 class StorageError(UsagePluginError):
-    """The store cannot do what was asked."""
+    """The store cannot do this operation."""
 
 
 class StorageUnavailableError(StorageError):
@@ -151,7 +151,7 @@ class StorageDamagedError(StorageUnavailableError):
 
 
 class StoragePrunedError(StorageError):
-    """The store no longer has what was asked for."""
+    """The store has deleted these records."""
 
 
 class StorageVersionError(StorageError):
@@ -159,7 +159,7 @@ class StorageVersionError(StorageError):
 
 
 class NotFlushedError(UsagePluginError):
-    """The store does not have every event yet, so nobody can be forgotten wholly."""
+    """The store lacks events, so no user can be forgotten completely yet."""
 
 
 class NotForgottenError(UsagePluginError):
@@ -171,7 +171,7 @@ class VectorsError(UsagePluginError):
 
 
 class CommandError(UsagePluginError):
-    """The command cannot do what was asked."""
+    """The command cannot do its work."""
 
 
 class AdjustmentError(CommandError):

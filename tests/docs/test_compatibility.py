@@ -39,7 +39,7 @@ SURFACE = surface()
 
 
 def imported(code: str) -> set[tuple[str, str]]:
-    """Return what code imports of our package: each module, with the name that is taken from it."""
+    """Return the imports of our package in some code: each module, with the imported name."""
     found = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "usage_plugin":
@@ -50,7 +50,7 @@ def imported(code: str) -> set[tuple[str, str]]:
 
 
 def private(code: str) -> set[tuple[str, str]]:
-    """Return what code imports of our package that is not public."""
+    """Return the imports of our package in some code that are not public."""
     return {
         (module, name)
         for module, name in imported(code)
@@ -108,7 +108,7 @@ def test_each_public_name_is_checked_by_mypy():
 
 
 def test_the_typed_programs_can_be_imported():
-    """They are not run, but what they import is there, and their classes can be made."""
+    """They are not run, but their imports exist, and their classes can be made."""
     modules = [f"tests.typing.{path.stem}" for path in TYPED if path.stem != "__init__"]
     code = f"import importlib\nfor name in {modules}: importlib.import_module(name)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

@@ -46,7 +46,7 @@ def test_good_links_are_not_reported(site: Path):
     ],
 )
 def test_a_broken_link_is_reported(site: Path, link: str, problem: str):
-    """With the page, the link and what is missing."""
+    """The report has the page, the link and the kind of the problem."""
     index = site / "index.html"
     index.write_text(index.read_text().replace("</body>", f'<a href="{link}">x</a></body>'))
     assert list(broken_links(site)) == [f"index.html: {link}: {problem}"]

@@ -4,8 +4,8 @@
     .venv/bin/pytest --kept-proxy tests/proxy/test_costs.py -k flex    # in another, as often as you like
 
 It is the proxy of the fixture `proxies` with one worker, and its fake provider. Tests that ask for several workers, or
-for a proxy of their own, start it as ever. The kept proxy runs the code that was there when it started: when the
-package or the fake provider has changed since, a run with `--kept-proxy` ends at once and says so.
+for a proxy of their own, start it as ever. The kept proxy runs the code of its start. If the package or the fake
+provider has changed since, a run with `--kept-proxy` ends at once and says so.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 
 
 def code_digest() -> str:
-    """Return a digest of what the proxy and its provider run: the package and the proxy's part of the tests."""
+    """Return a digest of the code of the proxy and its provider: the package and the proxy's part of the tests."""
     digest = hashlib.sha256()
     for folder, names in (("usage_plugin", "**/*.py"), ("tests/proxy", "*upstream.py"), ("tests/proxy", "conftest.py")):
         for path in sorted((ROOT / folder).glob(names)):
@@ -75,7 +75,7 @@ KEPT = pytest.StashKey[Kept]()
 
 
 def keep() -> None:
-    """Start the proxy and its provider, and keep them until the process is told to end."""
+    """Start the proxy and its provider, and keep them until the process is interrupted."""
     from tests.proxy.conftest import Upstream, fake_provider, running, shared_config  # noqa: PLC0415  # imports this
 
     FOLDER.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A plugin that resolves identities and is told of events, alerts and refusals."""
+"""A plugin that resolves identities and receives events, alerts and refusals."""
 
 from __future__ import annotations
 

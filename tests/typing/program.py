@@ -1,4 +1,4 @@
-"""A program that records usage, keeps to a budget and reads what was spent."""
+"""A program that records usage, keeps to a budget and reads the spend."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ the group `usage_plugin`:
     def usage_register_storage_backends():
         return [MyBackend()]
 
-All that a plugin imports is here, and in `usage_plugin.plugins.storage` for the author of a store; both are public
-(docs/compatibility.md). `hookspecs` lists every hook, `interface` what the registered objects must do. Inside,
-`loading` and `one_file` find plugins, `manager` checks them and collects what they register, `resolving` keeps
-resolvers from doing harm.
+Everything that a plugin imports is here, and in `usage_plugin.plugins.storage` for the author of a store; both are
+public (docs/compatibility.md). `hookspecs` lists every hook, `interface` the classes of the registered objects. Inside,
+`loading` and `one_file` find plugins, `manager` checks them and collects their objects, and `resolving` calls resolvers
+safely.
 """
 
 import pluggy

@@ -1,4 +1,4 @@
-"""The store port, for authors of storage backends: all that a store of their own imports, in one place.
+"""The store port, for authors of storage backends: everything that a store imports, in one place.
 
 The port itself is `UsageStore`; `Ranks`, `Sorts` and the other protocols are abilities that a store may have besides.
 docs/writing-a-backend.md goes through a whole backend.
