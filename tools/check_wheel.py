@@ -163,7 +163,7 @@ def test(tested: Environment, tree: Path) -> None:
         # They warn of numbered placeholders in SQL, wrongly: https://github.com/python/cpython/issues/117995
         options += ["-W", "default::DeprecationWarning"]
     done = subprocess.run(  # noqa: S603
-        [tested.python, "-m", "pytest", *options, "-m", "not proxy and not soak", *TESTS],
+        [tested.python, "-m", "pytest", *options, "-m", "not proxy and not soak and not slow", *TESTS],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": str(tree)},
         check=False,
