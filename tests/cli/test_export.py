@@ -388,3 +388,20 @@ def test_a_time_is_utc(run, config_path, books):
     assert datetime.fromisoformat(event["started_at"]).utcoffset() == timedelta(0)
     (day,) = run.jsonl("export", "--days")
     assert day["day"] == "2026-11-24"
+
+
+@pytest.mark.parametrize("arguments", [["--events"], ["--days", "--format", "csv"], ["--user", "ann"]])
+def test_a_dash_is_standard_output(recorded, tmp_path, monkeypatch, arguments):
+    """`--to -` prints what no `--to` prints, and makes no file of that name."""
+    monkeypatch.chdir(tmp_path)
+    printed, dashed = recorded("export", *arguments), recorded("export", *arguments, "--to", "-")
+    assert (printed.exit_code, dashed.exit_code) == (0, 0), dashed.output
+    assert dashed.stdout == printed.stdout != ""
+    assert names_in(tmp_path) == set()
+
+
+def test_a_file_called_dash_can_be_named(recorded, tmp_path, monkeypatch):
+    """`./-` is a file, as for other programs."""
+    monkeypatch.chdir(tmp_path)
+    recorded.ok("export", "--days", "--to", "./-")
+    assert names_in(tmp_path) == {"-"}

@@ -28,20 +28,45 @@ from usage_plugin.api.values import (
     UserLimit,
 )
 from usage_plugin.domain.money import to_decimal
+from usage_plugin.domain.prices import Rates
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.usage import UsageEvent
-from usage_plugin.errors import BudgetExceededError, NotAdmittedError, UsagePluginError
+from usage_plugin.errors import (
+    BudgetExceededError,
+    ConfigError,
+    HistoryError,
+    LedgerBusyError,
+    LedgerError,
+    MoneyError,
+    NotAdmittedError,
+    StorageError,
+    StorageUnavailableError,
+    SubjectNameError,
+    UnknownLimitError,
+    UsagePluginError,
+)
+from usage_plugin.pricing.sheets import configured_rates
 
 __all__ = [
     "BudgetExceededError",
+    "ConfigError",
     "Forecast",
+    "HistoryError",
+    "LedgerBusyError",
+    "LedgerError",
+    "MoneyError",
     "NotAdmittedError",
     "PercentileRow",
+    "Rates",
     "Reservation",
     "Session",
     "Statistics",
+    "StorageError",
+    "StorageUnavailableError",
     "StreamedUsage",
+    "SubjectNameError",
     "TopUsage",
+    "UnknownLimitError",
     "Usage",
     "UsageEvent",
     "UsagePattern",
@@ -52,6 +77,7 @@ __all__ = [
     "UserAlert",
     "UserLimit",
     "UserProfile",
+    "configured_rates",
     "open_tracker",
     "to_decimal",
 ]

@@ -24,7 +24,7 @@ from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.errors import MoneyError, UsagePluginError
+from usage_plugin.errors import AdjustmentError, MoneyError
 from usage_plugin.tracking.flusher import until_free
 from usage_plugin.tracking.refusals import plain_amount
 from usage_plugin.tracking.standings import Standings
@@ -43,10 +43,6 @@ ADJUSTMENT_COLUMNS = (
     Column("number", number=True), Column("limit"), Column("subject"), Column("before", number=True),
     Column("after", number=True), Column("from"), Column("until"), Column("actor"), Column("reason"), Column("ended"),
 )  # fmt: skip
-
-
-class AdjustmentError(UsagePluginError):
-    """This amount cannot be changed so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.encoding import decode_event
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import UnknownEventError, UnknownRefError
 from usage_plugin.tracking.refusals import format_amount, plain_amount
 from usage_plugin.tracking.standings import AccountStanding, Standings
 
@@ -48,14 +48,6 @@ _WHY = {
     "outbox_full": "the store was behind by so much that no more events could be kept for it",
     "unavailable": "the ledger did not work",
 }
-
-
-class UnknownRefError(UsagePluginError):
-    """No refusal has this ref."""
-
-
-class UnknownEventError(UsagePluginError):
-    """No event has this id."""
 
 
 async def run(reader: Reader, *, output: Output, ref_or_id: str) -> None:

@@ -345,6 +345,11 @@ def forget(path: Path | None, output: Output, user: str, reason: str, open_windo
                                   confirmed=yes))  # fmt: skip
 
 
+def _file_or_output(_context: click.Context, _parameter: click.Parameter, to: str | None) -> Path | None:
+    """Return the file; None for standard output, which pipelines call `-`. A file of that name is `./-`."""
+    return None if to in (None, "-") else Path(to)
+
+
 @main.command()
 @click.option("--events", is_flag=True, help="The events, one for each request.")
 @click.option("--days", is_flag=True, help="The sums of days, by user, team, key, model and so on.")
@@ -354,7 +359,12 @@ def forget(path: Path | None, output: Output, user: str, reason: str, open_windo
 @click.option("--since", help="7d (today included), today, yesterday or YYYY-MM-DD. Default: from the beginning.")
 @click.option("--until", help="The last day, included: today, yesterday or YYYY-MM-DD. Default: to the end.")
 @click.option("--month", help="A whole month instead: YYYY-MM.")
-@click.option("--to", type=click.Path(path_type=Path), help="A new file; else it is printed.")
+@click.option(
+    "--to",
+    type=click.Path(),
+    callback=_file_or_output,
+    help="A new file; - or nothing for standard output.",
+)
 @click.option("--force", is_flag=True, help="Replace the file, if it is there already.")
 @click.option("--reason", default="", help="Why; it is kept with your name.")
 @_common(formats=tuple(FORMATS_OF_RECORDS), told="How to write it. Without it, the ending of --to decides.")

@@ -12,7 +12,7 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import UnknownProfileError
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.flusher import until_free
 
@@ -32,17 +32,13 @@ CHANGED_BY = "changed_by"
 _COLUMNS = tuple(map(Column, ("user", "name", "email", "tier", "active", "updated")))
 
 
-class ProfileError(UsagePluginError):
-    """There is no such profile."""
-
-
 async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the profiles, or a user's."""
     zone = reader.config.timezone
     if user is not None:
         found = reader.ledger.profile(reader.kept("user", _name(user, casefold=reader.config.identity.casefold)))
         if found is None:
-            raise ProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … makes one.")
+            raise UnknownProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … makes one.")
         _show(output, iter([found]), zone)
     else:
         _show(output, _all(reader.ledger), zone)

@@ -16,15 +16,14 @@ from litellm.proxy._types import ProxyException
 
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.errors import SubjectNameError, UsagePluginError
+from usage_plugin.errors import IdentityRequiredError, ResolverFailedError, SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.plugins.resolving import ResolverFailedError
 from usage_plugin.proxy import bounds, exchange
 from usage_plugin.proxy.asking import Asking, gives_up_early
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.gate import Gate
-from usage_plugin.proxy.identity import IdentityRequiredError, resolve
+from usage_plugin.proxy.identity import resolve
 from usage_plugin.proxy.negotiating import Negotiator
 from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of

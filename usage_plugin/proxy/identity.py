@@ -18,7 +18,7 @@ from usage_plugin.config import RESOLVER
 from usage_plugin.domain.claims import Claimed, read_claim, stable_name
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
-from usage_plugin.errors import SubjectNameError
+from usage_plugin.errors import IdentityRequiredError, SubjectNameError
 from usage_plugin.plugins.interface import Claim
 from usage_plugin.proxy import exchange
 
@@ -42,10 +42,6 @@ _PROXY = "litellm.proxy.proxy_server"
 _KEY_SETTING = "litellm_key_header_name"
 _KEY_HEADERS = frozenset(header.value.lower() for header in SpecialHeaders)
 """Headers that carry keys: they name no user, and no plugin gets them."""
-
-
-class IdentityRequiredError(SubjectNameError):
-    """The request names no user, and this proxy asks for one."""
 
 
 def resolve(

@@ -22,8 +22,8 @@ from usage_plugin.cli.doctor.web import check_url
 from usage_plugin.cli.imperfections import counts, plain_counts
 from usage_plugin.config import load_config, proxy_yaml_of
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.errors import UsagePluginError
-from usage_plugin.runtime import NothingRecordedError, Parts, open_reader
+from usage_plugin.errors import NothingRecordedError, UsagePluginError
+from usage_plugin.runtime import Parts, open_reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -153,8 +153,15 @@ def check_folder(folder: Path) -> Iterator[Finding]:
             yield ok("surroundings", f"{folder} is not there yet; the proxy makes it.")
         else:
             yield problem(
-                "surroundings", f"{folder} is not there, and {parent} cannot be written to.", "Make it, or move it."
+                "surroundings",
+                f"{folder} is not there, and {parent} cannot be written to.",
+                "Make it, or name another folder under usage_plugin.data_dir.",
             )
+        return
+    if not folder.is_dir():
+        yield problem(
+            "surroundings", f"{folder} is not a folder.", "Name a folder under usage_plugin.data_dir, or move the file."
+        )
         return
     for path in (folder, *sorted(folder.glob("*.db*"))):
         if not os.access(path, os.R_OK | os.W_OK):

@@ -26,7 +26,7 @@ import yaml
 from usage_plugin.cli.doctor.mock_model import MockModel
 from usage_plugin.cli.doctor.web import fetch
 from usage_plugin.config import RESOLVER, Config, ProxyYaml, load_config
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import NotStartedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,10 +50,6 @@ _ENVIRONMENT_LEFT_OUT = re.compile(
     re.IGNORECASE,
 )
 _SECRETS = re.compile(r"sk-[\w-]+|(?<=://)[^/@\s]+@")
-
-
-class NotStartedError(UsagePluginError):
-    """The temporary proxy did not start."""
 
 
 class Temporary(NamedTuple):

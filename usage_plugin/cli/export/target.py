@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from usage_plugin.cli.output import at_terminal
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class ExportError(UsagePluginError):
-    """The export cannot be written."""
 
 
 @contextmanager
