@@ -78,6 +78,10 @@ class Served(NamedTuple):
     tools: ToolCalls = NO_TOOL_CALLS
 
 
+NOTHING_SERVED = Served(None, None, None, None, None, cache_hit=False)
+"""What LiteLLM says of an answer that it never logs."""
+
+
 def raw_answer(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a provider's answer as it came, as far as LiteLLM keeps it: its own form of it loses fields.
 
@@ -116,7 +120,7 @@ def served_inline(
         answered=_text(raw.get("model")) or _answered(response, hidden),
         service=_service(raw, hidden) or _service(response, hidden),
         units=_units(response, data),
-        tools=_more(_tools(response), _tools(raw)),
+        tools=_more(tools_in(response), tools_in(raw)),
     )
 
 
@@ -135,7 +139,7 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
         answered=_answered(response, hidden),
         service=_service(response, hidden),
         units=_units(response, kwargs),
-        tools=_tools(response),
+        tools=tools_in(response),
     )
 
 
@@ -434,7 +438,7 @@ def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLL
     )
 
 
-def _tools(response: Any) -> ToolCalls:  # any of LiteLLM's answers
+def tools_in(response: Any) -> ToolCalls:  # any of LiteLLM's answers
     """Count the tools that a provider ran, where its answer shows them and its usage does not."""
     output = field(response, "output")
     if isinstance(output, list):
@@ -467,7 +471,7 @@ _SERVER_RUN = frozenset({"web_search_call", "file_search_call", "code_interprete
 
 
 def _cites_the_web(choice: Any) -> bool:  # any of LiteLLM's answers
-    notes = field(field(choice, "message"), "annotations")
+    notes = field(field(choice, "message") or field(choice, "delta"), "annotations")
     return isinstance(notes, list) and any(field(note, "type") == "url_citation" for note in notes)
 
 
