@@ -79,6 +79,10 @@ class Served(NamedTuple):
     tools: ToolCalls = NO_TOOL_CALLS
 
 
+NOTHING_SERVED = Served(None, None, None, None, None, cache_hit=False)
+"""What LiteLLM says of an answer that it never logs."""
+
+
 def raw_answer(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a provider's answer as it came, as far as LiteLLM keeps it: its own form of it loses fields.
 
@@ -107,7 +111,7 @@ def served_inline(
     fields, hidden = fields_of(response), _hidden(response)
     logged = getattr(data.get("litellm_logging_obj"), "model_call_details", None) or {}
     metadata = _routing_metadata(logged.get("litellm_params") or {}, data)
-    tools = _tools(fields)
+    tools = tools_in(fields)
     return Served(
         model=_text(metadata.get("model_group")),
         deployment_id=_text(hidden.get("model_id")) or _text((metadata.get("model_info") or {}).get("id")),
@@ -118,7 +122,7 @@ def served_inline(
         answered=_text(raw.get("model")) or _answered(fields, hidden),
         service=(tier_of(raw) if raw else None) or _service(fields, hidden),
         units=_units(fields, hidden, data),
-        tools=_more(tools, _tools(raw)) if raw else tools,
+        tools=_more(tools, tools_in(raw)) if raw else tools,
     )
 
 
@@ -137,7 +141,7 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
         answered=_answered(fields, hidden),
         service=_service(fields, hidden),
         units=_units(fields, hidden, kwargs),
-        tools=_tools(fields),
+        tools=tools_in(fields),
     )
 
 
@@ -436,7 +440,7 @@ def _units(fields: Mapping[str, Any], hidden: Mapping[str, Any], request: Mappin
     )
 
 
-def _tools(fields: Mapping[str, Any]) -> ToolCalls:
+def tools_in(fields: Mapping[str, Any]) -> ToolCalls:
     """Count the tools that a provider ran, where its answer shows them and its usage does not."""
     output = fields.get("output")
     if isinstance(output, list):
@@ -469,7 +473,7 @@ _SERVER_RUN = frozenset({"web_search_call", "file_search_call", "code_interprete
 
 
 def _cites_the_web(choice: Any) -> bool:  # any of LiteLLM's answers
-    notes = field(field(choice, "message"), "annotations")
+    notes = field(field(choice, "message") or field(choice, "delta"), "annotations")
     return isinstance(notes, list) and any(field(note, "type") == "url_citation" for note in notes)
 
 

@@ -221,6 +221,32 @@ class PriceBook:
         sheet = self._entry(name, provider)
         return Deployment(name, provider=provider, served_model=name, sheet=sheet) if sheet else None
 
+    def in_map(
+        self, provider: str, model: str, *, called: str, api_base: str | None, location: str | None
+    ) -> Deployment | None:
+        """Return a provider's model that no deployment serves, with its price in the map; None if the map has none.
+
+        Args:
+            provider: LiteLLM's name of it.
+            model: the provider's name of it.
+            called: the name that it is recorded under.
+            api_base: the URL that was called, which may name a region.
+            location: the region of Vertex AI.
+        """
+        sheet = self._entry(model, provider)
+        if sheet is None:
+            return None
+        place = location_of(provider, {"vertex_location": location}, model)
+        return Deployment(
+            called,
+            provider=provider,
+            served_model=f"{provider}/{model}",
+            sheet=sheet,
+            adjustment=adjustment_of(provider),
+            uplift=uplift_of(sheet, residency=residency_of(provider, api_base), location=place),
+            sheet_of=partial(self._entry, provider=provider),
+        )
+
     @staticmethod
     def search(tool: object) -> tuple[str, Nano] | None:
         """Name the provider of a search tool, and what a query costs at most; None where either is not known.
