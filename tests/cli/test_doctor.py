@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from usage_plugin.cli.doctor import command, probes, surroundings, temporary, wiring
-from usage_plugin.cli.doctor.mock_model import MockModel
-from usage_plugin.cli.doctor.web import Answer, fetch
+from usage_plugin.cli.doctor import command, environment, probes, temporary_proxy, wiring
+from usage_plugin.cli.doctor.http_client import Answer, fetch
+from usage_plugin.cli.doctor.mock_provider import MockModel
 from usage_plugin.config import load_config
 from usage_plugin.domain.ledger import Hold, Imperfection
 from usage_plugin.encoding import encode_event
@@ -113,7 +113,7 @@ def test_marks_are_plain_where_the_terminal_has_only_ascii(execute, books):
 
 def test_rows_of_the_doctor_are_its_findings(run, books, monkeypatch):
     """CSV and JSON lines hold the findings."""
-    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
     rows = run.json("doctor", "--static")["findings"]
     assert run.jsonl("doctor", "--static") == rows
     assert {row["area"] for row in run.csv("doctor", "--static")} == {"wiring", "surroundings", "books"}
@@ -261,23 +261,23 @@ def test_a_broken_configuration_is_the_only_finding(run, config_path):
 )  # fmt: skip
 def test_versions_of_litellm(version, level):
     """Before 1.98 cut streams are not billed, and 1.107 is reported as compromised."""
-    assert surroundings.judge_litellm(version).level == level
+    assert environment.judge_litellm(version).level == level
 
 
 def test_a_missing_litellm_is_a_problem(monkeypatch):
     """The doctor must run where the proxy runs."""
 
     def missing(name):
-        raise surroundings.metadata.PackageNotFoundError(name)
+        raise environment.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(surroundings.metadata, "version", missing)
-    assert surroundings.check_litellm().level == "problem"
+    monkeypatch.setattr(environment.metadata, "version", missing)
+    assert environment.check_litellm().level == "problem"
 
 
 @pytest.mark.parametrize(("version", "level"), [((3, 51, 3), "ok"), ((3, 50, 7), "ok"), ((3, 50, 6), "warning"), ((3, 40, 1), "warning")])  # fmt: skip
 def test_versions_of_sqlite(version, level):
     """A version with the WAL-reset bug is a warning, since the plugin is safe from it."""
-    assert surroundings.check_sqlite(version).level == level
+    assert environment.check_sqlite(version).level == level
     assert has_wal_reset_bug(version) == (level == "warning")
 
 
@@ -299,10 +299,10 @@ MOUNTS = [
 )  # fmt: skip
 def test_network_file_systems_are_a_problem(folder, level, kind):
     """SQLite's locks may not hold on a network file system; the innermost mount counts, the last of two."""
-    found = surroundings.check_file_system(Path(folder), MOUNTS)
+    found = environment.check_file_system(Path(folder), MOUNTS)
     assert found.level == level
     assert kind in found.text
-    assert surroundings.check_file_system(Path(folder), []).level == "warning"
+    assert environment.check_file_system(Path(folder), []).level == "warning"
 
 
 def test_the_kernels_table_of_mounts_is_read():
@@ -312,8 +312,8 @@ def test_the_kernels_table_of_mounts_is_read():
         "90 27 0:50 / /mnt/my\\040share rw,relatime shared:1 master:2 - nfs4 host:/x rw,vers=4.2\n"
         "broken line\n"
     )
-    assert list(surroundings._read_mountinfo(table)) == [("/proc", "proc"), ("/mnt/my share", "nfs4")]
-    assert surroundings.mounts(), "and this machine has some"
+    assert list(environment._read_mountinfo(table)) == [("/proc", "proc"), ("/mnt/my share", "nfs4")]
+    assert environment.mounts(), "and this machine has some"
 
 
 def test_a_folder_that_others_can_read_is_a_warning(examine, books, config_path):
@@ -328,34 +328,34 @@ def test_a_folder_that_others_can_read_is_a_warning(examine, books, config_path)
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
     """What the proxy cannot write, it cannot work with."""
     (tmp_path / "ledger.db").touch()
-    monkeypatch.setattr(surroundings.os, "access", lambda path, mode: Path(path).name != "ledger.db")
-    (found,) = surroundings.check_folder(tmp_path)
+    monkeypatch.setattr(environment.os, "access", lambda path, mode: Path(path).name != "ledger.db")
+    (found,) = environment.check_folder(tmp_path)
     assert (found.level, "ledger.db" in found.text) == ("problem", True)
-    monkeypatch.setattr(surroundings.os, "access", lambda path, mode: False)
-    (found,) = surroundings.check_folder(tmp_path / "not" / "there")
+    monkeypatch.setattr(environment.os, "access", lambda path, mode: False)
+    (found,) = environment.check_folder(tmp_path / "not" / "there")
     assert found.level == "problem"
 
 
 def test_a_folder_of_somebody_else_is_a_warning(tmp_path, monkeypatch):
     """What one user makes, another may not be able to write."""
     tmp_path.chmod(0o700)
-    monkeypatch.setattr(surroundings.os, "getuid", lambda: tmp_path.stat().st_uid + 12345)
-    assert [found.level for found in surroundings.check_folder(tmp_path)] == ["warning", "ok"]
+    monkeypatch.setattr(environment.os, "getuid", lambda: tmp_path.stat().st_uid + 12345)
+    assert [found.level for found in environment.check_folder(tmp_path)] == ["warning", "ok"]
 
 
 @pytest.mark.parametrize(("free", "level"), [(2**40, "ok"), (2**29, "warning"), (2**20, "problem")])
 def test_a_full_disk_is_a_problem(tmp_path, monkeypatch, free, level):
     """Little room is a warning, none a problem."""
-    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    assert surroundings.check_disk(tmp_path / "not-yet").level == level
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert environment.check_disk(tmp_path / "not-yet").level == level
 
 
 def test_a_clock_that_cannot_be_right_is_a_problem():
     """A clock from before this package, or behind what is on record, is wrong."""
-    assert surroundings.check_clock(NOON, None).level == "ok"
-    assert surroundings.check_clock(NOON, NOON + 60 * SECOND).level == "ok"
-    assert surroundings.check_clock(NOON, NOON + 600 * SECOND).level == "problem"
-    assert surroundings.check_clock(86_400 * SECOND, None).level == "problem"
+    assert environment.check_clock(NOON, None).level == "ok"
+    assert environment.check_clock(NOON, NOON + 60 * SECOND).level == "ok"
+    assert environment.check_clock(NOON, NOON + 600 * SECOND).level == "problem"
+    assert environment.check_clock(86_400 * SECOND, None).level == "problem"
 
 
 def test_the_clock_is_compared_with_what_is_on_record(examine, books):
@@ -367,24 +367,24 @@ def test_the_clock_is_compared_with_what_is_on_record(examine, books):
 def test_several_workers_are_told_what_they_need(config_path, monkeypatch):
     """uvicorn's health check kills slow starters; a ledger in memory cannot be shared."""
     config = load_config(config_path)
-    assert list(surroundings.check_workers(config, ["1-a"])) == []
-    (found,) = surroundings.check_workers(config, ["1-a", "2-b"])
+    assert list(environment.check_workers(config, ["1-a"])) == []
+    (found,) = environment.check_workers(config, ["1-a", "2-b"])
     assert "--timeout_worker_healthcheck" in found.remedy
     monkeypatch.setenv("NUM_WORKERS", "4")
-    assert [found.level for found in surroundings.check_workers(config, [])] == ["warning"]
+    assert [found.level for found in environment.check_workers(config, [])] == ["warning"]
     alone = config.model_copy(
         update={name: getattr(config, name).model_copy(update={"backend": "memory"}) for name in ("ledger", "storage")}
     )
-    assert [found.level for found in surroundings.check_workers(alone, [])] == ["problem", "warning", "warning"]
+    assert [found.level for found in environment.check_workers(alone, [])] == ["problem", "warning", "warning"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_a_proxy_that_was_started_well_is_not_told(config_path, monkeypatch):
     """Where the system tells how the proxy was started, the hint is given only if it is needed."""
-    told = surroundings._parents_command(f"{os.getpid()}-abc")
+    told = environment._parents_command(f"{os.getpid()}-abc")
     assert "pytest" in told or sys.executable in told
-    monkeypatch.setattr(surroundings, "_parents_command", lambda _: "litellm --timeout_worker_healthcheck 120")
-    assert list(surroundings.check_workers(load_config(config_path), ["1-a", "2-b"])) == []
+    monkeypatch.setattr(environment, "_parents_command", lambda _: "litellm --timeout_worker_healthcheck 120")
+    assert list(environment.check_workers(load_config(config_path), ["1-a", "2-b"])) == []
 
 
 # ── the books ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -602,7 +602,7 @@ DOCUMENT = {
 def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
     """The temporary proxy has the user's callbacks and settings, and no provider, database, cache server or key."""
     before = json.dumps(DOCUMENT)
-    copy, left_out = temporary.adapted(DOCUMENT, "http://127.0.0.1:1", tmp_path / "data")
+    copy, left_out = temporary_proxy.adapted(DOCUMENT, "http://127.0.0.1:1", tmp_path / "data")
     assert json.dumps(DOCUMENT) == before, "the user's own is not changed"
     text = json.dumps(copy)
     for secret in ("sk-real", "postgres", "cache.example", "password", "10.0.0.1", "/somewhere", "elsewhere", "slack"):
@@ -618,7 +618,7 @@ def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(copy))
     config = load_config(path)
-    assert [limit.name for limit in config.limits] == ["daily", temporary.BLOCKED]
+    assert [limit.name for limit in config.limits] == ["daily", temporary_proxy.BLOCKED]
     assert (config.limits[0].amount, str(config.timezone)) == (100_000_000, "Europe/Berlin")
     assert (config.data_dir, config.identity.on_missing) == (tmp_path / "data", "shared")
 
@@ -635,7 +635,7 @@ def test_the_copy_tells_no_plugin_that_is_a_file(tmp_path):
              "overrides": [{"match": {"group": ["power", "guests"]}, "max_cost": 2}]},
         ],
     }  # fmt: skip
-    copy, left_out = temporary.adapted({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
+    copy, left_out = temporary_proxy.adapted({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
     assert "usage_plugin.plugins" in left_out
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(copy))
@@ -653,7 +653,7 @@ def test_python_files_beside_the_yaml_come_along(tmp_path):
         path = tmp_path / "from" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    temporary._bring_along(tmp_path / "from" / "config.yaml", tmp_path / "to")
+    temporary_proxy._bring_along(tmp_path / "from" / "config.yaml", tmp_path / "to")
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["mine.py", "package"]
 
 
@@ -661,9 +661,9 @@ def test_the_last_words_of_a_proxy_have_no_secrets(tmp_path):
     """What a proxy said before it ended is passed on without keys and passwords."""
     log = tmp_path / "proxy.log"
     log.write_text("fine\n\nValueError: sk-abc_DEF-1 at postgres://ann:secret@host failed\nbye\n")
-    assert temporary.last_words(log) == "ValueError: … at postgres://…host failed"
+    assert temporary_proxy.last_words(log) == "ValueError: … at postgres://…host failed"
     log.write_text("one\ntwo\n")
-    assert temporary.last_words(log) == "one\ntwo"
+    assert temporary_proxy.last_words(log) == "one\ntwo"
 
 
 def test_the_mock_model_answers_every_route():

@@ -19,10 +19,10 @@ import pytest
 from pyarrow import parquet as pq
 
 from tests.proxy.conftest import ROOT
-from usage_plugin.cli.export import formats, target
+from usage_plugin.cli.erasure import EVERYBODY
+from usage_plugin.cli.export import destination, formats
 from usage_plugin.cli.export.columns import COLUMN_TYPES, DAYS, EVENTS
 from usage_plugin.cli.export.formats import arrow_types
-from usage_plugin.cli.persons import EVERYBODY
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import DAY, MINUTE, NOON
 from usage_plugin.tracking import tracker
@@ -213,7 +213,7 @@ def test_a_file_is_whole_or_not_there(run, books, tmp_path, monkeypatch, ending)
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(target.os, "fsync", full)
+    monkeypatch.setattr(destination.os, "fsync", full)
     result = run("export", "--events", "--to", str(to), "--force")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from usage_plugin.cli.spans import read_span
+from usage_plugin.cli.date_ranges import read_span
 from usage_plugin.domain.money import format_usd, parse_usd
 from usage_plugin.testing.builders import NOON
 

@@ -12,7 +12,7 @@ import pytest
 from tests.docs.conftest import shell
 from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
-from usage_plugin.cli.imperfections import KINDS
+from usage_plugin.cli.anomalies import KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,9 @@ Money is a `Decimal` in USD wherever this package gives it, and anything exact, 
 where it takes it. Only events are as they are stored: whole nano-dollars, which `to_decimal` turns into dollars.
 """
 
-from usage_plugin.api.opening import open_tracker
+from usage_plugin.api.lifecycle import open_tracker
 from usage_plugin.api.reservations import Reservation
-from usage_plugin.api.tracker import UsageTracker
-from usage_plugin.api.values import (
+from usage_plugin.api.results import (
     Forecast,
     PercentileRow,
     Session,
@@ -27,6 +26,7 @@ from usage_plugin.api.values import (
     UserAlert,
     UserLimit,
 )
+from usage_plugin.api.tracker import UsageTracker
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.usage import UsageEvent

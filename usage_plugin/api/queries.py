@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from usage_plugin.api.values import (
+from usage_plugin.api.results import (
     Forecast,
     PercentileRow,
     StreamedUsage,

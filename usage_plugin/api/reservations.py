@@ -6,8 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from usage_plugin.api.facts import given
-from usage_plugin.api.waiting import when_free
+from usage_plugin.api.ledger_retry import when_free
+from usage_plugin.api.validation import given
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.errors import BudgetExceededError, LedgerError, NotAdmittedError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from usage_plugin.api.facts import Facts
-    from usage_plugin.api.values import Money
+    from usage_plugin.api.results import Money
+    from usage_plugin.api.validation import Facts
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.admission import Admitted

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
-from usage_plugin.api.values import Session, Statistics, Usage, UsageSummary, UserAlert, UserLimit, amount_of, usage_of
+from usage_plugin.api.results import Session, Statistics, Usage, UsageSummary, UserAlert, UserLimit, amount_of, usage_of
 from usage_plugin.domain.alerts import Alert, decode_alert
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.domain.store import UsageFilter

@@ -7,7 +7,12 @@ import datetime as dt
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.api.facts import (
+from usage_plugin.api.ledger_retry import LONGEST_WAIT, when_free
+from usage_plugin.api.profiles import ProfileFields, checked_fields
+from usage_plugin.api.queries import UsageQueries
+from usage_plugin.api.reservations import Reservation, reserve
+from usage_plugin.api.summary import summarise
+from usage_plugin.api.validation import (
     Belonging,
     Facts,
     UsageFacts,
@@ -18,11 +23,6 @@ from usage_plugin.api.facts import (
     text_of,
     user_name,
 )
-from usage_plugin.api.profiles import ProfileFields, checked_fields
-from usage_plugin.api.queries import UsageQueries
-from usage_plugin.api.reservations import Reservation, reserve
-from usage_plugin.api.summary import summarise
-from usage_plugin.api.waiting import LONGEST_WAIT, when_free
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.store import UsageFilter
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from usage_plugin.api.values import Money, UsageSummary
+    from usage_plugin.api.results import Money, UsageSummary
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.tracking.recorder import Outcome
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.adjust import clean_option
+from usage_plugin.cli.adjustments import clean_option
+from usage_plugin.cli.balances import COLUMNS, amount_words, cells, plain, resets_words
 from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
-from usage_plugin.cli.standings import COLUMNS, amount_words, cells, plain, resets_words
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects

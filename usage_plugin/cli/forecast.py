@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from rich.text import Text
 
+from usage_plugin.cli.balances import amount_words, subject_words
 from usage_plugin.cli.output import Column, Output, console, harmless, table
 from usage_plugin.cli.progress import Bar
-from usage_plugin.cli.standings import amount_words, subject_words
 from usage_plugin.domain.forecast import Backtest, Errors
 from usage_plugin.domain.money import NANO_PER_USD, format_usd
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from usage_plugin.cli.balances import COLUMNS, cells, plain
 from usage_plugin.cli.output import Output, table
-from usage_plugin.cli.standings import COLUMNS, cells, plain
 from usage_plugin.tracking.standings import AccountStanding, Standings
 
 if TYPE_CHECKING:

@@ -13,16 +13,16 @@ import click
 from click.core import ParameterSource
 
 import usage_plugin
-from usage_plugin.cli import adjust as adjust_command
+from usage_plugin.cli import adjustments as adjustments_command
 from usage_plugin.cli import check as check_command
+from usage_plugin.cli import erasure as erasure_commands
 from usage_plugin.cli import events as events_command
 from usage_plugin.cli import explain as explain_command
 from usage_plugin.cli import forecast as forecast_command
-from usage_plugin.cli import imports as imports_command
+from usage_plugin.cli import import_spend_logs as spend_logs_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import migrate as migrate_command
 from usage_plugin.cli import patterns as patterns_command
-from usage_plugin.cli import persons as persons_commands
 from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
@@ -271,8 +271,8 @@ def simulate(path: Path | None, output: Output, **options: Any) -> None:
 def raise_(path: Path | None, output: Output, limit: str, to: str, duration: str, reason: str,
            **names: str | None) -> None:  # fmt: skip
     """Change a limit's amount for one subject, for a while."""
-    wanted = adjust_command.Change(limit=limit, names=names, to=to, duration=duration, reason=reason)
-    _read(path, functools.partial(adjust_command.change, output=output, wanted=wanted))
+    wanted = adjustments_command.Change(limit=limit, names=names, to=to, duration=duration, reason=reason)
+    _read(path, functools.partial(adjustments_command.change, output=output, wanted=wanted))
 
 
 @main.command()
@@ -283,8 +283,8 @@ def raise_(path: Path | None, output: Output, limit: str, to: str, duration: str
 @_common()
 def pause(path: Path | None, output: Output, limit: str, duration: str, reason: str, **names: str | None) -> None:
     """Let a limit refuse one subject nothing, for a while; what is spent is recorded all the same."""
-    wanted = adjust_command.Change(limit=limit, names=names, to=None, duration=duration, reason=reason)
-    _read(path, functools.partial(adjust_command.change, output=output, wanted=wanted))
+    wanted = adjustments_command.Change(limit=limit, names=names, to=None, duration=duration, reason=reason)
+    _read(path, functools.partial(adjustments_command.change, output=output, wanted=wanted))
 
 
 @main.command()
@@ -293,7 +293,7 @@ def pause(path: Path | None, output: Output, limit: str, duration: str, reason: 
 @_common()
 def resume(path: Path | None, output: Output, limit: str, **names: str | None) -> None:
     """End what raise and pause have changed for one subject before its time."""
-    _read(path, functools.partial(adjust_command.resume, output=output, limit_name=limit, names=names))
+    _read(path, functools.partial(adjustments_command.resume, output=output, limit_name=limit, names=names))
 
 
 @main.command()
@@ -301,7 +301,7 @@ def resume(path: Path | None, output: Output, limit: str, **names: str | None) -
 @_common()
 def adjustments(path: Path | None, output: Output, everything: bool) -> None:
     """List what raise and pause have changed: who, why, from when, until when."""
-    _read(path, functools.partial(adjust_command.show, output=output, everything=everything))
+    _read(path, functools.partial(adjustments_command.show, output=output, everything=everything))
 
 
 _WEEK = click.DateTime(("%Y-%m-%d",))
@@ -340,7 +340,7 @@ def outliers(path: Path | None, output: Output, week: datetime | None, most: int
 @_common()
 def forget(path: Path | None, output: Output, user: str, reason: str, open_windows: bool, yes: bool) -> None:
     """Delete what is kept of a user; the sums of teams and models stay what they are."""
-    run = persons_commands.run_forget
+    run = erasure_commands.run_forget
     _read(path, functools.partial(run, output=output, user=user, reason=reason, open_windows=open_windows,
                                   confirmed=yes))  # fmt: skip
 
@@ -377,7 +377,7 @@ def export(path: Path | None, output: Output, events: bool, days: bool, to: Path
         raise click.UsageError(
             "With --user alone everything that is kept of them is written, as jsonl: a part needs --events or --days."
         )
-    _read(path, functools.partial(persons_commands.run_export, user=user, to=to, force=force, reason=reason))
+    _read(path, functools.partial(erasure_commands.run_export, user=user, to=to, force=force, reason=reason))
 
 
 def _format_of(output: Output, to: Path | None) -> Output:
@@ -392,7 +392,7 @@ def _format_of(output: Output, to: Path | None) -> Output:
 @_common()
 def audit(path: Path | None, output: Output, user: str | None) -> None:
     """List who forgot a user or exported records, when and why."""
-    _read(path, functools.partial(persons_commands.run_audit, output=output, user=user))
+    _read(path, functools.partial(erasure_commands.run_audit, output=output, user=user))
 
 
 @main.command()
@@ -479,4 +479,4 @@ def import_() -> None:
 @_common()
 def litellm_spend_logs(path: Path | None, output: Output, file: Path, before: datetime | None) -> None:
     """Import an export of LiteLLM_SpendLogs (CSV, JSON Lines or a JSON array), each row once, however often it runs."""
-    imports_command.spend_logs(load_config(find_config(path)), file, output=output, before=before)
+    spend_logs_command.spend_logs(load_config(find_config(path)), file, output=output, before=before)

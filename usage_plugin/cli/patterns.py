@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from usage_plugin.cli.date_ranges import read_span
 from usage_plugin.cli.output import Column, Output, console, table, thousands
-from usage_plugin.cli.spans import read_span
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.pricing.sheets import configured_rates

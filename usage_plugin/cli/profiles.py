@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_plugin.cli.adjust import actor
+from usage_plugin.cli.adjustments import actor
 from usage_plugin.cli.output import Column, Output, table
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.profiles import UserProfile

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from rich.text import Text
 
+from usage_plugin.cli.date_ranges import read_span
 from usage_plugin.cli.output import Column, Output, at_terminal, console, table, thousands
-from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import EVENT_DIMENSIONS, GROUPINGS, ROLLUP_DIMENSIONS, EventDimension, Grouping
 from usage_plugin.domain.usage import sum_totals

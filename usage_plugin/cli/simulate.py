@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
 
+from usage_plugin.cli.balances import subject_words
+from usage_plugin.cli.date_ranges import read_span
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.cli.progress import Bar
-from usage_plugin.cli.spans import read_span
-from usage_plugin.cli.standings import subject_words
 from usage_plugin.config import with_limits
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import days_window, to_datetime

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from usage_plugin.cli.adjust import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
-from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells, counts, plain_counts
+from usage_plugin.cli.adjustments import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
+from usage_plugin.cli.anomalies import COUNT_COLUMNS, count_cells, counts, plain_counts
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.windows import to_datetime

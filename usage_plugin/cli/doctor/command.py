@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from rich.console import Console
 
-from usage_plugin.cli.doctor import books, probes, screen, surroundings, wiring
+from usage_plugin.cli.anomalies import counts, plain_counts
+from usage_plugin.cli.doctor import consistency, environment, probes, rendering, wiring
 from usage_plugin.cli.doctor.findings import ok, problem, warning
-from usage_plugin.cli.doctor.temporary import (
+from usage_plugin.cli.doctor.http_client import check_url
+from usage_plugin.cli.doctor.temporary_proxy import (
     ANTHROPIC_MODEL,
     BLOCKED,
     OPENAI_MODEL,
     temporary_proxy,
 )
-from usage_plugin.cli.doctor.web import check_url
-from usage_plugin.cli.imperfections import counts, plain_counts
 from usage_plugin.config import load_config, proxy_yaml_of
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.errors import UsagePluginError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.cli.doctor.findings import Finding
-    from usage_plugin.cli.doctor.temporary import Temporary
+    from usage_plugin.cli.doctor.temporary_proxy import Temporary
     from usage_plugin.cli.output import Output
     from usage_plugin.config import Config
     from usage_plugin.domain.ledger import Imperfection, Ledger
@@ -84,13 +84,13 @@ def run(path: Path, output: Output, *, target: Target | None, static: bool) -> N
     findings = [*examination.findings, *probes.findings_of(examination.results)]
     if output.is_table:
         counted = None if examination.imperfections is None else counts(examination.imperfections)
-        screen.show(findings, examination.results, counted or ())
+        rendering.show(findings, examination.results, counted or ())
     else:
         rows = [finding._asdict() for finding in findings]
         document = {
             "ok": all(finding.level != "problem" for finding in findings),
             "findings": rows,
-            "requests": [screen.plain_result(result) for result in examination.results],
+            "requests": [rendering.plain_result(result) for result in examination.results],
             "imperfections": plain_counts(examination.imperfections or ()),
         }
         output.document(document, rows)
@@ -120,7 +120,7 @@ class _Examination:
             self.findings = [problem("wiring", error.message, error.hint or "")]
             return None
         newest, workers = await self._books(config, target)
-        self.findings += surroundings.check_surroundings(config, self._clock.now(), newest, workers)
+        self.findings += environment.check_surroundings(config, self._clock.now(), newest, workers)
         return config
 
     def try_out(self, config: Config) -> None:
@@ -148,7 +148,7 @@ class _Examination:
         try:
             async with open_reader(config) as reader:
                 newest = await _newest_event(reader)
-                self.findings += await books.check_books(reader)
+                self.findings += await consistency.check_books(reader)
                 self.imperfections = reader.ledger.imperfections()
                 if target:
                     await self._running(target, config, reader.ledger)

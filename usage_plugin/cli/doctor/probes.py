@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.cli.doctor.findings import Finding, Level, ok, problem
-from usage_plugin.cli.doctor.web import Answer, fetch
+from usage_plugin.cli.doctor.http_client import Answer, fetch
 from usage_plugin.domain.money import format_usd
 from usage_plugin.encoding import decode_event
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from usage_plugin.cli.date_ranges import read_span
+from usage_plugin.cli.erasure import EVERYBODY, audit, clean, clean_reason
 from usage_plugin.cli.export.columns import DAYS, EVENTS
+from usage_plugin.cli.export.destination import prints_to_terminal, target
 from usage_plugin.cli.export.formats import FORMATS
-from usage_plugin.cli.export.target import prints_to_terminal, target
 from usage_plugin.cli.output import Output, console, harmless, thousands
-from usage_plugin.cli.persons import EVERYBODY, audit, clean, clean_reason
 from usage_plugin.cli.progress import BarInTime
-from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.pseudonyms import NOBODY
 from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.windows import days_window

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import click
 
-from usage_plugin.cli.export.target import ExportError
+from usage_plugin.cli.export.destination import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from usage_plugin.api import open_tracker
-from usage_plugin.api.facts import Belonging, Facts, UsageFacts
 from usage_plugin.api.profiles import ProfileFields
+from usage_plugin.api.validation import Belonging, Facts, UsageFacts
 from usage_plugin.errors import LedgerError, MoneyError, SubjectNameError, UsagePluginError
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.standings import Standings

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from usage_plugin.cli.doctor.mock_model import MockModel
-from usage_plugin.cli.doctor.web import fetch
+from usage_plugin.cli.doctor.http_client import fetch
+from usage_plugin.cli.doctor.mock_provider import MockModel
 from usage_plugin.config import RESOLVER, Config, ProxyYaml, load_config
 from usage_plugin.errors import UsagePluginError
 

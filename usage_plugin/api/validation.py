@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypedDict, get_args
 
-from usage_plugin.api.values import Money, nano_of
+from usage_plugin.api.results import Money, nano_of
 from usage_plugin.domain.money import LARGEST_REQUEST, format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.domain.usage import MOST_TOKENS, Status, TokenUsage

@@ -16,10 +16,10 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from usage_plugin.cli.adjust import actor, plain_adjustment
+from usage_plugin.cli.adjustments import actor, plain_adjustment
 from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.export.columns import DAYS
-from usage_plugin.cli.export.target import prints_to_terminal, target
+from usage_plugin.cli.export.destination import prints_to_terminal, target
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.domain.ledger import Audited
 from usage_plugin.domain.store import UsageFilter

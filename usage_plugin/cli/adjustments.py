@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from usage_plugin.cli.balances import amount_words, plain, resets_words, subject_words
+from usage_plugin.cli.date_ranges import read_duration
 from usage_plugin.cli.output import Column, Output, console, harmless, table
-from usage_plugin.cli.spans import read_duration
-from usage_plugin.cli.standings import amount_words, plain, resets_words, subject_words
 from usage_plugin.domain.ledger import Adjustment
 from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.pseudonyms import is_key

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells
+from usage_plugin.cli.anomalies import COUNT_COLUMNS, count_cells
 from usage_plugin.cli.output import Column, console, harmless, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from usage_plugin.cli.anomalies import Count
     from usage_plugin.cli.doctor.findings import Finding, Level
     from usage_plugin.cli.doctor.probes import Mark, Result
-    from usage_plugin.cli.imperfections import Count
 
 _TITLES = {"wiring": "Wiring", "surroundings": "Surroundings", "books": "Books", "routes": "Routes"}
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
