@@ -66,7 +66,7 @@ async def test_other_windows_and_groups(lately: UsageTracker) -> None:
 
 
 async def test_what_cannot_be_forecast_is_an_error(lately: UsageTracker) -> None:
-    """It names what was asked for, and what there is."""
+    """The error names the given value and the valid ones."""
     with pytest.raises(UsagePluginError, match="There is no limit years"):
         await lately.forecast(limit="years")
     with pytest.raises(HistoryError, match="tokens cannot be forecast"):

@@ -1,4 +1,4 @@
-"""For every value that a program gives: either the call raises, or what it said is on the books and charged."""
+"""For every value that a program passes: either the call raises, or the value is in the ledger and charged."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ COSTS = st.sampled_from(["0.01", 0, 1, Decimal("0.000000001"), 0.5, None]) | ANY
 
 
 class Desk:
-    """A tracker with its own loop, so that many examples share it, and what is on its books."""
+    """A tracker with its own loop, so that many examples share it, and its ledger."""
 
     def __init__(self, tracker: UsageTracker, loop: asyncio.AbstractEventLoop) -> None:
         self.tracker = tracker
         self.run: Callable[[Coroutine[Any, Any, Any]], Any] = loop.run_until_complete
 
     def books(self) -> tuple[int, int, int]:
-        """The number of events and their cost in the outbox, and what the account of everybody is charged."""
+        """The number of events and their cost in the outbox, and the charge of the account that all requests share."""
         runtime = self.tracker._runtime
         assert not runtime.recorder.pending
         with closing(sqlite3.connect(runtime.ledger.location)) as database:
@@ -88,7 +88,7 @@ def given_some(annotations: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]
     facts=given_some(UsageFacts.__annotations__ | Facts.__annotations__ | Belonging.__annotations__),
 )
 def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, facts: dict[str, Any]) -> None:
-    """`record_usage`: every parameter with anything. What was returned is in the ledger; what raised left nothing."""
+    """`record_usage`: every parameter with any value. Returned events are in the ledger; an error leaves nothing."""
     events, spent, reserved = desk.books()
     try:
         event = desk.run(desk.tracker.record_usage(user, cost=cost, **facts))
@@ -102,7 +102,7 @@ def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, 
 @pytest.mark.parametrize("name", sorted(UsageFacts.__annotations__ | Facts.__annotations__ | Belonging.__annotations__))
 @given(value=ANYTHING)
 def test_each_fact_is_checked(desk: Desk, name: str, value: Any) -> None:
-    """One hostile fact among good ones: the error names what it is about."""
+    """One hostile fact among valid ones: the error names the fact."""
     events, spent, reserved = desk.books()
     try:
         event = desk.run(desk.tracker.record_usage("ann", cost="0.01", **{name: value}))
@@ -124,7 +124,7 @@ RESERVED = {"model", "provider", "max_input_tokens", "max_output_tokens", *Belon
 def test_a_reservation_is_settled_or_the_call_raises(
     desk: Desk, user: Any, amount: Any, about: dict[str, Any], cost: Any, facts: dict[str, Any]
 ) -> None:
-    """`reserve_budget` and `settle`: what was settled is charged; after an error the hold is released, and nothing is."""
+    """`reserve_budget` and `settle`: a settled cost is charged; after an error the hold is released."""
     events, spent, reserved = desk.books()
     settled = []
 
@@ -144,7 +144,7 @@ def test_a_reservation_is_settled_or_the_call_raises(
 @SWEEP
 @given(user=TEXTS | ANYTHING, fields=given_some(ProfileFields.__annotations__))
 def test_a_profile_is_kept_or_the_call_raises(desk: Desk, user: Any, fields: dict[str, Any]) -> None:
-    """`put_user_profile`: what was returned is what is read again."""
+    """`put_user_profile`: the returned profile is the one that is read again."""
     try:
         profile = desk.run(desk.tracker.put_user_profile(user, **fields))
     except UsagePluginError:

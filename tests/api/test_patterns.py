@@ -1,4 +1,4 @@
-"""Patterns over a real ledger and a real store: who is looked at, and what is read for it."""
+"""Patterns over a real ledger and a real store: the examined users, and the events read for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TODAY = date(2026, 11, 23)
 USD = 10**9
 SPENT = {"ann": 3, "bo": 5, "cy": 7, "dan": 9}
-"""By user, so many dollars each day of three months, on two models of two providers."""
+"""By user, a number of dollars on each day of three months, on two models of two providers."""
 
 
 async def fill(tracker: UsageTracker, **fields: Any) -> None:
@@ -55,7 +55,7 @@ async def test_a_history_without_patterns_has_none(tracker: UsageTracker) -> Non
 async def test_a_users_change_is_told_with_amounts_in_dollars_and_its_hours(
     tracker: UsageTracker, clock: FakeClock
 ) -> None:
-    """What was recorded a moment ago counts; its hours come from events, where there are some."""
+    """A request of a moment ago counts; hours come from events, if there are some."""
     await fill(tracker)
     await tracker.record_usage("bo", cost="20.000000001", model="small", provider="one")
     clock.set(to_datetime(clock.now()) - timedelta(hours=2))
@@ -81,7 +81,7 @@ async def test_files_are_asked_the_same(section: dict[str, Any], clock: FakeCloc
 
 
 async def test_models_and_providers_are_told_with_their_users(tracker: UsageTracker) -> None:
-    """The dearest first; without looking at users, nobody is named."""
+    """In order of cost; with 0 users to examine, no user is named."""
     await fill(tracker)
     rates = {"small": make_rates(10**12, 10**12), "large": make_rates(3 * 10**12, 3 * 10**12)}
     (pattern,) = await tracker.analyze_global_patterns(prices=rates)
@@ -122,7 +122,7 @@ async def test_a_dear_hour_in_a_day_that_is_not_dear_is_told(
 
 
 async def test_a_year_is_looked_at_by_the_week(tracker: UsageTracker) -> None:
-    """And says the same of what is so all year."""
+    """A pattern of three months is found in a year, with the same saving."""
     await fill(tracker)
     rates = {"small": make_rates(10**12, 10**12), "large": make_rates(3 * 10**12, 3 * 10**12)}
     (year,) = await tracker.analyze_global_patterns(
@@ -133,7 +133,7 @@ async def test_a_year_is_looked_at_by_the_week(tracker: UsageTracker) -> None:
 
 
 async def test_only_the_dearest_users_are_looked_at(tracker: UsageTracker) -> None:
-    """Those below are not, and the search says what they spent at most."""
+    """Users below the top are not examined, and the result has their highest spend."""
     await fill(tracker)
     for user in ("ann", "dan"):
         await tracker.record_usage(user, cost=60, model="small", provider="one")
@@ -147,7 +147,7 @@ async def test_only_the_dearest_users_are_looked_at(tracker: UsageTracker) -> No
 
 
 async def test_who_will_pass_a_limit_by_tonight_is_told(tracker: UsageTracker) -> None:
-    """On a straight line from noon; of limits that only warn nothing is told, nor of days that are over."""
+    """On a straight line from noon; limits that only warn and past days are not reported."""
     await tracker.record_usage("ann", cost="0.60", model="small")
     await tracker.record_usage("bo", cost="0.50", model="small")
     (pattern,) = found(await tracker.analyze_global_patterns(), "limit_ahead")

@@ -53,7 +53,7 @@ async def test_sums_come_in_buckets_of_time(recorded: UsageTracker) -> None:
 
 
 async def test_names_are_spelled_as_they_are_kept(section: dict[str, Any], clock: FakeClock) -> None:
-    """With `identity.casefold`, who asks for Ann gets ann, as who records for her does."""
+    """With `identity.casefold`, a query for Ann finds ann, as a record for Ann does."""
     async with open_tracker({**section, "identity": {"casefold": True}}, clock=clock) as tracker:
         await tracker.record_usage("Ann", cost=1, model="gpt")
         (row,) = await tracker.aggregate(("user",), **SPAN, user="ANN", model="gpt")
@@ -115,13 +115,13 @@ async def test_a_stream_goes_on_behind_a_cursor(recorded: UsageTracker) -> None:
     ],
 )
 async def test_what_cannot_be_asked_is_named(tracker: UsageTracker, how: dict[str, Any], what: str) -> None:
-    """The value that was found, and what is expected."""
+    """The error has the given value and the expected ones."""
     with pytest.raises(UsagePluginError, match=what):
         await tracker.aggregate(**how)
 
 
 async def test_a_cursor_must_be_one(recorded: UsageTracker) -> None:
-    """What is none is named; one of another filter finds no row; weeks are summed, not streamed."""
+    """An invalid cursor is named; one of another filter finds no row; weeks are summed, not streamed."""
     with pytest.raises(UsagePluginError, match="found week"):
         _ = [row async for row in recorded.stream_usage(**SPAN, bucket="week")]
     (hour, *_) = [row async for row in recorded.stream_usage(**SPAN, bucket="hour")]

@@ -1,4 +1,4 @@
-"""Budgets that a program holds: exact, settled or released, whatever happens inside."""
+"""Budgets that a program holds: exact, settled or released, under any outcome of the work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def limit_of(tracker: UsageTracker, name: str, user: str = "ann") -> UserL
 
 
 async def test_a_budget_is_settled_to_what_the_work_cost(tracker: UsageTracker) -> None:
-    """While it is held nobody else can have it; settled, the rest is free again, and one event tells of it."""
+    """While held, the amount is not available to others; settling frees the rest and records one event."""
     async with tracker.reserve_budget(
         "ann", "0.80", model="gpt", provider="openai", session_id="s1", max_input_tokens=500, max_output_tokens=400
     ) as held:
@@ -76,7 +76,7 @@ async def test_what_is_not_settled_is_released(tracker: UsageTracker, error: typ
 
 
 async def test_what_is_settled_stays_settled_when_the_work_fails_afterwards(tracker: UsageTracker) -> None:
-    """What was charged is not given back, and not charged again."""
+    """A charge is not returned, and not charged again."""
     with suppress(ValueError):
         async with tracker.reserve_budget("ann", 1) as held:
             held.settle("0.25", status="failure", error="Timeout")
@@ -109,7 +109,7 @@ async def test_a_hundred_at_once_get_what_there_is_room_for(tracker: UsageTracke
 
 
 async def test_a_budget_is_waited_for(section: dict[str, Any]) -> None:
-    """What fits once others settle is admitted when they do."""
+    """A budget that fits once others settle is admitted when they do."""
     section["admission"] = {"busy_wait": "60s"}
     async with open_tracker(section) as tracker:
 
@@ -181,7 +181,7 @@ def test_nonsense_is_refused_at_the_call(tracker: UsageTracker, user: str, amoun
 
 
 async def test_a_release_waits_for_a_busy_ledger(tracker: UsageTracker, section: dict[str, Any]) -> None:
-    """Somebody writing at that instant keeps nothing from being released."""
+    """A release succeeds also while another process is writing."""
     other = sqlite3.connect(Path(section["data_dir"]) / "ledger.db", isolation_level=None)
     async with tracker.reserve_budget("ann", 1):
         other.execute("BEGIN IMMEDIATE")

@@ -20,7 +20,7 @@ def check(tmp_path, run):
 
 
 def test_a_good_file_is_fine(run):
-    """A file that the proxy would start with ends with 0, and its limits are told in words."""
+    """A valid file ends with 0, and its limits are described in words."""
     text = run.ok("check")
     assert "config.yaml is fine." in text
     assert "daily: 5.00 usd per user and day" in text
@@ -30,7 +30,7 @@ def test_a_good_file_is_fine(run):
 
 
 def test_windows_that_no_calendar_has_are_told_in_words(check):
-    """What rolls, what runs at the same time and where a downgrade leads is told in words."""
+    """Rolling windows, concurrency limits and the model of a downgrade are described in words."""
     text = check("""
         usage_plugin:
           limits:
@@ -63,7 +63,7 @@ def test_a_good_file_as_json(run, config_path):
 
 @pytest.mark.parametrize("output", ["table", "json", "csv", "jsonl"])
 def test_a_mistake_ends_with_1_in_every_format(check, output):
-    """A mistake is told where the result is told, and the exit code is 1."""
+    """A mistake is on standard output in place of the result, and the exit code is 1."""
     result = check("usage_plugin: {limits: [{name: a, per: user, window: day, rpm_limit: 5}]}\n", "--format", output)
     assert result.exit_code == 1
     assert "write max_requests with window: minute" in " ".join(result.stdout.split())
@@ -130,7 +130,7 @@ def test_a_file_of_its_own_needs_no_callback(check):
 
 
 def test_models_without_a_price_are_listed(check):
-    """Models without a price are listed, and are no mistake: they are refused under cost limits only."""
+    """Models without a price are listed, but are not a mistake: only cost limits refuse them."""
     result = check(f"""
         model_list:
           - {PRICED}

@@ -111,7 +111,7 @@ def test_a_column_that_says_nothing_is_left_out(monkeypatch):
 
 
 def test_a_column_of_blanks_is_no_crash(monkeypatch):
-    """What somebody else chose may be a blank, where there is no heading either."""
+    """A value from outside may be a space, in a column without a heading."""
     screen = io.StringIO()
     monkeypatch.setattr(output, "console", lambda: Console(width=80, file=screen))
     table("Usage", [Column("user"), Column("")], [["eva", " "]])

@@ -129,7 +129,7 @@ def test_another_callback_that_takes_our_requests_away_is_seen(tmp_path: Path) -
         "    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):\n"
         "        litellm.callbacks[:] = [self]\n\n\ncallback = Thief()\n"))  # fmt: skip
     assert code == 1
-    assert any("went wrong" in found for found in problems(document)), document["requests"]
+    assert any("requests failed" in found for found in problems(document)), document["requests"]
 
 
 @pytest.mark.soak
@@ -140,7 +140,7 @@ def test_a_package_that_hides_ours_is_a_problem(tmp_path: Path) -> None:
     shutil.copy(ROOT / "usage_plugin" / "proxy" / "__init__.py", tmp_path / "usage_plugin" / "proxy.py")
     code, document, _ = doctor(config, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
     assert code == 1
-    assert any("in place of the plugin" in found for found in problems(document))
+    assert any("instead of the plugin" in found for found in problems(document))
 
 
 @pytest.mark.soak

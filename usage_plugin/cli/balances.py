@@ -1,4 +1,4 @@
-"""Standings in words: how an account stands now, for people and as JSON."""
+"""Balances of accounts, for people and as JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from usage_plugin.tracking.refusals import format_amount, plain_amount
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.limits import Limit
+    from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.tracking.standings import AccountStanding
+
 
 COLUMNS = (
     Column("limit"), Column("subject"), Column("unit"),
@@ -21,25 +22,25 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def cells(standing: AccountStanding) -> list[str]:
-    """Write a standing for people, in the order of `COLUMNS`."""
-    limit = standing.limit
+def cells(account: AccountStanding) -> list[str]:
+    """Return the table cells of an account, in the order of `COLUMNS`."""
+    limit = account.limit
     return [
         limit.name,
-        subject_words(limit.names_of(standing.subject)),
+        subject_words(limit.names_of(account.subject)),
         limit.unit.replace("_", " "),
-        amount_words(limit, standing.amount),
-        amount_words(limit, standing.balance.spent),
-        amount_words(limit, standing.balance.reserved),
-        "" if standing.remaining is None else amount_words(limit, standing.remaining),
-        resets_words(standing),
-        ", ".join(remarks(standing)),
+        amount_words(limit, account.amount),
+        amount_words(limit, account.balance.spent),
+        amount_words(limit, account.balance.reserved),
+        "" if account.remaining is None else amount_words(limit, account.remaining),
+        resets_words(account),
+        ", ".join(remarks(account)),
     ]
 
 
-def remarks(standing: AccountStanding) -> Sequence[str]:
-    """Say what is not as usual: a limit that refuses nobody, an amount that is not the limit's own."""
-    limit, source = standing.limit, standing.source
+def remarks(account: AccountStanding) -> Sequence[str]:
+    """Return deviations from the default: a limit that does not block, an override or an adjustment in force."""
+    limit, source = account.limit, account.source
     found: list[str] = ["dry run"] if limit.dry_run else [] if limit.action == "block" else [limit.action]
     until = "" if source.until is None else f" until {to_datetime(source.until, limit.zone):%Y-%m-%d %H:%M %Z}"
     if source.adjustment is not None:
@@ -51,38 +52,43 @@ def remarks(standing: AccountStanding) -> Sequence[str]:
 
 
 def subject_words(names: dict[str, str]) -> str:
-    """Name a subject for people."""
+    """Return a subject in words."""
     return ", ".join(f"{dimension} {name}" for dimension, name in names.items()) or "everybody"
 
 
 def amount_words(limit: Limit, amount: int | None) -> str:
-    """Write an amount of a limit for people."""
+    """Return an amount of a limit in words."""
     return "unlimited" if amount is None else thousands(format_amount(limit.unit, amount))
 
 
-def resets_words(standing: AccountStanding) -> str:
-    """Say when a window ends, in the limit's own zone."""
-    if not standing.limit.has_accounts:
+def unit_words(unit: Unit) -> str:
+    """Return a unit in words."""
+    return "USD" if unit == "usd" else unit.replace("_", " ")
+
+
+def resets_words(account: AccountStanding) -> str:
+    """Return the end of an account's window, in the limit's own time zone."""
+    if not account.limit.has_accounts:
         return "each request"
-    resets = standing.limit.reset_of(standing.window)
-    return f"{resets.astimezone(standing.limit.zone):%Y-%m-%d %H:%M %Z}" if resets else "never"
+    resets = account.limit.reset_of(account.window)
+    return f"{resets.astimezone(account.limit.zone):%Y-%m-%d %H:%M %Z}" if resets else "never"
 
 
-def plain(standing: AccountStanding) -> dict[str, Any]:
-    """Give a standing as JSON has it."""
-    limit, source = standing.limit, standing.source
+def plain(account: AccountStanding) -> dict[str, Any]:
+    """Return an account as JSON."""
+    limit, source = account.limit, account.source
     unit = limit.unit
-    resets = limit.reset_of(standing.window) if limit.has_accounts else None
+    resets = limit.reset_of(account.window) if limit.has_accounts else None
     return {
         "name": limit.name,
-        "subject": limit.names_of(standing.subject),
+        "subject": limit.names_of(account.subject),
         "unit": unit,
-        "limit": None if standing.amount is None else plain_amount(unit, standing.amount),
-        "spent": plain_amount(unit, standing.balance.spent),
-        "reserved": plain_amount(unit, standing.balance.reserved),
-        "remaining": None if standing.remaining is None else plain_amount(unit, standing.remaining),
+        "limit": None if account.amount is None else plain_amount(unit, account.amount),
+        "spent": plain_amount(unit, account.balance.spent),
+        "reserved": plain_amount(unit, account.balance.reserved),
+        "remaining": None if account.remaining is None else plain_amount(unit, account.remaining),
         "window": {
-            "start": to_datetime(standing.window.start).isoformat(),
+            "start": to_datetime(account.window.start).isoformat(),
             "end": resets.isoformat() if resets else None,
         },
         "action": limit.action,

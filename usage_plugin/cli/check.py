@@ -1,4 +1,4 @@
-"""`usage-plugin check`: the mistakes that would stop the proxy, found without starting it."""
+"""`usage-plugin check`: validate the configuration without starting the proxy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Limit
 
 REMEDY_OF_UNPRICED = (
-    "Give a model without a price input_cost_per_token and output_cost_per_token in its litellm_params, or name it in"
+    "Give a model without a price input_cost_per_token and output_cost_per_token in its litellm_params, or list it in"
     " allow_unpriced of the limits"
 )
 
@@ -32,7 +32,7 @@ REMEDY_OF_UNPRICED = (
 def run(path: Path, output: Output) -> None:
     """Check a file; exit code 1 if the proxy would not start with it, or would not use the plugin.
 
-    Warnings do not change the exit code: the proxy starts, and what is right in the file works.
+    Warnings do not change the exit code: the proxy starts, and the valid parts of the file take effect.
     """
     facts: dict[str, Any] = {
         "config": str(path), "ok": False, "problems": [], "warnings": [], "limits": [], "plugins": [],
@@ -62,7 +62,7 @@ def run(path: Path, output: Output) -> None:
 
 
 def _wiring(proxy_yaml: ProxyYaml) -> list[str]:
-    """Say if the file is a proxy's YAML that does not name the callback, or names it twice."""
+    """Return problems of the callback list: the plugin is missing from a proxy's YAML, or listed twice."""
     if proxy_yaml.value("model_list") is None:
         return []
     settings = proxy_yaml.value("litellm_settings")

@@ -1,4 +1,4 @@
-"""`usage-plugin import`: records of other trackers become usage events."""
+"""`usage-plugin import litellm-spend-logs`: convert LiteLLM's spend logs to usage events."""
 
 from __future__ import annotations
 
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 def spend_logs(config: Config, file: Path, *, output: Output, before: datetime | None) -> None:
     """Import LiteLLM's spend logs; exit code 1 if a row was rejected."""
-    if config.storage.backend == "memory":
-        raise MigrationError(
-            "storage.backend is memory, which would forget what is imported.", hint="Choose another backend first."
-        )
+    reject_memory_store(config)
     imported = asyncio.run(_import(config, file, before))
     if output.is_table:
         _show(imported)
@@ -57,16 +54,28 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
         ledger.close()
 
 
+def reject_memory_store(config: Config) -> None:
+    """Reject an import into a store that loses it.
+
+    Raises:
+        MigrationError: the store is in memory.
+    """
+    if config.storage.backend == "memory":
+        raise MigrationError(
+            "storage.backend is memory: the import would be lost at exit.", hint="Choose another backend first."
+        )
+
+
 def _show(imported: Imported) -> None:
     rows = [
         ("rows", thousands(imported.rows)),
         ("new events", thousands(imported.events)),
         ("cost USD", format_usd(imported.cost)),
-        ("imported before", thousands(imported.known)),
-        ("left out by --before", thousands(imported.later)),
+        ("already imported", thousands(imported.known)),
+        ("excluded by --before", thousands(imported.later)),
         ("rejected", thousands(imported.rejected)),
     ]
-    table(f"Imported from {imported.file}", [Column("what"), Column("count", number=True)], rows)
+    table(f"Imported from {imported.file}", [Column("item"), Column("count", number=True)], rows)
     if imported.findings:
         columns = ("where", "user", "date", "text")
         table(
@@ -74,4 +83,4 @@ def _show(imported: Imported) -> None:
             [Column(name) for name in columns],
             [[finding.get(name, "") for name in columns] for finding in imported.findings],
         )
-        console().print(Text(harmless(f"All of them are in {imported.report}.")))
+        console().print(Text(harmless(f"{imported.report} lists all of them.")))

@@ -1,4 +1,4 @@
-"""Books: what the ledger and the store say of themselves."""
+"""Consistency checks of the ledger and the store."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 _LATE = 300_000_000
 
 
-async def check_books(reader: Reader) -> list[Finding]:
-    """Go through the ledger and the store."""
-    found = [ok("books", f"The ledger is {reader.ledger.location}.")]
+async def check_data(reader: Reader) -> list[Finding]:
+    """Check the ledger, the outbox, the reservations, the secret and the store."""
+    findings = [ok("books", f"The ledger is {reader.ledger.location}.")]
     wrong = reader.ledger.verify()
-    found += [
-        problem("books", text, "Stop the proxy, keep a copy of the data folder, and report it.") for text in wrong
+    findings += [
+        problem("books", text, "Stop the proxy, copy the data folder, and report the problem.") for text in wrong
     ]
     if not wrong:
-        found.append(ok("books", "The ledger is whole: no damage, no hold without a reservation, no sum below zero."))
-    found += _outbox(reader)
-    found += _lost(reader)
-    found.append(_secret(reader))
-    found += [
-        problem("books", f"The proxy says of {told.name}: {told.text}", "Its log says more.")
-        for told in problems(reader.ledger)
+        findings.append(ok("books", "The ledger is consistent: no damage, no orphaned hold, no negative sum."))
+    findings += _outbox(reader)
+    findings += _lost(reader)
+    findings.append(_secret(reader))
+    findings += [
+        problem("books", f"The proxy reports a problem of {found.name}: {found.text}", "See the proxy's log.")
+        for found in problems(reader.ledger)
     ]
     try:
         await reader.store.health()
     except StorageError as error:
-        found.append(problem("books", f"The store takes no events: {error.message}", error.hint or ""))
+        findings.append(problem("books", f"The store rejects events: {error.message}", error.hint or ""))
     else:
-        found.append(ok("books", f"The store ({reader.config.storage.backend}) takes events."))
-    return found
+        findings.append(ok("books", f"The store ({reader.config.storage.backend}) accepts events."))
+    return findings
 
 
 def _outbox(reader: Reader) -> Iterator[Finding]:
@@ -50,17 +50,18 @@ def _outbox(reader: Reader) -> Iterator[Finding]:
         return
     page = reader.ledger.outbox(reader.ledger.acknowledged(), 1)
     oldest = decode_event(page[0].event).started_at if page else reader.clock.now()
-    text = f"{waiting.events:,} events ({waiting.size:,} bytes) wait for the store"
+    text = f"{waiting.events:,} events ({waiting.size:,} bytes) are waiting for the store"
     if not reader.workers.living():
-        yield warning("books", f"{text}, since no proxy runs.", "They are moved when it starts.")
+        yield warning("books", f"{text}, since no proxy is running.", "The proxy moves them when it starts.")
     elif reader.clock.now() - oldest > _LATE:
         yield problem(
             "books",
             f"{text}, the oldest for {(reader.clock.now() - oldest) // 60_000_000} min.",
-            "The proxy's log says why (keeper.interrupted). Nothing is lost; at the bound new requests are refused.",
+            "See keeper.interrupted in the proxy's log. No event is lost; when the outbox is full, new requests are"
+            " refused.",
         )
     else:
-        yield ok("books", f"{text}, for a moment.")
+        yield ok("books", f"{text}, as usual for a few seconds.")
 
 
 def _lost(reader: Reader) -> Iterator[Finding]:
@@ -68,13 +69,13 @@ def _lost(reader: Reader) -> Iterator[Finding]:
     if dead:
         yield warning(
             "books",
-            f"{len(dead)} reservations are open whose worker is gone.",
-            "The keeper settles them within seconds, once a proxy runs; they hold what they reserved until then.",
+            f"{len(dead)} reservations of dead workers are open.",
+            "The keeper settles them within seconds of the next start of a proxy; until then they hold their amounts.",
         )
 
 
 def _secret(reader: Reader) -> Finding:
     trouble = secret_trouble(reader.ledger, reader.pseudonyms, reader.secret_path, reader.clock.now())
     if trouble is None:
-        return ok("books", "The secret that pseudonyms are made with is the one that the ledger knows.")
-    return problem("books", f"{trouble}.", "Keep a copy of the file with the backups, for the owner only.")
+        return ok("books", "The secret for pseudonyms is the one that the ledger was created with.")
+    return problem("books", f"{trouble}.", "Keep a copy of the file with the backups, readable by its owner only.")
