@@ -71,5 +71,5 @@ async def test_what_cannot_be_forecast_is_an_error(lately: UsageTracker) -> None
         await lately.forecast(limit="years")
     with pytest.raises(HistoryError, match="tokens cannot be forecast"):
         await lately.forecast(limit="tokens")
-    with pytest.raises(UsagePluginError, match="window: found hour"):
+    with pytest.raises(UsagePluginError, match=r"window: expected one of day, .*; found hour"):
         await lately.forecast(window="hour")  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from usage_plugin.api import open_tracker
 from usage_plugin.api.profiles import ProfileFields
-from usage_plugin.api.validation import Belonging, Facts, UsageFacts
+from usage_plugin.api.validation import Attribution, Facts, UsageFacts
 from usage_plugin.errors import LedgerError, MoneyError, SubjectNameError, UsagePluginError
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.standings import Standings
@@ -85,7 +85,7 @@ def given_some(annotations: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]
 @given(
     user=TEXTS | ANYTHING,
     cost=COSTS,
-    facts=given_some(UsageFacts.__annotations__ | Facts.__annotations__ | Belonging.__annotations__),
+    facts=given_some(UsageFacts.__annotations__ | Facts.__annotations__ | Attribution.__annotations__),
 )
 def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, facts: dict[str, Any]) -> None:
     """`record_usage`: every parameter with any value. Returned events are in the ledger; an error leaves nothing."""
@@ -99,7 +99,9 @@ def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, 
 
 
 @SWEEP
-@pytest.mark.parametrize("name", sorted(UsageFacts.__annotations__ | Facts.__annotations__ | Belonging.__annotations__))
+@pytest.mark.parametrize(
+    "name", sorted(UsageFacts.__annotations__ | Facts.__annotations__ | Attribution.__annotations__)
+)
 @given(value=ANYTHING)
 def test_each_fact_is_checked(desk: Desk, name: str, value: Any) -> None:
     """One hostile fact among valid ones: the error names the fact."""
@@ -114,7 +116,7 @@ def test_each_fact_is_checked(desk: Desk, name: str, value: Any) -> None:
         assert desk.books() == (events + 1, spent + event.cost, reserved)
 
 
-RESERVED = {"model", "provider", "max_input_tokens", "max_output_tokens", *Belonging.__annotations__}
+RESERVED = {"model", "provider", "max_input_tokens", "max_output_tokens", *Attribution.__annotations__}
 
 
 @SWEEP

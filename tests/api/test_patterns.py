@@ -216,5 +216,5 @@ async def test_a_frozen_reader_counts_once_what_moves_meanwhile(tracker: UsageTr
 
 
 async def test_a_span_that_is_none_is_refused(tracker: UsageTracker) -> None:
-    with pytest.raises(UsagePluginError, match="the span ends before the second"):
+    with pytest.raises(UsagePluginError, match="expected two dates, start before end"):
         await tracker.analyze_global_patterns(start=TODAY, end=TODAY)

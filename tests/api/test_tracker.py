@@ -90,7 +90,7 @@ async def test_nonsense_is_refused_and_records_nothing(
 
 @pytest.mark.parametrize("day", ["2026-11", "yesterday", "2026-13-01"])
 async def test_a_day_that_is_none_is_refused(tracker: UsageTracker, day: str) -> None:
-    with pytest.raises(UsagePluginError, match="is no day"):
+    with pytest.raises(UsagePluginError, match="expected a day as YYYY-MM-DD"):
         await tracker.get_user_daily_usage("ann", day)
 
 
