@@ -65,7 +65,7 @@ async def test_other_windows_and_groups(lately: UsageTracker) -> None:
     assert await lately.forecast(("organization",)) == []
 
 
-async def test_what_cannot_be_forecast_is_an_error(lately: UsageTracker) -> None:
+async def test_an_invalid_forecast_is_an_error(lately: UsageTracker) -> None:
     """The error names the given value and the valid ones."""
     with pytest.raises(UsagePluginError, match="There is no limit years"):
         await lately.forecast(limit="years")

@@ -182,7 +182,7 @@ async def test_no_request_costs_more_than_ten_million(tracker: UsageTracker) -> 
     await tracker.record_usage("ann", cost=10_000_000)
 
 
-async def test_what_the_ledger_does_not_take_raises(tracker: UsageTracker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_that_the_ledger_rejects_raises(tracker: UsageTracker, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process writes for longer than a program waits, the call raises, and records nothing later."""
     monkeypatch.setattr("usage_plugin.api.tracker.LONGEST_WAIT", 0.05)
     runtime = tracker._runtime

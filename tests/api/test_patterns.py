@@ -52,9 +52,7 @@ async def test_a_history_without_patterns_has_none(tracker: UsageTracker) -> Non
     assert await tracker.analyze_global_patterns(start=date(2030, 1, 1), end=date(2030, 2, 1)) == []
 
 
-async def test_a_users_change_is_told_with_amounts_in_dollars_and_its_hours(
-    tracker: UsageTracker, clock: FakeClock
-) -> None:
+async def test_a_users_change_has_amounts_in_dollars_and_its_hours(tracker: UsageTracker, clock: FakeClock) -> None:
     """A request of a moment ago counts; hours come from events, if there are some."""
     await fill(tracker)
     await tracker.record_usage("bo", cost="20.000000001", model="small", provider="one")
@@ -80,7 +78,7 @@ async def test_files_are_asked_the_same(section: dict[str, Any], clock: FakeCloc
         assert pattern.evidence["in_hours"] == "12"
 
 
-async def test_models_and_providers_are_told_with_their_users(tracker: UsageTracker) -> None:
+async def test_patterns_of_models_and_providers_name_their_users(tracker: UsageTracker) -> None:
     """In order of cost; with 0 users to examine, no user is named."""
     await fill(tracker)
     rates = {"small": make_rates(10**12, 10**12), "large": make_rates(3 * 10**12, 3 * 10**12)}
@@ -104,7 +102,7 @@ async def every_hour(tracker: UsageTracker, weeks: int) -> None:
     await tracker._reader._store.append("proxy", numbered_from(1, events[::-1]))
 
 
-async def test_a_dear_hour_in_a_day_that_is_not_dear_is_told(
+async def test_an_expensive_hour_of_an_ordinary_day_is_found(
     tracker: UsageTracker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the user's requests are few enough to be read."""
@@ -132,7 +130,7 @@ async def test_a_year_is_looked_at_by_the_week(tracker: UsageTracker) -> None:
     assert year.evidence["saving_share"] == round(2 / 3, 3)
 
 
-async def test_only_the_dearest_users_are_looked_at(tracker: UsageTracker) -> None:
+async def test_only_the_top_users_are_examined(tracker: UsageTracker) -> None:
     """Users below the top are not examined, and the result has their highest spend."""
     await fill(tracker)
     for user in ("ann", "dan"):
@@ -146,7 +144,7 @@ async def test_only_the_dearest_users_are_looked_at(tracker: UsageTracker) -> No
     assert (search.users, search.users_in_all, search.least_spend) == (3, 4, 28 * 5 * USD)
 
 
-async def test_who_will_pass_a_limit_by_tonight_is_told(tracker: UsageTracker) -> None:
+async def test_a_user_who_will_exceed_a_limit_today_is_found(tracker: UsageTracker) -> None:
     """On a straight line from noon; limits that only warn and past days are not reported."""
     await tracker.record_usage("ann", cost="0.60", model="small")
     await tracker.record_usage("bo", cost="0.50", model="small")
@@ -156,7 +154,7 @@ async def test_who_will_pass_a_limit_by_tonight_is_told(tracker: UsageTracker) -
     assert not found(await tracker.analyze_global_patterns(end=TODAY), "limit_ahead")
 
 
-async def test_failures_that_were_paid_for_are_told(tracker: UsageTracker) -> None:
+async def test_costly_failures_are_found(tracker: UsageTracker) -> None:
     """From the events."""
     for number in range(12):
         await tracker.record_usage(
@@ -191,7 +189,7 @@ async def test_pseudonyms_stay_pseudonyms(section: dict[str, Any], clock: FakeCl
         assert "ann" not in pattern.description
 
 
-async def test_a_frozen_reader_counts_once_what_moves_meanwhile(tracker: UsageTracker) -> None:
+async def test_a_frozen_reader_counts_moving_events_once(tracker: UsageTracker) -> None:
     """An event that goes from the outbox into the store between two questions is in both answers, once."""
     await tracker.record_usage("ann", cost="1")
     reader = await tracker._reader.frozen()

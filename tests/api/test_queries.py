@@ -61,7 +61,7 @@ async def test_names_are_spelled_as_they_are_kept(section: dict[str, Any], clock
         assert not await tracker.aggregate(("user",), **SPAN, model="GPT")
 
 
-async def test_the_dearest_come_without_the_others(recorded: UsageTracker) -> None:
+async def test_top_returns_only_the_top_groups(recorded: UsageTracker) -> None:
     """With how many there are, and the sums of all."""
     found = await recorded.top(["user"], **SPAN, most=1)
     assert [(row.group, row.usage.cost) for row in found.rows] == [(("bo",), 9)]
@@ -114,7 +114,7 @@ async def test_a_stream_goes_on_behind_a_cursor(recorded: UsageTracker) -> None:
         ({**SPAN, "colour": "red"}, "expected some of user, .*; found colour"),
     ],
 )
-async def test_what_cannot_be_asked_is_named(tracker: UsageTracker, how: dict[str, Any], what: str) -> None:
+async def test_an_invalid_query_is_an_error(tracker: UsageTracker, how: dict[str, Any], what: str) -> None:
     """The error has the given value and the expected ones."""
     with pytest.raises(UsagePluginError, match=what):
         await tracker.aggregate(**how)

@@ -21,7 +21,7 @@ TODAY = date(2026, 11, 23)
 TOMORROW = date(2026, 11, 24)
 
 
-async def test_what_is_recorded_is_read_at_once(tracker: UsageTracker) -> None:
+async def test_records_are_read_at_once(tracker: UsageTracker) -> None:
     """By day, by month and by session, whether the history has it already or not, exact to the nano-dollar."""
     assert await tracker.get_user_daily_usage("ann") == 0
     await tracker.record_usage("ann", cost="0.000000001", model="gpt", provider="openai", session_id="s1")
@@ -38,7 +38,7 @@ async def test_what_is_recorded_is_read_at_once(tracker: UsageTracker) -> None:
     assert await tracker.get_user_session_usage("ann", "s3") == 0
 
 
-async def test_an_event_says_what_the_program_said(tracker: UsageTracker, clock: FakeClock) -> None:
+async def test_an_event_has_all_given_facts(tracker: UsageTracker, clock: FakeClock) -> None:
     event = await tracker.record_usage(
         "ann", cost="0.01", model="gpt", provider="openai", input_tokens=90, output_tokens=12, cached_input_tokens=4,
         cache_write_tokens=3, reasoning_tokens=2, status="failure", error="Timeout", session_id="s", team="garden",
@@ -109,7 +109,7 @@ async def test_reports_and_events_are_filtered(tracker: UsageTracker, clock: Fak
     assert [event.model async for event in middle] == ["o3"]
 
 
-async def test_what_is_recorded_survives_and_reaches_the_history(section: dict[str, Any]) -> None:
+async def test_records_survive_and_reach_the_history(section: dict[str, Any]) -> None:
     """A closed tracker has moved everything into the store, and the next one reads it."""
     async with open_tracker(section) as tracker:
         for _ in range(20):
@@ -169,7 +169,7 @@ async def test_a_tracker_opens_a_folder_a_yaml_or_a_section(tmp_path: Path, monk
         ({"timezone": "Nowhere"}, "timezone.*Nowhere"),
     ],
 )
-async def test_what_cannot_be_opened_says_why(
+async def test_an_invalid_source_is_an_error(
     source: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A YAML that is not there, or a key that is none, is named, and nothing is made."""
@@ -180,7 +180,7 @@ async def test_what_cannot_be_opened_says_why(
     assert not list(tmp_path.iterdir())
 
 
-async def test_floats_of_a_section_are_what_they_are_written_as() -> None:
+async def test_floats_of_a_section_have_their_decimal_value() -> None:
     limits = config_of({"limits": [{"name": "d", "per": "user", "window": "day", "max_cost": 0.1}]}).limit_set().limits
     assert limits[0].amount == 100_000_000
 
@@ -227,7 +227,7 @@ async def test_the_summary_shows_a_user_at_a_glance(tracker: UsageTracker, clock
     assert session.last_at - session.first_at == timedelta(minutes=5)
 
 
-async def test_somebody_unknown_has_an_empty_summary(tracker: UsageTracker) -> None:
+async def test_an_unknown_user_has_an_empty_summary(tracker: UsageTracker) -> None:
     """A user without spend has the full amount of each limit."""
     summary = await tracker.get_user_usage_summary("nobody")
     assert (summary.user_id, summary.daily_usage, summary.monthly_usage, summary.active_sessions) == (

@@ -151,6 +151,14 @@ class Commands:
         assert result.stderr == ""
         return result.stdout
 
+    def usage_error(self, *arguments):
+        """Run a command with invalid options: exit code 2, a message on stderr, and nothing on stdout."""
+        result = self(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        assert result.stderr
+        return result.stderr
+
     def json(self, *arguments):
         return json.loads(self.ok(*arguments, "--format", "json"))
 

@@ -49,7 +49,7 @@ def test_raise_changes_an_amount_for_a_while(run, books, later, monkeypatch):
     assert (daily(run)["limit"], daily(run)["amount_from"]) == ("5.00", "limit")
 
 
-def test_raise_says_what_it_did(run, books):
+def test_raise_prints_the_change(run, books):
     """The table shows the number, both amounts, the expiry, the actor and the remaining amount."""
     books.add(user="ann", cost=4_000_000_000)
     text = run.ok("raise", "daily", "--user", "ann", "--to", "50", *BIG_DAY)
@@ -141,7 +141,7 @@ def test_adjustments_are_kept_for_the_audit(run, books, later):
         ("daily", ["--user", "(anonymous)"], "1", {"user": "(anonymous)"}),
     ],
 )
-def test_every_limit_can_be_adjusted_by_what_it_counts_by(run, books, limit, options, to, subject):
+def test_every_limit_can_be_adjusted_by_its_dimensions(run, books, limit, options, to, subject):
     """The options are the limit's own dimensions, in any order; a global limit takes none."""
     (made,) = run.json("raise", limit, *options, "--to", to, *BIG_DAY)["adjustments"]
     assert made["subject"] == subject
@@ -181,7 +181,7 @@ def test_every_limit_can_be_adjusted_by_what_it_counts_by(run, books, limit, opt
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
-def test_what_cannot_be_done_is_said_with_a_remedy(run, books, arguments, code, said):
+def test_an_invalid_adjustment_is_an_error_with_a_remedy(run, books, arguments, code, said):
     """A mistake changes nothing, and the message has the remedy."""
     result = run("raise", *arguments)
     assert result.exit_code == code
@@ -189,7 +189,7 @@ def test_what_cannot_be_done_is_said_with_a_remedy(run, books, arguments, code, 
     assert books.ledger.adjustments() == []
 
 
-def test_what_refuses_nobody_cannot_be_paused(run, books, config_path):
+def test_an_unlimited_limit_cannot_be_paused(run, books, config_path):
     """A limit without an amount has nothing to pause."""
     config_path.write_text(
         config_path.read_text() + "    - {name: free, per: user, window: day, max_cost: unlimited}\n"
@@ -204,7 +204,7 @@ def test_90_days_are_allowed(run, books):
     assert made["until"] == "2027-02-21T12:00:00+00:00"
 
 
-def test_the_actor_is_who_they_were_before_sudo(run, books, monkeypatch):
+def test_the_actor_is_the_user_before_sudo(run, books, monkeypatch):
     """Under sudo, the audit names the person, not only root."""
     monkeypatch.setenv("SUDO_USER", "carla")
     (made,) = run.json("raise", "daily", "--user", "ann", "--to", "1", *BIG_DAY)["adjustments"]

@@ -29,7 +29,7 @@ def test_a_good_file_is_fine(run):
     assert "warned: 1.00 usd per user and hour, for user zoe, warn" in text
 
 
-def test_windows_that_no_calendar_has_are_told_in_words(check):
+def test_rolling_windows_are_described_in_words(check):
     """Rolling windows, concurrency limits and the model of a downgrade are described in words."""
     text = check("""
         usage_plugin:
@@ -69,7 +69,7 @@ def test_a_mistake_ends_with_1_in_every_format(check, output):
     assert "write max_requests with window: minute" in " ".join(result.stdout.split())
 
 
-def test_all_mistakes_are_told_with_their_lines(check):
+def test_all_mistakes_are_listed_with_their_lines(check):
     """The check says every mistake of the section, with its line."""
     result = check("usage_plugin:\n  timezone: Mars\n  cache: {size: 0}\n")
     assert result.exit_code == 1
@@ -116,7 +116,7 @@ def test_a_proxy_that_would_not_use_the_plugin_is_a_problem(check, settings, pro
     "callbacks",
     ["[usage_plugin.proxy.callback]", "usage_plugin.proxy.callback", "[langfuse, usage_plugin.proxy.callback]"],
 )
-def test_the_callback_may_stand_alone_or_among_others(check, callbacks):
+def test_the_callback_may_be_alone_or_in_a_list(check, callbacks):
     """The callback is found in a list and as a single word."""
     assert (
         check(f"model_list: [{PRICED}]\nlitellm_settings: {{callbacks: {callbacks}}}\nusage_plugin: {{}}\n").exit_code
@@ -155,7 +155,7 @@ def test_models_without_a_price_are_listed(check):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_wrong_with_litellms_own_sections_causes_no_trace(check, rest):
+def test_mistakes_in_litellms_own_sections_cause_no_traceback(check, rest):
     """Mistakes in LiteLLM's sections are LiteLLM's to tell: the check ends with 0 or 1, never with a trace."""
     assert check(f"{rest}\nusage_plugin: {{}}\n").exit_code in (0, 1)
 

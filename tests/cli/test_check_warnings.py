@@ -56,7 +56,7 @@ def warnings(tmp_path, run):
         ('match: {model: "gpt-*"}, overrides: [{match: {model: sonnet}, max_cost: 9}]', "fits both its match.model \"sonnet\" and the limit's"),
     ],
 )  # fmt: skip
-def test_what_fits_no_model_is_named_with_the_remedy(warnings, limit, found):
+def test_a_glob_without_a_match_is_named_with_the_remedy(warnings, limit, found):
     """A glob or name without a match is one line, with the limit, the glob and the remedy."""
     (warning,) = warnings(f"limits: [{{{LIMIT}, {limit}}}]\n")
     assert warning.startswith("limit l")
@@ -73,7 +73,7 @@ def test_what_fits_no_model_is_named_with_the_remedy(warnings, limit, found):
         "match: {model: 'gpt-*'}, overrides: [{match: {model: '*4o'}, max_cost: 9}]",
     ],
 )  # fmt: skip
-def test_what_can_apply_is_not_warned_of(warnings, limit):
+def test_a_rule_that_can_apply_causes_no_warning(warnings, limit):
     """Names, globs, aliases, team models and dimensions that no configuration lists raise no false alarm."""
     assert warnings(f"limits: [{{{LIMIT}, {limit}}}]\n") == []
 
@@ -85,7 +85,7 @@ def test_what_can_apply_is_not_warned_of(warnings, limit):
         ("openai/*", "anthropic/*", False), ("*/eu-*", "bedrock/eu-1", True), ("*/eu-*", "bedrock/us-1", False), ("a?c/*", "abc/x", False),
     ],
 )  # fmt: skip
-def test_wildcards_serve_whatever_fits_them(warnings, wildcard, glob, applies):
+def test_wildcards_serve_all_matching_models(warnings, wildcard, glob, applies):
     """A deployment for many models counts as each of them, and only those."""
     head = f"""\
 model_list:
@@ -117,7 +117,7 @@ def test_output_limits_for_no_model_are_named(warnings):
     assert 'admission.max_output_tokens: no model_name fits "o3*"' in warning
 
 
-def test_a_group_of_nobody_is_named(warnings):
+def test_an_empty_group_is_named(warnings):
     """A limit for a group without members never applies, unless a resolver may provide some."""
     (warning,) = warnings(f"groups: {{power: []}}\nlimits: [{{{LIMIT}, match: {{group: power}}}}]\n")
     assert "nobody is in group power" in warning

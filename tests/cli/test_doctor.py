@@ -68,7 +68,7 @@ def said(lines, *parts):
     return any(all(part in line for part in parts) for line in lines)
 
 
-# ── what is well ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── no problems ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_good_configuration_has_no_problem(run, books, examine):
@@ -157,7 +157,7 @@ def test_a_file_that_litellm_would_load_instead_is_a_problem(examine, config_pat
 
 
 @pytest.mark.parametrize("name", ["usage_plugin.py", "usage_plugin"])
-def test_what_python_would_load_instead_is_a_warning(examine, config_path, name):
+def test_a_file_that_python_would_load_instead_is_a_warning(examine, config_path, name):
     """A file or folder of the package's name hides it from a proxy that is started in that folder with python -m."""
     path = config_path.parent / name
     path.mkdir() if name == "usage_plugin" else path.write_text("")
@@ -180,7 +180,7 @@ def test_a_callback_of_ones_own_that_takes_ours_is_a_problem(examine, proxy_yaml
     assert said(examine()["problem"], part)
 
 
-def test_a_callback_of_ones_own_is_none_of_our_business(examine, proxy_yaml):
+def test_another_callback_is_accepted(examine, proxy_yaml):
     """Another callback is accepted, in any location."""
     path = proxy_yaml(litellm_settings={"callbacks": [CALLBACK, "mine.callback", "langfuse", "elsewhere.callback"]})
     (path.parent / "mine.py").write_text("import usage_plugin\ncallback = None\n")
@@ -199,7 +199,7 @@ def test_a_handler_that_a_client_can_silence_is_a_problem(monkeypatch, tmp_path)
     )
 
 
-def test_settings_that_change_what_is_counted_are_warnings(examine, proxy_yaml):
+def test_settings_that_change_the_counts_are_warnings(examine, proxy_yaml):
     """LiteLLM's cache, and the setting that hides aborted streams from us, are warnings."""
     proxy_yaml(litellm_settings={"cache": True, "disable_streaming_logging": True})
     found = examine()
@@ -336,7 +336,7 @@ def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
     assert found.level == "problem"
 
 
-def test_a_folder_of_somebody_else_is_a_warning(tmp_path, monkeypatch):
+def test_a_folder_of_another_user_is_a_warning(tmp_path, monkeypatch):
     """Files of one user may not be writable for another."""
     tmp_path.chmod(0o700)
     monkeypatch.setattr(environment.os, "getuid", lambda: tmp_path.stat().st_uid + 12345)
@@ -358,13 +358,13 @@ def test_a_clock_that_cannot_be_right_is_a_problem():
     assert environment.check_clock(86_400 * SECOND, None).level == "problem"
 
 
-def test_the_clock_is_compared_with_what_is_on_record(examine, books):
+def test_the_clock_is_compared_with_the_newest_event(examine, books):
     """A request recorded in the future says that the clock has jumped back."""
     books.add(started_at=NOON + 3600 * SECOND)
     assert said(examine()["problem"], "The clock is set to", "13:00:00")
 
 
-def test_several_workers_are_told_what_they_need(config_path, monkeypatch):
+def test_several_workers_get_their_requirements(config_path, monkeypatch):
     """uvicorn's health check kills slow starters; a ledger in memory cannot be shared."""
     config = load_config(config_path)
     assert list(environment.check_workers(config, ["1-a"])) == []
@@ -379,7 +379,7 @@ def test_several_workers_are_told_what_they_need(config_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
-def test_a_proxy_that_was_started_well_is_not_told(config_path, monkeypatch):
+def test_a_correctly_started_proxy_gets_no_hint(config_path, monkeypatch):
     """If the system shows how the proxy was started, the hint is given only if it is needed."""
     told = environment._parents_command(f"{os.getpid()}-abc")
     assert "pytest" in told or sys.executable in told
@@ -415,7 +415,7 @@ def test_a_store_that_is_behind_is_a_problem(examine, books):
         worker.leave()
 
 
-def test_what_a_dead_worker_left_open_is_a_warning(examine, books):
+def test_an_open_reservation_of_a_dead_worker_is_a_warning(examine, books):
     """A reservation of a dead worker holds its amount until a keeper settles it."""
     books.add()
     books.reserve()
@@ -433,7 +433,7 @@ def test_a_store_that_does_not_work_is_a_problem(examine, books, monkeypatch):
     assert said(examine()["problem"], "the disk is full", "Make room.")
 
 
-def test_what_the_proxy_says_itself_is_a_problem(examine, books):
+def test_a_problem_noted_by_the_proxy_is_a_problem(examine, books):
     """A note of a worker that something does not work is passed on."""
     books.add()
     books.ledger.note("problem:config", json.dumps({"text": "line 3: no such key", "since": "2026-11-23"}))
@@ -485,7 +485,7 @@ def test_every_kind_of_imperfection_is_counted(run, books):
     ],
     ids=" ".join,
 )
-def test_what_a_running_proxy_needs_must_be_named(run, books, arguments):
+def test_url_needs_a_model_and_a_key(run, books, arguments):
     """An address without a model, without a key, or that is none, is a mistake in writing."""
     result = run("doctor", *arguments)
     assert result.exit_code == 2
@@ -543,7 +543,7 @@ ERROR = json.dumps({"error": {"message": "no such\nmodel"}})
         ({"refused": True, "headers": SEEN}, (False, None, None), "problem", "did not refuse it"),
     ],
 )  # fmt: skip
-def test_what_an_answer_and_the_books_prove(case, marks, level, note):
+def test_a_response_and_its_event_are_evaluated(case, marks, level, note):
     """Gate, record and settlement are judged one by one, and each has its reason."""
     result = judge(**case)
     assert (result.gate.ok, result.record.ok, result.settle.ok) == marks
@@ -645,7 +645,7 @@ def test_the_copy_tells_no_plugin_that_is_a_file(tmp_path):
     assert config.groups == {"interns": (), "guests": (), "power": ("dana",)}
 
 
-def test_python_files_beside_the_yaml_come_along(tmp_path):
+def test_python_files_next_to_the_yaml_are_linked(tmp_path):
     """The temporary proxy finds callbacks next to the YAML, and no other files are linked."""
     (tmp_path / "from").mkdir()
     (tmp_path / "to").mkdir()

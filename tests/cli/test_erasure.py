@@ -100,7 +100,7 @@ def test_what_was_put_aside_is_named(run, filled, config_path):
     assert all(name in said.splitlines() for name in (f"  {name}" for name in aside))
 
 
-def test_what_limits_need_stays_until_windows_end(run, filled, config_path):
+def test_counts_of_open_windows_stay_until_the_windows_end(run, filled, config_path):
     """Without --open-windows limits keep their counts, and the output reports them."""
     before = run.json("limits", "--user", NAME)["limits"]
     facts = run.json("forget", NAME, "--yes")
@@ -137,7 +137,7 @@ def test_a_team_of_the_same_name_is_not_forgotten(run, books):
     assert {row["team"] for row in run.json("report", "--by", "team", "--since", "60d")["rows"]} == {NAME}
 
 
-def test_what_is_kept_under_a_pseudonym_is_forgotten_by_name(run, filled, config_path):
+def test_records_under_a_pseudonym_are_erased_by_name(run, filled, config_path):
     """Whichever way names were kept, forgetting and exporting find both."""
     pseudonym = filled.pseudonyms.of_person(NAME)
     filled.add(user=pseudonym)
@@ -193,7 +193,7 @@ def test_a_reason_must_not_keep_the_name(run, filled):
     assert filled.ledger.profile(NAME)
 
 
-def test_without_the_secret_nobody_is_forgotten_half(run, filled):
+def test_without_the_secret_no_record_is_erased(run, filled):
     """Without the secret the pseudonym cannot be found, so nothing is done."""
     filled.parts.secret_path.unlink()
     result = run("forget", NAME, "--yes")
@@ -224,7 +224,7 @@ def test_nothing_is_forgotten_while_the_store_is_behind(run, books, monkeypatch)
     workers.leave()
 
 
-def test_somebody_is_forgotten_beside_a_busy_ledger(run, filled):
+def test_a_person_is_erased_while_the_ledger_is_busy(run, filled):
     """While others write to the ledger all the time, it takes longer and works."""
     stop = threading.Event()
 

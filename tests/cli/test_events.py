@@ -66,7 +66,7 @@ def test_events_come_in_order_wherever_they_are(run, books, flushed):
     ]
 
 
-def test_events_that_were_settled_late_stand_where_they_were_admitted(run, books):
+def test_late_settled_events_are_in_order_of_admission(run, books):
     """Events are ordered by admission: a long request precedes short ones that ended earlier."""
     slow = books.reserve(user="slow", started_at=NOON)
     books.add(user="quick", started_at=NOON + 5)
@@ -117,7 +117,7 @@ def test_an_impossible_number_of_events_ends_with_2(run, books, last):
     assert run("events", "--last", last).exit_code == 2
 
 
-def test_the_table_says_what_is_special_about_an_event(run, books):
+def test_the_table_has_notes_on_an_event(run, books):
     """The table shows errors, cache hits, estimates and excess next to the numbers."""
     books.add(user="ann", status="failure", error="RateLimitError", cost=0)
     books.add(user="bo", cache_hit=True, cost=0)

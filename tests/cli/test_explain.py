@@ -86,7 +86,7 @@ def test_an_unknown_ref_ends_with_1(run, refuse, ref):
     assert result.stdout == ""
 
 
-def test_a_refusal_is_told_with_how_its_limits_stand_now(run, books, refuse):
+def test_a_refusal_is_explained_with_current_balances(run, books, refuse):
     """Next to the numbers at the time of refusal, the current balance of every matching limit is shown."""
     refuse()
     books.add(user="ann", cost=4_000_000_000)
@@ -100,7 +100,7 @@ def test_a_refusal_is_told_with_how_its_limits_stand_now(run, books, refuse):
     assert run.json("explain", "0123ABCD")["now"] == "Now daily would admit it: its amount is unlimited."
 
 
-def test_a_refusal_by_a_limit_that_is_gone_is_told(run, refuse, config_path):
+def test_a_refusal_by_a_removed_limit_is_explained(run, refuse, config_path):
     """After a change of the YAML, the numbers of the time are shown, and a note that the limit no longer exists."""
     refuse()
     config_path.write_text(config_path.read_text().replace("name: daily", "name: other"))
@@ -185,7 +185,7 @@ def test_a_subject_sees_every_limit_that_would_count_it(run, books):
     assert "Limits that count user ann, team research" in run.ok("explain", "--user", "ann", "--team", "research")
 
 
-def test_a_subject_is_told_what_refuses_now(run, books):
+def test_the_limit_that_refuses_a_subject_now_is_named(run, books):
     """A spent limit is named as the one that refuses a request now, with its numbers and its reset."""
     books.add(user="ann", cost=5_000_000_000)
     found = run.json("explain", "--user", "ann")
@@ -196,7 +196,7 @@ def test_a_subject_is_told_what_refuses_now(run, books):
     assert by_name(run.json("explain", "--user", "eva"))["daily"]["refuses_now"], "an override of 0 refuses at once"
 
 
-def test_a_dry_run_refuses_nobody(run, books):
+def test_a_dry_run_refuses_no_request(run, books):
     """A limit that is only counted is shown, and does not refuse."""
     books.add(user="ann", cost=30_000_000)
     found = run.json("explain", "--user", "ann")
@@ -205,7 +205,7 @@ def test_a_dry_run_refuses_nobody(run, books):
     assert found["verdict"].startswith("A request now is admitted")
 
 
-def test_who_is_not_named_is_not_anonymous(run, books):
+def test_without_a_user_the_subject_is_not_anonymous(run, books):
     """Without --user no account of a user is shown, and a note says that other names may match more limits."""
     books.add(team="research")
     found = run.json("explain", "--team", "research")

@@ -114,7 +114,7 @@ def test_people_get_a_table(recorded, noon):
     assert ["user", "bo", "45.00", "60.00", "60.00–60.00"] in words
 
 
-def test_looking_back_prints_the_error_beside_as_yesterday(recorded, noon):
+def test_a_backtest_prints_the_error_and_that_of_as_yesterday(recorded, noon):
     """Every day alike: neither is off, and the end of each month was within the range."""
     found = recorded.json("forecast", "--by", "user", "--backtest")
     daily, window = found["backtest"]
@@ -123,7 +123,7 @@ def test_looking_back_prints_the_error_beside_as_yesterday(recorded, noon):
     assert "as yesterday" in recorded.ok("forecast", "--backtest")
 
 
-def test_a_short_history_says_what_it_lacks(run, books):
+def test_a_short_history_names_the_missing_parts(run, books):
     """Five days: a forecast without a range, and why; too little to look back on."""
     for day in range(5, 0, -1):
         books.add(user="ann", cost=USD, started_at=NOON - day * DAY)
@@ -162,7 +162,7 @@ def test_nothing_recorded_is_forecast_as_nothing(run, books):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_forecast_is_said(recorded, noon, options, code, told):
+def test_an_invalid_forecast_is_an_error(recorded, noon, options, code, told):
     """The message has the remedy, and standard output is empty."""
     result = recorded("forecast", *options)
     assert (result.exit_code, result.stdout) == (code, "")

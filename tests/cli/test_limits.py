@@ -97,7 +97,7 @@ def test_a_user_sees_the_accounts_that_count_them(run, books):
     ]
 
 
-def test_a_user_who_has_spent_nothing_yet_has_accounts_too(run, books):
+def test_a_user_without_spend_has_accounts_too(run, books):
     """--user also shows the accounts of a user without spend, with the override that applies."""
     daily = accounts(run.json("limits", "--user", "dana"), "daily")[("user", "dana"),]
     assert (daily["limit"], daily["spent"], daily["reserved"], daily["remaining"]) == ("25.00", "0.00", "0.00", "25.00")
@@ -151,7 +151,7 @@ def test_limits_of_one_request_have_no_accounts(run, config_path, books):
     assert accounts(run.json("limits"), "single") == {}
 
 
-def test_a_changed_amount_counts_at_once_and_keeps_what_was_spent(run, config_path, books):
+def test_a_changed_amount_counts_at_once_and_keeps_the_spend(run, config_path, books):
     """A higher amount in the YAML takes effect at the next look, with the previous spend."""
     books.add(user="ann", cost=10_000_000)
     config_path.write_text(config_path.read_text().replace("max_cost: 5\n", "max_cost: 7.5\n"))

@@ -86,7 +86,7 @@ def test_patterns_as_csv(recorded, noon):
     assert (change["affected_users"], change["cost_impact"]) == ('["eva"]', "18.00")
 
 
-def test_no_patterns_are_told_so(run, books):
+def test_no_patterns_is_a_valid_result(run, books):
     """A folder without notable patterns ends with 0 and a note."""
     books.add(user="ann")
     text = run.ok("patterns")

@@ -183,7 +183,7 @@ def test_a_pipe_that_closes_early_causes_no_trace(execute, books, config_path):
 
 
 @pytest.mark.parametrize("output", FORMATS)
-def test_a_pipe_that_nobody_reads_causes_no_trace(execute, books, output):
+def test_a_closed_pipe_causes_no_traceback(execute, books, output):
     """Even if the pipe is closed before the first byte, stderr is empty."""
     books.add(started_at=now())
     reading, writing = os.pipe()
@@ -240,7 +240,7 @@ def test_following_shows_new_events_until_interrupted(execute, books, config_pat
     assert "Traceback" not in complaint
 
 
-def test_commands_work_beside_a_writer(run, books, monkeypatch):
+def test_commands_work_during_a_write(run, books, monkeypatch):
     """A command takes no write lock: it does not wait for a worker that is writing, nor does the worker notice it."""
     monkeypatch.setattr("usage_plugin.ledgers.sqlite.file._START_TIMEOUT", 0.2)
     books.add()

@@ -83,7 +83,7 @@ def test_nothing_is_restored_under_a_running_worker(run, filled, config_path):
     assert not list(data.glob("*before-restore*"))
 
 
-def test_files_that_hand_out_nothing_are_refused(tmp_path, noon):
+def test_files_that_cannot_list_their_records_are_rejected(tmp_path, noon):
     """A part that lacks a required capability is named, with the remedy, and causes no crash."""
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG + "  storage: {backend: hybrid, options: {files: {backend: memory}}}\n")
@@ -94,7 +94,7 @@ def test_files_that_hand_out_nothing_are_refused(tmp_path, noon):
     )
 
 
-def test_only_what_is_kept_twice_can_be_restored(tmp_path, noon):
+def test_only_a_hybrid_store_can_be_restored(tmp_path, noon):
     """With another backend the command says which one it is for."""
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)

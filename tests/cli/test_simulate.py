@@ -44,7 +44,7 @@ def recorded(books):
     return books
 
 
-def test_it_says_who_would_have_been_refused_when_and_what_that_would_have_saved(run, recorded, propose):
+def test_the_document_has_the_refused_users_times_and_costs(run, recorded, propose):
     """One document has the totals, the sums by limit and by subject, the assumptions and the gaps."""
     found = run.json(*propose(), "--since", "today")
     assert {name: found[name] for name in list(found)[:10]} == {
@@ -89,7 +89,7 @@ def test_people_get_two_tables_and_a_verdict(run, recorded, propose):
     assert "Affected subjects, top 1 of 2 by cost" in run.ok(*propose(), "--since", "today", "--top", "1")
 
 
-def test_a_limit_that_refuses_nobody_is_shown_too(run, recorded, propose):
+def test_a_limit_without_refusals_is_shown_too(run, recorded, propose):
     """A row of nothing says that the limit was looked at."""
     found = run.json(*propose("limits: [{name: huge, per: user, window: day, max_cost: 1000}]"))
     assert [(row["limit"], row["effect"], row["requests"]) for row in found["limits"]] == [("huge", "refused", 0)]
@@ -105,7 +105,7 @@ def test_a_limit_that_refuses_nobody_is_shown_too(run, recorded, propose):
         ("quarter", ", count_from: now", 1),
     ],
 )
-def test_windows_hold_what_was_spent_before(run, recorded, propose, window, more, refused):
+def test_windows_hold_earlier_spend(run, recorded, propose, window, more, refused):
     """A limit counts the earlier spend of its open windows, as a new limit does."""
     text = f'limits: [{{name: one, per: user, match: {{user: ann}}, window: {window}, max_cost: "0.05"{more}}}]'
     found = run.json(*propose(text), "--since", "today")
@@ -193,7 +193,7 @@ def test_persons_with_pseudonyms_are_matched_by_their_names(run, books, propose,
     assert [row["user"] for row in run.json(*propose(text))["who"]] == [kept]
 
 
-def test_who_cannot_be_told_apart_any_more_is_shown_as_others(run, recorded, propose, monkeypatch):
+def test_subjects_beyond_the_bound_are_shown_as_others(run, recorded, propose, monkeypatch):
     """The sums of a limit stay right, and the number of users says that there are more."""
     monkeypatch.setattr(simulation, "MOST_TALLIED", 0)
     text = 'limits: [{name: one, per: user, window: day, max_cost: "0.001"}]'

@@ -61,7 +61,7 @@ def test_a_problem_is_red_but_not_with_no_color(run, books, monkeypatch):
     assert max(map(len, lines)) <= 80
 
 
-def test_status_shows_what_waits(run, books):
+def test_status_shows_the_outbox(run, books):
     """Status shows how many events wait for the store and how many reservations are open, and the oldest of each."""
     books.add(started_at=NOON - 90 * SECOND)
     books.add(started_at=NOON - 5 * SECOND)
@@ -89,7 +89,7 @@ def test_status_lists_living_workers(run, books):
     assert "none: the proxy is not running" in run.ok("status")
 
 
-def test_status_counts_refusals_by_limit_and_names_who_is_blocked(run, refuse):
+def test_status_counts_refusals_by_limit_and_names_blocked_subjects(run, refuse):
     """Refusals of the last 15 minutes are counted by limit and reason; blocked subjects are listed by frequency."""
     refuse("daily", "ann", count=2)
     refuse("daily", "bo", count=3)
@@ -110,7 +110,7 @@ def test_status_counts_refusals_by_limit_and_names_who_is_blocked(run, refuse):
     }
 
 
-def test_who_only_has_to_wait_is_not_blocked(run, refuse):
+def test_a_subject_that_only_has_to_wait_is_not_blocked(run, refuse):
     """A refusal that a short wait resolves, or a dry run's, is counted and blocks no subject."""
     refuse("daily", "ann", reason="busy")
     refuse("tighter", "ann")
@@ -154,7 +154,7 @@ def test_rows_of_the_status_are_its_refusals(run, refuse):
     assert run.csv("status") == [{"limit": "daily", "reason": "spent", "count": "2"}]
 
 
-def test_status_shows_what_is_not_known_exactly(run, books):
+def test_status_shows_anomalies(run, books):
     """Anomalies of the last week are shown by kind, with the most frequent models; older ones are not."""
     books.ledger.count([
         Imperfection("estimated", "gpt", 3, 10_000_000, NOON - DAY, NOON - MINUTE),

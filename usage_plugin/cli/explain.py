@@ -225,7 +225,7 @@ def _outcome_words(event: UsageEvent, *, in_flight: bool) -> str:
     cost = "no price is known" if event.cost is None else f"cost {format_usd(event.cost)} USD ({event.cost_source})"
     seconds = thousands(event.duration_us // 1000)
     remarks = [
-        f"{format_usd(event.excess)} USD beyond what was reserved" if event.excess else "",
+        f"{format_usd(event.excess)} USD above the reserved amount" if event.excess else "",
         "estimated" if event.estimated else "",
         "disputed: our cost and LiteLLM's differ" if event.disputed else "",
         "answered from the cache" if event.cache_hit else "",

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.importing import reject_memory_store, show_counts, show_findings
+from usage_plugin.cli.output import Output, console, harmless, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.money import format_usd
-from usage_plugin.errors import MigrationError
 from usage_plugin.migration.spend_logs import Imported, Naming, import_spend_logs
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
@@ -54,18 +54,6 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
         ledger.close()
 
 
-def reject_memory_store(config: Config) -> None:
-    """Reject an import into a store that loses it.
-
-    Raises:
-        MigrationError: the store is in memory.
-    """
-    if config.storage.backend == "memory":
-        raise MigrationError(
-            "storage.backend is memory: the import would be lost at exit.", hint="Choose another backend first."
-        )
-
-
 def _show(imported: Imported) -> None:
     rows = [
         ("rows", thousands(imported.rows)),
@@ -75,12 +63,7 @@ def _show(imported: Imported) -> None:
         ("excluded by --before", thousands(imported.later)),
         ("rejected", thousands(imported.rejected)),
     ]
-    table(f"Imported from {imported.file}", [Column("item"), Column("count", number=True)], rows)
+    show_counts(f"Imported from {imported.file}", rows)
+    show_findings("Rejected rows", ("where", "user", "date", "text"), imported.findings, total=imported.rejected)
     if imported.findings:
-        columns = ("where", "user", "date", "text")
-        table(
-            f"Rejected rows ({len(imported.findings)} of {imported.rejected})",
-            [Column(name) for name in columns],
-            [[finding.get(name, "") for name in columns] for finding in imported.findings],
-        )
         console().print(Text(harmless(f"{imported.report} lists all of them.")))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from usage_plugin.cli.import_spend_logs import reject_memory_store
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.importing import reject_memory_store, show_counts, show_findings
+from usage_plugin.cli.output import Output, console, harmless, thousands
 from usage_plugin.cli.progress import Bar, NotedBar
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
@@ -123,19 +123,9 @@ def _show(outcome: Outcome, config: Config) -> None:
         ("disagreements", thousands(outcome.disagreements)),
         ("left out", thousands(outcome.left_out)),
     ]
-    table(
-        f"{outcome.directory} (format {formats}): {verb}",
-        [Column("item"), Column("count", number=True)],
-        rows,
-    )
-    if outcome.findings:
-        columns = ("kind", "where", "user", "date", "text")
-        found = outcome.rejected + outcome.broken + outcome.disagreements + outcome.renamed_users + outcome.left_out
-        table(
-            f"Findings ({len(outcome.findings)} of {found})",
-            [Column(name) for name in columns],
-            [[finding.get(name, "") for name in columns] for finding in outcome.findings],
-        )
+    show_counts(f"{outcome.directory} (format {formats}): {verb}", rows)
+    found = outcome.rejected + outcome.broken + outcome.disagreements + outcome.renamed_users + outcome.left_out
+    show_findings("Findings", ("kind", "where", "user", "date", "text"), outcome.findings, total=found)
     screen = console()
     if outcome.report:
         screen.print(Text(harmless(f"{outcome.report} lists all findings.")))

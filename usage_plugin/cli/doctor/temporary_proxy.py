@@ -1,6 +1,6 @@
 """A temporary proxy: LiteLLM with the user's settings and callbacks, in front of the mock provider.
 
-The user's files and services are not touched: the YAML is copied, the data folder is a new one, and the copy names no
+The user's files and services are not touched. The YAML is copied, the data folder is a new one, and the copy names no
 database, cache server or provider. Omitted settings are reported, since they are not tested.
 """
 
