@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from usage_plugin.cli.doctor import command, environment, probes, temporary_proxy, wiring
-from usage_plugin.cli.doctor.http_client import Answer, fetch
+from usage_plugin.cli.doctor.http_client import Response, fetch
 from usage_plugin.cli.doctor.mock_provider import MockProvider
 from usage_plugin.config import load_config
 from usage_plugin.domain.ledger import Hold, Imperfection
@@ -192,11 +192,12 @@ def test_a_handler_that_a_client_can_silence_is_a_problem(monkeypatch, tmp_path)
     (tmp_path / "proxy").mkdir()
     (tmp_path / "proxy" / "handler.py").write_text("class Handler:\n    async def async_pre_call_hook(self): ...\n")
     monkeypatch.setattr(wiring.usage_plugin, "__file__", str(tmp_path / "__init__.py"))
-    (found,) = wiring._no_log({})
+    (found,) = wiring._check_no_log({})
     assert (found.level, "no-log" in found.text) == ("problem", True)
-    assert [found.level for found in wiring._no_log({"global_disable_no_log_param": True})] == ["ok", "problem"], (
-        "and it lacks hooks"
-    )
+    assert [found.level for found in wiring._check_no_log({"global_disable_no_log_param": True})] == [
+        "ok",
+        "problem",
+    ], "and it lacks hooks"
 
 
 def test_settings_that_change_the_counts_are_warnings(examine, proxy_yaml):
@@ -261,7 +262,7 @@ def test_a_broken_configuration_is_the_only_finding(run, config_path):
 )  # fmt: skip
 def test_versions_of_litellm(version, level):
     """Before 1.98 cut streams are not billed, and 1.107 is reported as compromised."""
-    assert environment.judge_litellm(version).level == level
+    assert environment.check_litellm_version(version).level == level
 
 
 def test_a_missing_litellm_is_a_problem(monkeypatch):
@@ -381,9 +382,9 @@ def test_several_workers_get_their_requirements(config_path, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
 def test_a_correctly_started_proxy_gets_no_hint(config_path, monkeypatch):
     """If the system shows how the proxy was started, the hint is given only if it is needed."""
-    told = environment._parents_command(f"{os.getpid()}-abc")
+    told = environment._command_lines_of(f"{os.getpid()}-abc")
     assert "pytest" in told or sys.executable in told
-    monkeypatch.setattr(environment, "_parents_command", lambda _: "litellm --timeout_worker_healthcheck 120")
+    monkeypatch.setattr(environment, "_command_lines_of", lambda _: "litellm --timeout_worker_healthcheck 120")
     assert list(environment.check_workers(load_config(config_path), ["1-a", "2-b"])) == []
 
 
@@ -516,7 +517,7 @@ def test_a_proxy_that_does_not_answer_is_a_problem(run, books):
 
 def judge(*, status=200, headers=None, events=(), held=False, refused=False, text="{}"):
     probe = probes.Probe("chat", "/v1/chat/completions", {}, refused=refused)
-    answer = Answer(status, headers or {}, text)
+    answer = Response(status, headers or {}, text)
     return probes._evaluate(probe, answer, "", None if events is None else list(events), held=held)
 
 
@@ -602,7 +603,7 @@ DOCUMENT = {
 def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
     """The temporary proxy has the user's callbacks and settings, and no provider, database, cache server or key."""
     before = json.dumps(DOCUMENT)
-    copy, left_out = temporary_proxy.adapted(DOCUMENT, "http://127.0.0.1:1", tmp_path / "data")
+    copy, left_out = temporary_proxy.adapted_config(DOCUMENT, "http://127.0.0.1:1", tmp_path / "data")
     assert json.dumps(DOCUMENT) == before, "the user's own is not changed"
     text = json.dumps(copy)
     for secret in ("sk-real", "postgres", "cache.example", "password", "10.0.0.1", "/somewhere", "elsewhere", "slack"):
@@ -635,7 +636,7 @@ def test_the_copy_tells_no_plugin_that_is_a_file(tmp_path):
              "overrides": [{"match": {"group": ["power", "guests"]}, "max_cost": 2}]},
         ],
     }  # fmt: skip
-    copy, left_out = temporary_proxy.adapted({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
+    copy, left_out = temporary_proxy.adapted_config({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
     assert "usage_plugin.plugins" in left_out
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(copy))

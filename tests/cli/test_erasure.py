@@ -178,7 +178,7 @@ def test_it_asks_first(filled, config_path, noon, monkeypatch):
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "--yes" in result.stderr
-    monkeypatch.setattr("usage_plugin.cli.erasure.can_ask", lambda: True)
+    monkeypatch.setattr("usage_plugin.cli.erasure.is_interactive", lambda: True)
     assert CliRunner().invoke(main, arguments, input="n\n").exit_code == 1
     assert filled.ledger.profile(NAME)
     assert CliRunner().invoke(main, arguments, input="y\n").exit_code == 0

@@ -73,7 +73,7 @@ def test_a_temporary_proxy_proves_a_good_configuration(tmp_path: Path, own_tempo
     rows = {(row["route"], row["stream"]): row for row in document["requests"]}
     assert set(rows) == ROUTES | {("chat, refused", False)}
     refused = rows.pop(("chat, refused", False))
-    assert (refused["gate"]["ok"], refused["note"]) == (True, "refused, as it must be")
+    assert (refused["gate"]["ok"], refused["note"]) == (True, "refused as expected")
     for row in rows.values():
         assert [row[mark]["ok"] for mark in ("gate", "record", "settle")] == [True] * 3, row
         assert row["note"].startswith(f"success, 10 + {0 if row['route'] == 'embeddings' else 5} tokens, 0.0000"), row

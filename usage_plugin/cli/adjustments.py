@@ -18,7 +18,7 @@ from rich.text import Text
 
 from usage_plugin.cli.balances import amount_words, plain, resets_words, subject_words, unit_words
 from usage_plugin.cli.date_ranges import read_duration
-from usage_plugin.cli.output import Column, Output, console, harmless, table
+from usage_plugin.cli.output import Column, Output, console, escape_control, table
 from usage_plugin.domain.ledger import Adjustment
 from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.pseudonyms import is_key
@@ -274,9 +274,9 @@ def _show(reader: Reader, output: Output, changed: list[Adjustment], title: str)
         until = f"{to_datetime(one.until, limit.zone):%Y-%m-%d %H:%M %Z}"
         state = "ended" if one.ended_at else f"in force until {until}, by {one.actor}"
         amounts = f"{amount_words(limit, one.before)} → {amount_words(limit, one.amount)}"
-        screen.print(Text(harmless(f"Adjustment {one.number} ({amounts}) is {state}.")))
+        screen.print(Text(escape_control(f"Adjustment {one.number} ({amounts}) is {state}.")))
     amount = "unlimited now"
     if account.amount is not None and account.remaining is not None:
         left = amount_words(limit, account.remaining)
         amount = f"{amount_words(limit, account.amount)} {unit_words(limit.unit)} now, {left} left"
-    screen.print(Text(harmless(f"{title} is {amount}; resets: {resets_words(account)}.")))
+    screen.print(Text(escape_control(f"{title} is {amount}; resets: {resets_words(account)}.")))

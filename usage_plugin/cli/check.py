@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Output, console, harmless
+from usage_plugin.cli.output import Output, console, escape_control
 from usage_plugin.config import ProxyYaml, load_config, proxy_yaml_of
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import duration_words, to_datetime
@@ -86,7 +86,7 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
     if facts["plugins"]:
         screen.print(Text(f"Plugins: {', '.join(facts['plugins'])}."))
     for warning in facts["warnings"]:
-        screen.print(Text(f"Warning: {harmless(warning)}.", style="yellow"))
+        screen.print(Text(f"Warning: {escape_control(warning)}.", style="yellow"))
     if facts["unpriced_models"]:
         screen.print(Text(f"{REMEDY_OF_UNPRICED}.", style="yellow"))
         screen.print(Text("Without a price, so refused under cost limits:", style="yellow"))

@@ -19,7 +19,7 @@ from usage_plugin.cli.adjustments import LEDGER_WAIT, LONGEST_REASON, actor, pla
 from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.export.columns import DAYS
 from usage_plugin.cli.export.destination import destination, prints_to_terminal
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import status_line
 from usage_plugin.domain.ledger import Audited
 from usage_plugin.domain.store import UsageFilter
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Limit
     from usage_plugin.runtime import Reader
 
-_PUT_ASIDE = ("*.damaged-*", "*.before-restore-*", "migration_report.jsonl", "import_report.jsonl")
+_LEFTOVER_FILES = ("*.damaged-*", "*.before-restore-*", "migration_report.jsonl", "import_report.jsonl")
 
 
 EVERYBODY = "(everybody)"
@@ -48,11 +48,11 @@ async def run_forget(
     reader: Reader, *, output: Output, user: str, reason: str, open_windows: bool, confirmed: bool
 ) -> None:
     """Delete a person's records, and print their number."""
-    name = clean(reader, user)
+    name = clean_user(reader, user)
     person = reader.person(name)
     cleaned_reason = clean_reason(reason, person)
     if not confirmed:
-        if not can_ask():
+        if not is_interactive():
             raise click.UsageError("The deletion cannot be undone: without a terminal to confirm at, add --yes.")
         click.confirm(f"Delete all records of {name} in {reader.config.data_dir}?", abort=True, err=True)
     counts: Counter[str] = Counter()
@@ -71,7 +71,7 @@ async def run_forget(
         tell_plugins(person, reader.plugins.listeners("usage_user_forgotten"), progress)
         await leave_no_trace(reader.ledger, reader.store, progress)
     left = person.naming(reader.ledger)
-    not_reached = [str(path) for path in _not_reached(reader.config.data_dir)]
+    not_reached = [str(path) for path in _leftover_files(reader.config.data_dir)]
     facts = {
         "deleted": dict(counts),
         "left_in_open_windows": len(left.accounts) + len(left.adjustments),
@@ -89,18 +89,18 @@ async def run_forget(
             Text("Not changed, but they may contain the name. Nothing reads these files any more; delete them:")
         )
         for path in not_reached:
-            console().print(Text(harmless(f"  {path}")), soft_wrap=True)
+            console().print(Text(escape_control(f"  {path}")), soft_wrap=True)
 
 
 async def run_export(reader: Reader, *, user: str, to: Path | None, force: bool, reason: str) -> None:
     """Write all records of a person, one JSON object per line."""
-    name = clean(reader, user)
+    name = clean_user(reader, user)
     person = reader.person(name)
     cleaned_reason = clean_reason(reason, person)
     counts: Counter[str] = Counter()
     with destination(to, force=force) as file, _progress(is_seen=not prints_to_terminal(to)) as progress:
         try:
-            async for kind, facts in _everything(reader, person):
+            async for kind, facts in _all_records(reader, person):
                 file.write(f"{json.dumps({'kind': kind, **facts}, ensure_ascii=False)}\n".encode())
                 counts[kind] += 1
                 progress(kind, 1)
@@ -109,12 +109,12 @@ async def run_export(reader: Reader, *, user: str, to: Path | None, force: bool,
             audit(reader, "export", reader.pseudonym(name), cleaned_reason, counts)
     if to is not None:
         kinds = ", ".join(f"{thousands(count)} {kind}" for kind, count in counts.items()) or "nothing is kept"
-        console().print(Text(harmless(f"{to}: {kinds}.")))
+        console().print(Text(escape_control(f"{to}: {kinds}.")))
 
 
 async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the audit log of deletions and exports."""
-    wanted = None if user is None else {reader.pseudonym(clean(reader, user)), EVERYBODY}
+    wanted = None if user is None else {reader.pseudonym(clean_user(reader, user)), EVERYBODY}
     found = [one for one in reader.ledger.audited() if wanted is None or one.subject in wanted]
     rows = [
         {**one._asdict(), "at": to_datetime(one.at).isoformat(timespec="seconds"), "counts": dict(one.counts)}
@@ -133,12 +133,12 @@ async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None
     )  # fmt: skip
 
 
-def _not_reached(data_dir: Path) -> list[Path]:
+def _leftover_files(data_dir: Path) -> list[Path]:
     """Return files of the data folder that nothing reads any more: replaced databases and reports for people."""
-    return sorted(path for pattern in _PUT_ASIDE for path in data_dir.glob(pattern) if path.is_file())
+    return sorted(path for pattern in _LEFTOVER_FILES for path in data_dir.glob(pattern) if path.is_file())
 
 
-def can_ask() -> bool:
+def is_interactive() -> bool:
     """Whether standard input is a terminal."""
     return sys.stdin.isatty()
 
@@ -147,7 +147,7 @@ def _words(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{kind} {thousands(count)}" for kind, count in row["counts"].items())
 
 
-def clean(reader: Reader, user: str) -> str:
+def clean_user(reader: Reader, user: str) -> str:
     """Return the user's name in the form that requests have.
 
     Raises:
@@ -179,22 +179,22 @@ def audit(reader: Reader, action: str, subject: str, reason: str, counts: Counte
     until_free(lambda: reader.ledger.audit(entry), LEDGER_WAIT)
 
 
-async def _everything(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _all_records(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Yield all records of a person."""
     for name in sorted(person.names):
         profile = reader.ledger.profile(name)
         if profile is not None:
             yield "profile", _plain_profile(profile._asdict())
-    async for kind, facts in _in_the_store(reader, person):
+    async for kind, facts in _store_records(reader, person):
         yield kind, facts
-    for kind, facts in _in_the_ledger(reader, person):
+    for kind, facts in _ledger_records(reader, person):
         yield kind, facts
     for line in reader.unstorable.kept():
         if person.was_set_aside(line):
             yield "unstorable", line
 
 
-async def _in_the_store(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _store_records(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     for usage_filter, is_again in _filters(sorted(person.names)):
         async for event in reader.tracker.events(usage_filter=usage_filter):
             if not (is_again and event.user in person.names):
@@ -205,7 +205,7 @@ async def _in_the_store(reader: Reader, person: Person) -> AsyncIterator[tuple[s
                     yield "day", DAYS.plain(one)
 
 
-def _in_the_ledger(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:
+def _ledger_records(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:
     found = person.naming(reader.ledger)
     limits = {limit.key: limit for limit in reader.limits.limits}
     for account in found.accounts:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from usage_plugin.cli.export.columns import EVENTS
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import to_datetime
@@ -80,7 +80,7 @@ async def _follow(
             fresh = event.event_id not in shown and event.started_at + event.duration_us >= started - 1_000_000
             if fresh and wanted(event):
                 if output.is_table:
-                    screen.print(Text(harmless(_line(event, reader.config.timezone))))
+                    screen.print(Text(escape_control(_line(event, reader.config.timezone))))
                 else:
                     output.line(plain_event(event))
         shown.clear()

@@ -16,7 +16,7 @@ from rich.text import Text
 from usage_plugin.cli.adjustments import clean_option
 from usage_plugin.cli.balances import COLUMNS, amount_words, cells, plain, resets_words, unit_words
 from usage_plugin.cli.events import plain_event
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
@@ -78,8 +78,8 @@ async def run_subject(reader: Reader, *, output: Output, names: Mapping[str, str
         return
     subject = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
     table(f"Limits that count {subject}", COLUMNS, [cells(row) for row in rows])
-    for line in (verdict, _not_shown(reader, given)):
-        console().print(Text(harmless(line)))
+    for line in (verdict, _unshown_limits(reader, given)):
+        console().print(Text(escape_control(line)))
 
 
 # ── a refusal ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,7 +96,7 @@ def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
     if facts.get("model"):
         given["model"] = facts["model"]
     rows = _accounts(reader, _matching(reader, given))
-    verdict = _now(facts, rows)
+    verdict = _current_verdict(facts, rows)
     if not output.is_table:
         document = {
             **facts,
@@ -119,7 +119,7 @@ def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
     table(f"Refusal {facts['ref']}", [Column("field"), Column("value")], lines)
     if rows:
         table("Current balances of the limits that count it", COLUMNS, [cells(row) for row in rows])
-    console().print(Text(harmless(verdict)))
+    console().print(Text(escape_control(verdict)))
 
 
 def _sum_of(facts: Mapping[str, Any]) -> str:
@@ -132,7 +132,7 @@ def _sum_of(facts: Mapping[str, Any]) -> str:
     return why
 
 
-def _now(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
+def _current_verdict(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
     """Return whether the refusing limit would admit the same request now, in words."""
     if facts.get("limit") is None:
         return "The refusal was not caused by a limit."
@@ -178,7 +178,7 @@ async def _explain_event(reader: Reader, output: Output, event_id: str) -> None:
         [Column("counted", number=True), *COLUMNS],
         [[amount_words(row.limit, amount), *cells(row)] for row, amount in rows],
     )
-    console().print(Text(harmless(sentence)))
+    console().print(Text(escape_control(sentence)))
 
 
 async def _find(reader: Reader, event_id: str) -> tuple[UsageEvent, bool]:
@@ -307,7 +307,7 @@ def _most_constrained(rows: Sequence[AccountStanding]) -> list[AccountStanding]:
     return list(least.values())
 
 
-def _not_shown(reader: Reader, given: Mapping[str, str]) -> str:
+def _unshown_limits(reader: Reader, given: Mapping[str, str]) -> str:
     """Return a note on limits that count by dimensions which were not given."""
     missing = {
         dimension

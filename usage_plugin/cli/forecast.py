@@ -8,7 +8,7 @@ import click
 from rich.text import Text
 
 from usage_plugin.cli.balances import amount_words, subject_words, unit_words
-from usage_plugin.cli.output import Column, Output, console, harmless, table
+from usage_plugin.cli.output import Column, Output, console, escape_control, table
 from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.forecast import Backtest, Errors
 from usage_plugin.domain.money import NANO_PER_USD, format_usd
@@ -66,7 +66,7 @@ async def run(
         outlooks = await forecaster.spend(_dimensions(by), kept, rule, most=top)
         title = f"Spend by {by}" if by else "Spend"
     if backtest:
-        await _test(forecaster, outlooks, output)
+        await _show_backtest(forecaster, outlooks, output)
     elif output.is_table:
         _show(reader, outlooks, title)
     else:
@@ -97,7 +97,7 @@ def _show(reader: Reader, outlooks: Sequence[Outlook], title: str) -> None:
     table(title, _COLUMNS, [_cells(outlook) for outlook in outlooks])
     for outlook in outlooks:
         for lacking in outlook.course.lacks:
-            console().print(Text(harmless(f"{subject_words(dict(outlook.now.names))}: {lacking}")))
+            console().print(Text(escape_control(f"{subject_words(dict(outlook.now.names))}: {lacking}")))
 
 
 def _cells(outlook: Outlook) -> list[str]:
@@ -157,7 +157,7 @@ def _plain(reader: Reader, outlook: Outlook) -> dict[str, Any]:
     }
 
 
-async def _test(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Output) -> None:
+async def _show_backtest(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Output) -> None:
     found = Backtest()
     bar = Bar()
     with bar.shown():
@@ -182,7 +182,7 @@ async def _test(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Out
         ],
     )
     if not found.daily.actual:
-        console().print(Text(harmless("The history is too short for a backtest: at least four weeks are needed.")))
+        console().print(Text("The history is too short for a backtest: at least four weeks are needed."))
 
 
 def _shares(errors: Errors) -> tuple[float | None, float | None]:

@@ -9,7 +9,7 @@ import click
 from rich.text import Text
 
 from usage_plugin.cli.importing import reject_memory_store, show_counts, show_findings
-from usage_plugin.cli.output import Output, console, harmless, thousands
+from usage_plugin.cli.output import Output, console, escape_control, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.money import format_usd
 from usage_plugin.migration.spend_logs import Imported, Naming, import_spend_logs
@@ -66,4 +66,4 @@ def _show(imported: Imported) -> None:
     show_counts(f"Imported from {imported.file}", rows)
     show_findings("Rejected rows", ("where", "user", "date", "text"), imported.findings, total=imported.rejected)
     if imported.findings:
-        console().print(Text(harmless(f"{imported.report} lists all of them.")))
+        console().print(Text(escape_control(f"{imported.report} lists all of them.")))

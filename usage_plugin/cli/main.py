@@ -330,7 +330,7 @@ def export(path: Path | None, output: Output, events: bool, days: bool, to: Path
         raise click.UsageError("--events and --days are separate exports: choose one.")
     if events or days:
         what = "events" if events else "days"
-        wanted = export_command.Wanted(what=what, **selection)
+        wanted = export_command.ExportRequest(what=what, **selection)
         output = _format_of(output, to)
         with_reader(path, functools.partial(export_command.run, output=output, wanted=wanted, to=to, force=force))
         return

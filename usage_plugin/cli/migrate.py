@@ -10,7 +10,7 @@ import click
 from rich.text import Text
 
 from usage_plugin.cli.importing import reject_memory_store, show_counts, show_findings
-from usage_plugin.cli.output import Output, console, harmless, thousands
+from usage_plugin.cli.output import Output, console, escape_control, thousands
 from usage_plugin.cli.progress import Bar, NotedBar
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
@@ -77,13 +77,13 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
         raise
     else:
         # Files that cannot be read now will not become readable by a retry.
-        bar.note(DONE, _in_a_line(outcome))
+        bar.note(DONE, _summary_line(outcome))
         return outcome
     finally:
         ledger.close()
 
 
-def _in_a_line(outcome: Outcome) -> str:
+def _summary_line(outcome: Outcome) -> str:
     problems = {
         "rejected": outcome.rejected,
         "cannot be read": outcome.broken,
@@ -100,7 +100,7 @@ def _in_a_line(outcome: Outcome) -> str:
 
 def _show(outcome: Outcome, config: Config) -> None:
     if not outcome.formats:
-        console().print(Text(harmless(f"{outcome.directory}: nothing to import; all of its data was imported before.")))
+        console().print(Text(escape_control(f"{outcome.directory}: nothing to import; all data was imported before.")))
         return
     formats = " and ".join(map(str, outcome.formats))
     verb = "would be imported" if outcome.dry_run else "imported"
@@ -128,11 +128,11 @@ def _show(outcome: Outcome, config: Config) -> None:
     show_findings("Findings", ("kind", "where", "user", "date", "text"), outcome.findings, total=found)
     screen = console()
     if outcome.report:
-        screen.print(Text(harmless(f"{outcome.report} lists all findings.")))
+        screen.print(Text(escape_control(f"{outcome.report} lists all findings.")))
     if outcome.limits_file:
-        screen.print(Text(harmless(f"The limits are in {outcome.limits_file}.{_in_force(config)}")))
+        screen.print(Text(escape_control(f"The limits are in {outcome.limits_file}.{_in_force(config)}")))
     for name, reason in outcome.not_renamed.items():
-        screen.print(Text(harmless(f"{name} was not renamed: {reason}"), style="yellow"))
+        screen.print(Text(escape_control(f"{name} was not renamed: {reason}"), style="yellow"))
     if outcome.dry_run:
         screen.print(Text("Nothing was changed."))
     elif outcome.checked:

@@ -102,16 +102,16 @@ def table(
     On a narrow terminal, long texts get a line of their own above the other cells of their row. On a narrower one, or
     with too many such texts, each row becomes a paragraph with a line for each column.
     """
-    shown = [[harmless(value) for value in row] for row in rows]
+    shown = [[escape_control(value) for value in row] for row in rows]
     # Omit empty columns, so that the others get their space.
     kept = [at for at, _ in enumerate(columns) if any(row[at] for row in shown) or (total and total[at])]
     columns = [columns[at] for at in kept]
     shown = [[row[at] for at in kept] for row in shown]
-    foot = [harmless(total[at]) for at in kept] if total else None
+    foot = [escape_control(total[at]) for at in kept] if total else None
     everything = [*shown, foot] if foot else shown
     screen = console()
     # Printed before the table: rich would fold a table title to the width of a narrow table.
-    screen.print(Text(harmless(title), style="bold"))
+    screen.print(Text(escape_control(title), style="bold"))
     if not everything:
         screen.print(Text("  none\n"))
         return
@@ -274,7 +274,7 @@ def _pieces(word: str, width: int) -> list[str]:
     return [piece for part in _PARTS.findall(word) for piece in chop_cells(part, width)]
 
 
-def harmless(text: str) -> str:
+def escape_control(text: str) -> str:
     """Escape control characters, which names and messages from outside may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -52,7 +52,7 @@ async def run(
     if output.is_table:
         title = f"Patterns from {first} to {last} ({reader.config.timezone})"
         table(title, _COLUMNS, [_cells(pattern) for pattern in patterns])
-        console().print(Text(_looked_at(found)))
+        console().print(Text(_scope_words(found)))
         return
     plain = [_plain(pattern) for pattern in patterns]
     document = {
@@ -67,7 +67,7 @@ async def run(
     output.document(document, plain)
 
 
-def _looked_at(found: Found) -> str:
+def _scope_words(found: Found) -> str:
     if not found.users_in_all:
         return "No users were examined."
     text = f"{thousands(found.users)} of {thousands(found.users_in_all)} users were examined individually"

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from usage_plugin.cli.output import harmless
+from usage_plugin.cli.output import escape_control
 from usage_plugin.errors import LedgerError
 from usage_plugin.migration.automatic import RUNNING, Report, report
 
@@ -85,7 +85,7 @@ class Bar:
         if self._task is not None:
             done = self._bar.tasks[-1].completed
             self._bar.update(self._task, total=done or 1, completed=done or 1)
-        self._task = self._bar.add_task(harmless(text), total=total)
+        self._task = self._bar.add_task(escape_control(text), total=total)
 
     def advance(self, steps: int) -> None:
         """Advance the task by a number of steps."""
@@ -110,7 +110,7 @@ class BarInTime(Bar):
         self.advance(at - self._at)
         self._at = at
         if self._task is not None:
-            self._bar.update(self._task, description=harmless(text))
+            self._bar.update(self._task, description=escape_control(text))
 
 
 class NotedBar(Bar):

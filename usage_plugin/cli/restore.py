@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import counting_bar
 from usage_plugin.domain.money import format_usd
 
@@ -50,7 +50,7 @@ def _print(done: Restoration, output: Output) -> None:
     screen = console()
     screen.print(Text(text))
     if done.aside is not None:
-        screen.print(Text(harmless(f"The old database was moved to {done.aside}.")))
+        screen.print(Text(escape_control(f"The old database was moved to {done.aside}.")))
 
 
 def _plain(part: str, totals: UsageTotals | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import monday_of
@@ -41,7 +41,7 @@ async def run_similar(reader: Reader, *, output: Output, user: str, week: date |
         if not found:
             when = f"in the week of {monday}" if monday else f"in the last {plugin.weeks} weeks"
             raise VectorsError(
-                f"{harmless(user)} made no requests {when}, so there is nothing to compare.",
+                f"{escape_control(user)} made no requests {when}, so there is nothing to compare.",
                 hint="usage-plugin report --by user,week lists the active weeks of each user.",
             )
         compared = similar_to(vectors, found[0], most)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.text import Text
 
 from usage_plugin.cli.balances import subject_words
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.config import with_limits
 from usage_plugin.domain.money import format_usd
@@ -58,7 +58,7 @@ async def run(reader: Reader, *, output: Output, limits: Path, dates: TypedDates
         recorded = sum(row.totals.requests for row in await reader.tracker.report((), first, last))
         bar.begin(f"Requests from {first} to {last}", recorded)
         found = await simulate(reader.tracker, replay, days_window(first, last, zone), recorded, bar.advance)
-    notes = [*_notes(found, proposed), *_lacking(reader, proposed, first)]
+    notes = [*_notes(found, proposed), *_missing_history(reader, proposed, first)]
     if output.is_table:
         _show(found, proposed, notes, zone, f"from {first} to {last} ({zone})", top)
         return
@@ -167,7 +167,7 @@ def _show(found: Simulation, limits: LimitSet, notes: list[str], zone: ZoneInfo,
         )  # fmt: skip
     screen = console()
     for line in (_verdict(found), *notes):
-        screen.print(Text(harmless(line)))
+        screen.print(Text(escape_control(line)))
 
 
 def _cells(row: _LimitRow, zone: ZoneInfo) -> list[str]:
@@ -215,7 +215,7 @@ def _notes(found: Simulation, limits: LimitSet) -> list[str]:
     return notes
 
 
-def _lacking(reader: Reader, limits: LimitSet, first: date) -> list[str]:
+def _missing_history(reader: Reader, limits: LimitSet, first: date) -> list[str]:
     """Return a note on limits whose windows opened before the oldest remaining event."""
     run, zone = last_run(reader.ledger), reader.config.timezone
     if run is None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from usage_plugin.cli.adjustments import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
 from usage_plugin.cli.anomalies import COUNT_COLUMNS, count_cells, counts, plain_counts
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.encoding import decode_event
@@ -43,7 +43,7 @@ async def run(reader: Reader, *, output: Output) -> None:
     facts: dict[str, Any] = {
         "data_dir": str(reader.config.data_dir),
         "workers": reader.workers.living(),
-        "problems": [problem._asdict() for problem in (*problems(reader.ledger), *_of_the_secret(reader, now))],
+        "problems": [problem._asdict() for problem in (*problems(reader.ledger), *_secret_problems(reader, now))],
         "outbox": {
             "events": waiting.events,
             "bytes": waiting.size,
@@ -66,10 +66,10 @@ async def run(reader: Reader, *, output: Output) -> None:
     screen = console()
     lines = Table.grid(padding=(0, 2))
     for name, text in _lines(facts):
-        lines.add_row(Text(name), Text(harmless(text), overflow="fold"))
+        lines.add_row(Text(name), Text(escape_control(text), overflow="fold"))
     for problem in facts["problems"]:
         text = f"{problem['name']}: {problem['text']} (since {problem['since']})"
-        lines.add_row(Text("PROBLEM"), Text(harmless(text), overflow="fold"), style="red")
+        lines.add_row(Text("PROBLEM"), Text(escape_control(text), overflow="fold"), style="red")
     screen.print(lines)
     screen.print()
     if refusals:
@@ -94,7 +94,7 @@ async def run(reader: Reader, *, output: Output) -> None:
         table("Adjustments in force", ADJUSTMENT_COLUMNS, [adjustment_cells(reader, one) for one in adjustments])
 
 
-def _of_the_secret(reader: Reader, now: int) -> Iterator[Problem]:
+def _secret_problems(reader: Reader, now: int) -> Iterator[Problem]:
     trouble = secret_trouble(reader.ledger, reader.pseudonyms, reader.secret_path, now)
     if trouble is not None:
         yield Problem("secret", trouble, to_datetime(now).isoformat())

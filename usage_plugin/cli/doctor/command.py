@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.cli.doctor.findings import Finding
-    from usage_plugin.cli.doctor.temporary_proxy import Temporary
+    from usage_plugin.cli.doctor.temporary_proxy import RunningProxy
     from usage_plugin.cli.output import Output
     from usage_plugin.config import Config
     from usage_plugin.domain.ledger import Imperfection, Ledger
@@ -78,7 +78,7 @@ def run(path: Path, output: Output, *, target: Target | None, static: bool) -> N
         examination = _Examination(progress)
         config = asyncio.run(examination.examine(path, target))
         if config is not None and target is None and not static:
-            examination.try_out(config)
+            examination.probe_temporary_proxy(config)
     findings = [*examination.findings, *probes.findings_of(examination.results)]
     if output.is_table:
         counted = None if examination.anomalies is None else counts(examination.anomalies)
@@ -121,7 +121,7 @@ class _Examination:
         self.findings += environment.check_environment(config, self._clock.now(), newest, workers)
         return config
 
-    def try_out(self, config: Config) -> None:
+    def probe_temporary_proxy(self, config: Config) -> None:
         """Send requests through a temporary proxy.
 
         Not in an event loop, which would not handle Ctrl-C while the proxy starts.
@@ -137,7 +137,7 @@ class _Examination:
                             "To test these settings as well, name the running proxy with --url.",
                         )
                     )
-                asyncio.run(self._prove(proxy))
+                asyncio.run(self._probe_temporary(proxy))
         except UsagePluginError as error:
             self.findings.append(problem("routes", error.message, error.hint or ""))
 
@@ -149,7 +149,7 @@ class _Examination:
                 self.findings += await consistency.check_data(reader)
                 self.anomalies = reader.ledger.imperfections()
                 if target:
-                    await self._running(target, config, reader.ledger)
+                    await self._probe_running(target, config, reader.ledger)
                 return newest, reader.workers.living()
         except NothingRecordedError as error:
             if target is None:
@@ -162,12 +162,12 @@ class _Examination:
                         "Give the YAML that the proxy was started with, and run the doctor on the proxy's host.",
                     )
                 )
-                await self._running(target, config, None)
+                await self._probe_running(target, config, None)
         except UsagePluginError as error:
             self.findings.append(problem("books", error.message, error.hint or ""))
         return None, []
 
-    async def _running(self, target: Target, config: Config, ledger: Ledger | None) -> None:
+    async def _probe_running(self, target: Target, config: Config, ledger: Ledger | None) -> None:
         if (wrong := await asyncio.to_thread(probes.check_access, target.url, target.key)) is not None:
             self.findings.append(wrong)
             return
@@ -176,7 +176,7 @@ class _Examination:
             target.url, target.key, wanted, ledger, headers=_identity_headers(config), progress=self._progress
         )
 
-    async def _prove(self, proxy: Temporary) -> None:
+    async def _probe_temporary(self, proxy: RunningProxy) -> None:
         blocked = BLOCKED if wiring.is_enforced() else None
         wanted = probes.all_probes(OPENAI_MODEL, ANTHROPIC_MODEL, OPENAI_MODEL, blocked)
         async with open_reader(proxy.config) as reader:

@@ -28,7 +28,7 @@ async def check_data(reader: Reader) -> list[Finding]:
     if not wrong:
         findings.append(ok("books", "The ledger is consistent: no damage, no orphaned hold, no negative sum."))
     findings += _outbox(reader)
-    findings += _lost(reader)
+    findings += _dead_reservations(reader)
     findings.append(_secret(reader))
     findings += [
         problem("books", f"The proxy reports a problem of {found.name}: {found.text}", "See the proxy's log.")
@@ -64,7 +64,7 @@ def _outbox(reader: Reader) -> Iterator[Finding]:
         yield ok("books", f"{text}, as usual for a few seconds.")
 
 
-def _lost(reader: Reader) -> Iterator[Finding]:
+def _dead_reservations(reader: Reader) -> Iterator[Finding]:
     dead = [r for r in reader.ledger.open_reservations() if reader.workers.is_dead(r.worker)]
     if dead:
         yield warning(

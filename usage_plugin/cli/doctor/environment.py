@@ -66,10 +66,10 @@ def check_litellm() -> Finding:
             f"LiteLLM is not installed in the environment of usage-plugin, {sys.prefix}.",
             "Run the doctor in the environment of the proxy: pip install 'usage-plugin[proxy]'.",
         )
-    return judge_litellm(version)
+    return check_litellm_version(version)
 
 
-def judge_litellm(version: str) -> Finding:
+def check_litellm_version(version: str) -> Finding:
     """Check a version of LiteLLM."""
     found = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if found == _COMPROMISED:
@@ -229,7 +229,7 @@ def check_workers(config: Config, workers: list[str]) -> Iterator[Finding]:
         yield warning(
             "surroundings", "The history is in the memory of one worker only.", "Use storage.backend: sqlite."
         )
-    if not any("timeout_worker_healthcheck" in line for line in map(_parents_command, workers)):
+    if not any("timeout_worker_healthcheck" in line for line in map(_command_lines_of, workers)):
         yield warning(
             "surroundings",
             f"{count} workers: uvicorn kills a worker that takes longer than 5 s to import LiteLLM.",
@@ -237,7 +237,7 @@ def check_workers(config: Config, workers: list[str]) -> Iterator[Finding]:
         )
 
 
-def _parents_command(worker: str) -> str:
+def _command_lines_of(worker: str) -> str:
     """Return the command lines of a worker and its parent; empty without /proc. A worker's name begins with its PID."""
     number = worker.partition("-")[0]
     try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """A response; header names are in lower case."""
 
     status: int
@@ -38,7 +38,7 @@ def check_url(url: str) -> str:
 
 def fetch(
     url: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None, *, seconds: float = 60
-) -> Answer:
+) -> Response:
     """Send a GET request, or POST if there is a body, and return the response with any status.
 
     Raises:
@@ -56,6 +56,6 @@ def fetch(
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _answer(status: int, response: Any) -> Answer:  # a response or an HTTPError of urllib
+def _answer(status: int, response: Any) -> Response:  # a response or an HTTPError of urllib
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(status, headers, response.read().decode("utf-8", "replace"))
+    return Response(status, headers, response.read().decode("utf-8", "replace"))

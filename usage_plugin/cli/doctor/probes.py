@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.cli.doctor.findings import Finding, Level, ok, problem
-from usage_plugin.cli.doctor.http_client import Answer, fetch
+from usage_plugin.cli.doctor.http_client import Response, fetch
 from usage_plugin.domain.money import format_usd
 from usage_plugin.encoding import decode_event
 
@@ -141,7 +141,7 @@ async def run_probes(
         progress: called with the name of each step.
     """
     after = _newest(ledger) if ledger else 0
-    sent: list[tuple[Probe, str, Answer | None, str]] = []
+    sent: list[tuple[Probe, str, Response | None, str]] = []
     for probe in probes:
         progress(f"{probe.name}{' (stream)' if probe.streams else ''}")
         call_id = f"usage-doctor-{secrets.token_hex(8)}"
@@ -175,7 +175,7 @@ def findings_of(results: Sequence[Result]) -> list[Finding]:
     return [ok("routes", f"Gate, record and settlement work on all {len(results)} requests.")]
 
 
-def _send(url: str, key: str, probe: Probe, call_id: str, names: Sequence[str]) -> tuple[Answer | None, str]:
+def _send(url: str, key: str, probe: Probe, call_id: str, names: Sequence[str]) -> tuple[Response | None, str]:
     headers = {
         "Authorization": f"Bearer {key}",
         "Content-Type": "application/json",
@@ -220,12 +220,12 @@ async def _held(ledger: Ledger, due: set[str]) -> set[str]:
     }
 
 
-def _refusal(answer: Answer) -> str | None:
+def _refusal(answer: Response) -> str | None:
     return answer.headers.get("x-usage-refusal")
 
 
 def _evaluate(
-    probe: Probe, answer: Answer | None, why: str, events: list[UsageEvent] | None, *, held: bool | None
+    probe: Probe, answer: Response | None, why: str, events: list[UsageEvent] | None, *, held: bool | None
 ) -> Result:
     unknown = Mark(None)
     if answer is None:
@@ -264,7 +264,7 @@ def _event_words(event: UsageEvent) -> str:
     return f"{event.status}, {event.input_tokens} + {event.output_tokens} tokens, {cost}"
 
 
-def _message(answer: Answer) -> str:
+def _message(answer: Response) -> str:
     """Return the message of an error response, at most 160 characters."""
     try:
         error = json.loads(answer.text)["error"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from usage_plugin.cli.anomalies import COUNT_COLUMNS, count_cells
-from usage_plugin.cli.output import Column, console, harmless, table
+from usage_plugin.cli.output import Column, console, escape_control, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,9 +31,9 @@ def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequen
             screen.print(Text(title, style="bold"))
         for finding in mine:
             line = Text(f"  {marks[finding.level]} ", style=_STYLES[finding.level])
-            screen.print(line.append(harmless(finding.text), style="default"))
+            screen.print(line.append(escape_control(finding.text), style="default"))
             for part in finding.remedy.splitlines():
-                screen.print(Text(f"      {harmless(part)}", style="dim"))
+                screen.print(Text(f"      {escape_control(part)}", style="dim"))
     if results:
         _show_results(results)
     if counted:

@@ -56,7 +56,7 @@ class NotStartedError(UsagePluginError):
     """The temporary proxy did not start."""
 
 
-class Temporary(NamedTuple):
+class RunningProxy(NamedTuple):
     """The running proxy.
 
     Attributes:
@@ -72,7 +72,7 @@ class Temporary(NamedTuple):
 
 
 @contextmanager
-def start_temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
+def start_temporary_proxy(path: Path, own_section: Path) -> Iterator[RunningProxy]:
     """Start a proxy for the length of a context.
 
     Args:
@@ -83,13 +83,13 @@ def start_temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
         NotStartedError: the proxy did not start; the hint has the last lines of its log.
     """
     with ExitStack() as stack:
-        stack.enter_context(_ending_in_order())
+        stack.enter_context(_exit_on_sigterm())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-doctor-")))
         provider = MockProvider()
         provider.start()
         stack.callback(provider.stop)
         document = {**ProxyYaml(path).document(), SECTION: ProxyYaml(own_section).document().get(SECTION)}
-        copy, left_out = adapted(document, provider.url, folder / "data")
+        copy, left_out = adapted_config(document, provider.url, folder / "data")
         _link_python_files(path, folder)
         copied = folder / "config.yaml"
         copied.write_text(yaml.safe_dump(copy, allow_unicode=True), encoding="utf-8")
@@ -99,10 +99,10 @@ def start_temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
         stack.callback(_stop, process)
         _wait(f"http://127.0.0.1:{port}", process, folder / "proxy.log")
         config = load_config(copied).model_copy(update={"data_dir": folder / "data"})
-        yield Temporary(f"http://127.0.0.1:{port}", key, config, provider, left_out)
+        yield RunningProxy(f"http://127.0.0.1:{port}", key, config, provider, left_out)
 
 
-def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[dict[str, Any], list[str]]:
+def adapted_config(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[dict[str, Any], list[str]]:
     """Return a copy of a YAML with the same settings, other models, another data folder and no services."""
     left_out: list[str] = [name for name in _SECTIONS_LEFT_OUT if document.get(name)]
     copy = {name: value for name, value in document.items() if name not in (*_SECTIONS_LEFT_OUT, "model_list")}
@@ -165,7 +165,7 @@ def _groups_in(value: Any) -> Iterator[str]:
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
+def _exit_on_sigterm() -> Iterator[None]:
     """Turn SIGTERM into a regular exit, so that the proxy is stopped."""
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

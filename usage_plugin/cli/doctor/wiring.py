@@ -42,7 +42,7 @@ def check_wiring(config: Config) -> Iterator[Finding]:
     yield from callbacks(settings)
     yield from _shadows(path)
     yield from _subclasses(path, settings)
-    yield from _no_log(settings)
+    yield from _check_no_log(settings)
     yield from _settings_that_break(settings)
     for warned in config_warnings(config, proxy_yaml):
         yield warning(
@@ -154,7 +154,7 @@ def _last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _no_log(settings: dict[str, Any]) -> Iterator[Finding]:
+def _check_no_log(settings: dict[str, Any]) -> Iterator[Finding]:
     """Check that a client cannot silence the callback: LiteLLM exempts classes with _PROXY_ in their names."""
     source = Path(usage_plugin.__file__).parent / "proxy" / "handler.py"
     classes = [node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]

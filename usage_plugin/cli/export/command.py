@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from usage_plugin.cli.erasure import EVERYBODY, audit, clean, clean_reason
+from usage_plugin.cli.erasure import EVERYBODY, audit, clean_reason, clean_user
 from usage_plugin.cli.export.columns import DAYS, EVENTS
 from usage_plugin.cli.export.destination import destination, prints_to_terminal
 from usage_plugin.cli.export.formats import FORMATS
-from usage_plugin.cli.output import Output, console, harmless, thousands
+from usage_plugin.cli.output import Output, console, escape_control, thousands
 from usage_plugin.cli.progress import BarInTime
 from usage_plugin.domain.pseudonyms import NOBODY
 from usage_plugin.domain.store import DailySum
@@ -33,7 +33,7 @@ KINDS: dict[str, RecordKind] = {"events": EVENTS, "days": DAYS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class ExportRequest:
     """A requested export: `events` or `days`, and the other options as typed."""
 
     what: str
@@ -42,12 +42,12 @@ class Wanted:
     reason: str
 
 
-async def run(reader: Reader, *, output: Output, wanted: Wanted, to: Path | None, force: bool) -> None:
+async def run(reader: Reader, *, output: Output, wanted: ExportRequest, to: Path | None, force: bool) -> None:
     """Write the events or the daily sums, in order of time."""
     if output.kind == "parquet" and prints_to_terminal(to):
         raise click.UsageError("Parquet cannot be printed to a terminal: add --to, or choose another --format.")
     user = wanted.usage_filter.user
-    name = None if user is None or user in NOBODY else clean(reader, user)
+    name = None if user is None or user in NOBODY else clean_user(reader, user)
     reason = clean_reason(wanted.reason, None if name is None else reader.person(name))
     subject = (user or EVERYBODY) if name is None else reader.pseudonym(name)
     kept = reader.kept_filter(wanted.usage_filter)
@@ -74,7 +74,7 @@ async def run(reader: Reader, *, output: Output, wanted: Wanted, to: Path | None
             # Audited before the file appears, and also after an interruption: records may have been written.
             audit(reader, "export", subject, reason, counts)
     if to is not None:
-        console().print(Text(harmless(f"{to}: {thousands(counts[kind.name])} {wanted.what}.")))
+        console().print(Text(escape_control(f"{to}: {thousands(counts[kind.name])} {wanted.what}.")))
 
 
 def _time_of(record: Any) -> int:

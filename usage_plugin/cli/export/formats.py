@@ -45,7 +45,7 @@ def _csv(file: BinaryIO, kind: RecordKind) -> Iterator[Write]:
     structured = [at for at, column in enumerate(kind.columns) if column.type in ("boolean", "list", "counts")]
     formulas = 0
 
-    def hand_over() -> None:
+    def flush_text() -> None:
         file.write(text.getvalue().encode())
         text.seek(0)
         text.truncate()
@@ -58,10 +58,10 @@ def _csv(file: BinaryIO, kind: RecordKind) -> Iterator[Write]:
                 cells[at] = _encode(cells[at])
             formulas += any(cells[at] and cells[at].startswith(_FORMULA) for at in words)
             writer.writerow(cells)
-        hand_over()
+        flush_text()
 
     writer.writerow([column.name for column in kind.columns])
-    hand_over()
+    flush_text()
     yield write
     if formulas:
         click.echo(
