@@ -110,7 +110,7 @@ def test_a_running_proxy_is_proved(proxy: Proxy) -> None:
 
     code, document, said = doctor(proxy.config_path, "--url", proxy.url, "--model", "chat", "--key", "sk-not-the-key")
     assert (code, document["requests"]) == (1, [])
-    assert any("does not take the key: 400" in found for found in problems(document))
+    assert any("rejects the key: 400" in found for found in problems(document))
     assert "sk-not-the-key" not in said
 
 
