@@ -12,7 +12,7 @@ import pytest
 from tests.docs.conftest import shell
 from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
-from usage_plugin.cli.imperfections import KINDS
+from usage_plugin.cli.anomalies import KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,12 +67,12 @@ def test_what_the_page_says_to_type_works(example_proxy: tuple[Path, int], names
         ],
         "doctor.md": [
             r"chat +✓ +✓ +✓ +success, 10 \+ 5 tokens, 0\.00002 USD",
-            r"chat, refused +✓ +- +- +refused, as it must be",
+            r"chat, refused +✓ +- +- +refused as expected",
             r"chat +✓ +✓ +✓ +success, 10 \+ 20 tokens, 0\.0101 USD",
         ],
         "privacy.md": [
             r"kim\.jsonl: .*\b3 event",
-            r"Forgotten: \d+ history",
+            r"Deleted: \d+ history",
             r"forget +p-[a-z2-7]{16} +\S+ +left in May",
         ],
     }[page]

@@ -13,7 +13,7 @@ from tests.docs.test_docs import blocks
 from tests.guarding import python_path
 from tests.proxy.conftest import ROOT, clean_environment
 from usage_plugin import api
-from usage_plugin.api.facts import UsageFacts
+from usage_plugin.api.validation import UsageFacts
 
 if TYPE_CHECKING:
     from pathlib import Path

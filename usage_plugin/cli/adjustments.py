@@ -1,7 +1,7 @@
-"""`usage-plugin raise`, `pause`, `resume` and `adjustments`: changes of an amount that end by themselves.
+"""`usage-plugin raise`, `pause`, `resume` and `adjustments`: temporary changes of an amount.
 
-Only amounts change, for one subject of one limit, and never what was spent. Every change is kept with its actor, its
-reason and the amount before; running workers take it up within a second or two.
+Only the amount changes, for one subject of one limit; recorded spend does not. Every change is kept with its actor, its
+reason and the previous amount. Running workers apply it within a second or two.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table
-from usage_plugin.cli.spans import read_duration
-from usage_plugin.cli.standings import amount_words, plain, resets_words, subject_words
+from usage_plugin.cli.balances import amount_words, plain, resets_words, subject_words, unit_words
+from usage_plugin.cli.date_ranges import read_duration
+from usage_plugin.cli.output import Column, Output, console, escape_control, table
 from usage_plugin.domain.ledger import Adjustment
 from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.pseudonyms import is_key
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Reader
 
 LONGEST_DAYS = 90
-_LONGEST_REASON = 500
-_PATIENCE = 10.0
+LONGEST_REASON = 500
+LEDGER_WAIT = 10.0
+"""Seconds for which a command waits for a ledger that other processes are writing to."""
 
 ADJUSTMENT_COLUMNS = (
     Column("number", number=True), Column("limit"), Column("subject"), Column("before", number=True),
@@ -47,11 +48,11 @@ ADJUSTMENT_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What somebody asks for.
+    """A requested adjustment.
 
     Attributes:
-        to: the amount as it was typed; None: nothing is refused.
-        duration: how long, as it was typed.
+        to: the amount as typed; None for unlimited.
+        duration: the duration as typed.
     """
 
     limit: str
@@ -62,14 +63,14 @@ class Change:
 
 
 async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
-    """Put another amount in force for a while."""
+    """Record an adjustment that changes an amount for a while."""
     limit, subject = find_account(reader, wanted.limit, wanted.names)
     if limit.amount is None and not limit.overrides and wanted.to is None:
-        raise AdjustmentError(f"The limit {limit.name} refuses nobody, so there is nothing to pause.")
+        raise AdjustmentError(f"The limit {limit.name} is unlimited and has no overrides: there is nothing to pause.")
     amount = None if wanted.to is None else _read_amount(limit, wanted.to)
     reason = " ".join(wanted.reason.split())
-    if not reason or len(reason) > _LONGEST_REASON:
-        raise click.BadParameter(f"--reason: say why, in at most {_LONGEST_REASON} characters; it is kept.")
+    if not reason or len(reason) > LONGEST_REASON:
+        raise click.BadParameter(f"--reason: expected 1 to {LONGEST_REASON} characters; it is kept.")
     now = reader.clock.now()
     length = read_duration(wanted.duration, "--for", LONGEST_DAYS)
     before = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, subject))
@@ -87,13 +88,13 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
                 reason=reason,
             )
         ),
-        _PATIENCE,
+        LEDGER_WAIT,
     )
     _show(reader, output, [made], f"The limit {limit.name} of {subject_words(limit.names_of(subject))}")
 
 
 async def resume(reader: Reader, *, output: Output, limit_name: str, names: Mapping[str, str | None]) -> None:
-    """End every adjustment of an account, so that the YAML's amount is in force again."""
+    """End every adjustment of an account, so that the YAML's amount applies again."""
     limit, subject = find_account(reader, limit_name, names)
     now = reader.clock.now()
     in_force = [
@@ -102,16 +103,16 @@ async def resume(reader: Reader, *, output: Output, limit_name: str, names: Mapp
         if (found.limit, found.subject, found.ended_at) == (limit.name, subject, None)
     ]
     ended = [
-        found for found in in_force if until_free(partial(reader.ledger.end_adjustment, found.number, now), _PATIENCE)
+        found for found in in_force if until_free(partial(reader.ledger.end_adjustment, found.number, now), LEDGER_WAIT)
     ]
-    whom = subject_words(limit.names_of(subject))
+    words = subject_words(limit.names_of(subject))
     if not ended:
         raise AdjustmentError(
-            f"No adjustment of the limit {limit.name} is in force for {whom}.",
-            hint="usage-plugin adjustments lists those that are.",
+            f"No adjustment of the limit {limit.name} is in force for {words}.",
+            hint="usage-plugin adjustments lists the adjustments in force.",
         )
     reader.limits = reader.limits.adjusted(reader.ledger.adjustments(now))
-    _show(reader, output, [found._replace(ended_at=now) for found in ended], f"The limit {limit.name} of {whom}")
+    _show(reader, output, [found._replace(ended_at=now) for found in ended], f"The limit {limit.name} of {words}")
 
 
 async def show(reader: Reader, *, output: Output, everything: bool) -> None:
@@ -129,12 +130,12 @@ async def show(reader: Reader, *, output: Output, everything: bool) -> None:
 
 
 def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> tuple[Limit, str]:
-    """Find the limit and the subject that are meant.
+    """Return the limit with this name, and its subject with these names.
 
     Raises:
-        UnknownLimitError: there is no such limit.
-        AdjustmentError: it does not count that subject.
-        click.UsageError: the options do not name what the limit counts by.
+        UnknownLimitError: the limit does not exist.
+        AdjustmentError: the limit does not count the subject.
+        click.UsageError: the names do not match the dimensions of the limit.
     """
     limit = reader.limits.find(name)
     wanted: list[str] = [dimension for dimension in limit.per if dimension != "global"]
@@ -142,8 +143,8 @@ def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> 
     if set(given) != set(wanted):
         options = " and ".join(f"--{dimension.replace('_', '-')}" for dimension in wanted)
         raise click.UsageError(
-            f"The limit {name} counts per {', '.join(limit.per)}: give {options or 'no name'}"
-            f"{' and nothing else' if wanted else ', since it is everybody’s'}."
+            f"The limit {name} counts per {', '.join(limit.per)}: expected {options or 'no name'}"
+            f"{' and no other names' if wanted else ', since all requests share it'}."
         )
     cleaned = {dimension: clean_option(reader, dimension, names[dimension]) for dimension in wanted}
     if not reader.limits.may_count(limit, cleaned):
@@ -153,12 +154,12 @@ def find_account(reader: Reader, name: str, names: Mapping[str, str | None]) -> 
 
 
 def clean_option(reader: Reader, dimension: str, value: str | None) -> str:
-    """Take a name as requests have it.
+    """Return a name in the form that the ledger keeps.
 
     Raises:
-        SubjectNameError: no request can have this name.
-        SecretError: its pseudonym cannot be made.
-        click.BadParameter: it is empty.
+        SubjectNameError: the name is not valid.
+        SecretError: the secret for its pseudonym is not usable.
+        click.BadParameter: the name is empty.
     """
     if value in ("(anonymous)", None):
         return value or ""
@@ -166,36 +167,37 @@ def clean_option(reader: Reader, dimension: str, value: str | None) -> str:
         return _clean_key(reader, value)
     name = clean_name(value, what=dimension.replace("_", " "), casefold=reader.config.identity.folds(dimension))
     if name is None:
-        raise click.BadParameter(f"--{dimension.replace('_', '-')} is empty.")
+        raise click.BadParameter(f"--{dimension.replace('_', '-')} must not be empty.")
     return reader.kept(dimension, name)
 
 
 def _clean_key(reader: Reader, value: str) -> str:
-    """Take a key by itself, by LiteLLM's hash of it, or by what is kept; the key itself is written nowhere."""
+    """Return the kept form of a key, of LiteLLM's hash of it, or of the kept form; the key itself is never stored."""
     if not (value.startswith("sk-") or is_key(value)):
         raise click.BadParameter(
-            f"--api-key {value}: write the key, LiteLLM's hash of it, or what usage-plugin events shows (k-…). An alias"
-            " is no key: another may have it tomorrow."
+            "--api-key: expected a key, LiteLLM's hash of it, or the form shown by usage-plugin events (k-…); found"
+            f" {value}. An alias is not accepted: it may belong to another key tomorrow."
         )
     return reader.kept("api_key", value)
 
 
 def _read_amount(limit: Limit, text: str) -> int:
     if text == "unlimited":
-        raise click.BadParameter("--to unlimited: write usage-plugin pause instead.")
+        raise click.BadParameter("--to: expected an amount; found unlimited. Use usage-plugin pause instead.")
     if limit.unit == "usd":
         try:
             return parse_usd(text)
         except MoneyError as error:
-            raise click.BadParameter(f"--to {text}: {error.message} The limit {limit.name} counts USD.") from None
+            raise click.BadParameter(f"--to: {error.message} The limit {limit.name} counts USD.") from None
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        unit = limit.unit.replace("_", " ")
-        raise click.BadParameter(f"--to {text}: the limit {limit.name} counts {unit}; write a whole number.")
+        raise click.BadParameter(
+            f"--to: expected a whole number of {unit_words(limit.unit)} for the limit {limit.name}; found {text}."
+        )
     return int(text)
 
 
 def actor() -> str:
-    """Name who gives the command: the user of the system, and who they were before sudo."""
+    """Return the name of the system user, and of the user before sudo."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -205,7 +207,7 @@ def actor() -> str:
 
 
 def plain_adjustment(reader: Reader, one: Adjustment) -> dict[str, Any]:
-    """Give an adjustment as JSON has it; amounts of a limit that is gone are bare numbers."""
+    """Return an adjustment as JSON; if its limit no longer exists, its amounts are plain numbers."""
     limit = _limit_of(reader, one)
 
     def amount(value: int | None) -> str | int | None:
@@ -227,7 +229,7 @@ def plain_adjustment(reader: Reader, one: Adjustment) -> dict[str, Any]:
 
 
 def adjustment_cells(reader: Reader, one: Adjustment) -> list[str]:
-    """Write an adjustment for people."""
+    """Return the table cells of an adjustment, in the order of `ADJUSTMENT_COLUMNS`."""
     limit = _limit_of(reader, one)
     zone = limit.zone if limit else reader.config.timezone
 
@@ -247,31 +249,30 @@ def adjustment_cells(reader: Reader, one: Adjustment) -> list[str]:
 
 
 def _limit_of(reader: Reader, one: Adjustment) -> Limit | None:
-    """Find the limit, if it still counts by as many names as it did."""
+    """Return the limit if it exists and still counts by the same number of dimensions."""
     limit = next((limit for limit in reader.limits.limits if limit.name == one.limit), None)
     fits = limit is not None and len(limit.per) == one.subject.count(SEPARATOR) + 1
     return limit if fits else None
 
 
 def _show(reader: Reader, output: Output, changed: list[Adjustment], title: str) -> None:
-    """Say what was changed, and how the account stands now."""
+    """Print the changed adjustments and the current balance of the account."""
     now = reader.clock.now()
     reader.limits = reader.limits.adjusted(reader.ledger.adjustments(now))
     limit = next(limit for limit in reader.limits.limits if limit.name == changed[0].limit)
-    standing = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, changed[0].subject))
+    account = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, changed[0].subject))
     rows = [plain_adjustment(reader, one) for one in changed]
     if not output.is_table:
-        output.document({"adjustments": rows, "now": plain(standing)}, rows)
+        output.document({"adjustments": rows, "now": plain(account)}, rows)
         return
     screen = console()
     for one in changed:
         until = f"{to_datetime(one.until, limit.zone):%Y-%m-%d %H:%M %Z}"
-        what = "ended" if one.ended_at else f"in force until {until}, by {one.actor}"
+        state = "ended" if one.ended_at else f"in force until {until}, by {one.actor}"
         amounts = f"{amount_words(limit, one.before)} → {amount_words(limit, one.amount)}"
-        screen.print(Text(harmless(f"Adjustment {one.number} ({amounts}) is {what}.")))
-    unit = "USD" if limit.unit == "usd" else limit.unit.replace("_", " ")
-    now_is = "unlimited now"
-    if standing.amount is not None and standing.remaining is not None:
-        left = amount_words(limit, standing.remaining)
-        now_is = f"{amount_words(limit, standing.amount)} {unit} now, {left} left"
-    screen.print(Text(harmless(f"{title} is {now_is}; resets: {resets_words(standing)}.")))
+        screen.print(Text(escape_control(f"Adjustment {one.number} ({amounts}) is {state}.")))
+    amount = "unlimited now"
+    if account.amount is not None and account.remaining is not None:
+        left = amount_words(limit, account.remaining)
+        amount = f"{amount_words(limit, account.amount)} {unit_words(limit.unit)} now, {left} left"
+    screen.print(Text(escape_control(f"{title} is {amount}; resets: {resets_words(account)}.")))

@@ -1,4 +1,4 @@
-"""Screen: the findings for people, one line each with a mark, and the table of routes."""
+"""Printed findings, one line each with a mark, and the table of routes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells
-from usage_plugin.cli.output import Column, console, harmless, table
+from usage_plugin.cli.anomalies import COUNT_COLUMNS, count_cells
+from usage_plugin.cli.output import Column, console, escape_control, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from usage_plugin.cli.anomalies import AnomalyCount
     from usage_plugin.cli.doctor.findings import Finding, Level
     from usage_plugin.cli.doctor.probes import Mark, Result
-    from usage_plugin.cli.imperfections import Count
 
-_TITLES = {"wiring": "Wiring", "surroundings": "Surroundings", "books": "Books", "routes": "Routes"}
+_TITLES = {"wiring": "Wiring", "surroundings": "Environment", "books": "Data", "routes": "Routes"}
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
-def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequence[Count]) -> None:
-    """Print everything."""
+def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequence[AnomalyCount]) -> None:
+    """Print the findings by area, the results of probes, the anomalies and a summary."""
     screen = console()
     marks = _marks()
     for area, title in _TITLES.items():
@@ -31,14 +31,14 @@ def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequen
             screen.print(Text(title, style="bold"))
         for finding in mine:
             line = Text(f"  {marks[finding.level]} ", style=_STYLES[finding.level])
-            screen.print(line.append(harmless(finding.text), style="default"))
+            screen.print(line.append(escape_control(finding.text), style="default"))
             for part in finding.remedy.splitlines():
-                screen.print(Text(f"      {harmless(part)}", style="dim"))
+                screen.print(Text(f"      {escape_control(part)}", style="dim"))
     if results:
         _show_results(results)
     if counted:
         table(
-            "What is not known exactly",
+            "Anomalies",
             COUNT_COLUMNS,
             [count_cells(count) for count in counted],
         )
@@ -46,16 +46,16 @@ def show(findings: Sequence[Finding], results: Sequence[Result], counted: Sequen
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Sum up in a line."""
+    """Return the numbers of problems and warnings in words."""
     problems, warnings = (sum(f.level == level for f in findings) for level in ("problem", "warning"))
-    said = f"{warnings} warning{'' if warnings == 1 else 's'}"
-    if problems:
-        return f"{problems} would break; {said}."
-    return f"Nothing would break; {said}." if warnings else "All is well."
+    if not problems and not warnings:
+        return "No problems found."
+    numbers = f"{problems or 'No'} problem{'' if problems == 1 else 's'}"
+    return f"{numbers}, {warnings} warning{'' if warnings == 1 else 's'}."
 
 
 def plain_result(result: Result) -> dict[str, Any]:
-    """Give a result as JSON has it."""
+    """Return a result as JSON."""
     return {
         "route": result.probe.name,
         "path": result.probe.path,
@@ -90,7 +90,7 @@ def _mark(mark: Mark, *, refused: bool) -> str:
 
 
 def _marks() -> dict[Level, str]:
-    """Choose marks that the terminal can show."""
+    """Return marks that the terminal's encoding supports."""
     try:
         "✓✗".encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

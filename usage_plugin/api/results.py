@@ -1,4 +1,4 @@
-"""What the API answers with. Costs are `Decimal` in USD; other amounts are counts, in the unit that stands beside."""
+"""Result types of the API. Costs are `Decimal` in USD; other amounts are counts, in the unit of the result."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.percentiles import Measure
 
 Money = Decimal | str | int | float
-"""What is taken for an amount in USD. A float is rounded to the nearest nano-dollar of what it prints as."""
+"""Accepted types of an amount in USD. A float is converted by its decimal representation, rounded to nano-dollars."""
 
 
 def nano_of(amount: Money) -> Nano:
-    """Read an amount in USD.
+    """Return an amount in USD as nano-dollars.
 
     Raises:
-        MoneyError: it is none.
+        MoneyError: the amount is not valid.
     """
     return from_float(amount) if isinstance(amount, float) else parse_usd(amount)
 
 
 def amount_of(unit: Unit, amount: int) -> Decimal | int:
-    """Give an amount of a limit: dollars, or a count."""
+    """Return an amount of a limit: dollars, or a count."""
     return to_decimal(amount) if unit == "usd" else amount
 
 
@@ -56,19 +56,19 @@ class Usage(NamedTuple):
 
 
 def usage_of(totals: UsageTotals) -> Usage:
-    """Give sums with their cost in dollars."""
+    """Return sums with their cost in dollars."""
     return Usage(*totals[:-1], to_decimal(totals.cost))
 
 
 class UsageRow(NamedTuple):
-    """One group of a report: its names in the order asked for, None where there was none, and its sums."""
+    """One group of a report: its names in the requested order, None for a missing name, and its sums."""
 
     group: tuple[str | None, ...]
     usage: Usage
 
 
 class TopUsage(NamedTuple):
-    """The dearest groups, how many groups there are in all, and the sums of all of them."""
+    """The top groups by cost, the number of all groups, and the sums over all of them."""
 
     rows: Sequence[UsageRow]
     in_all: int
@@ -80,7 +80,7 @@ class StreamedUsage(NamedTuple):
 
     Attributes:
         bucket: the day, `2026-11-23`, or the beginning of the hour, `2026-11-23T14:00+01:00`.
-        growing: whether requests of that day were on their way into the history when the stream began.
+        growing: whether requests of that day were in the outbox when the stream began.
     """
 
     bucket: str
@@ -96,12 +96,12 @@ class StreamedUsage(NamedTuple):
 
     @property
     def cursor(self) -> str:
-        """A text by which `stream_usage` goes on behind this row."""
+        """A text with which `stream_usage` continues after this row."""
         return json.dumps([self.bucket, self.growing, *self[1:-2]])
 
 
 def streamed(rows: Sequence[DailySum], *, growing: bool) -> Iterator[StreamedUsage]:
-    """Give a page of daily sums, column by column, without a call of Python for each row."""
+    """Return a page of daily sums, converted column by column, without a Python call for each row."""
     days, *names, totals = zip(*rows, strict=True)
     *sums, costs = zip(*totals, strict=True)
     usages = map(tuple.__new__, repeat(Usage), zip(*sums, to_decimals(costs), strict=True))
@@ -111,11 +111,11 @@ def streamed(rows: Sequence[DailySum], *, growing: bool) -> Iterator[StreamedUsa
 
 
 class PercentileRow(NamedTuple):
-    """What the requests of a group took or cost.
+    """Percentiles of the duration or cost of a group's requests.
 
     Attributes:
-        events: how many requests that is.
-        values: by percentage, what so many per cent did not exceed: a `timedelta`, or a `Decimal` in USD.
+        events: the number of requests.
+        values: the value that this percentage of requests did not exceed: a `timedelta`, or a `Decimal` in USD.
     """
 
     group: tuple[str | None, ...]
@@ -124,21 +124,21 @@ class PercentileRow(NamedTuple):
 
 
 def measured(measure: Measure, value: int) -> timedelta | Decimal:
-    """Give microseconds as a time, or nano-dollars as dollars."""
+    """Return microseconds as a `timedelta`, or nano-dollars as dollars."""
     return to_decimal(value) if measure == "cost" else timedelta(microseconds=value)
 
 
 class UsagePattern(NamedTuple):
-    """Something that stands out in the history.
+    """A notable pattern in the history.
 
     Attributes:
         type: dear_model, cheaper_model, one_provider, peak_hours, sudden_change, low_cache_use, costly_failures or
             limit_ahead.
         evidence: the numbers behind it, by name; shares are between 0 and 1, amounts `Decimal` in USD.
-        cost_impact: what it costs beyond what it would be otherwise, in USD; negative where less is spent than usual,
-            None where it is no question of money, or no price is known.
-        affected_users: the dearest first, of those that were looked at, under the names that are kept.
-        confidence: from 0 to 1; `confidence_basis` says how it was computed.
+        cost_impact: the additional cost in USD; negative if less is spent than usual, None if the pattern does not
+            concern money, or no price is known.
+        affected_users: the examined users in order of cost, under the names that are kept.
+        confidence: from 0 to 1; `confidence_basis` describes its computation.
     """
 
     type: PatternType
@@ -154,7 +154,7 @@ class UsagePattern(NamedTuple):
 
 
 def pattern_of(pattern: Pattern) -> UsagePattern:
-    """Give a pattern with its amounts in dollars."""
+    """Return a pattern with its amounts in dollars."""
     fields = pattern._asdict()
     amounts = {name: to_decimal(nano) for name, nano in fields.pop("amounts").items()}
     impact = None if pattern.cost_impact is None else to_decimal(pattern.cost_impact)
@@ -162,14 +162,14 @@ def pattern_of(pattern: Pattern) -> UsagePattern:
 
 
 class UserLimit(NamedTuple):
-    """How a limit stands that counts what a user does.
+    """The balance of a limit that counts a user's requests.
 
     Attributes:
-        subject: dimension to name; empty where everybody shares it.
-        amount: what is allowed, with overrides and adjustments; None for unlimited.
-        reserved: what requests in flight hold.
-        resets_at: when nothing of it counts any more; None if no date brings that.
-        blocks: whether it can refuse a request; others warn, downgrade or are tried out.
+        subject: names by dimension; empty if all requests share the limit.
+        amount: the allowed amount, with overrides and adjustments; None for unlimited.
+        reserved: the amount that requests in flight hold.
+        resets_at: the time when all of its spend has expired; None if it never expires.
+        blocks: whether it can refuse a request; other limits warn, downgrade or are dry runs.
     """
 
     name: str
@@ -184,13 +184,13 @@ class UserLimit(NamedTuple):
 
 
 class UserAlert(NamedTuple):
-    """A threshold that was passed.
+    """An exceeded threshold.
 
     Attributes:
-        id: for `acknowledge_alert`.
+        id: the id for `acknowledge_alert`.
         threshold: percent of the maximum.
-        amount: what was spent then.
-        resolved: whether it is no longer so: the window is over, or less than the threshold is spent now.
+        amount: the spend at the time of the alert.
+        resolved: whether the window has ended, or the spend is now below the threshold.
     """
 
     id: int
@@ -207,23 +207,23 @@ class UserAlert(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Where the use of somebody is heading in the window that is open.
+    """The expected usage of a subject in the current window.
 
     Attributes:
-        names: who, by dimension; empty for everybody together.
-        limit: whose account it is; None for spend as such.
-        first: the window's first day.
-        last: its last day.
-        spent: in it so far, in the unit.
-        expected: what will have been used at its end.
+        names: the subject's names by dimension; empty for all requests together.
+        limit: the limit of the account; None for spend without a limit.
+        first: the first day of the window.
+        last: the last day of the window.
+        spent: the usage so far, in the unit.
+        expected: the expected usage at the end of the window.
         low: the lower end of the range, which held 80 % of past forecasts; None if the history is too short.
-        high: the upper end.
-        amount: what the limit allows; None for unlimited, and without a limit.
-        runs_out: the day on which nothing will be left of it; None if it lasts.
-        earliest: the same at the upper end of the range.
-        latest: the same at its lower end.
-        history_days: how many days it is made of.
-        lacks: what would need a longer history, in words.
+        high: the upper end of the range.
+        amount: the amount of the limit; None for unlimited, and without a limit.
+        runs_out: the day on which the amount will be used up; None if it lasts.
+        earliest: the same day at the upper end of the range.
+        latest: the same day at the lower end of the range.
+        history_days: the number of days that the forecast is based on.
+        lacks: the parts of the forecast that need a longer history, in words.
     """
 
     names: Mapping[str, str]
@@ -244,7 +244,7 @@ class Forecast(NamedTuple):
 
 
 def forecast_of(outlook: Outlook, zone: ZoneInfo) -> Forecast:
-    """Give a forecast with its amounts in dollars, or in counts."""
+    """Return a forecast with its amounts in dollars, or in counts."""
     now = outlook.now
     spent, expected = amount_of(now.unit, now.spent), amount_of(now.unit, outlook.at_end[0])
     low, high, amount = (
@@ -268,7 +268,7 @@ def forecast_of(outlook: Outlook, zone: ZoneInfo) -> Forecast:
 
 
 class Session(NamedTuple):
-    """What a session used in the last 24 hours."""
+    """The usage of a session in the last 24 hours."""
 
     session_id: str
     first_at: datetime
@@ -277,11 +277,11 @@ class Session(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What stands out over the days of a summary.
+    """Statistics over the days of a summary.
 
     Attributes:
-        average_daily_cost: over all days, those without a request too; to the nano-dollar.
-        most_used_provider: by requests; None if no request names one.
+        average_daily_cost: the average over all days, including days without requests, to the nano-dollar.
+        most_used_provider: the provider with the most requests; None if no request names one.
     """
 
     total_requests: int
@@ -292,13 +292,13 @@ class Statistics(NamedTuple):
 
 
 class UsageSummary(NamedTuple):
-    """A user at a glance.
+    """The summary of a user.
 
     Attributes:
         daily_usage: the days with requests, oldest first.
-        monthly_usage: whole months (`YYYY-MM`) that those days lie in, oldest first.
-        recent_alerts: of those days, newest first.
-        active_sessions: those with a request in the last 24 hours, the last used first.
+        monthly_usage: the whole months (`YYYY-MM`) of those days, oldest first.
+        recent_alerts: the alerts of those days, newest first.
+        active_sessions: the sessions with a request in the last 24 hours, most recent first.
     """
 
     user_id: str

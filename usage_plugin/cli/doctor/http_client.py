@@ -1,4 +1,4 @@
-"""HTTP with the standard library: enough to ask a proxy, and nothing to install."""
+"""A minimal HTTP client on the standard library, so that the doctor needs no other package."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# A proxy for the web has no business between the doctor and a LiteLLM proxy.
+# Without a web proxy: the requests must reach the LiteLLM proxy directly.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-class Answer(NamedTuple):
-    """What came back; names of headers are in lower case."""
+class Response(NamedTuple):
+    """A response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -26,26 +26,26 @@ class Answer(NamedTuple):
 
 
 def check_url(url: str) -> str:
-    """Take the address of a proxy as people write it.
+    """Return the base URL of a proxy, without a trailing `/v1`.
 
     Raises:
-        click.BadParameter: it is none.
+        click.BadParameter: the address is not an HTTP URL.
     """
     if not url.startswith(("http://", "https://")):
-        raise click.BadParameter(f"--url {url}: write http://HOST:PORT.")
+        raise click.BadParameter(f"--url: expected http://HOST:PORT; found {url}.")
     return url.rstrip("/").removesuffix("/v1")
 
 
 def fetch(
     url: str, body: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None, *, seconds: float = 60
-) -> Answer:
-    """Get, or post if there is a body; any status is an answer.
+) -> Response:
+    """Send a GET request, or POST if there is a body, and return the response with any status.
 
     Raises:
-        OSError: there was none.
+        OSError: no response was received.
     """
     content = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, content, dict(headers or {}))  # noqa: S310  # the caller has checked it
+    request = urllib.request.Request(url, content, dict(headers or {}))  # noqa: S310  # validated by the caller
     try:
         with _OPENER.open(request, timeout=seconds) as response:
             return _answer(response.status, response)
@@ -56,6 +56,6 @@ def fetch(
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
-def _answer(status: int, response: Any) -> Answer:  # an answer or an error of urllib's
+def _answer(status: int, response: Any) -> Response:  # a response or an HTTPError of urllib
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Answer(status, headers, response.read().decode("utf-8", "replace"))
+    return Response(status, headers, response.read().decode("utf-8", "replace"))

@@ -1,6 +1,6 @@
 """A model provider on loopback that answers every route at once: OpenAI's and Anthropic's wire formats, fixed usage.
 
-The temporary proxy calls it as it calls a real one, so the whole way of a request is proved, at no cost.
+The temporary proxy calls it like a real provider, so the complete path of a request is tested, at no cost.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ OUTPUT_TOKENS = 5
 _TEXT = "fine"
 
 
-class MockModel:
-    """Serves from `start` to `stop`; `calls` counts what it was asked."""
+class MockProvider:
+    """Serves from `start` to `stop`; `calls` counts the requests."""
 
     def __init__(self) -> None:
-        """Take a free port."""
+        """Bind a free port."""
         self.calls = 0
         counting = self
 
         class Handler(_Handler):
-            model = counting
+            provider = counting
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, name="mock-model", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="mock-provider", daemon=True)
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The base URL of the server."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start serving."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and give the port back."""
+        """Stop serving, and release the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -51,13 +51,13 @@ class MockModel:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    model: MockModel
+    provider: MockProvider
 
     def do_POST(self) -> None:
         """Answer in the format of the route."""
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
-        self.model.calls += 1
-        answer = _ANSWERS.get(self.path.rsplit("/v1", 1)[-1])
+        self.provider.calls += 1
+        answer = _RESPONSES.get(self.path.rsplit("/v1", 1)[-1])
         if answer is None:
             self._send(404, "application/json", b'{"error": {"message": "no such route"}}')
             return
@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, "application/json", json.dumps(whole).encode())
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # its name in the base class
-        """Say nothing: the doctor does the talking."""
+        """Log nothing: the doctor reports the results."""
 
     def _send(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
@@ -85,7 +85,7 @@ def _frames(events: Iterable[dict[str, Any]]) -> Iterable[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-_Answer = tuple[dict[str, Any], list[dict[str, Any]]]
+_Response = tuple[dict[str, Any], list[dict[str, Any]]]
 _USAGE = {
     "prompt_tokens": INPUT_TOKENS,
     "completion_tokens": OUTPUT_TOKENS,
@@ -93,7 +93,7 @@ _USAGE = {
 }
 
 
-def _chat(model: str) -> _Answer:
+def _chat(model: str) -> _Response:
     head = {"id": "chatcmpl-doctor", "created": 1, "model": model}
     chunk = {**head, "object": "chat.completion.chunk"}
     message = {"role": "assistant", "content": _TEXT}
@@ -110,7 +110,7 @@ def _chat(model: str) -> _Answer:
     ]
 
 
-def _completion(model: str) -> _Answer:
+def _completion(model: str) -> _Response:
     head = {"id": "cmpl-doctor", "object": "text_completion", "created": 1, "model": model}
     choice = {"index": 0, "text": _TEXT, "finish_reason": "stop", "logprobs": None}
     return {**head, "choices": [choice], "usage": _USAGE}, [
@@ -120,13 +120,13 @@ def _completion(model: str) -> _Answer:
     ]
 
 
-def _embedding(model: str) -> _Answer:
+def _embedding(model: str) -> _Response:
     data = [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}]
     usage = {"prompt_tokens": INPUT_TOKENS, "total_tokens": INPUT_TOKENS}
     return {"object": "list", "data": data, "model": model, "usage": usage}, []
 
 
-def _response(model: str) -> _Answer:
+def _response(model: str) -> _Response:
     item = {
         "type": "message", "id": "msg_doctor", "status": "completed", "role": "assistant",
         "content": [{"type": "output_text", "text": _TEXT, "annotations": []}],
@@ -150,7 +150,7 @@ def _response(model: str) -> _Answer:
     return whole, [{**event, "sequence_number": number} for number, event in enumerate(events)]
 
 
-def _message(model: str) -> _Answer:
+def _message(model: str) -> _Response:
     usage = {"input_tokens": INPUT_TOKENS, "output_tokens": OUTPUT_TOKENS}
     head = {"id": "msg_doctor", "type": "message", "role": "assistant", "model": model, "stop_sequence": None}
     return {**head, "stop_reason": "end_turn", "content": [{"type": "text", "text": _TEXT}], "usage": usage}, [
@@ -165,7 +165,7 @@ def _message(model: str) -> _Answer:
     ]  # fmt: skip
 
 
-_ANSWERS = {
+_RESPONSES = {
     "/chat/completions": _chat,
     "/completions": _completion,
     "/embeddings": _embedding,

@@ -55,7 +55,7 @@ def filled(books, refuse, config_path, monkeypatch):
 
 
 def files_with(books, text):
-    """Name the files of the data folder in which a text stands, in any of the ways in which it may be written."""
+    """Return the files of the data folder that contain a text, in any of its encodings."""
     forms = {text.encode(), json.dumps(text)[1:-1].encode(), text.encode("utf-16-le")}
     folder = books.parts.config.data_dir
     return sorted(
@@ -100,13 +100,13 @@ def test_what_was_put_aside_is_named(run, filled, config_path):
     assert all(name in said.splitlines() for name in (f"  {name}" for name in aside))
 
 
-def test_what_limits_need_stays_until_windows_end(run, filled, config_path):
-    """Without --open-windows limits go on counting what they counted, and it is said that something is left."""
+def test_counts_of_open_windows_stay_until_the_windows_end(run, filled, config_path):
+    """Without --open-windows limits keep their counts, and the output reports them."""
     before = run.json("limits", "--user", NAME)["limits"]
     facts = run.json("forget", NAME, "--yes")
     assert facts["left_in_open_windows"] > 0
     assert run.json("limits", "--user", NAME)["limits"] == before
-    assert "--open-windows takes it" in run.ok("forget", NAME, "--yes")
+    assert "--open-windows deletes them" in run.ok("forget", NAME, "--yes")
     kept = filled.ledger.naming(NAME)
     assert all(account.window_end > NOON for account in kept.accounts)
     assert [one.until for one in kept.adjustments] == [NOON + DAY]
@@ -137,7 +137,7 @@ def test_a_team_of_the_same_name_is_not_forgotten(run, books):
     assert {row["team"] for row in run.json("report", "--by", "team", "--since", "60d")["rows"]} == {NAME}
 
 
-def test_what_is_kept_under_a_pseudonym_is_forgotten_by_name(run, filled, config_path):
+def test_records_under_a_pseudonym_are_erased_by_name(run, filled, config_path):
     """Whichever way names were kept, forgetting and exporting find both."""
     pseudonym = filled.pseudonyms.of_person(NAME)
     filled.add(user=pseudonym)
@@ -167,18 +167,18 @@ def test_an_export_has_everything(run, filled, tmp_path):
     assert [row["email"] for row in rows if row["kind"] == "profile"] == [NAME]
     result = run("export", "--user", NAME, "--to", str(to))
     assert result.exit_code == 1
-    assert "is there already" in result.stderr
+    assert f"File already exists: {to}." in result.stderr
     (row,) = run.json("audit")["audit"]
     assert (row["action"], row["counts"]["event"], row["reason"]) == ("export", 3, "asked for it")
 
 
 def test_it_asks_first(filled, config_path, noon, monkeypatch):
-    """Where nobody can be asked, --yes is needed; who says no changes nothing."""
+    """Without a terminal --yes is needed; a declined prompt changes nothing."""
     arguments = ["--config", str(config_path), "forget", NAME]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
     assert "--yes" in result.stderr
-    monkeypatch.setattr("usage_plugin.cli.persons.can_ask", lambda: True)
+    monkeypatch.setattr("usage_plugin.cli.erasure.is_interactive", lambda: True)
     assert CliRunner().invoke(main, arguments, input="n\n").exit_code == 1
     assert filled.ledger.profile(NAME)
     assert CliRunner().invoke(main, arguments, input="y\n").exit_code == 0
@@ -189,11 +189,11 @@ def test_a_reason_must_not_keep_the_name(run, filled):
     """The audit is for good: a reason with the name in it is refused, before anything is deleted."""
     result = run("forget", NAME, "--yes", "--reason", f"{NAME.upper()} left")
     assert result.exit_code == 2
-    assert "leave the name out" in result.stderr
+    assert "must not contain the name" in result.stderr
     assert filled.ledger.profile(NAME)
 
 
-def test_without_the_secret_nobody_is_forgotten_half(run, filled):
+def test_without_the_secret_no_record_is_erased(run, filled):
     """Without the secret the pseudonym cannot be found, so nothing is done."""
     filled.parts.secret_path.unlink()
     result = run("forget", NAME, "--yes")
@@ -203,7 +203,7 @@ def test_without_the_secret_nobody_is_forgotten_half(run, filled):
 
 
 def test_events_on_their_way_are_brought_to_the_store_first(run, books):
-    """What the store does not have yet is moved there if no proxy runs, so that nothing of the person comes after."""
+    """The outbox is moved to the store first if no proxy is running, so that no record of the person is added later."""
     books.add(user=NAME)
     assert run.json("forget", NAME, "--yes", "--open-windows")["deleted"]["history"] == 2
     assert books.ledger.waiting().events == 0
@@ -211,7 +211,7 @@ def test_events_on_their_way_are_brought_to_the_store_first(run, books):
 
 
 def test_nothing_is_forgotten_while_the_store_is_behind(run, books, monkeypatch):
-    """With a proxy whose store takes nothing, it is said so, and nothing is deleted but audited as nothing."""
+    """With a proxy whose store rejects events, erasure fails and deletes nothing; the audit has no counts."""
     monkeypatch.setattr(persons, "PATIENCE", 0.2)
     workers = books.parts.workers()
     workers.join()
@@ -224,7 +224,7 @@ def test_nothing_is_forgotten_while_the_store_is_behind(run, books, monkeypatch)
     workers.leave()
 
 
-def test_somebody_is_forgotten_beside_a_busy_ledger(run, filled):
+def test_a_person_is_erased_while_the_ledger_is_busy(run, filled):
     """While others write to the ledger all the time, it takes longer and works."""
     stop = threading.Event()
 
@@ -246,7 +246,7 @@ def test_somebody_is_forgotten_beside_a_busy_ledger(run, filled):
 
 
 def test_adjustments_that_were_forgotten_are_not_in_force(run, filled):
-    """Workers take up that an adjustment is gone."""
+    """Workers notice that an adjustment was deleted."""
     version = filled.ledger.adjustments_version()
     run.json("forget", NAME, "--yes", "--open-windows")
     assert filled.ledger.adjustments_version() > version

@@ -1,7 +1,7 @@
-"""A temporary proxy: LiteLLM with the user's settings and callbacks, in front of the mock model.
+"""A temporary proxy: LiteLLM with the user's settings and callbacks, in front of the mock provider.
 
-Nothing of the user's is touched: the YAML is copied, the data folder is a new one, no database, cache server or
-provider is named in the copy. What was left out is said, so that nobody takes it for proved.
+The user's files and services are not touched. The YAML is copied, the data folder is a new one, and the copy names no
+database, cache server or provider. Omitted settings are reported, since they are not tested.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from usage_plugin.cli.doctor.mock_model import MockModel
-from usage_plugin.cli.doctor.web import fetch
+from usage_plugin.cli.doctor.http_client import fetch
+from usage_plugin.cli.doctor.mock_provider import MockProvider
 from usage_plugin.config import RESOLVER, Config, ProxyYaml, load_config
 from usage_plugin.errors import NotStartedError
 
@@ -42,7 +42,7 @@ _NOT_OURS = re.compile(
     r"database|store_model|custom_auth|custom_ui|background_health|alert|key_management|enable_jwt|enable_oauth"
     r"|redis|allowed_ips|master_key|use_shared_health_check|supported_db_objects"
 )
-"""Settings that name a service, or that would keep the doctor's own key out."""
+"""Settings that name a service, or that would reject the doctor's own key."""
 _SECTIONS_LEFT_OUT = ("guardrails", "mcp_servers", "prompts", "vector_store_registry", "search_tools")
 _ENVIRONMENT_LEFT_OUT = re.compile(
     r"USAGE_PLUGIN_(CONFIG|DATA_DIR)|CONFIG_FILE_PATH|WORKER_CONFIG|NUM_WORKERS|DATABASE_|REDIS_|STORE_MODEL|LITELLM_"
@@ -52,41 +52,41 @@ _ENVIRONMENT_LEFT_OUT = re.compile(
 _SECRETS = re.compile(r"sk-[\w-]+|(?<=://)[^/@\s]+@")
 
 
-class Temporary(NamedTuple):
+class RunningProxy(NamedTuple):
     """The running proxy.
 
     Attributes:
-        config: of the copy, to read its books with.
-        left_out: settings of the user's that the copy does without.
+        config: the configuration of the copy, for reading its data folder.
+        left_out: the user's settings that the copy omits.
     """
 
     url: str
     key: str
     config: Config
-    model: MockModel
+    provider: MockProvider
     left_out: list[str]
 
 
 @contextmanager
-def temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
+def start_temporary_proxy(path: Path, own_section: Path) -> Iterator[RunningProxy]:
     """Start a proxy for the length of a context.
 
     Args:
         path: the proxy's YAML.
-        own_section: the file that our section stands in; mostly the same.
+        own_section: the file that contains our section; usually the same file.
 
     Raises:
-        NotStartedError: with the last lines of its log.
+        NotStartedError: the proxy did not start; the hint has the last lines of its log.
     """
     with ExitStack() as stack:
-        stack.enter_context(_ending_in_order())
+        stack.enter_context(_exit_on_sigterm())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usage-doctor-")))
-        model = MockModel()
-        model.start()
-        stack.callback(model.stop)
+        provider = MockProvider()
+        provider.start()
+        stack.callback(provider.stop)
         document = {**ProxyYaml(path).document(), SECTION: ProxyYaml(own_section).document().get(SECTION)}
-        copy, left_out = adapted(document, model.url, folder / "data")
-        _bring_along(path, folder)
+        copy, left_out = adapted_config(document, provider.url, folder / "data")
+        _link_python_files(path, folder)
         copied = folder / "config.yaml"
         copied.write_text(yaml.safe_dump(copy, allow_unicode=True), encoding="utf-8")
         key = f"sk-{secrets.token_urlsafe(32)}"
@@ -95,11 +95,11 @@ def temporary_proxy(path: Path, own_section: Path) -> Iterator[Temporary]:
         stack.callback(_stop, process)
         _wait(f"http://127.0.0.1:{port}", process, folder / "proxy.log")
         config = load_config(copied).model_copy(update={"data_dir": folder / "data"})
-        yield Temporary(f"http://127.0.0.1:{port}", key, config, model, left_out)
+        yield RunningProxy(f"http://127.0.0.1:{port}", key, config, provider, left_out)
 
 
-def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[dict[str, Any], list[str]]:
-    """Make the copy of a YAML: the same settings, other models, another data folder, no services."""
+def adapted_config(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return a copy of a YAML with the same settings, other models, another data folder and no services."""
     left_out: list[str] = [name for name in _SECTIONS_LEFT_OUT if document.get(name)]
     copy = {name: value for name, value in document.items() if name not in (*_SECTIONS_LEFT_OUT, "model_list")}
     for section in ("general_settings", "router_settings", "litellm_settings"):
@@ -124,7 +124,7 @@ def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[d
     left_out += [f"{SECTION}.{name}" for name in ("storage", "ledger") if ours.pop(name, None)]
     ours["data_dir"] = str(data_dir)
     left_out += _without_files(ours)
-    # Nobody has a key in the copy but the doctor, who speaks for nobody.
+    # The only key of the copy is the doctor's, which belongs to no user.
     ours["identity"] = {**_mapping(ours.get("identity")), "on_missing": "shared"}
     blocking = {"name": BLOCKED, "per": "end_user", "match": {"end_user": BLOCKED}, "window": "day", "max_requests": 0}
     ours["limits"] = [*(ours.get("limits") or ()), blocking]
@@ -133,14 +133,14 @@ def adapted(document: dict[str, Any], model_url: str, data_dir: Path) -> tuple[d
 
 
 def _without_files(ours: dict[str, Any]) -> list[str]:
-    """Leave out plugins that are files, which would tell people of the doctor's requests, and resolvers with them."""
+    """Remove plugins that are files, which would send notifications of the doctor's requests, and their resolvers."""
     plugins = ours.get("plugins") or []
     ours["plugins"] = [plugin for plugin in plugins if "package" in _mapping(plugin)]
     if ours["plugins"] == plugins:
         return []
     identity = dict(_mapping(ours.get("identity")))
     if identity.pop("groups_from", None):
-        # Limits may name groups that only a resolver knows.
+        # Limits may match groups that only a resolver provides.
         unknown: dict[str, Any] = {group: [] for group in _groups_in(ours.get("limits"))}
         ours["groups"] = unknown | _mapping(ours.get("groups"))
     sources = identity.pop("user", None) or ()
@@ -150,7 +150,7 @@ def _without_files(ours: dict[str, Any]) -> list[str]:
 
 
 def _groups_in(value: Any) -> Iterator[str]:
-    """Find the groups that limits and their overrides match."""
+    """Yield the groups that limits and their overrides match."""
     if isinstance(value, list):
         for item in value:
             yield from _groups_in(item)
@@ -161,11 +161,11 @@ def _groups_in(value: Any) -> Iterator[str]:
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Turn SIGTERM into an ordinary end, so that the proxy is not left behind."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into a regular exit, so that the proxy is stopped."""
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    except ValueError:  # Only a main thread may.
+    except ValueError:  # only the main thread may set handlers
         yield
         return
     try:
@@ -183,8 +183,8 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _bring_along(path: Path, folder: Path) -> None:
-    """Link the Python files beside the YAML, where LiteLLM looks for callbacks first."""
+def _link_python_files(path: Path, folder: Path) -> None:
+    """Link the Python files of the YAML's folder, where LiteLLM looks for callbacks first."""
     for found in path.parent.iterdir():
         package = found.is_dir() and not found.name.startswith(".") and any(found.glob("*.py"))
         if found.suffix == ".py" or package:
@@ -196,12 +196,12 @@ def _start(folder: Path, port: int, key: str) -> subprocess.Popen[bytes]:
     found = str(program) if program.is_file() else shutil.which("litellm")
     if found is None:
         raise NotStartedError(
-            "There is no program litellm in this environment.", hint="Install usage-plugin where the proxy runs."
+            "Program not found in this environment: litellm.", hint="Install usage-plugin where the proxy runs."
         )
     environment = {name: value for name, value in os.environ.items() if not _ENVIRONMENT_LEFT_OUT.match(name)}
     environment |= {"LITELLM_MASTER_KEY": key, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_PROXY": "127.0.0.1"}
     with (folder / "proxy.log").open("wb") as log:
-        return subprocess.Popen(  # noqa: S603  # our own words
+        return subprocess.Popen(  # noqa: S603  # all arguments are our own
             [found, "--config", "config.yaml", "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"],
             cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
         )  # fmt: skip
@@ -215,15 +215,15 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         time.sleep(0.2)
     ended = process.poll()
-    how = f"It ended with {ended}." if ended is not None else f"It did not answer in {START_SECONDS} s."
-    raise NotStartedError(f"The temporary proxy did not start. {how}", hint=last_words(log))
+    reason = f"It ended with {ended}." if ended is not None else f"It did not answer within {START_SECONDS} s."
+    raise NotStartedError(f"The temporary proxy did not start. {reason}", hint=last_lines(log))
 
 
-def last_words(log: Path) -> str:
-    """Give what a log says last, without secrets."""
+def last_lines(log: Path) -> str:
+    """Return the last five lines of a log, preferably errors, with secrets removed."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if re.search(r"error|exception|refus", line, re.IGNORECASE)] or lines
-    return _SECRETS.sub("…", "\n".join(line[:500] for line in telling[-5:]))
+    errors = [line for line in lines if re.search(r"error|exception|refus", line, re.IGNORECASE)] or lines
+    return _SECRETS.sub("…", "\n".join(line[:500] for line in errors[-5:]))
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

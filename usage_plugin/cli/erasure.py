@@ -1,6 +1,6 @@
-"""`usage-plugin forget`, `export --user` and `audit`: what is kept of a person, deleted or handed out, and by whom.
+"""`usage-plugin forget`, `export --user` and `audit`: delete and export a person's records, and log both.
 
-Both are audited under the person's pseudonym: the audit must not keep the name of somebody who was forgotten.
+The audit log names the person by pseudonym: it must not keep the name of an erased person.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.text import Text
 
-from usage_plugin.cli.adjust import actor, plain_adjustment
+from usage_plugin.cli.adjustments import LEDGER_WAIT, LONGEST_REASON, actor, plain_adjustment
 from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.export.columns import DAYS
-from usage_plugin.cli.export.target import prints_to_terminal, target
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.export.destination import destination, prints_to_terminal
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
+from usage_plugin.cli.progress import status_line
 from usage_plugin.domain.ledger import Audited
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
@@ -37,26 +37,24 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Limit
     from usage_plugin.runtime import Reader
 
-_LONGEST_REASON = 500
-_PATIENCE = 10.0
-_PUT_ASIDE = ("*.damaged-*", "*.before-restore-*", "migration_report.jsonl", "import_report.jsonl")
+_LEFTOVER_FILES = ("*.damaged-*", "*.before-restore-*", "migration_report.jsonl", "import_report.jsonl")
 
 
 EVERYBODY = "(everybody)"
-"""Whose records were exported, where no user was named."""
+"""The audited subject of an export without `--user`."""
 
 
 async def run_forget(
     reader: Reader, *, output: Output, user: str, reason: str, open_windows: bool, confirmed: bool
 ) -> None:
-    """Delete what is kept of a person, and say how much that was."""
-    name = clean(reader, user)
+    """Delete a person's records, and print their number."""
+    name = clean_user(reader, user)
     person = reader.person(name)
-    why = clean_reason(reason, person)
+    cleaned_reason = clean_reason(reason, person)
     if not confirmed:
-        if not can_ask():
-            raise click.UsageError("This cannot be undone: write --yes where nobody can be asked.")
-        click.confirm(f"Forget everything that is kept of {name} in {reader.config.data_dir}?", abort=True, err=True)
+        if not is_interactive():
+            raise click.UsageError("The deletion cannot be undone: without a terminal to confirm at, add --yes.")
+        click.confirm(f"Delete all records of {name} in {reader.config.data_dir}?", abort=True, err=True)
     counts: Counter[str] = Counter()
     now = reader.clock.now()
     try:
@@ -67,13 +65,13 @@ async def run_forget(
                 now=now, open_windows=open_windows, counts=counts, progress=progress,
             )  # fmt: skip
     finally:
-        # What was deleted is audited, whether all of it was or not.
-        audit(reader, "forget", reader.pseudonym(name), why, counts)
+        # Audited also after a failure: some records may be deleted.
+        audit(reader, "forget", reader.pseudonym(name), cleaned_reason, counts)
     with _progress() as progress:
         tell_plugins(person, reader.plugins.listeners("usage_user_forgotten"), progress)
         await leave_no_trace(reader.ledger, reader.store, progress)
     left = person.naming(reader.ledger)
-    not_reached = [str(path) for path in _not_reached(reader.config.data_dir)]
+    not_reached = [str(path) for path in _leftover_files(reader.config.data_dir)]
     facts = {
         "deleted": dict(counts),
         "left_in_open_windows": len(left.accounts) + len(left.adjustments),
@@ -83,42 +81,40 @@ async def run_forget(
         output.document(facts, [facts])
         return
     deleted = ", ".join(f"{thousands(count)} {kind.replace('_', ' ')}" for kind, count in counts.items()) or "nothing"
-    console().print(Text(f"Forgotten: {deleted}."))
+    console().print(Text(f"Deleted: {deleted}."))
     if facts["left_in_open_windows"]:
-        console().print(
-            Text("What limits count in windows that are open stays until they end; --open-windows takes it, too.")
-        )
+        console().print(Text("Counts of open windows stay until the windows end; --open-windows deletes them as well."))
     if not_reached:
         console().print(
-            Text("Not touched, though the name may stand in them; nothing reads them any more, so delete them:")
+            Text("Not changed, but they may contain the name. Nothing reads these files any more; delete them:")
         )
         for path in not_reached:
-            console().print(Text(harmless(f"  {path}")), soft_wrap=True)
+            console().print(Text(escape_control(f"  {path}")), soft_wrap=True)
 
 
 async def run_export(reader: Reader, *, user: str, to: Path | None, force: bool, reason: str) -> None:
-    """Write everything that is kept of a person, a JSON object a line."""
-    name = clean(reader, user)
+    """Write all records of a person, one JSON object per line."""
+    name = clean_user(reader, user)
     person = reader.person(name)
-    why = clean_reason(reason, person)
+    cleaned_reason = clean_reason(reason, person)
     counts: Counter[str] = Counter()
-    with target(to, force=force) as file, _progress(is_seen=not prints_to_terminal(to)) as progress:
+    with destination(to, force=force) as file, _progress(is_seen=not prints_to_terminal(to)) as progress:
         try:
-            async for kind, facts in _everything(reader, person):
+            async for kind, facts in _all_records(reader, person):
                 file.write(f"{json.dumps({'kind': kind, **facts}, ensure_ascii=False)}\n".encode())
                 counts[kind] += 1
                 progress(kind, 1)
         finally:
-            # Before the file is in place, and also what was handed out before somebody had enough of it.
-            audit(reader, "export", reader.pseudonym(name), why, counts)
+            # Audited before the file appears, and also after an interruption: records may have been written.
+            audit(reader, "export", reader.pseudonym(name), cleaned_reason, counts)
     if to is not None:
         kinds = ", ".join(f"{thousands(count)} {kind}" for kind, count in counts.items()) or "nothing is kept"
-        console().print(Text(harmless(f"{to}: {kinds}.")))
+        console().print(Text(escape_control(f"{to}: {kinds}.")))
 
 
 async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None:
-    """List who forgot or exported whom."""
-    wanted = None if user is None else {reader.pseudonym(clean(reader, user)), EVERYBODY}
+    """Print the audit log of deletions and exports."""
+    wanted = None if user is None else {reader.pseudonym(clean_user(reader, user)), EVERYBODY}
     found = [one for one in reader.ledger.audited() if wanted is None or one.subject in wanted]
     rows = [
         {**one._asdict(), "at": to_datetime(one.at).isoformat(timespec="seconds"), "counts": dict(one.counts)}
@@ -128,7 +124,7 @@ async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None
         output.document({"audit": rows}, rows)
         return
     table(
-        "Forgotten and exported",
+        "Deletions and exports",
         [Column("number", number=True), *map(Column, ("at", "action", "subject", "actor", "reason", "records"))],
         [
             [str(row["number"]), row["at"], row["action"], row["subject"], row["actor"], row["reason"], _words(row)]
@@ -137,13 +133,13 @@ async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None
     )  # fmt: skip
 
 
-def _not_reached(data_dir: Path) -> list[Path]:
-    """Find files of the data folder that were put aside or written for people, and that nothing reads any more."""
-    return sorted(path for pattern in _PUT_ASIDE for path in data_dir.glob(pattern) if path.is_file())
+def _leftover_files(data_dir: Path) -> list[Path]:
+    """Return files of the data folder that nothing reads any more: replaced databases and reports for people."""
+    return sorted(path for pattern in _LEFTOVER_FILES for path in data_dir.glob(pattern) if path.is_file())
 
 
-def can_ask() -> bool:
-    """Say whether somebody sits before a terminal."""
+def is_interactive() -> bool:
+    """Whether standard input is a terminal."""
     return sys.stdin.isatty()
 
 
@@ -151,46 +147,54 @@ def _words(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{kind} {thousands(count)}" for kind, count in row["counts"].items())
 
 
-def clean(reader: Reader, user: str) -> str:
-    """Take a name as requests have it."""
+def clean_user(reader: Reader, user: str) -> str:
+    """Return the user's name in the form that requests have.
+
+    Raises:
+        click.BadParameter: the name is empty.
+    """
     name = clean_name(user, what="user", casefold=reader.config.identity.folds("user"))
     if name is None:
-        raise click.BadParameter("The user is empty.")
+        raise click.BadParameter("The user must not be empty.")
     return name
 
 
 def clean_reason(reason: str, person: Person | None) -> str:
-    """Take a reason that can be kept for good."""
+    """Return a reason that can be kept permanently.
+
+    Raises:
+        click.BadParameter: it contains the person's name, or is too long.
+    """
     text = " ".join(reason.split())
     if person is not None and names_in(text, person.names):
-        raise click.BadParameter("--reason: leave the name out; the reason is kept for good.")
-    if len(text) > _LONGEST_REASON:
-        raise click.BadParameter(f"--reason: at most {_LONGEST_REASON} characters.")
+        raise click.BadParameter("--reason: must not contain the name, since the reason is kept permanently.")
+    if len(text) > LONGEST_REASON:
+        raise click.BadParameter(f"--reason: expected at most {LONGEST_REASON} characters; found {len(text)}.")
     return text
 
 
 def audit(reader: Reader, action: str, subject: str, reason: str, counts: Counter[str]) -> None:
-    """Write down who did something with the records of a person, by their pseudonym, or of `EVERYBODY`."""
+    """Record an action on the records of a person, named by pseudonym, or of `EVERYBODY`."""
     entry = Audited(0, reader.clock.now(), action, subject, actor(), reason, dict(counts))
-    until_free(lambda: reader.ledger.audit(entry), _PATIENCE)
+    until_free(lambda: reader.ledger.audit(entry), LEDGER_WAIT)
 
 
-async def _everything(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-    """Go through everything that is kept of a person."""
+async def _all_records(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """Yield all records of a person."""
     for name in sorted(person.names):
         profile = reader.ledger.profile(name)
         if profile is not None:
             yield "profile", _plain_profile(profile._asdict())
-    async for kind, facts in _in_the_store(reader, person):
+    async for kind, facts in _store_records(reader, person):
         yield kind, facts
-    for kind, facts in _in_the_ledger(reader, person):
+    for kind, facts in _ledger_records(reader, person):
         yield kind, facts
     for line in reader.unstorable.kept():
         if person.was_set_aside(line):
             yield "unstorable", line
 
 
-async def _in_the_store(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def _store_records(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     for usage_filter, is_again in _filters(sorted(person.names)):
         async for event in reader.tracker.events(usage_filter=usage_filter):
             if not (is_again and event.user in person.names):
@@ -201,7 +205,7 @@ async def _in_the_store(reader: Reader, person: Person) -> AsyncIterator[tuple[s
                     yield "day", DAYS.plain(one)
 
 
-def _in_the_ledger(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:
+def _ledger_records(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:
     found = person.naming(reader.ledger)
     limits = {limit.key: limit for limit in reader.limits.limits}
     for account in found.accounts:
@@ -218,7 +222,7 @@ def _in_the_ledger(reader: Reader, person: Person) -> Iterator[tuple[str, dict[s
 
 
 def _plain_account(account: Account, limit: Limit | None) -> dict[str, Any]:
-    """Give an account as JSON has it; of a limit that is gone, bare numbers."""
+    """Return an account as JSON; if its limit no longer exists, its amounts are plain numbers."""
     subject, (spent, reserved) = account.key.subject, account.balance
     return {
         "limit": limit.name if limit else None,
@@ -231,7 +235,7 @@ def _plain_account(account: Account, limit: Limit | None) -> dict[str, Any]:
 
 
 def _filters(names: list[str]) -> Iterator[tuple[UsageFilter, bool]]:
-    """Look for a person as user, and then as end user of others: what is both was seen already."""
+    """Yield filters for a person as user, and then as end user; the latter also match records already seen."""
     for name in names:
         yield UsageFilter(user=name), False
     for name in names:
@@ -245,16 +249,13 @@ def _plain_profile(profile: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _progress(*, is_seen: bool = True) -> Iterator[Callable[[str, int], None]]:
-    """Say how far it is, where somebody sits before a terminal."""
-    screen = Console(stderr=True)
-    if not (is_seen and screen.is_terminal):
-        yield lambda _kind, _count: None
-        return
+    """Show the counts so far at a terminal."""
     done: Counter[str] = Counter()
-    with screen.status("Looking …") as status:
+    with status_line(is_seen=is_seen) as show:
+        show("Reading …")
 
-        def tell(kind: str, count: int) -> None:
+        def add(kind: str, count: int) -> None:
             done[kind] += count
-            status.update(", ".join(f"{thousands(done[kind])} {kind.replace('_', ' ')}" for kind in done))
+            show(", ".join(f"{thousands(done[kind])} {kind.replace('_', ' ')}" for kind in done))
 
-        yield tell
+        yield add

@@ -1,4 +1,4 @@
-"""For every value that a program gives: either the call raises, or what it said is on the books and charged."""
+"""For every value that a program passes: either the call raises, or the value is in the ledger and charged."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from usage_plugin.api import open_tracker
-from usage_plugin.api.facts import Belonging, Facts, UsageFacts
 from usage_plugin.api.profiles import ProfileFields
+from usage_plugin.api.validation import Attribution, Facts, UsageFacts
 from usage_plugin.errors import LedgerError, MoneyError, SubjectNameError, UsagePluginError
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.standings import Standings
@@ -44,14 +44,14 @@ COSTS = st.sampled_from(["0.01", 0, 1, Decimal("0.000000001"), 0.5, None]) | ANY
 
 
 class Desk:
-    """A tracker with its own loop, so that many examples share it, and what is on its books."""
+    """A tracker with its own loop, so that many examples share it, and its ledger."""
 
     def __init__(self, tracker: UsageTracker, loop: asyncio.AbstractEventLoop) -> None:
         self.tracker = tracker
         self.run: Callable[[Coroutine[Any, Any, Any]], Any] = loop.run_until_complete
 
     def books(self) -> tuple[int, int, int]:
-        """The number of events and their cost in the outbox, and what the account of everybody is charged."""
+        """The number of events and their cost in the outbox, and the charge of the account that all requests share."""
         runtime = self.tracker._runtime
         assert not runtime.recorder.pending
         with closing(sqlite3.connect(runtime.ledger.location)) as database:
@@ -85,10 +85,10 @@ def given_some(annotations: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]
 @given(
     user=TEXTS | ANYTHING,
     cost=COSTS,
-    facts=given_some(UsageFacts.__annotations__ | Facts.__annotations__ | Belonging.__annotations__),
+    facts=given_some(UsageFacts.__annotations__ | Facts.__annotations__ | Attribution.__annotations__),
 )
 def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, facts: dict[str, Any]) -> None:
-    """`record_usage`: every parameter with anything. What was returned is in the ledger; what raised left nothing."""
+    """`record_usage`: every parameter with any value. Returned events are in the ledger; an error leaves nothing."""
     events, spent, reserved = desk.books()
     try:
         event = desk.run(desk.tracker.record_usage(user, cost=cost, **facts))
@@ -99,10 +99,12 @@ def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, 
 
 
 @SWEEP
-@pytest.mark.parametrize("name", sorted(UsageFacts.__annotations__ | Facts.__annotations__ | Belonging.__annotations__))
+@pytest.mark.parametrize(
+    "name", sorted(UsageFacts.__annotations__ | Facts.__annotations__ | Attribution.__annotations__)
+)
 @given(value=ANYTHING)
 def test_each_fact_is_checked(desk: Desk, name: str, value: Any) -> None:
-    """One hostile fact among good ones: the error names what it is about."""
+    """One hostile fact among valid ones: the error names the fact."""
     events, spent, reserved = desk.books()
     try:
         event = desk.run(desk.tracker.record_usage("ann", cost="0.01", **{name: value}))
@@ -114,7 +116,7 @@ def test_each_fact_is_checked(desk: Desk, name: str, value: Any) -> None:
         assert desk.books() == (events + 1, spent + event.cost, reserved)
 
 
-RESERVED = {"model", "provider", "max_input_tokens", "max_output_tokens", *Belonging.__annotations__}
+RESERVED = {"model", "provider", "max_input_tokens", "max_output_tokens", *Attribution.__annotations__}
 
 
 @SWEEP
@@ -124,7 +126,7 @@ RESERVED = {"model", "provider", "max_input_tokens", "max_output_tokens", *Belon
 def test_a_reservation_is_settled_or_the_call_raises(
     desk: Desk, user: Any, amount: Any, about: dict[str, Any], cost: Any, facts: dict[str, Any]
 ) -> None:
-    """`reserve_budget` and `settle`: what was settled is charged; after an error the hold is released, and nothing is."""
+    """`reserve_budget` and `settle`: a settled cost is charged; after an error the hold is released."""
     events, spent, reserved = desk.books()
     settled = []
 
@@ -144,7 +146,7 @@ def test_a_reservation_is_settled_or_the_call_raises(
 @SWEEP
 @given(user=TEXTS | ANYTHING, fields=given_some(ProfileFields.__annotations__))
 def test_a_profile_is_kept_or_the_call_raises(desk: Desk, user: Any, fields: dict[str, Any]) -> None:
-    """`put_user_profile`: what was returned is what is read again."""
+    """`put_user_profile`: the returned profile is the one that is read again."""
     try:
         profile = desk.run(desk.tracker.put_user_profile(user, **fields))
     except UsagePluginError:
@@ -180,7 +182,7 @@ async def test_no_request_costs_more_than_ten_million(tracker: UsageTracker) -> 
     await tracker.record_usage("ann", cost=10_000_000)
 
 
-async def test_what_the_ledger_does_not_take_raises(tracker: UsageTracker, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_event_that_the_ledger_rejects_raises(tracker: UsageTracker, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process writes for longer than a program waits, the call raises, and records nothing later."""
     monkeypatch.setattr("usage_plugin.api.tracker.LONGEST_WAIT", 0.05)
     runtime = tracker._runtime

@@ -1,4 +1,4 @@
-"""Where an export goes: to standard output, or into a file that appears when it is complete."""
+"""The destination of an export: standard output, or a file that appears when it is complete."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def target(to: Path | None, *, force: bool) -> Iterator[BinaryIO]:
-    """Open a file for its owner only, under its name once everything is in it; without one, standard output.
+def destination(to: Path | None, *, force: bool) -> Iterator[BinaryIO]:
+    """Open standard output, or a file that is readable by its owner only and gets its name when it is complete.
 
     Raises:
-        ExportError: the file is there already and `force` is not meant, or it cannot be written.
+        ExportError: the file exists and `force` is False, or it cannot be written.
     """
     if to is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     path = to.resolve()
-    _look(path, force=force)
+    _reject_existing(path, force=force)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
@@ -39,7 +39,7 @@ def target(to: Path | None, *, force: bool) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _look(path, force=force)
+        _reject_existing(path, force=force)
         part.replace(path)
     except OSError as error:
         raise ExportError(f"{to} cannot be written: {error}.") from error
@@ -48,13 +48,13 @@ def target(to: Path | None, *, force: bool) -> Iterator[BinaryIO]:
 
 
 def prints_to_terminal(to: Path | None) -> bool:
-    """Say whether the records go to a terminal, where a bar would be in their way."""
+    """Whether the records are printed to a terminal, where a progress bar would disturb them."""
     return to is None and at_terminal()
 
 
-def _look(path: Path, *, force: bool) -> None:
-    """Refuse what must not be replaced: a folder or a device never."""
+def _reject_existing(path: Path, *, force: bool) -> None:
+    """Reject an existing file without `force`; a folder or a device always."""
     if path.exists() and not path.is_file():
-        raise ExportError(f"{path} is no ordinary file.", hint="Without --to everything is printed, for a pipe.")
+        raise ExportError(f"Not a regular file: {path}.", hint="To write to a pipe, omit --to.")
     if path.exists() and not force:
-        raise ExportError(f"{path} is there already.", hint="Name another file, or replace it with --force.")
+        raise ExportError(f"File already exists: {path}.", hint="Name another file, or replace it with --force.")

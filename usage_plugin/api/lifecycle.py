@@ -1,4 +1,4 @@
-"""Opening: a program becomes one more worker of a data folder, as each worker of the proxy is one."""
+"""Open and close a tracker: the program joins the data folder as a worker, like each worker of the proxy."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ async def open_tracker(
 ) -> AsyncIterator[UsageTracker]:
     """Open the usage of a data folder for recording and reading.
 
-    Several programs and proxies may have the same folder open, on one host. They should share one YAML: what a
-    program records counts on the limits that this program knows.
+    Several programs and proxies may have the same folder open, on one host. They should share one YAML: a request
+    counts on the limits of the program that records it.
 
     Args:
-        source: a YAML with a section `usage_plugin:` (`.yaml` or `.yml`), a data folder, the section as a dict, or
-            None for the YAML that the command line would take. With a folder alone nothing is limited.
-        plugins: those in use, if not the built-in ones and those of installed packages.
-        clock: for tests.
+        source: a YAML with a section `usage_plugin:` (`.yaml` or `.yml`), a data folder, or the section as a dict.
+            None is the default YAML of the command line. A folder alone has no limits.
+        plugins: the plugins to use; by default the built-in ones and those of installed packages.
+        clock: a substitute for the system clock, for tests.
 
     Raises:
-        ConfigError: the configuration cannot be used, or there is none.
+        ConfigError: the configuration is not valid or not found.
         LedgerError: the ledger cannot be opened.
     """
     runtime = Runtime(_config(source), plugins=plugins, clock=clock)

@@ -1,4 +1,4 @@
-"""Waiting for a ledger that somebody else is writing to just then, while the event loop goes on."""
+"""Retry writes to a ledger that another process is writing to, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ LONGEST_WAIT = 5.0
 ResultT = TypeVar("ResultT")
 
 
-async def when_free(step: Callable[[], ResultT]) -> ResultT:
-    """Do a step on the ledger, again while others are writing.
+async def retry_while_busy(step: Callable[[], ResultT]) -> ResultT:
+    """Call a function that writes to the ledger, and retry it while the ledger is busy.
 
     Raises:
-        LedgerBusyError: somebody has been for `LONGEST_WAIT` seconds.
+        LedgerBusyError: the ledger was busy for `LONGEST_WAIT` seconds.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + LONGEST_WAIT

@@ -1,4 +1,4 @@
-"""Imperfections: everything that is not known exactly, summed up by kind, for `status` and `doctor`."""
+"""Anomalies: records that are not exact, counted by kind, for `status` and `doctor`."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ COUNT_COLUMNS = (
 )  # fmt: skip
 
 KINDS = {
-    "estimated": "charged by an estimate, since nobody said what was used",
+    "estimated": "charged by an estimate, since no usage was reported",
     "unpriced": "recorded without a cost, since no price is known",
-    "unmetered": "on a route that tells no usage",
-    "unheld": "recorded without having been admitted, as health checks are",
+    "unmetered": "on a route that reports no usage",
+    "unheld": "recorded without admission, as health checks are",
     "recovered": "its worker died: charged as reserved",
-    "orphaned": "its end was never reported: charged as reserved",
-    "duplicate": "reported once more, and not counted again",
+    "orphaned": "its outcome was never reported: charged as reserved",
+    "duplicate": "reported twice and counted once",
     "disputed": "our cost and LiteLLM's differ; the amount is the difference",
-    "overrun": "more tokens were used than were held on a limit",
-    "degraded": "let through while the ledger did not work",
-    "ledger_away": "the ledger did not work for so long",
-    "gap": "counted by the limits, with no event kept",
-    "unstorable": "set aside in a file, since the store never takes it",
-    "not_told": "what a plugin could not be told of",
+    "overrun": "used more tokens than a limit held",
+    "degraded": "admitted while the ledger was unavailable",
+    "ledger_away": "the total time for which the ledger was unavailable",
+    "gap": "counted by the limits, without an event",
+    "unstorable": "set aside in a file, since the store rejects it",
+    "not_told": "not delivered to a plugin",
     "unresolved": "an identity resolver failed: the request was refused, or the user was in none of its groups",
 }
-"""Every kind that is always shown, and what it means."""
+"""The kinds that are always shown, and their meanings."""
 
 
-class Count(NamedTuple):
-    """How often something was not known exactly, over all that it concerned."""
+class AnomalyCount(NamedTuple):
+    """The occurrences of one kind of anomaly, over all models or limits that it concerned."""
 
     kind: str
     times: int
@@ -50,30 +50,30 @@ class Count(NamedTuple):
 
     @property
     def meaning(self) -> str:
-        """Say what the kind means."""
+        """The meaning of the kind."""
         return KINDS.get(self.kind, "")
 
     @property
     def amount_text(self) -> str:
-        """Write what the kind adds up."""
+        """The total amount of the kind: USD, or seconds for `ledger_away`."""
         if self.kind == "ledger_away":
             return f"{self.amount / 1_000_000:.1f} s" if self.amount else ""
         return f"{format_usd(self.amount)} USD" if self.amount else ""
 
 
-def counts(imperfections: Sequence[Imperfection]) -> list[Count]:
-    """Sum up by kind; kinds that never occurred are there with 0."""
+def counts(anomalies: Sequence[Imperfection]) -> list[AnomalyCount]:
+    """Count anomalies by kind; kinds that never occurred are listed with 0."""
     times: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     amounts: Counter[str] = Counter()
     concerned: dict[str, Counter[str]] = {}
     last: dict[str, int] = {}
-    for found in imperfections:
+    for found in anomalies:
         times[found.kind] += found.times
         amounts[found.kind] += found.amount
         concerned.setdefault(found.kind, Counter())[found.concerns] += found.times
         last[found.kind] = max(last.get(found.kind, 0), found.last_at)
     return [
-        Count(
+        AnomalyCount(
             kind, number, amounts[kind],
             ", ".join(f"{name} {n}" for name, n in concerned.get(kind, Counter()).most_common(3) if name),
             last.get(kind),
@@ -82,12 +82,12 @@ def counts(imperfections: Sequence[Imperfection]) -> list[Count]:
     ]  # fmt: skip
 
 
-def plain_counts(imperfections: Sequence[Imperfection]) -> list[dict[str, Any]]:
-    """Give every count as JSON has it."""
-    return [found._asdict() for found in imperfections]
+def plain_counts(anomalies: Sequence[Imperfection]) -> list[dict[str, Any]]:
+    """Return every anomaly as JSON."""
+    return [found._asdict() for found in anomalies]
 
 
-def count_cells(count: Count) -> list[str]:
-    """Write a count for people, in the order of `COUNT_COLUMNS`."""
+def count_cells(count: AnomalyCount) -> list[str]:
+    """Return the table cells of a count, in the order of `COUNT_COLUMNS`."""
     last = "" if count.last_at is None else f"{to_datetime(count.last_at):%Y-%m-%d %H:%M} UTC"
     return [count.kind, thousands(count.times), count.amount_text, last, count.concerns, count.meaning]

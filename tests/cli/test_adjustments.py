@@ -49,8 +49,8 @@ def test_raise_changes_an_amount_for_a_while(run, books, later, monkeypatch):
     assert (daily(run)["limit"], daily(run)["amount_from"]) == ("5.00", "limit")
 
 
-def test_raise_says_what_it_did(run, books):
-    """People are told the number, both amounts, until when, by whom, and what is left now."""
+def test_raise_prints_the_change(run, books):
+    """The table shows the number, both amounts, the expiry, the actor and the remaining amount."""
     books.add(user="ann", cost=4_000_000_000)
     text = run.ok("raise", "daily", "--user", "ann", "--to", "50", *BIG_DAY)
     assert text.splitlines() == [
@@ -61,7 +61,7 @@ def test_raise_says_what_it_did(run, books):
 
 
 def test_an_adjustment_counts_in_the_ledger_that_workers_read(run, books):
-    """What a command changes is in the ledger as the workers read it, in the limit's smallest unit."""
+    """A change is in the ledger in the form that workers read, in the limit's smallest unit."""
     before = books.ledger.adjustments_version()
     run.ok("raise", "daily", "--user", "ann", "--to", "7.5", *BIG_DAY)
     assert books.ledger.adjustments_version() != before
@@ -81,7 +81,7 @@ def test_an_amount_may_be_cut(run, books):
 
 
 def test_pause_lets_everything_through(run, books):
-    """`pause` makes an amount unlimited for a while; what is spent is recorded as ever."""
+    """`pause` makes an amount unlimited for a while; spend is still recorded."""
     books.add(user="eva", cost=1_000_000_000)
     assert run.json("explain", "--user", "eva")["verdict"].startswith("A request now is refused by daily")
     run.ok("pause", "daily", "--user", "eva", "--for", "90m", "--reason", "demo")
@@ -91,7 +91,7 @@ def test_pause_lets_everything_through(run, books):
 
 
 def test_resume_ends_all_adjustments_of_an_account(run, books):
-    """`resume` ends what is in force for one subject, however often it was changed, and nothing of others."""
+    """`resume` ends all adjustments of one subject, and none of other subjects."""
     run.ok("raise", "daily", "--user", "ann", "--to", "10", *BIG_DAY)
     run.ok("pause", "daily", "--user", "ann", "--for", "1h", "--reason", "demo")
     run.ok("raise", "daily", "--user", "bo", "--to", "10", *BIG_DAY)
@@ -141,8 +141,8 @@ def test_adjustments_are_kept_for_the_audit(run, books, later):
         ("daily", ["--user", "(anonymous)"], "1", {"user": "(anonymous)"}),
     ],
 )
-def test_every_limit_can_be_adjusted_by_what_it_counts_by(run, books, limit, options, to, subject):
-    """The options are the limit's own dimensions, in whatever order; a global limit takes none."""
+def test_every_limit_can_be_adjusted_by_its_dimensions(run, books, limit, options, to, subject):
+    """The options are the limit's own dimensions, in any order; a global limit takes none."""
     (made,) = run.json("raise", limit, *options, "--to", to, *BIG_DAY)["adjustments"]
     assert made["subject"] == subject
     assert made["after"] in (int(to), f"{to}.00")
@@ -153,35 +153,43 @@ def test_every_limit_can_be_adjusted_by_what_it_counts_by(run, books, limit, opt
     ("arguments", "code", "said"),
     [
         (["nothing", "--user", "ann", "--to", "1", *BIG_DAY], 1, "The limits are: daily, team-month, member, company"),
-        (["daily", "--to", "1", *BIG_DAY], 2, "The limit daily counts per user: give --user"),
-        (["daily", "--user", "ann", "--team", "x", "--to", "1", *BIG_DAY], 2, "give --user and nothing else"),
-        (["member", "--user", "ann", "--to", "1", *BIG_DAY], 2, "give --team and --user"),
-        (["company", "--user", "ann", "--to", "1", *BIG_DAY], 2, "since it is everybody’s"),
+        (["daily", "--to", "1", *BIG_DAY], 2, "The limit daily counts per user: expected --user and no other names"),
+        (["daily", "--user", "ann", "--team", "x", "--to", "1", *BIG_DAY], 2, "expected --user and no other names"),
+        (["member", "--user", "ann", "--to", "1", *BIG_DAY], 2, "expected --team and --user and no other names"),
+        (["company", "--user", "ann", "--to", "1", *BIG_DAY], 2, "expected no name, since all requests share it"),
         (["warned", "--user", "ann", "--to", "1", *BIG_DAY], 1, "does not count user ann: it is for user zoe"),
         (["daily", "--user", "ann", "--to", "much", *BIG_DAY], 2, "is not an amount in USD"),
         (["daily", "--user", "ann", "--to", "-1", *BIG_DAY], 2, "negative"),
         (["daily", "--user", "ann", "--to", "unlimited", *BIG_DAY], 2, "usage-plugin pause"),
-        (["company", "--to", "1.5", *BIG_DAY], 2, "counts total tokens; write a whole number"),
+        (
+            ["company", "--to", "1.5", *BIG_DAY],
+            2,
+            "--to: expected a whole number of total tokens for the limit company; found 1.5",
+        ),
         (["daily", "--user", "ann", "--to", "1", "--for", "soon", "--reason", "x"], 2, "12h"),
         (["daily", "--user", "ann", "--to", "1", "--for", "0h", "--reason", "x"], 2, "12h"),
         (["daily", "--user", "ann", "--to", "1", "--for", "91d", "--reason", "x"], 2, "belong in the YAML"),
         (["daily", "--user", "ann", "--to", "1", "--for", "12h"], 2, "--reason"),
-        (["daily", "--user", "ann", "--to", "1", "--for", "12h", "--reason", "  "], 2, "say why"),
+        (
+            ["daily", "--user", "ann", "--to", "1", "--for", "12h", "--reason", "  "],
+            2,
+            "--reason: expected 1 to 500 characters",
+        ),
         (["daily", "--user", "ann", "--to", "1", "--for", "12h", "--reason", "x" * 501], 2, "500"),
         (["daily", "--user", "x" * 300, "--to", "1", *BIG_DAY], 1, "256"),
         (["daily", "--user", "", "--to", "1", *BIG_DAY], 2, "empty"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else None,
 )
-def test_what_cannot_be_done_is_said_with_a_remedy(run, books, arguments, code, said):
-    """A mistake changes nothing, and the message says what to write instead."""
+def test_an_invalid_adjustment_is_an_error_with_a_remedy(run, books, arguments, code, said):
+    """A mistake changes nothing, and the message has the remedy."""
     result = run("raise", *arguments)
     assert result.exit_code == code
     assert said in " ".join(result.stderr.split())
     assert books.ledger.adjustments() == []
 
 
-def test_what_refuses_nobody_cannot_be_paused(run, books, config_path):
+def test_an_unlimited_limit_cannot_be_paused(run, books, config_path):
     """A limit without an amount has nothing to pause."""
     config_path.write_text(
         config_path.read_text() + "    - {name: free, per: user, window: day, max_cost: unlimited}\n"
@@ -196,7 +204,7 @@ def test_90_days_are_allowed(run, books):
     assert made["until"] == "2027-02-21T12:00:00+00:00"
 
 
-def test_the_actor_is_who_they_were_before_sudo(run, books, monkeypatch):
+def test_the_actor_is_the_user_before_sudo(run, books, monkeypatch):
     """Under sudo, the audit names the person, not only root."""
     monkeypatch.setenv("SUDO_USER", "carla")
     (made,) = run.json("raise", "daily", "--user", "ann", "--to", "1", *BIG_DAY)["adjustments"]
@@ -211,7 +219,7 @@ def test_names_are_folded_as_those_of_requests_are(run, books, config_path):
 
 
 def test_adjustments_of_a_limit_that_is_gone_are_listed_all_the_same(run, books, config_path):
-    """The audit outlives the limit: what was changed is still told, its amounts as bare numbers."""
+    """The audit outlives the limit: the adjustment is still listed, its amounts as plain numbers."""
     run.ok("raise", "member", "--user", "ann", "--team", "research", "--to", "1", *BIG_DAY)
     config_path.write_text(config_path.read_text().replace("name: member", "name: other"))
     (made,) = run.json("adjustments")["adjustments"]
@@ -237,7 +245,7 @@ def test_a_busy_ledger_is_waited_for(execute, books):
 
 
 def test_a_key_is_kept_under_its_pseudonym_only(run, books, config_path):
-    """Whoever gives the key, its hash or what is kept of it means one account; key and hash are written nowhere."""
+    """A key, its hash and its kept form name one account; key and hash are never written."""
     text = config_path.read_text()
     limit = "    - {name: by-key, per: api_key, window: day, max_cost: 1}\n"
     config_path.write_text(text.replace("  limits:\n", f"  limits:\n{limit}", 1))

@@ -1,11 +1,11 @@
-"""Facts: what a program says of a request, checked as strictly as what the proxy reads of one."""
+"""Validation of the facts that a program passes for a request, as strict as for requests to the proxy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypedDict, get_args
 
-from usage_plugin.api.values import Money, nano_of
+from usage_plugin.api.results import Money, nano_of
 from usage_plugin.domain.money import LARGEST_REQUEST, format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.domain.usage import MOST_TOKENS, Status, TokenUsage
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _TOKENS = ("input_tokens", "output_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens")
 
 
-class Belonging(TypedDict, total=False):
-    """The other parties that a request belongs to; limits and reports know these words, agent only reports."""
+class Attribution(TypedDict, total=False):
+    """The parties of a request other than the user; limits and reports know them, `agent` is for reports only."""
 
     session_id: str
     team: str
@@ -34,7 +34,7 @@ class Belonging(TypedDict, total=False):
 
 
 class Facts(TypedDict, total=False):
-    """What a request used, and how it ended. Cached and cache-write tokens are part of input, reasoning of output."""
+    """The usage and the outcome of a request. Input includes cached and cache-write tokens, output reasoning tokens."""
 
     model: str
     provider: str
@@ -47,22 +47,22 @@ class Facts(TypedDict, total=False):
     error: str
 
 
-class UsageFacts(Facts, Belonging, total=False):
-    """Everything that can be said of a request that is over; `request_id` is the program's own name for it."""
+class UsageFacts(Facts, Attribution, total=False):
+    """All facts of a completed request; `request_id` is the program's own id of it."""
 
     seconds: float
     request_id: str
 
 
-def given(cost: Money | None, facts: Facts) -> Outcome:
-    """Make the outcome that a program tells; a cost of None is one that nobody knows.
+def outcome_of(cost: Money | None, facts: Facts) -> Outcome:
+    """Return the outcome of a request; a cost of None is unknown.
 
     Raises:
-        MoneyError: the cost is no amount.
+        MoneyError: the cost is not a valid amount.
         SubjectNameError: model or provider is not a valid name.
-        UsagePluginError: there is no such fact, or one cannot be stored.
+        UsagePluginError: a fact is unknown or cannot be stored.
     """
-    _refuse_unknown(facts, Facts.__annotations__)
+    reject_unknown(facts, Facts.__annotations__)
     status = facts.get("status", "success")
     if status not in get_args(Status):
         raise UsagePluginError(f"status: expected one of {', '.join(get_args(Status))}; found {status!r}.")
@@ -78,10 +78,10 @@ def given(cost: Money | None, facts: Facts) -> Outcome:
 
 
 def cost_of(cost: Money) -> Nano:
-    """Read what one request costs, in USD.
+    """Return the cost of one request in nano-dollars.
 
     Raises:
-        MoneyError: it is no amount, or more than any request costs.
+        MoneyError: the cost is not a valid amount, or exceeds the maximum of one request.
     """
     nano = nano_of(cost)
     if nano > LARGEST_REQUEST:
@@ -90,10 +90,10 @@ def cost_of(cost: Money) -> Nano:
 
 
 def text_of(name: str, value: object) -> str | None:
-    """Check a text that is kept as it is given; None is none.
+    """Return a text that is stored unchanged, or None.
 
     Raises:
-        UsagePluginError: it cannot be stored.
+        UsagePluginError: the value is not a valid Unicode string.
     """
     if value is None:
         return None
@@ -108,14 +108,14 @@ def text_of(name: str, value: object) -> str | None:
     return value
 
 
-def belonging(config: IdentityConfig, user_id: str | None, others: Belonging) -> Subjects:
-    """Clean the names as those of requests to the proxy are cleaned.
+def subjects_of(config: IdentityConfig, user_id: str | None, others: Attribution) -> Subjects:
+    """Return the names in the form that requests to the proxy have.
 
     Raises:
-        SubjectNameError: a name cannot be taken, or there is none and `identity.on_missing` is `deny`.
-        UsagePluginError: there is no such dimension.
+        SubjectNameError: a name is not valid, or the user is missing and `identity.on_missing` is `deny`.
+        UsagePluginError: a dimension is unknown.
     """
-    _refuse_unknown(others, Belonging.__annotations__)
+    reject_unknown(others, Attribution.__annotations__)
     fold = config.casefold
     tags = [clean_name(tag, what="tag") for tag in _items("tags", others.get("tags", ()))]
     return Subjects(
@@ -131,16 +131,16 @@ def belonging(config: IdentityConfig, user_id: str | None, others: Belonging) ->
 
 
 def user_name(config: IdentityConfig, user_id: str | None) -> str:
-    """Clean a user's name; the nameless share one.
+    """Return a user's name in the form that requests have; requests without a user share `(anonymous)`.
 
     Raises:
-        SubjectNameError: it cannot be taken, or there is none and `identity.on_missing` is `deny`.
+        SubjectNameError: the name is not valid, or missing and `identity.on_missing` is `deny`.
     """
     if user_id == ANONYMOUS:
         return user_id
     name = clean_name(user_id, what="user", casefold=config.casefold)
     if name is None and config.on_missing == "deny":
-        raise SubjectNameError("No user is named, and identity.on_missing is deny.")
+        raise SubjectNameError("user_id: expected a name, since identity.on_missing is deny; found none.")
     return name or ANONYMOUS
 
 
@@ -151,17 +151,22 @@ def _items(name: str, value: object) -> Iterable[object]:
 
 
 def count_of(name: str, count: object) -> int:
-    """Check a number of tokens.
+    """Return a number of tokens.
 
     Raises:
-        UsagePluginError: it is none.
+        UsagePluginError: the value is not a valid number of tokens.
     """
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= MOST_TOKENS:
-        raise UsagePluginError(f"{name}: found {count!r}, which is no number of tokens.")
+        raise UsagePluginError(f"{name}: expected a number of tokens from 0 to {MOST_TOKENS}; found {count!r}.")
     return count
 
 
-def _refuse_unknown(facts: Mapping[str, object], known: Mapping[str, object]) -> None:
-    for name in facts:
+def reject_unknown(given: Mapping[str, object], known: Mapping[str, object]) -> None:
+    """Reject names of keyword arguments that do not exist.
+
+    Raises:
+        UsagePluginError: a name is unknown.
+    """
+    for name in given:
         if name not in known:
-            raise UsagePluginError(f"There is no {name}; there are {', '.join(known)}.")
+            raise UsagePluginError(f"expected some of {', '.join(known)}; found {name}.")

@@ -1,4 +1,4 @@
-"""`usage-plugin import`: records of other trackers become usage events."""
+"""`usage-plugin import litellm-spend-logs`: convert LiteLLM's spend logs to usage events."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.importing import reject_memory_store, show_counts, show_findings
+from usage_plugin.cli.output import Output, console, escape_control, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.money import format_usd
-from usage_plugin.errors import MigrationError
 from usage_plugin.migration.spend_logs import Imported, Naming, import_spend_logs
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 def spend_logs(config: Config, file: Path, *, output: Output, before: datetime | None) -> None:
     """Import LiteLLM's spend logs; exit code 1 if a row was rejected."""
-    if config.storage.backend == "memory":
-        raise MigrationError(
-            "storage.backend is memory, which would forget what is imported.", hint="Choose another backend first."
-        )
+    reject_memory_store(config)
     imported = asyncio.run(_import(config, file, before))
     if output.is_table:
         _show(imported)
@@ -62,16 +59,11 @@ def _show(imported: Imported) -> None:
         ("rows", thousands(imported.rows)),
         ("new events", thousands(imported.events)),
         ("cost USD", format_usd(imported.cost)),
-        ("imported before", thousands(imported.known)),
-        ("left out by --before", thousands(imported.later)),
+        ("already imported", thousands(imported.known)),
+        ("excluded by --before", thousands(imported.later)),
         ("rejected", thousands(imported.rejected)),
     ]
-    table(f"Imported from {imported.file}", [Column("what"), Column("count", number=True)], rows)
+    show_counts(f"Imported from {imported.file}", rows)
+    show_findings("Rejected rows", ("where", "user", "date", "text"), imported.findings, total=imported.rejected)
     if imported.findings:
-        columns = ("where", "user", "date", "text")
-        table(
-            f"Rejected rows ({len(imported.findings)} of {imported.rejected})",
-            [Column(name) for name in columns],
-            [[finding.get(name, "") for name in columns] for finding in imported.findings],
-        )
-        console().print(Text(harmless(f"All of them are in {imported.report}.")))
+        console().print(Text(escape_control(f"{imported.report} lists all of them.")))
