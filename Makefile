@@ -27,9 +27,9 @@ run: install
 test: install
 	$(BIN)/pytest -m "not soak" --numprocesses 2
 
-# What starts no proxy.
+# What starts no proxy, and few processes.
 test-fast: install
-	$(BIN)/pytest -m "not soak and not proxy" --numprocesses 2
+	$(BIN)/pytest -m "not soak and not proxy and not slow" --numprocesses 2
 
 # A proxy for `pytest --kept-proxy`, until Ctrl-C.
 kept-proxy: install

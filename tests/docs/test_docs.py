@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from tests.docs.conftest import shell
 from tests.proxy.conftest import ROOT
+from tests.support import plain_http
 from usage_plugin import config as config_module
 from usage_plugin.cli.main import main
 from usage_plugin.config import LimitConfig, load_config
@@ -180,7 +180,7 @@ def test_the_mock_model_costs_the_same_on_every_route(
     path, body = MOCKED[route]
     user = f"mock-{route}-{stream}"
     key = (folder / "data" / "master_key").read_text()
-    answer = httpx.post(
+    answer = plain_http.post(
         f"http://127.0.0.1:{port}{path}", json={"model": "mock-model", "stream": stream, **body}, timeout=60,
         headers={"Authorization": f"Bearer {key}", "x-litellm-end-user-id": user},
     )  # fmt: skip

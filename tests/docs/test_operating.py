@@ -6,12 +6,12 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
 from tests.docs.conftest import shell
 from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
+from tests.support import plain_http
 from usage_plugin.cli.anomalies import KINDS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def names(example_proxy: tuple[Path, int]) -> dict[str, str]:
     body = {"model": "mock-model", "user": "kim", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
     key = (folder / "data" / "master_key").read_text()
     for _ in range(6):
-        answer = httpx.post(
+        answer = plain_http.post(
             f"http://127.0.0.1:{port}/v1/chat/completions",
             json=body,
             timeout=60,

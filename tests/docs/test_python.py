@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.docs.test_docs import blocks
-from tests.guarding import python_path
 from tests.proxy.conftest import ROOT, clean_environment
+from tests.support.guarding import python_path
 from usage_plugin import api
 from usage_plugin.api.validation import UsageFacts
 

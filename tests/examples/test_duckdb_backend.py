@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.environments import call, lend, make_environment
-from tests.guarding import python_path
 from tests.proxy.conftest import ROOT
+from tests.support.environments import call, lend, make_environment
+from tests.support.guarding import python_path
 
 EXAMPLE = ROOT / "examples" / "duckdb_backend"
 

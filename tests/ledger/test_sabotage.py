@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.ledger.sabotaged import SABOTAGES
-from tests.sabotage import Broken, assert_noticed, failures_in
+from tests.support.sabotage import Broken, assert_noticed, failures_in
 from usage_plugin.testing.ledger_contract import LedgerContract
 from usage_plugin.testing.store_contract import promises
 

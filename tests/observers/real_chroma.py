@@ -15,7 +15,7 @@ import chromadb
 import pytest
 
 from tests.observers.conftest import LAST_WEEK, THIS_WEEK, Place, requests
-from tests.soak import share_of
+from tests.support.soak import share_of
 from usage_plugin.domain.behaviour import distance, vector_of, week_of_use
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.usage import UsageTotals

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.conftest import not_told
-from tests.tracking.test_tracking import admitted, eventually, success
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import admitted, success
 from usage_plugin.config import load_config
 from usage_plugin.errors import ConfigError, PluginError, VectorsError
 from usage_plugin.observers import chroma

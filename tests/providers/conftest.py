@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.providers.entries import Call
 from tests.proxy.conftest import Proxy, fake_provider, noon_zone
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,19 +81,22 @@ class Provider:
     """The fake provider as a process."""
 
     def __init__(self, url: str) -> None:
+        self.client = plain_http.Client(base_url=url)
         self.url = url
 
     def answers(self, key: str, answer: dict[str, Any]) -> None:
-        httpx.put(f"{self.url}/_answers/{key}", json=answer).raise_for_status()
+        self.client.put(f"/_answers/{key}", json=answer).raise_for_status()
 
     def requests(self, key: str) -> list[dict[str, Any]]:
-        return httpx.get(f"{self.url}/_requests/{key}").json()
+        return self.client.get(f"/_requests/{key}").json()
 
 
 @pytest.fixture(scope="session")
 def provider() -> Iterator[Provider]:
     with fake_provider("tests.providers.fake_provider", "/_unknown") as url:
-        yield Provider(url)
+        made = Provider(url)
+        with made.client:
+            yield made
 
 
 @cache
@@ -209,7 +213,7 @@ def send(proxy: Proxy, call: Call) -> tuple[int, str, str]:
         # LiteLLM reads the key of this route as Google does.
         headers["x-goog-api-key"] = proxy.key
     what: dict[str, Any] = {"data": body, "files": files} if files else {"json": body}
-    with httpx.Client(timeout=60, headers=headers, base_url=proxy.url) as client:
+    with plain_http.Client(timeout=60, headers=headers, base_url=proxy.url) as client:
         try:
             response = client.post(path, **what)
         except httpx.RemoteProtocolError as error:
