@@ -31,7 +31,7 @@ def test_every_hook_says_what_people_ask(hook: str) -> None:
     section = SECTIONS[signature_of(hook)]
     assert re.match(r"\nSince \d+\.\d+\. ", section)
     assert re.search(rf"```python\n(.*\n)*? *@hookimpl\n *def {hook}\(", section)
-    kind = "## Hooks that register" if hook.startswith("usage_register") else "## Hooks that are told"
+    kind = "## Hooks that register" if hook.startswith("usage_register") else "## Hooks that are notified"
     introduction = PAGE[PAGE.index(kind) :].split("###")[0]
     assert "thread" in introduction
     assert "raises" in introduction
@@ -47,7 +47,7 @@ def test_every_example_is_a_part_of_a_file() -> None:
 
 def test_the_numbers_are_those_of_the_code() -> None:
     """Bounds and patience are written as they are."""
-    assert f"{listeners.MOST_WAITING:,} things and {listeners.MOST_BYTES // 10**6} MB" in PAGE
+    assert f"{listeners.MOST_WAITING:,} notifications and {listeners.MOST_BYTES // 10**6} MB" in PAGE
     assert f"for {listeners.PATIENCE:.0f} seconds" in PAGE
     assert f"it has {listeners.DRAINING:.0f} seconds" in PAGE
     assert f"`{TRACE_VARIABLE}=1`" in PAGE
