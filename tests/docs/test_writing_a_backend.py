@@ -39,6 +39,22 @@ def test_each_promise_is_listed(contract: type) -> None:
     assert expected in PAGE.read_text(), f"the list should be:\n{expected}"
 
 
+def test_each_verb_is_listed_with_its_signature() -> None:
+    """The verbs of the store, in their order."""
+    verbs = {name: verb for name, verb in vars(store.UsageStore).items() if not name.startswith("_")}
+    expected = "".join(
+        f"{'async ' * inspect.iscoroutinefunction(verb)}def {name}{inspect.signature(verb)}\n"
+        for name, verb in verbs.items()
+    )
+    expected = re.sub(r"\(self(?:, )?", "(", expected).replace("'", "")
+    assert blocks(PAGE, "py") == [expected], f"the list should be:\n{expected}"
+
+
+def test_the_test_file_is_complete() -> None:
+    """A reader can copy it."""
+    assert (EXAMPLE / "tests" / "test_contract.py").read_text() in blocks(PAGE, "python")
+
+
 def test_each_ability_is_listed() -> None:
     """Every protocol that a store or a backend may have besides has a row, and every row is one."""
     abilities = {
