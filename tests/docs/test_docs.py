@@ -135,6 +135,24 @@ def test_links_between_documents_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page, as GitHub makes them of its headings, and those written by hand."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([\w-]+)">', text))
+
+
+def test_links_to_sections_lead_somewhere() -> None:
+    """The part of a link after # is a heading of the page, or an anchor that was written by hand."""
+    found = 0
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            assert anchor in anchors_of(page.parent / target if target else page), f"{page.name}: {target}#{anchor}"
+            found += 1
+    assert found > 50
+
+
 @pytest.mark.proxy
 def test_what_the_readme_says_to_type_works(example_proxy: tuple[Path, int]) -> None:
     """The first curl is answered and recorded, and after the loop a request is refused, as the README says."""

@@ -16,7 +16,27 @@ ROOT = Path(__file__).parents[2]
 
 # Rooms that meet the bounds. Add yours when it does; in the end this is the whole project.
 ROOMS = [
+    "CHANGELOG.md",
+    "README.md",
     "config.example.yaml",
+    "docs/commands.md",
+    "docs/configuration.md",
+    "docs/doctor.md",
+    "docs/glossary.md",
+    "docs/guarantees.md",
+    "docs/how-it-works.md",
+    "docs/migrating.md",
+    "docs/operating.md",
+    "docs/patterns.md",
+    "docs/planning.md",
+    "docs/plugin-hooks.md",
+    "docs/privacy.md",
+    "docs/python.md",
+    "docs/quickstart.md",
+    "docs/refusals.md",
+    "docs/routes.md",
+    "docs/similar.md",
+    "docs/storage.md",
     "tests/support/prose.py",
     "tests/docs/test_prose.py",
 ]
