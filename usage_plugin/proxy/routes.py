@@ -98,7 +98,9 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "held", "write",
         "/queue/chat/completions",
-        reason="bounded by its tokens; LiteLLM calls no hook, so the gate holds it", call_type="acompletion", is_gated=True,
+        reason="bounded by its tokens; LiteLLM calls no hook, so the gate holds it",
+        call_type="acompletion",
+        is_gated=True,
     ),
     _rule(
         "held", "write",

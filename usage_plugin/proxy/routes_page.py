@@ -39,12 +39,12 @@ are metered.
 _MEANINGS: dict[Verdict, str] = {
     "held": "The worst case is reserved before the request is sent, and settled afterwards. An unbounded request"
     " is refused under a cost or token limit, unless the limit says `on_unbounded: allow`.",
-    "metered": "The request is recorded and counted for its user. `admission.on_unmetered` decides whether it may start,"
-    " and its cost if that is not reported.",
+    "metered": "The request is recorded and counted for its user. `admission.on_unmetered` decides whether it may"
+    " start, and its cost if that is not reported.",
     "refused": "Refused for a user with a cost or token limit, unless the limit says `on_unbounded: allow`.",
     "free": "It costs nothing and is not recorded.",
-    "unclassified": "Not in this version. A route without a pattern is refused for a user with any limit that can stop a"
-    " request, and recorded for other users.",
+    "unclassified": "Not in this version. A route without a pattern is refused for a user with any limit that can stop"
+    " a request, and recorded for other users.",
 }
 
 
