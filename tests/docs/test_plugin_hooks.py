@@ -21,13 +21,13 @@ def signature_of(hook: str) -> str:
 
 
 def test_every_hook_has_a_heading_and_every_heading_a_hook() -> None:
-    """A heading is a hook's signature, word for word."""
+    """Each heading is the literal signature of a hook."""
     assert sorted(SECTIONS) == sorted(map(signature_of, HOOKS))
 
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_says_what_people_ask(hook: str) -> None:
-    """Since when, and an implementation; when, on which thread, and what a raise does stand there or above its kind."""
+    """A section has a version and an example; it or its chapter explains calls, threads and exceptions."""
     section = SECTIONS[signature_of(hook)]
     assert re.match(r"\nSince \d+\.\d+\. ", section)
     assert re.search(rf"```python\n(.*\n)*? *@hookimpl\n *def {hook}\(", section)
@@ -39,14 +39,14 @@ def test_every_hook_says_what_people_ask(hook: str) -> None:
 
 
 def test_every_example_is_a_part_of_a_file() -> None:
-    """What is shown stands in a file that is tested, character by character."""
+    """Every example is a literal part of a tested file."""
     assert len(EXAMPLES) == PAGE.count("```python")
     for path, code in EXAMPLES:
         assert code in (ROOT / path).read_text(), path
 
 
 def test_the_numbers_are_those_of_the_code() -> None:
-    """Bounds and patience are written as they are."""
+    """Bounds and timeouts match the code."""
     assert f"{listeners.MOST_WAITING:,} notifications and {listeners.MOST_BYTES // 10**6} MB" in PAGE
     assert f"for {listeners.PATIENCE:.0f} seconds" in PAGE
     assert f"it has {listeners.DRAINING:.0f} seconds" in PAGE
