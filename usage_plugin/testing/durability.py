@@ -1,4 +1,4 @@
-"""What a store promises that keeps what it has when it is closed: to others, over faults, full disks and deaths."""
+"""The promises of a store that survives closing: concurrent openings, faults, full disks and killed processes."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Durability:
                 assert await contents_of(store) == more.contents()
             if not faults.happened:
                 break
-        assert failed, "nothing failed: name what can fail in `fault_points`"
+        assert failed, "nothing failed: list functions that can fail in `fault_points`"
 
     async def test_a_failing_call_breaks_no_other_verb(self, opening: StoreOpening, faults: Faults) -> None:
         """If any low-level call of another verb fails, it raises StorageError, and a retry succeeds."""
@@ -169,7 +169,7 @@ class Durability:
                 assert (await totals_in(store)).requests == 2
             if not faults.happened:
                 break
-        assert failed, "nothing failed: name what can fail in `fault_points`"
+        assert failed, "nothing failed: list functions that can fail in `fault_points`"
 
     async def test_a_store_that_cannot_write_is_unavailable(self, opening: StoreOpening, faults: Faults) -> None:
         """During an outage, append and health raise StorageUnavailableError: the caller retries later."""
@@ -235,7 +235,7 @@ class Durability:
             if "survived" in told:
                 break
             deaths += 1
-        assert deaths, "nobody died: name what can fail in `fault_points`"
+        assert deaths, "no process died: list functions that can fail in `fault_points`"
 
     async def test_a_killed_writer_loses_nothing(self, opening: StoreOpening) -> None:
         """If a writer is killed at any time, all acknowledged records are stored, without gaps, and the sums agree."""
@@ -276,7 +276,7 @@ class Durability:
 
 
 def _cancelling(task: asyncio.Task[None]) -> Callable[[Exception], None]:
-    """Make what cancels a task from whichever thread; the call itself goes on."""
+    """Make a function that cancels a task from any thread; the call itself continues."""
     loop = asyncio.get_running_loop()
 
     def cancel(_: Exception) -> None:

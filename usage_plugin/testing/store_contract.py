@@ -1,10 +1,10 @@
-"""What every store promises: one promise, one test, one sentence.
+"""The promises of every store: one promise, one test, one sentence.
 
     class TestMyStore(StoreContract):
         backend = MyBackend()
 
 The docstrings are the promises, in the order in which docs/writing-a-backend.md lists them. Nothing here knows a
-backend: what is particular to one is tested beside it.
+backend: tests of one backend's own behaviour are elsewhere.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class StoreContract(Durability, HostileNames):
     """The promises of a store.
 
     Attributes:
-        backend: what opens the store under test.
+        backend: opens the store under test.
         options: its options, as in the YAML.
-        durable: False for a store that forgets everything when it is closed: less is promised then.
+        durable: False for a store that loses everything when it is closed; it promises less.
         fault_points: functions of a backend's own module whose failing is tried, by their dotted names, with the
             error that their driver would raise. Files and SQLite need none.
     """
@@ -86,7 +86,7 @@ class StoreContract(Durability, HostileNames):
     fault_points: ClassVar[Mapping[str, Exception]] = {}
 
     def __init_subclass__(cls) -> None:
-        """Take the promises away that a store does not make."""
+        """Remove the promises that a store does not make."""
         super().__init_subclass__()
         if not cls.durable:
             for name in promises(Durability):
@@ -94,7 +94,7 @@ class StoreContract(Durability, HostileNames):
 
     @pytest.fixture
     def opening(self, tmp_path: Path) -> StoreOpening:
-        """How the store is opened; override it for a store that does not live in `data_dir`."""
+        """The way to open the store; override it for a store outside of `data_dir`."""
         return StoreOpening(self.backend, tmp_path / "data" / "usage", self.options)
 
     @pytest_asyncio.fixture
@@ -105,7 +105,7 @@ class StoreContract(Durability, HostileNames):
 
     @pytest.fixture
     def faults(self) -> Iterator[Faults]:
-        """What lets low-level calls fail; override it for a driver that needs more than `fault_points`."""
+        """Fault injection; override it for a driver that needs more than `fault_points`."""
         faults = Faults(self.fault_points)
         with faults.installed():
             yield faults
@@ -437,7 +437,7 @@ class StoreContract(Durability, HostileNames):
         assert {path.name for path in tmp_path.iterdir()} <= {"data"}
         assert {path.name for path in opening.data_dir.parent.glob("*")} <= {opening.data_dir.name}
 
-    # ── what goes ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── deletion ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def test_old_events_go_and_their_sums_stay(self, store: UsageStore) -> None:
         """Pruning deletes events admitted before an instant, keeps their sums, and the events do not return."""
