@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
 from usage_plugin.plugins.manager import HOOKS, TRACE_VARIABLE
 from usage_plugin.tracking import listeners
@@ -43,6 +44,11 @@ def test_every_example_is_a_part_of_a_file() -> None:
     assert len(EXAMPLES) == PAGE.count("```python")
     for path, code in EXAMPLES:
         assert code in (ROOT / path).read_text(), path
+
+
+def test_the_smallest_plugin_is_the_readmes() -> None:
+    """The README's plugin is run by tests/plugins."""
+    assert blocks(ROOT / "docs" / "plugin-hooks.md", "py") == blocks(ROOT / "README.md", "python")
 
 
 def test_the_numbers_are_those_of_the_code() -> None:
