@@ -12,7 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
-pytest_plugins = ["tests.support.guarding"]
+pytest_plugins = ["tests.support.guarding", "tests.proxy.kept"]
 
 # LiteLLM looks prices up on the internet otherwise.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"

@@ -41,7 +41,7 @@ def test_it_keeps_the_contract_from_the_tree(tmp_path: Path) -> None:
         ),
         EXAMPLE / "tests",
         cwd=tmp_path,
-        PYTHONPATH=python_path(EXAMPLE),
+        PYTHONPATH=python_path(EXAMPLE, ROOT),
     )
     assert " passed" in said
 

@@ -123,10 +123,10 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
         "cost USD",
         "total_cost is -1",
         "They are in force",
-        "counts and sums are the same",
+        "counts and sums match the imported data",
     ):
         assert words in shown
-    assert "nothing is left; what was there was imported before" in run("migrate", str(old.directory))
+    assert "nothing to import; all data was imported before" in run("migrate", str(old.directory))
     assert "migration     done: " in run("status")
     assert json.loads(run("status", "--format", "json"))["migration"]["state"] == "done"
     (ann,) = json.loads(run("profiles", "--format", "json"))["profiles"]
@@ -143,7 +143,7 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
     run("profiles", "--user", "nobody", code=1)
     broken = old.write("daily_usage.json", '{"eva": {"2026-01-01": {"total_requests": 1}')
     shown = run("migrate", str(old.directory), code=1)
-    assert f"{broken.name} keeps its name" in shown
+    assert f"{broken.name} was not renamed" in shown
     assert "premature EOF" in shown
     assert "right here" not in shown
     export = tmp_path / "spend.jsonl"
@@ -151,6 +151,6 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
         json.dumps({"request_id": "a", "startTime": "2026-01-02T00:00:00Z", "spend": 0.25, "user": "ann"})
     )
     assert json.loads(run("import", "litellm-spend-logs", str(export), "--format", "json"))["cost"] == "0.25"
-    assert "imported before" in run("import", "litellm-spend-logs", str(export), "--before", "2026-01-03")
+    assert "already imported" in run("import", "litellm-spend-logs", str(export), "--before", "2026-01-03")
     (row,) = json.loads(run("report", "--month", "2026-01", "--user", "ann", "--format", "json"))["rows"]
     assert row["cost"] == "4.75"

@@ -22,11 +22,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from tests.proxy.kept import KEPT
 from tests.support import plain_http, soak
 from usage_plugin.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.proxy.kept import Kept
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -122,7 +125,10 @@ def fake_provider(module: str, ready: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def upstream() -> Iterator[Upstream]:
+def upstream(request: pytest.FixtureRequest) -> Iterator[Upstream]:
+    if kept := request.config.stash.get(KEPT, None):
+        yield Upstream(kept.upstream)
+        return
     with fake_provider("tests.proxy.fake_upstream", "/handed_out") as url:
         yield Upstream(url)
 
@@ -169,6 +175,14 @@ class Proxy:
         self.key = f"sk-{secrets.token_urlsafe(32)}"
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "proxy.log"
+
+    @classmethod
+    def attached(cls, kept: Kept) -> Proxy:
+        """The proxy that `make kept-proxy` keeps; stopping it does nothing."""
+        folder = Path(kept.folder)
+        proxy = cls(folder, yaml.safe_load((folder / "config.yaml").read_text()))
+        proxy.key, proxy.port, proxy.url = kept.key, kept.port, f"http://127.0.0.1:{kept.port}"
+        return proxy
 
     def start(self) -> None:
         self.port = free_port()
@@ -307,17 +321,24 @@ def running(folder: Path, config: dict[str, Any], **options: Any) -> Iterator[Pr
         proxy.stop()
 
 
+def shared_config(upstream: Upstream) -> dict[str, Any]:
+    """The YAML of the proxies that tests share."""
+    section = {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "10s"}}
+    return proxy_config(upstream, section)
+
+
 @pytest.fixture(scope="session")
-def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Callable[[int], Proxy]]:
+def proxies(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+) -> Iterator[Callable[[int], Proxy]]:
     """The same proxy with as many workers as asked for, each started once and kept."""
     started: dict[int, Proxy] = {}
+    if kept := request.config.stash.get(KEPT, None):
+        started[1] = Proxy.attached(kept)
 
     def with_workers(count: int) -> Proxy:
         if count not in started:
-            config = proxy_config(
-                upstream,
-                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "10s"}},
-            )
+            config = shared_config(upstream)
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()
         started[count].check_alive()

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 OWN_CACHES = (".pytest_cache", ".hypothesis")
 """Folders of pytest and Hypothesis in the root of the repository."""
 
+KEPT_PROXY = "build/kept-proxy"
+"""Where a proxy that outlives the run has its files; commands of the tests write to its ledger (tests/proxy/kept.py)."""
+
 OWNER = "WRITE_GUARD_OWNER"
 """Environment variable: set where a pytest checks the reports, so that one which a test starts leaves them alone."""
 
@@ -45,7 +48,9 @@ def pytest_configure(config: pytest.Config) -> None:
             (config.rootpath / name).mkdir(exist_ok=True)
         # pytest deletes the folders of its earlier runs, which lie side by side.
         own = base.parent if base.name.startswith("pytest-") else base
-        os.environ[write_guard.ROOTS] = os.pathsep.join(map(str, (own, *(config.rootpath / it for it in OWN_CACHES))))
+        kept = [config.rootpath / KEPT_PROXY] if config.getoption("--kept-proxy", default=False) else []
+        roots = (own, *(config.rootpath / it for it in OWN_CACHES), *kept)
+        os.environ[write_guard.ROOTS] = os.pathsep.join(map(str, roots))
         os.environ["PYTHONPATH"] = python_path(*filter(None, [os.environ.get("PYTHONPATH")]))
     if OWNER not in os.environ or hasattr(config, "workerinput"):
         for variable, name in (("HOME", "home"), ("TMPDIR", "temporary"), (write_guard.REPORTS, "reports")):

@@ -1,7 +1,8 @@
 """Help for tests, ours and those of plugin authors; installed with the package, with the extra `testing`.
 
 `StoreContract` and `LedgerContract` are what backends must promise: subclass one of them in a test module, name the
-backend, and run pytest. `builders` and `clock` make what tests need. The package proper never imports any of this.
+backend, and run pytest. `FakeClock`, `make_event` and `make_sum` make what tests need. The package proper never imports
+any of this.
 """
 
 import pytest
@@ -16,7 +17,9 @@ pytest.register_assert_rewrite(
     "usage_plugin.testing.store_contract",
 )
 
+from usage_plugin.testing.builders import make_event, make_sum  # noqa: E402
+from usage_plugin.testing.clock import FakeClock  # noqa: E402
 from usage_plugin.testing.ledger_contract import LedgerContract  # noqa: E402
 from usage_plugin.testing.store_contract import StoreContract  # noqa: E402
 
-__all__ = ["LedgerContract", "StoreContract"]
+__all__ = ["FakeClock", "LedgerContract", "StoreContract", "make_event", "make_sum"]
