@@ -14,7 +14,7 @@ import pytest
 
 from tests.proxy.conftest import ROOT
 from usage_plugin.api import ConfigError, open_tracker
-from usage_plugin.cli.doctor.surroundings import check_folder
+from usage_plugin.cli.doctor.environment import check_folder
 from usage_plugin.runtime.data_folder import prepare_data_folder
 
 
