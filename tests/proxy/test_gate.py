@@ -131,7 +131,7 @@ def test_who_may_spend_nothing_reaches_no_provider(
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/vllm/chat/completions", {"model": "local", "messages": MESSAGES}),
+        # This provider's streams report no usage.
         ("/vllm/chat/completions", {"model": "local", "messages": MESSAGES, "stream": True}),
         ("/openai/v1/chat/completions", {"model": "x", "messages": MESSAGES}),
         ("/v1/threads/t/runs", {"assistant_id": "a"}),
@@ -149,6 +149,14 @@ def test_a_metered_route_costs_the_flat_amount(
     (event,) = books.events(RICH)
     assert Decimal(event["reserved"]) == FLAT
     assert (Decimal(event["cost"]), event["estimated"]) == (FLAT, True)
+
+
+def test_a_metered_route_costs_the_reported_usage_where_the_model_has_a_price(books: Books) -> None:
+    """The flat amount is held, and the usage in the provider's answer is charged at the model's own price."""
+    assert books.ask(RICH, "/vllm/chat/completions", {"model": "local", "messages": MESSAGES}).status_code == 200
+    (event,) = books.events(RICH)
+    assert Decimal(event["reserved"]) == FLAT
+    assert (Decimal(event["cost"]), event["cost_source"]) == (Decimal("0.010035"), "computed")
 
 
 def test_a_health_check_is_charged_to_the_user_who_asks(books: Books) -> None:

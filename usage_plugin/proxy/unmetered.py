@@ -1,6 +1,7 @@
 """Unmetered routes: what a request there uses, nobody tells. `admission.on_unmetered` says what becomes of it.
 
 `deny` refuses it; a flat cost is held and charged for each request; `allow` records it without a cost, and counts it.
+In each case a limit on cost or tokens that is used up refuses it.
 If LiteLLM knows the cost after all, as on some providers' own pass-through routes, that is what is charged.
 """
 
@@ -41,7 +42,7 @@ async def admit_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[st
         model=model,
     )
     flat = policy if isinstance(policy, int) else 0
-    way = Candidate(model, None, priced=True, worst_cost=flat)
+    way = Candidate(model, None, priced=True, worst_cost=flat, is_unmetered=True)
     # There is no other model to send it to, so a limit that would do so counts it and lets it pass.
     ask = Ask(draft=draft, subjects=subjects, primary=(way,), input_tokens=0, output_tokens=0, is_downgraded=True)
     return await runtime.admission.admit(ask)

@@ -34,6 +34,7 @@ class Candidate(NamedTuple):
         priced: whether a price is known.
         worst_cost: the most it can cost; None if no price is known or nothing bounds the tokens.
         input_cost: the part of it that is owed if there is no answer; 0 if that is not known, or not asked for.
+        is_unmetered: whether it may use more than its worst case says, which is only known afterwards.
     """
 
     model: str | None
@@ -41,6 +42,7 @@ class Candidate(NamedTuple):
     priced: bool
     worst_cost: Nano | None
     input_cost: Nano = 0
+    is_unmetered: bool = False
 
     @property
     def held_cost(self) -> Nano | None:
@@ -171,12 +173,13 @@ def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Problem 
     """Say what a request needs of a limit, or why that cannot be known."""
     if limit.unit in ("requests", "parallel_requests"):
         return 1, None
+    # What needs nothing fits also where everything is spent.
+    least = 1 if candidate.is_unmetered else 0
     if limit.unit == "usd":
         if candidate.worst_cost is not None:
-            return candidate.worst_cost, None
+            return max(least, candidate.worst_cost), None
         if not candidate.priced:
             return 0, None if limit.lets_unpriced_pass(candidate.model or "") else "unpriced"
-        # Never nothing: what needs nothing fits also where everything is spent.
         return max(1, candidate.input_cost), None if limit.allow_unbounded else "unbounded"
     parts = {
         "input_tokens": (ask.input_tokens,),
@@ -185,7 +188,7 @@ def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Problem 
     }[limit.unit]
     known = [part for part in parts if part is not None]
     if len(known) == len(parts):
-        return sum(known), None
+        return max(least, sum(known)), None
     return max(1, sum(known)), None if limit.allow_unbounded else "unbounded"
 
 
