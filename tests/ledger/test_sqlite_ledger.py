@@ -17,7 +17,7 @@ import pytest
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Imperfection, RefusalCount
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
 from usage_plugin.ledgers.sqlite import ledger as module
-from usage_plugin.ledgers.sqlite import records, upkeep, wal
+from usage_plugin.ledgers.sqlite import maintenance, operations, wal
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.sqlite_file import has_wal_reset_bug
 from usage_plugin.testing.builders import ANN, END, TEAM, hold
@@ -84,7 +84,7 @@ def test_many_that_wait_are_measured_by_a_sample(ledger: SqliteLedger, monkeypat
 
 def test_imperfections_are_bounded(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of them, what they concern is not told apart any more."""
-    monkeypatch.setattr(records, "KEPT_IMPERFECTIONS", 2)
+    monkeypatch.setattr(operations, "KEPT_IMPERFECTIONS", 2)
     for concerns, times in (("gpt", 1), ("o1", 1), ("o3", 1), ("gpt", 2), ("o4", 4)):
         ledger.count([Imperfection("unpriced", concerns, times, 1, 1, 2)])
     assert ledger.imperfections() == [
@@ -129,7 +129,7 @@ def test_a_damaged_file_is_found(ledger: SqliteLedger, path: Path) -> None:
 
 def test_only_the_last_refusals_can_be_looked_up(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Older details go; the counts stay."""
-    monkeypatch.setattr(records, "KEPT_REFUSALS", 2)
+    monkeypatch.setattr(operations, "KEPT_REFUSALS", 2)
     row = RefusalCount(10, "daily", "ann", "spent", 2)
     ledger.count_refusals([row], [("R1", 1, "{}"), ("R2", 2, "{}")])
     ledger.count_refusals([row], [("R3", 3, "{}")])
@@ -139,8 +139,8 @@ def test_only_the_last_refusals_can_be_looked_up(ledger: SqliteLedger, monkeypat
 
 def test_accounts_are_looked_at_in_turns(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call looks at the next few accounts only, however many there are, and begins again after the last."""
-    monkeypatch.setattr(upkeep, "_RANGES", 2)
-    monkeypatch.setattr(upkeep, "_RANGE", 2)
+    monkeypatch.setattr(maintenance, "_RANGES", 2)
+    monkeypatch.setattr(maintenance, "_RANGE", 2)
     ledger.record([Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
     left = []
     for _ in range(4):

@@ -27,10 +27,10 @@ from usage_plugin.domain.ledger import (
 from usage_plugin.encoding import encode_record
 from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.sqlite.file import translate, translated
-from usage_plugin.ledgers.sqlite.persons import Persons
+from usage_plugin.ledgers.sqlite.erasable import Persons
 from usage_plugin.ledgers.sqlite.profiles import Profiles
-from usage_plugin.ledgers.sqlite.records import Records
-from usage_plugin.ledgers.sqlite.upkeep import Upkeep
+from usage_plugin.ledgers.sqlite.operations import Records
+from usage_plugin.ledgers.sqlite.maintenance import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
