@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from tests.proxy.conftest import PRICES, Proxy, proxy_config
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -502,11 +502,11 @@ def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
 
 def imperfections(proxy: Proxy) -> dict[tuple[str, str], int]:
     """Read what the ledger has counted."""
-    ledger = SqliteLedger(proxy.folder / "data" / "ledger.db")
+    opened = open_sqlite_ledger(proxy.folder / "data" / "ledger.db")
     try:
-        return {(found.kind, found.concerns): found.times for found in ledger.imperfections()}
+        return {(found.kind, found.concerns): found.times for found in opened.operations.anomalies()}
     finally:
-        ledger.close()
+        opened.close()
 
 
 def bearer(proxy: Proxy) -> dict[str, str]:

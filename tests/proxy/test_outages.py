@@ -93,7 +93,7 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
     stack = ExitStack()
     try:
         await client.send(10)
-        ledger = Parts(load_config(proxy.config_path)).open_ledger()
+        ledger = Parts(load_config(proxy.config_path)).open_ledger().ledger
         stack.callback(ledger.close)
         await until(lambda: ledger.waiting().events == 0)
 

@@ -125,7 +125,7 @@ def test_the_most_expensive_come_first_however_much_they_cost(tmp_path: Path) ->
 def test_accounts_stop_at_most(tmp_path: Path) -> None:
     """An account, and a rolling window of accounts, stays a whole number; seeding does too."""
     (tmp_path / "config.yaml").write_text("usage_plugin: {}\n")
-    ledger = Parts(load_config(tmp_path / "config.yaml")).open_ledger()
+    ledger = Parts(load_config(tmp_path / "config.yaml")).open_ledger().ledger
     try:
         accounts = [AccountKey(7, NOON + at, "u") for at in range(3)]
         for _ in range(5):

@@ -61,7 +61,7 @@ async def reading(
     backend: str, folder: Path, events: Sequence[UsageEvent], stored: int, imported: int = 0
 ) -> AsyncIterator[UsageReader]:
     """A reader of a history of which so many events are in the store, and the rest in the outbox."""
-    ledger = LedgerOpening(SqliteLedgerBackend(), folder / "ledger").open()
+    ledger = LedgerOpening(SqliteLedgerBackend(), folder / "ledger").open().ledger
     try:
         async with StoreOpening(BACKENDS[backend], folder / "store").open() as store:
             numbered = [(ledger.record([], encode_event(event)).seq or 0, event) for event in events]

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.domain.ledger import AccountKey, Balance, Ledger
+from usage_plugin.domain.ledger import AccountKey, Balance
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_event_id
 from usage_plugin.encoding import decode_event, encode_event
@@ -37,6 +37,8 @@ from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    from usage_plugin.domain.open_ledger import OpenLedger
 
 CENT = 10_000_000
 TODAY = date(2026, 11, 23)
@@ -334,7 +336,7 @@ async def reading(config: Config, clock: FakeClock) -> AsyncIterator[Reader]:
 
 
 def settle(parts: Parts, *events: UsageEvent) -> None:
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     for event in events:
         ledger.reserve(event.event_id, "w", event.started_at, [], encode_event(event))
         assert ledger.settle(event.event_id, [], encode_event(event))
@@ -342,9 +344,10 @@ def settle(parts: Parts, *events: UsageEvent) -> None:
 
 
 async def flush(parts: Parts) -> int:
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
+    ledger = opened.ledger
     async with parts.open_store() as store:
-        flusher = Flusher(ledger, store, parts.unstorable(FakeClock()))
+        flusher = Flusher(ledger, opened.operations, store, parts.unstorable(FakeClock()))
         await flusher.begin()
         moved = 0
         while count := await flusher.flush():
@@ -376,7 +379,7 @@ async def test_flushing_again_after_a_lost_acknowledgement_is_safe(tmp_path: Pat
     """If the keeper dies between storing and acknowledging, the next one finds out and repeats nothing."""
     parts = Parts(configure(tmp_path))
     settle(parts, *(make_event(started_at=clock.now()) for _ in range(3)))
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     async with parts.open_store() as store:
         entries = ledger.outbox(0, 10)
         await store.append(ledger.writer, [(entry.seq, decode_event(entry.event)) for entry in entries])
@@ -571,7 +574,7 @@ async def eventually(look: Callable[[], Any], seconds: float = 60) -> None:
 async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
     """What is settled reaches the store by itself, and what a dead worker left open is settled as reserved."""
     parts = Parts(configure(tmp_path))
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     dead = make_event(status="recovered")
     ledger.reserve(dead.event_id, "999999-dead", dead.started_at, [], encode_event(dead))
     runtime = Runtime(parts.config)
@@ -602,7 +605,7 @@ async def test_closing_flushes_what_is_settled(tmp_path: Path) -> None:
     await runtime.close(60)
     parts = Parts(runtime.config)
     async with parts.open_store() as store:
-        ledger = parts.open_ledger()
+        ledger = parts.open_ledger().ledger
         assert await store.watermark(ledger.writer) == 50 == ledger.acknowledged()
         ledger.close()
 
@@ -639,7 +642,7 @@ async def test_an_end_before_the_first_turn_flushes_as_well(tmp_path: Path, cloc
     told_to_stop = threading.Event()
     opened = 0
 
-    def open_ledger() -> Ledger:
+    def open_ledger() -> OpenLedger:
         nonlocal opened
         told_to_stop.wait(60)
         opened += 1
@@ -653,7 +656,7 @@ async def test_an_end_before_the_first_turn_flushes_as_well(tmp_path: Path, cloc
     await eventually(keeper._stopping.is_set)
     told_to_stop.set()
     await stopping
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     assert ledger.acknowledged() == 3
     ledger.close()
     workers.leave()
@@ -679,7 +682,7 @@ async def test_an_end_just_after_a_failure_flushes_as_well(tmp_path: Path, clock
     keeper.start()
     await eventually(failed.is_set)
     await asyncio.to_thread(keeper.stop, 60)
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     assert ledger.acknowledged() == 3
     ledger.close()
     workers.leave()
@@ -706,7 +709,7 @@ async def test_a_store_that_fails_loses_nothing(
     workers.join()
     keeper = Keeper(parts.open_ledger, open_store, workers, clock, unstorable=parts.unstorable(clock))
     keeper.start()
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     await asyncio.sleep(0.5)
     assert ledger.acknowledged() == 0
     settle(parts, make_event(started_at=clock.now()))

@@ -86,7 +86,7 @@ async def run_subject(reader: Reader, *, output: Output, names: Mapping[str, str
 
 
 def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
-    found = reader.ledger.refusal(ref)
+    found = reader.operations.refusal(ref)
     if found is None:
         raise UnknownRefError(
             f"No refusal has the ref {ref}.", hint="The last 10,000 are kept, and written down once a second."
@@ -200,7 +200,9 @@ def _standing_of(reader: Reader, matched: Matched, event: UsageEvent) -> Account
     now = reader.clock.now()
     still_counts = matched.limit.window_at(event.started_at).end > now
     rolling = matched.limit.since_at(now) is not None
-    return Standings(reader.ledger, reader.limits, now if still_counts and rolling else event.started_at).of(matched)
+    return Standings(
+        reader.ledger, reader.operations, reader.limits, now if still_counts and rolling else event.started_at
+    ).of(matched)
 
 
 def _counted(limit: Limit, event: UsageEvent) -> int:
@@ -268,7 +270,7 @@ def _provider_of(reader: Reader, model: str | None) -> str | None:
 
 
 def _standings(reader: Reader, matched: Iterable[Matched]) -> list[AccountStanding]:
-    standings = Standings(reader.ledger, reader.limits, reader.clock.now())
+    standings = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
     return [standings.of(one) for one in matched]
 
 

@@ -12,7 +12,7 @@ from usage_plugin.domain.windows import to_datetime
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import Imperfection
+    from usage_plugin.domain.operations import Anomaly
 
 COUNT_COLUMNS = (
     Column("kind"), Column("times", number=True), Column("amount", number=True), Column("last"), Column("most on"),
@@ -61,7 +61,7 @@ class Count(NamedTuple):
         return f"{format_usd(self.amount)} USD" if self.amount else ""
 
 
-def counts(imperfections: Sequence[Imperfection]) -> list[Count]:
+def counts(imperfections: Sequence[Anomaly]) -> list[Count]:
     """Sum up by kind; kinds that never occurred are there with 0."""
     times: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     amounts: Counter[str] = Counter()
@@ -82,7 +82,7 @@ def counts(imperfections: Sequence[Imperfection]) -> list[Count]:
     ]  # fmt: skip
 
 
-def plain_counts(imperfections: Sequence[Imperfection]) -> list[dict[str, Any]]:
+def plain_counts(imperfections: Sequence[Anomaly]) -> list[dict[str, Any]]:
     """Give every count as JSON has it."""
     return [found._asdict() for found in imperfections]
 

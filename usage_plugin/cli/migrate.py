@@ -65,15 +65,15 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
         )
     parts = Parts(config)
     pseudonyms = parts.make_pseudonyms()
-    ledger = parts.open_ledger()
-    bar = NotedBar(ledger, SystemClock(), str(directory))
+    opened = parts.open_ledger()
+    bar = NotedBar(opened.operations, SystemClock(), str(directory))
     try:
         with bar.shown():
             async with parts.open_store() as store:
-                outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, ledger, store)
+                outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, opened.profiles, store)
                 # Whatever this run has added: an earlier one may have been killed before it came here.
                 if outcome.formats:
-                    count_history_anew(ledger, config.limit_set(pseudonyms), config.timezone)
+                    count_history_anew(opened.operations, config.limit_set(pseudonyms), config.timezone)
     except UsagePluginError as error:
         bar.note(FAILED, str(error))
         raise
@@ -82,7 +82,7 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
         bar.note(DONE, _in_a_line(outcome))
         return outcome
     finally:
-        ledger.close()
+        opened.close()
 
 
 def _in_a_line(outcome: Outcome) -> str:

@@ -21,7 +21,7 @@ from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.export.columns import DAYS
 from usage_plugin.cli.export.target import prints_to_terminal, target
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
-from usage_plugin.domain.ledger import Audited
+from usage_plugin.domain.operations import AuditEntry
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
@@ -61,9 +61,9 @@ async def run_forget(
     now = reader.clock.now()
     try:
         with _progress() as progress:
-            await bring_to_store(reader.ledger, reader.store, reader.unstorable, reader.workers)
+            await bring_to_store(reader.opened, reader.store, reader.unstorable, reader.workers)
             await forget(
-                person, reader.ledger, reader.store, reader.unstorable,
+                person, reader.opened, reader.store, reader.unstorable,
                 now=now, open_windows=open_windows, counts=counts, progress=progress,
             )  # fmt: skip
     finally:
@@ -71,8 +71,8 @@ async def run_forget(
         audit(reader, "forget", reader.pseudonym(name), why, counts)
     with _progress() as progress:
         tell_plugins(person, reader.plugins.listeners("usage_user_forgotten"), progress)
-        await leave_no_trace(reader.ledger, reader.store, progress)
-    left = person.naming(reader.ledger)
+        await leave_no_trace(reader.erasable, reader.store, progress)
+    left = person.matches(reader.erasable)
     not_reached = [str(path) for path in _not_reached(reader.config.data_dir)]
     facts = {
         "deleted": dict(counts),
@@ -119,7 +119,7 @@ async def run_export(reader: Reader, *, user: str, to: Path | None, force: bool,
 async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None:
     """List who forgot or exported whom."""
     wanted = None if user is None else {reader.pseudonym(clean(reader, user)), EVERYBODY}
-    found = [one for one in reader.ledger.audited() if wanted is None or one.subject in wanted]
+    found = [one for one in reader.operations.audited() if wanted is None or one.subject in wanted]
     rows = [
         {**one._asdict(), "at": to_datetime(one.at).isoformat(timespec="seconds"), "counts": dict(one.counts)}
         for one in found
@@ -171,14 +171,14 @@ def clean_reason(reason: str, person: Person | None) -> str:
 
 def audit(reader: Reader, action: str, subject: str, reason: str, counts: Counter[str]) -> None:
     """Write down who did something with the records of a person, by their pseudonym, or of `EVERYBODY`."""
-    entry = Audited(0, reader.clock.now(), action, subject, actor(), reason, dict(counts))
-    until_free(lambda: reader.ledger.audit(entry), _PATIENCE)
+    entry = AuditEntry(0, reader.clock.now(), action, subject, actor(), reason, dict(counts))
+    until_free(lambda: reader.operations.audit(entry), _PATIENCE)
 
 
 async def _everything(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Go through everything that is kept of a person."""
     for name in sorted(person.names):
-        profile = reader.ledger.profile(name)
+        profile = reader.profiles.get(name)
         if profile is not None:
             yield "profile", _plain_profile(profile._asdict())
     async for kind, facts in _in_the_store(reader, person):
@@ -202,7 +202,7 @@ async def _in_the_store(reader: Reader, person: Person) -> AsyncIterator[tuple[s
 
 
 def _in_the_ledger(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:
-    found = person.naming(reader.ledger)
+    found = person.matches(reader.erasable)
     limits = {limit.key: limit for limit in reader.limits.limits}
     for account in found.accounts:
         yield "account", _plain_account(account, limits.get(account.key.limit_key))

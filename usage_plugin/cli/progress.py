@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
 
 _NOTE_EVERY = 1.0
 
@@ -82,10 +82,10 @@ class BarInTime(Bar):
 class NotedBar(Bar):
     """Also leaves word in the ledger, once a second."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, directory: str) -> None:
-        """Take the ledger, and the directory that it is about."""
+    def __init__(self, operations: OperationsLog, clock: Clock, directory: str) -> None:
+        """Take the operations log, and the directory of the migration."""
         super().__init__()
-        self._ledger = ledger
+        self._operations = operations
         self._clock = clock
         self._directory = directory
         self._noted = 0.0
@@ -110,4 +110,4 @@ class NotedBar(Bar):
     def note(self, state: str, text: str) -> None:
         """Leave word; a busy ledger is told the next time."""
         with suppress(LedgerError):
-            report(self._ledger, Report(self._directory, state, text, self._clock.now()))
+            report(self._operations, Report(self._directory, state, text, self._clock.now()))

@@ -53,8 +53,8 @@ async def run(
     first, last = read_span(reader.tracker.today(), since, until, month)
     zone = reader.config.timezone
     bar = Bar()
-    with bar.shown(), reader.parts.scratch_ledger() as ledger:
-        replay = Replay(ledger, proposed, busy_wait=reader.config.admission.busy_wait)
+    with bar.shown(), reader.parts.scratch_ledger() as scratch:
+        replay = Replay(scratch, proposed, busy_wait=reader.config.admission.busy_wait)
         bar.begin("What the windows held before", None)
         await count_what_windows_held(reader.tracker, replay, proposed, first, zone)
         recorded = sum(row.totals.requests for row in await reader.tracker.report((), first, last))
@@ -220,7 +220,7 @@ def _notes(found: Simulation, limits: LimitSet) -> list[str]:
 
 def _lacking(reader: Reader, limits: LimitSet, first: date) -> list[str]:
     """Name the limits whose windows held more before the first day than events can tell."""
-    run, zone = last_run(reader.ledger), reader.config.timezone
+    run, zone = last_run(reader.operations), reader.config.timezone
     if run is None:
         return []
     at = days_window(first, first, zone).start

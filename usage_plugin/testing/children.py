@@ -155,7 +155,7 @@ def meeting(children: int) -> Barrier:
 
 def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: Barrier, report: Connection) -> None:
     """Ask so many times for 20 of 100, at the same time as others; report what was admitted."""
-    ledger = opening.open()
+    ledger = opening.open().ledger
     others.wait()
     for number in range(count):
         name = f"{worker}-{number}"
@@ -166,7 +166,7 @@ def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: 
 
 def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) -> None:
     """Ask for 5 of 500 until refused, settling at 2 and reporting each event."""
-    ledger = opening.open()
+    ledger = opening.open().ledger
     for number in itertools.count():
         name = f"{worker}-{number}"
         if not _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 5, 500)], "draft")).admitted:
@@ -178,12 +178,14 @@ def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) ->
 
 def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) -> None:
     """Settle one request after the other and tell each; do the housekeeping in between."""
-    ledger = opening.open()
+    opened = opening.open()
+    ledger = opened.ledger
     while True:
         number += 1
         ledger.reserve(str(number), "w", 5, [hold(ANN, 5, None)], f"draft-{number}")
         ledger.settle(str(number), [Charge(ANN, END, 2)], f"event-{number}")
         report.send(number)
         if not number % 20:
-            ledger.shorten_log()
-            ledger.sync()
+            if opened.file is not None:
+                opened.file.shorten_log()
+            ledger.outbox(0, 1, durable=True)

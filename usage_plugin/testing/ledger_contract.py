@@ -1,35 +1,23 @@
-"""What every ledger promises: one promise, one test, one sentence.
+"""Promises of a ledger's core: one promise, one test, one sentence.
 
     class TestMyLedger(LedgerContract):
         backend = MyLedgerBackend()
 
-The docstrings are the promises. Nothing here knows a ledger: what is particular to one is tested beside it.
+The docstrings are the promises. Nothing here knows a ledger: what is particular to one is tested with it. The other
+parts have contracts of their own: `OperationsLogContract`, `ProfileStoreContract` and `ErasableContract`.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from usage_plugin.domain.ledger import (
-    AccountKey,
-    Adjustment,
-    AlertKey,
-    Audited,
-    Balance,
-    Charge,
-    Hold,
-    Imperfection,
-    OutboxEntry,
-    RefusalCount,
-)
-from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, OutboxEntry
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.testing.builders import ANN, END, TEAM, hold
 from usage_plugin.testing.children import (
@@ -40,51 +28,27 @@ from usage_plugin.testing.children import (
     spend_in_a_child,
     start,
 )
-from usage_plugin.testing.faults import Faults, growing
+from usage_plugin.testing.faults import growing
 from usage_plugin.testing.hostile import HostileNames
+from usage_plugin.testing.ledger_fixtures import OpensLedger
 from usage_plugin.testing.ledger_machine import LedgerMachine
-from usage_plugin.testing.openings import LedgerOpening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.plugins.interface import LedgerBackend
+    from usage_plugin.domain.open_ledger import OpenLedger
+    from usage_plugin.testing.faults import Faults
+    from usage_plugin.testing.openings import LedgerOpening
 
 
-class LedgerContract(HostileNames):
-    """The promises of a ledger.
-
-    Attributes:
-        backend: what opens the ledger under test.
-        options: its options, as in the YAML.
-        fault_points: as in `StoreContract`.
-    """
-
-    backend: ClassVar[LedgerBackend[Any]]
-    options: ClassVar[Mapping[str, Any]] = {}
-    fault_points: ClassVar[Mapping[str, Exception]] = {}
+class LedgerContract(OpensLedger, HostileNames):
+    """The promises of accounts, reservations and the outbox."""
 
     @pytest.fixture
-    def opening(self, tmp_path: Path) -> LedgerOpening:
-        """How the ledger is opened; override it for a ledger that does not live in `data_dir`."""
-        return LedgerOpening(self.backend, tmp_path / "data" / "usage", self.options)
-
-    @pytest.fixture
-    def ledger(self, opening: LedgerOpening) -> Iterator[Ledger]:
-        """A new ledger, open, which is sound also afterwards."""
-        ledger = opening.open()
-        yield ledger
-        assert ledger.verify() == []
-        ledger.close()
-
-    @pytest.fixture
-    def faults(self) -> Iterator[Faults]:
-        """What lets low-level calls fail."""
-        faults = Faults(self.fault_points)
-        with faults.installed():
-            yield faults
+    def ledger(self, opened: OpenLedger) -> Ledger:
+        """The core of a new ledger."""
+        return opened.ledger
 
     # ── requests and records ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -139,7 +103,7 @@ class LedgerContract(HostileNames):
     def test_recovery_charges_what_the_holds_say(self, ledger: Ledger, opening: LedgerOpening) -> None:
         """What a dead worker left open is charged as its holds say, by whichever worker, with the event it carries."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), Hold(TEAM, END, 7, None, if_lost=2)], "draft")
-        other = opening.open()
+        other = opening.open().ledger
         recovered = other.recover("a")
         other.close()
         assert recovered is not None
@@ -160,16 +124,16 @@ class LedgerContract(HostileNames):
         assert ledger.reserve("b", "w", 5, [hold(TEAM, 1, 1), asked], "e") == (True, (Balance(), Balance(25, 0)))
         assert ledger.reserve("c", "w", 5, [asked._replace(amount=16)], "e") == (False, (Balance(25, 60),))
         assert ledger.balances([first, second]) == {first: Balance(25, 0), second: Balance(0, 60)}
-        assert [account.key for account in ledger.buckets(1, "ann", 20)] == [first, second]
+        assert [account.key for account in ledger.accounts(1, 20, "ann")] == [first, second]
         assert [account.key for account in ledger.accounts(1, 20)] == [first, second, other]
 
     def test_an_account_lasts_as_long_as_its_last_use_says(self, ledger: Ledger) -> None:
         """An account ends when it has not been used for a while: each use may put that off, none brings it on."""
         for number, end in enumerate((100, 300, 200)):
             ledger.reserve(str(number), "w", 5, [Hold(ANN, end, 1, None, 1)], "e")
-            assert ledger.buckets(1, "ann", 0)[0].window_end == max(100, min(number * 300, 300))
+            assert ledger.accounts(1, 0, "ann")[0].window_end == max(100, min(number * 300, 300))
         ledger.settle("0", [Charge(ANN, 400, 1)], "e")
-        assert ledger.buckets(1, "ann", 0)[0].window_end == 400
+        assert ledger.accounts(1, 0, "ann")[0].window_end == 400
 
     def test_a_released_request_leaves_no_trace(self, ledger: Ledger) -> None:
         """What is released is neither charged nor recorded, its holds are free, and it cannot be settled any more."""
@@ -202,12 +166,12 @@ class LedgerContract(HostileNames):
 
     def test_everything_survives_reopening(self, opening: LedgerOpening) -> None:
         """What a verb has done is there when the ledger is opened again, and the writer is the same."""
-        first = opening.open()
+        first = opening.open().ledger
         first.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         first.reserve("b", "w", 6, [hold(ANN, 30, 100)], "draft")
         first.settle("a", [Charge(ANN, END, 12)], "event")
         first.close()
-        second = opening.open()
+        second = opening.open().ledger
         assert second.writer == first.writer
         assert second.balances([ANN]) == {ANN: Balance(12, 30)}
         assert [r.event_id for r in second.open_reservations()] == ["b"]
@@ -264,7 +228,7 @@ class LedgerContract(HostileNames):
         ledger.reserve("held", "w", 5, [hold(ANN, 30, None)], "e")
         ledger.record([Charge(ANN, END, 5)], "c")
         seen: list[OutboxEntry] = []
-        other = opening.open()
+        other = opening.open().ledger
 
         def work_out(entries: Sequence[OutboxEntry]) -> list[Charge]:
             seen.extend(entries)
@@ -280,82 +244,6 @@ class LedgerContract(HostileNames):
         assert other.record([], "afterwards").seq == 4
         other.close()
 
-    def test_adjustments_are_kept_for_the_audit(self, ledger: Ledger) -> None:
-        """An adjustment that ends, by itself or early, is listed for a year; each change of them is noticed."""
-        made = Adjustment(0, "daily", "ann", 50, 20, made_at=100, until=200, actor="root", reason="demo")
-        first = ledger.adjust(made)
-        second = ledger.adjust(made._replace(amount=None, before=None, until=400))
-        assert [first, second] == [
-            made._replace(number=1),
-            made._replace(number=2, amount=None, before=None, until=400),
-        ]
-        assert ledger.adjustments(199) == [first, second]
-        assert ledger.adjustments(200) == [second]
-        version = ledger.adjustments_version()
-        assert not ledger.end_adjustment(1, 200), "it ended by itself"
-        assert not ledger.end_adjustment(3, 200)
-        assert ledger.adjustments_version() == version
-        assert ledger.end_adjustment(2, 300)
-        assert not ledger.end_adjustment(2, 301)
-        assert ledger.adjustments_version() != version
-        assert ledger.adjustments(300) == []
-        assert ledger.adjustments() == [first, second._replace(ended_at=300)]
-        ledger.tidy(365 * END)
-        assert len(ledger.adjustments()) == 2
-        ledger.tidy(367 * END)
-        assert ledger.adjustments() == []
-        assert ledger.adjust(made).number == 3
-
-    def test_a_threshold_is_alerted_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """A threshold is alerted by whichever worker notes it first; a year later that may be forgotten."""
-        key = AlertKey(1, "ann", 0, 80)
-        other = opening.open()
-        assert [ledger.alert(key, 5), other.alert(key, 5), other.alert(key._replace(threshold=90), 6)] == [
-            True,
-            False,
-            True,
-        ]
-        ledger.tidy(365 * END)
-        assert not ledger.alert(key, 6)
-        ledger.tidy(367 * END)
-        assert ledger.alert(key, 7)
-        other.close()
-
-    def test_alerts_are_listed_and_acknowledged_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Alerts are listed by subject, the newest first, with who has seen to them first."""
-        other = opening.open()
-        for at, subject in ((5, "ann"), (6, "bo"), (7, "ann"), (8, "ann\x1fgpt")):
-            assert ledger.alert(AlertKey(1, subject, 0, at), at, f'{{"at": {at}}}')
-        assert [
-            (noted.key, noted.at, noted.details, noted.acknowledged_by) for noted in other.alerts(5, ["ann", "x"])
-        ] == [
-            (AlertKey(1, "ann", 0, 7), 7, '{"at": 7}', None),
-            (AlertKey(1, "ann", 0, 5), 5, '{"at": 5}', None),
-        ]
-        assert other.alerts(5, []) == []
-        (newest,) = other.alerts(6, ["ann"])
-        assert [
-            ledger.acknowledge_alert(newest.number, 9, "kim"),
-            other.acknowledge_alert(newest.number, 10, "lee"),
-        ] == [
-            True,
-            False,
-        ]
-        assert not ledger.acknowledge_alert(99, 9, "kim")
-        assert other.alerts(6, ["ann"]) == [newest._replace(acknowledged_at=9, acknowledged_by="kim")]
-        other.close()
-
-    def test_notes_are_left_for_others(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """A later note takes the place of an earlier one; a prefix is taken as it is."""
-        other = opening.open()
-        for name, text in (("rules/b", "old"), ("rules/a", "x"), ("rules/b", "new"), ("rules%", "y"), ("store", "z")):
-            other.note(name, text)
-        assert ledger.notes("rules/") == {"rules/a": "x", "rules/b": "new"}
-        ledger.note("rules/a", None)
-        assert other.notes("rules") == {"rules/b": "new", "rules%": "y"}
-        assert set(other.notes("")) == {"rules/b", "rules%", "store"}
-        other.close()
-
     def test_closed_windows_go_and_open_ones_stay(self, ledger: Ledger) -> None:
         """Tidying drops accounts a day after their window, but never one that something is reserved on."""
         accounts = {"old": (0, 1_000), "held": (0, 1_000), "open": (500, END * 10)}
@@ -363,52 +251,10 @@ class LedgerContract(HostileNames):
             ledger.reserve(subject, "w", 5, [Hold(AccountKey(1, begin, subject), end, 5, None, 5)], "e")
             if subject != "held":
                 ledger.settle(subject, [], "event")
-        ledger.tidy(END)
+        ledger.maintain(END)
         assert len(ledger.accounts(1, 0)) == 3, "a day has not passed"
-        ledger.tidy(END * 2)
+        ledger.maintain(END * 2)
         assert [account.key.subject for account in ledger.accounts(1, 0)] == ["held", "open"]
-
-    def test_a_profile_comes_back_as_it_was_put(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Every field of a profile survives, and others see it."""
-        ann = UserProfile(
-            "änn ☃", "Ann", "ann@example.org", "premium", False, {"a": [1, None]}, {"b": {"c": 1.5}}, 1, 2
-        )
-        ledger.put_profiles([ann])
-        other = opening.open()
-        assert other.profile("änn ☃") == ann
-        assert other.profile("ann") is None
-        other.close()
-
-    def test_the_newest_profile_counts(self, ledger: Ledger) -> None:
-        """Of two profiles of one user the newer counts, in whatever order they come."""
-        for updated_at, tier in ((5, "free"), (4, "older"), (5, "same"), (7, "premium"), (6, "older")):
-            ledger.put_profiles([UserProfile("ann", tier=tier, updated_at=updated_at)])
-        assert ledger.profile("ann") == UserProfile("ann", tier="premium", updated_at=7)
-
-    def test_pages_give_each_profile_once(self, ledger: Ledger) -> None:
-        """Profiles are listed by user, page after page."""
-        names = [f"user-{number:02d}" for number in range(25)]
-        ledger.put_profiles([UserProfile(name) for name in reversed(names)])
-        found: list[str] = []
-        while page := ledger.profiles(found[-1] if found else "", 10):
-            found += [profile.user for profile in page]
-        assert found == names
-
-    def test_changes_can_be_followed(self, ledger: Ledger) -> None:
-        """The version of profiles grows with each change and only then, and what changed since is listed once."""
-        ledger.put_profiles([UserProfile(name, updated_at=1) for name in ("ann", "bo", "eva")])
-        version = ledger.profiles_version()
-        assert [profile.user for _, profile in ledger.changed_profiles(0, 10)] == ["ann", "bo", "eva"]
-        assert ledger.changed_profiles(version, 10) == []
-        ledger.put_profiles([UserProfile("bo", updated_at=1)])
-        assert ledger.profiles_version() == version
-        ledger.put_profiles([UserProfile("bo", updated_at=2), UserProfile("bo", updated_at=3)])
-        assert [profile for _, profile in ledger.changed_profiles(version, 10)] == [UserProfile("bo", updated_at=3)]
-        version = ledger.profiles_version()
-        assert ledger.drop_profile("ann")
-        assert not ledger.drop_profile("ann")
-        assert ledger.profiles_version() == version + 1
-        assert ledger.profile("ann") is None
 
     def test_what_was_freed_is_not_held(self, ledger: Ledger) -> None:
         """What a reservation gives back early, others may have; what it keeps is settled as ever."""
@@ -421,17 +267,14 @@ class LedgerContract(HostileNames):
         assert ledger.balances([ANN, TEAM]) == {ANN: Balance(7, 0), TEAM: Balance()}
 
     def test_names_are_taken_as_they_are(self, ledger: Ledger, hostile: tuple[str, ...]) -> None:
-        """No subject is taken for another, in accounts, adjustments, alerts and notes."""
+        """No subject is taken for another."""
         accounts = [AccountKey(1, 0, name) for name in hostile]
         for number, account in enumerate(accounts):
             assert ledger.reserve(
                 account.subject, account.subject, 5, [hold(account, number, number)], "draft"
             ).admitted
-            assert ledger.alert(AlertKey(1, account.subject, 0, 80), 5)
-            ledger.note(account.subject, account.subject)
         assert ledger.balances(accounts) == {account: Balance(0, number) for number, account in enumerate(accounts)}
         assert {account.key for account in ledger.accounts(1, 0)} == set(accounts)
-        assert ledger.notes("") == {name: name for name in hostile}
         for number, account in enumerate(accounts):
             assert ledger.settle(account.subject, [Charge(account, END, number)], account.subject)
         assert [entry.event for entry in ledger.outbox(0, 1_000)] == list(hostile)
@@ -440,10 +283,10 @@ class LedgerContract(HostileNames):
         """Numbers ascend, also when everything is acknowledged, tidied away and opened again."""
         seqs = []
         for number in range(5):
-            ledger = opening.open()
+            ledger = opening.open().ledger
             seqs.append(settle_one(ledger, str(number)))
             ledger.acknowledge(seqs[-1])
-            ledger.tidy(400 * END)
+            ledger.maintain(400 * END)
             ledger.close()
         assert seqs == [1, 2, 3, 4, 5]
 
@@ -469,89 +312,7 @@ class LedgerContract(HostileNames):
         assert ledger.record([Charge(ANN, END, 1)], None) == (0, {ANN: Balance(13, 0)})
         assert ledger.outbox(0, 10) == []
 
-    def test_imperfections_add_up(self, ledger: Ledger) -> None:
-        """What is not known exactly is counted by kind and by what it concerns, with its first and last time."""
-        unpriced = Imperfection("unpriced", "gpt", 1, 10, 50, 60)
-        ledger.count([unpriced, Imperfection("gap", "store", 1, 7, 5, 6)])
-        ledger.count([unpriced._replace(times=2, first_at=40, last_at=55)])
-        assert ledger.imperfections() == [
-            Imperfection("gap", "store", 1, 7, 5, 6),
-            Imperfection("unpriced", "gpt", 3, 20, 40, 60),
-        ]
-        ledger.tidy(367 * END)
-        assert ledger.imperfections() == []
-
-    def test_refusals_are_counted_and_looked_up(self, ledger: Ledger) -> None:
-        """Refusals add up by minute, and each of the last ones can be looked up by its ref."""
-        row = RefusalCount(10, "daily", "ann", "spent", 2)
-        ledger.count_refusals([row], [("R1", 1, "{}")])
-        ledger.count_refusals([row._replace(times=3)], [("R2", 3, '{"a": 1}')])
-        assert ledger.refusal_counts(10) == [row._replace(times=5)]
-        assert ledger.refusal_counts(11) == []
-        assert [ledger.refusal(ref) for ref in ("R1", "R2", "R3")] == ["{}", '{"a": 1}', None]
-
-    # ── whatever happens ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def test_a_name_is_found_whole(self, ledger: Ledger) -> None:
-        """What has a name as one of its names is found, and nothing that merely contains it."""
-        self._fill_with_names(ledger)
-        found = ledger.naming("eva")
-        subjects = ["eva", "eva\x1fmodel", "team\x1feva"]
-        assert sorted(one.subject for one in found.refusal_counts) == subjects
-        assert sorted(one.subject for one in found.adjustments) == subjects
-        assert sorted(one.key.subject for one in found.accounts) == subjects
-        assert sorted(one.key.subject for one in found.alerts) == subjects
-        assert [ref for ref, _ in found.refusals] == ["REF-eva"]
-        assert [json.loads(entry.event) for entry in found.entries] == [{"user": "eva"}]
-        assert not any(ledger.naming("nobody"))
-
-    def test_what_is_erased_is_gone(self, ledger: Ledger) -> None:
-        """Erasing takes all that was found, may be repeated, leaves the rest, and gives no number out twice."""
-        self._fill_with_names(ledger)
-        version, newest = ledger.adjustments_version(), ledger.outbox(0, 100)[-1].seq
-        found = ledger.naming("eva")
-        for _ in range(2):
-            ledger.erase(found)
-        assert not any(ledger.naming("eva"))
-        assert [one.key.subject for one in ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
-        assert ledger.adjustments_version() > version
-        assert ledger.record([], "{}").seq == newest + 1
-        ledger.compact()
-        assert ledger.verify() == []
-        assert [one.key.subject for one in ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
-
-    def test_what_is_in_use_is_not_erased(self, ledger: Ledger) -> None:
-        """An account on which something is held, and an event that the store does not have, stay."""
-        account = AccountKey(1, 0, "eva")
-        ledger.record([Charge(account, END, 5)], json.dumps({"user": "eva"}))
-        ledger.reserve("a", "w", 5, [Hold(account, END, 3, None, 3)], "{}")
-        assert ledger.naming("eva").entries == []
-        ledger.erase(ledger.naming("eva"))
-        assert ledger.balances([account]) == {account: Balance(5, 3)}
-        assert ledger.settle("a", [Charge(account, END, 1)], "{}")
-        ledger.erase(ledger.naming("eva"))
-        assert ledger.naming("eva").accounts == []
-
-    def test_the_audit_is_kept(self, ledger: Ledger) -> None:
-        """What was done with a person's records is listed in its order, with all that was said of it."""
-        entry = Audited(0, 5, "forget", "p-abc", "root", "why", {"history": 3})
-        ledger.audit(entry)
-        ledger.audit(entry._replace(at=6, action="export"))
-        first, second = ledger.audited()
-        assert first.number < second.number
-        assert first._replace(number=0) == entry
-        assert second._replace(number=0) == entry._replace(at=6, action="export")
-
-    @staticmethod
-    def _fill_with_names(ledger: Ledger) -> None:
-        """Leave something everywhere for subjects that have `eva` among their names, or only in them."""
-        for subject in ("eva", "team\x1feva", "evan", "medieval", "team\x1feva-2", "eva\x1fmodel"):
-            ledger.record([Charge(AccountKey(1, 0, subject), END, 5)], json.dumps({"user": subject}))
-            count = RefusalCount(1, "daily", subject, "spent", 2)
-            ledger.count_refusals([count], [(f"REF-{subject}", 1, json.dumps({"user": subject}))])
-            ledger.alert(AlertKey(1, subject, 0, 50), 1, "{}")
-            ledger.adjust(Adjustment(0, "daily", subject, 1, 2, 0, 10, "root", "why"))
-        ledger.acknowledge(ledger.outbox(0, 100)[-1].seq)
+    # ── in any order, after any fault ─────────────────────────────────────────────────────────────────────────────────
 
     def test_whatever_is_done_in_whatever_order(self, opening: LedgerOpening) -> None:
         """After any verbs in any order, by two workers, the ledger has what plain books have, and limits held."""
@@ -572,7 +333,7 @@ class LedgerContract(HostileNames):
         admitted = [name for child in children for name in reports(*child)]
         assert [process.exitcode for process, _ in children] == [0] * 4
         assert len(admitted) == 5
-        ledger = opening.open()
+        ledger = opening.open().ledger
         assert sorted(reservation.event_id for reservation in ledger.open_reservations()) == sorted(admitted)
         assert ledger.balances([ANN]) == {ANN: Balance(0, 100)}
         assert ledger.verify() == []
@@ -583,7 +344,7 @@ class LedgerContract(HostileNames):
         children = [start(spend_in_a_child, opening, worker) for worker in range(3)]
         settled = Counter(name for child in children for name in reports(*child))
         assert [process.exitcode for process, _ in children] == [0] * 3
-        ledger = opening.open()
+        ledger = opening.open().ledger
         balance, events = ledger.balances([ANN])[ANN], ledger.outbox(0, 10_000)
         assert ledger.verify() == []
         ledger.close()
@@ -601,7 +362,7 @@ class LedgerContract(HostileNames):
             time.sleep(0.005 * kill)
             process.kill()
             told += reports(process, receiving)
-            ledger = opening.open()
+            ledger = opening.open().ledger
             events = [entry.event for entry in ledger.outbox(0, 1_000_000)]
             assert {f"event-{number}" for number in told} <= set(events)
             assert len(events) == len(set(events)) <= len(told) + kill, "one may have been cut off before it was told"
@@ -617,7 +378,7 @@ class LedgerContract(HostileNames):
         """Whichever low-level call fails, LedgerError comes out, and the verb is done whole or not at all."""
         failed = 0
         for number in growing():
-            ledger = opening.another().open()
+            ledger = opening.another().open().ledger
             with faults.at(number):
                 try:
                     assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "draft").admitted
@@ -644,7 +405,7 @@ class LedgerContract(HostileNames):
 
 
 def settle_one(ledger: Ledger, event: str) -> int:
-    """Reserve and settle a request without limits; give its number."""
+    """Reserve and settle a request without limits; return its number."""
     ledger.reserve(event, "w", 5, [], "draft")
     settled = ledger.settle(event, [], event)
     assert settled is not None

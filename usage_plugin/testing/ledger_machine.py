@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from usage_plugin.domain.ledger import Account, AccountKey, Adjustment, Balance, Charge, Hold
+from usage_plugin.domain.ledger import Account, AccountKey, Balance, Charge, Hold
+from usage_plugin.domain.operations import Adjustment
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.testing.openings import LedgerOpening
 
 DAY = 86_400_000_000
@@ -43,7 +44,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.opening = opening
         self.workers = [opening.open() for _ in range(2)]
-        self.crashed: list[Ledger] = []
+        self.crashed: list[OpenLedger] = []
         self.now = 10 * DAY
         self.number = 0
         self.books: dict[AccountKey, Books] = {}
@@ -76,7 +77,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Give the amount in force; what is in force is asked of the ledger."""
         in_force = [
             adjustment
-            for adjustment in self.workers[0].adjustments(self.now)
+            for adjustment in self.workers[0].operations.adjustments(self.now)
             if (adjustment.limit, adjustment.subject) == (str(limit_key), subject)
         ]
         maximum = (in_force[-1].amount if in_force else None) or USUAL
@@ -119,7 +120,7 @@ class LedgerMachine(RuleBasedStateMachine):
         fits = not amount or all(
             total + amount <= (hold.maximum or 0) for total, hold in zip(before, holds, strict=True)
         )
-        answer = self.workers[worker].reserve(event_id, f"w{worker}", self.number, holds, f"draft-{event_id}")
+        answer = self.workers[worker].ledger.reserve(event_id, f"w{worker}", self.number, holds, f"draft-{event_id}")
         assert answer.admitted is fits
         assert [sum(balance) for balance in answer.balances] == before
         if fits:
@@ -140,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
         charges = [Charge(hold.account, hold.window_end, hold.amount * percent // 100) for hold in holds or ()]
         if new_rule:
             charges.append(Charge(AccountKey(NEW, 0, "ann"), self.now + WINDOW, 7))
-        settled = self.workers[worker].settle(event_id, charges, f"event-{event_id}")
+        settled = self.workers[worker].ledger.settle(event_id, charges, f"event-{event_id}")
         assert (settled is None) is (holds is None)
         if settled:
             self.end(event_id, charges, f"event-{event_id}")
@@ -161,7 +162,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def release(self, worker: int, number: int) -> None:
         event_id = self.choose(number)
         holds = self.open.pop(event_id, None)
-        assert self.workers[worker].release(event_id) is (holds is not None)
+        assert self.workers[worker].ledger.release(event_id) is (holds is not None)
         if holds is not None:
             self.end(event_id, [], None)
 
@@ -170,7 +171,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def recover(self, worker: int, number: int) -> None:
         event_id = self.choose(number)
         holds = self.open.pop(event_id, None)
-        recovered = self.workers[worker].recover(event_id)
+        recovered = self.workers[worker].ledger.recover(event_id)
         assert (recovered is None) is (holds is None)
         if holds is not None:
             charges = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
@@ -180,7 +181,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def record(self, worker: int, subject: str, amount: int) -> None:
         self.number += 1
         charge = Charge(AccountKey(CALENDAR, self.now // WINDOW * WINDOW, subject), self.now + WINDOW, amount)
-        recorded = self.workers[worker].record([charge], f"recorded-{self.number}")
+        recorded = self.workers[worker].ledger.record([charge], f"recorded-{self.number}")
         self.touch(*charge)
         self.events.append(f"recorded-{self.number}")
         assert recorded.seq == len(self.events)
@@ -193,9 +194,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now += passed
 
     @rule(worker=WORKERS, passed=st.sampled_from((0, DAY, 2 * DAY)))
-    def tidy(self, worker: int, passed: int) -> None:
+    def maintain(self, worker: int, passed: int) -> None:
         self.now += passed
-        self.workers[worker].tidy(self.now)
+        self.workers[worker].ledger.maintain(self.now)
+        self.workers[worker].operations.maintain(self.now)
         closed = [
             account
             for account, books in self.books.items()
@@ -218,31 +220,33 @@ class LedgerMachine(RuleBasedStateMachine):
     def adjust(self, worker: int, limit: int, subject: str, amount: int) -> None:
         until = self.now + WINDOW
         adjustment = Adjustment(0, str(limit), subject, amount, USUAL, self.now, until, "root", "because")
-        self.adjustments.append(self.workers[worker].adjust(adjustment))
+        self.adjustments.append(self.workers[worker].operations.adjust(adjustment))
 
     @precondition(lambda self: self.adjustments)
     @rule(worker=WORKERS)
     def end_adjustment(self, worker: int) -> None:
         last = self.adjustments[-1]
         in_force = last.ended_at is None and last.until > self.now
-        assert self.workers[worker].end_adjustment(last.number, self.now) is in_force
+        assert self.workers[worker].operations.end_adjustment(last.number, self.now) is in_force
         if in_force:
             self.adjustments[-1] = last._replace(ended_at=self.now)
 
     @rule(worker=WORKERS, number=NUMBERS)
     def acknowledge(self, worker: int, number: int) -> None:
         self.acknowledged += number % (len(self.events) - self.acknowledged + 1)
-        self.workers[worker].acknowledge(self.acknowledged)
+        self.workers[worker].ledger.acknowledge(self.acknowledged)
 
     @rule(worker=WORKERS)
     def shorten_log(self, worker: int) -> None:
-        self.workers[worker].shorten_log()
+        file = self.workers[worker].file
+        if file is not None:
+            file.shorten_log()
 
     # ── what must always hold ────────────────────────────────────────────────────────────────────────────────────────
 
     @invariant()
     def the_books_agree(self) -> None:
-        for ledger in self.workers:
+        for ledger in [opened.ledger for opened in self.workers]:
             limit_keys = sorted({account.limit_key for account in self.books})
             accounts = [account for limit_key in limit_keys for account in ledger.accounts(limit_key, 0)]
             assert accounts == [
@@ -250,15 +254,15 @@ class LedgerMachine(RuleBasedStateMachine):
                 for account, books in sorted(self.books.items(), key=lambda item: (item[0][0], item[0][2], item[0][1]))
             ]
             assert {r.event_id for r in ledger.open_reservations()} == set(self.open)
-        assert self.workers[0].verify() == []
+        assert self.workers[0].ledger.verify() == []
 
     @invariant()
     def every_end_is_recorded_once(self) -> None:
-        entries = self.workers[1].outbox(0, 10_000)
+        entries = self.workers[1].ledger.outbox(0, 10_000)
         assert [entry.seq for entry in entries] == list(range(1, len(self.events) + 1))
         assert [entry.event for entry in entries] == self.events
         waiting = self.events[self.acknowledged :]
-        assert self.workers[0].waiting() == (len(waiting), sum(map(len, waiting)))
+        assert self.workers[0].ledger.waiting() == (len(waiting), sum(map(len, waiting)))
 
     @invariant()
     def limits_hold(self) -> None:
@@ -271,9 +275,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def changes_of_amounts_are_kept(self) -> None:
-        kept = self.workers[1].adjustments()
+        kept = self.workers[1].operations.adjustments()
         assert kept == self.adjustments[len(self.adjustments) - len(kept) :]
 
     def teardown(self) -> None:
-        for ledger in (*self.workers, *self.crashed):
-            ledger.close()
+        for opened in (*self.workers, *self.crashed):
+            opened.close()

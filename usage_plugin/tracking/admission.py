@@ -336,7 +336,7 @@ class Admission:
             return None
         over = balance.spent + demand.amount - (demand.maximum or 0)
         with suppress(LedgerError):
-            for bucket in self._ledger.buckets(demand.limit.key, demand.subject, demand.since):
+            for bucket in self._ledger.accounts(demand.limit.key, demand.since, demand.subject):
                 over -= bucket.balance.spent
                 if over <= 0:
                     return bucket.window_end

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OutboxEntry
     from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.store import Aggregate, UsageStore
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.tracking.rules import RulesInForce
@@ -66,7 +67,9 @@ class Seeder:
         self._done = ""
         self._rounds_waited = 0
 
-    async def seed_new(self, ledger: Ledger, store: UsageStore, step: Callable[[], None]) -> None:
+    async def seed_new(
+        self, ledger: Ledger, operations: OperationsLog, store: UsageStore, step: Callable[[], None]
+    ) -> None:
         """Seed what is new, if anything is; call it once a second, with the outbox flushed.
 
         Raises:
@@ -74,25 +77,25 @@ class Seeder:
         """
         digest, limits = self._rules.digest, self._rules.limits
         charged = {limit.key: limit for limit in limits.limits if limit.is_charged}
-        counting = _counting(ledger)
+        counting = _counting(operations)
         if digest == self._done and charged.keys() <= counting:
             return
-        if not self._all_go_by(digest, ledger):
+        if not self._all_go_by(digest, operations):
             return
         new = [limit for key, limit in charged.items() if key not in counting]
         if new:
-            self._tell_what_is_missing(ledger, [limit for limit in new if limit.counts_history])
+            self._tell_what_is_missing(operations, [limit for limit in new if limit.counts_history])
             sums = _History([limit for limit in new if limit.counts_history], limits, self._zone, self._clock.now())
             await sums.read(store, ledger.writer, step)
             for limit in sums.limits:
                 await sums.seed(ledger, limit, step)
-            _count(ledger, charged.keys())
+            _count(operations, charged.keys())
             log.info("limits.seeded", limits=[limit.name for limit in new])
         self._done = digest
 
-    def _tell_what_is_missing(self, ledger: Ledger, new: Sequence[Limit]) -> None:
+    def _tell_what_is_missing(self, operations: OperationsLog, new: Sequence[Limit]) -> None:
         """Say which limits will count less than their windows held."""
-        run, limits = last_run(ledger), self._rules.limits
+        run, limits = last_run(operations), self._rules.limits
         if run and (lacking := self._lacking(new, self._clock.now(), run.events_before)):
             since = to_datetime(run.events_before).isoformat()
             log.warning("limits.history_was_pruned", limits=lacking, counted_from=since)
@@ -106,15 +109,15 @@ class Seeder:
     def _lacking(self, limits: Iterable[Limit], now: int, pruned: int) -> list[str]:
         return [limit.name for limit in limits if lacks_history(limit, self._zone, now, pruned)]
 
-    def forget_old(self, ledger: Ledger) -> None:
+    def forget_old(self, operations: OperationsLog) -> None:
         """Note at once which limits count no more: should they come back, they will have missed something."""
         charged = {limit.key for limit in self._rules.limits.limits if limit.is_charged}
-        counting = _counting(ledger)
+        counting = _counting(operations)
         if counting - charged:
-            _count(ledger, counting & charged)
+            _count(operations, counting & charged)
 
-    def _all_go_by(self, digest: str, ledger: Ledger) -> bool:
-        notes = ledger.notes(NOTE)
+    def _all_go_by(self, digest: str, operations: OperationsLog) -> bool:
+        notes = operations.notes(NOTE)
         others = [worker for worker in self._workers.living() if notes.get(NOTE + worker) != digest]
         self._rounds_waited = self._rounds_waited + 1 if others else 0
         if self._rounds_waited == _PATIENT_ROUNDS:
@@ -122,14 +125,14 @@ class Seeder:
         return not others
 
 
-def count_history_anew(ledger: Ledger, limits: LimitSet, zone: ZoneInfo) -> None:
+def count_history_anew(operations: OperationsLog, limits: LimitSet, zone: ZoneInfo) -> None:
     """Let limits count their windows again, because history was imported; the seeder sees to it, now or at the start.
 
     Only those of calendar windows, of which the store's daily sums tell all: events may have been pruned, and days of
     a lifetime; and not those that pseudonyms hide history from. Nothing happens where accounts know more than history
     does, because events were lost: what was spent must not become less.
     """
-    if any(found.kind in _LOST for found in ledger.imperfections()):
+    if any(found.kind in _LOST for found in operations.anomalies()):
         log.warning("limits.not_counted_anew", why="events were lost, which only the accounts know of")
         return
     anew = {
@@ -140,16 +143,16 @@ def count_history_anew(ledger: Ledger, limits: LimitSet, zone: ZoneInfo) -> None
         and daily_dimensions(limit, zone) is not None
         and not (limits.hides_persons and _has_globs_of_persons(limit, limits))
     }
-    _count(ledger, _counting(ledger) - anew)
+    _count(operations, _counting(operations) - anew)
 
 
-def _counting(ledger: Ledger) -> set[int]:
-    return set(json.loads(ledger.notes(COUNTING).get(COUNTING, "[]")))
+def _counting(operations: OperationsLog) -> set[int]:
+    return set(json.loads(operations.notes(COUNTING).get(COUNTING, "[]")))
 
 
-def _count(ledger: Ledger, keys: Iterable[int]) -> None:
+def _count(operations: OperationsLog, keys: Iterable[int]) -> None:
     text = json.dumps(sorted(keys))
-    until_free(lambda: ledger.note(COUNTING, text))
+    until_free(lambda: operations.note(COUNTING, text))
 
 
 class _Sum(NamedTuple):

@@ -32,7 +32,7 @@ async def check_books(reader: Reader) -> list[Finding]:
     found.append(_secret(reader))
     found += [
         problem("books", f"The proxy says of {told.name}: {told.text}", "Its log says more.")
-        for told in problems(reader.ledger)
+        for told in problems(reader.operations)
     ]
     try:
         await reader.store.health()
@@ -74,7 +74,7 @@ def _lost(reader: Reader) -> Iterator[Finding]:
 
 
 def _secret(reader: Reader) -> Finding:
-    trouble = secret_trouble(reader.ledger, reader.pseudonyms, reader.secret_path, reader.clock.now())
+    trouble = secret_trouble(reader.operations, reader.pseudonyms, reader.secret_path, reader.clock.now())
     if trouble is None:
         return ok("books", "The secret that pseudonyms are made with is the one that the ledger knows.")
     return problem("books", f"{trouble}.", "Keep a copy of the file with the backups, for the owner only.")

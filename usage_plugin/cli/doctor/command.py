@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from usage_plugin.cli.doctor.temporary import Temporary
     from usage_plugin.cli.output import Output
     from usage_plugin.config import Config
-    from usage_plugin.domain.ledger import Imperfection, Ledger
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import Anomaly
     from usage_plugin.runtime import Reader
 
     Progress = Callable[[str], None]
@@ -104,7 +105,7 @@ class _Examination:
     def __init__(self, progress: Progress) -> None:
         self.findings: list[Finding] = []
         self.results: list[probes.Result] = []
-        self.imperfections: list[Imperfection] | None = None
+        self.imperfections: list[Anomaly] | None = None
         self._progress = progress
         self._clock = SystemClock()
 
@@ -149,7 +150,7 @@ class _Examination:
             async with open_reader(config) as reader:
                 newest = await _newest_event(reader)
                 self.findings += await books.check_books(reader)
-                self.imperfections = reader.ledger.imperfections()
+                self.imperfections = reader.operations.anomalies()
                 if target:
                     await self._running(target, config, reader.ledger)
                 return newest, reader.workers.living()

@@ -1,4 +1,4 @@
-"""The SQLite ledger: every verb is one short transaction on an open connection.
+"""The accounts, reservations and outbox in SQLite: every verb is one short transaction on an open connection.
 
 It runs on the event loop itself: about 40 µs a verb, against over 200 µs through a thread. Few statements stand inside
 the lock, because another thread may take the GIL between two of them.
@@ -18,6 +18,7 @@ from usage_plugin.domain.ledger import (
     Balance,
     Charge,
     Hold,
+    Ledger,
     OpenReservation,
     OutboxEntry,
     Reserved,
@@ -27,14 +28,12 @@ from usage_plugin.domain.ledger import (
 from usage_plugin.encoding import encode_record
 from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.sqlite.file import translate, translated
-from usage_plugin.ledgers.sqlite.erasable import Persons
-from usage_plugin.ledgers.sqlite.profiles import Profiles
-from usage_plugin.ledgers.sqlite.operations import Records
-from usage_plugin.ledgers.sqlite.maintenance import Upkeep
+from usage_plugin.ledgers.sqlite.maintenance import Maintenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
+
+    from usage_plugin.ledgers.sqlite.file import LedgerFile
 
 KEPT_ENTRIES = 2_000
 """Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
@@ -47,22 +46,20 @@ _MOST = 2**63 - 1
 """What an account counts at most: 9.2 billion USD. Beyond that SQLite would make floats of integers."""
 
 
-class SqliteLedger(Upkeep, Records, Profiles, Persons):
-    """A ledger in one file. One object serves one thread; open another for another."""
+class SqliteLedger(Ledger):
+    """The ledger in an open file."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, creating it if there is none.
-
-        Raises:
-            LedgerError: the file cannot be opened or is no ledger.
-            StorageVersionError: a newer version wrote it.
-        """
-        super().__init__(path)
+    def __init__(self, file: LedgerFile) -> None:
+        """Use an open file."""
+        self.writer, self.location = file.writer, str(file.path)
+        self._file = file
+        self._maintenance = Maintenance(file)
+        self._path, self._execute, self._writing, self._abandon = file.path, file.execute, file.writing, file.abandon
         self._own: dict[str, tuple[int, Sequence[Hold]]] = {}
         """The slot and the holds of each reservation made here and not finished here, to save looking them up."""
         self._free: list[int] = []
         """Slots in which reservations made here were finished here."""
-        cursor = self._connection.cursor()
+        cursor = file.connection.cursor()
         self._do, self._do_for_each = cursor.execute, cursor.executemany
         """For the verbs of the request path: `_execute` makes a cursor for each statement, so that many can be read."""
 
@@ -272,15 +269,13 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         with translated(self._path):
             return self._alone(keys)
 
-    def buckets(self, limit_key: int, subject: str, since: int) -> list[Account]:
-        """List the accounts of one limit and subject, oldest first."""
-        return self._accounts("limit_key = ? AND subject = ? AND window_start >= ?", (limit_key, subject, since))
-
-    def accounts(self, limit_key: int, since: int) -> list[Account]:
+    def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
         """List the accounts of one limit, by subject, oldest first."""
-        return self._accounts("limit_key = ? AND window_start >= ?", (limit_key, since))
-
-    def _accounts(self, where: str, values: Sequence[int | str]) -> list[Account]:
+        values: list[int | str] = [limit_key, since]
+        where = "limit_key = ? AND window_start >= ?"
+        if subject is not None:
+            values.append(subject)
+            where += " AND subject = ?"
         with translated(self._path):
             rows = self._execute(
                 "SELECT limit_key, window_start, subject, window_end, spent, reserved FROM accounts"
@@ -293,17 +288,20 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         """Set what accounts of a new limit have spent; nothing is settled between reading the outbox and setting."""
         with self._writing():
             charges = work_out(self._entries(after, -1))
-            self._connection.executemany(
+            self._file.connection.executemany(
                 "INSERT INTO accounts (limit_key, window_start, subject, window_end, spent, reserved)"
                 " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
                 " spent = excluded.spent, window_end = max(window_end, excluded.window_end)",
                 [(*account, end, min(amount, _MOST)) for account, end, amount in charges],
             )
 
-    def outbox(self, after: int, most: int) -> list[OutboxEntry]:
+    def outbox(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
         """Read entries with a number above `after`, ascending."""
         with translated(self._path):
-            return self._entries(after, most)
+            entries = self._entries(after, most)
+        if durable and entries:
+            self._file.sync()
+        return entries
 
     def _entries(self, after: int, most: int) -> list[OutboxEntry]:
         """Read at most so many entries, or all if -1."""
@@ -313,7 +311,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         return [OutboxEntry(*row) for row in rows]
 
     def waiting(self) -> Waiting:
-        """Say what the store does not have yet.
+        """Return how much the store does not have yet.
 
         Numbers have no gaps there, so that their count needs no counting. The size is exact up to 500 entries; of
         more, every nth is measured, so that it costs the same however long the store is away.
@@ -335,19 +333,19 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
             return Waiting(events, size * events // measured)
 
     def acknowledged(self) -> int:
-        """Give the number up to which the store has everything."""
+        """Return the number up to which the store has everything."""
         with translated(self._path):
             (seq,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
             return int(seq)
 
     def acknowledge(self, seq: int) -> None:
-        """Note that the store has everything up to this number, and drop all but the last entries."""
+        """Record that the store has everything up to this number, and delete all but the last entries."""
         with self._writing():
             self._execute("UPDATE ledger SET acknowledged = max(acknowledged, ?)", (seq,))
             self._execute("DELETE FROM outbox WHERE seq <= ?", (seq - KEPT_ENTRIES,))
 
     def agree(self, stored: int) -> None:
-        """Go on from what the store has, whichever of the two was restored from a backup."""
+        """Reconcile outbox numbers with the store's watermark after either was restored from a backup."""
         with self._writing():
             (acknowledged,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
             (newest,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
@@ -363,6 +361,19 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
                     (stored,),
                 )
             self._execute("UPDATE ledger SET acknowledged = ?", (stored,))
+
+    def maintain(self, now: int) -> None:
+        """Delete a slice of what is old, and bring the write-ahead log to the disk."""
+        self._maintenance.delete_old(now)
+        self._file.sync()
+
+    def verify(self) -> list[str]:
+        """Describe damage."""
+        return self._maintenance.verify()
+
+    def close(self) -> None:
+        """Close the file, with all its parts."""
+        self._file.close()
 
 
 def _encoded(holds: Sequence[Hold]) -> str:
