@@ -99,7 +99,7 @@ class Ledger_PROXY_(CustomLogger):  # noqa: N801  # as the plugin's own
     async def async_post_call_success_hook(self, data: Any, user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002
         """Settle."""
         event_id, user = data["metadata"][_STAMP]
-        if self._ledger.settle(event_id, self._charges[user], self._event) is None:
+        if not self._ledger.settle(event_id, self._charges[user], self._event):
             raise RuntimeError("A request of the benchmark was not settled.")
         return response
 

@@ -29,7 +29,7 @@ import uvloop
 
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, Yardstick, percentile, show, wants_json
-from usage_plugin.domain.ledger import AccountKey, Charge, Hold
+from usage_plugin.domain.ledger import AccountKey, Charge, Hold, Settled
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError
@@ -186,7 +186,7 @@ def one_block(opened: OpenLedger, traffic: Traffic) -> Times:
         started = time.perf_counter_ns()
         settled = ledger.settle(request.event_id, request.charges, request.settled)
         times.settle.append((time.perf_counter_ns() - started) / 1000)
-        return settled.seq if settled else 0
+        return settled.seq if isinstance(settled, Settled) else 0
 
     for request in requests:
         started = time.perf_counter_ns()

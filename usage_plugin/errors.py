@@ -9,7 +9,8 @@
     │  └─ BudgetExceededError   because a limit has no room for it
     ├─ MigrationError           data from elsewhere that cannot be imported
     ├─ LedgerError              the ledger cannot do what was asked
-    │  └─ LedgerBusyError       another process holds the lock; trying again is right
+    │  ├─ LedgerBusyError       another process holds the lock; trying again is right
+    │  └─ ReservationConflictError   one id was sent with two contents
     └─ StorageError             the store cannot do what was asked; the driver's error is the cause
        ├─ StorageUnavailableError   for now: trying again is right
        │  └─ StorageDamagedError    until somebody, or something, puts another in its place
@@ -88,6 +89,10 @@ class LedgerError(UsagePluginError):
 
 class LedgerBusyError(LedgerError):
     """Another process holds the ledger's lock; try again."""
+
+
+class ReservationConflictError(LedgerError):
+    """This id is reserved already, with other content."""
 
 
 class HistoryError(UsagePluginError):

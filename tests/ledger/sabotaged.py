@@ -115,7 +115,7 @@ class ChargesTheFirst(SqliteLedger):
 @breaks("test_the_first_settlement_wins")
 class SettlesTwice(SqliteLedger):
     def settle(self, event_id, charges, event):
-        return super().settle(event_id, charges, event) or self.record(charges, event)
+        return super().settle(event_id, charges, event) or super().record(f"{event_id} again", charges, event)
 
 
 @breaks("test_recovery_charges_what_the_holds_say")
@@ -140,14 +140,14 @@ class EndsAsItBegan(SqliteLedger):
 class RecordsReleases(SqliteLedger):
     def release(self, event_id):
         released = super().release(event_id)
-        self.record([], "released")
+        self.record(f"{event_id} released", [], "released")
         return released
 
 
 @breaks("test_what_was_never_reserved_can_be_recorded")
 class RecordsNothing(SqliteLedger):
-    def record(self, charges, event):
-        return super().record(charges, None)
+    def record(self, event_id, charges, event):
+        return super().record(event_id, charges, None)
 
 
 @breaks("test_nothing_is_reserved_twice")
@@ -155,6 +155,35 @@ class ReservesAgain(SqliteLedger):
     def reserve(self, event_id, worker, started_at, holds, event):
         self.release(event_id)
         return super().reserve(event_id, worker, started_at, holds, event)
+
+
+@breaks("test_an_unknown_reservation_can_be_recorded_once")
+class RecordsAgain(SqliteLedger):
+    def record(self, event_id, charges, event):
+        return super().record(event_id, charges, event) or super().record(f"{event_id} again", charges, event)
+
+
+@breaks("test_what_has_ended_is_known_for_a_while")
+class ForgetsReleases(SqliteLedger):
+    def release(self, event_id):
+        released = super().release(event_id)
+        with self._writing():
+            self._execute("DELETE FROM ended")
+        return released
+
+
+@breaks("test_a_reservation_can_be_repeated")
+class AnswersAnew(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        answer = super().reserve(event_id, worker, started_at, holds, event)
+        return answer._replace(balances=tuple(self.balances([hold.account for hold in holds]).values()))
+
+
+@breaks("test_what_was_abandoned_holds_nothing")
+class LeavesNoTombstone(SqliteLedger):
+    def abandon(self, event_id):
+        self.release(event_id)
+        return True
 
 
 @breaks("test_a_request_without_limits_is_still_recorded")
@@ -367,4 +396,4 @@ class SettlesLater(SqliteLedger):
 class SettlesInTwoSteps(SqliteLedger):
     def settle(self, event_id, charges, event):
         settled = super().settle(event_id, charges, None)
-        return settled and settled._replace(seq=self.record([], event).seq)
+        return settled and settled._replace(seq=self.record(f"{event_id} recorded", [], event).seq)

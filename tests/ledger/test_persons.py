@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import AccountKey, Charge
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
+from usage_plugin.testing.builders import record_new
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,7 @@ def test_no_byte_is_left_of_what_was_erased(tmp_path: Path) -> None:
     names = [f"person-{number:04}@example" for number in range(300)]
     for number, name in enumerate(names):
         charges = [Charge(AccountKey(1, bucket, name), 10, 5) for bucket in range(number % 20 + 1)]
-        opened.ledger.record(charges, json.dumps({"user": name}))
+        record_new(opened.ledger, charges, json.dumps({"user": name}))
     opened.ledger.acknowledge(len(names))
     gone = names[::3]
     for name in gone:

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, NotSettled, Settled
 from usage_plugin.domain.operations import Anomaly, RefusalCount
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
 from usage_plugin.ledgers.sqlite import ledger as module
 from usage_plugin.ledgers.sqlite import maintenance, open_sqlite_ledger, wal
 from usage_plugin.ledgers.sqlite import operations as operations_module
 from usage_plugin.sqlite_file import has_wal_reset_bug
-from usage_plugin.testing.builders import ANN, END, TEAM, hold
+from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new
 from usage_plugin.testing.ledger_contract import settle_one
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def test_a_free_row_may_be_taken_by_another_worker(ledger: Ledger, path: Path) -
     ]
     assert ledger.recover("b")
     other.reserve("d", "other", 7, [], "d")
-    assert other.settle("b", [Charge(TEAM, END, 99)], "too late") is None
+    assert other.settle("b", [Charge(TEAM, END, 99)], "too late") is NotSettled.BEFORE
     assert [r.event_id for r in ledger.open_reservations()] == ["c", "d"]
     assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 5), TEAM: Balance(7, 0)}
     other.close()
@@ -81,7 +81,7 @@ def test_the_newest_entry_stays(ledger: Ledger, monkeypatch: pytest.MonkeyPatch)
     for number in range(5):
         ledger.reserve(str(number), "w", 5, [], "draft")
         settled = ledger.settle(str(number), [], "event")
-        assert settled is not None
+        assert isinstance(settled, Settled)
         seqs.append(settled.seq)
         ledger.acknowledge(settled.seq)
     assert seqs == [1, 2, 3, 4, 5]
@@ -92,7 +92,7 @@ def test_many_that_wait_are_measured_by_a_sample(ledger: Ledger, monkeypatch: py
     """The number is exact, however many wait; the size of more than a few is that of every nth."""
     monkeypatch.setattr(module, "_SAMPLE", 3)
     for number in range(1, 11):
-        ledger.record([], "ä" * number)
+        record_new(ledger, [], "ä" * number)
     ledger.acknowledge(4)
     assert ledger.waiting() == (6, 2 * (10 + 14 + 18))
 
@@ -112,7 +112,7 @@ def test_anomalies_are_bounded(operations: OperationsLog, monkeypatch: pytest.Mo
 def test_what_must_never_be_is_found(ledger: Ledger, path: Path) -> None:
     """Holds without a reservation, reservations without their holds, and sums below zero; a good ledger has none."""
     ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "e")
-    ledger.record([Charge(ANN, END, 5)], "e")
+    record_new(ledger, [Charge(ANN, END, 5)], "e")
     assert ledger.verify() == []
     other = sqlite3.connect(path)
     with other:
@@ -156,12 +156,12 @@ def test_accounts_are_looked_at_in_turns(ledger: Ledger, monkeypatch: pytest.Mon
     """Each call looks at the next few accounts only, however many there are, and begins again after the last."""
     monkeypatch.setattr(maintenance, "_RANGES", 2)
     monkeypatch.setattr(maintenance, "_RANGE", 2)
-    ledger.record([Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
+    record_new(ledger, [Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
     left = []
     for _ in range(4):
         ledger.maintain(END * 2)
         left.append(len(ledger.accounts(1, 0)))
-    ledger.record([Charge(AccountKey(1, 0, "ann"), 100, 1)], "e")
+    record_new(ledger, [Charge(AccountKey(1, 0, "ann"), 100, 1)], "e")
     ledger.maintain(END * 2)
     assert [*left, len(ledger.accounts(1, 0))] == [6, 2, 0, 0, 0]
 

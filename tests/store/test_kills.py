@@ -45,7 +45,7 @@ async def work():
                     started_at=time.time_ns() // 1000 - rng.randrange(5) * 86_400_000_000,
                     user=f"User {rng.randrange(40)}", cost=rng.randrange(10**12), model=rng.choice(["a", "b", None]),
                 )
-                ledger.record([], encode_event(event))
+                ledger.record(event.event_id, [], encode_event(event))
                 with open(sys.argv[1] + ".events", "a") as file:
                     file.write(f"{event.event_id} {event.cost}\\n")
             await flusher.flush_all()

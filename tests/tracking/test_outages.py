@@ -26,7 +26,7 @@ from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.runtime import Parts, Runtime
-from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import flusher as flusher_module
 from usage_plugin.tracking import keeper as keeper_module
@@ -121,7 +121,7 @@ class Setting:
 
     def settle(self, *events: UsageEvent) -> None:
         for event in events:
-            until_free(lambda event=event: self.ledger.record([], encode_event(event)))
+            until_free(lambda event=event: record_new(self.ledger, [], encode_event(event)))
 
     async def stored(self) -> list[UsageEvent]:
         async with self.parts.open_store() as store:
@@ -301,7 +301,7 @@ async def test_an_entry_that_cannot_be_read_holds_up_nothing(setting: Setting) -
     (first,) = events_of(1)
     setting.trouble.error = StorageUnavailableError("wait")
     setting.settle(first)
-    settled = until_free(lambda: setting.ledger.record([], '{"v": 1, "user": '))
+    settled = until_free(lambda: record_new(setting.ledger, [], '{"v": 1, "user": '))
     setting.settle(*events_of(1))
     setting.trouble.error = None
     await eventually(lambda: setting.ledger.acknowledged() == 3)

@@ -18,7 +18,7 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.books import days_of
-from usage_plugin.testing.builders import NOON, make_event
+from usage_plugin.testing.builders import NOON, make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import pruning
 from usage_plugin.tracking.flusher import Flusher
@@ -289,7 +289,7 @@ async def test_a_new_limit_says_what_it_cannot_count(tmp_path: Path, caplog: pyt
     opened.operations.note(
         pruning.NOTE, f'{{"at": {NOON}, "today": {NOON}, "events_before": {NOON - 90 * DAY}, "records": 1, "size": 1}}'
     )
-    ledger.record([], encode_event(make_event(cost=CENT)))
+    record_new(ledger, [], encode_event(make_event(cost=CENT)))
     async with parts.open_store() as store:
         await Flusher(ledger, opened.operations, store, parts.unstorable(clock)).flush()
     with caplog.at_level(logging.INFO, "usage_plugin"):
@@ -312,7 +312,7 @@ async def test_a_new_limit_says_whom_pseudonyms_hide(tmp_path: Path, caplog: pyt
     parts, clock = Parts(config), FakeClock()
     pseudonyms, ledger = parts.make_pseudonyms(), parts.open_ledger().ledger
     for name in ("eva", "bo"):
-        ledger.record([], encode_event(make_event(user=pseudonyms.of_person(name), cost=CENT)))
+        record_new(ledger, [], encode_event(make_event(user=pseudonyms.of_person(name), cost=CENT)))
     with caplog.at_level(logging.INFO, "usage_plugin"):
         runtime = Runtime(config, clock=clock)
         await eventually(lambda: "limits.seeded" in caplog.text)

@@ -20,7 +20,7 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import UsageEvent, subjects_of, totals_of
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
-from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import keeper as keeper_module
 from usage_plugin.tracking import seeding
@@ -75,7 +75,7 @@ class Data:
 
     def settle(self, *events: UsageEvent) -> None:
         for event in events:
-            self.ledger.record([], encode_event(event))
+            record_new(self.ledger, [], encode_event(event))
 
     async def flush(self, store: UsageStore) -> None:
         flusher = Flusher(self.ledger, self.operations, store, self.parts.unstorable(self.clock))
@@ -177,7 +177,7 @@ async def test_what_is_settled_while_accounts_are_set_counts_once(
                 started_at=data.clock.now(), user=f"u{chance.randint(0, 29)}", cost=chance.randint(1, 99)
             )
             charge = Charge(AccountKey(limit.key, window.start, event.user), window.end, event.cost or 0)
-            data.ledger.record([charge], encode_event(event))
+            record_new(data.ledger, [charge], encode_event(event))
             events.append(event)
 
     async with data.parts.open_store() as store:
@@ -209,7 +209,7 @@ async def test_many_accounts_are_set_a_few_at_a_time(tmp_path: Path, monkeypatch
 
         # At the last moment, so that it is read inside the ledger's lock.
         events.append(make_event(started_at=data.clock.now(), user="u3", cost=1))
-        data.ledger.record([Charge(key, window.end, 1)], encode_event(events[-1]))
+        record_new(data.ledger, [Charge(key, window.end, 1)], encode_event(events[-1]))
         seed(after, counted)
 
     monkeypatch.setattr(data.ledger, "seed", watched)
@@ -233,12 +233,12 @@ async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:
     async with data.parts.open_store() as store:
         data.settle(before)
         await data.flush(store)
-        data.ledger.record([Charge(key, window.end, 7)], encode_event(after))
+        record_new(data.ledger, [Charge(key, window.end, 7)], encode_event(after))
         data.ledger.reserve("open", "w", data.clock.now(), [Hold(key, window.end, 3, None, 3)], "{}")
         await data.seed(store)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}
         # Once is enough: what is settled from here on is charged by whoever settles it.
-        data.ledger.record([], encode_event(make_event(started_at=data.clock.now(), cost=100)))
+        record_new(data.ledger, [], encode_event(make_event(started_at=data.clock.now(), cost=100)))
         await data.seed(store)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}
         again = Seeder(data.rules, data.workers, data.parts.config.timezone, data.clock)

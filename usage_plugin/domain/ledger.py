@@ -13,6 +13,7 @@ Records that decide nothing about a request are in ports of their own: `operatio
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -86,6 +87,22 @@ class Settled(NamedTuple):
     balances: Mapping[AccountKey, Balance]
 
 
+class NotSettled(Enum):
+    """The answers of `settle` where it changed nothing; both are false.
+
+    Attributes:
+        BEFORE: the reservation ended before. This settlement is a repetition, or too late: ignore it.
+        UNKNOWN: the ledger never had this reservation, or no longer knows it. Record the event instead.
+    """
+
+    BEFORE = "settled before"
+    UNKNOWN = "never known here"
+
+    def __bool__(self) -> bool:
+        """Return False."""
+        return False
+
+
 class Charge(NamedTuple):
     """The amount that a settled request adds to an account."""
 
@@ -143,11 +160,20 @@ class Ledger(ABC):
 
     @abstractmethod
     def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
-        """Hold on every account, or on none if one has no room. `event` is recorded if the worker dies."""
+        """Hold on every account, or on none if one has no room. `event` is recorded if the worker dies.
+
+        A worker may repeat it: while the reservation is open, the same content gives the same answer and holds nothing
+        more. What was abandoned holds nothing.
+
+        Raises:
+            ReservationConflictError: the id is reserved with other content.
+        """
 
     @abstractmethod
-    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
-        """Free the reservation's holds, add the charges, append the event. None: it was settled before.
+    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | NotSettled:
+        """Free the reservation's holds, add the charges, append the event.
+
+        Ids that have ended are known for ten minutes at least.
 
         Without an event, because no more of them can be kept, nothing is appended and the number is 0.
         """
@@ -157,14 +183,22 @@ class Ledger(ABC):
         """Free the holds of a request that never started: no event, no charge. False: it was settled before."""
 
     @abstractmethod
+    def abandon(self, event_id: str) -> bool:
+        """Give up a reservation whose answer is not known: release it, and let it hold nothing if it arrives later.
+
+        The id is remembered for a day at least. False: it was settled before.
+        """
+
+    @abstractmethod
     def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
         """Free a reservation's holds on some accounts before it is settled; the rest stays held."""
 
     @abstractmethod
-    def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
+    def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Add the charges and append the event of a request that was let through without a reservation.
 
-        Without an event as in `settle`.
+        If it has one after all, that is freed. None: the id was recorded, settled or released before, and nothing was
+        done. Without an event as in `settle`.
         """
 
     @abstractmethod

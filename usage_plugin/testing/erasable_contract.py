@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
 from usage_plugin.domain.operations import Adjustment, AlertKey, RefusalCount
-from usage_plugin.testing.builders import END
+from usage_plugin.testing.builders import END, record_new
 from usage_plugin.testing.ledger_fixtures import OpensLedger
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ErasableContract(OpensLedger):
         assert not any(opened.erasable.find("eva"))
         assert [one.key.subject for one in opened.ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
         assert opened.operations.adjustments_version() > version
-        assert opened.ledger.record([], "{}").seq == newest + 1
+        assert record_new(opened.ledger, [], "{}").seq == newest + 1
         opened.erasable.compact()
         assert opened.ledger.verify() == []
         assert [one.key.subject for one in opened.ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
@@ -54,7 +54,7 @@ class ErasableContract(OpensLedger):
     def test_what_is_in_use_is_not_erased(self, opened: OpenLedger) -> None:
         """An account on which something is held, and an event that the store does not have, stay."""
         account = AccountKey(1, 0, "eva")
-        opened.ledger.record([Charge(account, END, 5)], json.dumps({"user": "eva"}))
+        record_new(opened.ledger, [Charge(account, END, 5)], json.dumps({"user": "eva"}))
         opened.ledger.reserve("a", "w", 5, [Hold(account, END, 3, None, 3)], "{}")
         assert opened.erasable.find("eva").entries == []
         opened.erasable.erase(opened.erasable.find("eva"))
@@ -67,7 +67,7 @@ class ErasableContract(OpensLedger):
     def _fill_with_names(opened: OpenLedger) -> None:
         """Leave something everywhere for subjects that have `eva` among their names, or only in them."""
         for subject in ("eva", "team\x1feva", "evan", "medieval", "team\x1feva-2", "eva\x1fmodel"):
-            opened.ledger.record([Charge(AccountKey(1, 0, subject), END, 5)], json.dumps({"user": subject}))
+            record_new(opened.ledger, [Charge(AccountKey(1, 0, subject), END, 5)], json.dumps({"user": subject}))
             count = RefusalCount(1, "daily", subject, "spent", 2)
             opened.operations.count_refusals([count], [(f"REF-{subject}", 1, json.dumps({"user": subject}))])
             opened.operations.alert(AlertKey(1, subject, 0, 50), 1, "{}")

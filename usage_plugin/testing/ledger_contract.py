@@ -17,9 +17,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, OutboxEntry
-from usage_plugin.errors import LedgerBusyError, LedgerError
-from usage_plugin.testing.builders import ANN, END, TEAM, hold
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, NotSettled, OutboxEntry
+from usage_plugin.errors import LedgerBusyError, LedgerError, ReservationConflictError
+from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_open
 from usage_plugin.testing.children import (
     meeting,
     reports,
@@ -84,19 +84,18 @@ class LedgerContract(OpensLedger, HostileNames):
     def test_settling_frees_charges_and_records_at_once(self, ledger: Ledger) -> None:
         """Settling turns a hold into what was really spent, also on accounts it did not hold on."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 30, 100)], "draft")
-        settled = ledger.settle("a", [Charge(ANN, END, 12), Charge(AccountKey(3, 0, "x"), END, 12)], "event")
-        assert settled is not None
+        settled = settle_open(ledger, "a", [Charge(ANN, END, 12), Charge(AccountKey(3, 0, "x"), END, 12)], "event")
         assert settled.balances == {ANN: Balance(12, 0), TEAM: Balance(0, 0), AccountKey(3, 0, "x"): Balance(12, 0)}
         assert ledger.outbox(0, 10) == [OutboxEntry(settled.seq, "event")]
         assert ledger.open_reservations() == []
 
     def test_the_first_settlement_wins(self, ledger: Ledger) -> None:
-        """Whoever settles second is told so, and changes nothing; nor does settling what was never reserved."""
+        """A second settlement learns that it is one, and changes nothing; nor does one of an unknown reservation."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.settle("a", [Charge(ANN, END, 12)], "first")
-        assert ledger.settle("a", [Charge(ANN, END, 99)], "second") is None
+        assert ledger.settle("a", [Charge(ANN, END, 99)], "second") is NotSettled.BEFORE
         assert ledger.recover("a") is None
-        assert ledger.settle("never", [Charge(ANN, END, 99)], "x") is None
+        assert ledger.settle("never", [Charge(ANN, END, 99)], "x") is NotSettled.UNKNOWN
         assert ledger.balances([ANN]) == {ANN: Balance(12, 0)}
         assert [entry.event for entry in ledger.outbox(0, 10)] == ["first"]
 
@@ -109,7 +108,7 @@ class LedgerContract(OpensLedger, HostileNames):
         assert recovered is not None
         assert recovered.balances == {ANN: Balance(30, 0), TEAM: Balance(2, 0)}
         assert [entry.event for entry in ledger.outbox(0, 10)] == ["draft"]
-        assert ledger.settle("a", [Charge(ANN, END, 99)], "too late") is None
+        assert ledger.settle("a", [Charge(ANN, END, 99)], "too late") is NotSettled.BEFORE
         assert not ledger.release("a")
         assert ledger.balances([ANN]) == {ANN: Balance(30, 0)}
 
@@ -140,29 +139,89 @@ class LedgerContract(OpensLedger, HostileNames):
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.release("a")
         assert not ledger.release("a")
-        assert ledger.settle("a", [], "event") is None
+        assert ledger.settle("a", [], "event") is NotSettled.BEFORE
         assert ledger.balances([ANN]) == {ANN: Balance()}
         assert (ledger.outbox(0, 10), ledger.open_reservations()) == ([], [])
 
     def test_what_was_never_reserved_can_be_recorded(self, ledger: Ledger) -> None:
         """A request that was let through without a reservation is charged, and in the outbox, in one step."""
-        recorded = ledger.record([Charge(ANN, END, 3)], "event")
+        recorded = record_new(ledger, [Charge(ANN, END, 3)], "event")
         assert recorded == (1, {ANN: Balance(3, 0)})
         assert ledger.outbox(0, 10) == [OutboxEntry(1, "event")]
-        assert ledger.record([], "next").seq == 2
+        assert record_new(ledger, [], "next").seq == 2
+
+    def test_an_unknown_reservation_can_be_recorded_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
+        """An event whose reservation is unknown is recorded under its id once, by any worker, and settled no more."""
+        other = opening.open().ledger
+        assert ledger.settle("a", [Charge(ANN, END, 3)], "event") is NotSettled.UNKNOWN
+        assert ledger.record("a", [Charge(ANN, END, 3)], "event") == (1, {ANN: Balance(3, 0)})
+        for worker in (ledger, other):
+            assert worker.record("a", [Charge(ANN, END, 3)], "event") is None
+            assert worker.settle("a", [Charge(ANN, END, 3)], "event") is NotSettled.BEFORE
+        assert ledger.balances([ANN]) == {ANN: Balance(3, 0)}
+        assert ledger.outbox(0, 10) == [OutboxEntry(1, "event")]
+        other.close()
+
+    def test_what_has_ended_is_known_for_a_while(self, ledger: Ledger, opening: LedgerOpening) -> None:
+        """Every worker knows for ten minutes which reservations have ended, however they ended."""
+        for name in ("settled", "without event", "released", "recovered", "abandoned"):
+            ledger.reserve(name, "w", 5, [hold(ANN, 30, None)], "draft")
+        assert ledger.settle("settled", [], "event")
+        assert ledger.settle("without event", [], None)
+        assert ledger.record("recorded", [], "event")
+        assert ledger.release("released")
+        assert ledger.recover("recovered")
+        assert ledger.abandon("abandoned")
+        ledger.acknowledge(3)
+        minutes = END // 1440
+        for now in (END, END + minutes, END + 9 * minutes):
+            ledger.maintain(now)
+        later = opening.open().ledger
+        for name in ("settled", "without event", "recorded", "released", "recovered", "abandoned"):
+            assert later.settle(name, [Charge(ANN, END, 1)], "again") is NotSettled.BEFORE
+            assert later.record(name, [Charge(ANN, END, 1)], "again") is None
+            assert not later.release(name)
+            assert not later.abandon(name)
+        later.close()
+        assert ledger.balances([ANN]) == {ANN: Balance(30, 0)}
+
+    def test_a_reservation_can_be_repeated(self, ledger: Ledger) -> None:
+        """A reservation that is sent again gets the same answer, whatever came between, and holds nothing more."""
+        ledger.reserve("before", "w", 5, [hold(ANN, 5, 100)], "e")
+        first = ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "e")
+        ledger.reserve("after", "w", 5, [hold(ANN, 50, 100)], "e")
+        assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "e") == first
+        assert first == (True, (Balance(0, 5), Balance()))
+        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 85), TEAM: Balance(0, 1)}
+        assert len(ledger.open_reservations()) == 3
+
+    def test_what_was_abandoned_holds_nothing(self, ledger: Ledger, opening: LedgerOpening) -> None:
+        """An abandoned reservation is freed, and one that arrives only then holds nothing, in whichever worker."""
+        other = opening.open().ledger
+        ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
+        assert ledger.abandon("a")
+        assert other.abandon("b")
+        for name in ("a", "b"):
+            assert ledger.reserve(name, "w", 5, [hold(ANN, 30, 100)], "draft") == (False, (Balance(),))
+            assert not ledger.reserve(name, "w", 5, [], "draft").admitted
+        assert ledger.balances([ANN]) == {ANN: Balance()}
+        assert (ledger.outbox(0, 10), ledger.open_reservations()) == ([], [])
+        assert ledger.reserve("c", "w", 5, [hold(ANN, 30, 100)], "draft").admitted
+        other.close()
 
     def test_nothing_is_reserved_twice(self, ledger: Ledger) -> None:
-        """Reserving under an id that is open already is an error, and what is open stays as it was."""
+        """Reserving other content under an id that is open is an error, and what is open stays as it was."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "e")
-        with pytest.raises(LedgerError, match="reserved already"):
-            ledger.reserve("a", "w", 5, [hold(ANN, 40, 100)], "e")
+        for holds, event in (([hold(ANN, 40, 100)], "e"), ([hold(ANN, 30, 100)], "other")):
+            with pytest.raises(ReservationConflictError, match="reserved already"):
+                ledger.reserve("a", "w", 5, holds, event)
         assert ledger.settle("a", [], "event")
         assert ledger.balances([ANN]) == {ANN: Balance()}
 
     def test_a_request_without_limits_is_still_recorded(self, ledger: Ledger) -> None:
         """No account is needed for a reservation, nor for its settlement."""
         assert ledger.reserve("a", "w", 5, [], "draft").admitted
-        assert ledger.settle("a", [], "event") is not None
+        assert ledger.settle("a", [], "event")
 
     def test_everything_survives_reopening(self, opening: LedgerOpening) -> None:
         """What a verb has done is there when the ledger is opened again, and the writer is the same."""
@@ -218,7 +277,7 @@ class LedgerContract(OpensLedger, HostileNames):
             (1, -1, "old"),
             (2, 0, "bo"),
         ):
-            ledger.record([Charge(AccountKey(limit_key, begin, subject), END, 5)], "e")
+            record_new(ledger, [Charge(AccountKey(limit_key, begin, subject), END, 5)], "e")
         assert [account.key[1:] for account in ledger.accounts(1, 0)] == [(END, "ann"), (0, "zoe"), (END, "zoe")]
 
     def test_seeding_sets_what_was_spent(self, ledger: Ledger, opening: LedgerOpening) -> None:
@@ -226,14 +285,14 @@ class LedgerContract(OpensLedger, HostileNames):
         settle_one(ledger, "a")
         settle_one(ledger, "b")
         ledger.reserve("held", "w", 5, [hold(ANN, 30, None)], "e")
-        ledger.record([Charge(ANN, END, 5)], "c")
+        record_new(ledger, [Charge(ANN, END, 5)], "c")
         seen: list[OutboxEntry] = []
         other = opening.open().ledger
 
         def work_out(entries: Sequence[OutboxEntry]) -> list[Charge]:
             seen.extend(entries)
             with pytest.raises(LedgerBusyError):
-                other.record([], "meanwhile")
+                record_new(other, [], "meanwhile")
             return [Charge(ANN, END, 17), Charge(TEAM, END, 4)]
 
         ledger.seed(1, work_out)
@@ -241,7 +300,7 @@ class LedgerContract(OpensLedger, HostileNames):
         assert ledger.balances([ANN, TEAM]) == {ANN: Balance(17, 30), TEAM: Balance(4, 0)}
         with pytest.raises(ZeroDivisionError):
             ledger.seed(0, lambda _: [Charge(ANN, END, 1 // 0)])
-        assert other.record([], "afterwards").seq == 4
+        assert record_new(other, [], "afterwards").seq == 4
         other.close()
 
     def test_closed_windows_go_and_open_ones_stay(self, ledger: Ledger) -> None:
@@ -294,7 +353,7 @@ class LedgerContract(OpensLedger, HostileNames):
         """The number of events that the store lacks is exact, and so is their size while they are few."""
         assert ledger.waiting() == (0, 0)
         for number in range(1, 11):
-            ledger.record([], "ä" * number)
+            record_new(ledger, [], "ä" * number)
         assert ledger.waiting() == (10, 110)
         ledger.acknowledge(4)
         assert ledger.waiting() == (6, 90)
@@ -309,7 +368,7 @@ class LedgerContract(OpensLedger, HostileNames):
         """Where no more events can be kept, a request is charged all the same, under the number 0."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.settle("a", [Charge(ANN, END, 12)], None) == (0, {ANN: Balance(12, 0)})
-        assert ledger.record([Charge(ANN, END, 1)], None) == (0, {ANN: Balance(13, 0)})
+        assert record_new(ledger, [Charge(ANN, END, 1)], None) == (0, {ANN: Balance(13, 0)})
         assert ledger.outbox(0, 10) == []
 
     # ── in any order, after any fault ─────────────────────────────────────────────────────────────────────────────────
@@ -383,7 +442,7 @@ class LedgerContract(OpensLedger, HostileNames):
                 try:
                     assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "draft").admitted
                     assert ledger.settle("a", [Charge(ANN, END, 12)], "event")
-                    ledger.record([Charge(ANN, END, 1)], "other")
+                    record_new(ledger, [Charge(ANN, END, 1)], "other")
                 except LedgerError:
                     failed += 1
             assert ledger.verify() == []
@@ -396,7 +455,7 @@ class LedgerContract(OpensLedger, HostileNames):
                 assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft").admitted
             if not events:
                 assert ledger.settle("a", [Charge(ANN, END, 12)], "event")
-            assert ledger.settle("a", [Charge(ANN, END, 12)], "again") is None
+            assert ledger.settle("a", [Charge(ANN, END, 12)], "again") is NotSettled.BEFORE
             assert ledger.balances([ANN])[ANN].reserved == 0
             ledger.close()
             if not faults.happened:
@@ -407,6 +466,4 @@ class LedgerContract(OpensLedger, HostileNames):
 def settle_one(ledger: Ledger, event: str) -> int:
     """Reserve and settle a request without limits; return its number."""
     ledger.reserve(event, "w", 5, [], "draft")
-    settled = ledger.settle(event, [], event)
-    assert settled is not None
-    return settled.seq
+    return settle_open(ledger, event, [], event).seq

@@ -1,19 +1,22 @@
 """A Hypothesis state machine drives two workers on one ledger against a model of plain dicts.
 
 Requests are reserved on a calendar window, a rolling one and a session, settled on the accounts they held and on others
-(the rules have changed since), released, lost with their worker and recovered; time passes, amounts are adjusted.
+(the rules have changed since), released, abandoned, lost with their worker and recovered. Verbs are repeated, and come
+for unknown ids. Time passes, amounts are adjusted.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from usage_plugin.domain.ledger import Account, AccountKey, Balance, Charge, Hold
+from usage_plugin.domain.ledger import Account, AccountKey, Balance, Charge, Hold, NotSettled, Reserved, Settled
 from usage_plugin.domain.operations import Adjustment
+from usage_plugin.errors import ReservationConflictError
 
 if TYPE_CHECKING:
     from usage_plugin.domain.open_ledger import OpenLedger
@@ -23,6 +26,7 @@ DAY = 86_400_000_000
 CALENDAR, ROLLING, SESSION, NEW = 1, 2, 3, 4
 WINDOW, BUCKET = 100, 20
 USUAL = 50
+KNOWN = 600_000_000
 WORKERS = st.sampled_from((0, 1))
 SUBJECTS = st.sampled_from(("ann", "bo"))
 AMOUNTS = st.integers(0, 30)
@@ -49,7 +53,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.number = 0
         self.books: dict[AccountKey, Books] = {}
         self.open: dict[str, list[Hold]] = {}
-        self.ended: list[str] = []
+        self.answers: dict[str, tuple[int, list[Any], Reserved]] = {}
+        self.ended: dict[str, int] = {}
+        self.abandoned: set[str] = set()
         self.events: list[str] = []
         self.acknowledged = 0
         self.adjustments: list[Adjustment] = []
@@ -97,8 +103,12 @@ class LedgerMachine(RuleBasedStateMachine):
         return Hold(AccountKey(limit_key, start, subject), end, amount, maximum, if_lost)
 
     def choose(self, number: int) -> str:
-        known = [*self.open, *self.ended[-3:]]
+        known = [*self.open, *self.known_ended()]
         return known[number % len(known)]
+
+    def known_ended(self) -> list[str]:
+        """The last ids that have ended, and that the ledger must still know."""
+        return [event_id for event_id, at in self.ended.items() if self.now - at < KNOWN][-3:]
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -120,15 +130,17 @@ class LedgerMachine(RuleBasedStateMachine):
         fits = not amount or all(
             total + amount <= (hold.maximum or 0) for total, hold in zip(before, holds, strict=True)
         )
-        answer = self.workers[worker].ledger.reserve(event_id, f"w{worker}", self.number, holds, f"draft-{event_id}")
+        content: list[Any] = [event_id, f"w{worker}", self.number, holds, f"draft-{event_id}"]
+        answer = self.workers[worker].ledger.reserve(*content)
         assert answer.admitted is fits
         assert [sum(balance) for balance in answer.balances] == before
         if fits:
             self.open[event_id] = holds
+            self.answers[event_id] = (worker, content, answer)
             for hold in holds:
                 self.touch(hold.account, hold.window_end)
 
-    @precondition(lambda self: self.open or self.ended)
+    @precondition(lambda self: self.open or self.known_ended())
     @rule(
         worker=WORKERS,
         number=NUMBERS,
@@ -142,8 +154,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if new_rule:
             charges.append(Charge(AccountKey(NEW, 0, "ann"), self.now + WINDOW, 7))
         settled = self.workers[worker].ledger.settle(event_id, charges, f"event-{event_id}")
-        assert (settled is None) is (holds is None)
-        if settled:
+        assert (settled is NotSettled.BEFORE) is (holds is None)
+        if isinstance(settled, Settled):
             self.end(event_id, charges, f"event-{event_id}")
             if percent > 100:
                 self.overdrawn |= {(charge.account.limit_key, charge.account.subject) for charge in charges}
@@ -151,13 +163,13 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert balance == (self.books[account].spent, self.reserved(account))
 
     def end(self, event_id: str, charges: list[Charge], event: str | None) -> None:
-        self.ended.append(event_id)
+        self.ended[event_id] = self.now
         for account, end, amount in charges:
             self.touch(account, end, amount)
         if event:
             self.events.append(event)
 
-    @precondition(lambda self: self.open or self.ended)
+    @precondition(lambda self: self.open or self.known_ended())
     @rule(worker=WORKERS, number=NUMBERS)
     def release(self, worker: int, number: int) -> None:
         event_id = self.choose(number)
@@ -166,7 +178,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if holds is not None:
             self.end(event_id, [], None)
 
-    @precondition(lambda self: self.open or self.ended)
+    @precondition(lambda self: self.open or self.known_ended())
     @rule(worker=WORKERS, number=NUMBERS)
     def recover(self, worker: int, number: int) -> None:
         event_id = self.choose(number)
@@ -177,15 +189,51 @@ class LedgerMachine(RuleBasedStateMachine):
             charges = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
             self.end(event_id, charges, f"draft-{event_id}")
 
-    @rule(worker=WORKERS, subject=SUBJECTS, amount=AMOUNTS)
-    def record(self, worker: int, subject: str, amount: int) -> None:
+    @precondition(lambda self: self.open.keys() & self.answers.keys())
+    @rule(number=NUMBERS, changed=st.booleans())
+    def reserve_again(self, number: int, changed: bool) -> None:
+        known = sorted(self.open.keys() & self.answers.keys())
+        worker, content, answer = self.answers[known[number % len(known)]]
+        ledger = self.workers[worker].ledger
+        if changed:
+            with pytest.raises(ReservationConflictError):
+                ledger.reserve(content[0], content[1], content[2], content[3], "other")
+        else:
+            assert ledger.reserve(*content) == answer
+
+    @precondition(lambda self: self.open or self.known_ended())
+    @rule(worker=WORKERS, number=NUMBERS, is_new=st.booleans())
+    def abandon(self, worker: int, number: int, is_new: bool) -> None:
         self.number += 1
+        event_id = f"r{self.number}" if is_new else self.choose(number)
+        self.open.pop(event_id, None)
+        has_ended = event_id in self.ended
+        assert self.workers[worker].ledger.abandon(event_id) is not has_ended
+        if not has_ended:
+            self.end(event_id, [], None)
+            self.abandoned.add(event_id)
+
+    @precondition(lambda self: self.abandoned)
+    @rule(worker=WORKERS, number=NUMBERS)
+    def reserve_too_late(self, worker: int, number: int) -> None:
+        event_id = sorted(self.abandoned)[number % len(self.abandoned)]
+        if self.now - self.ended[event_id] < DAY:
+            holds = [self.hold(CALENDAR, "ann", 1, 1)]
+            assert not self.workers[worker].ledger.reserve(event_id, "w", self.number, holds, "late").admitted
+
+    @rule(worker=WORKERS, subject=SUBJECTS, amount=AMOUNTS, times=st.integers(1, 2))
+    def record(self, worker: int, subject: str, amount: int, times: int) -> None:
+        self.number += 1
+        event_id = f"r{self.number}"
         charge = Charge(AccountKey(CALENDAR, self.now // WINDOW * WINDOW, subject), self.now + WINDOW, amount)
-        recorded = self.workers[worker].ledger.record([charge], f"recorded-{self.number}")
-        self.touch(*charge)
-        self.events.append(f"recorded-{self.number}")
+        assert self.workers[1 - worker].ledger.settle(event_id, [charge], "unknown") is NotSettled.UNKNOWN
+        recorded = self.workers[worker].ledger.record(event_id, [charge], f"recorded-{self.number}")
+        self.end(event_id, [charge], f"recorded-{self.number}")
+        assert recorded is not None
         assert recorded.seq == len(self.events)
         self.overdrawn.add((CALENDAR, subject))
+        for again in range(times):
+            assert self.workers[again].ledger.record(event_id, [charge], "again") is None
 
     # ── everything else ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -209,12 +257,17 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def crash(self, worker: int) -> None:
         self.crashed.append(self.workers[worker])
-        self.workers[worker] = self.opening.open()
+        self.open_again(worker)
 
     @rule(worker=WORKERS)
     def restart(self, worker: int) -> None:
         self.workers[worker].close()
+        self.open_again(worker)
+
+    def open_again(self, worker: int) -> None:
+        """A new process repeats nothing that an earlier one has sent."""
         self.workers[worker] = self.opening.open()
+        self.answers = {event_id: sent for event_id, sent in self.answers.items() if sent[0] != worker}
 
     @rule(worker=WORKERS, limit=st.sampled_from((CALENDAR, ROLLING)), subject=SUBJECTS, amount=st.integers(1, 100))
     def adjust(self, worker: int, limit: int, subject: str, amount: int) -> None:

@@ -285,6 +285,7 @@ class Admission:
                 self._away_since = self._clock.monotonic()
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
             if policy.enforce and not policy.admit_without_ledger:
+                self._abandon(event.event_id)
                 return Decision(_refuse("unavailable", ask), unfelt)
             event = event._replace(degraded=True)
             return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
@@ -307,6 +308,11 @@ class Admission:
         balances = {demand.account: balance for demand, balance in before}
         admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, standing, tuple(warned))
         return Decision(admitted, unfelt)
+
+    def _abandon(self, event_id: str) -> None:
+        """Give up a reservation that failed: it may hold all the same, and nothing would ever settle it."""
+        with suppress(LedgerError):
+            self._ledger.abandon(event_id)
 
     def _can_stop(self, demand: Demand, ask: Ask) -> bool:
         """Say whether a demand that does not fit keeps the request from starting as it is."""

@@ -192,7 +192,8 @@ class Replay:
 
     def charge(self, charges: Iterable[Charge]) -> None:
         """Charge what the windows held before the first event."""
-        self._ledger.record(list(charges), None)
+        self._number += 1
+        self._ledger.record(f"charge-{self._number}", list(charges), None)
 
     async def add(self, event: UsageEvent) -> None:
         """Let an event ask, after everything that came before it.

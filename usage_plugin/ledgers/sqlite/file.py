@@ -85,13 +85,13 @@ class LedgerFile:
             try:
                 yield
             finally:
-                self.abandon()
+                self.rollback()
 
     def writing(self) -> _Writing:
         """Open a transaction that holds the write lock from its start."""
-        return _Writing(self.path, self.execute, self.abandon)
+        return _Writing(self.path, self.execute, self.rollback)
 
-    def abandon(self) -> None:
+    def rollback(self) -> None:
         """Leave no transaction open, whatever went wrong in it: the next request needs the connection."""
         if self.connection.in_transaction:
             self.execute("ROLLBACK")
@@ -136,12 +136,12 @@ class _Writing:
     A class, since events are recorded in it, and a generator costs as much as a statement.
     """
 
-    __slots__ = ("_abandon", "_execute", "_path")
+    __slots__ = ("_execute", "_path", "_rollback")
 
-    def __init__(self, path: Path, execute: Callable[[str], object], abandon: Callable[[], None]) -> None:
+    def __init__(self, path: Path, execute: Callable[[str], object], rollback: Callable[[], None]) -> None:
         self._path = path
         self._execute = execute
-        self._abandon = abandon
+        self._rollback = rollback
 
     def __enter__(self) -> None:
         try:
@@ -157,7 +157,7 @@ class _Writing:
                 if error is None:
                     self._execute("COMMIT")
             finally:
-                self._abandon()
+                self._rollback()
         except _DRIVERS as failed:
             raise translate(failed, self._path) from failed
         if isinstance(error, _DRIVERS):

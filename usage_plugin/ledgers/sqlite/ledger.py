@@ -19,6 +19,7 @@ from usage_plugin.domain.ledger import (
     Charge,
     Hold,
     Ledger,
+    NotSettled,
     OpenReservation,
     OutboxEntry,
     Reserved,
@@ -26,9 +27,10 @@ from usage_plugin.domain.ledger import (
     Waiting,
 )
 from usage_plugin.encoding import encode_record
-from usage_plugin.errors import LedgerError
+from usage_plugin.errors import ReservationConflictError
 from usage_plugin.ledgers.sqlite.file import translate, translated
 from usage_plugin.ledgers.sqlite.maintenance import Maintenance
+from usage_plugin.ledgers.sqlite.memory import EndedIds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 KEPT_ENTRIES = 2_000
 """Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
 _SAMPLE = 500
+_MOST_IN_DOUBT = 1_000
 
 _Change: TypeAlias = tuple[int, int, int]
 """What to add to an account: window_end (the later one stays), spent, reserved."""
@@ -54,9 +57,12 @@ class SqliteLedger(Ledger):
         self.writer, self.location = file.writer, str(file.path)
         self._file = file
         self._maintenance = Maintenance(file)
-        self._path, self._execute, self._writing, self._abandon = file.path, file.execute, file.writing, file.abandon
-        self._own: dict[str, tuple[int, Sequence[Hold]]] = {}
-        """The slot and the holds of each reservation made here and not finished here, to save looking them up."""
+        self._ended = EndedIds(file)
+        self._path, self._execute, self._writing, self._rollback = file.path, file.execute, file.writing, file.rollback
+        self._own: dict[str, tuple[int, Sequence[Hold], tuple[Balance, ...]]] = {}
+        """Slot, holds and answer of each reservation made and not finished here, to save looking them up."""
+        self._in_doubt: set[str] = set()
+        """Reservations that failed here: they may have been committed all the same."""
         self._free: list[int] = []
         """Slots in which reservations made here were finished here."""
         cursor = file.connection.cursor()
@@ -67,8 +73,6 @@ class SqliteLedger(Ledger):
 
     def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
         """Hold on every account, or on none if one has no room."""
-        if event_id in self._own:
-            raise LedgerError(f"{event_id} is reserved already.")
         row = (
             event_id,
             worker,
@@ -76,6 +80,8 @@ class SqliteLedger(Ledger):
             _encoded(holds),
             event,
         )
+        if (event_id in self._own or event_id in self._in_doubt) and (known := self._repeated(row, holds)):
+            return known
         changes = {account: (end, 0, amount) for account, end, amount, _, _, _ in holds}
         do = self._do
         try:
@@ -83,20 +89,68 @@ class SqliteLedger(Ledger):
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         try:
-            balances = tuple(self._balances([hold.account for hold in holds], [hold.since for hold in holds]))
-            if not all(map(Hold.fits, holds, balances)):
+            balances, is_abandoned = self._balances_before(event_id, holds)
+            if is_abandoned or not all(map(Hold.fits, holds, balances)):
                 do("ROLLBACK")
                 return Reserved(False, balances)
             self._add(changes)
             slot = self._fill_slot(row)
             do("COMMIT")
         except Exception as error:
-            self._abandon()
+            self._rollback()
+            self._doubt(event_id)
             raise translate(error, self._path) from error
         if self._free:
             self._free.pop()  # it was taken, or there was none
-        self._own[event_id] = (slot, tuple(holds))
+        self._own[event_id] = (slot, tuple(holds), balances)
         return Reserved(True, balances)
+
+    def _balances_before(self, event_id: str, holds: Sequence[Hold]) -> tuple[tuple[Balance, ...], bool]:
+        """Read what is held and spent where a request would hold, and whether that request was abandoned."""
+        values: list[int | str] = []
+        for (limit_key, window_start, subject), _, _, _, _, oldest in holds:
+            values += (limit_key, window_start if oldest is None else oldest, subject)
+        values.append(event_id)
+        balances = [NOTHING] * len(holds)
+        is_abandoned = False
+        read = _reserving(tuple([hold.since is not None for hold in holds]))
+        for number, spent, reserved in self._do(read, values).fetchall():
+            if number < 0:
+                is_abandoned = True
+            else:
+                balances[number] = Balance(spent, reserved)
+        return tuple(balances), is_abandoned
+
+    def _doubt(self, event_id: str) -> None:
+        if len(self._in_doubt) >= _MOST_IN_DOUBT:
+            self._in_doubt.clear()
+        self._in_doubt.add(event_id)
+
+    def _repeated(self, row: tuple[str, str, int, str, str], holds: Sequence[Hold]) -> Reserved | None:
+        """Return the answer to a reservation that is open already; None if it is not."""
+        event_id = row[0]
+        with translated(self._path):
+            found = self._execute(
+                "SELECT slot, event_id, worker, started_at, holds, event FROM reservations WHERE open AND event_id = ?",
+                (event_id,),
+            ).fetchone()
+            if found is None:
+                if event_id in self._own:
+                    raise ReservationConflictError(f"{event_id} was reserved already, and has ended.")
+                return None
+            slot, *content = found
+            if tuple(content) != row:
+                raise ReservationConflictError(f"{event_id} is reserved already, with other content.")
+            if event_id not in self._own:
+                # It was committed, though an error said otherwise. What it holds itself was not there before.
+                after, _ = self._balances_before(event_id, holds)
+                before = tuple(
+                    balance._replace(reserved=balance.reserved - hold.amount)
+                    for balance, hold in zip(after, holds, strict=True)
+                )
+                self._own[event_id] = (slot, tuple(holds), before)
+        self._in_doubt.discard(event_id)
+        return Reserved(True, self._own[event_id][2])
 
     def _fill_slot(self, row: tuple[str, str, int, str, str]) -> int:
         """Keep a reservation in a free slot; it leaves the list only once that is committed."""
@@ -116,7 +170,7 @@ class SqliteLedger(Ledger):
         )
         return made.lastrowid or 0
 
-    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
+    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | NotSettled:
         """Free the reservation's holds, add the charges, append the event."""
         do = self._do
         try:
@@ -126,13 +180,14 @@ class SqliteLedger(Ledger):
         try:
             holds = self._take(event_id)
             if holds is None:
-                do("ROLLBACK")
+                has_ended = self._ended.has(event_id)
+                do("COMMIT")
                 self._finished(event_id)
-                return None
-            settled = self._book(_changes(holds, charges), event)
+                return NotSettled.BEFORE if has_ended else NotSettled.UNKNOWN
+            settled = self._book(event_id, _changes(holds, charges), event)
             do("COMMIT")
         except Exception as error:
-            self._abandon()
+            self._rollback()
             raise translate(error, self._path) from error
         self._finished(event_id)
         return settled
@@ -145,7 +200,7 @@ class SqliteLedger(Ledger):
                 return None
             holds, event = found
             lost = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
-            settled = self._book(_changes(holds, lost), event)
+            settled = self._book(event_id, _changes(holds, lost), event)
         self._finished(event_id)
         return settled
 
@@ -155,14 +210,26 @@ class SqliteLedger(Ledger):
             holds = self._take(event_id)
             if holds is not None:
                 self._add(_changes(holds, ()))
+                self._ended.add(event_id)
         self._finished(event_id)
         return holds is not None
+
+    def abandon(self, event_id: str) -> bool:
+        """Free the holds, if there are any, and leave a tombstone."""
+        with self._writing():
+            holds = self._take(event_id)
+            if holds is None and self._ended.has(event_id):
+                return False
+            self._add(_changes(holds or (), ()))
+            self._ended.bury(event_id)
+        self._finished(event_id)
+        return True
 
     def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
         """Give back what a reservation of this worker holds on some accounts."""
         if event_id not in self._own:
             return
-        slot, holds = self._own[event_id]
+        slot, holds, before = self._own[event_id]
         kept = [hold for hold in holds if hold.account not in accounts]
         with self._writing():
             changed = self._do(
@@ -171,12 +238,19 @@ class SqliteLedger(Ledger):
             )
             if changed.rowcount:
                 self._add(_changes([hold for hold in holds if hold.account in accounts], ()))
-        self._own[event_id] = (slot, kept)
+        self._own[event_id] = (slot, kept, before)
 
-    def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
+    def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Add the charges and append the event, in one transaction."""
         with self._writing():
-            return self._book(_changes((), charges), event)
+            is_reserved = event_id in self._own or event_id in self._in_doubt
+            holds = self._take(event_id) if is_reserved else None
+            if holds is None and self._ended.has(event_id):
+                recorded = None
+            else:
+                recorded = self._book(event_id, _changes(holds or (), charges), event)
+        self._finished(event_id)
+        return recorded
 
     def _take(self, event_id: str) -> Sequence[Hold] | None:
         """Free the slot of a reservation and give its holds; None if it is not open any more."""
@@ -184,7 +258,7 @@ class SqliteLedger(Ledger):
         if own is None:
             found = self._take_anybodys(event_id)
             return found[0] if found else None
-        slot, holds = own
+        slot, holds, _ = own
         # Another worker may have recovered it, and the slot serve another reservation since.
         taken = self._do("UPDATE reservations SET open = 0 WHERE slot = ? AND open AND event_id = ?", (slot, event_id))
         return holds if taken.rowcount else None
@@ -207,14 +281,17 @@ class SqliteLedger(Ledger):
         own = self._own.pop(event_id, None)
         if own is not None:
             self._free.append(own[0])
+        if self._in_doubt:
+            self._in_doubt.discard(event_id)
 
-    def _book(self, changes: Mapping[AccountKey, _Change], event: str | None) -> Settled:
+    def _book(self, event_id: str, changes: Mapping[AccountKey, _Change], event: str | None) -> Settled:
         """Change accounts and append the event, if there is one."""
         self._add(changes)
         balances = self._alone(list(changes))
-        seq = 0
-        if event is not None:
-            seq = self._do("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
+        if event is None:
+            self._ended.add(event_id)
+            return Settled(0, balances)
+        seq = self._do("INSERT INTO outbox (event, event_id) VALUES (?, ?)", (event, event_id)).lastrowid or 0
         return Settled(seq, balances)
 
     def _add(self, changes: Mapping[AccountKey, _Change]) -> None:
@@ -365,6 +442,8 @@ class SqliteLedger(Ledger):
     def maintain(self, now: int) -> None:
         """Delete a slice of what is old, and bring the write-ahead log to the disk."""
         self._maintenance.delete_old(now)
+        with translated(self._path):
+            self._ended.maintain(now)
         self._file.sync()
 
     def verify(self) -> list[str]:
@@ -393,6 +472,13 @@ def _bounded_sum(column: str) -> str:
     """Sum a column up to 2^63 - 1, in halves: SQLite's own sum raises beyond that."""
     high, low = f"coalesce(sum({column} >> 32), 0)", f"coalesce(sum({column} & 4294967295), 0)"
     return f"min({high} * 4294967296 + {low}, {_MOST})"
+
+
+@cache
+def _reserving(sums: tuple[bool, ...]) -> str:
+    """Read as `_reading`, and in the same statement whether the request was abandoned: then there is a row -1."""
+    abandoned = "SELECT -1, 0, 0 FROM tombstones WHERE event_id = ?"
+    return f"{_reading(sums)} UNION ALL {abandoned}" if sums else abandoned
 
 
 @cache
