@@ -214,11 +214,24 @@ class ListsBackwards(SqliteLedger):
         return super().accounts(limit_key, since, subject)[::-1]
 
 
-@breaks("test_seeding_sets_what_was_spent")
-class SeedsUnlocked(SqliteLedger):
-    def seed(self, after, work_out):
-        charges = list(work_out(self.outbox(after, 1_000)))
-        super().seed(after, lambda _: charges)
+@breaks("test_a_snapshot_is_of_one_instant")
+class NumbersByWhatIsAcknowledged(SqliteLedger):
+    def snapshot(self, keys):
+        return super().snapshot(keys)._replace(seq=self.acknowledged())
+
+
+@breaks("test_a_correction_counts_once")
+class CorrectsAgain(SqliteLedger):
+    def correct(self, correction_id, differences):
+        corrected = super().correct(correction_id, differences)
+        super().correct(f"{correction_id} again", differences)
+        return corrected
+
+
+@breaks("test_a_refusal_brings_the_buckets_that_it_is_about")
+class BringsNoBuckets(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        return super().reserve(event_id, worker, started_at, holds, event)._replace(buckets={})
 
 
 @breaks("test_adjustments_are_kept_for_the_audit")

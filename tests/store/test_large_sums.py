@@ -134,7 +134,7 @@ def test_accounts_stop_at_most(tmp_path: Path) -> None:
         hold = Hold(accounts[1], NOON + 10**9, 1, 100, 0, since=NOON)
         reserved = ledger.reserve("01900000-0000-7000-8000-000000000001", "w", NOON, [hold], "")
         assert not reserved.admitted
-        ledger.seed(0, lambda _: [Charge(accounts[0], NOON + 10**9, 2**70)])
+        assert ledger.correct("too much", [Charge(accounts[0], NOON + 10**9, 2**70)])
         assert ledger.balances(accounts[:1])[accounts[0]].spent == MOST
         assert ledger.verify() == []
     finally:

@@ -190,36 +190,31 @@ async def test_what_is_settled_while_accounts_are_set_counts_once(
         assert data.accounts() == data.expected(events)
 
 
-async def test_many_accounts_are_set_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_accounts_are_corrected_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that finds thousands of users does not keep requests waiting until all of them are set."""
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
     (limit,) = data.rules.limits.limits
     window = limit.window_at(data.clock.now())
     key = AccountKey(limit.key, window.start, "u3")
-    charged: list[int] = []
-    seed = data.ledger.seed
+    corrected: list[int] = []
+    correct = data.ledger.correct
 
-    def watched(after: int, work_out: Any) -> None:
-        def counted(entries: Any) -> list[Charge]:
-            # Twice, as a ledger does whose transaction has to be tried again.
-            work_out(entries)
-            found = list(work_out(entries))
-            charged.append(len(found))
-            return found
-
-        # At the last moment, so that it is read inside the ledger's lock.
+    def watched(correction_id: str, differences: list[Charge]) -> None:
+        corrected.append(len(differences))
+        # Between the snapshot and the correction, which comes twice, as one does whose answer was lost.
         events.append(make_event(started_at=data.clock.now(), user="u3", cost=1))
         record_new(data.ledger, [Charge(key, window.end, 1)], encode_event(events[-1]))
-        seed(after, counted)
+        assert correct(correction_id, differences)
+        assert not correct(correction_id, differences)
 
-    monkeypatch.setattr(data.ledger, "seed", watched)
+    monkeypatch.setattr(data.ledger, "correct", watched)
     events = [make_event(started_at=data.clock.now(), user=f"u{number}", cost=1) for number in range(1_050)]
 
     async with data.parts.open_store() as store:
         data.settle(*events)
         await data.flush(store)
         await data.seed(store)
-    assert (sum(charged), max(charged)) == (1_050, 250)
+    assert (sum(corrected), max(corrected)) == (1_050, 250)
     assert data.accounts() == data.expected(events)
 
 

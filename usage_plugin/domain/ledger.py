@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class AccountKey(NamedTuple):
@@ -67,14 +68,20 @@ NOTHING = Balance()
 """The balance of an unused account."""
 
 
+_NO_BUCKETS: Mapping[AccountKey, Sequence[Account]] = MappingProxyType({})
+
+
 class Reserved(NamedTuple):
     """The answer to `reserve`: the balances *before* it, in the order of the holds, and whether it holds now.
 
-    The balance of a hold with `since` is the sum over its buckets.
+    Attributes:
+        balances: of a hold with `since`, the sum over its buckets.
+        buckets: where it was refused, for each hold with `since` that did not fit: its accounts, oldest first.
     """
 
     admitted: bool
     balances: tuple[Balance, ...]
+    buckets: Mapping[AccountKey, Sequence[Account]] = _NO_BUCKETS
 
 
 class Settled(NamedTuple):
@@ -117,6 +124,13 @@ class Account(NamedTuple):
     key: AccountKey
     window_end: int
     balance: Balance
+
+
+class Snapshot(NamedTuple):
+    """Balances and the newest number of the outbox, at one instant."""
+
+    seq: int
+    balances: dict[AccountKey, Balance]
 
 
 class OutboxEntry(NamedTuple):
@@ -212,8 +226,12 @@ class Ledger(ABC):
     # ── accounts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
+    def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
+        """Read accounts, and how far the outbox is at the same instant; accounts that do not exist are unused."""
+
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
         """Read accounts; those that do not exist have spent nothing."""
+        return self.snapshot(keys).balances
 
     @abstractmethod
     def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
@@ -223,10 +241,11 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    def seed(self, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
-        """Set what some accounts of a new limit have spent, in one transaction with the outbox.
+    def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
+        """Add differences, which may be negative, to what accounts have spent. False: this id was applied before.
 
-        `work_out` gets every entry after that number and gives each account's whole sum, which is set, never added.
+        A difference that was worked out from a snapshot stays right, however much is settled after it. Ids are known
+        as long as those of events.
         """
 
     # ── the outbox ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -75,6 +75,14 @@ class LedgerMachine(RuleBasedStateMachine):
             if (account.limit_key, account.subject) == (limit_key, subject) and account.window_start >= since
         )
 
+    def buckets(self, account: AccountKey, since: int) -> list[Account]:
+        """The accounts of a rolling window, oldest first."""
+        return [
+            Account(key, books.end, Balance(books.spent, self.reserved(key)))
+            for key, books in sorted(self.books.items())
+            if key.limit_key == account.limit_key and key.subject == account.subject and key.window_start >= since
+        ]
+
     def touch(self, account: AccountKey, end: int, amount: int = 0) -> None:
         books = self.books.get(account, Books(end, 0))
         self.books[account] = Books(max(books.end, end), books.spent + amount)
@@ -134,6 +142,11 @@ class LedgerMachine(RuleBasedStateMachine):
         answer = self.workers[worker].ledger.reserve(*content)
         assert answer.admitted is fits
         assert [sum(balance) for balance in answer.balances] == before
+        assert answer.buckets == {
+            hold.account: self.buckets(hold.account, hold.since)
+            for hold, total in zip(holds, before, strict=True)
+            if not fits and hold.since is not None and total + amount > (hold.maximum or 0)
+        }
         if fits:
             self.open[event_id] = holds
             self.answers[event_id] = (worker, content, answer)
@@ -234,6 +247,23 @@ class LedgerMachine(RuleBasedStateMachine):
         self.overdrawn.add((CALENDAR, subject))
         for again in range(times):
             assert self.workers[again].ledger.record(event_id, [charge], "again") is None
+
+    @rule(worker=WORKERS, subject=SUBJECTS, wanted=st.integers(0, 100))
+    def backfill(self, worker: int, subject: str, wanted: int) -> None:
+        """Set what an account has spent by a correction, while the other worker charges it."""
+        self.number += 1
+        account = AccountKey(NEW, 0, subject)
+        seq, balances = self.workers[worker].ledger.snapshot([account])
+        assert seq == len(self.events)
+        spent = self.books[account].spent if account in self.books else 0
+        assert balances == {account: Balance(spent, self.reserved(account))}
+        charge = Charge(account, self.now + WINDOW, 3)
+        self.workers[1 - worker].ledger.record(f"r{self.number}", [charge], f"meanwhile-{self.number}")
+        self.end(f"r{self.number}", [charge], f"meanwhile-{self.number}")
+        difference = Charge(account, self.now + WINDOW, wanted - spent)
+        assert [one.ledger.correct(f"c{self.number}", [difference]) for one in self.workers] == [True, False]
+        self.touch(difference.account, difference.window_end, difference.amount)
+        assert self.books[account].spent == wanted + 3
 
     # ── everything else ──────────────────────────────────────────────────────────────────────────────────────────────
 

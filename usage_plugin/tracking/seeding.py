@@ -1,15 +1,16 @@
 """Seeding: a new limit counts what its windows already hold.
 
-The keeper adds up what the store has, up to a number of the outbox, and the ledger adds what came after it, in the
-transactions that set the accounts: some at a time, so that requests are not kept waiting. Set, never added: what a
-limit counted before it was seeded is in those sums. It waits until every living worker goes by the new rules, so that
-nothing is settled past the new limit any more, and an account that is set stays right.
+The keeper adds up what the store has, and what the outbox has behind it, up to the instant of a snapshot. The snapshot
+has what the accounts counted until then; they are corrected by the difference, some at a time, so that requests are not
+kept waiting. Requests settle meanwhile: they add to an account and to its sum alike, so the difference stays right. It
+waits until every living worker goes by the new rules, so that nothing is settled past the new limit any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Charge
@@ -17,7 +18,7 @@ from usage_plugin.domain.limits import NO_MEMBERSHIP, literal_of
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
-from usage_plugin.domain.usage import subjects_of, totals_of
+from usage_plugin.domain.usage import new_event_id, subjects_of, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, local_date, to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageUnavailableError
@@ -48,7 +49,7 @@ _WHOLE_DAYS = _CALENDAR | {"lifetime"}
 _LOST = ("gap", "unstorable")
 _STEP_EVERY = 500
 _AT_ONCE = 250
-"""So many accounts are set within a millisecond."""
+"""Accounts that are corrected in one transaction: a millisecond."""
 _REST = 0.001
 _PATIENT_ROUNDS = 10
 
@@ -88,7 +89,7 @@ class Seeder:
             sums = _History([limit for limit in new if limit.counts_history], limits, self._zone, self._clock.now())
             await sums.read(store, ledger.writer, step)
             for limit in sums.limits:
-                await sums.seed(ledger, limit, step)
+                await sums.correct(ledger, limit, step)
             _count(operations, charged.keys())
             log.info("limits.seeded", limits=[limit.name for limit in new])
         self._done = digest
@@ -192,7 +193,7 @@ class _History:
         self._spans = {limit.key: _span(limit, now) for limit in limits}
         self._sets = {limit.key: groups.alone(limit) for limit in limits}
         self._sums: dict[int, dict[AccountKey, _Sum]] = {limit.key: {} for limit in limits}
-        self._unset: dict[int, list[AccountKey]] = {limit.key: [] for limit in limits}
+        self._uncorrected: dict[int, list[AccountKey]] = {limit.key: [] for limit in limits}
         self._watermarks: dict[int, int] = {}
         self._late: dict[int, UsageEvent | None] = {}
 
@@ -233,36 +234,32 @@ class _History:
             raise StorageUnavailableError("The store changed while its history was read.")
         self._watermarks.update((limit.key, watermark) for limit in limits)
 
-    async def seed(self, ledger: Ledger, limit: Limit, step: Callable[[], None]) -> None:
-        """Set the limit's accounts."""
-        sums, unset = self._sums[limit.key], self._unset[limit.key]
-        some: list[AccountKey] = []
-
-        def set_some(entries: Sequence[OutboxEntry]) -> Iterable[Charge]:
-            nonlocal some
-            self._add_entries(limit, entries)
-            some = unset[-_AT_ONCE:]
-            return [Charge(account, *sums[account]) for account in some]
-
-        while True:
+    async def correct(self, ledger: Ledger, limit: Limit, step: Callable[[], None]) -> None:
+        """Correct the limit's accounts, some at a time, by what they lack at an instant."""
+        sums, uncorrected = self._sums[limit.key], self._uncorrected[limit.key]
+        # What is in the outbox now may bring accounts that the store does not know.
+        self._add_outbox(ledger, limit, ledger.snapshot(()).seq, step)
+        while uncorrected:
             step()
-            # What is read now is not decoded inside the ledger's lock.
-            while entries := ledger.outbox(self._watermarks[limit.key], _STEP_EVERY):
-                self._add_entries(limit, entries)
-            until_free(lambda: ledger.seed(self._watermarks[limit.key], set_some))
-            del unset[len(unset) - len(some) :]
-            if not unset:
-                return
+            some = uncorrected[-_AT_ONCE:]
+            del uncorrected[-_AT_ONCE:]
+            seq, balances = ledger.snapshot(some)
+            self._add_outbox(ledger, limit, seq, step)
+            differences = [Charge(one, sums[one].end, sums[one].amount - balances[one].spent) for one in some]
+            # A new id each time, since the difference is from another snapshot.
+            until_free(partial(ledger.correct, new_event_id(), differences))
             await asyncio.sleep(_REST)
 
-    def _add_entries(self, limit: Limit, entries: Sequence[OutboxEntry]) -> None:
-        for entry in entries:
-            # A ledger whose transaction did not come through hands them out once more.
-            if entry.seq > self._watermarks[limit.key]:
-                event = self._decoded(entry)
-                if event:
+    def _add_outbox(self, ledger: Ledger, limit: Limit, last: int, step: Callable[[], None]) -> None:
+        """Add up what the outbox has behind what was added, up to a number."""
+        while self._watermarks[limit.key] < last:
+            step()
+            entries = ledger.outbox(self._watermarks[limit.key], _STEP_EVERY)
+            for entry in entries:
+                if entry.seq <= last and (event := self._decoded(entry)):
                     self._add_event(limit, event)
-                self._watermarks[limit.key] = entry.seq
+            # Numbers may be missing: an entry that was erased, or never had an event.
+            self._watermarks[limit.key] = min(entries[-1].seq, last) if entries else last
 
     def _decoded(self, entry: OutboxEntry) -> UsageEvent | None:
         if entry.seq not in self._late:
@@ -285,7 +282,7 @@ class _History:
             account = AccountKey(limit.key, window.start, matched.subject)
             known = sums.get(account)
             if known is None:
-                self._unset[limit.key].append(account)
+                self._uncorrected[limit.key].append(account)
             # An account that was left alone until its end began anew; only a session's can.
             end, before = known if known and at < known.end else (0, 0)
             sums[account] = _Sum(max(end, window.end), before + amount_of(limit, totals))

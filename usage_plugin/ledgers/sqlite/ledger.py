@@ -24,6 +24,7 @@ from usage_plugin.domain.ledger import (
     OutboxEntry,
     Reserved,
     Settled,
+    Snapshot,
     Waiting,
 )
 from usage_plugin.encoding import encode_record
@@ -33,7 +34,7 @@ from usage_plugin.ledgers.sqlite.maintenance import Maintenance
 from usage_plugin.ledgers.sqlite.memory import EndedIds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from usage_plugin.ledgers.sqlite.file import LedgerFile
 
@@ -91,8 +92,9 @@ class SqliteLedger(Ledger):
         try:
             balances, is_abandoned = self._balances_before(event_id, holds)
             if is_abandoned or not all(map(Hold.fits, holds, balances)):
+                buckets = self._buckets_of_refused(holds, balances)
                 do("ROLLBACK")
-                return Reserved(False, balances)
+                return Reserved(False, balances, buckets)
             self._add(changes)
             slot = self._fill_slot(row)
             do("COMMIT")
@@ -120,6 +122,15 @@ class SqliteLedger(Ledger):
             else:
                 balances[number] = Balance(spent, reserved)
         return tuple(balances), is_abandoned
+
+    def _buckets_of_refused(
+        self, holds: Sequence[Hold], balances: Sequence[Balance]
+    ) -> dict[AccountKey, Sequence[Account]]:
+        return {
+            hold.account: self._list(hold.account.limit_key, hold.since, hold.account.subject)
+            for hold, balance in zip(holds, balances, strict=True)
+            if hold.since is not None and not hold.fits(balance)
+        }
 
     def _doubt(self, event_id: str) -> None:
         if len(self._in_doubt) >= _MOST_IN_DOUBT:
@@ -341,6 +352,12 @@ class SqliteLedger(Ledger):
             )
             return [OpenReservation(*row) for row in rows]
 
+    def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
+        """Read accounts and the newest number of the outbox, in one snapshot of the file."""
+        with self._file.reading():
+            (seq,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
+            return Snapshot(seq, self._alone(keys))
+
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
         """Read accounts; those that do not exist have spent nothing."""
         with translated(self._path):
@@ -348,29 +365,31 @@ class SqliteLedger(Ledger):
 
     def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
         """List the accounts of one limit, by subject, oldest first."""
+        with translated(self._path):
+            return self._list(limit_key, since, subject)
+
+    def _list(self, limit_key: int, since: int, subject: str | None) -> list[Account]:
         values: list[int | str] = [limit_key, since]
         where = "limit_key = ? AND window_start >= ?"
         if subject is not None:
             values.append(subject)
             where += " AND subject = ?"
-        with translated(self._path):
-            rows = self._execute(
-                "SELECT limit_key, window_start, subject, window_end, spent, reserved FROM accounts"
-                f" WHERE {where} ORDER BY limit_key, subject, window_start",
-                values,
-            )
-            return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
+        rows = self._execute(
+            "SELECT limit_key, window_start, subject, window_end, spent, reserved FROM accounts"
+            f" WHERE {where} ORDER BY limit_key, subject, window_start",
+            values,
+        )
+        return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
 
-    def seed(self, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
-        """Set what accounts of a new limit have spent; nothing is settled between reading the outbox and setting."""
+    def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
+        """Add differences to what accounts have spent, in one transaction."""
+        bounded = [one._replace(amount=min(one.amount, _MOST)) for one in differences]
         with self._writing():
-            charges = work_out(self._entries(after, -1))
-            self._file.connection.executemany(
-                "INSERT INTO accounts (limit_key, window_start, subject, window_end, spent, reserved)"
-                " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
-                " spent = excluded.spent, window_end = max(window_end, excluded.window_end)",
-                [(*account, end, min(amount, _MOST)) for account, end, amount in charges],
-            )
+            if self._ended.has(correction_id):
+                return False
+            self._add(_changes((), bounded))
+            self._ended.add(correction_id)
+            return True
 
     def outbox(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
         """Read entries with a number above `after`, ascending."""
@@ -381,7 +400,7 @@ class SqliteLedger(Ledger):
         return entries
 
     def _entries(self, after: int, most: int) -> list[OutboxEntry]:
-        """Read at most so many entries, or all if -1."""
+        """Read at most this number of entries."""
         rows = self._execute(
             "SELECT seq, event FROM outbox WHERE seq > ? AND event <> '' ORDER BY seq LIMIT ?", (after, most)
         )
