@@ -12,7 +12,13 @@ from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
 from usage_plugin.domain import store
 from usage_plugin.plugins import interface
-from usage_plugin.testing import ErasableContract, LedgerContract, OperationsLogContract, ProfileStoreContract
+from usage_plugin.testing import (
+    ErasableContract,
+    LedgerContract,
+    OperationsLogContract,
+    ProfileStoreContract,
+    WorkersContract,
+)
 from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.store_contract import StoreContract, promises
 
@@ -26,6 +32,7 @@ CONTRACTS = [
     OperationsLogContract,
     ProfileStoreContract,
     ErasableContract,
+    WorkersContract,
 ]
 
 

@@ -9,12 +9,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import Reserved, Settled, Waiting
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
 from usage_plugin.ledgers.sqlite.erasable import SqliteErasable
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.ledgers.sqlite.operations import SqliteOperationsLog
 from usage_plugin.ledgers.sqlite.profiles import SqliteProfileStore
-from usage_plugin.testing import ErasableContract, LedgerContract, OperationsLogContract, ProfileStoreContract
+from usage_plugin.testing import (
+    ErasableContract,
+    LedgerContract,
+    OperationsLogContract,
+    ProfileStoreContract,
+    WorkersContract,
+)
 from usage_plugin.testing.builders import END
 
 if TYPE_CHECKING:
@@ -410,3 +417,34 @@ class SettlesInTwoSteps(SqliteLedger):
     def settle(self, event_id, charges, event):
         settled = super().settle(event_id, charges, None)
         return settled and settled._replace(seq=self.record(f"{event_id} recorded", [], event).seq)
+
+
+def breaks_liveness(test: str) -> Callable[[type], type]:
+    """Make the contract of broken liveness, and note the promise that it breaks."""
+
+    def register(workers_class: type) -> type:
+        contract = f"Test{workers_class.__name__}"
+        members = {"see": lambda _, place: workers_class(place), "__module__": __name__}
+        globals()[contract] = type(contract, (WorkersContract,), members)
+        SABOTAGES.setdefault(test, set()).add(contract)
+        return workers_class
+
+    return register
+
+
+@breaks_liveness("test_a_worker_lives_from_joining_to_leaving")
+class StaysAfterLeaving(FileLockedWorkers):
+    def leave(self):
+        self.stop_keeping()
+
+
+@breaks_liveness("test_a_killed_worker_is_dead")
+class TrustsTheFile(FileLockedWorkers):
+    def _is_alive(self, name):
+        return self._path(name).exists()
+
+
+@breaks_liveness("test_there_is_one_keeper")
+class KeepsForEver(FileLockedWorkers):
+    def stop_keeping(self):
+        pass

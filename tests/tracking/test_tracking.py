@@ -22,6 +22,7 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_event_id
 from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerBusyError, StorageUnavailableError
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
@@ -33,7 +34,6 @@ from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.flusher import Flusher
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.recorder import OpenRequest, Outcome
-from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -539,14 +539,14 @@ async def test_recording_keeps_the_cache_current(runtime: Runtime, clock: FakeCl
 
 def test_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
     """A worker lives as long as its process; the kernel says so, no heartbeat."""
-    code = "import sys,time; from pathlib import Path; from usage_plugin.tracking.workers import Workers;"
-    code += f"w=Workers(Path({str(tmp_path)!r})); w.join(); print(w.name, w.try_to_keep(), flush=True); time.sleep(60)"
+    code = "import sys,time; from pathlib import Path; from usage_plugin.ledgers.file_locks import FileLockedWorkers;"
+    code += f"w=FileLockedWorkers(Path({str(tmp_path)!r})); w.join(); print(w.name, w.try_to_keep(), flush=True); time.sleep(60)"
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     )
     assert other.stdout is not None
     name, keeps = other.stdout.readline().split()
-    mine = Workers(tmp_path)
+    mine = FileLockedWorkers(tmp_path)
     mine.join()
     assert keeps == "True"
     assert sorted(mine.living()) == sorted([name, mine.name])
@@ -725,7 +725,7 @@ async def test_a_store_that_fails_loses_nothing(
 
 def test_lock_files_are_private(tmp_path: Path) -> None:
     """Lock files tell only their owner that somebody lives."""
-    workers = Workers(tmp_path / "workers")
+    workers = FileLockedWorkers(tmp_path / "workers")
     workers.join()
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "workers").rglob("*"))
     assert (tmp_path / "workers").stat().st_mode & 0o077 == 0

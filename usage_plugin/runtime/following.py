@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import asyncio
 
     from usage_plugin.config import Config, ConfigFile
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.runtime.worker import Runtime
-    from usage_plugin.tracking.workers import Workers
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
 """Keys of the YAML that are read at the start only."""

@@ -15,6 +15,7 @@ from usage_plugin.domain.profiles import ProfileStore
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.plugins.interface import (
     LedgerBackend,
     Restorable,
@@ -30,7 +31,6 @@ from usage_plugin.plugins.verbs import check_verbs
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.cache import UsageCache
 from usage_plugin.tracking.flusher import Unstorable
-from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.config import Config
     from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
@@ -173,8 +174,8 @@ class Parts:
         return self._storage.restore(self._storage_options, self._surroundings, dry_run=dry_run)
 
     def workers(self) -> Workers:
-        """See the workers of the data folder."""
-        return Workers(self.config.data_dir / "workers")
+        """Find the workers of the data folder."""
+        return FileLockedWorkers(self.config.data_dir / "workers")
 
     @property
     def secret_path(self) -> Path:

@@ -1,7 +1,7 @@
 """Help for tests, ours and those of plugin authors; installed with the package, with the extra `testing`.
 
-`StoreContract` and the contracts of a ledger's parts (`LedgerContract`, `OperationsLogContract`,
-`ProfileStoreContract`, `ErasableContract`) are what backends must promise: subclass them in a test module, name the
+`StoreContract`, the contracts of a ledger's parts (`LedgerContract`, `OperationsLogContract`, `ProfileStoreContract`,
+`ErasableContract`) and `WorkersContract` are what backends must promise: subclass them in a test module, name the
 backend, and run pytest. `builders` and `clock` make what tests need. The package proper never imports any of this.
 """
 
@@ -19,6 +19,7 @@ pytest.register_assert_rewrite(
     "usage_plugin.testing.operations_contract",
     "usage_plugin.testing.profiles_contract",
     "usage_plugin.testing.store_contract",
+    "usage_plugin.testing.workers_contract",
 )
 
 from usage_plugin.testing.erasable_contract import ErasableContract  # noqa: E402
@@ -26,5 +27,13 @@ from usage_plugin.testing.ledger_contract import LedgerContract  # noqa: E402
 from usage_plugin.testing.operations_contract import OperationsLogContract  # noqa: E402
 from usage_plugin.testing.profiles_contract import ProfileStoreContract  # noqa: E402
 from usage_plugin.testing.store_contract import StoreContract  # noqa: E402
+from usage_plugin.testing.workers_contract import WorkersContract  # noqa: E402
 
-__all__ = ["ErasableContract", "LedgerContract", "OperationsLogContract", "ProfileStoreContract", "StoreContract"]
+__all__ = [
+    "ErasableContract",
+    "LedgerContract",
+    "OperationsLogContract",
+    "ProfileStoreContract",
+    "StoreContract",
+    "WorkersContract",
+]

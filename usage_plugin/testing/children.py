@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
+    from pathlib import Path
     from threading import Barrier
 
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.testing.openings import LedgerOpening, StoreOpening
 
@@ -189,3 +191,12 @@ def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) 
             if opened.file is not None:
                 opened.file.shorten_log()
             ledger.outbox(0, 1, durable=True)
+
+
+def live_until_killed(see: Callable[[Path], Workers], place: Path, report: Connection) -> None:
+    """Join, become the keeper, and report the name."""
+    worker = see(place)
+    worker.join()
+    assert worker.try_to_keep()
+    report.send(worker.name)
+    time.sleep(PATIENCE)

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.copies import WrittenLimit
     from usage_plugin.tracking.pruning import Pruner
     from usage_plugin.tracking.seeding import Seeder
-    from usage_plugin.tracking.workers import Workers
 
 ROUND_EVERY = 1.0
 SHORTEN_EVERY = 0.25

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.erasure import Erasable
     from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.tracking.flusher import Unstorable
     from usage_plugin.tracking.listeners import Hooked
-    from usage_plugin.tracking.workers import Workers
 
 SLICE = 1_000
 PATIENCE = 60.0

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OutboxEntry
     from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.store import Aggregate, UsageStore
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.tracking.rules import RulesInForce
-    from usage_plugin.tracking.workers import Workers
 
 COUNTING = "limits:counting"
 """The note with the keys of the limits whose accounts hold all that they should."""
