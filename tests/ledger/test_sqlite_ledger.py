@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from usage_plugin.domain.ledger import AccountKey, Balance, Charge, NotSettled, 
 from usage_plugin.domain.operations import Anomaly, RefusalCount
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
 from usage_plugin.ledgers.sqlite import ledger as module
-from usage_plugin.ledgers.sqlite import maintenance, open_sqlite_ledger, wal
+from usage_plugin.ledgers.sqlite import maintenance, memory, open_sqlite_ledger, wal
 from usage_plugin.ledgers.sqlite import operations as operations_module
 from usage_plugin.sqlite_file import has_wal_reset_bug
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new
@@ -86,6 +86,41 @@ def test_the_newest_entry_stays(ledger: Ledger, monkeypatch: pytest.MonkeyPatch)
         ledger.acknowledge(settled.seq)
     assert seqs == [1, 2, 3, 4, 5]
     assert [entry.seq for entry in ledger.outbox(0, 10)] == [5]
+
+
+def test_what_was_settled_is_known_when_its_entry_is_gone(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids are copied before their entries are deleted, though no keeper has come by."""
+    monkeypatch.setattr(module, "KEPT_ENTRIES", 1)
+    for number in range(5):
+        settle_one(ledger, str(number))
+    ledger.acknowledge(5)
+    assert [entry.seq for entry in ledger.outbox(0, 10)] == [5]
+    other = open_sqlite_ledger(path).ledger
+    assert [other.settle(str(number), [], "again") for number in range(5)] == [NotSettled.BEFORE] * 5
+    other.close()
+
+
+def test_ended_ids_are_forgotten(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that have ended go after two spans of ten minutes, tombstones after a day, a slice at a time."""
+    monkeypatch.setattr(memory, "_SLICE", 2)
+    now = END
+    ledger.agree(10**12)
+    ledger.maintain(now)
+    for number in range(5):
+        settle_one(ledger, str(number))
+    ledger.abandon("abandoned")
+    kept = []
+    with closing(sqlite3.connect(path)) as looking:
+        for _ in range(150):
+            now += memory.GENERATION
+            ledger.maintain(now)
+            kept.append(
+                [looking.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("ended", "tombstones")]
+            )
+    assert [ended for ended, _ in kept[:5]] == [6, 4, 2, 0, 0]
+    assert [tombstones for _, tombstones in kept].index(0) == memory._KEPT_TOMBSTONES
 
 
 def test_many_that_wait_are_measured_by_a_sample(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -438,6 +438,7 @@ class SqliteLedger(Ledger):
         """Record that the store has everything up to this number, and delete all but the last entries."""
         with self._writing():
             self._execute("UPDATE ledger SET acknowledged = max(acknowledged, ?)", (seq,))
+            self._ended.copy_up_to(seq - KEPT_ENTRIES)
             self._execute("DELETE FROM outbox WHERE seq <= ?", (seq - KEPT_ENTRIES,))
 
     def agree(self, stored: int) -> None:

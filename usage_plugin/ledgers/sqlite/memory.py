@@ -30,15 +30,13 @@ class EndedIds:
 
     def has(self, event_id: str) -> bool:
         """Whether an id has ended; asked within a transaction that writes."""
-        self._copy(-1)
-        return (
-            self._execute(
-                "SELECT 1 FROM ledger JOIN ended ON ended.generation IN (ledger.generation, ledger.generation - 1)"
-                " WHERE ended.event_id = ?",
-                (event_id,),
-            ).fetchone()
-            is not None
+        self.copy_up_to(self._newest())
+        found = self._execute(
+            "SELECT 1 FROM ledger JOIN ended ON ended.generation IN (ledger.generation, ledger.generation - 1)"
+            " WHERE ended.event_id = ?",
+            (event_id,),
         )
+        return found.fetchone() is not None
 
     def add(self, event_id: str) -> None:
         """Remember an id that leaves no entry in the outbox; within a transaction that writes."""
@@ -49,11 +47,23 @@ class EndedIds:
         self.add(event_id)
         self._execute("INSERT OR REPLACE INTO tombstones SELECT ?, generation FROM ledger", (event_id,))
 
+    def copy_up_to(self, last: int) -> None:
+        """Copy the ids of entries up to a number; within a transaction that writes, and before they are deleted."""
+        # Never ahead of the outbox: whatever a store acknowledges, the next entry is a new one.
+        last = min(last, self._newest())
+        if self._remembered() < last:
+            self._execute(
+                "INSERT OR IGNORE INTO ended SELECT generation, event_id FROM ledger, outbox"
+                " WHERE seq > remembered AND seq <= ? AND event_id <> ''",
+                (last,),
+            )
+            self._execute("UPDATE ledger SET remembered = ?", (last,))
+
     def maintain(self, now: int) -> None:
-        """Copy new ids out of the outbox, and forget a slice of the old ones."""
-        while self._has_new():
+        """Copy new ids out of the outbox, some at a time, and forget a slice of the old ones."""
+        while (last := self._last_of_next()) is not None:
             with self._file.writing():
-                self._copy(_COPIED)
+                self.copy_up_to(last)
         (began,) = self._execute("SELECT generation_began FROM ledger").fetchone()
         if not began <= now < began + GENERATION:
             with self._file.writing():
@@ -61,26 +71,22 @@ class EndedIds:
         self._forget("ended", 1)
         self._forget("tombstones", _KEPT_TOMBSTONES)
 
-    def _has_new(self) -> bool:
-        (has_new,) = self._execute(
-            "SELECT coalesce(max(seq), 0) > (SELECT remembered FROM ledger) FROM outbox"
-        ).fetchone()
-        return bool(has_new)
-
-    def _copy(self, most: int) -> None:
-        """Copy the ids of new entries, all of them if -1."""
+    def _last_of_next(self) -> int | None:
+        """Return the last number of the entries to copy next; numbers may be far apart after a restore."""
         (last,) = self._execute(
             "SELECT max(seq) FROM (SELECT seq FROM outbox WHERE seq > (SELECT remembered FROM ledger)"
             " ORDER BY seq LIMIT ?)",
-            (most,),
+            (_COPIED,),
         ).fetchone()
-        if last is not None:
-            self._execute(
-                "INSERT OR IGNORE INTO ended SELECT generation, event_id FROM ledger, outbox"
-                " WHERE seq > remembered AND seq <= ? AND event_id <> ''",
-                (last,),
-            )
-            self._execute("UPDATE ledger SET remembered = ?", (last,))
+        return None if last is None else int(last)
+
+    def _newest(self) -> int:
+        (newest,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
+        return int(newest)
+
+    def _remembered(self) -> int:
+        (remembered,) = self._execute("SELECT remembered FROM ledger").fetchone()
+        return int(remembered)
 
     def _forget(self, table: str, kept: int) -> None:
         """Delete a slice of the ids of old generations."""
