@@ -20,6 +20,7 @@ from usage_plugin.testing import (
     WorkersContract,
 )
 from usage_plugin.testing.durability import Durability
+from usage_plugin.testing.ledger_durability import LedgerDurability
 from usage_plugin.testing.store_contract import StoreContract, promises
 
 PAGE = ROOT / "docs" / "writing-a-backend.md"
@@ -29,6 +30,7 @@ CONTRACTS = [
     StoreContract,
     Durability,
     LedgerContract,
+    LedgerDurability,
     OperationsLogContract,
     ProfileStoreContract,
     ErasableContract,

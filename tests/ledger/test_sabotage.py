@@ -9,6 +9,7 @@ import pytest
 from tests.ledger.sabotaged import CONTRACTS, SABOTAGES
 from tests.sabotage import Broken, assert_noticed, failures_in
 from usage_plugin.testing import WorkersContract
+from usage_plugin.testing.ledger_durability import LedgerDurability
 from usage_plugin.testing.store_contract import promises
 
 BROKEN = sorted((contract, test) for test, contracts in SABOTAGES.items() for contract in contracts)
@@ -28,5 +29,7 @@ def test_a_broken_ledger_is_noticed(failures: dict[Broken, str], broken: Broken)
 def test_each_promise_can_be_broken() -> None:
     """There is no promise that nothing breaks."""
     assert set(SABOTAGES) == {
-        promise for contract in (*CONTRACTS.values(), WorkersContract) for promise in promises(contract)
+        promise
+        for contract in (*CONTRACTS.values(), LedgerDurability, WorkersContract)
+        for promise in promises(contract)
     }

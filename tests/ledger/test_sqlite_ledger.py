@@ -17,12 +17,10 @@ import pytest
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, NotSettled, Settled
 from usage_plugin.domain.operations import Anomaly, RefusalCount
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
-from usage_plugin.ledgers.sqlite import ledger as module
-from usage_plugin.ledgers.sqlite import maintenance, memory, open_sqlite_ledger, wal
+from usage_plugin.ledgers.sqlite import maintenance, memory, open_sqlite_ledger, outbox, wal
 from usage_plugin.ledgers.sqlite import operations as operations_module
 from usage_plugin.sqlite_file import has_wal_reset_bug
-from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new
-from usage_plugin.testing.ledger_contract import settle_one
+from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +74,7 @@ def test_a_free_row_may_be_taken_by_another_worker(ledger: Ledger, path: Path) -
 
 def test_the_newest_entry_stays(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest entry stays, however much is acknowledged, so the next number is always new."""
-    monkeypatch.setattr(module, "KEPT_ENTRIES", 1)
+    monkeypatch.setattr(outbox, "KEPT_ENTRIES", 1)
     seqs = []
     for number in range(5):
         ledger.reserve(str(number), "w", 5, [], "draft")
@@ -92,7 +90,7 @@ def test_what_was_settled_is_known_when_its_entry_is_gone(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ids are copied before their entries are deleted, though no keeper has come by."""
-    monkeypatch.setattr(module, "KEPT_ENTRIES", 1)
+    monkeypatch.setattr(outbox, "KEPT_ENTRIES", 1)
     for number in range(5):
         settle_one(ledger, str(number))
     ledger.acknowledge(5)
@@ -125,7 +123,7 @@ def test_ended_ids_are_forgotten(ledger: Ledger, path: Path, monkeypatch: pytest
 
 def test_many_that_wait_are_measured_by_a_sample(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number is exact, however many wait; the size of more than a few is that of every nth."""
-    monkeypatch.setattr(module, "_SAMPLE", 3)
+    monkeypatch.setattr(outbox, "_SAMPLE", 3)
     for number in range(1, 11):
         record_new(ledger, [], "ä" * number)
     ledger.acknowledge(4)

@@ -469,7 +469,7 @@ async def test_a_sum_is_right_while_events_move_into_the_store(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, kept: int
 ) -> None:
     """What moves between the look into the store and the look into the outbox is counted, once."""
-    monkeypatch.setattr("usage_plugin.ledgers.sqlite.ledger.KEPT_ENTRIES", kept)
+    monkeypatch.setattr("usage_plugin.ledgers.sqlite.outbox.KEPT_ENTRIES", kept)
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     async with reading(parts.config, clock) as reader:
@@ -510,7 +510,7 @@ async def test_the_cache_forgets_what_it_cannot_catch_up_with(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If entries left the outbox before they were seen, everything cached is loaded anew."""
-    monkeypatch.setattr("usage_plugin.ledgers.sqlite.ledger.KEPT_ENTRIES", 1)
+    monkeypatch.setattr("usage_plugin.ledgers.sqlite.outbox.KEPT_ENTRIES", 1)
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     async with reading(parts.config, clock) as reader:

@@ -14,6 +14,7 @@ pytest.register_assert_rewrite(
     "usage_plugin.testing.erasable_contract",
     "usage_plugin.testing.hostile",
     "usage_plugin.testing.ledger_contract",
+    "usage_plugin.testing.ledger_durability",
     "usage_plugin.testing.ledger_fixtures",
     "usage_plugin.testing.ledger_machine",
     "usage_plugin.testing.operations_contract",

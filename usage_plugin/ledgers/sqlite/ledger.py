@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import (
     NOTHING,
@@ -21,33 +20,25 @@ from usage_plugin.domain.ledger import (
     Ledger,
     NotSettled,
     OpenReservation,
-    OutboxEntry,
     Reserved,
     Settled,
     Snapshot,
-    Waiting,
 )
-from usage_plugin.encoding import encode_record
 from usage_plugin.errors import ReservationConflictError
+from usage_plugin.ledgers.sqlite.accounts import MOST, changes_of, encoded, reading, reserving
 from usage_plugin.ledgers.sqlite.file import translate, translated
 from usage_plugin.ledgers.sqlite.maintenance import Maintenance
 from usage_plugin.ledgers.sqlite.memory import EndedIds
+from usage_plugin.ledgers.sqlite.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from usage_plugin.domain.ledger import OutboxEntry, Waiting
+    from usage_plugin.ledgers.sqlite.accounts import Change
     from usage_plugin.ledgers.sqlite.file import LedgerFile
 
-KEPT_ENTRIES = 2_000
-"""Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
-_SAMPLE = 500
 _MOST_IN_DOUBT = 1_000
-
-_Change: TypeAlias = tuple[int, int, int]
-"""What to add to an account: window_end (the later one stays), spent, reserved."""
-
-_MOST = 2**63 - 1
-"""What an account counts at most: 9.2 billion USD. Beyond that SQLite would make floats of integers."""
 
 
 class SqliteLedger(Ledger):
@@ -59,6 +50,7 @@ class SqliteLedger(Ledger):
         self._file = file
         self._maintenance = Maintenance(file)
         self._ended = EndedIds(file)
+        self._outbox = Outbox(file, self._ended)
         self._path, self._execute, self._writing, self._rollback = file.path, file.execute, file.writing, file.rollback
         self._own: dict[str, tuple[int, Sequence[Hold], tuple[Balance, ...]]] = {}
         """Slot, holds and answer of each reservation made and not finished here, to save looking them up."""
@@ -78,7 +70,7 @@ class SqliteLedger(Ledger):
             event_id,
             worker,
             started_at,
-            _encoded(holds),
+            encoded(holds),
             event,
         )
         if (event_id in self._own or event_id in self._in_doubt) and (known := self._repeated(row, holds)):
@@ -115,7 +107,7 @@ class SqliteLedger(Ledger):
         values.append(event_id)
         balances = [NOTHING] * len(holds)
         is_abandoned = False
-        read = _reserving(tuple([hold.since is not None for hold in holds]))
+        read = reserving(tuple([hold.since is not None for hold in holds]))
         for number, spent, reserved in self._do(read, values).fetchall():
             if number < 0:
                 is_abandoned = True
@@ -195,7 +187,7 @@ class SqliteLedger(Ledger):
                 do("COMMIT")
                 self._finished(event_id)
                 return NotSettled.BEFORE if has_ended else NotSettled.UNKNOWN
-            settled = self._book(event_id, _changes(holds, charges), event)
+            settled = self._book(event_id, changes_of(holds, charges), event)
             do("COMMIT")
         except Exception as error:
             self._rollback()
@@ -211,7 +203,7 @@ class SqliteLedger(Ledger):
                 return None
             holds, event = found
             lost = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
-            settled = self._book(event_id, _changes(holds, lost), event)
+            settled = self._book(event_id, changes_of(holds, lost), event)
         self._finished(event_id)
         return settled
 
@@ -220,7 +212,7 @@ class SqliteLedger(Ledger):
         with self._writing():
             holds = self._take(event_id)
             if holds is not None:
-                self._add(_changes(holds, ()))
+                self._add(changes_of(holds, ()))
                 self._ended.add(event_id)
         self._finished(event_id)
         return holds is not None
@@ -231,7 +223,7 @@ class SqliteLedger(Ledger):
             holds = self._take(event_id)
             if holds is None and self._ended.has(event_id):
                 return False
-            self._add(_changes(holds or (), ()))
+            self._add(changes_of(holds or (), ()))
             self._ended.bury(event_id)
         self._finished(event_id)
         return True
@@ -245,10 +237,10 @@ class SqliteLedger(Ledger):
         with self._writing():
             changed = self._do(
                 "UPDATE reservations SET holds = ? WHERE slot = ? AND open AND event_id = ?",
-                (_encoded(kept), slot, event_id),
+                (encoded(kept), slot, event_id),
             )
             if changed.rowcount:
-                self._add(_changes([hold for hold in holds if hold.account in accounts], ()))
+                self._add(changes_of([hold for hold in holds if hold.account in accounts], ()))
         self._own[event_id] = (slot, kept, before)
 
     def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
@@ -259,7 +251,7 @@ class SqliteLedger(Ledger):
             if holds is None and self._ended.has(event_id):
                 recorded = None
             else:
-                recorded = self._book(event_id, _changes(holds or (), charges), event)
+                recorded = self._book(event_id, changes_of(holds or (), charges), event)
         self._finished(event_id)
         return recorded
 
@@ -295,7 +287,7 @@ class SqliteLedger(Ledger):
         if self._in_doubt:
             self._in_doubt.discard(event_id)
 
-    def _book(self, event_id: str, changes: Mapping[AccountKey, _Change], event: str | None) -> Settled:
+    def _book(self, event_id: str, changes: Mapping[AccountKey, Change], event: str | None) -> Settled:
         """Change accounts and append the event, if there is one."""
         self._add(changes)
         balances = self._alone(list(changes))
@@ -305,7 +297,7 @@ class SqliteLedger(Ledger):
         seq = self._do("INSERT INTO outbox (event, event_id) VALUES (?, ?)", (event, event_id)).lastrowid or 0
         return Settled(seq, balances)
 
-    def _add(self, changes: Mapping[AccountKey, _Change]) -> None:
+    def _add(self, changes: Mapping[AccountKey, Change]) -> None:
         """Add to accounts, and open those that are new.
 
         Not in one upsert: that takes longer, and longer still where it gives the balances back.
@@ -314,8 +306,8 @@ class SqliteLedger(Ledger):
             return
         rows = [(*change, *account) for account, change in changes.items()]
         changed = self._do_for_each(
-            f"UPDATE accounts SET window_end = max(window_end, ?), spent = min(spent + ?, {_MOST}),"
-            f" reserved = min(reserved + ?, {_MOST})"
+            f"UPDATE accounts SET window_end = max(window_end, ?), spent = min(spent + ?, {MOST}),"
+            f" reserved = min(reserved + ?, {MOST})"
             " WHERE limit_key = ? AND window_start = ? AND subject = ?",
             rows,
         )
@@ -339,7 +331,7 @@ class SqliteLedger(Ledger):
         for (limit_key, window_start, subject), oldest in zip(accounts, since, strict=True):
             values += (limit_key, window_start if oldest is None else oldest, subject)
         balances = [NOTHING] * len(accounts)
-        read = _reading(tuple([oldest is not None for oldest in since]))
+        read = reading(tuple([oldest is not None for oldest in since]))
         for number, spent, reserved in self._do(read, values).fetchall():
             balances[number] = Balance(spent, reserved)
         return balances
@@ -383,81 +375,33 @@ class SqliteLedger(Ledger):
 
     def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
         """Add differences to what accounts have spent, in one transaction."""
-        bounded = [one._replace(amount=min(one.amount, _MOST)) for one in differences]
+        bounded = [one._replace(amount=min(one.amount, MOST)) for one in differences]
         with self._writing():
             if self._ended.has(correction_id):
                 return False
-            self._add(_changes((), bounded))
+            self._add(changes_of((), bounded))
             self._ended.add(correction_id)
             return True
 
     def outbox(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
         """Read entries with a number above `after`, ascending."""
-        with translated(self._path):
-            entries = self._entries(after, most)
-        if durable and entries:
-            self._file.sync()
-        return entries
-
-    def _entries(self, after: int, most: int) -> list[OutboxEntry]:
-        """Read at most this number of entries."""
-        rows = self._execute(
-            "SELECT seq, event FROM outbox WHERE seq > ? AND event <> '' ORDER BY seq LIMIT ?", (after, most)
-        )
-        return [OutboxEntry(*row) for row in rows]
+        return self._outbox.entries(after, most, durable=durable)
 
     def waiting(self) -> Waiting:
-        """Return how much the store does not have yet.
-
-        Numbers have no gaps there, so that their count needs no counting. The size is exact up to 500 entries; of
-        more, every nth is measured, so that it costs the same however long the store is away.
-        """
-        with translated(self._path):
-            first, last = self._execute(
-                "SELECT (SELECT min(seq) FROM outbox WHERE seq > acknowledged), (SELECT max(seq) FROM outbox)"
-                " FROM ledger"
-            ).fetchone()
-            if first is None:
-                return Waiting(0, 0)
-            events = last - first + 1
-            measured, size = self._execute(
-                "WITH RECURSIVE chosen (seq) AS"
-                " (SELECT ?1 UNION ALL SELECT seq + ?3 FROM chosen WHERE seq + ?3 <= ?2)"
-                " SELECT count(*), sum(length(CAST(event AS BLOB))) FROM chosen JOIN outbox USING (seq)",
-                (first, last, -(-events // _SAMPLE)),
-            ).fetchone()
-            return Waiting(events, size * events // measured)
+        """Return how much the store does not have yet."""
+        return self._outbox.waiting()
 
     def acknowledged(self) -> int:
         """Return the number up to which the store has everything."""
-        with translated(self._path):
-            (seq,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
-            return int(seq)
+        return self._outbox.acknowledged()
 
     def acknowledge(self, seq: int) -> None:
         """Record that the store has everything up to this number, and delete all but the last entries."""
-        with self._writing():
-            self._execute("UPDATE ledger SET acknowledged = max(acknowledged, ?)", (seq,))
-            self._ended.copy_up_to(seq - KEPT_ENTRIES)
-            self._execute("DELETE FROM outbox WHERE seq <= ?", (seq - KEPT_ENTRIES,))
+        self._outbox.acknowledge(seq)
 
     def agree(self, stored: int) -> None:
         """Reconcile outbox numbers with the store's watermark after either was restored from a backup."""
-        with self._writing():
-            (acknowledged,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
-            (newest,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
-            if stored > acknowledged:
-                behind = max(stored, newest) - acknowledged
-                self._execute(
-                    "UPDATE outbox SET seq = seq + ? WHERE seq > ? AND seq <= ?", (behind, acknowledged, stored)
-                )
-                # Where nothing was moved, an empty entry takes the number; readers pass it over.
-                self._execute(
-                    "INSERT INTO outbox (seq, event)"
-                    " SELECT ?1, '' WHERE ?1 > (SELECT coalesce(max(seq), 0) FROM outbox)",
-                    (stored,),
-                )
-            self._execute("UPDATE ledger SET acknowledged = ?", (stored,))
+        self._outbox.agree(stored)
 
     def maintain(self, now: int) -> None:
         """Delete a slice of what is old, and bring the write-ahead log to the disk."""
@@ -473,41 +417,3 @@ class SqliteLedger(Ledger):
     def close(self) -> None:
         """Close the file, with all its parts."""
         self._file.close()
-
-
-def _encoded(holds: Sequence[Hold]) -> str:
-    return encode_record([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
-
-
-def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKey, _Change]:
-    """Work out what to add to each account."""
-    changes = {account: (end, 0, -amount) for account, end, amount, _, _, _ in holds}
-    for account, end, amount in charges:
-        known_end, spent, reserved = changes.get(account, (end, 0, 0))
-        changes[account] = (max(known_end, end), spent + amount, reserved)
-    return changes
-
-
-def _bounded_sum(column: str) -> str:
-    """Sum a column up to 2^63 - 1, in halves: SQLite's own sum raises beyond that."""
-    high, low = f"coalesce(sum({column} >> 32), 0)", f"coalesce(sum({column} & 4294967295), 0)"
-    return f"min({high} * 4294967296 + {low}, {_MOST})"
-
-
-@cache
-def _reserving(sums: tuple[bool, ...]) -> str:
-    """Read as `_reading`, and in the same statement whether the request was abandoned: then there is a row -1."""
-    abandoned = "SELECT -1, 0, 0 FROM tombstones WHERE event_id = ?"
-    return f"{_reading(sums)} UNION ALL {abandoned}" if sums else abandoned
-
-
-@cache
-def _reading(sums: tuple[bool, ...]) -> str:
-    """One look-up for each account, or one sum, in one statement; SQLite keeps it prepared."""
-    balance = "spent, reserved FROM accounts WHERE limit_key = ? AND window_start = ?"
-    total = (
-        f"{_bounded_sum('spent')}, {_bounded_sum('reserved')} FROM accounts WHERE limit_key = ? AND window_start >= ?"
-    )
-    return " UNION ALL ".join(
-        [f"SELECT {number}, {total if is_sum else balance} AND subject = ?" for number, is_sum in enumerate(sums)]
-    )
