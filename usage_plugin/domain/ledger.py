@@ -177,7 +177,7 @@ class Ledger(ABC):
         """Hold on every account, or on none if one has no room. `event` is recorded if the worker dies.
 
         A worker may repeat it: while the reservation is open, the same content gives the same answer and holds nothing
-        more. What was abandoned holds nothing.
+        more. An abandoned id holds nothing.
 
         Raises:
             ReservationConflictError: the id is reserved with other content.

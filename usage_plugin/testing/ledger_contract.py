@@ -160,7 +160,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         other.close()
 
     def test_what_has_ended_is_known_for_a_while(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Every worker knows for ten minutes which reservations have ended, however they ended."""
+        """Every worker knows ended reservations for ten minutes, however they ended."""
         for name in ("settled", "without event", "released", "recovered", "abandoned"):
             ledger.reserve(name, "w", 5, [hold(ANN, 30, None)], "draft")
         assert ledger.settle("settled", [], "event")
@@ -183,7 +183,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.balances([ANN]) == {ANN: Balance(30, 0)}
 
     def test_a_reservation_can_be_repeated(self, ledger: Ledger) -> None:
-        """A reservation that is sent again gets the same answer, whatever came between, and holds nothing more."""
+        """A repeated reservation gets the same answer as before, and holds nothing more."""
         ledger.reserve("before", "w", 5, [hold(ANN, 5, 100)], "e")
         first = ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "e")
         ledger.reserve("after", "w", 5, [hold(ANN, 50, 100)], "e")
@@ -193,7 +193,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert len(ledger.open_reservations()) == 3
 
     def test_what_was_abandoned_holds_nothing(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """An abandoned reservation is freed, and one that arrives only then holds nothing, in whichever worker."""
+        """An abandoned reservation is freed, and holds nothing if it arrives later, in any worker."""
         other = opening.open().ledger
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.abandon("a")
@@ -290,7 +290,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.snapshot([]) == (2, {})
 
     def test_a_correction_counts_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """A correction changes what was spent by a difference, once, whatever is settled before it; holds stay."""
+        """A correction adds a difference to an account's spend once; settlements in between and holds stay."""
         ledger.reserve("held", "w", 5, [hold(ANN, 30, None)], "e")
         record_new(ledger, [Charge(ANN, END, 5)], "a")
         _, balances = ledger.snapshot([ANN])

@@ -42,7 +42,7 @@ class WorkersContract:
         bo.leave()
 
     def test_a_killed_worker_is_dead(self, tmp_path: Path) -> None:
-        """A worker that was killed is dead, another can become the keeper in its place, and sweeping forgets it."""
+        """A killed worker is dead, another can become the keeper in its place, and sweeping forgets it."""
         process, receiving = start(live_until_killed, self.see, tmp_path)
         assert receiving.poll(60)
         name = receiving.recv()
@@ -58,7 +58,7 @@ class WorkersContract:
         mine.leave()
 
     def test_there_is_one_keeper(self, tmp_path: Path) -> None:
-        """One worker at most is the keeper, until it stops or leaves; whoever asks again stays it."""
+        """At most one worker is the keeper, until it stops or leaves."""
         ann, bo = self.see(tmp_path), self.see(tmp_path)
         ann.join()
         assert (ann.keeps, ann.try_to_keep(), ann.try_to_keep(), ann.keeps) == (False, True, True, True)

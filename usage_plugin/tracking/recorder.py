@@ -239,7 +239,7 @@ class Recorder:
                 return self._tell(settlement, settled) if isinstance(settled, Settled) else ()
 
     def _record_unknown(self, event: UsageEvent, charges: Sequence[Charge], encoded: str | None) -> Settled | None:
-        """Record a request whose reservation the ledger does not know: what it used is owed all the same."""
+        """Record a request whose reservation the ledger does not know: its usage is owed all the same."""
         recorded = self._ledger.record(event.event_id, charges, encoded)
         if recorded:
             log.warning("ledger.reservation_unknown", event_id=event.event_id, cost=event.cost)

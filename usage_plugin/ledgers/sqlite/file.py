@@ -92,7 +92,7 @@ class LedgerFile:
         return _Writing(self.path, self.execute, self.rollback)
 
     def rollback(self) -> None:
-        """Leave no transaction open, whatever went wrong in it: the next request needs the connection."""
+        """Leave no transaction open after any error: the next request needs the connection."""
         if self.connection.in_transaction:
             self.execute("ROLLBACK")
 

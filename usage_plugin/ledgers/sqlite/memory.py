@@ -49,7 +49,7 @@ class EndedIds:
 
     def copy_up_to(self, last: int) -> None:
         """Copy the ids of entries up to a number; within a transaction that writes, and before they are deleted."""
-        # Never ahead of the outbox: whatever a store acknowledges, the next entry is a new one.
+        # Never ahead of the outbox, for any number that a store acknowledges: the next entry is a new one.
         last = min(last, self._newest())
         if self._remembered() < last:
             self._execute(
