@@ -24,7 +24,7 @@ class ErasableContract(OpensLedger):
     """The promises of finding and erasing the records of a name."""
 
     def test_a_name_is_found_whole(self, opened: OpenLedger) -> None:
-        """What has a name as one of its names is found, and nothing that merely contains it."""
+        """A name is found as a whole name of a subject, never as a part of another."""
         self._fill_with_names(opened)
         found = opened.erasable.find("eva")
         subjects = ["eva", "eva\x1fmodel", "team\x1feva"]
@@ -37,7 +37,7 @@ class ErasableContract(OpensLedger):
         assert not any(opened.erasable.find("nobody"))
 
     def test_what_is_erased_is_gone(self, opened: OpenLedger) -> None:
-        """Erasing takes all that was found, may be repeated, leaves the rest, and gives no number out twice."""
+        """Erasing deletes all matches and nothing else, may be repeated, and gives no number out twice."""
         self._fill_with_names(opened)
         version, newest = opened.operations.adjustments_version(), opened.ledger.outbox(0, 100)[-1].seq
         found = opened.erasable.find("eva")
@@ -52,7 +52,7 @@ class ErasableContract(OpensLedger):
         assert [one.key.subject for one in opened.ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
 
     def test_what_is_in_use_is_not_erased(self, opened: OpenLedger) -> None:
-        """An account on which something is held, and an event that the store does not have, stay."""
+        """An account with a hold, and an event that the store lacks, stay."""
         account = AccountKey(1, 0, "eva")
         record_new(opened.ledger, [Charge(account, END, 5)], json.dumps({"user": "eva"}))
         opened.ledger.reserve("a", "w", 5, [Hold(account, END, 3, None, 3)], "{}")

@@ -36,21 +36,21 @@ class LedgerContract(LedgerDurability, HostileNames):
     # ── requests and records ─────────────────────────────────────────────────────────────────────────────────────────
 
     def test_looking_creates_nothing(self, opening: LedgerOpening) -> None:
-        """Whether there is a ledger can be asked without making one."""
+        """Looking for a ledger does not create one."""
         assert not opening.exists()
         assert not opening.exists()
         opening.open().close()
         assert opening.exists()
 
     def test_a_reservation_holds_on_every_account(self, ledger: Ledger) -> None:
-        """An admitted request is reserved on all its accounts, and told the balances before it."""
+        """An admitted request is reserved on all its accounts, and gets the balances before it."""
         assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 30, None)], "e").admitted
         second = ledger.reserve("b", "w", 6, [hold(ANN, 70, 100)], "e")
         assert (second.admitted, second.balances) == (True, (Balance(0, 30),))
         assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 100), TEAM: Balance(0, 30)}
 
     def test_a_reservation_is_all_or_nothing(self, ledger: Ledger) -> None:
-        """If one account has no room, nothing is held anywhere, and the balances tell why."""
+        """If one account has no room, nothing is held on any account, and the balances say why."""
         ledger.reserve("a", "w", 5, [hold(TEAM, 80, 100)], "e")
         refused = ledger.reserve("b", "w", 6, [hold(ANN, 30, 100), hold(TEAM, 30, 100)], "e")
         assert (refused.admitted, refused.balances) == (False, (Balance(), Balance(0, 80)))
@@ -65,7 +65,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert not ledger.reserve("d", "w", 8, [hold(TEAM, 1, 0)], "e").admitted
 
     def test_settling_frees_charges_and_records_at_once(self, ledger: Ledger) -> None:
-        """Settling turns a hold into what was really spent, also on accounts it did not hold on."""
+        """Settling replaces the holds by the charges, also on accounts without a hold."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 30, 100)], "draft")
         settled = settle_open(ledger, "a", [Charge(ANN, END, 12), Charge(AccountKey(3, 0, "x"), END, 12)], "event")
         assert settled.balances == {ANN: Balance(12, 0), TEAM: Balance(0, 0), AccountKey(3, 0, "x"): Balance(12, 0)}
@@ -73,7 +73,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.open_reservations() == []
 
     def test_the_first_settlement_wins(self, ledger: Ledger) -> None:
-        """A second settlement learns that it is one, and changes nothing; nor does one of an unknown reservation."""
+        """A second settlement is told apart from one of an unknown reservation, and neither changes anything."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.settle("a", [Charge(ANN, END, 12)], "first")
         assert ledger.settle("a", [Charge(ANN, END, 99)], "second") is NotSettled.BEFORE
@@ -83,7 +83,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert [entry.event for entry in ledger.outbox(0, 10)] == ["first"]
 
     def test_recovery_charges_what_the_holds_say(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """What a dead worker left open is charged as its holds say, by whichever worker, with the event it carries."""
+        """Any worker can recover a dead worker's reservation: it is charged by its holds, with its own event."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), Hold(TEAM, END, 7, None, if_lost=2)], "draft")
         other = opening.open().ledger
         recovered = other.recover("a")
@@ -96,7 +96,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.balances([ANN]) == {ANN: Balance(30, 0)}
 
     def test_a_rolling_window_is_the_sum_of_its_buckets(self, ledger: Ledger) -> None:
-        """A hold with `since` is judged on all buckets of its subject from there on, and held on its own one only."""
+        """A hold with `since` needs room in the sum of all buckets from there on, and is held on its own only."""
         old, first, second, other = (AccountKey(1, *at) for at in ((10, "ann"), (20, "ann"), (30, "ann"), (20, "bo")))
         for number, account in enumerate((old, first, other)):
             ledger.reserve(str(number), "w", 5, [hold(account, 40, None)], "e")
@@ -124,7 +124,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert not ledger.reserve("b", "w", 5, [fits], "e").buckets
 
     def test_an_account_lasts_as_long_as_its_last_use_says(self, ledger: Ledger) -> None:
-        """An account ends when it has not been used for a while: each use may put that off, none brings it on."""
+        """Each use of an account may put off its end, and none brings it forward."""
         for number, end in enumerate((100, 300, 200)):
             ledger.reserve(str(number), "w", 5, [Hold(ANN, end, 1, None, 1)], "e")
             assert ledger.accounts(1, 0, "ann")[0].window_end == max(100, min(number * 300, 300))
@@ -132,7 +132,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.accounts(1, 0, "ann")[0].window_end == 400
 
     def test_a_released_request_leaves_no_trace(self, ledger: Ledger) -> None:
-        """What is released is neither charged nor recorded, its holds are free, and it cannot be settled any more."""
+        """A released reservation is freed, neither charged nor recorded, and cannot be settled any more."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.release("a")
         assert not ledger.release("a")
@@ -141,7 +141,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert (ledger.outbox(0, 10), ledger.open_reservations()) == ([], [])
 
     def test_what_was_never_reserved_can_be_recorded(self, ledger: Ledger) -> None:
-        """A request that was let through without a reservation is charged, and in the outbox, in one step."""
+        """A request without a reservation is charged and recorded in one step."""
         recorded = record_new(ledger, [Charge(ANN, END, 3)], "event")
         assert recorded == (1, {ANN: Balance(3, 0)})
         assert ledger.outbox(0, 10) == [OutboxEntry(1, "event")]
@@ -207,7 +207,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         other.close()
 
     def test_nothing_is_reserved_twice(self, ledger: Ledger) -> None:
-        """Reserving other content under an id that is open is an error, and what is open stays as it was."""
+        """Reserving other content under an open id is an error, and the open reservation stays as it was."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "e")
         for holds, event in (([hold(ANN, 40, 100)], "e"), ([hold(ANN, 30, 100)], "other")):
             with pytest.raises(ReservationConflictError, match="reserved already"):
@@ -221,7 +221,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.settle("a", [], "event")
 
     def test_everything_survives_reopening(self, opening: LedgerOpening) -> None:
-        """What a verb has done is there when the ledger is opened again, and the writer is the same."""
+        """The effect of each verb is there when the ledger is opened again, and the writer is the same."""
         first = opening.open().ledger
         first.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         first.reserve("b", "w", 6, [hold(ANN, 30, 100)], "draft")
@@ -235,13 +235,13 @@ class LedgerContract(LedgerDurability, HostileNames):
         second.close()
 
     def test_acknowledging_goes_forward_only(self, ledger: Ledger) -> None:
-        """An older acknowledgement that comes late takes nothing back."""
+        """An older acknowledgement that arrives late changes nothing."""
         ledger.acknowledge(7)
         ledger.acknowledge(3)
         assert ledger.acknowledged() == 7
 
     def test_a_ledger_that_is_behind_goes_on_behind_the_store(self, ledger: Ledger) -> None:
-        """What was settled under numbers that the store has seen gets new ones; none of them comes again."""
+        """Unacknowledged entries under numbers that the store has seen get new ones; no number comes twice."""
         old = [settle_one(ledger, name) for name in "abc"]
         ledger.acknowledge(1)
         ledger.agree(100)
@@ -252,13 +252,13 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert settle_one(ledger, "d") > waiting[-1].seq
 
     def test_an_empty_ledger_gives_no_number_that_the_store_has_seen(self, ledger: Ledger) -> None:
-        """An empty ledger goes on behind the numbers that the store has seen, and the gap shows no event."""
+        """An empty ledger continues after the numbers that the store has seen, and the gap has no event."""
         ledger.agree(100)
         assert settle_one(ledger, "a") == 101
         assert ledger.outbox(0, 10) == [OutboxEntry(101, "a")]
 
     def test_a_store_that_is_behind_gets_again_what_is_still_there(self, ledger: Ledger) -> None:
-        """After the store was restored from a backup, the entries it lacks wait for it once more."""
+        """After the store was restored from a backup, the entries that it lacks wait again."""
         for name in "abc":
             settle_one(ledger, name)
         ledger.acknowledge(3)
@@ -266,7 +266,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert [entry.event for entry in ledger.outbox(ledger.acknowledged(), 10)] == ["b", "c"]
 
     def test_accounts_are_listed_by_subject(self, ledger: Ledger) -> None:
-        """Reports see each account of one limit from a time on, and no other's."""
+        """Reports list the accounts of one limit from a time on, and no others."""
         for limit_key, begin, subject in (
             (1, END, "zoe"),
             (1, 0, "zoe"),
@@ -308,7 +308,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         other.close()
 
     def test_closed_windows_go_and_open_ones_stay(self, ledger: Ledger) -> None:
-        """Tidying drops accounts a day after their window, but never one that something is reserved on."""
+        """Maintenance deletes accounts a day after their window, but never one with a hold."""
         accounts = {"old": (0, 1_000), "held": (0, 1_000), "open": (500, END * 10)}
         for subject, (begin, end) in accounts.items():
             ledger.reserve(subject, "w", 5, [Hold(AccountKey(1, begin, subject), end, 5, None, 5)], "e")
@@ -320,7 +320,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert [account.key.subject for account in ledger.accounts(1, 0)] == ["held", "open"]
 
     def test_what_was_freed_is_not_held(self, ledger: Ledger) -> None:
-        """What a reservation gives back early, others may have; what it keeps is settled as ever."""
+        """Holds that are freed early are available to others; the rest is settled as usual."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "draft")
         ledger.free("a", [TEAM])
         ledger.free("a", [TEAM])
@@ -343,7 +343,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert [entry.event for entry in ledger.outbox(0, 1_000)] == list(hostile)
 
     def test_numbers_are_never_used_twice(self, opening: LedgerOpening) -> None:
-        """Numbers ascend, also when everything is acknowledged, tidied away and opened again."""
+        """Numbers ascend, also after everything was acknowledged, deleted and opened again."""
         seqs = []
         for number in range(5):
             ledger = opening.open().ledger
@@ -369,7 +369,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.waiting() == (0, 0)
 
     def test_an_event_may_be_left_out(self, ledger: Ledger) -> None:
-        """Where no more events can be kept, a request is charged all the same, under the number 0."""
+        """A request can be charged without its event, under the number 0."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.settle("a", [Charge(ANN, END, 12)], None) == (0, {ANN: Balance(12, 0)})
         assert record_new(ledger, [Charge(ANN, END, 1)], None) == (0, {ANN: Balance(13, 0)})

@@ -33,7 +33,7 @@ class LedgerDurability(OpensLedger):
     """The promises that hold in any order of verbs, and after any fault."""
 
     def test_whatever_is_done_in_whatever_order(self, opening: LedgerOpening) -> None:
-        """After any verbs in any order, by two workers, the ledger has what plain books have, and limits held."""
+        """After any verbs in any order, by two workers, the ledger equals a plain model, and limits held."""
 
         class Machine(LedgerMachine):
             def __init__(self) -> None:
@@ -72,7 +72,7 @@ class LedgerDurability(OpensLedger):
         assert [entry.seq for entry in events] == list(range(1, len(events) + 1))
 
     def test_a_killed_process_loses_nothing(self, opening: LedgerOpening) -> None:
-        """Whatever was settled is there after SIGKILL, at whichever instant; at most one reservation is left open."""
+        """All settlements are there after SIGKILL at any instant; at most one reservation is left open."""
         told: list[int] = []
         for kill in range(1, 7):
             process, receiving = start(serve_until_killed, opening, kill * 1_000_000)
@@ -93,7 +93,7 @@ class LedgerDurability(OpensLedger):
             ledger.close()
 
     def test_a_failing_call_leaves_all_or_nothing(self, opening: LedgerOpening, faults: Faults) -> None:
-        """Whichever low-level call fails, LedgerError comes out, and the verb is done whole or not at all."""
+        """If any low-level call fails, LedgerError is raised, and the verb is done whole or not at all."""
         failed = 0
         for number in growing():
             ledger = opening.another().open().ledger

@@ -57,7 +57,7 @@ class OperationsLogContract(OpensLedger, HostileNames):
         assert operations.adjust(made).number == 3
 
     def test_a_threshold_is_alerted_once(self, operations: OperationsLog, opening: LedgerOpening) -> None:
-        """A threshold is alerted by whichever worker notes it first; a year later that may be forgotten."""
+        """Of several workers the first one alerts a threshold; the record may be deleted a year later."""
         key = AlertKey(1, "ann", 0, 80)
         another = opening.open()
         other = another.operations
@@ -77,7 +77,7 @@ class OperationsLogContract(OpensLedger, HostileNames):
         another.close()
 
     def test_alerts_are_listed_and_acknowledged_once(self, operations: OperationsLog, opening: LedgerOpening) -> None:
-        """Alerts are listed by subject, the newest first, with who has seen to them first."""
+        """Alerts are listed by subject, newest first, with the first person to acknowledge each."""
         another = opening.open()
         other = another.operations
         for at, subject in ((5, "ann"), (6, "bo"), (7, "ann"), (8, "ann\x1fgpt")):
@@ -102,7 +102,7 @@ class OperationsLogContract(OpensLedger, HostileNames):
         another.close()
 
     def test_notes_are_left_for_others(self, operations: OperationsLog, opening: LedgerOpening) -> None:
-        """A later note takes the place of an earlier one; a prefix is taken as it is."""
+        """A later note replaces an earlier one; a prefix is not a pattern."""
         another = opening.open()
         other = another.operations
         for name, text in (("rules/b", "old"), ("rules/a", "x"), ("rules/b", "new"), ("rules%", "y"), ("store", "z")):
@@ -114,7 +114,7 @@ class OperationsLogContract(OpensLedger, HostileNames):
         another.close()
 
     def test_anomalies_add_up(self, operations: OperationsLog) -> None:
-        """What is not known exactly is counted by kind and by what it concerns, with its first and last time."""
+        """Anomalies are counted by kind and by what they concern, with their first and last time."""
         unpriced = Anomaly("unpriced", "gpt", 1, 10, 50, 60)
         operations.count_anomalies([unpriced, Anomaly("gap", "store", 1, 7, 5, 6)])
         operations.count_anomalies([unpriced._replace(times=2, first_at=40, last_at=55)])
@@ -135,7 +135,7 @@ class OperationsLogContract(OpensLedger, HostileNames):
         assert [operations.refusal(ref) for ref in ("R1", "R2", "R3")] == ["{}", '{"a": 1}', None]
 
     def test_the_audit_is_kept(self, operations: OperationsLog) -> None:
-        """What was done with a person's records is listed in its order, with all that was said of it."""
+        """Actions on a person's records are listed in their order, with all their facts."""
         entry = AuditEntry(0, 5, "forget", "p-abc", "root", "why", {"history": 3})
         operations.audit(entry)
         operations.audit(entry._replace(at=6, action="export"))

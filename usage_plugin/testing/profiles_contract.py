@@ -40,7 +40,7 @@ class ProfileStoreContract(OpensLedger):
         other.close()
 
     def test_the_newest_profile_counts(self, profiles: ProfileStore) -> None:
-        """Of two profiles of one user the newer counts, in whatever order they come."""
+        """Of two profiles of one user the newer counts, in any order of arrival."""
         for updated_at, tier in ((5, "free"), (4, "older"), (5, "same"), (7, "premium"), (6, "older")):
             profiles.put([UserProfile("ann", tier=tier, updated_at=updated_at)])
         assert profiles.get("ann") == UserProfile("ann", tier="premium", updated_at=7)
