@@ -11,7 +11,7 @@ CONFIG ?= config.example.yaml
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: run test test-litellm lint format bench soak install clean
+.PHONY: run test test-fast kept-proxy test-litellm lint site wheel wheel-all format bench soak install clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,14 @@ run: install
 
 test: install
 	$(BIN)/pytest -m "not soak" --numprocesses 2
+
+# What starts no proxy, and few processes.
+test-fast: install
+	$(BIN)/pytest -m "not soak and not proxy and not slow" --numprocesses 2
+
+# A proxy for `pytest --kept-proxy`, until Ctrl-C.
+kept-proxy: install
+	@$(BIN)/python -m tests.proxy.kept
 
 # The tests of the adapter with another LiteLLM, in an environment of its own: make test-litellm VERSION=1.98.0
 test-litellm: OTHER = build/litellm-$(VERSION)
@@ -45,6 +53,18 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/build_site.py
+
+# The documentation as a site in build/site, with every link checked.
+site: install
+	$(BIN)/python tools/build_site.py
+
+# The built wheel, tested as it is installed; wheel-all with every Python of the classifiers that is there.
+wheel: install
+	$(BIN)/python tools/check_wheel.py
+
+wheel-all: install
+	$(BIN)/python tools/check_wheel.py --all
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,7 @@
 """Benchmarks: `python -m benchmarks.ledger`, `.request`, `.proxy` and `.overshoot`, each with `--json` for programs.
 
-Each holds what it measures against what is required and says which bound is missed; it fails only if it cannot measure.
-Times on a shared machine vary twofold within seconds, so whatever is compared alternates in short blocks.
+Each compares its measurements with the requirements and names a missed bound; it fails only if it cannot measure.
+Times on a shared machine vary twofold within seconds, so compared code alternates in short blocks.
 """
 
 import os

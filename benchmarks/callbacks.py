@@ -1,8 +1,8 @@
 """Callbacks that `benchmarks.proxy` compares the plugin with, as LiteLLM's YAML names them.
 
-`nothing` is what every callback costs. The other two say where the plugin's own time goes: `returning` has all of its
-hooks, and each returns at once; `ledger` does nothing but the two transactions that a request takes, with everything
-worked out beforehand. What the plugin takes on top of that is its own Python.
+`nothing` is the cost of any callback. The other two locate the plugin's own time. `returning` has all of its hooks, and
+each returns at once. `ledger` does nothing but the two transactions of a request, with everything else precomputed. The
+plugin's time above that is its own Python.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Nothing(CustomLogger):
 
 
 async def _at_once(*args: Any, **kwargs: Any) -> None:
-    """Stand for any hook."""
+    """Replace any hook."""
 
 
 class Ledger_PROXY_(CustomLogger):  # noqa: N801  # as the plugin's own
-    """Reserves on three accounts before each request, and settles behind it."""
+    """Reserves on three accounts before each request, and settles after it."""
 
     def __init__(self) -> None:
-        """Work out everything that can be known beforehand; the file is made with the first request."""
+        """Compute everything that does not depend on the request; the first request creates the file."""
         super().__init__()
         self._numbers = itertools.count()
         self._holds = [

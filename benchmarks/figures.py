@@ -1,4 +1,4 @@
-"""Figures: what a benchmark measured, what is required of it, and how both are printed."""
+"""Figures: the measurements of a benchmark, their requirements, and the output of both."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Figure:
 
 
 def arguments(name: str, about: str | None, **switches: str) -> argparse.Namespace:
-    """Read the command line: the form of the answer, and the switches of this benchmark, each with its help."""
+    """Read the command line: the form of the output, and the switches of this benchmark, each with its help."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,7 +74,7 @@ def arguments(name: str, about: str | None, **switches: str) -> argparse.Namespa
 
 
 def wants_json(name: str, about: str | None) -> bool:
-    """Read the command line where there is nothing to choose but the form of the answer."""
+    """Read a command line that only chooses the form of the output."""
     return bool(arguments(name, about).json)
 
 
@@ -126,7 +126,7 @@ def _title(name: str) -> str:
 
 
 def _surroundings() -> dict[str, str]:
-    """Say what decides the figures, apart from the machine."""
+    """Return the versions and settings that influence the figures."""
     return {"Python": platform.python_version(), "SQLite": sqlite3.sqlite_version, "CPUs": str(os.cpu_count())}
 
 
@@ -144,7 +144,7 @@ class Yardstick:
         self._between.append(self._once())
 
     def figures(self) -> list[Figure]:
-        """Compare: what is measured between other work is slowed down as much."""
+        """Return the slowdown: measurements between other work have the same one."""
         return [
             Figure(what=f"for scale: a bit of Python {where}, p50", measured=percentile(values, 0.5), unit="µs")
             for where, values in (("back to back", self._warm), ("in between", self._between))

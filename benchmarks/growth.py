@@ -1,4 +1,4 @@
-"""Growth: the memory of a process now, and at most since a moment, as Linux tells it."""
+"""Growth: the memory of a process now, and its maximum since a moment, as Linux reports it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ STATUS = Path("/proc/self/status")
 
 
 def resident() -> int:
-    """Say how many bytes of memory the process has now."""
+    """Return the current memory of the process in bytes."""
     return _memory("VmRSS")
 
 
 def highest() -> int:
-    """Say how many bytes it has had at most since `forget_highest`."""
+    """Return the maximum memory in bytes since `forget_highest`."""
     return _memory("VmHWM")
 
 
 def forget_highest() -> None:
-    """Begin to look for the highest anew."""
+    """Reset the maximum."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -40,7 +40,7 @@ def _memory(field: str) -> int:
 
 
 def in_a_process(work: Callable[[GivenT], ResultT], given: GivenT) -> ResultT:
-    """Do it in a fresh process, which nothing else has made large."""
+    """Run it in a fresh process, which no other code has made large."""
     context = get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(sending, work, given))

@@ -1,12 +1,13 @@
-"""The SQLite ledger alone: how long `reserve` and `settle` take, with three matching limits.
+"""The SQLite ledger alone: the duration of `reserve` and `settle`, with three matching limits.
 
-One process: blocks of requests alternate between a file with 1,000 accounts and one with 1,000,000, users drawn at
-random, 16 requests in flight. `Measured` is the median over the blocks, `Best block` what they can do while the machine
-is left alone; growth is the median over the pairs of neighbouring blocks.
+One process: blocks of requests alternate between a file with 1,000 accounts and one with 1,000,000. Users are drawn at
+random, and 16 requests are in flight. `Measured` is the median over the blocks, `Best block` the result on an otherwise
+idle machine. Growth is the median over the pairs of neighbouring blocks.
 
-Four processes: each does 100 requests a second, at random instants, on the file with 1,000,000 accounts, while the
-first one tidies and checkpoints as the keeper does, in a thread. Whoever finds the file locked waits as admission and
-recorder do, and the waiting counts. The last rows say how much slower any code runs at such instants than back to back.
+Four processes: each makes 100 requests a second, at random instants, on the file with 1,000,000 accounts. The first one
+also tidies and checkpoints as the keeper does, in a thread. A process that finds the file locked waits as admission and
+recorder do, and the waiting counts. The last rows show how much slower any code runs at such instants than back to
+back.
 """
 
 from __future__ import annotations
@@ -65,14 +66,14 @@ class Times(NamedTuple):
 
 
 class Served(NamedTuple):
-    """What one of several processes saw."""
+    """The measurements of one of several processes."""
 
     times: Times
     scale: list[Figure]
 
 
 class Request(NamedTuple):
-    """Everything the ledger is told about one request."""
+    """The ledger's arguments for one request."""
 
     event_id: str
     started_at: int
@@ -139,7 +140,7 @@ def user_name(number: int) -> str:
 
 
 def account_keys(user: str, now: int) -> list[tuple[AccountKey, int]]:
-    """Name the accounts of a user's requests: per user and day, per user and month, and everybody's."""
+    """Name the accounts of a user's requests: per user and day, per user and month, and of all users."""
     day = now // DAY_US * DAY_US
     month = day - 15 * DAY_US
     return [
@@ -150,7 +151,7 @@ def account_keys(user: str, now: int) -> list[tuple[AccountKey, int]]:
 
 
 def fill(path: Path, accounts: int) -> None:
-    """Make a ledger with so many accounts, in the order in which users come: none."""
+    """Make a ledger with the given number of accounts, in random order of users."""
     open_sqlite_ledger(path).close()
     now = time.time_ns() // 1000
     users = list(range(accounts // 2))
@@ -175,7 +176,7 @@ def fill(path: Path, accounts: int) -> None:
 
 
 def one_block(opened: OpenLedger, traffic: Traffic) -> Times:
-    """Time one block, then tidy up behind it as the keeper would."""
+    """Time one block, then tidy up as the keeper would."""
     times = Times([], [])
     ledger = opened.ledger
     open_requests: deque[Request] = deque()
@@ -261,7 +262,7 @@ def measure_one_process(files: dict[int, Path]) -> list[Figure]:
 
 
 async def patiently(verb: Callable[[], object]) -> float:
-    """Do it as admission and recorder do: spin while the file is locked, then let the loop work between tries."""
+    """Retry as admission and recorder do: spin while the file is locked, then yield to the loop between tries."""
     started = time.perf_counter_ns()
     while True:
         try:

@@ -1,9 +1,9 @@
-"""Memory: by how much a process grows that records for a million different users, with `cache.size: 1000`.
+"""Memory: the growth of a process that records for a million different users, with `cache.size: 1000`.
 
-Each is measured in a process of its own: the resident memory after everything is loaded and warm, and the highest after
-that (`VmHWM` of Linux). Events go the whole way, through recorder, outbox, flusher and the SQLite store, with a daily
-limit for each user; now and then a user's day is asked for, so that the cache is in use. Beside it the first tracker
-that this project replaces, which kept a record for each user's day and month in memory.
+Each is measured in its own process: the resident memory after everything is loaded and warm, and the highest after that
+(`VmHWM` of Linux). Events go the whole way, through recorder, outbox, flusher and the SQLite store, with a daily limit
+for each user. Now and then a user's day is queried, so that the cache is in use. For comparison: the first tracker that
+this project replaces, which kept a record for each user's day and month in memory.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ CACHE_SIZE = 1_000
 WARM_UP = 5_000
 ASK_EVERY = 100
 MOST_WAITING = 20_000
-"""So many events may wait for the store, as they hardly do at the rate of a proxy: the measure is of what stays."""
+"""The maximum number of events that wait for the store. A proxy has few: the benchmark measures lasting memory."""
 
 
 async def record_for(users: int, folder: Path) -> float:
-    """Record for so many different users; give the growth in MiB."""
+    """Record for the given number of different users; return the growth in MiB."""
     section = {
         "data_dir": str(folder),
         "cache": {"size": CACHE_SIZE},
@@ -72,7 +72,7 @@ async def _until_moved(runtime: Runtime, most: int) -> None:
 
 
 def record_in_memory(users: int) -> float:
-    """Do the same with the previous tracker; give the growth in MiB."""
+    """Do the same with the previous tracker; return the growth in MiB."""
     tracker = InMemory()
     before = resident()
     forget_highest()

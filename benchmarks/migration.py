@@ -1,7 +1,7 @@
-"""Moving in: how long 500,000 user-days of the previous tracker take, and how much memory (50,000 if each has a file).
+"""Import: time and memory for 500,000 user-days of the previous tracker (50,000 if each has a file).
 
-Each form is imported by a process of its own into an empty store, from reading to renaming. Growth is what the process
-takes at its peak beyond what it takes for one user-day.
+A separate process imports each form into an empty store, from reading to renaming. Growth is the maximum memory of the
+process beyond its memory for one user-day.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ def write_tree(directory: Path, users: int) -> None:
 
 
 class Silent:
-    """Progress that nobody looks at."""
+    """Progress without a display."""
 
     def begin(self, what: str, total: int | None) -> None:
-        """Begin."""
+        """Start."""
 
     def advance(self, steps: int) -> None:
-        """Go on."""
+        """Advance."""
 
 
 async def move(directory: Path, data_dir: Path) -> Outcome:
@@ -112,12 +112,12 @@ async def move(directory: Path, data_dir: Path) -> Outcome:
 
 
 def _peak() -> float:
-    """Give the most that this process has taken, in MiB."""
+    """Return the maximum memory of this process, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def measure(folder: Path, directory: Path) -> tuple[float, float, int]:
-    """Give seconds, growth in MiB and user-days, in a process of its own."""
+    """Return seconds, growth in MiB and user-days, from a separate process."""
     small = folder / "small"
     small.mkdir()
     (small / "daily_usage.json").write_text('{"ann": {"2026-01-01": {"total_requests": 1}}}')

@@ -1,12 +1,12 @@
-"""Overshoot: what a limit of $1.00 lets through, with the plugin and with LiteLLM's own budget.
+"""Overshoot: the spend above a limit of $1.00, with the plugin and with LiteLLM's own budget.
 
-Streams send requests of $0.01 each, one after the other, until they are told that the limit is used up; what is busy is
-sent again after the time the answer names. Each cell has a user, and so an account, of its own. Counted is what the
-provider handed out to requests that were answered to the last byte: `over` must not occur with the plugin. The share
-that could be used must be at least 98 % where a request costs what it may cost at most, and where requests are clamped.
+Streams send requests of $0.01 each, one after the other, until a refusal says that the limit is used up. A busy request
+is sent again after the time in the answer. Each cell has its own user, and so its own account. The figure is the
+provider's bill for requests that were answered to the last byte: `over` must not occur with the plugin. The usable
+share must be at least 98 % where a request costs its maximum, and where requests are clamped.
 
-LiteLLM's budget is one on the key, given by custom_auth, without a database: its own way for that is
-`custom_auth_run_common_checks` and `max_budget`. Small cells run beside each other.
+LiteLLM's budget is one on the key, set by custom_auth, without a database: its own way for that is
+`custom_auth_run_common_checks` and `max_budget`. Small cells run concurrently.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ System = Literal["plugin", "LiteLLM"]
 
 LIMIT = NANO_PER_USD
 COST = NANO_PER_USD // 100
-"""Of one answer: a thousand tokens, for which the input is free."""
+"""The cost of one answer: a thousand tokens, with free input."""
 TOKENS = 1_000
 LEAST_SHARE = 0.98
 MODEL = "thousandth"
@@ -51,9 +51,9 @@ WORKERS = (1, 2, 4)
 QUICK_STREAMS = (8, 32)
 QUICK_WORKERS = (2,)
 BESIDE_EACH_OTHER = 160
-"""So many streams at once: small cells wait for the provider, large ones for the machine."""
+"""The maximum number of concurrent streams: small cells wait for the provider, large ones for the machine."""
 MOST_ANSWERED = 5 * LIMIT // COST
-"""A cell that nothing stops is stopped here."""
+"""The maximum number of answers in a cell; a cell without an effective limit ends there."""
 PARTS = 8
 KILL_AFTER = 3.0
 CELL_SECONDS = 2 * KILL_AFTER
@@ -62,12 +62,12 @@ TRY_AGAIN = 0.3
 
 @dataclass(frozen=True)
 class Situation:
-    """What the streams of a cell go through.
+    """The conditions of a cell's streams.
 
     Attributes:
         worst: how many times its cost a request may cost at most.
         exact: whether the whole limit must be usable.
-        clamp: whether the proxy may shorten answers to what is left.
+        clamp: whether the proxy may shorten answers to the remaining budget.
         cut: the share of requests at which the client hangs up.
         fails: how often the provider fails before it answers, for the share of a quarter of the requests.
         kill: whether a worker is killed in the middle.
@@ -83,18 +83,18 @@ class Situation:
 
 
 SITUATIONS = {
-    "exact": Situation("a request costs what it may cost at most", exact=True),
-    "10x": Situation("a request may cost ten times what it costs", worst=10),
+    "exact": Situation("a request costs its maximum", exact=True),
+    "10x": Situation("the maximum of a request is ten times its cost", worst=10),
     "clamp": Situation("the same, with on_short_budget: clamp", worst=10, exact=True, clamp=True),
     "cut": Situation("every third client hangs up in the middle of its stream", cut=1 / 3),
-    "retries": Situation("the provider fails at first for every fourth request, and LiteLLM tries again", fails=1),
+    "retries": Situation("the provider fails at first for every fourth request, and LiteLLM retries", fails=1),
     "kill": Situation("a worker is killed in the middle", kill=True),
 }
 
 
 @dataclass
 class Cell:
-    """One account, and what came of its requests."""
+    """One account with the outcomes of its requests."""
 
     system: System
     situation: str
@@ -114,12 +114,12 @@ class Cell:
 
     @property
     def over(self) -> int:
-        """By how much the answered requests pass the limit, in nano-dollars; below zero what is left."""
+        """The spend above the limit in nano-dollars; negative for the remaining budget."""
         return self.cost_answered - LIMIT
 
     @property
     def share(self) -> float:
-        """How much of the limit went into answers."""
+        """The share of the limit that was spent on answers."""
         return self.cost_answered / LIMIT
 
     @property
@@ -132,7 +132,7 @@ class Cell:
         return self.over <= 0 and (self.share >= LEAST_SHARE or not SITUATIONS[self.situation].exact)
 
     def cost(self, answers: dict[str, dict[str, Any]]) -> None:
-        """Add up what the provider handed out, out of its own books."""
+        """Add up the provider's bill, from its own records."""
         self.cost_answered = self.cost_handed_out = 0
         for name, answer in answers.items():
             if name.startswith(f"{self.name}/"):
@@ -142,7 +142,7 @@ class Cell:
                     self.cost_answered += cost
 
     def document(self) -> dict[str, Any]:
-        """Write it for programs, in USD."""
+        """Return it for programs, in USD."""
         return {
             "system": self.system,
             "situation": self.situation,
@@ -159,7 +159,7 @@ class Cell:
         }
 
     def words(self) -> str:
-        """Write it for people."""
+        """Return it for people."""
         share = f"{self.share:.0%}"
         return f"over by ${self.over / NANO_PER_USD:.2f} ({share})" if self.over > 0 else share
 
@@ -168,7 +168,7 @@ class Load:
     """Sends the requests of a cell."""
 
     def __init__(self, cell: Cell, server: Server, client: httpx.AsyncClient) -> None:
-        """Take the cell and whom to ask."""
+        """Store the cell and the server."""
         self._cell = cell
         self._situation = SITUATIONS[cell.situation]
         self._server = server
@@ -177,7 +177,7 @@ class Load:
         self._sent = 0
 
     async def run(self) -> None:
-        """Send until every stream was told that the limit is used up."""
+        """Send until every stream was refused because the limit is used up."""
         started = time.monotonic()
         await asyncio.gather(*(self._stream() for _ in range(self._cell.streams)))
         self._cell.seconds = time.monotonic() - started
@@ -200,7 +200,7 @@ class Load:
                 await asyncio.sleep(wait)
 
     async def _send(self, name: str) -> tuple[str, float]:
-        """Send one request; say what came of it, and for how long to wait."""
+        """Send one request; return its outcome and the time to wait."""
         plan: dict[str, Any] = {"id": name, "in": 0, "out": TOKENS, "obeys": True, "delay": 0.02}
         cut = self._random.random() < self._situation.cut
         if self._situation.cut or self._situation.kill:
@@ -226,7 +226,7 @@ class Load:
 
     @staticmethod
     async def _read(response: httpx.Response, parts: int | None) -> str:
-        """Read a stream to its end, or so many parts of it."""
+        """Read a stream to its end, or the given number of parts."""
         seen = 0
         async for line in response.aiter_lines():
             if line.startswith("data: [DONE]"):
@@ -240,11 +240,11 @@ class Load:
 
 
 def what_now(response: httpx.Response) -> tuple[str, float]:
-    """Tell from a refusal whether and when to send again."""
+    """Return from a refusal whether and when to send again."""
     wait = response.headers.get("retry-after-ms")
     if response.status_code == 429 and wait is not None:
         return "busy", float(wait) / 1000
-    # Whatever else a client did wrong: LiteLLM says 422, or 429, when a budget is spent.
+    # LiteLLM answers 422, or 429, when a budget is spent.
     return ("refused", 0.0) if 400 <= response.status_code < 500 else ("failed", TRY_AGAIN)
 
 
@@ -342,7 +342,7 @@ async def fill(server: Server, cells: Sequence[Cell], upstream: str) -> None:
 
 
 async def read_books(path: Path, cells: Sequence[Cell]) -> None:
-    """Look up what the plugin has recorded on the account of each cell, once nothing is open any more."""
+    """Look up the recorded spend on the account of each cell, once no reservation is open."""
     config = load_config(path)
     async with open_reader(config) as reader:
         deadline = time.monotonic() + 90
@@ -355,7 +355,7 @@ async def read_books(path: Path, cells: Sequence[Cell]) -> None:
 
 
 def can_clamp(folder: Path) -> bool:
-    """Say whether this version of the plugin knows how to shorten answers."""
+    """Whether this version of the plugin can shorten answers."""
     path = folder / "clamping.yaml"
     path.write_text(config_of("plugin", "", clamp=True), encoding="utf-8")
     with suppress(ConfigError):

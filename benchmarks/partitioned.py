@@ -1,11 +1,11 @@
-"""The partitioned store: what a flush costs that touches many users' days, and what a report costs.
+"""The partitioned store: the cost of a flush to many users' days, and of a report.
 
-Flushing: batches of 500 events, each of another user, so that each is a user-day. In the first round every file is
-new; in the later ones all of them are added to. Counted are syncs of files before the acknowledgement, and files
-whose content changed against files that were written; once the journal has grown, one sync of the file system is in the
-times as well. `Measured` is the median over the rounds, `Best block` what can be done while the machine is left alone.
+Flushing: batches of 500 events, each of another user, so that each is a user-day. In the first round every file is new;
+in the later ones all of them are extended. The counts are syncs of files before the acknowledgement, and files whose
+content changed against written files. Once the journal has grown, the times include one sync of the file system.
+`Measured` is the median over the rounds, `Best block` the result on an otherwise idle machine.
 
-Reading: 1,000 users with 90 days each. Growth is what reading everything adds to the process's memory at its peak.
+Reading: 1,000 users with 90 days each. Growth is the additional memory of the process at its peak while reading all.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Syncs:
     """Counts the syncs of files."""
 
     def __init__(self) -> None:
-        """Start at none."""
+        """Start at zero."""
         self.count = 0
 
     @contextmanager
@@ -67,7 +67,7 @@ class Syncs:
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:
-    """Say of each user's file which it is and when it was written."""
+    """Return the identity and the time of writing of each user's file."""
     return {
         str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in root.glob("??/*/**/*") if path.is_file()
     }

@@ -1,9 +1,13 @@
-"""Patterns: how often one is found where there is none.
+"""Patterns: the frequency of false findings.
 
-Noise is a made-up company without any pattern: three providers with a model each, at much the same price and load;
-users whose days differ by chance, by weekday, by days off, and by how regular they are; caches that work as well for
-all; failures that cost next to nothing; limits that suffice. Each pattern found in it is a false one. The second kind
-has heavier tails: days with ten times the usual are frequent in it, and whoever reads of them may find them worth it.
+Noise is a made-up company without any pattern:
+
+- three providers with a model each, at similar prices and load
+- users whose days differ by chance, by weekday, by days off, and by their regularity
+- caches that work equally well for all, failures that cost almost nothing, limits that suffice
+
+Each pattern found in it is a false one. The second kind has heavier tails: days with ten times the usual are frequent
+in it, and a reader may find them worth a report.
 """
 
 from __future__ import annotations
@@ -58,15 +62,15 @@ RATES = {kind.model: make_rates(2 * 10**12, 8 * 10**12, cached_input=5 * 10**11)
 
 
 class World:
-    """Made-up usage without a pattern, to be spoilt by tests.
+    """Made-up usage without a pattern; tests add patterns to it.
 
     Attributes:
-        users: by name and (day, model, provider), what was used.
+        users: usage by name and (day, model, provider).
         hours: requests and cost by hour, of all.
     """
 
     def __init__(self, seed: int, *, users: int = USERS, heavy: bool = False) -> None:
-        """Make it up."""
+        """Generate it."""
         self.rng = random.Random(seed)
         self.rates: dict[str, Rates] = dict(RATES)
         self._factor = self._laplace if heavy else self._log_normal
@@ -99,7 +103,7 @@ class World:
                     yield (day, kind.model, kind.provider), self.used(kind, requests, cached)
 
     def used(self, kind: Kind, requests: int, cached: float | None = None) -> UsageTotals:
-        """Sum so many requests of a kind."""
+        """Sum the given number of requests of a kind."""
         prompt, answer = (round(requests * size * self.rng.uniform(0.9, 1.1)) for size in (kind.prompt, kind.answer))
         hits = round(prompt * (kind.cached if cached is None else cached))
         totals = UsageTotals(requests, requests // 50, prompt, answer, hits)
@@ -148,7 +152,7 @@ class World:
         return domain.LimitState("monthly", user, "usd", 100 * 10**9, spent, window, NOON, UTC)
 
     def uses(self) -> list[domain.Use]:
-        """Sum what all users did, by day and model."""
+        """Sum the usage of all users, by day and model."""
         sums: defaultdict[tuple[date, str, str], UsageTotals] = defaultdict(UsageTotals)
         for uses in self.users.values():
             for key, totals in uses.items():
@@ -181,7 +185,7 @@ def _listed(uses: Mapping[tuple[date, str, str], UsageTotals]) -> list[domain.Us
 
 
 def false_ones(worlds: int, *, heavy: bool) -> Counter[str]:
-    """Count the patterns that are found in so many worlds of noise, by type; sudden changes of all users apart."""
+    """Count the patterns found in some worlds of noise, by type; sudden changes of the total separately."""
     found = [pattern for seed in range(worlds) for pattern in World(seed, heavy=heavy).patterns()]
     return Counter(one.type if one.affected_users or one.type != CHANGE else f"{CHANGE} of all" for one in found)
 

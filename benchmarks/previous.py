@@ -1,7 +1,7 @@
-"""The trackers that this project replaces, re-created from what they did, for scale.
+"""The trackers that this project replaces, re-created from their behaviour, for comparison.
 
 `InMemory` kept every user, day and month in dicts for ever, and had two JSON files of them. `Rewriting` kept a bounded
-cache, and rewrote all of it to SQLite and to a file for each user and day whenever 100 records had come.
+cache, and rewrote all of it to SQLite and to a file for each user and day after every 100 records.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PENDING = 100
 
 
 def new_record() -> dict[str, Any]:
-    """Make what they kept for each user and day, and for each user and month."""
+    """Make their record for each user and day, and for each user and month."""
     return {
         "total_requests": 0,
         "successful_requests": 0,
@@ -81,7 +81,7 @@ class Rewriting:
         )
 
     def record(self, user: str, day: str, number: int) -> None:
-        """Add one request; write everything if so many have come."""
+        """Add one request; write everything if the maximum is reached."""
         record = self._cache.setdefault((user, day), new_record())
         self._cache.move_to_end((user, day))
         if len(self._cache) > self._size:

@@ -1,14 +1,13 @@
 """The whole proxy: requests a second with the plugin, against the same proxy with a callback that does nothing.
 
 Real LiteLLM proxies, one worker each, answer from the fake provider of the tests. One client loads them in turn, in
-short rounds, since the machine's speed changes from one second to the next; who begins changes from turn to turn too.
-The figure that counts is the median of the ratios of all pairs: 1 means that the plugin costs nothing. The time the
-main thread was really on a processor, for each request, tells work from noise: waiting for others is not in it.
+short rounds, since the machine's speed changes from one second to the next. The order rotates, too. The relevant figure
+is the median of the ratios of all pairs: 1 means that the plugin costs nothing. The processor time of the main thread
+for each request separates work from noise: it contains no waiting.
 
-Two more proxies say where the difference comes from (`benchmarks.callbacks`): one with all of the plugin's hooks, which
-return at once, so that its ratio is what LiteLLM takes for calling them, and shows how far the figures can be trusted;
-and one that does nothing but the ledger's two transactions for each request, which is the most that the plugin could
-reach with this ledger.
+Two more proxies explain the difference (`benchmarks.callbacks`). One has all of the plugin's hooks, which return at
+once. Its ratio is LiteLLM's cost of calling them, and shows the accuracy of the figures. The other does nothing but the
+ledger's two transactions for each request: the best that the plugin could reach with this ledger.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ CONCURRENCY = 16
 WARM_UP = 200
 LEAST_RATIO = 0.97
 COST_HEADER = "x-usage-cost"
-"""Only the plugin sends it: it shows that the right proxy was asked, and that it records."""
+"""A header of the plugin only: it proves that the right proxy answered, and that it records."""
 
 CONFIG = """
 model_list:
@@ -75,7 +74,7 @@ class Proxy:
         self._number = 0
         self.rates: list[float] = []
         self.cpu: list[float] = []
-        """Microseconds of the main thread for each request, by round; empty where the system does not tell."""
+        """Microseconds of the main thread for each request, by round; empty where the system does not report them."""
         self.client = httpx.AsyncClient(
             base_url=server.url,
             headers={"Authorization": f"Bearer {server.key}"},
@@ -94,7 +93,7 @@ class Proxy:
             self.cpu.append((after - before) / 1000 / ROUND)
 
     async def load(self, requests: int) -> float:
-        """Send so many requests, some at a time; give the requests a second."""
+        """Send the given number of requests, some at a time; return the requests a second."""
         waiting = iter(range(requests))
 
         async def send_until_none_waits() -> None:
@@ -118,7 +117,7 @@ class Proxy:
 
 
 def main_thread_ns(pid: int) -> int | None:
-    """Read how long the main thread of a process was on a processor; None where the system does not tell."""
+    """Read how long the main thread of a process was on a processor; None where the system does not report it."""
     try:
         return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text(encoding="ascii").split()[0])
     except OSError:
@@ -153,7 +152,7 @@ async def take_turns(proxies: Sequence[Proxy]) -> None:
 
 
 def compare(proxies: Mapping[str, Proxy]) -> list[Figure]:
-    """Hold all of them against the one with a callback that does nothing."""
+    """Compare all of them with the one whose callback does nothing."""
     nothing = proxies[NOTHING]
     figures = [
         Figure(
@@ -186,7 +185,7 @@ def compare(proxies: Mapping[str, Proxy]) -> list[Figure]:
 
 
 def against(what: str, mine: Sequence[float], others: Sequence[float], at_least: float | None = None) -> list[Figure]:
-    """Compare pair by pair: the median of the ratios, and how sure it is."""
+    """Compare pair by pair: the median of the ratios, with its confidence."""
     ratios = [one / other for one, other in zip(mine, others, strict=True)]
     low, high = interval(ratios)
     return [
@@ -197,7 +196,7 @@ def against(what: str, mine: Sequence[float], others: Sequence[float], at_least:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Say between which of the values their true median lies; on each side it is so with 95 % certainty."""
+    """Return the confidence interval of the median, with 95 % certainty on each side."""
     ordered = sorted(ratios)
     off = math.ceil(1.645 * math.sqrt(len(ordered)) / 2)
     middle = len(ordered) // 2

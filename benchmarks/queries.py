@@ -1,10 +1,11 @@
-"""Queries: what questions take over a year of 100,000 users, some 10 million sums of a user's day.
+"""Queries: the duration of queries over a year of 100,000 users, about 10 million sums of a user's day.
 
-The days are made by a formula in SQL, in the SQLite store's file, whose triggers keep its other sums; and by the same
-formula in DuckDB, in a Parquet file: the yardstick. Questions go through the reader, as the command line and the Python
-API ask them, with an empty outbox; times are medians. The stream of all days is measured in a process of its own.
-Under load, events are recorded as fast as the process can, with questions asked in between, in a process that has
-imported LiteLLM and started as a worker of the proxy does (`lifecycle.set_apart`); the last rows say what that saves.
+The days are made by a formula in SQL, in the SQLite store's file, whose triggers keep its other sums. The same formula
+in DuckDB, in a Parquet file, is the yardstick. Queries use the reader, as the command line and the Python API do, with
+an empty outbox. Times are medians. The stream of all days is measured in its own process.
+
+Under load, events are recorded as fast as the process can, with queries in between. The process has imported LiteLLM
+and started as a worker of the proxy does (`lifecycle.set_apart`). The last rows show the benefit of that.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ UTC = ZoneInfo("UTC")
 TODAY = date.today()  # noqa: DTZ011  # the reader's day, too: a summary ends with it
 TOP = 50
 
-# What user number `i` did on day number `k`, in the words that SQLite and DuckDB have in common.
+# The usage of user number `i` on day number `k`, in SQL that both SQLite and DuckDB understand.
 IS_ACTIVE = "((i * 2654435761 + k * 40503) >> 7) % 1000 < 274"
 SUMS = {
     "requests": "3 + i % 7",
@@ -152,7 +153,7 @@ def fill_parquet(path: Path, plan: Plan) -> None:
 
 
 async def timed(rounds: int, ask: Callable[[], Awaitable[Any]]) -> float:
-    """Give the median, in milliseconds."""
+    """Return the median, in milliseconds."""
     took = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -201,16 +202,16 @@ async def ask(folder: Path, parquet: Path, plan: Plan) -> list[Figure]:
                     raise AssertionError(f"{what}: DuckDB sums {cost}, the store {total.totals.cost}.")
         everybody = partial(tracker.analyze_global_patterns, start=first, end=TODAY + timedelta(days=1))
         figure(
-            "patterns of everybody, the whole span", await timed(plan.rounds, partial(everybody, most_users=0)), 1_000
+            "patterns of all users, the whole span", await timed(plan.rounds, partial(everybody, most_users=0)), 1_000
         )
-        figure("patterns of the 1,000 dearest users, too", await timed(1, everybody), 10_000)
+        figure("patterns of the top 1,000 users by cost, too", await timed(1, everybody), 10_000)
     return figures
 
 
 def _in_duckdb(
     connection: duckdb.DuckDBPyConnection, parquet: Path, by: str, span: tuple[date, date], rounds: int
 ) -> tuple[float, int]:
-    """Give the median in milliseconds, and the sum of all costs as a check that the rows are the same."""
+    """Return the median in milliseconds, and the sum of all costs as a check that the rows are the same."""
     sums = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
     source = f"FROM '{parquet}' WHERE day BETWEEN ? AND ?"
     took = []
@@ -223,7 +224,7 @@ def _in_duckdb(
 
 
 class Streamed(NamedTuple):
-    """What streaming all days came to: rows a second, growth in MiB, the longest stall in ms."""
+    """The result of streaming all days: rows a second, growth in MiB, the longest stall in ms."""
 
     rate: float
     growth: float
@@ -300,7 +301,7 @@ def under_load(folder: Path, plan: Plan) -> list[Figure]:
 
 
 def _collect() -> float:
-    """Collect garbage; give how many milliseconds it took to go through what there is."""
+    """Collect garbage; return the milliseconds of a scan of all objects."""
     gc.collect()
     began = time.perf_counter()
     gc.collect()
@@ -308,7 +309,7 @@ def _collect() -> float:
 
 
 def in_files(folder: Path, plan: Plan) -> tuple[float, list[Figure]]:
-    """Ask the partitioned store; give the growth of the process in MiB."""
+    """Query the partitioned store; return the growth of the process in MiB."""
     users, days = plan.files
 
     async def measured() -> tuple[float, list[Figure]]:

@@ -1,12 +1,12 @@
-"""Recording: what an event costs on its whole way, through recorder, ledger, outbox, flusher and the SQLite store.
+"""Recording: the cost of an event on its whole way, through recorder, ledger, outbox, flusher and the SQLite store.
 
-One process, as a worker of the proxy that is the keeper: events are recorded as fast as it can, each of them in the
-ledger's file when `record` returns, while the keeper's threads move them into the store; the rate counts until the last
-one is there. Users are drawn at random; each has an account of a daily limit, and a daily sum, already.
+One process is a worker of the proxy and the keeper. It records events as fast as it can, each of them in the ledger's
+file when `record` returns, while the keeper's threads move them into the store. The rate counts until the last one is
+there. Users are drawn at random; each has an account of a daily limit, and a daily sum, already.
 
-CPU time is that of all threads together. It depends less on what else the machine does: 250 µs are 4,000 events a
-second for a process that has one core to itself. The growth with the number of users is a ratio of it: the median over
-the pairs of neighbouring blocks. Below, for scale, the tracker that this project replaces.
+CPU time is that of all threads together. It depends less on the machine's other load: 250 µs are 4,000 events a second
+for a process with a whole core. The growth with the number of users is a ratio of it: the median over the pairs of
+neighbouring blocks. Below, for comparison: the tracker that this project replaces.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 10
 RATE = 4_000.0
-"""Events a second that a process has to keep up."""
+"""The required rate of a process, in events a second."""
 _FILL_AT_ONCE = 5_000
 
 
@@ -61,7 +61,7 @@ QUICK = Plan(few=10, many=1_000, blocks=1, block=200, rewritten=200)
 
 
 class Block(NamedTuple):
-    """What one block took, in seconds of the clock and of the processor."""
+    """The duration of one block, in seconds of the clock and of the processor."""
 
     wall: float
     cpu: float
@@ -72,7 +72,7 @@ def user_name(number: int) -> str:
 
 
 async def fill(config: Config, users: int) -> None:
-    """Give every user a daily sum of today; the keeper makes their accounts of it."""
+    """Give every user a daily sum of today, from which the keeper makes their accounts."""
     today = local_date(SystemClock().now(), config.timezone)
     totals = UsageTotals(requests=1, cost=10**6)
     async with Parts(config).open_store() as store:
@@ -124,7 +124,7 @@ async def one_block(runtime: Runtime, users: int, events: int, seed: int) -> Blo
     for number in range(events):
         record(runtime, user_name(draw.randrange(users)), draw.randrange(100_000, 3_000_000))
         if number % AT_ONCE == 0:
-            await asyncio.sleep(0)  # whatever waits on the loop gets its turn, as in a proxy
+            await asyncio.sleep(0)  # yield to the loop, as in a proxy
     while runtime.recorder.pending or runtime.ledger.waiting().events:
         await asyncio.sleep(0.01)
     return Block(time.perf_counter() - wall, time.process_time() - cpu)
@@ -170,7 +170,7 @@ async def measure(folder: Path, plan: Plan) -> list[Figure]:
 
 
 def cpu_figure(users: int, blocks: Sequence[Block], events: int) -> Figure:
-    """Say what an event costs the processor, all threads together."""
+    """Return the processor time of an event, of all threads together."""
     each = [block.cpu / events * 1e6 for block in blocks]
     return Figure(
         what=f"CPU for each event, {users:,} users",

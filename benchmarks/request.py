@@ -1,11 +1,11 @@
-"""One request, hook to hook: everything the plugin does for it, from the pre-call hook to the settled event.
+"""One request, hook to hook: all of the plugin's work for it, from the pre-call hook to the settled event.
 
-The real parts (handler, price book, runtime with its keeper, ledger file) work for requests as LiteLLM hands them over,
-in one event loop, one after the other, in blocks with pauses for the keeper: some 300 a second, more than a worker of
-LiteLLM serves. `Measured` is the median over the blocks, `Best block` what they can do while the machine is left alone.
-The total is measured without any instrument; the split comes from a second pass with a stopwatch around each part, so
-its parts add up to a little more. `of which` rows are included in the row above. The last rows say how much slower any
-code runs in between LiteLLM's than back to back.
+The real parts (handler, price book, runtime with its keeper, ledger file) process requests in LiteLLM's form, in one
+event loop, one after the other. Blocks alternate with pauses for the keeper: about 300 requests a second, more than a
+worker of LiteLLM serves. `Measured` is the median over the blocks, `Best block` the result on an otherwise idle
+machine. The total is measured without any instrument. The split comes from a second pass with a stopwatch around each
+part, so its parts add up to a little more. `of which` rows are included in the row above. The last rows show how much
+slower any code runs in between LiteLLM's than back to back.
 """
 
 from __future__ import annotations
@@ -46,14 +46,16 @@ USERS = 500
 MOST_US = 300.0
 
 SYSTEM = "You are the assistant of a company that sells garden tools. Answer briefly, and name your sources. " * 8
-TURN = "The handle of my spade broke after two winters outside, and I would like to know what wood to replace it with. "
+TURN = (
+    "The handle of my spade broke after two winters outside, and I would like to know which wood to replace it with. "
+)
 IDENTITY, ASKING, ADMISSION, RESERVE = "identity", "bounds and prices", "admission", "of which ledger.reserve"
 READING, RECORDING, SETTLE = "reading the outcome", "recording", "of which ledger.settle"
 REST = "the rest"
 
 
 class Stopwatches:
-    """Put around methods and functions; each adds the microseconds of its part up in `seen`."""
+    """Stopwatches around methods and functions; each adds up the microseconds of its part in `seen`."""
 
     def __init__(self) -> None:
         """Start with nothing wrapped."""
@@ -85,15 +87,15 @@ class Stopwatches:
 
 
 class LoggingObject:
-    """What of LiteLLM's logging object hooks may look at."""
+    """The part of LiteLLM's logging object that hooks may read."""
 
     def __init__(self, details: dict[str, Any]) -> None:
-        """Take what LiteLLM would have noted."""
+        """Store LiteLLM's notes."""
         self.model_call_details = details
 
 
 class Client:
-    """Makes requests and answers in the form in which LiteLLM hands them to hooks."""
+    """Makes requests and answers in the form in which LiteLLM passes them to hooks."""
 
     def __init__(self, deployment_id: str) -> None:
         """Take the id of the deployment that answers."""
@@ -108,6 +110,8 @@ class Client:
         key = UserAPIKeyAuth(
             api_key=key_hash, token=key_hash, key_alias=f"key {number}", user_id=user, team_id="garden"
         )
+        # As LiteLLM sets it for each virtual key.
+        key.via_virtual_key = True
         headers = {"host": "proxy.example.com", "user-agent": "client/1.0", "content-type": "application/json"}
         turns = [{"role": ("user", "assistant")[at % 2], "content": TURN * (at + 1)} for at in range(6)]
         messages = [{"role": "system", "content": SYSTEM}, *turns]
@@ -131,7 +135,7 @@ class Client:
         return key, data
 
     def answer(self, data: dict[str, Any]) -> litellm.ModelResponse:
-        """Answer, and note in the request what the router notes."""
+        """Answer, and write the router's notes into the request."""
         routing = {
             "model_group": MODEL,
             "deployment": f"openai/{MODEL}",
@@ -171,7 +175,7 @@ class Drive:
         self.yardstick = Yardstick()
 
     async def one(self) -> float:
-        """Take one request through both hooks; give the time spent in them, in microseconds."""
+        """Take one request through both hooks; return the time spent in them, in microseconds."""
         key, data = self._client.request()
         exchange.current.set(exchange.Exchange())
         started = time.perf_counter_ns()
@@ -182,7 +186,7 @@ class Drive:
         await self._hooks.async_post_call_success_hook(data=data, user_api_key_dict=key, response=answer)
         ended = time.perf_counter_ns()
         self.yardstick.measure()
-        await asyncio.sleep(0)  # whatever waits on the loop gets its turn, as in a proxy
+        await asyncio.sleep(0)  # yield to the loop, as in a proxy
         here = exchange.current.get()
         if here is None or not here.requests or not here.requests[-1].settled:
             raise RuntimeError("A request of the benchmark was not settled.")

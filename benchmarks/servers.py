@@ -26,7 +26,7 @@ _LITELLM = Path(sys.executable).parent / "litellm"
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Find an unused port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -37,13 +37,13 @@ class Server:
 
     Attributes:
         port: where it listens, on loopback.
-        key: what a proxy's clients show.
+        key: the key of a proxy's clients.
     """
 
     def __init__(
         self, name: str, command: Sequence[str], *, port: int, folder: Path, ready: str, key: str = "", workers: int = 1
     ) -> None:
-        """Say how it is started; `ready` is a path that answers once it serves."""
+        """Store the command; `ready` is a path that answers once the server is ready."""
         self.port = port
         self.key = key
         self.url = f"http://127.0.0.1:{port}"
@@ -107,7 +107,7 @@ class Server:
         return [int(pid) for pid, parent, args in rows if int(parent) == self.pid and "spawn_main" in args]
 
     async def kill_a_worker(self) -> None:
-        """Kill one worker; with one there is nobody to replace it, so the server is started again."""
+        """Kill one worker; an only worker is not replaced, so the server is started again."""
         os.kill(self.worker_pids()[0], signal.SIGKILL)
         if self._workers == 1 and self._process is not None:
             self._process.wait()
@@ -115,13 +115,13 @@ class Server:
             await self.start()
 
     def check(self) -> None:
-        """Raise RuntimeError if it has ended by itself: nobody would ever be answered."""
+        """Raise RuntimeError if it has ended by itself: no request would ever be answered."""
         if self._process is not None and self._process.poll() is not None:
             words = self._log.read_text(errors="replace")[-3000:]
             raise RuntimeError(f"A server has ended by itself. Its last words:\n{words}")
 
     def stop(self) -> None:
-        """End it, politely at first, and whatever it has started."""
+        """Terminate it, then kill it, with all processes that it has started."""
         if self._process is None:
             return
         self._process.terminate()

@@ -1,8 +1,8 @@
-"""The longest stall: for how long one request keeps the event loop from all the others.
+"""The longest stall: the time for which one request blocks the event loop for all the others.
 
-A prompt of 100,000 tokens whose bytes do not fit what is left of its limit, so that its tokens are counted; and one of
-5 MB that is refused by its bytes. The loop's clock ticks beside them: what counts is by how much a tick is late, at the
-longest, in the median of the rounds. The first row says how late ticks are while nothing is asked: the machine's share.
+There are two requests. One is a prompt of 100,000 tokens whose bytes do not fit its limit, so that its tokens are
+counted. One of 5 MB is refused by its bytes. The loop's clock ticks meanwhile. The figure is the longest delay of a
+tick, as the median of the rounds. The first row shows the delay without a request: the machine's share.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ WORDS = ("handle", "spade", "broke", "after", "two", "winters", "outside", "what
 
 
 def long_prompt(tokens: int) -> str:
-    """Write a prompt of about so many tokens; English has one for each word."""
+    """Write a prompt of about the given number of tokens; English has one for each word."""
     rng = random.Random(tokens)
     return " ".join(rng.choice(WORDS) for _ in range(tokens))
 
 
 async def measure(folder: Path) -> list[Figure]:
-    """Start the plugin as the proxy would, and ask for what is large."""
+    """Start the plugin as the proxy would, and send large requests."""
     config = folder / "config.yaml"
     config.write_text(SECTION, encoding="utf-8")
     os.environ[DATA_DIR_VARIABLE] = str(folder / "usage")  # never the one of a proxy that is set up here

@@ -1,4 +1,4 @@
-"""Ticking: for how long something keeps the event loop from everything else."""
+"""Ticking: the time for which some work blocks the event loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TICK = 0.001
 
 
 async def longest_stall(work: Callable[[], Awaitable[Any]]) -> float:
-    """Let the clock tick while something is done; give the longest delay in milliseconds."""
+    """Let the clock tick during some work; return the longest delay in milliseconds."""
     longest = 0.0
 
     async def tick() -> None:

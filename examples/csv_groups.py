@@ -6,7 +6,7 @@
     limits:
       - {name: interns, per: user, match: {group: interns}, window: day, max_cost: 1}
 
-The file is read again when it changes. One that cannot be used is refused and named, and what was read before stays.
+The file is read again when it changes. An invalid one is rejected and named, and the groups read before stay.
 """
 
 from __future__ import annotations
@@ -15,25 +15,21 @@ import csv
 import hashlib
 import io
 from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
-from typing import TYPE_CHECKING
 
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins import interface as ours
-
-if TYPE_CHECKING:
-    from usage_plugin.plugins.interface import Surroundings
+from usage_plugin import plugins
+from usage_plugin.plugins import Surroundings, hookimpl
 
 MOST_BYTES = 64_000_000
 
 
-class Options(ours.Options):
+class Options(plugins.Options):
     """Where the file is, from the folder of the YAML; and whether `Ann` and `ann` are one, as `identity.casefold`."""
 
     file: Path
     casefold: bool = False
 
 
-class CsvGroups(ours.IdentityResolver):
+class CsvGroups(plugins.IdentityResolver):
     """Keeps the whole file in memory, so that asking costs one look into a dictionary."""
 
     name = "csv_groups"
@@ -47,7 +43,7 @@ class CsvGroups(ours.IdentityResolver):
         self._groups: dict[str, tuple[str, ...]] = {}
 
     def groups_of(self, user: str) -> tuple[str, ...]:
-        """Look a user up; who is not in the file is in no group."""
+        """Look a user up; a user who is not in the file is in no group."""
         return self._groups.get(user, ())
 
     def refresh(self) -> str:
@@ -86,6 +82,6 @@ class Plugin:
         self._resolver = CsvGroups(surroundings.config_dir / options.file, casefold=options.casefold)
 
     @hookimpl
-    def usage_register_identity_resolvers(self) -> list[ours.IdentityResolver]:
+    def usage_register_identity_resolvers(self) -> list[plugins.IdentityResolver]:
         """Give the one resolver."""
         return [self._resolver]

@@ -1,26 +1,20 @@
-"""Writes each usage event as a line of JSON to a file, for what ships logs to somewhere else.
+"""Writes each usage event as a line of JSON to a file, for a log shipper.
 
     plugins:
       - {path: ./json_lines.py, options: {file: /var/log/usage.jsonl}}
 
-At most once: what waits when the proxy is killed is missing. The complete history is in the store.
+At most once: events that are queued when the proxy is killed are missing. The complete history is in the store.
 """
 
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
-from typing import TYPE_CHECKING
 
-from usage_plugin.encoding import encode_event
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins import interface as ours
-
-if TYPE_CHECKING:
-    from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.plugins.interface import Surroundings
+from usage_plugin import plugins
+from usage_plugin.plugins import Surroundings, UsageEvent, encode_event, hookimpl
 
 
-class Options(ours.Options):
+class Options(plugins.Options):
     """Where the lines go; a relative path starts from the folder of the YAML."""
 
     file: Path

@@ -1,4 +1,4 @@
-"""Start the LiteLLM proxy with an example config, and say what to try. `make run` calls this.
+"""Start the LiteLLM proxy with an example config, and print commands to try. `make run` calls this.
 
 LiteLLM refuses a weak master key, so a random one is made on first use and kept, readable by its owner only, in
 `data/master_key`.
@@ -28,7 +28,7 @@ def master_key() -> str:
 
 
 def main() -> None:
-    """Say what to try, then become the proxy."""
+    """Print commands to try, then become the proxy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="config.example.yaml")
     parser.add_argument("--port", default="4000")

@@ -1,4 +1,4 @@
-"""Posts alerts and refusals to a webhook of Slack, Mattermost, or whatever takes {"text": …}.
+"""Posts alerts and refusals to a webhook of Slack, Mattermost, or any other that accepts {"text": …}.
 
     plugins:
       - {path: ./slack_notifier.py, options: {webhook: os.environ/SLACK_WEBHOOK}}
@@ -17,24 +17,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, field_validator
 
-from usage_plugin.domain.money import format_usd
-from usage_plugin.domain.windows import to_datetime
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins import interface as ours
+from usage_plugin import plugins
+from usage_plugin.plugins import Alert, RefusedRequest, Surroundings, Unit, format_usd, hookimpl, to_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usage_plugin.domain.alerts import Alert
-    from usage_plugin.domain.limits import Unit
-    from usage_plugin.domain.refusals import RefusedRequest
-    from usage_plugin.plugins.interface import Surroundings
-
 MOST_REMEMBERED = 10_000
 
 
-class Options(ours.Options):
-    """Where to post, and what; of one limit and subject a refusal is posted once in `quiet_minutes`."""
+class Options(plugins.Options):
+    """The address and the kinds of messages; a limit's refusals of a subject are posted once in `quiet_minutes`."""
 
     webhook: SecretStr
     alerts: bool = True

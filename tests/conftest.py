@@ -12,7 +12,7 @@ from xdist.scheduler import LoadScopeScheduling
 if TYPE_CHECKING:
     from xdist.remote import Producer
 
-pytest_plugins = ["tests.guarding"]
+pytest_plugins = ["tests.support.guarding", "tests.proxy.kept"]
 
 # LiteLLM looks prices up on the internet otherwise.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
@@ -23,23 +23,91 @@ settings.register_profile("first failure", settings.get_profile("suite"), phases
 settings.load_profile("suite")
 
 
-SHARE_PROXIES = {
-    f"tests/proxy/test_{name}.py"
-    for name in ("costs", "doctor", "endings", "evasions", "exact_limits", "identities", "requests", "sums")
+SHARE_PROXIES = ("costs", "doctor", "endings", "evasions", "exact_limits", "identities", "requests", "sums")
+SCOPES = {
+    **{f"tests/proxy/test_{name}.py": "proxies" for name in SHARE_PROXIES},
+    "tests/docs/test_docs.py": "the example's proxy",
+    "tests/docs/test_operating.py": "the example's proxy",
 }
-"""Files whose tests ask for the same proxies, of one worker, of two and of four."""
+"""Files whose tests share a server that takes long to start."""
+LONGEST_FIRST = (
+    "tests/providers/test_corpus.py",
+    "proxies",
+    "tests/proxy/test_limit_kinds.py",
+    "tests/proxy/test_false_refusals.py",
+    "tests/proxy/test_routes.py",
+    "tests/proxy/test_chaos.py",
+    "tests/proxy/test_under_attack.py",
+    "tests/proxy/test_restarts.py",
+    "tests/proxy/test_outages.py",
+    "the example's proxy",
+)
+"""The scopes that begin first, so that the processes which share the tests end together: then the rest of tests/proxy."""
+
+
+PROXY_SECONDS = 900
+"""The time limit of a test that may have to start proxies: four workers on a busy machine need minutes."""
+SLOW = (
+    "tests/cli/test_program.py",
+    "tests/docs/test_migrating.py",
+    "tests/docs/test_python.py",
+    "tests/docs/test_routes.py",
+    "tests/examples/",
+    "tests/ledger/test_sabotage.py",
+    "tests/migration/",
+    "tests/observers/",
+    "tests/pricing/test_against_litellm.py",
+    "tests/providers/",
+    "tests/store/test_kills.py",
+    "tests/store/test_sabotage.py",
+    "tests/test_architecture.py",
+    "tests/test_benchmarks.py",
+    "tests/test_hostile_files.py",
+    "tests/tracking/test_power_loss.py",
+)
+"""What starts many processes, or imports all of LiteLLM: `make test-fast` leaves it out."""
+SLOW_TESTS = {
+    "test_a_failing_call_breaks_no_other_verb",
+    "test_a_process_that_dies_at_any_call_leaves_all_or_nothing",
+}
+"""The third of the contracts' time that goes into failing at each call, one after the other."""
+
+
+def scope_of(nodeid: str) -> str:
+    """Return what is run in one process: a file, or several that share a server."""
+    file = nodeid.split("::", maxsplit=1)[0]
+    return SCOPES.get(file, file)
+
+
+def _order(item: pytest.Item) -> tuple[int, bool]:
+    scope = scope_of(item.nodeid)
+    place = LONGEST_FIRST.index(scope) if scope in LONGEST_FIRST else len(LONGEST_FIRST)
+    return place, not item.nodeid.startswith("tests/proxy/")
 
 
 class TogetherByServer(LoadScopeScheduling):
     """Keeps together, in one of the processes that share the tests, what shares a server that takes long to start."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.split("::", maxsplit=1)[0]
-        return "proxies" if file in SHARE_PROXIES else file
+        return scope_of(nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts the proxy and what starts many processes, and begin with what takes longest."""
+    for item in items:
+        if item.nodeid.startswith("tests/proxy/"):
+            item.add_marker(pytest.mark.proxy)
+        if item.nodeid.startswith(SLOW) or item.name in SLOW_TESTS:
+            item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("proxy") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(PROXY_SECONDS))
+    items.sort(key=_order)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TogetherByServer:
+    config.option.loadscopereorder = False
     return TogetherByServer(config, log)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarding import guard_variables, python_path
+from tests.support.guarding import guard_variables, python_path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "usage_plugin"

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks import overshoot, previous, proxy
 from benchmarks.overshoot import COST, LIMIT, Cell
-from tests.guarding import python_path
+from tests.support.guarding import python_path
 from usage_plugin.config import load_config
 
 ROOT = Path(__file__).parents[1]

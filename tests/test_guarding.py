@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarding import OWNER
 from tests.proxy.conftest import ROOT
+from tests.support.guarding import OWNER
 from tests.write_guard import write_guard
 
 TESTS = """
@@ -83,7 +83,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         "TMPDIR": str(folder / "inside"),
         "OUTSIDE": str(outside),
     }
-    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-p", "tests.guarding"]
+    command = [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", "-p", "tests.support.guarding"]
     command += ["--basetemp", str(folder / "inside" / "base"), "test_touching.py"]
     done = subprocess.run(command, cwd=folder / "inside", env=environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr, outside

@@ -1,7 +1,7 @@
-"""The `duckdb` backend: the history of usage_plugin in one DuckDB file, which analysts open with what they know.
+"""The `duckdb` backend: the history of usage_plugin in one DuckDB file, for analysts and their tools.
 
-A DuckDB file belongs to one process at a time, but several may have a store open. So a store takes the file, by a lock
-beside it, when there is something to do, and lets go of it when nothing more comes, or others have waited long enough.
+A DuckDB file belongs to one process at a time, but several may have a store open. So a store takes the file when there
+is work, by a lock file next to it. It releases the file when no more work comes, or others have waited long enough.
 Each verb is one transaction, in a thread of the store's own.
 """
 
@@ -19,30 +19,34 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 
-from usage_plugin.domain.store import (
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins.storage import (
+    FORGOTTEN,
     ROLLUP_DIMENSIONS,
     Aggregate,
     DailySum,
     EventPosition,
     Grouping,
+    Options,
+    StorageBackend,
+    StorageError,
+    StorageUnavailableError,
+    Surroundings,
+    UsageEvent,
     UsageFilter,
     UsageStore,
+    UsageTotals,
+    Window,
     daily_sum,
+    decode_event,
+    encode_event,
+    start_of_day,
 )
-from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import UsageEvent, UsageTotals
-from usage_plugin.domain.windows import start_of_day
-from usage_plugin.encoding import decode_event, encode_event
-from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from datetime import date
     from zoneinfo import ZoneInfo
-
-    from usage_plugin.domain.windows import Window
 
 ResultT = TypeVar("ResultT")
 
@@ -126,7 +130,7 @@ class DuckdbStore(UsageStore):
             has_file.close()
 
     def _linger(self) -> None:
-        """Keep the file for what comes next; let others have it if nothing does, or after a while."""
+        """Keep the file for the next call; release it if none comes, or after a while."""
         if time.monotonic() - self._taken_at > LONGEST_HOLD:
             self._let_go()
             time.sleep(LINGER / 2)
@@ -229,7 +233,7 @@ class DuckdbStore(UsageStore):
             yield [_daily_of(row) for row in rows]
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
-        """Delete what is too old."""
+        """Delete old events and sums."""
         before = max(events_before, start_of_day(days_before, self._zone))
 
         def work(connection: duckdb.DuckDBPyConnection) -> int:
@@ -239,7 +243,7 @@ class DuckdbStore(UsageStore):
         return await self.do(work)
 
     async def forget(self, user: str, *, most: int) -> int:
-        """Delete a user's events, and give their sums to nobody in particular."""
+        """Delete a user's events, and move their sums to the forgotten user."""
         if user == FORGOTTEN:
             return 0
 
@@ -258,7 +262,7 @@ class DuckdbStore(UsageStore):
         return await self.do(work)
 
     async def size(self) -> int:
-        """Say how many bytes are in use, at some 150 for an event and 60 for a sum: DuckDB compresses by columns."""
+        """Return the bytes in use, at some 150 for an event and 60 for a sum: DuckDB compresses by columns."""
         query = "SELECT 150 * (SELECT count(*) FROM events) + 60 * (SELECT count(*) FROM daily)"
         return int((await self.do(lambda connection: run(connection, query)))[0][0])
 

@@ -1,4 +1,4 @@
-"""Patterns over a real ledger and a real store: who is looked at, and what is read for it."""
+"""Patterns over a real ledger and a real store: the examined users, and the events read for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TODAY = date(2026, 11, 23)
 USD = 10**9
 SPENT = {"ann": 3, "bo": 5, "cy": 7, "dan": 9}
-"""By user, so many dollars each day of three months, on two models of two providers."""
+"""By user, a number of dollars on each day of three months, on two models of two providers."""
 
 
 async def fill(tracker: UsageTracker, **fields: Any) -> None:
@@ -52,10 +52,8 @@ async def test_a_history_without_patterns_has_none(tracker: UsageTracker) -> Non
     assert await tracker.analyze_global_patterns(start=date(2030, 1, 1), end=date(2030, 2, 1)) == []
 
 
-async def test_a_users_change_is_told_with_amounts_in_dollars_and_its_hours(
-    tracker: UsageTracker, clock: FakeClock
-) -> None:
-    """What was recorded a moment ago counts; its hours come from events, where there are some."""
+async def test_a_users_change_has_amounts_in_dollars_and_its_hours(tracker: UsageTracker, clock: FakeClock) -> None:
+    """A request of a moment ago counts; hours come from events, if there are some."""
     await fill(tracker)
     await tracker.record_usage("bo", cost="20.000000001", model="small", provider="one")
     clock.set(to_datetime(clock.now()) - timedelta(hours=2))
@@ -80,8 +78,8 @@ async def test_files_are_asked_the_same(section: dict[str, Any], clock: FakeCloc
         assert pattern.evidence["in_hours"] == "12"
 
 
-async def test_models_and_providers_are_told_with_their_users(tracker: UsageTracker) -> None:
-    """The dearest first; without looking at users, nobody is named."""
+async def test_patterns_of_models_and_providers_name_their_users(tracker: UsageTracker) -> None:
+    """In order of cost; with 0 users to examine, no user is named."""
     await fill(tracker)
     rates = {"small": make_rates(10**12, 10**12), "large": make_rates(3 * 10**12, 3 * 10**12)}
     (pattern,) = await tracker.analyze_global_patterns(prices=rates)
@@ -104,7 +102,7 @@ async def every_hour(tracker: UsageTracker, weeks: int) -> None:
     await tracker._reader._store.append("proxy", numbered_from(1, events[::-1]))
 
 
-async def test_a_dear_hour_in_a_day_that_is_not_dear_is_told(
+async def test_an_expensive_hour_of_an_ordinary_day_is_found(
     tracker: UsageTracker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the user's requests are few enough to be read."""
@@ -122,7 +120,7 @@ async def test_a_dear_hour_in_a_day_that_is_not_dear_is_told(
 
 
 async def test_a_year_is_looked_at_by_the_week(tracker: UsageTracker) -> None:
-    """And says the same of what is so all year."""
+    """A pattern of three months is found in a year, with the same saving."""
     await fill(tracker)
     rates = {"small": make_rates(10**12, 10**12), "large": make_rates(3 * 10**12, 3 * 10**12)}
     (year,) = await tracker.analyze_global_patterns(
@@ -132,8 +130,8 @@ async def test_a_year_is_looked_at_by_the_week(tracker: UsageTracker) -> None:
     assert year.evidence["saving_share"] == round(2 / 3, 3)
 
 
-async def test_only_the_dearest_users_are_looked_at(tracker: UsageTracker) -> None:
-    """Those below are not, and the search says what they spent at most."""
+async def test_only_the_top_users_are_examined(tracker: UsageTracker) -> None:
+    """Users below the top are not examined, and the result has their highest spend."""
     await fill(tracker)
     for user in ("ann", "dan"):
         await tracker.record_usage(user, cost=60, model="small", provider="one")
@@ -146,8 +144,8 @@ async def test_only_the_dearest_users_are_looked_at(tracker: UsageTracker) -> No
     assert (search.users, search.users_in_all, search.least_spend) == (3, 4, 28 * 5 * USD)
 
 
-async def test_who_will_pass_a_limit_by_tonight_is_told(tracker: UsageTracker) -> None:
-    """On a straight line from noon; of limits that only warn nothing is told, nor of days that are over."""
+async def test_a_user_who_will_exceed_a_limit_today_is_found(tracker: UsageTracker) -> None:
+    """On a straight line from noon; limits that only warn and past days are not reported."""
     await tracker.record_usage("ann", cost="0.60", model="small")
     await tracker.record_usage("bo", cost="0.50", model="small")
     (pattern,) = found(await tracker.analyze_global_patterns(), "limit_ahead")
@@ -156,7 +154,7 @@ async def test_who_will_pass_a_limit_by_tonight_is_told(tracker: UsageTracker) -
     assert not found(await tracker.analyze_global_patterns(end=TODAY), "limit_ahead")
 
 
-async def test_failures_that_were_paid_for_are_told(tracker: UsageTracker) -> None:
+async def test_costly_failures_are_found(tracker: UsageTracker) -> None:
     """From the events."""
     for number in range(12):
         await tracker.record_usage(
@@ -191,7 +189,7 @@ async def test_pseudonyms_stay_pseudonyms(section: dict[str, Any], clock: FakeCl
         assert "ann" not in pattern.description
 
 
-async def test_a_frozen_reader_counts_once_what_moves_meanwhile(tracker: UsageTracker) -> None:
+async def test_a_frozen_reader_counts_moving_events_once(tracker: UsageTracker) -> None:
     """An event that goes from the outbox into the store between two questions is in both answers, once."""
     await tracker.record_usage("ann", cost="1")
     reader = await tracker._reader.frozen()
@@ -216,5 +214,5 @@ async def test_a_frozen_reader_counts_once_what_moves_meanwhile(tracker: UsageTr
 
 
 async def test_a_span_that_is_none_is_refused(tracker: UsageTracker) -> None:
-    with pytest.raises(UsagePluginError, match="the span ends before the second"):
+    with pytest.raises(UsagePluginError, match="expected two dates, start before end"):
         await tracker.analyze_global_patterns(start=TODAY, end=TODAY)

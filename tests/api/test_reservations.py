@@ -1,4 +1,4 @@
-"""Budgets that a program holds: exact, settled or released, whatever happens inside."""
+"""Budgets that a program holds: exact, settled or released, under any outcome of the work."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ async def limit_of(tracker: UsageTracker, name: str, user: str = "ann") -> UserL
     return next(limit for limit in summary.limits if limit.name == name)
 
 
-async def test_a_budget_is_settled_to_what_the_work_cost(tracker: UsageTracker) -> None:
-    """While it is held nobody else can have it; settled, the rest is free again, and one event tells of it."""
+async def test_a_budget_is_settled_to_the_actual_cost(tracker: UsageTracker) -> None:
+    """While held, the amount is not available to others; settling frees the rest and records one event."""
     async with tracker.reserve_budget(
         "ann", "0.80", model="gpt", provider="openai", session_id="s1", max_input_tokens=500, max_output_tokens=400
     ) as held:
@@ -60,7 +60,7 @@ async def test_a_budget_is_settled_to_what_the_work_cost(tracker: UsageTracker) 
 
 
 @pytest.mark.parametrize("error", [None, ValueError, asyncio.CancelledError])
-async def test_what_is_not_settled_is_released(tracker: UsageTracker, error: type[BaseException] | None) -> None:
+async def test_an_unsettled_budget_is_released(tracker: UsageTracker, error: type[BaseException] | None) -> None:
     """Left by its end, an exception or a cancellation, an unsettled budget costs nothing and leaves no event."""
     try:
         async with tracker.reserve_budget("ann", 1) as held:
@@ -71,12 +71,12 @@ async def test_what_is_not_settled_is_released(tracker: UsageTracker, error: typ
     daily = await limit_of(tracker, "daily")
     assert (daily.spent, daily.reserved) == (0, 0)
     assert not [event async for event in tracker.events()]
-    with pytest.raises(UsagePluginError, match="is over"):
+    with pytest.raises(UsagePluginError, match="was already settled or released"):
         held.settle("0.10")
 
 
-async def test_what_is_settled_stays_settled_when_the_work_fails_afterwards(tracker: UsageTracker) -> None:
-    """What was charged is not given back, and not charged again."""
+async def test_a_settled_budget_stays_settled_when_the_work_fails_afterwards(tracker: UsageTracker) -> None:
+    """A charge is not returned, and not charged again."""
     with suppress(ValueError):
         async with tracker.reserve_budget("ann", 1) as held:
             held.settle("0.25", status="failure", error="Timeout")
@@ -84,11 +84,11 @@ async def test_what_is_settled_stays_settled_when_the_work_fails_afterwards(trac
     assert await tracker.get_user_daily_usage("ann") == Decimal("0.25")
     (event,) = [event async for event in tracker.events()]
     assert (event.status, event.error) == ("failure", "Timeout")
-    with pytest.raises(UsagePluginError, match="is over"):
+    with pytest.raises(UsagePluginError, match="was already settled or released"):
         held.settle("0.25")
 
 
-async def test_a_hundred_at_once_get_what_there_is_room_for(tracker: UsageTracker) -> None:
+async def test_a_hundred_at_once_get_as_many_as_fit(tracker: UsageTracker) -> None:
     """Of a hundred tasks that want 0.20 of 1.00 at once exactly five get it."""
     gate = asyncio.Event()
 
@@ -109,7 +109,7 @@ async def test_a_hundred_at_once_get_what_there_is_room_for(tracker: UsageTracke
 
 
 async def test_a_budget_is_waited_for(section: dict[str, Any]) -> None:
-    """What fits once others settle is admitted when they do."""
+    """A budget that fits once others settle is admitted when they do."""
     section["admission"] = {"busy_wait": "60s"}
     async with open_tracker(section) as tracker:
 
@@ -181,7 +181,7 @@ def test_nonsense_is_refused_at_the_call(tracker: UsageTracker, user: str, amoun
 
 
 async def test_a_release_waits_for_a_busy_ledger(tracker: UsageTracker, section: dict[str, Any]) -> None:
-    """Somebody writing at that instant keeps nothing from being released."""
+    """A release succeeds also while another process is writing."""
     other = sqlite3.connect(Path(section["data_dir"]) / "ledger.db", isolation_level=None)
     async with tracker.reserve_budget("ann", 1):
         other.execute("BEGIN IMMEDIATE")
@@ -190,7 +190,7 @@ async def test_a_release_waits_for_a_busy_ledger(tracker: UsageTracker, section:
     other.close()
 
 
-async def test_what_a_killed_program_held_is_charged(section: dict[str, Any]) -> None:
+async def test_the_hold_of_a_killed_program_is_charged(section: dict[str, Any]) -> None:
     """A program that dies inside a reservation leaves one event, charged as reserved and marked `recovered`."""
     code = (
         "import asyncio, json, os, sys\n"

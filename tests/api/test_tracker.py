@@ -21,7 +21,7 @@ TODAY = date(2026, 11, 23)
 TOMORROW = date(2026, 11, 24)
 
 
-async def test_what_is_recorded_is_read_at_once(tracker: UsageTracker) -> None:
+async def test_records_are_read_at_once(tracker: UsageTracker) -> None:
     """By day, by month and by session, whether the history has it already or not, exact to the nano-dollar."""
     assert await tracker.get_user_daily_usage("ann") == 0
     await tracker.record_usage("ann", cost="0.000000001", model="gpt", provider="openai", session_id="s1")
@@ -38,7 +38,7 @@ async def test_what_is_recorded_is_read_at_once(tracker: UsageTracker) -> None:
     assert await tracker.get_user_session_usage("ann", "s3") == 0
 
 
-async def test_an_event_says_what_the_program_said(tracker: UsageTracker, clock: FakeClock) -> None:
+async def test_an_event_has_all_given_facts(tracker: UsageTracker, clock: FakeClock) -> None:
     event = await tracker.record_usage(
         "ann", cost="0.01", model="gpt", provider="openai", input_tokens=90, output_tokens=12, cached_input_tokens=4,
         cache_write_tokens=3, reasoning_tokens=2, status="failure", error="Timeout", session_id="s", team="garden",
@@ -54,7 +54,7 @@ async def test_an_event_says_what_the_program_said(tracker: UsageTracker, clock:
 
 
 async def test_recorded_usage_counts_on_limits_and_refuses_nothing(tracker: UsageTracker) -> None:
-    """What is over cannot be refused; what comes after it can."""
+    """A past request cannot be refused; the next one can."""
     event = await tracker.record_usage("ann", cost="1.50")
     assert to_decimal(event.excess) == Decimal("1.50")
     with pytest.raises(UsagePluginError, match=r"ann has used 1\.50 of 1\.00 USD today"):
@@ -63,7 +63,7 @@ async def test_recorded_usage_counts_on_limits_and_refuses_nothing(tracker: Usag
 
 
 async def test_an_unknown_price_is_counted(tracker: UsageTracker) -> None:
-    """Without a price nothing is charged, and `status` tells of it."""
+    """Without a price nothing is charged, and `status` counts it."""
     event = await tracker.record_usage(None, cost=None, model="new", input_tokens=5)
     assert (event.user, event.cost, event.cost_source) == ("(anonymous)", None, "unpriced")
     tracker._runtime.imperfections.flush()
@@ -82,7 +82,7 @@ async def test_an_unknown_price_is_counted(tracker: UsageTracker) -> None:
 async def test_nonsense_is_refused_and_records_nothing(
     tracker: UsageTracker, facts: dict[str, Any], error: type[Exception]
 ) -> None:
-    """The error names what was found, and nothing is on the books."""
+    """The error names the given value, and the ledger is unchanged."""
     with pytest.raises(error):
         await tracker.record_usage(facts.pop("user_id", "ann"), **facts)
     assert not [event async for event in tracker.events()]
@@ -90,12 +90,12 @@ async def test_nonsense_is_refused_and_records_nothing(
 
 @pytest.mark.parametrize("day", ["2026-11", "yesterday", "2026-13-01"])
 async def test_a_day_that_is_none_is_refused(tracker: UsageTracker, day: str) -> None:
-    with pytest.raises(UsagePluginError, match="is no day"):
+    with pytest.raises(UsagePluginError, match="expected a day as YYYY-MM-DD"):
         await tracker.get_user_daily_usage("ann", day)
 
 
 async def test_reports_and_events_are_filtered(tracker: UsageTracker, clock: FakeClock) -> None:
-    """The dearest first; events in order, of a span, of whom one names."""
+    """Groups in order of cost; events in order of time, filtered by span and by name."""
     began = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
     for user, model, cost in (("ann", "gpt", 1), ("ann", "o3", 3), ("bo", "gpt", 2)):
         await tracker.record_usage(user, cost=cost, model=model)
@@ -109,7 +109,7 @@ async def test_reports_and_events_are_filtered(tracker: UsageTracker, clock: Fak
     assert [event.model async for event in middle] == ["o3"]
 
 
-async def test_what_is_recorded_survives_and_reaches_the_history(section: dict[str, Any]) -> None:
+async def test_records_survive_and_reach_the_history(section: dict[str, Any]) -> None:
     """A closed tracker has moved everything into the store, and the next one reads it."""
     async with open_tracker(section) as tracker:
         for _ in range(20):
@@ -120,7 +120,7 @@ async def test_what_is_recorded_survives_and_reaches_the_history(section: dict[s
 
 
 async def test_two_programs_share_a_folder(section: dict[str, Any]) -> None:
-    """What one records the other reads at once, also where it has the sum in its cache."""
+    """Records of one tracker are visible to another at once, also in cached sums."""
     async with open_tracker(section) as one, open_tracker(section) as two:
         await one.record_usage("ann", cost="0.10")
         assert await two.get_user_daily_usage("ann") == Decimal("0.10")
@@ -131,7 +131,7 @@ async def test_two_programs_share_a_folder(section: dict[str, Any]) -> None:
 
 
 async def test_recording_goes_on_while_the_store_is_away(section: dict[str, Any], tmp_path: Path) -> None:
-    """A store that cannot be opened delays history; what it is not needed for works."""
+    """A store that cannot be opened delays the history; everything that does not need it works."""
     (tmp_path / "usage").mkdir()
     (tmp_path / "usage" / "usage.db").write_text("no database " * 100)
     async with open_tracker(section) as tracker:
@@ -169,7 +169,7 @@ async def test_a_tracker_opens_a_folder_a_yaml_or_a_section(tmp_path: Path, monk
         ({"timezone": "Nowhere"}, "timezone.*Nowhere"),
     ],
 )
-async def test_what_cannot_be_opened_says_why(
+async def test_an_invalid_source_is_an_error(
     source: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A YAML that is not there, or a key that is none, is named, and nothing is made."""
@@ -180,7 +180,7 @@ async def test_what_cannot_be_opened_says_why(
     assert not list(tmp_path.iterdir())
 
 
-async def test_floats_of_a_section_are_what_they_are_written_as() -> None:
+async def test_floats_of_a_section_have_their_decimal_value() -> None:
     limits = config_of({"limits": [{"name": "d", "per": "user", "window": "day", "max_cost": 0.1}]}).limit_set().limits
     assert limits[0].amount == 100_000_000
 
@@ -189,7 +189,7 @@ async def test_floats_of_a_section_are_what_they_are_written_as() -> None:
 
 
 async def test_the_summary_shows_a_user_at_a_glance(tracker: UsageTracker, clock: FakeClock) -> None:
-    """Limits with what is left, days, whole months, sessions and statistics, over the days that were asked for."""
+    """Limits with the remaining amounts, days, whole months, sessions and statistics over the given days."""
     clock.set(datetime(2026, 10, 30, 12, tzinfo=timezone.utc))
     await tracker.record_usage("ann", cost="0.30", model="o3", provider="openai")
     clock.set(datetime(2026, 11, 3, 12, tzinfo=timezone.utc))
@@ -227,8 +227,8 @@ async def test_the_summary_shows_a_user_at_a_glance(tracker: UsageTracker, clock
     assert session.last_at - session.first_at == timedelta(minutes=5)
 
 
-async def test_somebody_unknown_has_an_empty_summary(tracker: UsageTracker) -> None:
-    """Who has spent nothing has all that their limits allow."""
+async def test_an_unknown_user_has_an_empty_summary(tracker: UsageTracker) -> None:
+    """A user without spend has the full amount of each limit."""
     summary = await tracker.get_user_usage_summary("nobody")
     assert (summary.user_id, summary.daily_usage, summary.monthly_usage, summary.active_sessions) == (
         "nobody",
@@ -253,7 +253,7 @@ async def alerts_of(tracker: UsageTracker, count: int) -> Any:
 
 
 async def test_alerts_are_acknowledged_by_people_and_resolved_by_facts(tracker: UsageTracker, clock: FakeClock) -> None:
-    """An alert stands in the summary until its days are past; it is resolved when it is no longer so."""
+    """An alert is in the summary until its days have passed; it is resolved when it no longer applies."""
     await tracker.record_usage("ann", cost="0.85")
     await tracker.record_usage("bo", cost="0.85")
     newest, oldest = await alerts_of(tracker, 2)
@@ -277,7 +277,7 @@ async def test_alerts_are_acknowledged_by_people_and_resolved_by_facts(tracker: 
 
 
 async def test_profiles_are_made_and_changed(tracker: UsageTracker, clock: FakeClock) -> None:
-    """What is not given stays; the summary shows it; the newest change counts."""
+    """Fields that are not given are unchanged; the summary shows the profile; the newest change counts."""
     assert await tracker.get_user_profile("ann") is None
     made = await tracker.put_user_profile("ann", email="ann@example.com", tier="premium", metadata={"cost centre": 7})
     assert (made.user, made.username, made.tier, made.is_active) == ("ann", None, "premium", True)
@@ -308,7 +308,7 @@ async def test_a_profile_that_cannot_be_kept_is_refused(tracker: UsageTracker, f
 
 
 async def test_users_are_kept_under_pseudonyms_and_read_by_name(section: dict[str, Any], clock: FakeClock) -> None:
-    """With `privacy: {user: pseudonym}` a program goes on using names; events have pseudonyms, keys never a name."""
+    """With `privacy: {user: pseudonym}` a program passes names; events have pseudonyms, and keys never a name."""
     section["privacy"] = {"user": "pseudonym"}
     async with open_tracker(section, clock=clock) as tracker:
         event = await tracker.record_usage("eva", cost="0.25", api_key="sk-1234")

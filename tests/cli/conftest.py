@@ -78,7 +78,7 @@ class Books:
         self.erasable = opened.erasable
 
     def reserve(self, **fields):
-        """Admit a request of a user; the event's cost and tokens are what is held."""
+        """Admit a request of a user; its hold is the event's cost and tokens."""
         event = make_event(**fields)
         holds = [Hold(account, end, amount, None, amount) for account, end, amount in self._amounts(event)]
         assert self.ledger.reserve(event.event_id, "worker-1", event.started_at, holds, "{}").admitted
@@ -147,11 +147,19 @@ class Commands:
         return result
 
     def ok(self, *arguments):
-        """Run a command that must succeed without complaint; give what it printed."""
+        """Run a command that must succeed without a message on stderr; return its output."""
         result = self(*arguments)
         assert result.exit_code == 0, result.output
         assert result.stderr == ""
         return result.stdout
+
+    def usage_error(self, *arguments):
+        """Run a command with invalid options: exit code 2, a message on stderr, and nothing on stdout."""
+        result = self(*arguments)
+        assert result.exit_code == 2, result.output
+        assert result.stdout == ""
+        assert result.stderr
+        return result.stderr
 
     def json(self, *arguments):
         return json.loads(self.ok(*arguments, "--format", "json"))

@@ -1,4 +1,4 @@
-"""What a session and its agents cost: `report --by session,agent`, and the events of one of them."""
+"""The cost of a session and its agents: `report --by session,agent`, and the events of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from usage_plugin.testing.builders import NOON, TODAY, make_sum, numbered_from
 
 DAY = "2026-11-23"
-SPAN = ("--since", DAY, "--until", DAY)
+SPAN = ("--since", DAY, "--through", DAY)
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def groups(run, *arguments):
 
 
 def test_a_report_can_be_by_session_and_agent(run, worked):
-    """Each session is a group, and each agent in it; what has none is the main agent, or outside of any session."""
+    """Each session is a group, and each of its agents; a missing name is the main agent, or no session."""
     assert groups(run, "--by", "session,agent", "--user", "ann") == {
         ("s-1", None): (1, "1.00"), ("s-1", "explorer"): (2, "5.00"), ("s-2", None): (1, "4.00"),
     }  # fmt: skip
@@ -47,14 +47,14 @@ def test_a_report_can_be_by_session_and_agent(run, worked):
 def test_a_report_by_agent_and_day_is_in_order(run, worked):
     """As well as names there may be days, weeks and months."""
     worked.add(user="ann", session="s-1", agent="explorer", cost=10**9, started_at=NOON - 86_400_000_000)
-    rows = run.json("report", "--since", "2026-11-22", "--until", DAY, "--by", "day,agent")["rows"]
+    rows = run.json("report", "--since", "2026-11-22", "--through", DAY, "--by", "day,agent")["rows"]
     assert [(row["day"], row["agent"], row["cost"]) for row in rows] == [
         ("2026-11-22", "explorer", "1.00"), (DAY, None, "10.00"), (DAY, "explorer", "5.00"),
     ]  # fmt: skip
 
 
 def test_events_can_be_those_of_a_session_or_an_agent(run, worked):
-    """`events` shows only what has the names asked for."""
+    """`events` shows only events with the given names."""
     assert [event["cost"] for event in run.json("events", "--session", "s-1")["events"]] == ["1.00", "2.00", "3.00"]
     found = run.json("events", "--session", "s-1", "--agent", "explorer", "--last", "1")["events"]
     assert [(event["session"], event["agent"], event["cost"]) for event in found] == [("s-1", "explorer", "3.00")]

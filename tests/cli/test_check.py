@@ -20,7 +20,7 @@ def check(tmp_path, run):
 
 
 def test_a_good_file_is_fine(run):
-    """A file that the proxy would start with ends with 0, and its limits are told in words."""
+    """A valid file ends with 0, and its limits are described in words."""
     text = run.ok("check")
     assert "config.yaml is fine." in text
     assert "daily: 5.00 usd per user and day" in text
@@ -29,8 +29,8 @@ def test_a_good_file_is_fine(run):
     assert "warned: 1.00 usd per user and hour, for user zoe, warn" in text
 
 
-def test_windows_that_no_calendar_has_are_told_in_words(check):
-    """What rolls, what runs at the same time and where a downgrade leads is told in words."""
+def test_rolling_windows_are_described_in_words(check):
+    """Rolling windows, concurrency limits and the model of a downgrade are described in words."""
     text = check("""
         usage_plugin:
           limits:
@@ -63,13 +63,13 @@ def test_a_good_file_as_json(run, config_path):
 
 @pytest.mark.parametrize("output", ["table", "json", "csv", "jsonl"])
 def test_a_mistake_ends_with_1_in_every_format(check, output):
-    """A mistake is told where the result is told, and the exit code is 1."""
+    """A mistake is on standard output in place of the result, and the exit code is 1."""
     result = check("usage_plugin: {limits: [{name: a, per: user, window: day, rpm_limit: 5}]}\n", "--format", output)
     assert result.exit_code == 1
     assert "write max_requests with window: minute" in " ".join(result.stdout.split())
 
 
-def test_all_mistakes_are_told_with_their_lines(check):
+def test_all_mistakes_are_listed_with_their_lines(check):
     """The check says every mistake of the section, with its line."""
     result = check("usage_plugin:\n  timezone: Mars\n  cache: {size: 0}\n")
     assert result.exit_code == 1
@@ -116,7 +116,7 @@ def test_a_proxy_that_would_not_use_the_plugin_is_a_problem(check, settings, pro
     "callbacks",
     ["[usage_plugin.proxy.callback]", "usage_plugin.proxy.callback", "[langfuse, usage_plugin.proxy.callback]"],
 )
-def test_the_callback_may_stand_alone_or_among_others(check, callbacks):
+def test_the_callback_may_be_alone_or_in_a_list(check, callbacks):
     """The callback is found in a list and as a single word."""
     assert (
         check(f"model_list: [{PRICED}]\nlitellm_settings: {{callbacks: {callbacks}}}\nusage_plugin: {{}}\n").exit_code
@@ -130,7 +130,7 @@ def test_a_file_of_its_own_needs_no_callback(check):
 
 
 def test_models_without_a_price_are_listed(check):
-    """Models without a price are listed, and are no mistake: they are refused under cost limits only."""
+    """Models without a price are listed, but are not a mistake: only cost limits refuse them."""
     result = check(f"""
         model_list:
           - {PRICED}
@@ -155,7 +155,7 @@ def test_models_without_a_price_are_listed(check):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_wrong_with_litellms_own_sections_causes_no_trace(check, rest):
+def test_mistakes_in_litellms_own_sections_cause_no_traceback(check, rest):
     """Mistakes in LiteLLM's sections are LiteLLM's to tell: the check ends with 0 or 1, never with a trace."""
     assert check(f"{rest}\nusage_plugin: {{}}\n").exit_code in (0, 1)
 

@@ -1,4 +1,4 @@
-"""`check` names what the proxy starts with and what never works: rules that fit nothing, callbacks after ours."""
+"""`check` names valid configuration that never takes effect: rules that match nothing, callbacks after ours."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def warnings(tmp_path, run):
         ('match: {model: "gpt-*"}, overrides: [{match: {model: sonnet}, max_cost: 9}]', "fits both its match.model \"sonnet\" and the limit's"),
     ],
 )  # fmt: skip
-def test_what_fits_no_model_is_named_with_the_remedy(warnings, limit, found):
-    """A glob or name that nothing of the configuration fits is one line, with the limit, the glob and what to write."""
+def test_a_glob_without_a_match_is_named_with_the_remedy(warnings, limit, found):
+    """A glob or name without a match is one line, with the limit, the glob and the remedy."""
     (warning,) = warnings(f"limits: [{{{LIMIT}, {limit}}}]\n")
     assert warning.startswith("limit l")
     assert found in warning
@@ -73,8 +73,8 @@ def test_what_fits_no_model_is_named_with_the_remedy(warnings, limit, found):
         "match: {model: 'gpt-*'}, overrides: [{match: {model: '*4o'}, max_cost: 9}]",
     ],
 )  # fmt: skip
-def test_what_can_apply_is_not_warned_of(warnings, limit):
-    """Names, globs, aliases, team models and dimensions that no configuration lists are no false alarm."""
+def test_a_rule_that_can_apply_causes_no_warning(warnings, limit):
+    """Names, globs, aliases, team models and dimensions that no configuration lists raise no false alarm."""
     assert warnings(f"limits: [{{{LIMIT}, {limit}}}]\n") == []
 
 
@@ -85,7 +85,7 @@ def test_what_can_apply_is_not_warned_of(warnings, limit):
         ("openai/*", "anthropic/*", False), ("*/eu-*", "bedrock/eu-1", True), ("*/eu-*", "bedrock/us-1", False), ("a?c/*", "abc/x", False),
     ],
 )  # fmt: skip
-def test_wildcards_serve_whatever_fits_them(warnings, wildcard, glob, applies):
+def test_wildcards_serve_all_matching_models(warnings, wildcard, glob, applies):
     """A deployment for many models counts as each of them, and only those."""
     head = f"""\
 model_list:
@@ -117,8 +117,8 @@ def test_output_limits_for_no_model_are_named(warnings):
     assert 'admission.max_output_tokens: no model_name fits "o3*"' in warning
 
 
-def test_a_group_of_nobody_is_named(warnings):
-    """A limit for a group without members never applies, unless a resolver knows some."""
+def test_an_empty_group_is_named(warnings):
+    """A limit for a group without members never applies, unless a resolver may provide some."""
     (warning,) = warnings(f"groups: {{power: []}}\nlimits: [{{{LIMIT}, match: {{group: power}}}}]\n")
     assert "nobody is in group power" in warning
 
@@ -154,7 +154,7 @@ HOOKS = """
     ],
 )  # fmt: skip
 def test_callbacks_after_ours_that_may_change_a_request_are_named(warnings, callbacks, hook, named):
-    """Where the order matters, the callback and the remedy are one line; what only listens may stand anywhere."""
+    """Where the order matters, the callback and the remedy are one line; passive callbacks may have any position."""
     head = HEAD.replace('["usage_plugin.proxy.callback"]', callbacks)
     found = warnings("{}", head, hooks=HOOKS.format(hook=hook))
     assert len(found) == named
@@ -164,7 +164,7 @@ def test_callbacks_after_ours_that_may_change_a_request_are_named(warnings, call
 
 
 def test_a_class_of_an_unknown_kind_may_change_requests(warnings):
-    """What a callback inherits from another package cannot be seen."""
+    """Hooks that a callback inherits from another package are not visible."""
     head = HEAD.replace('["usage_plugin.proxy.callback"]', "[usage_plugin.proxy.callback, hooks.mine]")
     source = "from company import Guard\nclass Mine(Guard): ...\nmine = Mine()\n"
     assert len(warnings("{}", head, hooks=source)) == 1
@@ -194,5 +194,5 @@ def test_globs_meet_where_a_name_fits_them_all(globs):
 
 @pytest.mark.parametrize("globs", [["*a" * 60, "*b" * 60], ["?" * 3_000, "*" * 3_000], ["[a-\U0010ffff]*" * 20] * 3])
 def test_globs_without_end_are_decided_at_once(globs):
-    """A hostile pattern takes no time; what is not decided counts as meeting."""
+    """A hostile pattern takes no time; an undecided comparison counts as a match."""
     assert meet(globs) in (True, False)

@@ -1,4 +1,4 @@
-"""What the doctor says without sending a request. `tests/proxy/test_doctor.py` sends some."""
+"""The doctor's findings without sending a request. `tests/proxy/test_doctor.py` sends some."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from usage_plugin.cli.doctor import command, probes, surroundings, temporary, wiring
-from usage_plugin.cli.doctor.mock_model import MockModel
-from usage_plugin.cli.doctor.web import Answer, fetch
+from usage_plugin.cli.doctor import command, environment, probes, temporary_proxy, wiring
+from usage_plugin.cli.doctor.http_client import Response, fetch
+from usage_plugin.cli.doctor.mock_provider import MockProvider
 from usage_plugin.config import load_config
 from usage_plugin.domain.ledger import Hold
 from usage_plugin.domain.operations import Anomaly
@@ -69,18 +69,18 @@ def said(lines, *parts):
     return any(all(part in line for part in parts) for line in lines)
 
 
-# ── what is well ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── no problems ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_good_configuration_has_no_problem(run, books, examine):
-    """Where nothing would break, the doctor ends with 0, and what it says names everything it looked at."""
+    """Without problems the doctor ends with 0, and its output names every check."""
     books.add()
     books.flush()
     assert examine()["problem"] == []
     text = run.ok("doctor", "--static")
-    for part in ("Wiring", "Surroundings", "Books", "names usage_plugin.proxy.callback once", "no-log", "LiteLLM 1.",
-                 "a local file system", "are free", "The clock says 2026-11-23 12:00:00 UTC", "The ledger is whole",
-                 "The store has every event", "takes events", "What is not known exactly"):  # fmt: skip
+    for part in ("Wiring", "Environment", "Data", "names usage_plugin.proxy.callback once", "no-log", "LiteLLM 1.",
+                 "a local file system", "are free", "The clock is set to 2026-11-23 12:00:00 UTC",
+                 "The ledger is consistent", "The store has every event", "accepts events", "Anomalies\n"):  # fmt: skip
         assert part in text, part
     assert "✓" in text
     assert "✗" not in text
@@ -91,7 +91,7 @@ def test_before_anything_is_recorded_the_files_are_looked_at(run, config_path):
     """Without a data folder the doctor looks at everything else, and makes none."""
     text = run.ok("doctor", "--static")
     assert "Nothing has been recorded" in text
-    assert "is not there yet; the proxy makes it" in text
+    assert "does not exist yet; the proxy creates it" in text
     assert not (config_path.parent / "data").exists()
 
 
@@ -114,7 +114,7 @@ def test_marks_are_plain_where_the_terminal_has_only_ascii(execute, books):
 
 def test_rows_of_the_doctor_are_its_findings(run, books, monkeypatch):
     """CSV and JSON lines hold the findings."""
-    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
     rows = run.json("doctor", "--static")["findings"]
     assert run.jsonl("doctor", "--static") == rows
     assert {row["area"] for row in run.csv("doctor", "--static")} == {"wiring", "surroundings", "books"}
@@ -151,15 +151,15 @@ def test_the_callback_in_another_list_is_a_problem(examine, proxy_yaml, name):
 
 
 def test_a_file_that_litellm_would_load_instead_is_a_problem(examine, config_path):
-    """LiteLLM takes usage_plugin/proxy.py beside the YAML for the plugin."""
+    """LiteLLM loads usage_plugin/proxy.py from the YAML's folder instead of the plugin."""
     (config_path.parent / "usage_plugin").mkdir()
     (config_path.parent / "usage_plugin" / "proxy.py").write_text("callback = None\n")
     assert said(examine()["problem"], "usage_plugin/proxy.py")
 
 
 @pytest.mark.parametrize("name", ["usage_plugin.py", "usage_plugin"])
-def test_what_python_would_load_instead_is_a_warning(examine, config_path, name):
-    """A file or folder of the package's name hides it from a proxy that is started beside it with python -m."""
+def test_a_file_that_python_would_load_instead_is_a_warning(examine, config_path, name):
+    """A file or folder of the package's name hides it from a proxy that is started in that folder with python -m."""
     path = config_path.parent / name
     path.mkdir() if name == "usage_plugin" else path.write_text("")
     assert said(examine()["warning"], f"{path} hides")
@@ -181,33 +181,34 @@ def test_a_callback_of_ones_own_that_takes_ours_is_a_problem(examine, proxy_yaml
     assert said(examine()["problem"], part)
 
 
-def test_a_callback_of_ones_own_is_none_of_our_business(examine, proxy_yaml):
-    """Another callback beside ours is fine, wherever it lies."""
+def test_another_callback_is_accepted(examine, proxy_yaml):
+    """Another callback is accepted, in any location."""
     path = proxy_yaml(litellm_settings={"callbacks": [CALLBACK, "mine.callback", "langfuse", "elsewhere.callback"]})
     (path.parent / "mine.py").write_text("import usage_plugin\ncallback = None\n")
     assert examine()["problem"] == []
 
 
 def test_a_handler_that_a_client_can_silence_is_a_problem(monkeypatch, tmp_path):
-    """Were the class not named with _PROXY_, `no-log` would silence it, unless LiteLLM is told otherwise."""
+    """A class without _PROXY_ in its name could be silenced by `no-log`, unless LiteLLM ignores that parameter."""
     (tmp_path / "proxy").mkdir()
     (tmp_path / "proxy" / "handler.py").write_text("class Handler:\n    async def async_pre_call_hook(self): ...\n")
     monkeypatch.setattr(wiring.usage_plugin, "__file__", str(tmp_path / "__init__.py"))
-    (found,) = wiring._no_log({})
+    (found,) = wiring._check_no_log({})
     assert (found.level, "no-log" in found.text) == ("problem", True)
-    assert [found.level for found in wiring._no_log({"global_disable_no_log_param": True})] == ["ok", "problem"], (
-        "and it lacks hooks"
-    )
+    assert [found.level for found in wiring._check_no_log({"global_disable_no_log_param": True})] == [
+        "ok",
+        "problem",
+    ], "and it lacks hooks"
 
 
-def test_settings_that_change_what_is_counted_are_warnings(examine, proxy_yaml):
-    """LiteLLM's cache, and what hides cut streams from us, are worth knowing."""
+def test_settings_that_change_the_counts_are_warnings(examine, proxy_yaml):
+    """LiteLLM's cache, and the setting that hides aborted streams from us, are warnings."""
     proxy_yaml(litellm_settings={"cache": True, "disable_streaming_logging": True})
     found = examine()
-    assert said(found["warning"], "cache is on")
+    assert said(found["warning"], "cache is enabled")
     assert said(found["warning"], "disable_streaming_logging")
     proxy_yaml(litellm_settings={"cache_params": {"mode": "default_off"}, "disable_streaming_logging": False})
-    assert not said(examine()["warning"], "cache is on")
+    assert not said(examine()["warning"], "cache is enabled")
 
 
 def test_models_without_a_price_are_named_where_a_cost_limit_stands(examine, config_path):
@@ -228,7 +229,7 @@ def test_enforcing_that_is_off_is_said(examine, monkeypatch):
 
 
 def test_a_section_in_a_file_of_its_own_needs_the_proxys_yaml(run, tmp_path, monkeypatch):
-    """Where our section lies apart, the proxy's YAML is found by LiteLLM's own variable."""
+    """With our section in another file, the proxy's YAML is found by LiteLLM's own variable."""
     own = tmp_path / "own.yaml"
     own.write_text("usage_plugin: {data_dir: ./here}\n")
     assert "is not the proxy's YAML" in run("--config", str(own), "doctor", "--static", config=None).stdout
@@ -249,7 +250,7 @@ def test_a_broken_configuration_is_the_only_finding(run, config_path):
     assert "usage_plugin.timezone" in finding["text"]
     result = run("doctor")
     assert "✗" in result.stdout
-    assert "1 would break" in result.stdout
+    assert "1 problem, " in result.stdout
 
 
 # ── the surroundings ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -262,23 +263,23 @@ def test_a_broken_configuration_is_the_only_finding(run, config_path):
 )  # fmt: skip
 def test_versions_of_litellm(version, level):
     """Before 1.98 cut streams are not billed, and 1.107 is reported as compromised."""
-    assert surroundings.judge_litellm(version).level == level
+    assert environment.check_litellm_version(version).level == level
 
 
 def test_a_missing_litellm_is_a_problem(monkeypatch):
     """The doctor must run where the proxy runs."""
 
     def missing(name):
-        raise surroundings.metadata.PackageNotFoundError(name)
+        raise environment.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(surroundings.metadata, "version", missing)
-    assert surroundings.check_litellm().level == "problem"
+    monkeypatch.setattr(environment.metadata, "version", missing)
+    assert environment.check_litellm().level == "problem"
 
 
 @pytest.mark.parametrize(("version", "level"), [((3, 51, 3), "ok"), ((3, 50, 7), "ok"), ((3, 50, 6), "warning"), ((3, 40, 1), "warning")])  # fmt: skip
 def test_versions_of_sqlite(version, level):
     """A version with the WAL-reset bug is a warning, since the plugin is safe from it."""
-    assert surroundings.check_sqlite(version).level == level
+    assert environment.check_sqlite(version).level == level
     assert has_wal_reset_bug(version) == (level == "warning")
 
 
@@ -300,10 +301,10 @@ MOUNTS = [
 )  # fmt: skip
 def test_network_file_systems_are_a_problem(folder, level, kind):
     """SQLite's locks may not hold on a network file system; the innermost mount counts, the last of two."""
-    found = surroundings.check_file_system(Path(folder), MOUNTS)
+    found = environment.check_file_system(Path(folder), MOUNTS)
     assert found.level == level
     assert kind in found.text
-    assert surroundings.check_file_system(Path(folder), []).level == "warning"
+    assert environment.check_file_system(Path(folder), []).level == "warning"
 
 
 def test_the_kernels_table_of_mounts_is_read():
@@ -313,97 +314,97 @@ def test_the_kernels_table_of_mounts_is_read():
         "90 27 0:50 / /mnt/my\\040share rw,relatime shared:1 master:2 - nfs4 host:/x rw,vers=4.2\n"
         "broken line\n"
     )
-    assert list(surroundings._read_mountinfo(table)) == [("/proc", "proc"), ("/mnt/my share", "nfs4")]
-    assert surroundings.mounts(), "and this machine has some"
+    assert list(environment._read_mountinfo(table)) == [("/proc", "proc"), ("/mnt/my share", "nfs4")]
+    assert environment.mounts(), "and this machine has some"
 
 
 def test_a_folder_that_others_can_read_is_a_warning(examine, books, config_path):
-    """The data folder says who spends what, so it is for its owner only."""
+    """The data folder has the spend of each user, so only its owner may read it."""
     folder = config_path.parent / "data"
     folder.chmod(0o755)
-    assert said(examine()["warning"], "Others can look into", "chmod 700")
+    assert said(examine()["warning"], "Other users can read", "chmod 700")
     folder.chmod(0o700)
-    assert not said(examine()["warning"], "Others can look into")
+    assert not said(examine()["warning"], "Other users can read")
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path, monkeypatch):
-    """What the proxy cannot write, it cannot work with."""
+    """A data folder that the proxy cannot write is a problem."""
     (tmp_path / "ledger.db").touch()
-    monkeypatch.setattr(surroundings.os, "access", lambda path, mode: Path(path).name != "ledger.db")
-    (found,) = surroundings.check_folder(tmp_path)
+    monkeypatch.setattr(environment.os, "access", lambda path, mode: Path(path).name != "ledger.db")
+    (found,) = environment.check_folder(tmp_path)
     assert (found.level, "ledger.db" in found.text) == ("problem", True)
-    monkeypatch.setattr(surroundings.os, "access", lambda path, mode: False)
-    (found,) = surroundings.check_folder(tmp_path / "not" / "there")
+    monkeypatch.setattr(environment.os, "access", lambda path, mode: False)
+    (found,) = environment.check_folder(tmp_path / "not" / "there")
     assert found.level == "problem"
 
 
-def test_a_folder_of_somebody_else_is_a_warning(tmp_path, monkeypatch):
-    """What one user makes, another may not be able to write."""
+def test_a_folder_of_another_user_is_a_warning(tmp_path, monkeypatch):
+    """Files of one user may not be writable for another."""
     tmp_path.chmod(0o700)
-    monkeypatch.setattr(surroundings.os, "getuid", lambda: tmp_path.stat().st_uid + 12345)
-    assert [found.level for found in surroundings.check_folder(tmp_path)] == ["warning", "ok"]
+    monkeypatch.setattr(environment.os, "getuid", lambda: tmp_path.stat().st_uid + 12345)
+    assert [found.level for found in environment.check_folder(tmp_path)] == ["warning", "ok"]
 
 
 @pytest.mark.parametrize(("free", "level"), [(2**40, "ok"), (2**29, "warning"), (2**20, "problem")])
 def test_a_full_disk_is_a_problem(tmp_path, monkeypatch, free, level):
     """Little room is a warning, none a problem."""
-    monkeypatch.setattr(surroundings.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    assert surroundings.check_disk(tmp_path / "not-yet").level == level
+    monkeypatch.setattr(environment.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert environment.check_disk(tmp_path / "not-yet").level == level
 
 
 def test_a_clock_that_cannot_be_right_is_a_problem():
-    """A clock from before this package, or behind what is on record, is wrong."""
-    assert surroundings.check_clock(NOON, None).level == "ok"
-    assert surroundings.check_clock(NOON, NOON + 60 * SECOND).level == "ok"
-    assert surroundings.check_clock(NOON, NOON + 600 * SECOND).level == "problem"
-    assert surroundings.check_clock(86_400 * SECOND, None).level == "problem"
+    """A clock from before this package, or behind recorded events, is wrong."""
+    assert environment.check_clock(NOON, None).level == "ok"
+    assert environment.check_clock(NOON, NOON + 60 * SECOND).level == "ok"
+    assert environment.check_clock(NOON, NOON + 600 * SECOND).level == "problem"
+    assert environment.check_clock(86_400 * SECOND, None).level == "problem"
 
 
-def test_the_clock_is_compared_with_what_is_on_record(examine, books):
+def test_the_clock_is_compared_with_the_newest_event(examine, books):
     """A request recorded in the future says that the clock has jumped back."""
     books.add(started_at=NOON + 3600 * SECOND)
-    assert said(examine()["problem"], "The clock says", "13:00:00")
+    assert said(examine()["problem"], "The clock is set to", "13:00:00")
 
 
-def test_several_workers_are_told_what_they_need(config_path, monkeypatch):
+def test_several_workers_get_their_requirements(config_path, monkeypatch):
     """uvicorn's health check kills slow starters; a ledger in memory cannot be shared."""
     config = load_config(config_path)
-    assert list(surroundings.check_workers(config, ["1-a"])) == []
-    (found,) = surroundings.check_workers(config, ["1-a", "2-b"])
+    assert list(environment.check_workers(config, ["1-a"])) == []
+    (found,) = environment.check_workers(config, ["1-a", "2-b"])
     assert "--timeout_worker_healthcheck" in found.remedy
     monkeypatch.setenv("NUM_WORKERS", "4")
-    assert [found.level for found in surroundings.check_workers(config, [])] == ["warning"]
+    assert [found.level for found in environment.check_workers(config, [])] == ["warning"]
     alone = config.model_copy(
         update={name: getattr(config, name).model_copy(update={"backend": "memory"}) for name in ("ledger", "storage")}
     )
-    assert [found.level for found in surroundings.check_workers(alone, [])] == ["problem", "warning", "warning"]
+    assert [found.level for found in environment.check_workers(alone, [])] == ["problem", "warning", "warning"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc")
-def test_a_proxy_that_was_started_well_is_not_told(config_path, monkeypatch):
-    """Where the system tells how the proxy was started, the hint is given only if it is needed."""
-    told = surroundings._parents_command(f"{os.getpid()}-abc")
+def test_a_correctly_started_proxy_gets_no_hint(config_path, monkeypatch):
+    """If the system shows how the proxy was started, the hint is given only if it is needed."""
+    told = environment._command_lines_of(f"{os.getpid()}-abc")
     assert "pytest" in told or sys.executable in told
-    monkeypatch.setattr(surroundings, "_parents_command", lambda _: "litellm --timeout_worker_healthcheck 120")
-    assert list(surroundings.check_workers(load_config(config_path), ["1-a", "2-b"])) == []
+    monkeypatch.setattr(environment, "_command_lines_of", lambda _: "litellm --timeout_worker_healthcheck 120")
+    assert list(environment.check_workers(load_config(config_path), ["1-a", "2-b"])) == []
 
 
 # ── the books ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_damage_is_a_problem(examine, books):
-    """What the ledger finds wrong with itself is told, each of it."""
+    """Every inconsistency that the ledger finds in itself is reported."""
     books.add()
     books.opened.file.execute("UPDATE accounts SET reserved = reserved + 5")
     problems = examine()["problem"]
-    assert said(problems, "are reserved; open reservations hold 0", "keep a copy")
+    assert said(problems, "are reserved; open reservations hold 0", "copy the data folder")
     assert len(problems) >= 2
 
 
 def test_a_store_that_is_behind_is_a_problem(examine, books):
     """Events that wait for minutes while a proxy runs say that the store does not take them."""
     books.add(started_at=NOON - 10 * SECOND)
-    assert said(examine()["warning"], "1 events", "since no proxy runs")
+    assert said(examine()["warning"], "1 events", "since no proxy is running")
     worker = books.parts.workers()
     worker.join()
     try:
@@ -411,16 +412,16 @@ def test_a_store_that_is_behind_is_a_problem(examine, books):
         books.ledger.settle(books.reserve(started_at=NOON).event_id, [], encode_event(make_event()))
         books.flush()
         books.add(started_at=NOON - 600 * SECOND)
-        assert said(examine()["problem"], "wait for the store, the oldest for 10 min")
+        assert said(examine()["problem"], "are waiting for the store, the oldest for 10 min")
     finally:
         worker.leave()
 
 
-def test_what_a_dead_worker_left_open_is_a_warning(examine, books):
-    """A reservation whose worker is gone holds what it reserved until a keeper settles it."""
+def test_an_open_reservation_of_a_dead_worker_is_a_warning(examine, books):
+    """A reservation of a dead worker holds its amount until a keeper settles it."""
     books.add()
     books.reserve()
-    assert said(examine()["warning"], "1 reservations are open whose worker is gone")
+    assert said(examine()["warning"], "1 reservations of dead workers are open")
 
 
 def test_a_store_that_does_not_work_is_a_problem(examine, books, monkeypatch):
@@ -434,15 +435,15 @@ def test_a_store_that_does_not_work_is_a_problem(examine, books, monkeypatch):
     assert said(examine()["problem"], "the disk is full", "Make room.")
 
 
-def test_what_the_proxy_says_itself_is_a_problem(examine, books):
+def test_a_problem_noted_by_the_proxy_is_a_problem(examine, books):
     """A note of a worker that something does not work is passed on."""
     books.add()
     books.operations.note("problem:config", json.dumps({"text": "line 3: no such key", "since": "2026-11-23"}))
-    assert said(examine()["problem"], "The proxy says of config: line 3: no such key")
+    assert said(examine()["problem"], "The proxy reports a problem of config: line 3: no such key")
 
 
 def test_a_damaged_file_is_a_problem(examine, books, config_path):
-    """A file that is no database is a finding, not a trace."""
+    """A file that is not a database is a finding, not a traceback."""
     books.ledger.close()
     for path in (config_path.parent / "data").glob("ledger.db*"):
         path.unlink()
@@ -451,7 +452,7 @@ def test_a_damaged_file_is_a_problem(examine, books, config_path):
 
 
 def test_every_kind_of_imperfection_is_counted(run, books):
-    """Each kind has a line, also with 0, its sums over all that it concerned, and what it is most on."""
+    """Each kind has a line, also with 0, its total over all models, and its most frequent ones."""
     books.add()
     books.operations.count_anomalies([
         Anomaly("estimated", "gpt", 3, 10_000_000, NOON, NOON),
@@ -466,7 +467,7 @@ def test_every_kind_of_imperfection_is_counted(run, books):
     text = [" ".join(line.split()) for line in run.ok("doctor", "--static").splitlines()]
     assert (
         "estimated 8 0.03 USD 2026-11-23 12:01 UTC claude 5, gpt 3"
-        " charged by an estimate, since nobody said what was used" in text
+        " charged by an estimate, since no usage was reported" in text
     )
     assert any(line.startswith("orphaned 0 ") for line in text)
     assert any(line.startswith("new-kind 1 ") for line in text)
@@ -486,7 +487,7 @@ def test_every_kind_of_imperfection_is_counted(run, books):
     ],
     ids=" ".join,
 )
-def test_what_a_running_proxy_needs_must_be_named(run, books, arguments):
+def test_url_needs_a_model_and_a_key(run, books, arguments):
     """An address without a model, without a key, or that is none, is a mistake in writing."""
     result = run("doctor", *arguments)
     assert result.exit_code == 2
@@ -494,7 +495,7 @@ def test_what_a_running_proxy_needs_must_be_named(run, books, arguments):
 
 
 def test_a_key_is_asked_for_at_a_terminal(monkeypatch):
-    """Whoever sits at a terminal types the key, which is not shown."""
+    """At a terminal the key is entered at a prompt, without echo."""
     monkeypatch.setattr(command.sys.stdin, "isatty", lambda: True, raising=False)
     asked = {}
     monkeypatch.setattr(command.click, "prompt", lambda text, **options: asked.update(options) or "sk-typed")
@@ -504,21 +505,21 @@ def test_a_key_is_asked_for_at_a_terminal(monkeypatch):
 
 
 def test_a_proxy_that_does_not_answer_is_a_problem(run, books):
-    """With nobody at the address nothing can be proved, which is a problem; the key is nowhere in what is said."""
+    """An address without an answer is a problem, since no route can be tested; the key is never printed."""
     books.add()
     result = run("doctor", "--url", "http://127.0.0.1:9", "--model", "gpt", "--key", "sk-secret", "--format", "json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
     assert document["requests"] == []
-    assert said([found["text"] for found in document["findings"]], "Nobody answers at http://127.0.0.1:9")
+    assert said([found["text"] for found in document["findings"]], "No answer from http://127.0.0.1:9")
     assert "sk-secret" not in result.output
     assert "✗" in run("doctor", "--url", "http://127.0.0.1:9", "--model", "gpt", "--key", "sk-secret").stdout
 
 
 def judge(*, status=200, headers=None, events=(), held=False, refused=False, text="{}"):
     probe = probes.Probe("chat", "/v1/chat/completions", {}, refused=refused)
-    answer = Answer(status, headers or {}, text)
-    return probes._judge(probe, answer, "", None if events is None else list(events), held=held)
+    answer = Response(status, headers or {}, text)
+    return probes._evaluate(probe, answer, "", None if events is None else list(events), held=held)
 
 
 SEEN = {"x-usage-cost": "0.01"}
@@ -531,7 +532,7 @@ ERROR = json.dumps({"error": {"message": "no such\nmodel"}})
         ({"headers": SEEN, "events": [make_event()]}, (True, True, True), "ok", "success, 10 + 5 tokens, 0.01 USD"),
         ({"events": [make_event(cost=None)]}, (True, True, True), "ok", "no price"),
         ({"headers": SEEN}, (True, False, True), "problem", "no event after 15 s"),
-        ({}, (False, False, True), "problem", "nothing shows that the plugin saw it"),
+        ({}, (False, False, True), "problem", "no sign that the plugin handled it"),
         ({"headers": SEEN, "held": True}, (True, False, False), "problem", "still open"),
         ({"events": [make_event(), make_event()]}, (True, False, True), "problem", "2 events"),
         ({"headers": {"x-usage-refusal": "spent", "x-usage-limit": "daily"}, "status": 402}, (True, None, None), "warning", "refused (spent) by daily"),
@@ -539,12 +540,12 @@ ERROR = json.dumps({"error": {"message": "no such\nmodel"}})
         ({"status": 400, "text": ERROR, "events": [make_event(status="failure")]}, (True, True, True), "ok", "failure, 10 + 5 tokens, 0.01 USD, 400: no such model"),
         ({"status": 500, "text": "oops"}, (False, False, True), "problem", "500: oops"),
         ({"events": None, "headers": SEEN}, (True, None, None), "warning", ""),
-        ({"events": None}, (None, None, None), "warning", "the books are not here"),
-        ({"refused": True, "headers": {"x-usage-refusal": "too_large"}, "status": 402}, (True, None, None), "ok", "as it must be"),
+        ({"events": None}, (None, None, None), "warning", "the ledger is not accessible"),
+        ({"refused": True, "headers": {"x-usage-refusal": "too_large"}, "status": 402}, (True, None, None), "ok", "refused as expected"),
         ({"refused": True, "headers": SEEN}, (False, None, None), "problem", "did not refuse it"),
     ],
 )  # fmt: skip
-def test_what_an_answer_and_the_books_prove(case, marks, level, note):
+def test_a_response_and_its_event_are_evaluated(case, marks, level, note):
     """Gate, record and settlement are judged one by one, and each has its reason."""
     result = judge(**case)
     assert (result.gate.ok, result.record.ok, result.settle.ok) == marks
@@ -603,7 +604,7 @@ DOCUMENT = {
 def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
     """The temporary proxy has the user's callbacks and settings, and no provider, database, cache server or key."""
     before = json.dumps(DOCUMENT)
-    copy, left_out = temporary.adapted(DOCUMENT, "http://127.0.0.1:1", tmp_path / "data")
+    copy, left_out = temporary_proxy.adapted_config(DOCUMENT, "http://127.0.0.1:1", tmp_path / "data")
     assert json.dumps(DOCUMENT) == before, "the user's own is not changed"
     text = json.dumps(copy)
     for secret in ("sk-real", "postgres", "cache.example", "password", "10.0.0.1", "/somewhere", "elsewhere", "slack"):
@@ -619,7 +620,7 @@ def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(copy))
     config = load_config(path)
-    assert [limit.name for limit in config.limits] == ["daily", temporary.BLOCKED]
+    assert [limit.name for limit in config.limits] == ["daily", temporary_proxy.BLOCKED]
     assert (config.limits[0].amount, str(config.timezone)) == (100_000_000, "Europe/Berlin")
     assert (config.data_dir, config.identity.on_missing) == (tmp_path / "data", "shared")
 
@@ -636,7 +637,7 @@ def test_the_copy_tells_no_plugin_that_is_a_file(tmp_path):
              "overrides": [{"match": {"group": ["power", "guests"]}, "max_cost": 2}]},
         ],
     }  # fmt: skip
-    copy, left_out = temporary.adapted({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
+    copy, left_out = temporary_proxy.adapted_config({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
     assert "usage_plugin.plugins" in left_out
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(copy))
@@ -646,30 +647,30 @@ def test_the_copy_tells_no_plugin_that_is_a_file(tmp_path):
     assert config.groups == {"interns": (), "guests": (), "power": ("dana",)}
 
 
-def test_python_files_beside_the_yaml_come_along(tmp_path):
-    """Callbacks that lie beside the YAML are found by the temporary proxy, and other files are left where they are."""
+def test_python_files_next_to_the_yaml_are_linked(tmp_path):
+    """The temporary proxy finds callbacks next to the YAML, and no other files are linked."""
     (tmp_path / "from").mkdir()
     (tmp_path / "to").mkdir()
     for name in ("mine.py", "notes.txt", "package/__init__.py", "data/x.db", ".hidden/x.py"):
         path = tmp_path / "from" / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    temporary._bring_along(tmp_path / "from" / "config.yaml", tmp_path / "to")
+    temporary_proxy._link_python_files(tmp_path / "from" / "config.yaml", tmp_path / "to")
     assert sorted(path.name for path in (tmp_path / "to").iterdir()) == ["mine.py", "package"]
 
 
-def test_the_last_words_of_a_proxy_have_no_secrets(tmp_path):
-    """What a proxy said before it ended is passed on without keys and passwords."""
+def test_the_last_lines_of_a_proxys_log_have_no_secrets(tmp_path):
+    """The last lines of a proxy's log are shown without keys and passwords."""
     log = tmp_path / "proxy.log"
     log.write_text("fine\n\nValueError: sk-abc_DEF-1 at postgres://ann:secret@host failed\nbye\n")
-    assert temporary.last_words(log) == "ValueError: … at postgres://…host failed"
+    assert temporary_proxy.last_lines(log) == "ValueError: … at postgres://…host failed"
     log.write_text("one\ntwo\n")
-    assert temporary.last_words(log) == "one\ntwo"
+    assert temporary_proxy.last_lines(log) == "one\ntwo"
 
 
 def test_the_mock_model_answers_every_route():
-    """The doctor's model answers each route, whole and streamed, and counts what it was asked."""
-    model = MockModel()
+    """The doctor's provider answers each route, streamed and not, and counts its requests."""
+    model = MockProvider()
     model.start()
     try:
         for number, probe in enumerate(probes.all_probes("a", "b", "c", "d"), start=1):

@@ -42,7 +42,7 @@ def test_an_event_has_the_promised_fields(run, books):
 
 
 def test_an_event_without_a_price_has_no_cost(run, books):
-    """An unknown cost is null in JSON and not a number, and the table says that there is no price."""
+    """An unknown cost is null in JSON and not a number, and the table shows that there is no price."""
     books.add(cost=None, cost_source="unpriced")
     (found,) = run.json("events")["events"]
     assert found["cost"] is None
@@ -66,8 +66,8 @@ def test_events_come_in_order_wherever_they_are(run, books, flushed):
     ]
 
 
-def test_events_that_were_settled_late_stand_where_they_were_admitted(run, books):
-    """Events are ordered by admission: a long request stands before short ones that ended earlier."""
+def test_late_settled_events_are_in_order_of_admission(run, books):
+    """Events are ordered by admission: a long request precedes short ones that ended earlier."""
     slow = books.reserve(user="slow", started_at=NOON)
     books.add(user="quick", started_at=NOON + 5)
     books.flush()
@@ -117,8 +117,8 @@ def test_an_impossible_number_of_events_ends_with_2(run, books, last):
     assert run("events", "--last", last).exit_code == 2
 
 
-def test_the_table_says_what_is_special_about_an_event(run, books):
-    """The table shows errors, cache hits, estimates and excess beside the numbers."""
+def test_the_table_has_notes_on_an_event(run, books):
+    """The table shows errors, cache hits, estimates and excess next to the numbers."""
     books.add(user="ann", status="failure", error="RateLimitError", cost=0)
     books.add(user="bo", cache_hit=True, cost=0)
     books.add(user="eva", estimated=True, excess=5_000_000)
@@ -176,7 +176,7 @@ def test_long_names_are_shown_whole(run, books):
 
 @pytest.mark.parametrize("model", ["\x1b[2J\x1b[31mgpt", "a\nb", "a\rb", "\x9b31m", "\u202egpt"], ids=ascii)
 def test_control_characters_in_a_model_name_do_not_reach_the_terminal(run, books, model):
-    """A model name is the client's: what would move the cursor or change colours is not printed as such."""
+    """A model name comes from the client: control characters and colour codes in it are escaped."""
     books.add(user="ann", model=model)
     for table in (run.ok("events"), run.ok("report", "--by", "model")):
         assert not set(table) & set("\x1b\x9b\r\u202e")

@@ -32,7 +32,7 @@ def by_name(document):
 
 
 def test_a_refusal_is_explained_by_its_ref(run, refuse):
-    """The ref that a client was told finds the facts of the refusal, amounts as decimal strings."""
+    """A refusal's ref, which the client received, finds its facts; amounts are decimal strings."""
     refuse()
     found = run.json("explain", "0123ABCD")
     assert {name: value for name, value in found.items() if name not in ("why", "now", "limits")} == {
@@ -70,7 +70,7 @@ def test_a_refusal_without_a_limit_is_explained_too(run, refuse):
 
 
 def test_a_refusal_by_a_lifetime_limit_is_explained_too(run, refuse):
-    """A refusal by a limit that never resets can be written down, told and explained."""
+    """A refusal by a limit that never resets can be recorded, shown and explained."""
     refuse("company")
     assert run.json("explain", "0123ABCD")["limit"] == "company"
     assert run.json("status")["blocked"] == [{"limit": "company", "subject": "everybody", "refusals": 1}]
@@ -86,8 +86,8 @@ def test_an_unknown_ref_ends_with_1(run, refuse, ref):
     assert result.stdout == ""
 
 
-def test_a_refusal_is_told_with_how_its_limits_stand_now(run, books, refuse):
-    """Beside the numbers of then, every limit that counts such a request is shown as it stands now."""
+def test_a_refusal_is_explained_with_current_balances(run, books, refuse):
+    """Next to the numbers at the time of refusal, the current balance of every matching limit is shown."""
     refuse()
     books.add(user="ann", cost=4_000_000_000)
     found = run.json("explain", "0123ABCD")
@@ -97,23 +97,23 @@ def test_a_refusal_is_told_with_how_its_limits_stand_now(run, books, refuse):
     books.add(user="ann", cost=900_000_000)
     assert "would still refuse it: 0.10 left" in run.json("explain", "0123ABCD")["now"]
     run.ok("pause", "daily", "--user", "ann", "--for", "1h", "--reason", "demo")
-    assert run.json("explain", "0123ABCD")["now"] == "Now daily would let it pass: its amount is unlimited."
+    assert run.json("explain", "0123ABCD")["now"] == "Now daily would admit it: its amount is unlimited."
 
 
-def test_a_refusal_by_a_limit_that_is_gone_is_told(run, refuse, config_path):
-    """Whoever asks after the YAML has changed gets the numbers of then, and is told that the limit is gone."""
+def test_a_refusal_by_a_removed_limit_is_explained(run, refuse, config_path):
+    """After a change of the YAML, the numbers of the time are shown, and a note that the limit no longer exists."""
     refuse()
     config_path.write_text(config_path.read_text().replace("name: daily", "name: other"))
     found = run.json("explain", "0123ABCD")
     assert found["limit"] == "daily"
-    assert found["now"] == "There is no limit daily any more that counts it."
+    assert found["now"] == "The limit daily no longer exists or no longer counts this request."
 
 
 # ── an event ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_event_is_explained_by_its_id(run, books):
-    """An event's id finds the event, what it counted on each limit, and how those stand, stored or not."""
+    """An event's id finds the event, its amount on each limit, and their balances, in the store or in the outbox."""
     name = event_id(NOON)
     books.add(event_id=name, user="ann", team="research", cost=10_000_000, reserved=20_000_000, duration_us=1_500_000)
     books.add(user="ann", cost=1)
@@ -147,13 +147,13 @@ def test_an_event_of_a_closed_window_shows_that_window(run, books):
 
 
 def test_a_request_in_flight_is_explained_too(run, books):
-    """Before it ends, a request is found by the id that its event will have, with what it holds."""
+    """A request in flight is found by the id of its future event, with its hold."""
     event = make_event(event_id=event_id(NOON), reserved=20_000_000)
     books.ledger.reserve(event.event_id, "worker-1", NOON, [], encode_event(event))
     found = run.json("explain", event.event_id)
     assert found["in_flight"] is True
     assert by_name(found)["daily"]["counted"] == "0.00"
-    assert found["why"].endswith("It has not ended yet, and holds that.")
+    assert found["why"].endswith("It is in flight, and holds that amount.")
 
 
 def test_an_unknown_event_ends_with_1(run, books):
@@ -161,7 +161,7 @@ def test_an_unknown_event_ends_with_1(run, books):
     books.add()
     result = run("explain", event_id(NOON))
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"No event has the id {event_id(NOON)}." in result.stderr
+    assert f"Event not found: {event_id(NOON)}." in result.stderr
     assert "usage-plugin events" in result.stderr
 
 
@@ -169,7 +169,7 @@ def test_an_unknown_event_ends_with_1(run, books):
 
 
 def test_a_subject_sees_every_limit_that_would_count_it(run, books):
-    """For a user, each limit that would count a request of theirs is shown with what is left, and the least of them."""
+    """For a user, each matching limit is shown with its remaining amount, and the most constrained one is named."""
     books.add(user="ann", team="research", cost=10_000_000)
     found = run.json("explain", "--user", "ann", "--team", "research")
     assert found["subject"] == {"user": "ann", "team": "research"}
@@ -185,8 +185,8 @@ def test_a_subject_sees_every_limit_that_would_count_it(run, books):
     assert "Limits that count user ann, team research" in run.ok("explain", "--user", "ann", "--team", "research")
 
 
-def test_a_subject_is_told_what_refuses_now(run, books):
-    """A limit that is used up is named as what refuses a request now, with its numbers and its reset."""
+def test_the_limit_that_refuses_a_subject_now_is_named(run, books):
+    """A spent limit is named as the one that refuses a request now, with its numbers and its reset."""
     books.add(user="ann", cost=5_000_000_000)
     found = run.json("explain", "--user", "ann")
     assert [name for name, row in by_name(found).items() if row["refuses_now"]] == ["daily"]
@@ -196,7 +196,7 @@ def test_a_subject_is_told_what_refuses_now(run, books):
     assert by_name(run.json("explain", "--user", "eva"))["daily"]["refuses_now"], "an override of 0 refuses at once"
 
 
-def test_a_dry_run_refuses_nobody(run, books):
+def test_a_dry_run_refuses_no_request(run, books):
     """A limit that is only counted is shown, and does not refuse."""
     books.add(user="ann", cost=30_000_000)
     found = run.json("explain", "--user", "ann")
@@ -205,8 +205,8 @@ def test_a_dry_run_refuses_nobody(run, books):
     assert found["verdict"].startswith("A request now is admitted")
 
 
-def test_who_is_not_named_is_not_anonymous(run, books):
-    """Without --user no account of a user is shown, and it is said that other names may make other limits count."""
+def test_without_a_user_the_subject_is_not_anonymous(run, books):
+    """Without --user no account of a user is shown, and a note says that other names may match more limits."""
     books.add(team="research")
     found = run.json("explain", "--team", "research")
     assert set(by_name(found)) == {"team-month", "company"}

@@ -19,10 +19,10 @@ import pytest
 from pyarrow import parquet as pq
 
 from tests.proxy.conftest import ROOT
-from usage_plugin.cli.export import formats, target
+from usage_plugin.cli.erasure import EVERYBODY
+from usage_plugin.cli.export import destination, formats
 from usage_plugin.cli.export.columns import COLUMN_TYPES, DAYS, EVENTS
 from usage_plugin.cli.export.formats import arrow_types
-from usage_plugin.cli.persons import EVERYBODY
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import DAY, MINUTE, NOON
 from usage_plugin.tracking import tracker
@@ -69,14 +69,14 @@ def exported(run, folder, *arguments):
 
 
 def in_words(value):
-    """Write a value of a JSON line as CSV has it."""
+    """Return a value of a JSON line in the form of CSV."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def in_parquet(column, value):
-    """Give a value of a JSON line as Parquet has it."""
+    """Return a value of a JSON line in the form of Parquet."""
     if value is None:
         return None
     made = {
@@ -90,7 +90,7 @@ def in_parquet(column, value):
 
 @pytest.mark.parametrize(("what", "kind", "rows"), [("--events", EVENTS, 5), ("--days", DAYS, 5)])
 def test_every_format_has_the_same_rows(recorded, noon, tmp_path, what, kind, rows):
-    """All three formats have every column of every record, exactly, what waits in the outbox included."""
+    """All three formats have every column of every record, exactly, including records in the outbox."""
     lines, cells, table = exported(recorded, tmp_path, what)
     assert len(lines) == rows
     assert all(list(line) == [column.name for column in kind.columns] for line in lines)
@@ -104,7 +104,7 @@ def test_every_format_has_the_same_rows(recorded, noon, tmp_path, what, kind, ro
 
 
 def test_events_are_exact_and_in_order(recorded, noon, tmp_path):
-    """Events come in the order of time, as the command `events` shows them; money is exact beyond what a float holds."""
+    """Events are in order of time, as in the command `events`; money is exact beyond the precision of a float."""
     lines, _, table = exported(recorded, tmp_path, "--events")
     assert lines == recorded.json("events")["events"]
     assert [line["started_at"] for line in lines] == sorted(line["started_at"] for line in lines)
@@ -132,9 +132,9 @@ def test_days_add_up_to_the_report(recorded, noon):
         (["--user", "ann", "--since", "today"], 1),
         (["--team", "sales"], 1),
         (["--model", "gpt"], 4),
-        (["--model", "o3", "--until", "yesterday"], 1),
-        (["--until", "2026-11-21"], 1),
-        (["--since", "2026-11-22", "--until", "2026-11-22"], 2),
+        (["--model", "o3", "--through", "yesterday"], 1),
+        (["--through", "2026-11-21"], 1),
+        (["--since", "2026-11-22", "--through", "2026-11-22"], 2),
         (["--month", "2026-10"], 0),
         (["--since", "2d"], 4),
     ],
@@ -146,7 +146,7 @@ def test_a_part_is_chosen_as_reports_choose_it(recorded, noon, what, arguments, 
     assert sum(line.get("requests", 1) for line in lines) == requests
 
 
-def test_the_whole_history_has_what_is_older_than_any_report(run, books):
+def test_the_whole_history_is_older_than_the_default_report(run, books):
     """Without a span nothing is left out, however old it is or how far ahead a clock was."""
     for at in (NOON - 4000 * DAY, NOON + 3 * DAY):
         books.add(started_at=at)
@@ -184,7 +184,7 @@ def test_the_file_is_private_and_never_replaced_unasked(recorded, noon, tmp_path
     for arguments in (["--days"], ["--events"], ["--user", "ann"]):
         result = recorded("export", *arguments, "--to", str(to))
         assert result.exit_code == 1
-        assert "is there already" in result.stderr
+        assert "File already exists: " in result.stderr
         assert "--force" in result.stderr
     assert to.read_bytes() == before
     assert len(recorded.json("audit")["audit"]) == audited
@@ -194,16 +194,16 @@ def test_the_file_is_private_and_never_replaced_unasked(recorded, noon, tmp_path
 
 
 @pytest.mark.parametrize("name", ["/dev/null", "."])
-def test_what_is_no_file_is_never_replaced(recorded, noon, name):
+def test_only_a_regular_file_is_replaced(recorded, noon, name):
     """Not a device nor a folder, not even with --force."""
     result = recorded("export", "--days", "--to", name, "--force")
     assert result.exit_code == 1
-    assert "is no ordinary file" in result.stderr
+    assert "Not a regular file: " in result.stderr
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_a_file_is_whole_or_not_there(run, books, tmp_path, monkeypatch, ending):
-    """If it cannot be written to the end, the file before stays, nothing is left beside it, and it is audited."""
+    """After a failed write the previous file is unchanged, no temporary file remains, and the export is audited."""
     books.add()
     folder = tmp_path / "exports"
     folder.mkdir()
@@ -213,7 +213,7 @@ def test_a_file_is_whole_or_not_there(run, books, tmp_path, monkeypatch, ending)
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(target.os, "fsync", full)
+    monkeypatch.setattr(destination.os, "fsync", full)
     result = run("export", "--events", "--to", str(to), "--force")
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
@@ -233,7 +233,7 @@ def test_the_ending_of_the_name_decides_unless_the_format_is_given(recorded, noo
 
 @pytest.mark.parametrize("output", ["jsonl", "csv", "parquet"])
 def test_a_broken_pipe_ends_quietly(execute, books, output):
-    """Whoever reads the first bytes of a pipe and leaves gets no complaint; that they were handed out is audited."""
+    """A pipe that is closed after the first bytes causes no error; the records written so far are audited."""
     for number in range(60):
         books.add(tags=tuple(os.urandom(100).hex() for _ in range(16)), started_at=number)
     with subprocess.Popen(
@@ -248,15 +248,15 @@ def test_a_broken_pipe_ends_quietly(execute, books, output):
 
 
 def test_parquet_is_not_for_a_terminal(recorded, noon, monkeypatch):
-    """Bytes that nobody can read are not printed to a terminal."""
+    """Binary formats are not printed to a terminal."""
     monkeypatch.setattr("usage_plugin.cli.export.command.prints_to_terminal", lambda _: True)
     result = recorded("export", "--events", "--format", "parquet")
     assert result.exit_code == 2
     assert "--to" in result.stderr
 
 
-def test_a_bar_is_shown_where_it_is_in_nobodys_way(execute, books):
-    """Somebody at a terminal sees a bar while rows go elsewhere, and nothing but the rows while they go there."""
+def test_a_bar_is_shown_only_if_rows_go_to_a_file(execute, books):
+    """At a terminal a bar is shown while rows go to a file, and only the rows while they are printed."""
     for number in range(1_100):
         books.add(started_at=NOON - 10 * DAY + number * MINUTE)
 
@@ -281,7 +281,7 @@ def test_a_bar_is_shown_where_it_is_in_nobodys_way(execute, books):
     assert [json.loads(row)["user"] for row in rows] == ["ann"] * 1_100
 
 
-def test_without_pyarrow_it_is_said_what_to_install(recorded, noon, tmp_path, monkeypatch):
+def test_without_pyarrow_the_error_names_the_extra(recorded, noon, tmp_path, monkeypatch):
     """The message names the extra as pip takes it, and no file is made."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = recorded("export", "--days", "--to", str(tmp_path / "x.parquet"))
@@ -294,7 +294,7 @@ def test_without_pyarrow_it_is_said_what_to_install(recorded, noon, tmp_path, mo
     assert names_in(tmp_path) == set()
 
 
-def test_names_that_a_spreadsheet_takes_for_formulas_are_kept_and_told(recorded, noon):
+def test_names_that_look_like_formulas_are_kept_with_a_warning(recorded, noon):
     """CSV has the name as it is, and standard error has a word of warning, if there is one."""
     result = recorded("export", "--events", "--format", "csv")
     assert ",=1+1," in result.stdout
@@ -303,7 +303,7 @@ def test_names_that_a_spreadsheet_takes_for_formulas_are_kept_and_told(recorded,
 
 
 def test_every_export_is_audited(run, books):
-    """With the pseudonym of the user that was named, else as everybody's; who asks for one sees both."""
+    """Under the pseudonym of the named user, else under (everybody); `audit --user` shows both."""
     books.add(user="ann")
     books.add(user="bo")
     run.ok("export", "--events", "--user", "ann", "--reason", "asked")
@@ -317,10 +317,10 @@ def test_every_export_is_audited(run, books):
     assert run.json("audit", "--user", "bo")["audit"] == rows[1:]
     result = run("export", "--events", "--user", "ann", "--reason", "Ann left")
     assert result.exit_code == 2
-    assert "leave the name out" in result.stderr
+    assert "must not contain the name" in result.stderr
 
 
-def test_requests_without_a_user_are_exported_as_nobodys(run, books):
+def test_requests_without_a_user_are_exported_as_anonymous(run, books):
     """`--user "(anonymous)"` has those, and the audit says so."""
     books.add(user="(anonymous)")
     books.add(user="ann")
@@ -329,7 +329,7 @@ def test_requests_without_a_user_are_exported_as_nobodys(run, books):
 
 
 def test_names_are_found_and_written_as_they_are_kept(run, books, config_path):
-    """With pseudonyms, a real name finds what is kept, and the export has the pseudonym."""
+    """With pseudonyms, a real name finds its records, and the export has the pseudonym."""
     config_path.write_text(config_path.read_text() + "  privacy: {user: pseudonym}\n")
     kept = books.pseudonyms.of_person("ann")
     books.add(user=kept)
@@ -342,17 +342,14 @@ def test_names_are_found_and_written_as_they_are_kept(run, books, config_path):
     [
         [], ["--events", "--days"], ["--team", "sales"], ["--since", "7d"],
         ["--user", "ann", "--since", "7d"], ["--user", "ann", "--team", "sales"], ["--user", "ann", "--format", "csv"],
-        ["--events", "--since", "soon"], ["--days", "--month", "2026-11", "--until", "today"],
-        ["--days", "--since", "today", "--until", "yesterday"], ["--events", "--user", " "], ["--days", "--format", "json"],
+        ["--events", "--since", "soon"], ["--days", "--month", "2026-11", "--through", "today"],
+        ["--days", "--since", "today", "--through", "yesterday"], ["--events", "--user", " "], ["--days", "--format", "json"],
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_written_wrongly_ends_with_2(recorded, noon, arguments):
-    """What cannot be meant ends with exit code 2, a message, and nothing on standard output."""
-    result = recorded("export", *arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr
+def test_invalid_options_end_with_2(recorded, noon, arguments):
+    """Invalid options end with exit code 2, a message, and nothing on standard output."""
+    recorded.usage_error("export", *arguments)
 
 
 @pytest.mark.parametrize(("heading", "kind"), [("--events", EVENTS), ("--days", DAYS)])
@@ -374,7 +371,7 @@ def test_the_page_has_every_type():
 
 
 def test_the_page_has_every_option(run):
-    """Nobody has to look for an option elsewhere."""
+    """The page lists every option."""
     options = set(re.findall(r"--[a-z]+", run.ok("export", "--help"))) - {"--help", "--config"}
     told = set(re.findall(r"--[a-z]+", PAGE.split("| option |")[1].split("\n\n")[0]))
     assert told == options
@@ -384,7 +381,24 @@ def test_a_time_is_utc(run, config_path, books):
     """Days are those of the configured zone, times are UTC."""
     config_path.write_text(config_path.read_text().replace("./data", "./data\n  timezone: Asia/Tokyo", 1))
     books.add(started_at=NOON + 4 * 60 * MINUTE)
-    (event,) = run.jsonl("export", "--events", "--since", "2026-11-24", "--until", "2026-11-24")
+    (event,) = run.jsonl("export", "--events", "--since", "2026-11-24", "--through", "2026-11-24")
     assert datetime.fromisoformat(event["started_at"]).utcoffset() == timedelta(0)
     (day,) = run.jsonl("export", "--days")
     assert day["day"] == "2026-11-24"
+
+
+@pytest.mark.parametrize("arguments", [["--events"], ["--days", "--format", "csv"], ["--user", "ann"]])
+def test_a_dash_is_standard_output(recorded, tmp_path, monkeypatch, arguments):
+    """`--to -` prints what no `--to` prints, and makes no file of that name."""
+    monkeypatch.chdir(tmp_path)
+    printed, dashed = recorded("export", *arguments), recorded("export", *arguments, "--to", "-")
+    assert (printed.exit_code, dashed.exit_code) == (0, 0), dashed.output
+    assert dashed.stdout == printed.stdout != ""
+    assert names_in(tmp_path) == set()
+
+
+def test_a_file_called_dash_can_be_named(recorded, tmp_path, monkeypatch):
+    """`./-` is a file, as for other programs."""
+    monkeypatch.chdir(tmp_path)
+    recorded.ok("export", "--days", "--to", "./-")
+    assert names_in(tmp_path) == {"-"}

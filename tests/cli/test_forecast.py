@@ -64,13 +64,13 @@ def test_the_spend_at_the_end_of_the_month(recorded, noon):
     ids=str,
 )  # fmt: skip
 def test_groups_names_and_windows_are_chosen(recorded, noon, options, expected):
-    """The dearest groups first; what has no name in a dimension is no group."""
+    """Groups are in order of cost; requests without a name in the dimension are not a group."""
     found = recorded.json("forecast", *options)["forecasts"]
     assert [(row["who"], row["expected"]) for row in found] == expected
 
 
 def test_a_limit_says_when_it_runs_out(recorded, noon):
-    """What it counts, no more: of bo's two models one; of 31 dollars less than one is left at the end, so it lasts."""
+    """Only requests that the limit counts: of bo's two models one. Of 31 USD 1 is left at the end, so it lasts."""
     found = recorded.json("forecast", "--limit", "gpt-month")["forecasts"]
     assert [(row["who"], row["spent"], row["expected"], row["allowed"], row["runs_out"]) for row in found] == [
         ({"user": "ann"}, "22.50", "30.00", "31.00", None),
@@ -114,7 +114,7 @@ def test_people_get_a_table(recorded, noon):
     assert ["user", "bo", "45.00", "60.00", "60.00–60.00"] in words
 
 
-def test_looking_back_prints_the_error_beside_as_yesterday(recorded, noon):
+def test_a_backtest_prints_the_error_and_that_of_as_yesterday(recorded, noon):
     """Every day alike: neither is off, and the end of each month was within the range."""
     found = recorded.json("forecast", "--by", "user", "--backtest")
     daily, window = found["backtest"]
@@ -123,7 +123,7 @@ def test_looking_back_prints_the_error_beside_as_yesterday(recorded, noon):
     assert "as yesterday" in recorded.ok("forecast", "--backtest")
 
 
-def test_a_short_history_says_what_it_lacks(run, books):
+def test_a_short_history_names_the_missing_parts(run, books):
     """Five days: a forecast without a range, and why; too little to look back on."""
     for day in range(5, 0, -1):
         books.add(user="ann", cost=USD, started_at=NOON - day * DAY)
@@ -133,7 +133,7 @@ def test_a_short_history_says_what_it_lacks(run, books):
         "5 days are too few to tell weekdays apart (it takes 21)", "no range",
     ]  # fmt: skip
     assert "no range" in run.ok("forecast")
-    assert "too little history" in run.ok("forecast", "--backtest")
+    assert "history is too short for a backtest" in run.ok("forecast", "--backtest")
 
 
 def test_nothing_recorded_is_forecast_as_nothing(run, books):
@@ -152,25 +152,25 @@ def test_nothing_recorded_is_forecast_as_nothing(run, books):
         (["--limit", "tagged"], 1, "The limit tagged cannot be forecast."),
         (["--limit", "company"], 1, "The limit company cannot be forecast."),
         (["--limit", "daily", "--model", "gpt"], 1, "counts per user, so model chooses none"),
-        (["--limit", "daily", "--by", "user"], 2, "leave out --by and --window"),
-        (["--limit", "daily", "--window", "week"], 2, "leave out --by and --window"),
-        (["--by", "colour"], 2, "write one or more of"),
-        (["--by", "day"], 2, "write one or more of"),
-        (["--by", ""], 2, "write one or more of"),
+        (["--limit", "daily", "--by", "user"], 2, "omit --by and --window"),
+        (["--limit", "daily", "--window", "week"], 2, "omit --by and --window"),
+        (["--by", "colour"], 2, "--by: expected one or more of"),
+        (["--by", "day"], 2, "--by: expected one or more of"),
+        (["--by", ""], 2, "--by: expected one or more of"),
         (["--window", "hour"], 2, "hour"),
         (["--top", "0"], 2, "0"),
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_forecast_is_said(recorded, noon, options, code, told):
-    """With what to do instead, and nothing on standard output."""
+def test_an_invalid_forecast_is_an_error(recorded, noon, options, code, told):
+    """The message has the remedy, and standard output is empty."""
     result = recorded("forecast", *options)
     assert (result.exit_code, result.stdout) == (code, "")
     assert told in result.stderr
 
 
 def test_persons_with_pseudonyms_are_found_by_their_names(run, books, config_path):
-    """`--user` takes the real name; what is shown is the pseudonym."""
+    """`--user` takes the real name; the output has the pseudonym."""
     config_path.write_text(
         config_path.read_text().replace("data_dir: ./data", "data_dir: ./data\n  privacy: {user: pseudonym}")
     )

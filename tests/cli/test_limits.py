@@ -15,7 +15,7 @@ def accounts(document, name):
 
 
 def test_every_account_of_every_limit_is_shown(run, books):
-    """Each account that something counted on has a row: what the limit allows, what is spent, reserved and left."""
+    """Each account with spend has a row: the amount of the limit, spent, reserved and left."""
     books.add(user="ann", team="research", cost=10_000_000)
     books.add(user="ann", cost=1)
     books.reserve(user="ann", team="research", cost=2_000_000_000)
@@ -57,14 +57,14 @@ def test_overrides_set_the_amount_of_an_account(run, books, user, limit, remaini
 
 
 def test_nothing_left_is_never_negative(run, books):
-    """Somebody who is past a limit has 0 left, and the excess is seen in what is spent."""
+    """A user past a limit has 0 left, and the excess is part of the spend."""
     books.add(user="ann", cost=6_000_000_000)
     (daily,) = accounts(run.json("limits"), "daily").values()
     assert (daily["spent"], daily["remaining"]) == ("6.00", "0.00")
 
 
 def test_dry_runs_and_warnings_are_marked(run, books):
-    """A dry run and a limit that only warns are shown as what they are."""
+    """A dry run and a limit that only warns are marked."""
     books.add(user="zoe", cost=30_000_000)
     document = run.json("limits")
     (tighter,) = accounts(document, "tighter").values()
@@ -77,7 +77,7 @@ def test_dry_runs_and_warnings_are_marked(run, books):
 
 
 def test_only_windows_that_are_open_now_are_shown(run, books):
-    """What was spent yesterday is not on today's account, and is still on this month's."""
+    """Yesterday's spend is not on today's account, and is still on this month's."""
     books.add(user="ann", team="research", cost=10_000_000, started_at=NOON - DAY)
     document = run.json("limits")
     assert accounts(document, "daily") == {}
@@ -97,8 +97,8 @@ def test_a_user_sees_the_accounts_that_count_them(run, books):
     ]
 
 
-def test_a_user_who_has_spent_nothing_yet_has_accounts_too(run, books):
-    """--user shows what somebody may still spend who has not spent anything, with the override that will count."""
+def test_a_user_without_spend_has_accounts_too(run, books):
+    """--user also shows the accounts of a user without spend, with the override that applies."""
     daily = accounts(run.json("limits", "--user", "dana"), "daily")[("user", "dana"),]
     assert (daily["limit"], daily["spent"], daily["reserved"], daily["remaining"]) == ("25.00", "0.00", "0.00", "25.00")
     assert accounts(run.json("limits", "--user", "ann"), "warned") == {}
@@ -117,12 +117,12 @@ def test_a_global_limit_on_some_users_is_not_shown_to_others(run, config_path, b
 
 
 def test_without_any_event_only_shared_accounts_are_shown(run, books):
-    """Before the first event, the one account that everybody has is there, with nothing spent."""
+    """Before the first event, the account that all requests share exists, with no spend."""
     assert [(row["name"], row["spent"]) for row in run.json("limits")["limits"]] == [("company", 0)]
 
 
 def test_a_table_shows_limits_for_people(run, books):
-    """The table has a line for each account: who, the unit, the amounts and when the window ends."""
+    """The table has a line for each account: subject, unit, amounts and the end of the window."""
     books.add(user="ann", team="research", cost=10_000_000)
     books.add(user="bo", cost=10_000_000)
     lines = [" ".join(line.split()) for line in run.ok("limits").splitlines()]
@@ -151,8 +151,8 @@ def test_limits_of_one_request_have_no_accounts(run, config_path, books):
     assert accounts(run.json("limits"), "single") == {}
 
 
-def test_a_changed_amount_counts_at_once_and_keeps_what_was_spent(run, config_path, books):
-    """Whoever raises an amount in the YAML sees it at the next look, with what was spent before."""
+def test_a_changed_amount_counts_at_once_and_keeps_the_spend(run, config_path, books):
+    """A higher amount in the YAML takes effect at the next look, with the previous spend."""
     books.add(user="ann", cost=10_000_000)
     config_path.write_text(config_path.read_text().replace("max_cost: 5\n", "max_cost: 7.5\n"))
     (daily,) = accounts(run.json("limits"), "daily").values()
@@ -170,13 +170,13 @@ def test_a_model_name_of_a_client_cannot_break_the_list(run, config_path, books)
 
 
 def add_limits(config_path, books, *limits):
-    """Put limits behind the others, as somebody would who edits the YAML."""
+    """Append limits to the YAML, as an operator would."""
     config_path.write_text(config_path.read_text() + "".join(f"    - {{{limit}}}\n" for limit in limits))
     books.limits = load_config(config_path).limit_set()
 
 
 def test_a_rolling_window_is_one_row_with_the_sum_of_its_buckets(run, config_path, books):
-    """What was spent in the last five hours is one sum for each subject; what is older is not in it."""
+    """The spend of the last five hours is one sum for each subject, without older spend."""
     add_limits(config_path, books, "name: burst, per: user, window: {rolling: 5h}, max_cost: 5")
     for ago in (0, HOUR, 5 * HOUR, 6 * HOUR):
         books.add(user="ann", cost=10_000_000, started_at=NOON - ago)
@@ -193,7 +193,7 @@ def test_a_rolling_window_is_one_row_with_the_sum_of_its_buckets(run, config_pat
 
 
 def test_sessions_and_parallel_requests_never_reset(run, config_path, books):
-    """What no date resets is shown as an account without an end."""
+    """A window without a reset date is shown as an account without an end."""
     add_limits(
         config_path,
         books,

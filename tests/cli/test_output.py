@@ -46,7 +46,7 @@ def test_words_and_numbers_are_whole_at_any_width(monkeypatch, width):
     assert "".join(text.split()).count("m" * 20) >= 1
 
 
-def test_long_texts_stand_above_the_numbers_of_their_row(monkeypatch):
+def test_long_texts_are_above_the_numbers_of_their_row(monkeypatch):
     """Where a row is too wide, its texts have a line of their own, and the numbers stay one below another."""
     rows = [["ann@research.example", "gpt", "7", "1,234.5", "never", "dry run"], ROWS[0]]
     assert printed(monkeypatch, 56, rows, TOTAL).splitlines() == [
@@ -67,7 +67,7 @@ def test_long_texts_stand_above_the_numbers_of_their_row(monkeypatch):
     ]
 
 
-def test_what_is_too_narrow_for_a_table_is_listed(monkeypatch):
+def test_a_narrow_terminal_gets_paragraphs(monkeypatch):
     """Each row is then a paragraph, a line for each heading that has something to say."""
     columns = [column for column in COLUMNS if column.heading != "cost USD"]
     rows = [[*ROWS[0][:3], ROWS[0][4], "dry run"]]
@@ -111,7 +111,7 @@ def test_a_column_that_says_nothing_is_left_out(monkeypatch):
 
 
 def test_a_column_of_blanks_is_no_crash(monkeypatch):
-    """What somebody else chose may be a blank, where there is no heading either."""
+    """A value from outside may be a space, in a column without a heading."""
     screen = io.StringIO()
     monkeypatch.setattr(output, "console", lambda: Console(width=80, file=screen))
     table("Usage", [Column("user"), Column("")], [["eva", " "]])
@@ -131,7 +131,7 @@ def commands(group, path=()):
 
 
 @pytest.mark.parametrize(("path", "command"), [pytest.param(*one, id=" ".join(one[0])) for one in commands(main)])
-def test_every_command_and_option_says_what_it_is_for(path, command):
+def test_every_command_and_option_has_a_help_text(path, command):
     """Help has a sentence for each command, uncut, and words for each of its options."""
     assert command.help.endswith(".")
     for parameter in command.params:

@@ -37,7 +37,7 @@ def recorded(shared):
 
 
 def test_patterns_have_everything_for_programs(recorded, noon):
-    """The numbers, what they cost, who it is, and how sure it is; prices come from the proxy's YAML."""
+    """The numbers, their cost, the users and the confidence; prices come from the proxy's YAML."""
     document = recorded.json("patterns")
     assert {name: document[name] for name in document if name != "patterns"} == {
         "first_day": "2026-10-25", "last_day": "2026-11-23", "users_looked_at": 5, "users_in_all": 5,
@@ -55,12 +55,12 @@ def test_patterns_have_everything_for_programs(recorded, noon):
 
 
 def test_patterns_are_a_table_for_people(recorded, noon):
-    """Each with its sentence; below stands what was looked at."""
+    """Each pattern has its sentence, and a line below the table gives the number of examined users."""
     text = recorded.ok("patterns", "--users", "4")
     assert "Patterns from 2026-10-25 to 2026-11-23 (UTC)" in text
     assert "sudden change" in text
     assert "eva, ann, bo and 1 more" in text
-    assert "4 of 5 users were looked at one by one; none of the others spent more than 56.00 USD in 28 days." in text
+    assert "4 of 5 users were examined individually; none of the others spent more than 56.00 USD in 28 days." in text
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_patterns_are_a_table_for_people(recorded, noon):
         (["--type", "peak_hours"], []),
         (["--users", "0"], ["cheaper_model"]),
         (["--month", "2026-10"], ["cheaper_model"]),
-        (["--since", "7d", "--until", "yesterday"], ["sudden_change", "cheaper_model"]),
-        (["--since", "2030-01-01", "--until", "2030-01-02"], []),
+        (["--since", "7d", "--through", "yesterday"], ["sudden_change", "cheaper_model"]),
+        (["--since", "2030-01-01", "--through", "2030-01-02"], []),
     ],
 )
 def test_patterns_of_some_types_and_days(recorded, noon, options, types):
@@ -86,12 +86,12 @@ def test_patterns_as_csv(recorded, noon):
     assert (change["affected_users"], change["cost_impact"]) == ('["eva"]', "18.00")
 
 
-def test_no_patterns_are_told_so(run, books):
-    """A folder in which nothing stands out says so, and ends with 0."""
+def test_no_patterns_is_a_valid_result(run, books):
+    """A folder without notable patterns ends with 0 and a note."""
     books.add(user="ann")
     text = run.ok("patterns")
     assert "none" in text
-    assert "1 of 1 users were looked at" in text
+    assert "1 of 1 users were examined" in text
 
 
 def test_an_unknown_type_is_a_mistyped_command(run, books):

@@ -73,7 +73,7 @@ def test_check_names_the_plugins_that_are_loaded(run):
 
 @pytest.mark.parametrize("command", ["check", "plugins"])
 def test_a_plugin_that_does_not_fit_is_found_without_starting(run, command):
-    """What would stop the proxy ends both commands with 1, the plugin's name and the remedy."""
+    """A plugin that would stop the proxy ends both commands with 1, its name and the remedy."""
     result = run(command, source=MINE.replace("(event)", "(evt)"))
     assert result.exit_code == 1
     assert "usage_event_recorded of the plugin mine" in result.output

@@ -23,7 +23,7 @@ def now():
 @pytest.mark.parametrize("command", READERS)
 @pytest.mark.parametrize("output", FORMATS)
 def test_every_command_prints_every_format(shared, noon, command, output):
-    """Each command ends with 0 in each format, and what it prints for programs is what it says it is."""
+    """Each command ends with 0 in each format, and its output is valid in that format."""
     books, run = shared
     if not run.json("events")["events"]:
         books.add(user="ann")
@@ -55,7 +55,7 @@ def test_the_configuration_may_be_named_before_or_after_the_command(run, config_
 
 @pytest.mark.parametrize("command", [[name] for name in READERS] + [["explain", "0123ABCD"]], ids=str)
 def test_before_anything_is_recorded_every_command_says_so(run, config_path, command):
-    """Without a data folder a command ends with 1, says where it looked and what to do, and makes nothing."""
+    """Without a data folder a command ends with 1, names the folder and the remedy, and creates no files."""
     result = run(*command)
     assert result.exit_code == 1
     assert f"Nothing has been recorded in {config_path.parent / 'data'} yet." in result.stderr
@@ -102,7 +102,7 @@ def test_a_command_that_is_written_wrongly_ends_with_2(run, arguments):
 
 
 def test_a_broken_configuration_ends_with_1_in_every_command(run, config_path):
-    """A mistake in the YAML is told by every command, on stderr."""
+    """Every command reports a mistake in the YAML on stderr."""
     config_path.write_text("usage_plugin: {timezone: Mars}\n", encoding="utf-8")
     for command in READERS:
         result = run(command)
@@ -112,7 +112,7 @@ def test_a_broken_configuration_ends_with_1_in_every_command(run, config_path):
 
 @pytest.mark.parametrize("name", ["ledger.db", "usage.db"])
 def test_a_damaged_file_ends_with_1(run, books, config_path, name):
-    """A file that is no database is a message that names it, not a trace."""
+    """A file that is not a database causes a message with its name, not a traceback."""
     books.add()
     books.flush()
     books.ledger.close()
@@ -145,7 +145,7 @@ def test_the_program_says_its_version(execute):
 
 
 def test_the_program_reports(execute, books):
-    """The installed program reads what was recorded, whether the store has it or not."""
+    """The installed program reads all records, in the store and in the outbox."""
     books.add(user="ann", started_at=now(), cost=10_000_000)
     done = execute("report", "--format", "json")
     assert (done.returncode, done.stderr) == (0, "")
@@ -164,7 +164,7 @@ def test_the_program_ends_with_the_documented_codes(execute, arguments, code):
 
 
 def test_a_pipe_that_closes_early_causes_no_trace(execute, books, config_path):
-    """Who reads only the first line of much output gets that line, and no complaint on stderr."""
+    """A reader of the first line of a long output gets that line, and stderr is empty."""
     for number in range(600):
         books.add(user=f"user-{number:04d}", started_at=now())
     for command in (
@@ -183,8 +183,8 @@ def test_a_pipe_that_closes_early_causes_no_trace(execute, books, config_path):
 
 
 @pytest.mark.parametrize("output", FORMATS)
-def test_a_pipe_that_nobody_reads_causes_no_trace(execute, books, output):
-    """Even if the reader is gone before the first byte, nothing is complained about."""
+def test_a_closed_pipe_causes_no_traceback(execute, books, output):
+    """Even if the pipe is closed before the first byte, stderr is empty."""
     books.add(started_at=now())
     reading, writing = os.pipe()
     os.close(reading)
@@ -196,7 +196,7 @@ def test_a_pipe_that_nobody_reads_causes_no_trace(execute, books, output):
 
 
 def test_output_is_utf_8_free_of_colour_and_never_cut_in_a_pipe(execute, books):
-    """A pipe gets names whole and plain, however long and in whatever alphabet."""
+    """In a pipe names are complete and without markup, at any length and in any script."""
     name = "用户-" + "x" * 120
     books.add(user=name, started_at=now())
     text = execute(
@@ -207,7 +207,7 @@ def test_output_is_utf_8_free_of_colour_and_never_cut_in_a_pipe(execute, books):
 
 
 def test_names_can_be_printed_where_the_locale_is_ascii(execute, books):
-    """Where the terminal knows ASCII only, a name with other letters is printed somehow, and is no error."""
+    """In an ASCII locale, a name with other letters is escaped, and causes no error."""
     books.add(user="用户 ü", started_at=now())
     for output in ("table", "csv"):
         environment = {**execute.environment, "PYTHONIOENCODING": "ascii"}
@@ -222,7 +222,7 @@ def test_following_shows_new_events_until_interrupted(execute, books, config_pat
     process = subprocess.Popen(
         [execute.program, "--config", config_path, "events", "--follow", "--format", "jsonl"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # What runs in the background of a script ignores Ctrl-C, and so would its children.
+        # Background processes of a script ignore Ctrl-C, and so would their children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     )  # fmt: skip
     try:
@@ -240,7 +240,7 @@ def test_following_shows_new_events_until_interrupted(execute, books, config_pat
     assert "Traceback" not in complaint
 
 
-def test_commands_work_beside_a_writer(run, books, monkeypatch):
+def test_commands_work_during_a_write(run, books, monkeypatch):
     """A command takes no write lock: it does not wait for a worker that is writing, nor does the worker notice it."""
     monkeypatch.setattr("usage_plugin.ledgers.sqlite.file._START_TIMEOUT", 0.2)
     books.add()

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from usage_plugin.cli.spans import read_span
+from usage_plugin.cli.date_ranges import TypedDates
 from usage_plugin.domain.money import format_usd, parse_usd
 from usage_plugin.testing.builders import NOON
 
@@ -62,7 +62,7 @@ def test_names_are_spelled_as_they_are_kept(run, seeded, config_path):
 
 @pytest.mark.parametrize("where", ["in the outbox", "in the store", "half of each"])
 def test_a_report_has_a_row_for_each_user_and_a_total(run, seeded, where):
-    """A report sums the last 30 days by user, the dearest first, and sees everything settled, outbox included."""
+    """A report sums the last 30 days by user, in order of cost, and includes all settled requests, outbox included."""
     if where == "half of each":
         seeded.flush()
     seeded.add(user="zoe", cost=5_000_000)
@@ -109,7 +109,7 @@ def test_a_report_has_a_row_for_each_user_and_a_total(run, seeded, where):
     ],
 )  # fmt: skip
 def test_reports_are_grouped_as_asked(recorded, noon, by, groups):
-    """--by groups by one or several dimensions; what has no name is a group too, and the total stays the same."""
+    """--by groups by one or several dimensions; a missing name is a group too, and the total stays the same."""
     report = recorded.json("report", "--by", by)
     names = [name.strip() for name in by.split(",")]
     found = rows_of(report, *names)
@@ -133,21 +133,21 @@ def test_reports_by_day_are_in_order_of_time(recorded, noon):
         (["--since", "today"], {"ann", "bo", "zoe"}),
         (["--since", "2d"], {"ann", "bo", "zoe"}),
         (["--since", "4d"], {"ann", "bo", "zoe", "eva"}),
-        (["--since", "yesterday", "--until", "yesterday"], {"bo"}),
-        (["--since", "2026-11-20", "--until", "2026-11-20"], {"eva"}),
-        (["--since", "2026-11-20", "--until", "2026-11-22"], {"eva", "bo"}),
-        (["--since", "2026-11-21", "--until", "yesterday"], {"bo"}),
-        (["--until", "2026-11-20"], {"eva"}),
+        (["--since", "yesterday", "--through", "yesterday"], {"bo"}),
+        (["--since", "2026-11-20", "--through", "2026-11-20"], {"eva"}),
+        (["--since", "2026-11-20", "--through", "2026-11-22"], {"eva", "bo"}),
+        (["--since", "2026-11-21", "--through", "yesterday"], {"bo"}),
+        (["--through", "2026-11-20"], {"eva"}),
         (["--month", "2026-11"], {"ann", "bo", "zoe", "eva"}),
         (["--month", "2026-10"], {"eva"}),
         (["--month", "2026-12"], set()),
         (["--since", "60d"], {"ann", "bo", "zoe", "eva"}),
-        (["--since", "2026-11-24", "--until", "2026-12-31"], set()),
+        (["--since", "2026-11-24", "--through", "2026-12-31"], set()),
     ],
     ids=lambda value: " ".join(sorted(value) if isinstance(value, set) else value),
 )
 def test_spans_are_whole_days_with_both_ends(recorded, noon, span, users):
-    """--since and --until are days that both count, 7d includes today, and --month is a whole month."""
+    """--since and --through are days that both count, 7d includes today, and --month is a whole month."""
     assert {row["user"] for row in recorded.json("report", *span)["rows"]} == users
 
 
@@ -173,8 +173,8 @@ def test_filters_take_exact_names(recorded, noon, chosen, requests):
 
 
 @pytest.mark.parametrize("waiting", [False, True])
-def test_the_dearest_groups_and_the_others_make_the_total(run, seeded, waiting):
-    """--top has the first rows of the whole report, and what is left in one sum; rows alone for CSV and JSON lines."""
+def test_the_top_groups_and_the_others_make_the_total(run, seeded, waiting):
+    """--top has the first rows of the whole report, and the sum of the others; CSV and JSON lines have rows alone."""
     if not waiting:
         seeded.flush()
     for by in ("user", "user,model", "model,day"):
@@ -192,13 +192,13 @@ def test_the_dearest_groups_and_the_others_make_the_total(run, seeded, waiting):
             assert run.jsonl("report", "--by", by, "--since", "60d", "--top", str(most)) == report["rows"]
 
 
-def test_the_dearest_days_are_in_order_of_cost(recorded, noon):
-    """Whoever asks for the dearest days gets the dearest first."""
+def test_the_top_days_are_in_order_of_cost(recorded, noon):
+    """--top with days returns the most expensive days, in order of cost."""
     assert rows_of(recorded.json("report", "--by", "day", "--top", "2"), "day") == [("2026-11-22",), ("2026-11-23",)]
 
 
 def test_at_a_terminal_a_report_has_an_end(run, books, monkeypatch):
-    """Somebody at a terminal sees the dearest 50, the others in a row, and how to see all; a pipe has everything."""
+    """A terminal shows the top 50 by cost, the others in one row, and the option for all; a pipe has all rows."""
     for number in range(53):
         books.add(user=f"user {number:02}", cost=number, started_at=NOON - number * DAY)
     books.flush()
@@ -210,7 +210,7 @@ def test_at_a_terminal_a_report_has_an_end(run, books, monkeypatch):
         ["user", f"{n:02}"] for n in range(52, 2, -1)
     ]
     assert ["others", "(3)", "3", "0", "30", "15", "0.000000003"] in [line.split() for line in lines]
-    assert lines[-1] == "The dearest 50 of 53 are shown; --top 53 shows all."
+    assert lines[-1] == "Showing the top 50 of 53 by cost; --top 53 shows all."
     everything = run.ok("report", *span, "--top", "53")
     assert "user 00" in everything
     assert "others" not in everything
@@ -233,7 +233,7 @@ def test_days_begin_in_the_configured_zone(run, config_path, books):
     )
     books.add(started_at=NOON + 3 * HOUR - 1)
     books.add(started_at=NOON + 3 * HOUR)
-    assert rows_of(run.json("report", "--by", "day", "--until", "2026-11-30"), "day", "requests") == [
+    assert rows_of(run.json("report", "--by", "day", "--through", "2026-11-30"), "day", "requests") == [
         ("2026-11-23", 1),
         ("2026-11-24", 1),
     ]
@@ -265,7 +265,7 @@ def test_a_table_shows_groups_numbers_and_a_total(run, seeded):
 @pytest.mark.parametrize("width", [80, 160])
 @pytest.mark.parametrize("by", ["user", "user,model", "team,user,model,provider"])
 def test_a_report_fits_the_terminal(run, books, monkeypatch, width, by):
-    """On 80 columns and on 160 no line is too long, and every number is whole, whatever the names are."""
+    """On 80 columns and on 160 no line is too long, and every number is whole, with names of any length."""
     names = ("ann.berger@research.example", "松本さくら@研究.example", "svc-nightly-batch-summariser-eu-west-1")
     for number, name in enumerate(names):
         books.add(user=name, team="plattform-ünïts", cost=10**15 + number, input_tokens=10**9 - number,
@@ -314,24 +314,21 @@ def test_a_report_of_nothing_is_empty(run, books):
     [
         ["--by", "colour"], ["--by", ""], ["--by", ","], ["--by", "user,user"], ["--by", "tag"],
         ["--since", "soon"], ["--since", "0d"], ["--since", "-1d"], ["--since", "2026-02-30"], ["--since", "7"],
-        ["--until", "7d"], ["--until", "2026-13-01"], ["--month", "2026"], ["--month", "2026-13"], ["--month", "11-2026"],
-        ["--month", "2026-11", "--since", "7d"], ["--month", "2026-11", "--until", "today"],
-        ["--since", "today", "--until", "yesterday"], ["--since", "2026-11-24"],
+        ["--through", "7d"], ["--through", "2026-13-01"], ["--month", "2026"], ["--month", "2026-13"], ["--month", "11-2026"],
+        ["--month", "2026-11", "--since", "7d"], ["--month", "2026-11", "--through", "today"],
+        ["--since", "today", "--through", "yesterday"], ["--since", "2026-11-24"],
         ["--format", "xml"], ["--colour"], ["extra"], ["--top", "0"], ["--top", "all"],
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_written_wrongly_ends_with_2(recorded, noon, options):
-    """An option that cannot be understood ends with exit code 2 and a message about it, never with a trace."""
-    result = recorded("report", *options)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == ""
-    assert result.stderr
+def test_invalid_options_end_with_2(recorded, noon, options):
+    """Invalid options end with exit code 2, a message, and nothing on standard output."""
+    recorded.usage_error("report", *options)
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo"])
 @pytest.mark.parametrize(
-    "span", [["--since", "0001-01-01"], ["--until", "9999-12-31"], ["--month", "9999-12"]], ids=str
+    "span", [["--since", "0001-01-01"], ["--through", "9999-12-31"], ["--month", "9999-12"]], ids=str
 )
 def test_the_ends_of_the_calendar_are_no_fault_of_the_store(run, config_path, books, zone, span):
     """The first and the last day that can be written are reported on or refused as an option; nothing is called broken."""
@@ -345,7 +342,7 @@ TODAY = date(2026, 11, 23)
 
 
 @pytest.mark.parametrize(
-    ("since", "until", "month", "first", "last"),
+    ("since", "through", "month", "first", "last"),
     [
         (None, None, None, TODAY - timedelta(29), TODAY),
         ("7d", None, None, TODAY - timedelta(6), TODAY),
@@ -357,12 +354,26 @@ TODAY = date(2026, 11, 23)
         (None, None, "2026-04", date(2026, 4, 1), date(2026, 4, 30)),
     ],
 )
-def test_spans_are_read_as_people_mean_them(since, until, month, first, last):
+def test_spans_are_read_as_people_mean_them(since, through, month, first, last):
     """Days and months are read as people write them; without any, the last 30 days."""
-    assert read_span(TODAY, since, until, month) == (first, last)
+    assert TypedDates(since, through, month).read(TODAY) == (first, last)
+
+
+@pytest.mark.parametrize("command", [["report"], ["patterns"], ["export", "--days"]], ids=str)
+def test_until_is_the_deprecated_name_of_through(run, books, command):
+    """--until still works with a warning on stderr, --help does not list it, and both names together are an error."""
+    books.add()
+    former, current = (run(*command, name, "2026-11-30") for name in ("--until", "--through"))
+    assert (former.exit_code, former.stdout) == (0, current.stdout)
+    assert "--until is deprecated: use --through" in former.stderr
+    assert current.stderr == ""
+    assert "--until" not in run.ok(command[0], "--help")
+    both = run(*command, "--until", "today", "--through", "today")
+    assert both.exit_code == 2
+    assert "--until is the former name of --through" in both.stderr
 
 
 def test_an_impossible_span_is_a_bad_parameter():
     """A span that ends before it begins is refused."""
     with pytest.raises(click.BadParameter):
-        read_span(TODAY, "today", "yesterday", None)
+        TypedDates("today", "yesterday").read(TODAY)

@@ -50,15 +50,15 @@ def test_the_database_is_restored_from_the_files_alone(run, filled, config_path)
 
 
 def test_the_old_database_is_kept(run, filled, config_path):
-    """What was there, damaged or not, is moved aside and named."""
+    """The old database, damaged or not, is moved aside and named."""
     database = config_path.parent / "data" / "usage.db"
     database.write_bytes(b"not a database\n" * 1_000)
     told = run.ok("restore")
     (kept,) = config_path.parent.glob("data/usage.db.before-restore-*")
     assert kept.read_bytes().startswith(b"not a database")
     assert str(kept) in told
-    assert "100 events and sums are in the files, and the database was made anew of them." in told
-    assert "away" in told
+    assert "The files have 100 events and sums; the database was rebuilt from them." in told
+    assert "missing" in told
 
 
 def test_a_dry_run_changes_nothing(run, filled, config_path):
@@ -73,7 +73,7 @@ def test_a_dry_run_changes_nothing(run, filled, config_path):
 
 
 def test_nothing_is_restored_under_a_running_worker(run, filled, config_path):
-    """While a worker writes to the store, restore refuses, and says what to do."""
+    """While a worker writes to the store, restore fails with a message that has the remedy."""
     data = config_path.parent / "data"
     with (data / "hybrid.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -83,8 +83,8 @@ def test_nothing_is_restored_under_a_running_worker(run, filled, config_path):
     assert not list(data.glob("*before-restore*"))
 
 
-def test_files_that_hand_out_nothing_are_refused(tmp_path, noon):
-    """A part that cannot do what it must is named, with the remedy, and is no crash."""
+def test_files_that_cannot_list_their_records_are_rejected(tmp_path, noon):
+    """A part that lacks a required capability is named, with the remedy, and causes no crash."""
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG + "  storage: {backend: hybrid, options: {files: {backend: memory}}}\n")
     refused = Commands(path)("restore")
@@ -94,7 +94,7 @@ def test_files_that_hand_out_nothing_are_refused(tmp_path, noon):
     )
 
 
-def test_only_what_is_kept_twice_can_be_restored(tmp_path, noon):
+def test_only_a_hybrid_store_can_be_restored(tmp_path, noon):
     """With another backend the command says which one it is for."""
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)

@@ -1,4 +1,4 @@
-"""`usage-plugin simulate`: proposed limits over what was recorded."""
+"""`usage-plugin simulate`: recorded requests replayed against proposed limits."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def recorded(books):
     return books
 
 
-def test_it_says_who_would_have_been_refused_when_and_what_that_would_have_saved(run, recorded, propose):
-    """One document: in all, by limit, and by whom; what is assumed and what cannot be known is in it."""
+def test_the_document_has_the_refused_users_times_and_costs(run, recorded, propose):
+    """One document has the totals, the sums by limit and by subject, the assumptions and the gaps."""
     found = run.json(*propose(), "--since", "today")
     assert {name: found[name] for name in list(found)[:10]} == {
         "first": "2026-11-23",
@@ -66,29 +66,30 @@ def test_it_says_who_would_have_been_refused_when_and_what_that_would_have_saved
         "limit": "small", "effect": "refused", "subject": {"user": "ann"}, "user": "ann", "requests": 1, "cost": "0.01",
         "only_in_flight": 1, "first_at": "2026-11-23T12:00:00.000001+00:00", "reasons": {"busy": 1},
     }  # fmt: skip
-    assert found["notes"][0].startswith("Requests that were refused when they came left no event")
-    assert found["notes"][1].startswith("Events that do not tell what was held for them: 1.")
+    assert found["notes"][0].startswith("Requests that were refused at the time have no event")
+    assert found["notes"][1].startswith("Events without a recorded hold: 1. Their cost was used as the hold")
 
 
 def test_programs_get_the_rows(run, recorded, propose):
-    """CSV and JSON lines hold who the limits did something to."""
+    """CSV and JSON lines have a row for each affected subject."""
     who = run.json(*propose())["who"]
     assert run.jsonl(*propose()) == who
     assert [row["cost"] for row in run.csv(*propose())] == [row["cost"] for row in who]
 
 
 def test_people_get_two_tables_and_a_verdict(run, recorded, propose):
-    """What each limit did, who it did it to, and the sum in a sentence."""
+    """A table of limits, a table of affected subjects, and the total in a sentence."""
     shown = run.ok(*propose(), "--since", "today")
-    assert "What the limits would have done from 2026-11-23 to 2026-11-23 (UTC)" in shown
-    assert "Who\n" in shown
+    assert "Effect of the limits from 2026-11-23 to 2026-11-23 (UTC)" in shown
+    assert "Affected subjects\n" in shown
     assert (
-        "Refused: 1 of 4 requests, which cost 0.01 of 0.06 USD; 1 of them only because of what was in flight." in shown
+        "Refused: 1 of 4 requests, which cost 0.01 of 0.06 USD; 1 of them only because of other requests in flight."
+        in shown
     )
-    assert "the dearest 1 of 2" in run.ok(*propose(), "--since", "today", "--top", "1")
+    assert "Affected subjects, top 1 of 2 by cost" in run.ok(*propose(), "--since", "today", "--top", "1")
 
 
-def test_a_limit_that_refuses_nobody_is_shown_too(run, recorded, propose):
+def test_a_limit_without_refusals_is_shown_too(run, recorded, propose):
     """A row of nothing says that the limit was looked at."""
     found = run.json(*propose("limits: [{name: huge, per: user, window: day, max_cost: 1000}]"))
     assert [(row["limit"], row["effect"], row["requests"]) for row in found["limits"]] == [("huge", "refused", 0)]
@@ -104,8 +105,8 @@ def test_a_limit_that_refuses_nobody_is_shown_too(run, recorded, propose):
         ("quarter", ", count_from: now", 1),
     ],
 )
-def test_windows_hold_what_was_spent_before(run, recorded, propose, window, more, refused):
-    """A limit counts what its window held before the first day, as it does when it is new."""
+def test_windows_hold_earlier_spend(run, recorded, propose, window, more, refused):
+    """A limit counts the earlier spend of its open windows, as a new limit does."""
     text = f'limits: [{{name: one, per: user, match: {{user: ann}}, window: {window}, max_cost: "0.05"{more}}}]'
     found = run.json(*propose(text), "--since", "today")
     assert found["requests"] == 4
@@ -122,7 +123,7 @@ def test_requests_without_an_event_are_named(run, recorded, propose, books):
     asyncio.run(prune())
     found = run.json(*propose(), "--since", "today")
     assert (found["requests"], found["without_event"]) == (2, 2)
-    assert any("never had one: 2. They asked" in note for note in found["notes"])
+    assert any("never existed: 2. They are not replayed" in note for note in found["notes"])
 
 
 def test_waiting_is_replayed_as_configured(run, recorded, propose, config_path):
@@ -192,7 +193,7 @@ def test_persons_with_pseudonyms_are_matched_by_their_names(run, books, propose,
     assert [row["user"] for row in run.json(*propose(text))["who"]] == [kept]
 
 
-def test_who_cannot_be_told_apart_any_more_is_shown_as_others(run, recorded, propose, monkeypatch):
+def test_subjects_beyond_the_bound_are_shown_as_others(run, recorded, propose, monkeypatch):
     """The sums of a limit stay right, and the number of users says that there are more."""
     monkeypatch.setattr(simulation, "MOST_TALLIED", 0)
     text = 'limits: [{name: one, per: user, window: day, max_cost: "0.001"}]'

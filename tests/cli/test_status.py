@@ -19,7 +19,7 @@ DAY = 24 * 60 * MINUTE
 
 
 def test_status_of_an_idle_folder(run, books, config_path):
-    """Where nothing happens, status says so: no workers, nothing waiting, nothing reserved, nobody refused."""
+    """Without activity, status shows no workers, an empty outbox, no reservations and no refusals."""
     assert run.json("status") == {
         "data_dir": str(config_path.parent / "data"),
         "workers": [],
@@ -61,7 +61,7 @@ def test_a_problem_is_red_but_not_with_no_color(run, books, monkeypatch):
     assert max(map(len, lines)) <= 80
 
 
-def test_status_shows_what_waits(run, books):
+def test_status_shows_the_outbox(run, books):
     """Status shows how many events wait for the store and how many reservations are open, and the oldest of each."""
     books.add(started_at=NOON - 90 * SECOND)
     books.add(started_at=NOON - 5 * SECOND)
@@ -73,7 +73,7 @@ def test_status_shows_what_waits(run, books):
     assert status["outbox"] == {"events": 2, "bytes": size, "oldest_seconds": 90.0}
     assert status["reservations"] == {"open": 2, "oldest_seconds": 60.0}
     table = run.ok("status")
-    assert f"2 events wait for the store ({size} bytes), the oldest for 90 s" in table
+    assert f"2 events waiting for the store ({size} bytes), the oldest for 90 s" in table
     assert "2 open, the oldest for 60 s" in table
     books.flush()
     assert run.json("status")["outbox"] == {"events": 0, "bytes": 0, "oldest_seconds": None}
@@ -86,11 +86,11 @@ def test_status_lists_living_workers(run, books):
     assert run.json("status")["workers"] == [worker.name]
     worker.leave()
     assert run.json("status")["workers"] == []
-    assert "none: the proxy does not run" in run.ok("status")
+    assert "none: the proxy is not running" in run.ok("status")
 
 
-def test_status_counts_refusals_by_limit_and_names_who_is_blocked(run, refuse):
-    """Status counts the refusals of the last 15 minutes by limit and reason, and names who is blocked, the most first."""
+def test_status_counts_refusals_by_limit_and_names_blocked_subjects(run, refuse):
+    """Refusals of the last 15 minutes are counted by limit and reason; blocked subjects are listed by frequency."""
     refuse("daily", "ann", count=2)
     refuse("daily", "bo", count=3)
     refuse("team-month", "ann")
@@ -110,8 +110,8 @@ def test_status_counts_refusals_by_limit_and_names_who_is_blocked(run, refuse):
     }
 
 
-def test_who_only_has_to_wait_is_not_blocked(run, refuse):
-    """A refusal that a short wait lifts, or that nobody feels, is counted and blocks nobody."""
+def test_a_subject_that_only_has_to_wait_is_not_blocked(run, refuse):
+    """A refusal that a short wait resolves, or a dry run's, is counted and blocks no subject."""
     refuse("daily", "ann", reason="busy")
     refuse("tighter", "ann")
     status = run.json("status")
@@ -130,7 +130,7 @@ def test_old_refusals_are_not_shown(run, refuse):
 
 
 def test_the_screen_for_people_has_all_of_it(run, books, refuse):
-    """The screen shows the folder, workers, outbox, reservations, refusals and who is blocked."""
+    """The screen shows the folder, workers, outbox, reservations, refusals and blocked subjects."""
     assert "none in the last 15 minutes" in run.ok("status")
     refuse("daily", "[red]ann[/red]", count=2)
     text = " ".join(run.ok("status").split())
@@ -141,7 +141,7 @@ def test_the_screen_for_people_has_all_of_it(run, books, refuse):
         "reservations 0 open",
         "Refusals of the last 15 minutes",
         "daily spent 2",
-        "Who is blocked",
+        "Blocked subjects",
         "daily [red]ann[/red] 2",
     ):
         assert part in text
@@ -154,8 +154,8 @@ def test_rows_of_the_status_are_its_refusals(run, refuse):
     assert run.csv("status") == [{"limit": "daily", "reason": "spent", "count": "2"}]
 
 
-def test_status_shows_what_is_not_known_exactly(run, books):
-    """What was not known exactly in the last week is shown by kind, with what it is most on; older things are not."""
+def test_status_shows_anomalies(run, books):
+    """Anomalies of the last week are shown by kind, with the most frequent models; older ones are not."""
     books.operations.count_anomalies([
         Anomaly("estimated", "gpt", 3, 10_000_000, NOON - DAY, NOON - MINUTE),
         Anomaly("recovered", "", 1, 0, NOON - 30 * DAY, NOON - 8 * DAY),
@@ -168,7 +168,7 @@ def test_status_shows_what_is_not_known_exactly(run, books):
 
 
 def test_status_shows_adjustments_in_force(run, books):
-    """Whatever raise and pause have changed is on the screen for as long as it is in force."""
+    """Adjustments by raise and pause are on the screen while they are in force."""
     run.ok("raise", "daily", "--user", "ann", "--to", "50", "--for", "12h", "--reason", "a big day")
     (found,) = run.json("status")["adjustments"]
     assert (found["limit"], found["subject"], found["after"]) == ("daily", {"user": "ann"}, "50.00")
@@ -178,7 +178,7 @@ def test_status_shows_adjustments_in_force(run, books):
 
 
 def test_status_shows_problems_that_workers_tell_of(run, books):
-    """What a worker has noted as not working is shown, harmless to the terminal."""
+    """A problem that a worker noted is shown, with control characters escaped."""
     Problems(FakeClock()).tell(books.operations, "store", "disk \x1b[31mfull")
     books.operations.note("other", "nothing")
     (found,) = run.json("status")["problems"]
@@ -199,7 +199,7 @@ def test_status_shows_how_far_back_history_goes(run, books, config_path):
     config_path.write_text(text + "  retention: {events: 30d, daily: unlimited, max_size: 10GB}\n")
     shown = run.ok("status")
     assert "events since 2026-11-23" in shown
-    assert "kept: events 30 days, daily sums without end, at most 10,000,000,000 bytes" in shown
+    assert "kept: events 30 days, daily sums forever, at most 10,000,000,000 bytes" in shown
     note_secret(books.operations, books.pseudonyms, books.parts.secret_path, NOON)
     assert "secret" not in run.ok("status")
     books.parts.secret_path.unlink()

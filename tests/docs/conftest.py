@@ -1,4 +1,4 @@
-"""The proxy that `make run` starts, and a shell beside it."""
+"""The proxy of `make run`, and a shell for a page's commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def example_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    """What `make run` starts, in a folder of its own and on a free port."""
+    """Start the proxy of `make run` in its own folder, on a free port."""
     folder = tmp_path_factory.mktemp("example")
     shutil.copy(ROOT / "config.example.yaml", folder)
     port = free_port()
@@ -38,7 +38,7 @@ def example_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pa
 
 
 def shell(command: str, folder: Path, port: int, **environment: str) -> str:
-    """Run commands of a document as printed, but for the port and where the package is installed."""
+    """Run commands of a document as printed, except for the port and the folder of the installed package."""
     command = command.replace("localhost:4000", f"127.0.0.1:{port}").replace(".venv/bin", str(BIN))
     done = subprocess.run(
         ["bash", "-euc", command],

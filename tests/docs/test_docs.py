@@ -1,4 +1,4 @@
-"""Documents are tested: their YAML loads, their words are the code's, and what the README says to type works."""
+"""Documents are tested: their YAML loads, their words match the code, and the README's commands work."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from tests.docs.conftest import shell
 from tests.proxy.conftest import ROOT
+from tests.support import plain_http
 from usage_plugin import config as config_module
 from usage_plugin.cli.main import main
 from usage_plugin.config import LimitConfig, load_config
@@ -49,7 +49,7 @@ YAML_BLOCKS = [
 
 @pytest.mark.parametrize("block", YAML_BLOCKS)
 def test_every_yaml_in_the_documents_loads(block: str, tmp_path: Path) -> None:
-    """What is shown as configuration is configuration."""
+    """Every YAML block is a valid configuration."""
     path = tmp_path / "config.yaml"
     parsed = yaml.safe_load(block)
     if "usage_plugin" in parsed and not {"limits", "groups"} & set(parsed["usage_plugin"]):
@@ -67,7 +67,7 @@ def test_the_example_config_is_checked_by_the_command(monkeypatch: pytest.Monkey
 
 
 def test_every_key_is_documented() -> None:
-    """docs/configuration.md has a row for each key of each section, and no row for a key that is not."""
+    """docs/configuration.md has a row for each key of each section, and no other rows."""
     page = (ROOT / "docs" / "configuration.md").read_text()
     documented = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
     sections = [
@@ -92,7 +92,7 @@ def test_every_key_is_documented() -> None:
 
 
 def test_the_words_of_the_code_are_documented() -> None:
-    """Every dimension, window and unit stands in docs/configuration.md, every refusal in docs/refusals.md."""
+    """Every dimension, window and unit is in docs/configuration.md, every refusal in docs/refusals.md."""
     page = (ROOT / "docs" / "configuration.md").read_text()
     for word in (*DIMENSIONS, *WINDOW_KINDS):
         assert f"`{word}`" in page, word
@@ -104,7 +104,7 @@ def test_the_words_of_the_code_are_documented() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    """docs/commands.md has every command, the README some, and neither one that does not exist."""
+    """docs/commands.md has every command, the README some, and neither has one that does not exist."""
     in_readme, in_page = (
         set(re.findall(r"^\| `usage-plugin (\w+)", (ROOT / name).read_text(), re.MULTILINE))
         for name in ("README.md", "docs/commands.md")
@@ -113,7 +113,7 @@ def test_every_command_is_documented() -> None:
 
 
 def test_every_pattern_is_documented() -> None:
-    """docs/patterns.md has a row for each type of pattern, with the thresholds that the code has."""
+    """docs/patterns.md has a row for each type of pattern, with the thresholds of the code."""
     page = (ROOT / "docs" / "patterns.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(PATTERN_TYPES)
     assert f"the {MOST_USERS:,} who spent most in the last {LATELY_DAYS} days" in page
@@ -121,7 +121,7 @@ def test_every_pattern_is_documented() -> None:
 
 
 def test_every_hook_is_in_the_changelog() -> None:
-    """A hook that nobody is told of is no hook."""
+    """The changelog names every hook."""
     hooks = [name for name in vars(hookspecs) if name.startswith("usage_")]
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert hooks
@@ -129,15 +129,33 @@ def test_every_hook_is_in_the_changelog() -> None:
 
 
 def test_links_between_documents_lead_somewhere() -> None:
-    """A relative link names a file that is there."""
+    """A relative link names an existing file."""
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors of a page, as GitHub derives them from its headings, and the handwritten ones."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([\w-]+)">', text))
+
+
+def test_links_to_sections_lead_somewhere() -> None:
+    """The part of a link after # is a heading of the page, or a handwritten anchor."""
+    found = 0
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+            assert anchor in anchors_of(page.parent / target if target else page), f"{page.name}: {target}#{anchor}"
+            found += 1
+    assert found > 50
+
+
 @pytest.mark.proxy
 def test_what_the_readme_says_to_type_works(example_proxy: tuple[Path, int]) -> None:
-    """The first curl is answered and recorded, and after the loop a request is refused, as the README says."""
+    """The first curl is answered and recorded, and after the loop a request is refused, as in the README."""
     folder, port = example_proxy
     makes, *commands = blocks(ROOT / "README.md", "bash")
     assert set(re.findall(r"^make (\w+)", makes, re.MULTILINE)) == {"run", "test"}
@@ -175,12 +193,12 @@ MOCKED = {
 def test_the_mock_model_costs_the_same_on_every_route(
     example_proxy: tuple[Path, int], route: str, stream: bool
 ) -> None:
-    """A route other than the README's gives the same answer at the same cost, within the limit of a day."""
+    """A route other than the README's returns the same answer at the same cost, within the daily limit."""
     folder, port = example_proxy
     path, body = MOCKED[route]
     user = f"mock-{route}-{stream}"
     key = (folder / "data" / "master_key").read_text()
-    answer = httpx.post(
+    answer = plain_http.post(
         f"http://127.0.0.1:{port}{path}", json={"model": "mock-model", "stream": stream, **body}, timeout=60,
         headers={"Authorization": f"Bearer {key}", "x-litellm-end-user-id": user},
     )  # fmt: skip
@@ -196,7 +214,7 @@ def test_the_mock_model_costs_the_same_on_every_route(
 
 
 def test_make_run_and_the_tests_start_the_same_thing() -> None:
-    """`make run` calls the script that is tested here, with the example config on port 4000."""
+    """`make run` calls the tested script, with the example config on port 4000."""
     dry = subprocess.run(
         ["make", "--dry-run", "--old-file=.venv/.installed", "run"], cwd=ROOT, capture_output=True, text=True, check=True,
         env=os.environ,
@@ -205,7 +223,7 @@ def test_make_run_and_the_tests_start_the_same_thing() -> None:
 
 
 def test_nothing_names_a_machine() -> None:
-    """No tracked file names a path of somebody's machine or a package host."""
+    """No tracked file names a path of a personal machine."""
     tracked = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.split("\0")

@@ -1,4 +1,4 @@
-"""What docs/migrating.md says to type works."""
+"""The commands of docs/migrating.md work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "migrating.md"
 
 
 def test_what_the_page_says_to_type_works(tmp_path: Path) -> None:
-    """Each command ends with 0, in the order of the page, and prints what the page shows."""
+    """Each command ends with 0, in the order of the page, and prints the output on the page."""
     old = OldTracker(tmp_path / "old-data")
     old.database(DAYS, MONTHS).close()
     old.write("user_profiles.jsonl", json.dumps(profile_of("ann")))

@@ -1,4 +1,4 @@
-"""What docs/operating.md, docs/doctor.md and docs/privacy.md say to type works, against the proxy that `make run` starts."""
+"""The commands of docs/operating.md, docs/doctor.md and docs/privacy.md work with the proxy of `make run`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
 from tests.docs.conftest import shell
 from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
-from usage_plugin.cli.imperfections import KINDS
+from tests.support import plain_http
+from usage_plugin.cli.anomalies import KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,12 +25,12 @@ EVENT = "01a20d6f-2745-73f7-af30-b19af56710a2"
 
 @pytest.fixture(scope="module")
 def names(example_proxy: tuple[Path, int]) -> dict[str, str]:
-    """Let kim spend until the limit refuses; the ref and the event that stand for those in the documents."""
+    """Let kim spend up to the limit; return the ref and the event that replace those in the documents."""
     folder, port = example_proxy
     body = {"model": "mock-model", "user": "kim", "max_tokens": 50, "messages": [{"role": "user", "content": "Hi"}]}
     key = (folder / "data" / "master_key").read_text()
     for _ in range(6):
-        answer = httpx.post(
+        answer = plain_http.post(
             f"http://127.0.0.1:{port}/v1/chat/completions",
             json=body,
             timeout=60,
@@ -47,7 +47,7 @@ def names(example_proxy: tuple[Path, int]) -> dict[str, str]:
 
 @pytest.mark.parametrize("page", ["operating.md", "doctor.md", "privacy.md"])
 def test_what_the_page_says_to_type_works(example_proxy: tuple[Path, int], names: dict[str, str], page: str) -> None:
-    """Each command of the page ends with 0, in the order of the page, and what it must say it says."""
+    """Each command of the page ends with 0, in the order of the page, with the expected output."""
     said = ""
     commands = blocks(ROOT / "docs" / page, "bash")
     assert commands
@@ -67,12 +67,12 @@ def test_what_the_page_says_to_type_works(example_proxy: tuple[Path, int], names
         ],
         "doctor.md": [
             r"chat +✓ +✓ +✓ +success, 10 \+ 5 tokens, 0\.00002 USD",
-            r"chat, refused +✓ +- +- +refused, as it must be",
+            r"chat, refused +✓ +- +- +refused as expected",
             r"chat +✓ +✓ +✓ +success, 10 \+ 20 tokens, 0\.0101 USD",
         ],
         "privacy.md": [
             r"kim\.jsonl: .*\b3 event",
-            r"Forgotten: \d+ history",
+            r"Deleted: \d+ history",
             r"forget +p-[a-z2-7]{16} +\S+ +left in May",
         ],
     }[page]

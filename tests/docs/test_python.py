@@ -1,4 +1,4 @@
-"""docs/python.md: every snippet runs as it is printed, in a process of its own, and says what its comments say."""
+"""docs/python.md: every snippet runs as printed, in its own process, with the output in its comments."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.docs.test_docs import blocks
-from tests.guarding import python_path
 from tests.proxy.conftest import ROOT, clean_environment
+from tests.support.guarding import python_path
 from usage_plugin import api
-from usage_plugin.api.facts import UsageFacts
+from usage_plugin.api.validation import UsageFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,14 +33,14 @@ def run(code: list[Any], folder: Path) -> str:
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_each_snippet_says_what_its_comments_say(number: int, tmp_path: Path) -> None:
-    """What is printed beside a `print` is what it prints."""
+    """The comment after each `print` is its output."""
     expected = re.findall(r"print\(.*\)  # (.*)", SNIPPETS[number])
     assert expected
     assert run(["-c", SNIPPETS[number]], tmp_path).splitlines() == expected
 
 
 def test_the_page_has_every_method_and_every_word() -> None:
-    """Nobody has to read the code to find what there is."""
+    """Every public method and argument is on the page."""
     page = PAGE.read_text()
     methods = [name for name in vars(api.UsageTracker) if not name.startswith("_")]
     for name in {*methods, *UsageFacts.__annotations__} - {"record_outcome", "keep", "now", "casefold"}:

@@ -1,4 +1,4 @@
-"""The page of routes is what the installed LiteLLM's own table and our patterns make of it."""
+"""The page of routes matches the installed LiteLLM's own table and our patterns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "routes.md"
 
 @pytest.fixture(scope="module")
 def generated() -> str:
-    """In a process of its own: LiteLLM's modules warn too much, and take long."""
+    """Generate the page in its own process: LiteLLM's modules warn too much, and take long."""
     done = subprocess.run(
         [sys.executable, "-m", "usage_plugin.proxy.routes_page"],
         capture_output=True, text=True, check=True, timeout=180, env=os.environ,
@@ -25,7 +25,7 @@ def generated() -> str:
 
 
 def test_every_route_of_the_installed_litellm_is_classified(generated: str) -> None:
-    """A POST, PUT, PATCH or WebSocket route that no pattern names fails here, whatever version is installed."""
+    """A POST, PUT, PATCH or WebSocket route without a pattern fails here, for any installed version."""
     _, _, unclassified = generated.partition("## Unclassified")
     assert not unclassified
 

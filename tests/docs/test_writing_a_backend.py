@@ -1,4 +1,4 @@
-"""docs/writing-a-backend.md shows the example's code as it is, and lists each promise of the contracts."""
+"""docs/writing-a-backend.md has the literal code of the example, and lists each promise of the contracts."""
 
 from __future__ import annotations
 
@@ -42,21 +42,37 @@ CONTRACTS = [
     "block", [*blocks(PAGE, "python"), *blocks(PAGE, "toml")], ids=lambda block: block.strip()[:40]
 )
 def test_the_code_is_the_examples(block: str) -> None:
-    """What is shown stands so in the example, whatever its indentation."""
+    """Every block is a literal part of the example, for any indentation."""
     files = [*EXAMPLE.glob("*.py"), *EXAMPLE.glob("tests/*.py"), EXAMPLE / "pyproject.toml", CORE_ONLY]
     assert any(indent(dedent(block), " " * depth) in path.read_text() for path in files for depth in (0, 4, 8)), block
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
 def test_each_promise_is_listed(contract: type) -> None:
-    """In the order of the contract, numbered, in the words of its tests."""
+    """The list is numbered, in the order of the contract and in the words of its tests."""
     tests = [(name, inspect.getdoc(getattr(contract, name))) for name in promises(contract)]
     expected = "".join(f"{number}. {text} (`{name}`)\n" for number, (name, text) in enumerate(tests, 1))
     assert expected in PAGE.read_text(), f"the list should be:\n{expected}"
 
 
+def test_each_verb_is_listed_with_its_signature() -> None:
+    """The verbs of the store, in their order."""
+    verbs = {name: verb for name, verb in vars(store.UsageStore).items() if not name.startswith("_")}
+    expected = "".join(
+        f"{'async ' * inspect.iscoroutinefunction(verb)}def {name}{inspect.signature(verb)}\n"
+        for name, verb in verbs.items()
+    )
+    expected = re.sub(r"\(self(?:, )?", "(", expected).replace("'", "")
+    assert blocks(PAGE, "py") == [expected], f"the list should be:\n{expected}"
+
+
+def test_the_test_file_is_complete() -> None:
+    """A reader can copy it."""
+    assert (EXAMPLE / "tests" / "test_contract.py").read_text() in blocks(PAGE, "python")
+
+
 def test_each_ability_is_listed() -> None:
-    """Every protocol that a store or a backend may have besides has a row, and every row is one."""
+    """Every optional protocol of a store or a backend has a row, and every row is one."""
     abilities = {
         name
         for module in (store, interface)

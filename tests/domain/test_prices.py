@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.domain.prices import Price, Rates, Reach, UnitRates, Units, atto_each
+from usage_plugin.domain.prices import RATES, Price, Rates, Reach, UnitRates, Units, atto_each
 from usage_plugin.domain.usage import TokenUsage
 from usage_plugin.testing.builders import make_rates
 
@@ -16,19 +16,19 @@ ATTO = 10**18
 
 
 atto = st.integers(0, 10**16)
-rates = st.builds(Rates, **dict.fromkeys(Rates.__dataclass_fields__, atto))
+rates = st.builds(Rates, **dict.fromkeys(RATES, atto))
 tiers = st.lists(st.tuples(st.integers(0, 300_000), rates), max_size=3, unique_by=lambda tier: tier[0]).map(
     lambda found: tuple(sorted(found, key=lambda tier: tier[0]))
 )
 services = st.lists(st.tuples(st.sampled_from(["flex", "priority"]), st.builds(Price, rates, tiers)), max_size=2).map(
     tuple
 )
-prices = st.builds(Price, rates, tiers, services, st.builds(UnitRates, atto, atto, atto, atto))
+prices = st.builds(Price, rates, tiers, services, st.builds(UnitRates, atto, atto, atto, atto, atto))
 counts = st.integers(0, 400_000)
 WIDE = Reach(media_input=True, media_output=True)
 
 
-@given(prices | st.builds(Price, st.none(), units=st.builds(UnitRates, atto, atto, atto, atto)), st.data())
+@given(prices | st.builds(Price, st.none(), units=st.builds(UnitRates, atto, atto, atto, atto, atto)), st.data())
 def test_no_usage_within_the_bounds_costs_more_than_the_worst_case(price, data):
     """Whatever a provider reports within the bounds, even nonsense parts, it costs at most the worst case.
 
@@ -205,7 +205,7 @@ def test_a_cheaper_tier_does_not_lower_the_worst_case():
     assert price.worst_case(101, 0) >= price.cost(TokenUsage(input_tokens=100))
 
 
-@pytest.mark.parametrize("dear", Rates.__dataclass_fields__)
+@pytest.mark.parametrize("dear", RATES)
 def test_only_a_price_without_any_cost_is_free(dear):
     """A price is free only if no kind of token costs anything, in any tier or service, nor anything by the piece."""
     free = make_rates()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.environments import call, lend, make_environment
-from tests.guarding import python_path
 from tests.proxy.conftest import ROOT
+from tests.support.environments import call, lend, make_environment
+from tests.support.guarding import python_path
 
 EXAMPLE = ROOT / "examples" / "duckdb_backend"
 
@@ -41,7 +41,7 @@ def test_it_keeps_the_contract_from_the_tree(tmp_path: Path) -> None:
         ),
         EXAMPLE / "tests",
         cwd=tmp_path,
-        PYTHONPATH=python_path(EXAMPLE),
+        PYTHONPATH=python_path(EXAMPLE, ROOT),
     )
     assert " passed" in said
 

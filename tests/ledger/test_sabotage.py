@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.ledger.sabotaged import CONTRACTS, SABOTAGES
-from tests.sabotage import Broken, assert_noticed, failures_in
+from tests.support.sabotage import Broken, assert_noticed, failures_in
 from usage_plugin.testing import WorkersContract
 from usage_plugin.testing.ledger_durability import LedgerDurability
 from usage_plugin.testing.store_contract import promises

@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
 from tests.migration.conftest import House, OldTracker, limits_of, profile_of, record
+from tests.support.waiting import eventually
 from usage_plugin.config import load_config
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.migration.automatic import reported
 from usage_plugin.runtime import Runtime
-
-
-async def until(holds: Callable[[], object]) -> None:
-    """Wait; the time limit of every test is the deadline."""
-    while not holds():
-        await asyncio.sleep(0.05)
 
 
 def state(runtime: Runtime) -> str | None:
@@ -46,11 +40,11 @@ async def test_a_worker_that_keeps_moves_in_at_its_start(
     runtime = Runtime(load_config(moving))
     try:
         assert runtime.limits.limits == ()
-        await until(lambda: runtime.limits.limits)
+        await eventually(lambda: runtime.limits.limits)
         (matched,) = runtime.limits.matching(Subjects(user="ann"), "gpt", None)
         assert (matched.limit.name, matched.amount_at(0)) == ("migrated-daily", 7 * 10**9)
-        await until(lambda: state(runtime) == "done")
-        await until(lambda: "migration.done" in caplog.text)
+        await eventually(lambda: state(runtime) == "done")
+        await eventually(lambda: "migration.done" in caplog.text)
         assert runtime.profiles.get("ann") is not None
     finally:
         await runtime.close()
@@ -61,7 +55,7 @@ async def test_a_worker_that_keeps_moves_in_at_its_start(
     caplog.clear()
     runtime = Runtime(load_config(moving))
     try:
-        await until(lambda: runtime._migration is not None and runtime._migration._is_done)
+        await eventually(lambda: runtime._migration is not None and runtime._migration._is_done)
         assert [limit.name for limit in runtime.limits.limits] == ["migrated-daily"]
         assert "migration.started" not in caplog.text
     finally:
@@ -79,7 +73,7 @@ async def test_limits_count_what_moved_in(moving: Path, old: OldTracker) -> None
     runtime = Runtime(load_config(moving))
     try:
         key = runtime.limits.limits[0].key
-        await until(lambda: any(one.key.subject == "ann" for one in runtime.ledger.accounts(key, 0)))
+        await eventually(lambda: any(one.key.subject == "ann" for one in runtime.ledger.accounts(key, 0)))
         (account,) = runtime.ledger.accounts(key, 0)
         assert account.balance.spent == 4_500_000_000
     finally:
@@ -91,7 +85,7 @@ async def test_a_migration_that_fails_is_told_and_tried_again(moving: Path, capl
     moving.write_text("usage_plugin: {data_dir: data, migrate_from: old, storage: {backend: memory}}\n")
     runtime = Runtime(load_config(moving))
     try:
-        await until(lambda: "migration.failed" in caplog.text)
+        await eventually(lambda: "migration.failed" in caplog.text)
         assert "storage.backend is memory" in caplog.text
         assert "again_in_seconds=30" in caplog.text
         assert state(runtime) == "failed"
@@ -103,7 +97,7 @@ async def test_a_worker_that_ends_takes_the_migration_with_it(moving: Path, old:
     """Nothing goes on behind the proxy's back; the next start goes on."""
     old.days({f"user-{number}": {"2026-01-01": record()} for number in range(50_000)})
     runtime = Runtime(load_config(moving))
-    await until(lambda: runtime._migration is not None and runtime._migration._process is not None)
+    await eventually(lambda: runtime._migration is not None and runtime._migration._process is not None)
     process = runtime._migration._process
     await runtime.close()
     assert process.poll() is not None
@@ -129,10 +123,10 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
         "cost USD",
         "total_cost is -1",
         "They are in force",
-        "counts and sums are the same",
+        "counts and sums match the imported data",
     ):
         assert words in shown
-    assert "nothing is left; what was there was imported before" in run("migrate", str(old.directory))
+    assert "nothing to import; all data was imported before" in run("migrate", str(old.directory))
     assert "migration     done: " in run("status")
     assert json.loads(run("status", "--format", "json"))["migration"]["state"] == "done"
     (ann,) = json.loads(run("profiles", "--format", "json"))["profiles"]
@@ -149,7 +143,7 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
     run("profiles", "--user", "nobody", code=1)
     broken = old.write("daily_usage.json", '{"eva": {"2026-01-01": {"total_requests": 1}')
     shown = run("migrate", str(old.directory), code=1)
-    assert f"{broken.name} keeps its name" in shown
+    assert f"{broken.name} was not renamed" in shown
     assert "premature EOF" in shown
     assert "right here" not in shown
     export = tmp_path / "spend.jsonl"
@@ -157,6 +151,6 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
         json.dumps({"request_id": "a", "startTime": "2026-01-02T00:00:00Z", "spend": 0.25, "user": "ann"})
     )
     assert json.loads(run("import", "litellm-spend-logs", str(export), "--format", "json"))["cost"] == "0.25"
-    assert "imported before" in run("import", "litellm-spend-logs", str(export), "--before", "2026-01-03")
+    assert "already imported" in run("import", "litellm-spend-logs", str(export), "--before", "2026-01-03")
     (row,) = json.loads(run("report", "--month", "2026-01", "--user", "ann", "--format", "json"))["rows"]
     assert row["cost"] == "4.75"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.environments import call, lend, make_environment
 from tests.proxy.conftest import ROOT
+from tests.support.environments import call, lend, make_environment
 
 
 def wanted() -> str:

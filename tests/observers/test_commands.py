@@ -66,11 +66,11 @@ def test_outliers_finds_who_has_moved(night_owl: Place) -> None:
 def test_people_get_tables(night_owl: Place) -> None:
     """Each names the week, and says with how many weeks somebody was compared."""
     said = night_owl.run.ok("similar", "clerk-0")
-    assert said.startswith(f"Like clerk-0 in the week of {THIS_WEEK}: ")
+    assert said.startswith(f"Similar to clerk-0 in the week of {THIS_WEEK}: ")
     assert "mostly by" in said
     said = night_owl.run.ok("outliers")
     assert f"in the week of {LAST_WEEK}" in said
-    assert "compared with weeks" in said
+    assert "weeks compared" in said
     nobody = night_owl.run.ok("outliers", "--week", str(THIS_WEEK - timedelta(weeks=8)))
     assert "none" in nobody
     assert "at least 10 requests" in nobody
@@ -81,7 +81,7 @@ def test_who_did_nothing_is_like_nobody(night_owl: Place) -> None:
     for arguments in (("eva",), ("coder-0", "--week", "2026-01-05")):
         done = night_owl.run("similar", *arguments)
         assert done.exit_code == 1
-        assert f"{arguments[0]} did nothing in the " in done.stderr
+        assert f"{arguments[0]} made no requests in the " in done.stderr
         assert "report --by user,week" in done.stderr
 
 
@@ -123,6 +123,6 @@ def test_without_the_plugin_they_say_how_to_turn_it_on(place: Place, command: tu
     )
     done = Commands(off)(*command)
     assert done.exit_code == 1
-    assert "The plugin chroma is off" in done.stderr
+    assert "The plugin chroma is disabled" in done.stderr
     assert "plugins: [{name: chroma}]" in done.stderr
     assert "pip install 'usage-plugin[chroma]'" in done.stderr

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.conftest import not_told
-from tests.tracking.test_tracking import admitted, eventually, success
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import admitted, success
 from usage_plugin.config import load_config
-from usage_plugin.errors import ConfigError, PluginError
+from usage_plugin.errors import ConfigError, PluginError, VectorsError
 from usage_plugin.observers import chroma
 from usage_plugin.observers.chroma import Options, Plugin, vectors
-from usage_plugin.observers.chroma.vectors import VectorsError
 from usage_plugin.plugins.manager import NO_SURROUNDINGS
 from usage_plugin.runtime import Runtime, load_plugins
 from usage_plugin.testing.clock import FakeClock

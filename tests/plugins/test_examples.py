@@ -10,7 +10,7 @@ import pytest
 
 from tests.plugins.conftest import CENT, not_told
 from tests.proxy.conftest import ROOT
-from tests.tracking.test_tracking import eventually
+from tests.support.waiting import eventually
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import ConfigError

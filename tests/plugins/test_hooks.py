@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from tests.plugins.conftest import CENT, eight_lines
 from tests.proxy.conftest import ROOT
-from tests.tracking.test_tracking import ask, eventually
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import ask
 from usage_plugin.cli import main
 from usage_plugin.domain.pseudonyms import is_pseudonym
 from usage_plugin.domain.refusals import RefusedRequest

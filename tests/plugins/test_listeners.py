@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.plugins.conftest import CENT, not_told
-from tests.tracking.test_tracking import eventually
+from tests.support.waiting import eventually
 from usage_plugin.tracking import listeners as listeners_module
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.providers.entries import Call
 from tests.proxy.conftest import Proxy, fake_provider, noon_zone
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,8 +49,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     },
     "margins": {"cost_discount_config": {"deepseek": 0.5}, "cost_margin_config": {"global": 0.05, "groq": 0}},
+    "flat": {},
 }  # fmt: skip
 """The proxies, by their `litellm_settings`."""
+
+ADMISSION: dict[str, dict[str, Any]] = {"flat": {"on_unmetered": "0.05"}}
+"""What the proxies have under `admission` apart from the grace."""
 
 
 PASS_THROUGH = {
@@ -76,19 +81,22 @@ class Provider:
     """The fake provider as a process."""
 
     def __init__(self, url: str) -> None:
+        self.client = plain_http.Client(base_url=url)
         self.url = url
 
     def answers(self, key: str, answer: dict[str, Any]) -> None:
-        httpx.put(f"{self.url}/_answers/{key}", json=answer).raise_for_status()
+        self.client.put(f"/_answers/{key}", json=answer).raise_for_status()
 
     def requests(self, key: str) -> list[dict[str, Any]]:
-        return httpx.get(f"{self.url}/_requests/{key}").json()
+        return self.client.get(f"/_requests/{key}").json()
 
 
 @pytest.fixture(scope="session")
 def provider() -> Iterator[Provider]:
     with fake_provider("tests.providers.fake_provider", "/_unknown") as url:
-        yield Provider(url)
+        made = Provider(url)
+        with made.client:
+            yield made
 
 
 @cache
@@ -132,9 +140,17 @@ def config_for(calls: list[Call], url: str, settings: str) -> dict[str, Any]:
         "model_list": [model_of(call, url) for call in entries.values()],
         "litellm_settings": {"callbacks": ["usage_plugin.proxy.callback"], **SETTINGS[settings]},
         "router_settings": {"num_retries": 0, "disable_cooldowns": True},
-        "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
+        "general_settings": {
+            "master_key": "os.environ/LITELLM_MASTER_KEY",
+            "pass_through_endpoints": [
+                {"path": "/ours", "target": url, "include_subpath": True},
+                {"path": "/fixed", "target": url, "include_subpath": True, "cost_per_request": 0.25},
+                {"path": "/nothing", "target": url, "include_subpath": True, "cost_per_request": 0},
+            ],
+        },
         "usage_plugin": {
-            "data_dir": "./data", "timezone": noon_zone(), "admission": {"orphan_grace": "5s"}, "limits": limits,
+            "data_dir": "./data", "timezone": noon_zone(), "limits": limits,
+            "admission": {"orphan_grace": "5s", **ADMISSION.get(settings, {})},
             "identity": {"user": ["header:x-u", "key", "end_user"]},
         },
     }  # fmt: skip
@@ -150,6 +166,8 @@ def request_of(call: Call, text: str) -> tuple[str, dict[str, Any], dict[str, An
         return "/v1/chat/completions", {"model": model, "messages": messages, "max_tokens": 300, **stream, **asks, **entry.request}, None  # fmt: skip
     if call.route == "messages":
         return "/v1/messages", {"model": model, "messages": messages, "max_tokens": 300, **stream, **entry.request}, None  # fmt: skip
+    if call.route == "pass":
+        return entry.path.format(name=entry.name), {"messages": messages, **stream, **entry.request}, None
     if call.route in PASS_THROUGH:
         served = entry.params["model"].split("/", 1)[1]
         if call.route == "gemini_pass":
@@ -195,14 +213,14 @@ def send(proxy: Proxy, call: Call) -> tuple[int, str, str]:
         # LiteLLM reads the key of this route as Google does.
         headers["x-goog-api-key"] = proxy.key
     what: dict[str, Any] = {"data": body, "files": files} if files else {"json": body}
-    with httpx.Client(timeout=60, headers=headers, base_url=proxy.url) as client:
+    with plain_http.Client(timeout=60, headers=headers, base_url=proxy.url) as client:
         try:
             response = client.post(path, **what)
         except httpx.RemoteProtocolError as error:
             # An answer that breaks off.
             return 599, repr(error), ""
         for _ in range(call.entry.polled):
-            client.get(f"/v1/responses/{response.json()['id']}").raise_for_status()
+            client.get(f"{path.removesuffix('/responses')}/responses/{response.json()['id']}").raise_for_status()
     text = response.text if "audio" not in response.headers.get("content-type", "") else ""
     return response.status_code, text, response.headers.get("x-litellm-response-cost", "")
 
@@ -222,14 +240,30 @@ def run(folder: Any, provider: Provider, calls: list[Call], settings: str) -> di
     """Send all the calls through one proxy and read its events."""
     for call in calls:
         provider.answers(call.key, answer_of(call))
-    names = ("ANTHROPIC", "OPENAI", "OPENROUTER", "MISTRAL", "GEMINI")
+    names = (
+        "ANTHROPIC",
+        "OPENAI",
+        "OPENROUTER",
+        "MISTRAL",
+        "GEMINI",
+        "COHERE",
+        "AZURE",
+        "VLLM",
+        "HOSTED_VLLM",
+        "WATSONX",
+    )
     environment = {f"{name}_API_BASE": provider.url for name in names} | {f"{name}_API_KEY": "none" for name in names}
     proxy = Proxy(folder, config_for(calls, provider.url, settings), environment=environment)
     proxy.start()
     try:
 
         def one(call: Call) -> list[tuple[int, str, str]]:
-            return [send(proxy, call) for _ in range(call.entry.requests)]
+            answers = []
+            for _ in range(call.entry.requests):
+                answers.append(send(proxy, call))
+                if call.entry.one_by_one:
+                    proxy.settled()
+            return answers
 
         with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
             answers = dict(zip([call.key for call in calls], pool.map(one, calls), strict=True))

@@ -6,7 +6,8 @@ Each file under `corpus/` is a list of entries. One entry is one deployment and 
 - `deployment`: `litellm_params`; `api_base` and keys are filled in by provider. `model_info` goes where LiteLLM has it.
 - `routes`: `chat`, `messages`, `responses`, `completions`, `gemini`, `embeddings`, `rerank`, `images`, `speech`,
   `transcription`, and LiteLLM's pass-through routes `anthropic`, `openai_pass`, `openrouter_pass`, `mistral_pass` and
-  `gemini_pass`, which serve the model without its deployment.
+  `gemini_pass`, which serve the model without its deployment; or `pass`, any other of these, with its `path`, in which
+  `{name}` is the entry's own name. Its body has the fields of `request` alone.
 - `ways`: `whole` and `stream`; both unless said otherwise.
 - `request`: further fields of the body, `answer`: see `wire`.
 - `expected`: `cost` as a decimal string, null where no price is known, or `estimated` where the provider reported no
@@ -21,6 +22,7 @@ Each file under `corpus/` is a list of entries. One entry is one deployment and 
 - `polls` and `polled`: the answers to `GET /v1/responses/ID`, the last one again and again, and how many are asked for.
   The expected numbers are the sums over all events then. `sent` under `expected` is part of the body that the provider got.
 - `needs`: a module that LiteLLM needs for this provider, and that an installation need not have.
+- `one_by_one`: send each request only when the one before is settled.
 - `settings`: the proxy that the entry needs, by its name in `conftest.SETTINGS`.
 """
 
@@ -61,6 +63,8 @@ class Entry:
     polled: int = 0
     needs: str | None = None
     settings: str = "plain"
+    path: str = ""
+    one_by_one: bool = False
     file: str = ""
 
     @property

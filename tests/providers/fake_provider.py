@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.providers.wire import SSE, answer_for
+from tests.providers.wire import SSE, answer_for, compressed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -80,6 +80,11 @@ async def answer(request: Request) -> Response:
     except LookupError:
         unknown.append(f"{request.method} {path} {key!r}")
         return JSONResponse({"error": {"message": f"unknown path: {path}"}}, status_code=404)
+    if len(sent.frames) == 1 and "encoding" in planned:
+        name = planned["encoding"]
+        return Response(
+            compressed(sent.frames[0], name), media_type=sent.content_type, headers={"content-encoding": name}
+        )
     if len(sent.frames) == 1 and sent.content_type != SSE:
         return Response(sent.frames[0], media_type=sent.content_type, headers=planned.get("headers"))
 

@@ -14,6 +14,9 @@ The other keys are optional:
 - `delta`: of Anthropic's streams, the whole usage of message_delta; by default every number, as the total so far.
 - `first`: of Gemini's streams, the usage of every chunk but the last.
 - `cut`: hang up after this number of frames.
+- `padding`: a field of this many characters in front of a whole answer, as a picture has them.
+- `encoding`: `gzip` or `deflate`: compress a whole answer.
+- `text`: of the whole answer, which is no JSON then.
 - `headers`: of the answer.
 """
 
@@ -21,8 +24,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import gzip
 import json
 import struct
+import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -357,7 +362,22 @@ def answer_for(path: str, body: Mapping[str, Any], answer: Mapping[str, Any]) ->
     Raises:
         LookupError: no format has this path.
     """
+    if "text" in answer:
+        return Sent(JSON, (answer["text"].encode(),))
     for end, render in FORMATS:
         if path.endswith(end):
-            return render(asked_of(path, body), answer)
+            return padded(render(asked_of(path, body), answer), answer.get("padding", 0))
     raise LookupError(path)
+
+
+def padded(sent: Sent, length: int) -> Sent:
+    """Put a long text, with every kind of character that JSON escapes, in front of a whole answer."""
+    if not length or len(sent.frames) > 1:
+        return sent
+    text = json.dumps(('{"usage": {"prompt_tokens": 1}} \\ [ \n é' * (length // 40 + 1))[:length])
+    return sent._replace(frames=(b'{"padding": ' + text.encode() + b", " + sent.frames[0].lstrip(b"{"),))
+
+
+def compressed(content: bytes, encoding: str) -> bytes:
+    """Compress an answer as `content-encoding` names it."""
+    return {"gzip": gzip.compress, "deflate": zlib.compress}[encoding](content)

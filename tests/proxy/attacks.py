@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 LONG = "long " * 2_000
 PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
@@ -121,11 +121,20 @@ def names() -> list[str]:
                 except Exception:  # noqa: BLE001  # some ask for credentials
                     continue
                 found |= {*(supported or ())}
-        for name in dir(litellm):
+        for name in {*dir(litellm), *_configs_not_yet_loaded()}:
             config = getattr(litellm, name, None) if name.endswith("Config") else None
             if inspect.isclass(config) and "Router" not in name:
                 found |= {*inspect.signature(config.__init__).parameters} - {"self", "args", "kwargs"}
     return sorted(name for name in found if isinstance(name, str) and name not in ("model", "user", "api_base"))
+
+
+def _configs_not_yet_loaded() -> Iterable[str]:
+    """LiteLLM's classes that are imported on their first use: without them the names depend on what ran before."""
+    try:
+        from litellm._lazy_imports_registry import LLM_CONFIG_NAMES  # noqa: PLC0415
+    except ImportError:  # older versions import them at once
+        return ()
+    return LLM_CONFIG_NAMES
 
 
 def drawn(random: random.Random, known: Sequence[str], most: int) -> list[tuple[str, str, Any]]:

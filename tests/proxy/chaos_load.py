@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from tests.support import plain_http
+
 if TYPE_CHECKING:
     import random
 
@@ -55,7 +57,7 @@ class Load:
     async def run(self, seconds: float, *, at_least: int = 0, leaving: bool = True) -> None:
         """Send for so long and so many, with clients that hang up or without, and wait for what is under way."""
         until, enough = time.monotonic() + seconds, len(self.sent) + at_least
-        async with httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=None)) as client:
+        async with plain_http.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=None)) as client:
             await asyncio.gather(*(self._client(client, until, enough, leaving=leaving) for _ in range(CLIENTS)))
 
     def outcomes(self) -> Counter[str]:

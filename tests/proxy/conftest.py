@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,15 +20,26 @@ import httpx
 import openai
 import pytest
 import yaml
+from click.testing import CliRunner
+
+from tests.proxy.kept import KEPT
+from tests.support import plain_http, soak
+from usage_plugin.cli import main
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.proxy.kept import Kept
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-START_SECONDS = 180
+START_SECONDS = 600
+"""A deadline and not a duration: a start has ended when the proxy answers, or its process is gone."""
 WORKER_SECONDS = 120
 """How long a worker may take for an answer to its supervisor: importing LiteLLM takes long."""
+COMMANDS = ThreadPoolExecutor(1)
+"""Runs our commands in this process: a process of its own takes 0.7 s of CPU, and the tests run some thousand commands.
+One thread, since click's runner replaces `sys.stdout`, and not the test's, which may have an event loop."""
 
 # Prices in USD for each token; the tests multiply them as integers of nano-dollars.
 PRICES = {
@@ -86,16 +98,16 @@ class Upstream:
         self.url = url
 
     def handed_out(self) -> dict[str, dict[str, int]]:
-        return httpx.get(f"{self.url}/handed_out").json()
+        return plain_http.get(f"{self.url}/handed_out").json()
 
     def answers(self) -> dict[str, dict[str, Any]]:
-        return httpx.get(f"{self.url}/answers").json()
+        return plain_http.get(f"{self.url}/answers").json()
 
     def seen(self) -> dict[str, int]:
-        return httpx.get(f"{self.url}/seen").json()
+        return plain_http.get(f"{self.url}/seen").json()
 
     def reset(self) -> None:
-        httpx.post(f"{self.url}/reset")
+        plain_http.post(f"{self.url}/reset")
 
 
 @contextmanager
@@ -113,7 +125,10 @@ def fake_provider(module: str, ready: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def upstream() -> Iterator[Upstream]:
+def upstream(request: pytest.FixtureRequest) -> Iterator[Upstream]:
+    if kept := request.config.stash.get(KEPT, None):
+        yield Upstream(kept.upstream)
+        return
     with fake_provider("tests.proxy.fake_upstream", "/handed_out") as url:
         yield Upstream(url)
 
@@ -124,15 +139,30 @@ def wait_for(url: str, process: subprocess.Popen[Any], seconds: float = START_SE
         if process.poll() is not None:
             raise AssertionError(f"the process ended with {process.returncode} before it answered")
         try:
-            if httpx.get(url).status_code == 200:
+            if plain_http.get(url).status_code == 200:
                 return
         except httpx.HTTPError:
             time.sleep(0.2)
     raise AssertionError(f"{url} did not answer in {seconds} s")
 
 
+def run_here(command: list[str]) -> tuple[int, str, str]:
+    done = CliRunner().invoke(main, command)
+    return done.exit_code, done.stdout, done.stderr or repr(done.exception)
+
+
+def run_as_process(command: list[str]) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [BIN / "usage-plugin", *command], capture_output=True, text=True, check=False, env=clean_environment()
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
 class Proxy:
     """A LiteLLM proxy with the plugin: its process, its files and its clients."""
+
+    has_own_plugins = False
+    """Whether plugins are installed for the processes of this test only: then its commands are processes, too."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], *, workers: int = 1, environment: dict[str, str] | None = None
@@ -145,6 +175,14 @@ class Proxy:
         self.key = f"sk-{secrets.token_urlsafe(32)}"
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = folder / "proxy.log"
+
+    @classmethod
+    def attached(cls, kept: Kept) -> Proxy:
+        """The proxy that `make kept-proxy` keeps; stopping it does nothing."""
+        folder = Path(kept.folder)
+        proxy = cls(folder, yaml.safe_load((folder / "config.yaml").read_text()))
+        proxy.key, proxy.port, proxy.url = kept.key, kept.port, f"http://127.0.0.1:{kept.port}"
+        return proxy
 
     def start(self) -> None:
         self.port = free_port()
@@ -189,23 +227,23 @@ class Proxy:
         self.process = None
 
     def client(self, **options: Any) -> openai.AsyncOpenAI:
+        options.setdefault("http_client", openai.DefaultAsyncHttpxClient(verify=False, trust_env=False, timeout=60))
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=60, **options)
 
     def post(self, route: str, body: dict[str, Any] | str | bytes, **headers: str) -> httpx.Response:
         content = json.dumps(body) if isinstance(body, dict) else body
-        return httpx.post(
+        return plain_http.post(
             f"{self.url}{route}", content=content, timeout=60,
             headers={"Authorization": f"Bearer {self.key}", "Content-Type": "application/json", **headers},
         )  # fmt: skip
 
     def cli(self, *arguments: str) -> Any:
         """Run a command of ours with --format json, while the proxy runs or not."""
-        done = subprocess.run(
-            [BIN / "usage-plugin", "--config", self.config_path, *arguments, "--format", "json"],
-            capture_output=True, text=True, check=False, env=clean_environment(), timeout=60,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        command = ["--config", str(self.config_path), *arguments, "--format", "json"]
+        run = run_as_process if self.has_own_plugins else run_here
+        code, out, err = COMMANDS.submit(run, command).result(120)
+        assert code == 0, err
+        return json.loads(out)
 
     def limit(self, name: str, **subject: str) -> dict[str, Any]:
         """One account, by the limit's name and its subject."""
@@ -283,17 +321,24 @@ def running(folder: Path, config: dict[str, Any], **options: Any) -> Iterator[Pr
         proxy.stop()
 
 
+def shared_config(upstream: Upstream) -> dict[str, Any]:
+    """The YAML of the proxies that tests share."""
+    section = {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "10s"}}
+    return proxy_config(upstream, section)
+
+
 @pytest.fixture(scope="session")
-def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Callable[[int], Proxy]]:
+def proxies(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
+) -> Iterator[Callable[[int], Proxy]]:
     """The same proxy with as many workers as asked for, each started once and kept."""
     started: dict[int, Proxy] = {}
+    if kept := request.config.stash.get(KEPT, None):
+        started[1] = Proxy.attached(kept)
 
     def with_workers(count: int) -> Proxy:
         if count not in started:
-            config = proxy_config(
-                upstream,
-                {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "10s"}},
-            )
+            config = shared_config(upstream)
             started[count] = Proxy(tmp_path_factory.mktemp(f"proxy-{count}"), config, workers=count)
             started[count].start()
         started[count].check_alive()
@@ -304,7 +349,7 @@ def proxies(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
         proxy.stop()
 
 
-@pytest.fixture(params=[1, 2, 4], ids=lambda workers: f"{workers}-workers")
+@pytest.fixture(params=[1, pytest.param(2, marks=soak.REPETITIONS), 4], ids=lambda workers: f"{workers}-workers")
 def any_proxy(request: pytest.FixtureRequest, proxies: Callable[[int], Proxy]) -> Proxy:
     return proxies(request.param)
 

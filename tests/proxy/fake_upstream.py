@@ -5,7 +5,8 @@ The text of a request is a JSON *plan*, so each test says what its answer will c
 Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out`, `image_in` and `service_tier` (what
 it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
 How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
-before the first frame and `"pause"` after each, `"drop": n` hangs up after n frames, `"error": n` sends an error frame.
+before the first frame and `"pause"` after each, `"stall": n` stands still after n frames for longer than any test waits,
+`"drop": n` hangs up after n frames, `"error": n` sends an error frame.
 `"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no more tokens than
 the request allows.
 Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 handed_out: dict[str, Counter[str]] = defaultdict(Counter)
 by_id: dict[str, dict[str, Any]] = {}
 numbers = itertools.count(1)
+STALL_SECONDS = 120
 failures: Counter[str] = Counter()
 seen: Counter[str] = Counter()
 
@@ -112,6 +114,8 @@ def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, do
     async def send() -> AsyncIterator[str]:
         await asyncio.sleep(plan.get("hold", 0))
         for at, item in enumerate(items):
+            if at == plan.get("stall"):
+                await asyncio.sleep(STALL_SECONDS)
             if at == plan.get("drop"):
                 raise ConnectionResetError("planned")
             if at == plan.get("error"):

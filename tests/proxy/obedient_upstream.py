@@ -1,8 +1,9 @@
 """A provider that believes nobody: it obeys the fields of its own API, and bills whatever it gives out.
 
 It answers any path in the shape that the path calls for. An answer is as long as the API's own output limit allows, and as
-`MOST` where there is none; the input is billed by the byte of everything that it reads. Fields that make a real provider
-charge more (tiers, searches, other models) cost a fortune here. Bills are kept by the mark that a request has in its text.
+`MOST` where there is none; the input is billed by the byte of everything that it reads. A stored conversation is read up to
+the context of the model. Fields that make a real provider charge more (tiers, searches, other models) cost a fortune here.
+Bills are kept by the mark that a request has in its text.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ INPUT = 1_000
 OUTPUT = 10_000
 """Nano-dollars for each token: as the deployments of the tests are priced."""
 FORTUNE = 10**12
+CONTEXTS = {"o3": 200_000}
+"""The most input tokens that a model reads, as LiteLLM's map has them."""
+STORED = ("conversation", "previous_response_id")
+"""Fields of /responses that make the provider read what it keeps, up to the context of the model."""
 
 MARK = re.compile(r"who-[0-9a-z]+")
 
@@ -62,7 +67,7 @@ def fields_of(family: str, path: str, body: dict[str, Any]) -> tuple[int | None,
             number(body.get("max_output_tokens")),
             1,
             text,
-            [body.get("background"), body.get("prompt"), body.get("conversation")],
+            [body.get("background"), body.get("prompt")],
         )
     if family == "anthropic":
         text = [body.get(n) for n in ("messages", "system", "tools", "output_format", "output_config")]
@@ -120,8 +125,10 @@ def fields_of(family: str, path: str, body: dict[str, Any]) -> tuple[int | None,
     if family == "openrouter":
         costs += [body.get("preset"), body.get("models"), body.get("provider")]
     answers = max(number(body.get("n")) or 1, number(body.get("best_of")) or 1)
-    if isinstance(body.get("prompt"), list) and body["prompt"] and isinstance(body["prompt"][0], str):
-        answers *= len(body["prompt"])
+    prompts = body.get("prompt")
+    # A chat has no prompts: only the older API answers each text of a list.
+    if "/chat" not in path and isinstance(prompts, list) and prompts and isinstance(prompts[0], str):
+        answers *= len(prompts)
     return number(body.get("max_completion_tokens"), body.get("max_tokens")), answers, text, costs
 
 
@@ -172,6 +179,8 @@ async def answer(request: Request) -> Response:
         body.get("model")
         or unquote(path).split("/model/")[-1].split("/")[-2 if family == "bedrock" else -1].partition(":")[0]
     )
+    if path.endswith("/responses") and any(map(body.get, STORED)):
+        tokens = CONTEXTS.get(model, FORTUNE)
     nano = (tokens * INPUT + output * answers * OUTPUT) * models.get(model, FORTUNE)
     tier = body.get("service_tier") or body.get("serviceTier")
     if (

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from tests.proxy.conftest import fake_provider
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,16 +37,16 @@ class AnyProvider:
         self.url = url
 
     def received(self) -> list[dict[str, Any]]:
-        return httpx.get(f"{self.url}/_received").json()
+        return plain_http.get(f"{self.url}/_received").json()
 
     def paths(self) -> list[str]:
         return [request["path"] for request in self.received()]
 
     def reset(self) -> None:
-        httpx.post(f"{self.url}/_reset")
+        plain_http.post(f"{self.url}/_reset")
 
     def finish(self, kind: str, **facts: Any) -> None:
-        httpx.post(f"{self.url}/_finish", json={"object": kind, "status": "completed", **facts})
+        plain_http.post(f"{self.url}/_finish", json={"object": kind, "status": "completed", **facts})
 
     def environment(self) -> dict[str, str]:
         """Lead every provider that LiteLLM knows from the environment here."""

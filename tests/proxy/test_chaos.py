@@ -11,15 +11,14 @@ from collections import Counter, defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
-from tests import soak
 from tests.proxy import chaos_store
 from tests.proxy.chaos_load import Load, Sent
 from tests.proxy.chaos_monkey import Monkey
 from tests.proxy.conftest import Proxy, proxy_config
 from tests.proxy.test_sums import cost_of
+from tests.support import soak
 from usage_plugin.cli.events import plain_event
 from usage_plugin.config import load_config
 from usage_plugin.domain.store import UsageFilter
@@ -57,6 +56,7 @@ class Chaos:
         fault = folder / "fault"
         self.upstream = upstream
         self.proxy = Proxy(folder, config, workers=2, environment={"CHAOS_FAULT": str(fault)})
+        self.proxy.has_own_plugins = True
         self.load = Load(self.proxy, random.Random(f"load {seed}"), f"{seed}-{secrets.token_hex(3)}")
         self.monkey = Monkey(self.proxy, random.Random(f"monkey {seed}"), fault)
 
@@ -76,7 +76,7 @@ class Chaos:
         async with open_reader(config, plugins=plugins) as reader:
             found = reader.tracker.events(usage_filter=UsageFilter(), newest_first=True)
             events = [plain_event(event) async for event in found]
-        answers = httpx.get(f"{self.upstream.url}/answers", timeout=60).json()
+        answers = self.upstream.answers()
         problems = [
             *one_event_each(self.load.sent, events, answers),
             *paid_for(self.load.sent, events, answers),

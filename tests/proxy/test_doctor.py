@@ -73,7 +73,7 @@ def test_a_temporary_proxy_proves_a_good_configuration(tmp_path: Path, own_tempo
     rows = {(row["route"], row["stream"]): row for row in document["requests"]}
     assert set(rows) == ROUTES | {("chat, refused", False)}
     refused = rows.pop(("chat, refused", False))
-    assert (refused["gate"]["ok"], refused["note"]) == (True, "refused, as it must be")
+    assert (refused["gate"]["ok"], refused["note"]) == (True, "refused as expected")
     for row in rows.values():
         assert [row[mark]["ok"] for mark in ("gate", "record", "settle")] == [True] * 3, row
         assert row["note"].startswith(f"success, 10 + {0 if row['route'] == 'embeddings' else 5} tokens, 0.0000"), row
@@ -110,7 +110,7 @@ def test_a_running_proxy_is_proved(proxy: Proxy) -> None:
 
     code, document, said = doctor(proxy.config_path, "--url", proxy.url, "--model", "chat", "--key", "sk-not-the-key")
     assert (code, document["requests"]) == (1, [])
-    assert any("does not take the key: 400" in found for found in problems(document))
+    assert any("rejects the key: 400" in found for found in problems(document))
     assert "sk-not-the-key" not in said
 
 
@@ -129,7 +129,7 @@ def test_another_callback_that_takes_our_requests_away_is_seen(tmp_path: Path) -
         "    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):\n"
         "        litellm.callbacks[:] = [self]\n\n\ncallback = Thief()\n"))  # fmt: skip
     assert code == 1
-    assert any("went wrong" in found for found in problems(document)), document["requests"]
+    assert any("requests failed" in found for found in problems(document)), document["requests"]
 
 
 @pytest.mark.soak
@@ -140,7 +140,7 @@ def test_a_package_that_hides_ours_is_a_problem(tmp_path: Path) -> None:
     shutil.copy(ROOT / "usage_plugin" / "proxy" / "__init__.py", tmp_path / "usage_plugin" / "proxy.py")
     code, document, _ = doctor(config, PYTHONPATH=os.environ.get("PYTHONPATH", ""))
     assert code == 1
-    assert any("in place of the plugin" in found for found in problems(document))
+    assert any("instead of the plugin" in found for found in problems(document))
 
 
 @pytest.mark.soak

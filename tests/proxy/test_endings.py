@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import secrets
-import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +18,8 @@ import httpx
 import pytest
 
 from tests.proxy.conftest import PRICES, Proxy, proxy_config
+from tests.support import plain_http
+from tests.support.waiting import wait_until
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 
 if TYPE_CHECKING:
@@ -142,8 +143,8 @@ ROWS = [
     *rows("success", (*FOUR, "text")),
     *rows("success", ("embeddings",), WHOLE),
     *rows("no-usage", plan={"silent": True}, cost="something"),
-    *rows("left-midway", THREE, STREAMED, plan={"pause": 0.5}, leave="midway", cost="part", **LEFT),
-    *rows("left-midway", ("bridged",), STREAMED, plan={"pause": 0.5}, leave="midway", cost="reserved", **LEFT),
+    *rows("left-midway", THREE, STREAMED, plan={"stall": 3}, leave="midway", cost="part", **LEFT),
+    *rows("left-midway", ("bridged",), STREAMED, plan={"stall": 3}, leave="midway", cost="reserved", **LEFT),
     *rows("left-before-the-headers", FOUR, STREAMED, plan={"delay": 4}, leave="waiting", cost="something", **LEFT),
     *rows("left-before-the-first-chunk", FOUR, STREAMED, plan={"hold": 6}, leave="waiting", cost="reserved", **LEFT),
     *rows("left-whole", FOUR, WHOLE, plan={"delay": 5}, leave="waiting", answers=None),
@@ -267,7 +268,7 @@ def fill(proxy: Proxy, upstream: Upstream, all_rows: Sequence[Row], *, seconds: 
     async def everything() -> None:
         headers = {"Authorization": f"Bearer {proxy.key}"}
         limits = httpx.Limits(max_connections=1000)
-        async with httpx.AsyncClient(base_url=proxy.url, headers=headers, timeout=60, limits=limits) as http:
+        async with plain_http.AsyncClient(base_url=proxy.url, headers=headers, timeout=60, limits=limits) as http:
             await asyncio.gather(*(one(http, user, row) for user, row in users.items() for _ in range(row.times)))
 
     asyncio.run(everything())
@@ -399,7 +400,7 @@ ODD_ROWS = [
     *rows("refused-after-last", THREE, WHOLE, answers=4),
     *rows("refused-amid-first", ("chat", "responses"), STREAMED, **BROKEN),
     *rows("left-whole", FOUR, WHOLE, plan={"delay": 5}, leave="waiting", cost="reserved", **LEFT),
-    *rows("left-midway", THREE, STREAMED, plan={"pause": 0.5}, leave="midway", cost="reserved", **LEFT),
+    *rows("left-midway", THREE, STREAMED, plan={"stall": 3}, leave="midway", cost="reserved", **LEFT),
     *rows("left-before-the-first-chunk", FOUR, STREAMED, plan={"hold": 6}, leave="waiting", cost="reserved", **LEFT),
     *rows("upstream-500", FOUR, BOTH, plan={"status": 500}, **FAILING),
     *rows("upstream-500-late", FOUR, STREAMED, plan={"status": 500, "delay": 2}, **FAILING),
@@ -427,8 +428,8 @@ def test_a_health_check_is_charged(odd_proxy: Proxy) -> None:
     """It costs as much as another request, and is charged to the user who asks for it."""
     user = f"nobody-{secrets.token_hex(4)}"
     headers = {**bearer(odd_proxy), "x-litellm-end-user-id": user}
-    assert httpx.get(f"{odd_proxy.url}/health?model=text", headers=headers, timeout=60).status_code == 200
-    (event,) = eventually(lambda: odd_proxy.events(user))
+    assert plain_http.get(f"{odd_proxy.url}/health?model=text", headers=headers, timeout=60).status_code == 200
+    (event,) = wait_until(lambda: odd_proxy.events(user))
     assert (event["status"], event["input_tokens"], event["output_tokens"]) == ("success", 10, 5)
     assert Decimal(event["cost"]) == 10 * Decimal("0.0000015") + 5 * Decimal("0.000002")
     assert (Decimal(event["reserved"]), event["call_type"]) == (FLAT, "health_check"), "the route is metered"
@@ -440,7 +441,7 @@ def test_what_costs_nothing_is_not_recorded(proxies: Callable[[int], Proxy]) -> 
     user = f"dollar-{secrets.token_hex(4)}"
     headers = {**bearer(proxy), "x-litellm-end-user-id": user}
     message = [{"role": "user", "content": "hi"}]
-    with httpx.Client(base_url=proxy.url, headers=headers, timeout=60) as http:
+    with plain_http.Client(base_url=proxy.url, headers=headers, timeout=60) as http:
         assert http.get("/v1/models").status_code == 200
         assert http.post("/v1/messages/count_tokens", json={"model": "claude", "messages": message}).status_code == 200
         assert http.post("/utils/token_counter", json={"model": "cent", "messages": message}).status_code == 200
@@ -471,7 +472,7 @@ async def test_who_left_frees_the_slot_and_keeps_the_money_held(odd_proxy: Proxy
     """Of a request whose client left before the first chunk, the slot is free at once and the money after the grace."""
     user = f"single-{secrets.token_hex(4)}"
     left = Row(name="left", stream=True, plan={"hold": 30}, leave="waiting")
-    async with httpx.AsyncClient(base_url=odd_proxy.url, headers=bearer(odd_proxy), timeout=60) as http:
+    async with plain_http.AsyncClient(base_url=odd_proxy.url, headers=bearer(odd_proxy), timeout=60) as http:
         waiting = asyncio.create_task(send(http, upstream, left, user))
         while user not in (await http.get(f"{upstream.url}/seen")).json():
             await asyncio.sleep(0.1)
@@ -494,7 +495,7 @@ def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
         assert {kind for kind, _ in found} >= {"orphaned", "estimated", "unmetered", "unpriced"}
         return found
 
-    found = eventually(counted)
+    found = wait_until(counted)
     assert found["unmetered", "anything"] == 1
     assert found["orphaned", "cent"] >= 4
     assert found["unpriced", "image"] == 1
@@ -511,14 +512,3 @@ def imperfections(proxy: Proxy) -> dict[tuple[str, str], int]:
 
 def bearer(proxy: Proxy) -> dict[str, str]:
     return {"Authorization": f"Bearer {proxy.key}"}
-
-
-def eventually(look: Callable[[], Any]) -> Any:
-    """Look until there is something to see: what is logged comes a moment later."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(AssertionError):
-            if found := look():
-                return found
-        time.sleep(0.1)
-    return look()

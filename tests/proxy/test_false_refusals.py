@@ -19,6 +19,7 @@ import yaml
 
 from tests.proxy.conftest import Proxy, fake_provider, noon_zone, running
 from tests.proxy.test_believing_nobody import Bank, bank
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +117,7 @@ async def send_all(proxy: Proxy, requests: list[Request]) -> list[Sent]:
             answer = await client.post(proxy.url + route, content=json.dumps(body), headers={**headers, **user, **keys})
         return Sent(what, answer.status_code, answer.headers.get("x-usage-refusal"), answer.text)
 
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with plain_http.AsyncClient(timeout=60) as client:
         return await asyncio.gather(*[one(client, *request) for request in requests])
 
 
@@ -143,11 +144,36 @@ async def check_that_limits_hold(proxy: Proxy, model: str) -> None:
     assert (sent.status, sent.refusal) == (400, "unbounded"), sent
 
 
+def other_kinds(url: str) -> list[dict[str, Any]]:
+    """Models that are no chat, as LiteLLM's documentation configures them, and two chats of which one falls back."""
+
+    def entry(name: str, model: str, **info: Any) -> dict[str, Any]:
+        base = {"api_base": url if model.startswith("cohere/") else f"{url}/v1", "api_key": "none"}
+        return {"model_name": name, "litellm_params": {"model": model, **base}, "model_info": info}
+
+    return [
+        entry("embedding", "openai/text-embedding-3-small", mode="embedding"),
+        entry("rerank", "cohere/rerank-v3.5", mode="rerank"),
+        entry("image", "openai/dall-e-3", mode="image_generation", output_cost_per_image=0.04),
+        entry("speech", "openai/tts-1", mode="audio_speech"),
+        entry("moderation", "openai/omni-moderation-latest", mode="moderation"),
+        entry("completion", "text-completion-openai/gpt-3.5-turbo-instruct", mode="completion"),
+        entry("small", "openai/gpt-4o-mini"),
+        entry("large", "openai/gpt-4o"),
+    ]
+
+
 @pytest.fixture(scope="module")
 def plain(bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A proxy with models of each provider and of each kind, and a fallback for each reason."""
     models = [deployment(bank, name, *where) for name, where in MODELS.items()]
-    with running(tmp_path_factory.mktemp("plain"), config(models)) as proxy:
-        yield proxy
+    reasons = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+    router = {reason: [{"small": ["large"]}] for reason in reasons}
+    mocking = {"dangerously_allow_mock_testing_request_params": True}
+    with fake_provider("tests.proxy.any_provider", "/_received") as url:
+        whole = config([*models, *other_kinds(url)], router_settings=router, general_settings=mocking)
+        with running(tmp_path_factory.mktemp("plain"), whole) as proxy:
+            yield proxy
 
 
 async def test_no_clients_request_is_refused(plain: Proxy) -> None:
@@ -331,43 +357,21 @@ async def test_no_configuration_makes_a_limit_refuse(kind: str, bank: Bank, tmp_
         await check_that_limits_hold(proxy, next(iter(asked)))
 
 
-async def test_no_other_kind_of_model_is_refused(tmp_path: Path) -> None:
+async def test_no_other_kind_of_model_is_refused(plain: Proxy) -> None:
     """Embeddings, images and the like, as LiteLLM's documentation configures them, beside a fallback for each reason."""
-    with fake_provider("tests.proxy.any_provider", "/_received") as url:
-
-        def entry(name: str, model: str, **info: Any) -> dict[str, Any]:
-            base = {"api_base": url if model.startswith("cohere/") else f"{url}/v1", "api_key": "none"}
-            return {"model_name": name, "litellm_params": {"model": model, **base}, "model_info": info}
-
-        models = [
-            entry("embedding", "openai/text-embedding-3-small", mode="embedding"),
-            entry("rerank", "cohere/rerank-v3.5", mode="rerank"),
-            entry("image", "openai/dall-e-3", mode="image_generation", output_cost_per_image=0.04),
-            entry("speech", "openai/tts-1", mode="audio_speech"),
-            entry("moderation", "openai/omni-moderation-latest", mode="moderation"),
-            entry("completion", "text-completion-openai/gpt-3.5-turbo-instruct", mode="completion"),
-            entry("small", "openai/gpt-4o-mini"),
-            entry("large", "openai/gpt-4o"),
-        ]
-        router = {
-            name: [{"small": ["large"]}]
-            for name in ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
-        }
-        requests: list[Request] = [
-            (name, route, {"model": name, **body}, {}) for name, (route, body) in OTHER_ROUTES.items()
-        ]
-        mocking = {"dangerously_allow_mock_testing_request_params": True}
-        mocks = ("mock_testing_fallbacks", "mock_testing_context_fallbacks", "mock_testing_content_policy_fallbacks")
-        requests += [
-            (
-                f"{mock} {stream}",
-                "/v1/chat/completions",
-                {"model": "small", "messages": HI, mock: True, "stream": stream},
-                {},
-            )
-            for mock in mocks
-            for stream in (False, True)
-        ]
-        with running(tmp_path, config(models, router_settings=router, general_settings=mocking)) as proxy:
-            check(await send_all(proxy, requests))
-            await check_that_limits_hold(proxy, "small")
+    requests: list[Request] = [
+        (name, route, {"model": name, **body}, {}) for name, (route, body) in OTHER_ROUTES.items()
+    ]
+    mocks = ("mock_testing_fallbacks", "mock_testing_context_fallbacks", "mock_testing_content_policy_fallbacks")
+    requests += [
+        (
+            f"{mock} {stream}",
+            "/v1/chat/completions",
+            {"model": "small", "messages": HI, mock: True, "stream": stream},
+            {},
+        )
+        for mock in mocks
+        for stream in (False, True)
+    ]
+    check(await send_all(plain, requests))
+    await check_that_limits_hold(plain, "small")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.proxy.conftest import Proxy, running
 from tests.proxy.routes_setup import BROKE, NO_LIMIT, RICH, AnyProvider, provider, routes_config
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +57,7 @@ class Books:
 
     def ask(self, user: str, path: str, body: dict[str, Any] | None = None, *, method: str = "POST") -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.proxy.key}", "x-litellm-end-user-id": f"{user}-{self.suffix}"}
-        return httpx.request(method, f"{self.proxy.url}{path}", json=body, headers=headers, timeout=60)
+        return plain_http.request(method, f"{self.proxy.url}{path}", json=body, headers=headers, timeout=60)
 
     def events(self, user: str, *, held: int = 0) -> list[dict[str, Any]]:
         self.proxy.settled(but=held)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.proxy.conftest import Proxy, Upstream, proxy_config, running
+from tests.support import plain_http
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -280,7 +281,7 @@ def sent_with(proxy: Proxy, key: str, body: dict[str, Any], route: str = "/v1/ch
     """Send a request with a key, and find its event."""
     tag = secrets.token_hex(8)
     headers = {"Authorization": f"Bearer {key}", "x-litellm-tags": tag}
-    answer = httpx.post(f"{proxy.url}{route}", json={**body, "messages": MESSAGES}, headers=headers, timeout=60)
+    answer = plain_http.post(f"{proxy.url}{route}", json={**body, "messages": MESSAGES}, headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
     (event,) = [event for event in proxy.cli("events", "--last", "20")["events"] if tag in event["tags"]]
     return event

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from tests.proxy.conftest import Proxy, Upstream
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.proxy
 
@@ -108,10 +108,7 @@ def test_an_included_file_is_re_read(proxy: Proxy) -> None:
         wait_for_limit(proxy, expected)
     section.unlink()
     os.mkfifo(section)
-    deadline = time.monotonic() + 30
-    while "config.refused" not in proxy.log_path.read_text().rpartition("config.reread")[2]:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_until(lambda: "config.refused" in proxy.log_path.read_text().rpartition("config.reread")[2])
     assert ask(proxy, "cy").status_code == 200
     assert ask(proxy, "blocked").status_code == 402
     section.unlink()
@@ -120,7 +117,4 @@ def test_an_included_file_is_re_read(proxy: Proxy) -> None:
 
 
 def wait_for_limit(proxy: Proxy, amount: str) -> None:
-    deadline = time.monotonic() + 30
-    while round(float((answer := ask(proxy, "dee")).headers["x-usage-remaining"])) != float(amount):
-        assert time.monotonic() < deadline, answer.headers
-        time.sleep(0.3)
+    wait_until(lambda: round(float(ask(proxy, "dee").headers["x-usage-remaining"])) == float(amount))

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.proxy.conftest import LIMITS, Proxy, proxy_config
+from tests.support.waiting import eventually
 from usage_plugin.config import load_config
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.problems import problems
@@ -71,13 +72,6 @@ class Client:
             await asyncio.gather(*(self.send(5) for _ in range(4)))
 
 
-async def until(look: Callable[[], Any], seconds: float = 45) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
-
-
 async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> None:
     """Without its store the proxy answers until the outbox is full, then refuses; afterwards nothing is lost or doubled."""
     config = proxy_config(
@@ -96,13 +90,13 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
         opened = Parts(load_config(proxy.config_path)).open_ledger()
         stack.callback(opened.close)
         ledger = opened.ledger
-        await until(lambda: ledger.waiting().events == 0)
+        await eventually(lambda: ledger.waiting().events == 0)
 
         (tmp_path / "store").rename(tmp_path / "away")
         (tmp_path / "store").write_text("not a folder")
         await client.send(10)
         assert not client.refused
-        await until(lambda: [problem.name for problem in problems(opened.operations)] == ["store"])
+        await eventually(lambda: [problem.name for problem in problems(opened.operations)] == ["store"])
         assert ledger.waiting().events == 10
         assert account(proxy, "mixed") == "0.20", "limits count on"
 
@@ -112,7 +106,7 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
         assert refusal.response.headers["x-usage-refusal"] == "outbox_full"
         assert refusal.type == "storage_unavailable"
         # The worker that refused need not be the keeper, who writes the notes.
-        await until(lambda: len(problems(opened.operations)) == 2)
+        await eventually(lambda: len(problems(opened.operations)) == 2)
         status = proxy.cli("status")
         assert status["outbox"]["bytes"] >= 1_000_000
         assert {problem["name"] for problem in status["problems"]} == {"outbox", "store"}, (
@@ -121,9 +115,9 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
 
         (tmp_path / "store").unlink()
         (tmp_path / "away").rename(tmp_path / "store")
-        await until(lambda: not problems(opened.operations))
+        await eventually(lambda: not problems(opened.operations))
         await client.answers_again()
-        await until(lambda: ledger.waiting().events == 0)
+        await eventually(lambda: ledger.waiting().events == 0)
         await add_a_limit(proxy, client)
     finally:
         proxy.stop()

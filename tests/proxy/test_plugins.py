@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.plugins.conftest import chatting, eight_lines
 from tests.proxy.conftest import ROOT, Proxy, proxy_config, running
+from tests.support.waiting import wait_until
 from usage_plugin.domain.money import parse_usd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.plugins.conftest import Chat
@@ -72,13 +72,6 @@ def usage_event_recorded(event):
 """
 
 
-def eventually(look: Callable[[], Any], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def written(path: Path) -> str:
     """What a plugin has written into a file, once it has: there is a moment at which it is there and empty."""
     found = ""
@@ -88,7 +81,7 @@ def written(path: Path) -> str:
         found = path.read_text() if path.exists() else ""
         return bool(found)
 
-    eventually(look)
+    wait_until(look)
     return found
 
 
@@ -131,11 +124,11 @@ def test_plugins_see_what_happens_in_the_proxy(proxy: Proxy, chat: Chat) -> None
     """A resolver names the user from a header, a CSV the group whose limit refuses, and both ends are told of."""
     assert ask(proxy, **{"X-Badge": "ann"}).status_code == 200
     (event,) = proxy.events("ann")
-    eventually(lambda: f"ann {parse_usd(event['cost'])}" in proxy.log_path.read_text())
+    wait_until(lambda: f"ann {parse_usd(event['cost'])}" in proxy.log_path.read_text())
     refused = ask(proxy, **{"X-Badge": "ida"})
     assert refused.status_code == 402
     assert refused.headers["x-usage-limit"] == "interns"
-    eventually(lambda: chat.posted)
+    wait_until(lambda: chat.posted)
     assert chat.posted[0].startswith("user ida is refused by interns (too_large)")
     assert "'badges (" in proxy.log_path.read_text()
 
@@ -157,7 +150,7 @@ def test_garbage_collections_pass_over_what_was_there_at_the_start(proxy: Proxy)
         apart, others = map(int, written(found).split())
         return apart > 300_000 and others < apart / 10
 
-    eventually(are_apart)
+    wait_until(are_apart)
 
 
 def test_a_resolver_that_fails_charges_nobody(proxy: Proxy) -> None:
@@ -170,5 +163,5 @@ def test_a_resolver_that_fails_charges_nobody(proxy: Proxy) -> None:
     def counted() -> dict[str, int]:
         return {found["concerns"]: found["times"] for found in proxy.cli("status")["imperfections"]}
 
-    eventually(lambda: counted().get("badges") == 1)
+    wait_until(lambda: counted().get("badges") == 1)
     assert "no such badge" in proxy.log_path.read_text()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import openai
 import pytest
+
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.proxy.conftest import Proxy
@@ -166,23 +167,11 @@ def test_a_refusal_can_be_looked_up(proxy: Proxy) -> None:
     """The ref of a refusal leads to its facts, and `status` counts it."""
     user = unique("blocked")
     ref = proxy.post(CHAT, chat(user)).json()["error"]["provider_specific_fields"]["ref"]
-    facts = eventually(lambda: proxy.cli("explain", ref))
+    facts = wait_until(lambda: proxy.cli("explain", ref))
     assert (facts["limit"], facts["user"], facts["reason"]) == ("blocked", user, "too_large")
     status = proxy.cli("status")
     assert {"limit": "blocked", "subject": user, "refusals": 1} in status["blocked"]
     assert len(status["workers"]) == 1
-
-
-def eventually(look: Any) -> Any:
-    """Refusals are written down once a second."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            return look()
-        except AssertionError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

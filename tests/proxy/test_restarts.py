@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import time
 from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import openai
 import pytest
 
 from tests.proxy.conftest import LIMITS, Proxy, proxy_config
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +64,7 @@ async def test_the_books_survive_sigterm_and_sigkill(tmp_path: Path, upstream: U
         await spend(proxy, 30)
         async with proxy.client() as client:
             lost = asyncio.create_task(client.chat.completions.create(**body(2000, delay=60)))
-            await until_open(proxy)
+            await eventually(lambda: proxy.cli("status")["reservations"]["open"])
             proxy.stop(signal.SIGKILL)
             with pytest.raises(openai.APIConnectionError):
                 await lost
@@ -103,7 +103,7 @@ async def end_while_busy(proxy: Proxy, *, streams: int) -> None:
     """Send SIGTERM at the last byte of many streams, in the middle of another, and just after a client has left."""
     async with proxy.client() as client:
         leaving = asyncio.create_task(client.chat.completions.create(**body(hold=30), stream=True))
-        await until_open(proxy)
+        await eventually(lambda: proxy.cli("status")["reservations"]["open"])
         await asyncio.sleep(1)
         leaving.cancel()
         slow: Any = await client.chat.completions.create(**body(pause=0.7), stream=True)
@@ -118,13 +118,6 @@ async def end_while_busy(proxy: Proxy, *, streams: int) -> None:
         chunks = [chunk async for chunk in slow]
         assert chunks[-1].choices[0].finish_reason == "stop", "the server waits for what is under way"
         await ending
-
-
-async def until_open(proxy: Proxy) -> None:
-    deadline = time.monotonic() + 60
-    while not proxy.cli("status")["reservations"]["open"]:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
 
 
 def check(proxy: Proxy, *, spent: str, events: int) -> None:

@@ -12,13 +12,13 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-import httpx
 import pytest
 import websockets.sync.client
 from websockets.exceptions import WebSocketException
 
 from tests.proxy.conftest import ROOT, Proxy, clean_environment, running
 from tests.proxy.routes_setup import BROKE, NO_LIMIT, AnyProvider, provider, routes_config
+from tests.support import plain_http
 from usage_plugin.proxy.routes import WEBSOCKET, rule_of
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def ask(proxy: Proxy, fake: AnyProvider, method: str, path: str, user: str) -> A
     body = {**BODY, "model": model}
     if "/generateContent" in there or "responses" in there:
         body.pop("messages")
-    with httpx.Client(base_url=proxy.url, headers=headers, timeout=30) as client:
+    with plain_http.Client(base_url=proxy.url, headers=headers, timeout=30) as client:
         # A stream of events has no end: its status is enough.
         with client.stream(method, there, json=body) as response:
             statuses = [response.status_code]

@@ -5,27 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.proxy.conftest import LIMITS, proxy_config, running
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from tests.proxy.conftest import Upstream
 
 pytestmark = pytest.mark.proxy
-
-
-async def until(look: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
 
 
 async def test_no_request_fails_for_the_database(tmp_path: Path, upstream: Upstream) -> None:
@@ -57,16 +49,16 @@ async def test_no_request_fails_for_the_database(tmp_path: Path, upstream: Upstr
 
         sending = asyncio.gather(*(send(15) for _ in range(2)))
         await asyncio.sleep(0)
-        await until(database.exists)
+        await eventually(database.exists)
         database.unlink()
         await sending
         assert await asyncio.to_thread(reported) == (30, "0.30")
-        await until(lambda: database.exists() and rows() == 30)
+        await eventually(lambda: database.exists() and rows() == 30)
 
         sending = asyncio.gather(*(send(15) for _ in range(2)))
         database.write_bytes(b"not a database, but something else\n" * 1_000)
         await sending
         assert await asyncio.to_thread(reported) == (60, "0.60")
-        await until(lambda: rows() == 60)
-        await until(lambda: proxy.cli("status")["problems"] == [])
+        await eventually(lambda: rows() == 60)
+        await eventually(lambda: proxy.cli("status")["problems"] == [])
         await client.close()

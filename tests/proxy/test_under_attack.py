@@ -14,6 +14,7 @@ import pytest
 from tests.proxy.attacks import LONG
 from tests.proxy.conftest import Proxy, running
 from tests.proxy.test_believing_nobody import Bank, bank, config, deployment, recorded, send_all
+from tests.support import soak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ LIMITS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1-worker", "2-workers"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=soak.REPETITIONS), 2], ids=["1-worker", "2-workers"])
 def attacked(request: pytest.FixtureRequest, bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     folder = tmp_path_factory.mktemp(f"attacked-{request.param}")
     (folder / "hooks_of_ours.py").write_text(HOOKS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.support.waiting import eventually
 from usage_plugin.config.file import load_config
 from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Runtime
@@ -251,8 +252,7 @@ async def test_an_end_that_nobody_tells_of_is_what_it_was_on_the_wire(
     """After the grace it is charged as reserved, with the status that the client saw."""
     await serve(plugin, **how)
     assert plugin.open == 1
-    await asyncio.sleep(1.2)
-    assert plugin.open == 0
+    await eventually(lambda: plugin.open == 0)
     assert [(event.status, event.output_tokens, event.estimated) for event in plugin.events] == [(status, 50, True)]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-import time
 from contextlib import asynccontextmanager
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from tests.support.waiting import eventually
 from usage_plugin.backends.hybrid import database as database_module
 from usage_plugin.backends.hybrid import following
 from usage_plugin.domain.store import Reports, UsageFilter
@@ -23,7 +22,7 @@ from usage_plugin.testing.books import contents_of, totals_in
 from usage_plugin.testing.builders import NOON, TODAY, batch_of, make_event, make_sum, sums_batch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from usage_plugin.domain.store import UsageStore
@@ -75,18 +74,6 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "data")
-
-
-async def eventually(there: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if there():
-                return
-        except sqlite3.Error:
-            pass
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.05)
 
 
 async def count(store: UsageStore) -> int:
@@ -229,11 +216,13 @@ async def test_files_from_before_make_a_database(folder: Folder) -> None:
         await store.append_sums("old", [(1, make_sum())])
         await store.prune(events_before=NOON + 100 * 60_000_000, days_before=date(2020, 1, 1), most=10_000)
         await store.forget("bo", most=10_000)
+        kept = len((await contents_of(store)).events)
+        assert kept > 300
     async with folder.opened() as store:
         assert await store.watermark("w") == 600
-        await eventually(lambda: folder.rows() > 0 and trouble_of(store) is None)
+        await eventually(lambda: folder.rows() == kept and trouble_of(store) is None)
         await store.append("w", [(601, make_event())])
-        await eventually(lambda: folder.rows() > 300)
+        await eventually(lambda: folder.rows() == kept + 1)
     await folder.agree()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak import share_of
+from tests.support.soak import share_of
 from tests.tracking.test_tracking import configure
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.usage import UsageTotals, totals_of

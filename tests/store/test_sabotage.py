@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.sabotage import Broken, assert_noticed, failures_in
 from tests.store.sabotaged import SABOTAGES
+from tests.support.sabotage import Broken, assert_noticed, failures_in
 from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.store_contract import StoreContract, promises
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tracking.test_tracking import CENT, ask, configure, eventually
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import CENT, ask, configure
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.usage import TokenUsage
@@ -49,6 +50,8 @@ async def spend(runtime: Runtime, clock: Any, cost: int = CENT, **how: Any) -> N
     request = await take(runtime, clock, cost=cost, **how)
     model = request.admitted.event.model
     runtime.recorder.record(request, Outcome(status="success", model=model, cost=cost, cost_source="computed"))
+    # Where the keeper writes just then, it is settled a moment later; until then it is reserved and not spent.
+    await runtime.recorder.drain(60)
 
 
 async def take(runtime: Runtime, clock: Any, **how: Any) -> OpenRequest:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tracking.test_tracking import CENT, admitted, configure, eventually, success
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import CENT, admitted, configure, success
 from usage_plugin.domain.alerts import Alert
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.manager import Plugins

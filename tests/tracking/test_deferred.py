@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tests.tracking.test_tracking import admitted, configure, eventually, success
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import admitted, configure, success
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event

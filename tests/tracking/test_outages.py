@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, eventually, success
+from tests.support.waiting import calls_of, eventually
+from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, success
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.usage import UsageEvent
@@ -318,7 +319,9 @@ async def test_a_store_that_refuses_everything_is_not_believed(
     setting.trouble.poisonous = {"ann"}
     setting.settle(*events_of(10))
     await eventually(lambda: "one event after the other" in setting.problems().get("store", ""))
-    await asyncio.sleep(0.5)
+    # At the end of a try, not within one: what a working store has refused would be set aside.
+    taken_back = calls_of(monkeypatch, flusher_module.Unstorable, "take_back")
+    await eventually(lambda: len(taken_back) > 1)
     setting.trouble.poisonous = set()
     await eventually(lambda: setting.ledger.acknowledged() == 10)
     assert len(await setting.stored()) == 10
@@ -537,7 +540,8 @@ async def test_a_full_disk_delays_history(tmp_path: Path) -> None:
     try:
         await eventually(lambda: "background.interrupted" in log.read_text() or "keeper.interrupted" in log.read_text())
         setting.settle(*events_of(10))
-        await asyncio.sleep(0.5)
+        interrupted = log.read_text().count(".interrupted")
+        await eventually(lambda: log.read_text().count(".interrupted") > interrupted + 1)
         assert setting.ledger.acknowledged() < 3_000
         print(file=process.stdin, flush=True)
         await eventually(lambda: setting.ledger.waiting().events == 0)

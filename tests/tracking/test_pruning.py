@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.tracking.test_tracking import CENT, admitted, configure, eventually, success
+from tests.support.waiting import eventually
+from tests.tracking.test_tracking import CENT, admitted, configure, success
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.domain.windows import FOREVER, Window

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from usage_plugin.domain.pseudonyms import Pseudonyms
+from usage_plugin.errors import SecretError
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.tracking.secret import SecretError, make_secret, note_secret, read_secret, secret_trouble
+from usage_plugin.tracking.secret import make_secret, note_secret, read_secret, secret_trouble
 
 DAY = 86_400_000_000
 

@@ -12,7 +12,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.tracking.test_tracking import CENT, admitted, configure, eventually, success
+from tests.support.waiting import calls_of, eventually
+from tests.tracking.test_tracking import CENT, admitted, configure, success
+from usage_plugin.config import ConfigFile
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.operations import Adjustment
@@ -374,7 +376,9 @@ async def test_a_limit_added_under_load_misses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_the_yaml_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_yaml_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A valid change is in force within seconds, an invalid one is refused and named once, and what needs a restart waits."""
     clock = FakeClock()
     runtime = Runtime(configure(tmp_path, ONE), clock=clock)
@@ -391,7 +395,8 @@ async def test_the_yaml_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFix
     (tmp_path / "config.yaml").write_text(configure_text.replace("max_cost: 2", "max_cost: plenty"))
     await eventually(lambda: [problem.name for problem in problems(runtime.operations)] == ["config"])
     assert "plenty" in problems(runtime.operations)[0].text
-    await asyncio.sleep(0.5)
+    read = calls_of(monkeypatch, ConfigFile, "changed")
+    await eventually(lambda: len(read) > 3)
     assert caplog.text.count("config.refused") == 1
     assert runtime.limits.limits[0].amount == 200 * CENT
     (tmp_path / "config.yaml").write_text(configure_text)

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from contextlib import asynccontextmanager
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from tests.support.waiting import calls_of, eventually
 from usage_plugin.config import Config, load_config
 from usage_plugin.domain.ledger import AccountKey, Balance
 from usage_plugin.domain.subjects import Subjects
@@ -36,7 +36,7 @@ from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.recorder import OpenRequest, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from usage_plugin.domain.open_ledger import OpenLedger
 
@@ -563,14 +563,6 @@ def test_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
     assert mine.living() == []
 
 
-async def eventually(look: Callable[[], Any], seconds: float = 60) -> None:
-    """Wait for something to happen, for as long as a machine with a busy disk may take."""
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, "it has not happened"
-        await asyncio.sleep(0.05)
-
-
 async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
     """What is settled reaches the store by itself, and what a dead worker left open is settled as reserved."""
     parts = Parts(configure(tmp_path))
@@ -586,12 +578,14 @@ async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
         assert await store.watermark(ledger.writer) == 1
 
 
-async def test_the_keeper_never_touches_the_living(tmp_path: Path) -> None:
+async def test_the_keeper_never_touches_the_living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reservations of workers that are alive stay open, however long they take."""
+    swept = calls_of(monkeypatch, FileLockedWorkers, "sweep")
     runtime = Runtime(configure(tmp_path))
     clock = FakeClock(datetime.now(timezone.utc))
     await admitted(runtime, clock)
-    await asyncio.sleep(2.5)
+    before = len(swept)
+    await eventually(lambda: len(swept) > before + 1)
     assert len(runtime.ledger.open_reservations()) == 1
     await runtime.close()
 
@@ -695,11 +689,12 @@ async def test_a_store_that_fails_loses_nothing(
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
     parts = Parts(configure(tmp_path))
-    broken = True
+    broken, refused = True, []
 
     @asynccontextmanager
     async def open_store() -> AsyncIterator[Any]:
         if broken:
+            refused.append(clock.now())
             raise StorageUnavailableError("unplugged")
         async with parts.open_store() as store:
             yield store
@@ -710,7 +705,7 @@ async def test_a_store_that_fails_loses_nothing(
     keeper = Keeper(parts.open_ledger, open_store, workers, clock, unstorable=parts.unstorable(clock))
     keeper.start()
     ledger = parts.open_ledger().ledger
-    await asyncio.sleep(0.5)
+    await eventually(lambda: len(refused) > 1)
     assert ledger.acknowledged() == 0
     settle(parts, make_event(started_at=clock.now()))
     broken = False

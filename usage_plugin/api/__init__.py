@@ -1,4 +1,4 @@
-"""The Python API: record usage, hold budgets and read what was spent, in any program, with the proxy or without.
+"""The Python API: record usage, hold budgets and read the history, in any program, with the proxy or without.
 
     from usage_plugin.api import open_tracker
 
@@ -6,14 +6,15 @@
         await tracker.record_usage("ann", cost="0.0123", model="gpt-4o", input_tokens=900, output_tokens=120)
         print(await tracker.get_user_daily_usage("ann"))
 
-Money is a `Decimal` in USD wherever this package gives it, and anything exact, or a float that somebody else computed,
-where it takes it. Only events are as they are stored: whole nano-dollars, which `to_decimal` turns into dollars.
+Money is returned as a `Decimal` in USD, and accepted as `Decimal`, string, integer or float. Only events have the
+stored form, whole nano-dollars; `to_decimal` converts them to dollars.
+
+Ranges are half-open: `start` and `since` are included, `end` and `until` are not.
 """
 
-from usage_plugin.api.opening import open_tracker
+from usage_plugin.api.lifecycle import open_tracker
 from usage_plugin.api.reservations import Reservation
-from usage_plugin.api.tracker import UsageTracker
-from usage_plugin.api.values import (
+from usage_plugin.api.results import (
     Forecast,
     PercentileRow,
     Session,
@@ -27,21 +28,47 @@ from usage_plugin.api.values import (
     UserAlert,
     UserLimit,
 )
+from usage_plugin.api.tracker import UsageTracker
 from usage_plugin.domain.money import to_decimal
+from usage_plugin.domain.prices import Rates
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.usage import UsageEvent
-from usage_plugin.errors import BudgetExceededError, NotAdmittedError, UsagePluginError
+from usage_plugin.errors import (
+    BudgetExceededError,
+    ConfigError,
+    HistoryError,
+    LedgerBusyError,
+    LedgerError,
+    MoneyError,
+    NotAdmittedError,
+    StorageError,
+    StorageUnavailableError,
+    SubjectNameError,
+    UnknownLimitError,
+    UsagePluginError,
+)
+from usage_plugin.pricing.sheets import configured_rates
 
 __all__ = [
     "BudgetExceededError",
+    "ConfigError",
     "Forecast",
+    "HistoryError",
+    "LedgerBusyError",
+    "LedgerError",
+    "MoneyError",
     "NotAdmittedError",
     "PercentileRow",
+    "Rates",
     "Reservation",
     "Session",
     "Statistics",
+    "StorageError",
+    "StorageUnavailableError",
     "StreamedUsage",
+    "SubjectNameError",
     "TopUsage",
+    "UnknownLimitError",
     "Usage",
     "UsageEvent",
     "UsagePattern",
@@ -52,6 +79,7 @@ __all__ = [
     "UserAlert",
     "UserLimit",
     "UserProfile",
+    "configured_rates",
     "open_tracker",
     "to_decimal",
 ]

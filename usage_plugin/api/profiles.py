@@ -1,9 +1,10 @@
-"""Profiles: what a program may say of a user, checked before it is kept."""
+"""Validation of user profiles."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from usage_plugin.api.validation import reject_unknown
 from usage_plugin.domain.profiles import encode_json
 from usage_plugin.errors import UsagePluginError
 
@@ -26,23 +27,22 @@ _TEXTS = {"username": (str, type(None)), "email": (str, type(None)), "tier": (st
 
 
 def checked_fields(fields: ProfileFields) -> dict[str, Any]:
-    """Give the fields as a dict.
+    """Return the fields as a dict.
 
     Raises:
-        UsagePluginError: there is no such field, or one is not what it must be.
+        UsagePluginError: a field is unknown, or its value has the wrong type.
     """
     checked: dict[str, Any] = dict(fields)
+    reject_unknown(checked, ProfileFields.__annotations__)
     for name, value in checked.items():
-        if name not in ProfileFields.__annotations__:
-            raise UsagePluginError(f"There is no {name}; there are {', '.join(ProfileFields.__annotations__)}.")
         if name in _TEXTS:
-            fits = isinstance(value, _TEXTS[name])
+            fits, expected = isinstance(value, _TEXTS[name]), "a text" if name == "tier" else "a text or None"
         elif name == "is_active":
-            fits = isinstance(value, bool)
+            fits, expected = isinstance(value, bool), "True or False"
         else:
-            fits = _is_json_object(value)
+            fits, expected = _is_json_object(value), "a dict that JSON can represent"
         if not fits:
-            raise UsagePluginError(f"{name}: found {value!r}, which cannot be kept there.")
+            raise UsagePluginError(f"{name}: expected {expected}; found {value!r}.")
     return checked
 
 

@@ -1,4 +1,4 @@
-"""Questions about the history. Days are those of the configured zone; spans end before the day `end`."""
+"""Queries of the history. Days are those of the configured time zone; ranges are half-open: `end` is excluded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from usage_plugin.api.values import (
+from usage_plugin.api.results import (
     Forecast,
     PercentileRow,
     StreamedUsage,
@@ -55,10 +55,10 @@ _DAY = dt.timedelta(days=1)
 
 
 class UsageQueries:
-    """Reads the history, complete to the last settled request."""
+    """Queries of the history, which include the last settled request."""
 
     def __init__(self, runtime: Runtime, reader: UsageReader) -> None:
-        """Take the running parts."""
+        """Set the runtime and the reader; `open_tracker` creates trackers."""
         self._runtime = runtime
         self._reader = reader
 
@@ -72,33 +72,33 @@ class UsageQueries:
         zone: str | None = None,
         **names: str,
     ) -> Sequence[UsageRow]:
-        """Sum usage by names, in buckets of time if one is given.
+        """Return sums of usage by names, and by time if a bucket is given.
 
         Args:
-            by: user, team, api_key, organization, end_user, model, provider; of hours model and provider only. session
-                and agent too: those are summed from events, so they go back only as far as events are kept.
+            by: user, team, api_key, organization, end_user, model, provider, session, agent. Hours have only model and
+                provider. Sessions and agents are summed from events, so they reach back only as far as events are kept.
             start: the first day.
             end: the day after the last.
-            bucket: hour, day, week (from Monday) or month: named first in each group, in order.
-            zone: whose days, as `Asia/Tokyo`; the configured one if not given. Days of another are summed from events,
-                so it goes back only as far as those are kept.
-            names: takes only what has these, for example `user="ann"`.
+            bucket: hour, day, week (from Monday) or month: the first name of each group, in order of time.
+            zone: the time zone of the days, such as `Asia/Tokyo`; by default the configured one. Another zone's days
+                are summed from events, so they reach back only as far as events are kept.
+            names: filters, for example `user="ann"`.
 
         Returns:
-            The dearest group first; with a bucket, in order of time. Each row is made when it is read, so that an
-            answer with all users is small, and stops nobody when it is dropped.
+            The groups in order of cost, or with a bucket in order of time. Each row is created when it is read: a
+            result with all users is small, and dropping it does not block the event loop.
 
         Raises:
-            HistoryError: events that another zone's days, sessions or agents need are gone, or never were there.
-            UsagePluginError: the span is none, or there is no such zone, name or bucket.
+            HistoryError: the events that sessions, agents or another zone's days need are missing.
+            UsagePluginError: the range is empty, or a zone, name or bucket is not valid.
         """
         first, last = _days(start, end)
         usage_filter = self._filter(names)
         if bucket == "hour":
             if zone is not None or not set(by) <= set(HOUR_GROUPINGS):
                 raise UsagePluginError(
-                    "bucket: hours are summed by model and provider, in the configured zone.",
-                    hint="Stream the events for anything else: tracker.events(…).",
+                    "bucket: hours are available by model and provider, in the configured zone.",
+                    hint="For other groupings, stream the events: tracker.events(…).",
                 )
             rows = await self._reader.hours(("hour", *cast("Sequence[HourGrouping]", by)), first, last, usage_filter)
         else:
@@ -115,21 +115,21 @@ class UsageQueries:
         most: int = 50,
         **names: str,
     ) -> TopUsage:
-        """Find the groups that cost most, without reading all of them.
+        """Return the top groups by cost, without reading all groups.
 
         Args:
-            by: what groups are made of, as for `aggregate`.
+            by: the dimensions of a group, as for `aggregate`.
             start: the first day.
             end: the day after the last.
-            most: how many.
-            names: takes only what has these.
+            most: the number of groups.
+            names: filters, as for `aggregate`.
         """
         found = await self._reader.top(by, *_days(start, end), self._filter(names), most=most)
         rows = [_usage_row(*row) async for part in in_steps(found.rows) for row in part]
         return TopUsage(rows, found.in_all, usage_of(found.total))
 
     async def distinct_users(self, *, start: dt.date, end: dt.date, **names: str) -> int:
-        """Count the users with usage from the first day to before the last."""
+        """Return the number of users with usage from `start` to before `end`."""
         return (await self._reader.top(("user",), *_days(start, end), self._filter(names), most=0)).in_all
 
     async def percentiles(
@@ -142,15 +142,15 @@ class UsageQueries:
         end: dt.date,
         **names: str,
     ) -> list[PercentileRow]:
-        """Say what single requests took or cost, exactly; reads all their events, as far back as they are kept.
+        """Return exact percentiles of the duration or cost of requests, from all events that are kept.
 
         Args:
             measure: `duration` or `cost`.
             points: percentages from 1 to 100.
-            by: what groups are made of; also session, agent, call_type and status.
+            by: the dimensions of a group; also session, agent, call_type and status.
             start: the first day.
             end: the day after the last.
-            names: takes only what has these.
+            names: filters, as for `aggregate`.
         """
         window = days_window(*_days(start, end), self._runtime.config.timezone)
         found = await percentiles(self._reader.events(window, self._filter(names)), measure, points, by)
@@ -172,18 +172,18 @@ class UsageQueries:
         most: int = 20,
         **names: str,
     ) -> list[Forecast]:
-        """Say where the spend of the window that is open is heading, and when a limit runs out.
+        """Return forecasts of the spend at the end of the current window, and of the day a limit runs out.
 
         Args:
-            by: what groups are made of, as for `aggregate`; everybody together if empty.
-            limit: forecasts the accounts of this limit in its own window instead, whatever `by` and `window` say.
+            by: the dimensions of a group, as for `aggregate`; by default all requests together.
+            limit: a limit: its accounts are forecast in its own window, and `by` and `window` are ignored.
             window: day, week, month, quarter or year.
-            most: how many groups or accounts: those that have used most.
-            names: takes only what has these; with a limit, only what it counts per.
+            most: the number of groups or accounts, by usage.
+            names: filters, as for `aggregate`; with a limit, only its own dimensions.
 
         Raises:
-            HistoryError: there are no daily sums of what this limit counts, or its accounts have no such names.
-            UsagePluginError: there is no such limit, window or name.
+            HistoryError: the limit's unit has no daily sums, or its accounts do not have these names.
+            UsagePluginError: a limit, window or name is not valid.
         """
         runtime, usage_filter = self._runtime, self._filter(names)
         zone = runtime.config.timezone
@@ -191,7 +191,7 @@ class UsageQueries:
         forecaster = Forecaster(self._reader, standings, zone)
         if limit is None:
             if window not in FORECAST_WINDOWS:
-                raise UsagePluginError(f"window: found {window}, expected one of {', '.join(FORECAST_WINDOWS)}.")
+                raise UsagePluginError(f"window: expected one of {', '.join(FORECAST_WINDOWS)}; found {window}.")
             rule = WindowRule(window, week_starts=runtime.config.week_starts if window == "week" else 0)
             found = await forecaster.spend(by, usage_filter, rule, most=most)
         else:
@@ -207,22 +207,22 @@ class UsageQueries:
         after: str | None = None,
         **names: str,
     ) -> AsyncIterator[StreamedUsage]:
-        """Stream the sums of each day, or hour, and combination of names, in order of time and in bounded memory.
+        """Stream the sums of each day or hour and combination of names, in order of time and in bounded memory.
 
         Args:
             start: the first day.
             end: the day after the last.
-            bucket: `day`, or `hour`, of which model and provider are known only. `aggregate` sums weeks and months.
-            after: goes on behind a row, by its `cursor`, over the same filter.
-            names: takes only what has these.
+            bucket: `day`, or `hour`, which has model and provider only. For weeks and months use `aggregate`.
+            after: the `cursor` of a row, to continue after it with the same filters.
+            names: filters, as for `aggregate`.
 
         Raises:
-            HistoryError: that row is not there any more, or not in its place.
-            UsagePluginError: the cursor is none, or there is no such bucket.
+            HistoryError: the row of the cursor no longer exists at its position.
+            UsagePluginError: the cursor or the bucket is not valid.
         """
         if bucket not in ("day", "hour"):
             raise UsagePluginError(
-                f"bucket: found {bucket}, expected day or hour.", hint="tracker.aggregate(…) sums weeks and months."
+                f"bucket: expected day or hour; found {bucket}.", hint="tracker.aggregate(…) sums weeks and months."
             )
         first, last = _days(start, end)
         seen = None if after is None else _cursor(after)
@@ -238,7 +238,7 @@ class UsageQueries:
     async def _hours(
         self, first: dt.date, last: dt.date, usage_filter: UsageFilter, seen: _Cursor | None
     ) -> AsyncIterator[StreamedUsage]:
-        """Stream hours day by day: those of a day are few."""
+        """Stream hours day by day: the rows of one day fit in memory."""
         if seen is not None:
             first = max(first, _day_of(seen.bucket[:10]))
         behind = _in_time((seen.bucket, *seen.names[-2:])) if seen else None
@@ -261,14 +261,14 @@ class UsageQueries:
         newest_first: bool = False,
         **names: str,
     ) -> AsyncIterator[UsageEvent]:
-        """Stream events in the order of their beginning, in bounded memory; their amounts are nano-dollars.
+        """Stream events in order of admission, in bounded memory; their amounts are nano-dollars.
 
         Args:
-            since: an aware datetime; the beginning of all if not given.
-            until: the same, exclusive; the end of all if not given.
-            after: goes on behind this event.
-            newest_first: in the other order.
-            names: takes only what has these, for example `user="ann"`; also session and agent.
+            since: an aware datetime, included; by default the beginning of the history.
+            until: an aware datetime, excluded; by default the end of the history.
+            after: an event, to continue after it.
+            newest_first: whether to reverse the order.
+            names: filters, for example `user="ann"`; also session and agent.
         """
         window = Window(0 if since is None else to_instant(since), FOREVER if until is None else to_instant(until))
         position = None if after is None else EventPosition(after.started_at, after.event_id)
@@ -284,23 +284,23 @@ class UsageQueries:
         prices: Mapping[str, Rates] | None = None,
         most_users: int = MOST_USERS,
     ) -> list[UsagePattern]:
-        """Find what stands out, what costs most first.
+        """Return notable patterns, in order of cost.
 
         Args:
-            start: the first day; if not given, 29 days before the last.
-            end: the day after the last; tomorrow if not given.
-            prices: today's, by model, as `usage_plugin.pricing.sheets.configured_rates` reads them from a
-                `model_list`; without them no cheaper model is looked for, and missed caching has no price.
-            most_users: so many users are looked at one by one, those who spent most lately; with 0 nobody is named.
+            start: the first day; by default 29 days before the last.
+            end: the day after the last; by default tomorrow.
+            prices: current prices by model, as `usage_plugin.pricing.sheets.configured_rates` reads them from a
+                `model_list`. Without them no cheaper model is searched, and missed caching has no price.
+            most_users: the number of users to examine individually, by recent spend; with 0 no user is named.
 
         Raises:
-            UsagePluginError: the span is none.
+            UsagePluginError: the range is empty.
         """
         runtime = self._runtime
         end = end or self._reader.today() + _DAY
         first, last = _days(start or end - 30 * _DAY, end)
-        standings = Standings(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
-        known = Known(prices or {}, runtime.limits, standings, runtime.config.timezone)
+        balances = Standings(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
+        known = Known(prices or {}, runtime.limits, balances, runtime.config.timezone)
         found = await find_patterns(self._reader, first, last, known, most_users=most_users)
         return [pattern_of(pattern) for pattern in found.patterns]
 
@@ -310,8 +310,9 @@ class UsageQueries:
         try:
             return UsageFilter(**asked)
         except TypeError:
-            known = ", ".join(UsageFilter.__dataclass_fields__)
-            raise UsagePluginError(f"Found {', '.join(names)}, expected some of {known}.") from None
+            known = list(UsageFilter.__dataclass_fields__)
+            unknown = [name for name in names if name not in known]
+            raise UsagePluginError(f"expected some of {', '.join(known)}; found {', '.join(unknown)}.") from None
 
 
 def _usage_row(group: Group, totals: UsageTotals) -> UsageRow:
@@ -320,7 +321,7 @@ def _usage_row(group: Group, totals: UsageTotals) -> UsageRow:
 
 def _days(start: dt.date, end: dt.date) -> tuple[dt.date, dt.date]:
     if isinstance(start, dt.datetime) or isinstance(end, dt.datetime) or not start < end:
-        raise UsagePluginError(f"Found {start} to {end}, expected two dates; the span ends before the second.")
+        raise UsagePluginError(f"expected two dates, start before end; found {start} to {end}.")
     return start, end - _DAY
 
 
@@ -328,11 +329,11 @@ def _zone(name: str | None) -> ZoneInfo | None:
     try:
         return None if name is None else ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise UsagePluginError(f"zone: found {name}, expected a name such as Europe/Berlin.") from None
+        raise UsagePluginError(f"zone: expected a name such as Europe/Berlin; found {name}.") from None
 
 
 class _Cursor(NamedTuple):
-    """What the text of a cursor says."""
+    """The decoded text of a cursor."""
 
     bucket: str
     growing: bool
@@ -346,17 +347,17 @@ def _cursor(text: str) -> _Cursor:
         bucket, growing, names = None, None, []
     if isinstance(bucket, str) and isinstance(growing, bool) and len(names) == len(ROLLUP_DIMENSIONS):
         return _Cursor(bucket, growing, tuple(names))
-    raise UsagePluginError(f"after: found {text!r}, expected the cursor of a row.")
+    raise UsagePluginError(f"after: expected the cursor of a row; found {text!r}.")
 
 
 def _day_of(bucket: str) -> dt.date:
     try:
         return dt.date.fromisoformat(bucket)
     except ValueError:
-        raise UsagePluginError(f"after: found the cursor of {bucket}, expected that of a day.") from None
+        raise UsagePluginError(f"after: expected the cursor of a day; found that of {bucket}.") from None
 
 
 def _in_time(group: Sequence[str | None]) -> tuple[object, ...]:
-    """Order hours by their instant: of an hour that happens twice the names alone would not do."""
+    """Return a sort key by instant: an hour that occurs twice, when clocks change, is ambiguous by its local time."""
     hour, *names = group
     return dt.datetime.fromisoformat(hour or ""), *(name or "" for name in names)

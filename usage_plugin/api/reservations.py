@@ -1,4 +1,4 @@
-"""Reservations: a budget that a program holds while it works, by the same admission and ledger as the proxy's."""
+"""Reservations: budgets that a program holds while it works, with the proxy's admission and ledger."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from usage_plugin.api.facts import given
-from usage_plugin.api.waiting import when_free
+from usage_plugin.api.ledger_retry import retry_while_busy
+from usage_plugin.api.validation import outcome_of
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.errors import BudgetExceededError, LedgerError, NotAdmittedError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from usage_plugin.api.facts import Facts
-    from usage_plugin.api.values import Money
+    from usage_plugin.api.results import Money
+    from usage_plugin.api.validation import Facts
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.admission import Admitted
@@ -35,73 +35,73 @@ log = get_logger()
 
 
 class Reservation:
-    """What is held until it is settled or released."""
+    """A held amount, until it is settled or released."""
 
     def __init__(self, runtime: Runtime, admitted: Admitted) -> None:
-        """Take what was admitted; `reserve` makes them."""
+        """Set the admitted request; `reserve` creates reservations."""
         self._runtime = runtime
         self._request = OpenRequest(admitted, runtime.clock.monotonic())
 
     @property
     def event_id(self) -> str:
-        """The id of the event that it becomes when it is settled."""
+        """The id of the event that settling records."""
         return self._request.event_id
 
     @property
     def amount(self) -> Decimal:
-        """What is held, in USD."""
+        """The held amount in USD."""
         return to_decimal(self._request.admitted.event.reserved)
 
     def settle(self, cost: Money | None, **facts: Unpack[Facts]) -> UsageEvent:
-        """Charge what the work really cost, free the rest, and record it as one event.
+        """Charge the actual cost, release the rest, and record one event.
 
-        More than was reserved is charged as well, and marked on the event as `excess`.
+        A cost above the reserved amount is charged in full, and the event has the difference as `excess`.
 
         Args:
-            cost: in USD. None: nobody knows, so what was reserved is charged.
-            facts: what was used, as for `UsageTracker.record_usage`; model and provider are those of the reservation
-                where they are not given.
+            cost: the actual cost in USD; None if unknown: the reserved amount is charged.
+            facts: the usage, as for `UsageTracker.record_usage`; model and provider default to those of the
+                reservation.
 
         Raises:
-            MoneyError: the cost is no amount.
-            UsagePluginError: it is over already.
+            MoneyError: the cost is not a valid amount.
+            UsagePluginError: the reservation was settled or released before.
         """
-        outcome = given(cost, facts)
+        outcome = outcome_of(cost, facts)
         if cost is None:
             outcome = outcome._replace(as_reserved=True)
         recorded = self._runtime.recorder.record(self._request, outcome)
         if recorded is None:
-            raise UsagePluginError(f"The reservation {self.event_id} is over: it was settled or released before.")
+            raise UsagePluginError(f"The reservation {self.event_id} was already settled or released.")
         self._runtime.imperfections.look(recorded.event)
         return recorded.event
 
     async def release(self) -> None:
-        """Free what is held, and leave no trace of it; nothing happens if it is over already."""
+        """Release the held amount without recording an event; no effect if it was settled or released before."""
         if self._request.settled:
             return
         self._request.settled = True
         if self._request.admitted.holds:
-            # Shielded, so that whoever is cancelled meanwhile leaves nothing behind.
+            # Shielded, so that a cancelled task still releases its hold.
             await asyncio.shield(asyncio.ensure_future(self._release()))
 
     async def _release(self) -> None:
         try:
-            await when_free(lambda: self._runtime.ledger.release(self.event_id))
+            await retry_while_busy(lambda: self._runtime.ledger.release(self.event_id))
         except LedgerError as error:
-            # It stays held, and is charged when this program ends: too much is safe.
+            # The hold stays, and is charged when this program ends: charging too much is the safe side.
             log.error("ledger.release_failed", event_id=self.event_id, **short_error(error))  # noqa: TRY400
 
 
 @asynccontextmanager
 async def reserve(runtime: Runtime, ask: Ask) -> AsyncIterator[Reservation]:
-    """Hold what is asked for as long as the context lasts.
+    """Hold the requested amount for the length of the context.
 
     Raises:
-        BudgetExceededError: a limit has no room.
-        NotAdmittedError: it cannot be admitted for another reason.
+        BudgetExceededError: a limit does not have the amount left.
+        NotAdmittedError: the request was refused for another reason.
     """
-    outcome, unfelt = await runtime.admission.admit(ask)
-    for refusal in unfelt:
+    outcome, not_enforced = await runtime.admission.admit(ask)
+    for refusal in not_enforced:
         runtime.refusals.add(refusal)
     if isinstance(outcome, Refusal):
         runtime.refusals.add(outcome)

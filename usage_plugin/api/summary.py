@@ -1,4 +1,4 @@
-"""The summary: a user at a glance, out of one look at the daily sums, the accounts and the last day's events."""
+"""The summary of a user, from the daily sums, the accounts and the events of the last 24 hours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
-from usage_plugin.api.values import Session, Statistics, Usage, UsageSummary, UserAlert, UserLimit, amount_of, usage_of
+from usage_plugin.api.results import Session, Statistics, Usage, UsageSummary, UserAlert, UserLimit, amount_of, usage_of
 from usage_plugin.domain.alerts import Alert, decode_alert
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.domain.store import UsageFilter
@@ -32,7 +32,7 @@ _ACTIVE_FOR = 24 * 3_600 * MICROSECONDS
 
 
 async def summarise(runtime: Runtime, reader: UsageReader, name: str, days: int) -> UsageSummary:
-    """Put it together for the last so many days, today included; the user by the name they have."""
+    """Return the summary of the last days, today included, for a user's real name."""
     user = runtime.pseudonyms.kept(name)
     limits = runtime.limits if user == name else runtime.limits.knowing({user: name})
     now, zone = runtime.clock.now(), runtime.config.timezone
@@ -42,18 +42,18 @@ async def summarise(runtime: Runtime, reader: UsageReader, name: str, days: int)
     rows = await reader.report(_BY, begin, today, UsageFilter(user=user))
     recent = [row for row in rows if (row.group[0] or "") >= first.isoformat()]
     sessions = await _active_sessions(reader, user, now, zone)
-    standings = _standings(runtime, _matching(limits, user, recent, sessions), now)
+    accounts = _accounts(runtime, _matching(limits, user, recent, sessions), now)
     by_day = _summed((row.group[0] or "", row.totals) for row in recent)
     return UsageSummary(
         user_id=name,
         profile=runtime.profiles.get(user),
-        limits=[_limit(standing, zone) for standing in standings if standing.limit.has_accounts],
+        limits=[_limit(account, zone) for account in accounts if account.limit.has_accounts],
         daily_usage={date.fromisoformat(day): usage_of(totals) for day, totals in by_day.items()},
         monthly_usage={
             month: usage_of(totals)
             for month, totals in _summed(((row.group[0] or "")[:7], row.totals) for row in rows).items()
         },
-        recent_alerts=_alerts(runtime, standings, start_of_day(first, zone), now),
+        recent_alerts=_alerts(runtime, accounts, start_of_day(first, zone), now),
         active_sessions=sessions,
         statistics=_statistics(recent, days),
     )
@@ -83,14 +83,14 @@ def _statistics(rows: Sequence[ReportRow], days: int) -> Statistics:
 
 
 def _most_used(counts: Counter[str | None]) -> str | None:
-    """Name the one with the most requests; of equals the first in the alphabet."""
+    """Return the name with the most requests; of equal ones the first in the alphabet."""
     return min((name for name in counts if name), key=lambda name: (-counts[name], name), default=None)
 
 
 def _matching(
     limits: LimitSet, user: str, rows: Iterable[ReportRow], sessions: Iterable[Session]
 ) -> dict[tuple[int, str], Matched]:
-    """Find every account that counts what the user does: what they did lately says which, beside their own."""
+    """Return every account that counts the user's requests: their own, and those of their recent teams, keys etc."""
     alone = Subjects(user=user)
     found = [
         *limits.matching(alone, None, None),
@@ -106,50 +106,50 @@ def _matching(
         ),
     ]
     for _, model, provider, team, api_key, organization, end_user in {row.group for row in rows}:
-        who = Subjects(user=user, team=team, api_key=api_key, organization=organization, end_user=end_user)
-        found += limits.matching(who, model, provider)
+        subjects = Subjects(user=user, team=team, api_key=api_key, organization=organization, end_user=end_user)
+        found += limits.matching(subjects, model, provider)
     return {(matched.limit.key, matched.subject): matched for matched in reversed(found)}
 
 
-def _standings(runtime: Runtime, matching: Mapping[tuple[int, str], Matched], now: int) -> list[AccountStanding]:
-    """Look at the accounts, in the order of the YAML."""
-    standings = Standings(runtime.ledger, runtime.operations, runtime.limits, now)
+def _accounts(runtime: Runtime, matching: Mapping[tuple[int, str], Matched], now: int) -> list[AccountStanding]:
+    """Return the accounts, in the order of the YAML."""
+    balances = Standings(runtime.ledger, runtime.operations, runtime.limits, now)
     order = {limit.key: number for number, limit in enumerate(runtime.limits.limits)}
-    return [standings.of(matching[key]) for key in sorted(matching, key=lambda key: (order[key[0]], key[1]))]
+    return [balances.of(matching[key]) for key in sorted(matching, key=lambda key: (order[key[0]], key[1]))]
 
 
-def _limit(standing: AccountStanding, zone: ZoneInfo) -> UserLimit:
-    limit, unit = standing.limit, standing.limit.unit
-    resets = limit.reset_of(standing.window)
+def _limit(account: AccountStanding, zone: ZoneInfo) -> UserLimit:
+    limit, unit = account.limit, account.limit.unit
+    resets = limit.reset_of(account.window)
     return UserLimit(
         name=limit.name,
-        subject=limit.names_of(standing.subject),
+        subject=limit.names_of(account.subject),
         unit=unit,
-        amount=None if standing.amount is None else amount_of(unit, standing.amount),
-        spent=amount_of(unit, standing.balance.spent),
-        reserved=amount_of(unit, standing.balance.reserved),
-        remaining=None if standing.remaining is None else amount_of(unit, standing.remaining),
+        amount=None if account.amount is None else amount_of(unit, account.amount),
+        spent=amount_of(unit, account.balance.spent),
+        reserved=amount_of(unit, account.balance.reserved),
+        remaining=None if account.remaining is None else amount_of(unit, account.remaining),
         resets_at=resets and resets.astimezone(zone),
         blocks=limit.blocks,
     )
 
 
-def _alerts(runtime: Runtime, standings: Iterable[AccountStanding], since: int, now: int) -> list[UserAlert]:
-    by_account = {(standing.limit.key, standing.subject): standing for standing in standings}
+def _alerts(runtime: Runtime, accounts: Iterable[AccountStanding], since: int, now: int) -> list[UserAlert]:
+    by_account = {(account.limit.key, account.subject): account for account in accounts}
     noted = runtime.operations.alerts(since, {subject for _, subject in by_account})
     zone = runtime.config.timezone
     return [
-        _alert(one, decode_alert(one.details), standing, now, zone)
+        _alert(one, decode_alert(one.details), account, now, zone)
         for one in noted
-        if (standing := by_account.get((one.key.limit_key, one.key.subject))) is not None
+        if (account := by_account.get((one.key.limit_key, one.key.subject))) is not None
     ]
 
 
-def _alert(noted: NotedAlert, alert: Alert, standing: AccountStanding, now: int, zone: ZoneInfo) -> UserAlert:
-    is_still_so = (
+def _alert(noted: NotedAlert, alert: Alert, account: AccountStanding, now: int, zone: ZoneInfo) -> UserAlert:
+    still_exceeded = (
         now < alert.window.end
-        and standing.amount is not None
-        and standing.balance.spent * 100 >= alert.threshold * standing.amount
+        and account.amount is not None
+        and account.balance.spent * 100 >= alert.threshold * account.amount
     )
     return UserAlert(
         id=noted.number,
@@ -162,7 +162,7 @@ def _alert(noted: NotedAlert, alert: Alert, standing: AccountStanding, now: int,
         at=to_datetime(noted.at, zone),
         acknowledged_at=None if noted.acknowledged_at is None else to_datetime(noted.acknowledged_at, zone),
         acknowledged_by=noted.acknowledged_by,
-        resolved=not is_still_so,
+        resolved=not still_exceeded,
     )
 
 

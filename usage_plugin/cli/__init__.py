@@ -1,7 +1,7 @@
-"""The command line, `usage-plugin`: reads what the proxy records, whether the proxy runs or not.
+"""The command line, `usage-plugin`: reads the proxy's records, whether the proxy runs or not.
 
-Exit codes: 0 all is well, 1 something is wrong (the message says what), 2 the command was written wrongly. It never
-imports LiteLLM, which takes six seconds.
+Exit codes: 0 success, 1 failure (with a message), 2 invalid arguments. It never imports LiteLLM, which takes six
+seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lets a running proxy start commands with its own Python: `python -m usage_plugin.cli`."""
+"""Entry point by which a running proxy starts commands with its own Python: `python -m usage_plugin.cli`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`usage-plugin check`: the mistakes that would stop the proxy, found without starting it."""
+"""`usage-plugin check`: validate the configuration without starting the proxy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Output, console, harmless
+from usage_plugin.cli.output import Output, console, escape_control
 from usage_plugin.config import ProxyYaml, load_config, proxy_yaml_of
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import duration_words, to_datetime
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Limit
 
 REMEDY_OF_UNPRICED = (
-    "Give a model without a price input_cost_per_token and output_cost_per_token in its litellm_params, or name it in"
+    "Give a model without a price input_cost_per_token and output_cost_per_token in its litellm_params, or list it in"
     " allow_unpriced of the limits"
 )
 
@@ -32,7 +32,7 @@ REMEDY_OF_UNPRICED = (
 def run(path: Path, output: Output) -> None:
     """Check a file; exit code 1 if the proxy would not start with it, or would not use the plugin.
 
-    Warnings do not change the exit code: the proxy starts, and what is right in the file works.
+    Warnings do not change the exit code: the proxy starts, and the valid parts of the file take effect.
     """
     facts: dict[str, Any] = {
         "config": str(path), "ok": False, "problems": [], "warnings": [], "limits": [], "plugins": [],
@@ -62,7 +62,7 @@ def run(path: Path, output: Output) -> None:
 
 
 def _wiring(proxy_yaml: ProxyYaml) -> list[str]:
-    """Say if the file is a proxy's YAML that does not name the callback, or names it twice."""
+    """Return problems of the callback list: the plugin is missing from a proxy's YAML, or listed twice."""
     if proxy_yaml.value("model_list") is None:
         return []
     settings = proxy_yaml.value("litellm_settings")
@@ -86,7 +86,7 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
     if facts["plugins"]:
         screen.print(Text(f"Plugins: {', '.join(facts['plugins'])}."))
     for warning in facts["warnings"]:
-        screen.print(Text(f"Warning: {harmless(warning)}.", style="yellow"))
+        screen.print(Text(f"Warning: {escape_control(warning)}.", style="yellow"))
     if facts["unpriced_models"]:
         screen.print(Text(f"{REMEDY_OF_UNPRICED}.", style="yellow"))
         screen.print(Text("Without a price, so refused under cost limits:", style="yellow"))

@@ -1,4 +1,4 @@
-"""`usage-plugin events`: the last requests, and with `--follow` those to come."""
+"""`usage-plugin events`: the last requests, and with `--follow` new ones as they are settled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from usage_plugin.cli.export.columns import EVENTS
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import to_datetime
@@ -44,7 +44,7 @@ async def run(
     usage_filter = reader.kept_filter(UsageFilter(user=user))
     given: dict[EventDimension, str | None] = {"session": session, "agent": agent}
     only = {dimension: name for dimension, name in given.items() if name is not None}
-    # Read before the events, so that what is settled in between is seen twice rather than never.
+    # Read before the events: a request settled in between is then seen twice rather than never.
     seq = reader.ledger.acknowledged()
     found: list[UsageEvent] = []
     async for event in named(reader.tracker.events(usage_filter=usage_filter, newest_first=True), only):
@@ -71,7 +71,7 @@ async def run(
 async def _follow(
     reader: Reader, output: Output, wanted: Callable[[UsageEvent], bool], seq: int, shown: set[str]
 ) -> None:
-    """Print events by the number in which they were settled; ends when the process is interrupted."""
+    """Print events in the order of settlement, until the process is interrupted."""
     screen = console()
     started = reader.clock.now()
     while True:
@@ -80,7 +80,7 @@ async def _follow(
             fresh = event.event_id not in shown and event.started_at + event.duration_us >= started - 1_000_000
             if fresh and wanted(event):
                 if output.is_table:
-                    screen.print(Text(harmless(_line(event, reader.config.timezone))))
+                    screen.print(Text(escape_control(_line(event, reader.config.timezone))))
                 else:
                     output.line(plain_event(event))
         shown.clear()
@@ -88,7 +88,7 @@ async def _follow(
 
 
 def plain_event(event: UsageEvent) -> dict[str, Any]:
-    """Give an event as JSON has it."""
+    """Return an event as JSON."""
     return EVENTS.plain(event)
 
 
@@ -101,7 +101,7 @@ def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
         "no price" if event.cost is None else None,
         f"excess {format_usd(event.excess)}" if event.excess else None,
         f"instead of {event.requested_model}" if event.downgraded_by else None,
-        f"cut to {event.clamped_to} tokens" if event.clamped_to else None,
+        f"limited to {event.clamped_to} tokens" if event.clamped_to else None,
         "without ledger" if event.degraded else None,
     ]
     return [
@@ -118,7 +118,7 @@ def _cells(event: UsageEvent, zone: ZoneInfo) -> list[str]:
 
 
 def _line(event: UsageEvent, zone: ZoneInfo) -> str:
-    """Write an event as a line that needs no headings."""
+    """Return an event as a line with units, for output without headings."""
     started, user, model, status, milliseconds, tokens_in, tokens_out, cost, note = _cells(event, zone)
-    told = (started, user, model, status, f"{milliseconds} ms", f"{tokens_in} in", f"{tokens_out} out", f"{cost} USD")
-    return "  ".join((*told, note)).rstrip()
+    parts = (started, user, model, status, f"{milliseconds} ms", f"{tokens_in} in", f"{tokens_out} out", f"{cost} USD")
+    return "  ".join((*parts, note)).rstrip()

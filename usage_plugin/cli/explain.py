@@ -1,7 +1,7 @@
-"""`usage-plugin explain`: why a request was refused or admitted, and what would happen to one now.
+"""`usage-plugin explain`: the reason of a refusal or an admission, and the limits that a request would meet now.
 
-Limits are those in force now; a refusal also has the numbers that decided it. Of an event, each account is shown as it
-stands in the window that the event counts in.
+The limits are those in force now; a refusal also has the numbers that decided it. For an event, each account is shown
+in the window that the event counts in.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.adjust import clean_option
+from usage_plugin.cli.adjustments import clean_option
+from usage_plugin.cli.balances import COLUMNS, amount_words, cells, plain, resets_words, unit_words
 from usage_plugin.cli.events import plain_event
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
-from usage_plugin.cli.standings import COLUMNS, amount_words, cells, plain, resets_words
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.encoding import decode_event
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import UnknownEventError, UnknownRefError
 from usage_plugin.tracking.refusals import format_amount, plain_amount
 from usage_plugin.tracking.standings import AccountStanding, Standings
 
@@ -36,26 +36,18 @@ if TYPE_CHECKING:
 
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 _AROUND = 60_000_000
-"""An event's id says when it was made; its admission is near."""
+"""Search radius: an event's id contains its time of creation, which is near its admission."""
 
 _WHY = {
     "spent": "the amount is used up",
-    "busy": "it does not fit while other requests are in flight, or until the window ends within a minute",
+    "busy": "it does not fit while other requests are in flight, or before the window ends within a minute",
     "too_large": "the request may need more than the whole amount",
     "unpriced": "no price is known for the model, and a cost limit counts it",
-    "unbounded": "nothing bounds what the request may use",
-    "unmetered": "nothing can tell what a request on this route uses",
-    "outbox_full": "the store was behind by so much that no more events could be kept for it",
-    "unavailable": "the ledger did not work",
+    "unbounded": "the request has no upper bound",
+    "unmetered": "the usage of requests on this route cannot be measured",
+    "outbox_full": "the outbox was full: the store had not taken its events",
+    "unavailable": "the ledger was unavailable",
 }
-
-
-class UnknownRefError(UsagePluginError):
-    """No refusal has this ref."""
-
-
-class UnknownEventError(UsagePluginError):
-    """No event has this id."""
 
 
 async def run(reader: Reader, *, output: Output, ref_or_id: str) -> None:
@@ -68,18 +60,18 @@ async def run(reader: Reader, *, output: Output, ref_or_id: str) -> None:
 
 
 async def run_subject(reader: Reader, *, output: Output, names: Mapping[str, str | None]) -> None:
-    """Say what a request of somebody meets now: every limit that counts it, and which of them refuses."""
+    """Print the limits that count a request of the subject, and a verdict on a request now."""
     given = {name: clean_option(reader, name, value) for name, value in names.items() if value is not None}
-    rows = _standings(reader, _matching(reader, given))
+    rows = _accounts(reader, _matching(reader, given))
     verdict = _verdict(rows)
     if not output.is_table:
         found = [_plain(row) for row in rows]
         output.document({"subject": given, "verdict": verdict, "limits": found}, found)
         return
-    whom = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
-    table(f"Limits that count {whom}", COLUMNS, [cells(row) for row in rows])
-    for line in (verdict, _not_shown(reader, given)):
-        console().print(Text(harmless(line)))
+    subject = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in given.items())
+    table(f"Limits that count {subject}", COLUMNS, [cells(row) for row in rows])
+    for line in (verdict, _unshown_limits(reader, given)):
+        console().print(Text(escape_control(line)))
 
 
 # ── a refusal ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,14 +81,14 @@ def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
     found = reader.operations.refusal(ref)
     if found is None:
         raise UnknownRefError(
-            f"No refusal has the ref {ref}.", hint="The last 10,000 are kept, and written down once a second."
+            f"Refusal not found: {ref}.", hint="The last 10,000 refusals are kept; new ones are written once a second."
         )
     facts: dict[str, Any] = json.loads(found)
     given = {**facts.get("subject", {}), "user": facts["user"]}
     if facts.get("model"):
         given["model"] = facts["model"]
-    rows = _standings(reader, _matching(reader, given))
-    verdict = _now(facts, rows)
+    rows = _accounts(reader, _matching(reader, given))
+    verdict = _current_verdict(facts, rows)
     if not output.is_table:
         document = {
             **facts,
@@ -116,14 +108,14 @@ def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
             text = "-" if value is None else str(value)
         lines.append([name.replace("_", " "), text])
     lines.append(["why", _sum_of(facts)])
-    table(f"Refusal {facts['ref']}", [Column("what"), Column("value")], lines)
+    table(f"Refusal {facts['ref']}", [Column("field"), Column("value")], lines)
     if rows:
-        table("The limits that count it, as they stand now", COLUMNS, [cells(row) for row in rows])
-    console().print(Text(harmless(verdict)))
+        table("Current balances of the limits that count it", COLUMNS, [cells(row) for row in rows])
+    console().print(Text(escape_control(verdict)))
 
 
 def _sum_of(facts: Mapping[str, Any]) -> str:
-    """Show the sum that decided it, where numbers did."""
+    """Return the reason, with the sum that decided the refusal if there was one."""
     why = _WHY.get(facts["reason"], str(facts["reason"]))
     if facts["reason"] in ("spent", "busy", "too_large") and facts.get("max") is not None:
         spent, reserved, needed, most = (Decimal(str(facts[name])) for name in ("spent", "reserved", "needed", "max"))
@@ -132,20 +124,20 @@ def _sum_of(facts: Mapping[str, Any]) -> str:
     return why
 
 
-def _now(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
-    """Say whether the same request would be admitted now, as far as its limit decides."""
+def _current_verdict(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
+    """Return whether the refusing limit would admit the same request now, in words."""
     if facts.get("limit") is None:
-        return "No limit was the cause."
+        return "The refusal was not caused by a limit."
     same = [row for row in rows if row.limit.name == facts["limit"]]
     if not same:
-        return f"There is no limit {facts['limit']} any more that counts it."
+        return f"The limit {facts['limit']} no longer exists or no longer counts this request."
     row = same[0]
     needed = Decimal(str(facts["needed"]))
     if row.remaining is None:
-        return f"Now {row.limit.name} would let it pass: its amount is unlimited."
+        return f"Now {row.limit.name} would admit it: its amount is unlimited."
     left = amount_words(row.limit, row.remaining)
     if facts["reason"] in ("unpriced", "unbounded"):
-        return f"Now {row.limit.name} has {left} left; what it lacked was not room."
+        return f"Now {row.limit.name} has {left} left; the refusal had another cause than the amount."
     fits = Decimal(format_amount(row.limit.unit, row.remaining)) >= needed
     word = "would admit it" if fits else "would still refuse it"
     return f"Now {row.limit.name} {word}: {left} left, {needed:,f} needed; resets: {resets_words(row)}."
@@ -158,8 +150,8 @@ async def _explain_event(reader: Reader, output: Output, event_id: str) -> None:
     event, in_flight = await _find(reader, event_id)
     subjects = subjects_of(event)
     matched = reader.limits.matching(subjects, event.model, event.provider)
-    rows = [(_standing_of(reader, one, event), 0 if in_flight else _counted(one.limit, event)) for one in matched]
-    sentence = _how_it_went(event, in_flight=in_flight)
+    rows = [(_account_of(reader, one, event), 0 if in_flight else _counted(one.limit, event)) for one in matched]
+    sentence = _outcome_words(event, in_flight=in_flight)
     if not output.is_table:
         document = {
             **plain_event(event),
@@ -172,17 +164,17 @@ async def _explain_event(reader: Reader, output: Output, event_id: str) -> None:
     facts = {name: value for name, value in plain_event(event).items() if value not in (None, [], {}, False, 0)}
     lines = [[name.replace("_", " "), json.dumps(value) if isinstance(value, list | dict) else str(value)]
              for name, value in facts.items()]  # fmt: skip
-    table(f"Event {event_id}", [Column("what"), Column("value")], lines)
+    table(f"Event {event_id}", [Column("field"), Column("value")], lines)
     table(
-        "The limits in force now that count it, in its window",
+        "Current limits that count it, in its window",
         [Column("counted", number=True), *COLUMNS],
         [[amount_words(row.limit, amount), *cells(row)] for row, amount in rows],
     )
-    console().print(Text(harmless(sentence)))
+    console().print(Text(escape_control(sentence)))
 
 
 async def _find(reader: Reader, event_id: str) -> tuple[UsageEvent, bool]:
-    """Find an event, or the request in flight that becomes it."""
+    """Return an event, or the draft of a request in flight, and whether it is in flight."""
     for reservation in reader.ledger.open_reservations():
         if reservation.event_id == event_id:
             return decode_event(reservation.event), True
@@ -191,12 +183,12 @@ async def _find(reader: Reader, event_id: str) -> tuple[UsageEvent, bool]:
         if event.event_id == event_id:
             return event, False
     raise UnknownEventError(
-        f"No event has the id {event_id}.", hint="usage-plugin events --format json shows the ids of the last ones."
+        f"Event not found: {event_id}.", hint="usage-plugin events --format json shows the ids of the last events."
     )
 
 
-def _standing_of(reader: Reader, matched: Matched, event: UsageEvent) -> AccountStanding:
-    """Look at an account in the event's window: as it is now while it counts, else as it was left."""
+def _account_of(reader: Reader, matched: Matched, event: UsageEvent) -> AccountStanding:
+    """Return an account in the event's window: its current state, or its final state if the window has ended."""
     now = reader.clock.now()
     still_counts = matched.limit.window_at(event.started_at).end > now
     rolling = matched.limit.since_at(now) is not None
@@ -206,7 +198,7 @@ def _standing_of(reader: Reader, matched: Matched, event: UsageEvent) -> Account
 
 
 def _counted(limit: Limit, event: UsageEvent) -> int:
-    """Say what an event adds to a limit."""
+    """Return the amount that an event adds to a limit."""
     return {
         "usd": event.cost or 0,
         "total_tokens": event.input_tokens + event.output_tokens,
@@ -216,31 +208,31 @@ def _counted(limit: Limit, event: UsageEvent) -> int:
     }.get(limit.unit, 0)
 
 
-def _how_it_went(event: UsageEvent, *, in_flight: bool) -> str:
-    """Tell an event's way in a sentence or two."""
+def _outcome_words(event: UsageEvent, *, in_flight: bool) -> str:
+    """Return an event's admission and outcome in words."""
     at = f"{to_datetime(event.started_at):%Y-%m-%d %H:%M:%S} UTC"
     admitted = (
         f"Admitted at {at}: every limit that counts it had room for its worst case, {format_usd(event.reserved)} USD."
     )
     if in_flight:
-        return f"{admitted} It has not ended yet, and holds that."
+        return f"{admitted} It is in flight, and holds that amount."
     cost = "no price is known" if event.cost is None else f"cost {format_usd(event.cost)} USD ({event.cost_source})"
     seconds = thousands(event.duration_us // 1000)
     remarks = [
-        f"{format_usd(event.excess)} USD beyond what was reserved" if event.excess else "",
+        f"{format_usd(event.excess)} USD above the reserved amount" if event.excess else "",
         "estimated" if event.estimated else "",
         "disputed: our cost and LiteLLM's differ" if event.disputed else "",
         "answered from the cache" if event.cache_hit else "",
     ]
-    told = ", ".join(filter(None, (cost, *remarks)))
-    return f"{admitted} It ended after {seconds} ms as {event.status}: {told}."
+    details = ", ".join(filter(None, (cost, *remarks)))
+    return f"{admitted} It ended after {seconds} ms as {event.status}: {details}."
 
 
 # ── a subject ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _matching(reader: Reader, given: Mapping[str, str]) -> list[Matched]:
-    """Find the limits that count a request of somebody; who is not named is nobody, not (anonymous)."""
+    """Return the limits that count a request of the subject; without a user, limits per user are omitted."""
     tags = (given["tag"],) if "tag" in given else ()
     subjects = Subjects(
         user=given.get("user", ANONYMOUS),
@@ -258,7 +250,7 @@ def _matching(reader: Reader, given: Mapping[str, str]) -> list[Matched]:
 
 
 def _provider_of(reader: Reader, model: str | None) -> str | None:
-    """Find a model's provider in the YAML, where it is written out and the same for every deployment."""
+    """Return a model's provider if the YAML names it, and the same one for every deployment."""
     listed = read_proxy_section(reader.config.path, "model_list") if model else None
     names = {
         str((entry.get("litellm_params") or {}).get("model", "")).partition("/")
@@ -269,42 +261,38 @@ def _provider_of(reader: Reader, model: str | None) -> str | None:
     return providers.pop() if len(providers) == 1 else None
 
 
-def _standings(reader: Reader, matched: Iterable[Matched]) -> list[AccountStanding]:
-    standings = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
-    return [standings.of(one) for one in matched]
+def _accounts(reader: Reader, matched: Iterable[Matched]) -> list[AccountStanding]:
+    accounts = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
+    return [accounts.of(one) for one in matched]
 
 
 def refuses_now(row: AccountStanding) -> bool:
-    """Say whether a limit refuses every request that needs anything of it."""
+    """Whether a limit refuses every request that needs a positive amount."""
     return row.limit.blocks and row.remaining == 0
 
 
 def _verdict(rows: Sequence[AccountStanding]) -> str:
-    """Say in a sentence what would happen to a request now."""
+    """Return whether a request would be admitted now, in words."""
     refusing = [row for row in rows if refuses_now(row)]
     if refusing:
-        told = "; ".join(
+        reasons = "; ".join(
             f"{row.limit.name} ({amount_words(row.limit, row.balance.spent)} spent and"
             f" {amount_words(row.limit, row.balance.reserved)} reserved of {amount_words(row.limit, row.amount)},"
             f" resets: {resets_words(row)})"
             for row in refusing
         )
-        return f"A request now is refused by {told}."
+        return f"A request now is refused by {reasons}."
     bounds = [
-        f"{amount_words(row.limit, row.remaining or 0)} {_unit_words(row.limit)} ({row.limit.name})"
-        for row in _tightest(rows)
+        f"{amount_words(row.limit, row.remaining or 0)} {unit_words(row.limit.unit)} ({row.limit.name})"
+        for row in _most_constrained(rows)
     ]
     if not bounds:
         return "A request now is admitted: no limit that blocks counts it."
     return f"A request now is admitted if it needs at most {' and '.join(bounds)}."
 
 
-def _unit_words(limit: Limit) -> str:
-    return "USD" if limit.unit == "usd" else limit.unit.replace("_", " ")
-
-
-def _tightest(rows: Sequence[AccountStanding]) -> list[AccountStanding]:
-    """Find the limit with the least left for each unit."""
+def _most_constrained(rows: Sequence[AccountStanding]) -> list[AccountStanding]:
+    """Return the limit with the smallest remaining amount for each unit."""
     least: dict[str, AccountStanding] = {}
     for row in rows:
         known = least.get(row.limit.unit)
@@ -313,8 +301,8 @@ def _tightest(rows: Sequence[AccountStanding]) -> list[AccountStanding]:
     return list(least.values())
 
 
-def _not_shown(reader: Reader, given: Mapping[str, str]) -> str:
-    """Name the limits that count something which was not named."""
+def _unshown_limits(reader: Reader, given: Mapping[str, str]) -> str:
+    """Return a note on limits that count by dimensions which were not given."""
     missing = {
         dimension
         for limit in reader.limits.limits

@@ -1,4 +1,4 @@
-"""`usage-plugin forecast`: where the spend is heading in the window that is open, and when a limit runs out."""
+"""`usage-plugin forecast`: the expected spend of the current window, and the day a limit runs out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table
+from usage_plugin.cli.balances import amount_words, subject_words, unit_words
+from usage_plugin.cli.output import Column, Output, console, escape_control, table
 from usage_plugin.cli.progress import Bar
-from usage_plugin.cli.standings import amount_words, subject_words
 from usage_plugin.domain.forecast import Backtest, Errors
 from usage_plugin.domain.money import NANO_PER_USD, format_usd
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension
@@ -35,7 +35,7 @@ _COLUMNS = (
     Column("latest"),
 )  # fmt: skip
 _BACKTEST_COLUMNS = (
-    Column("what"), Column("forecast", number=True), Column("as yesterday", number=True),
+    Column("forecast of"), Column("error", number=True), Column("error as yesterday", number=True),
     Column("within range", number=True),
 )  # fmt: skip
 
@@ -51,13 +51,13 @@ async def run(
     top: int,
     backtest: bool,
 ) -> None:
-    """Print the forecast, or how far off such forecasts would have been."""
+    """Print the forecast, or the error of such forecasts on past days."""
     kept = reader.kept_filter(usage_filter)
     standings = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
     forecaster = Forecaster(reader.tracker, standings, reader.config.timezone)
     if limit_name is not None:
         if by is not None or window is not None:
-            raise click.UsageError("--limit has its own subjects and window: leave out --by and --window.")
+            raise click.UsageError("--limit has its own subjects and window: omit --by and --window.")
         limit = reader.limits.find(limit_name)
         outlooks = await forecaster.limit(limit, kept, most=top)
         title = f"Limit {limit.name}"
@@ -68,7 +68,7 @@ async def run(
         outlooks = await forecaster.spend(_dimensions(by), kept, rule, most=top)
         title = f"Spend by {by}" if by else "Spend"
     if backtest:
-        await _test(forecaster, outlooks, output)
+        await _show_backtest(forecaster, outlooks, output)
     elif output.is_table:
         _show(reader, outlooks, title)
     else:
@@ -81,7 +81,9 @@ def _dimensions(by: str | None) -> list[RollupDimension]:
         return []
     names = [name.strip() for name in by.split(",")]
     if any(name not in ROLLUP_DIMENSIONS for name in names) or len(set(names)) < len(names):
-        raise click.BadParameter(f"--by {by}: write one or more of {', '.join(ROLLUP_DIMENSIONS)}, each once.")
+        raise click.BadParameter(
+            f"--by: expected one or more of {', '.join(ROLLUP_DIMENSIONS)}, each once; found {by!r}."
+        )
     return cast("list[RollupDimension]", names)
 
 
@@ -92,12 +94,12 @@ def _days(reader: Reader, outlook: Outlook) -> tuple[date, date]:
 
 def _show(reader: Reader, outlooks: Sequence[Outlook], title: str) -> None:
     if outlooks:
-        unit = "USD" if outlooks[0].now.unit == "usd" else outlooks[0].now.unit.replace("_", " ")
+        unit = unit_words(outlooks[0].now.unit)
         title = f"{title}, {unit}, {' to '.join(map(str, _days(reader, outlooks[0])))} ({reader.config.timezone})"
     table(title, _COLUMNS, [_cells(outlook) for outlook in outlooks])
     for outlook in outlooks:
         for lacking in outlook.course.lacks:
-            console().print(Text(harmless(f"{subject_words(dict(outlook.now.names))}: {lacking}")))
+            console().print(Text(escape_control(f"{subject_words(dict(outlook.now.names))}: {lacking}")))
 
 
 def _cells(outlook: Outlook) -> list[str]:
@@ -119,7 +121,7 @@ def _cells(outlook: Outlook) -> list[str]:
 
 
 def _rough(unit: Unit, amount: int) -> str:
-    """Write what nobody knows to the nano-dollar: in cents, and smaller sums in millionths."""
+    """Round an estimate: to cents, and below one dollar to millionths."""
     if unit != "usd":
         return str(amount)
     step = _CENT if amount >= NANO_PER_USD else _MICRO
@@ -157,11 +159,11 @@ def _plain(reader: Reader, outlook: Outlook) -> dict[str, Any]:
     }
 
 
-async def _test(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Output) -> None:
+async def _show_backtest(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Output) -> None:
     found = Backtest()
     bar = Bar()
     with bar.shown():
-        bar.begin("Looking back", len(outlooks))
+        bar.begin("Backtesting", len(outlooks))
         for outlook in outlooks:
             found = found.plus(await forecaster.backtest(outlook))
             bar.advance(1)
@@ -174,7 +176,7 @@ async def _test(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Out
         return
     within = f"{found.in_range} of {found.ranges}" if found.ranges else ""
     table(
-        "How far off forecasts would have been (weighted absolute percentage error)",
+        "Error of past forecasts (weighted absolute percentage error)",
         _BACKTEST_COLUMNS,
         [
             ["each day, the day before", *map(_percent, _shares(found.daily)), ""],
@@ -182,11 +184,11 @@ async def _test(forecaster: Forecaster, outlooks: Sequence[Outlook], output: Out
         ],
     )
     if not found.daily.actual:
-        console().print(Text(harmless("There is too little history to look back: four weeks and more are needed.")))
+        console().print(Text("The history is too short for a backtest: at least four weeks are needed."))
 
 
 def _shares(errors: Errors) -> tuple[float | None, float | None]:
-    """Give both errors as shares of what was used; None where nothing was."""
+    """Return both errors as shares of the actual usage; None without usage."""
     if not errors.actual:
         return None, None
     return errors.off / errors.actual, errors.naive_off / errors.actual

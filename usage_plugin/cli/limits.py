@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from usage_plugin.cli.balances import COLUMNS, cells, plain
 from usage_plugin.cli.output import Output, table
-from usage_plugin.cli.standings import COLUMNS, cells, plain
 from usage_plugin.tracking.standings import AccountStanding, Standings
 
 if TYPE_CHECKING:
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 async def run(reader: Reader, *, output: Output, user: str | None) -> None:
-    """Print the accounts of the windows that are open now."""
+    """Print the accounts of the current windows."""
     title = "Limits" if user is None else f"Limits that count {user}"
     user = None if user is None else reader.kept("user", user)
-    standings = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
-    rows = [row for limit in reader.limits.limits for row in _rows(reader, standings, limit, user)]
+    accounts = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
+    rows = [row for limit in reader.limits.limits for row in _rows(reader, accounts, limit, user)]
     if output.is_table:
         table(title, COLUMNS, [cells(row) for row in rows])
         return
@@ -28,14 +28,14 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     output.document({"limits": found}, found)
 
 
-def _rows(reader: Reader, standings: Standings, limit: Limit, user: str | None) -> Iterable[AccountStanding]:
-    """List the accounts of a limit; somebody asked for who has spent nothing yet has one too."""
+def _rows(reader: Reader, accounts: Standings, limit: Limit, user: str | None) -> Iterable[AccountStanding]:
+    """Return the accounts of a limit; a requested user has one even before the first spend."""
     if not limit.has_accounts or (user is not None and not reader.limits.may_count(limit, {"user": user})):
         return []
     if limit.per == ("global",):
-        return [standings.of(reader.limits.account(limit, ""))]
+        return [accounts.of(reader.limits.account(limit, ""))]
     if user is None:
-        return standings.all_of(limit)
+        return accounts.all_of(limit)
     if limit.per == ("user",):
-        return [standings.of(reader.limits.account(limit, user))]
-    return [row for row in standings.all_of(limit) if limit.names_of(row.subject).get("user") == user]
+        return [accounts.of(reader.limits.account(limit, user))]
+    return [row for row in accounts.all_of(limit) if limit.names_of(row.subject).get("user") == user]

@@ -1,4 +1,4 @@
-"""`usage-plugin migrate`: the data of the previous usage tracker moves in."""
+"""`usage-plugin migrate`: import the data of the previous usage tracker."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.importing import reject_memory_store, show_counts, show_findings
+from usage_plugin.cli.output import Output, console, escape_control, thousands
 from usage_plugin.cli.progress import Bar, NotedBar
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
-from usage_plugin.errors import MigrationError, UsagePluginError
+from usage_plugin.errors import UsagePluginError
 from usage_plugin.migration.automatic import DONE, FAILED
 from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
 from usage_plugin.runtime import Parts
@@ -29,7 +30,7 @@ _NICE = 10
 
 
 def run(config: Config, directory: Path, *, output: Output, dry_run: bool, in_background: bool) -> None:
-    """Migrate, and print what came of it; exit code 1 if something needs repair."""
+    """Migrate and print the result; exit code 1 if the data needs repair."""
     if in_background:
         os.nice(_NICE)
     directory = directory.expanduser().resolve()
@@ -59,10 +60,7 @@ def _surroundings(config: Config, kept: Callable[[str], str]) -> Surroundings:
 
 
 async def _migrate(config: Config, directory: Path) -> Outcome:
-    if config.storage.backend == "memory":
-        raise MigrationError(
-            "storage.backend is memory, which would forget what is imported.", hint="Choose another backend first."
-        )
+    reject_memory_store(config)
     parts = Parts(config)
     pseudonyms = parts.make_pseudonyms()
     opened = parts.open_ledger()
@@ -71,38 +69,38 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
         with bar.shown():
             async with parts.open_store() as store:
                 outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, opened.profiles, store)
-                # Whatever this run has added: an earlier one may have been killed before it came here.
+                # Even if this run added nothing: an earlier one may have been killed before this step.
                 if outcome.formats:
                     count_history_anew(opened.operations, config.limit_set(pseudonyms), config.timezone)
     except UsagePluginError as error:
         bar.note(FAILED, str(error))
         raise
     else:
-        # What cannot be read now will not be by trying again.
-        bar.note(DONE, _in_a_line(outcome))
+        # Files that cannot be read now will not become readable by a retry.
+        bar.note(DONE, _summary_line(outcome))
         return outcome
     finally:
         opened.close()
 
 
-def _in_a_line(outcome: Outcome) -> str:
+def _summary_line(outcome: Outcome) -> str:
     problems = {
         "rejected": outcome.rejected,
         "cannot be read": outcome.broken,
         "disagreements": outcome.disagreements,
         "left out": outcome.left_out,
     }
-    told = "".join(f", {thousands(number)} {what}" for what, number in problems.items() if number)
+    suffix = "".join(f", {thousands(number)} {problem}" for problem, number in problems.items() if number)
     return (
         f"{thousands(outcome.users)} users, {thousands(outcome.days)} days, {thousands(outcome.months)} months,"
         f" {thousands(outcome.totals.requests)} requests, {format_usd(outcome.totals.cost)} USD,"
-        f" {thousands(outcome.profiles)} profiles, {outcome.limits} limits{told}"
+        f" {thousands(outcome.profiles)} profiles, {outcome.limits} limits{suffix}"
     )
 
 
 def _show(outcome: Outcome, config: Config) -> None:
     if not outcome.formats:
-        console().print(Text(harmless(f"{outcome.directory}: nothing is left; what was there was imported before.")))
+        console().print(Text(escape_control(f"{outcome.directory}: nothing to import; all data was imported before.")))
         return
     formats = " and ".join(map(str, outcome.formats))
     verb = "would be imported" if outcome.dry_run else "imported"
@@ -125,33 +123,23 @@ def _show(outcome: Outcome, config: Config) -> None:
         ("disagreements", thousands(outcome.disagreements)),
         ("left out", thousands(outcome.left_out)),
     ]
-    table(
-        f"{outcome.directory} (format {formats}): {verb}",
-        [Column("what"), Column("count", number=True)],
-        [(what, number) for what, number in rows],
-    )
-    if outcome.findings:
-        columns = ("kind", "where", "user", "date", "text")
-        found = outcome.rejected + outcome.broken + outcome.disagreements + outcome.renamed_users + outcome.left_out
-        table(
-            f"Findings ({len(outcome.findings)} of {found})",
-            [Column(name) for name in columns],
-            [[finding.get(name, "") for name in columns] for finding in outcome.findings],
-        )
+    show_counts(f"{outcome.directory} (format {formats}): {verb}", rows)
+    found = outcome.rejected + outcome.broken + outcome.disagreements + outcome.renamed_users + outcome.left_out
+    show_findings("Findings", ("kind", "where", "user", "date", "text"), outcome.findings, total=found)
     screen = console()
     if outcome.report:
-        screen.print(Text(harmless(f"All findings are in {outcome.report}.")))
+        screen.print(Text(escape_control(f"{outcome.report} lists all findings.")))
     if outcome.limits_file:
-        screen.print(Text(harmless(f"The limits are in {outcome.limits_file}.{_in_force(config)}")))
-    for name, why in outcome.not_renamed.items():
-        screen.print(Text(harmless(f"{name} keeps its name: {why}"), style="yellow"))
+        screen.print(Text(escape_control(f"The limits are in {outcome.limits_file}.{_in_force(config)}")))
+    for name, reason in outcome.not_renamed.items():
+        screen.print(Text(escape_control(f"{name} was not renamed: {reason}"), style="yellow"))
     if outcome.dry_run:
         screen.print(Text("Nothing was changed."))
     elif outcome.checked:
-        screen.print(Text("The store has what it was given: counts and sums are the same.", style="green"))
+        screen.print(Text("Verified: the store's counts and sums match the imported data.", style="green"))
 
 
 def _in_force(config: Config) -> str:
     if config.migrated_limits in config.limit_files():
         return " They are in force."
-    return f" To put them in force, add limits_from: [{config.migrated_limits}] to the YAML."
+    return f" To enable them, add limits_from: [{config.migrated_limits}] to the YAML."

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "json", "csv", "jsonl")
 _PIPE_WIDTH = 100_000
-"""Nothing is folded in a pipe: whoever reads it finds a row in a line."""
+"""Nothing is folded in a pipe: each row stays on one line."""
 _LONGEST_WORD = 20
-"""A word that is longer may be folded; a number never."""
+"""Longer words may be folded; numbers never are."""
 _WIDE, _NARROW = 3, 2
-"""Blanks between two columns."""
+"""Spaces between two columns."""
 _BETWEEN = " · "
 _BELOW = 3
-"""Blanks before what stands below a text of its row."""
+"""Indentation of a row's cells below its texts."""
 _MOST_ABOVE = 4
-"""So many texts may stand above the others of their row."""
+"""The maximum number of texts above the other cells of their row."""
 _NUMBERS_TO_COMPARE = 2
-"""Fewer are no reason to line them up: paragraphs say more."""
+"""With fewer numeric columns, paragraphs are more readable than aligned columns."""
 _PARTS = re.compile(r"[^-/@.:_,]*[-/@.:_,]+|[^-/@.:_,]+")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, and whether its values are numbers, to be lined up on the right."""
+    """A column of a table: its heading, and whether its values are numbers, which are right-aligned."""
 
     heading: str
     number: bool = False
@@ -46,17 +46,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Output:
-    """How to print: one of `FORMATS`."""
+    """The output format: one of `FORMATS`."""
 
     kind: str
 
     @property
     def is_table(self) -> bool:
-        """Whether a person reads it."""
+        """Whether the output is a table for people."""
         return self.kind == "table"
 
     def document(self, document: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Print for a program: the whole document as JSON, or its rows as CSV or JSON lines."""
+        """Print the whole document as JSON, or its rows as CSV or JSON lines."""
         if self.kind == "json":
             sys.stdout.write(json.dumps(document, ensure_ascii=False, indent=2) + "\n")
         elif self.kind == "jsonl":
@@ -67,7 +67,7 @@ class Output:
 
     @staticmethod
     def line(row: Mapping[str, Any]) -> None:
-        """Print one JSON line, at once."""
+        """Print one JSON line and flush it."""
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
         sys.stdout.flush()
 
@@ -80,38 +80,38 @@ class Output:
 
 
 def _cell(value: Any) -> Any:
-    """Write a value for CSV: text and numbers as they are, the others as JSON has them."""
+    """Return a value for CSV: text and numbers unchanged, others as JSON."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, bool)) else value
 
 
 def at_terminal() -> bool:
-    """Say whether standard output is a terminal."""
+    """Whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def console() -> Console:
-    """Make a console as wide as the terminal; a pipe gets every column whole."""
+    """Return a console as wide as the terminal; in a pipe no column is folded."""
     return Console(highlight=False, width=None if at_terminal() else _PIPE_WIDTH)
 
 
 def table(
     title: str, columns: Sequence[Column], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None
 ) -> None:
-    """Print a table, with a last line of totals if there is one.
+    """Print a table, with an optional last line of totals.
 
-    Where the terminal is too narrow, long texts have a line of their own above the others of their row; where it is
-    narrower still, or there are too many of them, each row is a paragraph with a line for each column.
+    On a narrow terminal, long texts get a line of their own above the other cells of their row. On a narrower one, or
+    with too many such texts, each row becomes a paragraph with a line for each column.
     """
-    shown = [[harmless(value) for value in row] for row in rows]
-    # A column that says nothing takes no room from the others.
+    shown = [[escape_control(value) for value in row] for row in rows]
+    # Omit empty columns, so that the others get their space.
     kept = [at for at, _ in enumerate(columns) if any(row[at] for row in shown) or (total and total[at])]
     columns = [columns[at] for at in kept]
     shown = [[row[at] for at in kept] for row in shown]
-    foot = [harmless(total[at]) for at in kept] if total else None
+    foot = [escape_control(total[at]) for at in kept] if total else None
     everything = [*shown, foot] if foot else shown
     screen = console()
-    # Before the table, not as its title, which would be folded to the width of a narrow one.
-    screen.print(Text(harmless(title), style="bold"))
+    # Printed before the table: rich would fold a table title to the width of a narrow table.
+    screen.print(Text(escape_control(title), style="bold"))
     if not everything:
         screen.print(Text("  none\n"))
         return
@@ -128,7 +128,7 @@ def table(
 
 
 def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Put decimal points one below another."""
+    """Align the decimal points of each numeric column."""
     made = []
     for column, values in zip(columns, zip(*rows, strict=True), strict=True):
         decimals = [len(value.partition(".")[2]) for value in values]
@@ -141,7 +141,7 @@ def _aligned(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[l
 
 
 class _Size(NamedTuple):
-    """How many characters a column takes: its longest word, the longest of its values, its heading."""
+    """Character widths of a column: its longest word, its longest value, its heading."""
 
     word: int
     value: int
@@ -156,33 +156,36 @@ def _size(column: Column, values: Iterable[str]) -> _Size:
 
 
 class _Layout:
-    """How a row is written: its columns side by side, but those that are too wide for that on a line above them."""
+    """The layout of a row: columns next to each other, and columns that are too wide on a line above them."""
 
     def __init__(self, columns: Sequence[Column], above: Sequence[int]) -> None:
         self._columns = columns
         self._above = above
-        self._beside = [at for at, _ in enumerate(columns) if at not in above]
+        self._inline = [at for at, _ in enumerate(columns) if at not in above]
         self._widths: dict[int, int] = {}
         self._width = self._gap = self._edge = 0
 
     def fit(self, sizes: Sequence[_Size], width: int, gap: int, *, whole: bool) -> bool:
-        """Share out so many characters; not, where a number, or an ordinary word, would not stay whole.
+        """Distribute the width over the columns; False if a number or an ordinary word would have to be split.
 
         Args:
-            sizes: of all columns.
-            width: of the terminal.
-            gap: between two columns.
-            whole: whether all texts are to stay whole.
+            sizes: the sizes of all columns.
+            width: the width of the terminal.
+            gap: the spaces between two columns.
+            whole: whether no text may be folded.
         """
         self._width, self._gap = width, gap
         self._edge = _BELOW if self._above else gap - 1
-        for at in self._beside:
+        for at in self._inline:
             size = sizes[at]
             self._widths[at] = max(size.word, size.value) if whole or self._columns[at].number else size.word
         room = width - 1 - self._used()
-        for wishes in ({at: sizes[at].value for at in self._beside}, {at: sizes[at].heading for at in self._beside}):
+        for wishes in (
+            {at: sizes[at].value for at in self._inline},
+            {at: sizes[at].heading for at in self._inline},
+        ):
             wanted = {at: max(0, wish - self._widths[at]) for at, wish in wishes.items()}
-            # Those that want little get it: what they leave is for the others.
+            # Serve the smallest demands first: the remaining width goes to the larger ones.
             for place, at in enumerate(sorted(wanted, key=wanted.__getitem__)):
                 given = max(0, min(wanted[at], room // (len(wanted) - place)))
                 self._widths[at] += given
@@ -192,7 +195,7 @@ class _Layout:
     def head(self) -> Iterator[str]:
         if self._above:
             yield from self._line_above([column.heading for column in self._columns])
-        folded = [_folded(self._columns[at].heading, self._widths[at]) for at in self._beside]
+        folded = [_folded(self._columns[at].heading, self._widths[at]) for at in self._inline]
         most = max(map(len, folded))
         yield from self._side_by_side([[*[""] * (most - len(lines)), *lines] for lines in folded])
 
@@ -200,29 +203,29 @@ class _Layout:
         return " " + "─" * (self._used() - (self._gap != _WIDE))
 
     def _used(self) -> int:
-        return self._edge + sum(self._widths.values()) + self._gap * (len(self._beside) - 1)
+        return self._edge + sum(self._widths.values()) + self._gap * (len(self._inline) - 1)
 
     def lines(self, row: Sequence[str]) -> Iterator[str]:
         if self._above:
             yield from self._line_above(row)
-        yield from self._side_by_side([_folded(row[at], self._widths[at]) for at in self._beside])
+        yield from self._side_by_side([_folded(row[at], self._widths[at]) for at in self._inline])
 
     def _line_above(self, row: Sequence[str]) -> Iterator[str]:
-        said = _BETWEEN.join(row[at] for at in self._above if row[at])
-        return (f" {line}" for line in _folded(said, self._width - 1))
+        text = _BETWEEN.join(row[at] for at in self._above if row[at])
+        return (f" {line}" for line in _folded(text, self._width - 1))
 
     def _side_by_side(self, cells: Sequence[Sequence[str]]) -> Iterator[str]:
         between, edge = " " * self._gap, " " * self._edge
         for parts in zip_longest(*cells, fillvalue=""):
             padded = []
-            for at, part in zip(self._beside, parts, strict=True):
+            for at, part in zip(self._inline, parts, strict=True):
                 padding = " " * (self._widths[at] - cell_len(part))
                 padded.append(padding + part if self._columns[at].number else part + padding)
             yield (edge + between.join(padded)).rstrip()
 
 
 def _layout(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> _Layout | None:
-    """Find the most readable way to write the rows in so many characters."""
+    """Return the most readable layout for the width; None if only paragraphs fit."""
     sizes = [_size(column, values) for column, values in zip(columns, zip(*rows, strict=True), strict=True)]
     layout = _Layout(columns, [])
     for gap, whole in ((_WIDE, True), (_NARROW, True), (_NARROW, False)):
@@ -245,14 +248,14 @@ def _print_paragraphs(screen: Console, columns: Sequence[Column], rows: Sequence
         lines = Table.grid(padding=(0, 2), pad_edge=True)
         for heading, value in zip(headings, row, strict=True):
             if value:
-                # Text: a user's name is shown as it is, never read as markup.
+                # Text, not str: rich must not interpret a user's name as markup.
                 lines.add_row(Text(heading, style="bold"), Text(value, overflow="fold"))
         screen.print(lines)
         screen.print()
 
 
 def _folded(text: str, width: int) -> list[str]:
-    """Fold a text at its blanks; a word that is too long behind a sign in it, or else anywhere."""
+    """Fold a text at its spaces; split a word that is too long after a punctuation mark, or else anywhere."""
     if cell_len(text) <= width:
         return [text]
     lines = [""]
@@ -271,11 +274,11 @@ def _pieces(word: str, width: int) -> list[str]:
     return [piece for part in _PARTS.findall(word) for piece in chop_cells(part, width)]
 
 
-def harmless(text: str) -> str:
-    """Make a text harmless to a terminal: what somebody else chose may hold control characters."""
+def escape_control(text: str) -> str:
+    """Escape control characters, which names and messages from outside may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def thousands(number: int | str) -> str:
-    """Write a count or an amount for people, with a comma before each three digits."""
+    """Return a count or an amount with thousands separators."""
     return f"{Decimal(number):,f}"

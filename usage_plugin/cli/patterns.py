@@ -1,16 +1,13 @@
-"""`usage-plugin patterns`: what stands out in the history, with its cost."""
+"""`usage-plugin patterns`: notable patterns in the history, with their cost."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from usage_plugin.cli.output import Column, Output, console, table, thousands
-from usage_plugin.cli.spans import read_span
+from usage_plugin.cli.progress import counting_bar
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.pricing.sheets import configured_rates
@@ -20,6 +17,7 @@ from usage_plugin.tracking.standings import Standings
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from usage_plugin.cli.date_ranges import TypedDates
     from usage_plugin.domain.patterns import Pattern
     from usage_plugin.runtime import Reader
     from usage_plugin.tracking.patterns import Found
@@ -29,42 +27,32 @@ _COLUMNS = (
     Column("confidence", number=True),
 )  # fmt: skip
 _NAMED = 3
-"""Users that are named in a table; the others are counted."""
+"""The number of users named in a table cell; the others are counted."""
 
 
 async def run(
     reader: Reader,
     *,
     output: Output,
-    since: str | None,
-    until: str | None,
-    month: str | None,
+    dates: TypedDates,
     types: Collection[str],
     users: int,
 ) -> None:
     """Print the patterns of some types, or of all."""
-    first, last = read_span(reader.tracker.today(), since, until, month)
+    first, last = dates.read(reader.tracker.today())
     known = Known(
         configured_rates(read_proxy_section(reader.config.path, "model_list")),
         reader.limits,
         Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now()),
         reader.config.timezone,
     )
-    with Progress(
-        TextColumn("looking at users"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True, quiet=not sys.stderr.isatty()), transient=True,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("", total=None)
-
-        def advance(done: int, whole: int) -> None:
-            progress.update(task, completed=done, total=whole)
-
+    with counting_bar("examining users") as advance:
         found = await find_patterns(reader.tracker, first, last, known, most_users=users, advance=advance)
     patterns = [pattern for pattern in found.patterns if not types or pattern.type in types]
     if output.is_table:
         title = f"Patterns from {first} to {last} ({reader.config.timezone})"
         table(title, _COLUMNS, [_cells(pattern) for pattern in patterns])
-        console().print(Text(_looked_at(found)))
+        console().print(Text(_scope_words(found)))
         return
     plain = [_plain(pattern) for pattern in patterns]
     document = {
@@ -79,13 +67,13 @@ async def run(
     output.document(document, plain)
 
 
-def _looked_at(found: Found) -> str:
+def _scope_words(found: Found) -> str:
     if not found.users_in_all:
-        return "No user was looked at."
-    text = f"{thousands(found.users)} of {thousands(found.users_in_all)} users were looked at one by one"
+        return "No users were examined."
+    text = f"{thousands(found.users)} of {thousands(found.users_in_all)} users were examined individually"
     if found.least_spend is not None:
         text += f"; none of the others spent more than {format_usd(found.least_spend)} USD in {LATELY_DAYS} days"
-    return f"{text}. {thousands(found.events)} requests were read one by one."
+    return f"{text}. {thousands(found.events)} requests were read individually."
 
 
 def _cells(pattern: Pattern) -> list[str]:

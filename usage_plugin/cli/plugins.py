@@ -1,4 +1,4 @@
-"""`usage-plugin plugins`: what is loaded, from where, with which hooks. It loads them as the proxy does."""
+"""`usage-plugin plugins`: the loaded plugins, their source and their hooks. They are loaded as in the proxy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(path: Path, output: Output) -> None:
     """List the plugins that a configuration loads.
 
     Raises:
-        PluginError: one of them cannot be used.
+        PluginError: a plugin cannot be loaded.
     """
     rows = [_row(plugin) for plugin in load_plugins(load_config(path)).loaded]
     if output.is_table:

@@ -1,4 +1,4 @@
-"""`usage-plugin profiles` and `profile`: what is known of users beside what they spend."""
+"""`usage-plugin profiles` and `profile`: names, email addresses and tiers of users."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from usage_plugin.cli.adjust import actor
+from usage_plugin.cli.adjustments import LEDGER_WAIT, actor
 from usage_plugin.cli.output import Column, Output, table
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.profiles import ProfileStore, UserProfile
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import UnknownProfileError
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.flusher import until_free
 
@@ -24,24 +24,20 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Reader
 
 _PAGE = 1_000
-_PATIENCE = 10.0
+
 _LONGEST = 256
 CHANGED_BY = "changed_by"
-"""The key of a profile's metadata that says who changed it last on the command line."""
+"""The metadata key of the actor who last changed a profile on the command line."""
 _COLUMNS = tuple(map(Column, ("user", "name", "email", "tier", "active", "updated")))
 
 
-class ProfileError(UsagePluginError):
-    """There is no such profile."""
-
-
 async def run(reader: Reader, *, output: Output, user: str | None) -> None:
-    """Print the profiles, or a user's."""
+    """Print all profiles, or one user's."""
     zone = reader.config.timezone
     if user is not None:
         found = reader.profiles.get(reader.kept("user", _name(user, casefold=reader.config.identity.casefold)))
         if found is None:
-            raise ProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … makes one.")
+            raise UnknownProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … creates one.")
         _show(output, iter([found]), zone)
     else:
         _show(output, _all(reader.profiles), zone)
@@ -51,7 +47,7 @@ def change(
     config: Config, name: str, *, output: Output, username: str | None, email: str | None, tier: str | None,
     is_active: bool | None,
 ) -> None:  # fmt: skip
-    """Change a user's profile, or make it."""
+    """Create or change a user's profile."""
     parts = Parts(config)
     user = parts.make_pseudonyms().kept(_name(name, casefold=config.identity.casefold))
     given = {"username": username, "email": email, "tier": tier}
@@ -59,13 +55,13 @@ def change(
     if is_active is not None:
         fields["is_active"] = is_active
     if not fields:
-        raise click.UsageError("Say what to change: --username, --email, --tier, --active or --inactive.")
+        raise click.UsageError("Give at least one of --username, --email, --tier, --active and --inactive.")
     now = SystemClock().now()
     opened = parts.open_ledger()
     try:
         known = opened.profiles.get(user) or UserProfile(user, created_at=now)
         changed = known.changed(now, **fields, metadata={**known.metadata, CHANGED_BY: actor()})
-        until_free(lambda: opened.profiles.put([changed]), _PATIENCE)
+        until_free(lambda: opened.profiles.put([changed]), LEDGER_WAIT)
     finally:
         opened.close()
     _show(output, iter([changed]), config.timezone)
@@ -74,17 +70,17 @@ def change(
 def _name(name: str, *, casefold: bool) -> str:
     cleaned = clean_name(name, what="user", casefold=casefold)
     if cleaned is None:
-        raise click.BadParameter("USER is empty.")
+        raise click.BadParameter("USER must not be empty.")
     return cleaned
 
 
 def _text(key: str, value: str) -> str | None:
-    """Check what was typed; an empty text takes it away."""
+    """Return the cleaned text; an empty text clears the field."""
     value = value.strip()
     if not value.isprintable() or len(value) > _LONGEST:
-        raise click.BadParameter(f"--{key}: at most {_LONGEST} printable characters.")
+        raise click.BadParameter(f"--{key}: expected at most {_LONGEST} printable characters.")
     if key == "tier" and not value:
-        raise click.BadParameter("--tier: any word, for example free, premium or enterprise.")
+        raise click.BadParameter("--tier: expected a word, such as free, premium or enterprise.")
     return value or None
 
 

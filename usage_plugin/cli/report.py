@@ -1,4 +1,4 @@
-"""`usage-plugin report`: sums by user, model, day and the like."""
+"""`usage-plugin report`: sums by user, model, day and other groupings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import click
 from rich.text import Text
 
 from usage_plugin.cli.output import Column, Output, at_terminal, console, table, thousands
-from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import EVENT_DIMENSIONS, GROUPINGS, ROLLUP_DIMENSIONS, EventDimension, Grouping
 from usage_plugin.domain.usage import sum_totals
@@ -17,12 +16,13 @@ from usage_plugin.tracking.tracker import Top
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from usage_plugin.cli.date_ranges import TypedDates
     from usage_plugin.domain.store import UsageFilter
     from usage_plugin.domain.usage import UsageTotals
     from usage_plugin.runtime import Reader
 
 MOST_SHOWN = 50
-"""Groups that somebody at a terminal sees who does not ask for more."""
+"""The number of groups shown at a terminal without `--top`."""
 _NAMES = (*ROLLUP_DIMENSIONS, *EVENT_DIMENSIONS)
 _NUMBERS = ("requests", "failed_requests", "input_tokens", "output_tokens")
 
@@ -33,16 +33,14 @@ async def run(
     output: Output,
     by: str,
     top: int | None,
-    since: str | None,
-    until: str | None,
-    month: str | None,
+    dates: TypedDates,
     usage_filter: UsageFilter,
 ) -> None:
     """Print the report."""
     groupings = _groupings(by)
-    first, last = read_span(reader.tracker.today(), since, until, month)
+    first, last = dates.read(reader.tracker.today())
     kept = reader.kept_filter(usage_filter)
-    # Days are read in their order, however many.
+    # A report in order of time is never cut to the most expensive groups.
     most = top or (MOST_SHOWN if output.is_table and at_terminal() and groupings[0] in _NAMES else None)
     if most is None:
         rows = await reader.tracker.report(groupings, first, last, kept)
@@ -54,12 +52,12 @@ async def run(
     if output.is_table:
         _show(f"Usage from {first} to {last} ({reader.config.timezone})", groupings, found, others)
         if left_out and not top:
-            told = f"The dearest {len(found.rows)} of {found.in_all:,} are shown; --top {found.in_all} shows all."
-            console().print(Text(told))
+            note = f"Showing the top {len(found.rows)} of {found.in_all:,} by cost; --top {found.in_all} shows all."
+            console().print(Text(note))
         return
     plain = [{**dict(zip(groupings, row.group, strict=True)), **_plain(row.totals)} for row in found.rows]
-    beside = {"others": {"groups": left_out, **_plain(others)}} if top else {}
-    output.document({"rows": plain, **beside, "total": _plain(found.total)}, plain)
+    remainder = {"others": {"groups": left_out, **_plain(others)}} if top else {}
+    output.document({"rows": plain, **remainder, "total": _plain(found.total)}, plain)
 
 
 def _show(title: str, groupings: Sequence[Grouping | EventDimension], found: Top, others: UsageTotals) -> None:
@@ -81,7 +79,7 @@ def _groupings(by: str) -> list[Grouping | EventDimension]:
     names = [name.strip() for name in by.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
-        raise click.BadParameter(f"--by {by}: write one or more of {', '.join(known)}, each once.")
+        raise click.BadParameter(f"--by: expected one or more of {', '.join(known)}, each once; found {by!r}.")
     return cast(list["Grouping | EventDimension"], names)
 
 

@@ -1,15 +1,13 @@
-"""`usage-plugin restore`: the database of a hybrid store, made anew out of its files alone."""
+"""`usage-plugin restore`: rebuild the database of a hybrid store from its files alone."""
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
+from usage_plugin.cli.progress import counting_bar
 from usage_plugin.domain.money import format_usd
 
 if TYPE_CHECKING:
@@ -19,15 +17,11 @@ if TYPE_CHECKING:
 
 
 async def run(parts: Parts, *, output: Output, dry_run: bool) -> None:
-    """Restore, with a bar while it lasts, and print what there was."""
+    """Restore with a progress bar, and print the record counts of each part."""
     last: Restoration | None = None
-    with Progress(
-        TextColumn("reading the files"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True, quiet=not sys.stderr.isatty()), transient=True,
-    ) as progress:  # fmt: skip
-        task = progress.add_task("", total=None)
+    with counting_bar("reading the files") as advance:
         async for last in parts.restore(dry_run=dry_run):
-            progress.update(task, completed=last.records, total=last.most)
+            advance(last.records, last.most)
     if last is not None:
         _print(last, output)
 
@@ -44,19 +38,19 @@ def _print(done: Restoration, output: Output) -> None:
         output.document(facts, rows)
         return
     table(
-        "What each had",
+        "Records before the restore",
         [Column("part"), Column("requests", number=True), Column("cost USD", number=True)],
         [
-            [row["part"], "-" if row["requests"] is None else thousands(row["requests"]), row["cost"] or "away"]
+            [row["part"], "-" if row["requests"] is None else thousands(row["requests"]), row["cost"] or "missing"]
             for row in rows
         ],
     )
-    said = f"{thousands(done.records)} events and sums are in the files"
-    said += ", and the database was made anew of them." if done.is_done else "; nothing was changed."
+    text = f"The files have {thousands(done.records)} events and sums"
+    text += "; the database was rebuilt from them." if done.is_done else "; nothing was changed."
     screen = console()
-    screen.print(Text(said))
+    screen.print(Text(text))
     if done.aside is not None:
-        screen.print(Text(harmless(f"The old database is {done.aside}.")))
+        screen.print(Text(escape_control(f"The old database was moved to {done.aside}.")))
 
 
 def _plain(part: str, totals: UsageTotals | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""`usage-plugin similar` and `outliers`: who behaves alike, and who has moved, by the vectors of the plugin chroma.
+"""`usage-plugin similar` and `outliers`: users with similar and with changed behaviour, by the plugin chroma's vectors.
 
-Both bring the vectors up to date first, so that they see everything that is settled, as every command does.
+Both update the vectors first, so that they include every settled request, as all commands do.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import monday_of
-from usage_plugin.errors import PluginError
+from usage_plugin.errors import PluginError, VectorsError
 from usage_plugin.observers.chroma import Plugin
 from usage_plugin.observers.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS, Compared, outliers, similar_to
 from usage_plugin.observers.chroma.following import Following, only_one
-from usage_plugin.observers.chroma.vectors import INSTALL, VectorsError
+from usage_plugin.observers.chroma.vectors import INSTALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ _USED = (Column("requests", number=True), Column("cost USD", number=True))
 
 
 async def run_similar(reader: Reader, *, output: Output, user: str, week: date | None, most: int) -> None:
-    """Print who behaved like somebody in a week; without one, in the last in which they did anything."""
+    """Print the users most similar to one user in a week; by default in the user's last week with requests."""
     plugin = _plugin(reader)
     await _follow(reader, plugin)
     kept = reader.kept("user", user)
@@ -41,14 +41,14 @@ async def run_similar(reader: Reader, *, output: Output, user: str, week: date |
         if not found:
             when = f"in the week of {monday}" if monday else f"in the last {plugin.weeks} weeks"
             raise VectorsError(
-                f"{harmless(user)} did nothing {when}, so nobody is like them.",
-                hint="usage-plugin report --by user,week shows who did something when.",
+                f"{escape_control(user)} made no requests {when}, so there is nothing to compare.",
+                hint="usage-plugin report --by user,week lists the active weeks of each user.",
             )
         compared = similar_to(vectors, found[0], most)
     if output.is_table:
         used = found[0].totals
         table(
-            f"Like {user} in the week of {found[0].week}: "
+            f"Similar to {user} in the week of {found[0].week}: "
             f"{thousands(used.requests)} requests, {format_usd(used.cost)} USD",
             [*_COLUMNS, *_USED],
             [[*_cells(one), *_used(one)] for one in compared],
@@ -59,7 +59,7 @@ async def run_similar(reader: Reader, *, output: Output, user: str, week: date |
 
 
 async def run_in_background(reader: Reader) -> None:
-    """Bring the vectors up to date, and that is all; the plugin starts it beside the proxy."""
+    """Update the vectors only; the plugin starts this as a process next to the proxy."""
     plugin = _plugin(reader)
     with only_one(plugin.folder) as is_one:
         if is_one:
@@ -67,7 +67,7 @@ async def run_in_background(reader: Reader) -> None:
 
 
 async def run_outliers(reader: Reader, *, output: Output, week: date | None, most: int) -> None:
-    """Print who moved furthest from their own weeks before; without a week, in the last that is over."""
+    """Print the users who differ most from their own earlier weeks; by default in the last complete week."""
     plugin = _plugin(reader)
     await _follow(reader, plugin)
     monday = monday_of(week) if week else monday_of(reader.tracker.today()) - timedelta(days=7)
@@ -75,14 +75,14 @@ async def run_outliers(reader: Reader, *, output: Output, week: date | None, mos
         compared = outliers(vectors, monday, most)
     if output.is_table:
         table(
-            f"Furthest from their own weeks before, in the week of {monday}",
-            [*_COLUMNS, Column("compared with weeks", number=True), *_USED],
+            f"Largest change against earlier weeks, in the week of {monday}",
+            [*_COLUMNS, Column("weeks compared", number=True), *_USED],
             [[*_cells(one), str(one.weeks), *_used(one)] for one in compared],
         )
         if not compared:
             console().print(
                 Text(
-                    f"Compared is who made at least {LEAST_REQUESTS} requests in this week, and in one of the "
+                    f"A user is compared with at least {LEAST_REQUESTS} requests in this week, and in one of the "
                     f"{EARLIER_WEEKS} weeks before."
                 )
             )
@@ -92,17 +92,17 @@ async def run_outliers(reader: Reader, *, output: Output, week: date | None, mos
 
 
 def _plugin(reader: Reader) -> Plugin:
-    """Find the plugin.
+    """Return the plugin.
 
     Raises:
-        PluginError: it is off.
+        PluginError: the plugin is disabled.
     """
     for loaded in reader.plugins.loaded:
         if isinstance(loaded.found.implements, Plugin):
             return loaded.found.implements
     raise PluginError(
-        "The plugin chroma is off, so there is nothing to compare users by.",
-        hint=f"To turn it on, run {INSTALL} and add this to {reader.config.path}, under usage_plugin: "
+        "The plugin chroma is disabled, and without it there are no vectors to compare users by.",
+        hint=f"To enable it, run {INSTALL} and add this to {reader.config.path}, under usage_plugin: "
         "plugins: [{name: chroma}]",
     )
 

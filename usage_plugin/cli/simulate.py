@@ -1,4 +1,4 @@
-"""`usage-plugin simulate`: what proposed limits would have done to the requests that were recorded."""
+"""`usage-plugin simulate`: the effect of proposed limits on the recorded requests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.text import Text
 
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.balances import subject_words
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import Bar
-from usage_plugin.cli.spans import read_span
-from usage_plugin.cli.standings import subject_words
 from usage_plugin.config import with_limits
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import days_window, to_datetime
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
+    from usage_plugin.cli.date_ranges import TypedDates
     from usage_plugin.domain.limits import Action, Limit, LimitSet
     from usage_plugin.runtime import Reader
     from usage_plugin.tracking.simulation import Effect, TallyKey
@@ -32,11 +32,11 @@ _NUMBERS = (
     Column("first"),
 )  # fmt: skip
 _LIMITS = (Column("limit"), Column("effect"), Column("users", number=True), *_NUMBERS, Column("reasons"))
-_WHO = (Column("limit"), Column("effect"), Column("subject"), Column("user"), *_NUMBERS)
+_SUBJECTS = (Column("limit"), Column("effect"), Column("subject"), Column("user"), *_NUMBERS)
 
 
 class _LimitRow(NamedTuple):
-    """What a limit did to everybody together."""
+    """The effect of a limit over all of its subjects."""
 
     limit: str
     effect: Effect
@@ -45,22 +45,20 @@ class _LimitRow(NamedTuple):
     tally: Tally
 
 
-async def run(
-    reader: Reader, *, output: Output, limits: Path, since: str | None, until: str | None, month: str | None, top: int
-) -> None:
-    """Replay the limits of a file over the days, and print what they would have done."""
+async def run(reader: Reader, *, output: Output, limits: Path, dates: TypedDates, top: int) -> None:
+    """Replay the recorded events of the days against the limits of a file, and print their effect."""
     proposed = reader.limits_of(with_limits(reader.config, limits))
-    first, last = read_span(reader.tracker.today(), since, until, month)
+    first, last = dates.read(reader.tracker.today())
     zone = reader.config.timezone
     bar = Bar()
     with bar.shown(), reader.parts.scratch_ledger() as scratch:
         replay = Replay(scratch, proposed, busy_wait=reader.config.admission.busy_wait)
-        bar.begin("What the windows held before", None)
+        bar.begin("Earlier spend of open windows", None)
         await count_what_windows_held(reader.tracker, replay, proposed, first, zone)
         recorded = sum(row.totals.requests for row in await reader.tracker.report((), first, last))
         bar.begin(f"Requests from {first} to {last}", recorded)
         found = await simulate(reader.tracker, replay, days_window(first, last, zone), recorded, bar.advance)
-    notes = [*_notes(found, proposed), *_lacking(reader, proposed, first)]
+    notes = [*_notes(found, proposed), *_missing_history(reader, proposed, first)]
     if output.is_table:
         _show(found, proposed, notes, zone, f"from {first} to {last} ({zone})", top)
         return
@@ -94,7 +92,7 @@ def _by_cost(found: Simulation) -> list[tuple[TallyKey, Tally]]:
 
 
 def _by_limit(found: Simulation, limits: LimitSet) -> list[_LimitRow]:
-    """Add up what each limit did; one that did nothing has a row too."""
+    """Sum the effects of each limit; a limit without effect has a row too."""
     sums: defaultdict[tuple[str, Effect], Tally] = defaultdict(Tally)
     users: defaultdict[tuple[str, Effect], set[str]] = defaultdict(set)
     for key, tally in found.tallies.items():
@@ -104,10 +102,9 @@ def _by_limit(found: Simulation, limits: LimitSet) -> list[_LimitRow]:
     for limit in limits.limits:
         effects = sorted(effect for name, effect in sums if name == limit.name) or [_own_effect(limit)]
         for effect in effects:
-            whom = users[limit.name, effect]
-            rows.append(
-                _LimitRow(limit.name, effect, len(whom - {OTHERS}), OTHERS not in whom, sums[limit.name, effect])
-            )
+            affected = users[limit.name, effect]
+            all_known = OTHERS not in affected
+            rows.append(_LimitRow(limit.name, effect, len(affected - {OTHERS}), all_known, sums[limit.name, effect]))
     return rows
 
 
@@ -117,7 +114,7 @@ def _own_effect(limit: Limit) -> Effect:
 
 
 class _Names:
-    """Takes the subjects of limits apart."""
+    """Splits subjects of limits into names by dimension."""
 
     def __init__(self, limits: LimitSet) -> None:
         self._limits = {limit.name: limit for limit in limits.limits}
@@ -151,15 +148,15 @@ def _instant(tally: Tally) -> str | None:
 
 
 def _show(found: Simulation, limits: LimitSet, notes: list[str], zone: ZoneInfo, span: str, top: int) -> None:
-    table(f"What the limits would have done {span}", _LIMITS, [_cells(row, zone) for row in _by_limit(found, limits)])
+    table(f"Effect of the limits {span}", _LIMITS, [_cells(row, zone) for row in _by_limit(found, limits)])
     names = _Names(limits)
-    everybody = _by_cost(found)
-    if everybody:
-        shown = everybody[:top]
-        more = f", the dearest {len(shown)} of {thousands(len(everybody))}" if len(shown) < len(everybody) else ""
+    affected = _by_cost(found)
+    if affected:
+        shown = affected[:top]
+        cut = f", top {len(shown)} of {thousands(len(affected))} by cost" if len(shown) < len(affected) else ""
         table(
-            f"Who{more}",
-            _WHO,
+            f"Affected subjects{cut}",
+            _SUBJECTS,
             [
                 [
                     key.limit, key.effect, subject_words(names.of(key)), key.user,
@@ -170,7 +167,7 @@ def _show(found: Simulation, limits: LimitSet, notes: list[str], zone: ZoneInfo,
         )  # fmt: skip
     screen = console()
     for line in (_verdict(found), *notes):
-        screen.print(Text(harmless(line)))
+        screen.print(Text(escape_control(line)))
 
 
 def _cells(row: _LimitRow, zone: ZoneInfo) -> list[str]:
@@ -190,36 +187,36 @@ def _number_cells(tally: Tally, zone: ZoneInfo) -> list[str]:
 
 def _verdict(found: Simulation) -> str:
     refused = found.refused
-    told = f"Refused: {thousands(refused.requests)} of {thousands(found.requests)} requests"
-    told += f", which cost {format_usd(refused.cost)} of {format_usd(found.cost)} USD"
+    text = f"Refused: {thousands(refused.requests)} of {thousands(found.requests)} requests"
+    text += f", which cost {format_usd(refused.cost)} of {format_usd(found.cost)} USD"
     if refused.only_in_flight:
-        told += f"; {thousands(refused.only_in_flight)} of them only because of what was in flight"
+        text += f"; {thousands(refused.only_in_flight)} of them only because of other requests in flight"
     waited = f" {thousands(found.waited)} more waited for others to settle." if found.waited else ""
-    return f"{told}.{waited}"
+    return f"{text}.{waited}"
 
 
 def _notes(found: Simulation, limits: LimitSet) -> list[str]:
-    """Say what was assumed, and what could not be replayed."""
-    notes = ["Requests that were refused when they came left no event, so they could not ask again."]
+    """Return the assumptions of the replay, and the requests that it lacks."""
+    notes = ["Requests that were refused at the time have no event, so they are not replayed."]
     if found.held_as_cost:
         notes.append(
-            f"Events that do not tell what was held for them: {thousands(found.held_as_cost)}. They held what they"
-            " cost, so fewer may be refused here than would have been."
+            f"Events without a recorded hold: {thousands(found.held_as_cost)}. Their cost was used as the hold, so"
+            " fewer may be refused here than in reality."
         )
     if any(limit.unit.endswith("tokens") for limit in limits.limits):
-        notes.append("On limits on tokens requests held what they used, since events do not tell the bound.")
+        notes.append("On token limits, requests held their actual usage, since events do not record the bound.")
     if found.without_event:
         notes.append(
-            "Recorded requests that have no event any more (retention.events), or never had one:"
-            f" {thousands(found.without_event)}. They asked for nothing here."
+            "Recorded requests whose event has expired (retention.events) or never existed:"
+            f" {thousands(found.without_event)}. They are not replayed."
         )
     if found.only_charged:
-        notes.append(f"Health checks: {thousands(found.only_charged)}. They were charged, and never refused.")
+        notes.append(f"Health checks: {thousands(found.only_charged)}. They are charged and never refused.")
     return notes
 
 
-def _lacking(reader: Reader, limits: LimitSet, first: date) -> list[str]:
-    """Name the limits whose windows held more before the first day than events can tell."""
+def _missing_history(reader: Reader, limits: LimitSet, first: date) -> list[str]:
+    """Return a note on limits whose windows opened before the oldest remaining event."""
     run, zone = last_run(reader.operations), reader.config.timezone
     if run is None:
         return []
@@ -228,4 +225,4 @@ def _lacking(reader: Reader, limits: LimitSet, first: date) -> list[str]:
     if not names:
         return []
     pruned = f"{to_datetime(run.events_before, zone):%Y-%m-%d}"
-    return [f"Events before {pruned} are gone, so windows that were open by then began with less: {', '.join(names)}."]
+    return [f"Events before {pruned} have expired, so windows open at that time begin with less: {', '.join(names)}."]

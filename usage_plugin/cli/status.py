@@ -1,4 +1,4 @@
-"""`usage-plugin status`: one screen for three in the morning."""
+"""`usage-plugin status`: the state of the plugin on one screen, for an operator at three in the morning."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from usage_plugin.cli.adjust import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
-from usage_plugin.cli.imperfections import COUNT_COLUMNS, count_cells, counts, plain_counts
-from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
+from usage_plugin.cli.adjustments import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
+from usage_plugin.cli.anomalies import COUNT_COLUMNS, count_cells, counts, plain_counts
+from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.encoding import decode_event
@@ -33,17 +33,17 @@ _DAY = 86_400_000_000
 
 
 async def run(reader: Reader, *, output: Output) -> None:
-    """Print how things are."""
+    """Print the state of workers, outbox, reservations, refusals and history."""
     now = reader.clock.now()
     waiting = reader.ledger.waiting()
-    imperfections = [found for found in reader.operations.anomalies() if found.last_at >= now - DAYS * _DAY]
+    anomalies = [found for found in reader.operations.anomalies() if found.last_at >= now - DAYS * _DAY]
     adjustments = reader.operations.adjustments(now)
     reservations = reader.ledger.open_reservations()
     refusals, blocked = _refusals(reader, now // 60_000_000 - MINUTES)
     facts: dict[str, Any] = {
         "data_dir": str(reader.config.data_dir),
         "workers": reader.workers.living(),
-        "problems": [problem._asdict() for problem in (*problems(reader.operations), *_of_the_secret(reader, now))],
+        "problems": [problem._asdict() for problem in (*problems(reader.operations), *_secret_problems(reader, now))],
         "outbox": {
             "events": waiting.events,
             "bytes": waiting.size,
@@ -56,7 +56,7 @@ async def run(reader: Reader, *, output: Output) -> None:
         "history": await _history(reader),
         "refusals": refusals,
         "blocked": blocked,
-        "imperfections": plain_counts(imperfections),
+        "imperfections": plain_counts(anomalies),
         "adjustments": [plain_adjustment(reader, one) for one in adjustments],
         "migration": _migration(reported(reader.operations)),
     }
@@ -65,11 +65,11 @@ async def run(reader: Reader, *, output: Output) -> None:
         return
     screen = console()
     lines = Table.grid(padding=(0, 2))
-    for name, told in _lines(facts):
-        lines.add_row(Text(name), Text(harmless(told), overflow="fold"))
+    for name, text in _lines(facts):
+        lines.add_row(Text(name), Text(escape_control(text), overflow="fold"))
     for problem in facts["problems"]:
-        told = f"{problem['name']}: {problem['text']} (since {problem['since']})"
-        lines.add_row(Text("PROBLEM"), Text(harmless(told), overflow="fold"), style="red")
+        text = f"{problem['name']}: {problem['text']} (since {problem['since']})"
+        lines.add_row(Text("PROBLEM"), Text(escape_control(text), overflow="fold"), style="red")
     screen.print(lines)
     screen.print()
     if refusals:
@@ -79,14 +79,14 @@ async def run(reader: Reader, *, output: Output) -> None:
             [[row["limit"], row["reason"], thousands(row["count"])] for row in refusals],
         )
         table(
-            "Who is blocked",
+            "Blocked subjects",
             [Column("limit"), Column("subject"), Column("refusals", number=True)],
             [[row["limit"], row["subject"], thousands(row["refusals"])] for row in blocked[:_MOST_SHOWN]],
         )
-    if imperfections:
-        known = [count for count in counts(imperfections) if count.times]
+    if anomalies:
+        known = [count for count in counts(anomalies) if count.times]
         table(
-            f"Not known exactly, and seen in the last {DAYS} days (counted from the beginning)",
+            f"Anomalies seen in the last {DAYS} days (total counts)",
             COUNT_COLUMNS,
             [count_cells(count) for count in known],
         )
@@ -94,7 +94,7 @@ async def run(reader: Reader, *, output: Output) -> None:
         table("Adjustments in force", ADJUSTMENT_COLUMNS, [adjustment_cells(reader, one) for one in adjustments])
 
 
-def _of_the_secret(reader: Reader, now: int) -> Iterator[Problem]:
+def _secret_problems(reader: Reader, now: int) -> Iterator[Problem]:
     trouble = secret_trouble(reader.operations, reader.pseudonyms, reader.secret_path, now)
     if trouble is not None:
         yield Problem("secret", trouble, to_datetime(now).isoformat())
@@ -104,8 +104,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     outbox, held = facts["outbox"], facts["reservations"]
     return [
         ("data folder", facts["data_dir"]),
-        ("workers", f"{len(facts['workers']) or 'none: the proxy does not run'}"),
-        ("outbox", f"{thousands(outbox['events'])} events wait for the store{_size(outbox)}{_oldest(outbox)}"),
+        ("workers", f"{len(facts['workers']) or 'none: the proxy is not running'}"),
+        ("outbox", f"{thousands(outbox['events'])} events waiting for the store{_size(outbox)}{_oldest(outbox)}"),
         ("reservations", f"{thousands(held['open'])} open{_oldest(held)}"),
         ("history", _history_words(facts["history"])),
         *_migration_line(facts["migration"]),
@@ -114,7 +114,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 async def _history(reader: Reader) -> dict[str, Any]:
-    """Say how far back the store goes, what it takes, and what is kept how long."""
+    """Return the age of the oldest event, the size of the store, and the retention."""
     kept = reader.config.retention
     run = last_run(reader.operations)
     facts: dict[str, Any] = {
@@ -123,7 +123,7 @@ async def _history(reader: Reader) -> dict[str, Any]:
         "retention": {"events_days": kept.events, "daily_days": kept.daily, "max_bytes": kept.max_size},
         "last_pruned": run and {"at": to_datetime(run.at).isoformat(), "records": run.records},
     }
-    with suppress(StorageError):  # what is wrong with the store, its problem says
+    with suppress(StorageError):  # reported among the problems
         oldest = await oldest_event(reader.store)
         facts["oldest_event"] = oldest and to_datetime(oldest.started_at).isoformat()
         facts["bytes"] = await reader.store.size()
@@ -135,8 +135,7 @@ def _history_words(facts: dict[str, Any]) -> str:
     since = f"events since {facts['oldest_event'][:10]}" if facts["oldest_event"] else "no events"
     size = "unknown size" if facts["bytes"] is None else f"{thousands(facts['bytes'])} bytes"
     events, daily = (
-        "without end" if kept[name] is None else f"{thousands(kept[name])} days"
-        for name in ("events_days", "daily_days")
+        "forever" if kept[name] is None else f"{thousands(kept[name])} days" for name in ("events_days", "daily_days")
     )
     most = "" if kept["max_bytes"] is None else f", at most {thousands(kept['max_bytes'])} bytes"
     return f"{since}, {size}; kept: events {events}, daily sums {daily}{most}"
@@ -163,7 +162,7 @@ def _size(outbox: dict[str, Any]) -> str:
 
 
 def _oldest_waiting(reader: Reader) -> int | None:
-    """Find when the first event that the store does not have was admitted."""
+    """Return the time of admission of the oldest event in the outbox."""
     page = reader.ledger.outbox(reader.ledger.acknowledged(), 1)
     return decode_event(page[0].event).started_at if page else None
 

@@ -85,6 +85,8 @@ def stable_name(value: object, *, what: str, casefold: bool = False) -> str | No
         what: what it names, as for `clean_name`.
         casefold: whether `Ann` and `ann` are one.
     """
+    if value is None:
+        return None
     try:
         return clean_name(value, what=what, casefold=casefold)
     except SubjectNameError:

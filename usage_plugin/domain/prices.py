@@ -7,14 +7,14 @@ for the same quantities, within the same reach, `cost <= worst_case` always hold
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.money import LARGEST_REQUEST
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
@@ -57,9 +57,27 @@ class Rates:
     video_input: int
     video_output: int
     citation: int
+    highest_text: tuple[int, int] = field(init=False, repr=False)
+    """The most that a token of a request of text can cost: of the input, and of the output."""
+    highest: tuple[int, int] = field(init=False, repr=False)
+    """The same with sounds, images and videos among it."""
+
+    def __post_init__(self) -> None:
+        """Derive what each request is bounded with."""
+        text = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h, self.citation)
+        answer = max(self.output, self.reasoning)
+        media = max(text, self.cached_audio, self.audio_input, self.image_input, self.video_input)
+        shown = max(answer, self.audio_output, self.image_output, self.video_output)
+        object.__setattr__(self, "highest_text", (text, answer))
+        object.__setattr__(self, "highest", (media, shown))
 
     def atto(self, tokens: TokenUsage) -> int:
-        """Price a usage vector, in atto-dollars: no token twice, whatever the parts claim."""
+        """Price a usage vector, in atto-dollars: no token twice, however many the parts claim."""
+        if not any(tokens[3:]):
+            # Most usages have no other part.
+            cached = min(tokens.cached_input_tokens, tokens.input_tokens)
+            text = (tokens.input_tokens - cached) * self.input + tokens.output_tokens * self.output
+            return text + cached * self.cached_input
         cached_audio = min(tokens.cached_audio_tokens, tokens.cached_input_tokens)
         written_1h = min(tokens.cache_write_1h_tokens, tokens.cache_write_tokens)
         return _shared_out(
@@ -86,15 +104,9 @@ class Rates:
             ),
         )
 
-    def dearest_input(self, *, media: bool) -> int:
-        """Return the most that one input token can cost; with `media`, sounds, images and videos among it."""
-        text = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h, self.citation)
-        return max(text, self.cached_audio, self.audio_input, self.image_input, self.video_input) if media else text
 
-    def dearest_output(self, *, media: bool) -> int:
-        """Return the most that one output token can cost."""
-        text = max(self.output, self.reasoning)
-        return max(text, self.audio_output, self.image_output, self.video_output) if media else text
+RATES = tuple(rate.name for rate in fields(Rates) if rate.init)
+"""The names of the rates."""
 
 
 def _shared_out(whole: int, rate: int, parts: tuple[tuple[int, int], ...]) -> int:
@@ -347,7 +359,7 @@ class Price:
         Returns:
             None if nothing that has a price was counted.
         """
-        own = self.served_as(service) or self
+        own = self if service is None else self.served_as(service) or self
         if self.off_peak is not None and at is not None and self.off_peak.applies(at):
             own = self.off_peak.price
         rates = _rates_for(own, tokens.input_tokens)
@@ -379,18 +391,29 @@ class Price:
             return None
         if reach.modes and not dict(self.modes).keys() >= set(reach.modes):
             return None
-        ways = [self, *[price for name, price in self.services if name in reach.services]]
-        if self.off_peak is not None:
-            ways.append(self.off_peak.price)
-        atto = self.units.atto(reach.units) if reach.units else 0
+        atto = 0
         if self.base is not None:
             if input_tokens is None or output_tokens is None:
                 return None
-            atto = max([atto, *[_highest(way, input_tokens, output_tokens, reach) for way in ways]])
+            atto = max([_highest(price, input_tokens, output_tokens, reach) for price in self._reached(reach)])
+        # Most requests have nothing of what follows.
+        if reach.units is not None and reach.units is not NO_UNITS:
+            atto = max(atto, self.units.atto(reach.units))
         if self.modes and reach.modes:
             atto = _multiplied(atto, [multiplier for name, multiplier in self.modes if name in reach.modes])
-        atto += (self.tools.highest(reach.tools) if reach.tools else 0) + self.units.request
-        return min(LARGEST_REQUEST, -(-adjustment.atto(atto) // _ATTO_PER_NANO))
+        if reach.tools is not None and reach.tools is not NO_TOOL_CALLS:
+            atto += self.tools.highest(reach.tools)
+        atto += self.units.request
+        if adjustment is not NO_ADJUSTMENT:
+            atto = adjustment.atto(atto)
+        return min(LARGEST_REQUEST, -(-atto // _ATTO_PER_NANO))
+
+    def _reached(self, reach: Reach) -> Sequence[Price]:
+        """List the prices that a request may be billed at."""
+        if not reach.services and self.off_peak is None:
+            return (self,)
+        others = [price for name, price in self.services if name in reach.services]
+        return (self, *others, *([] if self.off_peak is None else [self.off_peak.price]))
 
 
 def _multiplied(atto: int, multipliers: Iterable[int]) -> int:
@@ -409,16 +432,18 @@ def _rates_for(price: Price, input_tokens: int) -> Rates | None:
 
 
 def _highest(price: Price, input_tokens: int, output_tokens: int, reach: Reach) -> int:
-    reachable = [price.base, *[rates for threshold, rates in price.tiers if input_tokens > threshold]]
-    return max(
-        [
-            input_tokens * rates.dearest_input(media=reach.media_input)
-            + output_tokens * rates.dearest_output(media=reach.media_output)
-            for rates in reachable
-            if rates is not None
-        ]
-    )
+    highest = 0 if price.base is None else _at(price.base, input_tokens, output_tokens, reach)
+    for threshold, rates in price.tiers:
+        if input_tokens > threshold:
+            highest = max(highest, _at(rates, input_tokens, output_tokens, reach))
+    return highest
+
+
+def _at(rates: Rates, input_tokens: int, output_tokens: int, reach: Reach) -> int:
+    each_input = (rates.highest if reach.media_input else rates.highest_text)[0]
+    each_output = (rates.highest if reach.media_output else rates.highest_text)[1]
+    return input_tokens * each_input + output_tokens * each_output
 
 
 def _is_free(rates: Rates | None) -> bool:
-    return rates is None or (rates.dearest_input(media=True) == 0 and rates.dearest_output(media=True) == 0)
+    return rates is None or rates.highest == (0, 0)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageTotals
-from usage_plugin.errors import MigrationError
+from usage_plugin.errors import BrokenSourceError, MigrationError
 from usage_plugin.migration import old_limits
 from usage_plugin.migration.draft import Draft
 from usage_plugin.migration.files import alone, write_privately
-from usage_plugin.migration.reading import BrokenSourceError, Reader
+from usage_plugin.migration.reading import Reader
 from usage_plugin.migration.records import Finding
 from usage_plugin.migration.sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
 from usage_plugin.tracking.flusher import until_free

@@ -18,18 +18,9 @@ from urllib.parse import quote
 import ijson
 
 from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.errors import BrokenSourceError, RejectedError
 from usage_plugin.migration.json_stream import BROKEN, BUFFER, Watched, one_line, readable
-from usage_plugin.migration.records import (
-    NAMED,
-    WANTED,
-    Finding,
-    OldLimits,
-    OldSum,
-    RejectedError,
-    old_limits,
-    old_profile,
-    old_sum,
-)
+from usage_plugin.migration.records import NAMED, WANTED, Finding, OldLimits, OldSum, old_limits, old_profile, old_sum
 from usage_plugin.migration.sources import files_below
 from usage_plugin.plain_files import open_plain
 
@@ -47,10 +38,6 @@ _LONGEST_LINE = 1 << 20
 _LARGEST_FILE = 1 << 20
 _PAGE = 1_000
 _DEEPEST = 100
-
-
-class BrokenSourceError(Exception):
-    """The source cannot be read any further; the message says why."""
 
 
 class Reader:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from usage_plugin.domain.money import LARGEST_REQUEST, Nano
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.windows import to_instant
+from usage_plugin.errors import RejectedError
 from usage_plugin.migration.names import key_of, only_name
 
 if TYPE_CHECKING:
@@ -56,10 +57,6 @@ class Finding(NamedTuple):
 def _short(text: str) -> str:
     text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}… ({len(text)} characters)"
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-class RejectedError(Exception):
-    """What stands there cannot be right; the message says why."""
 
 
 class OldSum(NamedTuple):

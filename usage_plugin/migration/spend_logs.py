@@ -26,11 +26,11 @@ from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
 from usage_plugin.domain.windows import to_instant
-from usage_plugin.errors import MigrationError, SubjectNameError
+from usage_plugin.errors import MigrationError, RejectedError, SubjectNameError
 from usage_plugin.migration.files import alone, privately, write_privately
 from usage_plugin.migration.log_rows import LogRows
 from usage_plugin.migration.names import new_name
-from usage_plugin.migration.records import Finding, RejectedError, count, money
+from usage_plugin.migration.records import Finding, count, money
 from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:

@@ -9,11 +9,66 @@ the group `usage_plugin`:
     def usage_register_storage_backends():
         return [MyBackend()]
 
-`hookspecs` lists every hook, `interface` what the registered objects must do. Inside, `loading` and `one_file` find
-plugins, `manager` checks them and collects what they register, `resolving` keeps resolvers from doing harm.
+Everything that a plugin imports is here, and in `usage_plugin.plugins.storage` for the author of a store; both are
+public (docs/compatibility.md). `hookspecs` lists every hook, `interface` the classes of the registered objects. Inside,
+`loading` and `one_file` find plugins, `manager` checks them and collects their objects, and `resolving` calls resolvers
+safely.
 """
 
 import pluggy
+
+from usage_plugin.domain.alerts import Alert
+from usage_plugin.domain.limits import Unit
+from usage_plugin.domain.money import format_usd, to_decimal
+from usage_plugin.domain.refusals import RefusedRequest
+from usage_plugin.domain.usage import UsageEvent
+from usage_plugin.domain.windows import to_datetime
+from usage_plugin.encoding import decode_event, encode_event
+from usage_plugin.errors import (
+    ConfigError,
+    LedgerBusyError,
+    LedgerError,
+    PluginError,
+    StorageError,
+    StorageUnavailableError,
+    UsagePluginError,
+)
+from usage_plugin.plugins.interface import (
+    Claim,
+    IdentityResolver,
+    LedgerBackend,
+    NoOptions,
+    Options,
+    StorageBackend,
+    Surroundings,
+)
+
+__all__ = [
+    "Alert",
+    "Claim",
+    "ConfigError",
+    "IdentityResolver",
+    "LedgerBackend",
+    "LedgerBusyError",
+    "LedgerError",
+    "NoOptions",
+    "Options",
+    "PluginError",
+    "RefusedRequest",
+    "StorageBackend",
+    "StorageError",
+    "StorageUnavailableError",
+    "Surroundings",
+    "Unit",
+    "UsageEvent",
+    "UsagePluginError",
+    "decode_event",
+    "encode_event",
+    "format_usd",
+    "hookimpl",
+    "to_datetime",
+    "to_decimal",
+]
 
 PROJECT = "usage_plugin"
 

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.limits import NO_MEMBERSHIP, Membership
-from usage_plugin.errors import ConfigError, PluginError, UsagePluginError
+from usage_plugin.errors import ConfigError, PluginError, ResolverFailedError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.plugins.interface import IdentityResolver
 
@@ -34,10 +34,6 @@ _WHATEVER = (Exception, SystemExit, asyncio.CancelledError)
 """What a resolver may raise on the event loop: neither the worker nor the request's task ends because of it."""
 
 log = get_logger()
-
-
-class ResolverFailedError(UsagePluginError):
-    """Who sent this request cannot be found out at the moment."""
 
 
 class Resolvers:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from usage_plugin.domain.prices import OffPeak, Price, Rates, ToolRates, UnitRates, atto_each
+from usage_plugin.domain.prices import RATES, OffPeak, Price, Rates, ToolRates, UnitRates, atto_each
 from usage_plugin.domain.usage import MOST_TOKENS
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _scaled(price: Price, multiplier: Decimal) -> Price:
     def scaled(rates: Rates | None) -> Rates | None:
         if rates is None:
             return None
-        return Rates(**{name: math.ceil(getattr(rates, name) * multiplier) for name in Rates.__slots__})
+        return Rates(**{name: math.ceil(getattr(rates, name) * multiplier) for name in RATES})
 
     tiers = tuple((threshold, scaled(rates) or rates) for threshold, rates in price.tiers)
     return replace(price, base=scaled(price.base), tiers=tiers)

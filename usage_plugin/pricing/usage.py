@@ -83,7 +83,7 @@ def read_usage(usage: Mapping[str, Any], *, provider: str | None = None) -> Repo
         _billed(usage, provider),
         None if provider in _STATES_USD or usage.get("cost") is None else _nano(_amount(usage.get("cost"))),
         size if isinstance(size := usage.get("search_context_size"), str) else None,
-        milliseconds(usage.get("seconds")),
+        milliseconds(seconds) if (seconds := usage.get("seconds")) else 0,
     )
 
 
@@ -130,8 +130,7 @@ def _tokens(usage: Mapping[str, Any], provider: str | None) -> TokenUsage:
         citations = count(usage, "citation_tokens")
         output += reasoning
         total_input += citations
-    if not (prompt or answer or written or reasoning or citations):
-        # Everything else is in them.
+    if not (written or reasoning or citations or _has_parts(prompt) or _has_parts(answer)):
         return TokenUsage(total_input, output, cached)
     of_cached = mapping(prompt.get("cached_tokens_details"))
     of_written = mapping(usage.get("cache_creation") or prompt.get("cache_creation_token_details"))
@@ -155,6 +154,15 @@ def _tokens(usage: Mapping[str, Any], provider: str | None) -> TokenUsage:
     )
 
 
+def _has_parts(details: Mapping[str, Any]) -> bool:
+    """Whether details list more than text and the tokens read from a cache: most report zeros for the rest."""
+    for name, value in details.items():  # noqa: SIM110  # a generator takes twice as long
+        if value and name not in _PLAIN_PARTS:
+            return True
+    return False
+
+
+_PLAIN_PARTS = frozenset({"cached_tokens", "text_tokens"})
 _ANTHROPIC = frozenset({"cache_read_input_tokens", "cache_creation_input_tokens"})
 _WHOLE = ("prompt_tokens", "total_tokens")
 """Fields of the forms whose input holds what was cached; Anthropic's has neither."""
@@ -167,7 +175,10 @@ _COUNTED = frozenset({
 
 def is_counted(usage: Mapping[str, Any]) -> bool:
     """Whether a usage object has a form that `read_usage` knows, and says something."""
-    return any(usage.get(name) for name in _COUNTED & usage.keys())
+    for name, value in usage.items():  # noqa: SIM110  # a generator takes twice as long
+        if value and name in _COUNTED:
+            return True
+    return False
 
 
 def _of_gemini(usage: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -198,9 +209,9 @@ def _of_gemini(usage: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
-def tier_of(holder: Any) -> str | None:  # an answer, or a frame of one
-    """Return the tier of service that an answer names, as OpenAI or as Bedrock writes it; None if it names none."""
-    named = field(holder, "service_tier") or mapping(field(holder, "serviceTier")).get("type")
+def tier_of(fields: Mapping[str, Any]) -> str | None:
+    """Return the tier of service that an answer, or a frame of one, names as OpenAI or Bedrock does; None if none."""
+    named = fields.get("service_tier") or mapping(fields.get("serviceTier")).get("type")
     return named if isinstance(named, str) and named else None
 
 
@@ -361,6 +372,8 @@ def count(usage: Mapping[str, Any], *names: str) -> int:
         return 0
     for name in names:
         value = usage.get(name)
+        if not value:
+            continue
         if type(value) is not int:
             value = _number(value)
         if value > 0:
@@ -394,6 +407,13 @@ def mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
         extra = value.__pydantic_extra__
         return {**vars(value), **extra} if extra else vars(value)
     return {}
+
+
+def fields_of(answer: Any) -> Mapping[str, Any]:  # any of LiteLLM's objects
+    """Return the fields of any object, to read several of them."""
+    if isinstance(answer, dict) or _is_model[type(answer)]:
+        return mapping(answer)
+    return getattr(answer, "__dict__", {})
 
 
 def field(holder: Any, name: str) -> Any:  # any of LiteLLM's objects

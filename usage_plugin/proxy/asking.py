@@ -83,13 +83,6 @@ class _Output(NamedTuple):
     field: str | None = None
     counts: bool = True
 
-    @property
-    def most(self) -> int | None:
-        """The largest bound of all ways; None if one has none."""
-        if None in self.each:
-            return None
-        return max(filter(None, self.each), default=0)
-
 
 class Asking:
     """Reads requests; one for each handler."""
@@ -156,11 +149,9 @@ class Asking:
             bound = bound._replace(input_tokens=max(0, bound.input_tokens - fewer_tokens))
         each = [bound if (own := _own_of(way, kind)) is None else _both(bound, own) for way in every]
         output = self._output(data, kind, each, subjects, every, thinks=thinks)
-        inputs = [_input(way, own) for way, own in zip(every, each, strict=True)]
-        most = output.most
-        candidates = [
-            self._candidate(way, kind, own, tokens) for way, own, tokens in zip(every, each, output.each, strict=True)
-        ]
+        inputs = list(map(_input, every, each))
+        most = _largest(output.each)
+        candidates = [self._candidate(way, kind, each[at], output.each[at]) for at, way in enumerate(every)]
         ask = Ask(
             draft=UsageEvent(
                 event_id=new_event_id(),
@@ -178,7 +169,7 @@ class Asking:
             subjects=subjects,
             primary=self._searches(data) if kind == _SEARCH else _most_expensive(candidates[: len(ways)]),
             fallbacks=_most_expensive(candidates[len(ways) :]),
-            input_tokens=None if None in inputs else max(filter(None, inputs), default=0),
+            input_tokens=_largest(inputs),
             output_tokens=most,
         )
         if not is_limited:
@@ -292,7 +283,9 @@ class Asking:
 
 
 def gives_up_early(data: Mapping[str, Any]) -> bool:
-    """Say whether it is the client who says how long a provider may take."""
+    """Whether it is the client who says how long a provider may take."""
+    if data.keys().isdisjoint(CLIENT_TIMEOUTS):
+        return False
     return any(data[name] is not None for name in CLIENT_TIMEOUTS & data.keys())
 
 
@@ -315,6 +308,10 @@ def _put_in(
     The body can hold one only. A deployment with a limit in the YAML keeps that one, and LiteLLM sends it by itself
     as long as the body names none.
     """
+    if len(ways) == 1 and not limits[0].is_sent:
+        # As nearly always.
+        is_in = bounds.inject_output(kind, data, *ours[0])
+        return _Output(tokens, ours[0], field=field) if is_in else _Output([None])
     first = next((at for at in ours if not limits[at].is_sent), None)
     if first is None:
         bounds.drop_senseless_output(kind, data)
@@ -437,6 +434,16 @@ def _both(bound: bounds.Bounds, own: bounds.Bounds) -> bounds.Bounds:
             media_output=bound.reach.media_output or own.reach.media_output,
         ),
     )
+
+
+def _largest(bounds_of_ways: Sequence[int | None]) -> int | None:
+    """Return the largest bound of all ways; None if one has none."""
+    largest = 0
+    for most in bounds_of_ways:
+        if most is None:
+            return None
+        largest = max(largest, most)
+    return largest
 
 
 def _most_expensive(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -205,13 +205,15 @@ def _of_messages(body: Mapping[str, Any]) -> Bounds:
     media = _Media()
     tokens: int | None
     try:
-        tokens = PER_REQUEST + sum([_content(body[field], PER_MESSAGE, media) for field in _MESSAGES & body.keys()])
+        tokens = PER_REQUEST + sum([_content(body[field], PER_MESSAGE, media) for field in _MESSAGES if field in body])
         words = [_text(value) for field, value in body.items() if field not in _NOT_COUNTED_IN_BODY]
         # For some providers LiteLLM makes a tool of a schema.
         tokens += sum(words) + (ANY_TOOLS if words else 0)
     except (_NotBoundedError, RecursionError):
         tokens = None
     reach = Reach(media_input=True) if media.any or tokens is None else ONLY_TEXT
+    if OUTPUT_FIELDS.isdisjoint(body):
+        return Bounds(tokens, True, None, 1, reach)
     limits = OUTPUT_FIELDS & body.keys()
     if len(limits) == 1:
         (field,) = limits

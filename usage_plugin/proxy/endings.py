@@ -25,7 +25,8 @@ from usage_plugin.domain.subjects import INTERNAL, Subjects
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import exchange, outcomes
+from usage_plugin.proxy import exchange, handed_through, outcomes
+from usage_plugin.proxy.answer_bytes import AnswerReport
 from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
 from usage_plugin.proxy.streams import report_of
 from usage_plugin.proxy.underway import RequestUnderWay, is_free
@@ -172,6 +173,9 @@ class Endings:
             return
         served, usage = outcomes.served_logged(kwargs, response), outcomes.logged_usage(kwargs, response)
         report = report_of(request)
+        if isinstance(report, AnswerReport):
+            self._settle_handed_through(request, report, served, usage, kwargs, status)
+            return
         is_unreported = False
         if report is not None and not (request.cut or served.cache_hit):
             is_unreported = report.lacks_output or not (report.usage or _is_mocked(kwargs))
@@ -190,6 +194,53 @@ class Endings:
             estimated=request.cut or is_unreported,
         )
 
+    def _settle_handed_through(
+        self,
+        request: RequestUnderWay,
+        report: AnswerReport,
+        served: outcomes.Served,
+        usage: Mapping[str, Any],
+        kwargs: Mapping[str, Any],
+        status: Status,
+    ) -> None:
+        """Settle an answer that was handed through as it is: what its bytes say, else what LiteLLM made of it."""
+        is_whole = not (request.cut or request.failed or report.lacks_output)
+        event = request.admitted.event
+        if handed_through.is_free(kwargs, report.path):
+            outcome = outcomes.read_outcome(handed_through.Offer((), event), served, report.usage, event, status=status)
+            self._settle(request, outcome._replace(cost=0, cost_source="litellm"), by="success")
+            return
+        if not report.usage:
+            served = served._replace(litellm_cost=handed_through.stated_cost(kwargs) or served.litellm_cost)
+            is_counted = report.is_stream and any(usage.values())
+            estimated = request.cut or is_counted
+            self._record(request, served, usage, by="success", status=status, error=request.error, estimated=estimated)
+            return
+        served = outcomes.served_streamed(served, report)._replace(units=report.units)
+        try:
+            stated = handed_through.stated_cost(kwargs)
+            if stated is not None:
+                offer = handed_through.Offer((), event)
+                served = served._replace(provider=None, litellm_cost=stated)
+            else:
+                if "billed_units" in report.usage:
+                    # Cohere says what it bills, and LiteLLM prices all that was counted.
+                    served = served._replace(litellm_cost=None)
+                offer = handed_through.offer(self._prices, served, event, report.path, handed_through.target_of(kwargs))
+            policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
+            outcome = outcomes.read_outcome(
+                offer, served._replace(model=served.model or event.model or served.answered), report.usage, offer.event,
+                status=status, error=request.error, estimated=not is_whole, on_disputed=policy,
+            )  # fmt: skip
+            self._cross_check(outcome)
+        except Exception:
+            log.exception("outcome.unreadable", hook="success", event_id=event.event_id)
+            self._settle_unmetered(request, status)
+            return
+        if outcome.cost_source not in ("computed", "provider", "litellm"):
+            outcome = self._flat(request, outcome)
+        self._settle(request, outcome, by="success")
+
     def failed(self, request: RequestUnderWay, error: Exception, *, hurried: bool) -> None:
         """Settle a request that failed for good, or leave it for the provider that still works on it.
 
@@ -207,6 +258,10 @@ class Endings:
             request.sent = False
         if request.delivered is not None:
             self._settle_delivered(request, status)
+        elif isinstance(request.report, AnswerReport) and request.report.usage:
+            # It broke off after it had reported something.
+            request.failed = status
+            self._settle_handed_through(request, request.report, outcomes.NOTHING_SERVED, {}, {}, status)
         elif late and not (hurried or self._charges_cut_as_reserved()):
             # Nobody knows what the provider billed, and its being slow is no reason to use up the caller's limit.
             self._settle(request, Outcome(status=status, error=request.error, estimated=True), by="failure")
@@ -229,6 +284,8 @@ class Endings:
         request.is_over = True
         if request.report is not None:
             request.report.end()
+        if isinstance(request.report, AnswerReport):
+            request.cut = request.cut or ending == "cancelled"
         if request.logged is not None and not request.settled:
             self._settle_logged(request, *request.logged)
         if not request.settled:
@@ -252,6 +309,10 @@ class Endings:
         # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
         event = request.admitted.event
         if request.unmetered:
+            if isinstance(request.report, AnswerReport) and request.report.usage:
+                ended = request.failed or status
+                self._settle_handed_through(request, request.report, outcomes.NOTHING_SERVED, {}, {}, ended)
+                return
             self._settle_unmetered(request, request.failed or status)
             return
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)

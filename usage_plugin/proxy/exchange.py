@@ -59,7 +59,7 @@ class Exchange:
         cost: of the request, in nano-dollars, once it is known.
         ending: how it looks from here: cancelled if the client left before the whole answer was sent, success if it
             was sent and its status is not that of an error.
-        report: reads the frames that the client gets, where they are the provider's own.
+        report: reads the answer that the client gets, where it is the provider's own.
         requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
     """
 
@@ -173,6 +173,8 @@ class _Answer:
             self._on_start(exchange)
             message = _with_ours(message, exchange)
             self._status = message["status"]
+            if exchange.report is not None:
+                exchange.report.begin(message["status"], message.get("headers", ()))
         elif exchange.body is not None and kind in ("http.response.body", "websocket.close"):
             if not self._is_sent:
                 self._is_sent = True

@@ -16,15 +16,16 @@ from litellm.proxy._types import ProxyException
 
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.errors import SubjectNameError, UsagePluginError
+from usage_plugin.errors import IdentityRequiredError, ResolverFailedError, SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.plugins.resolving import ResolverFailedError
 from usage_plugin.proxy import bounds, exchange
+from usage_plugin.proxy.answer_bytes import AnswerReport
 from usage_plugin.proxy.asking import Asking, gives_up_early
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.gate import Gate
-from usage_plugin.proxy.identity import IdentityRequiredError, resolve
+from usage_plugin.proxy.handed_through import reads_bytes
+from usage_plugin.proxy.identity import resolve
 from usage_plugin.proxy.negotiating import Negotiator
 from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
@@ -168,6 +169,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             self._underway.add(request, data, here)
             if here is not None and outcome.event.call_type in NATIVE:
                 here.report = request.report = Report()
+            elif unmetered and here is not None and reads_bytes(here):
+                here.report = request.report = AnswerReport(here.path)
             if outcome.without_fallbacks:
                 data["disable_fallbacks"] = True
             if here is not None:

@@ -18,7 +18,7 @@ from usage_plugin.config import RESOLVER
 from usage_plugin.domain.claims import Claimed, read_claim, stable_name
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
-from usage_plugin.errors import SubjectNameError
+from usage_plugin.errors import IdentityRequiredError, SubjectNameError
 from usage_plugin.plugins.interface import Claim
 from usage_plugin.proxy import exchange
 
@@ -44,10 +44,6 @@ _KEY_HEADERS = frozenset(header.value.lower() for header in SpecialHeaders)
 """Headers that carry keys: they name no user, and no plugin gets them."""
 
 
-class IdentityRequiredError(SubjectNameError):
-    """The request names no user, and this proxy asks for one."""
-
-
 def resolve(
     config: IdentityConfig,
     key: Any,  # UserAPIKeyAuth
@@ -68,8 +64,9 @@ def resolve(
         ResolverFailedError: a resolver does not answer.
     """
     fold = config.casefold
+    headers, metadata = _headers(body), _metadata(body)
     own = _own_user(key, fold=fold)
-    said = _claim(key, body)
+    said = _claim(key, body, headers)
     claim = _claimed(said, config)
     user = own
     for source in config.user if own is None else ():
@@ -93,9 +90,9 @@ def resolve(
         api_key_alias=stable_name(key.key_alias, what="key alias"),
         end_user=claim.name,
         organization=stable_name(key.org_id, what="organization", casefold=fold),
-        session=_session(body, claim),
-        tags=_tags(key, body),
-        agent=_or_nothing(_headers(body).get(_AGENT_HEADER) or _metadata(body).get("agent_id"), "agent"),
+        session=_session(body, headers, metadata, claim),
+        tags=_tags(key, metadata),
+        agent=_or_nothing(headers.get(_AGENT_HEADER) or metadata.get("agent_id"), "agent"),
     )
 
 
@@ -153,7 +150,7 @@ def _key_hash(key: Any) -> str | None:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
-def _claim(key: Any, body: Mapping[str, Any]) -> object:  # UserAPIKeyAuth
+def _claim(key: Any, body: Mapping[str, Any], headers: Mapping[str, str]) -> object:  # UserAPIKeyAuth
     """Find what the request says about its end user.
 
     LiteLLM has looked when it authenticated the key itself. Where a `custom_auth` did that, or no key was needed, it is
@@ -163,7 +160,7 @@ def _claim(key: Any, body: Mapping[str, Any]) -> object:  # UserAPIKeyAuth
         return key.end_user_id
     found = None
     if key.api_key != MASTER_KEY and _PROXY in sys.modules and not getattr(key, _BY_LITELLM, False):
-        found = get_end_user_id_from_request_body(body, _headers(body))
+        found = get_end_user_id_from_request_body(body, headers)
     metadata = body.get("metadata")
     of_metadata = metadata.get("user_id") if isinstance(metadata, dict) else None
     if found is None:
@@ -216,24 +213,27 @@ def _of_proxy(name: str) -> Any:  # any of its globals
     return getattr(sys.modules.get(_PROXY), name, None)
 
 
-def _session(body: Mapping[str, Any], claim: Claimed) -> str | None:
+def _session(
+    body: Mapping[str, Any], headers: Mapping[str, str], metadata: Mapping[str, Any], claim: Claimed
+) -> str | None:
     """Find the session: LiteLLM's, else a header's, else the one in the claim; an invalid one is left out."""
-    found = _or_nothing(body.get("litellm_session_id") or _metadata(body).get("session_id"), "session")
-    if found is None:
-        headers = _headers(body)
-        found = _or_nothing(next((headers[name] for name in _SESSION_HEADERS if name in headers), None), "session")
+    found = _or_nothing(body.get("litellm_session_id") or metadata.get("session_id"), "session")
+    if found is None and not headers.keys().isdisjoint(_SESSION_HEADERS):
+        found = _or_nothing(next(headers[name] for name in _SESSION_HEADERS if name in headers), "session")
     return found or claim.session
 
 
-def _tags(key: Any, body: Mapping[str, Any]) -> tuple[str, ...]:
+def _tags(key: Any, metadata: Mapping[str, Any]) -> tuple[str, ...]:
     """Take the valid tags, those of the key first: a client must not push them out.
 
     LiteLLM adds the User-Agent as a tag, for which there is no use.
     """
     given: list[Any] = []
-    for source in (key.metadata, key.team_metadata, _metadata(body)):
-        if isinstance(source, dict) and isinstance(tags := source.get("tags"), list):
+    for source in (key.metadata, key.team_metadata, metadata):
+        if source and isinstance(source, dict) and isinstance(tags := source.get("tags"), list):
             given += tags
+    if not given:
+        return ()
     names = [_or_nothing(tag, "tag") for tag in given]
     return tuple(dict.fromkeys([name for name in names if name and not name.startswith("User-Agent:")]))[:MOST_TAGS]
 
@@ -245,6 +245,8 @@ def _metadata(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _or_nothing(value: object, what: str) -> str | None:
     """Clean a name that no limit needs; an invalid one is left out."""
+    if value is None:
+        return None
     try:
         return clean_name(value, what=what)
     except SubjectNameError:

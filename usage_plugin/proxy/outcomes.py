@@ -21,6 +21,7 @@ from usage_plugin.log import get_logger
 from usage_plugin.pricing.usage import (
     count,
     field,
+    fields_of,
     grounding_calls,
     is_counted,
     known_service,
@@ -78,6 +79,10 @@ class Served(NamedTuple):
     tools: ToolCalls = NO_TOOL_CALLS
 
 
+NOTHING_SERVED = Served(None, None, None, None, None, cache_hit=False)
+"""What LiteLLM says of an answer that it never logs."""
+
+
 def raw_answer(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a provider's answer as it came, as far as LiteLLM keeps it: its own form of it loses fields.
 
@@ -103,9 +108,10 @@ def served_inline(
     raw: Mapping[str, Any] = NO_ANSWER,
 ) -> Served:
     """Read it while the answer is on its way to the client; `raw` is the answer as it came."""
-    hidden = _hidden(response)
+    fields, hidden = fields_of(response), _hidden(response)
     logged = getattr(data.get("litellm_logging_obj"), "model_call_details", None) or {}
     metadata = _routing_metadata(logged.get("litellm_params") or {}, data)
+    tools = tools_in(fields)
     return Served(
         model=_text(metadata.get("model_group")),
         deployment_id=_text(hidden.get("model_id")) or _text((metadata.get("model_info") or {}).get("id")),
@@ -113,10 +119,10 @@ def served_inline(
         served_model=_text(metadata.get("deployment")),
         litellm_cost=hidden.get("response_cost"),
         cache_hit=hidden.get("cache_hit") is True,
-        answered=_text(raw.get("model")) or _answered(response, hidden),
-        service=_service(raw, hidden) or _service(response, hidden),
-        units=_units(response, data),
-        tools=_more(_tools(response), _tools(raw)),
+        answered=_text(raw.get("model")) or _answered(fields, hidden),
+        service=(tier_of(raw) if raw else None) or _service(fields, hidden),
+        units=_units(fields, hidden, data),
+        tools=_more(tools, tools_in(raw)) if raw else tools,
     )
 
 
@@ -124,7 +130,7 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
     """Read it out of what a success or failure callback gets, `response` included."""
     logged = kwargs.get("standard_logging_object") or {}
     metadata = _routing_metadata(kwargs.get("litellm_params") or {}, {})
-    hidden = _hidden(response)
+    fields, hidden = fields_of(response), _hidden(response)
     return Served(
         model=_text(logged.get("model_group")) or _text(metadata.get("model_group")),
         deployment_id=_text(logged.get("model_id")) or _text((metadata.get("model_info") or {}).get("id")),
@@ -132,10 +138,10 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
         served_model=_text(metadata.get("deployment")) or _text(logged.get("model")),
         litellm_cost=logged.get("response_cost"),
         cache_hit=logged.get("cache_hit") is True,
-        answered=_answered(response, hidden),
-        service=_service(response, hidden),
-        units=_units(response, kwargs),
-        tools=_tools(response),
+        answered=_answered(fields, hidden),
+        service=_service(fields, hidden),
+        units=_units(fields, hidden, kwargs),
+        tools=tools_in(fields),
     )
 
 
@@ -387,8 +393,10 @@ def _deployment(prices: Deployments, model: str | None, served: Served, team: st
     if model is None:
         return None
     found = prices.deployments(model, team)
-    exact = [deployment for deployment in found if deployment.deployment_id == served.deployment_id]
-    return next(iter(exact or found), None)
+    for deployment in found:
+        if deployment.deployment_id == served.deployment_id:
+            return deployment
+    return found[0] if found else None
 
 
 def _figure(usd: object) -> Nano | None:
@@ -401,28 +409,26 @@ def _figure(usd: object) -> Nano | None:
         return None
 
 
-def _answered(response: Any, hidden: Mapping[str, Any]) -> str | None:  # any of LiteLLM's answers
+def _answered(fields: Mapping[str, Any], hidden: Mapping[str, Any]) -> str | None:
     """Find the provider's model in an answer: LiteLLM puts the name that the client asked for there only later."""
     return (
-        _text(hidden.get("provider_response_model"))
-        or _text(field(response, "model"))
-        or _text(field(response, "modelVersion"))
+        _text(hidden.get("provider_response_model")) or _text(fields.get("model")) or _text(fields.get("modelVersion"))
     )
 
 
-def _service(response: Any, hidden: Mapping[str, Any]) -> str | None:  # any of LiteLLM's answers
+def _service(fields: Mapping[str, Any], hidden: Mapping[str, Any]) -> str | None:
     """Find the tier of service that an answer says it was served in."""
-    told = tier_of(response)
+    told = tier_of(fields)
     if told is not None or not hidden:
         return told
     return tier_of_traffic(mapping(hidden.get("provider_specific_fields")).get("traffic_type"))
 
 
-def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLLM's answers
+def _units(fields: Mapping[str, Any], hidden: Mapping[str, Any], request: Mapping[str, Any]) -> Units:
     """Count what may be billed by the piece: images and queries in the answer, characters to speak, sound heard."""
-    images, spoken, meta = field(response, "data"), request.get("input"), field(response, "meta")
+    images, spoken, meta = fields.get("data"), request.get("input"), fields.get("meta")
     # LiteLLM measures the file where the answer says nothing.
-    heard = _hidden(response).get("audio_transcription_duration")
+    heard = hidden.get("audio_transcription_duration")
     if images is spoken is meta is heard is None:
         return NO_UNITS
     billed = mapping(mapping(meta).get("billed_units"))
@@ -434,15 +440,15 @@ def _units(response: Any, request: Mapping[str, Any]) -> Units:  # any of LiteLL
     )
 
 
-def _tools(response: Any) -> ToolCalls:  # any of LiteLLM's answers
+def tools_in(fields: Mapping[str, Any]) -> ToolCalls:
     """Count the tools that a provider ran, where its answer shows them and its usage does not."""
-    output = field(response, "output")
+    output = fields.get("output")
     if isinstance(output, list):
-        return _in_items(response, output)
-    choices = field(response, "choices")
+        return _in_items(fields, output)
+    choices = fields.get("choices")
     if isinstance(choices, list):
         return _CITED if any(map(_cites_the_web, choices)) else NO_TOOL_CALLS
-    candidates = field(response, "candidates")
+    candidates = fields.get("candidates")
     return grounding_calls(candidates) if isinstance(candidates, list) else NO_TOOL_CALLS
 
 
@@ -450,11 +456,11 @@ _CITED = ToolCalls(searches=1)
 """A chat answer that cites pages has searched; how often it does not say."""
 
 
-def _in_items(response: Any, output: list[Any]) -> ToolCalls:  # any of LiteLLM's answers
+def _in_items(fields: Mapping[str, Any], output: list[Any]) -> ToolCalls:
     kinds = [field(item, "type") for item in output]
     if _SERVER_RUN.isdisjoint(kinds):
         return NO_TOOL_CALLS
-    told = mapping(mapping(field(response, "tool_usage")).get("web_search"))
+    told = mapping(mapping(fields.get("tool_usage")).get("web_search"))
     containers = {field(item, "container_id") for item in output if field(item, "type") == "code_interpreter_call"}
     return ToolCalls(
         searches=count(told, "num_requests") if "num_requests" in told else kinds.count("web_search_call"),
@@ -467,7 +473,7 @@ _SERVER_RUN = frozenset({"web_search_call", "file_search_call", "code_interprete
 
 
 def _cites_the_web(choice: Any) -> bool:  # any of LiteLLM's answers
-    notes = field(field(choice, "message"), "annotations")
+    notes = field(field(choice, "message") or field(choice, "delta"), "annotations")
     return isinstance(notes, list) and any(field(note, "type") == "url_citation" for note in notes)
 
 

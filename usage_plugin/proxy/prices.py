@@ -36,7 +36,7 @@ from usage_plugin.pricing.sheets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from decimal import Decimal
     from types import ModuleType
 
@@ -53,6 +53,8 @@ _MOST_ANSWERING = 100
 _PICKING_PROVIDERS = ("openrouter",)
 """Providers that choose among models which the request names, each at its own price."""
 FALLBACK_LISTS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+_NAMING_FALLBACKS = frozenset({*FALLBACK_LISTS, "router_settings_override"})
+_FALLBACKS = object()
 
 
 class Deployment:
@@ -161,24 +163,34 @@ class PriceBook:
     def __init__(self) -> None:
         """Copy LiteLLM's price map as it is now: later the router writes custom prices into the shared one."""
         self._map = {name: dict(entry) for name, entry in litellm.model_cost.items() if isinstance(entry, dict)}
-        self._kept: OrderedDict[tuple[str, str | None], tuple[float, Any]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, object], tuple[float, Any]] = OrderedDict()
 
     def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
         """List the deployments that can serve a `model_name`, an alias or a wildcard."""
-        key = (model, team)
+        found: tuple[Deployment, ...] = self._remembered((model, team), lambda: tuple(self._look_up(model, team)))
+        return found
+
+    def fallbacks(self, model: str, body: Mapping[str, Any]) -> Sequence[str]:
+        """List every model that the router may turn to if this one fails, in the end or on the way."""
+        if _NAMING_FALLBACKS.isdisjoint(body):
+            found: list[str] = self._remembered((model, _FALLBACKS), lambda: self._find_fallbacks(model, {}))
+            return found
+        return self._find_fallbacks(model, body)
+
+    def _remembered(self, key: tuple[str, object], look_up: Callable[[], Any]) -> Any:
+        """Return the router's answer of the last seconds, else ask it again."""
         kept = self._kept.get(key)
         now = time.monotonic()
         if kept is None or kept[0] < now:
-            kept = (now + _KEPT_FOR_SECONDS, tuple(self._look_up(model, team)))
+            kept = (now + _KEPT_FOR_SECONDS, look_up())
             self._kept[key] = kept
             self._kept.move_to_end(key)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-        found: tuple[Deployment, ...] = kept[1]
-        return found
+        return kept[1]
 
-    def fallbacks(self, model: str, body: Mapping[str, Any]) -> list[str]:
-        """List every model that the router may turn to if this one fails, in the end or on the way."""
+    @staticmethod
+    def _find_fallbacks(model: str, body: Mapping[str, Any]) -> list[str]:
         router = _router()
         override = body.get("router_settings_override")
         holders = [body.get(name) for name in FALLBACK_LISTS]
@@ -208,6 +220,32 @@ class PriceBook:
         name = f"{provider}/{model}"
         sheet = self._entry(name, provider)
         return Deployment(name, provider=provider, served_model=name, sheet=sheet) if sheet else None
+
+    def in_map(
+        self, provider: str, model: str, *, called: str, api_base: str | None, location: str | None
+    ) -> Deployment | None:
+        """Return a provider's model that no deployment serves, with its price in the map; None if the map has none.
+
+        Args:
+            provider: LiteLLM's name of it.
+            model: the provider's name of it.
+            called: the name that it is recorded under.
+            api_base: the URL that was called, which may name a region.
+            location: the region of Vertex AI.
+        """
+        sheet = self._entry(model, provider)
+        if sheet is None:
+            return None
+        place = location_of(provider, {"vertex_location": location}, model)
+        return Deployment(
+            called,
+            provider=provider,
+            served_model=f"{provider}/{model}",
+            sheet=sheet,
+            adjustment=adjustment_of(provider),
+            uplift=uplift_of(sheet, residency=residency_of(provider, api_base), location=place),
+            sheet_of=partial(self._entry, provider=provider),
+        )
 
     @staticmethod
     def search(tool: object) -> tuple[str, Nano] | None:

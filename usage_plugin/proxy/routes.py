@@ -85,7 +85,7 @@ RULES: tuple[Rule, ...] = (
         "[/v1|/*/v1]/files", "[/v1]/assistants", "[/v1]/threads", "[/v1]/threads/*/messages", "[/v1]/evals",
         "[/v1]/evals/*",
         "[/v1]/vector_stores/*", "[/v1]/vector_stores/*/files/*",
-        reason="stores something, and no model reads it yet",
+        reason="stores data that no model reads yet",
     ),
     # LLM routes.
     _rule(
@@ -93,12 +93,14 @@ RULES: tuple[Rule, ...] = (
         "[/v1]/chat/completions", "/engines/**/chat/completions", "/openai/deployments/**/chat/completions",
         "/cursor/chat/completions", "[/v1]/completions", "/engines/**/completions",
         "/openai/deployments/**/completions",
-        reason="tokens bound it",
+        reason="bounded by its tokens",
     ),
     _rule(
         "held", "write",
         "/queue/chat/completions",
-        reason="tokens bound it; LiteLLM calls no hook, so the gate holds it", call_type="acompletion", is_gated=True,
+        reason="bounded by its tokens; LiteLLM calls no hook, so the gate holds it",
+        call_type="acompletion",
+        is_gated=True,
     ),
     _rule(
         "held", "write",
@@ -110,13 +112,13 @@ RULES: tuple[Rule, ...] = (
         "held", "write",
         "[/v1]/embeddings", "/engines/**/embeddings", "/openai/deployments/**/embeddings", "[/v1]/moderations",
         "[/v1|/v2]/rerank",
-        reason="its input bounds it",
+        reason="bounded by its input",
     ),
     _rule(
         "held", "write",
         "[/v1|/openai/v1]/responses", "[/claude_code_gateway]/v1/messages",
         "[/v1beta]/models/**:(generateContent|streamGenerateContent)",
-        reason="tokens bound it; work in the background is refused where a limit needs a bound",
+        reason="bounded by its tokens; background work is refused where a limit needs a bound",
     ),
     _rule(
         "held", "write",
@@ -128,27 +130,27 @@ RULES: tuple[Rule, ...] = (
         "held", "write",
         "[/v1|/openai/v1]/responses/compact", "[/v1beta]/interactions", "[/v1]/audio/transcriptions",
         "[/v1]/(ocr|extraction|videos|decisions|systemone)",
-        reason="refused under a cost or token limit wherever nothing bounds it",
+        reason="refused under a cost or token limit wherever it is unbounded",
     ),
     _rule(
         "refused", "write",
         "/v1beta/agents", "[/v1]/videos/*/remix", "[/v1]/videos/(edits|extensions|characters)",
-        reason="names no model, so no price is known",
+        reason="has no model, so no price is known",
     ),
     _rule(
         "refused", "write",
         "[/openai][/v1]/realtime[/translations]/(client_secrets|transcription_sessions|calls)",
-        reason="opens a session that nothing bounds",
+        reason="opens an unbounded session",
     ),
     _rule(
         "refused", "ws",
         "[/openai][/v1]/realtime[/translations]", "[/v1]/responses",
-        reason="nothing bounds what is asked over a WebSocket",
+        reason="unbounded: requests over a WebSocket",
     ),
     _rule(
         "refused", "ws",
         "[/v1]/live/sessions", "/vertex_ai/live", "/deepgram[/v1]/(listen|speak)", "/(openai|openai_passthrough)/**",
-        reason="nothing bounds what is asked over a WebSocket, and no hook sees it", call_type=PASS_THROUGH,
+        reason="unbounded: requests over a WebSocket, which no hook sees", call_type=PASS_THROUGH,
     ),
     # Work that is done later, or elsewhere.
     _rule(
@@ -162,7 +164,7 @@ RULES: tuple[Rule, ...] = (
         reason="billed by the provider later", call_type="fine_tuning_job",
     ),
     _rule("metered", "write", "[/v1]/threads/*/runs", reason="the thread decides the cost", call_type="thread_run"),
-    _rule("metered", "write", "[/v1]/rag/ingest", reason="embeds what it is given", call_type="rag_ingest"),
+    _rule("metered", "write", "[/v1]/rag/ingest", reason="embeds its input", call_type="rag_ingest"),
     _rule(
         "metered", "write",
         "[/v1]/vector_stores", "[/v1]/vector_stores/**/search", "[/v1]/vector_stores/*/files",
@@ -178,25 +180,25 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "metered", "write",
         "/a2a/*", "[/v1]/a2a/*/message/(send|stream)",
-        reason="what an agent costs, nobody tells", call_type="agent",
+        reason="the cost of an agent is not reported", call_type="agent",
     ),
-    _rule("metered", "write", "/mcp-rest/tools/call", reason="what a tool costs, nobody tells", call_type="mcp"),
+    _rule("metered", "write", "/mcp-rest/tools/call", reason="the cost of a tool is not reported", call_type="mcp"),
     _rule(
         "metered", "any",
         "/mcp", "/mcp/**", "/*/mcp", "/toolset/*/mcp",
-        reason="what a tool costs, nobody tells", call_type="mcp",
+        reason="the cost of a tool is not reported", call_type="mcp",
     ),
     # Pass-through.
     _rule(
         "metered", "write",
         "/(laya|bespoke|eu_jev)/v1/systemone", "/backend-api/codex/*", "/(comprehendmedical|transcribe)[/*]",
-        reason="handed through as it is", call_type=PASS_THROUGH,
+        reason="passed through as it is", call_type=PASS_THROUGH,
     ),
     _rule("free", "any", "/cursor[/v1]/models", reason="lists models"),
     _rule(
         "metered", "any",
         f"/({_PROVIDERS})/**", "/plugin-proxy/*/**",
-        reason="handed through as it is", call_type=PASS_THROUGH,
+        reason="passed through as it is", call_type=PASS_THROUGH,
     ),
     # The proxy's own tools that call a model.
     _rule(
@@ -214,7 +216,7 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "metered", "write",
         "/lens/worker/*/*/model",
-        reason="a worker's call to a model; LiteLLM tells no user", call_type="proxy_tool",
+        reason="a worker's call to a model; LiteLLM names no user", call_type="proxy_tool",
     ),
     _rule(
         "metered", "write",
@@ -224,7 +226,7 @@ RULES: tuple[Rule, ...] = (
     _rule(
         "metered", "any",
         "/health",
-        reason="a real request to each model, for the user who asks", call_type="health_check",
+        reason="a real request to each model, for the requesting user", call_type="health_check",
     ),
     # Costs nothing.
     _rule(
@@ -273,7 +275,7 @@ RULES: tuple[Rule, ...] = (
         "/auto_router/(availability|classifier/default_prompt|validate_complexity_router_config)",
         "/auto_router/shadow_eval/*/stop", "/v1/tool/policy", "/search_tools", "/v1/indexes",
         "[/v1]/vector_store/(new|update|delete|info)", "/v1/memory[/**]", "/v1/workflows/runs[/**]",
-        reason="keeps definitions and records of the proxy's own",
+        reason="manages the proxy's own definitions and records",
     ),
     _rule(
         "free", "write",
@@ -284,7 +286,7 @@ RULES: tuple[Rule, ...] = (
         "free", "write",
         "/lens", "/lens/(feedback|signals|watch-all)", "/lens/(datasets|feedback|preview|traces|tracing|workers)/**",
         "/lens/datasets", "/lens/worker/claim", "/lens/worker/*/*/(heartbeat|progress|result)", "/lens/*/cancel",
-        reason="keeps evaluations; its runs are metered",
+        reason="manages evaluations; its runs are metered",
     ),
     _rule(
         "free", "write",
@@ -298,7 +300,7 @@ RULES: tuple[Rule, ...] = (
 
 _READING = Rule("free", "any", (), "reads or deletes")
 _UNCLASSIFIED = Rule("unclassified", "any", (), "not classified yet", call_type="unclassified_route")
-_REGISTERED = Rule("metered", "any", (), "handed through as the configuration says", call_type=PASS_THROUGH)
+_REGISTERED = Rule("metered", "any", (), "passed through as configured", call_type=PASS_THROUGH)
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 WEBSOCKET = "WS"
 """Stands for the method of a WebSocket."""

@@ -1,4 +1,4 @@
-"""Write `docs/routes.md`: the routes of the installed LiteLLM, each with what becomes of a request.
+"""Write `docs/routes.md`: the verdict on requests to each route of the installed LiteLLM.
 
 Run it as `python -m usage_plugin.proxy.routes_page > docs/routes.md`. It imports the proxy, which takes ten seconds.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _READING = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 _HEAD = """# Routes
 
-What becomes of a request, by its route. This page is generated from the route table of LiteLLM {version}, with every
+The verdict on requests to each route. This page is generated from the route table of LiteLLM {version}, with every
 feature loaded, and from the patterns in `usage_plugin/proxy/routes.py`:
 
 ```bash
@@ -37,22 +37,22 @@ deleting cost nothing, unless a table below says otherwise. Routes that `general
 are metered.
 """
 _MEANINGS: dict[Verdict, str] = {
-    "held": "The worst case is reserved before the request is sent, and settled afterwards. What nothing bounds is"
-    " refused under a cost or token limit, unless the limit says `on_unbounded: allow`.",
-    "metered": "The request is recorded and counted for the user who asks; `admission.on_unmetered` decides whether it"
-    " may start, and what it costs if nothing tells.",
+    "held": "The worst case is reserved before the request is sent, and settled afterwards. An unbounded request"
+    " is refused under a cost or token limit, unless the limit says `on_unbounded: allow`.",
+    "metered": "The request is recorded and counted for its user. `admission.on_unmetered` decides whether it may"
+    " start, and its cost if that is not reported.",
     "refused": "Refused for a user with a cost or token limit, unless the limit says `on_unbounded: allow`.",
-    "free": "It costs nothing, and is not recorded.",
-    "unclassified": "Not in this version. A route that no pattern names is refused for a user with any limit that can"
-    " stop a request, and recorded for other users.",
+    "free": "It costs nothing and is not recorded.",
+    "unclassified": "Not in this version. A route without a pattern is refused for a user with any limit that can stop"
+    " a request, and recorded for other users.",
 }
 
 
 def page(routes: Iterable[ListedRoute], litellm: str) -> str:
-    """Put the page together.
+    """Return the page.
 
     Args:
-        routes: those of the installed LiteLLM.
+        routes: the routes of the installed LiteLLM.
         litellm: its version.
     """
     by_verdict: dict[Verdict, dict[tuple[str, str], set[str]]] = defaultdict(lambda: defaultdict(set))
@@ -79,13 +79,13 @@ def _table(rows: dict[tuple[str, str], set[str]]) -> Iterator[str]:
 
 
 def app_with_everything() -> Any:  # FastAPI's
-    """Load the proxy's app with every feature that LiteLLM otherwise loads at its first request."""
+    """Return the proxy's app, with every feature that LiteLLM otherwise loads at its first request."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
-    from litellm.proxy._lazy_features import LAZY_FEATURES  # noqa: PLC0415  # slow, and not with prices from afar
+    from litellm.proxy._lazy_features import LAZY_FEATURES  # noqa: PLC0415  # slow; the variable above must be set first
     from litellm.proxy.proxy_server import app  # noqa: PLC0415
 
     for feature in LAZY_FEATURES:
-        with suppress(ImportError):  # LiteLLM leaves out what it cannot import, too.
+        with suppress(ImportError):  # LiteLLM omits features that it cannot import, too.
             feature.register_fn(app, importlib.import_module(feature.module_path))
     return app
 

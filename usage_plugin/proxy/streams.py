@@ -18,10 +18,13 @@ from litellm.llms.vertex_ai.gemini import vertex_and_google_ai_studio_gemini as 
 from litellm.responses.streaming_iterator import BaseResponsesAPIStreamingIterator
 
 from usage_plugin.domain.prices import NO_TOOL_CALLS, ToolCalls
-from usage_plugin.pricing.usage import field, grounding_calls, mapping, tier_of
+from usage_plugin.pricing.usage import field, fields_of, grounding_calls, mapping, tier_of
 from usage_plugin.proxy import exchange
+from usage_plugin.proxy.json_members import MemberScanner
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from usage_plugin.proxy.underway import RequestUnderWay
 
 Stream: TypeAlias = Any
@@ -37,8 +40,9 @@ _PARSERS = (
 """What reads the frames of providers whose fields LiteLLM's own frames lack, or have with LiteLLM's numbers."""
 _TELLING = frozenset({"usageMetadata", "usage", "serviceTier", "message"})
 
-_LONGEST_LINE = 4_000_000
-_MARKS = (b'"usage', b'"modelVersion"')
+_LONGEST_LINE = 1_000_000
+"""A longer one, such as the frame that ends a stream of pictures, is scanned and not kept."""
+_MARKS = (b'"usage', b'"modelVersion"', b'"url_citation"')
 """A frame without these tells nothing that is billed."""
 _HOLDERS = ("message", "response", "metadata")
 """Where a frame may hold what it reports, apart from itself: Anthropic's, OpenAI's Responses', Bedrock's."""
@@ -59,7 +63,7 @@ class Report:
         lacks_output: whether Anthropic's first frame has come, and none that counts the output.
     """
 
-    __slots__ = ("_partial", "lacks_output", "model", "service", "tools", "usage")
+    __slots__ = ("_long_line", "_partial", "lacks_output", "model", "service", "tools", "usage")
 
     def __init__(self) -> None:
         """Start with nothing reported."""
@@ -69,14 +73,30 @@ class Report:
         self.tools: ToolCalls = NO_TOOL_CALLS
         self.lacks_output = False
         self._partial = b""
+        self._long_line: MemberScanner | None = None
+
+    def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Hear of the head of the answer: the frames of a native stream are read whatever it says."""
 
     def read_bytes(self, body: bytes) -> None:
         """Read a part of a stream of server-sent events; a line that is not complete is kept for the next part."""
+        if self._long_line is not None:
+            rest, is_ended, body = body.partition(b"\n")
+            self._scan(self._long_line, rest)
+            if not is_ended:
+                return
+            self._long_line = None
         *lines, self._partial = (self._partial + body).split(b"\n")
-        if len(self._partial) > _LONGEST_LINE:
-            self._partial = b""
         for line in lines:
             self.read_line(line)
+        if len(self._partial) > _LONGEST_LINE:
+            self._long_line = MemberScanner()
+            self._scan(self._long_line, self._partial)
+            self._partial = b""
+
+    def _scan(self, scanner: MemberScanner, part: bytes) -> None:
+        for frame in scanner.feed(part):
+            self.read(frame)
 
     def end(self) -> None:
         """Read what is left: the last line may have no end."""
@@ -106,7 +126,7 @@ class Report:
             model = field(holder, "model") or field(holder, "modelVersion")
             if isinstance(model, str) and model:
                 self.model = model
-            self.service = tier_of(holder) or self.service
+            self.service = tier_of(fields_of(holder)) or self.service
         candidates = field(frame, "candidates")
         if isinstance(candidates, list) and (found := grounding_calls(candidates)) is not NO_TOOL_CALLS:
             self.tools = ToolCalls._make(map(max, self.tools, found))

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.domain.limits import NO_MEMBERSHIP
 from usage_plugin.domain.pseudonyms import is_key_pseudonym, is_pseudonym
-from usage_plugin.errors import PluginError, UsagePluginError
+from usage_plugin.errors import NothingRecordedError, PluginError, SecretError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.runtime.parts import Parts
-from usage_plugin.tracking import secret
 from usage_plugin.tracking.failures import Failures
 from usage_plugin.tracking.persons import Person
 from usage_plugin.tracking.tracker import UsageReader
@@ -27,10 +26,6 @@ if TYPE_CHECKING:
     from usage_plugin.plugins.manager import Plugins
 
 log = get_logger()
-
-
-class NothingRecordedError(UsagePluginError):
-    """Nothing has been recorded yet."""
 
 
 class Reader:
@@ -72,7 +67,7 @@ class Reader:
         if self.pseudonyms is None:
             if is_pseudonym(name) or is_key_pseudonym(name):
                 return name
-            raise secret.SecretError(
+            raise SecretError(
                 f"{self.secret_path} is missing, so it cannot be said under which name this is kept.",
                 hint="Put it back from a backup, or write the pseudonym itself.",
             )
@@ -96,7 +91,7 @@ class Reader:
             SecretError: there is no secret to make it with.
         """
         if self.pseudonyms is None:
-            raise secret.SecretError(
+            raise SecretError(
                 f"{self.secret_path} is missing, and with it the way to the pseudonym of a name.",
                 hint="Put it back from a backup, or start the proxy once, which makes a new one.",
             )

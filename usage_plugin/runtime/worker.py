@@ -14,6 +14,7 @@ from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger
 from usage_plugin.migration.automatic import AutomaticMigration
+from usage_plugin.runtime.data_folder import prepare_data_folder
 from usage_plugin.runtime.following import Following, admission_policy
 from usage_plugin.runtime.parts import Parts
 from usage_plugin.tracking import secret
@@ -49,6 +50,7 @@ class Runtime:
         Raises:
             UsagePluginError: the configuration, a plugin or the ledger does not work.
         """
+        prepare_data_folder(config.data_dir)
         self.parts = parts = Parts(config, plugins)
         self.plugins = parts.plugins
         self.config = config

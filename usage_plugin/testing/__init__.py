@@ -2,7 +2,8 @@
 
 `StoreContract`, the contracts of a ledger's parts (`LedgerContract`, `OperationsLogContract`, `ProfileStoreContract`,
 `ErasableContract`) and `WorkersContract` are what backends must promise: subclass them in a test module, name the
-backend, and run pytest. `builders` and `clock` make what tests need. The package proper never imports any of this.
+backend, and run pytest. `FakeClock`, `make_event` and `make_sum` make what tests need. The package proper never imports
+any of this.
 """
 
 import pytest
@@ -23,6 +24,8 @@ pytest.register_assert_rewrite(
     "usage_plugin.testing.workers_contract",
 )
 
+from usage_plugin.testing.builders import make_event, make_sum  # noqa: E402
+from usage_plugin.testing.clock import FakeClock  # noqa: E402
 from usage_plugin.testing.erasable_contract import ErasableContract  # noqa: E402
 from usage_plugin.testing.ledger_contract import LedgerContract  # noqa: E402
 from usage_plugin.testing.operations_contract import OperationsLogContract  # noqa: E402
@@ -32,9 +35,12 @@ from usage_plugin.testing.workers_contract import WorkersContract  # noqa: E402
 
 __all__ = [
     "ErasableContract",
+    "FakeClock",
     "LedgerContract",
     "OperationsLogContract",
     "ProfileStoreContract",
     "StoreContract",
     "WorkersContract",
+    "make_event",
+    "make_sum",
 ]

@@ -1,4 +1,4 @@
-"""Plain books of what a store was told: dictionaries and loops, nothing clever. Contracts compare stores with them."""
+"""A plain model of a store: dictionaries and loops, nothing clever. Contracts compare stores with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NOTHING = UsageTotals()
 
 
 class Contents(NamedTuple):
-    """Everything that a store has: events by position, sums by day and names (with empty totals), watermarks."""
+    """The complete contents of a store: events by position, sums by day and names (with empty totals), watermarks."""
 
     events: list[UsageEvent]
     sums: dict[DailySum, UsageTotals]
@@ -34,7 +34,7 @@ class Contents(NamedTuple):
 
 
 async def contents_of(store: UsageStore) -> Contents:
-    """Read everything; a combination of names that comes twice in a day fails."""
+    """Read everything; fail if a combination of names comes twice in a day."""
     sums: dict[DailySum, UsageTotals] = {}
     for one in await days_of(store):
         key = one._replace(totals=_NOTHING)
@@ -65,7 +65,7 @@ async def totals_in(store: UsageStore, usage_filter: UsageFilter = EVERYTHING) -
 
 
 async def prune_all(store: UsageStore, events_before: int, days_before: date, *, most: int) -> int:
-    """Prune until there is nothing more; give how many went."""
+    """Prune until nothing is left to prune; return the number of deleted records."""
     gone = 0
     while count := await store.prune(events_before=events_before, days_before=days_before, most=most):
         gone += count
@@ -73,13 +73,13 @@ async def prune_all(store: UsageStore, events_before: int, days_before: date, *,
 
 
 async def forget_all(store: UsageStore, user: str, *, most: int) -> None:
-    """Forget until there is nothing more."""
+    """Forget until nothing is left to forget."""
     while await store.forget(user, most=most):
         pass
 
 
 class Books:
-    """What a store must have after the same verbs."""
+    """The expected contents of a store after the same verbs."""
 
     def __init__(self, zone: ZoneInfo) -> None:
         """Start empty."""
@@ -89,7 +89,7 @@ class Books:
         self._watermarks: dict[str, int] = {}
 
     def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
-        """Add what is new."""
+        """Add the new records."""
         for seq, event in events:
             if seq > self._watermarks.get(writer, 0):
                 self._watermarks[writer] = seq
@@ -98,7 +98,7 @@ class Books:
                     self._add(daily_sum(event, self._zone))
 
     def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
-        """Add what is new."""
+        """Add the new records."""
         for seq, one in sums:
             if seq > self._watermarks.get(writer, 0):
                 self._watermarks[writer] = seq
@@ -109,7 +109,7 @@ class Books:
         self._sums[key] = self._sums[key].plus(one.totals)
 
     def prune(self, events_before: int, days_before: date) -> None:
-        """Delete everything that is too old."""
+        """Delete all records that are too old."""
         for event in list(self._events.values()):
             if event.started_at < events_before or local_date(event.started_at, self._zone) < days_before:
                 del self._events[event.event_id]
@@ -117,7 +117,7 @@ class Books:
             del self._sums[key]
 
     def forget(self, user: str) -> None:
-        """Delete a user's events, and give their sums away."""
+        """Delete a user's events, and move their sums to `FORGOTTEN`."""
         for event in list(self._events.values()):
             if user in (event.user, event.end_user):
                 del self._events[event.event_id]
@@ -125,7 +125,7 @@ class Books:
             self._add(key.without(user)._replace(totals=self._sums.pop(key)))
 
     def contents(self) -> Contents:
-        """Everything, as `contents_of` reads it."""
+        """The contents, as `contents_of` reads them."""
         events = sorted(self._events.values(), key=lambda event: (event.started_at, event.event_id))
         return Contents(events, dict(self._sums), dict(self._watermarks))
 
@@ -141,7 +141,7 @@ class Books:
 
 
 def books_with(events: int) -> Books:
-    """Keep books of the first events of the writer `w`, in Berlin."""
+    """Return a model of the first events of the writer `w`, in Berlin."""
     books = Books(BERLIN)
     books.append("w", batch_of("w", 1, events))
     return books

@@ -1,4 +1,4 @@
-"""Builders of domain objects, with everything filled in that a test does not care for."""
+"""Builders of domain objects, with defaults for all fields that a test does not set."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_sum(**fields: Any) -> DailySum:
 
 
 def make_rates(prompt: int = 0, answer: int = 0, **parts: int) -> Rates:
-    """Make rates in atto-dollars; a part that is not named costs what its whole costs."""
+    """Make rates in atto-dollars; an omitted part has the rate of its whole."""
     of_input = ("cached_input", "cache_write", "audio_input", "image_input", "video_input", "citation")
     rates = dict.fromkeys(of_input, prompt)
     rates |= dict.fromkeys(("reasoning", "audio_output", "image_output", "video_output"), answer)
@@ -71,7 +71,7 @@ def numbered_from(first: int, records: Iterable[RecordT]) -> list[tuple[int, Rec
 
 
 def event_of(writer: str, number: int) -> UsageEvent:
-    """Make the event that a writer sends under a number: everybody can tell it again."""
+    """Make the event of a writer's number; the same arguments always make the same event."""
     user = ("ann", "bo", "zoë")[number % 3]
     return make_event(event_id=f"{writer}-{number:06}", started_at=NOON + number * MINUTE, user=user, cost=number)
 
@@ -87,7 +87,7 @@ def sums_batch(count: int = 3) -> list[tuple[int, DailySum]]:
 
 
 def hold(account: AccountKey, amount: int, maximum: int | None) -> Hold:
-    """Make a hold of which everything is charged if its worker dies."""
+    """Make a hold that is charged in full if its worker dies."""
     return Hold(account, END, amount, maximum, if_lost=amount)
 
 

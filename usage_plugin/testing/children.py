@@ -1,7 +1,7 @@
-"""Processes that work on a store or a ledger beside the test, and die there.
+"""Processes that work on a store or a ledger concurrently with the test, and die there.
 
-They are forked from a server that has imported everything already: some twenty milliseconds each. A backend gets there
-pickled, its class by reference, so it must stand in a module that can be imported.
+They are forked from a server that has imported everything already: about twenty milliseconds each. A backend gets there
+pickled, its class by reference, so it must be in an importable module.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 AnswerT = TypeVar("AnswerT")
 
 PATIENCE = 120
-"""Seconds after which a child is taken for stuck."""
+"""Seconds after which a child counts as stuck."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["usage_plugin.testing.children"])
 
 
 def start(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
-    """Start a child; it gets the arguments and then the end of a pipe to report through."""
+    """Start a child with the arguments and, as the last one, the end of a pipe for its reports."""
     receiving, sending = _context.Pipe(duplex=False)
     process = _context.Process(target=work, args=(*arguments, sending), daemon=True)
     process.start()
@@ -51,7 +51,7 @@ def start(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Conn
 
 
 def reports(process: BaseProcess, receiving: Connection) -> list[Any]:
-    """Wait for the end of a child, and give all that it has reported."""
+    """Wait for the end of a child, and return its reports."""
     told = []
     try:
         while True:
@@ -66,7 +66,7 @@ def reports(process: BaseProcess, receiving: Connection) -> list[Any]:
 
 
 async def append_some(store: UsageStore, writer: str, batches: int, tell: Callable[[int], None]) -> None:
-    """Append batches of one to four events behind the watermark, and tell each number that is acknowledged."""
+    """Append batches of one to four events after the watermark, and report each acknowledged number."""
     last = await store.watermark(writer)
     for _ in range(batches):
         batch = batch_of(writer, last + 1, last % 4 + 1)
@@ -76,7 +76,7 @@ async def append_some(store: UsageStore, writer: str, batches: int, tell: Callab
 
 
 def append_in_a_child(opening: StoreOpening, writer: str, batches: int, report: Connection) -> None:
-    """Append so many batches."""
+    """Append the given number of batches."""
 
     async def work() -> None:
         async with opening.open() as store:
@@ -86,7 +86,7 @@ def append_in_a_child(opening: StoreOpening, writer: str, batches: int, report: 
 
 
 def die_at_a_call(opening: StoreOpening, points: Sequence[str], number: int, report: Connection) -> None:
-    """Open, append events and sums, close; die at the low-level call of a number, or report that there are fewer."""
+    """Open, append events and sums, close; die at the n-th low-level call, or report that there are fewer."""
     faults = Faults({point: Exception() for point in points})
 
     async def work() -> None:
@@ -102,14 +102,14 @@ def die_at_a_call(opening: StoreOpening, points: Sequence[str], number: int, rep
 
 
 class Attempt(NamedTuple):
-    """What came of an append, and what the store had then."""
+    """The outcome of an append, and the contents of the store afterwards."""
 
     error: str | None
     contents: Contents
 
 
 def append_to_a_full_disk(opening: StoreOpening, report: Connection) -> None:
-    """Append a batch while no file may grow beyond a size; raise that until the batch fits, and report each attempt."""
+    """Append a batch under a limit of file size; raise the limit until the batch fits, and report each attempt."""
 
     async def work() -> None:
         async with opening.open() as store:
@@ -132,7 +132,7 @@ def append_to_a_full_disk(opening: StoreOpening, report: Connection) -> None:
 
 @contextmanager
 def _files_up_to(size: int) -> Iterator[None]:
-    """Let writes behind a size fail; Python ignores the signal that goes with it."""
+    """Make writes beyond a size fail; Python ignores the accompanying signal."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -142,7 +142,7 @@ def _files_up_to(size: int) -> Iterator[None]:
 
 
 def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
-    """Ask a ledger again and again while others write."""
+    """Query a ledger repeatedly while others write."""
     while True:
         try:
             return ask()
@@ -151,12 +151,12 @@ def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
 
 
 def meeting(children: int) -> Barrier:
-    """Make what so many children wait at for each other."""
+    """Make the barrier at which the given number of children wait for each other."""
     return _context.Barrier(children, timeout=PATIENCE)
 
 
 def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: Barrier, report: Connection) -> None:
-    """Ask so many times for 20 of 100, at the same time as others; report what was admitted."""
+    """Request 20 of 100 the given number of times, concurrently with others; report the admitted requests."""
     ledger = opening.open().ledger
     others.wait()
     for number in range(count):
@@ -167,7 +167,7 @@ def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: 
 
 
 def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) -> None:
-    """Ask for 5 of 500 until refused, settling at 2 and reporting each event."""
+    """Request 5 of 500 until refused, settle at 2 and report each event."""
     ledger = opening.open().ledger
     for number in itertools.count():
         name = f"{worker}-{number}"
@@ -179,7 +179,7 @@ def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) ->
 
 
 def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) -> None:
-    """Settle one request after the other and tell each; do the housekeeping in between."""
+    """Settle one request after the other and report each; do the housekeeping in between."""
     opened = opening.open()
     ledger = opened.ledger
     while True:

@@ -1,4 +1,4 @@
-"""A clock that tests set."""
+"""A clock for tests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from usage_plugin.domain.windows import to_instant
 
 
 class FakeClock(Clock):
-    """Stands still until it is moved."""
+    """A clock that changes only when it is set."""
 
     def __init__(self, at: datetime = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)) -> None:
-        """Begin at a moment."""
+        """Start at a moment."""
         self._now = to_instant(at)
         self._monotonic = 0
 
@@ -21,7 +21,7 @@ class FakeClock(Clock):
         return self._now
 
     def monotonic(self) -> int:
-        """Microseconds since the clock was made, whatever it was set to meanwhile."""
+        """Microseconds since the clock was made, independent of later settings."""
         return self._monotonic
 
     def advance(self, span: timedelta) -> None:

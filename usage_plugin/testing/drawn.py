@@ -1,4 +1,4 @@
-"""What is drawn for the contract of stores: by Hypothesis the events of one report, by chance verbs in any order."""
+"""Generated data for the contract of stores: the events of a report by Hypothesis, verbs in any order at random."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ EVENTS = st.fixed_dictionaries(
 
 
 def some_verbs(rng: Random, count: int) -> Iterator[tuple[Any, ...]]:
-    """Make up what is done to a store: a word, and what goes with it."""
+    """Generate the operations on a store: a verb with its arguments."""
     for _ in range(count):
         verb = rng.choice(("append", "append", "append again", "append sums", "prune", "forget", "reopen"))
         if verb == "append":

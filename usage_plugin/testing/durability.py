@@ -1,4 +1,4 @@
-"""What a store promises that keeps what it has when it is closed: to others, over faults, full disks and deaths."""
+"""The promises of a store that survives closing: concurrent openings, faults, full disks and killed processes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Durability:
     fault_points: ClassVar[Mapping[str, Exception]]
 
     async def test_everything_survives_reopening(self, opening: StoreOpening) -> None:
-        """What was acknowledged is there for whoever opens the store next, and what was forgotten is not."""
+        """After reopening, acknowledged records are present and forgotten ones are not."""
         books = books_with(30)
         books.append_sums("old", sums_batch())
         books.forget("bo")
@@ -65,7 +65,7 @@ class Durability:
             assert len(await events_of(store)) == 21
 
     async def test_a_store_may_be_open_several_times(self, opening: StoreOpening) -> None:
-        """Whoever else has the store open sees at once what was acknowledged, and adds to it, also when it is new."""
+        """Concurrent openings see acknowledged records at once, and can append, even to a new store."""
         first, second = opening.open(), opening.open()
         stores = await asyncio.gather(first.__aenter__(), second.__aenter__())
         try:
@@ -82,7 +82,7 @@ class Durability:
             await second.__aexit__(None, None, None)
 
     async def test_processes_append_side_by_side(self, opening: StoreOpening) -> None:
-        """Several processes append at once, and a reader beside them sees only whole batches."""
+        """Several processes append at once, and a concurrent reader sees only whole batches."""
         writers = ("one", "two")
         children = [start(append_in_a_child, opening, name, 25) for name in writers]
         async with opening.open() as store:
@@ -103,7 +103,7 @@ class Durability:
     async def test_a_failing_call_leaves_all_or_nothing(
         self, opening: StoreOpening, faults: Faults, lasting: bool
     ) -> None:
-        """Whichever low-level call fails, a batch is stored whole or not at all, and sending it again helps."""
+        """If any low-level call fails, a batch is stored whole or not at all, and a retry succeeds."""
         fewer, more = books_with(2), books_with(5)
         failed = 0
         for number in growing():
@@ -122,10 +122,10 @@ class Durability:
                 assert await contents_of(store) == more.contents()
             if not faults.happened:
                 break
-        assert failed, "nothing failed: name what can fail in `fault_points`"
+        assert failed, "nothing failed: list functions that can fail in `fault_points`"
 
     async def test_a_failing_call_breaks_no_other_verb(self, opening: StoreOpening, faults: Faults) -> None:
-        """Whichever low-level call of another verb fails, StorageError comes out, and trying again succeeds."""
+        """If any low-level call of another verb fails, it raises StorageError, and a retry succeeds."""
         verbs: dict[str, Callable[[UsageStore], Awaitable[Any]]] = {
             "append_sums": lambda store: store.append_sums("old", sums_batch(2)),
             "prune": lambda store: prune_all(store, NOON + 4 * MINUTE, date(2026, 1, 1), most=2),
@@ -153,7 +153,7 @@ class Durability:
             assert failed or name == "read", f"nothing failed in {name}"
 
     async def test_a_failing_call_while_opening_is_no_harm(self, opening: StoreOpening, faults: Faults) -> None:
-        """Whichever low-level call fails while a store is made, StorageError comes out, and the next try succeeds."""
+        """If any low-level call fails while a store is created, it raises StorageError, and a retry succeeds."""
         failed = 0
         for number in growing():
             place = opening.another()
@@ -169,10 +169,10 @@ class Durability:
                 assert (await totals_in(store)).requests == 2
             if not faults.happened:
                 break
-        assert failed, "nothing failed: name what can fail in `fault_points`"
+        assert failed, "nothing failed: list functions that can fail in `fault_points`"
 
     async def test_a_store_that_cannot_write_is_unavailable(self, opening: StoreOpening, faults: Faults) -> None:
-        """While nothing works, appending and health raise StorageUnavailableError: the caller tries again later."""
+        """During an outage, append and health raise StorageUnavailableError: the caller retries later."""
         async with opening.open() as store:
             await store.append("w", batch_of("w", 1, 1))
             with faults.at(1, lasting=True):
@@ -187,7 +187,7 @@ class Durability:
             assert (await contents_of(store)).watermarks == {"w": 2}
 
     async def test_a_cancelled_append_leaves_all_or_nothing(self, opening: StoreOpening, faults: Faults) -> None:
-        """An append that is cancelled at any call leaves its batch whole or not at all, and the store works on."""
+        """An append that is cancelled at any call leaves its batch whole or not at all, and the store keeps working."""
         for number in growing():
             async with opening.another().open() as store:
                 await store.append("w", batch_of("w", 1, 2))
@@ -203,7 +203,7 @@ class Durability:
                 break
 
     async def test_a_full_disk_leaves_all_or_nothing(self, opening: StoreOpening) -> None:
-        """Wherever a file cannot grow, a batch is stored whole or not at all, and is taken when there is room."""
+        """If a file cannot grow, a batch is stored whole or not at all, and is accepted when there is space."""
         attempts = reports(*start(append_to_a_full_disk, opening))
         fewer, more = books_with(2), books_with(42)
         for attempt in attempts:
@@ -214,7 +214,7 @@ class Durability:
             assert await contents_of(store) == more.contents()
 
     async def test_a_process_that_dies_at_any_call_leaves_all_or_nothing(self, opening: StoreOpening) -> None:
-        """Between whichever two low-level calls a process dies, batches are whole, and acknowledged ones are there."""
+        """If a process dies between any two low-level calls, batches are whole, and acknowledged ones are present."""
         deaths = 0
         for number in growing():
             place = opening.another()
@@ -235,10 +235,10 @@ class Durability:
             if "survived" in told:
                 break
             deaths += 1
-        assert deaths, "nobody died: name what can fail in `fault_points`"
+        assert deaths, "no process died: list functions that can fail in `fault_points`"
 
     async def test_a_killed_writer_loses_nothing(self, opening: StoreOpening) -> None:
-        """Whenever a writer is killed, the store has all that was acknowledged, without gaps, and the sums agree."""
+        """If a writer is killed at any time, all acknowledged records are stored, without gaps, and the sums agree."""
         acknowledged = 0
         for kill in range(6):
             process, receiving = start(append_in_a_child, opening, "w", 10**6)
@@ -252,7 +252,7 @@ class Durability:
                 assert await contents_of(store) == books_with(last).contents()
 
     async def test_another_zone_is_refused_or_right(self, opening: StoreOpening) -> None:
-        """Opening with another zone raises StorageError or has that zone's days: days are never shown as another's."""
+        """Opening with another zone raises StorageError or shows that zone's days, never the days of the old one."""
         late = make_event(started_at=start_of_day(TODAY, BERLIN) + 1)
         async with opening.open() as store:
             await store.append("w", [(1, late)])
@@ -267,7 +267,7 @@ class Durability:
             assert [one.day for one in await days_of(store)] == [TODAY]
 
     async def test_only_storage_errors_come_out(self, opening: StoreOpening) -> None:
-        """Where a store cannot be opened, for example because a file is in the way, StorageError says so."""
+        """If a store cannot be opened, for example because a file is in the way, it raises StorageError."""
         opening.data_dir.parent.mkdir(parents=True)
         opening.data_dir.write_text("in the way")
         with pytest.raises(StorageError):
@@ -276,7 +276,7 @@ class Durability:
 
 
 def _cancelling(task: asyncio.Task[None]) -> Callable[[Exception], None]:
-    """Make what cancels a task from whichever thread; the call itself goes on."""
+    """Make a function that cancels a task from any thread; the call itself continues."""
     loop = asyncio.get_running_loop()
 
     def cancel(_: Exception) -> None:

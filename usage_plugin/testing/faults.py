@@ -1,7 +1,7 @@
 """Faults: the n-th low-level call of a store fails, or its process dies there.
 
-What counts as a call: the functions of the standard library that change files, every statement of SQLite and every few
-steps within one, and whatever functions a backend's own tests name.
+A call is one of these: a function of the standard library that changes files, a statement of SQLite, every few steps
+within one. The tests of a backend can name further functions.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ FILE_CALLS = (
     "os.truncate",
     "os.ftruncate",
 )
-"""What fails with an `OSError`; where a system lacks one of them it is passed over."""
+"""Functions that fail with an `OSError`; one that the system lacks is skipped."""
 
 _STEPS = 30
-"""So many steps of SQLite's machine are one call."""
+"""The number of steps of SQLite's virtual machine that count as one call."""
 
 
 class Faults:
@@ -60,7 +60,7 @@ class Faults:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Watch the calls; what is opened outside of this is not watched."""
+        """Watch the calls; files opened outside of this context are not watched."""
         with ExitStack() as patches:
             for name, error in self._points.items():
                 module, _, function = name.rpartition(".")
@@ -73,12 +73,12 @@ class Faults:
     def at(
         self, number: int, act: Callable[[Exception], None] | None = None, *, lasting: bool = False
     ) -> Iterator[None]:
-        """Let the call of this number, counted from 1, act: fail if nothing else is said.
+        """Arm the call of this number, counted from 1: by default it fails.
 
         Args:
             number: which call.
             act: gets the error that the call would fail with.
-            lasting: whether all calls behind it act too.
+            lasting: whether all later calls act too.
         """
         self._left, self._act, self._is_lasting, self.happened = number, act or fail, lasting, False
         try:
@@ -114,7 +114,7 @@ class Faults:
         class Connection(sqlite3.Connection):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
-                # What it raises interrupts the statement.
+                # An exception of the handler interrupts the statement.
                 self.set_progress_handler(step, _STEPS)
 
             def execute(self, *args: Any) -> sqlite3.Cursor:

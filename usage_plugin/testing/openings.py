@@ -36,7 +36,7 @@ def _new_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoreOpening:
-    """How to open a store, here or in another process."""
+    """The way to open a store, here or in another process."""
 
     backend: StorageBackend[Any]
     data_dir: Path
@@ -55,7 +55,7 @@ class StoreOpening:
 
 @dataclass(frozen=True, slots=True)
 class LedgerOpening:
-    """How to open a ledger, here or in another process."""
+    """The way to open a ledger, here or in another process."""
 
     backend: LedgerBackend[Any]
     data_dir: Path

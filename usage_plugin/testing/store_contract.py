@@ -1,10 +1,10 @@
-"""What every store promises: one promise, one test, one sentence.
+"""The promises of every store: one promise, one test, one sentence.
 
     class TestMyStore(StoreContract):
         backend = MyBackend()
 
 The docstrings are the promises, in the order in which docs/writing-a-backend.md lists them. Nothing here knows a
-backend: what is particular to one is tested beside it.
+backend: tests of one backend's own behaviour are elsewhere.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class StoreContract(Durability, HostileNames):
     """The promises of a store.
 
     Attributes:
-        backend: what opens the store under test.
+        backend: opens the store under test.
         options: its options, as in the YAML.
-        durable: False for a store that forgets everything when it is closed: less is promised then.
+        durable: False for a store that loses everything when it is closed; it promises less.
         fault_points: functions of a backend's own module whose failing is tried, by their dotted names, with the
             error that their driver would raise. Files and SQLite need none.
     """
@@ -86,7 +86,7 @@ class StoreContract(Durability, HostileNames):
     fault_points: ClassVar[Mapping[str, Exception]] = {}
 
     def __init_subclass__(cls) -> None:
-        """Take the promises away that a store does not make."""
+        """Remove the promises that a store does not make."""
         super().__init_subclass__()
         if not cls.durable:
             for name in promises(Durability):
@@ -94,7 +94,7 @@ class StoreContract(Durability, HostileNames):
 
     @pytest.fixture
     def opening(self, tmp_path: Path) -> StoreOpening:
-        """How the store is opened; override it for a store that does not live in `data_dir`."""
+        """The way to open the store; override it for a store outside of `data_dir`."""
         return StoreOpening(self.backend, tmp_path / "data" / "usage", self.options)
 
     @pytest_asyncio.fixture
@@ -105,7 +105,7 @@ class StoreContract(Durability, HostileNames):
 
     @pytest.fixture
     def faults(self) -> Iterator[Faults]:
-        """What lets low-level calls fail; override it for a driver that needs more than `fault_points`."""
+        """Fault injection; override it for a driver that needs more than `fault_points`."""
         faults = Faults(self.fault_points)
         with faults.installed():
             yield faults
@@ -113,13 +113,13 @@ class StoreContract(Durability, HostileNames):
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def test_a_new_store_is_empty(self, store: UsageStore) -> None:
-        """Where nothing was stored there is nothing: no group, no day, no event, and every watermark is 0."""
+        """A new store is empty: no group, no day, no event, and every watermark is 0."""
         assert await contents_of(store) == Books(BERLIN).contents()
         assert await store.aggregate(("user",), FIRST_DAY, LAST_DAY, EVERYTHING) == ({}, {})
         assert await store.watermark("w") == 0
 
     async def test_an_event_comes_back_as_it_went_in(self, store: UsageStore) -> None:
-        """Every field of an event survives, also text of any script and what nobody sums up."""
+        """Every field of an event survives, including text of any script and fields that are not summed."""
         event = make_event(
             user="zoë 名前 ' \" \\", team="t", api_key="k", api_key_alias="alias", end_user="e", organization="o",
             session="s", tags=("a", "b"), call_id="c", requested_model="asked", served_model="openai/x", deployment="d",
@@ -134,7 +134,7 @@ class StoreContract(Durability, HostileNames):
         assert await events_of(store) == [event, plain]
 
     async def test_sending_a_batch_again_changes_nothing(self, store: UsageStore) -> None:
-        """A batch that overlaps what is stored adds only what is new."""
+        """A batch that overlaps stored records adds only the new ones."""
         for count in (3, 3, 5, 2):
             await store.append("w", batch_of("w", 1, count))
             await store.append_sums("old", sums_batch(count))
@@ -144,7 +144,7 @@ class StoreContract(Durability, HostileNames):
         assert (await store.watermark("w"), await store.watermark("old")) == (5, 5)
 
     async def test_an_empty_batch_is_nothing(self, store: UsageStore) -> None:
-        """A batch without records is taken and changes nothing."""
+        """An empty batch is accepted and changes nothing."""
         await store.append("w", batch_of("w", 1, 1))
         await store.append("w", [])
         await store.append_sums("old", [])
@@ -158,7 +158,7 @@ class StoreContract(Durability, HostileNames):
         assert await store.watermark("w") == 10
 
     async def test_an_event_under_another_number_is_the_same_event(self, store: UsageStore) -> None:
-        """An event is counted once, under whatever number, by whatever writer and however often it is sent."""
+        """An event is counted once, under any number, from any writer and for any number of attempts."""
         event, fresh = make_event(), make_event()
         await store.append("w", [(1, event), (2, event)])
         await store.append("w", [(7, event), (8, fresh)])
@@ -168,7 +168,7 @@ class StoreContract(Durability, HostileNames):
         assert (await contents_of(store)).watermarks == {"w": 8, "other": 1}
 
     async def test_writers_have_their_own_watermarks(self, store: UsageStore, hostile: tuple[str, ...]) -> None:
-        """Each writer numbers its records by itself, whatever it is called, and sums name all watermarks."""
+        """Each writer has its own numbers, under any name, and sums come with all watermarks."""
         writers = {name: 1 + number % 3 for number, name in enumerate(hostile)}
         for name, count in writers.items():
             await store.append(name, batch_of(name, 1, count))
@@ -179,7 +179,7 @@ class StoreContract(Durability, HostileNames):
 
     @pytest.mark.parametrize("fields", [{"cost": 2**70}, {"user": "\ud800"}, {"error": "\ud800"}], ids=str)
     async def test_what_cannot_be_kept_is_refused_whole(self, store: UsageStore, fields: dict[str, Any]) -> None:
-        """A batch with something that can never be kept raises StorageError and leaves nothing, or is kept exactly."""
+        """A batch with a value that can never be stored raises StorageError and adds nothing, or is stored exactly."""
         batch = [(1, event_of("w", 1)), (2, make_event(**fields, started_at=NOON + 2 * MINUTE)), (3, event_of("w", 3))]
         try:
             await store.append("w", batch)
@@ -201,7 +201,7 @@ class StoreContract(Durability, HostileNames):
         assert await contents_of(store) == books.contents()
 
     async def test_events_stream_in_order_and_resume(self, store: UsageStore) -> None:
-        """Events come by admission and id, both ways, and go on behind any position, also one that is not there."""
+        """Events are ordered by admission and id, both ways, and resume after any position, even an absent one."""
         events = [event_of("w", number)._replace(started_at=NOON + number // 3) for number in range(2_400)]
         shuffled = [events[number * 1_009 % 2_400] for number in range(2_400)]
         await store.append("w", numbered_from(1, shuffled))
@@ -216,7 +216,7 @@ class StoreContract(Durability, HostileNames):
                 assert older == events[: at if name == events[at].event_id else rest][::-1]
 
     async def test_a_stream_goes_on_beside_appends(self, store: UsageStore) -> None:
-        """A stream that was begun gives each event that was there once, whatever is added meanwhile."""
+        """A started stream yields each event of its start once, regardless of concurrent appends."""
         await store.append("w", batch_of("w", 1_000, 1_500))
         seen = []
         async for event in store.events(ALWAYS, EVERYTHING):
@@ -238,7 +238,7 @@ class StoreContract(Durability, HostileNames):
         assert await events_of(store, Window(span.start, span.start)) == []
 
     async def test_filters_are_exact_names(self, store: UsageStore) -> None:
-        """A filter takes records that have all its names exactly, in sums, days and events alike."""
+        """A filter selects records with exactly its names, in sums, days and events alike."""
         names = ("ann", "Ann", "an", "an%", "ann ", "anna", "*")
         events = [
             make_event(started_at=NOON + number, **{dimension: name})
@@ -255,7 +255,7 @@ class StoreContract(Durability, HostileNames):
             assert sum(day.totals.requests for day in days) == len(expected), one
 
     async def test_events_stream_in_bounded_memory(self, store: UsageStore) -> None:
-        """Reading all events one by one takes a fraction of the memory that holding them takes."""
+        """Streaming all events takes a fraction of the memory of a list of them."""
         count = 8_000
         for first in range(1, count, 1_000):
             await store.append("w", batch_of("w", first, 1_000))
@@ -292,7 +292,7 @@ class StoreContract(Durability, HostileNames):
         span: tuple[date, date],
         wanted: dict[str, str | None],
     ) -> None:
-        """However they are grouped and filtered, groups are the sums of their events, to the nano-dollar."""
+        """For every grouping and filter, groups are the sums of their events, to the nano-dollar."""
         events = [make_event(event_id=f"e{number:03}", **one) for number, one in enumerate(fields)]
         books = Books(BERLIN)
         books.append("w", numbered_from(1, events))
@@ -305,7 +305,7 @@ class StoreContract(Durability, HostileNames):
                     assert all(isinstance(number, int) for totals in sums.groups.values() for number in totals)
 
     async def test_days_are_the_stores_zones(self, store: UsageStore) -> None:
-        """A day is from midnight to midnight in the store's zone, also where clocks change; spans include both ends."""
+        """A day is from midnight to midnight in the store's zone, also when clocks change; spans include both ends."""
         changes = (date(2026, 3, 29), date(2026, 10, 25), TODAY, date(2026, 12, 31))
         edges = [
             (day + timedelta(days=days), start_of_day(day + timedelta(days=days + after), BERLIN) - after)
@@ -328,7 +328,7 @@ class StoreContract(Durability, HostileNames):
         }
 
     async def test_daily_sums_stream_by_day(self, store: UsageStore) -> None:
-        """Daily sums come in the order of days, each combination of names once a day, however many events it has."""
+        """Daily sums are ordered by day, with each combination of names once a day, for any number of events."""
         users = [f"u{number}" for number in range(8)]
         models = [f"m{number}" for number in range(50)]
         events = [
@@ -345,7 +345,7 @@ class StoreContract(Durability, HostileNames):
         assert [one.day for one in await days_of(store, days[0], days[1], wanted)] == days[:2]
 
     async def test_imported_sums_add_to_the_days(self, store: UsageStore) -> None:
-        """Sums of days without events are in the reports beside those of events, and are no events."""
+        """Sums of days without events are in the reports with those of events, and never among the events."""
         sums = [make_sum(), make_sum(model="gpt", provider="openai"), make_sum(), make_sum(day=date(2024, 2, 29))]
         books = Books(BERLIN)
         for one in (books, store):
@@ -358,7 +358,7 @@ class StoreContract(Durability, HostileNames):
         assert by_model["2024-02-29", "unknown"] == sums[-1].totals
 
     async def test_sums_and_watermarks_belong_together(self, store: UsageStore) -> None:
-        """Sums contain exactly the records up to the watermarks that they come with, also while others append."""
+        """Sums contain exactly the records up to their watermarks, also during concurrent appends."""
         writers = ("one", "two")
         appending = asyncio.gather(*(append_some(store, name, 40, lambda _: None) for name in writers))
         readings = 0
@@ -373,7 +373,7 @@ class StoreContract(Durability, HostileNames):
         assert (await totals_in(store)).requests == sum([await store.watermark(name) for name in writers])
 
     async def test_whatever_is_done_in_whatever_order(self, opening: StoreOpening) -> None:
-        """After any verbs in any order the store has what plain books have."""
+        """After any verbs in any order the store equals a plain model."""
         for seed in range(12):
             verbs = list(some_verbs(random.Random(seed), 12))
             await self._agrees_with_books(opening.another(), verbs)
@@ -412,7 +412,7 @@ class StoreContract(Durability, HostileNames):
     # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def test_names_are_taken_as_they_are(self, store: UsageStore, hostile: tuple[str, ...]) -> None:
-        """No name is taken for another, for a path, a pattern or a query, and none is changed."""
+        """No name is confused with another, or read as a path, a pattern or a query, and none is changed."""
         events = [
             make_event(started_at=NOON + number, user=name, team=name, model=name, session=name, event_id=name)
             for number, name in enumerate(hostile)
@@ -430,17 +430,17 @@ class StoreContract(Durability, HostileNames):
     async def test_names_lead_out_of_no_folder(
         self, store: UsageStore, opening: StoreOpening, hostile: tuple[str, ...], tmp_path: Path
     ) -> None:
-        """Whatever users, models and writers are called, nothing is written outside of the data folder."""
+        """For any names of users, models and writers, nothing is written outside of the data folder."""
         for number, name in enumerate(hostile):
             await store.append(name, [(1, make_event(user=name, team=name, model=name, started_at=NOON + number))])
         await forget_all(store, "../../x", most=100)
         assert {path.name for path in tmp_path.iterdir()} <= {"data"}
         assert {path.name for path in opening.data_dir.parent.glob("*")} <= {opening.data_dir.name}
 
-    # ── what goes ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── deletion ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def test_old_events_go_and_their_sums_stay(self, store: UsageStore) -> None:
-        """Pruning deletes events admitted before an instant, leaves their sums, and they do not come again."""
+        """Pruning deletes events admitted before an instant, keeps their sums, and the events do not return."""
         batch = batch_of("w", 1, 6)
         await store.append("w", batch)
         whole = await totals_in(store)
@@ -461,7 +461,7 @@ class StoreContract(Durability, HostileNames):
         assert {one.day for one in await days_of(store)} == {TODAY}
 
     async def test_pruning_goes_by_slices(self, store: UsageStore) -> None:
-        """Pruning deletes at most as many records as it is told, and says how many; 0 when there are no more."""
+        """Pruning deletes at most the given number of records, and returns the number; 0 when there are no more."""
         await store.append("w", batch_of("w", 1, 10))
         await store.append_sums("old", sums_batch(4))
         counts = [await store.prune(events_before=2 * NOON, days_before=LAST_DAY, most=3) for _ in range(10)]
@@ -472,7 +472,7 @@ class StoreContract(Durability, HostileNames):
         assert (left.events, left.sums, left.watermarks) == ([], {}, {"w": 10, "old": 4})
 
     async def test_a_user_is_forgotten_and_all_sums_stay(self, store: UsageStore) -> None:
-        """No event names a forgotten user, as user or end user; their sums go to nobody in particular, and add up."""
+        """No event names a forgotten user, as user or end user; their sums move to (forgotten), and add up."""
         events = [make_event(team="t") for _ in range(3)] + [
             make_event(user="bo", end_user="ann"),
             make_event(user="bo"),
@@ -492,7 +492,7 @@ class StoreContract(Durability, HostileNames):
         assert await contents_of(store) == books.contents()
 
     async def test_forgetting_takes_nobody_else(self, store: UsageStore) -> None:
-        """Names that only look alike, and teams and models of the same name, stay; somebody unknown is no error."""
+        """Similar names, and teams and models of the same name, stay; an unknown user is not an error."""
         names = ("ann", "Ann", "an", "anna", "ann%", "a_n", "%", "ANN", "ann ")
         events = [make_event(started_at=NOON + number, user=name, session="ann") for number, name in enumerate(names)]
         events.append(make_event(started_at=NOON + 100, user="bo", team="ann", model="ann", api_key="ann"))
@@ -504,7 +504,7 @@ class StoreContract(Durability, HostileNames):
         assert (await totals_in(store, UsageFilter(team="ann"))).requests == 1
 
     async def test_forgetting_the_forgotten_changes_nothing(self, store: UsageStore) -> None:
-        """Those who are forgotten cannot be forgotten once more: their sums stay."""
+        """Forgetting (forgotten) changes nothing: its sums stay."""
         await store.append("w", batch_of("w", 1, 9))
         await forget_all(store, "ann", most=100)
         before = await contents_of(store)
@@ -512,7 +512,7 @@ class StoreContract(Durability, HostileNames):
         assert await contents_of(store) == before
 
     async def test_forgetting_goes_by_slices(self, store: UsageStore) -> None:
-        """Forgetting deletes or moves at most as many records as it is told; 0 says that there are no more."""
+        """Forgetting deletes or moves at most the given number of records; 0 means that there are no more."""
         await store.append("w", numbered_from(1, (make_event(model=f"m{number}") for number in range(5))))
         counts = [await store.forget("ann", most=3) for _ in range(8)]
         assert max(counts) <= 3
@@ -521,7 +521,7 @@ class StoreContract(Durability, HostileNames):
         assert set(counts[counts.index(0) :]) == {0}
 
     async def test_forgetting_beside_appends_loses_no_sum(self, store: UsageStore) -> None:
-        """While a user is forgotten more of theirs may come: all of it counts, and all names can be read."""
+        """Records of a user that arrive while the user is forgotten all count, and all names stay readable."""
 
         async def append() -> None:
             for number in range(1, 41):
@@ -538,7 +538,7 @@ class StoreContract(Durability, HostileNames):
         assert await events_of(store) == []
 
     async def test_the_size_is_what_is_in_use(self, store: UsageStore) -> None:
-        """The size grows with what is stored, and shrinks when it is deleted."""
+        """The size grows with stored records, and shrinks when they are deleted."""
         empty = await store.size()
         events = [make_event(user=f"user {number % 20}", session="s" * 500) for number in range(2_000)]
         await store.append("w", numbered_from(1, events))
@@ -548,7 +548,7 @@ class StoreContract(Durability, HostileNames):
         assert await store.size() < empty + (full - empty) // 2
 
     async def test_a_healthy_store_says_nothing(self, store: UsageStore) -> None:
-        """Health raises nothing where an event would be taken, and stores nothing."""
+        """Health does not raise if an event would be accepted, and stores nothing."""
         await store.health()
         assert await contents_of(store) == Books(BERLIN).contents()
 

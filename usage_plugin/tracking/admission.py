@@ -414,7 +414,7 @@ def _worst_case_event(ask: Ask, candidates: Sequence[Candidate]) -> UsageEvent:
     """Fill in what is recorded if nobody ever learns what the request used: everything that is held, marked so."""
     costs = [cost for candidate in candidates if (cost := candidate.held_cost) is not None]
     reserved = max(costs, default=0)
-    return ask.draft._replace(
+    return ask.draft.changed(
         status="recovered",
         input_tokens=ask.input_tokens or 0,
         output_tokens=ask.output_tokens or 0,

@@ -15,7 +15,7 @@ from usage_plugin.domain.alerts import decode_alert
 from usage_plugin.domain.erasure import NameMatches
 from usage_plugin.domain.store import LeavesTraces
 from usage_plugin.domain.subjects import SEPARATOR
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import NotFlushedError, NotForgottenError
 from usage_plugin.tracking.flusher import Flusher, until_free
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ SLICE = 1_000
 PATIENCE = 60.0
 _REST = 0.01
 _LOOK_EVERY = 0.1
-
-
-class NotFlushedError(UsagePluginError):
-    """The store does not have every event yet, so nobody can be forgotten wholly."""
-
-
-class NotForgottenError(UsagePluginError):
-    """A plugin still has something of somebody who is to be forgotten."""
 
 
 class Person(NamedTuple):

@@ -195,7 +195,7 @@ class Recorder:
             return draft._replace(status=outcome.status, duration_us=duration, error=outcome.error)
         # A cache hit costs nothing and counts as no tokens; the raw usage keeps what was replayed.
         tokens = NO_TOKENS if outcome.cache_hit else outcome.tokens
-        return draft._replace(
+        return draft.changed(
             status=outcome.status,
             duration_us=duration,
             model=outcome.model or draft.model,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.pseudonyms import SECRET_BYTES, Pseudonyms
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.errors import UsagePluginError
+from usage_plugin.errors import SecretError
 from usage_plugin.log import get_logger
 from usage_plugin.plain_files import read_plain
 from usage_plugin.tracking.flusher import until_free
@@ -32,10 +32,6 @@ _TOLD_FOR = 30 * 86_400_000_000
 _MOST_BYTES = 1_000
 
 log = get_logger()
-
-
-class SecretError(UsagePluginError):
-    """The secret of the data folder cannot be used."""
 
 
 class _Known(NamedTuple):

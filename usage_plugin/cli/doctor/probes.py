@@ -1,7 +1,7 @@
-"""Probes: a request through every route of a proxy, and what the books say of it.
+"""Probes: a request through every route of a proxy, and its traces in the ledger.
 
-Each request carries a call id of the doctor's own, by which its event is found. Three things are proved for each:
-the *gate* saw it and admitted or refused it, the *record* has exactly one event of it, and what it held is *settled*.
+Each request has a call id of the doctor's own, which identifies its event. Three properties are checked: the *gate*
+admitted or refused it, the *record* has exactly one event of it, and its reservation is *settled*.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.cli.doctor.findings import Finding, Level, ok, problem
-from usage_plugin.cli.doctor.web import Answer, fetch
+from usage_plugin.cli.doctor.http_client import Response, fetch
 from usage_plugin.domain.money import format_usd
 from usage_plugin.encoding import decode_event
 
@@ -34,7 +34,7 @@ class Probe(NamedTuple):
     """One request: `name` for people, `path` and `body` for the proxy.
 
     Attributes:
-        refused: whether a limit must refuse it.
+        refused: whether a limit must refuse the request.
     """
 
     name: str
@@ -44,19 +44,19 @@ class Probe(NamedTuple):
 
     @property
     def streams(self) -> bool:
-        """Whether the answer comes in pieces."""
+        """Whether the response is streamed."""
         return bool(self.body.get("stream"))
 
 
 class Mark(NamedTuple):
-    """One of the three things: proved, disproved, or (None) not to be seen; and why."""
+    """The result of one check: passed, failed, or None if it could not be observed; and the reason."""
 
     ok: bool | None
     why: str = ""
 
 
 class Result(NamedTuple):
-    """What a probe showed."""
+    """The result of a probe."""
 
     probe: Probe
     gate: Mark
@@ -66,7 +66,7 @@ class Result(NamedTuple):
 
     @property
     def level(self) -> Level:
-        """A problem if anything is disproved, a warning if the request did not go as it should."""
+        """A problem if a check failed, a warning if one could not be observed."""
         marks = [self.gate.ok, self.record.ok, self.settle.ok]
         if False in marks:
             return "problem"
@@ -74,8 +74,8 @@ class Result(NamedTuple):
 
 
 def all_probes(model: str, messages_model: str, embedding_model: str, blocked: str | None = None) -> list[Probe]:
-    """List a probe for each route, whole and streamed."""
-    # Never twice the same, or LiteLLM's cache might answer.
+    """Return a probe for each route, streamed and not streamed."""
+    # Random text: LiteLLM's cache must not answer.
     text = f"usage-doctor {secrets.token_hex(4)}: say fine."
     chat = {"model": model, "user": _USER, "max_tokens": _TOKENS, "messages": [{"role": "user", "content": text}]}
     completion = {"model": model, "user": _USER, "max_tokens": _TOKENS, "prompt": text}
@@ -102,17 +102,19 @@ def all_probes(model: str, messages_model: str, embedding_model: str, blocked: s
     return probes
 
 
-def knock(url: str, key: str) -> Finding | None:
-    """Say if nobody answers, or if the key opens nothing: then no request proves anything."""
+def check_access(url: str, key: str) -> Finding | None:
+    """Return a problem if the proxy does not answer or rejects the key; no probe is possible then."""
     try:
         answer = fetch(f"{url}/v1/models", headers={"Authorization": f"Bearer {key}"})
     except OSError as error:
-        return problem("routes", f"Nobody answers at {url}: {getattr(error, 'reason', error)}.", "Is the proxy up?")
+        return problem(
+            "routes", f"No answer from {url}: {getattr(error, 'reason', error)}.", "Check that the proxy is running."
+        )
     if answer.status != 200:
         return problem(
             "routes",
-            f"{url} does not take the key: {answer.status}: {_message(answer)}",
-            "Name one that may use the model, with LITELLM_MASTER_KEY or at the prompt.",
+            f"{url} rejects the key: {answer.status}: {_message(answer)}",
+            "Give a key that may use the model, with LITELLM_MASTER_KEY or at the prompt.",
         )
     return None
 
@@ -127,54 +129,53 @@ async def run_probes(
     calls: Callable[[], int] | None = None,
     progress: Callable[[str], None],
 ) -> list[Result]:
-    """Send every probe, wait for the books, and judge.
+    """Send every probe, wait for its event in the ledger, and evaluate the results.
 
     Args:
-        url: of the proxy.
-        key: one that may use its models.
-        probes: what to send.
-        ledger: the proxy's books, if they are here.
-        headers: names of headers that say who the user is.
-        calls: counts what reached the provider, if somebody can tell.
-        progress: told what is being done.
+        url: the address of the proxy.
+        key: a key that may use its models.
+        probes: the requests to send.
+        ledger: the proxy's ledger; None if it is not accessible.
+        headers: names of headers that identify the user.
+        calls: returns the number of requests that reached the provider; None if unknown.
+        progress: called with the name of each step.
     """
     after = _newest(ledger) if ledger else 0
-    sent: list[tuple[Probe, str, Answer | None, str]] = []
+    sent: list[tuple[Probe, str, Response | None, str]] = []
     for probe in probes:
         progress(f"{probe.name}{' (stream)' if probe.streams else ''}")
         call_id = f"usage-doctor-{secrets.token_hex(8)}"
         before = calls() if calls else 0
         answer, why = await asyncio.to_thread(_send, url, key, probe, call_id, headers)
         if calls and probe.refused and calls() > before:
-            answer, why = None, "it was refused, but the provider was called all the same"
+            answer, why = None, "it was refused, but the provider was still called"
         sent.append((probe, call_id, answer, why))
     if ledger is None:
-        return [_judge(probe, answer, why, None, held=None) for probe, _, answer, why in sent]
-    progress("the books")
+        return [_evaluate(probe, answer, why, None, held=None) for probe, _, answer, why in sent]
+    progress("the ledger")
     due = {call_id for probe, call_id, answer, _ in sent if answer is not None and not _refusal(answer)}
     found = await _events(ledger, after, due)
     held = await _held(ledger, due)
     return [
-        _judge(probe, answer, why, found.get(call_id, []), held=call_id in held) for probe, call_id, answer, why in sent
+        _evaluate(probe, answer, why, found.get(call_id, []), held=call_id in held)
+        for probe, call_id, answer, why in sent
     ]
 
 
 def findings_of(results: Sequence[Result]) -> list[Finding]:
-    """Sum the results up in a sentence, if there are any."""
+    """Return one finding that summarises the results; none without results."""
     if not results:
         return []
     counts = Counter(result.level for result in results)
     bad = [result.probe.name for result in results if result.level == "problem"]
     if bad:
-        return [
-            problem("routes", f"{len(bad)} of {len(results)} requests went wrong: {', '.join(dict.fromkeys(bad))}.")
-        ]
+        return [problem("routes", f"{len(bad)} of {len(results)} requests failed: {', '.join(dict.fromkeys(bad))}.")]
     if counts["warning"]:
-        return [Finding("routes", "warning", f"{counts['warning']} of {len(results)} requests could not be proved.")]
+        return [Finding("routes", "warning", f"{counts['warning']} of {len(results)} requests could not be checked.")]
     return [ok("routes", f"Gate, record and settlement work on all {len(results)} requests.")]
 
 
-def _send(url: str, key: str, probe: Probe, call_id: str, names: Sequence[str]) -> tuple[Answer | None, str]:
+def _send(url: str, key: str, probe: Probe, call_id: str, names: Sequence[str]) -> tuple[Response | None, str]:
     headers = {
         "Authorization": f"Bearer {key}",
         "Content-Type": "application/json",
@@ -195,7 +196,7 @@ def _newest(ledger: Ledger) -> int:
 
 
 async def _events(ledger: Ledger, seq: int, due: set[str]) -> dict[str, list[UsageEvent]]:
-    """Read new events until all that are due have come, and a moment longer: a second one would be a mistake."""
+    """Return new events by call id, after waiting for all that are due and 0.5 s longer, to detect duplicates."""
     found: dict[str, list[UsageEvent]] = {}
     deadline = time.monotonic() + RECORD_SECONDS
     while time.monotonic() < deadline:
@@ -211,7 +212,7 @@ async def _events(ledger: Ledger, seq: int, due: set[str]) -> dict[str, list[Usa
 
 
 async def _held(ledger: Ledger, due: set[str]) -> set[str]:
-    """Find which of the requests still hold something."""
+    """Return the call ids of requests whose reservation is still open."""
     return {
         call_id
         for reservation in ledger.open_reservations()
@@ -219,22 +220,22 @@ async def _held(ledger: Ledger, due: set[str]) -> set[str]:
     }
 
 
-def _refusal(answer: Answer) -> str | None:
+def _refusal(answer: Response) -> str | None:
     return answer.headers.get("x-usage-refusal")
 
 
-def _judge(
-    probe: Probe, answer: Answer | None, why: str, events: list[UsageEvent] | None, *, held: bool | None
+def _evaluate(
+    probe: Probe, answer: Response | None, why: str, events: list[UsageEvent] | None, *, held: bool | None
 ) -> Result:
     unknown = Mark(None)
     if answer is None:
         return Result(probe, Mark(False, why), unknown, unknown, why)
     refusal = _refusal(answer)
     if probe.refused:
-        why = "refused, as it must be" if refusal else "a limit of 0 did not refuse it"
+        why = "refused as expected" if refusal else "a limit of 0 did not refuse it"
         return Result(probe, Mark(refusal is not None, why), unknown, unknown, why)
     if refusal:
-        why = f"refused ({refusal}) by {answer.headers.get('x-usage-limit', 'no limit')}: not proved further"
+        why = f"refused ({refusal}) by {answer.headers.get('x-usage-limit', 'no limit')}: no further checks"
         return Result(probe, Mark(True, why), unknown, unknown, why)
     note = "" if answer.status < 400 else f"{answer.status}: {_message(answer)}"
     if answer.status in (401, 403):
@@ -242,15 +243,15 @@ def _judge(
         return Result(probe, Mark(None, why), unknown, unknown, why)
     seen = any(name.startswith("x-usage-") for name in answer.headers)
     if events is None:
-        gate = Mark(True) if seen else Mark(None, "no x-usage-* header, and the books are not here")
+        gate = Mark(True) if seen else Mark(None, "no x-usage-* header, and the ledger is not accessible")
         marks = (gate, unknown, unknown)
     elif not events:
-        gate = Mark(seen, "" if seen else "nothing shows that the plugin saw it")
+        gate = Mark(seen, "" if seen else "no sign that the plugin handled it")
         marks = (gate, Mark(False, f"no event after {RECORD_SECONDS:.0f} s"), _settled(held=held))
     else:
         once = Mark(len(events) == 1, "" if len(events) == 1 else f"{len(events)} events")
         marks = (Mark(True), once, _settled(held=held))
-        note = ", ".join(filter(None, (_told(events[0]), note)))
+        note = ", ".join(filter(None, (_event_words(events[0]), note)))
     return Result(probe, *marks, ", ".join(filter(None, (*(mark.why for mark in marks), note))))
 
 
@@ -258,13 +259,13 @@ def _settled(*, held: bool | None) -> Mark:
     return Mark(not held, "its reservation is still open" if held else "")
 
 
-def _told(event: UsageEvent) -> str:
+def _event_words(event: UsageEvent) -> str:
     cost = "no price" if event.cost is None else f"{format_usd(event.cost)} USD"
     return f"{event.status}, {event.input_tokens} + {event.output_tokens} tokens, {cost}"
 
 
-def _message(answer: Answer) -> str:
-    """Find what an error says, without the rest."""
+def _message(answer: Response) -> str:
+    """Return the message of an error response, at most 160 characters."""
     try:
         error = json.loads(answer.text)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)

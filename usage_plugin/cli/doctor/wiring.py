@@ -1,4 +1,4 @@
-"""Wiring: does LiteLLM find the plugin, once, and does nothing silence it? Read from files alone."""
+"""Wiring checks, from files alone: LiteLLM finds the plugin once, and no setting silences it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LITELLM_CONFIG = "CONFIG_FILE_PATH"
 
 
 def check_wiring(config: Config) -> Iterator[Finding]:
-    """Go through everything between the YAML and the plugin."""
+    """Check the path from the YAML to the plugin."""
     path = proxy_yaml_of(config.path)
     proxy_yaml = ProxyYaml(path)
     yield from _our_section(config)
@@ -42,7 +42,7 @@ def check_wiring(config: Config) -> Iterator[Finding]:
     yield from callbacks(settings)
     yield from _shadows(path)
     yield from _subclasses(path, settings)
-    yield from _no_log(settings)
+    yield from _check_no_log(settings)
     yield from _settings_that_break(settings)
     for warned in config_warnings(config, proxy_yaml):
         yield warning(
@@ -58,20 +58,20 @@ def check_wiring(config: Config) -> Iterator[Finding]:
 
 
 def is_enforced() -> bool:
-    """Say whether a proxy that is started from here refuses anything."""
+    """Whether a proxy with this environment enforces limits."""
     return os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
 
 
 def callbacks(settings: dict[str, Any]) -> Iterator[Finding]:
-    """Say whether the list of callbacks names the plugin, once, in the right place."""
+    """Check that the list of callbacks names the plugin once, and no other list does."""
     listed = settings.get("callbacks")
     count = listed.count(CALLBACK) if isinstance(listed, list) else int(listed == CALLBACK)
     if count == 0:
         yield problem(
-            "wiring", "litellm_settings.callbacks does not name the plugin.", f'Write callbacks: ["{CALLBACK}"].'
+            "wiring", "litellm_settings.callbacks does not name the plugin.", f'Add it: callbacks: ["{CALLBACK}"].'
         )
     elif count > 1:
-        yield problem("wiring", f"litellm_settings.callbacks names {CALLBACK} {count} times.", "Write it once.")
+        yield problem("wiring", f"litellm_settings.callbacks names {CALLBACK} {count} times.", "List it once.")
     else:
         yield ok("wiring", f"litellm_settings.callbacks names {CALLBACK} once.")
     for name in _OTHER_LISTS:
@@ -79,42 +79,46 @@ def callbacks(settings: dict[str, Any]) -> Iterator[Finding]:
         if CALLBACK in (other if isinstance(other, list) else [other]):
             yield problem(
                 "wiring",
-                f"litellm_settings.{name} names {CALLBACK}, where LiteLLM calls none of its hooks.",
-                "Name it in litellm_settings.callbacks only.",
+                f"litellm_settings.{name} names {CALLBACK}, but LiteLLM calls none of its hooks from there.",
+                "List it in litellm_settings.callbacks only.",
             )
 
 
 def _our_section(config: Config) -> Iterator[Finding]:
     names = ", ".join(limit.name for limit in config.limits)
-    yield ok("wiring", f"{config.path} has no mistakes; limits: {names or 'none, so nothing is refused'}.")
+    yield ok("wiring", f"{config.path} is valid; limits: {names or 'none, so no request is refused'}.")
     if not is_enforced():
-        yield warning("wiring", f"{ENFORCE_VARIABLE} is off here: nothing is refused.", f"Unset {ENFORCE_VARIABLE}.")
+        yield warning(
+            "wiring",
+            f"{ENFORCE_VARIABLE} is off in this environment: no request is refused.",
+            f"Unset {ENFORCE_VARIABLE}.",
+        )
     if own := os.environ.get(CONFIG_VARIABLE):
-        yield ok("wiring", f"{CONFIG_VARIABLE} names {own}, which the proxy reads in place of its YAML.")
+        yield ok("wiring", f"{CONFIG_VARIABLE} names {own}, which the proxy reads instead of its YAML.")
 
 
 def _shadows(path: Path) -> Iterator[Finding]:
-    """Look for files that LiteLLM or Python would take for the package."""
+    """Detect files that LiteLLM or Python would load instead of the package."""
     ours = Path(usage_plugin.__file__).resolve().parent
     exact = path.parent / _PACKAGE / "proxy.py"
     if exact.is_file():
-        # LiteLLM looks for a callback's module beside the YAML before it asks Python.
-        yield problem("wiring", f"LiteLLM would load {exact} in place of the plugin.", "Rename that folder.")
+        # LiteLLM looks for a callback's module in the folder of the YAML before it imports the package.
+        yield problem("wiring", f"LiteLLM would load {exact} instead of the plugin.", "Rename that folder.")
         return
     for folder in dict.fromkeys((path.parent.resolve(), Path.cwd().resolve())):
         for found in (folder / f"{_PACKAGE}.py", folder / _PACKAGE):
             if found.exists() and found != ours:
                 yield warning(
                     "wiring",
-                    f"{found} hides the installed package from a proxy that is started there with python -m.",
+                    f"{found} hides the installed package from a proxy that is started in that folder with python -m.",
                     f"Rename {found}.",
                 )
                 return
-    yield ok("wiring", f"Nothing beside the YAML hides the package {ours}.")
+    yield ok("wiring", f"No file next to the YAML hides the package {ours}.")
 
 
 def _subclasses(path: Path, settings: dict[str, Any]) -> Iterator[Finding]:
-    """Look into callbacks of the user's own that lie beside the YAML: ours can be neither inherited nor wrapped."""
+    """Check the user's own callbacks next to the YAML: our handler can be neither subclassed nor wrapped."""
     listed = settings.get("callbacks")
     for name in listed if isinstance(listed, list) else [listed]:
         if not isinstance(name, str) or name == CALLBACK or "." not in name:
@@ -125,7 +129,7 @@ def _subclasses(path: Path, settings: dict[str, Any]) -> Iterator[Finding]:
         try:
             tree = ast.parse(text_of(source))
         except (ConfigError, SyntaxError, ValueError) as error:
-            yield problem("wiring", f"The callback {name} cannot be loaded: {error}.", f"Mend {source}.")
+            yield problem("wiring", f"The callback {name} cannot be loaded: {error}.", f"Fix {source}.")
             continue
         yield from _uses_of_ours(tree, name, source)
 
@@ -135,13 +139,13 @@ def _uses_of_ours(tree: ast.Module, name: str, source: Path) -> Iterator[Finding
         if isinstance(node, ast.ClassDef) and any(_last_name(base) == _HANDLER for base in node.bases):
             yield problem(
                 "wiring",
-                f"{node.name} in {source} subclasses {_HANDLER}, whose hooks LiteLLM then never calls.",
-                f"List {CALLBACK} itself, and your own callback beside it.",
+                f"{node.name} in {source} subclasses {_HANDLER}; LiteLLM never calls the inherited hooks.",
+                f"List {CALLBACK} itself, and your own callback next to it.",
             )
         elif isinstance(node, ast.ImportFrom) and node.module == "usage_plugin.proxy":
             yield problem(
                 "wiring",
-                f"The callback {name} takes the plugin's own from usage_plugin.proxy, which registers it again.",
+                f"The callback {name} imports the plugin's callback from usage_plugin.proxy, which registers it again.",
                 f"List {CALLBACK} itself, once.",
             )
 
@@ -150,8 +154,8 @@ def _last_name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _no_log(settings: dict[str, Any]) -> Iterator[Finding]:
-    """Say whether a client can silence the callback: LiteLLM spares the classes that have _PROXY_ in their names."""
+def _check_no_log(settings: dict[str, Any]) -> Iterator[Finding]:
+    """Check that a client cannot silence the callback: LiteLLM exempts classes with _PROXY_ in their names."""
     source = Path(usage_plugin.__file__).parent / "proxy" / "handler.py"
     classes = [node for node in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
     handler = next((node for node in classes if "_PROXY_" in node.name), None)
@@ -173,16 +177,16 @@ def _settings_that_break(settings: dict[str, Any]) -> Iterator[Finding]:
     if settings.get("disable_streaming_logging"):
         yield warning(
             "wiring",
-            "litellm_settings.disable_streaming_logging keeps the end of a stream that the client cuts from the plugin,"
-            " which then charges it as reserved, a minute later.",
-            "Take it out.",
+            "With litellm_settings.disable_streaming_logging, the plugin does not see the end of a stream that the"
+            " client aborts. It charges such a stream as reserved, a minute later.",
+            "Remove the setting.",
         )
     parameters = settings.get("cache_params")
     mode = parameters.get("mode") if isinstance(parameters, dict) else None
     if settings.get("cache") and mode != "default_off":
         yield warning(
             "wiring",
-            "LiteLLM's cache is on: an answer that one user paid for is given to others at no cost, and counts as a"
-            " request without tokens.",
-            "If that is not meant, set cache_params.mode: default_off and let requests ask for it.",
+            "LiteLLM's cache is enabled: an answer that one user paid for is returned to others at no cost, and counts"
+            " as a request without tokens.",
+            "To use the cache only for requests that ask for it, set cache_params.mode: default_off.",
         )

@@ -1,6 +1,6 @@
-"""What events and daily sums are made of for programs: the same columns in every format; docs/exports.md lists them.
+"""The columns of events and daily sums, the same in every format; docs/exports.md lists them.
 
-Columns are only ever added, at the end of a release's list: whoever reads them must not break.
+Columns are only added, at the end of the list, so that existing readers keep working.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLUMN_TYPES: tuple[ColumnType, ...] = get_args(ColumnType)
 
 
 class RecordColumn(NamedTuple):
-    """A column: its name, what is in it, and whether a record may have nothing there."""
+    """A column: its name, its type, and whether its value may be missing."""
 
     name: str
     type: ColumnType
@@ -31,19 +31,19 @@ class RecordColumn(NamedTuple):
 
 
 class RecordKind:
-    """A kind of record: what one is called, its columns, and how a record is taken apart into them."""
+    """A kind of record: its name, its columns, and a function that returns a record's values."""
 
     def __init__(self, name: str, columns: Sequence[RecordColumn], values: Callable[[Any], list[Any]]) -> None:
-        """Take a function that gives values as the domain has them: nano-dollars, microseconds since 1970 UTC."""
+        """Set the function `values`, which returns domain values: nano-dollars, microseconds since 1970 UTC."""
         self.name = name
         self.columns = columns
         self.values = values
         self._names = [column.name for column in columns]
-        # Looked up once: a record has dozens of columns, and few of them are written as something else.
+        # Computed once: a record has dozens of columns, and few of them need a conversion.
         self._written = [(at, _WRITTEN[column.type]) for at, column in enumerate(columns) if column.type in _WRITTEN]
 
     def plain(self, record: Any) -> dict[str, Any]:
-        """Give a record as JSON has it: times in RFC 3339, money as decimal strings."""
+        """Return a record as JSON: times in RFC 3339, money as decimal strings."""
         values = self.values(record)
         for at, written in self._written:
             if values[at] is not None:

@@ -1,4 +1,4 @@
-"""The history, streamed into a file or a pipe: however many records there are, a page of them is held at a time."""
+"""Stream the history to a file or a pipe; one page of records is in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
+from usage_plugin.cli.erasure import EVERYBODY, audit, clean_reason, clean_user
 from usage_plugin.cli.export.columns import DAYS, EVENTS
+from usage_plugin.cli.export.destination import destination, prints_to_terminal
 from usage_plugin.cli.export.formats import FORMATS
-from usage_plugin.cli.export.target import prints_to_terminal, target
-from usage_plugin.cli.output import Output, console, harmless, thousands
-from usage_plugin.cli.persons import EVERYBODY, audit, clean, clean_reason
+from usage_plugin.cli.output import Output, console, escape_control, thousands
 from usage_plugin.cli.progress import BarInTime
-from usage_plugin.cli.spans import read_span
 from usage_plugin.domain.pseudonyms import NOBODY
 from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.windows import days_window
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from usage_plugin.cli.date_ranges import TypedDates
     from usage_plugin.cli.export.columns import RecordKind
     from usage_plugin.domain.store import UsageFilter
     from usage_plugin.runtime import Reader
@@ -33,27 +33,25 @@ KINDS: dict[str, RecordKind] = {"events": EVENTS, "days": DAYS}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What somebody asks for: `events` or `days`, and the rest as it was typed."""
+class ExportRequest:
+    """A requested export: `events` or `days`, and the other options as typed."""
 
     what: str
-    since: str | None
-    until: str | None
-    month: str | None
+    dates: TypedDates
     usage_filter: UsageFilter
     reason: str
 
 
-async def run(reader: Reader, *, output: Output, wanted: Wanted, to: Path | None, force: bool) -> None:
-    """Write the events or the sums of days, in the order of time."""
+async def run(reader: Reader, *, output: Output, wanted: ExportRequest, to: Path | None, force: bool) -> None:
+    """Write the events or the daily sums, in order of time."""
     if output.kind == "parquet" and prints_to_terminal(to):
-        raise click.UsageError("Parquet is not for a terminal: name a file with --to, or another --format.")
+        raise click.UsageError("Parquet cannot be printed to a terminal: add --to, or choose another --format.")
     user = wanted.usage_filter.user
-    name = None if user is None or user in NOBODY else clean(reader, user)
-    why = clean_reason(wanted.reason, None if name is None else reader.person(name))
+    name = None if user is None or user in NOBODY else clean_user(reader, user)
+    reason = clean_reason(wanted.reason, None if name is None else reader.person(name))
     subject = (user or EVERYBODY) if name is None else reader.pseudonym(name)
     kept = reader.kept_filter(wanted.usage_filter)
-    first, last = read_span(reader.tracker.today(), wanted.since, wanted.until, wanted.month, everything=True)
+    first, last = wanted.dates.read(reader.tracker.today(), everything=True)
     kind = KINDS[wanted.what]
     stream: AsyncIterator[Any]
     if kind is EVENTS:
@@ -65,18 +63,18 @@ async def run(reader: Reader, *, output: Output, wanted: Wanted, to: Path | None
         end = min(last, reader.tracker.today()).toordinal()
     counts: Counter[str] = Counter()
     bar = BarInTime(end, is_seen=not prints_to_terminal(to))
-    with target(to, force=force) as file, FORMATS[output.kind](file, kind) as write, bar.shown():
+    with destination(to, force=force) as file, FORMATS[output.kind](file, kind) as write, bar.shown():
         try:
             async for page in pages(stream):
                 counts[kind.name] += len(page)
                 write(page)
-                if len(page) == PAGE:  # what fits a page is over before anybody looks
+                if len(page) == PAGE:  # a single page is written too fast for a progress bar
                     bar.reach(f"{thousands(counts[kind.name])} {wanted.what}", _time_of(page[0]), _time_of(page[-1]))
         finally:
-            # Before the file is in place, and also what was handed out before somebody had enough of it.
-            audit(reader, "export", subject, why, counts)
+            # Audited before the file appears, and also after an interruption: records may have been written.
+            audit(reader, "export", subject, reason, counts)
     if to is not None:
-        console().print(Text(harmless(f"{to}: {thousands(counts[kind.name])} {wanted.what}.")))
+        console().print(Text(escape_control(f"{to}: {thousands(counts[kind.name])} {wanted.what}.")))
 
 
 def _time_of(record: Any) -> int:

@@ -1,4 +1,4 @@
-"""CSV, JSON lines and Parquet: each takes records a batch at a time and keeps no more than a bounded number of them."""
+"""CSV, JSON lines and Parquet writers: each takes batches of records, and holds a bounded number of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import click
 
-from usage_plugin.cli.export.target import ExportError
+from usage_plugin.errors import ExportError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from usage_plugin.cli.export.columns import ColumnType, RecordKind
 
     Write: TypeAlias = Callable[[Sequence[Any]], None]
-    """Takes a batch of records."""
+    """Writes a batch of records."""
 
 ROW_GROUP = 50_000
-"""Rows of a row group of Parquet, at most: so many are held, in Arrow's columns."""
+"""The maximum number of rows in a Parquet row group, and so of rows held in memory as Arrow columns."""
 _FORMULA = ("=", "+", "-", "@")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -38,14 +38,14 @@ def _json_lines(file: BinaryIO, kind: RecordKind) -> Iterator[Write]:
 
 @contextmanager
 def _csv(file: BinaryIO, kind: RecordKind) -> Iterator[Write]:
-    """Write data as it is, and say at the end if a spreadsheet would take some of it for formulas."""
+    """Write values unchanged, and warn at the end if a spreadsheet would interpret some of them as formulas."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     words = [at for at, column in enumerate(kind.columns) if column.type == "text"]
     structured = [at for at, column in enumerate(kind.columns) if column.type in ("boolean", "list", "counts")]
     formulas = 0
 
-    def hand_over() -> None:
+    def flush_text() -> None:
         file.write(text.getvalue().encode())
         text.seek(0)
         text.truncate()
@@ -58,15 +58,15 @@ def _csv(file: BinaryIO, kind: RecordKind) -> Iterator[Write]:
                 cells[at] = _encode(cells[at])
             formulas += any(cells[at] and cells[at].startswith(_FORMULA) for at in words)
             writer.writerow(cells)
-        hand_over()
+        flush_text()
 
     writer.writerow([column.name for column in kind.columns])
-    hand_over()
+    flush_text()
     yield write
     if formulas:
         click.echo(
-            f"{formulas:,} rows have a name that begins with =, +, - or @. It is written as it is: let a spreadsheet"
-            " read these columns as text, or it takes the names for formulas.",
+            f"{formulas:,} rows have a name that begins with =, +, - or @. Names are written unchanged: import these"
+            " columns as text, or a spreadsheet interprets the names as formulas.",
             err=True,
         )
 
@@ -78,7 +78,7 @@ def _parquet(file: BinaryIO, kind: RecordKind) -> Iterator[Write]:
         from pyarrow import parquet as pq  # noqa: PLC0415
     except ImportError as error:
         raise ExportError(
-            f"Parquet cannot be written: {error}.", hint="Install the extra: pip install 'usage-plugin[parquet]'"
+            f"Parquet is not available: {error}.", hint="Install the extra: pip install 'usage-plugin[parquet]'"
         ) from error
     types = arrow_types(pa)
     schema = pa.schema([pa.field(name, types[kind], nullable=optional) for name, kind, optional in kind.columns])
@@ -105,7 +105,7 @@ def _parquet(file: BinaryIO, kind: RecordKind) -> Iterator[Write]:
         yield write
         flush()
     except BaseException:
-        # Closed here, where its own complaint can be passed over, and not when it is collected.
+        # Close it here, where its own error can be suppressed, and not during garbage collection.
         with suppress(Exception):
             written.close()
         raise
@@ -117,7 +117,7 @@ def _dollars(nano: int | None) -> Decimal | None:
 
 
 def arrow_types(pa: Any) -> dict[ColumnType, Any]:
-    """Say how Arrow, which is passed in, calls the types of columns."""
+    """Return the Arrow type of each column type; `pa` is the imported pyarrow."""
     return {
         "text": pa.string(),
         "integer": pa.int64(),

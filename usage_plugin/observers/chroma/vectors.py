@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from usage_plugin.domain.behaviour import VERSION
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.usage import UsageTotals
-from usage_plugin.errors import PluginError, UsagePluginError
+from usage_plugin.errors import PluginError, VectorsError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -34,10 +34,6 @@ MOST_AT_ONCE = 500
 _WHOLE = ["metadatas", "embeddings"]
 # A wide search: in tests it finds what a comparison with every vector finds.
 _INDEX = {"hnsw": {"space": "cosine", "ef_construction": 200, "ef_search": 200}}
-
-
-class VectorsError(UsagePluginError):
-    """The vectors cannot be read or written."""
 
 
 class Vector(NamedTuple):
