@@ -58,6 +58,8 @@ SLOW = (
     "tests/observers/",
     "tests/pricing/test_against_litellm.py",
     "tests/providers/",
+    "tests/store/test_contract.py::TestHybridStore",
+    "tests/store/test_contract.py::TestPartitionedStore",
     "tests/store/test_kills.py",
     "tests/store/test_sabotage.py",
     "tests/test_architecture.py",

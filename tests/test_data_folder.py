@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from usage_plugin.cli.doctor.surroundings import check_folder
 
 from tests.proxy.conftest import ROOT
 from usage_plugin.api import ConfigError, open_tracker
+from usage_plugin.cli.doctor.environment import check_folder
 from usage_plugin.runtime.data_folder import prepare_data_folder
 
 
