@@ -14,11 +14,11 @@ from typing import Any
 
 from litellm.integrations.custom_logger import CustomLogger
 
-from usage_plugin.domain.ledger import AccountKey, Charge, Hold
+from usage_plugin.domain.ledger import AccountKey, Charge, Hold, Ledger
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.domain.windows import FOREVER
 from usage_plugin.encoding import encode_event
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
 
 USERS = 50
@@ -86,8 +86,8 @@ class Ledger_PROXY_(CustomLogger):  # noqa: N801  # as the plugin's own
         )
 
     @cached_property
-    def _ledger(self) -> SqliteLedger:
-        return SqliteLedger(Path("only_the_ledger") / "ledger.db")
+    def _ledger(self) -> Ledger:
+        return open_sqlite_ledger(Path("only_the_ledger") / "ledger.db").ledger
 
     async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: Any) -> Any:  # noqa: ARG002
         """Reserve."""
@@ -99,7 +99,7 @@ class Ledger_PROXY_(CustomLogger):  # noqa: N801  # as the plugin's own
     async def async_post_call_success_hook(self, data: Any, user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002
         """Settle."""
         event_id, user = data["metadata"][_STAMP]
-        if self._ledger.settle(event_id, self._charges[user], self._event) is None:
+        if not self._ledger.settle(event_id, self._charges[user], self._event):
             raise RuntimeError("A request of the benchmark was not settled.")
         return response
 

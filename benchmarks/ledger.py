@@ -30,16 +30,18 @@ import uvloop
 
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, Yardstick, percentile, show, wants_json
-from usage_plugin.domain.ledger import AccountKey, Charge, Hold
+from usage_plugin.domain.ledger import AccountKey, Charge, Hold, Settled
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.tracking.keeper import ROUND_EVERY, SHORTEN_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from usage_plugin.domain.open_ledger import OpenLedger
 
 FEW, MANY = 1_000, 1_000_000
 ALTERNATIONS = 20
@@ -150,7 +152,7 @@ def account_keys(user: str, now: int) -> list[tuple[AccountKey, int]]:
 
 def fill(path: Path, accounts: int) -> None:
     """Make a ledger with the given number of accounts, in random order of users."""
-    SqliteLedger(path).close()
+    open_sqlite_ledger(path).close()
     now = time.time_ns() // 1000
     users = list(range(accounts // 2))
     random.Random(accounts).shuffle(users)
@@ -173,9 +175,10 @@ def fill(path: Path, accounts: int) -> None:
 # ── one process ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def one_block(ledger: SqliteLedger, traffic: Traffic) -> Times:
+def one_block(opened: OpenLedger, traffic: Traffic) -> Times:
     """Time one block, then tidy up as the keeper would."""
     times = Times([], [])
+    ledger = opened.ledger
     open_requests: deque[Request] = deque()
     requests = [traffic.request() for _ in range(BLOCK)]
     seq = 0
@@ -184,7 +187,7 @@ def one_block(ledger: SqliteLedger, traffic: Traffic) -> Times:
         started = time.perf_counter_ns()
         settled = ledger.settle(request.event_id, request.charges, request.settled)
         times.settle.append((time.perf_counter_ns() - started) / 1000)
-        return settled.seq if settled else 0
+        return settled.seq if isinstance(settled, Settled) else 0
 
     for request in requests:
         started = time.perf_counter_ns()
@@ -198,14 +201,26 @@ def one_block(ledger: SqliteLedger, traffic: Traffic) -> Times:
     for request in open_requests:
         seq = settle(request)
     ledger.acknowledge(seq)
-    ledger.tidy(traffic.now)
-    ledger.shorten_log()
+    maintain(opened, traffic.now)
+    shorten_log(opened)
     return times
+
+
+def maintain(opened: OpenLedger, now: int) -> None:
+    """Do a slice of housekeeping, as the keeper does once a second."""
+    opened.ledger.maintain(now)
+    opened.operations.maintain(now)
+
+
+def shorten_log(opened: OpenLedger) -> None:
+    """Keep the write-ahead log short, as the keeper does four times a second."""
+    if opened.file is not None:
+        opened.file.shorten_log()
 
 
 def measure_one_process(files: dict[int, Path]) -> list[Figure]:
     """Alternate between the files, and compare."""
-    ledgers = {accounts: SqliteLedger(path) for accounts, path in files.items()}
+    ledgers = {accounts: open_sqlite_ledger(path) for accounts, path in files.items()}
     traffic = {accounts: Traffic(accounts, seed=accounts) for accounts in files}
     blocks: dict[int, list[Times]] = {accounts: [] for accounts in files}
     for alternation in range(ALTERNATIONS + 1):
@@ -264,7 +279,7 @@ async def patiently(verb: Callable[[], object]) -> float:
 async def serve(path: Path, number: int, begin: float) -> Served:
     """Be one worker of the proxy for a while."""
     times = Times([], [])
-    ledger = SqliteLedger(path)
+    ledger = open_sqlite_ledger(path).ledger
     traffic = Traffic(MANY, seed=number)
     arrivals = random.Random(number)
     yardstick = Yardstick()
@@ -297,15 +312,15 @@ async def serve(path: Path, number: int, begin: float) -> Served:
 
 def keep(path: Path, stopping: threading.Event) -> None:
     """Do the ledger's housekeeping as often as the keeper, on a connection of its own."""
-    ledger = SqliteLedger(path)
+    opened = open_sqlite_ledger(path)
     tidied = time.monotonic()
     while not stopping.wait(SHORTEN_EVERY):
         with suppress(LedgerBusyError):
-            ledger.shorten_log()
+            shorten_log(opened)
             if time.monotonic() - tidied >= ROUND_EVERY:
                 tidied = time.monotonic()
-                ledger.tidy(time.time_ns() // 1000)
-    ledger.close()
+                maintain(opened, time.time_ns() // 1000)
+    opened.close()
 
 
 def worker(path: Path, begin: float, number: int) -> Served:

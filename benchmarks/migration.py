@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
 from usage_plugin.backends.sqlite.store import open_store
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.migration.migrate import Outcome, Surroundings, migrate
 
 if TYPE_CHECKING:
@@ -103,12 +103,12 @@ async def move(directory: Path, data_dir: Path) -> Outcome:
     """Migrate a directory into an empty data folder."""
     limits = data_dir / "limits.yaml"
     surroundings = Surroundings(data_dir=data_dir, limits_file=limits, zone=UTC, casefold=False, kept=str)
-    ledger = SqliteLedger(data_dir / "ledger.db")
+    opened = open_sqlite_ledger(data_dir / "ledger.db")
     try:
         async with open_store(data_dir / "usage.db", UTC) as store:
-            return await migrate(directory, surroundings, Silent(), ledger, store)
+            return await migrate(directory, surroundings, Silent(), opened.profiles, store)
     finally:
-        ledger.close()
+        opened.close()
 
 
 def _peak() -> float:

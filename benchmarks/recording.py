@@ -85,7 +85,7 @@ async def fill(config: Config, users: int) -> None:
             await store.append_sums("fill", [(first + at + 1, one) for at, one in enumerate(sums)])
     runtime = Runtime(config)
     try:
-        while COUNTING not in runtime.ledger.notes(COUNTING):
+        while COUNTING not in runtime.operations.notes(COUNTING):
             await asyncio.sleep(0.1)
     finally:
         await runtime.close()

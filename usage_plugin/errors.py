@@ -15,7 +15,8 @@
     │  └─ BrokenSourceError             one of its files, from here on; the import goes on
     ├─ SecretError                      the data folder's secret cannot be read or made
     ├─ LedgerError                      the ledger cannot do the operation
-    │  └─ LedgerBusyError               another process holds the lock; retry
+    │  ├─ LedgerBusyError               another process holds the lock; retry
+    │  └─ ReservationConflictError      one id was sent with two contents
     ├─ HistoryError                     the history cannot answer the question, or no longer
     │  └─ NothingRecordedError          because nothing has been recorded yet
     ├─ StorageError                     the store cannot do the operation; the driver's error is the cause
@@ -128,6 +129,10 @@ class LedgerError(UsagePluginError):
 
 class LedgerBusyError(LedgerError):
     """Another process holds the ledger's lock; try again."""
+
+
+class ReservationConflictError(LedgerError):
+    """This id is reserved already, with other content."""
 
 
 class HistoryError(UsagePluginError):

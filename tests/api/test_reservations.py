@@ -169,7 +169,7 @@ async def test_a_refusal_can_be_looked_up(tracker: UsageTracker, section: dict[s
         async with tracker.reserve_budget("ann", 2):
             pass
     tracker._runtime.refusals.flush()
-    assert tracker._runtime.ledger.refusal(refused.value.facts["ref"])
+    assert tracker._runtime.operations.refusal(refused.value.facts["ref"])
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ async def test_an_unknown_price_is_counted(tracker: UsageTracker) -> None:
     event = await tracker.record_usage(None, cost=None, model="new", input_tokens=5)
     assert (event.user, event.cost, event.cost_source) == ("(anonymous)", None, "unpriced")
     tracker._runtime.imperfections.flush()
-    assert [(one.kind, one.concerns) for one in tracker._runtime.ledger.imperfections()] == [("unpriced", "new")]
+    assert [(one.kind, one.concerns) for one in tracker._runtime.operations.anomalies()] == [("unpriced", "new")]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,9 @@ class Books:
         self.parts = Parts(config)
         self.pseudonyms = self.parts.make_pseudonyms()
         self.limits = config.limit_set(self.pseudonyms)
-        self.ledger = self.parts.open_ledger()
+        self.opened = opened = self.parts.open_ledger()
+        self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
+        self.erasable = opened.erasable
 
     def reserve(self, **fields):
         """Admit a request of a user; its hold is the event's cost and tokens."""
@@ -109,7 +111,7 @@ class Books:
 
         async def flush():
             async with self.parts.open_store() as store:
-                flusher = Flusher(self.ledger, store, self.parts.unstorable(SystemClock()))
+                flusher = Flusher(self.ledger, self.operations, store, self.parts.unstorable(SystemClock()))
                 await flusher.begin()
                 while await flusher.flush():
                     pass
@@ -220,7 +222,7 @@ def refuse(books):
             "demand": Demand.of(matched, NOON, 120_000_000),
             "balance": Balance(4_980_000_000, 10_000_000), **changes,
         })  # fmt: skip
-        log = RefusalLog(books.ledger)
+        log = RefusalLog(books.operations)
         for number in range(count):
             log.add(refusal if not number else replace(refusal, ref=f"{next(refs):08d}"))
         log.flush()

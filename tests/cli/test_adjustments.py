@@ -62,10 +62,10 @@ def test_raise_prints_the_change(run, books):
 
 def test_an_adjustment_counts_in_the_ledger_that_workers_read(run, books):
     """A change is in the ledger in the form that workers read, in the limit's smallest unit."""
-    before = books.ledger.adjustments_version()
+    before = books.operations.adjustments_version()
     run.ok("raise", "daily", "--user", "ann", "--to", "7.5", *BIG_DAY)
-    assert books.ledger.adjustments_version() != before
-    (made,) = books.ledger.adjustments(NOON)
+    assert books.operations.adjustments_version() != before
+    (made,) = books.operations.adjustments(NOON)
     adjusted = books.limits.adjusted([made])
     limit = books.limits.limits[0]
     assert adjusted.account(limit, "ann").amount_at(NOON) == 7_500_000_000
@@ -186,7 +186,7 @@ def test_an_invalid_adjustment_is_an_error_with_a_remedy(run, books, arguments, 
     result = run("raise", *arguments)
     assert result.exit_code == code
     assert said in " ".join(result.stderr.split())
-    assert books.ledger.adjustments() == []
+    assert books.operations.adjustments() == []
 
 
 def test_an_unlimited_limit_cannot_be_paused(run, books, config_path):
@@ -230,7 +230,7 @@ def test_adjustments_of_a_limit_that_is_gone_are_listed_all_the_same(run, books,
 
 def test_a_busy_ledger_is_waited_for(execute, books):
     """A command that meets a writing worker tries again until it is through."""
-    books.ledger._execute("BEGIN IMMEDIATE")
+    books.opened.file.execute("BEGIN IMMEDIATE")
     done = []
     command = threading.Thread(
         target=lambda: done.append(execute("raise", "daily", "--user", "ann", "--to", "9", *BIG_DAY))
@@ -238,10 +238,10 @@ def test_a_busy_ledger_is_waited_for(execute, books):
     command.start()
     time.sleep(2)
     assert command.is_alive()
-    books.ledger._execute("ROLLBACK")
+    books.opened.file.execute("ROLLBACK")
     command.join()
     assert done[0].returncode == 0, done[0].stderr
-    assert [made.amount for made in books.ledger.adjustments()] == [9_000_000_000]
+    assert [made.amount for made in books.operations.adjustments()] == [9_000_000_000]
 
 
 def test_a_key_is_kept_under_its_pseudonym_only(run, books, config_path):

@@ -15,7 +15,8 @@ from usage_plugin.cli.doctor import command, environment, probes, temporary_prox
 from usage_plugin.cli.doctor.http_client import Response, fetch
 from usage_plugin.cli.doctor.mock_provider import MockProvider
 from usage_plugin.config import load_config
-from usage_plugin.domain.ledger import Hold, Imperfection
+from usage_plugin.domain.ledger import Hold
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.sqlite_file import has_wal_reset_bug
@@ -394,7 +395,7 @@ def test_a_correctly_started_proxy_gets_no_hint(config_path, monkeypatch):
 def test_damage_is_a_problem(examine, books):
     """Every inconsistency that the ledger finds in itself is reported."""
     books.add()
-    books.ledger._execute("UPDATE accounts SET reserved = reserved + 5")
+    books.opened.file.execute("UPDATE accounts SET reserved = reserved + 5")
     problems = examine()["problem"]
     assert said(problems, "are reserved; open reservations hold 0", "copy the data folder")
     assert len(problems) >= 2
@@ -437,7 +438,7 @@ def test_a_store_that_does_not_work_is_a_problem(examine, books, monkeypatch):
 def test_a_problem_noted_by_the_proxy_is_a_problem(examine, books):
     """A note of a worker that something does not work is passed on."""
     books.add()
-    books.ledger.note("problem:config", json.dumps({"text": "line 3: no such key", "since": "2026-11-23"}))
+    books.operations.note("problem:config", json.dumps({"text": "line 3: no such key", "since": "2026-11-23"}))
     assert said(examine()["problem"], "The proxy reports a problem of config: line 3: no such key")
 
 
@@ -453,11 +454,11 @@ def test_a_damaged_file_is_a_problem(examine, books, config_path):
 def test_every_kind_of_imperfection_is_counted(run, books):
     """Each kind has a line, also with 0, its total over all models, and its most frequent ones."""
     books.add()
-    books.ledger.count([
-        Imperfection("estimated", "gpt", 3, 10_000_000, NOON, NOON),
-        Imperfection("estimated", "claude", 5, 20_000_000, NOON, NOON + 60 * SECOND),
-        Imperfection("gap", "", 1, 0, NOON, NOON),
-        Imperfection("new-kind", "x", 1, 0, NOON, NOON),
+    books.operations.count_anomalies([
+        Anomaly("estimated", "gpt", 3, 10_000_000, NOON, NOON),
+        Anomaly("estimated", "claude", 5, 20_000_000, NOON, NOON + 60 * SECOND),
+        Anomaly("gap", "", 1, 0, NOON, NOON),
+        Anomaly("new-kind", "x", 1, 0, NOON, NOON),
     ])  # fmt: skip
     found = run.json("doctor", "--static")["imperfections"]
     assert {(row["kind"], row["concerns"], row["times"]) for row in found} == {
@@ -688,6 +689,6 @@ def test_looking_changes_nothing(run, books):
     books.add()
     account, end, _ = next(books._amounts(make_event()))
     books.ledger.reserve("x", "w", NOON, [Hold(account, end, 5, None, 5)], encode_event(make_event()))
-    before = list(books.ledger._connection.iterdump())
+    before = list(books.opened.file.connection.iterdump())
     run("doctor", "--static")
-    assert list(books.ledger._connection.iterdump()) == before
+    assert list(books.opened.file.connection.iterdump()) == before

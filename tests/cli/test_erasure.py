@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from usage_plugin.cli import main
 from usage_plugin.domain.alerts import Alert, encode_alert
-from usage_plugin.domain.ledger import Adjustment, AlertKey
+from usage_plugin.domain.operations import Adjustment, AlertKey
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.windows import Window
 from usage_plugin.errors import LedgerBusyError
@@ -42,10 +42,10 @@ def filled(books, refuse, config_path, monkeypatch):
     for limit, subject in ((daily, NAME), (member, f"research\x1f{NAME}"), (daily, "ann")):
         for at, end in ((LONG_AGO, LONG_AGO + DAY), (NOON, NOON + DAY)):
             alert = Alert(limit.name, limit.names_of(subject), 50, limit.unit, 1, 2, Window(at, end), at)
-            books.ledger.alert(AlertKey(limit.key, subject, at, 50), at, encode_alert(alert))
+            books.operations.alert(AlertKey(limit.key, subject, at, 50), at, encode_alert(alert))
     for until in (NOON - DAY, NOON + DAY):
-        books.ledger.adjust(Adjustment(0, "daily", NAME, 1, 2, LONG_AGO, until, "root", f"for {NAME}"))
-    books.ledger.put_profiles([UserProfile(NAME, email=NAME), UserProfile("ann")])
+        books.operations.adjust(Adjustment(0, "daily", NAME, 1, 2, LONG_AGO, until, "root", f"for {NAME}"))
+    books.profiles.put([UserProfile(NAME, email=NAME), UserProfile("ann")])
     event = {"user": NAME, "event_id": "x"}
     lines = [{"seq": 1, "event": event}, {"seq": 2, "event": {"user": "ann"}}, {"seq": 3, "event": "not JSON"}]
     (books.parts.config.data_dir / "unstorable.jsonl").write_text(
@@ -84,7 +84,7 @@ def test_who_is_forgotten_stands_in_no_file(run, filled):
     assert run.json("events", "--user", NAME)["events"] == []
     # Others are as they were.
     assert len(run.json("events", "--user", "ann")["events"]) == 2
-    assert filled.ledger.profile("ann")
+    assert filled.profiles.get("ann")
     assert "ann" in (filled.parts.config.data_dir / "unstorable.jsonl").read_text()
     assert filled.ledger.verify() == []
 
@@ -107,7 +107,7 @@ def test_counts_of_open_windows_stay_until_the_windows_end(run, filled, config_p
     assert facts["left_in_open_windows"] > 0
     assert run.json("limits", "--user", NAME)["limits"] == before
     assert "--open-windows deletes them" in run.ok("forget", NAME, "--yes")
-    kept = filled.ledger.naming(NAME)
+    kept = filled.erasable.find(NAME)
     assert all(account.window_end > NOON for account in kept.accounts)
     assert [one.until for one in kept.adjustments] == [NOON + DAY]
     assert files_with(filled, NAME) == ["ledger.db"]
@@ -180,9 +180,9 @@ def test_it_asks_first(filled, config_path, noon, monkeypatch):
     assert "--yes" in result.stderr
     monkeypatch.setattr("usage_plugin.cli.erasure.is_interactive", lambda: True)
     assert CliRunner().invoke(main, arguments, input="n\n").exit_code == 1
-    assert filled.ledger.profile(NAME)
+    assert filled.profiles.get(NAME)
     assert CliRunner().invoke(main, arguments, input="y\n").exit_code == 0
-    assert filled.ledger.profile(NAME) is None
+    assert filled.profiles.get(NAME) is None
 
 
 def test_a_reason_must_not_keep_the_name(run, filled):
@@ -190,7 +190,7 @@ def test_a_reason_must_not_keep_the_name(run, filled):
     result = run("forget", NAME, "--yes", "--reason", f"{NAME.upper()} left")
     assert result.exit_code == 2
     assert "must not contain the name" in result.stderr
-    assert filled.ledger.profile(NAME)
+    assert filled.profiles.get(NAME)
 
 
 def test_without_the_secret_no_record_is_erased(run, filled):
@@ -199,7 +199,7 @@ def test_without_the_secret_no_record_is_erased(run, filled):
     result = run("forget", NAME, "--yes")
     assert result.exit_code == 1
     assert "secret is missing" in result.stderr
-    assert filled.ledger.profile(NAME)
+    assert filled.profiles.get(NAME)
 
 
 def test_events_on_their_way_are_brought_to_the_store_first(run, books):
@@ -229,11 +229,11 @@ def test_a_person_is_erased_while_the_ledger_is_busy(run, filled):
     stop = threading.Event()
 
     def write():
-        ledger = filled.parts.open_ledger()
+        opened = filled.parts.open_ledger()
         while not stop.is_set():
             with suppress(LedgerBusyError):
-                ledger.note("busy", "x")
-        ledger.close()
+                opened.operations.note("busy", "x")
+        opened.close()
 
     thread = threading.Thread(target=write)
     thread.start()
@@ -242,14 +242,14 @@ def test_a_person_is_erased_while_the_ledger_is_busy(run, filled):
     finally:
         stop.set()
         thread.join()
-    assert filled.ledger.profile(NAME) is None
+    assert filled.profiles.get(NAME) is None
 
 
 def test_adjustments_that_were_forgotten_are_not_in_force(run, filled):
     """Workers notice that an adjustment was deleted."""
-    version = filled.ledger.adjustments_version()
+    version = filled.operations.adjustments_version()
     run.json("forget", NAME, "--yes", "--open-windows")
-    assert filled.ledger.adjustments_version() > version
+    assert filled.operations.adjustments_version() > version
 
 
 def test_the_schema_is_migrated(filled):

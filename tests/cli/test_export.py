@@ -244,7 +244,7 @@ def test_a_broken_pipe_ends_quietly(execute, books, output):
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
-    assert books.ledger.audited()[0].counts == {"event": 60}
+    assert books.operations.audited()[0].counts == {"event": 60}
 
 
 def test_parquet_is_not_for_a_terminal(recorded, noon, monkeypatch):

@@ -244,10 +244,10 @@ def test_commands_work_during_a_write(run, books, monkeypatch):
     """A command takes no write lock: it does not wait for a worker that is writing, nor does the worker notice it."""
     monkeypatch.setattr("usage_plugin.ledgers.sqlite.file._START_TIMEOUT", 0.2)
     books.add()
-    books.ledger._execute("BEGIN IMMEDIATE")
+    books.opened.file.execute("BEGIN IMMEDIATE")
     try:
         assert run.json("report")["total"]["requests"] == 1
     finally:
-        books.ledger._execute("ROLLBACK")
+        books.opened.file.execute("ROLLBACK")
     books.add()
     assert run.json("report")["total"]["requests"] == 2

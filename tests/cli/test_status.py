@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import NOON
 from usage_plugin.testing.clock import FakeClock
@@ -42,7 +42,7 @@ def test_status_of_an_idle_folder(run, books, config_path):
 
 def test_a_problem_is_red_but_not_with_no_color(run, books, monkeypatch):
     """A terminal shows problems in red, folded under one another; with NO_COLOR set, as plain text."""
-    Problems(FakeClock()).tell(books.ledger, "store", "the disk is full, " * 10)
+    Problems(FakeClock()).tell(books.operations, "store", "the disk is full, " * 10)
 
     def shown():
         screen = io.StringIO()
@@ -156,9 +156,9 @@ def test_rows_of_the_status_are_its_refusals(run, refuse):
 
 def test_status_shows_anomalies(run, books):
     """Anomalies of the last week are shown by kind, with the most frequent models; older ones are not."""
-    books.ledger.count([
-        Imperfection("estimated", "gpt", 3, 10_000_000, NOON - DAY, NOON - MINUTE),
-        Imperfection("recovered", "", 1, 0, NOON - 30 * DAY, NOON - 8 * DAY),
+    books.operations.count_anomalies([
+        Anomaly("estimated", "gpt", 3, 10_000_000, NOON - DAY, NOON - MINUTE),
+        Anomaly("recovered", "", 1, 0, NOON - 30 * DAY, NOON - 8 * DAY),
     ])  # fmt: skip
     (found,) = run.json("status")["imperfections"]
     assert (found["kind"], found["concerns"], found["times"]) == ("estimated", "gpt", 3)
@@ -179,15 +179,15 @@ def test_status_shows_adjustments_in_force(run, books):
 
 def test_status_shows_problems_that_workers_tell_of(run, books):
     """A problem that a worker noted is shown, with control characters escaped."""
-    Problems(FakeClock()).tell(books.ledger, "store", "disk \x1b[31mfull")
-    books.ledger.note("other", "nothing")
+    Problems(FakeClock()).tell(books.operations, "store", "disk \x1b[31mfull")
+    books.operations.note("other", "nothing")
     (found,) = run.json("status")["problems"]
     assert (found["name"], found["since"]) == ("store", to_datetime(FakeClock().now()).isoformat())
     assert "full" in found["text"]
     text = run.ok("status")
     assert "PROBLEM       store: disk \\x1b[31mfull" in text
     assert "\x1b" not in text
-    books.ledger.note("problem:store", None)
+    books.operations.note("problem:store", None)
     assert run.json("status")["problems"] == []
 
 
@@ -200,7 +200,7 @@ def test_status_shows_how_far_back_history_goes(run, books, config_path):
     shown = run.ok("status")
     assert "events since 2026-11-23" in shown
     assert "kept: events 30 days, daily sums forever, at most 10,000,000,000 bytes" in shown
-    note_secret(books.ledger, books.pseudonyms, books.parts.secret_path, NOON)
+    note_secret(books.operations, books.pseudonyms, books.parts.secret_path, NOON)
     assert "secret" not in run.ok("status")
     books.parts.secret_path.unlink()
     assert "secret is missing" in run.ok("status")

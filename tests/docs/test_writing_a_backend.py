@@ -12,12 +12,30 @@ from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
 from usage_plugin.domain import store
 from usage_plugin.plugins import interface
+from usage_plugin.testing import (
+    ErasableContract,
+    LedgerContract,
+    OperationsLogContract,
+    ProfileStoreContract,
+    WorkersContract,
+)
 from usage_plugin.testing.durability import Durability
-from usage_plugin.testing.ledger_contract import LedgerContract
+from usage_plugin.testing.ledger_durability import LedgerDurability
 from usage_plugin.testing.store_contract import StoreContract, promises
 
 PAGE = ROOT / "docs" / "writing-a-backend.md"
 EXAMPLE = ROOT / "examples" / "duckdb_backend"
+CORE_ONLY = ROOT / "tests" / "ledger" / "core_only.py"
+CONTRACTS = [
+    StoreContract,
+    Durability,
+    LedgerContract,
+    LedgerDurability,
+    OperationsLogContract,
+    ProfileStoreContract,
+    ErasableContract,
+    WorkersContract,
+]
 
 
 @pytest.mark.parametrize(
@@ -25,13 +43,11 @@ EXAMPLE = ROOT / "examples" / "duckdb_backend"
 )
 def test_the_code_is_the_examples(block: str) -> None:
     """Every block is a literal part of the example, for any indentation."""
-    files = [*EXAMPLE.glob("*.py"), *EXAMPLE.glob("tests/*.py"), EXAMPLE / "pyproject.toml"]
+    files = [*EXAMPLE.glob("*.py"), *EXAMPLE.glob("tests/*.py"), EXAMPLE / "pyproject.toml", CORE_ONLY]
     assert any(indent(dedent(block), " " * depth) in path.read_text() for path in files for depth in (0, 4, 8)), block
 
 
-@pytest.mark.parametrize(
-    "contract", [StoreContract, Durability, LedgerContract], ids=lambda contract: contract.__name__
-)
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda contract: contract.__name__)
 def test_each_promise_is_listed(contract: type) -> None:
     """The list is numbered, in the order of the contract and in the words of its tests."""
     tests = [(name, inspect.getdoc(getattr(contract, name))) for name in promises(contract)]
@@ -68,6 +84,6 @@ def test_each_ability_is_listed() -> None:
 
 def test_each_promise_is_one_sentence() -> None:
     """It ends with its only full stop."""
-    for contract in (StoreContract, Durability, LedgerContract):
+    for contract in CONTRACTS:
         for name in promises(contract):
             assert re.fullmatch(r"[A-Z0-9`][^.]*\.", inspect.getdoc(getattr(contract, name)) or ""), name

@@ -148,7 +148,7 @@ def test_pseudonyms_change_no_limits_key():
 
 def test_adjustments_outlive_what_is_learnt():
     """A set that learns a name keeps its adjustments."""
-    from usage_plugin.domain.ledger import Adjustment  # noqa: PLC0415
+    from usage_plugin.domain.operations import Adjustment  # noqa: PLC0415
 
     rule = limit()
     made = Adjustment(1, "l", HIDING.of_person("eva"), 5, 1, 0, 100, "root", "test")

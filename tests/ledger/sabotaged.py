@@ -9,9 +9,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import Reserved, Settled, Waiting
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
+from usage_plugin.ledgers.sqlite.erasable import SqliteErasable
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
-from usage_plugin.testing import LedgerContract
+from usage_plugin.ledgers.sqlite.operations import SqliteOperationsLog
+from usage_plugin.ledgers.sqlite.profiles import SqliteProfileStore
+from usage_plugin.testing import (
+    ErasableContract,
+    LedgerContract,
+    OperationsLogContract,
+    ProfileStoreContract,
+    WorkersContract,
+)
 from usage_plugin.testing.builders import END
 
 if TYPE_CHECKING:
@@ -20,17 +30,26 @@ if TYPE_CHECKING:
 SABOTAGES: dict[str, set[str]] = {}
 """For each promise the contracts by which a ledger is tested that breaks it."""
 
+CONTRACTS = {
+    SqliteLedger: LedgerContract,
+    SqliteOperationsLog: OperationsLogContract,
+    SqliteProfileStore: ProfileStoreContract,
+    SqliteErasable: ErasableContract,
+}
+
 
 class SabotagedBackend(SqliteLedgerBackend):
-    """Opens a SQLite ledger, and puts the sabotage in its place."""
+    """Opens a SQLite ledger, and sabotages one of its parts."""
 
-    def __init__(self, ledger_class: type[SqliteLedger]) -> None:
-        self._class = ledger_class
+    def __init__(self, part_class: type) -> None:
+        self._class = part_class
 
     def open(self, options: Any, surroundings: Any) -> Any:
-        ledger = super().open(options, surroundings)
-        ledger.__class__ = self._class
-        return ledger
+        opened = super().open(options, surroundings)
+        for part in (opened.ledger, opened.operations, opened.profiles, opened.erasable):
+            if issubclass(self._class, type(part)):
+                part.__class__ = self._class
+        return opened
 
 
 class LooksByOpening(SabotagedBackend):
@@ -42,22 +61,21 @@ class LooksByOpening(SabotagedBackend):
 
 class RenamesTheWriter(SabotagedBackend):
     def open(self, options: Any, surroundings: Any) -> Any:
-        ledger = super().open(options, surroundings)
-        ledger.writer = f"{time.monotonic_ns()}"
-        return ledger
+        opened = super().open(options, surroundings)
+        opened.ledger.writer = f"{time.monotonic_ns()}"
+        return opened
 
 
 def breaks(*tests: str, backend: type[SabotagedBackend] = SabotagedBackend) -> Callable[[type], type]:
-    """Make the contract of a broken ledger, and note the promises that it breaks."""
+    """Make the contract of a broken part, and note the promises that it breaks."""
 
-    def register(ledger_class: type) -> type:
-        contract = f"Test{ledger_class.__name__}"
-        globals()[contract] = type(
-            contract, (LedgerContract,), {"backend": backend(ledger_class), "__module__": __name__}
-        )
+    def register(part_class: type) -> type:
+        contract = f"Test{part_class.__name__}"
+        promised = next(promised for part, promised in CONTRACTS.items() if issubclass(part_class, part))
+        globals()[contract] = type(contract, (promised,), {"backend": backend(part_class), "__module__": __name__})
         for test in tests:
             SABOTAGES.setdefault(test, set()).add(contract)
-        return ledger_class
+        return part_class
 
     return register
 
@@ -104,7 +122,7 @@ class ChargesTheFirst(SqliteLedger):
 @breaks("test_the_first_settlement_wins")
 class SettlesTwice(SqliteLedger):
     def settle(self, event_id, charges, event):
-        return super().settle(event_id, charges, event) or self.record(charges, event)
+        return super().settle(event_id, charges, event) or super().record(f"{event_id} again", charges, event)
 
 
 @breaks("test_recovery_charges_what_the_holds_say")
@@ -129,14 +147,14 @@ class EndsAsItBegan(SqliteLedger):
 class RecordsReleases(SqliteLedger):
     def release(self, event_id):
         released = super().release(event_id)
-        self.record([], "released")
+        self.record(f"{event_id} released", [], "released")
         return released
 
 
 @breaks("test_what_was_never_reserved_can_be_recorded")
 class RecordsNothing(SqliteLedger):
-    def record(self, charges, event):
-        return super().record(charges, None)
+    def record(self, event_id, charges, event):
+        return super().record(event_id, charges, None)
 
 
 @breaks("test_nothing_is_reserved_twice")
@@ -144,6 +162,35 @@ class ReservesAgain(SqliteLedger):
     def reserve(self, event_id, worker, started_at, holds, event):
         self.release(event_id)
         return super().reserve(event_id, worker, started_at, holds, event)
+
+
+@breaks("test_an_unknown_reservation_can_be_recorded_once")
+class RecordsAgain(SqliteLedger):
+    def record(self, event_id, charges, event):
+        return super().record(event_id, charges, event) or super().record(f"{event_id} again", charges, event)
+
+
+@breaks("test_what_has_ended_is_known_for_a_while")
+class ForgetsReleases(SqliteLedger):
+    def release(self, event_id):
+        released = super().release(event_id)
+        with self._writing():
+            self._execute("DELETE FROM ended")
+        return released
+
+
+@breaks("test_a_reservation_can_be_repeated")
+class AnswersAnew(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        answer = super().reserve(event_id, worker, started_at, holds, event)
+        return answer._replace(balances=tuple(self.balances([hold.account for hold in holds]).values()))
+
+
+@breaks("test_what_was_abandoned_holds_nothing")
+class LeavesNoTombstone(SqliteLedger):
+    def abandon(self, event_id):
+        self.release(event_id)
+        return True
 
 
 @breaks("test_a_request_without_limits_is_still_recorded")
@@ -170,72 +217,85 @@ class NeverAgrees(SqliteLedger):
 
 @breaks("test_accounts_are_listed_by_subject")
 class ListsBackwards(SqliteLedger):
-    def accounts(self, limit_key, since):
-        return super().accounts(limit_key, since)[::-1]
+    def accounts(self, limit_key, since, subject=None):
+        return super().accounts(limit_key, since, subject)[::-1]
 
 
-@breaks("test_seeding_sets_what_was_spent")
-class SeedsUnlocked(SqliteLedger):
-    def seed(self, after, work_out):
-        charges = list(work_out(self.outbox(after, 1_000)))
-        super().seed(after, lambda _: charges)
+@breaks("test_a_snapshot_is_of_one_instant")
+class NumbersByWhatIsAcknowledged(SqliteLedger):
+    def snapshot(self, keys):
+        return super().snapshot(keys)._replace(seq=self.acknowledged())
+
+
+@breaks("test_a_correction_counts_once")
+class CorrectsAgain(SqliteLedger):
+    def correct(self, correction_id, differences):
+        corrected = super().correct(correction_id, differences)
+        super().correct(f"{correction_id} again", differences)
+        return corrected
+
+
+@breaks("test_a_refusal_brings_the_buckets_that_it_is_about")
+class BringsNoBuckets(SqliteLedger):
+    def reserve(self, event_id, worker, started_at, holds, event):
+        return super().reserve(event_id, worker, started_at, holds, event)._replace(buckets={})
 
 
 @breaks("test_adjustments_are_kept_for_the_audit")
-class EndsAnything(SqliteLedger):
+class EndsAnything(SqliteOperationsLog):
     def end_adjustment(self, number, at):
         super().end_adjustment(number, at)
         return True
 
 
 @breaks("test_a_threshold_is_alerted_once")
-class AlertsAlways(SqliteLedger):
+class AlertsAlways(SqliteOperationsLog):
     def alert(self, key, at, details=""):
         super().alert(key, at, details)
         return True
 
 
 @breaks("test_alerts_are_listed_and_acknowledged_once")
-class ListsOldAlertsFirst(SqliteLedger):
+class ListsOldAlertsFirst(SqliteOperationsLog):
     def alerts(self, since, subjects):
         return super().alerts(since, subjects)[::-1]
 
 
 @breaks("test_notes_are_left_for_others")
-class TakesPrefixesForPatterns(SqliteLedger):
+class TakesPrefixesForPatterns(SqliteOperationsLog):
     def notes(self, prefix):
         return super().notes(prefix.rstrip("/"))
 
 
 @breaks("test_closed_windows_go_and_open_ones_stay")
 class TidiesTooEarly(SqliteLedger):
-    def tidy(self, now):
-        super().tidy(now + 20 * END)
+    def maintain(self, now):
+        super().maintain(now + 20 * END)
 
 
 @breaks("test_a_profile_comes_back_as_it_was_put")
-class DropsAddresses(SqliteLedger):
-    def put_profiles(self, profiles):
-        super().put_profiles([profile._replace(email=None) for profile in profiles])
+class DropsAddresses(SqliteProfileStore):
+    def put(self, profiles):
+        super().put([profile._replace(email=None) for profile in profiles])
 
 
 @breaks("test_the_newest_profile_counts")
-class KeepsTheLastProfile(SqliteLedger):
-    def put_profiles(self, profiles):
+class KeepsTheLastProfile(SqliteProfileStore):
+    def put(self, profiles):
         for profile in profiles:
-            self.drop_profile(profile.user)
-        super().put_profiles(profiles)
+            self.remove(profile.user)
+        super().put(profiles)
 
 
 @breaks("test_pages_give_each_profile_once")
-class SkipsAProfile(SqliteLedger):
-    def profiles(self, after, most):
-        return super().profiles(after, most)[1:]
+class SkipsAProfile(SqliteProfileStore):
+    def page(self, after, most):
+        return super().page(after, most)[1:]
 
 
 @breaks("test_changes_can_be_followed")
-class NoticesNoChange(SqliteLedger):
-    def profiles_version(self):
+class NoticesNoChange(SqliteProfileStore):
+    def version(self):
         return 0
 
 
@@ -246,14 +306,21 @@ class KeepsWhatWasFreed(SqliteLedger):
 
 
 @breaks("test_names_are_taken_as_they_are")
-class FoldsNames(SqliteLedger):
+class FoldsSubjects(SqliteLedger):
+    def accounts(self, limit_key, since, subject=None):
+        accounts = super().accounts(limit_key, since, subject)
+        return [one._replace(key=one.key._replace(subject=one.key.subject.casefold())) for one in accounts]
+
+
+@breaks("test_alerts_and_notes_keep_names_as_they_are")
+class FoldsNames(SqliteOperationsLog):
     def note(self, name, text):
         super().note(name.casefold(), text)
 
 
 @breaks("test_numbers_are_never_used_twice")
 class BeginsAnew(SqliteLedger):
-    def tidy(self, now):
+    def maintain(self, now):
         with self._writing():
             self._execute("DELETE FROM outbox")
 
@@ -271,41 +338,41 @@ class RecordsAnEmptyEvent(SqliteLedger):
         return super().settle(event_id, charges, event or "lost")
 
 
-@breaks("test_imperfections_add_up")
-class CountsOnce(SqliteLedger):
-    def count(self, imperfections):
-        super().count([one._replace(times=1) for one in imperfections])
+@breaks("test_anomalies_add_up")
+class CountsOnce(SqliteOperationsLog):
+    def count_anomalies(self, anomalies):
+        super().count_anomalies([one._replace(times=1) for one in anomalies])
 
 
 @breaks("test_refusals_are_counted_and_looked_up")
-class ForgetsDetails(SqliteLedger):
+class ForgetsDetails(SqliteOperationsLog):
     def refusal(self, ref):
         return super().refusal(ref) and "{}"
 
 
 @breaks("test_a_name_is_found_whole")
-class FindsOneNameOnly(SqliteLedger):
-    def naming(self, name):
-        found = super().naming(name)
+class FindsOneNameOnly(SqliteErasable):
+    def find(self, name):
+        found = super().find(name)
         return found._replace(accounts=[one for one in found.accounts if one.key.subject == name])
 
 
 @breaks("test_what_is_erased_is_gone")
-class ErasesNoAlert(SqliteLedger):
-    def erase(self, naming):
-        super().erase(naming._replace(alerts=[]))
+class ErasesNoAlert(SqliteErasable):
+    def erase(self, matches):
+        super().erase(matches._replace(alerts=[]))
 
 
 @breaks("test_what_is_in_use_is_not_erased")
-class ErasesWhatIsHeld(SqliteLedger):
-    def erase(self, naming):
+class ErasesWhatIsHeld(SqliteErasable):
+    def erase(self, matches):
         with self._writing():
-            for account in naming.accounts:
+            for account in matches.accounts:
                 self._execute("DELETE FROM accounts WHERE subject = ?", (account.key.subject,))
 
 
 @breaks("test_the_audit_is_kept")
-class AuditsNoReason(SqliteLedger):
+class AuditsNoReason(SqliteOperationsLog):
     def audit(self, entry):
         super().audit(entry._replace(reason=""))
 
@@ -349,4 +416,35 @@ class SettlesLater(SqliteLedger):
 class SettlesInTwoSteps(SqliteLedger):
     def settle(self, event_id, charges, event):
         settled = super().settle(event_id, charges, None)
-        return settled and settled._replace(seq=self.record([], event).seq)
+        return settled and settled._replace(seq=self.record(f"{event_id} recorded", [], event).seq)
+
+
+def breaks_liveness(test: str) -> Callable[[type], type]:
+    """Make the contract of broken liveness, and note the promise that it breaks."""
+
+    def register(workers_class: type) -> type:
+        contract = f"Test{workers_class.__name__}"
+        members = {"see": lambda _, place: workers_class(place), "__module__": __name__}
+        globals()[contract] = type(contract, (WorkersContract,), members)
+        SABOTAGES.setdefault(test, set()).add(contract)
+        return workers_class
+
+    return register
+
+
+@breaks_liveness("test_a_worker_lives_from_joining_to_leaving")
+class StaysAfterLeaving(FileLockedWorkers):
+    def leave(self):
+        self.stop_keeping()
+
+
+@breaks_liveness("test_a_killed_worker_is_dead")
+class TrustsTheFile(FileLockedWorkers):
+    def _is_alive(self, name):
+        return self._path(name).exists()
+
+
+@breaks_liveness("test_there_is_one_keeper")
+class KeepsForEver(FileLockedWorkers):
+    def stop_keeping(self):
+        pass

@@ -1,4 +1,4 @@
-"""The contract of ledgers can fail: each of its promises is broken on purpose, and noticed."""
+"""The contracts of a ledger's parts can fail: each promise is broken on purpose, and noticed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ledger.sabotaged import SABOTAGES
+from tests.ledger.sabotaged import CONTRACTS, SABOTAGES
 from tests.support.sabotage import Broken, assert_noticed, failures_in
-from usage_plugin.testing.ledger_contract import LedgerContract
+from usage_plugin.testing import WorkersContract
+from usage_plugin.testing.ledger_durability import LedgerDurability
 from usage_plugin.testing.store_contract import promises
 
 BROKEN = sorted((contract, test) for test, contracts in SABOTAGES.items() for contract in contracts)
@@ -27,4 +28,8 @@ def test_a_broken_ledger_is_noticed(failures: dict[Broken, str], broken: Broken)
 
 def test_each_promise_can_be_broken() -> None:
     """There is no promise that nothing breaks."""
-    assert set(SABOTAGES) == set(promises(LedgerContract))
+    assert set(SABOTAGES) == {
+        promise
+        for contract in (*CONTRACTS.values(), LedgerDurability, WorkersContract)
+        for promise in promises(contract)
+    }

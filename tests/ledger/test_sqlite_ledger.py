@@ -8,24 +8,27 @@ import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Imperfection, RefusalCount
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, NotSettled, Settled
+from usage_plugin.domain.operations import Anomaly, RefusalCount
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
-from usage_plugin.ledgers.sqlite import ledger as module
-from usage_plugin.ledgers.sqlite import records, upkeep, wal
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import maintenance, memory, open_sqlite_ledger, outbox, wal
+from usage_plugin.ledgers.sqlite import operations as operations_module
 from usage_plugin.sqlite_file import has_wal_reset_bug
-from usage_plugin.testing.builders import ANN, END, TEAM, hold
-from usage_plugin.testing.ledger_contract import settle_one
+from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
+
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.open_ledger import OpenLedger
+    from usage_plugin.domain.operations import OperationsLog
 
 
 @pytest.fixture
@@ -34,17 +37,27 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ledger(path: Path) -> Iterator[SqliteLedger]:
-    opened = SqliteLedger(path)
+def opened(path: Path) -> Iterator[OpenLedger]:
+    opened = open_sqlite_ledger(path)
     yield opened
     opened.close()
 
 
-def test_a_free_row_may_be_taken_by_another_worker(ledger: SqliteLedger, path: Path) -> None:
+@pytest.fixture
+def ledger(opened: OpenLedger) -> Ledger:
+    return opened.ledger
+
+
+@pytest.fixture
+def operations(opened: OpenLedger) -> OperationsLog:
+    return opened.operations
+
+
+def test_a_free_row_may_be_taken_by_another_worker(ledger: Ledger, path: Path) -> None:
     """Rows of ended reservations serve again; one that the keeper dropped and another worker has now stays the other's."""
-    other = SqliteLedger(path)
+    other = open_sqlite_ledger(path).ledger
     settle_one(ledger, "a")
-    other.tidy(END)
+    other.maintain(END)
     other.reserve("b", "other", 5, [hold(TEAM, 7, None)], "b")
     ledger.reserve("c", "w", 6, [hold(ANN, 5, None)], "c")
     assert [(r.event_id, r.worker, r.event) for r in ledger.open_reservations()] == [
@@ -53,51 +66,86 @@ def test_a_free_row_may_be_taken_by_another_worker(ledger: SqliteLedger, path: P
     ]
     assert ledger.recover("b")
     other.reserve("d", "other", 7, [], "d")
-    assert other.settle("b", [Charge(TEAM, END, 99)], "too late") is None
+    assert other.settle("b", [Charge(TEAM, END, 99)], "too late") is NotSettled.BEFORE
     assert [r.event_id for r in ledger.open_reservations()] == ["c", "d"]
     assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 5), TEAM: Balance(7, 0)}
     other.close()
 
 
-def test_the_newest_entry_stays(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_entry_stays(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """The newest entry stays, however much is acknowledged, so the next number is always new."""
-    monkeypatch.setattr(module, "KEPT_ENTRIES", 1)
+    monkeypatch.setattr(outbox, "KEPT_ENTRIES", 1)
     seqs = []
     for number in range(5):
         ledger.reserve(str(number), "w", 5, [], "draft")
         settled = ledger.settle(str(number), [], "event")
-        assert settled is not None
+        assert isinstance(settled, Settled)
         seqs.append(settled.seq)
         ledger.acknowledge(settled.seq)
     assert seqs == [1, 2, 3, 4, 5]
     assert [entry.seq for entry in ledger.outbox(0, 10)] == [5]
 
 
-def test_many_that_wait_are_measured_by_a_sample(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_settled_is_known_when_its_entry_is_gone(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids are copied before their entries are deleted, though no keeper has come by."""
+    monkeypatch.setattr(outbox, "KEPT_ENTRIES", 1)
+    for number in range(5):
+        settle_one(ledger, str(number))
+    ledger.acknowledge(5)
+    assert [entry.seq for entry in ledger.outbox(0, 10)] == [5]
+    other = open_sqlite_ledger(path).ledger
+    assert [other.settle(str(number), [], "again") for number in range(5)] == [NotSettled.BEFORE] * 5
+    other.close()
+
+
+def test_ended_ids_are_forgotten(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids that have ended go after two spans of ten minutes, tombstones after a day, a slice at a time."""
+    monkeypatch.setattr(memory, "_SLICE", 2)
+    now = END
+    ledger.agree(10**12)
+    ledger.maintain(now)
+    for number in range(5):
+        settle_one(ledger, str(number))
+    ledger.abandon("abandoned")
+    kept = []
+    with closing(sqlite3.connect(path)) as looking:
+        for _ in range(150):
+            now += memory.GENERATION
+            ledger.maintain(now)
+            kept.append(
+                [looking.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("ended", "tombstones")]
+            )
+    assert [ended for ended, _ in kept[:5]] == [6, 4, 2, 0, 0]
+    assert [tombstones for _, tombstones in kept].index(0) == memory._KEPT_TOMBSTONES
+
+
+def test_many_that_wait_are_measured_by_a_sample(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number is exact, however many wait; the size of more than a few is that of every nth."""
-    monkeypatch.setattr(module, "_SAMPLE", 3)
+    monkeypatch.setattr(outbox, "_SAMPLE", 3)
     for number in range(1, 11):
-        ledger.record([], "ä" * number)
+        record_new(ledger, [], "ä" * number)
     ledger.acknowledge(4)
     assert ledger.waiting() == (6, 2 * (10 + 14 + 18))
 
 
-def test_imperfections_are_bounded(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anomalies_are_bounded(operations: OperationsLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of them, what they concern is not told apart any more."""
-    monkeypatch.setattr(records, "KEPT_IMPERFECTIONS", 2)
+    monkeypatch.setattr(operations_module, "KEPT_ANOMALIES", 2)
     for concerns, times in (("gpt", 1), ("o1", 1), ("o3", 1), ("gpt", 2), ("o4", 4)):
-        ledger.count([Imperfection("unpriced", concerns, times, 1, 1, 2)])
-    assert ledger.imperfections() == [
-        Imperfection("unpriced", "(others)", 5, 2, 1, 2),
-        Imperfection("unpriced", "gpt", 3, 2, 1, 2),
-        Imperfection("unpriced", "o1", 1, 1, 1, 2),
+        operations.count_anomalies([Anomaly("unpriced", concerns, times, 1, 1, 2)])
+    assert operations.anomalies() == [
+        Anomaly("unpriced", "(others)", 5, 2, 1, 2),
+        Anomaly("unpriced", "gpt", 3, 2, 1, 2),
+        Anomaly("unpriced", "o1", 1, 1, 1, 2),
     ]
 
 
-def test_what_must_never_be_is_found(ledger: SqliteLedger, path: Path) -> None:
+def test_what_must_never_be_is_found(ledger: Ledger, path: Path) -> None:
     """Holds without a reservation, reservations without their holds, and sums below zero; a good ledger has none."""
     ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "e")
-    ledger.record([Charge(ANN, END, 5)], "e")
+    record_new(ledger, [Charge(ANN, END, 5)], "e")
     assert ledger.verify() == []
     other = sqlite3.connect(path)
     with other:
@@ -113,7 +161,7 @@ def test_what_must_never_be_is_found(ledger: SqliteLedger, path: Path) -> None:
     other.close()
 
 
-def test_a_damaged_file_is_found(ledger: SqliteLedger, path: Path) -> None:
+def test_a_damaged_file_is_found(ledger: Ledger, path: Path) -> None:
     """A page that was overwritten is told, not raised."""
     for number in range(500):
         ledger.reserve(str(number), "w", 5, [hold(AccountKey(1, 0, str(number)), 1, None)], "e" * 50)
@@ -122,70 +170,70 @@ def test_a_damaged_file_is_found(ledger: SqliteLedger, path: Path) -> None:
     for page in range(len(content) // 2048 * 3 // 4, len(content) // 2048):
         content[page * 2048 : page * 2048 + 400] = b"\xff" * 400
     path.write_bytes(bytes(content))
-    damaged = SqliteLedger(path)
+    damaged = open_sqlite_ledger(path).ledger
     assert any("damaged" in problem for problem in damaged.verify())
     damaged.close()
 
 
-def test_only_the_last_refusals_can_be_looked_up(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_last_refusals_can_be_looked_up(operations: OperationsLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """Older details go; the counts stay."""
-    monkeypatch.setattr(records, "KEPT_REFUSALS", 2)
+    monkeypatch.setattr(operations_module, "KEPT_REFUSALS", 2)
     row = RefusalCount(10, "daily", "ann", "spent", 2)
-    ledger.count_refusals([row], [("R1", 1, "{}"), ("R2", 2, "{}")])
-    ledger.count_refusals([row], [("R3", 3, "{}")])
-    assert ledger.refusal_counts(10) == [row._replace(times=4)]
-    assert [ledger.refusal(ref) for ref in ("R1", "R2", "R3")] == [None, "{}", "{}"]
+    operations.count_refusals([row], [("R1", 1, "{}"), ("R2", 2, "{}")])
+    operations.count_refusals([row], [("R3", 3, "{}")])
+    assert operations.refusal_counts(10) == [row._replace(times=4)]
+    assert [operations.refusal(ref) for ref in ("R1", "R2", "R3")] == [None, "{}", "{}"]
 
 
-def test_accounts_are_looked_at_in_turns(ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accounts_are_looked_at_in_turns(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call looks at the next few accounts only, however many there are, and begins again after the last."""
-    monkeypatch.setattr(upkeep, "_RANGES", 2)
-    monkeypatch.setattr(upkeep, "_RANGE", 2)
-    ledger.record([Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
+    monkeypatch.setattr(maintenance, "_RANGES", 2)
+    monkeypatch.setattr(maintenance, "_RANGE", 2)
+    record_new(ledger, [Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
     left = []
     for _ in range(4):
-        ledger.tidy(END * 2)
+        ledger.maintain(END * 2)
         left.append(len(ledger.accounts(1, 0)))
-    ledger.record([Charge(AccountKey(1, 0, "ann"), 100, 1)], "e")
-    ledger.tidy(END * 2)
+    record_new(ledger, [Charge(AccountKey(1, 0, "ann"), 100, 1)], "e")
+    ledger.maintain(END * 2)
     assert [*left, len(ledger.accounts(1, 0))] == [6, 2, 0, 0, 0]
 
 
-def test_the_log_does_not_grow_for_ever(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_does_not_grow_for_ever(opened: OpenLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once it is worth copying, the write-ahead log is copied and cut."""
     log = path.with_name("ledger.db-wal")
     monkeypatch.setattr(wal, "COPY_EVERY", 0)
     monkeypatch.setattr(wal, "LONGEST_LOG", 2**20)
     for number in range(3_000):
-        ledger.reserve(str(number), "w", 5, [hold(ANN, 1, None)], "e" * 500)
+        opened.ledger.reserve(str(number), "w", 5, [hold(ANN, 1, None)], "e" * 500)
         if not number % 10:
-            ledger.shorten_log()
+            opened.file.shorten_log()
     assert 2**20 <= log.stat().st_size < 1.1 * 2**20
     assert path.stat().st_size > 2**20
-    assert ledger.verify() == []
+    assert opened.ledger.verify() == []
 
 
-def test_an_idle_ledger_writes_nothing(ledger: SqliteLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_ledger_writes_nothing(opened: OpenLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log is copied only if something was written, by whichever connection."""
     monkeypatch.setattr(wal, "COPY_EVERY", 0)
-    other = SqliteLedger(path)
+    other = open_sqlite_ledger(path)
     sizes = []
     for write in (
         lambda: None,
-        lambda: ledger.note("a", "b"),
+        lambda: opened.operations.note("a", "b"),
         lambda: None,
-        lambda: other.note("a", "c"),
+        lambda: other.operations.note("a", "c"),
         lambda: None,
     ):
         write()
         before = path.with_name("ledger.db-wal").stat().st_size
-        ledger.shorten_log()
+        opened.file.shorten_log()
         sizes.append(path.with_name("ledger.db-wal").stat().st_size > before)
     assert sizes == [True, True, False, True, False]
     other.close()
 
 
-def test_a_busy_ledger_says_so_at_once(ledger: SqliteLedger, path: Path) -> None:
+def test_a_busy_ledger_says_so_at_once(ledger: Ledger, path: Path) -> None:
     """While another process writes, every verb of the request path raises LedgerBusyError and does nothing."""
     ledger.reserve("a", "w", 5, [hold(ANN, 1, None)], "e")
     other = sqlite3.connect(path, isolation_level=None)
@@ -199,7 +247,7 @@ def test_a_busy_ledger_says_so_at_once(ledger: SqliteLedger, path: Path) -> None
     assert ledger.balances([ANN]) == {ANN: Balance(0, 1)}
 
 
-def test_an_error_within_a_transaction_leaves_none_open(ledger: SqliteLedger) -> None:
+def test_an_error_within_a_transaction_leaves_none_open(ledger: Ledger) -> None:
     """A number or a text that SQLite cannot keep is a LedgerError, and the next request is served."""
     for amount, event in ((2**70, "e"), (1, "\ud800")):
         with pytest.raises(LedgerError):
@@ -212,7 +260,7 @@ def test_an_error_within_a_transaction_leaves_none_open(ledger: SqliteLedger) ->
 
 
 @pytest.mark.parametrize("unusual", [AccountKey(1, 0, "\ud800"), AccountKey(2**70, 0, "ann")])
-def test_what_sqlite_cannot_look_up_is_an_error_of_the_ledger(ledger: SqliteLedger, unusual: AccountKey) -> None:
+def test_what_sqlite_cannot_look_up_is_an_error_of_the_ledger(ledger: Ledger, unusual: AccountKey) -> None:
     """Asking for a text or a number that SQLite cannot keep is a LedgerError, and the next question is answered."""
     with pytest.raises(LedgerError):
         ledger.balances([ANN, unusual])
@@ -227,7 +275,7 @@ def test_workers_can_start_at_the_same_instant(tmp_path: Path) -> None:
 
         def start(path: Path = path, together: threading.Barrier = together) -> str:
             together.wait(20)
-            ledger = SqliteLedger(path)
+            ledger = open_sqlite_ledger(path).ledger
             ledger.close()
             return ledger.writer
 
@@ -236,7 +284,7 @@ def test_workers_can_start_at_the_same_instant(tmp_path: Path) -> None:
             assert len({one.result() for one in started}) == 1
 
 
-def test_files_are_private(ledger: SqliteLedger, path: Path) -> None:
+def test_files_are_private(ledger: Ledger, path: Path) -> None:
     """The folder is the owner's only, and so are the file and what SQLite keeps beside it."""
     del ledger
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
@@ -249,13 +297,13 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"not a database, but long enough to be looked at" * 50)
     with pytest.raises(LedgerError, match=r"broken\.db"):
-        SqliteLedger(broken)
+        open_sqlite_ledger(broken)
     newer = tmp_path / "newer.db"
     connection = sqlite3.connect(newer)
     connection.execute("PRAGMA user_version = 999")
     connection.close()
     with pytest.raises(StorageVersionError, match="schema 999"):
-        SqliteLedger(newer)
+        open_sqlite_ledger(newer)
 
 
 def test_the_wal_reset_bug_is_known_by_version() -> None:
@@ -267,7 +315,7 @@ def test_the_wal_reset_bug_is_known_by_version() -> None:
 
 def spender(path: Path, worker: int, start: threading.Event) -> None:
     """Ask for 5 of 1,000 until refused, settling at 2, as several processes at once."""
-    ledger = SqliteLedger(path)
+    ledger = open_sqlite_ledger(path).ledger
     start.wait()
     number = 0
     while True:
@@ -290,13 +338,14 @@ def keep_log_short(path: Path, start: threading.Event, stop: threading.Event) ->
     """Copy the log all the time, and have it begin anew as often as possible."""
     wal.COPY_EVERY = 0
     wal.LONGEST_LOG = 2**17
-    ledger = SqliteLedger(path)
+    opened = open_sqlite_ledger(path)
     start.wait()
     while not stop.is_set():
         with suppress(LedgerBusyError):
-            ledger.shorten_log()
-            ledger.tidy(0)
-    ledger.close()
+            opened.file.shorten_log()
+            opened.ledger.maintain(0)
+            opened.operations.maintain(0)
+    opened.close()
 
 
 def test_limits_hold_while_the_log_is_copied(path: Path) -> None:
@@ -315,7 +364,7 @@ def test_limits_hold_while_the_log_is_copied(path: Path) -> None:
     stop.set()
     keeper.join(60)
     assert keeper.exitcode == 0
-    ledger = SqliteLedger(path)
+    ledger = open_sqlite_ledger(path).ledger
     assert ledger.verify() == []
     balance = ledger.balances([ANN])[ANN]
     events = ledger.outbox(0, 10_000)
@@ -330,14 +379,15 @@ def serve_until_killed(path: Path, number: int, report: Connection) -> None:
     """Settle one request after the other and tell each; keep the log short in between."""
     wal.COPY_EVERY = 0
     wal.LONGEST_LOG = 2**16
-    ledger = SqliteLedger(path)
+    opened = open_sqlite_ledger(path)
+    ledger = opened.ledger
     while True:
         number += 1
         ledger.reserve(str(number), "w", 5, [hold(ANN, 5, None)], f"draft-{number}")
         ledger.settle(str(number), [Charge(ANN, END, 2)], f"event-{number}")
         report.send(number)
         if not number % 20:
-            ledger.shorten_log()
+            opened.file.shorten_log()
 
 
 def test_a_process_that_is_killed_while_it_copies_the_log_loses_nothing(path: Path) -> None:
@@ -357,7 +407,7 @@ def test_a_process_that_is_killed_while_it_copies_the_log_loses_nothing(path: Pa
             while True:
                 told.append(receiving.recv())
         receiving.close()
-        ledger = SqliteLedger(path)
+        ledger = open_sqlite_ledger(path).ledger
         events = [entry.event for entry in ledger.outbox(0, 1_000_000)]
         assert {f"event-{number}" for number in told} <= set(events)
         assert len(events) == len(set(events)) <= len(told) + kills, (

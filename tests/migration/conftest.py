@@ -159,13 +159,13 @@ class House:
     def migrate(self, directory: Path) -> Outcome:
         async def run() -> Outcome:
             parts = Parts(self.config)
-            ledger = parts.open_ledger()
+            opened = parts.open_ledger()
             try:
                 async with parts.open_store() as store:
                     kept = parts.make_pseudonyms().kept
-                    return await migrate(directory, self.surroundings(kept), Quiet(), ledger, store)
+                    return await migrate(directory, self.surroundings(kept), Quiet(), opened.profiles, store)
             finally:
-                ledger.close()
+                opened.close()
 
         return asyncio.run(run())
 
@@ -192,11 +192,11 @@ class House:
         return costs
 
     def profiles(self) -> list[Any]:
-        ledger = Parts(self.config).open_ledger()
+        opened = Parts(self.config).open_ledger()
         try:
-            return ledger.profiles("", 1000)
+            return opened.profiles.page("", 1000)
         finally:
-            ledger.close()
+            opened.close()
 
     def findings(self) -> list[dict[str, str]]:
         """Everything that was told."""

@@ -19,7 +19,7 @@ from usage_plugin.runtime import Runtime
 
 
 def state(runtime: Runtime) -> str | None:
-    found = reported(runtime.ledger)
+    found = reported(runtime.operations)
     return found.state if found else None
 
 
@@ -45,7 +45,7 @@ async def test_a_worker_that_keeps_moves_in_at_its_start(
         assert (matched.limit.name, matched.amount_at(0)) == ("migrated-daily", 7 * 10**9)
         await eventually(lambda: state(runtime) == "done")
         await eventually(lambda: "migration.done" in caplog.text)
-        assert runtime.ledger.profile("ann") is not None
+        assert runtime.profiles.get("ann") is not None
     finally:
         await runtime.close()
     days = await asyncio.to_thread(house.days)

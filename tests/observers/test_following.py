@@ -25,7 +25,7 @@ async def test_a_vector_is_made_of_what_the_history_has(place: Place) -> None:
     events += requests("bo", THIS_WEEK, 1, model="opus", provider="anthropic")
     await place.record(events)
     waiting = make_event(user="bo", started_at=at(THIS_WEEK, 10))
-    ledger = place.parts.open_ledger()
+    ledger = place.parts.open_ledger().ledger
     assert ledger.reserve(waiting.event_id, "worker", waiting.started_at, [], "{}").admitted
     assert ledger.settle(waiting.event_id, [], encode_event(waiting))
     ledger.close()

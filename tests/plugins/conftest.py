@@ -83,7 +83,7 @@ async def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 def not_told(runtime: Runtime, kind: str = "not_told") -> dict[str, int]:
     counted: dict[str, int] = {}
-    for found in runtime.ledger.imperfections():
+    for found in runtime.operations.anomalies():
         if found.kind == kind:
             counted[found.concerns] = counted.get(found.concerns, 0) + found.times
     return counted

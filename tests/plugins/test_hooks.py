@@ -108,7 +108,7 @@ async def test_usage_event_recorded(workplace: Workplace) -> None:
     """Each recorded event is told once, in the plugin's own thread, when the ledger has it; recovered ones too."""
     workplace.write("mine.py", TELLS.format(hook="usage_event_recorded", argument="event"))
     config = workplace.config("[{path: mine.py}]")
-    ledger = Parts(config).open_ledger()
+    ledger = Parts(config).open_ledger().ledger
     lost = make_event(status="recovered", user="eva")
     ledger.reserve(lost.event_id, "999999-dead", lost.started_at, [], encode_event(lost))
     ledger.close()

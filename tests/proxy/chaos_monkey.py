@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tests.proxy.chaos_store import FAULTS
-from usage_plugin.tracking.workers import Workers
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
 
 if TYPE_CHECKING:
     import random
@@ -43,7 +43,7 @@ class Monkey:
 
     async def kill_worker(self) -> None:
         # By the locks that they hold: a process id alone may be somebody else's by now.
-        if living := Workers(self._data / "workers").living():
+        if living := FileLockedWorkers(self._data / "workers").living():
             victim = int(self._random.choice(living).partition("-")[0])
             self._note(f"kill worker {victim} of {len(living)}")
             with suppress(ProcessLookupError):

@@ -20,7 +20,7 @@ import pytest
 from tests.proxy.conftest import PRICES, Proxy, proxy_config
 from tests.support import plain_http
 from tests.support.waiting import wait_until
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -503,11 +503,11 @@ def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
 
 def imperfections(proxy: Proxy) -> dict[tuple[str, str], int]:
     """Read what the ledger has counted."""
-    ledger = SqliteLedger(proxy.folder / "data" / "ledger.db")
+    opened = open_sqlite_ledger(proxy.folder / "data" / "ledger.db")
     try:
-        return {(found.kind, found.concerns): found.times for found in ledger.imperfections()}
+        return {(found.kind, found.concerns): found.times for found in opened.operations.anomalies()}
     finally:
-        ledger.close()
+        opened.close()
 
 
 def bearer(proxy: Proxy) -> dict[str, str]:

@@ -28,7 +28,7 @@ import yaml
 from tests.proxy.conftest import noon_zone, proxy_config, running
 from tests.support.waiting import eventually
 from usage_plugin.encoding import decode_event
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
@@ -638,11 +638,11 @@ async def doors_of(proxy: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
 
 def held_by(proxy: Proxy, users: list[str]) -> dict[str, str] | None:
     """Say which worker holds a reservation of which user, once each of them has one."""
-    ledger = SqliteLedger(proxy.folder / "data" / "ledger.db")
+    opened = open_sqlite_ledger(proxy.folder / "data" / "ledger.db")
     try:
-        found = {decode_event(held.event).user: held.worker for held in ledger.open_reservations()}
+        found = {decode_event(held.event).user: held.worker for held in opened.ledger.open_reservations()}
     finally:
-        ledger.close()
+        opened.close()
     return found if found.keys() >= set(users) else None
 
 

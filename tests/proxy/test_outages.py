@@ -87,15 +87,16 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
     stack = ExitStack()
     try:
         await client.send(10)
-        ledger = Parts(load_config(proxy.config_path)).open_ledger()
-        stack.callback(ledger.close)
+        opened = Parts(load_config(proxy.config_path)).open_ledger()
+        stack.callback(opened.close)
+        ledger = opened.ledger
         await eventually(lambda: ledger.waiting().events == 0)
 
         (tmp_path / "store").rename(tmp_path / "away")
         (tmp_path / "store").write_text("not a folder")
         await client.send(10)
         assert not client.refused
-        await eventually(lambda: [problem.name for problem in problems(ledger)] == ["store"])
+        await eventually(lambda: [problem.name for problem in problems(opened.operations)] == ["store"])
         assert ledger.waiting().events == 10
         assert account(proxy, "mixed") == "0.20", "limits count on"
 
@@ -105,7 +106,7 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
         assert refusal.response.headers["x-usage-refusal"] == "outbox_full"
         assert refusal.type == "storage_unavailable"
         # The worker that refused need not be the keeper, who writes the notes.
-        await eventually(lambda: len(problems(ledger)) == 2)
+        await eventually(lambda: len(problems(opened.operations)) == 2)
         status = proxy.cli("status")
         assert status["outbox"]["bytes"] >= 1_000_000
         assert {problem["name"] for problem in status["problems"]} == {"outbox", "store"}, (
@@ -114,7 +115,7 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
 
         (tmp_path / "store").unlink()
         (tmp_path / "away").rename(tmp_path / "store")
-        await eventually(lambda: not problems(ledger))
+        await eventually(lambda: not problems(opened.operations))
         await client.answers_again()
         await eventually(lambda: ledger.waiting().events == 0)
         await add_a_limit(proxy, client)

@@ -84,7 +84,7 @@ class Plugin:
             self.runtime.imperfections.flush()
             time.sleep(0.002)
         counts: Counter[str] = Counter()
-        for found in self.runtime.ledger.imperfections():
+        for found in self.runtime.operations.anomalies():
             counts[found.kind] += found.times
         return counts
 

@@ -33,9 +33,10 @@ from usage_plugin.tracking.flusher import Flusher
 
 async def work():
     parts = Parts(load_config(Path(sys.argv[1])))
-    ledger, rng = parts.open_ledger(), random.Random(int(sys.argv[2]))
+    opened, rng = parts.open_ledger(), random.Random(int(sys.argv[2]))
+    ledger = opened.ledger
     async with parts.open_store() as store:
-        flusher = Flusher(ledger, store, parts.unstorable(SystemClock()))
+        flusher = Flusher(ledger, opened.operations, store, parts.unstorable(SystemClock()))
         await flusher.begin()
         print("works", flush=True)
         while True:
@@ -44,7 +45,7 @@ async def work():
                     started_at=time.time_ns() // 1000 - rng.randrange(5) * 86_400_000_000,
                     user=f"User {rng.randrange(40)}", cost=rng.randrange(10**12), model=rng.choice(["a", "b", None]),
                 )
-                ledger.record([], encode_event(event))
+                ledger.record(event.event_id, [], encode_event(event))
                 with open(sys.argv[1] + ".events", "a") as file:
                     file.write(f"{event.event_id} {event.cost}\\n")
             await flusher.flush_all()
@@ -73,10 +74,11 @@ def kill_a_victim(config: Path, rng: random.Random) -> None:
 async def check(config_folder: Path, backend: str, kills: int) -> int:
     """Flush what waits, and compare with what was recorded; give how many events there are."""
     parts = Parts(configure(config_folder, limits="", more=f"  storage: {{backend: {backend}}}"))
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
+    ledger = opened.ledger
     try:
         async with parts.open_store() as store:
-            flusher = Flusher(ledger, store, parts.unstorable(SystemClock()))
+            flusher = Flusher(ledger, opened.operations, store, parts.unstorable(SystemClock()))
             await flusher.begin()
             await flusher.flush_all()
             assert await store.watermark(ledger.writer) == ledger.acknowledged()

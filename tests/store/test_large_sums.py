@@ -15,7 +15,7 @@ from usage_plugin.domain.money import LARGEST_REQUEST
 from usage_plugin.domain.store import DailySum, UsageFilter, UsageStore
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.runtime import Parts
-from usage_plugin.testing.builders import NOON, make_event
+from usage_plugin.testing.builders import NOON, make_event, record_new
 from usage_plugin.tracking.tracker import ALWAYS
 
 STORES = ("memory", "sqlite", "partitioned", "hybrid")
@@ -125,16 +125,16 @@ def test_the_most_expensive_come_first_however_much_they_cost(tmp_path: Path) ->
 def test_accounts_stop_at_most(tmp_path: Path) -> None:
     """An account, and a rolling window of accounts, stays a whole number; seeding does too."""
     (tmp_path / "config.yaml").write_text("usage_plugin: {}\n")
-    ledger = Parts(load_config(tmp_path / "config.yaml")).open_ledger()
+    ledger = Parts(load_config(tmp_path / "config.yaml")).open_ledger().ledger
     try:
         accounts = [AccountKey(7, NOON + at, "u") for at in range(3)]
         for _ in range(5):
-            ledger.record([Charge(account, NOON + 10**9, EACH) for account in accounts], None)
+            record_new(ledger, [Charge(account, NOON + 10**9, EACH) for account in accounts], None)
         assert {balance.spent for balance in ledger.balances(accounts).values()} == {MOST}
         hold = Hold(accounts[1], NOON + 10**9, 1, 100, 0, since=NOON)
         reserved = ledger.reserve("01900000-0000-7000-8000-000000000001", "w", NOON, [hold], "")
         assert not reserved.admitted
-        ledger.seed(0, lambda _: [Charge(accounts[0], NOON + 10**9, 2**70)])
+        assert ledger.correct("too much", [Charge(accounts[0], NOON + 10**9, 2**70)])
         assert ledger.balances(accounts[:1])[accounts[0]].spent == MOST
         assert ledger.verify() == []
     finally:

@@ -12,7 +12,7 @@ import pytest
 from tests.support.waiting import eventually
 from tests.tracking.test_tracking import CENT, ask, configure
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.usage import TokenUsage
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerError
@@ -368,11 +368,11 @@ def break_ledger(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, *names: str)
         monkeypatch.setattr(runtime.ledger, name, fail)
 
 
-async def counted(runtime: Runtime, kind: str) -> Imperfection:
+async def counted(runtime: Runtime, kind: str) -> Anomaly:
     """Hand over what this worker has counted, however often the keeper is writing just then."""
     for _ in range(500):
         runtime.imperfections.flush()
-        for found in runtime.ledger.imperfections():
+        for found in runtime.operations.anomalies():
             if found.kind == kind:
                 return found
         await asyncio.sleep(0.01)

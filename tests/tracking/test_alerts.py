@@ -170,7 +170,7 @@ async def test_plugins_that_misbehave_are_isolated(
     await eventually(lambda: len(told) == 2)
 
     def counted() -> dict[str, int]:
-        return {found.concerns: found.times for found in runtime.ledger.imperfections() if found.kind == "not_told"}
+        return {found.concerns: found.times for found in runtime.operations.anomalies() if found.kind == "not_told"}
 
     await eventually(lambda: counted() == {"fails": 2, "hangs": 1})
     assert "plugin='fails'" in caplog.text

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from usage_plugin.backends.memory import MemoryStore
 from usage_plugin.config import LimitConfig
 from usage_plugin.domain.profiles import UserProfile
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.tracking.copies import Copies
 
 
@@ -36,10 +36,10 @@ def limit(name: str) -> LimitConfig:
 
 async def test_what_has_changed_is_handed_over_once(tmp_path: Path) -> None:
     """All at first; then a profile that was put, and the limits when they are others."""
-    ledger = SqliteLedger(tmp_path / "ledger.db")
-    ledger.put_profiles([UserProfile(f"user-{number:04d}") for number in range(600)])
+    opened = open_sqlite_ledger(tmp_path / "ledger.db")
+    opened.profiles.put([UserProfile(f"user-{number:04d}") for number in range(600)])
     store, steps, limits = CopyingStore(), [], (limit("a"),)
-    copies = Copies(ledger, store, lambda: limits, lambda: steps.append(1))
+    copies = Copies(opened.profiles, store, lambda: limits, lambda: steps.append(1))
     await copies.bring_up_to_date()
     written = {"name": "a", "per": ["user"], "window": "day", "max_cost": "5.00"}
     assert store.calls[0] == [written]
@@ -47,17 +47,17 @@ async def test_what_has_changed_is_handed_over_once(tmp_path: Path) -> None:
     assert len(steps) == 3
     await copies.bring_up_to_date()
     assert len(store.calls) == 3
-    ledger.put_profiles([UserProfile("user-0001", updated_at=1)])
+    opened.profiles.put([UserProfile("user-0001", updated_at=1)])
     limits = (limit("b"),)
     await copies.bring_up_to_date()
     assert store.calls[3:] == [[{**written, "name": "b"}], ["user-0001"]]
-    ledger.close()
+    opened.close()
 
 
 async def test_a_store_without_the_ability_is_left_alone(tmp_path: Path) -> None:
     """It need not know that there are such things."""
-    ledger = SqliteLedger(tmp_path / "ledger.db")
+    opened = open_sqlite_ledger(tmp_path / "ledger.db")
     steps: list[int] = []
-    await Copies(ledger, MemoryStore(ZoneInfo("UTC")), tuple, lambda: steps.append(1)).bring_up_to_date()
+    await Copies(opened.profiles, MemoryStore(ZoneInfo("UTC")), tuple, lambda: steps.append(1)).bring_up_to_date()
     assert steps == []
-    ledger.close()
+    opened.close()

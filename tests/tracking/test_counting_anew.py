@@ -8,10 +8,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from usage_plugin.domain.ledger import Imperfection
 from usage_plugin.domain.limits import Limit, LimitSet
+from usage_plugin.domain.operations import Anomaly, OperationsLog
 from usage_plugin.domain.windows import WindowRule
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.tracking.seeding import COUNTING, count_history_anew
 
 
@@ -26,24 +26,24 @@ LIMITS = LimitSet([
 ])  # fmt: skip
 
 
-def counting_after(ledger: SqliteLedger) -> set[int]:
-    ledger.note(COUNTING, json.dumps(sorted(one.key for one in LIMITS.limits)))
-    count_history_anew(ledger, LIMITS, ZoneInfo("UTC"))
-    return set(json.loads(ledger.notes(COUNTING)[COUNTING]))
+def counting_after(operations: OperationsLog) -> set[int]:
+    operations.note(COUNTING, json.dumps(sorted(one.key for one in LIMITS.limits)))
+    count_history_anew(operations, LIMITS, ZoneInfo("UTC"))
+    return set(json.loads(operations.notes(COUNTING)[COUNTING]))
 
 
 def test_limits_of_calendar_windows_are_counted_anew(tmp_path: Path) -> None:
     """Those that count no history, or that only events or pruned days could tell of, stay as they are."""
-    ledger = SqliteLedger(tmp_path / "ledger.db")
+    opened = open_sqlite_ledger(tmp_path / "ledger.db")
     kept = {one.key for one in LIMITS.limits if one.name not in ("day", "month")}
-    assert counting_after(ledger) == kept
-    ledger.close()
+    assert counting_after(opened.operations) == kept
+    opened.close()
 
 
 @pytest.mark.parametrize("kind", ["gap", "unstorable"])
 def test_where_events_were_lost_nothing_becomes_less(tmp_path: Path, kind: str) -> None:
     """Accounts know of them, and history does not."""
-    ledger = SqliteLedger(tmp_path / "ledger.db")
-    ledger.count([Imperfection(kind, "gpt", 1, 5, 0, 0)])
-    assert counting_after(ledger) == {one.key for one in LIMITS.limits}
-    ledger.close()
+    opened = open_sqlite_ledger(tmp_path / "ledger.db")
+    opened.operations.count_anomalies([Anomaly(kind, "gpt", 1, 5, 0, 0)])
+    assert counting_after(opened.operations) == {one.key for one in LIMITS.limits}
+    opened.close()

@@ -17,17 +17,17 @@ from usage_plugin.tracking.recorder import OpenRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.open_ledger import OpenLedger
 
 DEAD = "999999-dead"
 
 
-def leave_behind(ledger: Ledger, provider_id: str | None, *, started_at: int) -> str:
+def leave_behind(opened: OpenLedger, provider_id: str | None, *, started_at: int) -> str:
     """Reserve for a worker that is dead by now; with an id, for work that is done later."""
     event = make_event(status="recovered", started_at=started_at)
-    ledger.reserve(event.event_id, DEAD, event.started_at, [], encode_event(event))
+    opened.ledger.reserve(event.event_id, DEAD, event.started_at, [], encode_event(event))
     if provider_id is not None:
-        deferred.defer(ledger, provider_id, event.event_id)
+        deferred.defer(opened.operations, provider_id, event.event_id)
     return event.event_id
 
 
@@ -36,17 +36,17 @@ async def test_any_worker_settles_a_result_and_only_once(tmp_path: Path) -> None
     clock = FakeClock()
     runtime = Runtime(configure(tmp_path), clock=clock)
     request = await admitted(runtime, clock)
-    assert deferred.find(runtime.ledger, "resp_1") is None
-    deferred.defer(runtime.ledger, "resp_1", request.event_id)
-    found = [deferred.find(runtime.ledger, "resp_1") for _ in range(2)]
+    assert deferred.find(runtime.ledger, runtime.operations, "resp_1") is None
+    deferred.defer(runtime.operations, "resp_1", request.event_id)
+    found = [deferred.find(runtime.ledger, runtime.operations, "resp_1") for _ in range(2)]
     for one in found:
         assert one is not None
         assert one.event.event_id == request.event_id
         assert one.subjects == request.admitted.subjects
         runtime.recorder.record(OpenRequest(one, clock.monotonic()), success(7))
-    assert deferred.find(runtime.ledger, "resp_1") is None, "it is not open any more"
-    deferred.forget(runtime.ledger, "resp_1")
-    assert runtime.ledger.notes(deferred.NOTE) == {}
+    assert deferred.find(runtime.ledger, runtime.operations, "resp_1") is None, "it is not open any more"
+    deferred.forget(runtime.operations, "resp_1")
+    assert runtime.operations.notes(deferred.NOTE) == {}
     account = request.admitted.demands[0].account
     assert runtime.ledger.balances([account])[account] == (7, 0)
     await runtime.close()
@@ -55,14 +55,15 @@ async def test_any_worker_settles_a_result_and_only_once(tmp_path: Path) -> None
 async def test_the_keeper_spares_what_waits_for_a_result(tmp_path: Path) -> None:
     """Of a dead worker's reservations those are kept whose result may still come, for two days."""
     parts = Parts(configure(tmp_path))
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
+    ledger = opened.ledger
     now = time.time_ns() // 1000
-    waiting = leave_behind(ledger, "batch_1", started_at=now)
-    leave_behind(ledger, None, started_at=now)
-    leave_behind(ledger, "batch_2", started_at=now - deferred.LONGEST_DEFERRED - 1)
+    waiting = leave_behind(opened, "batch_1", started_at=now)
+    leave_behind(opened, None, started_at=now)
+    leave_behind(opened, "batch_2", started_at=now - deferred.LONGEST_DEFERRED - 1)
     runtime = Runtime(parts.config)
     await eventually(lambda: [found.event_id for found in ledger.open_reservations()] == [waiting])
-    await eventually(lambda: list(ledger.notes(deferred.NOTE).values()) == [waiting])
+    await eventually(lambda: list(opened.operations.notes(deferred.NOTE).values()) == [waiting])
     await runtime.close()
     assert [found.event_id for found in ledger.open_reservations()] == [waiting]
-    ledger.close()
+    opened.close()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
@@ -23,13 +23,13 @@ class Counts:
     """Stands for the ledger where failures are handed over."""
 
     def __init__(self) -> None:
-        self.counted: list[Imperfection] = []
+        self.counted: list[Anomaly] = []
         self.is_busy = False
 
-    def count(self, imperfections: list[Imperfection]) -> None:
+    def count_anomalies(self, anomalies: list[Anomaly]) -> None:
         if self.is_busy:
             raise LedgerBusyError
-        self.counted += imperfections
+        self.counted += anomalies
 
 
 def listen(**functions: Callable[[object], object]) -> tuple[Listeners, Failures]:

@@ -27,7 +27,7 @@ from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.runtime import Parts, Runtime
-from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import flusher as flusher_module
 from usage_plugin.tracking import keeper as keeper_module
@@ -104,7 +104,8 @@ class Setting:
         self.parts = Parts(configure(folder))
         self.trouble = Trouble()
         self.workers = self.parts.workers()
-        self.ledger: Ledger = self.parts.open_ledger()
+        self.opened = opened = self.parts.open_ledger()
+        self.ledger, self.operations = opened.ledger, opened.operations
 
     @asynccontextmanager
     async def open_store(self) -> AsyncIterator[UsageStore]:
@@ -121,17 +122,17 @@ class Setting:
 
     def settle(self, *events: UsageEvent) -> None:
         for event in events:
-            until_free(lambda event=event: self.ledger.record([], encode_event(event)))
+            until_free(lambda event=event: record_new(self.ledger, [], encode_event(event)))
 
     async def stored(self) -> list[UsageEvent]:
         async with self.parts.open_store() as store:
             return [event async for event in store.events(ALWAYS, UsageFilter())]
 
     def problems(self) -> dict[str, str]:
-        return {problem.name: problem.text for problem in problems(self.ledger)}
+        return {problem.name: problem.text for problem in problems(self.operations)}
 
     def counted(self, kind: str) -> int:
-        return sum(found.times for found in self.ledger.imperfections() if found.kind == kind)
+        return sum(found.times for found in self.operations.anomalies() if found.kind == kind)
 
     def set_aside(self) -> list[dict[str, Any]]:
         path = self.parts.config.data_dir / "unstorable.jsonl"
@@ -169,7 +170,7 @@ async def test_housekeeping_goes_on_without_the_store(setting: Setting) -> None:
     lost = reserve_for_a_dead_worker(setting.ledger)
     await eventually(lambda: not setting.ledger.open_reservations())
     await eventually(lambda: setting.counted("recovered") == 1)
-    (recovered,) = [found for found in setting.ledger.imperfections() if found.kind == "recovered"]
+    (recovered,) = [found for found in setting.operations.anomalies() if found.kind == "recovered"]
     assert recovered.amount == lost.cost
     assert setting.ledger.acknowledged() == 0
     setting.trouble.error = None
@@ -262,7 +263,7 @@ async def test_an_event_that_never_fits_is_set_aside(
     assert {line["reason"] for line in lines} == {reason}
     path = setting.parts.config.data_dir / "unstorable.jsonl"
     assert path.stat().st_mode & 0o077 == 0
-    (found,) = [found for found in setting.ledger.imperfections() if found.kind == "unstorable"]
+    (found,) = [found for found in setting.operations.anomalies() if found.kind == "unstorable"]
     assert (found.times, found.amount) == (2, 140)
     assert "event.unstorable" in caplog.text
 
@@ -287,7 +288,7 @@ async def test_what_was_set_aside_is_not_set_aside_again(tmp_path: Path) -> None
     setting.settle(*events_of(2), *events_of(1, user="eve"))
     for _ in range(2):
         async with setting.open_store() as store:
-            flusher = Flusher(setting.ledger, store, setting.parts.unstorable(CLOCK))
+            flusher = Flusher(setting.ledger, setting.operations, store, setting.parts.unstorable(CLOCK))
             await flusher.begin()
             await flusher.flush_all()
         assert setting.ledger.acknowledged() == 3
@@ -301,7 +302,7 @@ async def test_an_entry_that_cannot_be_read_holds_up_nothing(setting: Setting) -
     (first,) = events_of(1)
     setting.trouble.error = StorageUnavailableError("wait")
     setting.settle(first)
-    settled = until_free(lambda: setting.ledger.record([], '{"v": 1, "user": '))
+    settled = until_free(lambda: record_new(setting.ledger, [], '{"v": 1, "user": '))
     setting.settle(*events_of(1))
     setting.trouble.error = None
     await eventually(lambda: setting.ledger.acknowledged() == 3)
@@ -354,7 +355,7 @@ async def test_moving_comes_to_an_end_under_more_than_the_store_can_take(tmp_pat
     setting.settle(*events_of(flusher_module.BATCH + 1))
     async with setting.parts.open_store() as store:
         slow = Slow(store, setting.trouble)
-        await Flusher(setting.ledger, slow, setting.parts.unstorable(CLOCK)).flush_all()
+        await Flusher(setting.ledger, setting.operations, slow, setting.parts.unstorable(CLOCK)).flush_all()
     assert batches == 2
     assert setting.ledger.acknowledged() == 2 * flusher_module.BATCH
     setting.ledger.close()
@@ -420,24 +421,24 @@ async def test_a_store_that_lost_more_than_the_outbox_keeps_leaves_a_gap(
 
 async def test_the_words_of_the_dead_are_swept(setting: Setting) -> None:
     """What a dead worker left word of does not stay for ever."""
-    until_free(lambda: setting.ledger.note(NOTE + "999999-dead", "digest"))
-    until_free(lambda: setting.ledger.note(NOTE + setting.workers.name, "digest"))
-    await eventually(lambda: list(setting.ledger.notes(NOTE)) == [NOTE + setting.workers.name])
+    until_free(lambda: setting.operations.note(NOTE + "999999-dead", "digest"))
+    until_free(lambda: setting.operations.note(NOTE + setting.workers.name, "digest"))
+    await eventually(lambda: list(setting.operations.notes(NOTE)) == [NOTE + setting.workers.name])
 
 
 async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the ledger's own interrupts the keeper for a moment."""
     kind = type(setting.ledger)
     broken = threading.Event()
-    tidy = kind.tidy
+    maintain = kind.maintain
 
-    def tidy_or_fail(self: Any, now: int) -> None:
+    def maintain_or_fail(self: Any, now: int) -> None:
         if not broken.is_set():
             broken.set()
             raise LedgerError("disk I/O error")
-        tidy(self, now)
+        maintain(self, now)
 
-    monkeypatch.setattr(kind, "tidy", tidy_or_fail)
+    monkeypatch.setattr(kind, "maintain", maintain_or_fail)
     await eventually(broken.is_set)
     setting.settle(*events_of(1))
     reserve_for_a_dead_worker(setting.ledger)
@@ -482,16 +483,16 @@ async def test_a_ledger_that_is_deleted_admits_nothing_more(
 async def test_a_clock_that_jumps_ahead_makes_no_limit_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock is ten days ahead for a while: what was spent today still counts when it is put right."""
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.05)
-    tidied: list[int] = []
-    tidy = SqliteLedger.tidy
-    monkeypatch.setattr(SqliteLedger, "tidy", lambda ledger, now: (tidy(ledger, now), tidied.append(now)))
+    maintained: list[int] = []
+    maintain = SqliteLedger.maintain
+    monkeypatch.setattr(SqliteLedger, "maintain", lambda ledger, now: (maintain(ledger, now), maintained.append(now)))
     clock = FakeClock()
     now = clock.now()
     runtime = Runtime(configure(tmp_path, "\n    - {name: daily, per: user, window: day, max_cost: 1}"), clock=clock)
     runtime.recorder.record(await admitted(runtime, clock, cost=60 * CENT), success(60 * CENT))
     clock.set(to_datetime(now) + timedelta(days=10))
-    tidied.clear()
-    await eventually(lambda: len(tidied) > 3)
+    maintained.clear()
+    await eventually(lambda: len(maintained) > 3)
     clock.set(to_datetime(now))
     assert isinstance(await admit(runtime, ask(clock, cost=41 * CENT)), Refusal)
     clock.advance(timedelta(days=10))
@@ -561,7 +562,7 @@ def test_a_power_cut_cannot_leave_the_store_ahead(tmp_path: Path) -> None:
     setting = Setting(tmp_path)
     setting.settle(*events_of(3))
     done: list[str] = []
-    sync, appended = setting.ledger.sync, Fragile.append
+    sync, appended = setting.opened.file.sync, Fragile.append
 
     def synced() -> None:
         done.append("ledger")
@@ -573,12 +574,12 @@ def test_a_power_cut_cannot_leave_the_store_ahead(tmp_path: Path) -> None:
 
     async def move() -> None:
         async with setting.open_store() as store:
-            flusher = Flusher(setting.ledger, store, setting.parts.unstorable(CLOCK))
+            flusher = Flusher(setting.ledger, setting.operations, store, setting.parts.unstorable(CLOCK))
             await flusher.begin()
             await flusher.flush_all()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setting.ledger, "sync", synced)
+        patch.setattr(setting.opened.file, "sync", synced)
         patch.setattr(Fragile, "append", append)
         asyncio.run(move())
     assert done == ["ledger", "store"]

@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 from usage_plugin.backends.partitioned.store import PartitionedStore, open_store
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.limits import LimitSet
-from usage_plugin.domain.profiles import UserProfile
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.domain.profiles import ProfileStore, UserProfile
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.tracking import persons
 from usage_plugin.tracking.copies import Copies
 from usage_plugin.tracking.flusher import Unstorable
@@ -19,25 +19,25 @@ from usage_plugin.tracking.flusher import Unstorable
 class Beside(PartitionedStore):
     """While somebody is forgotten, a keeper that has just begun hands over copies of all profiles."""
 
-    ledger: SqliteLedger
+    kept: ProfileStore
 
     async def forget(self, user: str, *, most: int) -> int:
         forgotten = await super().forget(user, most=most)
-        await Copies(self.ledger, self, tuple, lambda: None).bring_up_to_date()
+        await Copies(self.kept, self, tuple, lambda: None).bring_up_to_date()
         return forgotten
 
 
 async def test_no_copy_of_a_profile_comes_back(tmp_path: Path) -> None:
     """Whoever hands profiles over meanwhile, there is no copy of a forgotten person's in the end."""
-    ledger = SqliteLedger(tmp_path / "ledger.db")
-    ledger.put_profiles([UserProfile("ann", email="ann@x"), UserProfile("bo")])
+    opened = open_sqlite_ledger(tmp_path / "ledger.db")
+    opened.profiles.put([UserProfile("ann", email="ann@x"), UserProfile("bo")])
     async with open_store(tmp_path, ZoneInfo("UTC")) as store:
         store.__class__ = Beside
-        store.ledger = ledger
-        await Copies(ledger, store, tuple, lambda: None).bring_up_to_date()
+        store.kept = opened.profiles
+        await Copies(opened.profiles, store, tuple, lambda: None).bring_up_to_date()
         await persons.forget(
             persons.Person(frozenset({"ann"}), LimitSet(())),
-            ledger,
+            opened,
             store,
             Unstorable(tmp_path / "unstorable.jsonl", SystemClock()),
             now=0,
@@ -46,4 +46,4 @@ async def test_no_copy_of_a_profile_comes_back(tmp_path: Path) -> None:
             progress=lambda _kind, _count: None,
         )
         assert [profile.user async for profile in store.profiles()] == ["bo"]
-    ledger.close()
+    opened.close()

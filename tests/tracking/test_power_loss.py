@@ -72,7 +72,7 @@ workers.join()
 clock = SystemClock()
 keeper = Keeper(parts.open_ledger, parts.open_store, workers, clock, unstorable=parts.unstorable(clock))
 keeper.start()
-ledger = parts.open_ledger()
+ledger = parts.open_ledger().ledger
 (limit,) = config.limit_set().limits
 account = AccountKey(limit.key, 0, "")
 end = limit.window_at(0).end
@@ -114,7 +114,8 @@ def cut_power(folder: Path, synced: bytes, chance: random.Random) -> int:
 async def check(config: Config) -> tuple[int, int]:
     """Open the copies as the next keeper does, and see that everything is there once; give what was stored before."""
     parts = Parts(config)
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
+    ledger = opened.ledger
     assert ledger.verify() == []
     known = {entry.seq: entry.event for entry in ledger.outbox(0, 1_000_000)}
     async with parts.open_store() as store:
@@ -125,7 +126,7 @@ async def check(config: Config) -> tuple[int, int]:
         assert len(before) == stored
         for reservation in ledger.open_reservations():
             assert ledger.recover(reservation.event_id)
-        flusher = Flusher(ledger, store, parts.unstorable(SystemClock()))
+        flusher = Flusher(ledger, opened.operations, store, parts.unstorable(SystemClock()))
         await flusher.begin()
         await flusher.flush_all()
         after = [event async for event in store.events(ALWAYS, UsageFilter())]

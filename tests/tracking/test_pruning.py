@@ -19,7 +19,7 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.books import days_of
-from usage_plugin.testing.builders import NOON, make_event
+from usage_plugin.testing.builders import NOON, make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import pruning
 from usage_plugin.tracking.flusher import Flusher
@@ -30,7 +30,6 @@ from usage_plugin.tracking.pruning import Pruner, Retention, last_run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.store import UsageStore
 
 DAY = 86_400_000_000
@@ -44,7 +43,8 @@ class History:
     def __init__(self, folder: Path, *, backend: str = "sqlite", **retention: Any) -> None:
         self.parts = Parts(configure(folder, more=f"  storage: {{backend: {backend}}}"))
         self.clock = FakeClock()
-        self.ledger: Ledger = self.parts.open_ledger()
+        opened = self.parts.open_ledger()
+        self.ledger, self.operations = opened.ledger, opened.operations
         self.retention = Retention(**{"events": 90, "daily": 1830, "max_size": None, **retention})
         self.pruner = Pruner(lambda: self.retention, ZoneInfo("UTC"), self.clock)
         self.attempt = Attempt()
@@ -60,10 +60,10 @@ class History:
 
     async def run(self, store: UsageStore) -> None:
         """Turn until the run is over."""
-        before = last_run(self.ledger)
+        before = last_run(self.operations)
         for _ in range(1_000):
-            await self.pruner.turn(self.ledger, store, self.attempt)
-            if last_run(self.ledger) != before or self.pruner._run is None:
+            await self.pruner.turn(self.operations, store, self.attempt)
+            if last_run(self.operations) != before or self.pruner._run is None:
                 return
         raise AssertionError("it does not end")
 
@@ -86,7 +86,7 @@ async def test_what_is_too_old_goes_and_its_sums_stay(tmp_path: Path, backend: s
         kept = [event.started_at async for event in store.events(ALWAYS, UsageFilter())]
         assert kept == sorted(event.started_at for event in events if event.started_at >= NOON - 90 * DAY)
         assert await sums(store) == 101 * 10
-    run = last_run(history.ledger)
+    run = last_run(history.operations)
     assert run is not None
     assert (run.records, run.events_before) == (len(events) - len(kept) + 19, NOON - 90 * DAY)
 
@@ -98,7 +98,7 @@ async def test_nothing_goes_where_everything_is_kept(tmp_path: Path) -> None:
         await history.fill(store, 5_000, 1)
         await history.run(store)
         assert await days_left(store) == 5_000
-    assert last_run(history.ledger) is None
+    assert last_run(history.operations) is None
 
 
 async def test_a_slice_is_short_and_the_outbox_is_looked_at_between_turns(
@@ -119,8 +119,8 @@ async def test_a_slice_is_short_and_the_outbox_is_looked_at_between_turns(
 
         monkeypatch.setattr(store, "prune", prune)
         turns = 0
-        while last_run(history.ledger) is None:
-            await history.pruner.turn(history.ledger, store, history.attempt)
+        while last_run(history.operations) is None:
+            await history.pruner.turn(history.operations, store, history.attempt)
             turns += 1
         assert max(deleted) == 1_000
         assert sum(deleted) == len([event for event in events if event.started_at < NOON - DAY])
@@ -137,11 +137,12 @@ async def test_requests_and_flushes_go_on_while_history_is_pruned(tmp_path: Path
         await store.append("w", [(30_001, make_event())])
     clock = FakeClock()
     runtime = Runtime(parts.config, clock=clock)
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
+    ledger = opened.ledger
     try:
         flushed_meanwhile = 0
         deadline = time.monotonic() + 60
-        while (run := last_run(ledger)) is None:
+        while (run := last_run(opened.operations)) is None:
             assert time.monotonic() < deadline
             runtime.recorder.record(await admitted(runtime, clock, cost=1), success(1))
             flushed_meanwhile = max(flushed_meanwhile, ledger.acknowledged())
@@ -167,10 +168,10 @@ async def test_a_store_that_is_too_large_loses_its_oldest_events(tmp_path: Path)
         assert oldest is not None
         assert NOON - 40 * DAY < oldest.started_at < NOON - 10 * DAY
         assert await sums(store) == 6_000
-    run = last_run(history.ledger)
+    run = last_run(history.operations)
     assert run is not None
     assert run.events_before > NOON - 40 * DAY
-    assert problems(history.ledger) == []
+    assert problems(history.operations) == []
 
 
 async def test_a_days_events_stay_however_small_the_store_must_be(tmp_path: Path) -> None:
@@ -180,12 +181,12 @@ async def test_a_days_events_stay_however_small_the_store_must_be(tmp_path: Path
         await history.fill(store, 20, 100)
         await history.run(store)
         assert await days_left(store) == 2
-        (problem,) = problems(history.ledger)
+        (problem,) = problems(history.operations)
         assert problem.name == "retention"
         assert "max_size" in problem.text
         history.retention = Retention(None, None, None)
-        await history.pruner.turn(history.ledger, store, history.attempt)
-        assert problems(history.ledger) == []
+        await history.pruner.turn(history.operations, store, history.attempt)
+        assert problems(history.operations) == []
 
 
 async def test_a_wrong_clock_does_not_delete_everything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,7 +202,7 @@ async def test_a_wrong_clock_does_not_delete_everything(tmp_path: Path, caplog: 
             await history.run(store)
         assert await days_left(store) == 91
         assert "retention.careful" in caplog.text
-        assert "clock" in {problem.name for problem in problems(history.ledger)}
+        assert "clock" in {problem.name for problem in problems(history.operations)}
         for hour in range(1, 4):
             history.clock.advance(timedelta(hours=1))
             await history.run(store)
@@ -209,7 +210,7 @@ async def test_a_wrong_clock_does_not_delete_everything(tmp_path: Path, caplog: 
         # Set right again, it is as before.
         history.clock.set(datetime(2026, 11, 23, 18, tzinfo=timezone.utc))
         await history.run(store)
-        assert problems(history.ledger) == []
+        assert problems(history.operations) == []
         assert await days_left(store) == 88
 
 
@@ -219,7 +220,7 @@ async def test_a_clock_that_was_never_right_deletes_nothing_at_first(tmp_path: P
     history.clock.set(datetime(2046, 1, 1, tzinfo=timezone.utc))
     async with history.parts.open_store() as store:
         await history.run(store)
-        assert last_run(history.ledger) is None
+        assert last_run(history.operations) is None
         await history.fill(store, 90)
         await history.run(store)
         assert await days_left(store) == 90
@@ -231,14 +232,14 @@ async def test_it_runs_once_an_hour(tmp_path: Path) -> None:
     async with history.parts.open_store() as store:
         await history.fill(store, 100)
         await history.run(store)
-        first = last_run(history.ledger)
+        first = last_run(history.operations)
         another = Pruner(lambda: history.retention, ZoneInfo("UTC"), history.clock)
         history.clock.advance(timedelta(minutes=59))
-        await another.turn(history.ledger, store, history.attempt)
-        assert last_run(history.ledger) == first
+        await another.turn(history.operations, store, history.attempt)
+        assert last_run(history.operations) == first
         history.clock.advance(timedelta(minutes=1))
-        await another.turn(history.ledger, store, history.attempt)
-        assert last_run(history.ledger) != first
+        await another.turn(history.operations, store, history.attempt)
+        assert last_run(history.operations) != first
 
 
 async def test_a_run_that_fails_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +260,7 @@ async def test_a_run_that_fails_begins_anew(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr(store, "prune", prune)
         with pytest.raises(StorageUnavailableError):
             await history.run(store)
-        assert last_run(history.ledger) is None
+        assert last_run(history.operations) is None
         await history.run(store)
         assert await days_left(store) == 91
 
@@ -270,7 +271,7 @@ async def test_an_end_is_not_held_up(tmp_path: Path) -> None:
     history.attempt.end()
     async with history.parts.open_store() as store:
         await history.fill(store, 100)
-        await history.pruner.turn(history.ledger, store, history.attempt)
+        await history.pruner.turn(history.operations, store, history.attempt)
         assert await days_left(store) == 100
 
 
@@ -284,13 +285,14 @@ async def test_a_new_limit_says_what_it_cannot_count(tmp_path: Path, caplog: pyt
 """
     config = configure(tmp_path, limits, "  retention: {events: 90d}")
     parts, clock = Parts(config), FakeClock()
-    ledger = parts.open_ledger()
-    ledger.note(
+    opened = parts.open_ledger()
+    ledger = opened.ledger
+    opened.operations.note(
         pruning.NOTE, f'{{"at": {NOON}, "today": {NOON}, "events_before": {NOON - 90 * DAY}, "records": 1, "size": 1}}'
     )
-    ledger.record([], encode_event(make_event(cost=CENT)))
+    record_new(ledger, [], encode_event(make_event(cost=CENT)))
     async with parts.open_store() as store:
-        await Flusher(ledger, store, parts.unstorable(clock)).flush()
+        await Flusher(ledger, opened.operations, store, parts.unstorable(clock)).flush()
     with caplog.at_level(logging.INFO, "usage_plugin"):
         runtime = Runtime(config, clock=clock)
         await eventually(lambda: "limits.seeded" in caplog.text)
@@ -309,9 +311,9 @@ async def test_a_new_limit_says_whom_pseudonyms_hide(tmp_path: Path, caplog: pyt
 """
     config = configure(tmp_path, limits, "  privacy: {user: pseudonym}")
     parts, clock = Parts(config), FakeClock()
-    pseudonyms, ledger = parts.make_pseudonyms(), parts.open_ledger()
+    pseudonyms, ledger = parts.make_pseudonyms(), parts.open_ledger().ledger
     for name in ("eva", "bo"):
-        ledger.record([], encode_event(make_event(user=pseudonyms.of_person(name), cost=CENT)))
+        record_new(ledger, [], encode_event(make_event(user=pseudonyms.of_person(name), cost=CENT)))
     with caplog.at_level(logging.INFO, "usage_plugin"):
         runtime = Runtime(config, clock=clock)
         await eventually(lambda: "limits.seeded" in caplog.text)

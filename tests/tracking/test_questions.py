@@ -20,7 +20,7 @@ from usage_plugin.errors import HistoryError, UsagePluginError
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS
-from usage_plugin.testing.builders import make_event, make_sum
+from usage_plugin.testing.builders import make_event, make_sum, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.testing.openings import BERLIN, LedgerOpening, StoreOpening
 from usage_plugin.tracking.cache import UsageCache
@@ -61,10 +61,10 @@ async def reading(
     backend: str, folder: Path, events: Sequence[UsageEvent], stored: int, imported: int = 0
 ) -> AsyncIterator[UsageReader]:
     """A reader of a history of which so many events are in the store, and the rest in the outbox."""
-    ledger = LedgerOpening(SqliteLedgerBackend(), folder / "ledger").open()
+    ledger = LedgerOpening(SqliteLedgerBackend(), folder / "ledger").open().ledger
     try:
         async with StoreOpening(BACKENDS[backend], folder / "store").open() as store:
-            numbered = [(ledger.record([], encode_event(event)).seq or 0, event) for event in events]
+            numbered = [(record_new(ledger, [], encode_event(event)).seq or 0, event) for event in events]
             await store.append(ledger.writer, numbered[:stored])
             # The last one is in both, as it is before it is acknowledged.
             if stored > 1:

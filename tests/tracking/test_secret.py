@@ -11,7 +11,7 @@ import pytest
 
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.errors import SecretError
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.tracking.secret import make_secret, note_secret, read_secret, secret_trouble
 
 DAY = 86_400_000_000
@@ -23,15 +23,15 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def ledger(tmp_path):
-    opened = SqliteLedger(tmp_path / "data" / "ledger.db")
-    yield opened
+def operations(tmp_path):
+    opened = open_sqlite_ledger(tmp_path / "data" / "ledger.db")
+    yield opened.operations
     opened.close()
 
 
-def start(ledger, path, now=0, *, hides_persons=False) -> Pseudonyms:
+def start(operations, path, now=0, *, hides_persons=False) -> Pseudonyms:
     pseudonyms = Pseudonyms(make_secret(path), hides_persons=hides_persons)
-    note_secret(ledger, pseudonyms, path, now)
+    note_secret(operations, pseudonyms, path, now)
     return pseudonyms
 
 
@@ -62,38 +62,38 @@ def test_what_is_no_secret_is_refused(path: Path, text: str) -> None:
     assert path.read_text() == text
 
 
-def test_a_known_secret_is_no_trouble(ledger, path: Path) -> None:
+def test_a_known_secret_is_no_trouble(operations, path: Path) -> None:
     """A restart with the same secret says nothing."""
-    start(ledger, path)
-    pseudonyms = start(ledger, path, DAY)
-    assert secret_trouble(ledger, pseudonyms, path, DAY) is None
+    start(operations, path)
+    pseudonyms = start(operations, path, DAY)
+    assert secret_trouble(operations, pseudonyms, path, DAY) is None
 
 
-def test_a_lost_secret_is_named(ledger, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_secret_is_named(operations, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A secret that is gone is missed by readers, and its successor is named at the start and for 30 days."""
-    assert secret_trouble(ledger, None, path, 0) is None
-    first = start(ledger, path)
+    assert secret_trouble(operations, None, path, 0) is None
+    first = start(operations, path)
     kept = path.read_text()
     path.unlink()
-    assert "is missing" in (secret_trouble(ledger, None, path, 0) or "")
+    assert "is missing" in (secret_trouble(operations, None, path, 0) or "")
     with caplog.at_level(logging.ERROR, "usage_plugin"):
-        second = start(ledger, path, DAY)
+        second = start(operations, path, DAY)
     assert "secret.changed" in caplog.text
-    assert "another one" in (secret_trouble(ledger, first, path, DAY) or "")
-    assert "is a new one since 1970-01-02" in (secret_trouble(ledger, second, path, 2 * DAY) or "")
-    assert secret_trouble(ledger, second, path, 40 * DAY) is None
+    assert "another one" in (secret_trouble(operations, first, path, DAY) or "")
+    assert "is a new one since 1970-01-02" in (secret_trouble(operations, second, path, 2 * DAY) or "")
+    assert secret_trouble(operations, second, path, 40 * DAY) is None
     path.write_text(kept)
     caplog.clear()
     with caplog.at_level(logging.ERROR, "usage_plugin"):
-        again = start(ledger, path, 3 * DAY)
+        again = start(operations, path, 3 * DAY)
     assert not caplog.records
-    assert secret_trouble(ledger, again, path, 3 * DAY) is None
+    assert secret_trouble(operations, again, path, 3 * DAY) is None
 
 
-def test_another_way_to_keep_names_is_told(ledger, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_way_to_keep_names_is_told(operations, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Who switches to pseudonyms or back is told once that accounts begin anew."""
-    start(ledger, path)
+    start(operations, path)
     for hides, told in ((True, 1), (True, 1), (False, 2)):
         with caplog.at_level(logging.WARNING, "usage_plugin"):
-            start(ledger, path, hides_persons=hides)
+            start(operations, path, hides_persons=hides)
         assert caplog.text.count("privacy.changed") == told

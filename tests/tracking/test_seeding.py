@@ -15,13 +15,14 @@ import pytest
 from tests.support.waiting import calls_of, eventually
 from tests.tracking.test_tracking import CENT, admitted, configure, success
 from usage_plugin.config import ConfigFile
-from usage_plugin.domain.ledger import AccountKey, Adjustment, Balance, Charge, Hold
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
 from usage_plugin.domain.limits import LimitSet
+from usage_plugin.domain.operations import Adjustment
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import UsageEvent, subjects_of, totals_of
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
-from usage_plugin.testing.builders import make_event
+from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import keeper as keeper_module
 from usage_plugin.tracking import seeding
@@ -31,7 +32,6 @@ from usage_plugin.tracking.rules import NOTE, RulesInForce
 from usage_plugin.tracking.seeding import Seeder
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.store import UsageStore
 
 ZONE = "America/New_York"
@@ -67,24 +67,25 @@ class Data:
     def __init__(self, folder: Path, limits: str = MANY) -> None:
         self.parts = Parts(configure(folder, limits, MORE))
         self.clock = FakeClock(NOW)
-        self.ledger: Ledger = self.parts.open_ledger()
+        opened = self.parts.open_ledger()
+        self.ledger, self.operations = opened.ledger, opened.operations
         self.workers = self.parts.workers()
         self.workers.join()
         self.rules = RulesInForce(self.parts.config.limit_set())
         self.seeder = Seeder(self.rules, self.workers, self.parts.config.timezone, self.clock)
-        self.ledger.note(NOTE + self.workers.name, self.rules.digest)
+        self.operations.note(NOTE + self.workers.name, self.rules.digest)
 
     def settle(self, *events: UsageEvent) -> None:
         for event in events:
-            self.ledger.record([], encode_event(event))
+            record_new(self.ledger, [], encode_event(event))
 
     async def flush(self, store: UsageStore) -> None:
-        flusher = Flusher(self.ledger, store, self.parts.unstorable(self.clock))
+        flusher = Flusher(self.ledger, self.operations, store, self.parts.unstorable(self.clock))
         await flusher.begin()
         await flusher.flush_all()
 
     async def seed(self, store: UsageStore) -> None:
-        await self.seeder.seed_new(self.ledger, store, lambda: None)
+        await self.seeder.seed_new(self.ledger, self.operations, store, lambda: None)
 
     def accounts(self) -> dict[AccountKey, int]:
         return {
@@ -178,7 +179,7 @@ async def test_what_is_settled_while_accounts_are_set_counts_once(
                 started_at=data.clock.now(), user=f"u{chance.randint(0, 29)}", cost=chance.randint(1, 99)
             )
             charge = Charge(AccountKey(limit.key, window.start, event.user), window.end, event.cost or 0)
-            data.ledger.record([charge], encode_event(event))
+            record_new(data.ledger, [charge], encode_event(event))
             events.append(event)
 
     async with data.parts.open_store() as store:
@@ -186,41 +187,36 @@ async def test_what_is_settled_while_accounts_are_set_counts_once(
         data.settle(*events[:15])
         await data.flush(store)
         data.settle(*events[15:])
-        await data.seeder.seed_new(data.ledger, store, settle_as_a_worker)
+        await data.seeder.seed_new(data.ledger, data.operations, store, settle_as_a_worker)
         assert len(events) > 25
         assert data.accounts() == data.expected(events)
 
 
-async def test_many_accounts_are_set_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_accounts_are_corrected_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that finds thousands of users does not keep requests waiting until all of them are set."""
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
     (limit,) = data.rules.limits.limits
     window = limit.window_at(data.clock.now())
     key = AccountKey(limit.key, window.start, "u3")
-    charged: list[int] = []
-    seed = data.ledger.seed
+    corrected: list[int] = []
+    correct = data.ledger.correct
 
-    def watched(after: int, work_out: Any) -> None:
-        def counted(entries: Any) -> list[Charge]:
-            # Twice, as a ledger does whose transaction has to be tried again.
-            work_out(entries)
-            found = list(work_out(entries))
-            charged.append(len(found))
-            return found
-
-        # At the last moment, so that it is read inside the ledger's lock.
+    def watched(correction_id: str, differences: list[Charge]) -> None:
+        corrected.append(len(differences))
+        # Between the snapshot and the correction, which comes twice, as one does whose answer was lost.
         events.append(make_event(started_at=data.clock.now(), user="u3", cost=1))
-        data.ledger.record([Charge(key, window.end, 1)], encode_event(events[-1]))
-        seed(after, counted)
+        record_new(data.ledger, [Charge(key, window.end, 1)], encode_event(events[-1]))
+        assert correct(correction_id, differences)
+        assert not correct(correction_id, differences)
 
-    monkeypatch.setattr(data.ledger, "seed", watched)
+    monkeypatch.setattr(data.ledger, "correct", watched)
     events = [make_event(started_at=data.clock.now(), user=f"u{number}", cost=1) for number in range(1_050)]
 
     async with data.parts.open_store() as store:
         data.settle(*events)
         await data.flush(store)
         await data.seed(store)
-    assert (sum(charged), max(charged)) == (1_050, 250)
+    assert (sum(corrected), max(corrected)) == (1_050, 250)
     assert data.accounts() == data.expected(events)
 
 
@@ -234,16 +230,16 @@ async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:
     async with data.parts.open_store() as store:
         data.settle(before)
         await data.flush(store)
-        data.ledger.record([Charge(key, window.end, 7)], encode_event(after))
+        record_new(data.ledger, [Charge(key, window.end, 7)], encode_event(after))
         data.ledger.reserve("open", "w", data.clock.now(), [Hold(key, window.end, 3, None, 3)], "{}")
         await data.seed(store)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}
         # Once is enough: what is settled from here on is charged by whoever settles it.
-        data.ledger.record([], encode_event(make_event(started_at=data.clock.now(), cost=100)))
+        record_new(data.ledger, [], encode_event(make_event(started_at=data.clock.now(), cost=100)))
         await data.seed(store)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}
         again = Seeder(data.rules, data.workers, data.parts.config.timezone, data.clock)
-        await again.seed_new(data.ledger, store, lambda: None)
+        await again.seed_new(data.ledger, data.operations, store, lambda: None)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}, "a restart does not seed again"
 
 
@@ -270,7 +266,7 @@ async def test_seeding_waits_for_every_worker(tmp_path: Path) -> None:
     async with data.parts.open_store() as store:
         await data.seed(store)
         assert data.accounts() == {}
-        data.ledger.note(NOTE + other.name, "older")
+        data.operations.note(NOTE + other.name, "older")
         await data.seed(store)
         assert data.accounts() == {}
         other.leave()
@@ -287,9 +283,9 @@ async def test_a_limit_that_comes_back_is_seeded_again(tmp_path: Path, store_wor
 
     async def go_by(limits: LimitSet, *, seeds: bool = True) -> None:
         data.rules.replace(limits)
-        data.ledger.note(NOTE + data.workers.name, data.rules.digest)
+        data.operations.note(NOTE + data.workers.name, data.rules.digest)
         # Every second, and without the store.
-        data.seeder.forget_old(data.ledger)
+        data.seeder.forget_old(data.operations)
         if seeds:
             await data.seed(store)
 
@@ -368,7 +364,7 @@ async def test_a_limit_added_under_load_misses_nothing(tmp_path: Path) -> None:
     configure(tmp_path, TWO)
     await eventually(lambda: all(len(runtime.limits.limits) == 2 for runtime in workers))
     counting = seeding.COUNTING
-    await eventually(lambda: workers[0].ledger.notes(counting).get(counting, "").count(",") == 1)
+    await eventually(lambda: workers[0].operations.notes(counting).get(counting, "").count(",") == 1)
     await asyncio.sleep(0.3)
     going = False
     await asyncio.gather(*tasks)
@@ -397,14 +393,14 @@ async def test_the_yaml_is_followed(
 
     configure_text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(configure_text.replace("max_cost: 2", "max_cost: plenty"))
-    await eventually(lambda: [problem.name for problem in problems(runtime.ledger)] == ["config"])
-    assert "plenty" in problems(runtime.ledger)[0].text
+    await eventually(lambda: [problem.name for problem in problems(runtime.operations)] == ["config"])
+    assert "plenty" in problems(runtime.operations)[0].text
     read = calls_of(monkeypatch, ConfigFile, "changed")
     await eventually(lambda: len(read) > 3)
     assert caplog.text.count("config.refused") == 1
     assert runtime.limits.limits[0].amount == 200 * CENT
     (tmp_path / "config.yaml").write_text(configure_text)
-    await eventually(lambda: not problems(runtime.ledger))
+    await eventually(lambda: not problems(runtime.operations))
     await runtime.close()
 
 
@@ -413,7 +409,8 @@ async def test_adjustments_are_followed_and_end(tmp_path: Path) -> None:
     """An adjustment made by another process is in force within a second, and ends by itself."""
     clock = FakeClock()
     runtime = Runtime(configure(tmp_path, ONE), clock=clock)
-    other = Parts(runtime.config).open_ledger()
+    opened = Parts(runtime.config).open_ledger()
+    other = opened.operations
     until = clock.now() + 3_600_000_000
 
     def amount() -> int | None:
@@ -424,5 +421,5 @@ async def test_adjustments_are_followed_and_end(tmp_path: Path) -> None:
     await eventually(lambda: amount() == 5 * CENT)
     clock.advance(timedelta(hours=1))
     assert amount() == 1000 * 100 * CENT
-    other.close()
+    opened.close()
     await runtime.close()

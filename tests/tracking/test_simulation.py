@@ -17,7 +17,7 @@ from usage_plugin.config import config_of
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.subjects import INTERNAL
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, new_event_id, subjects_of
-from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking import simulation
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from usage_plugin.domain.ledger import Charge
+    from usage_plugin.domain.open_ledger import OpenLedger
 
 CENT = 10_000_000
 SECOND = 1_000_000
@@ -75,9 +76,10 @@ class Asked(NamedTuple):
 class Live:
     """The parts of a worker, on a ledger of their own, and a clock that is set to what is asked."""
 
-    def __init__(self, ledger: SqliteLedger, limits: LimitSet) -> None:
+    def __init__(self, opened: OpenLedger, limits: LimitSet) -> None:
         self.clock = FakeClock()
-        rules, counts = RulesInForce(limits), Imperfections(ledger, self.clock)
+        ledger = opened.ledger
+        rules, counts = RulesInForce(limits), Imperfections(opened.operations, self.clock)
         self.admission = Admission(
             ledger, rules, self.clock, worker="w", imperfections=counts, policy=AdmissionPolicy(busy_wait=0)
         )
@@ -123,13 +125,13 @@ class Live:
         self.clock.advance(timedelta(microseconds=at - self.clock.now()))
 
 
-def ledger_in(folder: str) -> closing[SqliteLedger]:
-    return closing(SqliteLedger(Path(folder) / "ledger.db"))
+def ledger_in(folder: str) -> closing[OpenLedger]:
+    return closing(open_sqlite_ledger(Path(folder) / "ledger.db"))
 
 
 async def live(requests: Sequence[Asked], limits: LimitSet) -> Live:
-    with TemporaryDirectory() as folder, ledger_in(folder) as ledger:
-        served = Live(ledger, limits)
+    with TemporaryDirectory() as folder, ledger_in(folder) as opened:
+        served = Live(opened, limits)
         await served.serve(requests)
         return served
 
@@ -139,8 +141,8 @@ async def replayed(
 ) -> tuple[list[str | None], Simulation]:
     """Replay events in the order of their admission; give the call ids of the refused, and all that came of it."""
     refused = []
-    with TemporaryDirectory() as folder, ledger_in(folder) as ledger:
-        replay = Replay(ledger, limits, **options)
+    with TemporaryDirectory() as folder, ledger_in(folder) as opened:
+        replay = Replay(opened, limits, **options)
         replay.charge(before)
         for event in sorted(events, key=lambda event: event.started_at):
             count = replay.found.refused.requests
@@ -148,8 +150,8 @@ async def replayed(
             if replay.found.refused.requests > count:
                 refused.append(event.call_id)
         found = await replay.end()
-        assert ledger.verify() == []
-        assert ledger.open_reservations() == []
+        assert opened.ledger.verify() == []
+        assert opened.ledger.open_reservations() == []
         return refused, found
 
 
@@ -314,10 +316,10 @@ async def test_memory_is_bounded_by_tallies_and_nothing_is_lost(monkeypatch: pyt
 async def test_the_ledger_of_a_long_replay_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Accounts of closed windows are dropped as live."""
     monkeypatch.setattr(simulation, "_TIDY_EVERY", 10)
-    with TemporaryDirectory() as folder, ledger_in(folder) as ledger:
+    with TemporaryDirectory() as folder, ledger_in(folder) as opened:
         limits = limits_of({"name": "rate", "per": "user", "window": "minute", "max_requests": 1})
-        replay = Replay(ledger, limits)
+        replay = Replay(opened, limits)
         for number in range(400):
             await replay.add(asked_of(number * HOUR, 0))
         await replay.end()
-        assert len(ledger.accounts(limits.limits[0].key, 0)) < 50
+        assert len(opened.ledger.accounts(limits.limits[0].key, 0)) < 50

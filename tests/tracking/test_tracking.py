@@ -17,11 +17,12 @@ import pytest
 
 from tests.support.waiting import calls_of, eventually
 from usage_plugin.config import Config, load_config
-from usage_plugin.domain.ledger import AccountKey, Balance, Ledger
+from usage_plugin.domain.ledger import AccountKey, Balance
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_event_id
 from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerBusyError, StorageUnavailableError
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
@@ -33,10 +34,11 @@ from usage_plugin.tracking.demands import Ask, Candidate
 from usage_plugin.tracking.flusher import Flusher
 from usage_plugin.tracking.keeper import Keeper
 from usage_plugin.tracking.recorder import OpenRequest, Outcome
-from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from usage_plugin.domain.open_ledger import OpenLedger
 
 CENT = 10_000_000
 TODAY = date(2026, 11, 23)
@@ -334,7 +336,7 @@ async def reading(config: Config, clock: FakeClock) -> AsyncIterator[Reader]:
 
 
 def settle(parts: Parts, *events: UsageEvent) -> None:
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     for event in events:
         ledger.reserve(event.event_id, "w", event.started_at, [], encode_event(event))
         assert ledger.settle(event.event_id, [], encode_event(event))
@@ -342,9 +344,10 @@ def settle(parts: Parts, *events: UsageEvent) -> None:
 
 
 async def flush(parts: Parts) -> int:
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
+    ledger = opened.ledger
     async with parts.open_store() as store:
-        flusher = Flusher(ledger, store, parts.unstorable(FakeClock()))
+        flusher = Flusher(ledger, opened.operations, store, parts.unstorable(FakeClock()))
         await flusher.begin()
         moved = 0
         while count := await flusher.flush():
@@ -376,7 +379,7 @@ async def test_flushing_again_after_a_lost_acknowledgement_is_safe(tmp_path: Pat
     """If the keeper dies between storing and acknowledging, the next one finds out and repeats nothing."""
     parts = Parts(configure(tmp_path))
     settle(parts, *(make_event(started_at=clock.now()) for _ in range(3)))
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     async with parts.open_store() as store:
         entries = ledger.outbox(0, 10)
         await store.append(ledger.writer, [(entry.seq, decode_event(entry.event)) for entry in entries])
@@ -466,7 +469,7 @@ async def test_a_sum_is_right_while_events_move_into_the_store(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, kept: int
 ) -> None:
     """What moves between the look into the store and the look into the outbox is counted, once."""
-    monkeypatch.setattr("usage_plugin.ledgers.sqlite.ledger.KEPT_ENTRIES", kept)
+    monkeypatch.setattr("usage_plugin.ledgers.sqlite.outbox.KEPT_ENTRIES", kept)
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     async with reading(parts.config, clock) as reader:
@@ -507,7 +510,7 @@ async def test_the_cache_forgets_what_it_cannot_catch_up_with(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If entries left the outbox before they were seen, everything cached is loaded anew."""
-    monkeypatch.setattr("usage_plugin.ledgers.sqlite.ledger.KEPT_ENTRIES", 1)
+    monkeypatch.setattr("usage_plugin.ledgers.sqlite.outbox.KEPT_ENTRIES", 1)
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     async with reading(parts.config, clock) as reader:
@@ -536,14 +539,14 @@ async def test_recording_keeps_the_cache_current(runtime: Runtime, clock: FakeCl
 
 def test_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
     """A worker lives as long as its process; the kernel says so, no heartbeat."""
-    code = "import sys,time; from pathlib import Path; from usage_plugin.tracking.workers import Workers;"
-    code += f"w=Workers(Path({str(tmp_path)!r})); w.join(); print(w.name, w.try_to_keep(), flush=True); time.sleep(60)"
+    code = "import sys,time; from pathlib import Path; from usage_plugin.ledgers.file_locks import FileLockedWorkers;"
+    code += f"w=FileLockedWorkers(Path({str(tmp_path)!r})); w.join(); print(w.name, w.try_to_keep(), flush=True); time.sleep(60)"
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
     )
     assert other.stdout is not None
     name, keeps = other.stdout.readline().split()
-    mine = Workers(tmp_path)
+    mine = FileLockedWorkers(tmp_path)
     mine.join()
     assert keeps == "True"
     assert sorted(mine.living()) == sorted([name, mine.name])
@@ -563,7 +566,7 @@ def test_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
 async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
     """What is settled reaches the store by itself, and what a dead worker left open is settled as reserved."""
     parts = Parts(configure(tmp_path))
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     dead = make_event(status="recovered")
     ledger.reserve(dead.event_id, "999999-dead", dead.started_at, [], encode_event(dead))
     runtime = Runtime(parts.config)
@@ -577,7 +580,7 @@ async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
 
 async def test_the_keeper_never_touches_the_living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reservations of workers that are alive stay open, however long they take."""
-    swept = calls_of(monkeypatch, Workers, "sweep")
+    swept = calls_of(monkeypatch, FileLockedWorkers, "sweep")
     runtime = Runtime(configure(tmp_path))
     clock = FakeClock(datetime.now(timezone.utc))
     await admitted(runtime, clock)
@@ -596,7 +599,7 @@ async def test_closing_flushes_what_is_settled(tmp_path: Path) -> None:
     await runtime.close(60)
     parts = Parts(runtime.config)
     async with parts.open_store() as store:
-        ledger = parts.open_ledger()
+        ledger = parts.open_ledger().ledger
         assert await store.watermark(ledger.writer) == 50 == ledger.acknowledged()
         ledger.close()
 
@@ -633,7 +636,7 @@ async def test_an_end_before_the_first_turn_flushes_as_well(tmp_path: Path, cloc
     told_to_stop = threading.Event()
     opened = 0
 
-    def open_ledger() -> Ledger:
+    def open_ledger() -> OpenLedger:
         nonlocal opened
         told_to_stop.wait(60)
         opened += 1
@@ -647,7 +650,7 @@ async def test_an_end_before_the_first_turn_flushes_as_well(tmp_path: Path, cloc
     await eventually(keeper._stopping.is_set)
     told_to_stop.set()
     await stopping
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     assert ledger.acknowledged() == 3
     ledger.close()
     workers.leave()
@@ -673,7 +676,7 @@ async def test_an_end_just_after_a_failure_flushes_as_well(tmp_path: Path, clock
     keeper.start()
     await eventually(failed.is_set)
     await asyncio.to_thread(keeper.stop, 60)
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     assert ledger.acknowledged() == 3
     ledger.close()
     workers.leave()
@@ -701,7 +704,7 @@ async def test_a_store_that_fails_loses_nothing(
     workers.join()
     keeper = Keeper(parts.open_ledger, open_store, workers, clock, unstorable=parts.unstorable(clock))
     keeper.start()
-    ledger = parts.open_ledger()
+    ledger = parts.open_ledger().ledger
     await eventually(lambda: len(refused) > 1)
     assert ledger.acknowledged() == 0
     settle(parts, make_event(started_at=clock.now()))
@@ -717,7 +720,7 @@ async def test_a_store_that_fails_loses_nothing(
 
 def test_lock_files_are_private(tmp_path: Path) -> None:
     """Lock files tell only their owner that somebody lives."""
-    workers = Workers(tmp_path / "workers")
+    workers = FileLockedWorkers(tmp_path / "workers")
     workers.join()
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "workers").rglob("*"))
     assert (tmp_path / "workers").stat().st_mode & 0o077 == 0

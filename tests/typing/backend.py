@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import assert_type
@@ -53,7 +54,17 @@ from usage_plugin.plugins.storage import (
     local_date,
     start_of_day,
 )
-from usage_plugin.testing import FakeClock, LedgerContract, StoreContract, make_event, make_sum
+from usage_plugin.testing import (
+    ErasableContract,
+    FakeClock,
+    LedgerContract,
+    OperationsLogContract,
+    ProfileStoreContract,
+    StoreContract,
+    WorkersContract,
+    make_event,
+    make_sum,
+)
 
 
 class ListOptions(Options):
@@ -181,6 +192,25 @@ class TestListStore(StoreContract):
 
 class TestListLedger(LedgerContract):
     __test__ = False
+
+
+class TestListOperations(OperationsLogContract):
+    __test__ = False
+
+
+class TestListProfiles(ProfileStoreContract):
+    __test__ = False
+
+
+class TestListErasable(ErasableContract):
+    __test__ = False
+
+
+class TestListWorkers(WorkersContract):
+    __test__ = False
+
+    def see(self, place: Path) -> Any:
+        raise NotImplementedError
 
 
 def abilities_of(store: UsageStore, backend: StorageBackend[Any]) -> list[type[Any]]:

@@ -187,7 +187,8 @@ class UsageQueries:
         """
         runtime, usage_filter = self._runtime, self._filter(names)
         zone = runtime.config.timezone
-        forecaster = Forecaster(self._reader, runtime.ledger, runtime.limits, zone, runtime.clock.now())
+        standings = Standings(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
+        forecaster = Forecaster(self._reader, standings, zone)
         if limit is None:
             if window not in FORECAST_WINDOWS:
                 raise UsagePluginError(f"window: expected one of {', '.join(FORECAST_WINDOWS)}; found {window}.")
@@ -298,7 +299,7 @@ class UsageQueries:
         runtime = self._runtime
         end = end or self._reader.today() + _DAY
         first, last = _days(start or end - 30 * _DAY, end)
-        balances = Standings(runtime.ledger, runtime.limits, runtime.clock.now())
+        balances = Standings(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
         known = Known(prices or {}, runtime.limits, balances, runtime.config.timezone)
         found = await find_patterns(self._reader, first, last, known, most_users=most_users)
         return [pattern_of(pattern) for pattern in found.patterns]

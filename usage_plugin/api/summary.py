@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.ledger import NotedAlert
     from usage_plugin.domain.limits import LimitSet, Matched
+    from usage_plugin.domain.operations import NotedAlert
     from usage_plugin.domain.store import Grouping
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.rows import ReportRow
@@ -46,7 +46,7 @@ async def summarise(runtime: Runtime, reader: UsageReader, name: str, days: int)
     by_day = _summed((row.group[0] or "", row.totals) for row in recent)
     return UsageSummary(
         user_id=name,
-        profile=runtime.ledger.profile(user),
+        profile=runtime.profiles.get(user),
         limits=[_limit(account, zone) for account in accounts if account.limit.has_accounts],
         daily_usage={date.fromisoformat(day): usage_of(totals) for day, totals in by_day.items()},
         monthly_usage={
@@ -113,7 +113,7 @@ def _matching(
 
 def _accounts(runtime: Runtime, matching: Mapping[tuple[int, str], Matched], now: int) -> list[AccountStanding]:
     """Return the accounts, in the order of the YAML."""
-    balances = Standings(runtime.ledger, runtime.limits, now)
+    balances = Standings(runtime.ledger, runtime.operations, runtime.limits, now)
     order = {limit.key: number for number, limit in enumerate(runtime.limits.limits)}
     return [balances.of(matching[key]) for key in sorted(matching, key=lambda key: (order[key[0]], key[1]))]
 
@@ -136,7 +136,7 @@ def _limit(account: AccountStanding, zone: ZoneInfo) -> UserLimit:
 
 def _alerts(runtime: Runtime, accounts: Iterable[AccountStanding], since: int, now: int) -> list[UserAlert]:
     by_account = {(account.limit.key, account.subject): account for account in accounts}
-    noted = runtime.ledger.alerts(since, {subject for _, subject in by_account})
+    noted = runtime.operations.alerts(since, {subject for _, subject in by_account})
     zone = runtime.config.timezone
     return [
         _alert(one, decode_alert(one.details), account, now, zone)

@@ -222,7 +222,7 @@ class UsageTracker(UsageQueries):
 
     async def get_user_profile(self, user_id: str) -> UserProfile | None:
         """Return a user's profile; None if there is none."""
-        return self._runtime.ledger.profile(self._user(user_id))
+        return self._runtime.profiles.get(self._user(user_id))
 
     async def put_user_profile(self, user_id: str, **fields: Unpack[ProfileFields]) -> UserProfile:
         """Create or change a user's profile; fields that are not given do not change.
@@ -236,23 +236,23 @@ class UsageTracker(UsageQueries):
         """
         checked = checked_fields(fields)
         user, now = self._user(user_id), self._runtime.clock.now()
-        ledger = self._runtime.ledger
+        profiles = self._runtime.profiles
 
         def put() -> UserProfile:
-            profile = (ledger.profile(user) or UserProfile(user, created_at=now)).changed(now, **checked)
-            ledger.put_profiles([profile])
+            profile = (profiles.get(user) or UserProfile(user, created_at=now)).changed(now, **checked)
+            profiles.put([profile])
             return profile
 
         return await retry_while_busy(put)
 
     async def delete_user_profile(self, user_id: str) -> bool:
         """Delete a user's profile, and no other records; return False if there is none."""
-        return await retry_while_busy(lambda: self._runtime.ledger.drop_profile(self._user(user_id)))
+        return await retry_while_busy(lambda: self._runtime.profiles.remove(self._user(user_id)))
 
     async def user_profiles(self) -> AsyncIterator[UserProfile]:
         """Stream all profiles, by user."""
         last = ""
-        while page := self._runtime.ledger.profiles(last, _PAGE):
+        while page := self._runtime.profiles.page(last, _PAGE):
             for profile in page:
                 yield profile
             last = page[-1].user
@@ -266,7 +266,7 @@ class UsageTracker(UsageQueries):
         name = text_of("by", by)
         if not name:
             raise UsagePluginError(f"by: expected a name; found {by!r}.")
-        return await retry_while_busy(lambda: runtime.ledger.acknowledge_alert(alert_id, runtime.clock.now(), name))
+        return await retry_while_busy(lambda: runtime.operations.acknowledge_alert(alert_id, runtime.clock.now(), name))
 
 
 def _split(facts: UsageFacts) -> tuple[Facts, Attribution, dict[str, Any]]:

@@ -19,8 +19,8 @@ from rich.text import Text
 from usage_plugin.cli.balances import amount_words, plain, resets_words, subject_words, unit_words
 from usage_plugin.cli.date_ranges import read_duration
 from usage_plugin.cli.output import Column, Output, console, escape_control, table
-from usage_plugin.domain.ledger import Adjustment
 from usage_plugin.domain.money import parse_usd
+from usage_plugin.domain.operations import Adjustment
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
@@ -73,9 +73,9 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
         raise click.BadParameter(f"--reason: expected 1 to {LONGEST_REASON} characters; it is kept.")
     now = reader.clock.now()
     length = read_duration(wanted.duration, "--for", LONGEST_DAYS)
-    before = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, subject))
+    before = Standings(reader.ledger, reader.operations, reader.limits, now).of(reader.limits.account(limit, subject))
     made = until_free(
-        lambda: reader.ledger.adjust(
+        lambda: reader.operations.adjust(
             Adjustment(
                 number=0,
                 limit=limit.name,
@@ -99,11 +99,13 @@ async def resume(reader: Reader, *, output: Output, limit_name: str, names: Mapp
     now = reader.clock.now()
     in_force = [
         found
-        for found in reader.ledger.adjustments(now)
+        for found in reader.operations.adjustments(now)
         if (found.limit, found.subject, found.ended_at) == (limit.name, subject, None)
     ]
     ended = [
-        found for found in in_force if until_free(partial(reader.ledger.end_adjustment, found.number, now), LEDGER_WAIT)
+        found
+        for found in in_force
+        if until_free(partial(reader.operations.end_adjustment, found.number, now), LEDGER_WAIT)
     ]
     words = subject_words(limit.names_of(subject))
     if not ended:
@@ -111,13 +113,13 @@ async def resume(reader: Reader, *, output: Output, limit_name: str, names: Mapp
             f"No adjustment of the limit {limit.name} is in force for {words}.",
             hint="usage-plugin adjustments lists the adjustments in force.",
         )
-    reader.limits = reader.limits.adjusted(reader.ledger.adjustments(now))
+    reader.limits = reader.limits.adjusted(reader.operations.adjustments(now))
     _show(reader, output, [found._replace(ended_at=now) for found in ended], f"The limit {limit.name} of {words}")
 
 
 async def show(reader: Reader, *, output: Output, everything: bool) -> None:
     """List the adjustments in force, or all that are kept."""
-    found = reader.ledger.adjustments(None if everything else reader.clock.now())
+    found = reader.operations.adjustments(None if everything else reader.clock.now())
     rows = [plain_adjustment(reader, one) for one in found]
     if not output.is_table:
         output.document({"adjustments": rows}, rows)
@@ -258,9 +260,11 @@ def _limit_of(reader: Reader, one: Adjustment) -> Limit | None:
 def _show(reader: Reader, output: Output, changed: list[Adjustment], title: str) -> None:
     """Print the changed adjustments and the current balance of the account."""
     now = reader.clock.now()
-    reader.limits = reader.limits.adjusted(reader.ledger.adjustments(now))
+    reader.limits = reader.limits.adjusted(reader.operations.adjustments(now))
     limit = next(limit for limit in reader.limits.limits if limit.name == changed[0].limit)
-    account = Standings(reader.ledger, reader.limits, now).of(reader.limits.account(limit, changed[0].subject))
+    account = Standings(reader.ledger, reader.operations, reader.limits, now).of(
+        reader.limits.account(limit, changed[0].subject)
+    )
     rows = [plain_adjustment(reader, one) for one in changed]
     if not output.is_table:
         output.document({"adjustments": rows, "now": plain(account)}, rows)

@@ -12,7 +12,7 @@ from usage_plugin.domain.windows import to_datetime
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import Imperfection
+    from usage_plugin.domain.operations import Anomaly
 
 COUNT_COLUMNS = (
     Column("kind"), Column("times", number=True), Column("amount", number=True), Column("last"), Column("most on"),
@@ -61,7 +61,7 @@ class AnomalyCount(NamedTuple):
         return f"{format_usd(self.amount)} USD" if self.amount else ""
 
 
-def counts(anomalies: Sequence[Imperfection]) -> list[AnomalyCount]:
+def counts(anomalies: Sequence[Anomaly]) -> list[AnomalyCount]:
     """Count anomalies by kind; kinds that never occurred are listed with 0."""
     times: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     amounts: Counter[str] = Counter()
@@ -82,7 +82,7 @@ def counts(anomalies: Sequence[Imperfection]) -> list[AnomalyCount]:
     ]  # fmt: skip
 
 
-def plain_counts(anomalies: Sequence[Imperfection]) -> list[dict[str, Any]]:
+def plain_counts(anomalies: Sequence[Anomaly]) -> list[dict[str, Any]]:
     """Return every anomaly as JSON."""
     return [found._asdict() for found in anomalies]
 

@@ -21,7 +21,7 @@ from usage_plugin.cli.export.columns import DAYS
 from usage_plugin.cli.export.destination import destination, prints_to_terminal
 from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import status_line
-from usage_plugin.domain.ledger import Audited
+from usage_plugin.domain.operations import AuditEntry
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
@@ -59,9 +59,9 @@ async def run_forget(
     now = reader.clock.now()
     try:
         with _progress() as progress:
-            await bring_to_store(reader.ledger, reader.store, reader.unstorable, reader.workers)
+            await bring_to_store(reader.opened, reader.store, reader.unstorable, reader.workers)
             await forget(
-                person, reader.ledger, reader.store, reader.unstorable,
+                person, reader.opened, reader.store, reader.unstorable,
                 now=now, open_windows=open_windows, counts=counts, progress=progress,
             )  # fmt: skip
     finally:
@@ -69,8 +69,8 @@ async def run_forget(
         audit(reader, "forget", reader.pseudonym(name), cleaned_reason, counts)
     with _progress() as progress:
         tell_plugins(person, reader.plugins.listeners("usage_user_forgotten"), progress)
-        await leave_no_trace(reader.ledger, reader.store, progress)
-    left = person.naming(reader.ledger)
+        await leave_no_trace(reader.erasable, reader.store, progress)
+    left = person.matches(reader.erasable)
     not_reached = [str(path) for path in _leftover_files(reader.config.data_dir)]
     facts = {
         "deleted": dict(counts),
@@ -115,7 +115,7 @@ async def run_export(reader: Reader, *, user: str, to: Path | None, force: bool,
 async def run_audit(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the audit log of deletions and exports."""
     wanted = None if user is None else {reader.pseudonym(clean_user(reader, user)), EVERYBODY}
-    found = [one for one in reader.ledger.audited() if wanted is None or one.subject in wanted]
+    found = [one for one in reader.operations.audited() if wanted is None or one.subject in wanted]
     rows = [
         {**one._asdict(), "at": to_datetime(one.at).isoformat(timespec="seconds"), "counts": dict(one.counts)}
         for one in found
@@ -175,14 +175,14 @@ def clean_reason(reason: str, person: Person | None) -> str:
 
 def audit(reader: Reader, action: str, subject: str, reason: str, counts: Counter[str]) -> None:
     """Record an action on the records of a person, named by pseudonym, or of `EVERYBODY`."""
-    entry = Audited(0, reader.clock.now(), action, subject, actor(), reason, dict(counts))
-    until_free(lambda: reader.ledger.audit(entry), LEDGER_WAIT)
+    entry = AuditEntry(0, reader.clock.now(), action, subject, actor(), reason, dict(counts))
+    until_free(lambda: reader.operations.audit(entry), LEDGER_WAIT)
 
 
 async def _all_records(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """Yield all records of a person."""
     for name in sorted(person.names):
-        profile = reader.ledger.profile(name)
+        profile = reader.profiles.get(name)
         if profile is not None:
             yield "profile", _plain_profile(profile._asdict())
     async for kind, facts in _store_records(reader, person):
@@ -206,7 +206,7 @@ async def _store_records(reader: Reader, person: Person) -> AsyncIterator[tuple[
 
 
 def _ledger_records(reader: Reader, person: Person) -> Iterator[tuple[str, dict[str, Any]]]:
-    found = person.naming(reader.ledger)
+    found = person.matches(reader.erasable)
     limits = {limit.key: limit for limit in reader.limits.limits}
     for account in found.accounts:
         yield "account", _plain_account(account, limits.get(account.key.limit_key))

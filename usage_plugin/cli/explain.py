@@ -78,7 +78,7 @@ async def run_subject(reader: Reader, *, output: Output, names: Mapping[str, str
 
 
 def _explain_refusal(reader: Reader, output: Output, ref: str) -> None:
-    found = reader.ledger.refusal(ref)
+    found = reader.operations.refusal(ref)
     if found is None:
         raise UnknownRefError(
             f"Refusal not found: {ref}.", hint="The last 10,000 refusals are kept; new ones are written once a second."
@@ -192,7 +192,9 @@ def _account_of(reader: Reader, matched: Matched, event: UsageEvent) -> AccountS
     now = reader.clock.now()
     still_counts = matched.limit.window_at(event.started_at).end > now
     rolling = matched.limit.since_at(now) is not None
-    return Standings(reader.ledger, reader.limits, now if still_counts and rolling else event.started_at).of(matched)
+    return Standings(
+        reader.ledger, reader.operations, reader.limits, now if still_counts and rolling else event.started_at
+    ).of(matched)
 
 
 def _counted(limit: Limit, event: UsageEvent) -> int:
@@ -260,7 +262,7 @@ def _provider_of(reader: Reader, model: str | None) -> str | None:
 
 
 def _accounts(reader: Reader, matched: Iterable[Matched]) -> list[AccountStanding]:
-    accounts = Standings(reader.ledger, reader.limits, reader.clock.now())
+    accounts = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
     return [accounts.of(one) for one in matched]
 
 

@@ -16,6 +16,7 @@ from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension
 from usage_plugin.domain.windows import WindowRule, local_date
 from usage_plugin.tracking.forecasting import Forecaster
 from usage_plugin.tracking.refusals import format_amount, plain_amount
+from usage_plugin.tracking.standings import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,8 @@ async def run(
 ) -> None:
     """Print the forecast, or the error of such forecasts on past days."""
     kept = reader.kept_filter(usage_filter)
-    forecaster = Forecaster(reader.tracker, reader.ledger, reader.limits, reader.config.timezone, reader.clock.now())
+    standings = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
+    forecaster = Forecaster(reader.tracker, standings, reader.config.timezone)
     if limit_name is not None:
         if by is not None or window is not None:
             raise click.UsageError("--limit has its own subjects and window: omit --by and --window.")

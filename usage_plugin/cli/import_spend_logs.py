@@ -42,16 +42,16 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
     parts, bar = Parts(config), Bar()
     pseudonyms = parts.make_pseudonyms()
     naming = Naming(identity.user, identity.casefold, identity.json_field, pseudonyms.keep)
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
     try:
         with bar.shown():
             async with parts.open_store() as store:
                 imported = await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)
         if imported.rows:
-            count_history_anew(ledger, config.limit_set(pseudonyms), config.timezone)
+            count_history_anew(opened.operations, config.limit_set(pseudonyms), config.timezone)
         return imported
     finally:
-        ledger.close()
+        opened.close()
 
 
 def _show(imported: Imported) -> None:

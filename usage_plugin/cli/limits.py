@@ -19,7 +19,7 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the accounts of the current windows."""
     title = "Limits" if user is None else f"Limits that count {user}"
     user = None if user is None else reader.kept("user", user)
-    accounts = Standings(reader.ledger, reader.limits, reader.clock.now())
+    accounts = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
     rows = [row for limit in reader.limits.limits for row in _rows(reader, accounts, limit, user)]
     if output.is_table:
         table(title, COLUMNS, [cells(row) for row in rows])

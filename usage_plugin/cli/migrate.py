@@ -63,15 +63,15 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
     reject_memory_store(config)
     parts = Parts(config)
     pseudonyms = parts.make_pseudonyms()
-    ledger = parts.open_ledger()
-    bar = NotedBar(ledger, SystemClock(), str(directory))
+    opened = parts.open_ledger()
+    bar = NotedBar(opened.operations, SystemClock(), str(directory))
     try:
         with bar.shown():
             async with parts.open_store() as store:
-                outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, ledger, store)
+                outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, opened.profiles, store)
                 # Even if this run added nothing: an earlier one may have been killed before this step.
                 if outcome.formats:
-                    count_history_anew(ledger, config.limit_set(pseudonyms), config.timezone)
+                    count_history_anew(opened.operations, config.limit_set(pseudonyms), config.timezone)
     except UsagePluginError as error:
         bar.note(FAILED, str(error))
         raise
@@ -80,7 +80,7 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
         bar.note(DONE, _summary_line(outcome))
         return outcome
     finally:
-        ledger.close()
+        opened.close()
 
 
 def _summary_line(outcome: Outcome) -> str:

@@ -43,7 +43,7 @@ async def run(
     known = Known(
         configured_rates(read_proxy_section(reader.config.path, "model_list")),
         reader.limits,
-        Standings(reader.ledger, reader.limits, reader.clock.now()),
+        Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now()),
         reader.config.timezone,
     )
     with counting_bar("examining users") as advance:

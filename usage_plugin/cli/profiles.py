@@ -9,7 +9,7 @@ import click
 from usage_plugin.cli.adjustments import LEDGER_WAIT, actor
 from usage_plugin.cli.output import Column, Output, table
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.profiles import UserProfile
+from usage_plugin.domain.profiles import ProfileStore, UserProfile
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import UnknownProfileError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from usage_plugin.config import Config
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.runtime import Reader
 
 _PAGE = 1_000
@@ -36,12 +35,12 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print all profiles, or one user's."""
     zone = reader.config.timezone
     if user is not None:
-        found = reader.ledger.profile(reader.kept("user", _name(user, casefold=reader.config.identity.casefold)))
+        found = reader.profiles.get(reader.kept("user", _name(user, casefold=reader.config.identity.casefold)))
         if found is None:
             raise UnknownProfileError(f"{user} has no profile.", hint="usage-plugin profile USER --tier … creates one.")
         _show(output, iter([found]), zone)
     else:
-        _show(output, _all(reader.ledger), zone)
+        _show(output, _all(reader.profiles), zone)
 
 
 def change(
@@ -58,13 +57,13 @@ def change(
     if not fields:
         raise click.UsageError("Give at least one of --username, --email, --tier, --active and --inactive.")
     now = SystemClock().now()
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
     try:
-        known = ledger.profile(user) or UserProfile(user, created_at=now)
+        known = opened.profiles.get(user) or UserProfile(user, created_at=now)
         changed = known.changed(now, **fields, metadata={**known.metadata, CHANGED_BY: actor()})
-        until_free(lambda: ledger.put_profiles([changed]), LEDGER_WAIT)
+        until_free(lambda: opened.profiles.put([changed]), LEDGER_WAIT)
     finally:
-        ledger.close()
+        opened.close()
     _show(output, iter([changed]), config.timezone)
 
 
@@ -85,9 +84,9 @@ def _text(key: str, value: str) -> str | None:
     return value or None
 
 
-def _all(ledger: Ledger) -> Iterator[UserProfile]:
+def _all(profiles: ProfileStore) -> Iterator[UserProfile]:
     after = ""
-    while page := ledger.profiles(after, _PAGE):
+    while page := profiles.page(after, _PAGE):
         yield from page
         after = page[-1].user
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
 
 _NOTE_EVERY = 1.0
 
@@ -116,10 +116,10 @@ class BarInTime(Bar):
 class NotedBar(Bar):
     """A progress bar that also records a note in the ledger, once a second."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, directory: str) -> None:
-        """Set the ledger, and the directory that the note names."""
+    def __init__(self, operations: OperationsLog, clock: Clock, directory: str) -> None:
+        """Set the operations log, and the directory that the note names."""
         super().__init__()
-        self._ledger = ledger
+        self._operations = operations
         self._clock = clock
         self._directory = directory
         self._noted = 0.0
@@ -144,4 +144,4 @@ class NotedBar(Bar):
     def note(self, state: str, text: str) -> None:
         """Record the note; if the ledger is busy, the next note replaces this one."""
         with suppress(LedgerError):
-            report(self._ledger, Report(self._directory, state, text, self._clock.now()))
+            report(self._operations, Report(self._directory, state, text, self._clock.now()))

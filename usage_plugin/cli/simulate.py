@@ -51,8 +51,8 @@ async def run(reader: Reader, *, output: Output, limits: Path, dates: TypedDates
     first, last = dates.read(reader.tracker.today())
     zone = reader.config.timezone
     bar = Bar()
-    with bar.shown(), reader.parts.scratch_ledger() as ledger:
-        replay = Replay(ledger, proposed, busy_wait=reader.config.admission.busy_wait)
+    with bar.shown(), reader.parts.scratch_ledger() as scratch:
+        replay = Replay(scratch, proposed, busy_wait=reader.config.admission.busy_wait)
         bar.begin("Earlier spend of open windows", None)
         await count_what_windows_held(reader.tracker, replay, proposed, first, zone)
         recorded = sum(row.totals.requests for row in await reader.tracker.report((), first, last))
@@ -217,7 +217,7 @@ def _notes(found: Simulation, limits: LimitSet) -> list[str]:
 
 def _missing_history(reader: Reader, limits: LimitSet, first: date) -> list[str]:
     """Return a note on limits whose windows opened before the oldest remaining event."""
-    run, zone = last_run(reader.ledger), reader.config.timezone
+    run, zone = last_run(reader.operations), reader.config.timezone
     if run is None:
         return []
     at = days_window(first, first, zone).start

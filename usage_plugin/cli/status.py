@@ -36,14 +36,14 @@ async def run(reader: Reader, *, output: Output) -> None:
     """Print the state of workers, outbox, reservations, refusals and history."""
     now = reader.clock.now()
     waiting = reader.ledger.waiting()
-    anomalies = [found for found in reader.ledger.imperfections() if found.last_at >= now - DAYS * _DAY]
-    adjustments = reader.ledger.adjustments(now)
+    anomalies = [found for found in reader.operations.anomalies() if found.last_at >= now - DAYS * _DAY]
+    adjustments = reader.operations.adjustments(now)
     reservations = reader.ledger.open_reservations()
     refusals, blocked = _refusals(reader, now // 60_000_000 - MINUTES)
     facts: dict[str, Any] = {
         "data_dir": str(reader.config.data_dir),
         "workers": reader.workers.living(),
-        "problems": [problem._asdict() for problem in (*problems(reader.ledger), *_secret_problems(reader, now))],
+        "problems": [problem._asdict() for problem in (*problems(reader.operations), *_secret_problems(reader, now))],
         "outbox": {
             "events": waiting.events,
             "bytes": waiting.size,
@@ -58,7 +58,7 @@ async def run(reader: Reader, *, output: Output) -> None:
         "blocked": blocked,
         "imperfections": plain_counts(anomalies),
         "adjustments": [plain_adjustment(reader, one) for one in adjustments],
-        "migration": _migration(reported(reader.ledger)),
+        "migration": _migration(reported(reader.operations)),
     }
     if not output.is_table:
         output.document(facts, refusals)
@@ -95,7 +95,7 @@ async def run(reader: Reader, *, output: Output) -> None:
 
 
 def _secret_problems(reader: Reader, now: int) -> Iterator[Problem]:
-    trouble = secret_trouble(reader.ledger, reader.pseudonyms, reader.secret_path, now)
+    trouble = secret_trouble(reader.operations, reader.pseudonyms, reader.secret_path, now)
     if trouble is not None:
         yield Problem("secret", trouble, to_datetime(now).isoformat())
 
@@ -116,7 +116,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 async def _history(reader: Reader) -> dict[str, Any]:
     """Return the age of the oldest event, the size of the store, and the retention."""
     kept = reader.config.retention
-    run = last_run(reader.ledger)
+    run = last_run(reader.operations)
     facts: dict[str, Any] = {
         "oldest_event": None,
         "bytes": None,
@@ -170,7 +170,7 @@ def _oldest_waiting(reader: Reader) -> int | None:
 def _refusals(reader: Reader, since_minute: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     by_limit: Counter[tuple[str, str]] = Counter()
     by_subject: Counter[tuple[str, str]] = Counter()
-    for row in reader.ledger.refusal_counts(since_minute):
+    for row in reader.operations.refusal_counts(since_minute):
         by_limit[row.limit, row.reason] += row.times
         if row.reason in ("spent", "too_large", "unpriced", "unbounded"):
             by_subject[row.limit, row.subject] += row.times

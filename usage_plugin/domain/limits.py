@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.ledger import Adjustment
+    from usage_plugin.domain.operations import Adjustment
 
 Unit = Literal["usd", "total_tokens", "input_tokens", "output_tokens", "requests", "parallel_requests"]
 """What a limit counts. Amounts in `usd` are nano-dollars; `parallel_requests` are held, and never spent."""

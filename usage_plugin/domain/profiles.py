@@ -1,13 +1,14 @@
-"""Profiles: what is known of a user beside what they spend. Nothing here decides whether a request is admitted."""
+"""User profiles and their port: facts about a user other than their spend. None of them decides about a request."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 """Write what a program put into a profile; a ValueError or a TypeError says that it is no JSON."""
@@ -49,3 +50,31 @@ def encode_profile(profile: UserProfile) -> str:
 def decode_profile(text: str) -> UserProfile:
     """Read what `encode_profile` wrote; fields of a newer version are passed over."""
     return UserProfile(**{name: value for name, value in json.loads(text).items() if name in UserProfile._fields})
+
+
+class ProfileStore(ABC):
+    """Profiles by user. Errors are the ledger's."""
+
+    @abstractmethod
+    def put(self, profiles: Sequence[UserProfile]) -> None:
+        """Keep profiles; one that is not newer (`updated_at`) than its user's present one changes nothing."""
+
+    @abstractmethod
+    def remove(self, user: str) -> bool:
+        """Delete a user's profile. False: there is none."""
+
+    @abstractmethod
+    def get(self, user: str) -> UserProfile | None:
+        """Return a user's profile."""
+
+    @abstractmethod
+    def page(self, after: str, most: int) -> list[UserProfile]:
+        """List profiles by user, those after a name; "" begins."""
+
+    @abstractmethod
+    def changes(self, after: int, most: int) -> list[tuple[int, UserProfile]]:
+        """List profiles in the order of their last change, each with its number, above `after`."""
+
+    @abstractmethod
+    def version(self) -> int:
+        """Return a number that grows with each profile put or removed; cheap enough for once a second."""

@@ -1,1 +1,1 @@
-"""Ledgers, each registered through the same hook as a third party's."""
+"""Ledgers: the SQLite ledger, and the file locks by which the workers of one host know each other."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
 
 NOTE = "migration"
 RUNNING, DONE, FAILED = "running", "done", "failed"
@@ -47,14 +47,14 @@ class Report(NamedTuple):
     at: int
 
 
-def report(ledger: Ledger, how: Report) -> None:
+def report(operations: OperationsLog, how: Report) -> None:
     """Leave word of how it stands."""
-    ledger.note(NOTE, json.dumps(how._asdict()))
+    operations.note(NOTE, json.dumps(how._asdict()))
 
 
-def reported(ledger: Ledger) -> Report | None:
+def reported(operations: OperationsLog) -> Report | None:
     """Read how the last migration stands."""
-    note = ledger.notes(NOTE).get(NOTE)
+    note = operations.notes(NOTE).get(NOTE)
     return Report(**json.loads(note)) if note else None
 
 
@@ -80,17 +80,17 @@ class AutomaticMigration:
         self._pause = _FIRST_PAUSE
         self._told_at = 0.0
 
-    def see_to_it(self, ledger: Ledger) -> None:
+    def see_to_it(self, operations: OperationsLog) -> None:
         """Start the command if it is needed, and look after it; never waits."""
         if self._is_done:
             return
         if self._process is not None:
-            self._look_after(self._process, ledger)
+            self._look_after(self._process, operations)
         elif time.monotonic() >= self._not_before:
-            self._begin(ledger)
+            self._begin(operations)
 
-    def _begin(self, ledger: Ledger) -> None:
-        last = reported(ledger)
+    def _begin(self, operations: OperationsLog) -> None:
+        last = reported(operations)
         if last and (last.directory, last.state) == (str(self._directory), DONE):
             self._is_done = True
             return
@@ -108,9 +108,9 @@ class AutomaticMigration:
         self._told_at = time.monotonic()
         log.info("migration.started", directory=str(self._directory), pid=self._process.pid)
 
-    def _look_after(self, process: subprocess.Popen[bytes], ledger: Ledger) -> None:
+    def _look_after(self, process: subprocess.Popen[bytes], operations: OperationsLog) -> None:
         code = process.poll()
-        last = reported(ledger)
+        last = reported(operations)
         text = last.text if last else ""
         if code is None:
             if time.monotonic() - self._told_at >= _TELL_EVERY:
@@ -124,7 +124,7 @@ class AutomaticMigration:
             return
         message = self._last_words()
         # Also for a command that was killed, and left no word itself.
-        report(ledger, Report(str(self._directory), FAILED, message, self._clock.now()))
+        report(operations, Report(str(self._directory), FAILED, message, self._clock.now()))
         self._process = None
         log.error(
             "migration.failed",

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.profiles import ProfileStore
     from usage_plugin.domain.store import UsageStore
 
 _BATCH = 1_000
@@ -163,7 +163,7 @@ def preview(directory: Path, surroundings: Surroundings, progress: Progress) -> 
 
 
 async def migrate(
-    directory: Path, surroundings: Surroundings, progress: Progress, ledger: Ledger, store: UsageStore
+    directory: Path, surroundings: Surroundings, progress: Progress, profiles: ProfileStore, store: UsageStore
 ) -> Outcome:
     """Import a (resolved) directory.
 
@@ -178,7 +178,7 @@ async def migrate(
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=surroundings.drafts)))
         migration = _Migration(directory, surroundings, progress, scratch, surroundings.drafts / f"{name}.db")
         stack.callback(migration.close)
-        return await migration.run(f"migrate:{name}", ledger, store)
+        return await migration.run(f"migrate:{name}", profiles, store)
 
 
 def _check(directory: Path) -> None:
@@ -229,7 +229,7 @@ class _Migration:
         self._tell(write=False)
         return outcome
 
-    async def run(self, writer: str, ledger: Ledger, store: UsageStore) -> Outcome:
+    async def run(self, writer: str, profiles: ProfileStore, store: UsageStore) -> Outcome:
         draft = self._draft
         stored = await store.watermark(writer)
         is_new = draft.fact("began") is None
@@ -252,7 +252,7 @@ class _Migration:
             await self._remember_before(writer, store)
             draft.keep_fact("began", "yes")
         await self._add(writer, store)
-        self._put_profiles(ledger)
+        self._put_profiles(profiles)
         with draft.transaction():
             self._write_limits()
         self._tell(write=True)
@@ -354,11 +354,11 @@ class _Migration:
                     f" {self._surroundings.drafts}.",
                 )
 
-    def _put_profiles(self, ledger: Ledger) -> None:
+    def _put_profiles(self, kept: ProfileStore) -> None:
         self._progress.begin("Profiles", None)
         profiles = self._draft.profiles()
         while page := list(islice(profiles, _PROFILES)):
-            until_free(lambda page=page: ledger.put_profiles(page))  # type: ignore[misc]
+            until_free(lambda page=page: kept.put(page))  # type: ignore[misc]
             self._outcome.profiles += len(page)
             self._progress.advance(len(page))
 

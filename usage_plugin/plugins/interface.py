@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageTotals
 
@@ -182,8 +182,8 @@ class LedgerBackend(ABC, Generic[OptionsT]):
         """Say whether there is a ledger to open; create nothing."""
 
     @abstractmethod
-    def open(self, options: OptionsT, surroundings: Surroundings) -> Ledger:
-        """Open the ledger for use by one thread. Several threads and processes may have it open at once."""
+    def open(self, options: OptionsT, surroundings: Surroundings) -> OpenLedger:
+        """Open the ledger with its parts for one thread. Several threads and processes may have it open at once."""
 
 
 class Claim(NamedTuple):

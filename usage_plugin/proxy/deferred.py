@@ -57,7 +57,7 @@ class Deferred:
         if not request.admitted.holds:
             return False
         try:
-            deferred.defer(self._runtime.ledger, work.provider_id, request.event_id)
+            deferred.defer(self._runtime.operations, work.provider_id, request.event_id)
         except LedgerError as error:
             log.error("request.not_deferred", event_id=request.event_id, **short_error(error))  # noqa: TRY400
             return False
@@ -67,7 +67,7 @@ class Deferred:
     def find(self, work: Work) -> RequestUnderWay | None:
         """Find the request whose result this is; None if it was settled before."""
         try:
-            admitted = deferred.find(self._runtime.ledger, work.provider_id)
+            admitted = deferred.find(self._runtime.ledger, self._runtime.operations, work.provider_id)
         except LedgerError as error:
             log.error("request.not_found", **short_error(error))  # noqa: TRY400
             return None
@@ -79,7 +79,7 @@ class Deferred:
     def forget(self, work: Work) -> None:
         """Forget work whose result is on the books."""
         try:
-            deferred.forget(self._runtime.ledger, work.provider_id)
+            deferred.forget(self._runtime.operations, work.provider_id)
         except LedgerError as error:
             log.debug("request.note_left", **short_error(error))
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import asyncio
 
     from usage_plugin.config import Config, ConfigFile
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.liveness import Workers
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.runtime.worker import Runtime
-    from usage_plugin.tracking.workers import Workers
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
 """Keys of the YAML that are read at the start only."""
@@ -50,12 +50,15 @@ class Following:
             self._measure_outbox,
         )
 
-    def _watch_ledger(self, ledger: Ledger) -> None:
+    def _watch_ledger(self, _: OpenLedger) -> None:
         """Admit nothing by a ledger that was deleted or replaced: whoever starts next counts in another."""
-        del ledger  # this thread's, which may have been opened later
+        # The request path's own, not this thread's, which may have been opened later.
+        file = self._runtime.opened.file
+        if file is None:
+            return
         gone = ""
         try:
-            self._runtime.ledger.check_place()
+            file.check_place()
         except LedgerError as error:
             gone = error.message
         pressure = self._runtime.pressure
@@ -65,7 +68,7 @@ class Following:
             log.info("ledger.is_back", path=self._runtime.ledger.location)
         pressure.ledger_gone = gone
 
-    def _follow_file(self, ledger: Ledger) -> None:
+    def _follow_file(self, opened: OpenLedger) -> None:
         """Put a changed YAML in force; an invalid one is refused, and the old one stays."""
         file = self._file
         if file is None:
@@ -79,7 +82,7 @@ class Following:
             if config is not None:
                 self._replace(config)
         if self._workers.keeps:
-            self._problems.tell(ledger, "config", file.mistakes)
+            self._problems.tell(opened.operations, "config", file.mistakes)
 
     def _replace(self, config: Config) -> None:
         runtime = self._runtime
@@ -106,21 +109,21 @@ class Following:
         runtime = self._runtime
         runtime.rules.replace(runtime.config.limit_set(runtime.pseudonyms, runtime.resolvers.membership()))
 
-    def _follow_groups(self, _: Ledger) -> None:
+    def _follow_groups(self, _: OpenLedger) -> None:
         """Put groups in force that a resolver knows otherwise now."""
         if self._runtime.resolvers.have_changed(self._runtime.limits.membership):
             self._replace_rules()
 
-    def _follow_adjustments(self, ledger: Ledger) -> None:
-        self._runtime.rules.follow(ledger, self._runtime.clock.now())
+    def _follow_adjustments(self, opened: OpenLedger) -> None:
+        self._runtime.rules.follow(opened.operations, self._runtime.clock.now())
 
-    def _tell_rules(self, ledger: Ledger) -> None:
+    def _tell_rules(self, opened: OpenLedger) -> None:
         """Leave word of the rules that this worker goes by, once nothing is settled by others any more."""
         digest = self._runtime.rules.digest
         if digest == self._told:
             return
         if self._used_by_loop == digest:
-            ledger.note(NOTE + self._workers.name, digest)
+            opened.operations.note(NOTE + self._workers.name, digest)
             self._told = digest
         else:
             # Asked there, because the loop may be in the middle of a settlement by the rules before.
@@ -131,15 +134,15 @@ class Following:
         if not self._runtime.recorder.pending and digest == self._runtime.rules.digest:
             self._used_by_loop = digest
 
-    def _measure_outbox(self, ledger: Ledger) -> None:
+    def _measure_outbox(self, opened: OpenLedger) -> None:
         storage, pressure = self._runtime.config.storage, self._runtime.pressure
-        full = ledger.waiting().size >= storage.outbox_max
+        full = opened.ledger.waiting().size >= storage.outbox_max
         if full != self._is_full:
             self._is_full = pressure.outbox_full = full
             pressure.leaves_gaps = full and storage.on_outbox_full == "allow"
         if self._workers.keeps:
             problem = f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
-            self._problems.tell(ledger, "outbox", problem)
+            self._problems.tell(opened.operations, "outbox", problem)
 
 
 def admission_policy(config: Config, *, enforce: bool) -> AdmissionPolicy:

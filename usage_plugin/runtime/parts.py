@@ -8,10 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.domain.erasure import Erasable
 from usage_plugin.domain.ledger import Ledger
+from usage_plugin.domain.operations import OperationsLog
+from usage_plugin.domain.profiles import ProfileStore
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.plugins.interface import (
     LedgerBackend,
     Restorable,
@@ -27,7 +31,6 @@ from usage_plugin.plugins.verbs import check_verbs
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.cache import UsageCache
 from usage_plugin.tracking.flusher import Unstorable
-from usage_plugin.tracking.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 
     from usage_plugin.config import Config
     from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.liveness import Workers
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.plugins.interface import Restoration
@@ -107,7 +112,8 @@ class Parts:
         self._ledger: LedgerBackend[Any] = choose(
             "usage_plugin.ledger", config.ledger.backend, self.plugins.ledger_backends
         )
-        self._check_verbs(Ledger, self._ledger, "ledger")
+        for port in (Ledger, OperationsLog, ProfileStore, Erasable):
+            self._check_verbs(port, self._ledger, "ledger")
         self._ledger_options = check_options(
             "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
         )
@@ -117,20 +123,20 @@ class Parts:
         plugin = next((str(one.found) for one in self.plugins.loaded if registered in one.registers), "")
         check_verbs(port, type(backend).__module__, f"the {registered} of the plugin {plugin}")
 
-    def open_ledger(self) -> Ledger:
+    def open_ledger(self) -> OpenLedger:
         """Open the ledger for the calling thread."""
         return self._ledger.open(self._ledger_options, self._surroundings)
 
     @contextmanager
-    def scratch_ledger(self) -> Iterator[Ledger]:
+    def scratch_ledger(self) -> Iterator[OpenLedger]:
         """Open an empty SQLite ledger in a temporary folder, which is deleted at the end."""
         with TemporaryDirectory(prefix="usage-plugin-") as folder:
             backend = self.plugins.ledger_backends["sqlite"]
-            ledger = backend.open(backend.options_model(), replace(self._surroundings, data_dir=Path(folder)))
+            opened = backend.open(backend.options_model(), replace(self._surroundings, data_dir=Path(folder)))
             try:
-                yield ledger
+                yield opened
             finally:
-                ledger.close()
+                opened.close()
 
     def has_ledger(self) -> bool:
         """Say whether there is anything to read; readers create nothing."""
@@ -168,8 +174,8 @@ class Parts:
         return self._storage.restore(self._storage_options, self._surroundings, dry_run=dry_run)
 
     def workers(self) -> Workers:
-        """See the workers of the data folder."""
-        return Workers(self.config.data_dir / "workers")
+        """Find the workers of the data folder."""
+        return FileLockedWorkers(self.config.data_dir / "workers")
 
     @property
     def secret_path(self) -> Path:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from usage_plugin.config import Config
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import LimitSet, Membership
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageFilter, UsageStore
     from usage_plugin.plugins.manager import Plugins
 
@@ -31,7 +31,7 @@ log = get_logger()
 class Reader:
     """Everything a reader needs: it changes nothing, whether the proxy runs or not."""
 
-    def __init__(self, parts: Parts, ledger: Ledger, store: UsageStore, clock: Clock) -> None:
+    def __init__(self, parts: Parts, opened: OpenLedger, store: UsageStore, clock: Clock) -> None:
         """Take the open parts; `open_reader` makes them."""
         self.parts = parts
         self.config = parts.config
@@ -39,13 +39,15 @@ class Reader:
         self.secret_path = parts.secret_path
         self.pseudonyms = parts.pseudonyms()
         self._membership = _membership(parts, clock)
-        self.limits = self.limits_of(parts.config).adjusted(ledger.adjustments(clock.now()))
-        self.ledger = ledger
+        self.limits = self.limits_of(parts.config).adjusted(opened.operations.adjustments(clock.now()))
+        self.opened = opened
+        self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
+        self.erasable = opened.erasable
         self.workers = parts.workers()
         self.unstorable = parts.unstorable(clock)
         self.plugins = parts.plugins
         self.store = store
-        self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
+        self.tracker = UsageReader(opened.ledger, store, parts.cache(), parts.config.timezone, clock)
 
     def limits_of(self, config: Config) -> LimitSet:
         """Make the limits of a configuration, for the names that are kept here; without adjustments."""
@@ -124,9 +126,9 @@ async def open_reader(
             f"Nothing has been recorded in {config.data_dir} yet.",
             hint="Start the proxy with the callback usage_plugin.proxy.callback, or name its YAML with --config.",
         )
-    ledger = parts.open_ledger()
+    opened = parts.open_ledger()
     try:
         async with parts.open_store_for_reading() as store:
-            yield Reader(parts, ledger, store, clock or SystemClock())
+            yield Reader(parts, opened, store, clock or SystemClock())
     finally:
-        ledger.close()
+        opened.close()

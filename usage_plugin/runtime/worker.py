@@ -32,8 +32,8 @@ from usage_plugin.tracking.rules import RulesInForce
 from usage_plugin.tracking.seeding import Seeder
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.plugins.manager import Plugins
 
 TICK_SECONDS = 1.0
@@ -62,9 +62,10 @@ class Runtime:
         self.rules = RulesInForce(config.limit_set(self.pseudonyms, self.resolvers.membership()))
         self.pressure = Pressure()
         self.cache = parts.cache()
-        self.ledger = parts.open_ledger()
-        secret.note_secret(self.ledger, self.pseudonyms, parts.secret_path, self.clock.now())
-        self.rules.follow(self.ledger, self.clock.now())
+        self.opened = opened = parts.open_ledger()
+        self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
+        secret.note_secret(self.operations, self.pseudonyms, parts.secret_path, self.clock.now())
+        self.rules.follow(self.operations, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
         self._listeners = Listeners(
@@ -74,7 +75,7 @@ class Runtime:
             events=self.plugins.listeners("usage_event_recorded"),
         )
         self.alerts = Alerts(self.clock, self._listeners.alerts)
-        self.imperfections = Imperfections(self.ledger, self.clock)
+        self.imperfections = Imperfections(self.operations, self.clock)
         self.admission = Admission(
             self.ledger,
             self.rules,
@@ -94,7 +95,7 @@ class Runtime:
             audience=self._listeners.events,
             pressure=self.pressure,
         )
-        self.refusals = RefusalLog(self.ledger, self._listeners.refusals)
+        self.refusals = RefusalLog(self.operations, self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None
         self._following = Following(self, file, asyncio.get_running_loop(), self._workers)
         seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
@@ -110,8 +111,8 @@ class Runtime:
             audience=self._listeners.events,
             chores=(
                 *self._following.chores,
-                self.alerts.hand_over,
-                self._failures.hand_over,
+                lambda opened: self.alerts.hand_over(opened.operations),
+                lambda opened: self._failures.hand_over(opened.operations),
                 self._see_to_migration,
             ),
         )
@@ -120,9 +121,10 @@ class Runtime:
         self._listeners.start()
         self._keeper.start()
 
-    def _open_again(self) -> Ledger:
+    def _open_again(self) -> OpenLedger:
         """Open the ledger for another thread; never a new one in the place of one that was deleted."""
-        self.ledger.check_place()
+        if self.opened.file is not None:
+            self.opened.file.check_place()
         return self.parts.open_ledger()
 
     @property
@@ -149,9 +151,9 @@ class Runtime:
     def _retention(self) -> Retention:
         return Retention(**self.config.retention.model_dump())
 
-    def _see_to_migration(self, ledger: Ledger) -> None:
+    def _see_to_migration(self, opened: OpenLedger) -> None:
         if self._migration and self._workers.keeps:
-            self._migration.see_to_it(ledger)
+            self._migration.see_to_it(opened.operations)
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go.
@@ -171,9 +173,9 @@ class Runtime:
             # Not on the loop: a plugin may need it to come to an end.
             await asyncio.to_thread(self._listeners.stop)
             with suppress(LedgerError):
-                self._failures.hand_over(self.ledger)
+                self._failures.hand_over(self.operations)
             self._workers.leave()
-            self.ledger.close()
+            self.opened.close()
 
 
 def _migration(config: Config, clock: Clock) -> AutomaticMigration | None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from usage_plugin.domain.ledger import AccountKey, Hold
+from usage_plugin.domain.ledger import AccountKey, Hold, Settled
 from usage_plugin.domain.prices import Rates
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum
 from usage_plugin.domain.usage import UsageEvent, UsageTotals, new_event_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    from usage_plugin.domain.ledger import Charge, Ledger
 
 NOON = 1_795_435_200_000_000
 """2026-11-23 12:00 UTC."""
@@ -87,3 +89,23 @@ def sums_batch(count: int = 3) -> list[tuple[int, DailySum]]:
 def hold(account: AccountKey, amount: int, maximum: int | None) -> Hold:
     """Make a hold that is charged in full if its worker dies."""
     return Hold(account, END, amount, maximum, if_lost=amount)
+
+
+def record_new(ledger: Ledger, charges: Sequence[Charge], event: str | None) -> Settled:
+    """Record an event under a new id."""
+    recorded = ledger.record(new_event_id(), charges, event)
+    assert recorded is not None
+    return recorded
+
+
+def settle_open(ledger: Ledger, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled:
+    """Settle a reservation that is open."""
+    settled = ledger.settle(event_id, charges, event)
+    assert isinstance(settled, Settled), settled
+    return settled
+
+
+def settle_one(ledger: Ledger, event: str) -> int:
+    """Reserve and settle a request without limits; return its number."""
+    ledger.reserve(event, "w", 5, [], "draft")
+    return settle_open(ledger, event, [], event).seq

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
+    from pathlib import Path
     from threading import Barrier
 
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.testing.openings import LedgerOpening, StoreOpening
 
@@ -155,7 +157,7 @@ def meeting(children: int) -> Barrier:
 
 def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: Barrier, report: Connection) -> None:
     """Request 20 of 100 the given number of times, concurrently with others; report the admitted requests."""
-    ledger = opening.open()
+    ledger = opening.open().ledger
     others.wait()
     for number in range(count):
         name = f"{worker}-{number}"
@@ -166,7 +168,7 @@ def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: 
 
 def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) -> None:
     """Request 5 of 500 until refused, settle at 2 and report each event."""
-    ledger = opening.open()
+    ledger = opening.open().ledger
     for number in itertools.count():
         name = f"{worker}-{number}"
         if not _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 5, 500)], "draft")).admitted:
@@ -178,12 +180,23 @@ def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) ->
 
 def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) -> None:
     """Settle one request after the other and report each; do the housekeeping in between."""
-    ledger = opening.open()
+    opened = opening.open()
+    ledger = opened.ledger
     while True:
         number += 1
         ledger.reserve(str(number), "w", 5, [hold(ANN, 5, None)], f"draft-{number}")
         ledger.settle(str(number), [Charge(ANN, END, 2)], f"event-{number}")
         report.send(number)
         if not number % 20:
-            ledger.shorten_log()
-            ledger.sync()
+            if opened.file is not None:
+                opened.file.shorten_log()
+            ledger.outbox(0, 1, durable=True)
+
+
+def live_until_killed(see: Callable[[Path], Workers], place: Path, report: Connection) -> None:
+    """Join, become the keeper, and report the name."""
+    worker = see(place)
+    worker.join()
+    assert worker.try_to_keep()
+    report.send(worker.name)
+    time.sleep(PATIENCE)

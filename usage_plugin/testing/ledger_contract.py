@@ -1,109 +1,56 @@
-"""What every ledger promises: one promise, one test, one sentence.
+"""Promises of a ledger's core: one promise, one test, one sentence.
 
     class TestMyLedger(LedgerContract):
         backend = MyLedgerBackend()
 
-The docstrings are the promises. Nothing here knows a ledger: what is particular to one is tested beside it.
+The docstrings are the promises. Nothing here knows a ledger: what is particular to one is tested with it. The other
+parts have contracts of their own: `OperationsLogContract`, `ProfileStoreContract` and `ErasableContract`.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections import Counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
-from hypothesis.stateful import run_state_machine_as_test
 
-from usage_plugin.domain.ledger import (
-    AccountKey,
-    Adjustment,
-    AlertKey,
-    Audited,
-    Balance,
-    Charge,
-    Hold,
-    Imperfection,
-    OutboxEntry,
-    RefusalCount,
-)
-from usage_plugin.domain.profiles import UserProfile
-from usage_plugin.errors import LedgerBusyError, LedgerError
-from usage_plugin.testing.builders import ANN, END, TEAM, hold
-from usage_plugin.testing.children import (
-    meeting,
-    reports,
-    reserve_in_a_child,
-    serve_until_killed,
-    spend_in_a_child,
-    start,
-)
-from usage_plugin.testing.faults import Faults, growing
+from usage_plugin.domain.ledger import Account, AccountKey, Balance, Charge, Hold, NotSettled, OutboxEntry
+from usage_plugin.errors import ReservationConflictError
+from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one, settle_open
 from usage_plugin.testing.hostile import HostileNames
-from usage_plugin.testing.ledger_machine import LedgerMachine
-from usage_plugin.testing.openings import LedgerOpening
+from usage_plugin.testing.ledger_durability import LedgerDurability
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.plugins.interface import LedgerBackend
+    from usage_plugin.domain.open_ledger import OpenLedger
+    from usage_plugin.testing.openings import LedgerOpening
 
 
-class LedgerContract(HostileNames):
-    """The promises of a ledger.
-
-    Attributes:
-        backend: what opens the ledger under test.
-        options: its options, as in the YAML.
-        fault_points: as in `StoreContract`.
-    """
-
-    backend: ClassVar[LedgerBackend[Any]]
-    options: ClassVar[Mapping[str, Any]] = {}
-    fault_points: ClassVar[Mapping[str, Exception]] = {}
+class LedgerContract(LedgerDurability, HostileNames):
+    """The promises of accounts, reservations and the outbox."""
 
     @pytest.fixture
-    def opening(self, tmp_path: Path) -> LedgerOpening:
-        """How the ledger is opened; override it for a ledger that does not live in `data_dir`."""
-        return LedgerOpening(self.backend, tmp_path / "data" / "usage", self.options)
-
-    @pytest.fixture
-    def ledger(self, opening: LedgerOpening) -> Iterator[Ledger]:
-        """A new ledger, open, which is sound also afterwards."""
-        ledger = opening.open()
-        yield ledger
-        assert ledger.verify() == []
-        ledger.close()
-
-    @pytest.fixture
-    def faults(self) -> Iterator[Faults]:
-        """What lets low-level calls fail."""
-        faults = Faults(self.fault_points)
-        with faults.installed():
-            yield faults
+    def ledger(self, opened: OpenLedger) -> Ledger:
+        """The core of a new ledger."""
+        return opened.ledger
 
     # ── requests and records ─────────────────────────────────────────────────────────────────────────────────────────
 
     def test_looking_creates_nothing(self, opening: LedgerOpening) -> None:
-        """Whether there is a ledger can be asked without making one."""
+        """Looking for a ledger does not create one."""
         assert not opening.exists()
         assert not opening.exists()
         opening.open().close()
         assert opening.exists()
 
     def test_a_reservation_holds_on_every_account(self, ledger: Ledger) -> None:
-        """An admitted request is reserved on all its accounts, and told the balances before it."""
+        """An admitted request is reserved on all its accounts, and gets the balances before it."""
         assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 30, None)], "e").admitted
         second = ledger.reserve("b", "w", 6, [hold(ANN, 70, 100)], "e")
         assert (second.admitted, second.balances) == (True, (Balance(0, 30),))
         assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 100), TEAM: Balance(0, 30)}
 
     def test_a_reservation_is_all_or_nothing(self, ledger: Ledger) -> None:
-        """If one account has no room, nothing is held anywhere, and the balances tell why."""
+        """If one account has no room, nothing is held on any account, and the balances say why."""
         ledger.reserve("a", "w", 5, [hold(TEAM, 80, 100)], "e")
         refused = ledger.reserve("b", "w", 6, [hold(ANN, 30, 100), hold(TEAM, 30, 100)], "e")
         assert (refused.admitted, refused.balances) == (False, (Balance(), Balance(0, 80)))
@@ -118,96 +65,169 @@ class LedgerContract(HostileNames):
         assert not ledger.reserve("d", "w", 8, [hold(TEAM, 1, 0)], "e").admitted
 
     def test_settling_frees_charges_and_records_at_once(self, ledger: Ledger) -> None:
-        """Settling turns a hold into what was really spent, also on accounts it did not hold on."""
+        """Settling replaces the holds by the charges, also on accounts without a hold."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 30, 100)], "draft")
-        settled = ledger.settle("a", [Charge(ANN, END, 12), Charge(AccountKey(3, 0, "x"), END, 12)], "event")
-        assert settled is not None
+        settled = settle_open(ledger, "a", [Charge(ANN, END, 12), Charge(AccountKey(3, 0, "x"), END, 12)], "event")
         assert settled.balances == {ANN: Balance(12, 0), TEAM: Balance(0, 0), AccountKey(3, 0, "x"): Balance(12, 0)}
         assert ledger.outbox(0, 10) == [OutboxEntry(settled.seq, "event")]
         assert ledger.open_reservations() == []
 
     def test_the_first_settlement_wins(self, ledger: Ledger) -> None:
-        """Whoever settles second is told so, and changes nothing; nor does settling what was never reserved."""
+        """A second settlement is told apart from one of an unknown reservation, and neither changes anything."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.settle("a", [Charge(ANN, END, 12)], "first")
-        assert ledger.settle("a", [Charge(ANN, END, 99)], "second") is None
+        assert ledger.settle("a", [Charge(ANN, END, 99)], "second") is NotSettled.BEFORE
         assert ledger.recover("a") is None
-        assert ledger.settle("never", [Charge(ANN, END, 99)], "x") is None
+        assert ledger.settle("never", [Charge(ANN, END, 99)], "x") is NotSettled.UNKNOWN
         assert ledger.balances([ANN]) == {ANN: Balance(12, 0)}
         assert [entry.event for entry in ledger.outbox(0, 10)] == ["first"]
 
     def test_recovery_charges_what_the_holds_say(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """What a dead worker left open is charged as its holds say, by whichever worker, with the event it carries."""
+        """Any worker can recover a dead worker's reservation: it is charged by its holds, with its own event."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), Hold(TEAM, END, 7, None, if_lost=2)], "draft")
-        other = opening.open()
+        other = opening.open().ledger
         recovered = other.recover("a")
         other.close()
         assert recovered is not None
         assert recovered.balances == {ANN: Balance(30, 0), TEAM: Balance(2, 0)}
         assert [entry.event for entry in ledger.outbox(0, 10)] == ["draft"]
-        assert ledger.settle("a", [Charge(ANN, END, 99)], "too late") is None
+        assert ledger.settle("a", [Charge(ANN, END, 99)], "too late") is NotSettled.BEFORE
         assert not ledger.release("a")
         assert ledger.balances([ANN]) == {ANN: Balance(30, 0)}
 
     def test_a_rolling_window_is_the_sum_of_its_buckets(self, ledger: Ledger) -> None:
-        """A hold with `since` is judged on all buckets of its subject from there on, and held on its own one only."""
+        """A hold with `since` needs room in the sum of all buckets from there on, and is held on its own only."""
         old, first, second, other = (AccountKey(1, *at) for at in ((10, "ann"), (20, "ann"), (30, "ann"), (20, "bo")))
         for number, account in enumerate((old, first, other)):
             ledger.reserve(str(number), "w", 5, [hold(account, 40, None)], "e")
         ledger.settle("1", [Charge(first, END, 25)], "e")
         asked = Hold(second, END, 60, 100, if_lost=60, since=20)
-        assert ledger.reserve("a", "w", 5, [asked._replace(amount=76)], "e") == (False, (Balance(25, 0),))
-        assert ledger.reserve("b", "w", 5, [hold(TEAM, 1, 1), asked], "e") == (True, (Balance(), Balance(25, 0)))
-        assert ledger.reserve("c", "w", 5, [asked._replace(amount=16)], "e") == (False, (Balance(25, 60),))
+        assert ledger.reserve("a", "w", 5, [asked._replace(amount=76)], "e")[:2] == (False, (Balance(25, 0),))
+        assert ledger.reserve("b", "w", 5, [hold(TEAM, 1, 1), asked], "e")[:2] == (True, (Balance(), Balance(25, 0)))
+        assert ledger.reserve("c", "w", 5, [asked._replace(amount=16)], "e")[:2] == (False, (Balance(25, 60),))
         assert ledger.balances([first, second]) == {first: Balance(25, 0), second: Balance(0, 60)}
-        assert [account.key for account in ledger.buckets(1, "ann", 20)] == [first, second]
+        assert [account.key for account in ledger.accounts(1, 20, "ann")] == [first, second]
         assert [account.key for account in ledger.accounts(1, 20)] == [first, second, other]
 
+    def test_a_refusal_brings_the_buckets_that_it_is_about(self, ledger: Ledger) -> None:
+        """A refused reservation comes with the buckets of each rolling window without room, oldest first."""
+        keys = [AccountKey(1, start, "ann") for start in (10, 20, 30)]
+        for number, key in enumerate(keys):
+            record_new(ledger, [Charge(key, END + number, 25)], "e")
+        asked = Hold(keys[2], END, 1, 50, if_lost=1, since=20)
+        fits = Hold(AccountKey(2, 30, "ann"), END, 1, 50, if_lost=1, since=20)
+        refused = ledger.reserve("a", "w", 5, [asked, fits, hold(TEAM, 1, 1)], "e")
+        assert not refused.admitted
+        assert refused.buckets == {
+            keys[2]: [Account(keys[1], END + 1, Balance(25, 0)), Account(keys[2], END + 2, Balance(25, 0))]
+        }
+        assert not ledger.reserve("b", "w", 5, [fits], "e").buckets
+
     def test_an_account_lasts_as_long_as_its_last_use_says(self, ledger: Ledger) -> None:
-        """An account ends when it has not been used for a while: each use may put that off, none brings it on."""
+        """Each use of an account may put off its end, and none brings it forward."""
         for number, end in enumerate((100, 300, 200)):
             ledger.reserve(str(number), "w", 5, [Hold(ANN, end, 1, None, 1)], "e")
-            assert ledger.buckets(1, "ann", 0)[0].window_end == max(100, min(number * 300, 300))
+            assert ledger.accounts(1, 0, "ann")[0].window_end == max(100, min(number * 300, 300))
         ledger.settle("0", [Charge(ANN, 400, 1)], "e")
-        assert ledger.buckets(1, "ann", 0)[0].window_end == 400
+        assert ledger.accounts(1, 0, "ann")[0].window_end == 400
 
     def test_a_released_request_leaves_no_trace(self, ledger: Ledger) -> None:
-        """What is released is neither charged nor recorded, its holds are free, and it cannot be settled any more."""
+        """A released reservation is freed, neither charged nor recorded, and cannot be settled any more."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.release("a")
         assert not ledger.release("a")
-        assert ledger.settle("a", [], "event") is None
+        assert ledger.settle("a", [], "event") is NotSettled.BEFORE
         assert ledger.balances([ANN]) == {ANN: Balance()}
         assert (ledger.outbox(0, 10), ledger.open_reservations()) == ([], [])
 
     def test_what_was_never_reserved_can_be_recorded(self, ledger: Ledger) -> None:
-        """A request that was let through without a reservation is charged, and in the outbox, in one step."""
-        recorded = ledger.record([Charge(ANN, END, 3)], "event")
+        """A request without a reservation is charged and recorded in one step."""
+        recorded = record_new(ledger, [Charge(ANN, END, 3)], "event")
         assert recorded == (1, {ANN: Balance(3, 0)})
         assert ledger.outbox(0, 10) == [OutboxEntry(1, "event")]
-        assert ledger.record([], "next").seq == 2
+        assert record_new(ledger, [], "next").seq == 2
+
+    def test_an_unknown_reservation_can_be_recorded_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
+        """An event whose reservation is unknown is recorded under its id once, by any worker, and settled no more."""
+        other = opening.open().ledger
+        assert ledger.settle("a", [Charge(ANN, END, 3)], "event") is NotSettled.UNKNOWN
+        assert ledger.record("a", [Charge(ANN, END, 3)], "event") == (1, {ANN: Balance(3, 0)})
+        for worker in (ledger, other):
+            assert worker.record("a", [Charge(ANN, END, 3)], "event") is None
+            assert worker.settle("a", [Charge(ANN, END, 3)], "event") is NotSettled.BEFORE
+        assert ledger.balances([ANN]) == {ANN: Balance(3, 0)}
+        assert ledger.outbox(0, 10) == [OutboxEntry(1, "event")]
+        other.close()
+
+    def test_what_has_ended_is_known_for_a_while(self, ledger: Ledger, opening: LedgerOpening) -> None:
+        """Every worker knows ended reservations for ten minutes, however they ended."""
+        for name in ("settled", "without event", "released", "recovered", "abandoned"):
+            ledger.reserve(name, "w", 5, [hold(ANN, 30, None)], "draft")
+        assert ledger.settle("settled", [], "event")
+        assert ledger.settle("without event", [], None)
+        assert ledger.record("recorded", [], "event")
+        assert ledger.release("released")
+        assert ledger.recover("recovered")
+        assert ledger.abandon("abandoned")
+        ledger.acknowledge(3)
+        minutes = END // 1440
+        for now in (END, END + minutes, END + 9 * minutes):
+            ledger.maintain(now)
+        later = opening.open().ledger
+        for name in ("settled", "without event", "recorded", "released", "recovered", "abandoned"):
+            assert later.settle(name, [Charge(ANN, END, 1)], "again") is NotSettled.BEFORE
+            assert later.record(name, [Charge(ANN, END, 1)], "again") is None
+            assert not later.release(name)
+            assert not later.abandon(name)
+        later.close()
+        assert ledger.balances([ANN]) == {ANN: Balance(30, 0)}
+
+    def test_a_reservation_can_be_repeated(self, ledger: Ledger) -> None:
+        """A repeated reservation gets the same answer as before, and holds nothing more."""
+        ledger.reserve("before", "w", 5, [hold(ANN, 5, 100)], "e")
+        first = ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "e")
+        ledger.reserve("after", "w", 5, [hold(ANN, 50, 100)], "e")
+        assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "e") == first
+        assert first[:2] == (True, (Balance(0, 5), Balance()))
+        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 85), TEAM: Balance(0, 1)}
+        assert len(ledger.open_reservations()) == 3
+
+    def test_what_was_abandoned_holds_nothing(self, ledger: Ledger, opening: LedgerOpening) -> None:
+        """An abandoned reservation is freed, and holds nothing if it arrives later, in any worker."""
+        other = opening.open().ledger
+        ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
+        assert ledger.abandon("a")
+        assert other.abandon("b")
+        for name in ("a", "b"):
+            assert ledger.reserve(name, "w", 5, [hold(ANN, 30, 100)], "draft")[:2] == (False, (Balance(),))
+            assert not ledger.reserve(name, "w", 5, [], "draft").admitted
+        assert ledger.balances([ANN]) == {ANN: Balance()}
+        assert (ledger.outbox(0, 10), ledger.open_reservations()) == ([], [])
+        assert ledger.reserve("c", "w", 5, [hold(ANN, 30, 100)], "draft").admitted
+        other.close()
 
     def test_nothing_is_reserved_twice(self, ledger: Ledger) -> None:
-        """Reserving under an id that is open already is an error, and what is open stays as it was."""
+        """Reserving other content under an open id is an error, and the open reservation stays as it was."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "e")
-        with pytest.raises(LedgerError, match="reserved already"):
-            ledger.reserve("a", "w", 5, [hold(ANN, 40, 100)], "e")
+        for holds, event in (([hold(ANN, 40, 100)], "e"), ([hold(ANN, 30, 100)], "other")):
+            with pytest.raises(ReservationConflictError, match="reserved already"):
+                ledger.reserve("a", "w", 5, holds, event)
         assert ledger.settle("a", [], "event")
         assert ledger.balances([ANN]) == {ANN: Balance()}
 
     def test_a_request_without_limits_is_still_recorded(self, ledger: Ledger) -> None:
         """No account is needed for a reservation, nor for its settlement."""
         assert ledger.reserve("a", "w", 5, [], "draft").admitted
-        assert ledger.settle("a", [], "event") is not None
+        assert ledger.settle("a", [], "event")
 
     def test_everything_survives_reopening(self, opening: LedgerOpening) -> None:
-        """What a verb has done is there when the ledger is opened again, and the writer is the same."""
-        first = opening.open()
+        """The effect of each verb is there when the ledger is opened again, and the writer is the same."""
+        first = opening.open().ledger
         first.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         first.reserve("b", "w", 6, [hold(ANN, 30, 100)], "draft")
         first.settle("a", [Charge(ANN, END, 12)], "event")
         first.close()
-        second = opening.open()
+        second = opening.open().ledger
         assert second.writer == first.writer
         assert second.balances([ANN]) == {ANN: Balance(12, 30)}
         assert [r.event_id for r in second.open_reservations()] == ["b"]
@@ -215,13 +235,13 @@ class LedgerContract(HostileNames):
         second.close()
 
     def test_acknowledging_goes_forward_only(self, ledger: Ledger) -> None:
-        """An older acknowledgement that comes late takes nothing back."""
+        """An older acknowledgement that arrives late changes nothing."""
         ledger.acknowledge(7)
         ledger.acknowledge(3)
         assert ledger.acknowledged() == 7
 
     def test_a_ledger_that_is_behind_goes_on_behind_the_store(self, ledger: Ledger) -> None:
-        """What was settled under numbers that the store has seen gets new ones; none of them comes again."""
+        """Unacknowledged entries under numbers that the store has seen get new ones; no number comes twice."""
         old = [settle_one(ledger, name) for name in "abc"]
         ledger.acknowledge(1)
         ledger.agree(100)
@@ -232,13 +252,13 @@ class LedgerContract(HostileNames):
         assert settle_one(ledger, "d") > waiting[-1].seq
 
     def test_an_empty_ledger_gives_no_number_that_the_store_has_seen(self, ledger: Ledger) -> None:
-        """An empty ledger goes on behind the numbers that the store has seen, and the gap shows no event."""
+        """An empty ledger continues after the numbers that the store has seen, and the gap has no event."""
         ledger.agree(100)
         assert settle_one(ledger, "a") == 101
         assert ledger.outbox(0, 10) == [OutboxEntry(101, "a")]
 
     def test_a_store_that_is_behind_gets_again_what_is_still_there(self, ledger: Ledger) -> None:
-        """After the store was restored from a backup, the entries it lacks wait for it once more."""
+        """After the store was restored from a backup, the entries that it lacks wait again."""
         for name in "abc":
             settle_one(ledger, name)
         ledger.acknowledge(3)
@@ -246,7 +266,7 @@ class LedgerContract(HostileNames):
         assert [entry.event for entry in ledger.outbox(ledger.acknowledged(), 10)] == ["b", "c"]
 
     def test_accounts_are_listed_by_subject(self, ledger: Ledger) -> None:
-        """Reports see each account of one limit from a time on, and no other's."""
+        """Reports list the accounts of one limit from a time on, and no others."""
         for limit_key, begin, subject in (
             (1, END, "zoe"),
             (1, 0, "zoe"),
@@ -254,164 +274,53 @@ class LedgerContract(HostileNames):
             (1, -1, "old"),
             (2, 0, "bo"),
         ):
-            ledger.record([Charge(AccountKey(limit_key, begin, subject), END, 5)], "e")
+            record_new(ledger, [Charge(AccountKey(limit_key, begin, subject), END, 5)], "e")
         assert [account.key[1:] for account in ledger.accounts(1, 0)] == [(END, "ann"), (0, "zoe"), (END, "zoe")]
 
-    def test_seeding_sets_what_was_spent(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Accounts of a new limit are set to what the history says, holds stay, and nobody settles in between."""
+    def test_a_snapshot_is_of_one_instant(self, ledger: Ledger) -> None:
+        """Balances come with the number of the last event that they have counted."""
+        assert ledger.snapshot([ANN]) == (0, {ANN: Balance()})
         settle_one(ledger, "a")
-        settle_one(ledger, "b")
         ledger.reserve("held", "w", 5, [hold(ANN, 30, None)], "e")
-        ledger.record([Charge(ANN, END, 5)], "c")
-        seen: list[OutboxEntry] = []
-        other = opening.open()
+        record_new(ledger, [Charge(ANN, END, 5)], "b")
+        assert ledger.snapshot([ANN, TEAM]) == (2, {ANN: Balance(5, 30), TEAM: Balance()})
+        ledger.acknowledge(2)
+        record_new(ledger, [Charge(ANN, END, 1)], None)
+        assert ledger.snapshot([ANN]) == (2, {ANN: Balance(6, 30)})
+        assert ledger.snapshot([]) == (2, {})
 
-        def work_out(entries: Sequence[OutboxEntry]) -> list[Charge]:
-            seen.extend(entries)
-            with pytest.raises(LedgerBusyError):
-                other.record([], "meanwhile")
-            return [Charge(ANN, END, 17), Charge(TEAM, END, 4)]
-
-        ledger.seed(1, work_out)
-        assert [entry.event for entry in seen] == ["b", "c"]
-        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(17, 30), TEAM: Balance(4, 0)}
-        with pytest.raises(ZeroDivisionError):
-            ledger.seed(0, lambda _: [Charge(ANN, END, 1 // 0)])
-        assert other.record([], "afterwards").seq == 4
-        other.close()
-
-    def test_adjustments_are_kept_for_the_audit(self, ledger: Ledger) -> None:
-        """An adjustment that ends, by itself or early, is listed for a year; each change of them is noticed."""
-        made = Adjustment(0, "daily", "ann", 50, 20, made_at=100, until=200, actor="root", reason="demo")
-        first = ledger.adjust(made)
-        second = ledger.adjust(made._replace(amount=None, before=None, until=400))
-        assert [first, second] == [
-            made._replace(number=1),
-            made._replace(number=2, amount=None, before=None, until=400),
-        ]
-        assert ledger.adjustments(199) == [first, second]
-        assert ledger.adjustments(200) == [second]
-        version = ledger.adjustments_version()
-        assert not ledger.end_adjustment(1, 200), "it ended by itself"
-        assert not ledger.end_adjustment(3, 200)
-        assert ledger.adjustments_version() == version
-        assert ledger.end_adjustment(2, 300)
-        assert not ledger.end_adjustment(2, 301)
-        assert ledger.adjustments_version() != version
-        assert ledger.adjustments(300) == []
-        assert ledger.adjustments() == [first, second._replace(ended_at=300)]
-        ledger.tidy(365 * END)
-        assert len(ledger.adjustments()) == 2
-        ledger.tidy(367 * END)
-        assert ledger.adjustments() == []
-        assert ledger.adjust(made).number == 3
-
-    def test_a_threshold_is_alerted_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """A threshold is alerted by whichever worker notes it first; a year later that may be forgotten."""
-        key = AlertKey(1, "ann", 0, 80)
-        other = opening.open()
-        assert [ledger.alert(key, 5), other.alert(key, 5), other.alert(key._replace(threshold=90), 6)] == [
-            True,
-            False,
-            True,
-        ]
-        ledger.tidy(365 * END)
-        assert not ledger.alert(key, 6)
-        ledger.tidy(367 * END)
-        assert ledger.alert(key, 7)
-        other.close()
-
-    def test_alerts_are_listed_and_acknowledged_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Alerts are listed by subject, the newest first, with who has seen to them first."""
-        other = opening.open()
-        for at, subject in ((5, "ann"), (6, "bo"), (7, "ann"), (8, "ann\x1fgpt")):
-            assert ledger.alert(AlertKey(1, subject, 0, at), at, f'{{"at": {at}}}')
-        assert [
-            (noted.key, noted.at, noted.details, noted.acknowledged_by) for noted in other.alerts(5, ["ann", "x"])
-        ] == [
-            (AlertKey(1, "ann", 0, 7), 7, '{"at": 7}', None),
-            (AlertKey(1, "ann", 0, 5), 5, '{"at": 5}', None),
-        ]
-        assert other.alerts(5, []) == []
-        (newest,) = other.alerts(6, ["ann"])
-        assert [
-            ledger.acknowledge_alert(newest.number, 9, "kim"),
-            other.acknowledge_alert(newest.number, 10, "lee"),
-        ] == [
-            True,
-            False,
-        ]
-        assert not ledger.acknowledge_alert(99, 9, "kim")
-        assert other.alerts(6, ["ann"]) == [newest._replace(acknowledged_at=9, acknowledged_by="kim")]
-        other.close()
-
-    def test_notes_are_left_for_others(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """A later note takes the place of an earlier one; a prefix is taken as it is."""
-        other = opening.open()
-        for name, text in (("rules/b", "old"), ("rules/a", "x"), ("rules/b", "new"), ("rules%", "y"), ("store", "z")):
-            other.note(name, text)
-        assert ledger.notes("rules/") == {"rules/a": "x", "rules/b": "new"}
-        ledger.note("rules/a", None)
-        assert other.notes("rules") == {"rules/b": "new", "rules%": "y"}
-        assert set(other.notes("")) == {"rules/b", "rules%", "store"}
+    def test_a_correction_counts_once(self, ledger: Ledger, opening: LedgerOpening) -> None:
+        """A correction adds a difference to an account's spend once; settlements in between and holds stay."""
+        ledger.reserve("held", "w", 5, [hold(ANN, 30, None)], "e")
+        record_new(ledger, [Charge(ANN, END, 5)], "a")
+        _, balances = ledger.snapshot([ANN])
+        other = opening.open().ledger
+        record_new(other, [Charge(ANN, END, 1)], "meanwhile")
+        differences = [Charge(ANN, END + 1, 17 - balances[ANN].spent), Charge(TEAM, END, 4)]
+        assert ledger.correct("new limit", differences)
+        assert not ledger.correct("new limit", differences)
+        assert not other.correct("new limit", differences)
+        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(18, 30), TEAM: Balance(4, 0)}
+        assert ledger.accounts(1, 0, "ann")[0].window_end == END + 1
+        assert other.correct("again", [Charge(ANN, END, -8)])
+        assert ledger.balances([ANN]) == {ANN: Balance(10, 30)}
+        assert [entry.event for entry in ledger.outbox(0, 10)] == ["a", "meanwhile"]
         other.close()
 
     def test_closed_windows_go_and_open_ones_stay(self, ledger: Ledger) -> None:
-        """Tidying drops accounts a day after their window, but never one that something is reserved on."""
+        """Maintenance deletes accounts a day after their window, but never one with a hold."""
         accounts = {"old": (0, 1_000), "held": (0, 1_000), "open": (500, END * 10)}
         for subject, (begin, end) in accounts.items():
             ledger.reserve(subject, "w", 5, [Hold(AccountKey(1, begin, subject), end, 5, None, 5)], "e")
             if subject != "held":
                 ledger.settle(subject, [], "event")
-        ledger.tidy(END)
+        ledger.maintain(END)
         assert len(ledger.accounts(1, 0)) == 3, "a day has not passed"
-        ledger.tidy(END * 2)
+        ledger.maintain(END * 2)
         assert [account.key.subject for account in ledger.accounts(1, 0)] == ["held", "open"]
 
-    def test_a_profile_comes_back_as_it_was_put(self, ledger: Ledger, opening: LedgerOpening) -> None:
-        """Every field of a profile survives, and others see it."""
-        ann = UserProfile(
-            "änn ☃", "Ann", "ann@example.org", "premium", False, {"a": [1, None]}, {"b": {"c": 1.5}}, 1, 2
-        )
-        ledger.put_profiles([ann])
-        other = opening.open()
-        assert other.profile("änn ☃") == ann
-        assert other.profile("ann") is None
-        other.close()
-
-    def test_the_newest_profile_counts(self, ledger: Ledger) -> None:
-        """Of two profiles of one user the newer counts, in whatever order they come."""
-        for updated_at, tier in ((5, "free"), (4, "older"), (5, "same"), (7, "premium"), (6, "older")):
-            ledger.put_profiles([UserProfile("ann", tier=tier, updated_at=updated_at)])
-        assert ledger.profile("ann") == UserProfile("ann", tier="premium", updated_at=7)
-
-    def test_pages_give_each_profile_once(self, ledger: Ledger) -> None:
-        """Profiles are listed by user, page after page."""
-        names = [f"user-{number:02d}" for number in range(25)]
-        ledger.put_profiles([UserProfile(name) for name in reversed(names)])
-        found: list[str] = []
-        while page := ledger.profiles(found[-1] if found else "", 10):
-            found += [profile.user for profile in page]
-        assert found == names
-
-    def test_changes_can_be_followed(self, ledger: Ledger) -> None:
-        """The version of profiles grows with each change and only then, and what changed since is listed once."""
-        ledger.put_profiles([UserProfile(name, updated_at=1) for name in ("ann", "bo", "eva")])
-        version = ledger.profiles_version()
-        assert [profile.user for _, profile in ledger.changed_profiles(0, 10)] == ["ann", "bo", "eva"]
-        assert ledger.changed_profiles(version, 10) == []
-        ledger.put_profiles([UserProfile("bo", updated_at=1)])
-        assert ledger.profiles_version() == version
-        ledger.put_profiles([UserProfile("bo", updated_at=2), UserProfile("bo", updated_at=3)])
-        assert [profile for _, profile in ledger.changed_profiles(version, 10)] == [UserProfile("bo", updated_at=3)]
-        version = ledger.profiles_version()
-        assert ledger.drop_profile("ann")
-        assert not ledger.drop_profile("ann")
-        assert ledger.profiles_version() == version + 1
-        assert ledger.profile("ann") is None
-
     def test_what_was_freed_is_not_held(self, ledger: Ledger) -> None:
-        """What a reservation gives back early, others may have; what it keeps is settled as ever."""
+        """Holds that are freed early are available to others; the rest is settled as usual."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "draft")
         ledger.free("a", [TEAM])
         ledger.free("a", [TEAM])
@@ -421,29 +330,26 @@ class LedgerContract(HostileNames):
         assert ledger.balances([ANN, TEAM]) == {ANN: Balance(7, 0), TEAM: Balance()}
 
     def test_names_are_taken_as_they_are(self, ledger: Ledger, hostile: tuple[str, ...]) -> None:
-        """No subject is taken for another, in accounts, adjustments, alerts and notes."""
+        """No subject is taken for another."""
         accounts = [AccountKey(1, 0, name) for name in hostile]
         for number, account in enumerate(accounts):
             assert ledger.reserve(
                 account.subject, account.subject, 5, [hold(account, number, number)], "draft"
             ).admitted
-            assert ledger.alert(AlertKey(1, account.subject, 0, 80), 5)
-            ledger.note(account.subject, account.subject)
         assert ledger.balances(accounts) == {account: Balance(0, number) for number, account in enumerate(accounts)}
         assert {account.key for account in ledger.accounts(1, 0)} == set(accounts)
-        assert ledger.notes("") == {name: name for name in hostile}
         for number, account in enumerate(accounts):
             assert ledger.settle(account.subject, [Charge(account, END, number)], account.subject)
         assert [entry.event for entry in ledger.outbox(0, 1_000)] == list(hostile)
 
     def test_numbers_are_never_used_twice(self, opening: LedgerOpening) -> None:
-        """Numbers ascend, also when everything is acknowledged, tidied away and opened again."""
+        """Numbers ascend, also after everything was acknowledged, deleted and opened again."""
         seqs = []
         for number in range(5):
-            ledger = opening.open()
+            ledger = opening.open().ledger
             seqs.append(settle_one(ledger, str(number)))
             ledger.acknowledge(seqs[-1])
-            ledger.tidy(400 * END)
+            ledger.maintain(400 * END)
             ledger.close()
         assert seqs == [1, 2, 3, 4, 5]
 
@@ -451,7 +357,7 @@ class LedgerContract(HostileNames):
         """The number of events that the store lacks is exact, and so is their size while they are few."""
         assert ledger.waiting() == (0, 0)
         for number in range(1, 11):
-            ledger.record([], "ä" * number)
+            record_new(ledger, [], "ä" * number)
         assert ledger.waiting() == (10, 110)
         ledger.acknowledge(4)
         assert ledger.waiting() == (6, 90)
@@ -463,189 +369,8 @@ class LedgerContract(HostileNames):
         assert ledger.waiting() == (0, 0)
 
     def test_an_event_may_be_left_out(self, ledger: Ledger) -> None:
-        """Where no more events can be kept, a request is charged all the same, under the number 0."""
+        """A request can be charged without its event, under the number 0."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.settle("a", [Charge(ANN, END, 12)], None) == (0, {ANN: Balance(12, 0)})
-        assert ledger.record([Charge(ANN, END, 1)], None) == (0, {ANN: Balance(13, 0)})
+        assert record_new(ledger, [Charge(ANN, END, 1)], None) == (0, {ANN: Balance(13, 0)})
         assert ledger.outbox(0, 10) == []
-
-    def test_imperfections_add_up(self, ledger: Ledger) -> None:
-        """What is not known exactly is counted by kind and by what it concerns, with its first and last time."""
-        unpriced = Imperfection("unpriced", "gpt", 1, 10, 50, 60)
-        ledger.count([unpriced, Imperfection("gap", "store", 1, 7, 5, 6)])
-        ledger.count([unpriced._replace(times=2, first_at=40, last_at=55)])
-        assert ledger.imperfections() == [
-            Imperfection("gap", "store", 1, 7, 5, 6),
-            Imperfection("unpriced", "gpt", 3, 20, 40, 60),
-        ]
-        ledger.tidy(367 * END)
-        assert ledger.imperfections() == []
-
-    def test_refusals_are_counted_and_looked_up(self, ledger: Ledger) -> None:
-        """Refusals add up by minute, and each of the last ones can be looked up by its ref."""
-        row = RefusalCount(10, "daily", "ann", "spent", 2)
-        ledger.count_refusals([row], [("R1", 1, "{}")])
-        ledger.count_refusals([row._replace(times=3)], [("R2", 3, '{"a": 1}')])
-        assert ledger.refusal_counts(10) == [row._replace(times=5)]
-        assert ledger.refusal_counts(11) == []
-        assert [ledger.refusal(ref) for ref in ("R1", "R2", "R3")] == ["{}", '{"a": 1}', None]
-
-    # ── whatever happens ─────────────────────────────────────────────────────────────────────────────────────────────
-
-    def test_a_name_is_found_whole(self, ledger: Ledger) -> None:
-        """What has a name as one of its names is found, and nothing that merely contains it."""
-        self._fill_with_names(ledger)
-        found = ledger.naming("eva")
-        subjects = ["eva", "eva\x1fmodel", "team\x1feva"]
-        assert sorted(one.subject for one in found.refusal_counts) == subjects
-        assert sorted(one.subject for one in found.adjustments) == subjects
-        assert sorted(one.key.subject for one in found.accounts) == subjects
-        assert sorted(one.key.subject for one in found.alerts) == subjects
-        assert [ref for ref, _ in found.refusals] == ["REF-eva"]
-        assert [json.loads(entry.event) for entry in found.entries] == [{"user": "eva"}]
-        assert not any(ledger.naming("nobody"))
-
-    def test_what_is_erased_is_gone(self, ledger: Ledger) -> None:
-        """Erasing takes all that was found, may be repeated, leaves the rest, and gives no number out twice."""
-        self._fill_with_names(ledger)
-        version, newest = ledger.adjustments_version(), ledger.outbox(0, 100)[-1].seq
-        found = ledger.naming("eva")
-        for _ in range(2):
-            ledger.erase(found)
-        assert not any(ledger.naming("eva"))
-        assert [one.key.subject for one in ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
-        assert ledger.adjustments_version() > version
-        assert ledger.record([], "{}").seq == newest + 1
-        ledger.compact()
-        assert ledger.verify() == []
-        assert [one.key.subject for one in ledger.accounts(1, 0)] == ["evan", "medieval", "team\x1feva-2"]
-
-    def test_what_is_in_use_is_not_erased(self, ledger: Ledger) -> None:
-        """An account on which something is held, and an event that the store does not have, stay."""
-        account = AccountKey(1, 0, "eva")
-        ledger.record([Charge(account, END, 5)], json.dumps({"user": "eva"}))
-        ledger.reserve("a", "w", 5, [Hold(account, END, 3, None, 3)], "{}")
-        assert ledger.naming("eva").entries == []
-        ledger.erase(ledger.naming("eva"))
-        assert ledger.balances([account]) == {account: Balance(5, 3)}
-        assert ledger.settle("a", [Charge(account, END, 1)], "{}")
-        ledger.erase(ledger.naming("eva"))
-        assert ledger.naming("eva").accounts == []
-
-    def test_the_audit_is_kept(self, ledger: Ledger) -> None:
-        """What was done with a person's records is listed in its order, with all that was said of it."""
-        entry = Audited(0, 5, "forget", "p-abc", "root", "why", {"history": 3})
-        ledger.audit(entry)
-        ledger.audit(entry._replace(at=6, action="export"))
-        first, second = ledger.audited()
-        assert first.number < second.number
-        assert first._replace(number=0) == entry
-        assert second._replace(number=0) == entry._replace(at=6, action="export")
-
-    @staticmethod
-    def _fill_with_names(ledger: Ledger) -> None:
-        """Leave something everywhere for subjects that have `eva` among their names, or only in them."""
-        for subject in ("eva", "team\x1feva", "evan", "medieval", "team\x1feva-2", "eva\x1fmodel"):
-            ledger.record([Charge(AccountKey(1, 0, subject), END, 5)], json.dumps({"user": subject}))
-            count = RefusalCount(1, "daily", subject, "spent", 2)
-            ledger.count_refusals([count], [(f"REF-{subject}", 1, json.dumps({"user": subject}))])
-            ledger.alert(AlertKey(1, subject, 0, 50), 1, "{}")
-            ledger.adjust(Adjustment(0, "daily", subject, 1, 2, 0, 10, "root", "why"))
-        ledger.acknowledge(ledger.outbox(0, 100)[-1].seq)
-
-    def test_whatever_is_done_in_whatever_order(self, opening: LedgerOpening) -> None:
-        """After any verbs in any order, by two workers, the ledger has what plain books have, and limits held."""
-
-        class Machine(LedgerMachine):
-            def __init__(self) -> None:
-                super().__init__(opening.another())
-
-        run_state_machine_as_test(
-            Machine,
-            settings=settings(max_examples=60, stateful_step_count=30, deadline=None, derandomize=True, database=None),
-        )
-
-    def test_a_hundred_ask_and_five_are_admitted(self, opening: LedgerOpening) -> None:
-        """Of a hundred concurrent reservations against room for five, exactly five are admitted."""
-        others = meeting(4)
-        children = [start(reserve_in_a_child, opening, worker, 25, others) for worker in range(4)]
-        admitted = [name for child in children for name in reports(*child)]
-        assert [process.exitcode for process, _ in children] == [0] * 4
-        assert len(admitted) == 5
-        ledger = opening.open()
-        assert sorted(reservation.event_id for reservation in ledger.open_reservations()) == sorted(admitted)
-        assert ledger.balances([ANN]) == {ANN: Balance(0, 100)}
-        assert ledger.verify() == []
-        ledger.close()
-
-    def test_processes_share_a_limit_exactly(self, opening: LedgerOpening) -> None:
-        """Processes that start on a new ledger at once never pass a limit, use it up, and lose no event."""
-        children = [start(spend_in_a_child, opening, worker) for worker in range(3)]
-        settled = Counter(name for child in children for name in reports(*child))
-        assert [process.exitcode for process, _ in children] == [0] * 3
-        ledger = opening.open()
-        balance, events = ledger.balances([ANN])[ANN], ledger.outbox(0, 10_000)
-        assert ledger.verify() == []
-        ledger.close()
-        assert balance == Balance(2 * len(events), 0)
-        assert 500 - 3 * 5 < balance.spent <= 500
-        assert Counter(entry.event for entry in events) == settled
-        assert [entry.seq for entry in events] == list(range(1, len(events) + 1))
-
-    def test_a_killed_process_loses_nothing(self, opening: LedgerOpening) -> None:
-        """Whatever was settled is there after SIGKILL, at whichever instant; at most one reservation is left open."""
-        told: list[int] = []
-        for kill in range(1, 7):
-            process, receiving = start(serve_until_killed, opening, kill * 1_000_000)
-            assert receiving.poll(60)
-            time.sleep(0.005 * kill)
-            process.kill()
-            told += reports(process, receiving)
-            ledger = opening.open()
-            events = [entry.event for entry in ledger.outbox(0, 1_000_000)]
-            assert {f"event-{number}" for number in told} <= set(events)
-            assert len(events) == len(set(events)) <= len(told) + kill, "one may have been cut off before it was told"
-            left = ledger.open_reservations()
-            assert len(left) <= 1
-            assert ledger.verify() == []
-            assert ledger.balances([ANN])[ANN] == Balance(2 * len(events), 5 * len(left))
-            for reservation in left:
-                assert ledger.release(reservation.event_id)
-            ledger.close()
-
-    def test_a_failing_call_leaves_all_or_nothing(self, opening: LedgerOpening, faults: Faults) -> None:
-        """Whichever low-level call fails, LedgerError comes out, and the verb is done whole or not at all."""
-        failed = 0
-        for number in growing():
-            ledger = opening.another().open()
-            with faults.at(number):
-                try:
-                    assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "draft").admitted
-                    assert ledger.settle("a", [Charge(ANN, END, 12)], "event")
-                    ledger.record([Charge(ANN, END, 1)], "other")
-                except LedgerError:
-                    failed += 1
-            assert ledger.verify() == []
-            events = [entry.event for entry in ledger.outbox(0, 10)]
-            held = {reservation.event_id for reservation in ledger.open_reservations()}
-            assert (held, events) in ((set(), []), ({"a"}, []), (set(), ["event"]), (set(), ["event", "other"]))
-            spent = 12 * ("event" in events) + ("other" in events)
-            assert ledger.balances([ANN]) == {ANN: Balance(spent, 30 * len(held))}
-            if not held and not events:
-                assert ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft").admitted
-            if not events:
-                assert ledger.settle("a", [Charge(ANN, END, 12)], "event")
-            assert ledger.settle("a", [Charge(ANN, END, 12)], "again") is None
-            assert ledger.balances([ANN])[ANN].reserved == 0
-            ledger.close()
-            if not faults.happened:
-                break
-        assert failed, "nothing failed: name what can fail in `fault_points`"
-
-
-def settle_one(ledger: Ledger, event: str) -> int:
-    """Reserve and settle a request without limits; give its number."""
-    ledger.reserve(event, "w", 5, [], "draft")
-    settled = ledger.settle(event, [], event)
-    assert settled is not None
-    return settled.seq

@@ -1,27 +1,32 @@
 """A Hypothesis state machine drives two workers on one ledger against a model of plain dicts.
 
 Requests are reserved on a calendar window, a rolling one and a session, settled on the accounts they held and on others
-(the rules have changed since), released, lost with their worker and recovered; time passes, amounts are adjusted.
+(the rules have changed since), released, abandoned, lost with their worker and recovered. Verbs are repeated, and come
+for unknown ids. Time passes, amounts are adjusted.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from usage_plugin.domain.ledger import Account, AccountKey, Adjustment, Balance, Charge, Hold
+from usage_plugin.domain.ledger import Account, AccountKey, Balance, Charge, Hold, NotSettled, Reserved, Settled
+from usage_plugin.domain.operations import Adjustment
+from usage_plugin.errors import ReservationConflictError
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.testing.openings import LedgerOpening
 
 DAY = 86_400_000_000
 CALENDAR, ROLLING, SESSION, NEW = 1, 2, 3, 4
 WINDOW, BUCKET = 100, 20
 USUAL = 50
+KNOWN = 600_000_000
 WORKERS = st.sampled_from((0, 1))
 SUBJECTS = st.sampled_from(("ann", "bo"))
 AMOUNTS = st.integers(0, 30)
@@ -43,12 +48,14 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.opening = opening
         self.workers = [opening.open() for _ in range(2)]
-        self.crashed: list[Ledger] = []
+        self.crashed: list[OpenLedger] = []
         self.now = 10 * DAY
         self.number = 0
         self.books: dict[AccountKey, Books] = {}
         self.open: dict[str, list[Hold]] = {}
-        self.ended: list[str] = []
+        self.answers: dict[str, tuple[int, list[Any], Reserved]] = {}
+        self.ended: dict[str, int] = {}
+        self.abandoned: set[str] = set()
         self.events: list[str] = []
         self.acknowledged = 0
         self.adjustments: list[Adjustment] = []
@@ -68,6 +75,14 @@ class LedgerMachine(RuleBasedStateMachine):
             if (account.limit_key, account.subject) == (limit_key, subject) and account.window_start >= since
         )
 
+    def buckets(self, account: AccountKey, since: int) -> list[Account]:
+        """The accounts of a rolling window, oldest first."""
+        return [
+            Account(key, books.end, Balance(books.spent, self.reserved(key)))
+            for key, books in sorted(self.books.items())
+            if key.limit_key == account.limit_key and key.subject == account.subject and key.window_start >= since
+        ]
+
     def touch(self, account: AccountKey, end: int, amount: int = 0) -> None:
         books = self.books.get(account, Books(end, 0))
         self.books[account] = Books(max(books.end, end), books.spent + amount)
@@ -76,7 +91,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Give the amount in force; what is in force is asked of the ledger."""
         in_force = [
             adjustment
-            for adjustment in self.workers[0].adjustments(self.now)
+            for adjustment in self.workers[0].operations.adjustments(self.now)
             if (adjustment.limit, adjustment.subject) == (str(limit_key), subject)
         ]
         maximum = (in_force[-1].amount if in_force else None) or USUAL
@@ -96,8 +111,12 @@ class LedgerMachine(RuleBasedStateMachine):
         return Hold(AccountKey(limit_key, start, subject), end, amount, maximum, if_lost)
 
     def choose(self, number: int) -> str:
-        known = [*self.open, *self.ended[-3:]]
+        known = [*self.open, *self.known_ended()]
         return known[number % len(known)]
+
+    def known_ended(self) -> list[str]:
+        """The last ids that have ended, and that the ledger must still know."""
+        return [event_id for event_id, at in self.ended.items() if self.now - at < KNOWN][-3:]
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -119,15 +138,22 @@ class LedgerMachine(RuleBasedStateMachine):
         fits = not amount or all(
             total + amount <= (hold.maximum or 0) for total, hold in zip(before, holds, strict=True)
         )
-        answer = self.workers[worker].reserve(event_id, f"w{worker}", self.number, holds, f"draft-{event_id}")
+        content: list[Any] = [event_id, f"w{worker}", self.number, holds, f"draft-{event_id}"]
+        answer = self.workers[worker].ledger.reserve(*content)
         assert answer.admitted is fits
         assert [sum(balance) for balance in answer.balances] == before
+        assert answer.buckets == {
+            hold.account: self.buckets(hold.account, hold.since)
+            for hold, total in zip(holds, before, strict=True)
+            if not fits and hold.since is not None and total + amount > (hold.maximum or 0)
+        }
         if fits:
             self.open[event_id] = holds
+            self.answers[event_id] = (worker, content, answer)
             for hold in holds:
                 self.touch(hold.account, hold.window_end)
 
-    @precondition(lambda self: self.open or self.ended)
+    @precondition(lambda self: self.open or self.known_ended())
     @rule(
         worker=WORKERS,
         number=NUMBERS,
@@ -140,9 +166,9 @@ class LedgerMachine(RuleBasedStateMachine):
         charges = [Charge(hold.account, hold.window_end, hold.amount * percent // 100) for hold in holds or ()]
         if new_rule:
             charges.append(Charge(AccountKey(NEW, 0, "ann"), self.now + WINDOW, 7))
-        settled = self.workers[worker].settle(event_id, charges, f"event-{event_id}")
-        assert (settled is None) is (holds is None)
-        if settled:
+        settled = self.workers[worker].ledger.settle(event_id, charges, f"event-{event_id}")
+        assert (settled is NotSettled.BEFORE) is (holds is None)
+        if isinstance(settled, Settled):
             self.end(event_id, charges, f"event-{event_id}")
             if percent > 100:
                 self.overdrawn |= {(charge.account.limit_key, charge.account.subject) for charge in charges}
@@ -150,41 +176,94 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert balance == (self.books[account].spent, self.reserved(account))
 
     def end(self, event_id: str, charges: list[Charge], event: str | None) -> None:
-        self.ended.append(event_id)
+        self.ended[event_id] = self.now
         for account, end, amount in charges:
             self.touch(account, end, amount)
         if event:
             self.events.append(event)
 
-    @precondition(lambda self: self.open or self.ended)
+    @precondition(lambda self: self.open or self.known_ended())
     @rule(worker=WORKERS, number=NUMBERS)
     def release(self, worker: int, number: int) -> None:
         event_id = self.choose(number)
         holds = self.open.pop(event_id, None)
-        assert self.workers[worker].release(event_id) is (holds is not None)
+        assert self.workers[worker].ledger.release(event_id) is (holds is not None)
         if holds is not None:
             self.end(event_id, [], None)
 
-    @precondition(lambda self: self.open or self.ended)
+    @precondition(lambda self: self.open or self.known_ended())
     @rule(worker=WORKERS, number=NUMBERS)
     def recover(self, worker: int, number: int) -> None:
         event_id = self.choose(number)
         holds = self.open.pop(event_id, None)
-        recovered = self.workers[worker].recover(event_id)
+        recovered = self.workers[worker].ledger.recover(event_id)
         assert (recovered is None) is (holds is None)
         if holds is not None:
             charges = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
             self.end(event_id, charges, f"draft-{event_id}")
 
-    @rule(worker=WORKERS, subject=SUBJECTS, amount=AMOUNTS)
-    def record(self, worker: int, subject: str, amount: int) -> None:
+    @precondition(lambda self: self.open.keys() & self.answers.keys())
+    @rule(number=NUMBERS, changed=st.booleans())
+    def reserve_again(self, number: int, changed: bool) -> None:
+        known = sorted(self.open.keys() & self.answers.keys())
+        worker, content, answer = self.answers[known[number % len(known)]]
+        ledger = self.workers[worker].ledger
+        if changed:
+            with pytest.raises(ReservationConflictError):
+                ledger.reserve(content[0], content[1], content[2], content[3], "other")
+        else:
+            assert ledger.reserve(*content) == answer
+
+    @precondition(lambda self: self.open or self.known_ended())
+    @rule(worker=WORKERS, number=NUMBERS, is_new=st.booleans())
+    def abandon(self, worker: int, number: int, is_new: bool) -> None:
         self.number += 1
+        event_id = f"r{self.number}" if is_new else self.choose(number)
+        self.open.pop(event_id, None)
+        has_ended = event_id in self.ended
+        assert self.workers[worker].ledger.abandon(event_id) is not has_ended
+        if not has_ended:
+            self.end(event_id, [], None)
+            self.abandoned.add(event_id)
+
+    @precondition(lambda self: self.abandoned)
+    @rule(worker=WORKERS, number=NUMBERS)
+    def reserve_too_late(self, worker: int, number: int) -> None:
+        event_id = sorted(self.abandoned)[number % len(self.abandoned)]
+        if self.now - self.ended[event_id] < DAY:
+            holds = [self.hold(CALENDAR, "ann", 1, 1)]
+            assert not self.workers[worker].ledger.reserve(event_id, "w", self.number, holds, "late").admitted
+
+    @rule(worker=WORKERS, subject=SUBJECTS, amount=AMOUNTS, times=st.integers(1, 2))
+    def record(self, worker: int, subject: str, amount: int, times: int) -> None:
+        self.number += 1
+        event_id = f"r{self.number}"
         charge = Charge(AccountKey(CALENDAR, self.now // WINDOW * WINDOW, subject), self.now + WINDOW, amount)
-        recorded = self.workers[worker].record([charge], f"recorded-{self.number}")
-        self.touch(*charge)
-        self.events.append(f"recorded-{self.number}")
+        assert self.workers[1 - worker].ledger.settle(event_id, [charge], "unknown") is NotSettled.UNKNOWN
+        recorded = self.workers[worker].ledger.record(event_id, [charge], f"recorded-{self.number}")
+        self.end(event_id, [charge], f"recorded-{self.number}")
+        assert recorded is not None
         assert recorded.seq == len(self.events)
         self.overdrawn.add((CALENDAR, subject))
+        for again in range(times):
+            assert self.workers[again].ledger.record(event_id, [charge], "again") is None
+
+    @rule(worker=WORKERS, subject=SUBJECTS, wanted=st.integers(0, 100))
+    def backfill(self, worker: int, subject: str, wanted: int) -> None:
+        """Set what an account has spent by a correction, while the other worker charges it."""
+        self.number += 1
+        account = AccountKey(NEW, 0, subject)
+        seq, balances = self.workers[worker].ledger.snapshot([account])
+        assert seq == len(self.events)
+        spent = self.books[account].spent if account in self.books else 0
+        assert balances == {account: Balance(spent, self.reserved(account))}
+        charge = Charge(account, self.now + WINDOW, 3)
+        self.workers[1 - worker].ledger.record(f"r{self.number}", [charge], f"meanwhile-{self.number}")
+        self.end(f"r{self.number}", [charge], f"meanwhile-{self.number}")
+        difference = Charge(account, self.now + WINDOW, wanted - spent)
+        assert [one.ledger.correct(f"c{self.number}", [difference]) for one in self.workers] == [True, False]
+        self.touch(difference.account, difference.window_end, difference.amount)
+        assert self.books[account].spent == wanted + 3
 
     # ── everything else ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -193,9 +272,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now += passed
 
     @rule(worker=WORKERS, passed=st.sampled_from((0, DAY, 2 * DAY)))
-    def tidy(self, worker: int, passed: int) -> None:
+    def maintain(self, worker: int, passed: int) -> None:
         self.now += passed
-        self.workers[worker].tidy(self.now)
+        self.workers[worker].ledger.maintain(self.now)
+        self.workers[worker].operations.maintain(self.now)
         closed = [
             account
             for account, books in self.books.items()
@@ -207,42 +287,49 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(worker=WORKERS)
     def crash(self, worker: int) -> None:
         self.crashed.append(self.workers[worker])
-        self.workers[worker] = self.opening.open()
+        self.open_again(worker)
 
     @rule(worker=WORKERS)
     def restart(self, worker: int) -> None:
         self.workers[worker].close()
+        self.open_again(worker)
+
+    def open_again(self, worker: int) -> None:
+        """A new process repeats nothing that an earlier one has sent."""
         self.workers[worker] = self.opening.open()
+        self.answers = {event_id: sent for event_id, sent in self.answers.items() if sent[0] != worker}
 
     @rule(worker=WORKERS, limit=st.sampled_from((CALENDAR, ROLLING)), subject=SUBJECTS, amount=st.integers(1, 100))
     def adjust(self, worker: int, limit: int, subject: str, amount: int) -> None:
         until = self.now + WINDOW
         adjustment = Adjustment(0, str(limit), subject, amount, USUAL, self.now, until, "root", "because")
-        self.adjustments.append(self.workers[worker].adjust(adjustment))
+        self.adjustments.append(self.workers[worker].operations.adjust(adjustment))
 
     @precondition(lambda self: self.adjustments)
     @rule(worker=WORKERS)
     def end_adjustment(self, worker: int) -> None:
         last = self.adjustments[-1]
         in_force = last.ended_at is None and last.until > self.now
-        assert self.workers[worker].end_adjustment(last.number, self.now) is in_force
+        assert self.workers[worker].operations.end_adjustment(last.number, self.now) is in_force
         if in_force:
             self.adjustments[-1] = last._replace(ended_at=self.now)
 
     @rule(worker=WORKERS, number=NUMBERS)
     def acknowledge(self, worker: int, number: int) -> None:
         self.acknowledged += number % (len(self.events) - self.acknowledged + 1)
-        self.workers[worker].acknowledge(self.acknowledged)
+        self.workers[worker].ledger.acknowledge(self.acknowledged)
 
     @rule(worker=WORKERS)
     def shorten_log(self, worker: int) -> None:
-        self.workers[worker].shorten_log()
+        file = self.workers[worker].file
+        if file is not None:
+            file.shorten_log()
 
     # ── what must always hold ────────────────────────────────────────────────────────────────────────────────────────
 
     @invariant()
     def the_books_agree(self) -> None:
-        for ledger in self.workers:
+        for ledger in [opened.ledger for opened in self.workers]:
             limit_keys = sorted({account.limit_key for account in self.books})
             accounts = [account for limit_key in limit_keys for account in ledger.accounts(limit_key, 0)]
             assert accounts == [
@@ -250,15 +337,15 @@ class LedgerMachine(RuleBasedStateMachine):
                 for account, books in sorted(self.books.items(), key=lambda item: (item[0][0], item[0][2], item[0][1]))
             ]
             assert {r.event_id for r in ledger.open_reservations()} == set(self.open)
-        assert self.workers[0].verify() == []
+        assert self.workers[0].ledger.verify() == []
 
     @invariant()
     def every_end_is_recorded_once(self) -> None:
-        entries = self.workers[1].outbox(0, 10_000)
+        entries = self.workers[1].ledger.outbox(0, 10_000)
         assert [entry.seq for entry in entries] == list(range(1, len(self.events) + 1))
         assert [entry.event for entry in entries] == self.events
         waiting = self.events[self.acknowledged :]
-        assert self.workers[0].waiting() == (len(waiting), sum(map(len, waiting)))
+        assert self.workers[0].ledger.waiting() == (len(waiting), sum(map(len, waiting)))
 
     @invariant()
     def limits_hold(self) -> None:
@@ -271,9 +358,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def changes_of_amounts_are_kept(self) -> None:
-        kept = self.workers[1].adjustments()
+        kept = self.workers[1].operations.adjustments()
         assert kept == self.adjustments[len(self.adjustments) - len(kept) :]
 
     def teardown(self) -> None:
-        for ledger in (*self.workers, *self.crashed):
-            ledger.close()
+        for opened in (*self.workers, *self.crashed):
+            opened.close()

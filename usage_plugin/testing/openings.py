@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -65,7 +65,7 @@ class LedgerOpening:
     def _arguments(self) -> tuple[Any, Surroundings]:
         return self.backend.options_model.model_validate(dict(self.options)), Surroundings(self.data_dir, BERLIN)
 
-    def open(self) -> Ledger:
+    def open(self) -> OpenLedger:
         """Open it for the calling thread."""
         return self.backend.open(*self._arguments)
 

@@ -285,6 +285,7 @@ class Admission:
                 self._away_since = self._clock.monotonic()
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
             if policy.enforce and not policy.admit_without_ledger:
+                self._abandon(event.event_id)
                 return Decision(_refuse("unavailable", ask), unfelt)
             event = event._replace(degraded=True)
             return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
@@ -293,13 +294,13 @@ class Admission:
             self._away_since = None
         before = list(zip(demands, reserved.balances, strict=True))
         passed = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
-        unfelt += [self._judge(ask, demand, balance) for demand, balance in passed if demand.limit.dry_run]
+        unfelt += [self._judge(ask, demand, balance, reserved) for demand, balance in passed if demand.limit.dry_run]
         if not reserved.admitted:
             stopping = [pair for pair in passed if self._can_stop(pair[0], ask)]
             for demand, balance in stopping:
                 if demand.limit.downgrade_to is not None:
                     return Downgrade(demand, balance, demand.limit.downgrade_to)
-            return Decision(_worst(self._judge(ask, *pair) for pair in stopping), unfelt)
+            return Decision(_worst(self._judge(ask, *pair, reserved) for pair in stopping), unfelt)
         standing = tightest_of_callers_own(
             Standing(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
         )
@@ -307,6 +308,11 @@ class Admission:
         balances = {demand.account: balance for demand, balance in before}
         admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, standing, tuple(warned))
         return Decision(admitted, unfelt)
+
+    def _abandon(self, event_id: str) -> None:
+        """Give up a reservation that failed: it may hold all the same, and nothing would ever settle it."""
+        with suppress(LedgerError):
+            self._ledger.abandon(event_id)
 
     def _can_stop(self, demand: Demand, ask: Ask) -> bool:
         """Say whether a demand that does not fit keeps the request from starting as it is."""
@@ -317,12 +323,12 @@ class Admission:
             return not ask.is_downgraded and limit.downgrade_to != ask.draft.requested_model
         return limit.action == "block"
 
-    def _judge(self, ask: Ask, demand: Demand, balance: Balance) -> Refusal:
+    def _judge(self, ask: Ask, demand: Demand, balance: Balance, reserved: Reserved) -> Refusal:
         """Say why a request does not fit on an account, and whether waiting helps."""
         maximum = demand.maximum or 0
         if demand.amount > maximum:
             return _refuse("too_large", ask, demand, balance=balance)
-        rolled_away_at = self._rolled_away_at(demand, balance)
+        rolled_away_at = self._rolled_away_at(demand, balance, reserved)
         if balance.spent + demand.amount <= maximum:
             return _refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
         left = (rolled_away_at or demand.window.end) - ask.draft.started_at
@@ -330,16 +336,20 @@ class Admission:
             return _refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
         return _refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
 
-    def _rolled_away_at(self, demand: Demand, balance: Balance) -> int | None:
+    def _rolled_away_at(self, demand: Demand, balance: Balance, reserved: Reserved) -> int | None:
         """Find when so much has left a rolling window that the request would fit; None where nothing rolls."""
         if demand.since is None:
             return None
         over = balance.spent + demand.amount - (demand.maximum or 0)
-        with suppress(LedgerError):
-            for bucket in self._ledger.buckets(demand.limit.key, demand.subject, demand.since):
-                over -= bucket.balance.spent
-                if over <= 0:
-                    return bucket.window_end
+        buckets = reserved.buckets.get(demand.account)
+        if buckets is None:
+            # A dry run's, which the ledger did not refuse.
+            with suppress(LedgerError):
+                buckets = self._ledger.accounts(demand.limit.key, demand.since, demand.subject)
+        for bucket in buckets or ():
+            over -= bucket.balance.spent
+            if over <= 0:
+                return bucket.window_end
         return demand.window.end
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.alerts import Alert, encode_alert
-from usage_plugin.domain.ledger import AlertKey
+from usage_plugin.domain.operations import AlertKey
 from usage_plugin.domain.windows import local_date, start_of_day
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.listeners import Audience
@@ -19,7 +19,7 @@ from usage_plugin.tracking.refusals import plain_amount
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.tracking.demands import Standing
 
 MOST_REMEMBERED = 10_000
@@ -61,7 +61,7 @@ class Alerts:
                 alert = Alert(limit.name, names, threshold, limit.unit, balance.spent, maximum, demand.window, at)
                 self._waiting.append((key, alert))
 
-    def hand_over(self, ledger: Ledger) -> None:
+    def hand_over(self, operations: OperationsLog) -> None:
         """Tell what waits and was never told; called in the keeper's thread.
 
         Raises:
@@ -69,7 +69,7 @@ class Alerts:
         """
         while self._waiting:
             key, alert = self._waiting[0]
-            if ledger.alert(key, alert.at, encode_alert(alert)):
+            if operations.alert(key, alert.at, encode_alert(alert)):
                 self._tell(alert)
             self._waiting.popleft()
 

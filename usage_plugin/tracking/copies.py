@@ -13,7 +13,7 @@ from usage_plugin.domain.store import KeepsCopies
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.profiles import ProfileStore
     from usage_plugin.domain.store import UsageStore
 
 _PAGE = 500
@@ -31,13 +31,13 @@ class Copies:
 
     def __init__(
         self,
-        ledger: Ledger,
+        profiles: ProfileStore,
         store: UsageStore,
         limits: Callable[[], Sequence[WrittenLimit]],
         step: Callable[[], None],
     ) -> None:
         """Take the ends; `limits` gives those in force, `step` is called before each call of the store."""
-        self._ledger = ledger
+        self._profiles = profiles
         self._store = store
         self._limits = limits
         self._step = step
@@ -58,7 +58,7 @@ class Copies:
             self._step()
             await store.keep_limits([limit.written() for limit in limits])
             self._kept_limits = limits
-        while page := self._ledger.changed_profiles(self._kept_profiles, _PAGE):
+        while page := self._profiles.changes(self._kept_profiles, _PAGE):
             self._step()
             await store.keep_profiles([profile for _, profile in page])
             self._kept_profiles = page[-1][0]

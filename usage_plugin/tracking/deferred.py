@@ -17,6 +17,7 @@ from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger, OpenReservation
+    from usage_plugin.domain.operations import OperationsLog
 
 NOTE = "deferred:"
 """Begins the names of the notes: the provider's id follows, as a hash, and the text is the reservation's id."""
@@ -27,22 +28,22 @@ LONGEST_DEFERRED = 48 * 3600 * MICROSECONDS
 _PATIENCE = 0.05
 
 
-def defer(ledger: Ledger, provider_id: str, event_id: str) -> None:
+def defer(operations: OperationsLog, provider_id: str, event_id: str) -> None:
     """Note which reservation is settled once the result of this id is known.
 
     Raises:
         LedgerError: it could not be noted.
     """
-    until_free(lambda: ledger.note(_name(provider_id), event_id), _PATIENCE)
+    until_free(lambda: operations.note(_name(provider_id), event_id), _PATIENCE)
 
 
-def find(ledger: Ledger, provider_id: str) -> Admitted | None:
+def find(ledger: Ledger, operations: OperationsLog, provider_id: str) -> Admitted | None:
     """Find what was admitted; None if the result was known before, or nothing waits for it.
 
     Raises:
         LedgerError: the ledger does not answer.
     """
-    event_id = ledger.notes(_name(provider_id)).get(_name(provider_id))
+    event_id = operations.notes(_name(provider_id)).get(_name(provider_id))
     if event_id is None:
         return None
     for reservation in ledger.open_reservations():
@@ -53,23 +54,23 @@ def find(ledger: Ledger, provider_id: str) -> Admitted | None:
     return None
 
 
-def forget(ledger: Ledger, provider_id: str) -> None:
+def forget(operations: OperationsLog, provider_id: str) -> None:
     """Take the note away, once the reservation is settled.
 
     Raises:
         LedgerError: it is still there, which does no harm.
     """
-    until_free(lambda: ledger.note(_name(provider_id), None), _PATIENCE)
+    until_free(lambda: operations.note(_name(provider_id), None), _PATIENCE)
 
 
 class Waiting:
     """What waits for a result, as the keeper sees it."""
 
-    def __init__(self, ledger: Ledger, now: int) -> None:
+    def __init__(self, operations: OperationsLog, now: int) -> None:
         """Read the notes."""
-        self._ledger = ledger
+        self._operations = operations
         self._now = now
-        self._names = {event_id: name for name, event_id in ledger.notes(NOTE).items()}
+        self._names = {event_id: name for name, event_id in operations.notes(NOTE).items()}
 
     def spares(self, reservation: OpenReservation) -> bool:
         """Whether a reservation outlives the worker that made it."""
@@ -83,7 +84,7 @@ class Waiting:
         """Take away the notes of reservations that are no longer open."""
         for event_id, name in self._names.items():
             if event_id not in left:
-                self._ledger.note(name, None)
+                self._operations.note(name, None)
 
 
 def _name(provider_id: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
 
 Kind = Literal["not_told", "unresolved"]
 """Which imperfection it is: a plugin could not be told of something, or a resolver did not answer."""
@@ -52,7 +52,7 @@ class Failures:
             known = self._waiting.get(source)
             self._waiting[source] = _Failed(times + (known.times if known else 0), why)
 
-    def hand_over(self, ledger: Ledger) -> None:
+    def hand_over(self, operations: OperationsLog) -> None:
         """Write them down and tell of them.
 
         Raises:
@@ -64,7 +64,9 @@ class Failures:
             return
         now = self._clock.now()
         try:
-            ledger.count([Imperfection(s.kind, s.plugin, failed.times, 0, now, now) for s, failed in taken.items()])
+            operations.count_anomalies(
+                [Anomaly(s.kind, s.plugin, failed.times, 0, now, now) for s, failed in taken.items()]
+            )
         except LedgerError:
             for source, failed in taken.items():
                 self.add(*source, failed.why, failed.times)

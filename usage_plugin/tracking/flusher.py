@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerBusyError, StorageError, StorageUnavailableError, StorageVersionError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OutboxEntry
+    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageEvent
 
@@ -95,7 +96,7 @@ class Unstorable:
             self._stumbled = seq, now
         return now - self._stumbled[1] >= STUMBLES_FOR
 
-    def confirm(self, ledger: Ledger) -> None:
+    def confirm(self, operations: OperationsLog) -> None:
         """Believe the store: what it refused will not be sent again."""
         refused = [one for one in self._doubtful if one.is_new]
         self._doubtful.clear()
@@ -103,8 +104,8 @@ class Unstorable:
         for one in refused:
             log.error("event.unstorable", seq=one.seq, file=str(self._path), reason=one.reason)
         if refused:
-            counted = [Imperfection("unstorable", "", 1, one.cost, now, now) for one in refused]
-            until_free(lambda: ledger.count(counted))
+            counted = [Anomaly("unstorable", "", 1, one.cost, now, now) for one in refused]
+            until_free(lambda: operations.count_anomalies(counted))
 
     def take_back(self) -> None:
         """Do not believe the store: what it refused last is still in the outbox."""
@@ -169,10 +170,17 @@ class Flusher:
     """One for each ledger: only the keeper runs it."""
 
     def __init__(
-        self, ledger: Ledger, store: UsageStore, unstorable: Unstorable, *, step: Callable[[], None] | None = None
+        self,
+        ledger: Ledger,
+        operations: OperationsLog,
+        store: UsageStore,
+        unstorable: Unstorable,
+        *,
+        step: Callable[[], None] | None = None,
     ) -> None:
         """Take the two ends; `step` is called before each call of the store."""
         self._ledger = ledger
+        self._operations = operations
         self._store = store
         self._unstorable = unstorable
         self._step = step or (lambda: None)
@@ -190,7 +198,7 @@ class Flusher:
             if missing:
                 log.error("store.lacks_events", events=missing)
                 now = self._unstorable.clock.now()
-                until_free(lambda: self._ledger.count([Imperfection("gap", "", missing, 0, now, now)]))
+                until_free(lambda: self._operations.count_anomalies([Anomaly("gap", "", missing, 0, now, now)]))
 
     def _missing(self, stored: int, acknowledged: int) -> int:
         """Count what an older store lacks and the outbox no longer has."""
@@ -207,9 +215,8 @@ class Flusher:
             LedgerError: the ledger could not be read or told; the batch will come again.
         """
         ledger = self._ledger
-        entries = ledger.outbox(ledger.acknowledged(), BATCH)
+        entries = ledger.outbox(ledger.acknowledged(), BATCH, durable=True)
         if entries:
-            until_free(ledger.sync)
             self._taken = 0
             try:
                 await self._take(self._readable(entries))
@@ -220,7 +227,7 @@ class Flusher:
                     until_free(lambda: ledger.acknowledge(self._taken))
                 raise
             until_free(lambda: ledger.acknowledge(entries[-1].seq))
-            self._unstorable.confirm(ledger)
+            self._unstorable.confirm(self._operations)
         return len(entries)
 
     async def flush_all(self) -> None:
@@ -264,7 +271,7 @@ class Flusher:
             # Before anything behind it is stored: from then on the store passes it over.
             self._unstorable.add(*items[0], reason)
         else:
-            self._unstorable.confirm(self._ledger)
+            self._unstorable.confirm(self._operations)
             self._taken = items[-1].entry.seq
 
 

@@ -17,7 +17,6 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import Window, WindowRule, days_window, local_date, start_of_day, window_at
 from usage_plugin.errors import HistoryError
 from usage_plugin.tracking.seeding import amount_of, daily_dimensions, names_of
-from usage_plugin.tracking.standings import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,10 +24,9 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.forecast import Backtest, Course
-    from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.domain.limits import Limit, LimitSet, Unit
+    from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.domain.store import RollupDimension
-    from usage_plugin.tracking.standings import AccountStanding
+    from usage_plugin.tracking.standings import AccountStanding, Standings
     from usage_plugin.tracking.tracker import UsageReader
 
 ForecastWindow = Literal["day", "week", "month", "quarter", "year"]
@@ -96,14 +94,12 @@ class Outlook(NamedTuple):
 class Forecaster:
     """Forecasts from the daily sums of the configured zone."""
 
-    def __init__(self, reader: UsageReader, ledger: Ledger, limits: LimitSet, zone: ZoneInfo, now: int) -> None:
-        """Take the parts, and the instant to forecast at; `zone` is the store's."""
+    def __init__(self, reader: UsageReader, standings: Standings, zone: ZoneInfo) -> None:
+        """Take the parts; `standings` has the instant to forecast at, `zone` is the store's."""
         self._reader = reader
-        self._ledger = ledger
-        self._limits = limits
+        self._standings = standings
         self._zone = zone
-        self._now = now
-        self._today = local_date(now, zone)
+        self._today = local_date(standings.at, zone)
         self._past = self._today - timedelta(days=HISTORY_DAYS), self._today - timedelta(days=1)
 
     async def spend(
@@ -113,7 +109,7 @@ class Forecaster:
 
         What has no name in one of the dimensions is left out.
         """
-        window = window_at(rule, self._now, self._zone)
+        window = window_at(rule, self._standings.at, self._zone)
         span = local_date(window.start, self._zone), self._today
         found = await self._reader.top(by, *span, usage_filter, most=most) if by else None
         groups = (
@@ -150,8 +146,9 @@ class Forecaster:
                 f"The limit {limit.name} counts per {', '.join(limit.per)}, so {', '.join(sorted(others))} chooses none"
                 " of its accounts."
             )
-        standings = Standings(self._ledger, self._limits, self._now)
-        accounts = [row for row in standings.all_of(limit) if wanted.items() <= limit.names_of(row.subject).items()]
+        accounts = [
+            row for row in self._standings.all_of(limit) if wanted.items() <= limit.names_of(row.subject).items()
+        ]
         return [await self._account(row, dimensions) for row in nlargest(most, accounts, key=_fullness)]
 
     async def _account(self, row: AccountStanding, dimensions: Sequence[RollupDimension]) -> Outlook:
@@ -159,7 +156,7 @@ class Forecaster:
         names = limit.names_of(row.subject)
         others = [dimension for dimension in dimensions if dimension not in names]
         usage_filter = UsageFilter(**names)
-        counted = self._limits.alone(limit)
+        counted = self._standings.limits.alone(limit)
         used: dict[str | None, int] = {}
         for found in await self._reader.report(("day", *others), *self._past, usage_filter):
             day, *rest = found.group
@@ -176,7 +173,7 @@ class Forecaster:
         series = Series(first, [used.get(day.isoformat(), 0) for day in days])
         ahead = (local_date(now.window.end - 1, self._zone) - self._today).days + 1
         whole = days_window(self._today, self._today, self._zone)
-        left = (whole.end - self._now) * _MILLION // (whole.end - whole.start)
+        left = (whole.end - self._standings.at) * _MILLION // (whole.end - whole.start)
         made = await asyncio.to_thread(course, series, ahead, left_of_first=max(0, min(left, _MILLION)))
         return Outlook(now, self._today, made, series)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.usage import UsageEvent
 
 Kind = Literal[
@@ -43,11 +43,11 @@ log = get_logger()
 class Imperfections:
     """Adds imperfections up until they are flushed."""
 
-    def __init__(self, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, operations: OperationsLog, clock: Clock) -> None:
         """Start with nothing counted."""
-        self._ledger = ledger
+        self._operations = operations
         self._clock = clock
-        self._counts: dict[tuple[Kind, str], Imperfection] = {}
+        self._counts: dict[tuple[Kind, str], Anomaly] = {}
         self._known: dict[Kind, set[str]] = {}
 
     def count(self, kind: Kind, concerns: str | None, amount: int = 0) -> None:
@@ -56,7 +56,7 @@ class Imperfections:
         now = self._clock.now()
         counted = self._counts.get((kind, name))
         times, total, first = (counted.times, counted.amount, counted.first_at) if counted else (0, 0, now)
-        self._counts[kind, name] = Imperfection(kind, name, times + 1, total + amount, first, now)
+        self._counts[kind, name] = Anomaly(kind, name, times + 1, total + amount, first, now)
 
     def look(self, event: UsageEvent) -> None:
         """Count what is not known exactly of an event that was recorded."""
@@ -81,7 +81,7 @@ class Imperfections:
         if not self._counts:
             return
         try:
-            until_free(lambda: self._ledger.count(list(self._counts.values())), patience)
+            until_free(lambda: self._operations.count_anomalies(list(self._counts.values())), patience)
         except LedgerError as error:
             log.debug("ledger.imperfections_delayed", **short_error(error))
             return

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.ledger import Imperfection
+from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.store import Reports
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.liveness import Workers
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.copies import WrittenLimit
     from usage_plugin.tracking.pruning import Pruner
     from usage_plugin.tracking.seeding import Seeder
-    from usage_plugin.tracking.workers import Workers
 
 ROUND_EVERY = 1.0
 SHORTEN_EVERY = 0.25
@@ -52,7 +52,7 @@ class Keeper:
 
     def __init__(  # noqa: PLR0913  # one for each part that it works with
         self,
-        open_ledger: Callable[[], Ledger],
+        open_ledger: Callable[[], OpenLedger],
         open_store: Callable[[], AbstractAsyncContextManager[UsageStore]],
         workers: Workers,
         clock: Clock,
@@ -62,7 +62,7 @@ class Keeper:
         limits: Callable[[], Sequence[WrittenLimit]] = tuple,
         pruner: Pruner | None = None,
         audience: Audience[UsageEvent] | None = None,
-        chores: Sequence[Callable[[Ledger], None]] = (),
+        chores: Sequence[Callable[[OpenLedger], None]] = (),
     ) -> None:
         """Take what opens the parts: each thread must have its own.
 
@@ -114,11 +114,11 @@ class Keeper:
             # Begun again though it has to stop: what fails once must not cost the flush at an orderly end.
             is_last = self._stopping.is_set()
             try:
-                ledger = self._open_ledger()
+                opened = self._open_ledger()
                 try:
-                    self._work(ledger)
+                    self._work(opened)
                 finally:
-                    ledger.close()
+                    opened.close()
                 break
             except LedgerError as error:
                 log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
@@ -133,41 +133,44 @@ class Keeper:
             self._moving.end(max(0.0, self._give_up_at - time.monotonic()))
         self._workers.stop_keeping()
 
-    def _work(self, ledger: Ledger) -> None:
+    def _work(self, opened: OpenLedger) -> None:
         """Take turns until told to stop, or until the ledger does not work."""
         while not self._stopping.is_set():
             is_round = time.monotonic() - self._last_round >= ROUND_EVERY
             if is_round:
                 self._last_round = time.monotonic()
                 for chore in self._chores:
-                    _unless_busy(chore, ledger)
+                    _unless_busy(chore, opened)
             if self._workers.try_to_keep():
                 # First, since it needs the ledger for nothing.
                 self._moving.watch()
-                _unless_busy(lambda ledger: ledger.shorten_log(), ledger)
+                _unless_busy(_shorten_log, opened)
                 if is_round:
-                    _unless_busy(self._housekeeping, ledger)
+                    _unless_busy(self._housekeeping, opened)
             self._pause = ROUND_EVERY
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
-            _unless_busy(chore, ledger, LAST_PATIENCE)
+            _unless_busy(chore, opened, LAST_PATIENCE)
         if time.monotonic() < self._give_up_at:
             # It may have had no turn before it was told to stop.
             self._workers.try_to_keep()
 
-    def _housekeeping(self, ledger: Ledger) -> None:
-        self._problems.tell(ledger, "store", self._moving.problem)
-        self._problems.tell(ledger, "database", self._trouble)
+    def _housekeeping(self, opened: OpenLedger) -> None:
+        self._problems.tell(opened.operations, "store", self._moving.problem)
+        self._problems.tell(opened.operations, "database", self._trouble)
         # A clock that jumps ahead closes no window: what is dropped is forgotten when the clock is put right.
-        ledger.tidy(min(self._clock.now(), self._began + self._clock.monotonic()))
+        now = min(self._clock.now(), self._began + self._clock.monotonic())
+        opened.ledger.maintain(now)
+        opened.operations.maintain(now)
         if self._seeder:
-            self._seeder.forget_old(ledger)
-        self._recover(ledger)
+            self._seeder.forget_old(opened.operations)
+        self._recover(opened)
 
-    def _recover(self, ledger: Ledger) -> None:
+    def _recover(self, opened: OpenLedger) -> None:
         """Settle what dead workers left open, with what their reservations carry."""
+        ledger, operations = opened.ledger, opened.operations
         # Before the reservations: each is there before its note.
-        waiting = Waiting(ledger, self._clock.now())
+        waiting = Waiting(operations, self._clock.now())
         reservations = ledger.open_reservations()
         dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
         recovered: list[UsageEvent] = []
@@ -181,25 +184,26 @@ class Keeper:
         finally:
             if recovered:
                 log.warning("reservations.recovered", count=len(recovered))
-                ledger.count(self._as_imperfections(recovered))
+                operations.count_anomalies(self._as_anomalies(recovered))
         waiting.sweep({reservation.event_id for reservation in reservations})
         self._workers.sweep()
-        for note in ledger.notes(rules.NOTE):
+        for note in operations.notes(rules.NOTE):
             if self._workers.is_dead(note.removeprefix(rules.NOTE)):
-                ledger.note(note, None)
+                operations.note(note, None)
 
-    def _as_imperfections(self, recovered: Iterable[UsageEvent]) -> list[Imperfection]:
+    def _as_anomalies(self, recovered: Iterable[UsageEvent]) -> list[Anomaly]:
         now = self._clock.now()
-        return [Imperfection("recovered", event.model or "", 1, event.cost or 0, now, now) for event in recovered]
+        return [Anomaly("recovered", event.model or "", 1, event.cost or 0, now, now) for event in recovered]
 
     async def _move(self, attempt: Attempt) -> None:
         """Move the outbox into the store, in the store's own thread."""
-        ledger = self._open_ledger()
+        opened = self._open_ledger()
+        ledger, operations = opened.ledger, opened.operations
         try:
             async with self._open_store() as store:
-                flusher = Flusher(ledger, store, self._unstorable, step=attempt.step)
+                flusher = Flusher(ledger, operations, store, self._unstorable, step=attempt.step)
                 await flusher.begin()
-                copies = Copies(ledger, store, self._limits, attempt.step)
+                copies = Copies(opened.profiles, store, self._limits, attempt.step)
                 while True:
                     is_last = attempt.is_ending
                     await flusher.flush_all()
@@ -208,16 +212,21 @@ class Keeper:
                     if is_last:
                         return
                     if self._seeder:
-                        await self._seeder.seed_new(ledger, store, attempt.step)
+                        await self._seeder.seed_new(ledger, operations, store, attempt.step)
                     await copies.bring_up_to_date()
                     if self._pruner:
-                        await self._pruner.turn(ledger, store, attempt)
+                        await self._pruner.turn(operations, store, attempt)
                     await attempt.pause(ROUND_EVERY)
         finally:
-            ledger.close()
+            opened.close()
 
 
-def _unless_busy(step: Callable[[Ledger], None], ledger: Ledger, patience: float = 0.0) -> None:
+def _shorten_log(opened: OpenLedger) -> None:
+    if opened.file is not None:
+        opened.file.shorten_log()
+
+
+def _unless_busy(step: Callable[[OpenLedger], None], opened: OpenLedger, patience: float = 0.0) -> None:
     """Do it; if a worker is writing just then, and for so many seconds, the next turn does it."""
     with suppress(LedgerBusyError):
-        until_free(lambda: step(ledger), patience)
+        until_free(lambda: step(opened), patience)

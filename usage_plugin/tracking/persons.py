@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.alerts import decode_alert
-from usage_plugin.domain.ledger import Naming
+from usage_plugin.domain.erasure import NameMatches
 from usage_plugin.domain.store import LeavesTraces
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.errors import NotFlushedError, NotForgottenError
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Callable, Collection, Iterable
 
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.erasure import Erasable
     from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.liveness import Workers
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.tracking.flusher import Unstorable
     from usage_plugin.tracking.listeners import Hooked
-    from usage_plugin.tracking.workers import Workers
 
 SLICE = 1_000
 PATIENCE = 60.0
@@ -41,12 +42,12 @@ class Person(NamedTuple):
     names: frozenset[str]
     limits: LimitSet
 
-    def naming(self, ledger: Ledger) -> Naming:
-        """List what the ledger has of them."""
-        found = [ledger.naming(name) for name in sorted(self.names)]
+    def matches(self, erasable: Erasable) -> NameMatches:
+        """List the records of this person."""
+        found = [erasable.find(name) for name in sorted(self.names)]
         by_key = {limit.key: limit for limit in self.limits.limits}
         by_name = {limit.name: limit for limit in self.limits.limits}
-        return Naming(
+        return NameMatches(
             accounts=[
                 a for one in found for a in one.accounts if self._has(by_key.get(a.key.limit_key), a.key.subject)
             ],
@@ -82,18 +83,19 @@ class Person(NamedTuple):
         return self._has_event(line.get("event"))
 
 
-async def bring_to_store(ledger: Ledger, store: UsageStore, unstorable: Unstorable, workers: Workers) -> None:
+async def bring_to_store(opened: OpenLedger, store: UsageStore, unstorable: Unstorable, workers: Workers) -> None:
     """See to it that the store has every event that is settled now: the keeper moves them, or we if there is none.
 
     Raises:
         NotFlushedError: the store does not take them.
         StorageError: the same, in its own words.
     """
+    ledger = opened.ledger
     waiting = ledger.waiting().events
     newest = ledger.acknowledged() + waiting
     if waiting and not workers.living() and workers.try_to_keep():
         try:
-            flusher = Flusher(ledger, store, unstorable)
+            flusher = Flusher(ledger, opened.operations, store, unstorable)
             await flusher.begin()
             await flusher.flush_all()
         finally:
@@ -108,7 +110,7 @@ async def bring_to_store(ledger: Ledger, store: UsageStore, unstorable: Unstorab
 
 async def forget(
     person: Person,
-    ledger: Ledger,
+    opened: OpenLedger,
     store: UsageStore,
     unstorable: Unstorable,
     *,
@@ -121,7 +123,7 @@ async def forget(
 
     Args:
         person: who.
-        ledger: has all but history.
+        opened: the ledger, with profiles.
         store: has the history, everything that was settled included (`bring_to_store`).
         unstorable: the file of what it never took.
         now: which windows have ended, microseconds since 1970 UTC.
@@ -140,20 +142,20 @@ async def forget(
 
     for name in sorted(person.names):
         # First: the keeper may give the store a copy of it until it is gone, and that goes with the history.
-        dropped = until_free(lambda name=name: ledger.drop_profile(name))  # type: ignore[misc]
+        dropped = until_free(lambda name=name: opened.profiles.remove(name))  # type: ignore[misc]
         done("profiles", int(dropped))
         while deleted := await store.forget(name, most=SLICE):
             done("history", deleted)
             # Others who write to the store have their turn.
             await asyncio.sleep(_REST)
     done("unstorable", unstorable.blank(person.was_set_aside))
-    found = _over(person.naming(ledger), now, open_windows=open_windows)
-    until_free(lambda: ledger.erase(found))
+    found = _over(person.matches(opened.erasable), now, open_windows=open_windows)
+    until_free(lambda: opened.erasable.erase(found))
     for kind, records in found._asdict().items():
         done("outbox" if kind == "entries" else kind, len(records))
 
 
-def _over(found: Naming, now: int, *, open_windows: bool) -> Naming:
+def _over(found: NameMatches, now: int, *, open_windows: bool) -> NameMatches:
     """Leave out what limits still need: what counts in a window that is open, and changes that are in force."""
     return found._replace(
         accounts=[a for a in found.accounts if not a.balance.reserved and (open_windows or a.window_end <= now)],
@@ -183,7 +185,7 @@ def tell_plugins(person: Person, hooked: Iterable[Hooked], progress: Callable[[s
         )
 
 
-async def leave_no_trace(ledger: Ledger, store: UsageStore, progress: Callable[[str, int], None]) -> None:
+async def leave_no_trace(erasable: Erasable, store: UsageStore, progress: Callable[[str, int], None]) -> None:
     """Write the files anew.
 
     Raises:
@@ -193,7 +195,7 @@ async def leave_no_trace(ledger: Ledger, store: UsageStore, progress: Callable[[
         progress("files", 1)
         await store.compact()
     progress("files", 1)
-    until_free(ledger.compact)
+    until_free(erasable.compact)
 
 
 def names_in(text: str, names: Collection[str]) -> bool:

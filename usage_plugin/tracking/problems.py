@@ -9,7 +9,7 @@ from usage_plugin.domain.windows import to_datetime
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
 
 _PREFIX = "problem:"
 
@@ -22,9 +22,9 @@ class Problem(NamedTuple):
     since: str
 
 
-def problems(ledger: Ledger) -> list[Problem]:
+def problems(operations: OperationsLog) -> list[Problem]:
     """Read what does not work at the moment."""
-    notes = ledger.notes(_PREFIX)
+    notes = operations.notes(_PREFIX)
     return [Problem(name.removeprefix(_PREFIX), **json.loads(notes[name])) for name in sorted(notes)]
 
 
@@ -36,18 +36,18 @@ class Problems:
         self._clock = clock
         self._known: dict[str, Problem | None] = {}
 
-    def tell(self, ledger: Ledger, name: str, text: str | None) -> None:
+    def tell(self, operations: OperationsLog, name: str, text: str | None) -> None:
         """Note a problem, or that it is over; costs nothing as long as nothing changes.
 
         Raises:
             LedgerError: to be told again.
         """
         if name not in self._known:
-            self._known[name] = next((problem for problem in problems(ledger) if problem.name == name), None)
+            self._known[name] = next((problem for problem in problems(operations) if problem.name == name), None)
         known = self._known[name]
         if text != (known and known.text):
             problem = None
             if text is not None:
                 problem = Problem(name, text, known.since if known else to_datetime(self._clock.now()).isoformat())
-            ledger.note(_PREFIX + name, problem and json.dumps({"text": problem.text, "since": problem.since}))
+            operations.note(_PREFIX + name, problem and json.dumps({"text": problem.text, "since": problem.since}))
             self._known[name] = problem

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.patience import Attempt
@@ -81,9 +81,9 @@ class Pruned(NamedTuple):
     size: int
 
 
-def last_run(ledger: Ledger) -> Pruned | None:
+def last_run(operations: OperationsLog) -> Pruned | None:
     """Read what the last run left; None if there was none."""
-    text = ledger.notes(NOTE).get(NOTE)
+    text = operations.notes(NOTE).get(NOTE)
     return None if text is None else Pruned(**json.loads(text))
 
 
@@ -132,7 +132,7 @@ class Pruner:
         self._problems = Problems(clock)
         self._run: _Run | None = None
 
-    async def turn(self, ledger: Ledger, store: UsageStore, attempt: Attempt) -> None:
+    async def turn(self, operations: OperationsLog, store: UsageStore, attempt: Attempt) -> None:
         """Go on with a run, or begin one if it is time; returns soon.
 
         Raises:
@@ -141,13 +141,13 @@ class Pruner:
         run, self._run = self._run, None
         if self._retention() == _EVERYTHING:
             for name in ("clock", "retention"):
-                until_free(lambda name=name: self._problems.tell(ledger, name, None))  # type: ignore[misc]
+                until_free(lambda name=name: self._problems.tell(operations, name, None))  # type: ignore[misc]
             return
         if run is None:
-            if not self._is_due(ledger):
+            if not self._is_due(operations):
                 return
             attempt.step()
-            run = await self._begin(ledger, store)
+            run = await self._begin(operations, store)
             if run is None:
                 return
         until = time.monotonic() + TURN
@@ -156,7 +156,7 @@ class Pruner:
             began = time.monotonic()
             deleted = await self._slice(store, run)
             if not deleted:
-                await self._finish(ledger, store, run)
+                await self._finish(operations, store, run)
                 return
             run.records += deleted
             run.slices += 1
@@ -165,12 +165,12 @@ class Pruner:
                 break
         self._run = run
 
-    def _is_due(self, ledger: Ledger) -> bool:
-        last = last_run(ledger)
+    def _is_due(self, operations: OperationsLog) -> bool:
+        last = last_run(operations)
         # A clock that was set back must not put it off.
         return last is None or not last.at <= self._clock.now() < last.at + RUN_EVERY
 
-    async def _begin(self, ledger: Ledger, store: UsageStore) -> _Run | None:
+    async def _begin(self, operations: OperationsLog, store: UsageStore) -> _Run | None:
         """Work out what day it is, and which events are too old."""
         newest = None
         async for event in store.events(Window(0, FOREVER), UsageFilter(), newest_first=True):
@@ -180,7 +180,7 @@ class Pruner:
             # Nothing tells whether the clock is right.
             return None
         now = self._clock.now()
-        last = last_run(ledger)
+        last = last_run(operations)
         known = newest if last is None else last.today
         today = min(now, known + _DAY)
         late = (now - today) // _DAY
@@ -191,7 +191,7 @@ class Pruner:
                 f" event recorded. If that is wrong, set it: with each hour another day of history goes."
             )
             log.warning("retention.careful", clock=to_datetime(now).isoformat(), days=late)
-        until_free(lambda: self._problems.tell(ledger, "clock", problem))
+        until_free(lambda: self._problems.tell(operations, "clock", problem))
         kept = self._retention().events
         return _Run(today, newest, 0 if kept is None else max(0, today - kept * _DAY))
 
@@ -218,10 +218,10 @@ class Pruner:
             run.is_too_large = True
         return deleted
 
-    async def _finish(self, ledger: Ledger, store: UsageStore, run: _Run) -> None:
+    async def _finish(self, operations: OperationsLog, store: UsageStore, run: _Run) -> None:
         """Say what was done, and what new limits will not find any more."""
         size = await store.size()
-        last = last_run(ledger)
+        last = last_run(operations)
         before = max(run.events_before, last.events_before if last else 0)
         pruned = Pruned(self._clock.now(), run.today, before, run.records, size)
         problem = None
@@ -230,8 +230,8 @@ class Pruner:
                 f"The store has {size} bytes, more than retention.max_size, although only a day's events and the daily"
                 " sums are left; raise it."
             )
-        until_free(lambda: self._problems.tell(ledger, "retention", problem))
-        until_free(lambda: ledger.note(NOTE, json.dumps(pruned._asdict())))
+        until_free(lambda: self._problems.tell(operations, "retention", problem))
+        until_free(lambda: operations.note(NOTE, json.dumps(pruned._asdict())))
         log.info(
             "retention.pruned",
             records=run.records,

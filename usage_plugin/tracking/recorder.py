@@ -14,6 +14,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from usage_plugin.domain.ledger import NotSettled, Settled
 from usage_plugin.domain.usage import NO_TOKENS
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import AccountKey, Balance, Ledger, Settled
+    from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Ledger
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
     from usage_plugin.tracking.alerts import Alerts
@@ -223,16 +224,27 @@ class Recorder:
         started = time.monotonic_ns()
         while True:
             try:
-                if admitted.holds:
-                    settled = self._ledger.settle(event.event_id, charges, encoded)
+                settled: Settled | NotSettled | None
+                if not admitted.holds:
+                    settled = self._ledger.record(event.event_id, charges, encoded)
                 else:
-                    settled = self._ledger.record(charges, encoded)
+                    settled = self._ledger.settle(event.event_id, charges, encoded)
+                    if settled is NotSettled.UNKNOWN:
+                        settled = self._record_unknown(event, charges, encoded)
             except LedgerBusyError:
                 if time.monotonic_ns() - started > SPIN_NS:
                     raise
                 os.sched_yield()  # whoever holds the lock may need this core
             else:
-                return self._tell(settlement, settled) if settled else ()
+                return self._tell(settlement, settled) if isinstance(settled, Settled) else ()
+
+    def _record_unknown(self, event: UsageEvent, charges: Sequence[Charge], encoded: str | None) -> Settled | None:
+        """Record a request whose reservation the ledger does not know: its usage is owed all the same."""
+        recorded = self._ledger.record(event.event_id, charges, encoded)
+        if recorded:
+            log.warning("ledger.reservation_unknown", event_id=event.event_id, cost=event.cost)
+            self._imperfections.count("unheld", event.model, event.cost or 0)
+        return recorded
 
     def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[Standing]:
         """Tell the cache, the alerts and whoever listens what was written, whether it waited before or not."""

@@ -10,8 +10,8 @@ import json
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.domain.ledger import RefusalCount
 from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.operations import RefusalCount
 from usage_plugin.domain.refusals import RefusedRequest
 from usage_plugin.domain.windows import to_datetime, to_instant
 from usage_plugin.errors import LedgerError
@@ -22,8 +22,8 @@ from usage_plugin.tracking.listeners import Audience
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.tracking.admission import Refusal
 
 MOST_COUNTED = 10_000
@@ -109,9 +109,9 @@ def as_told(refusal: Refusal) -> RefusedRequest:
 class RefusalLog:
     """Adds refusals up until they are flushed, and tells of those that a client feels."""
 
-    def __init__(self, ledger: Ledger, audience: Audience[RefusedRequest] | None = None) -> None:
+    def __init__(self, operations: OperationsLog, audience: Audience[RefusedRequest] | None = None) -> None:
         """Start with nothing counted."""
-        self._ledger = ledger
+        self._operations = operations
         self._audience = audience or Audience()
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
         self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
@@ -136,7 +136,7 @@ class RefusalLog:
         counts = [RefusalCount(*key, count) for key, count in self._counts.items()]
         details = [(r.ref, r.at, json.dumps(describe(r), ensure_ascii=False)) for r in self._details]
         try:
-            until_free(lambda: self._ledger.count_refusals(counts, details), patience)
+            until_free(lambda: self._operations.count_refusals(counts, details), patience)
         except LedgerError as error:
             log.debug("ledger.refusals_delayed", **short_error(error))
             return

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import Adjustment, Ledger
     from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.operations import Adjustment, OperationsLog
 
 NOTE = "rules:"
 """Each worker leaves the digest of its rules under this prefix and its name."""
@@ -41,11 +41,11 @@ class RulesInForce:
         self.digest = digest_of(limits)
         self._apply()
 
-    def follow(self, ledger: Ledger, now: int) -> None:
+    def follow(self, operations: OperationsLog, now: int) -> None:
         """Put the ledger's adjustments in force if they have changed; those that end do so by themselves."""
-        version = ledger.adjustments_version()
+        version = operations.adjustments_version()
         if version != self._version:
-            self._adjustments = ledger.adjustments(since=now)
+            self._adjustments = operations.adjustments(since=now)
             self._version = version
             self._apply()
 

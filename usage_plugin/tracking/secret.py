@@ -22,7 +22,7 @@ from usage_plugin.tracking.flusher import until_free
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
 
 FILE = "secret"
 NOTE = "secret"
@@ -96,9 +96,9 @@ def make_secret(path: Path) -> bytes:
     return found
 
 
-def note_secret(ledger: Ledger, pseudonyms: Pseudonyms, path: Path, now: int) -> None:
+def note_secret(operations: OperationsLog, pseudonyms: Pseudonyms, path: Path, now: int) -> None:
     """Compare the secret with what the ledger knows of it, at the start; what has changed is logged and noted."""
-    known = _known(ledger)
+    known = _known(operations)
     mine = _Known(pseudonyms.fingerprint, now, None, pseudonyms.hides_persons)
     if known is not None:
         if known.hides_persons != mine.hides_persons:
@@ -117,12 +117,12 @@ def note_secret(ledger: Ledger, pseudonyms: Pseudonyms, path: Path, now: int) ->
                 effect="accounts per api key and per pseudonym begin anew; put the old secret back if there is one",
             )
     if mine != known:
-        until_free(lambda: ledger.note(NOTE, json.dumps(mine._asdict())))
+        until_free(lambda: operations.note(NOTE, json.dumps(mine._asdict())))
 
 
-def secret_trouble(ledger: Ledger, pseudonyms: Pseudonyms | None, path: Path, now: int) -> str | None:
+def secret_trouble(operations: OperationsLog, pseudonyms: Pseudonyms | None, path: Path, now: int) -> str | None:
     """Say what is wrong with the secret, for readers; None if nothing is."""
-    known = _known(ledger)
+    known = _known(operations)
     if pseudonyms is None:
         return f"{path} is missing; put it back before the next start, or a new one is made" if known else None
     if known is None:
@@ -135,6 +135,6 @@ def secret_trouble(ledger: Ledger, pseudonyms: Pseudonyms | None, path: Path, no
     return None
 
 
-def _known(ledger: Ledger) -> _Known | None:
-    text = ledger.notes(NOTE).get(NOTE)
+def _known(operations: OperationsLog) -> _Known | None:
+    text = operations.notes(NOTE).get(NOTE)
     return None if text is None else _Known(**json.loads(text))

@@ -1,15 +1,16 @@
 """Seeding: a new limit counts what its windows already hold.
 
-The keeper adds up what the store has, up to a number of the outbox, and the ledger adds what came after it, in the
-transactions that set the accounts: some at a time, so that requests are not kept waiting. Set, never added: what a
-limit counted before it was seeded is in those sums. It waits until every living worker goes by the new rules, so that
-nothing is settled past the new limit any more, and an account that is set stays right.
+The keeper adds up what the store has, and what the outbox has behind it, up to the instant of a snapshot. The snapshot
+has what the accounts counted until then; they are corrected by the difference, some at a time, so that requests are not
+kept waiting. Requests settle meanwhile: they add to an account and to its sum alike, so the difference stays right. It
+waits until every living worker goes by the new rules, so that nothing is settled past the new limit any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.ledger import AccountKey, Charge
@@ -17,7 +18,7 @@ from usage_plugin.domain.limits import NO_MEMBERSHIP, literal_of
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
-from usage_plugin.domain.usage import subjects_of, totals_of
+from usage_plugin.domain.usage import new_event_id, subjects_of, totals_of
 from usage_plugin.domain.windows import FOREVER, Window, local_date, to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageUnavailableError
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OutboxEntry
     from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.liveness import Workers
+    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.store import Aggregate, UsageStore
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.tracking.rules import RulesInForce
-    from usage_plugin.tracking.workers import Workers
 
 COUNTING = "limits:counting"
 """The note with the keys of the limits whose accounts hold all that they should."""
@@ -47,7 +49,7 @@ _WHOLE_DAYS = _CALENDAR | {"lifetime"}
 _LOST = ("gap", "unstorable")
 _STEP_EVERY = 500
 _AT_ONCE = 250
-"""So many accounts are set within a millisecond."""
+"""Accounts that are corrected in one transaction: a millisecond."""
 _REST = 0.001
 _PATIENT_ROUNDS = 10
 
@@ -66,7 +68,9 @@ class Seeder:
         self._done = ""
         self._rounds_waited = 0
 
-    async def seed_new(self, ledger: Ledger, store: UsageStore, step: Callable[[], None]) -> None:
+    async def seed_new(
+        self, ledger: Ledger, operations: OperationsLog, store: UsageStore, step: Callable[[], None]
+    ) -> None:
         """Seed what is new, if anything is; call it once a second, with the outbox flushed.
 
         Raises:
@@ -74,25 +78,25 @@ class Seeder:
         """
         digest, limits = self._rules.digest, self._rules.limits
         charged = {limit.key: limit for limit in limits.limits if limit.is_charged}
-        counting = _counting(ledger)
+        counting = _counting(operations)
         if digest == self._done and charged.keys() <= counting:
             return
-        if not self._all_go_by(digest, ledger):
+        if not self._all_go_by(digest, operations):
             return
         new = [limit for key, limit in charged.items() if key not in counting]
         if new:
-            self._tell_what_is_missing(ledger, [limit for limit in new if limit.counts_history])
+            self._tell_what_is_missing(operations, [limit for limit in new if limit.counts_history])
             sums = _History([limit for limit in new if limit.counts_history], limits, self._zone, self._clock.now())
             await sums.read(store, ledger.writer, step)
             for limit in sums.limits:
-                await sums.seed(ledger, limit, step)
-            _count(ledger, charged.keys())
+                await sums.correct(ledger, limit, step)
+            _count(operations, charged.keys())
             log.info("limits.seeded", limits=[limit.name for limit in new])
         self._done = digest
 
-    def _tell_what_is_missing(self, ledger: Ledger, new: Sequence[Limit]) -> None:
+    def _tell_what_is_missing(self, operations: OperationsLog, new: Sequence[Limit]) -> None:
         """Say which limits will count less than their windows held."""
-        run, limits = last_run(ledger), self._rules.limits
+        run, limits = last_run(operations), self._rules.limits
         if run and (lacking := self._lacking(new, self._clock.now(), run.events_before)):
             since = to_datetime(run.events_before).isoformat()
             log.warning("limits.history_was_pruned", limits=lacking, counted_from=since)
@@ -106,15 +110,15 @@ class Seeder:
     def _lacking(self, limits: Iterable[Limit], now: int, pruned: int) -> list[str]:
         return [limit.name for limit in limits if lacks_history(limit, self._zone, now, pruned)]
 
-    def forget_old(self, ledger: Ledger) -> None:
+    def forget_old(self, operations: OperationsLog) -> None:
         """Note at once which limits count no more: should they come back, they will have missed something."""
         charged = {limit.key for limit in self._rules.limits.limits if limit.is_charged}
-        counting = _counting(ledger)
+        counting = _counting(operations)
         if counting - charged:
-            _count(ledger, counting & charged)
+            _count(operations, counting & charged)
 
-    def _all_go_by(self, digest: str, ledger: Ledger) -> bool:
-        notes = ledger.notes(NOTE)
+    def _all_go_by(self, digest: str, operations: OperationsLog) -> bool:
+        notes = operations.notes(NOTE)
         others = [worker for worker in self._workers.living() if notes.get(NOTE + worker) != digest]
         self._rounds_waited = self._rounds_waited + 1 if others else 0
         if self._rounds_waited == _PATIENT_ROUNDS:
@@ -122,14 +126,14 @@ class Seeder:
         return not others
 
 
-def count_history_anew(ledger: Ledger, limits: LimitSet, zone: ZoneInfo) -> None:
+def count_history_anew(operations: OperationsLog, limits: LimitSet, zone: ZoneInfo) -> None:
     """Let limits count their windows again, because history was imported; the seeder sees to it, now or at the start.
 
     Only those of calendar windows, of which the store's daily sums tell all: events may have been pruned, and days of
     a lifetime; and not those that pseudonyms hide history from. Nothing happens where accounts know more than history
     does, because events were lost: what was spent must not become less.
     """
-    if any(found.kind in _LOST for found in ledger.imperfections()):
+    if any(found.kind in _LOST for found in operations.anomalies()):
         log.warning("limits.not_counted_anew", why="events were lost, which only the accounts know of")
         return
     anew = {
@@ -140,16 +144,16 @@ def count_history_anew(ledger: Ledger, limits: LimitSet, zone: ZoneInfo) -> None
         and daily_dimensions(limit, zone) is not None
         and not (limits.hides_persons and _has_globs_of_persons(limit, limits))
     }
-    _count(ledger, _counting(ledger) - anew)
+    _count(operations, _counting(operations) - anew)
 
 
-def _counting(ledger: Ledger) -> set[int]:
-    return set(json.loads(ledger.notes(COUNTING).get(COUNTING, "[]")))
+def _counting(operations: OperationsLog) -> set[int]:
+    return set(json.loads(operations.notes(COUNTING).get(COUNTING, "[]")))
 
 
-def _count(ledger: Ledger, keys: Iterable[int]) -> None:
+def _count(operations: OperationsLog, keys: Iterable[int]) -> None:
     text = json.dumps(sorted(keys))
-    until_free(lambda: ledger.note(COUNTING, text))
+    until_free(lambda: operations.note(COUNTING, text))
 
 
 class _Sum(NamedTuple):
@@ -189,7 +193,7 @@ class _History:
         self._spans = {limit.key: _span(limit, now) for limit in limits}
         self._sets = {limit.key: groups.alone(limit) for limit in limits}
         self._sums: dict[int, dict[AccountKey, _Sum]] = {limit.key: {} for limit in limits}
-        self._unset: dict[int, list[AccountKey]] = {limit.key: [] for limit in limits}
+        self._uncorrected: dict[int, list[AccountKey]] = {limit.key: [] for limit in limits}
         self._watermarks: dict[int, int] = {}
         self._late: dict[int, UsageEvent | None] = {}
 
@@ -230,36 +234,32 @@ class _History:
             raise StorageUnavailableError("The store changed while its history was read.")
         self._watermarks.update((limit.key, watermark) for limit in limits)
 
-    async def seed(self, ledger: Ledger, limit: Limit, step: Callable[[], None]) -> None:
-        """Set the limit's accounts."""
-        sums, unset = self._sums[limit.key], self._unset[limit.key]
-        some: list[AccountKey] = []
-
-        def set_some(entries: Sequence[OutboxEntry]) -> Iterable[Charge]:
-            nonlocal some
-            self._add_entries(limit, entries)
-            some = unset[-_AT_ONCE:]
-            return [Charge(account, *sums[account]) for account in some]
-
-        while True:
+    async def correct(self, ledger: Ledger, limit: Limit, step: Callable[[], None]) -> None:
+        """Correct the limit's accounts, some at a time, by what they lack at an instant."""
+        sums, uncorrected = self._sums[limit.key], self._uncorrected[limit.key]
+        # What is in the outbox now may bring accounts that the store does not know.
+        self._add_outbox(ledger, limit, ledger.snapshot(()).seq, step)
+        while uncorrected:
             step()
-            # What is read now is not decoded inside the ledger's lock.
-            while entries := ledger.outbox(self._watermarks[limit.key], _STEP_EVERY):
-                self._add_entries(limit, entries)
-            until_free(lambda: ledger.seed(self._watermarks[limit.key], set_some))
-            del unset[len(unset) - len(some) :]
-            if not unset:
-                return
+            some = uncorrected[-_AT_ONCE:]
+            del uncorrected[-_AT_ONCE:]
+            seq, balances = ledger.snapshot(some)
+            self._add_outbox(ledger, limit, seq, step)
+            differences = [Charge(one, sums[one].end, sums[one].amount - balances[one].spent) for one in some]
+            # A new id each time, since the difference is from another snapshot.
+            until_free(partial(ledger.correct, new_event_id(), differences))
             await asyncio.sleep(_REST)
 
-    def _add_entries(self, limit: Limit, entries: Sequence[OutboxEntry]) -> None:
-        for entry in entries:
-            # A ledger whose transaction did not come through hands them out once more.
-            if entry.seq > self._watermarks[limit.key]:
-                event = self._decoded(entry)
-                if event:
+    def _add_outbox(self, ledger: Ledger, limit: Limit, last: int, step: Callable[[], None]) -> None:
+        """Add up what the outbox has behind what was added, up to a number."""
+        while self._watermarks[limit.key] < last:
+            step()
+            entries = ledger.outbox(self._watermarks[limit.key], _STEP_EVERY)
+            for entry in entries:
+                if entry.seq <= last and (event := self._decoded(entry)):
                     self._add_event(limit, event)
-                self._watermarks[limit.key] = entry.seq
+            # Numbers may be missing: an entry that was erased, or never had an event.
+            self._watermarks[limit.key] = min(entries[-1].seq, last) if entries else last
 
     def _decoded(self, entry: OutboxEntry) -> UsageEvent | None:
         if entry.seq not in self._late:
@@ -282,7 +282,7 @@ class _History:
             account = AccountKey(limit.key, window.start, matched.subject)
             known = sums.get(account)
             if known is None:
-                self._unset[limit.key].append(account)
+                self._uncorrected[limit.key].append(account)
             # An account that was left alone until its end began anew; only a session's can.
             end, before = known if known and at < known.end else (0, 0)
             sums[account] = _Sum(max(end, window.end), before + amount_of(limit, totals))

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from datetime import date
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limits import Limit, LimitSet
     from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.tracker import UsageReader
@@ -161,24 +161,25 @@ class _Waiting(NamedTuple):
 class Replay:
     """Lets events ask again, in the order of their admission."""
 
-    def __init__(self, ledger: Ledger, limits: LimitSet, *, busy_wait: timedelta = timedelta(0)) -> None:
+    def __init__(self, opened: OpenLedger, limits: LimitSet, *, busy_wait: timedelta = timedelta(0)) -> None:
         """Begin at nothing.
 
         Args:
-            ledger: an empty one, of the replay's own.
+            opened: an empty ledger, of the replay's own.
             limits: those that are proposed.
             busy_wait: how long a request waits that would fit once others settle.
         """
-        self._ledger = ledger
+        self._opened = opened
+        self._ledger = opened.ledger
         self._limits = limits
         self._clock = _ReplayClock()
         self._busy_wait = busy_wait // timedelta(microseconds=1)
         self._admission = Admission(
-            ledger,
+            opened.ledger,
             RulesInForce(limits),
             self._clock,
             worker="replay",
-            imperfections=Imperfections(ledger, self._clock),
+            imperfections=Imperfections(opened.operations, self._clock),
             policy=AdmissionPolicy(),
         )
         self._due: list[tuple[int, int, int, _Open | _Waiting]] = []
@@ -191,7 +192,8 @@ class Replay:
 
     def charge(self, charges: Iterable[Charge]) -> None:
         """Charge what the windows held before the first event."""
-        self._ledger.record(list(charges), None)
+        self._number += 1
+        self._ledger.record(f"charge-{self._number}", list(charges), None)
 
     async def add(self, event: UsageEvent) -> None:
         """Let an event ask, after everything that came before it.
@@ -210,8 +212,9 @@ class Replay:
             self.found.held_as_cost += 1
         await self._ask(_Waiting(_ask_of(event), event, event.started_at + self._busy_wait, FIRST_LOOK), first=True)
         if self.found.requests % _TIDY_EVERY == 0:
-            self._ledger.tidy(self._clock.at)
-            self._ledger.shorten_log()
+            self._ledger.maintain(self._clock.at)
+            if self._opened.file is not None:
+                self._opened.file.shorten_log()
 
     async def end(self) -> Simulation:
         """Let everything that is in flight come to its end, and give what came of it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from usage_plugin.domain.ledger import AccountKey, Adjustment, Balance
+from usage_plugin.domain.ledger import AccountKey, Balance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from usage_plugin.domain.ledger import Account, Ledger
     from usage_plugin.domain.limits import Limit, LimitSet, Matched
+    from usage_plugin.domain.operations import Adjustment, OperationsLog
     from usage_plugin.domain.windows import Window
 
 
@@ -43,15 +44,15 @@ class AccountStanding(NamedTuple):
 class Standings:
     """Reads how accounts stand at an instant."""
 
-    def __init__(self, ledger: Ledger, limits: LimitSet, at: int) -> None:
+    def __init__(self, ledger: Ledger, operations: OperationsLog, limits: LimitSet, at: int) -> None:
         """Read which adjustments are in force; `at` in microseconds since 1970 UTC."""
         self.at = at
         self._ledger = ledger
-        self._limits = limits
+        self.limits = limits
         # Later ones come in place of earlier ones.
         self._adjustments = {
             (found.limit, found.subject): found
-            for found in ledger.adjustments(at)
+            for found in operations.adjustments(at)
             if found.ended_at is None or found.ended_at > at
         }
 
@@ -65,7 +66,7 @@ class Standings:
             key = AccountKey(limit.key, window.start, subject)
             balance = self._ledger.balances([key])[key]
         else:
-            balance = _sum(self._ledger.buckets(limit.key, subject, window.start))
+            balance = _sum(self._ledger.accounts(limit.key, window.start, subject))
         return AccountStanding(limit, subject, matched.amount_at(self.at), self._source(matched), balance, window)
 
     def all_of(self, limit: Limit) -> list[AccountStanding]:
@@ -77,7 +78,7 @@ class Standings:
                 by_subject.setdefault(account.key.subject, []).append(account)
         found = []
         for subject, accounts in by_subject.items():
-            matched = self._limits.account(limit, subject)
+            matched = self.limits.account(limit, subject)
             found.append(
                 AccountStanding(
                     limit, subject, matched.amount_at(self.at), self._source(matched), _sum(accounts), window

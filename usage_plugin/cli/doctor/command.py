@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from usage_plugin.cli.doctor.temporary_proxy import RunningProxy
     from usage_plugin.cli.output import Output
     from usage_plugin.config import Config
-    from usage_plugin.domain.ledger import Imperfection, Ledger
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import Anomaly
     from usage_plugin.runtime import Reader
 
     Progress = Callable[[str], None]
@@ -102,7 +103,7 @@ class _Examination:
     def __init__(self, progress: Progress) -> None:
         self.findings: list[Finding] = []
         self.results: list[probes.Result] = []
-        self.anomalies: list[Imperfection] | None = None
+        self.anomalies: list[Anomaly] | None = None
         self._progress = progress
         self._clock = SystemClock()
 
@@ -147,7 +148,7 @@ class _Examination:
             async with open_reader(config) as reader:
                 newest = await _newest_event(reader)
                 self.findings += await consistency.check_data(reader)
-                self.anomalies = reader.ledger.imperfections()
+                self.anomalies = reader.operations.anomalies()
                 if target:
                     await self._probe_running(target, config, reader.ledger)
                 return newest, reader.workers.living()

@@ -1,34 +1,53 @@
-"""The default ledger: a small, hot SQLite file that all workers of one host share."""
+"""The default ledger: a small, hot SQLite file that all workers of one host share.
+
+Each part is a class of its own over one `LedgerFile`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.domain.open_ledger import OpenLedger
+from usage_plugin.ledgers.sqlite.erasable import SqliteErasable
+from usage_plugin.ledgers.sqlite.file import LedgerFile
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
+from usage_plugin.ledgers.sqlite.operations import SqliteOperationsLog
+from usage_plugin.ledgers.sqlite.profiles import SqliteProfileStore
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import LedgerBackend, NoOptions, Surroundings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from usage_plugin.domain.ledger import Ledger
-
 
 class SqliteLedgerBackend(LedgerBackend[NoOptions]):
-    """Keeps the accounts in `ledger.db` in the data folder."""
+    """Keeps the ledger in `ledger.db` in the data folder."""
 
     name = "sqlite"
     options_model = NoOptions
 
     def exists(self, options: NoOptions, surroundings: Surroundings) -> bool:
-        """Say whether the file is there."""
+        """Whether the file is there."""
         del options
         return _file(surroundings).is_file()
 
-    def open(self, options: NoOptions, surroundings: Surroundings) -> Ledger:
+    def open(self, options: NoOptions, surroundings: Surroundings) -> OpenLedger:
         """Open the file, creating it if there is none."""
         del options
-        return SqliteLedger(_file(surroundings))
+        return open_sqlite_ledger(_file(surroundings))
+
+
+def open_sqlite_ledger(path: Path) -> OpenLedger:
+    """Open a file for the calling thread, creating it if there is none.
+
+    Raises:
+        LedgerError: the file cannot be opened, or is not a ledger.
+        StorageVersionError: a newer version wrote it.
+    """
+    file = LedgerFile(path)
+    return OpenLedger(
+        SqliteLedger(file), SqliteOperationsLog(file), SqliteProfileStore(file), SqliteErasable(file), file
+    )
 
 
 def _file(surroundings: Surroundings) -> Path:

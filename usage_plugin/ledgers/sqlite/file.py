@@ -1,6 +1,7 @@
-"""The ledger's file: how it is opened and locked, how its log reaches the disk, and what its errors mean.
+"""The ledger's file: one connection with its transactions, its errors, its place and its write-ahead log.
 
-The connection never waits for a lock: `LedgerBusyError` comes at once, and whoever called decides how to try again.
+Each part of the ledger is a class over one `LedgerFile`. The connection never waits for a lock: `LedgerBusyError` comes
+at once, and the caller decides how to retry.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.ledger import Ledger
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.ledgers.sqlite.wal import LONGEST_LOG, WriteAheadLog
 from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
@@ -22,94 +22,112 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _START_TIMEOUT = 30.0
+_SLICE = 500
 _DRIVERS = (sqlite3.Error, OSError, OverflowError, UnicodeError)
-"""What the driver raises."""
+"""Errors of the driver."""
 
 
-class LedgerFile(Ledger):
-    """One open file. One object serves one thread; open another for another."""
+class LedgerFile:
+    """One open file. One object serves one thread; open another for another.
+
+    Attributes:
+        path: of the file.
+        connection: never in a transaction between two verbs.
+        execute: the connection's, for one statement.
+        writer: identifies this ledger's outbox for ever.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the file, creating it if there is none.
 
         Raises:
-            LedgerError: the file cannot be opened or is no ledger.
+            LedgerError: the file cannot be opened, or is not a ledger.
             StorageVersionError: a newer version wrote it.
         """
-        self._path = path
-        self.location = str(path)
+        self.path = path
         self._log = WriteAheadLog(path)
         with translated(path):
             create_private(path)
-            self._file = identity(path)
-            self._connection = sqlite3.connect(
+            self._identity = identity(path)
+            self.connection = sqlite3.connect(
                 path, timeout=_START_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
             )
-            self._execute = self._connection.execute
+            self.execute = self.connection.execute
             # Small pages, since a commit writes each that it touched; but an event fits.
-            self._execute("PRAGMA page_size = 2048")
-            use_write_ahead_log(self._connection, _START_TIMEOUT)
+            self.execute("PRAGMA page_size = 2048")
+            use_write_ahead_log(self.connection, _START_TIMEOUT)
             # NORMAL: no fsync for each commit. A killed process loses nothing; a power cut the last second.
-            self._execute("PRAGMA synchronous = NORMAL")
-            self._execute("PRAGMA cache_size = -2000")
-            self._execute("PRAGMA wal_autocheckpoint = 0")
+            self.execute("PRAGMA synchronous = NORMAL")
+            self.execute("PRAGMA cache_size = -2000")
+            self.execute("PRAGMA wal_autocheckpoint = 0")
             # Only where a long reader kept the log from beginning anew does it give the space back.
-            self._execute(f"PRAGMA journal_size_limit = {2 * LONGEST_LOG}")
-            migrate(self._connection, resources.files(__package__) / "migrations", path)
+            self.execute(f"PRAGMA journal_size_limit = {2 * LONGEST_LOG}")
+            migrate(self.connection, resources.files(__package__) / "migrations", path)
             self.writer = self._identify()
-            self._execute("PRAGMA busy_timeout = 0")
+            self.execute("PRAGMA busy_timeout = 0")
 
     def _identify(self) -> str:
         """Give this ledger its name for ever, once; readers must not wait for a lock to learn it."""
-        if (row := self._execute("SELECT writer FROM ledger").fetchone()) is None:
-            self._execute(
+        if (row := self.execute("SELECT writer FROM ledger").fetchone()) is None:
+            self.execute(
                 "INSERT INTO ledger (writer, acknowledged, adjustments_version, copies)"
                 " SELECT ?, 0, 0, 0 WHERE NOT EXISTS (SELECT * FROM ledger)",
                 (uuid.uuid4().hex,),
             )
-            row = self._execute("SELECT writer FROM ledger").fetchone()
+            row = self.execute("SELECT writer FROM ledger").fetchone()
         return str(row[0])
 
     @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Several statements that see the file as it was at one instant."""
-        with translated(self._path):
-            self._execute("BEGIN")
+    def reading(self) -> Iterator[None]:
+        """Run several statements on one snapshot of the file."""
+        with translated(self.path):
+            self.execute("BEGIN")
             try:
                 yield
             finally:
-                self._abandon()
+                self.rollback()
 
-    def _writing(self) -> _Writing:
-        """One transaction, holding the write lock from its start."""
-        return _Writing(self._path, self._execute, self._abandon)
+    def writing(self) -> _Writing:
+        """Open a transaction that holds the write lock from its start."""
+        return _Writing(self.path, self.execute, self.rollback)
 
-    def _abandon(self) -> None:
-        """Leave no transaction open, whatever went wrong in it: the next request needs the connection."""
-        if self._connection.in_transaction:
-            self._execute("ROLLBACK")
+    def rollback(self) -> None:
+        """Leave no transaction open after any error: the next request needs the connection."""
+        if self.connection.in_transaction:
+            self.execute("ROLLBACK")
+
+    def delete_older(self, table: str, column: str, before: int) -> None:
+        """Delete a slice of the rows that are older; the column has an index, so looking costs nothing."""
+        oldest = f"SELECT {column} FROM {table} WHERE {column} < ? LIMIT 1"
+        if self.execute(oldest, (before,)).fetchone():
+            with self.writing():
+                self.execute(
+                    f"DELETE FROM {table} WHERE {column} IN"
+                    f" (SELECT {column} FROM {table} WHERE {column} < ? ORDER BY {column} LIMIT {_SLICE})",
+                    (before,),
+                )
 
     def sync(self) -> None:
         """Bring the write-ahead log to the disk."""
-        with translated(self._path):
+        with translated(self.path):
             self._log.sync()
 
     def check_place(self) -> None:
-        """See that the file that is open is the one under its name."""
-        with translated(self._path):
-            is_here = identity(self._path) == self._file
+        """Check that the open file is the one under its name."""
+        with translated(self.path):
+            is_here = identity(self.path) == self._identity
         if not is_here:
-            raise LedgerError(f"The ledger {self._path} was deleted or replaced while it was open.")
+            raise LedgerError(f"The ledger {self.path} was deleted or replaced while it was open.")
 
     def shorten_log(self) -> None:
         """Copy the write-ahead log into the file, once a second."""
-        with translated(self._path):
+        with translated(self.path):
             self._log.shorten()
 
     def close(self) -> None:
         """Close the connections."""
         self._log.close()
-        self._connection.close()
+        self.connection.close()
 
 
 class _Writing:
@@ -118,12 +136,12 @@ class _Writing:
     A class, since events are recorded in it, and a generator costs as much as a statement.
     """
 
-    __slots__ = ("_abandon", "_execute", "_path")
+    __slots__ = ("_execute", "_path", "_rollback")
 
-    def __init__(self, path: Path, execute: Callable[[str], object], abandon: Callable[[], None]) -> None:
+    def __init__(self, path: Path, execute: Callable[[str], object], rollback: Callable[[], None]) -> None:
         self._path = path
         self._execute = execute
-        self._abandon = abandon
+        self._rollback = rollback
 
     def __enter__(self) -> None:
         try:
@@ -139,7 +157,7 @@ class _Writing:
                 if error is None:
                     self._execute("COMMIT")
             finally:
-                self._abandon()
+                self._rollback()
         except _DRIVERS as failed:
             raise translate(failed, self._path) from failed
         if isinstance(error, _DRIVERS):

@@ -1,4 +1,4 @@
-"""The SQLite ledger: every verb is one short transaction on an open connection.
+"""The accounts, reservations and outbox in SQLite: every verb is one short transaction on an open connection.
 
 It runs on the event loop itself: about 40 µs a verb, against over 200 µs through a thread. Few statements stand inside
 the lock, because another thread may take the GIL between two of them.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import (
     NOTHING,
@@ -18,51 +17,48 @@ from usage_plugin.domain.ledger import (
     Balance,
     Charge,
     Hold,
+    Ledger,
+    NotSettled,
     OpenReservation,
-    OutboxEntry,
     Reserved,
     Settled,
-    Waiting,
+    Snapshot,
 )
-from usage_plugin.encoding import encode_record
-from usage_plugin.errors import LedgerError
+from usage_plugin.errors import ReservationConflictError
+from usage_plugin.ledgers.sqlite.accounts import MOST, changes_of, encoded, reading, reserving
 from usage_plugin.ledgers.sqlite.file import translate, translated
-from usage_plugin.ledgers.sqlite.persons import Persons
-from usage_plugin.ledgers.sqlite.profiles import Profiles
-from usage_plugin.ledgers.sqlite.records import Records
-from usage_plugin.ledgers.sqlite.upkeep import Upkeep
+from usage_plugin.ledgers.sqlite.maintenance import Maintenance
+from usage_plugin.ledgers.sqlite.memory import EndedIds
+from usage_plugin.ledgers.sqlite.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
-KEPT_ENTRIES = 2_000
-"""Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
-_SAMPLE = 500
+    from usage_plugin.domain.ledger import OutboxEntry, Waiting
+    from usage_plugin.ledgers.sqlite.accounts import Change
+    from usage_plugin.ledgers.sqlite.file import LedgerFile
 
-_Change: TypeAlias = tuple[int, int, int]
-"""What to add to an account: window_end (the later one stays), spent, reserved."""
-
-_MOST = 2**63 - 1
-"""What an account counts at most: 9.2 billion USD. Beyond that SQLite would make floats of integers."""
+_MOST_IN_DOUBT = 1_000
 
 
-class SqliteLedger(Upkeep, Records, Profiles, Persons):
-    """A ledger in one file. One object serves one thread; open another for another."""
+class SqliteLedger(Ledger):
+    """The ledger in an open file."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, creating it if there is none.
-
-        Raises:
-            LedgerError: the file cannot be opened or is no ledger.
-            StorageVersionError: a newer version wrote it.
-        """
-        super().__init__(path)
-        self._own: dict[str, tuple[int, Sequence[Hold]]] = {}
-        """The slot and the holds of each reservation made here and not finished here, to save looking them up."""
+    def __init__(self, file: LedgerFile) -> None:
+        """Use an open file."""
+        self.writer, self.location = file.writer, str(file.path)
+        self._file = file
+        self._maintenance = Maintenance(file)
+        self._ended = EndedIds(file)
+        self._outbox = Outbox(file, self._ended)
+        self._path, self._execute, self._writing, self._rollback = file.path, file.execute, file.writing, file.rollback
+        self._own: dict[str, tuple[int, Sequence[Hold], tuple[Balance, ...]]] = {}
+        """Slot, holds and answer of each reservation made and not finished here, to save looking them up."""
+        self._in_doubt: set[str] = set()
+        """Reservations that failed here: they may have been committed all the same."""
         self._free: list[int] = []
         """Slots in which reservations made here were finished here."""
-        cursor = self._connection.cursor()
+        cursor = file.connection.cursor()
         self._do, self._do_for_each = cursor.execute, cursor.executemany
         """For the verbs of the request path: `_execute` makes a cursor for each statement, so that many can be read."""
 
@@ -70,15 +66,15 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
 
     def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
         """Hold on every account, or on none if one has no room."""
-        if event_id in self._own:
-            raise LedgerError(f"{event_id} is reserved already.")
         row = (
             event_id,
             worker,
             started_at,
-            _encoded(holds),
+            encoded(holds),
             event,
         )
+        if (event_id in self._own or event_id in self._in_doubt) and (known := self._repeated(row, holds)):
+            return known
         changes = {account: (end, 0, amount) for account, end, amount, _, _, _ in holds}
         do = self._do
         try:
@@ -86,20 +82,78 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         except sqlite3.Error as error:
             raise translate(error, self._path) from error
         try:
-            balances = tuple(self._balances([hold.account for hold in holds], [hold.since for hold in holds]))
-            if not all(map(Hold.fits, holds, balances)):
+            balances, is_abandoned = self._balances_before(event_id, holds)
+            if is_abandoned or not all(map(Hold.fits, holds, balances)):
+                buckets = self._buckets_of_refused(holds, balances)
                 do("ROLLBACK")
-                return Reserved(False, balances)
+                return Reserved(False, balances, buckets)
             self._add(changes)
             slot = self._fill_slot(row)
             do("COMMIT")
         except Exception as error:
-            self._abandon()
+            self._rollback()
+            self._doubt(event_id)
             raise translate(error, self._path) from error
         if self._free:
             self._free.pop()  # it was taken, or there was none
-        self._own[event_id] = (slot, tuple(holds))
+        self._own[event_id] = (slot, tuple(holds), balances)
         return Reserved(True, balances)
+
+    def _balances_before(self, event_id: str, holds: Sequence[Hold]) -> tuple[tuple[Balance, ...], bool]:
+        """Read what is held and spent where a request would hold, and whether that request was abandoned."""
+        values: list[int | str] = []
+        for (limit_key, window_start, subject), _, _, _, _, oldest in holds:
+            values += (limit_key, window_start if oldest is None else oldest, subject)
+        values.append(event_id)
+        balances = [NOTHING] * len(holds)
+        is_abandoned = False
+        read = reserving(tuple([hold.since is not None for hold in holds]))
+        for number, spent, reserved in self._do(read, values).fetchall():
+            if number < 0:
+                is_abandoned = True
+            else:
+                balances[number] = Balance(spent, reserved)
+        return tuple(balances), is_abandoned
+
+    def _buckets_of_refused(
+        self, holds: Sequence[Hold], balances: Sequence[Balance]
+    ) -> dict[AccountKey, Sequence[Account]]:
+        return {
+            hold.account: self._list(hold.account.limit_key, hold.since, hold.account.subject)
+            for hold, balance in zip(holds, balances, strict=True)
+            if hold.since is not None and not hold.fits(balance)
+        }
+
+    def _doubt(self, event_id: str) -> None:
+        if len(self._in_doubt) >= _MOST_IN_DOUBT:
+            self._in_doubt.clear()
+        self._in_doubt.add(event_id)
+
+    def _repeated(self, row: tuple[str, str, int, str, str], holds: Sequence[Hold]) -> Reserved | None:
+        """Return the answer to a reservation that is open already; None if it is not."""
+        event_id = row[0]
+        with translated(self._path):
+            found = self._execute(
+                "SELECT slot, event_id, worker, started_at, holds, event FROM reservations WHERE open AND event_id = ?",
+                (event_id,),
+            ).fetchone()
+            if found is None:
+                if event_id in self._own:
+                    raise ReservationConflictError(f"{event_id} was reserved already, and has ended.")
+                return None
+            slot, *content = found
+            if tuple(content) != row:
+                raise ReservationConflictError(f"{event_id} is reserved already, with other content.")
+            if event_id not in self._own:
+                # It was committed, though an error said otherwise. What it holds itself was not there before.
+                after, _ = self._balances_before(event_id, holds)
+                before = tuple(
+                    balance._replace(reserved=balance.reserved - hold.amount)
+                    for balance, hold in zip(after, holds, strict=True)
+                )
+                self._own[event_id] = (slot, tuple(holds), before)
+        self._in_doubt.discard(event_id)
+        return Reserved(True, self._own[event_id][2])
 
     def _fill_slot(self, row: tuple[str, str, int, str, str]) -> int:
         """Keep a reservation in a free slot; it leaves the list only once that is committed."""
@@ -119,7 +173,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         )
         return made.lastrowid or 0
 
-    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
+    def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | NotSettled:
         """Free the reservation's holds, add the charges, append the event."""
         do = self._do
         try:
@@ -129,13 +183,14 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         try:
             holds = self._take(event_id)
             if holds is None:
-                do("ROLLBACK")
+                has_ended = self._ended.has(event_id)
+                do("COMMIT")
                 self._finished(event_id)
-                return None
-            settled = self._book(_changes(holds, charges), event)
+                return NotSettled.BEFORE if has_ended else NotSettled.UNKNOWN
+            settled = self._book(event_id, changes_of(holds, charges), event)
             do("COMMIT")
         except Exception as error:
-            self._abandon()
+            self._rollback()
             raise translate(error, self._path) from error
         self._finished(event_id)
         return settled
@@ -148,7 +203,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
                 return None
             holds, event = found
             lost = [Charge(hold.account, hold.window_end, hold.if_lost) for hold in holds]
-            settled = self._book(_changes(holds, lost), event)
+            settled = self._book(event_id, changes_of(holds, lost), event)
         self._finished(event_id)
         return settled
 
@@ -157,29 +212,48 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         with self._writing():
             holds = self._take(event_id)
             if holds is not None:
-                self._add(_changes(holds, ()))
+                self._add(changes_of(holds, ()))
+                self._ended.add(event_id)
         self._finished(event_id)
         return holds is not None
+
+    def abandon(self, event_id: str) -> bool:
+        """Free the holds, if there are any, and leave a tombstone."""
+        with self._writing():
+            holds = self._take(event_id)
+            if holds is None and self._ended.has(event_id):
+                return False
+            self._add(changes_of(holds or (), ()))
+            self._ended.bury(event_id)
+        self._finished(event_id)
+        return True
 
     def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
         """Give back what a reservation of this worker holds on some accounts."""
         if event_id not in self._own:
             return
-        slot, holds = self._own[event_id]
+        slot, holds, before = self._own[event_id]
         kept = [hold for hold in holds if hold.account not in accounts]
         with self._writing():
             changed = self._do(
                 "UPDATE reservations SET holds = ? WHERE slot = ? AND open AND event_id = ?",
-                (_encoded(kept), slot, event_id),
+                (encoded(kept), slot, event_id),
             )
             if changed.rowcount:
-                self._add(_changes([hold for hold in holds if hold.account in accounts], ()))
-        self._own[event_id] = (slot, kept)
+                self._add(changes_of([hold for hold in holds if hold.account in accounts], ()))
+        self._own[event_id] = (slot, kept, before)
 
-    def record(self, charges: Sequence[Charge], event: str | None) -> Settled:
+    def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Add the charges and append the event, in one transaction."""
         with self._writing():
-            return self._book(_changes((), charges), event)
+            is_reserved = event_id in self._own or event_id in self._in_doubt
+            holds = self._take(event_id) if is_reserved else None
+            if holds is None and self._ended.has(event_id):
+                recorded = None
+            else:
+                recorded = self._book(event_id, changes_of(holds or (), charges), event)
+        self._finished(event_id)
+        return recorded
 
     def _take(self, event_id: str) -> Sequence[Hold] | None:
         """Free the slot of a reservation and give its holds; None if it is not open any more."""
@@ -187,7 +261,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         if own is None:
             found = self._take_anybodys(event_id)
             return found[0] if found else None
-        slot, holds = own
+        slot, holds, _ = own
         # Another worker may have recovered it, and the slot serve another reservation since.
         taken = self._do("UPDATE reservations SET open = 0 WHERE slot = ? AND open AND event_id = ?", (slot, event_id))
         return holds if taken.rowcount else None
@@ -210,17 +284,20 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         own = self._own.pop(event_id, None)
         if own is not None:
             self._free.append(own[0])
+        if self._in_doubt:
+            self._in_doubt.discard(event_id)
 
-    def _book(self, changes: Mapping[AccountKey, _Change], event: str | None) -> Settled:
+    def _book(self, event_id: str, changes: Mapping[AccountKey, Change], event: str | None) -> Settled:
         """Change accounts and append the event, if there is one."""
         self._add(changes)
         balances = self._alone(list(changes))
-        seq = 0
-        if event is not None:
-            seq = self._do("INSERT INTO outbox (event) VALUES (?)", (event,)).lastrowid or 0
+        if event is None:
+            self._ended.add(event_id)
+            return Settled(0, balances)
+        seq = self._do("INSERT INTO outbox (event, event_id) VALUES (?, ?)", (event, event_id)).lastrowid or 0
         return Settled(seq, balances)
 
-    def _add(self, changes: Mapping[AccountKey, _Change]) -> None:
+    def _add(self, changes: Mapping[AccountKey, Change]) -> None:
         """Add to accounts, and open those that are new.
 
         Not in one upsert: that takes longer, and longer still where it gives the balances back.
@@ -229,8 +306,8 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
             return
         rows = [(*change, *account) for account, change in changes.items()]
         changed = self._do_for_each(
-            f"UPDATE accounts SET window_end = max(window_end, ?), spent = min(spent + ?, {_MOST}),"
-            f" reserved = min(reserved + ?, {_MOST})"
+            f"UPDATE accounts SET window_end = max(window_end, ?), spent = min(spent + ?, {MOST}),"
+            f" reserved = min(reserved + ?, {MOST})"
             " WHERE limit_key = ? AND window_start = ? AND subject = ?",
             rows,
         )
@@ -254,7 +331,7 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
         for (limit_key, window_start, subject), oldest in zip(accounts, since, strict=True):
             values += (limit_key, window_start if oldest is None else oldest, subject)
         balances = [NOTHING] * len(accounts)
-        read = _reading(tuple([oldest is not None for oldest in since]))
+        read = reading(tuple([oldest is not None for oldest in since]))
         for number, spent, reserved in self._do(read, values).fetchall():
             balances[number] = Balance(spent, reserved)
         return balances
@@ -267,130 +344,76 @@ class SqliteLedger(Upkeep, Records, Profiles, Persons):
             )
             return [OpenReservation(*row) for row in rows]
 
+    def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
+        """Read accounts and the newest number of the outbox, in one snapshot of the file."""
+        with self._file.reading():
+            (seq,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
+            return Snapshot(seq, self._alone(keys))
+
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
         """Read accounts; those that do not exist have spent nothing."""
         with translated(self._path):
             return self._alone(keys)
 
-    def buckets(self, limit_key: int, subject: str, since: int) -> list[Account]:
-        """List the accounts of one limit and subject, oldest first."""
-        return self._accounts("limit_key = ? AND subject = ? AND window_start >= ?", (limit_key, subject, since))
-
-    def accounts(self, limit_key: int, since: int) -> list[Account]:
+    def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
         """List the accounts of one limit, by subject, oldest first."""
-        return self._accounts("limit_key = ? AND window_start >= ?", (limit_key, since))
-
-    def _accounts(self, where: str, values: Sequence[int | str]) -> list[Account]:
         with translated(self._path):
-            rows = self._execute(
-                "SELECT limit_key, window_start, subject, window_end, spent, reserved FROM accounts"
-                f" WHERE {where} ORDER BY limit_key, subject, window_start",
-                values,
-            )
-            return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
+            return self._list(limit_key, since, subject)
 
-    def seed(self, after: int, work_out: Callable[[Sequence[OutboxEntry]], Iterable[Charge]]) -> None:
-        """Set what accounts of a new limit have spent; nothing is settled between reading the outbox and setting."""
-        with self._writing():
-            charges = work_out(self._entries(after, -1))
-            self._connection.executemany(
-                "INSERT INTO accounts (limit_key, window_start, subject, window_end, spent, reserved)"
-                " VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT DO UPDATE SET"
-                " spent = excluded.spent, window_end = max(window_end, excluded.window_end)",
-                [(*account, end, min(amount, _MOST)) for account, end, amount in charges],
-            )
-
-    def outbox(self, after: int, most: int) -> list[OutboxEntry]:
-        """Read entries with a number above `after`, ascending."""
-        with translated(self._path):
-            return self._entries(after, most)
-
-    def _entries(self, after: int, most: int) -> list[OutboxEntry]:
-        """Read at most so many entries, or all if -1."""
+    def _list(self, limit_key: int, since: int, subject: str | None) -> list[Account]:
+        values: list[int | str] = [limit_key, since]
+        where = "limit_key = ? AND window_start >= ?"
+        if subject is not None:
+            values.append(subject)
+            where += " AND subject = ?"
         rows = self._execute(
-            "SELECT seq, event FROM outbox WHERE seq > ? AND event <> '' ORDER BY seq LIMIT ?", (after, most)
+            "SELECT limit_key, window_start, subject, window_end, spent, reserved FROM accounts"
+            f" WHERE {where} ORDER BY limit_key, subject, window_start",
+            values,
         )
-        return [OutboxEntry(*row) for row in rows]
+        return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
+
+    def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
+        """Add differences to what accounts have spent, in one transaction."""
+        bounded = [one._replace(amount=min(one.amount, MOST)) for one in differences]
+        with self._writing():
+            if self._ended.has(correction_id):
+                return False
+            self._add(changes_of((), bounded))
+            self._ended.add(correction_id)
+            return True
+
+    def outbox(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
+        """Read entries with a number above `after`, ascending."""
+        return self._outbox.entries(after, most, durable=durable)
 
     def waiting(self) -> Waiting:
-        """Say what the store does not have yet.
-
-        Numbers have no gaps there, so that their count needs no counting. The size is exact up to 500 entries; of
-        more, every nth is measured, so that it costs the same however long the store is away.
-        """
-        with translated(self._path):
-            first, last = self._execute(
-                "SELECT (SELECT min(seq) FROM outbox WHERE seq > acknowledged), (SELECT max(seq) FROM outbox)"
-                " FROM ledger"
-            ).fetchone()
-            if first is None:
-                return Waiting(0, 0)
-            events = last - first + 1
-            measured, size = self._execute(
-                "WITH RECURSIVE chosen (seq) AS"
-                " (SELECT ?1 UNION ALL SELECT seq + ?3 FROM chosen WHERE seq + ?3 <= ?2)"
-                " SELECT count(*), sum(length(CAST(event AS BLOB))) FROM chosen JOIN outbox USING (seq)",
-                (first, last, -(-events // _SAMPLE)),
-            ).fetchone()
-            return Waiting(events, size * events // measured)
+        """Return how much the store does not have yet."""
+        return self._outbox.waiting()
 
     def acknowledged(self) -> int:
-        """Give the number up to which the store has everything."""
-        with translated(self._path):
-            (seq,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
-            return int(seq)
+        """Return the number up to which the store has everything."""
+        return self._outbox.acknowledged()
 
     def acknowledge(self, seq: int) -> None:
-        """Note that the store has everything up to this number, and drop all but the last entries."""
-        with self._writing():
-            self._execute("UPDATE ledger SET acknowledged = max(acknowledged, ?)", (seq,))
-            self._execute("DELETE FROM outbox WHERE seq <= ?", (seq - KEPT_ENTRIES,))
+        """Record that the store has everything up to this number, and delete all but the last entries."""
+        self._outbox.acknowledge(seq)
 
     def agree(self, stored: int) -> None:
-        """Go on from what the store has, whichever of the two was restored from a backup."""
-        with self._writing():
-            (acknowledged,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
-            (newest,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
-            if stored > acknowledged:
-                behind = max(stored, newest) - acknowledged
-                self._execute(
-                    "UPDATE outbox SET seq = seq + ? WHERE seq > ? AND seq <= ?", (behind, acknowledged, stored)
-                )
-                # Where nothing was moved, an empty entry takes the number; readers pass it over.
-                self._execute(
-                    "INSERT INTO outbox (seq, event)"
-                    " SELECT ?1, '' WHERE ?1 > (SELECT coalesce(max(seq), 0) FROM outbox)",
-                    (stored,),
-                )
-            self._execute("UPDATE ledger SET acknowledged = ?", (stored,))
+        """Reconcile outbox numbers with the store's watermark after either was restored from a backup."""
+        self._outbox.agree(stored)
 
+    def maintain(self, now: int) -> None:
+        """Delete a slice of what is old, and bring the write-ahead log to the disk."""
+        self._maintenance.delete_old(now)
+        with translated(self._path):
+            self._ended.maintain(now)
+        self._file.sync()
 
-def _encoded(holds: Sequence[Hold]) -> str:
-    return encode_record([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
+    def verify(self) -> list[str]:
+        """Describe damage."""
+        return self._maintenance.verify()
 
-
-def _changes(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKey, _Change]:
-    """Work out what to add to each account."""
-    changes = {account: (end, 0, -amount) for account, end, amount, _, _, _ in holds}
-    for account, end, amount in charges:
-        known_end, spent, reserved = changes.get(account, (end, 0, 0))
-        changes[account] = (max(known_end, end), spent + amount, reserved)
-    return changes
-
-
-def _bounded_sum(column: str) -> str:
-    """Sum a column up to 2^63 - 1, in halves: SQLite's own sum raises beyond that."""
-    high, low = f"coalesce(sum({column} >> 32), 0)", f"coalesce(sum({column} & 4294967295), 0)"
-    return f"min({high} * 4294967296 + {low}, {_MOST})"
-
-
-@cache
-def _reading(sums: tuple[bool, ...]) -> str:
-    """One look-up for each account, or one sum, in one statement; SQLite keeps it prepared."""
-    balance = "spent, reserved FROM accounts WHERE limit_key = ? AND window_start = ?"
-    total = (
-        f"{_bounded_sum('spent')}, {_bounded_sum('reserved')} FROM accounts WHERE limit_key = ? AND window_start >= ?"
-    )
-    return " UNION ALL ".join(
-        [f"SELECT {number}, {total if is_sum else balance} AND subject = ?" for number, is_sum in enumerate(sums)]
-    )
+    def close(self) -> None:
+        """Close the file, with all its parts."""
+        self._file.close()

@@ -1,33 +1,52 @@
-"""What the ledger keeps beside the accounts: refusals, imperfections, alerts, adjustments and notes."""
+"""The operations log in the ledger's file: refusals, anomalies, alerts, adjustments, notes and the audit."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.ledger import Adjustment, AlertKey, Imperfection, NotedAlert, RefusalCount
-from usage_plugin.ledgers.sqlite.file import LedgerFile, translated
+from usage_plugin.domain.operations import (
+    Adjustment,
+    AlertKey,
+    Anomaly,
+    AuditEntry,
+    NotedAlert,
+    OperationsLog,
+    RefusalCount,
+)
+from usage_plugin.ledgers.sqlite.file import translated
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from usage_plugin.ledgers.sqlite.file import LedgerFile
+
 KEPT_REFUSALS = 10_000
-KEPT_IMPERFECTIONS = 2_000
+KEPT_ANOMALIES = 2_000
+KEPT_REFUSAL_MINUTES = 7 * 24 * 60
 OTHERS = "(others)"
+_YEAR = 366 * 86_400_000_000
 
 
-class Records(LedgerFile):
-    """The verbs that decide nothing about a request."""
+class SqliteOperationsLog(OperationsLog):
+    """The operations log in an open file."""
+
+    def __init__(self, file: LedgerFile) -> None:
+        """Use an open file."""
+        self._file = file
+        self._path, self._execute, self._writing = file.path, file.execute, file.writing
 
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
         """Add up refusals, and keep the last ones for look-up."""
         with self._writing():
-            self._connection.executemany(
+            self._file.connection.executemany(
                 "INSERT INTO refusal_counts (minute, limit_name, subject, reason, count) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT DO UPDATE SET count = count + excluded.count",
                 counts,
             )
-            self._connection.executemany("INSERT OR REPLACE INTO refusals (ref, at, details) VALUES (?, ?, ?)", details)
+            self._file.connection.executemany(
+                "INSERT OR REPLACE INTO refusals (ref, at, details) VALUES (?, ?, ?)", details
+            )
             self._execute(
                 "DELETE FROM refusals WHERE number <= (SELECT max(number) FROM refusals) - ?", (KEPT_REFUSALS,)
             )
@@ -47,15 +66,15 @@ class Records(LedgerFile):
             row = self._execute("SELECT details FROM refusals WHERE ref = ?", (ref,)).fetchone()
             return None if row is None else str(row[0])
 
-    def count(self, imperfections: Sequence[Imperfection]) -> None:
-        """Add up what is not known exactly; once there are 2,000 rows, new ones go under `(others)` of their kind."""
+    def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
+        """Add up anomalies; once there are 2,000 rows, new ones are counted as `(others)` of their kind."""
         with self._writing():
             (known,) = self._execute("SELECT count(*) FROM imperfections").fetchone()
-            for imperfection in imperfections:
-                kind, concerns, *numbers = imperfection
+            for anomaly in anomalies:
+                kind, concerns, *numbers = anomaly
                 key = (kind, concerns)
                 if not self._execute("SELECT 1 FROM imperfections WHERE (kind, concerns) = (?, ?)", key).fetchone():
-                    if known >= KEPT_IMPERFECTIONS:
+                    if known >= KEPT_ANOMALIES:
                         key = (kind, OTHERS)
                     known += 1
                 self._execute(
@@ -66,11 +85,11 @@ class Records(LedgerFile):
                     (*key, *numbers),
                 )
 
-    def imperfections(self) -> list[Imperfection]:
-        """List what was counted, by kind and what it concerns."""
+    def anomalies(self) -> list[Anomaly]:
+        """List all that were counted, by kind and by what they concern."""
         with translated(self._path):
             rows = self._execute("SELECT kind, concerns, times, amount, first_at, last_at FROM imperfections")
-            return [Imperfection(*row) for row in sorted(rows)]
+            return [Anomaly(*row) for row in sorted(rows)]
 
     def alert(self, key: AlertKey, at: int, details: str = "") -> bool:
         """Note that a threshold was passed; what was noted before is found without the write lock."""
@@ -163,3 +182,27 @@ class Records(LedgerFile):
                 "SELECT name, text FROM notes WHERE substr(name, 1, length(?1)) = ?1 ORDER BY name", (prefix,)
             )
             return dict(rows.fetchall())
+
+    def audit(self, entry: AuditEntry) -> None:
+        """Keep an entry of the audit."""
+        with self._writing():
+            self._execute(
+                "INSERT INTO audit (at, action, subject, actor, reason, counts) VALUES (?, ?, ?, ?, ?, ?)",
+                (*entry[1:-1], json.dumps(dict(entry.counts))),
+            )
+
+    def audited(self) -> list[AuditEntry]:
+        """List the audit, oldest first."""
+        with translated(self._path):
+            rows = self._execute("SELECT number, at, action, subject, actor, reason, counts FROM audit ORDER BY number")
+            return [AuditEntry._make((*row, json.loads(counts))) for *row, counts in rows]
+
+    def maintain(self, now: int) -> None:
+        """Delete a slice of the records that are older than they are kept."""
+        with translated(self._path):
+            delete_older = self._file.delete_older
+            delete_older("refusal_counts", "minute", now // 60_000_000 - KEPT_REFUSAL_MINUTES)
+            delete_older("alerts", "at", now - _YEAR)
+            delete_older("imperfections", "last_at", now - _YEAR)
+            # Those that could be in force in the year for which the audit promises to have them.
+            delete_older("adjustments", "until", now - _YEAR)

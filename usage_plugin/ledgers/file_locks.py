@@ -1,6 +1,6 @@
-"""Which workers live, and which of them is the keeper: by file locks, which the kernel drops when a process dies.
+"""Detect live workers and elect the keeper by file locks, which the kernel drops when a process dies.
 
-No heartbeats: a worker that is stalled is not dead. A lock file that can be locked belongs to a dead worker.
+There are no heartbeats: a stalled worker is not dead. A lock file that can be locked belongs to a dead worker.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
+from usage_plugin.domain.liveness import Workers
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 _KEEPER = "keeper.lock"
 
 
-class Workers:
-    """The lock files of one data folder, seen from one worker."""
+class FileLockedWorkers(Workers):
+    """The workers of one data folder, by their lock files."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder, which is made when somebody joins."""
+        """Use a folder, which is made when a worker joins."""
         self._folder = folder
         self._mine: int | None = None
         self._keeping: int | None = None
@@ -29,13 +31,13 @@ class Workers:
     def join(self) -> None:
         """Take this worker's own lock, for as long as the process lives."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Under its name only once it is locked: whoever looks in between would take us for dead.
+        # Under its name only once it is locked: until then others would take us for dead.
         joining = self._folder / f"joining-{self.name}"
         self._mine = _lock(joining)
         joining.rename(self._path(self.name))
 
     def try_to_keep(self) -> bool:
-        """Become the keeper if nobody is; true as long as this worker is."""
+        """Take the keeper's lock if it is free."""
         if self._keeping is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._keeping = _lock(self._folder / _KEEPER)
@@ -51,7 +53,7 @@ class Workers:
         return [name for name in self._names() if self._is_alive(name)]
 
     def is_dead(self, name: str) -> bool:
-        """Say whether a worker is gone; one without a lock file is."""
+        """Whether a worker is gone; one without a lock file is."""
         return name != self.name and not self._is_alive(name)
 
     def sweep(self) -> None:
@@ -60,7 +62,7 @@ class Workers:
             if name != self.name:
                 held = _lock(self._path(name), create=False)
                 if held is not None:
-                    # Unlinked while locked: nobody can come to hold a file that is gone.
+                    # Unlinked while locked: no process can come to hold a file that is gone.
                     self._path(name).unlink(missing_ok=True)
                     os.close(held)
 
@@ -95,7 +97,7 @@ class Workers:
 
 
 def _lock(path: Path, *, create: bool = True) -> int | None:
-    """Take a lock without waiting; None if somebody has it, or there is no such file."""
+    """Take a lock without waiting; None if it is taken, or there is no such file."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The ledger's housekeeping: what may go goes in slices, and what must never be is looked for."""
+"""Housekeeping of accounts and reservations: delete in slices what no longer counts, and search for damage."""
 
 from __future__ import annotations
 
@@ -9,39 +9,36 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from usage_plugin.errors import LedgerError
-from usage_plugin.ledgers.sqlite.file import LedgerFile, translated
+from usage_plugin.ledgers.sqlite.file import translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-KEPT_REFUSAL_MINUTES = 7 * 24 * 60
+    from usage_plugin.ledgers.sqlite.file import LedgerFile
+
 _DAY = 86_400_000_000
-_YEAR = 366 * _DAY
 _SLOTS_EVERY = _DAY // 144
 _RANGES, _RANGE = 4, 500
-_SLICE = 500
 _MOST_NAMED = 20
 _BEFORE_ALL: tuple[str | bytes, int, int] = ("", -(2**63), -(2**63))
 _AFTER_ALL = (b"", 2**63 - 1, 2**63 - 1)  # for SQLite any bytes come after all texts
 
 
-class Upkeep(LedgerFile):
-    """The keeper's verbs."""
+class Maintenance:
+    """Housekeeping of one open file; it remembers where the last slice ended."""
 
-    _looked_up_to = _BEFORE_ALL
-    _slots_dropped: int = 0
+    def __init__(self, file: LedgerFile) -> None:
+        """Use an open file."""
+        self._file = file
+        self._path, self._execute, self._writing = file.path, file.execute, file.writing
+        self._looked_up_to = _BEFORE_ALL
+        self._slots_dropped = 0
 
-    def tidy(self, now: int) -> None:
-        """Drop a slice of what is old, and bring the write-ahead log to the disk."""
+    def delete_old(self, now: int) -> None:
+        """Delete a slice of closed accounts, and now and then the slots of ended reservations."""
         with translated(self._path):
             self._drop_closed_accounts(now - _DAY)
             self._drop_free_slots(now)
-            self._drop("refusal_counts", "minute", now // 60_000_000 - KEPT_REFUSAL_MINUTES)
-            self._drop("alerts", "at", now - _YEAR)
-            self._drop("imperfections", "last_at", now - _YEAR)
-            # Those that could be in force in the year for which the audit promises to have them.
-            self._drop("adjustments", "until", now - _YEAR)
-        self.sync()
 
     def _drop_closed_accounts(self, closed: int) -> None:
         """Look at the next accounts in the order of their keys, and drop those that count nowhere any more.
@@ -77,21 +74,10 @@ class Upkeep(LedgerFile):
                 self._execute("DELETE FROM reservations WHERE NOT open")
             self._slots_dropped = now
 
-    def _drop(self, table: str, column: str, before: int) -> None:
-        """Drop a slice of the rows that are older; the column has an index, so looking costs nothing."""
-        oldest = f"SELECT {column} FROM {table} WHERE {column} < ? LIMIT 1"
-        if self._execute(oldest, (before,)).fetchone():
-            with self._writing():
-                self._execute(
-                    f"DELETE FROM {table} WHERE {column} IN"
-                    f" (SELECT {column} FROM {table} WHERE {column} < ? ORDER BY {column} LIMIT {_SLICE})",
-                    (before,),
-                )
-
     def verify(self) -> list[str]:
-        """Look for what must never be, in one snapshot of the file."""
+        """Describe damage, in one snapshot of the file."""
         try:
-            with self._reading():
+            with self._file.reading():
                 return [*self._damage(), *self._wrong_holds(), *self._negative_sums()]
         except LedgerError as error:
             if isinstance(error.__cause__, sqlite3.DatabaseError) and "malformed" in str(error):

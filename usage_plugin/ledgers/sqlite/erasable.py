@@ -1,44 +1,42 @@
-"""What the ledger has of a person, to be handed out or forgotten, and the audit of both."""
+"""Records of a name in the ledger's file: find them for an export, and erase them without a trace."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.domain.ledger import (
-    Account,
-    AccountKey,
-    Adjustment,
-    AlertKey,
-    Audited,
-    Balance,
-    Naming,
-    NotedAlert,
-    OutboxEntry,
-    RefusalCount,
-)
+from usage_plugin.domain.erasure import Erasable, NameMatches
+from usage_plugin.domain.ledger import Account, AccountKey, Balance, OutboxEntry
+from usage_plugin.domain.operations import Adjustment, AlertKey, NotedAlert, RefusalCount
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.errors import LedgerBusyError
-from usage_plugin.ledgers.sqlite.file import LedgerFile, translated
+from usage_plugin.ledgers.sqlite.file import translated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from usage_plugin.ledgers.sqlite.file import LedgerFile
 
 _SLICE = 500
 _PATIENCE_MS = 10_000
 _IS_NAMED = f"instr(char({ord(SEPARATOR)}) || subject || char({ord(SEPARATOR)}), ?) > 0"
 
 
-class Persons(LedgerFile):
-    """The verbs of privacy. They look through whole tables: nobody is forgotten on the request path."""
+class SqliteErasable(Erasable):
+    """The records of an open file. Each verb scans whole tables: none of them is for the request path."""
 
-    def naming(self, name: str) -> Naming:
-        """List everything that has a name among the names of its subject, in one snapshot of the file."""
+    def __init__(self, file: LedgerFile) -> None:
+        """Use an open file."""
+        self._file = file
+        self._path, self._execute, self._writing = file.path, file.execute, file.writing
+
+    def find(self, name: str) -> NameMatches:
+        """List all records whose subject contains a name, in one snapshot of the file."""
         named = (f"{SEPARATOR}{name}{SEPARATOR}",)
         # As JSON has it, so that no part of another name is found.
         written = (json.dumps(name, ensure_ascii=False),)
-        with self._reading():
-            return Naming(
+        with self._file.reading():
+            return NameMatches(
                 accounts=[
                     Account(AccountKey(*key), end, Balance(spent, reserved))
                     for *key, end, spent, reserved in self._execute(
@@ -86,21 +84,21 @@ class Persons(LedgerFile):
                 ],
             )
 
-    def erase(self, naming: Naming) -> None:
-        """Delete it, a slice at a time, with what reservations that are over have left behind."""
+    def erase(self, matches: NameMatches) -> None:
+        """Delete all of them, a slice at a time, and the rows that ended reservations have left."""
         self._erase(
             "DELETE FROM accounts WHERE limit_key = ? AND window_start = ? AND subject = ? AND reserved = 0",
-            [account.key for account in naming.accounts],
+            [account.key for account in matches.accounts],
         )
-        self._erase("DELETE FROM alerts WHERE number = ?", [(alert.number,) for alert in naming.alerts])
+        self._erase("DELETE FROM alerts WHERE number = ?", [(alert.number,) for alert in matches.alerts])
         self._erase(
             "DELETE FROM refusal_counts WHERE minute = ? AND limit_name = ? AND subject = ? AND reason = ?",
-            [count[:4] for count in naming.refusal_counts],
+            [count[:4] for count in matches.refusal_counts],
         )
-        self._erase("DELETE FROM refusals WHERE ref = ?", [(ref,) for ref, _ in naming.refusals])
-        self._erase("DELETE FROM adjustments WHERE number = ?", [(one.number,) for one in naming.adjustments])
+        self._erase("DELETE FROM refusals WHERE ref = ?", [(ref,) for ref, _ in matches.refusals])
+        self._erase("DELETE FROM adjustments WHERE number = ?", [(one.number,) for one in matches.adjustments])
         # The number stays: none is given out twice.
-        self._erase("UPDATE outbox SET event = '' WHERE seq = ?", [(entry.seq,) for entry in naming.entries])
+        self._erase("UPDATE outbox SET event = '' WHERE seq = ?", [(entry.seq,) for entry in matches.entries])
         with self._writing():
             self._execute("UPDATE ledger SET adjustments_version = adjustments_version + 1")
             self._execute("DELETE FROM reservations WHERE NOT open")
@@ -109,10 +107,10 @@ class Persons(LedgerFile):
         rows = list(rows)
         for start in range(0, len(rows), _SLICE):
             with self._writing():
-                self._connection.executemany(statement, rows[start : start + _SLICE])
+                self._file.connection.executemany(statement, rows[start : start + _SLICE])
 
     def compact(self) -> None:
-        """Write the file anew and empty its log, waiting for others who write."""
+        """Rewrite the file and empty its log, waiting for other writers."""
         with translated(self._path):
             self._execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
             try:
@@ -122,17 +120,3 @@ class Persons(LedgerFile):
                 self._execute("PRAGMA busy_timeout = 0")
         if is_busy:
             raise LedgerBusyError(f"{self._path} is being read, so its log could not be emptied.")
-
-    def audit(self, entry: Audited) -> None:
-        """Keep who did what, and why."""
-        with self._writing():
-            self._execute(
-                "INSERT INTO audit (at, action, subject, actor, reason, counts) VALUES (?, ?, ?, ?, ?, ?)",
-                (*entry[1:-1], json.dumps(dict(entry.counts))),
-            )
-
-    def audited(self) -> list[Audited]:
-        """List all that was audited, oldest first."""
-        with translated(self._path):
-            rows = self._execute("SELECT number, at, action, subject, actor, reason, counts FROM audit ORDER BY number")
-            return [Audited._make((*row, json.loads(counts))) for *row, counts in rows]

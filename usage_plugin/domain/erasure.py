@@ -1,0 +1,70 @@
+"""Erasure: find, delete and wipe the records of a name in a ledger and its operations log."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from usage_plugin.domain.ledger import Account, OutboxEntry
+    from usage_plugin.domain.operations import Adjustment, NotedAlert, RefusalCount
+
+
+class NameMatches(NamedTuple):
+    """Records whose subject contains a name. The caller knows whose name it is: a team may have it, too.
+
+    Attributes:
+        refusals: refs, and details as they were handed over.
+        entries: of the outbox, those that the store has and that contain the name anywhere.
+    """
+
+    accounts: Sequence[Account] = ()
+    alerts: Sequence[NotedAlert] = ()
+    refusal_counts: Sequence[RefusalCount] = ()
+    refusals: Sequence[tuple[str, str]] = ()
+    adjustments: Sequence[Adjustment] = ()
+    entries: Sequence[OutboxEntry] = ()
+
+
+class Erasable(ABC):
+    """Records that can be found by name and erased. Errors are the ledger's."""
+
+    @abstractmethod
+    def find(self, name: str) -> NameMatches:
+        """List all records whose subject contains a name, except profiles. Slow."""
+
+    @abstractmethod
+    def erase(self, matches: NameMatches) -> None:
+        """Delete all of them but accounts on which something is held; outbox entries keep their number.
+
+        Records of other parts are passed over.
+        """
+
+    @abstractmethod
+    def compact(self) -> None:
+        """Remove every trace of deleted records from all files. Slow; others wait for it."""
+
+
+class ErasableParts(Erasable):
+    """The records of several parts, for a ledger that is made of them."""
+
+    def __init__(self, *parts: Erasable) -> None:
+        """Take the parts."""
+        self._parts = parts
+
+    def find(self, name: str) -> NameMatches:
+        """List the matches of every part."""
+        found = [part.find(name) for part in self._parts]
+        return NameMatches(*([one for matches in kind for one in matches] for kind in zip(*found, strict=True)))
+
+    def erase(self, matches: NameMatches) -> None:
+        """Have every part delete what is its own."""
+        for part in self._parts:
+            part.erase(matches)
+
+    def compact(self) -> None:
+        """Compact every part."""
+        for part in self._parts:
+            part.compact()

@@ -1,0 +1,60 @@
+"""An open ledger with its parts, as a backend opens it for one thread.
+
+Code takes the one port that it uses; only openers, and those that pass parts on, take the whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from usage_plugin.domain.erasure import ErasableParts
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.erasure import Erasable
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.operations import OperationsLog
+    from usage_plugin.domain.profiles import ProfileStore
+
+
+class LedgerFileUpkeep(Protocol):
+    """Care that a ledger in a local file needs, and a ledger on a server does not."""
+
+    def check_place(self) -> None:
+        """Check that the file was not deleted or replaced; called once a second, from any thread.
+
+        Raises:
+            LedgerError: processes that open the ledger now would count from nothing.
+        """
+
+    def shorten_log(self) -> None:
+        """Keep the write-ahead log short; called four times a second by the keeper."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLedger:
+    """The parts of an open ledger.
+
+    Attributes:
+        file: care for its file; None if it is in none.
+        lender: the open ledger from which other parts than the core were taken.
+    """
+
+    ledger: Ledger
+    operations: OperationsLog
+    profiles: ProfileStore
+    erasable: Erasable
+    file: LedgerFileUpkeep | None = None
+    lender: OpenLedger | None = None
+
+    def with_core(self, ledger: Ledger, erasable: Erasable, *, file: LedgerFileUpkeep | None = None) -> OpenLedger:
+        """Return another core, `erasable` for it, and the operations log and profiles of this ledger."""
+        return OpenLedger(
+            ledger, self.operations, self.profiles, ErasableParts(erasable, self.erasable), file, lender=self
+        )
+
+    def close(self) -> None:
+        """Close all parts. Nothing is lost by not calling this."""
+        self.ledger.close()
+        if self.lender is not None:
+            self.lender.close()

@@ -1,0 +1,90 @@
+"""The outbox in the ledger's file, but for appending to it, which is part of settling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from usage_plugin.domain.ledger import OutboxEntry, Waiting
+from usage_plugin.ledgers.sqlite.file import translated
+
+if TYPE_CHECKING:
+    from usage_plugin.ledgers.sqlite.file import LedgerFile
+    from usage_plugin.ledgers.sqlite.memory import EndedIds
+
+KEPT_ENTRIES = 2_000
+"""Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
+_SAMPLE = 500
+
+
+class Outbox:
+    """Entries of an open file, and how far the store has them."""
+
+    def __init__(self, file: LedgerFile, ended: EndedIds) -> None:
+        """Use an open file, and the memory that keeps ids of entries that are deleted."""
+        self._file = file
+        self._ended = ended
+        self._path, self._execute, self._writing = file.path, file.execute, file.writing
+
+    def entries(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
+        """Read entries with a number above `after`, ascending."""
+        with translated(self._path):
+            rows = self._execute(
+                "SELECT seq, event FROM outbox WHERE seq > ? AND event <> '' ORDER BY seq LIMIT ?", (after, most)
+            )
+            entries = [OutboxEntry(*row) for row in rows]
+        if durable and entries:
+            self._file.sync()
+        return entries
+
+    def waiting(self) -> Waiting:
+        """Return how much the store does not have yet.
+
+        Numbers have no gaps there, so that their count needs no counting. The size is exact up to 500 entries; of
+        more, every nth is measured, so that it costs the same however long the store is away.
+        """
+        with translated(self._path):
+            first, last = self._execute(
+                "SELECT (SELECT min(seq) FROM outbox WHERE seq > acknowledged), (SELECT max(seq) FROM outbox)"
+                " FROM ledger"
+            ).fetchone()
+            if first is None:
+                return Waiting(0, 0)
+            events = last - first + 1
+            measured, size = self._execute(
+                "WITH RECURSIVE chosen (seq) AS"
+                " (SELECT ?1 UNION ALL SELECT seq + ?3 FROM chosen WHERE seq + ?3 <= ?2)"
+                " SELECT count(*), sum(length(CAST(event AS BLOB))) FROM chosen JOIN outbox USING (seq)",
+                (first, last, -(-events // _SAMPLE)),
+            ).fetchone()
+            return Waiting(events, size * events // measured)
+
+    def acknowledged(self) -> int:
+        """Return the number up to which the store has everything."""
+        with translated(self._path):
+            (seq,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
+            return int(seq)
+
+    def acknowledge(self, seq: int) -> None:
+        """Record that the store has everything up to this number, and delete all but the last entries."""
+        with self._writing():
+            self._execute("UPDATE ledger SET acknowledged = max(acknowledged, ?)", (seq,))
+            self._ended.copy_up_to(seq - KEPT_ENTRIES)
+            self._execute("DELETE FROM outbox WHERE seq <= ?", (seq - KEPT_ENTRIES,))
+
+    def agree(self, stored: int) -> None:
+        """Reconcile outbox numbers with the store's watermark after either was restored from a backup."""
+        with self._writing():
+            (acknowledged,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
+            (newest,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
+            if stored > acknowledged:
+                behind = max(stored, newest) - acknowledged
+                self._execute(
+                    "UPDATE outbox SET seq = seq + ? WHERE seq > ? AND seq <= ?", (behind, acknowledged, stored)
+                )
+                # Where nothing was moved, an empty entry takes the number; readers pass it over.
+                self._execute(
+                    "INSERT INTO outbox (seq, event)"
+                    " SELECT ?1, '' WHERE ?1 > (SELECT coalesce(max(seq), 0) FROM outbox)",
+                    (stored,),
+                )
+            self._execute("UPDATE ledger SET acknowledged = ?", (stored,))

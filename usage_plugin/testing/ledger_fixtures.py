@@ -1,0 +1,51 @@
+"""Fixtures that the contracts of a ledger's parts share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+
+from usage_plugin.testing.faults import Faults
+from usage_plugin.testing.openings import LedgerOpening
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from usage_plugin.domain.open_ledger import OpenLedger
+    from usage_plugin.plugins.interface import LedgerBackend
+
+
+class OpensLedger:
+    """Opens the ledger under test.
+
+    Attributes:
+        backend: opens the ledger under test.
+        options: its options, as in the YAML.
+        fault_points: as in `StoreContract`.
+    """
+
+    backend: ClassVar[LedgerBackend[Any]]
+    options: ClassVar[Mapping[str, Any]] = {}
+    fault_points: ClassVar[Mapping[str, Exception]] = {}
+
+    @pytest.fixture
+    def opening(self, tmp_path: Path) -> LedgerOpening:
+        """How the ledger is opened; override it for a ledger that is not in `data_dir`."""
+        return LedgerOpening(self.backend, tmp_path / "data" / "usage", self.options)
+
+    @pytest.fixture
+    def opened(self, opening: LedgerOpening) -> Iterator[OpenLedger]:
+        """A new ledger, open, and still sound after the test."""
+        opened = opening.open()
+        yield opened
+        assert opened.ledger.verify() == []
+        opened.close()
+
+    @pytest.fixture
+    def faults(self) -> Iterator[Faults]:
+        """Faults of low-level calls."""
+        faults = Faults(self.fault_points)
+        with faults.installed():
+            yield faults
