@@ -6,11 +6,11 @@ import re
 
 from tests.proxy.conftest import ROOT
 from usage_plugin.cli.main import main
+from usage_plugin.contrib.chroma import FOLLOW_EVERY, Options
+from usage_plugin.contrib.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS
+from usage_plugin.contrib.chroma.following import MOST_USERS
+from usage_plugin.contrib.chroma.vectors import INSTALL, MOST_AT_ONCE
 from usage_plugin.domain.behaviour import DIMENSIONS, PARTS
-from usage_plugin.observers.chroma import FOLLOW_EVERY, Options
-from usage_plugin.observers.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS
-from usage_plugin.observers.chroma.following import MOST_USERS
-from usage_plugin.observers.chroma.vectors import INSTALL, MOST_AT_ONCE
 
 PAGE = (ROOT / "docs" / "similar.md").read_text()
 

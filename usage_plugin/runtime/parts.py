@@ -48,7 +48,7 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.hybrid",
 )
 
-OPTIONAL_PLUGINS = {"chroma": "usage_plugin.observers.chroma"}
+OPTIONAL_PLUGINS = {"chroma": "usage_plugin.contrib.chroma"}
 """Plugins of ours that are off unless the YAML names them."""
 
 

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cli.conftest import Commands
-from tests.observers.plain_vectors import PlainFolders
+from tests.contrib.plain_vectors import PlainFolders
 from usage_plugin.config import load_config
+from usage_plugin.contrib import chroma
+from usage_plugin.contrib.chroma.following import Following
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import to_instant
-from usage_plugin.observers import chroma
-from usage_plugin.observers.chroma.following import Following
 from usage_plugin.runtime import Parts, open_reader
 from usage_plugin.testing.builders import NOON, make_event
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from usage_plugin.contrib.chroma.vectors import Vector
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.observers.chroma.vectors import Vector
 
 THIS_WEEK = date(2026, 11, 23)
 LAST_WEEK = THIS_WEEK - timedelta(days=7)

@@ -11,10 +11,10 @@ import pytest
 from tests.plugins.conftest import not_told
 from tests.tracking.test_tracking import admitted, eventually, success
 from usage_plugin.config import load_config
+from usage_plugin.contrib import chroma
+from usage_plugin.contrib.chroma import Options, Plugin, vectors
+from usage_plugin.contrib.chroma.vectors import VectorsError
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.observers import chroma
-from usage_plugin.observers.chroma import Options, Plugin, vectors
-from usage_plugin.observers.chroma.vectors import VectorsError
 from usage_plugin.plugins.manager import NO_SURROUNDINGS
 from usage_plugin.runtime import Runtime, load_plugins
 from usage_plugin.testing.clock import FakeClock
@@ -22,7 +22,7 @@ from usage_plugin.testing.clock import FakeClock
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.observers.conftest import Place
+    from tests.contrib.conftest import Place
 
 
 def test_it_is_off_by_default(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from usage_plugin.contrib.chroma.vectors import MOST_AT_ONCE, Vector
 from usage_plugin.domain.behaviour import distance
 from usage_plugin.domain.usage import UsageTotals
-from usage_plugin.observers.chroma.vectors import MOST_AT_ONCE, Vector
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.observers.conftest import LAST_WEEK, THIS_WEEK, at, requests
+from tests.contrib.conftest import LAST_WEEK, THIS_WEEK, at, requests
+from usage_plugin.contrib.chroma import following
 from usage_plugin.domain.behaviour import DIMENSIONS, vector_of, week_of_use
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL
 from usage_plugin.domain.usage import totals_of
 from usage_plugin.encoding import encode_event
-from usage_plugin.observers.chroma import following
 from usage_plugin.testing.builders import make_event, make_sum
 
 if TYPE_CHECKING:
-    from tests.observers.conftest import Place
+    from tests.contrib.conftest import Place
 
 
 async def test_a_vector_is_made_of_what_the_history_has(place: Place) -> None:

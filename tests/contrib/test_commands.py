@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.conftest import Commands
-from tests.observers.conftest import LAST_WEEK, THIS_WEEK, requests
-from usage_plugin.observers.chroma.following import only_one
+from tests.contrib.conftest import LAST_WEEK, THIS_WEEK, requests
+from usage_plugin.contrib.chroma.following import only_one
 
 if TYPE_CHECKING:
-    from tests.observers.conftest import Place
+    from tests.contrib.conftest import Place
 
 
 @pytest.fixture

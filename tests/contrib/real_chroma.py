@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import chromadb
 import pytest
 
-from tests.observers.conftest import LAST_WEEK, THIS_WEEK, Place, requests
+from tests.contrib.conftest import LAST_WEEK, THIS_WEEK, Place, requests
 from tests.soak import share_of
+from usage_plugin.contrib.chroma import vectors as module
+from usage_plugin.contrib.chroma.vectors import MOST_AT_ONCE, Vector, VectorsError, open_vectors
 from usage_plugin.domain.behaviour import distance, vector_of, week_of_use
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import local_date
-from usage_plugin.observers.chroma import vectors as module
-from usage_plugin.observers.chroma.vectors import MOST_AT_ONCE, Vector, VectorsError, open_vectors
 from usage_plugin.testing.builders import make_event
 
 if TYPE_CHECKING:

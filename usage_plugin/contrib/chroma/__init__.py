@@ -20,8 +20,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from usage_plugin.contrib.chroma.vectors import Vectors, VectorsError, check_installed, open_vectors
 from usage_plugin.errors import ConfigError
-from usage_plugin.observers.chroma.vectors import Vectors, VectorsError, check_installed, open_vectors
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins import interface as ours
 from usage_plugin.plugins.interface import Surroundings  # noqa: TC001  # as above
