@@ -14,7 +14,7 @@ from tests.cli.conftest import Commands
 from tests.contrib.plain_vectors import PlainFolders
 from usage_plugin.config import load_config
 from usage_plugin.contrib import chroma
-from usage_plugin.contrib.chroma.following import Following
+from usage_plugin.contrib.chroma.indexer import Following
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.runtime import Parts, open_reader
@@ -23,7 +23,7 @@ from usage_plugin.testing.builders import NOON, make_event
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from usage_plugin.contrib.chroma.vectors import Vector
+    from usage_plugin.contrib.chroma.vector_store import Vector
     from usage_plugin.domain.usage import UsageEvent
 
 THIS_WEEK = date(2026, 11, 23)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from usage_plugin.contrib.chroma.vectors import MOST_AT_ONCE, Vector
+from usage_plugin.contrib.chroma.vector_store import MOST_AT_ONCE, Vector
 from usage_plugin.domain.behaviour import distance
 from usage_plugin.domain.usage import UsageTotals
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Commands
 from tests.contrib.conftest import LAST_WEEK, THIS_WEEK, requests
-from usage_plugin.contrib.chroma.following import only_one
+from usage_plugin.contrib.chroma.indexer import only_one
 
 if TYPE_CHECKING:
     from tests.contrib.conftest import Place

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.contrib.conftest import LAST_WEEK, THIS_WEEK, at, requests
-from usage_plugin.contrib.chroma import following
+from usage_plugin.contrib.chroma import indexer
 from usage_plugin.domain.behaviour import DIMENSIONS, vector_of, week_of_use
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL
 from usage_plugin.domain.usage import totals_of

@@ -13,7 +13,7 @@ from tests.tracking.test_tracking import admitted, eventually, success
 from usage_plugin.config import load_config
 from usage_plugin.contrib import chroma
 from usage_plugin.contrib.chroma import Options, Plugin, vectors
-from usage_plugin.contrib.chroma.vectors import VectorsError
+from usage_plugin.contrib.chroma.vector_store import VectorsError
 from usage_plugin.errors import ConfigError, PluginError
 from usage_plugin.plugins.manager import NO_SURROUNDINGS
 from usage_plugin.runtime import Runtime, load_plugins

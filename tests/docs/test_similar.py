@@ -7,9 +7,9 @@ import re
 from tests.proxy.conftest import ROOT
 from usage_plugin.cli.main import main
 from usage_plugin.contrib.chroma import FOLLOW_EVERY, Options
-from usage_plugin.contrib.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS
-from usage_plugin.contrib.chroma.following import MOST_USERS
-from usage_plugin.contrib.chroma.vectors import INSTALL, MOST_AT_ONCE
+from usage_plugin.contrib.chroma.indexer import MOST_USERS
+from usage_plugin.contrib.chroma.similarity import EARLIER_WEEKS, LEAST_REQUESTS
+from usage_plugin.contrib.chroma.vector_store import INSTALL, MOST_AT_ONCE
 from usage_plugin.domain.behaviour import DIMENSIONS, PARTS
 
 PAGE = (ROOT / "docs" / "similar.md").read_text()

@@ -13,9 +13,9 @@ from rich.text import Text
 from usage_plugin.cli.output import Column, Output, console, harmless, table, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.contrib.chroma import Plugin
-from usage_plugin.contrib.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS, Compared, outliers, similar_to
-from usage_plugin.contrib.chroma.following import Following, only_one
-from usage_plugin.contrib.chroma.vectors import INSTALL, VectorsError
+from usage_plugin.contrib.chroma.indexer import Following, only_one
+from usage_plugin.contrib.chroma.similarity import EARLIER_WEEKS, LEAST_REQUESTS, Compared, outliers, similar_to
+from usage_plugin.contrib.chroma.vector_store import INSTALL, VectorsError
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import monday_of
 from usage_plugin.errors import PluginError

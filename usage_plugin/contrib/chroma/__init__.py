@@ -20,7 +20,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from usage_plugin.contrib.chroma.vectors import Vectors, VectorsError, check_installed, open_vectors
+from usage_plugin.contrib.chroma.vector_store import Vectors, VectorsError, check_installed, open_vectors
 from usage_plugin.errors import ConfigError
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins import interface as ours

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
-from usage_plugin.contrib.chroma.vectors import MOST_AT_ONCE, Vector
+from usage_plugin.contrib.chroma.vector_store import MOST_AT_ONCE, Vector
 from usage_plugin.domain.behaviour import HOURS, vector_of, week_of_use
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.contrib.chroma.vectors import Vectors
+    from usage_plugin.contrib.chroma.vector_store import Vectors
     from usage_plugin.tracking.tracker import UsageReader
 
 MOST_USERS = 10_000

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from datetime import date
 
-    from usage_plugin.contrib.chroma.vectors import Vector, Vectors
+    from usage_plugin.contrib.chroma.vector_store import Vector, Vectors
 
 EARLIER_WEEKS = 8
 """With so many weeks before it a week is compared, or with those that there are."""
