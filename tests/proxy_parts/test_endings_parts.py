@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from usage_plugin.config.file import load_config
+from usage_plugin.config.loader import load_config
 from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Runtime
 

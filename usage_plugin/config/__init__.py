@@ -7,7 +7,8 @@ LiteLLM makes of a file and those that it includes, and `file` where the section
 the place where it is told its own file and how it merges.
 """
 
-from usage_plugin.config.file import (
+from usage_plugin.config.limit_config import LimitConfig
+from usage_plugin.config.loader import (
     CONFIG_VARIABLE,
     DATA_DIR_VARIABLE,
     ENFORCE_VARIABLE,
@@ -20,7 +21,6 @@ from usage_plugin.config.file import (
     read_proxy_section,
     with_limits,
 )
-from usage_plugin.config.limits import LimitConfig
 from usage_plugin.config.proxy_yaml import ProxyYaml
 from usage_plugin.config.sections import (
     RESOLVER,

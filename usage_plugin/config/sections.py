@@ -11,8 +11,19 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, model_validator
 
-from usage_plugin.config.limits import LimitConfig, Section
-from usage_plugin.config.values import Days, Group, MostBytes, Name, Names, Size, Unmetered, Weekday, Zone, duration
+from usage_plugin.config.field_types import (
+    Days,
+    Group,
+    MostBytes,
+    Name,
+    Names,
+    Size,
+    Unmetered,
+    Weekday,
+    Zone,
+    duration,
+)
+from usage_plugin.config.limit_config import LimitConfig, Section
 from usage_plugin.domain.limits import NO_MEMBERSHIP, Limit, LimitSet, Match, Membership, fits
 from usage_plugin.domain.subjects import spelled
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
-from usage_plugin.config.limits import Section
+from usage_plugin.config.limit_config import Section
 from usage_plugin.config.proxy_yaml import ProxyYaml, text_of
 from usage_plugin.config.sections import Config, LimitsFile
 from usage_plugin.config.yaml_text import Location, compose, construct, lines_of, misleading, with_environment
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import yaml
 
-    from usage_plugin.config.limits import LimitConfig
+    from usage_plugin.config.limit_config import LimitConfig
     from usage_plugin.config.proxy_yaml import Part
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from usage_plugin.config.values import (
+from usage_plugin.config.field_types import (
     WEEKDAYS,
     WINDOW_REMEDY,
     Cost,
