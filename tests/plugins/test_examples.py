@@ -14,7 +14,7 @@ from tests.tracking.test_tracking import eventually
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import ConfigError
-from usage_plugin.plugins import resolving as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolving_module
 from usage_plugin.runtime import load_plugins
 from usage_plugin.tracking.admission import Admitted
 

@@ -13,7 +13,7 @@ import pytest
 from tests.plugins.conftest import IMPORTS
 from usage_plugin import runtime
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.plugins.loading import Chosen
+from usage_plugin.plugins.discovery import Chosen
 from usage_plugin.plugins.manager import NO_SURROUNDINGS, Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS, load_plugins
 

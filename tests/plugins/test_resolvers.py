@@ -10,7 +10,7 @@ from tests.plugins.conftest import not_told
 from tests.tracking.test_tracking import eventually
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.plugins import resolving as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolving_module
 from usage_plugin.runtime import open_reader
 from usage_plugin.tracking.admission import Admitted
 

@@ -9,9 +9,9 @@ import pytest
 from usage_plugin.config import IdentityConfig
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 from usage_plugin.errors import SubjectNameError
-from usage_plugin.plugins import resolving as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolving_module
+from usage_plugin.plugins.identity_resolvers import ResolverFailedError, Resolvers
 from usage_plugin.plugins.interface import Claim, IdentityResolver
-from usage_plugin.plugins.resolving import ResolverFailedError, Resolvers
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.failures import Failures
 

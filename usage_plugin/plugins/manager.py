@@ -21,15 +21,15 @@ from pydantic import BaseModel
 
 from usage_plugin.errors import PluginError
 from usage_plugin.plugins import MARK, PROJECT, hookspecs
+from usage_plugin.plugins.discovery import find_plugins
 from usage_plugin.plugins.interface import IdentityResolver, LedgerBackend, StorageBackend, Surroundings
-from usage_plugin.plugins.loading import find_plugins
-from usage_plugin.plugins.verbs import abstract_leaves, describe_missing
+from usage_plugin.plugins.interface_checks import abstract_leaves, describe_missing
 from usage_plugin.tracking.listeners import Hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from usage_plugin.plugins.loading import Chosen, Found
+    from usage_plugin.plugins.discovery import Chosen, Found
 
 TRACE_VARIABLE = "USAGE_PLUGIN_TRACE_PLUGINS"
 

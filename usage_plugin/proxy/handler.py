@@ -18,7 +18,7 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.plugins.resolving import ResolverFailedError
+from usage_plugin.plugins.identity_resolvers import ResolverFailedError
 from usage_plugin.proxy import bounds, exchange
 from usage_plugin.proxy.asking import Asking, gives_up_early
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred

@@ -12,6 +12,8 @@ from usage_plugin.domain.ledger import Ledger
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
+from usage_plugin.plugins.discovery import Chosen
+from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.plugins.interface import (
     LedgerBackend,
     Restorable,
@@ -20,10 +22,8 @@ from usage_plugin.plugins.interface import (
     check_options,
     choose,
 )
-from usage_plugin.plugins.loading import Chosen
+from usage_plugin.plugins.interface_checks import check_verbs
 from usage_plugin.plugins.manager import Plugins
-from usage_plugin.plugins.resolving import Resolvers
-from usage_plugin.plugins.verbs import check_verbs
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.cache import UsageCache
 from usage_plugin.tracking.flusher import Unstorable

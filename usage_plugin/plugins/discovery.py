@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from usage_plugin import __version__
 from usage_plugin.errors import PluginError, UsagePluginError
 from usage_plugin.plugins import MARK, PROJECT
+from usage_plugin.plugins.file_loader import load_file
 from usage_plugin.plugins.interface import NoOptions, check_options
-from usage_plugin.plugins.one_file import load_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
