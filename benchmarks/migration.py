@@ -21,7 +21,7 @@ from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
 from usage_plugin.backends.sqlite.store import open_store
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
-from usage_plugin.migration.migrate import Outcome, Surroundings, migrate
+from usage_plugin.migration.directory_migration import Outcome, Surroundings, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

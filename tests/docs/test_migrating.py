@@ -11,8 +11,8 @@ from tests.docs.test_docs import blocks
 from tests.migration.conftest import OldTracker, limits_of, profile_of
 from tests.migration.test_migrate import DAYS, MONTHS
 from tests.proxy.conftest import ROOT
-from usage_plugin.migration.old_limits import _KINDS
-from usage_plugin.migration.records import FindingKind
+from usage_plugin.migration.legacy_limits import _KINDS
+from usage_plugin.migration.legacy_records import FindingKind
 
 PAGE = ROOT / "docs" / "migrating.md"
 

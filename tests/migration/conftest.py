@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
+from usage_plugin.migration.directory_migration import Outcome, Surroundings, migrate, preview
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.books import days_of
 

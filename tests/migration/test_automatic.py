@@ -14,7 +14,7 @@ import pytest
 from tests.migration.conftest import House, OldTracker, limits_of, profile_of, record
 from usage_plugin.config import load_config
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.migration.automatic import reported
+from usage_plugin.migration.background import reported
 from usage_plugin.runtime import Runtime
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.migration.conftest import House, OldTracker, limits_of, profile_of, record
-from usage_plugin.migration.sources import STATE_FILE
+from usage_plugin.migration.legacy_sources import STATE_FILE
 
 USERS, DAYS = 200, 30
 

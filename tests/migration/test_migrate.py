@@ -18,8 +18,8 @@ from usage_plugin.backends.partitioned.store import open_store
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import MigrationError
-from usage_plugin.migration import migrate as module
-from usage_plugin.migration import sources
+from usage_plugin.migration import directory_migration as module
+from usage_plugin.migration import legacy_sources
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event
 

@@ -18,7 +18,7 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS
 from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.errors import StorageUnavailableError
-from usage_plugin.migration.records import RejectedError
+from usage_plugin.migration.legacy_records import RejectedError
 from usage_plugin.migration.spend_logs import Imported, Naming, event_of, import_spend_logs
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.tracker import ALWAYS

@@ -14,8 +14,8 @@ from usage_plugin.cli.progress import Bar, NotedBar
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import MigrationError, UsagePluginError
-from usage_plugin.migration.automatic import DONE, FAILED
-from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
+from usage_plugin.migration.background import DONE, FAILED
+from usage_plugin.migration.directory_migration import Outcome, Surroundings, migrate, preview
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from usage_plugin.cli.output import harmless
 from usage_plugin.errors import LedgerError
-from usage_plugin.migration.automatic import RUNNING, Report, report
+from usage_plugin.migration.background import RUNNING, Report, report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

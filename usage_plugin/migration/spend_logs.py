@@ -28,9 +28,9 @@ from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import MigrationError, SubjectNameError
 from usage_plugin.migration.files import alone, privately, write_privately
-from usage_plugin.migration.log_rows import LogRows
-from usage_plugin.migration.names import new_name
-from usage_plugin.migration.records import Finding, RejectedError, count, money
+from usage_plugin.migration.legacy_records import Finding, RejectedError, count, money
+from usage_plugin.migration.spend_log_rows import LogRows
+from usage_plugin.migration.user_names import new_name
 from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.store import UsageStore
-    from usage_plugin.migration.migrate import Progress
+    from usage_plugin.migration.directory_migration import Progress
 
 MOST_SHOWN = 20
 _BATCH = 500

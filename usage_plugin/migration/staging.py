@@ -22,14 +22,14 @@ from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
 from usage_plugin.migration.files import privately
-from usage_plugin.migration.names import new_name
-from usage_plugin.migration.records import Finding, OldLimits, OldSum
+from usage_plugin.migration.legacy_records import Finding, OldLimits, OldSum
+from usage_plugin.migration.user_names import new_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from usage_plugin.migration.reading import Item
+    from usage_plugin.migration.legacy_reader import Item
 
 _COLUMNS = ", ".join(OldSum._fields)
 _SUMS = ", ".join(OldSum._fields[2:7])
@@ -82,7 +82,7 @@ class Draft:
             self._execute("PRAGMA journal_mode = WAL")
             self._execute("PRAGMA synchronous = FULL")
             self._execute("PRAGMA cache_size = -8000")
-            self._connection.executescript((resources.files(__package__) / "draft.sql").read_text(encoding="utf-8"))
+            self._connection.executescript((resources.files(__package__) / "staging.sql").read_text(encoding="utf-8"))
         except (OSError, sqlite3.Error) as error:
             raise MigrationError(
                 f"{path} cannot be used: {error}.",

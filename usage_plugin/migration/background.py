@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.log import get_logger
-from usage_plugin.migration.sources import find_sources
+from usage_plugin.migration.legacy_sources import find_sources
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from usage_plugin.domain.limits import glob_of
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.errors import SubjectNameError
-from usage_plugin.migration.records import Finding, OldLimits
+from usage_plugin.migration.legacy_records import Finding, OldLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

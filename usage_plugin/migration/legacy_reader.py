@@ -19,7 +19,7 @@ import ijson
 
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.migration.json_stream import BROKEN, BUFFER, Watched, one_line, readable
-from usage_plugin.migration.records import (
+from usage_plugin.migration.legacy_records import (
     NAMED,
     WANTED,
     Finding,
@@ -30,7 +30,7 @@ from usage_plugin.migration.records import (
     old_profile,
     old_sum,
 )
-from usage_plugin.migration.sources import files_below
+from usage_plugin.migration.legacy_sources import files_below
 from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.migration.sources import Source
+    from usage_plugin.migration.legacy_sources import Source
 
 Item: TypeAlias = OldSum | UserProfile | OldLimits | Finding
 _Event: TypeAlias = tuple[str, Any]

@@ -22,12 +22,12 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
-from usage_plugin.migration import old_limits
-from usage_plugin.migration.draft import Draft
+from usage_plugin.migration import legacy_limits
 from usage_plugin.migration.files import alone, write_privately
-from usage_plugin.migration.reading import BrokenSourceError, Reader
-from usage_plugin.migration.records import Finding
-from usage_plugin.migration.sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
+from usage_plugin.migration.legacy_reader import BrokenSourceError, Reader
+from usage_plugin.migration.legacy_records import Finding
+from usage_plugin.migration.legacy_sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
+from usage_plugin.migration.staging import Draft
 from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
@@ -363,7 +363,7 @@ class _Migration:
             self._progress.advance(len(page))
 
     def _limit_lines(self) -> Iterator[str]:
-        for line in old_limits.lines_of(self._draft.limits, self._draft.tell, str(self._directory)):
+        for line in legacy_limits.lines_of(self._draft.limits, self._draft.tell, str(self._directory)):
             self._outcome.limits += line.count("max_cost: unlimited")
             yield line
 

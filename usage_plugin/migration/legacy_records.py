@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from usage_plugin.domain.money import LARGEST_REQUEST, Nano
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.windows import to_instant
-from usage_plugin.migration.names import key_of, only_name
+from usage_plugin.migration.user_names import key_of, only_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
