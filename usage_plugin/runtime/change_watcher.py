@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.config import Config, ConfigFile
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.runtime.worker import Runtime
+    from usage_plugin.runtime.worker_runtime import Runtime
     from usage_plugin.tracking.workers import Workers
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")

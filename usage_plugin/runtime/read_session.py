@@ -11,7 +11,7 @@ from usage_plugin.domain.limits import NO_MEMBERSHIP
 from usage_plugin.domain.pseudonyms import is_key_pseudonym, is_pseudonym
 from usage_plugin.errors import PluginError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.runtime.parts import Parts
+from usage_plugin.runtime.composition import Parts
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.failures import Failures
 from usage_plugin.tracking.persons import Person

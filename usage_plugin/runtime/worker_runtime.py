@@ -14,8 +14,8 @@ from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger
 from usage_plugin.migration.background import AutomaticMigration
-from usage_plugin.runtime.following import Following, admission_policy
-from usage_plugin.runtime.parts import Parts
+from usage_plugin.runtime.change_watcher import Following, admission_policy
+from usage_plugin.runtime.composition import Parts
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.admission import Admission, Pressure
 from usage_plugin.tracking.alerts import Alerts
