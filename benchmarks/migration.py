@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
-from usage_plugin.backends.sqlite.store import open_store
+from usage_plugin.backends.sqlite.sqlite_store import open_store
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.migration.directory_migration import Outcome, Surroundings, migrate
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.migration.conftest import USD, House, OldTracker, limits_of, names_in, profile_of, record
-from usage_plugin.backends.partitioned.store import open_store
+from usage_plugin.backends.partitioned.partitioned_store import open_store
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import MigrationError
@@ -469,7 +469,7 @@ def test_a_store_that_took_less_than_it_was_given_is_noticed(old: OldTracker, ho
     async def lose(store: Any, writer: str, numbered: Any) -> None:
         await append(store, writer, [*numbered[:-1], (numbered[-1][0], numbered[0][1])])
 
-    from usage_plugin.backends.sqlite.store import SqliteStore  # noqa: PLC0415
+    from usage_plugin.backends.sqlite.sqlite_store import SqliteStore  # noqa: PLC0415
 
     append = SqliteStore.append_sums
     with pytest.MonkeyPatch.context() as patch:

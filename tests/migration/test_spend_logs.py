@@ -192,7 +192,7 @@ def test_what_the_store_has_pruned_does_not_come_back(house: House, tmp_path: Pa
 
 def test_an_import_that_broke_off_goes_on(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the store did not get is not taken for imported."""
-    from usage_plugin.backends.sqlite.store import SqliteStore  # noqa: PLC0415
+    from usage_plugin.backends.sqlite.sqlite_store import SqliteStore  # noqa: PLC0415
 
     calls = []
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from usage_plugin.backends.memory import MemoryStore
-from usage_plugin.backends.sqlite.store import SqliteStore, open_store
+from usage_plugin.backends.sqlite.sqlite_store import SqliteStore, open_store
 from usage_plugin.domain.store import Aggregate, UsageFilter, daily_sum
 from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import UsageTotals

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from usage_plugin.backends.hybrid import database as database_module
-from usage_plugin.backends.hybrid import following
+from usage_plugin.backends.hybrid import replication
 from usage_plugin.domain.store import Reports, UsageFilter
 from usage_plugin.errors import ConfigError, StorageUnavailableError
 from usage_plugin.plugins.interface import Surroundings
@@ -36,7 +36,7 @@ MANY = 3_000
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usage_plugin.backends.sqlite.store._BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("usage_plugin.backends.sqlite.sqlite_store._BUSY_TIMEOUT", 0.1)
     monkeypatch.setattr(following, "LOOK_EVERY", 0.05)
     monkeypatch.setattr(following, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(database_module, "AWAY_FOR", 0.05)

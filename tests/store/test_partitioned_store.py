@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from usage_plugin.backends.partitioned import journal
 from usage_plugin.backends.partitioned.archive import Archive
-from usage_plugin.backends.partitioned.copies import Copies
-from usage_plugin.backends.partitioned.names import folder_name, shelf_of
+from usage_plugin.backends.partitioned.folder_names import folder_name, shelf_of
+from usage_plugin.backends.partitioned.mirror_files import Copies
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.store import DailySum, UsageFilter
 from usage_plugin.domain.usage import UsageEvent, UsageTotals

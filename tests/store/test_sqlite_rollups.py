@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from usage_plugin.backends.sqlite.store import SqliteStore, open_store
+from usage_plugin.backends.sqlite.sqlite_store import SqliteStore, open_store
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, UsageFilter, daily_sum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import hour_name, start_of_day, start_of_hour

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from usage_plugin.backends.sqlite.store import SqliteStore, open_store
+from usage_plugin.backends.sqlite.sqlite_store import SqliteStore, open_store
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.windows import local_date
@@ -66,7 +66,7 @@ async def test_a_locked_file_is_unavailable(
     open_sqlite: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While somebody else holds the lock for long, an append raises, adds nothing, and works afterwards."""
-    monkeypatch.setattr("usage_plugin.backends.sqlite.store._BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("usage_plugin.backends.sqlite.sqlite_store._BUSY_TIMEOUT", 0.1)
     store = await open_sqlite()
     other = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from usage_plugin.backends.hybrid.database import Database
-from usage_plugin.backends.hybrid.following import Files, fill
-from usage_plugin.backends.hybrid.store import HybridStore, WritersLock
+from usage_plugin.backends.hybrid.hybrid_store import HybridStore, WritersLock
+from usage_plugin.backends.hybrid.replication import Files, fill
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import HandsOut, KeepsCopies, UsageFilter
 from usage_plugin.domain.usage import UsageTotals

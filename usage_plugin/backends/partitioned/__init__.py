@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.backends.partitioned.store import open_store
+from usage_plugin.backends.partitioned.partitioned_store import open_store
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
 

@@ -15,8 +15,7 @@ from datetime import date
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from usage_plugin.backends.partitioned.copies import copies_of_others
-from usage_plugin.backends.partitioned.days import (
+from usage_plugin.backends.partitioned.day_files import (
     OpenDay,
     add_line,
     lines_of,
@@ -26,7 +25,8 @@ from usage_plugin.backends.partitioned.days import (
     tally_of_month,
     update_month,
 )
-from usage_plugin.backends.partitioned.disk import (
+from usage_plugin.backends.partitioned.external_sort import sorted_lines
+from usage_plugin.backends.partitioned.filesystem import (
     FileLock,
     beside,
     make_folder,
@@ -37,9 +37,10 @@ from usage_plugin.backends.partitioned.disk import (
     sync_everything,
     translated,
 )
+from usage_plugin.backends.partitioned.folder_tree import Day, Month, Tree
 from usage_plugin.backends.partitioned.journal import Journal
-from usage_plugin.backends.partitioned.sorting import sorted_lines
-from usage_plugin.backends.partitioned.tally import (
+from usage_plugin.backends.partitioned.mirror_files import copies_of_others
+from usage_plugin.backends.partitioned.running_totals import (
     VERSION,
     Entry,
     Tally,
@@ -48,7 +49,6 @@ from usage_plugin.backends.partitioned.tally import (
     parse_line,
     read_tally,
 )
-from usage_plugin.backends.partitioned.tree import Day, Month, Tree
 from usage_plugin.domain.store import LEFT_OVER, ROLLUP_DIMENSIONS, Aggregate, DailySum, EventPosition, Sent
 from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record
 from usage_plugin.domain.windows import to_datetime

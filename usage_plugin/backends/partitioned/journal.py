@@ -17,8 +17,8 @@ import uuid
 import zlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
-from usage_plugin.backends.partitioned.disk import boot, open_private, replace, sync_everything, write_whole
-from usage_plugin.backends.partitioned.tally import parse_line
+from usage_plugin.backends.partitioned.filesystem import boot, open_private, replace, sync_everything, write_whole
+from usage_plugin.backends.partitioned.running_totals import parse_line
 from usage_plugin.encoding import encode_record
 from usage_plugin.errors import StorageUnavailableError
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.backends.sqlite.store import open_store
+from usage_plugin.backends.sqlite.sqlite_store import open_store
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
 

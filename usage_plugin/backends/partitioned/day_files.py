@@ -11,7 +11,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.backends.partitioned.disk import (
+from usage_plugin.backends.partitioned.filesystem import (
     make_folder,
     open_private,
     read_json,
@@ -19,7 +19,7 @@ from usage_plugin.backends.partitioned.disk import (
     replace,
     write_whole,
 )
-from usage_plugin.backends.partitioned.tally import Tally, decode_entry, encode_entry, parse_line, read_tally
+from usage_plugin.backends.partitioned.running_totals import Tally, decode_entry, encode_entry, parse_line, read_tally
 from usage_plugin.domain.store import DailySum
 from usage_plugin.errors import StorageUnavailableError
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.backends.partitioned.tally import Entry
-    from usage_plugin.backends.partitioned.tree import Day, Month
+    from usage_plugin.backends.partitioned.folder_tree import Day, Month
+    from usage_plugin.backends.partitioned.running_totals import Entry
 
 _EVENT_ID = re.compile(rb'"event_id":"([^"]*)"')
 

@@ -10,7 +10,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from usage_plugin.backends.hybrid.database import MOVED_IN, unknown, watermarks_of
-from usage_plugin.backends.hybrid.following import BATCH, NOTHING
+from usage_plugin.backends.hybrid.replication import BATCH, NOTHING
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import FOREVER, Window
@@ -19,7 +19,7 @@ from usage_plugin.log import get_logger
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from usage_plugin.backends.hybrid.following import Files
+    from usage_plugin.backends.hybrid.replication import Files
     from usage_plugin.domain.store import DailySum, UsageStore
     from usage_plugin.domain.usage import UsageEvent
 

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import aiosqlite
 
-from usage_plugin.backends.sqlite.sources import (
+from usage_plugin.backends.sqlite.rollup_queries import (
     SUMMED,
     SUMS,
     WIDELY_SUMMED,

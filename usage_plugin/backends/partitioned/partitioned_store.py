@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from usage_plugin.backends.partitioned.archive import Archive, of_writers
-from usage_plugin.backends.partitioned.copies import Copies
+from usage_plugin.backends.partitioned.mirror_files import Copies
 from usage_plugin.domain.store import Aggregate, DailySum, EventPosition, Grouping, Sent, UsageFilter, UsageStore
 
 if TYPE_CHECKING:

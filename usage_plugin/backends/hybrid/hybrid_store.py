@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.backends.hybrid.database import has_all, unknown, watermarks_of
-from usage_plugin.backends.hybrid.following import Batch, Follower
-from usage_plugin.backends.hybrid.moving_in import move_in
+from usage_plugin.backends.hybrid.initial_copy import move_in
+from usage_plugin.backends.hybrid.replication import Batch, Follower
 from usage_plugin.domain.store import (
     LEFT_OVER,
     Aggregate,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.backends.hybrid.database import Database
-    from usage_plugin.backends.hybrid.following import Files, Kind
+    from usage_plugin.backends.hybrid.replication import Files, Kind
     from usage_plugin.domain.profiles import UserProfile
     from usage_plugin.domain.store import Sent
     from usage_plugin.domain.usage import UsageEvent

@@ -6,7 +6,8 @@ import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.backends.partitioned.disk import (
+from usage_plugin.backends.partitioned.external_sort import sorted_lines
+from usage_plugin.backends.partitioned.filesystem import (
     FileLock,
     beside,
     make_folder,
@@ -17,8 +18,7 @@ from usage_plugin.backends.partitioned.disk import (
     translated,
     write_whole,
 )
-from usage_plugin.backends.partitioned.sorting import sorted_lines
-from usage_plugin.backends.partitioned.tally import parse_line
+from usage_plugin.backends.partitioned.running_totals import parse_line
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.profiles import UserProfile, encode_json
 from usage_plugin.domain.windows import to_datetime, to_instant

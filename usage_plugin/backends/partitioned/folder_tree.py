@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.backends.partitioned.names import folder_name, shelf_of
+from usage_plugin.backends.partitioned.folder_names import folder_name, shelf_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
