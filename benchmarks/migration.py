@@ -21,7 +21,7 @@ from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
 from usage_plugin.backends.sqlite.sqlite_store import open_store
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
-from usage_plugin.migration.directory_migration import Outcome, Surroundings, migrate
+from usage_plugin.migration.directory_migration import MigrationContext, Outcome, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,11 +102,11 @@ class Silent:
 async def move(directory: Path, data_dir: Path) -> Outcome:
     """Migrate a directory into an empty data folder."""
     limits = data_dir / "limits.yaml"
-    surroundings = Surroundings(data_dir=data_dir, limits_file=limits, zone=UTC, casefold=False, kept=str)
+    context = MigrationContext(data_dir=data_dir, limits_file=limits, zone=UTC, casefold=False, kept=str)
     ledger = SqliteLedger(data_dir / "ledger.db")
     try:
         async with open_store(data_dir / "usage.db", UTC) as store:
-            return await migrate(directory, surroundings, Silent(), ledger, store)
+            return await migrate(directory, context, Silent(), ledger, store)
     finally:
         ledger.close()
 

@@ -21,7 +21,7 @@ from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins import interface as ours
 
 if TYPE_CHECKING:
-    from usage_plugin.plugins.interface import Surroundings
+    from usage_plugin.plugins.interface import BackendContext
 
 MOST_BYTES = 64_000_000
 
@@ -81,9 +81,9 @@ class CsvGroups(ours.IdentityResolver):
 class Plugin:
     """Registers the resolver."""
 
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+    def __init__(self, options: Options, context: BackendContext) -> None:
         """Make it; it reads the file when it is chosen."""
-        self._resolver = CsvGroups(surroundings.config_dir / options.file, casefold=options.casefold)
+        self._resolver = CsvGroups(context.config_dir / options.file, casefold=options.casefold)
 
     @hookimpl
     def usage_register_identity_resolvers(self) -> list[ours.IdentityResolver]:

@@ -17,7 +17,7 @@ from usage_plugin.plugins import interface as ours
 
 if TYPE_CHECKING:
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.plugins.interface import Surroundings
+    from usage_plugin.plugins.interface import BackendContext
 
 
 class Options(ours.Options):
@@ -29,9 +29,9 @@ class Options(ours.Options):
 class Plugin:
     """Appends; several workers may do so at once, since each line is one write."""
 
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+    def __init__(self, options: Options, context: BackendContext) -> None:
         """Open nothing: commands that only read make this object too."""
-        self._path = surroundings.config_dir / options.file
+        self._path = context.config_dir / options.file
 
     @hookimpl
     def usage_event_recorded(self, event: UsageEvent) -> None:

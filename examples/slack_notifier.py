@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.alerts import Alert
     from usage_plugin.domain.limits import Unit
     from usage_plugin.domain.refusals import RefusedRequest
-    from usage_plugin.plugins.interface import Surroundings
+    from usage_plugin.plugins.interface import BackendContext
 
 MOST_REMEMBERED = 10_000
 
@@ -52,7 +52,7 @@ class Options(ours.Options):
 class Plugin:
     """Posts, one message after the other, in the thread that the proxy gives this plugin."""
 
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:  # noqa: ARG002  # all plugins get both
+    def __init__(self, options: Options, context: BackendContext) -> None:  # noqa: ARG002  # all plugins get both
         """Remember the options."""
         self._options = options
         self._posted: OrderedDict[tuple[str, str], float] = OrderedDict()

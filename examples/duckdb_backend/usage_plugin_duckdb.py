@@ -35,7 +35,7 @@ from usage_plugin.domain.windows import start_of_day
 from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, Options, StorageBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -383,13 +383,13 @@ class DuckdbBackend(StorageBackend[DuckdbOptions]):
     options_model = DuckdbOptions
 
     @asynccontextmanager
-    async def open(self, options: DuckdbOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
+    async def open(self, options: DuckdbOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
         """Open the file, creating it if there is none."""
-        path = surroundings.data_dir / options.path
+        path = context.data_dir / options.path
         with _translated(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         config = {"memory_limit": options.memory_limit, "threads": 1, "autoinstall_known_extensions": False}
-        store = DuckdbStore(path, surroundings.zone, config)
+        store = DuckdbStore(path, context.zone, config)
         try:
             await store.do(store.prepare)
             yield store

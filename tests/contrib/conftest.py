@@ -14,7 +14,7 @@ from tests.cli.conftest import Commands
 from tests.contrib.plain_vectors import PlainFolders
 from usage_plugin.config import load_config
 from usage_plugin.contrib import chroma
-from usage_plugin.contrib.chroma.indexer import Following
+from usage_plugin.contrib.chroma.indexer import Indexer
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.runtime import Parts, open_reader
@@ -77,7 +77,7 @@ class Place:
         """Give what the progress said."""
         told: list[tuple[date, int, int]] = []
         async with open_reader(self.config) as reader:
-            following = Following(
+            following = Indexer(
                 reader.tracker, self.config.timezone, self.plugin.open_vectors, lambda *how: told.append(how)
             )
             await following.catch_up(weeks)

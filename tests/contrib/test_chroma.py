@@ -28,7 +28,7 @@ def test_the_plugin_works_with_the_real_one(tmp_path: Path, capsys: pytest.Captu
     call(python, "-m", "pip", "check")
     said = call(
         *(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not soak"),
-        *("-o", "python_files=test_*.py real_*.py", ROOT / "tests" / "observers"),
+        *("-o", "python_files=test_*.py real_*.py", ROOT / "tests" / "contrib"),
     )
     assert " passed" in said
     (figures,) = re.findall(r"^Chroma \d.*$", said, re.MULTILINE)

@@ -74,16 +74,16 @@ async def test_nothing_is_lost_and_nothing_counted_twice(place: Place) -> None:
 async def test_killed_in_the_middle_it_is_made_up_for(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A week is only taken for done when it is."""
     await place.record(requests("ann", THIS_WEEK, 3) + requests("bo", THIS_WEEK, 3))
-    monkeypatch.setattr(following, "MOST_AT_ONCE", 1)
-    whole = following.Following._vector
+    monkeypatch.setattr(indexer, "MOST_AT_ONCE", 1)
+    whole = indexer.Indexer._vector
 
-    async def killed(self: following.Following, week: object, user: str) -> object:
+    async def killed(self: indexer.Indexer, week: object, user: str) -> object:
         if user == "bo":
             raise KeyboardInterrupt
         return await whole(self, week, user)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr(following.Following, "_vector", killed)
+        patched.setattr(indexer.Indexer, "_vector", killed)
         with pytest.raises(KeyboardInterrupt):
             await place.catch_up()
     assert place.vectors(THIS_WEEK).keys() == {"ann"}
@@ -97,7 +97,7 @@ async def test_more_users_than_fit_are_gone_through_in_turns(place: Place, monke
     days = [THIS_WEEK - timedelta(days=7 - day) for day in range(7)]
     await place.record([one for day in days for user in reversed(users) for one in requests(user, day, 2)])
     most: list[int] = []
-    monkeypatch.setattr(following, "MOST_USERS", 2)
+    monkeypatch.setattr(indexer, "MOST_USERS", 2)
     for _, _, count in await place.catch_up():
         most.append(count)
     assert max(most) <= 4
@@ -140,9 +140,9 @@ async def test_old_weeks_are_dropped(place: Place) -> None:
 async def test_who_is_forgotten_while_a_week_is_read_does_not_come_back(place: Place) -> None:
     """What was summed before somebody was forgotten makes no vector afterwards."""
     await place.record(requests("ann", THIS_WEEK, 3) + requests("bo", THIS_WEEK, 3))
-    original = following.Following._bring_up
+    original = indexer.Indexer._bring_up
 
-    async def forgotten_meanwhile(self: following.Following, *what: object) -> None:
+    async def forgotten_meanwhile(self: indexer.Indexer, *what: object) -> None:
         async with place.parts.open_store() as store:
             while await store.forget("ann", most=100):
                 pass
@@ -150,6 +150,6 @@ async def test_who_is_forgotten_while_a_week_is_read_does_not_come_back(place: P
         await original(self, *what)  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(following.Following, "_bring_up", forgotten_meanwhile)
+        patched.setattr(indexer.Indexer, "_bring_up", forgotten_meanwhile)
         await place.catch_up()
     assert place.vectors(THIS_WEEK).keys() == {"bo"}

@@ -12,10 +12,10 @@ from tests.plugins.conftest import not_told
 from tests.tracking.test_tracking import admitted, eventually, success
 from usage_plugin.config import load_config
 from usage_plugin.contrib import chroma
-from usage_plugin.contrib.chroma import Options, Plugin, vectors
+from usage_plugin.contrib.chroma import Options, Plugin, vector_store
 from usage_plugin.contrib.chroma.vector_store import VectorsError
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.plugins.manager import NO_SURROUNDINGS
+from usage_plugin.plugins.manager import NO_CONTEXT
 from usage_plugin.runtime import Runtime, load_plugins
 from usage_plugin.testing.clock import FakeClock
 
@@ -51,7 +51,7 @@ def test_its_options_are_checked(place: Place, options: str) -> None:
 
 def test_without_chromadb_the_start_says_what_to_install(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the extra."""
-    monkeypatch.setattr(chroma, "check_installed", vectors.check_installed)
+    monkeypatch.setattr(chroma, "check_installed", vector_store.check_installed)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(PluginError, match=r"pip install 'usage-plugin\[chroma\]'"):
         load_plugins(place.config)
@@ -60,7 +60,7 @@ def test_without_chromadb_the_start_says_what_to_install(place: Place, monkeypat
 def test_it_needs_the_configuration_in_a_file() -> None:
     """What works in another process cannot read what a program has in memory."""
     with pytest.raises(ConfigError, match="in a file"):
-        Plugin(Options(), NO_SURROUNDINGS)
+        Plugin(Options(), NO_CONTEXT)
 
 
 async def test_it_follows_in_another_process_at_most_once_an_hour(

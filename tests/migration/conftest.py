@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.migration.directory_migration import Outcome, Surroundings, migrate, preview
+from usage_plugin.migration.directory_migration import MigrationContext, Outcome, migrate, preview
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.books import days_of
 
@@ -146,9 +146,9 @@ class House:
     def config(self) -> Config:
         return load_config(self.path)
 
-    def surroundings(self, kept: Callable[[str], str]) -> Surroundings:
+    def context(self, kept: Callable[[str], str]) -> MigrationContext:
         config = self.config
-        return Surroundings(
+        return MigrationContext(
             data_dir=config.data_dir,
             limits_file=config.migrated_limits,
             zone=config.timezone,
@@ -163,14 +163,14 @@ class House:
             try:
                 async with parts.open_store() as store:
                     kept = parts.make_pseudonyms().kept
-                    return await migrate(directory, self.surroundings(kept), Quiet(), ledger, store)
+                    return await migrate(directory, self.context(kept), Quiet(), ledger, store)
             finally:
                 ledger.close()
 
         return asyncio.run(run())
 
     def preview(self, directory: Path) -> Outcome:
-        return preview(directory, self.surroundings(str), Quiet())
+        return preview(directory, self.context(str), Quiet())
 
     def days(self) -> dict[tuple[Any, ...], tuple[int, ...]]:
         """What the store has: by user, day, model and provider."""

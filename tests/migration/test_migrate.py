@@ -82,8 +82,8 @@ def test_a_small_directory_moves_in(old: OldTracker, house: House, write: Any) -
     ]  # fmt: skip
     assert not outcome.not_renamed
     left = [name for name in names_in(old.directory) if "/" not in name and not name.endswith(".legacy_backup")]
-    assert left == [sources.STATE_FILE]
-    assert names_in(house.config.data_dir / "migration") == {"lock"}, "the draft holds who used what"
+    assert left == [legacy_sources.STATE_FILE]
+    assert names_in(house.config.data_dir / "migration") == {"lock"}, "the staging database names users"
 
 
 def test_the_limits_are_ordinary_ones(old: OldTracker, house: House) -> None:
@@ -479,18 +479,18 @@ def test_a_store_that_took_less_than_it_was_given_is_noticed(old: OldTracker, ho
     assert "daily_usage.json" in names_in(old.directory)
 
 
-def test_a_lost_draft_is_noticed(old: OldTracker, house: House) -> None:
+def test_a_lost_staging_database_is_noticed(old: OldTracker, house: House) -> None:
     """Half a migration cannot be gone on with when nobody knows which half it was."""
     old.days(DAYS)
     (old.directory / "spending_limits.json").write_text("{")
     house.migrate(old.directory)
-    (draft,) = (house.config.data_dir / "migration").glob("*.db")
-    for path in draft.parent.glob("*.db*"):
+    (staging,) = (house.config.data_dir / "migration").glob("*.db")
+    for path in staging.parent.glob("*.db*"):
         path.unlink()
     for backup in old.directory.glob("daily*"):
         backup.unlink()
     old.days({"eva": {f"2026-01-{day:02d}": record() for day in range(1, 20)}})
-    with pytest.raises(MigrationError, match=r"3 sums of .* that the draft of that migration does not know"):
+    with pytest.raises(MigrationError, match=r"3 sums of .* that its staging database does not know"):
         house.migrate(old.directory)
     with pytest.raises(MigrationError, match="does not know"):
         house.migrate(old.directory)
@@ -503,10 +503,10 @@ async def test_a_store_of_ours_is_not_imported(old: OldTracker) -> None:
         await store.append("w", [(1, make_event())])
         await store.keep_profiles([UserProfile("ann")])
         await store.keep_limits([])
-    assert sources.find_sources(old.directory) == ([], [])
+    assert legacy_sources.find_sources(old.directory) == ([], [])
     old.database(DAYS).close()
     old.write("user_profiles.json", {"users": []})
-    found, _ = sources.find_sources(old.directory)
+    found, _ = legacy_sources.find_sources(old.directory)
     assert [source.kind for source in found] == ["database", "profiles"]
 
 
@@ -519,7 +519,7 @@ def test_a_directory_of_something_else_is_refused(old: OldTracker, house: House,
         house.migrate(old.directory)
     with pytest.raises(MigrationError, match="is no directory"):
         house.migrate(old.directory / "gone")
-    assert sources.STATE_FILE not in names_in(old.directory)
+    assert legacy_sources.STATE_FILE not in names_in(old.directory)
 
 
 def test_sums_that_cannot_be_added_up_are_refused(old: OldTracker, house: House) -> None:

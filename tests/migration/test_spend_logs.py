@@ -19,12 +19,12 @@ from usage_plugin.domain.subjects import ANONYMOUS
 from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.migration.legacy_records import RejectedError
-from usage_plugin.migration.spend_logs import Imported, Naming, event_of, import_spend_logs
+from usage_plugin.migration.spend_logs import IdentityRules, Imported, event_of, import_spend_logs
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.tracker import ALWAYS
 
 KEY = "88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"
-NAMING = Naming(("key", "end_user"), casefold=False, json_field=None, keep=lambda subjects: subjects)
+NAMING = IdentityRules(("key", "end_user"), casefold=False, json_field=None, keep=lambda subjects: subjects)
 ROW: dict[str, Any] = {
     "request_id": "chatcmpl-1", "call_type": "acompletion", "api_key": KEY, "spend": 0.00012345678949,
     "total_tokens": 15, "prompt_tokens": 10, "completion_tokens": 5, "startTime": "2026-09-01T10:00:00.500Z",

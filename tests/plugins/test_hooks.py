@@ -71,9 +71,9 @@ async def test_usage_register_ledgers(workplace: Workplace) -> None:
         class Mine(SqliteLedgerBackend):
             name = "mine"
             opened = []
-            def open(self, options, surroundings):
-                self.opened.append(surroundings.data_dir)
-                return super().open(options, surroundings)
+            def open(self, options, context):
+                self.opened.append(context.data_dir)
+                return super().open(options, context)
         backend = Mine()
         @hookimpl
         def usage_register_ledgers(): return [backend]

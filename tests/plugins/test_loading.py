@@ -13,8 +13,8 @@ import pytest
 from tests.plugins.conftest import IMPORTS
 from usage_plugin import runtime
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.plugins.discovery import Chosen
-from usage_plugin.plugins.manager import NO_SURROUNDINGS, Plugins
+from usage_plugin.plugins.discovery import ConfiguredPlugin
+from usage_plugin.plugins.manager import NO_CONTEXT, Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS, load_plugins
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def usage_event_recorded(event): pass
 
 
 def load(path: Path, **options: object) -> Plugins:
-    return Plugins(BUILTIN_PLUGINS, [Chosen("usage_plugin.plugins.0", path=path, options=options)], entry_points=False)
+    return Plugins(
+        BUILTIN_PLUGINS, [ConfiguredPlugin("usage_plugin.plugins.0", path=path, options=options)], entry_points=False
+    )
 
 
 def install(folder: Path, name: str, *points: str, version: str = "1.2") -> None:
@@ -169,9 +171,9 @@ class Options(interface.Options):
     times: int = 1
 
 class Plugin:
-    def __init__(self, options, surroundings):
+    def __init__(self, options, context):
         if options.room == "broken": raise ValueError("no such room")
-        self.options, self.surroundings = options, surroundings
+        self.options, self.context = options, context
     @hookimpl
     def usage_event_recorded(self, event): pass
 """
@@ -183,8 +185,8 @@ def test_options_are_checked_and_handed_over(workplace: Workplace) -> None:
     config = workplace.config('[{path: mine.py, options: {room: "#ops"}}]')
     made = load_plugins(config).brought[0].implements
     assert (made.options.room, made.options.times) == ("#ops", 1)  # type: ignore[attr-defined]
-    assert made.surroundings.config_dir == workplace.folder  # type: ignore[attr-defined]
-    assert made.surroundings.data_dir == workplace.folder / "data"  # type: ignore[attr-defined]
+    assert made.context.config_dir == workplace.folder  # type: ignore[attr-defined]
+    assert made.context.data_dir == workplace.folder / "data"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +274,7 @@ def test_plugins_that_are_switched_off_are_not_touched(workplace: Workplace) -> 
 def ours(monkeypatch: pytest.MonkeyPatch, packages: Path) -> None:
     """A plugin that comes with usage_plugin and is off, by the name of ours."""
     (packages / "a_plugin_of_ours.py").write_text(f"{IMPORTS}\n{WITH_OPTIONS}")
-    monkeypatch.setattr(runtime.parts, "OPTIONAL_PLUGINS", {"ours": "a_plugin_of_ours"})
+    monkeypatch.setattr(runtime.composition, "OPTIONAL_PLUGINS", {"ours": "a_plugin_of_ours"})
 
 
 @pytest.mark.usefixtures("ours")
@@ -284,7 +286,7 @@ def test_a_plugin_of_ours_that_is_off_is_turned_on_by_its_name(workplace: Workpl
     (found,) = load_plugins(config).brought
     assert (found.name, found.source) == ("ours", "optional")
     assert found.implements.options.room == "x"  # type: ignore[attr-defined]
-    assert found.implements.surroundings.config_file == config.path  # type: ignore[attr-defined]
+    assert found.implements.context.config_file == config.path  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("ours")
@@ -325,7 +327,7 @@ def test_an_entry_names_one_source(workplace: Workplace, entry: str) -> None:
         (f"{RESOLVER}\n@hookimpl\ndef usage_register_storage_backends(): return [Resolver()]", "returned Resolver", "StorageBackend"),
         (f"{RESOLVER.replace('name = ', 'title = ')}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver()]", "without a name", "Give it name"),
         (
-            "class Mine(interface.StorageBackend):\n    name = 'mine'\n    def open(self, options, surroundings): ...\n@hookimpl\ndef usage_register_storage_backends(): return [Mine()]",
+            "class Mine(interface.StorageBackend):\n    name = 'mine'\n    def open(self, options, context): ...\n@hookimpl\ndef usage_register_storage_backends(): return [Mine()]",
             "without an options_model", "NoOptions",
         ),
         (f"{RESOLVER}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver(), Resolver()]", "both register a identity resolver", "Switch one"),
@@ -405,5 +407,5 @@ def test_the_builtin_plugins_alone_need_nothing() -> None:
     plugins = Plugins(BUILTIN_PLUGINS, entry_points=False)
     assert plugins.brought == []
     assert set(plugins.storage_backends) >= {"sqlite", "memory"}
-    assert NO_SURROUNDINGS.config_dir == Path()
+    assert NO_CONTEXT.config_dir == Path()
     assert metadata.version("usage-plugin") in plugins.loaded[0].found.location

@@ -32,7 +32,7 @@ def usage_register_storage_backends():
     return [Backend()]
 """
 OPEN = """@asynccontextmanager
-    async def open(self, options, surroundings):
+    async def open(self, options, context):
         yield Store()
 """
 VERBS = sorted(UsageStore.__abstractmethods__)
@@ -101,7 +101,7 @@ def test_a_method_that_cannot_be_called_is_named(tmp_path: Path) -> None:
 
 def test_a_backend_without_its_method_is_named(tmp_path: Path) -> None:
     """So is a backend that cannot open its store, or calls it otherwise."""
-    code, text = check(tmp_path, BACKEND.format(store=store(), open="def opens(self, options, surroundings): ..."))
+    code, text = check(tmp_path, BACKEND.format(store=store(), open="def opens(self, options, context): ..."))
     assert code == 1
     assert "it lacks `def open(self, options" in text
     assert "(it has opens: is that meant?)" in text

@@ -16,7 +16,7 @@ from usage_plugin.backends.hybrid import database as database_module
 from usage_plugin.backends.hybrid import replication
 from usage_plugin.domain.store import Reports, UsageFilter
 from usage_plugin.errors import ConfigError, StorageUnavailableError
-from usage_plugin.plugins.interface import Surroundings
+from usage_plugin.plugins.interface import BackendContext
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS
 from usage_plugin.testing.books import contents_of, totals_in
@@ -37,8 +37,8 @@ MANY = 3_000
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("usage_plugin.backends.sqlite.sqlite_store._BUSY_TIMEOUT", 0.1)
-    monkeypatch.setattr(following, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(following, "LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(replication, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(replication, "LONGEST_PAUSE", 0.1)
     monkeypatch.setattr(database_module, "AWAY_FOR", 0.05)
 
 
@@ -52,8 +52,8 @@ class Folder:
     @asynccontextmanager
     async def opened(self, name: str = "hybrid", **options: Any) -> AsyncIterator[UsageStore]:
         backend = BACKENDS[name]
-        surroundings = Surroundings(self.path, BERLIN, storage_backends=BACKENDS)
-        async with backend.open(backend.options_model.model_validate(options), surroundings) as store:
+        context = BackendContext(self.path, BERLIN, storage_backends=BACKENDS)
+        async with backend.open(backend.options_model.model_validate(options), context) as store:
             yield store
 
     async def agree(self) -> None:
@@ -250,7 +250,7 @@ async def test_one_process_writes_to_the_database(folder: Folder) -> None:
 def test_wrong_parts_are_refused_before_anything_is_opened(folder: Folder) -> None:
     """A part that there is not, has other options or cannot do what it must is an error of the configuration."""
     backend = BACKENDS["hybrid"]
-    surroundings = Surroundings(folder.path, BERLIN, storage_backends=BACKENDS)
+    context = BackendContext(folder.path, BERLIN, storage_backends=BACKENDS)
     for options, words in (
         ({"database": {"backend": "nothing"}}, r"options\.database\.backend: found 'nothing'"),
         ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, r"options\.files\.options\.paht"),
@@ -259,5 +259,5 @@ def test_wrong_parts_are_refused_before_anything_is_opened(folder: Folder) -> No
         ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, "no such option; there are: path"),
     ):
         with pytest.raises(ConfigError, match=words):
-            backend.check(backend.options_model.model_validate(options), surroundings)
+            backend.check(backend.options_model.model_validate(options), context)
     assert not folder.path.exists()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from usage_plugin.backends.partitioned import journal
 from usage_plugin.backends.partitioned.archive import Archive
 from usage_plugin.backends.partitioned.folder_names import folder_name, shelf_of
-from usage_plugin.backends.partitioned.mirror_files import Copies
+from usage_plugin.backends.partitioned.mirror_files import MirrorFiles
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.store import DailySum, UsageFilter
 from usage_plugin.domain.usage import UsageEvent, UsageTotals
@@ -402,11 +402,11 @@ def test_another_zone_a_newer_version_and_others_files_are_refused(tree: Tree) -
 
 def test_profiles_are_kept_newest_first(tmp_path: Path) -> None:
     """Of several profiles of a user the newest counts, whatever the order in which they came."""
-    copies = Copies(tmp_path)
+    copies = MirrorFiles(tmp_path)
     new = UserProfile("ann", email="new@x", tier="premium", metadata={"a": [1]}, created_at=NOON, updated_at=NOON + 2)
     copies.keep_profiles([new, UserProfile("bo", updated_at=1)])
     copies.keep_profiles([new._replace(email="old@x", updated_at=NOON + 1)])
-    assert list(Copies(tmp_path).profiles()) == [new, UserProfile("bo", updated_at=1)]
+    assert list(MirrorFiles(tmp_path).profiles()) == [new, UserProfile("bo", updated_at=1)]
     line = json.loads((tmp_path / "user_profiles.jsonl").read_text().splitlines()[0])
     assert set(line) == {
         "user_id", "username", "email", "created_at", "updated_at", "is_active", "user_tier", "preferences", "metadata",
@@ -416,7 +416,7 @@ def test_profiles_are_kept_newest_first(tmp_path: Path) -> None:
 
 def test_a_forgotten_user_has_no_profile(tmp_path: Path) -> None:
     """Not a line of the file names somebody who was forgotten, and the others are still there."""
-    copies = Copies(tmp_path)
+    copies = MirrorFiles(tmp_path)
     copies.keep_profiles([UserProfile("ann", updated_at=1), UserProfile("ann", updated_at=2), UserProfile("bo")])
     copies.forget("ann")
     assert list(copies.profiles()) == [UserProfile("bo")]
@@ -425,7 +425,7 @@ def test_a_forgotten_user_has_no_profile(tmp_path: Path) -> None:
 
 def test_limits_are_kept_once(tmp_path: Path) -> None:
     """Limits stand in one file as in the YAML, which is left alone while they are the same."""
-    copies = Copies(tmp_path)
+    copies = MirrorFiles(tmp_path)
     limits = [{"name": "daily", "per": ["user"], "max_cost": "5"}]
     copies.keep_limits(limits)
     path = tmp_path / "spending_limits.json"

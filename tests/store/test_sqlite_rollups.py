@@ -178,9 +178,11 @@ async def test_an_older_store_gets_its_rollups(tmp_path: Path) -> None:
 
 def test_nothing_else_writes_to_what_triggers_keep() -> None:
     """The rollups of days are written by the migration's triggers only."""
-    text = (resources.files("usage_plugin.backends.sqlite") / "store.py").read_text()
+    package = resources.files("usage_plugin.backends.sqlite")
+    text = "".join(part.read_text(encoding="utf-8") for part in package.iterdir() if part.name.endswith(".py"))
+    assert "INSERT INTO daily" in text
     assert not any(
-        f"{verb} {table}" in text for verb in ("INTO", "UPDATE", "FROM") for table in ("monthly", "model_days")
+        f"{verb} {table}" in text for verb in ("INTO", "UPDATE", "DELETE FROM") for table in ("monthly", "model_days")
     )
 
 

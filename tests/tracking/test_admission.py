@@ -413,7 +413,7 @@ async def test_without_a_ledger_requests_are_let_through_if_the_operator_says_so
 @pytest.fixture
 def _nobody_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the worker's thread from finding that the outbox is not full."""
-    monkeypatch.setattr("usage_plugin.runtime.change_watcher.Following._measure_outbox", lambda *_: None)
+    monkeypatch.setattr("usage_plugin.runtime.change_watcher.ChangeWatcher._measure_outbox", lambda *_: None)
 
 
 async def test_without_enforcing_a_ledger_that_does_not_work_stops_nobody(

@@ -9,7 +9,7 @@ from usage_plugin.backends.memory import MemoryStore
 from usage_plugin.config import LimitConfig
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
-from usage_plugin.tracking.copies import Copies
+from usage_plugin.tracking.copies import MirrorFiles
 
 
 class CopyingStore(MemoryStore):
@@ -39,7 +39,7 @@ async def test_what_has_changed_is_handed_over_once(tmp_path: Path) -> None:
     ledger = SqliteLedger(tmp_path / "ledger.db")
     ledger.put_profiles([UserProfile(f"user-{number:04d}") for number in range(600)])
     store, steps, limits = CopyingStore(), [], (limit("a"),)
-    copies = Copies(ledger, store, lambda: limits, lambda: steps.append(1))
+    copies = MirrorFiles(ledger, store, lambda: limits, lambda: steps.append(1))
     await copies.bring_up_to_date()
     written = {"name": "a", "per": ["user"], "window": "day", "max_cost": "5.00"}
     assert store.calls[0] == [written]
@@ -58,6 +58,6 @@ async def test_a_store_without_the_ability_is_left_alone(tmp_path: Path) -> None
     """It need not know that there are such things."""
     ledger = SqliteLedger(tmp_path / "ledger.db")
     steps: list[int] = []
-    await Copies(ledger, MemoryStore(ZoneInfo("UTC")), tuple, lambda: steps.append(1)).bring_up_to_date()
+    await MirrorFiles(ledger, MemoryStore(ZoneInfo("UTC")), tuple, lambda: steps.append(1)).bring_up_to_date()
     assert steps == []
     ledger.close()

@@ -12,7 +12,7 @@ from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.tracking import persons
-from usage_plugin.tracking.copies import Copies
+from usage_plugin.tracking.copies import MirrorFiles
 from usage_plugin.tracking.flusher import Unstorable
 
 
@@ -23,7 +23,7 @@ class Beside(PartitionedStore):
 
     async def forget(self, user: str, *, most: int) -> int:
         forgotten = await super().forget(user, most=most)
-        await Copies(self.ledger, self, tuple, lambda: None).bring_up_to_date()
+        await MirrorFiles(self.ledger, self, tuple, lambda: None).bring_up_to_date()
         return forgotten
 
 
@@ -34,7 +34,7 @@ async def test_no_copy_of_a_profile_comes_back(tmp_path: Path) -> None:
     async with open_store(tmp_path, ZoneInfo("UTC")) as store:
         store.__class__ = Beside
         store.ledger = ledger
-        await Copies(ledger, store, tuple, lambda: None).bring_up_to_date()
+        await MirrorFiles(ledger, store, tuple, lambda: None).bring_up_to_date()
         await persons.forget(
             persons.Person(frozenset({"ann"}), LimitSet(())),
             ledger,

@@ -23,7 +23,7 @@ from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import UsageEvent, UsageTotals
 from usage_plugin.domain.windows import local_date
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import NoOptions, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, NoOptions, StorageBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -150,10 +150,10 @@ class MemoryBackend(StorageBackend[NoOptions]):
     options_model = NoOptions
 
     @asynccontextmanager
-    async def open(self, options: NoOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
+    async def open(self, options: NoOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
         """Start an empty store."""
         del options
-        yield MemoryStore(surroundings.zone)
+        yield MemoryStore(context.zone)
 
 
 @hookimpl

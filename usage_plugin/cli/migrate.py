@@ -15,7 +15,7 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import MigrationError, UsagePluginError
 from usage_plugin.migration.background import DONE, FAILED
-from usage_plugin.migration.directory_migration import Outcome, Surroundings, migrate, preview
+from usage_plugin.migration.directory_migration import MigrationContext, Outcome, migrate, preview
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
 
@@ -36,7 +36,7 @@ def run(config: Config, directory: Path, *, output: Output, dry_run: bool, in_ba
     if dry_run:
         bar = Bar()
         with bar.shown():
-            outcome = preview(directory, _surroundings(config, str), bar)
+            outcome = preview(directory, _context(config, str), bar)
     else:
         outcome = asyncio.run(_migrate(config, directory))
     if output.is_table:
@@ -48,8 +48,8 @@ def run(config: Config, directory: Path, *, output: Output, dry_run: bool, in_ba
         raise click.exceptions.Exit(1)
 
 
-def _surroundings(config: Config, kept: Callable[[str], str]) -> Surroundings:
-    return Surroundings(
+def _context(config: Config, kept: Callable[[str], str]) -> MigrationContext:
+    return MigrationContext(
         data_dir=config.data_dir,
         limits_file=config.migrated_limits,
         zone=config.timezone,
@@ -70,7 +70,7 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
     try:
         with bar.shown():
             async with parts.open_store() as store:
-                outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, ledger, store)
+                outcome = await migrate(directory, _context(config, pseudonyms.kept), bar, ledger, store)
                 # Whatever this run has added: an earlier one may have been killed before it came here.
                 if outcome.formats:
                     count_history_anew(ledger, config.limit_set(pseudonyms), config.timezone)

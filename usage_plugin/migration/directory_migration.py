@@ -1,6 +1,6 @@
 """The migration of one directory, step by step; each step can be done again.
 
-Read the sources into the draft; compare and plan; add the plan to the store, by numbers that the store knows; check
+Read the sources into the staging; compare and plan; add the plan to the store, by numbers that the store knows; check
 that the store has what was planned; put profiles into the ledger and limits into a file; and only then rename the
 sources.
 """
@@ -24,10 +24,10 @@ from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
 from usage_plugin.migration import legacy_limits
 from usage_plugin.migration.files import alone, write_privately
-from usage_plugin.migration.legacy_reader import BrokenSourceError, Reader
+from usage_plugin.migration.legacy_reader import BrokenSourceError, LegacyReader
 from usage_plugin.migration.legacy_records import Finding
 from usage_plugin.migration.legacy_sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
-from usage_plugin.migration.staging import Draft
+from usage_plugin.migration.staging import StagingDatabase
 from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class MigrationContext:
     """Where the migration writes, and how it reads times and names.
 
     Attributes:
@@ -130,8 +130,8 @@ class Surroundings:
     kept: Callable[[str], str]
 
     @property
-    def drafts(self) -> Path:
-        """The folder of the drafts."""
+    def staging_folder(self) -> Path:
+        """The folder of the staging_folder."""
         return self.data_dir / "migration"
 
     @property
@@ -140,22 +140,22 @@ class Surroundings:
         return self.data_dir / "migration_report.jsonl"
 
 
-def preview(directory: Path, surroundings: Surroundings, progress: Progress) -> Outcome:
-    """Say what the migration of a (resolved) directory would do, and change nothing: not even a draft is left.
+def preview(directory: Path, context: MigrationContext, progress: Progress) -> Outcome:
+    """Say what the migration of a (resolved) directory would do, and change nothing: not even a staging is left.
 
     Raises:
         MigrationError: there is nothing to import, or it cannot be read.
     """
     _check(directory)
-    name = identify(directory, surroundings.drafts, remember=False)
+    name = identify(directory, context.staging_folder, remember=False)
     with tempfile.TemporaryDirectory(prefix="usage-plugin-") as scratch:
-        path = Path(scratch) / "draft.db"
-        existing = surroundings.drafts / f"{name}.db"
+        path = Path(scratch) / "staging.db"
+        existing = context.staging_folder / f"{name}.db"
         if existing.exists():
-            known = _open(existing, surroundings)
+            known = _open(existing, context)
             known.copy_to(path)
             known.close()
-        migration = _Migration(directory, surroundings, progress, Path(scratch), path)
+        migration = _Migration(directory, context, progress, Path(scratch), path)
         try:
             return migration.preview()
         finally:
@@ -163,7 +163,7 @@ def preview(directory: Path, surroundings: Surroundings, progress: Progress) -> 
 
 
 async def migrate(
-    directory: Path, surroundings: Surroundings, progress: Progress, ledger: Ledger, store: UsageStore
+    directory: Path, context: MigrationContext, progress: Progress, ledger: Ledger, store: UsageStore
 ) -> Outcome:
     """Import a (resolved) directory.
 
@@ -173,10 +173,10 @@ async def migrate(
     """
     _check(directory)
     with ExitStack() as stack:
-        stack.enter_context(alone(surroundings.drafts))
-        name = identify(directory, surroundings.drafts, remember=True)
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=surroundings.drafts)))
-        migration = _Migration(directory, surroundings, progress, scratch, surroundings.drafts / f"{name}.db")
+        stack.enter_context(alone(context.staging_folder))
+        name = identify(directory, context.staging_folder, remember=True)
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=context.staging_folder)))
+        migration = _Migration(directory, context, progress, scratch, context.staging_folder / f"{name}.db")
         stack.callback(migration.close)
         return await migration.run(f"migrate:{name}", ledger, store)
 
@@ -192,68 +192,68 @@ def _check(directory: Path) -> None:
         )
 
 
-def _open(path: Path, surroundings: Surroundings) -> Draft:
-    return Draft(path, casefold=surroundings.casefold, kept=surroundings.kept)
+def _open(path: Path, context: MigrationContext) -> StagingDatabase:
+    return StagingDatabase(path, casefold=context.casefold, kept=context.kept)
 
 
 class _Migration:
-    """One run over one directory, with an open draft."""
+    """One run over one directory, with an open staging."""
 
     def __init__(
-        self, directory: Path, surroundings: Surroundings, progress: Progress, scratch: Path, draft: Path
+        self, directory: Path, context: MigrationContext, progress: Progress, scratch: Path, staging: Path
     ) -> None:
         self._directory = directory
-        self._surroundings = surroundings
+        self._context = context
         self._progress = progress
         self._scratch = scratch
-        self._draft = _open(draft, surroundings)
+        self._staging = _open(staging, context)
         self._outcome = Outcome(str(directory), dry_run=False)
 
     def close(self) -> None:
-        self._draft.close()
+        self._staging.close()
 
     def preview(self) -> Outcome:
         """Read and compare."""
         outcome = self._outcome
         outcome.dry_run = True
         sources = self._sources()
-        planned = self._draft.planned
+        planned = self._staging.planned
         self._read(sources)
-        with self._draft.transaction():
+        with self._staging.transaction():
             self._compare(sources)
-        outcome.imported = self._draft.planned - planned
-        outcome.profiles = sum(1 for _ in self._draft.profiles())
-        with self._draft.transaction():
+        outcome.imported = self._staging.planned - planned
+        outcome.profiles = sum(1 for _ in self._staging.profiles())
+        with self._staging.transaction():
             for _ in self._limit_lines():
                 pass
         self._tell(write=False)
         return outcome
 
     async def run(self, writer: str, ledger: Ledger, store: UsageStore) -> Outcome:
-        draft = self._draft
+        staging = self._staging
         stored = await store.watermark(writer)
-        is_new = draft.fact("began") is None
-        if not is_new and draft.planned > draft.checked:
+        is_new = staging.fact("began") is None
+        if not is_new and staging.planned > staging.checked:
             # An earlier run was killed: what it had planned comes first, as it was planned.
             await self._add(writer, store)
         sources = self._sources()
         if not sources:
             # All of it was imported and renamed before.
-            draft.delete()
+            staging.delete()
             self._outcome.checked = True
             return self._outcome
         self._read(sources)
-        with draft.transaction():
+        with staging.transaction():
             self._compare(sources)
-            if is_new and stored == draft.planned:
-                draft.keep_fact("checked", str(stored))
-            elif stored > draft.planned or (is_new and stored):
+            if is_new and stored == staging.planned:
+                staging.keep_fact("checked", str(stored))
+            elif stored > staging.planned or (is_new and stored):
                 self._refuse(stored)
             await self._remember_before(writer, store)
-            draft.keep_fact("began", "yes")
+            staging.keep_fact("began", "yes")
         await self._add(writer, store)
         self._put_profiles(ledger)
-        with draft.transaction():
+        with staging.transaction():
             self._write_limits()
         self._tell(write=True)
         self._rename(sources)
@@ -262,21 +262,21 @@ class _Migration:
     def _sources(self) -> list[Source]:
         sources, strange = find_sources(self._directory)
         self._outcome.formats = formats_of(sources)
-        self._draft.forget(_OF_DIRECTORY)
+        self._staging.forget(_OF_DIRECTORY)
         for path in strange:
             text = "It is a link, or no plain file or folder; links are not followed."
-            self._draft.tell(Finding("rejected", path.name, "", "", text), _OF_DIRECTORY)
+            self._staging.tell(Finding("rejected", path.name, "", "", text), _OF_DIRECTORY)
         return sources
 
     def _read(self, sources: list[Source]) -> None:
-        reader = Reader(self._surroundings.zone, self._scratch, self._progress.advance)
+        reader = LegacyReader(self._context.zone, self._scratch, self._progress.advance)
         for source in sources:
             look = source.look()
-            if self._draft.has_read(source.number, look):
+            if self._staging.has_read(source.number, look):
                 continue
             self._progress.begin(f"Reading {source.name}", source.size())
-            with self._draft.transaction():
-                self._draft.forget(source.number)
+            with self._staging.transaction():
+                self._staging.forget(source.number)
             items = reader.read(source)
             while True:
                 batch = []
@@ -285,44 +285,44 @@ class _Migration:
                         batch.append(item)  # noqa: PERF402  # what came before an error counts
                 except BrokenSourceError as error:
                     batch.append(Finding("broken", source.name, "", "", str(error)))
-                    self._draft.add(source.number, batch)
+                    self._staging.add(source.number, batch)
                     break
-                self._draft.add(source.number, batch)
+                self._staging.add(source.number, batch)
                 if len(batch) < _READ_BATCH:
-                    self._draft.finish(source.number, look)
+                    self._staging.finish(source.number, look)
                     break
 
     def _compare(self, sources: list[Source]) -> None:
         self._progress.begin("Comparing", None)
-        counts = self._draft.compare({source.number: source.name for source in sources})
+        counts = self._staging.compare({source.number: source.name for source in sources})
         outcome = self._outcome
         outcome.users, outcome.days, outcome.months, outcome.totals = counts
 
     def _refuse(self, stored: int) -> None:
         raise MigrationError(
-            f"The store has {stored} sums of {self._directory} that the draft of that migration does not know.",
-            hint=f"What is missing cannot be told from what is there. Bring {self._surroundings.drafts} back,"
+            f"The store has {stored} sums of {self._directory} that its staging database does not know.",
+            hint=f"What is missing cannot be told from what is there. Bring {self._context.staging_folder} back,"
             " or import into a new store.",
         )
 
     async def _remember_before(self, writer: str, store: UsageStore) -> None:
-        days = self._draft.unchecked_days()
+        days = self._staging.unchecked_days()
         if days:
             aggregate = await store.aggregate(("day",), *days, UsageFilter())
             before = {_day(group): totals for group, totals in aggregate.groups.items()}
-            self._draft.keep_before(before, _without(aggregate.watermarks, writer))
+            self._staging.keep_before(before, _without(aggregate.watermarks, writer))
 
     async def _add(self, writer: str, store: UsageStore) -> None:
         """Add what the store does not have of the plan, and check that it has all of it then."""
-        draft = self._draft
+        staging = self._staging
         number = await store.watermark(writer)
-        self._progress.begin("Importing", max(0, draft.planned - number))
-        while page := draft.plan_after(number, _BATCH):
+        self._progress.begin("Importing", max(0, staging.planned - number))
+        while page := staging.plan_after(number, _BATCH):
             await store.append_sums(writer, page)
             number = page[-1].number
             self._outcome.imported += len(page)
             self._progress.advance(len(page))
-        days = draft.unchecked_days()
+        days = staging.unchecked_days()
         if days:
             self._progress.begin("Checking", None)
             aggregate = await store.aggregate(("day",), *days, UsageFilter())
@@ -330,7 +330,7 @@ class _Migration:
                 {_day(group): totals for group, totals in aggregate.groups.items()},
                 _without(aggregate.watermarks, writer),
             )
-            draft.keep_fact("checked", str(draft.planned))
+            staging.keep_fact("checked", str(staging.planned))
         self._outcome.checked = True
 
     def _check(self, after: Mapping[date, UsageTotals], watermarks: Mapping[str, int]) -> None:
@@ -339,9 +339,9 @@ class _Migration:
         Raises:
             MigrationError: it is not the same.
         """
-        before, watermarks_before = self._draft.before()
+        before, watermarks_before = self._staging.before()
         others_wrote = dict(watermarks) != watermarks_before
-        for day, given in self._draft.unchecked_totals().items():
+        for day, given in self._staging.unchecked_totals().items():
             had, has = before.get(day, UsageTotals()), after.get(day, UsageTotals())
             more = tuple(new - old for new, old in zip(has, had, strict=True))
             # Events that came in meanwhile are in there too.
@@ -350,27 +350,27 @@ class _Migration:
                 raise MigrationError(
                     f"On {day} the store has {more} more than before, but was given {tuple(given)}"
                     f" ({', '.join(UsageTotals._fields)}).",
-                    hint="The directory was left as it is. Please report this; the draft is in"
-                    f" {self._surroundings.drafts}.",
+                    hint="The directory was left as it is. Please report this; the staging database is in"
+                    f" {self._context.staging_folder}.",
                 )
 
     def _put_profiles(self, ledger: Ledger) -> None:
         self._progress.begin("Profiles", None)
-        profiles = self._draft.profiles()
+        profiles = self._staging.profiles()
         while page := list(islice(profiles, _PROFILES)):
             until_free(lambda page=page: ledger.put_profiles(page))  # type: ignore[misc]
             self._outcome.profiles += len(page)
             self._progress.advance(len(page))
 
     def _limit_lines(self) -> Iterator[str]:
-        for line in legacy_limits.lines_of(self._draft.limits, self._draft.tell, str(self._directory)):
+        for line in legacy_limits.lines_of(self._staging.limits, self._staging.tell, str(self._directory)):
             self._outcome.limits += line.count("max_cost: unlimited")
             yield line
 
     def _write_limits(self) -> None:
         """Write the file with limits, unless somebody has changed it since, or it is another directory's."""
-        target = self._surroundings.limits_file
-        written = self._draft.fact("limits")
+        target = self._context.limits_file
+        written = self._staging.fact("limits")
         beside = target.with_name(f".{target.name}.new")
         digest = hashlib.blake2b(digest_size=16)
         with write_privately(beside) as file:
@@ -388,10 +388,10 @@ class _Migration:
         elif target.exists() and _digest_of(target) not in (written, digest.hexdigest()):
             beside.unlink()
             text = f"All of them: {target} is another directory's or was changed. Move it away and migrate again."
-            self._draft.tell(Finding("broken", "limits", "", "", text))
+            self._staging.tell(Finding("broken", "limits", "", "", text))
         else:
             beside.replace(target)
-            self._draft.keep_fact("limits", digest.hexdigest())
+            self._staging.keep_fact("limits", digest.hexdigest())
 
     def _tell(self, *, write: bool) -> None:
         """Count the findings, show the first, and write all of them to a file."""
@@ -399,10 +399,10 @@ class _Migration:
         with ExitStack() as stack:
             file = None
             if write:
-                path = self._surroundings.report
+                path = self._context.report
                 file = stack.enter_context(write_privately(path))
                 outcome.report = str(path)
-            for finding in self._draft.findings():
+            for finding in self._staging.findings():
                 name = _SAID[finding["kind"]]
                 setattr(outcome, name, getattr(outcome, name) + 1)
                 if len(outcome.findings) < MOST_SHOWN:
@@ -411,15 +411,15 @@ class _Migration:
                     file.write(json.dumps(finding, ensure_ascii=False) + "\n")
 
     def _rename(self, sources: list[Source]) -> None:
-        """Rename what was imported completely; when nothing is left to do, the draft goes too."""
-        outcome, draft = self._outcome, self._draft
+        """Rename what was imported completely; when nothing is left to do, the staging database goes too."""
+        outcome, staging = self._outcome, self._staging
         for source in sources:
             try:
-                if draft.is_broken(source.number):
+                if staging.is_broken(source.number):
                     why = "It could not be read completely; repair it and migrate again."
-                elif source.kind in ("limits", "limit_files") and draft.is_broken(_COMPARED):
+                elif source.kind in ("limits", "limit_files") and staging.is_broken(_COMPARED):
                     why = "Its limits were not written; see the findings."
-                elif source.look() and not draft.has_read(source.number, source.look()):
+                elif source.look() and not staging.has_read(source.number, source.look()):
                     why = "It has changed meanwhile; migrate again."
                 else:
                     outcome.backups += map(str, rename(source))
@@ -428,7 +428,7 @@ class _Migration:
                 why = f"It cannot be renamed: {error.strerror}."
             outcome.not_renamed[source.name] = why
         if not outcome.not_renamed:
-            draft.delete()
+            staging.delete()
 
 
 _COMPARED = -1

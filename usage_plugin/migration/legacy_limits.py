@@ -14,7 +14,7 @@ from usage_plugin.domain.limits import glob_of
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.errors import SubjectNameError
-from usage_plugin.migration.legacy_records import Finding, OldLimits
+from usage_plugin.migration.legacy_records import Finding, LegacyLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +45,7 @@ _KINDS = (
 
 
 def lines_of(
-    limits: Callable[[], Iterable[tuple[str, OldLimits]]], tell: Callable[[Finding], None], origin: str
+    limits: Callable[[], Iterable[tuple[str, LegacyLimits]]], tell: Callable[[Finding], None], origin: str
 ) -> Iterator[str]:
     """Write the file, line by line; nothing if there is no limit.
 
@@ -72,7 +72,9 @@ def lines_of(
         yield from overrides
 
 
-def _look_through(limits: Iterable[tuple[str, OldLimits]], tell: Callable[[Finding], None]) -> tuple[int, ...] | None:
+def _look_through(
+    limits: Iterable[tuple[str, LegacyLimits]], tell: Callable[[Finding], None]
+) -> tuple[int, ...] | None:
     """Tell what has no place in the file, and give the thresholds if all have the same."""
     seen: dict[str, str] = {}
     thresholds: Counter[tuple[int, ...] | None] = Counter()
@@ -97,7 +99,7 @@ def _look_through(limits: Iterable[tuple[str, OldLimits]], tell: Callable[[Findi
     return next(iter(thresholds), None)
 
 
-def _overrides(kind: _Kind, limits: Iterable[tuple[str, OldLimits]]) -> Iterator[str]:
+def _overrides(kind: _Kind, limits: Iterable[tuple[str, LegacyLimits]]) -> Iterator[str]:
     seen = set()
     for user, old in limits:
         if user in seen:

@@ -23,12 +23,12 @@ from usage_plugin.migration.legacy_records import (
     NAMED,
     WANTED,
     Finding,
-    OldLimits,
-    OldSum,
+    LegacyLimits,
+    LegacySum,
     RejectedError,
-    old_limits,
-    old_profile,
-    old_sum,
+    parse_limits,
+    parse_profile,
+    parse_sum,
 )
 from usage_plugin.migration.legacy_sources import files_below
 from usage_plugin.plain_files import open_plain
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.migration.legacy_sources import Source
 
-Item: TypeAlias = OldSum | UserProfile | OldLimits | Finding
+Item: TypeAlias = LegacySum | UserProfile | LegacyLimits | Finding
 _Event: TypeAlias = tuple[str, Any]
 
 _LONGEST_LINE = 1 << 20
@@ -53,7 +53,7 @@ class BrokenSourceError(Exception):
     """The source cannot be read any further; the message says why."""
 
 
-class Reader:
+class LegacyReader:
     """Reads one source after the other.
 
     Attributes:
@@ -222,7 +222,7 @@ class Reader:
 
     def _profile(self, record: object, where: str) -> Item:
         try:
-            return old_profile(record, self._zone)
+            return parse_profile(record, self._zone)
         except RejectedError as error:
             return Finding("rejected", where, "", "", f"A profile: {error}.")
 
@@ -250,7 +250,7 @@ class Reader:
 
     def _limit(self, record: object, where: str) -> Iterator[Item]:
         try:
-            limits, wrong = old_limits(record, self._zone)
+            limits, wrong = parse_limits(record, self._zone)
         except RejectedError as error:
             yield Finding("rejected", where, "", "", f"Limits: {error}.")
             return
@@ -261,7 +261,7 @@ class Reader:
 
 def _sum(where: str, user: object, when: object, fields: dict[str, Any], *, is_month: bool) -> Item:
     try:
-        return old_sum(user, when, fields, is_month=is_month)
+        return parse_sum(user, when, fields, is_month=is_month)
     except RejectedError as error:
         return Finding("rejected", where, str(user), str(when), f"{error}.")
 

@@ -62,7 +62,7 @@ class RejectedError(Exception):
     """What stands there cannot be right; the message says why."""
 
 
-class OldSum(NamedTuple):
+class LegacySum(NamedTuple):
     """What a user used on a day, or in a month, as one place of the previous tracker has it.
 
     Attributes:
@@ -86,7 +86,7 @@ class OldSum(NamedTuple):
         return self[2:7]
 
 
-class OldLimits(NamedTuple):
+class LegacyLimits(NamedTuple):
     """A user's limits: amounts in nano-dollars by kind, and by kind and name for providers and models."""
 
     user: str
@@ -106,7 +106,7 @@ NAMED = ("models_used", "providers_used")
 """The fields of which the names matter: lists of at most two, for more than one is no answer."""
 
 
-def old_sum(user: object, when: object, fields: Mapping[str, Any], *, is_month: bool) -> OldSum:
+def parse_sum(user: object, when: object, fields: Mapping[str, Any], *, is_month: bool) -> LegacySum:
     """Make a sum of a record.
 
     Raises:
@@ -118,7 +118,7 @@ def old_sum(user: object, when: object, fields: Mapping[str, Any], *, is_month: 
         all_requests = count(fields, "successful_requests", MOST_REQUESTS) + failed
     else:
         all_requests = count(fields, "total_requests", MOST_REQUESTS)
-    return OldSum(
+    return LegacySum(
         user=user_key(user),
         date=_checked_date(when, is_month=is_month),
         requests=all_requests,
@@ -202,7 +202,7 @@ def _shown(value: object) -> str:
     return str(value) if isinstance(value, Decimal) else repr(value)
 
 
-def old_profile(record: object, zone: ZoneInfo) -> UserProfile:
+def parse_profile(record: object, zone: ZoneInfo) -> UserProfile:
     """Make a profile of a record, still under the old name.
 
     Raises:
@@ -248,7 +248,7 @@ NAMED_AMOUNTS = ("provider", "model")
 DEFAULT_THRESHOLDS = (50, 80, 95)
 
 
-def old_limits(record: object, zone: ZoneInfo) -> tuple[OldLimits, list[str]]:
+def parse_limits(record: object, zone: ZoneInfo) -> tuple[LegacyLimits, list[str]]:
     """Make limits of a record, and say which of its amounts cannot be right.
 
     Raises:
@@ -274,7 +274,7 @@ def old_limits(record: object, zone: ZoneInfo) -> tuple[OldLimits, list[str]]:
         }
         for kind in NAMED_AMOUNTS
     }
-    limits = OldLimits(
+    limits = LegacyLimits(
         user=user_key(record["user_id"]),
         updated_at=instant_of(record.get("updated_at"), zone),
         enabled=record.get("enabled") not in (False, 0),

@@ -121,12 +121,12 @@ def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
                 yield path, entry.is_file(follow_symlinks=False)
 
 
-def identify(directory: Path, drafts: Path, *, remember: bool) -> str:
+def identify(directory: Path, staging_folder: Path, *, remember: bool) -> str:
     """Give a directory's name for ever; where it cannot be written to, a name made of where it is.
 
     Args:
         directory: of the previous tracker, resolved.
-        drafts: where the drafts are: one under the second kind of name goes on to be used.
+        staging_folder: where the staging databases are: one under the second kind of name goes on to be used.
         remember: whether the name may be written down.
 
     Raises:
@@ -136,7 +136,7 @@ def identify(directory: Path, drafts: Path, *, remember: bool) -> str:
     with suppress(FileNotFoundError):
         return _read_name(path)
     by_place = hashlib.blake2b(os.fsencode(directory), digest_size=16).hexdigest()
-    name = by_place if (drafts / f"{by_place}.db").exists() or not remember else uuid.uuid4().hex
+    name = by_place if (staging_folder / f"{by_place}.db").exists() or not remember else uuid.uuid4().hex
     if not remember:
         return name
     try:

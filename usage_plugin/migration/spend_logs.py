@@ -53,7 +53,7 @@ _MOMENT = re.compile(
 _LATEST = datetime(2200, 1, 1, tzinfo=timezone.utc)
 
 
-class Naming(NamedTuple):
+class IdentityRules(NamedTuple):
     """Who the user of a row is, as of a request: `identity` of the configuration.
 
     Attributes:
@@ -94,14 +94,20 @@ class Imported:
 
 
 async def import_spend_logs(
-    path: Path, data_dir: Path, naming: Naming, store: UsageStore, progress: Progress, *, before: int | None = None
+    path: Path,
+    data_dir: Path,
+    identity: IdentityRules,
+    store: UsageStore,
+    progress: Progress,
+    *,
+    before: int | None = None,
 ) -> Imported:
     """Import an export of `LiteLLM_SpendLogs`: CSV, JSON Lines or one JSON array.
 
     Args:
         path: the export.
         data_dir: keeps which rows were imported, and the report.
-        naming: who the user of a row is.
+        identity: who the user of a row is.
         store: takes the events.
         progress: is told how far it is, in bytes.
         before: rows that began at this instant or later are left out.
@@ -135,7 +141,7 @@ async def import_spend_logs(
         known = stack.enter_context(closing(_Known(folder / "spend_logs.db")))
         known.forget_after(await store.watermark(known.writer))
         progress.begin(f"Importing {path.name}", os.fstat(raw.fileno()).st_size)
-        events = _events(rows, naming, before, imported, tell)
+        events = _events(rows, identity, before, imported, tell)
         at = 0
         while batch := list(islice(events, _BATCH)):
             fresh = known.add(batch)
@@ -167,7 +173,7 @@ def _holds_rows(value: object) -> bool:
 
 
 def _events(
-    rows: LogRows, naming: Naming, before: int | None, imported: Imported, tell: Callable[[Finding], None]
+    rows: LogRows, identity: IdentityRules, before: int | None, imported: Imported, tell: Callable[[Finding], None]
 ) -> Iterator[UsageEvent]:
     for where, row in rows:
         imported.rows += 1
@@ -175,7 +181,7 @@ def _events(
             tell(Finding("rejected", where, "", "", row))
             continue
         try:
-            event = event_of(row, naming)
+            event = event_of(row, identity)
         except RejectedError as error:
             tell(Finding("rejected", where, str(row.get("user") or ""), str(row.get("startTime") or ""), f"{error}."))
             continue
@@ -227,7 +233,7 @@ class _Known:
         self._connection.close()
 
 
-def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
+def event_of(row: Mapping[str, Any], identity: IdentityRules) -> UsageEvent:
     """Make an event of a row.
 
     Raises:
@@ -248,13 +254,13 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
     cached, written, reasoning = _details(metadata, inputs, outputs)
     error = _json_of(metadata.get("error_information"), dict).get("error_class")
     subjects = Subjects(
-        user=_user(row, metadata, naming),
-        team=_name(row.get("team_id"), "team", fold=naming.casefold),
+        user=_user(row, metadata, identity),
+        team=_name(row.get("team_id"), "team", fold=identity.casefold),
         api_key=_api_key(row),
         api_key_alias=_name(metadata.get("user_api_key_alias"), "key alias"),
-        end_user=_claim(row, naming).name,
-        organization=_name(row.get("organization_id"), "organization", fold=naming.casefold),
-        session=_name(row.get("session_id"), "session") or _claim(row, naming).session,
+        end_user=_claim(row, identity).name,
+        organization=_name(row.get("organization_id"), "organization", fold=identity.casefold),
+        session=_name(row.get("session_id"), "session") or _claim(row, identity).session,
         tags=_tags(row.get("request_tags")),
     )
     return UsageEvent(
@@ -263,7 +269,7 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
         status="failure" if failed else "success",
         call_type=_name(row.get("call_type"), "call type") or "unknown",
         duration_us=max(0, (ended - started) // timedelta(microseconds=1)),
-        **naming.keep(subjects).kept(),
+        **identity.keep(subjects).kept(),
         call_id=_name(row.get("litellm_call_id"), "call id") or _name(request_id, "request id"),
         model=_name(row.get("model_group"), "model") or served,
         served_model=served,
@@ -298,24 +304,24 @@ def _part(value: object, most: int) -> int:
     return value if isinstance(value, int) and 0 < value <= most else 0
 
 
-def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -> str:
+def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], identity: IdentityRules) -> str:
     """Name the user as a request's would be named; what no request could have gets a name that was made up."""
     own = row.get("user")
     candidates: list[object] = [] if own in _NOBODY else [own]
-    for source in naming.order:
+    for source in identity.order:
         if source == "end_user":
-            candidates.append(_claim(row, naming).name)
+            candidates.append(_claim(row, identity).name)
         elif source == "key" and row.get("api_key") != MASTER_KEY:
             key = _api_key(row)
             candidates += [metadata.get("user_api_key_alias"), key_name(key) if key else None]
     for candidate in candidates:
         if isinstance(candidate, str) and candidate.strip() and candidate not in _NOBODY:
-            return new_name(candidate, casefold=naming.casefold)[0]
+            return new_name(candidate, casefold=identity.casefold)[0]
     return ANONYMOUS
 
 
-def _claim(row: Mapping[str, Any], naming: Naming) -> Claimed:
-    return read_claim(row.get("end_user"), json_field=naming.json_field, casefold=naming.casefold)
+def _claim(row: Mapping[str, Any], identity: IdentityRules) -> Claimed:
+    return read_claim(row.get("end_user"), json_field=identity.json_field, casefold=identity.casefold)
 
 
 def _api_key(row: Mapping[str, Any]) -> str | None:

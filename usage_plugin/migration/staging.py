@@ -22,7 +22,7 @@ from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
 from usage_plugin.migration.files import privately
-from usage_plugin.migration.legacy_records import Finding, OldLimits, OldSum
+from usage_plugin.migration.legacy_records import Finding, LegacyLimits, LegacySum
 from usage_plugin.migration.user_names import new_name
 
 if TYPE_CHECKING:
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from usage_plugin.migration.legacy_reader import Item
 
-_COLUMNS = ", ".join(OldSum._fields)
-_SUMS = ", ".join(OldSum._fields[2:7])
+_COLUMNS = ", ".join(LegacySum._fields)
+_SUMS = ", ".join(LegacySum._fields[2:7])
 _HALVES = ", ".join(
-    f"coalesce(sum({name} >> 32), 0), coalesce(sum({name} & 4294967295), 0)" for name in OldSum._fields[2:7]
+    f"coalesce(sum({name} >> 32), 0), coalesce(sum({name} & 4294967295), 0)" for name in LegacySum._fields[2:7]
 )
 """Sums of any size: SQLite's own raises beyond 2^63."""
 _COMPARED = -1
@@ -58,7 +58,7 @@ class Counts(NamedTuple):
     totals: UsageTotals
 
 
-class Draft:
+class StagingDatabase:
     """One file for each directory. Everything it says of sums is in nano-dollars."""
 
     def __init__(self, path: Path, *, casefold: bool, kept: Callable[[str], str]) -> None:
@@ -122,9 +122,9 @@ class Draft:
         """Keep what was read, in one transaction."""
         with self.transaction():
             for item in items:
-                if isinstance(item, OldSum):
+                if isinstance(item, LegacySum):
                     self._add_sum(source, item)
-                elif isinstance(item, OldLimits):
+                elif isinstance(item, LegacyLimits):
                     row = (item.user, source, item.updated_at, json.dumps(item._asdict()))
                     self._add_newest("limits", "limits", row)
                 elif isinstance(item, UserProfile):
@@ -133,7 +133,7 @@ class Draft:
                 else:
                     self.tell(item, source)
 
-    def _add_sum(self, source: int, one: OldSum) -> None:
+    def _add_sum(self, source: int, one: LegacySum) -> None:
         added = self._execute(
             f"INSERT OR IGNORE INTO sums (source, {_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (source, *one)
         )
@@ -141,7 +141,7 @@ class Draft:
             return
         key = (one.user, one.date, source)
         row = self._execute(f"SELECT {_COLUMNS} FROM sums WHERE (user, date, source) = (?, ?, ?)", key).fetchone()
-        other = OldSum(*row)
+        other = LegacySum(*row)
         if other.sums == one.sums:
             return
         right = max(other, one, key=lambda each: each.requests)
@@ -165,7 +165,7 @@ class Draft:
         self._execute("INSERT INTO findings (source, finding) VALUES (?, ?)", (source, json.dumps(finding.plain())))
 
     def _tell_difference(
-        self, what: str, right: OldSum, all_of_them: Sequence[OldSum], source: int = _COMPARED
+        self, what: str, right: LegacySum, all_of_them: Sequence[LegacySum], source: int = _COMPARED
     ) -> None:
         told = ", ".join(f"{_words(one.sums)}" for one in all_of_them)
         self.tell(
@@ -228,22 +228,22 @@ class Draft:
             )
         return Counts(users, days, months, totals)
 
-    def _right(self, rows: list[tuple[int | str, ...]], names: Mapping[int, str]) -> OldSum:
+    def _right(self, rows: list[tuple[int | str, ...]], names: Mapping[int, str]) -> LegacySum:
         """Choose among what several sources say of a user and date: the most requests count, then the first."""
-        sums = [OldSum(*row[1:]) for row in rows]  # type: ignore[arg-type]
+        sums = [LegacySum(*row[1:]) for row in rows]  # type: ignore[arg-type]
         right = max(sums, key=lambda one: one.requests)
         if any(one.sums != right.sums for one in sums):
             where = " and ".join(names.get(int(row[0]), "an earlier source") for row in rows)
             self._tell_difference(f"{where} disagree", right, sums)
         return right
 
-    def _compare_month(self, month: OldSum, days: Sequence[OldSum]) -> None:
+    def _compare_month(self, month: LegacySum, days: Sequence[LegacySum]) -> None:
         added = tuple(map(sum, zip(*(day.sums for day in days), strict=True)))
         if added != month.sums:
             text = f"The month says {_words(month.sums)}, its days {_words(added)}; the days count."
             self.tell(Finding("disagreement", "", month.user, month.date, text))
 
-    def _plan(self, one: OldSum, name: str, month: Sequence[OldSum]) -> None:
+    def _plan(self, one: LegacySum, name: str, month: Sequence[LegacySum]) -> None:
         """Plan what is not planned yet of a sum: all of it, or what was added since an earlier migration."""
         # What was planned of a month's days counts for the month: they may be gone since.
         known = self._planned(one.user, one.date, f"{one.date}-99" if one in month else one.date)
@@ -335,11 +335,11 @@ class Draft:
                 profile = profile._replace(metadata={**profile.metadata, "imported_user_id": profile.user})
             yield profile._replace(user=user)
 
-    def limits(self) -> Iterator[tuple[str, OldLimits]]:
+    def limits(self) -> Iterator[tuple[str, LegacyLimits]]:
         """List the limits with the new names of their users, the newest of each first."""
         for (text,) in self._execute("SELECT limits FROM limits ORDER BY user, updated_at DESC, source"):
             record = json.loads(text)
-            limits = OldLimits(**{**record, "thresholds": record["thresholds"] and tuple(record["thresholds"])})
+            limits = LegacyLimits(**{**record, "thresholds": record["thresholds"] and tuple(record["thresholds"])})
             yield new_name(limits.user, casefold=self._casefold)[0], limits
 
     def fact(self, name: str) -> str | None:

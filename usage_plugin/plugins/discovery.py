@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from usage_plugin.plugins.interface import Surroundings
+    from usage_plugin.plugins.interface import BackendContext
 
 Source = Literal["built-in", "optional", "package", "file"]
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ConfiguredPlugin:
     """A plugin that the YAML speaks of; one of `path`, `package` and `name` is set.
 
     Attributes:
@@ -42,7 +42,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundPlugin:
     """A plugin that was loaded.
 
     Attributes:
@@ -63,12 +63,12 @@ class Found:
 
 def find_plugins(
     builtin: Sequence[str],
-    chosen: Sequence[Chosen],
-    surroundings: Surroundings,
+    chosen: Sequence[ConfiguredPlugin],
+    context: BackendContext,
     *,
     optional: Mapping[str, str],
     entry_points: bool,
-) -> Iterator[Found]:
+) -> Iterator[FoundPlugin]:
     """Load every plugin that is not switched off, the built-in ones first; of `optional` those that are named.
 
     Raises:
@@ -77,13 +77,13 @@ def find_plugins(
     """
     ours = f"usage_plugin {__version__}"
     for name in builtin:
-        yield Found(name, "built-in", ours, _loaded(name, ours, import_module, name))
+        yield FoundPlugin(name, "built-in", ours, _loaded(name, ours, import_module, name))
     for choice in chosen:
         if choice.name is not None:
             _check_there_is(choice, optional)
             if choice.enabled:
                 loaded = _loaded(choice.name, ours, import_module, optional[choice.name])
-                yield Found(choice.name, "optional", ours, _made(choice.name, ours, loaded, choice, surroundings))
+                yield FoundPlugin(choice.name, "optional", ours, _made(choice.name, ours, loaded, choice, context))
     installed = list(metadata.entry_points(group=PROJECT)) if entry_points else []
     packages = _by_package(chosen, installed)
     for point in installed:
@@ -91,12 +91,12 @@ def find_plugins(
         if told is None or told.enabled:
             location = f"{_distribution(point)} {point.dist.version if point.dist else ''}".strip()
             loaded = _loaded(point.name, location, point.load)
-            yield Found(point.name, "package", location, _made(point.name, location, loaded, told, surroundings))
+            yield FoundPlugin(point.name, "package", location, _made(point.name, location, loaded, told, context))
     for choice in chosen:
         if choice.path is not None and choice.enabled:
             name, location = choice.path.stem, str(choice.path)
             loaded = _loaded(name, location, load_file, choice.path)
-            yield Found(name, "file", location, _made(name, location, loaded, choice, surroundings))
+            yield FoundPlugin(name, "file", location, _made(name, location, loaded, choice, context))
 
 
 def _loaded(name: str, location: str, load: Callable[..., Any], *what: object) -> Any:
@@ -111,7 +111,7 @@ def _loaded(name: str, location: str, load: Callable[..., Any], *what: object) -
         ) from error
 
 
-def _made(name: str, location: str, loaded: Any, choice: Chosen | None, surroundings: Surroundings) -> object:
+def _made(name: str, location: str, loaded: Any, choice: ConfiguredPlugin | None, context: BackendContext) -> object:
     """Make a module's `Plugin` with its options, if it has one; else the module itself is the plugin."""
     options = choice.options if choice else {}
     where = f"{choice.where if choice else 'usage_plugin.plugins'}.options"
@@ -137,18 +137,18 @@ def _made(name: str, location: str, loaded: Any, choice: Chosen | None, surround
         )
     checked = check_options(where, model, options)
     try:
-        return factory(checked, surroundings)
+        return factory(checked, context)
     except UsagePluginError:
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"The plugin {name} ({location}) cannot begin: Plugin(options, surroundings) raised "
+            f"The plugin {name} ({location}) cannot begin: Plugin(options, context) raised "
             f"{type(error).__name__}: {error}.",
             hint="Mend it, or switch it off with enabled: false under usage_plugin.plugins.",
         ) from error
 
 
-def _check_there_is(choice: Chosen, optional: Mapping[str, str]) -> None:
+def _check_there_is(choice: ConfiguredPlugin, optional: Mapping[str, str]) -> None:
     if choice.name not in optional:
         raise PluginError(
             f"{choice.where}.name: no plugin {choice.name!r} comes with usage_plugin"
@@ -157,10 +157,12 @@ def _check_there_is(choice: Chosen, optional: Mapping[str, str]) -> None:
         )
 
 
-def _by_package(chosen: Sequence[Chosen], installed: Sequence[metadata.EntryPoint]) -> dict[str, Chosen]:
+def _by_package(
+    chosen: Sequence[ConfiguredPlugin], installed: Sequence[metadata.EntryPoint]
+) -> dict[str, ConfiguredPlugin]:
     """Find what the YAML says of packages; what it says of none, or twice of one, is a mistake."""
     there_are = {_normal(_distribution(point)) for point in installed}
-    packages: dict[str, Chosen] = {}
+    packages: dict[str, ConfiguredPlugin] = {}
     for choice in chosen:
         if choice.package is None:
             continue

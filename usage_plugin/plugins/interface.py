@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ def choose(where: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class BackendContext:
     """What a backend or a plugin is told beside its own options.
 
     Attributes:
@@ -110,10 +111,10 @@ class StorageBackend(ABC, Generic[OptionsT]):
     options_model: type[OptionsT]
 
     @abstractmethod
-    def open(self, options: OptionsT, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
+    def open(self, options: OptionsT, context: BackendContext) -> AbstractAsyncContextManager[UsageStore]:
         """Open the store for the length of a context. Several processes may have it open at once."""
 
-    def check(self, options: OptionsT, surroundings: Surroundings) -> None:
+    def check(self, options: OptionsT, context: BackendContext) -> None:
         """Raise `ConfigError` if the store cannot be opened with these options; create nothing."""
 
 
@@ -121,15 +122,15 @@ class StorageBackend(ABC, Generic[OptionsT]):
 class Renewable(Protocol):
     """An ability of storage backends whose store can be built anew beside the old one, and then take its place."""
 
-    def beside(self, options: Any, surroundings: Surroundings) -> Any:
+    def beside(self, options: Any, context: BackendContext) -> Any:
         """Give the options of a store beside, and see to it that there is none yet."""
 
-    def take_place(self, options: Any, surroundings: Surroundings, *, aside: str | None) -> Path | None:
+    def take_place(self, options: Any, context: BackendContext, *, aside: str | None) -> Path | None:
         """Put the store beside, which nobody has open, in the place of the old one.
 
         Args:
             options: of the old one.
-            surroundings: as ever.
+            context: as ever.
             aside: what the old one's name ends in from then on; None if it is not worth keeping.
 
         Returns:
@@ -158,7 +159,7 @@ class Restoration(NamedTuple):
 class Restorable(Protocol):
     """An ability of storage backends that keep the history twice, so that one copy can be made of the other."""
 
-    def restore(self, options: Any, surroundings: Surroundings, *, dry_run: bool) -> AsyncIterator[Restoration]:
+    def restore(self, options: Any, context: BackendContext, *, dry_run: bool) -> AsyncIterator[Restoration]:
         """Make it anew, and say how far it is; with `dry_run` only read everything.
 
         Raises:
@@ -178,11 +179,11 @@ class LedgerBackend(ABC, Generic[OptionsT]):
     options_model: type[OptionsT]
 
     @abstractmethod
-    def exists(self, options: OptionsT, surroundings: Surroundings) -> bool:
+    def exists(self, options: OptionsT, context: BackendContext) -> bool:
         """Say whether there is a ledger to open; create nothing."""
 
     @abstractmethod
-    def open(self, options: OptionsT, surroundings: Surroundings) -> Ledger:
+    def open(self, options: OptionsT, context: BackendContext) -> Ledger:
         """Open the ledger for use by one thread. Several threads and processes may have it open at once."""
 
 
@@ -240,3 +241,18 @@ class IdentityResolver(ABC):
         same must give the same name.
         """
         return ""
+
+
+if not TYPE_CHECKING:  # a type checker must go on to report misspelt names
+
+    def __getattr__(name: str) -> object:
+        """Return a type by its deprecated name."""
+        if name == "Surroundings":
+            warnings.warn(
+                "usage_plugin.plugins.interface.Surroundings is deprecated and will be removed in version 0.2;"
+                " import BackendContext.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return BackendContext
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,18 +22,18 @@ from pydantic import BaseModel
 from usage_plugin.errors import PluginError
 from usage_plugin.plugins import MARK, PROJECT, hookspecs
 from usage_plugin.plugins.discovery import find_plugins
-from usage_plugin.plugins.interface import IdentityResolver, LedgerBackend, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, IdentityResolver, LedgerBackend, StorageBackend
 from usage_plugin.plugins.interface_checks import abstract_leaves, describe_missing
 from usage_plugin.tracking.listeners import Hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from usage_plugin.plugins.discovery import Chosen, Found
+    from usage_plugin.plugins.discovery import ConfiguredPlugin, FoundPlugin
 
 TRACE_VARIABLE = "USAGE_PLUGIN_TRACE_PLUGINS"
 
-NO_SURROUNDINGS = Surroundings(Path(), ZoneInfo("UTC"))
+NO_CONTEXT = BackendContext(Path(), ZoneInfo("UTC"))
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("usage_")}
@@ -50,7 +50,7 @@ class LoadedPlugin:
         registers: what it has registered, `storage backend sqlite` and the like.
     """
 
-    found: Found
+    found: FoundPlugin
     hooks: tuple[str, ...]
     registers: tuple[str, ...]
 
@@ -66,8 +66,8 @@ class Plugins:
     def __init__(
         self,
         builtin: Sequence[str],
-        chosen: Sequence[Chosen] = (),
-        surroundings: Surroundings = NO_SURROUNDINGS,
+        chosen: Sequence[ConfiguredPlugin] = (),
+        context: BackendContext = NO_CONTEXT,
         *,
         optional: Mapping[str, str] = _NONE,
         entry_points: bool = True,
@@ -77,7 +77,7 @@ class Plugins:
         Args:
             builtin: modules with hook implementations.
             chosen: what the YAML says of plugins.
-            surroundings: what those are told that have a class `Plugin`.
+            context: what those are told that have a class `Plugin`.
             optional: modules of plugins that are loaded if the YAML names them, by name.
             entry_points: whether to load the entry-point group `usage_plugin` too.
 
@@ -87,9 +87,9 @@ class Plugins:
         """
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._found: dict[str, Found] = {}
+        self._found: dict[str, FoundPlugin] = {}
         self._registered: dict[str, list[str]] = {}
-        for found in find_plugins(builtin, chosen, surroundings, optional=optional, entry_points=entry_points):
+        for found in find_plugins(builtin, chosen, context, optional=optional, entry_points=entry_points):
             self._register(found)
         self.storage_backends: dict[str, StorageBackend[Any]] = self._collect(
             "usage_register_storage_backends", StorageBackend, "storage backend"
@@ -106,7 +106,7 @@ class Plugins:
         ]
 
     @property
-    def brought(self) -> list[Found]:
+    def brought(self) -> list[FoundPlugin]:
         """The plugins that are not built in."""
         return [plugin.found for plugin in self.loaded if plugin.found.source != "built-in"]
 
@@ -117,7 +117,7 @@ class Plugins:
             for call in self._calls(hook)
         ]
 
-    def _register(self, found: Found) -> None:
+    def _register(self, found: FoundPlugin) -> None:
         known = self._found.get(found.name)
         if known is not None:
             raise PluginError(
@@ -144,7 +144,7 @@ class Plugins:
     def _collect(self, hook: str, kind: type, word: str) -> dict[str, Any]:
         """Collect what a hook registers; pluggy's hooks have no types, so this is where they get theirs."""
         collected: dict[str, Any] = {}
-        origin: dict[str, Found] = {}
+        origin: dict[str, FoundPlugin] = {}
         for call in self._calls(hook):
             found = self._found[call.plugin_name]
             try:
@@ -176,11 +176,11 @@ class Plugins:
         calls: list[pluggy.HookImpl] = getattr(self._manager.hook, hook).get_hookimpls()
         return calls
 
-    def _hooks_of(self, found: Found) -> tuple[str, ...]:
+    def _hooks_of(self, found: FoundPlugin) -> tuple[str, ...]:
         return tuple(hook for hook in HOOKS if any(call.plugin_name == found.name for call in self._calls(hook)))
 
 
-def _check_fits(found: Found, hook: str, function: Callable[..., Any], marks: dict[str, Any]) -> None:
+def _check_fits(found: FoundPlugin, hook: str, function: Callable[..., Any], marks: dict[str, Any]) -> None:
     """Refuse an implementation that would not be called, or not as its author thinks.
 
     Raises:
@@ -239,6 +239,6 @@ def _without_argument(function: Callable[[], object]) -> Callable[[Any], object]
     return lambda _: function()
 
 
-def _trace(found: Found, hook: str, objects: object) -> None:
+def _trace(found: FoundPlugin, hook: str, objects: object) -> None:
     if os.environ.get(TRACE_VARIABLE) == "1":
         sys.stderr.write(f"usage_plugin: {hook} of {found} -> {objects!r}\n")

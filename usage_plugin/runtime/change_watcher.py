@@ -26,7 +26,7 @@ NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy"
 log = get_logger()
 
 
-class Following:
+class ChangeWatcher:
     """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
 
     def __init__(

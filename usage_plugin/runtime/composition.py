@@ -12,13 +12,13 @@ from usage_plugin.domain.ledger import Ledger
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
-from usage_plugin.plugins.discovery import Chosen
+from usage_plugin.plugins.discovery import ConfiguredPlugin
 from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.plugins.interface import (
+    BackendContext,
     LedgerBackend,
     Restorable,
     StorageBackend,
-    Surroundings,
     check_options,
     choose,
 )
@@ -59,11 +59,11 @@ def load_plugins(config: Config) -> Plugins:
         PluginError: one of them cannot be used.
         ConfigError: its options are wrong.
     """
-    surroundings = _surroundings(config)
+    context = _context(config)
     chosen = [
-        Chosen(
+        ConfiguredPlugin(
             f"usage_plugin.plugins.{at}",
-            plugin.path and surroundings.config_dir / plugin.path.expanduser(),
+            plugin.path and context.config_dir / plugin.path.expanduser(),
             plugin.package,
             plugin.name,
             plugin.enabled,
@@ -71,11 +71,11 @@ def load_plugins(config: Config) -> Plugins:
         )
         for at, plugin in enumerate(config.plugins)
     ]
-    return Plugins(BUILTIN_PLUGINS, chosen, surroundings, optional=OPTIONAL_PLUGINS)
+    return Plugins(BUILTIN_PLUGINS, chosen, context, optional=OPTIONAL_PLUGINS)
 
 
-def _surroundings(config: Config) -> Surroundings:
-    return Surroundings(
+def _context(config: Config) -> BackendContext:
+    return BackendContext(
         config.data_dir,
         config.timezone,
         config.path.parent.absolute(),
@@ -95,7 +95,7 @@ class Parts:
         """
         self.plugins = plugins or load_plugins(config)
         self.config = config
-        self._surroundings = replace(_surroundings(config), storage_backends=self.plugins.storage_backends)
+        self._context = replace(_context(config), storage_backends=self.plugins.storage_backends)
         self._storage: StorageBackend[Any] = choose(
             "usage_plugin.storage", config.storage.backend, self.plugins.storage_backends
         )
@@ -103,7 +103,7 @@ class Parts:
         self._storage_options = check_options(
             "usage_plugin.storage.options", self._storage.options_model, config.storage.options
         )
-        self._storage.check(self._storage_options, self._surroundings)
+        self._storage.check(self._storage_options, self._context)
         self._ledger: LedgerBackend[Any] = choose(
             "usage_plugin.ledger", config.ledger.backend, self.plugins.ledger_backends
         )
@@ -119,14 +119,14 @@ class Parts:
 
     def open_ledger(self) -> Ledger:
         """Open the ledger for the calling thread."""
-        return self._ledger.open(self._ledger_options, self._surroundings)
+        return self._ledger.open(self._ledger_options, self._context)
 
     @contextmanager
     def scratch_ledger(self) -> Iterator[Ledger]:
         """Open an empty SQLite ledger in a temporary folder, which is deleted at the end."""
         with TemporaryDirectory(prefix="usage-plugin-") as folder:
             backend = self.plugins.ledger_backends["sqlite"]
-            ledger = backend.open(backend.options_model(), replace(self._surroundings, data_dir=Path(folder)))
+            ledger = backend.open(backend.options_model(), replace(self._context, data_dir=Path(folder)))
             try:
                 yield ledger
             finally:
@@ -134,11 +134,11 @@ class Parts:
 
     def has_ledger(self) -> bool:
         """Say whether there is anything to read; readers create nothing."""
-        return self._ledger.exists(self._ledger_options, self._surroundings)
+        return self._ledger.exists(self._ledger_options, self._context)
 
     def open_store(self) -> AbstractAsyncContextManager[UsageStore]:
         """Open the store."""
-        return self._storage.open(self._storage_options, self._surroundings)
+        return self._storage.open(self._storage_options, self._context)
 
     @asynccontextmanager
     async def open_store_for_reading(self) -> AsyncIterator[UsageStore]:
@@ -165,7 +165,7 @@ class Parts:
                 f"usage_plugin.storage.backend: {self._storage.name} keeps one copy of the history.",
                 hint="Only `hybrid` has files that its database can be restored from.",
             )
-        return self._storage.restore(self._storage_options, self._surroundings, dry_run=dry_run)
+        return self._storage.restore(self._storage_options, self._context, dry_run=dry_run)
 
     def workers(self) -> Workers:
         """See the workers of the data folder."""

@@ -14,7 +14,7 @@ from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger
 from usage_plugin.migration.background import AutomaticMigration
-from usage_plugin.runtime.change_watcher import Following, admission_policy
+from usage_plugin.runtime.change_watcher import ChangeWatcher, admission_policy
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.tracking import secret
 from usage_plugin.tracking.admission import Admission, Pressure
@@ -94,7 +94,7 @@ class Runtime:
         )
         self.refusals = RefusalLog(self.ledger, self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None
-        self._following = Following(self, file, asyncio.get_running_loop(), self._workers)
+        self._watcher = ChangeWatcher(self, file, asyncio.get_running_loop(), self._workers)
         seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
         self._keeper = Keeper(
             self._open_again,
@@ -107,7 +107,7 @@ class Runtime:
             pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
             audience=self._listeners.events,
             chores=(
-                *self._following.chores,
+                *self._watcher.chores,
                 self.alerts.hand_over,
                 self._failures.hand_over,
                 self._see_to_migration,

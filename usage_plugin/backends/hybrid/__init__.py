@@ -22,11 +22,11 @@ from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import ConfigError, StorageError, StorageUnavailableError
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import (
+    BackendContext,
     Options,
     Renewable,
     Restoration,
     StorageBackend,
-    Surroundings,
     check_options,
     choose,
 )
@@ -63,21 +63,21 @@ class HybridOptions(Options):
 class Part:
     """A registered backend with its checked options."""
 
-    def __init__(self, name: str, chosen: PartOptions, surroundings: Surroundings) -> None:
+    def __init__(self, name: str, chosen: PartOptions, context: BackendContext) -> None:
         """Choose and check it.
 
         Raises:
             ConfigError: there is none of that name, or its options are wrong.
         """
         where = f"usage_plugin.storage.options.{name}"
-        self.surroundings = surroundings
-        self.backend: StorageBackend[Any] = choose(where, chosen.backend, surroundings.storage_backends)
+        self.context = context
+        self.backend: StorageBackend[Any] = choose(where, chosen.backend, context.storage_backends)
         self.options = check_options(f"{where}.options", self.backend.options_model, chosen.options)
-        self.backend.check(self.options, surroundings)
+        self.backend.check(self.options, context)
 
     def open(self) -> AbstractAsyncContextManager[UsageStore]:
         """Open its store."""
-        return self.backend.open(self.options, self.surroundings)
+        return self.backend.open(self.options, self.context)
 
 
 def _unfit(options: HybridOptions) -> ConfigError:
@@ -88,13 +88,13 @@ def _unfit(options: HybridOptions) -> ConfigError:
 
 
 @asynccontextmanager
-async def _files(options: HybridOptions, surroundings: Surroundings) -> AsyncIterator[Files]:
+async def _files(options: HybridOptions, context: BackendContext) -> AsyncIterator[Files]:
     """Open the files.
 
     Raises:
         ConfigError: they cannot hand out what they have.
     """
-    async with Part("files", options.files, surroundings).open() as files:
+    async with Part("files", options.files, context).open() as files:
         if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
             raise _unfit(options)
         yield cast(Files, files)
@@ -106,10 +106,10 @@ class HybridBackend(StorageBackend[HybridOptions]):
     name = "hybrid"
     options_model = HybridOptions
 
-    def check(self, options: HybridOptions, surroundings: Surroundings) -> None:
+    def check(self, options: HybridOptions, context: BackendContext) -> None:
         """Look at both parts."""
-        files = Part("files", options.files, surroundings)
-        database = Part("database", options.database, surroundings)
+        files = Part("files", options.files, context)
+        database = Part("database", options.database, context)
         if files.backend.name == database.backend.name:
             raise _unfit(options)
         if not isinstance(database.backend, Renewable):
@@ -120,11 +120,11 @@ class HybridBackend(StorageBackend[HybridOptions]):
             )
 
     @asynccontextmanager
-    async def open(self, options: HybridOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
+    async def open(self, options: HybridOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
         """Open the files; the database when it is needed."""
-        self.check(options, surroundings)
-        async with _files(options, surroundings) as files:
-            part = Part("database", options.database, surroundings)
+        self.check(options, context)
+        async with _files(options, context) as files:
+            part = Part("database", options.database, context)
             database = Database(part.open)
 
             async def renew(aside: str | None) -> None:
@@ -132,20 +132,20 @@ class HybridBackend(StorageBackend[HybridOptions]):
                 async for _ in rebuild(part, files, aside):
                     pass
 
-            store = HybridStore(files, database, renew, _lock(surroundings))
+            store = HybridStore(files, database, renew, _lock(context))
             try:
                 yield store
             finally:
                 await store.close()
 
     async def restore(
-        self, options: HybridOptions, surroundings: Surroundings, *, dry_run: bool
+        self, options: HybridOptions, context: BackendContext, *, dry_run: bool
     ) -> AsyncIterator[Restoration]:
         """Make the database anew out of the files."""
-        self.check(options, surroundings)
-        part = Part("database", options.database, surroundings)
-        async with _files(options, surroundings) as files:
-            lock = _lock(surroundings)
+        self.check(options, context)
+        part = Part("database", options.database, context)
+        async with _files(options, context) as files:
+            lock = _lock(context)
             if not lock.take():
                 raise StorageUnavailableError(
                     "A worker of the proxy is writing to the database.",
@@ -191,13 +191,13 @@ async def rebuild(part: Part, files: Files, aside: str | None) -> AsyncIterator[
     """
     renewable = cast(Renewable, part.backend)
     marks = await files.watermarks()
-    async with part.backend.open(renewable.beside(part.options, part.surroundings), part.surroundings) as store:
+    async with part.backend.open(renewable.beside(part.options, part.context), part.context) as store:
         async for count in fill(store, files.sent({}, marks), marks):
             yield count
         totals = await _totals(files)
         if await files.watermarks() == marks and await _totals(store) != totals:
             raise StorageError("The database that was made of the files does not agree with them.")
-    yield renewable.take_place(part.options, part.surroundings, aside=aside)
+    yield renewable.take_place(part.options, part.context, aside=aside)
 
 
 async def _totals(store: UsageStore) -> UsageTotals:
@@ -213,8 +213,8 @@ async def _totals_if_there(part: Part) -> UsageTotals | None:
         return None
 
 
-def _lock(surroundings: Surroundings) -> WritersLock:
-    return WritersLock(surroundings.data_dir / "hybrid.lock")
+def _lock(context: BackendContext) -> WritersLock:
+    return WritersLock(context.data_dir / "hybrid.lock")
 
 
 @hookimpl

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.backends.hybrid.database import has_all, unknown, watermarks_of
 from usage_plugin.backends.hybrid.initial_copy import move_in
-from usage_plugin.backends.hybrid.replication import Batch, Follower
+from usage_plugin.backends.hybrid.replication import Batch, Replicator
 from usage_plugin.domain.store import (
     LEFT_OVER,
     Aggregate,
@@ -70,7 +70,7 @@ class HybridStore(UsageStore):
         self._files = files
         self._database = database
         self._lock = lock
-        self._follower = Follower(files, database, renew)
+        self._replicator = Replicator(files, database, renew)
         self._following: asyncio.Task[None] | None = None
         self._beginning = asyncio.Lock()
 
@@ -86,14 +86,14 @@ class HybridStore(UsageStore):
 
     async def _append(self, writer: str, kind: Kind, numbered: Sequence[Any]) -> None:
         await self._begin_writing()
-        follower = self._follower
-        async with follower.appending:
+        replicator = self._replicator
+        async with replicator.appending:
             before = await self._files.watermark(writer)
             append = self._files.append if kind == "events" else self._files.append_sums
             await append(writer, numbered)
             if numbered and numbered[-1][0] > before:
-                follower.give(Batch(writer, before, kind, numbered))
-        await follower.followed(PATIENCE)
+                replicator.give(Batch(writer, before, kind, numbered))
+        await replicator.followed(PATIENCE)
 
     async def watermark(self, writer: str) -> int:
         """Give the number of the writer's last event or sum that the files have."""
@@ -123,19 +123,19 @@ class HybridStore(UsageStore):
                     self._lock.let_go()
                     raise
             if is_ours:
-                self._following = asyncio.create_task(self._follower.run())
-                await self._follower.level(PATIENCE)
+                self._following = asyncio.create_task(self._replicator.run())
+                await self._replicator.level(PATIENCE)
 
     @property
     def trouble(self) -> str | None:
         """Say why the database is away."""
-        trouble = self._follower.trouble
+        trouble = self._replicator.trouble
         return trouble and f"Reports are read from the files: {trouble}"
 
     async def close(self) -> None:
         """Let the database have the last of it, and end."""
         if self._following is not None:
-            await self._follower.followed(PATIENCE)
+            await self._replicator.followed(PATIENCE)
             self._following.cancel()
             with suppress(asyncio.CancelledError):
                 await self._following
@@ -250,12 +250,12 @@ class HybridStore(UsageStore):
     async def _in_both(self, step: Callable[[UsageStore], Awaitable[int]]) -> int:
         await self._begin_writing()
         if self._following is not None:
-            await self._follower.level(OLD)
+            await self._replicator.level(OLD)
         until = time.monotonic() + OLD
         while True:
-            async with self._follower.appending:
+            async with self._replicator.appending:
                 try:
-                    await self._follower.take_what_is_at_hand()
+                    await self._replicator.take_what_is_at_hand()
                     async with self._level_database(patiently=True) as store:
                         in_database = await step(store)
                 except StorageError as error:

@@ -88,7 +88,7 @@ async def _append(store: UsageStore, batch: Sequence[Sent]) -> None:
     await append(batch[0].writer, numbered)
 
 
-class Follower:
+class Replicator:
     """Keeps the database level with the files, in a task of its own."""
 
     def __init__(self, files: Files, database: Database, renew: Callable[[str | None], Awaitable[None]]) -> None:

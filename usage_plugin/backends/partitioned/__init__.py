@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.backends.partitioned.partitioned_store import open_store
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, Options, StorageBackend
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -35,9 +35,9 @@ class PartitionedBackend(StorageBackend[PartitionedOptions]):
     name = "partitioned"
     options_model = PartitionedOptions
 
-    def open(self, options: PartitionedOptions, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
+    def open(self, options: PartitionedOptions, context: BackendContext) -> AbstractAsyncContextManager[UsageStore]:
         """Open the files, making the folder if there is none."""
-        return open_store(surroundings.data_dir / options.path, surroundings.zone)
+        return open_store(context.data_dir / options.path, context.zone)
 
 
 @hookimpl

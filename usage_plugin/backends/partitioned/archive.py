@@ -39,7 +39,7 @@ from usage_plugin.backends.partitioned.filesystem import (
 )
 from usage_plugin.backends.partitioned.folder_tree import Day, Month, Tree
 from usage_plugin.backends.partitioned.journal import Journal
-from usage_plugin.backends.partitioned.mirror_files import copies_of_others
+from usage_plugin.backends.partitioned.mirror_files import foreign_mirror_files
 from usage_plugin.backends.partitioned.running_totals import (
     VERSION,
     Entry,
@@ -152,7 +152,7 @@ class Archive:
     def _refuse_others(self) -> None:
         """Keep away from what the previous system wrote."""
         strange = [self.root] if next(self._tree.users(), None) is not None else []
-        strange += copies_of_others(self.root.parent)
+        strange += foreign_mirror_files(self.root.parent)
         if strange:
             raise StorageError(
                 f"This store did not write what is in {', '.join(map(str, strange))}.",

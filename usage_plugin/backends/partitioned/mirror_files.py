@@ -1,4 +1,4 @@
-"""Copies of profiles and limits, in the files of the previous system: for people, and to restore from."""
+"""MirrorFiles of profiles and limits, in the files of the previous system: for people, and to restore from."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _SUPERFLUOUS = 1_000_000
 _PROFILES, _LIMITS, _LOCK = "user_profiles.jsonl", "spending_limits.json", "copies.lock"
 
 
-def copies_of_others(folder: Path) -> list[Path]:
+def foreign_mirror_files(folder: Path) -> list[Path]:
     """List files of the same names in a folder in which there are no copies yet."""
     if (folder / _LOCK).exists():
         return []
     return [path for name in (_PROFILES, _LIMITS) if (path := folder / name).exists()]
 
 
-class Copies:
+class MirrorFiles:
     """Two files: `user_profiles.jsonl`, to which changed profiles are added, and `spending_limits.json`."""
 
     def __init__(self, folder: Path) -> None:

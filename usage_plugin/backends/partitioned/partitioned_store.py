@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from usage_plugin.backends.partitioned.archive import Archive, of_writers
-from usage_plugin.backends.partitioned.mirror_files import Copies
+from usage_plugin.backends.partitioned.mirror_files import MirrorFiles
 from usage_plugin.domain.store import Aggregate, DailySum, EventPosition, Grouping, Sent, UsageFilter, UsageStore
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ PAGE = 250
 class PartitionedStore(UsageStore):
     """The history in files, by user, month and day; with copies of profiles and limits."""
 
-    def __init__(self, archive: Archive, copies: Copies) -> None:
+    def __init__(self, archive: Archive, copies: MirrorFiles) -> None:
         """Take what is open; `open_store` makes it."""
         self._archive = archive
         self._copies = copies
@@ -137,6 +137,6 @@ async def open_store(folder: Path, zone: ZoneInfo) -> AsyncIterator[PartitionedS
     """
     archive = await asyncio.to_thread(Archive, folder, zone)
     try:
-        yield PartitionedStore(archive, Copies(folder))
+        yield PartitionedStore(archive, MirrorFiles(folder))
     finally:
         await asyncio.to_thread(archive.close)

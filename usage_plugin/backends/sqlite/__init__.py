@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.backends.sqlite.sqlite_store import open_store
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, Options, StorageBackend
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -32,20 +32,20 @@ class SqliteBackend(StorageBackend[SqliteOptions]):
     name = "sqlite"
     options_model = SqliteOptions
 
-    def open(self, options: SqliteOptions, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
+    def open(self, options: SqliteOptions, context: BackendContext) -> AbstractAsyncContextManager[UsageStore]:
         """Open the file, creating it if there is none."""
-        return open_store(surroundings.data_dir / options.path, surroundings.zone)
+        return open_store(context.data_dir / options.path, context.zone)
 
-    def beside(self, options: SqliteOptions, surroundings: Surroundings) -> SqliteOptions:
+    def beside(self, options: SqliteOptions, context: BackendContext) -> SqliteOptions:
         """Name the file beside."""
         new = options.model_copy(update={"path": options.path.with_name(f"{options.path.name}.new")})
-        for path in _files(surroundings.data_dir / new.path):
+        for path in _files(context.data_dir / new.path):
             path.unlink(missing_ok=True)
         return new
 
-    def take_place(self, options: SqliteOptions, surroundings: Surroundings, *, aside: str | None) -> Path | None:
+    def take_place(self, options: SqliteOptions, context: BackendContext, *, aside: str | None) -> Path | None:
         """Move the old file away, with what belongs to it, and the new one in its place."""
-        path = surroundings.data_dir / options.path
+        path = context.data_dir / options.path
         kept = path.with_name(f"{path.name}.{aside}") if aside and path.exists() else None
         for old in _files(path):
             with suppress(FileNotFoundError):

@@ -24,7 +24,7 @@ from usage_plugin.contrib.chroma.vector_store import Vectors, VectorsError, chec
 from usage_plugin.errors import ConfigError
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins import interface as ours
-from usage_plugin.plugins.interface import Surroundings  # noqa: TC001  # as above
+from usage_plugin.plugins.interface import BackendContext  # noqa: TC001  # as above
 
 FOLLOW_EVERY = 3600.0
 """So many seconds pass at least between two looks at the history; a command that asks takes one of its own."""
@@ -47,7 +47,7 @@ class Plugin:
         weeks: of how many weeks.
     """
 
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+    def __init__(self, options: Options, context: BackendContext) -> None:
         """Open nothing.
 
         Raises:
@@ -55,18 +55,16 @@ class Plugin:
             ConfigError: there is no YAML that another process could read.
         """
         check_installed()
-        if surroundings.config_file is None:
+        if context.config_file is None:
             raise ConfigError(
                 "usage_plugin.plugins: chroma works in another process, which needs the configuration in a file.",
                 hint="Give the path of a YAML in place of the section itself, or leave the plugin out.",
             )
-        self.folder = (
-            surroundings.data_dir / "chroma" if options.path is None else surroundings.config_dir / options.path
-        )
+        self.folder = context.data_dir / "chroma" if options.path is None else context.config_dir / options.path
         self.weeks = options.weeks
         self._command = [
             *(sys.executable, "-m", "usage_plugin.cli"),
-            *("--config", str(surroundings.config_file), "outliers", "--in-background"),
+            *("--config", str(context.config_file), "outliers", "--in-background"),
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._not_before = 0.0

@@ -55,7 +55,7 @@ def only_one(folder: Path) -> Iterator[bool]:
         os.close(lock)
 
 
-class Following:
+class Indexer:
     """Makes vectors of what the history has and they have not."""
 
     def __init__(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import LedgerBackend, NoOptions, Surroundings
+from usage_plugin.plugins.interface import BackendContext, LedgerBackend, NoOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,19 +20,19 @@ class SqliteLedgerBackend(LedgerBackend[NoOptions]):
     name = "sqlite"
     options_model = NoOptions
 
-    def exists(self, options: NoOptions, surroundings: Surroundings) -> bool:
+    def exists(self, options: NoOptions, context: BackendContext) -> bool:
         """Say whether the file is there."""
         del options
-        return _file(surroundings).is_file()
+        return _file(context).is_file()
 
-    def open(self, options: NoOptions, surroundings: Surroundings) -> Ledger:
+    def open(self, options: NoOptions, context: BackendContext) -> Ledger:
         """Open the file, creating it if there is none."""
         del options
-        return SqliteLedger(_file(surroundings))
+        return SqliteLedger(_file(context))
 
 
-def _file(surroundings: Surroundings) -> Path:
-    return surroundings.data_dir / "ledger.db"
+def _file(context: BackendContext) -> Path:
+    return context.data_dir / "ledger.db"
 
 
 @hookimpl
