@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
+from usage_plugin.atomic_files import read_regular
 from usage_plugin.config.yaml_text import FROM_ENVIRONMENT, compose, construct, entries_of
 from usage_plugin.errors import ConfigError
-from usage_plugin.plain_files import read_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ def text_of(path: Path, hint: str | None = None) -> str:
         ConfigError: it is not a regular file, too large, not UTF-8, or cannot be read.
     """
     try:
-        return read_plain(path, MOST_BYTES).decode("utf-8")
+        return read_regular(path, MOST_BYTES).decode("utf-8")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"{path} cannot be read: {why}.", hint=hint) from error

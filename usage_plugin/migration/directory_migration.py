@@ -18,12 +18,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from usage_plugin.atomic_files import open_private_text
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
 from usage_plugin.migration import legacy_limits
-from usage_plugin.migration.files import alone, write_privately
+from usage_plugin.migration.import_lock import import_lock
 from usage_plugin.migration.legacy_reader import BrokenSourceError, LegacyReader
 from usage_plugin.migration.legacy_records import Finding
 from usage_plugin.migration.legacy_sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
@@ -173,7 +174,7 @@ async def migrate(
     """
     _check(directory)
     with ExitStack() as stack:
-        stack.enter_context(alone(context.staging_folder))
+        stack.enter_context(import_lock(context.staging_folder))
         name = identify(directory, context.staging_folder, remember=True)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=context.staging_folder)))
         migration = _Migration(directory, context, progress, scratch, context.staging_folder / f"{name}.db")
@@ -371,26 +372,26 @@ class _Migration:
         """Write the file with limits, unless somebody has changed it since, or it is another directory's."""
         target = self._context.limits_file
         written = self._staging.fact("limits")
-        beside = target.with_name(f".{target.name}.new")
+        new = target.with_name(f".{target.name}.new")
         digest = hashlib.blake2b(digest_size=16)
-        with write_privately(beside) as file:
+        with open_private_text(new) as file:
             for line in self._limit_lines():
                 digest.update(line.encode())
                 file.write(line)
             file.flush()
             os.fsync(file.fileno())
         if not self._outcome.limits:
-            beside.unlink()
+            new.unlink()
             return
         self._outcome.limits_file = str(target)
         if written == digest.hexdigest():
-            beside.unlink()
+            new.unlink()
         elif target.exists() and _digest_of(target) not in (written, digest.hexdigest()):
-            beside.unlink()
+            new.unlink()
             text = f"All of them: {target} is another directory's or was changed. Move it away and migrate again."
             self._staging.tell(Finding("broken", "limits", "", "", text))
         else:
-            beside.replace(target)
+            new.replace(target)
             self._staging.keep_fact("limits", digest.hexdigest())
 
     def _tell(self, *, write: bool) -> None:
@@ -400,7 +401,7 @@ class _Migration:
             file = None
             if write:
                 path = self._context.report
-                file = stack.enter_context(write_privately(path))
+                file = stack.enter_context(open_private_text(path))
                 outcome.report = str(path)
             for finding in self._staging.findings():
                 name = _SAID[finding["kind"]]

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import ijson
 
+from usage_plugin.atomic_files import open_regular
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.migration.json_stream import BROKEN, BUFFER, Watched, one_line, readable
 from usage_plugin.migration.legacy_records import (
@@ -31,7 +32,6 @@ from usage_plugin.migration.legacy_records import (
     parse_sum,
 )
 from usage_plugin.migration.legacy_sources import files_below
-from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +92,7 @@ class LegacyReader:
             raise BrokenSourceError(f"SQLite says: {error}") from error
 
     def _open(self, path: Path) -> Watched:
-        return Watched(open_plain(path, follow_links=False), self._advance)
+        return Watched(open_regular(path, follow_links=False), self._advance)
 
     def _sums(self, source: Source) -> Iterator[Item]:
         """Read `{user: {date: record}}`."""
@@ -129,7 +129,7 @@ class LegacyReader:
                 continue
             is_month = found[1] == "monthly"
             try:
-                with closing(open_plain(path, follow_links=False)) as file:
+                with closing(open_regular(path, follow_links=False)) as file:
                     events = _events(Watched(file, lambda _: None))
                     event, _ = next(events)
                     fields = _record(events) if event == "start_map" else None
@@ -195,7 +195,7 @@ class LegacyReader:
             # Immutable: nothing is written, not even beside it, and a read-only directory is no hindrance.
             return sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
         for one in (path, *unfinished):
-            with closing(open_plain(one, follow_links=False)) as file, (self._scratch / one.name).open("wb") as copy:
+            with closing(open_regular(one, follow_links=False)) as file, (self._scratch / one.name).open("wb") as copy:
                 shutil.copyfileobj(file, copy, BUFFER)
         return sqlite3.connect(self._scratch / path.name)
 
@@ -241,7 +241,7 @@ class LegacyReader:
                 yield Finding("rejected", where, "", "", f"It is no plain file of at most {_LARGEST_FILE} bytes.")
                 continue
             try:
-                with closing(open_plain(path, follow_links=False)) as file:
+                with closing(open_regular(path, follow_links=False)) as file:
                     record = json.loads(file.read(_LARGEST_FILE), parse_float=Decimal, parse_constant=str)
             except (*BROKEN, ValueError) as error:
                 yield Finding("broken", where, "", "", one_line(error))

@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from usage_plugin.atomic_files import open_regular
 from usage_plugin.errors import MigrationError
-from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,7 +154,7 @@ def identify(directory: Path, staging_folder: Path, *, remember: bool) -> str:
 
 def _read_name(path: Path) -> str:
     try:
-        with open_plain(path, follow_links=False) as file:
+        with open_regular(path, follow_links=False) as file:
             text = file.read(64).decode("ascii", "replace").strip()
     except FileNotFoundError:
         raise

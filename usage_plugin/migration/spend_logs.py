@@ -20,6 +20,7 @@ from decimal import Decimal, InvalidOperation
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from usage_plugin.atomic_files import open_private, open_private_text, open_regular
 from usage_plugin.domain.claims import Claimed, read_claim
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
@@ -27,11 +28,10 @@ from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_n
 from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import MigrationError, SubjectNameError
-from usage_plugin.migration.files import alone, privately, write_privately
+from usage_plugin.migration.import_lock import import_lock
 from usage_plugin.migration.legacy_records import Finding, RejectedError, count, money
 from usage_plugin.migration.spend_log_rows import LogRows
 from usage_plugin.migration.user_names import new_name
-from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -120,15 +120,15 @@ async def import_spend_logs(
     folder = data_dir / "migration"
     report = data_dir / "import_report.jsonl"
     with ExitStack() as stack:
-        stack.enter_context(alone(folder))
+        stack.enter_context(import_lock(folder))
         try:
-            raw = stack.enter_context(open_plain(path))
+            raw = stack.enter_context(open_regular(path))
             rows = LogRows(raw, path)
             first = rows.peek()
         except OSError as error:
             raise MigrationError(f"{path} cannot be read: {error}.") from error
         _check_fields(first, path)
-        told = stack.enter_context(write_privately(report))
+        told = stack.enter_context(open_private_text(report))
         imported.report = str(report)
 
         def tell(finding: Finding) -> None:
@@ -196,7 +196,7 @@ class _Known:
 
     def __init__(self, path: Path) -> None:
         try:
-            os.close(privately(str(path), os.O_CREAT | os.O_RDWR))
+            os.close(open_private(path, os.O_CREAT | os.O_RDWR, follow_links=False))
             self._connection = sqlite3.connect(path, isolation_level=None)
             execute = self._connection.execute
             execute("PRAGMA journal_mode = WAL")

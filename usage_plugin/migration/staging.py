@@ -16,12 +16,12 @@ from importlib import resources
 from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from usage_plugin.atomic_files import open_private
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.profiles import UserProfile, decode_profile, encode_profile
 from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
-from usage_plugin.migration.files import privately
 from usage_plugin.migration.legacy_records import Finding, LegacyLimits, LegacySum
 from usage_plugin.migration.user_names import new_name
 
@@ -76,7 +76,7 @@ class StagingDatabase:
         self._casefold = casefold
         self._kept = kept
         try:
-            os.close(privately(str(path), os.O_CREAT | os.O_RDWR))
+            os.close(open_private(path, os.O_CREAT | os.O_RDWR, follow_links=False))
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._execute = self._connection.execute
             self._execute("PRAGMA journal_mode = WAL")

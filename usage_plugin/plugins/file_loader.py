@@ -13,8 +13,8 @@ import stat
 import sys
 from typing import TYPE_CHECKING
 
+from usage_plugin.atomic_files import open_regular
 from usage_plugin.errors import PluginError
-from usage_plugin.plain_files import open_plain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def load_file(path: Path) -> ModuleType:
     try:
         real = path.resolve(strict=True)
         _check_safe(real.parent, real.parent.stat())
-        with open_plain(real) as file:
+        with open_regular(real) as file:
             # Of the open file, so that it is the one that is read.
             found = os.fstat(file.fileno())
             _check_safe(real, found)

@@ -5,10 +5,11 @@ No heartbeats: a worker that is stalled is not dead. A lock file that can be loc
 
 from __future__ import annotations
 
-import fcntl
 import os
 import uuid
 from typing import TYPE_CHECKING
+
+from usage_plugin.locks import try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,14 +32,14 @@ class Workers:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Under its name only once it is locked: whoever looks in between would take us for dead.
         joining = self._folder / f"joining-{self.name}"
-        self._mine = _lock(joining)
+        self._mine = try_lock(joining)
         joining.rename(self._path(self.name))
 
     def try_to_keep(self) -> bool:
         """Become the keeper if nobody is; true as long as this worker is."""
         if self._keeping is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._keeping = _lock(self._folder / _KEEPER)
+            self._keeping = try_lock(self._folder / _KEEPER)
         return self._keeping is not None
 
     @property
@@ -58,7 +59,7 @@ class Workers:
         """Remove the lock files of the dead."""
         for name in self._names():
             if name != self.name:
-                held = _lock(self._path(name), create=False)
+                held = try_lock(self._path(name), create=False)
                 if held is not None:
                     # Unlinked while locked: nobody can come to hold a file that is gone.
                     self._path(name).unlink(missing_ok=True)
@@ -87,22 +88,8 @@ class Workers:
     def _is_alive(self, name: str) -> bool:
         if name == self.name and self._mine is not None:
             return True
-        held = _lock(self._path(name), create=False)
+        held = try_lock(self._path(name), create=False)
         if held is None:
             return self._path(name).exists()
         os.close(held)
         return False
-
-
-def _lock(path: Path, *, create: bool = True) -> int | None:
-    """Take a lock without waiting; None if somebody has it, or there is no such file."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle

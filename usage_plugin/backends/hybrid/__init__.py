@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from usage_plugin.backends.hybrid.database import Database
-from usage_plugin.backends.hybrid.hybrid_store import HybridStore, WritersLock
+from usage_plugin.backends.hybrid.hybrid_store import HybridStore, WriterLock
 from usage_plugin.backends.hybrid.replication import Files, fill
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import HandsOut, KeepsCopies, UsageFilter
@@ -172,7 +172,7 @@ class HybridBackend(StorageBackend[HybridOptions]):
                         aside = step
                 yield Restoration(records, most, before, aside, is_done=True)
             finally:
-                lock.let_go()
+                lock.release()
 
 
 async def rebuild(part: Part, files: Files, aside: str | None) -> AsyncIterator[int | Path | None]:
@@ -213,8 +213,8 @@ async def _totals_if_there(part: Part) -> UsageTotals | None:
         return None
 
 
-def _lock(context: BackendContext) -> WritersLock:
-    return WritersLock(context.data_dir / "hybrid.lock")
+def _lock(context: BackendContext) -> WriterLock:
+    return WriterLock(context.data_dir / "hybrid.lock")
 
 
 @hookimpl

@@ -7,8 +7,6 @@ the files have, and otherwise the files answer, so that no report is ever short 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -31,11 +29,11 @@ from usage_plugin.domain.store import (
     UsageStore,
 )
 from usage_plugin.errors import StorageError, StorageUnavailableError
+from usage_plugin.locks import HeldLock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from datetime import date
-    from pathlib import Path
 
     from usage_plugin.backends.hybrid.database import Database
     from usage_plugin.backends.hybrid.replication import Files, Kind
@@ -57,7 +55,7 @@ class HybridStore(UsageStore):
     """Files and a database as one store."""
 
     def __init__(
-        self, files: Files, database: Database, renew: Callable[[str | None], Awaitable[None]], lock: WritersLock
+        self, files: Files, database: Database, renew: Callable[[str | None], Awaitable[None]], lock: WriterLock
     ) -> None:
         """Take the parts; `open_store` makes them.
 
@@ -120,7 +118,7 @@ class HybridStore(UsageStore):
             except StorageError:
                 # Without files it may have a history that they must know of first.
                 if not marks:
-                    self._lock.let_go()
+                    self._lock.release()
                     raise
             if is_ours:
                 self._following = asyncio.create_task(self._replicator.run())
@@ -140,7 +138,7 @@ class HybridStore(UsageStore):
             with suppress(asyncio.CancelledError):
                 await self._following
         await self._database.reopen()
-        self._lock.let_go()
+        self._lock.release()
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -312,31 +310,16 @@ class _LagsError(StorageUnavailableError):
     """The database lags."""
 
 
-class WritersLock:
-    """The lock of whoever writes to the database, dropped by the kernel when the process dies."""
-
-    def __init__(self, path: Path) -> None:
-        """Use a file, which is made when it is needed."""
-        self._path = path
-        self._handle: int | None = None
+class WriterLock(HeldLock):
+    """The lock of the one process that writes to the database."""
 
     def take(self) -> bool:
-        """Take it; false if somebody has it."""
-        if self._handle is None:
-            try:
-                handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            except OSError as error:
-                raise StorageUnavailableError(f"{self._path} cannot be used for now: {error}.") from error
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(handle)
-                return False
-            self._handle = handle
-        return True
+        """Take the lock unless it is held already; return False if another process holds it.
 
-    def let_go(self) -> None:
-        """Let others have it."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        Raises:
+            StorageUnavailableError: The lock file cannot be opened.
+        """
+        try:
+            return super().take()
+        except OSError as error:
+            raise StorageUnavailableError(f"Cannot lock the database: {error}.") from error

@@ -15,6 +15,7 @@ from datetime import date
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from usage_plugin.atomic_files import make_private_folder, open_private, remove_file, replace_file, staged
 from usage_plugin.backends.partitioned.day_files import (
     OpenDay,
     add_line,
@@ -26,17 +27,7 @@ from usage_plugin.backends.partitioned.day_files import (
     update_month,
 )
 from usage_plugin.backends.partitioned.external_sort import sorted_lines
-from usage_plugin.backends.partitioned.filesystem import (
-    FileLock,
-    beside,
-    make_folder,
-    open_private,
-    read_json,
-    remove,
-    replace,
-    sync_everything,
-    translated,
-)
+from usage_plugin.backends.partitioned.filesystem import StoreLock, read_json, sync_everything, translated
 from usage_plugin.backends.partitioned.folder_tree import Day, Month, Tree
 from usage_plugin.backends.partitioned.journal import Journal
 from usage_plugin.backends.partitioned.mirror_files import foreign_mirror_files
@@ -121,7 +112,7 @@ class Archive:
         self._zone = zone
         self._tree = Tree(self.root)
         self._journal = Journal(self.root)
-        self._lock = FileLock(self.root / "lock")
+        self._lock = StoreLock(self.root / "lock")
         self._size: int | None = None
         self._searched: tuple[str, Path | None] = ("", None)
         with translated(self.root):
@@ -130,12 +121,14 @@ class Archive:
     def _prepare(self) -> None:
         marker = self.root / "store.json"
         if not marker.exists():
-            make_folder(self.root)
+            make_private_folder(self.root)
             with self._lock.held():
                 if not marker.exists():
                     self._refuse_others()
                     self._journal.create({})
-                    replace(marker, f"{encode_record({'v': VERSION, 'zone': str(self._zone)})}\n".encode(), sync=True)
+                    replace_file(
+                        marker, f"{encode_record({'v': VERSION, 'zone': str(self._zone)})}\n".encode(), sync=True
+                    )
         found = read_json(marker)
         if found is None:
             raise StorageUnavailableError(f"{marker} cannot be read.", hint="Put a backup of the folder in its place.")
@@ -224,7 +217,7 @@ class Archive:
         with translated(self.root), self._lock.held():
             self._settle()
             probe = self.root / "probe"
-            replace(probe, b"usage_plugin\n" * 1_000, sync=True)
+            replace_file(probe, b"usage_plugin\n" * 1_000, sync=True)
             probe.unlink()
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -507,7 +500,7 @@ class Archive:
         return moved, given
 
     def _write_beside(self, day: Day, kept: Tally, change: Change, dropped: int) -> None:
-        handle = open_private(beside(day.events), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        handle = open_private(staged(day.events), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(handle, "wb") as file:
             file.write(kept.kept())
             for line, fields in lines_of(day):
@@ -525,10 +518,10 @@ class Archive:
         """Let new lines take the place of old ones; what was done before is left."""
         for one in changed:
             if one.is_removed:
-                remove(one.day.events)
+                remove_file(one.day.events)
             else:
                 with suppress(FileNotFoundError):
-                    beside(one.day.events).rename(one.day.events)
+                    staged(one.day.events).rename(one.day.events)
             renew_day(one.day, self._zone)
         for month in {one.day.month for one in changed}:
             renew_month(month, self._zone)

@@ -11,14 +11,8 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.backends.partitioned.filesystem import (
-    make_folder,
-    open_private,
-    read_json,
-    remove,
-    replace,
-    write_whole,
-)
+from usage_plugin.atomic_files import make_private_folder, open_private, remove_file, replace_file, write_all
+from usage_plugin.backends.partitioned.filesystem import read_json
 from usage_plugin.backends.partitioned.running_totals import Tally, decode_entry, encode_entry, parse_line, read_tally
 from usage_plugin.domain.store import DailySum
 from usage_plugin.errors import StorageUnavailableError
@@ -169,10 +163,10 @@ class OpenDay:
         try:
             handle = open_private(self._day.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         except FileNotFoundError:
-            make_folder(self._day.month.folder)
+            make_private_folder(self._day.month.folder)
             handle = open_private(self._day.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         try:
-            write_whole(handle, data)
+            write_all(handle, data)
         finally:
             os.close(handle)
 
@@ -182,13 +176,13 @@ class OpenDay:
             return
         date = self._day.date
         of = {"date": date.isoformat(), "events_bytes": self.size}
-        replace(self._day.record, self.tally.record(date, self._zone, **of))
+        replace_file(self._day.record, self.tally.record(date, self._zone, **of))
         self._is_true = True
 
 
 def renew_day(day: Day, zone: ZoneInfo) -> None:
     """Derive the record of a day whose lines were replaced or removed."""
-    remove(day.record)
+    remove_file(day.record)
     if day.events.exists():
         OpenDay(day, zone).write_record()
 
@@ -215,7 +209,7 @@ def renew_month(month: Month, zone: ZoneInfo) -> None:
     if month.days():
         _write_month(month, zone, *_sum_of_days(month, zone))
         return
-    remove(month.record)
+    remove_file(month.record)
     for folder in (month.folder, month.user, month.user.parent):
         with suppress(OSError):
             folder.rmdir()
@@ -234,4 +228,4 @@ def _sum_of_days(month: Month, zone: ZoneInfo) -> tuple[Tally, dict[str, int]]:
 
 def _write_month(month: Month, zone: ZoneInfo, tally: Tally, sizes: Mapping[str, int]) -> None:
     of: dict[str, Any] = {"month": month.first.isoformat()[:7], "days": dict(sorted(sizes.items()))}
-    replace(month.record, tally.record(month.first, zone, **of))
+    replace_file(month.record, tally.record(month.first, zone, **of))

@@ -17,7 +17,8 @@ import uuid
 import zlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
-from usage_plugin.backends.partitioned.filesystem import boot, open_private, replace, sync_everything, write_whole
+from usage_plugin.atomic_files import open_private, replace_file, write_all
+from usage_plugin.backends.partitioned.filesystem import boot, sync_everything
 from usage_plugin.backends.partitioned.running_totals import parse_line
 from usage_plugin.encoding import encode_record
 from usage_plugin.errors import StorageUnavailableError
@@ -83,7 +84,7 @@ class Journal:
         """Begin anew, in place of what there is."""
         # The id tells it from its predecessors: the system gives a new file the number of an old one.
         header = encode_record({"header": {"id": uuid.uuid4().hex, "watermarks": dict(sorted(watermarks.items()))}})
-        replace(self.path, f"{header}\n".encode(), sync=True)
+        replace_file(self.path, f"{header}\n".encode(), sync=True)
 
     def begin_anew(self, watermarks: Mapping[str, int]) -> None:
         """Put on the disk what was written to the folder's file system, and begin anew; all must be applied."""
@@ -193,7 +194,7 @@ class Journal:
             os.ftruncate(handle, end)
             try:
                 os.lseek(handle, end, os.SEEK_SET)
-                write_whole(handle, f"{encode_record({kind: says})}\n".encode() + body)
+                write_all(handle, f"{encode_record({kind: says})}\n".encode() + body)
                 if sync:
                     os.fsync(handle)
             except OSError:

@@ -6,18 +6,9 @@ import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.atomic_files import make_private_folder, open_private, replace_file, staged, sync_folder, write_all
 from usage_plugin.backends.partitioned.external_sort import sorted_lines
-from usage_plugin.backends.partitioned.filesystem import (
-    FileLock,
-    beside,
-    make_folder,
-    open_private,
-    read_json,
-    replace,
-    sync_folder,
-    translated,
-    write_whole,
-)
+from usage_plugin.backends.partitioned.filesystem import StoreLock, read_json, translated
 from usage_plugin.backends.partitioned.running_totals import parse_line
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.profiles import UserProfile, encode_json
@@ -49,20 +40,20 @@ class MirrorFiles:
         self._folder = folder
         self._profiles = folder / _PROFILES
         self._limits = folder / _LIMITS
-        self._lock = FileLock(folder / _LOCK)
+        self._lock = StoreLock(folder / _LOCK)
         self._size_of_newest = 0
 
     def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
         """Add profiles, on the disk when this returns."""
         with translated(self._folder):
-            make_folder(self._folder)
+            make_private_folder(self._folder)
             with self._lock.held():
                 handle = open_private(self._profiles, os.O_RDWR | os.O_CREAT | os.O_APPEND)
                 try:
                     size = os.fstat(handle).st_size
                     torn = size and os.pread(handle, 1, size - 1) != b"\n"
                     lines = "".join(f"{encode_json(_to_fields(profile))}\n" for profile in profiles)
-                    write_whole(handle, ("\n" if torn else "").encode() + lines.encode())
+                    write_all(handle, ("\n" if torn else "").encode() + lines.encode())
                     os.fsync(handle)
                 finally:
                     os.close(handle)
@@ -77,7 +68,7 @@ class MirrorFiles:
                     self._write_newest(without=user)
 
     def _write_newest(self, without: str | None = None) -> None:
-        handle = open_private(beside(self._profiles), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        handle = open_private(staged(self._profiles), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         with os.fdopen(handle, "wb") as file:
             for profile in self._newest():
                 if profile.user == without:
@@ -86,7 +77,7 @@ class MirrorFiles:
             file.flush()
             os.fsync(file.fileno())
             self._size_of_newest = file.tell()
-        beside(self._profiles).rename(self._profiles)
+        staged(self._profiles).rename(self._profiles)
         sync_folder(self._folder)
 
     def profiles(self) -> Iterator[UserProfile]:
@@ -113,14 +104,14 @@ class MirrorFiles:
     def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
         """Keep the limits in force; the file is left alone if it has them already."""
         with translated(self._folder):
-            make_folder(self._folder)
+            make_private_folder(self._folder)
             with self._lock.held():
                 kept = read_json(self._limits)
                 listed = [dict(limit) for limit in limits]
                 if kept is None or kept.get("limits") != listed:
                     now = to_datetime(SystemClock().now()).isoformat()
                     fields = {"last_updated": now, "limits": listed}
-                    replace(self._limits, f"{encode_record(fields)}\n".encode(), sync=True)
+                    replace_file(self._limits, f"{encode_record(fields)}\n".encode(), sync=True)
 
 
 def _key_of(line: bytes) -> tuple[str, int]:

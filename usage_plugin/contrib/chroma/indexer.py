@@ -8,9 +8,7 @@ vectors are written under: who writes last has read last.
 
 from __future__ import annotations
 
-import fcntl
-import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import date, timedelta
 from typing import TYPE_CHECKING
 
@@ -20,6 +18,7 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import days_window, monday_of, to_datetime
+from usage_plugin.locks import HeldLock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -44,15 +43,11 @@ _SUNDAY = timedelta(days=6)
 def only_one(folder: Path) -> Iterator[bool]:
     """Say whether nobody else is at it; nobody else will be, meanwhile. One is enough, and each worker starts one."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(folder / "following.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    is_one = False
+    lock = HeldLock(folder / "following.lock")
     try:
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_one = True
-        yield is_one
+        yield lock.take()
     finally:
-        os.close(lock)
+        lock.release()
 
 
 class Indexer:

@@ -8,13 +8,12 @@ the proxy and commands take turns. What is here can be made anew from the histor
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +21,7 @@ from usage_plugin.domain.behaviour import VERSION
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import PluginError, UsagePluginError
+from usage_plugin.locks import locked
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -73,15 +73,15 @@ def open_vectors(folder: Path) -> Iterator[Vectors]:
     Raises:
         VectorsError: the files cannot be used.
     """
+    lock = ExitStack()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock.enter_context(locked(folder / "lock"))
     except OSError as error:
-        raise VectorsError(f"The folder {folder} cannot be used: {error.strerror}.") from error
-    # Chroma makes its files for everybody to read otherwise.
+        raise VectorsError(f"Cannot use the folder {folder}: {error.strerror}.") from error
+    # By default, Chroma creates files that all users can read.
     umask = os.umask(0o077)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         vectors = Vectors(folder)
         try:
             yield vectors
@@ -96,7 +96,7 @@ def open_vectors(folder: Path) -> Iterator[Vectors]:
         ) from error
     finally:
         os.umask(umask)
-        os.close(lock)
+        lock.close()
 
 
 class Vectors:
