@@ -140,7 +140,7 @@ def test_a_file_that_is_gone_is_told_once(path):
     file = ConfigFile(path)
     path.unlink()
     (message,) = changes(file)
-    assert "is gone" in message
+    assert "Config file not found" in message
     assert "stays in force" in message
     assert amount_of(file.config) == 5
     write(path, ORIGINAL)
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_read_is_told_once(path):
     file = ConfigFile(path)
     path.write_bytes(b"\xff\xfe\x00")
     (message,) = changes(file)
-    assert "cannot be read" in message
+    assert "Cannot read" in message
     assert amount_of(file.config) == 5
 
 

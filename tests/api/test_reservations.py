@@ -110,7 +110,7 @@ async def test_a_hundred_at_once_get_what_there_is_room_for(tracker: UsageTracke
 
 async def test_a_budget_is_waited_for(section: dict[str, Any]) -> None:
     """What fits once others settle is admitted when they do."""
-    section["admission"] = {"busy_wait": "60s"}
+    section["admission"] = {"max_wait": "60s"}
     async with open_tracker(section) as tracker:
 
         async def second() -> None:

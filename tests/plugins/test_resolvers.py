@@ -208,6 +208,6 @@ def test_a_resolver_that_cannot_be_used_so_is_named(workplace: Workplace, identi
 
 def test_unknown_groups_are_mistakes_as_long_as_all_are_in_the_yaml(workplace: Workplace) -> None:
     """Only a resolver can know more groups than the YAML."""
-    with pytest.raises(ConfigError, match="no group 'interns'"):
+    with pytest.raises(ConfigError, match="found 'interns'"):
         workplace.config("[]", limits=INTERNS)
     workplace.config("[]", limits=INTERNS, more=IDENTITY)

@@ -130,7 +130,7 @@ class UsageTracker(UsageQueries):
 
         Settle it inside with what the work really cost. What is left unsettled is released, however the context is
         left: it costs nothing, and leaves no event. If the process dies inside, it is charged by `admission.on_lost`.
-        A budget that would fit once others settle is waited for, as long as `admission.busy_wait` says.
+        A budget that would fit once others settle is waited for, as long as `admission.max_wait` says.
 
         Args:
             user_id: whose work it is; None for the shared user `(anonymous)`.

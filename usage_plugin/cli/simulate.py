@@ -54,7 +54,7 @@ async def run(
     zone = reader.config.timezone
     bar = Bar()
     with bar.shown(), reader.parts.scratch_ledger() as ledger:
-        replay = Replay(ledger, proposed, busy_wait=reader.config.admission.busy_wait)
+        replay = Replay(ledger, proposed, max_wait=reader.config.admission.max_wait)
         bar.begin("What the windows held before", None)
         await count_what_windows_held(reader.tracker, replay, proposed, first, zone)
         recorded = sum(row.totals.requests for row in await reader.tracker.report((), first, last))

@@ -1,7 +1,7 @@
-"""How a single value is written in the YAML: what is taken, and what the error says of the rest.
+"""Types of single values in the YAML: their accepted spellings, and the errors for all others.
 
-Each type here is what pydantic checks a key with. YAML has made something else of what people forgot to quote, so
-nothing is converted that could have meant two things.
+Pydantic validates each key with one of these types. YAML changes values that people forget to quote, so a value that
+could mean two things is an error, never converted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_DAYS = 36_600
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _NAMED_WINDOWS = tuple(kind for kind in WINDOW_KINDS if kind != "rolling")
-WINDOW_REMEDY = f"write one of {', '.join(_NAMED_WINDOWS)}, or {{rolling: 5h}}"
+WINDOW_REMEDY = f"expected one of {', '.join(_NAMED_WINDOWS)}, or {{rolling: 5h}}"
 
 
 def _parse_zone(value: object) -> ZoneInfo:
@@ -40,7 +40,7 @@ def _parse_zone(value: object) -> ZoneInfo:
     try:
         return ZoneInfo(str(value))
     except (KeyError, ValueError, OSError):
-        raise ValueError(f"{value!r} is no time zone; write a name such as Europe/Berlin or UTC") from None
+        raise ValueError(f"expected a time zone such as Europe/Berlin or UTC; found {value!r}") from None
 
 
 def _parse_duration(value: object, least: str, most: str, example: str) -> timedelta:
@@ -48,9 +48,7 @@ def _parse_duration(value: object, least: str, most: str, example: str) -> timed
         return value
     found = _seconds(str(value))
     if found is None or not (_seconds(least) or 0) <= found <= (_seconds(most) or 0):
-        raise ValueError(
-            f"{value!r} is no duration from {least} to {most}; write a number with s, m, h or d, for example {example}"
-        )
+        raise ValueError(f"expected a duration between {least} and {most}, such as {example}; found {value!r}")
     return timedelta(seconds=found)
 
 
@@ -60,21 +58,34 @@ def _seconds(text: str) -> int | None:
 
 
 def duration(least: str, most: str, *, example: str) -> BeforeValidator:
-    """Make the check of a duration between two others."""
+    """Return the validator of a duration within bounds."""
     return BeforeValidator(lambda value: _parse_duration(value, least, most, example))
 
 
-def _parse_days(value: object) -> int | None:
+def _parse_retention(value: object) -> int | None:
     if value == "unlimited":
         return None
+    found = _days(value)
+    if not 1 <= found <= _MOST_DAYS:
+        raise ValueError(f"expected days or years between 1d and 100y, such as 90d, or unlimited; found {value!r}")
+    return found
+
+
+def _days(value: object) -> int:
     found = re.fullmatch(r"(\d{1,5})\s*([dy])", str(value), re.ASCII)
-    days = int(found[1]) * _DAYS[found[2]] if found else 0
-    if not 1 <= days <= _MOST_DAYS:
-        raise ValueError(
-            f"{value!r} is no time to keep something; write days or years from 1d to 100y, for example 90d, or"
-            " unlimited"
-        )
-    return days
+    return int(found[1]) * _DAYS[found[2]] if found else 0
+
+
+def _parse_days(value: object, most: int, example: str) -> int:
+    found = _days(value)
+    if not 1 <= found <= most:
+        raise ValueError(f"expected days between 1d and {most}d, such as {example}; found {value!r}")
+    return found
+
+
+def days(most: int, *, example: str) -> PlainValidator:
+    """Return the validator of a number of days, written as a duration."""
+    return PlainValidator(lambda value: _parse_days(value, most, example))
 
 
 def _parse_most_bytes(value: object) -> int | None:
@@ -84,31 +95,31 @@ def _parse_most_bytes(value: object) -> int | None:
 def _parse_size(value: object) -> int:
     found = re.fullmatch(r"([1-9]\d{0,5})\s*([MGT]i?B)", str(value), re.ASCII)
     if not found:
-        raise ValueError(f"{value!r} is no size of at least 1MB; write a whole number with MB, GB, MiB or GiB")
+        raise ValueError(f"expected a size of at least 1MB, a whole number with MB, GB, MiB or GiB; found {value!r}")
     return int(found[1]) * _BYTES[found[2]]
 
 
 def parse_names(value: object) -> tuple[str, ...]:
-    """Read one name or a list of them; YAML's other types are what happens to unquoted names."""
+    """Parse one name or a list of names; other types of YAML are names that lack quotes."""
     names: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
     if not names:
-        raise ValueError("found [], which names nobody; leave the key out, or name somebody")
+        raise ValueError("expected at least one name; found []; add a name, or leave the key out")
     for name in names:
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{name!r} is not text: YAML read it as {type(name).__name__}; put quotes around it")
+            raise ValueError(f"expected text; YAML read {name!r} as {type(name).__name__}; put quotes around it")
     return tuple(unicodedata.normalize("NFC", name.strip()) for name in names)
 
 
 def _parse_name(value: object) -> str:
     if isinstance(value, list | tuple):
-        raise ValueError(f"{value!r} is a list; write one name")
+        raise ValueError(f"expected one name; found the list {value!r}")
     return parse_names(value)[0]
 
 
 def _parse_model(value: object) -> str:
     name = _parse_name(value)
     if "*" in name:
-        raise ValueError(f"{name!r} is no model; write one model_name, not a glob")
+        raise ValueError(f"expected one model_name, not a glob; found {name!r}")
     return name
 
 
@@ -120,7 +131,7 @@ def _parse_cost(value: object) -> Nano | None:
     if value == "unlimited":
         return None
     if isinstance(value, bool) or not isinstance(value, int | Decimal | str):
-        raise ValueError(f"{value!r} is not an amount; write USD such as 5 or 0.25, or unlimited")
+        raise ValueError(f"expected USD such as 5 or 0.25, or unlimited; found {value!r}")
     try:
         return parse_usd(value)
     except MoneyError as error:
@@ -131,7 +142,7 @@ def _parse_count(value: object) -> int | None:
     if value == "unlimited":
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_COUNT:
-        raise ValueError(f"{value} is not a count; write a whole number, 0 to block, or unlimited")
+        raise ValueError(f"expected a whole number, 0 to block, or unlimited; found {value}")
     return value
 
 
@@ -144,7 +155,7 @@ def _parse_unmetered(value: object) -> Literal["allow", "deny"] | Nano:
             if cost <= LARGEST_REQUEST:
                 return cost
     raise ValueError(
-        f"{_plain(value)} is no policy; write allow, deny, or the USD each such request costs, such as 0.01"
+        f"expected allow, deny, or the USD that each such request costs, such as 0.01; found {_plain(value)}"
     )
 
 
@@ -153,8 +164,8 @@ def _parse_percents(value: object) -> tuple[int, ...]:
     right = all(isinstance(p, int) and not isinstance(p, bool) and 1 <= p <= 1000 for p in percents)
     if not right or not percents or percents != sorted(set(percents)):
         raise ValueError(
-            f"{value!r} are no thresholds; write whole percents from 1 to 1000, ascending and each once,"
-            " for example [50, 80, 100]"
+            "expected whole percents from 1 to 1000, ascending and each once, for example [50, 80, 100];"
+            f" found {value!r}"
         )
     return tuple(percents)
 
@@ -162,7 +173,7 @@ def _parse_percents(value: object) -> tuple[int, ...]:
 def _parse_weekday(value: object) -> int:
     if isinstance(value, str) and value in WEEKDAYS:
         return WEEKDAYS.index(value)
-    raise ValueError(f"{value!r} is no day of the week; write one of {', '.join(WEEKDAYS)}")
+    raise ValueError(f"expected one of {', '.join(WEEKDAYS)}; found {value!r}")
 
 
 def _parse_window(value: object) -> WindowRule:
@@ -172,7 +183,7 @@ def _parse_window(value: object) -> WindowRule:
         length = _parse_duration(value["rolling"], "10s", "3660d", "5h")
         return WindowRule("rolling", length=length // timedelta(microseconds=1))
     if not isinstance(value, str) or value not in _NAMED_WINDOWS:
-        raise ValueError(f"found {value!r}; {WINDOW_REMEDY}")
+        raise ValueError(f"{WINDOW_REMEDY}; found {value!r}")
     return WindowRule(cast("WindowKind", value))
 
 
@@ -181,7 +192,7 @@ def _parse_until(value: object) -> date | datetime:
         with contextlib.suppress(ValueError):
             value = datetime.fromisoformat(value.replace("Z", "+00:00")) if "T" in value else date.fromisoformat(value)
     if not isinstance(value, date):
-        raise ValueError(f"{value!r} is no date; write YYYY-MM-DD (that day included)")
+        raise ValueError(f"expected a date as YYYY-MM-DD (that day included); found {value!r}")
     return value
 
 
@@ -190,9 +201,9 @@ def _parse_per(value: object) -> tuple[str, ...]:
     unknown = [name for name in names if name not in DIMENSIONS]
     if unknown or not names:
         found = repr(unknown[0]) if unknown else "[]"
-        raise ValueError(f"{found} is no dimension; write one of {', '.join(DIMENSIONS)}, or a list of them")
+        raise ValueError(f"expected one of {', '.join(DIMENSIONS)}, or a list of them; found {found}")
     if len(set(names)) < len(names) or ("global" in names and len(names) > 1):
-        raise ValueError(f"{list(names)} cannot be combined: name each dimension once, and global alone")
+        raise ValueError(f"expected each dimension once, and global alone; found {list(names)}")
     return names
 
 
@@ -200,11 +211,11 @@ def _parse_match(value: object) -> Match:
     if isinstance(value, Match):
         return value
     if not isinstance(value, Mapping):
-        raise ValueError(f'{value!r} matches nothing; write for example {{user: ann}} or {{model: "o3*"}}')
+        raise ValueError(f'expected a condition such as {{user: ann}} or {{model: "o3*"}}; found {value!r}')
     conditions = []
     for key, names in value.items():
         if key not in _MATCH_KEYS:
-            raise ValueError(f"{key!r} is no dimension to match; write one of {', '.join(_MATCH_KEYS)}")
+            raise ValueError(f"expected one of {', '.join(_MATCH_KEYS)} as a key; found {key!r}")
         conditions.append((cast("MatchKey", key), parse_names(names)))
     return Match(tuple(conditions))
 
@@ -222,7 +233,7 @@ Cost = Annotated[int | None, BeforeValidator(_parse_cost)]
 Count = Annotated[int | None, BeforeValidator(_parse_count)]
 Size = Annotated[int, BeforeValidator(_parse_size)]
 MostBytes = Annotated[int | None, BeforeValidator(_parse_most_bytes)]
-Days = Annotated[int | None, BeforeValidator(_parse_days)]
+Days = Annotated[int | None, BeforeValidator(_parse_retention)]
 Percents = Annotated[tuple[int, ...], BeforeValidator(_parse_percents)]
 Weekday = Annotated[int, PlainValidator(_parse_weekday)]
 WindowField = Annotated[WindowRule, PlainValidator(_parse_window)]

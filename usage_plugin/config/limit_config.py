@@ -1,4 +1,4 @@
-"""The keys of a limit, and what fits together: `LimitConfig.build` makes the domain's rule of them."""
+"""The keys of a limit and their combinations; `LimitConfig.build` returns the domain's rule."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BOUNDED = ("max_cost", "max_total_tokens", "max_input_tokens", "max_output_toke
 
 
 class Section(BaseModel):
-    """What all sections have in common: no unknown keys, no conversions, no changes."""
+    """The base of all sections: unknown keys are errors, values are not converted, sections are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, strict=True)
 
@@ -60,11 +60,11 @@ class _Amount(Section):
         given = [name for name in _AMOUNTS if name in self.model_fields_set]
         if len(given) != 1:
             found = " and ".join(given) or "none"
-            raise ValueError(f"exactly one of {', '.join(_AMOUNTS)} is needed, found {found}")
+            raise ValueError(f"expected exactly one of {', '.join(_AMOUNTS)}; found {found}")
         return self
 
     def written(self) -> dict[str, Any]:
-        """Write it as it could stand in the YAML: the keys that were given, in plain values."""
+        """Return the given keys with plain values, as in the YAML."""
         return {
             name: _written(name, getattr(self, name))
             for name in type(self).model_fields
@@ -73,18 +73,18 @@ class _Amount(Section):
 
     @property
     def key(self) -> str:
-        """The one that was given."""
+        """The amount's key."""
         return next(name for name in _AMOUNTS if name in self.model_fields_set)
 
     @property
     def amount(self) -> int | None:
-        """Its value, in its unit; None for unlimited."""
+        """The amount, in its unit; None is unlimited."""
         value: int | None = getattr(self, self.key)
         return value
 
 
 class OverrideConfig(_Amount):
-    """Another amount for those who match; the first override that matches counts."""
+    """Another amount for the matching subjects; the first matching override counts."""
 
     match: MatchField
     until: Until | None = None
@@ -112,13 +112,13 @@ class LimitConfig(_Amount):
     def _fits_together(self) -> LimitConfig:
         for override in self.overrides:
             if override.key != self.key:
-                raise ValueError(f"an override says {override.key}, but the limit says {self.key}: write the same")
+                raise ValueError(f"expected {self.key} in each override, as in the limit; found {override.key}")
         if (self.action == "downgrade") != (self.downgrade_to is not None):
-            raise ValueError("action: downgrade and downgrade_to need each other: write both, or neither")
+            raise ValueError("expected both or neither of action: downgrade and downgrade_to; found one")
         if self.allow_unpriced and self.key != "max_cost":
-            raise ValueError("allow_unpriced only means something with max_cost")
+            raise ValueError("allow_unpriced requires max_cost; leave it out")
         if "on_unbounded" in self.model_fields_set and self.key not in _BOUNDED:
-            raise ValueError(f"on_unbounded only means something with {', '.join(_BOUNDED)}")
+            raise ValueError(f"on_unbounded requires one of {', '.join(_BOUNDED)}; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -126,18 +126,18 @@ class LimitConfig(_Amount):
         if self.key == "max_parallel_requests":
             self._refuse(
                 ("window", "week_starts", "alert_at", "count_from"),
-                "max_parallel_requests counts what runs at the same time",
+                "max_parallel_requests counts concurrent requests",
             )
             return self
         if self.window is None:
-            raise ValueError(f"window is missing; {WINDOW_REMEDY}")
+            raise ValueError(f"window is missing: {WINDOW_REMEDY}")
         kind = self.window.kind
         if kind == "request":
             if self.key == "max_requests":
-                raise ValueError("max_requests with window: request is always one request; choose a longer window")
-            self._refuse(("alert_at", "count_from"), "window: request keeps nothing from one request to the next")
+                raise ValueError("expected a longer window for max_requests than request, which is always one request")
+            self._refuse(("alert_at", "count_from"), "window: request has no spend across requests")
         if kind == "session" and "session" not in self.per:
-            raise ValueError("window: session needs session in per; write for example per: [user, session]")
+            raise ValueError("window: session requires session in per; write for example per: [user, session]")
         if kind != "week":
             self._refuse(("week_starts",), "only window: week has a first day")
         return self
@@ -148,7 +148,12 @@ class LimitConfig(_Amount):
             raise ValueError(f"{why}; leave out {' and '.join(found)}")
 
     def build(self, zone: ZoneInfo, week_starts: int) -> Limit:
-        """Make the domain's rule; where days and weeks begin if the limit does not say."""
+        """Return the domain's rule.
+
+        Args:
+            zone: The time zone of a limit without one.
+            week_starts: The first day of the week of a limit without one.
+        """
         mine = self.timezone or zone
         window = self.window or WindowRule("lifetime")
         if window.kind == "week":
@@ -172,7 +177,7 @@ class LimitConfig(_Amount):
         )
 
 
-def _written(name: str, value: Any) -> Any:  # what YAML can hold
+def _written(name: str, value: Any) -> Any:  # any value of YAML
     if name in _AMOUNTS and value is None:
         return "unlimited"
     if name == "max_cost":
@@ -182,7 +187,7 @@ def _written(name: str, value: Any) -> Any:  # what YAML can hold
 
 @singledispatch
 def _plain(value: Any) -> Any:
-    """Write a value as YAML has it."""
+    """Return a value as YAML has it."""
     return value
 
 
@@ -212,7 +217,7 @@ def _(value: tuple) -> list[Any]:  # type: ignore[type-arg]  # a class, to be re
 
 
 def _end_of(until: date | datetime | None, zone: ZoneInfo) -> int | None:
-    """Find the instant at which an override ends: behind its last day, or at the moment given."""
+    """Return the instant at which an override ends: after its last day, or at the given time."""
     if until is None:
         return None
     if isinstance(until, datetime):
@@ -220,4 +225,4 @@ def _end_of(until: date | datetime | None, zone: ZoneInfo) -> int | None:
     try:
         return start_of_day(until + timedelta(days=1), zone)
     except OverflowError:
-        return None  # The last day of the calendar: as good as never.
+        return None  # The last day of the calendar: practically never.

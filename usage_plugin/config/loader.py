@@ -1,4 +1,4 @@
-"""The file that the section stands in: which one it is, what is wrong with it, and whether it has changed."""
+"""Load the section `usage_plugin:` from a YAML file or a program, and detect changes of the file."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
+from usage_plugin.config.deprecated_keys import upgrade
+from usage_plugin.config.error_messages import config_error, describe, place, short
 from usage_plugin.config.limit_config import Section
 from usage_plugin.config.proxy_yaml import ProxyYaml, text_of
 from usage_plugin.config.sections import Config, LimitsFile
 from usage_plugin.config.yaml_text import Location, compose, construct, lines_of, misleading, with_environment
 from usage_plugin.errors import ConfigError
+from usage_plugin.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,52 +35,17 @@ CONFIG_VARIABLE = "USAGE_PLUGIN_CONFIG"
 DATA_DIR_VARIABLE = "USAGE_PLUGIN_DATA_DIR"
 ENFORCE_VARIABLE = "USAGE_PLUGIN_ENFORCE"
 _LITELLM_VARIABLE = "CONFIG_FILE_PATH"
-_MOST_MISTAKES = 100
-_LONGEST_MISTAKE = 2_000
 
-# What people write out of habit, and what it is called here.
-_REMEDIES = {
-    "rpm_limit": "write max_requests with window: minute",
-    "tpm_limit": "write max_total_tokens with window: minute",
-    "rpm": "write max_requests with window: minute",
-    "tpm": "write max_total_tokens with window: minute",
-    "max_budget": "write max_cost",
-    "soft_budget": "write alert_at, for example alert_at: [80]",
-    "budget": "write max_cost",
-    "budget_duration": "write window, for example window: month",
-    "max_tokens": "write max_total_tokens, max_input_tokens or max_output_tokens",
-    "max_parallel": "write max_parallel_requests",
-    "rolling": "write window: {rolling: 5h}",
-    "users": "write match: {user: [...]}",
-    "models": "write match: {model: [...]}",
-    "tz": "write timezone",
-}
-
-_SHAPES = {"model_type": "keys and their values", "dict_type": "keys and their values", "tuple_type": "a list"}
-
-# What has keys of its own, for those who wrote a word in its place.
-_EXAMPLES = {
-    "storage": "{backend: hybrid}",
-    "ledger": "{backend: sqlite}",
-    "admission": "{busy_wait: 2s}",
-    "max_output_tokens": '{"o3*": 32000}',
-    "cache": "{size: 1000}",
-    "identity": "{user: [key, end_user]}",
-    "retention": "{events: 90d}",
-    "privacy": "{user: pseudonym}",
-    "plugins": "{path: ./my_plugin.py}",
-    "limits": "{name: daily, per: user, window: day, max_cost: 5}",
-    "overrides": "{match: {user: eva}, max_cost: 40}",
-    "match": "{user: eva}",
-    "groups": '{power: [dana, "*@research.corp"]}',
-}
+log = get_logger()
 
 
 def find_config(explicit: str | os.PathLike[str] | None = None) -> Path:
-    """Find the YAML: the one named, `USAGE_PLUGIN_CONFIG`, LiteLLM's `CONFIG_FILE_PATH`, `./config.yaml`.
+    """Return the path of the YAML.
+
+    The first of these counts: `explicit`, `USAGE_PLUGIN_CONFIG`, LiteLLM's `CONFIG_FILE_PATH`, `./config.yaml`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: The file was not found.
     """
     for source, name in (
         ("--config", explicit),
@@ -90,57 +58,61 @@ def find_config(explicit: str | os.PathLike[str] | None = None) -> Path:
             if path.is_file():
                 return path
             if source != "the current folder":
-                raise ConfigError(f"{path} (from {source}) is no file.", hint="Name the proxy's YAML.")
+                raise ConfigError(f"Config file not found: {path} (from {source}).", hint="Name the proxy's YAML.")
     raise ConfigError(
-        "No configuration found.", hint=f"Name the proxy's YAML with --config FILE or {CONFIG_VARIABLE}=FILE."
+        "No config file found.", hint=f"Name the proxy's YAML with --config FILE or {CONFIG_VARIABLE}=FILE."
     )
 
 
 def load_config(path: Path) -> Config:
-    """Read the `usage_plugin:` section of a YAML file.
+    """Load the section `usage_plugin:` of a YAML file.
 
-    A proxy's YAML without the section gets the defaults: everything is recorded, nothing refused.
+    A proxy's YAML without the section gets the defaults: everything is recorded, no request is refused.
 
     Raises:
-        ConfigError: with every mistake found, a line each.
+        ConfigError: The file is invalid; the message has a line for each mistake.
     """
-    return _Reading(path).config()
+    return _Loading(path).config()
 
 
 def with_limits(config: Config, file: Path) -> Config:
-    """Put the limits of a file, as `limits_from` names them, in place of all others; groups and zone stay.
+    """Return a configuration with the limits of a file, in the format of `limits_from`, in place of its own.
+
+    Groups and time zone stay.
 
     Raises:
-        ConfigError: with every mistake found, a line each.
+        ConfigError: The file is invalid; the message has a line for each mistake.
     """
     limits = _limits_in(text_of(file), file, os.environ)
     changed = config.model_copy(update={"limits": limits})
     try:
         changed.check_names()
     except ValueError as error:
-        raise _mistakes(file, [str(error)]) from None
+        raise config_error(file, [str(error)]) from None
     return changed
 
 
 def config_of(values: Mapping[str, Any]) -> Config:
-    """Check a section that a program made: the keys and values of the YAML. A relative `data_dir` begins here.
+    """Validate a section that a program passes: the keys and values of the YAML.
+
+    A relative `data_dir` starts in the current folder.
 
     Raises:
-        ConfigError: with every mistake found, a line each.
+        ConfigError: The section is invalid; the message has a line for each mistake.
     """
-    try:
-        config = Config.model_validate(_exact(values))
-    except ValidationError as error:
-        mistakes = [_explain(mistake, {}, (SECTION,)) for mistake in error.errors()]
-        raise ConfigError("\n  ".join(["The configuration cannot be used:", *mistakes])) from None
+    config = _section_config(_exact(values), {}, "the section that the program passed")
     for key in ("limits_from", "migrate_from"):
         if getattr(config, key):
-            raise ConfigError(f"{SECTION}.{key}: only a YAML file can name others.", hint="Name that file instead.")
+            raise ConfigError(
+                f"{SECTION}.{key}: expected in a YAML file only.", hint="Write the section to a file, and name that."
+            )
+    for deprecation in config.deprecations:
+        log.warning("config.warning", message=deprecation.text, hint=deprecation.remedy)
     return config.model_copy(update={"data_dir": config.data_dir.expanduser().resolve()})
 
 
-def _exact(value: Any) -> Any:  # what a program wrote in place of YAML
-    """Take floats for what they are written as, as the YAML is read."""
+def _exact(value: Any) -> Any:  # a program's values, in place of YAML's
+    """Convert floats to the decimals that they are written as, as the loader of YAML does."""
     if isinstance(value, float):
         return Decimal(repr(value))
     if isinstance(value, dict):
@@ -148,13 +120,13 @@ def _exact(value: Any) -> Any:  # what a program wrote in place of YAML
     return [_exact(item) for item in value] if isinstance(value, list) else value
 
 
-def read_proxy_section(path: Path, name: str) -> Any:  # somebody else's section
-    """Read another top-level section of the proxy's YAML, as LiteLLM sees it; None if there is none."""
+def read_proxy_section(path: Path, name: str) -> Any:  # a section of LiteLLM's
+    """Return another top-level section of the proxy's YAML, as LiteLLM reads it; None if it is absent."""
     return ProxyYaml(path).value(name)
 
 
 def proxy_yaml_of(path: Path) -> Path:
-    """Find the proxy's YAML where our section is in a file of its own, by LiteLLM's `CONFIG_FILE_PATH`."""
+    """Return the path of the proxy's YAML; LiteLLM's `CONFIG_FILE_PATH` if our section has a file of its own."""
     named = os.environ.get(_LITELLM_VARIABLE)
     if named and Path(named).is_file() and "model_list" not in ProxyYaml(path):
         return Path(named).absolute()
@@ -162,47 +134,47 @@ def proxy_yaml_of(path: Path) -> Path:
 
 
 class ConfigFile:
-    """A configuration that is in force, and the files it came from, which somebody may be editing.
+    """The configuration in force, and the files it was loaded from, which may be edited at any time.
 
-    `changed` is cheap and meant to be asked about once a second. What it finds is taken only when the next call finds
-    the same: until then an editor may still be writing, or have moved the file away.
+    `changed` is cheap and meant to be called about once a second. A change counts once two calls in a row find the same
+    state. Until then, an editor may still be writing, or may have moved the file away.
     """
 
     def __init__(self, path: Path, config: Config | None = None) -> None:
-        """Begin with what stands in the file, or with a configuration that was read from it before.
+        """Load the file, or take a configuration that was loaded from it.
 
         Raises:
-            ConfigError: the file cannot be used.
+            ConfigError: The file is invalid.
         """
         self.path = path
-        self._known: tuple[_Look, ...] = ()
+        self._known: tuple[_FileState, ...] = ()
         self._digest = b""
         self._others: tuple[Path, ...] = ()
         if config is None:
-            self._known = self._look()
-            reading = _Reading(path)
-            config = reading.config()
-            self._take(reading)
+            self._known = self._states()
+            loading = _Loading(path)
+            config = loading.config()
+            self._remember(loading)
         self._found = self._known
         self.config = config
         self.mistakes: str | None = None
-        """What is wrong with the files as they are now, if they cannot be used."""
+        """The error of the files' current content, if it is invalid."""
 
     def changed(self) -> Config | None:
-        """Give the configuration that is in force from now on, if it is another one.
+        """Return the new configuration if the files hold another one; None otherwise.
 
         Raises:
-            ConfigError: what stands in the files now cannot be used, and `config` stays in force; raised once.
+            ConfigError: The new content is invalid, and `config` stays in force. It is raised once.
         """
-        look = self._look()
-        if look == self._known:
+        states = self._states()
+        if states == self._known:
             return None
-        if look != self._found:
-            self._found = look
+        if states != self._found:
+            self._found = states
             return None
-        self._known = look
+        self._known = states
         try:
-            config = self._reread(gone=not look[0])
+            config = self._reload(is_missing=not states[0])
         except ConfigError as error:
             self.mistakes = str(error)
             raise
@@ -214,13 +186,13 @@ class ConfigFile:
         self.config = config
         return config
 
-    def _reread(self, *, gone: bool) -> Config | None:
-        """Read what stands in the files; None if those are the texts that were read last, usable or not."""
-        if gone:
+    def _reload(self, *, is_missing: bool) -> Config | None:
+        """Load the files; return None if their texts are those of the last load, valid or not."""
+        if is_missing:
             self._digest = b""
-            raise ConfigError(f"{self.path} is gone.", hint="What was read from it stays in force.")
+            raise ConfigError(f"Config file not found: {self.path}.", hint="The last configuration stays in force.")
         try:
-            before = _Reading(self.path)
+            before = _Loading(self.path)
         except ConfigError:
             self._digest = b""
             raise
@@ -228,25 +200,26 @@ class ConfigFile:
             before.glance(path)
         if before.digest == self._digest:
             return None
-        reading = _Reading(self.path)
+        loading = _Loading(self.path)
         try:
-            return reading.config()
+            return loading.config()
         finally:
-            self._take(reading)
+            self._remember(loading)
 
-    def _take(self, reading: _Reading) -> None:
-        self._digest = reading.digest
-        self._others = reading.others
+    def _remember(self, loading: _Loading) -> None:
+        self._digest = loading.digest
+        self._others = loading.others
 
-    def _look(self) -> tuple[_Look, ...]:
-        """Tell one state of the files from another without reading them; nothing for one that is not there."""
-        return tuple(map(_look_at, (self.path, *self._others)))
-
-
-_Look = tuple[int, ...]
+    def _states(self) -> tuple[_FileState, ...]:
+        """Return the state of each file without reading it."""
+        return tuple(map(_state_of, (self.path, *self._others)))
 
 
-def _look_at(path: Path) -> _Look:
+_FileState = tuple[int, ...]
+"""Time, size and inode of a file; empty for a missing one."""
+
+
+def _state_of(path: Path) -> _FileState:
     try:
         found = path.stat()
     except OSError:
@@ -254,11 +227,12 @@ def _look_at(path: Path) -> _Look:
     return (found.st_mtime_ns, found.st_size, found.st_ino)
 
 
-class _Reading:
-    """Reads the YAML once with what it includes, and the files with limits that it names; remembers what it has read.
+class _Loading:
+    """One load of the YAML, of the files that it includes, and of the files with limits that it names.
 
     Attributes:
-        others: the files that were asked for beside the YAML, there or not.
+        others: The files that were looked for besides the YAML, whether they exist or not.
+        digest: A digest of all texts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -276,7 +250,7 @@ class _Reading:
         return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).digest()
 
     def glance(self, path: Path) -> None:
-        """Remember what a file holds now; nothing if it cannot be read."""
+        """Remember a file's text; an empty one if it cannot be read."""
         self._texts[path] = ""
         with contextlib.suppress(ConfigError):
             self._texts[path] = text_of(path)
@@ -297,12 +271,12 @@ class _Reading:
         values = _values_of(node, file, SECTION, environment)
         if data_dir := os.environ.get(DATA_DIR_VARIABLE):
             values["data_dir"] = data_dir
-        config = _validated(Config, values, node, file, (SECTION,))
-        # Where the proxy's YAML is, also for a section in an included file: moving the section must not move the data.
+        config = _section_config(values, lines_of(node) if node is not None else {}, file)
+        # Relative to the proxy's YAML, also for a section in an included file: moving the section must not move data.
         base = Path.cwd() if data_dir else path.parent
         config = config.model_copy(update={"data_dir": (base / config.data_dir.expanduser()).resolve(), "path": path})
         if config.migrate_from is not None:
-            self.glance(config.migrated_limits)  # it may come later
+            self.glance(config.migrated_limits)  # the migration may write it later
         more = [limit for file in config.limit_files() for limit in self._limits_of(file, environment)]
         if not more:
             return config
@@ -311,43 +285,55 @@ class _Reading:
             config.check_names()
         except ValueError as error:
             files = ", ".join(str(file) for file in config.limit_files())
-            raise _mistakes(path, [f"{SECTION}: {error} (together with {files})"]) from None
+            raise config_error(path, [f"{SECTION}: {error} (together with {files})"]) from None
         return config
 
     def _limits_of(self, file: Path, environment: Mapping[str, str]) -> tuple[LimitConfig, ...]:
-        text = self._text_of(file, "limits_from names it; a relative path begins where the YAML stands.")
+        text = self._text_of(file, "limits_from names it; a relative path starts in the folder of the YAML.")
         return _limits_in(text, file, environment)
+
+
+def _section_config(values: dict[str, Any], lines: Mapping[Location, int], source: Path | str) -> Config:
+    upgraded = upgrade(values)
+    mistakes = [f"{place(path, lines, (SECTION,))}: {error}" for path, error in upgraded.conflicts]
+    if not mistakes:
+        try:
+            config = Config.model_validate(upgraded.values)
+        except ValidationError as error:
+            for mistake in error.errors():
+                location = tuple(mistake["loc"])
+                written = upgraded.written.get(location, location)
+                mistakes.append(describe(mistake, written, lines, (SECTION,)))
+        else:
+            return config.model_copy(update={"deprecations": upgraded.deprecations})
+    raise config_error(source, mistakes)
 
 
 def _limits_in(text: str, file: Path, environment: Mapping[str, str]) -> tuple[LimitConfig, ...]:
     root = compose(text, file)
-    return _validated(LimitsFile, _values_of(root, file, "the file", environment), root, file, ()).limits
+    values = _values_of(root, file, "the file", environment)
+    try:
+        return LimitsFile.model_validate(values).limits
+    except ValidationError as error:
+        lines = lines_of(root) if root is not None else {}
+        mistakes = [describe(mistake, tuple(mistake["loc"]), lines, ()) for mistake in error.errors()]
+        raise config_error(file, mistakes) from None
 
 
 def _values_of(node: yaml.Node | None, path: Path, where: str, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Make values of a mapping, with nothing in it that YAML reads otherwise than people do."""
+    """Return the values of a mapping; reject spellings that YAML reads otherwise than people do."""
     values: Any = None
     if node is not None:
         mistakes = misleading(node, where)
         if mistakes:
-            raise _mistakes(path, mistakes)
+            raise config_error(path, mistakes)
         values = construct(node, path)
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise _mistakes(path, [f"{where}: found {_short(values)}, expected keys such as limits"])
+        raise config_error(path, [f"{where}: expected keys such as limits; found {short(values)}"])
     found: dict[str, Any] = with_environment(values, path, environment)
     return found
-
-
-def _validated(
-    model: type[SectionT], values: dict[str, Any], node: yaml.Node | None, path: Path, within: Location
-) -> SectionT:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        lines = lines_of(node) if node is not None else {}
-        raise _mistakes(path, [_explain(mistake, lines, within) for mistake in error.errors()]) from None
 
 
 def _section_of(proxy_yaml: ProxyYaml) -> Part | None:
@@ -355,54 +341,14 @@ def _section_of(proxy_yaml: ProxyYaml) -> Part | None:
     if len(found) > 1:
         files = list(dict.fromkeys(part.file for part in found))
         if len(files) == 1:
-            raise _mistakes(files[0], [f"{SECTION}: stands twice; write it once"])
-        # LiteLLM would let the last one replace the others, and their limits would be gone without a word.
-        raise _mistakes(proxy_yaml.path, [f"{SECTION}: stands in {' and '.join(map(str, files))}; write it once"])
+            raise config_error(files[0], [f"{SECTION}: duplicate key; write it once"])
+        # LiteLLM would let the last one replace the others, and their limits would be lost without a warning.
+        raise config_error(
+            proxy_yaml.path, [f"{SECTION}: found in {' and '.join(map(str, files))}; write it in one of them"]
+        )
     parts = proxy_yaml.parts(SECTION)
     if parts:
         return parts[0]
     if "model_list" in proxy_yaml:
         return None
-    raise ConfigError(f"{proxy_yaml.path} has no section {SECTION}.", hint="Add one, or name the proxy's YAML.")
-
-
-def _explain(mistake: Mapping[str, Any], lines: Mapping[Location, int], within: Location) -> str:
-    """Say one mistake in a line: where, what was found, what to write."""
-    location = tuple(mistake["loc"])
-    known = location
-    while known and known not in lines:
-        known = known[:-1]
-    line = f"line {lines[known]}: " if known in lines else ""
-    where = ".".join(map(str, (*within, *location))) or "the file"
-    found = mistake["input"]
-    kind = mistake["type"]
-    if kind == "extra_forbidden":
-        remedy = _REMEDIES.get(str(location[-1]), "no such key; see docs/configuration.md for all of them")
-        return f"{line}{where}: found {_short(found)}; {remedy}"
-    if kind == "missing":
-        return f"{line}{where}: is missing"
-    if kind == "value_error":
-        return f"{line}{where}: {mistake['ctx']['error']}"
-    if kind in ("model_type", "dict_type", "tuple_type"):
-        named = [word for word in location if isinstance(word, str)]
-        example = _EXAMPLES.get(named[-1]) if named else None
-        if example and kind == "tuple_type":
-            example = f"[{example}]"
-        remedy = f"{_SHAPES[kind]}{f', such as {example}' if example else ''}"
-        return f"{line}{where}: found {_short(found)}; write {remedy}"
-    return f"{line}{where}: found {_short(found)}; {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
-
-
-def _short(value: object) -> str:
-    text = str(value) if isinstance(value, Decimal) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _mistakes(path: Path, mistakes: list[str]) -> ConfigError:
-    """Make an error of mistakes; a wrong file can have a million of them, or one that is as long."""
-    shown = [
-        line if len(line) <= _LONGEST_MISTAKE else f"{line[:_LONGEST_MISTAKE]}…" for line in mistakes[:_MOST_MISTAKES]
-    ]
-    if len(mistakes) > _MOST_MISTAKES:
-        shown.append(f"and {len(mistakes) - _MOST_MISTAKES:,} more")
-    return ConfigError("\n  ".join([f"{path} cannot be used:", *shown]))
+    raise ConfigError(f"{proxy_yaml.path} has no section {SECTION}.", hint="Add the section, or name the proxy's YAML.")

@@ -96,6 +96,8 @@ class ChangeWatcher:
         if self._workers.keeps:
             if kept:
                 log.warning("config.needs_restart", keys=list(kept), path=str(config.path))
+            for deprecation in config.deprecations:
+                log.warning("config.warning", message=deprecation.text, hint=deprecation.remedy)
             log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
         config = config.model_copy(update=kept)
         runtime.config = config
@@ -147,7 +149,7 @@ def admission_policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
     admission = config.admission
     return AdmissionPolicy(
         enforce=enforce,
-        busy_wait=admission.busy_wait // timedelta(microseconds=1),
+        max_wait=admission.max_wait // timedelta(microseconds=1),
         on_lost=admission.on_lost,
         admit_without_ledger=admission.on_ledger_error == "allow",
         admit_without_outbox=config.storage.on_outbox_full == "allow",

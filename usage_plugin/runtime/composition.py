@@ -206,7 +206,7 @@ class Parts:
     def cache(self) -> UsageCache:
         """Make an empty cache of the configured size."""
         cache = self.config.cache
-        return UsageCache(size=cache.size, retention_days=cache.retention_days, zone=self.config.timezone)
+        return UsageCache(size=cache.size, retention_days=cache.retention, zone=self.config.timezone)
 
 
 class _ClosedStore(UsageStore):

@@ -161,18 +161,18 @@ class _Waiting(NamedTuple):
 class Replay:
     """Lets events ask again, in the order of their admission."""
 
-    def __init__(self, ledger: Ledger, limits: LimitSet, *, busy_wait: timedelta = timedelta(0)) -> None:
+    def __init__(self, ledger: Ledger, limits: LimitSet, *, max_wait: timedelta = timedelta(0)) -> None:
         """Begin at nothing.
 
         Args:
             ledger: an empty one, of the replay's own.
             limits: those that are proposed.
-            busy_wait: how long a request waits that would fit once others settle.
+            max_wait: how long a request waits that would fit once others settle.
         """
         self._ledger = ledger
         self._limits = limits
         self._clock = _ReplayClock()
-        self._busy_wait = busy_wait // timedelta(microseconds=1)
+        self._max_wait = max_wait // timedelta(microseconds=1)
         self._admission = Admission(
             ledger,
             RulesInForce(limits),
@@ -208,7 +208,7 @@ class Replay:
         self.found.cost += event.cost or 0
         if not event.reserved and event.cost:
             self.found.held_as_cost += 1
-        await self._ask(_Waiting(_ask_of(event), event, event.started_at + self._busy_wait, FIRST_LOOK), first=True)
+        await self._ask(_Waiting(_ask_of(event), event, event.started_at + self._max_wait, FIRST_LOOK), first=True)
         if self.found.requests % _TIDY_EVERY == 0:
             self._ledger.tidy(self._clock.at)
             self._ledger.shorten_log()
