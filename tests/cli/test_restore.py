@@ -102,4 +102,4 @@ def test_only_what_is_kept_twice_can_be_restored(tmp_path, noon):
     books.ledger.close()
     refused = Commands(path)("restore")
     assert refused.exit_code == 1
-    assert "sqlite keeps one copy" in refused.stderr
+    assert "sqlite keeps only one copy" in refused.stderr

@@ -14,7 +14,7 @@ from tests.tracking.test_tracking import eventually
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import ConfigError
-from usage_plugin.plugins import identity_resolvers as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.runtime import load_plugins
 from usage_plugin.tracking.admission import Admitted
 
@@ -68,7 +68,7 @@ def test_slack_notifier_checks_its_options(workplace: Workplace) -> None:
 
 async def test_csv_groups_follows_its_file(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """People are in the groups that the CSV says, as it is now; one that is broken changes nothing and is counted."""
-    monkeypatch.setattr(resolving_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(resolvers_module, "REFRESH_INTERVAL", 0.05)
     people = workplace.folder / "people.csv"
     people.write_text(
         "user,group,since\nann,interns,2026\nann,berlin,2026\n Zoe , interns ,2026\n", encoding="utf-8-sig"

@@ -10,7 +10,7 @@ from tests.plugins.conftest import not_told
 from tests.tracking.test_tracking import eventually
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.plugins import identity_resolvers as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.runtime import open_reader
 from usage_plugin.tracking.admission import Admitted
 
@@ -41,7 +41,7 @@ def usage_register_identity_resolvers(): return [people]
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolving_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(resolvers_module, "REFRESH_INTERVAL", 0.05)
 
 
 def people_of(runtime: Any) -> Any:
@@ -118,7 +118,7 @@ async def test_what_was_known_stays_while_a_look_fails(workplace: Workplace) -> 
 
 async def test_a_look_that_hangs_holds_up_nothing(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resolver that hangs while it looks for changes is counted; the keeper goes on, and so does the end."""
-    monkeypatch.setattr(resolving_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(resolvers_module, "HANG_TIMEOUT", 0.1)
     workplace.write(
         "mine.py",
         f"""{PEOPLE}
@@ -166,7 +166,7 @@ async def test_one_that_cannot_begin_stops_the_start_and_no_reader(
     await workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY).close()
     workplace.runtimes.clear()
     workplace.write("mine.py", f"{PEOPLE}\npeople.fails = {{'refresh'}}")
-    with pytest.raises(PluginError, match="The identity resolver people cannot begin: SystemExit: away"):
+    with pytest.raises(PluginError, match="The identity resolver people failed to start: SystemExit: away"):
         workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     async with open_reader(workplace.config("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)) as reader:
         assert reader.limits.groups_of("ann") == ()
@@ -185,7 +185,7 @@ async def test_a_changed_yaml_chooses_among_those_that_are_there(
     workplace.config("[]", limits=INTERNS, more="  identity: {groups_from: [others]}")
     await eventually(lambda: "config.needs_restart" in caplog.text)
     assert "keys=['plugins', 'identity']" in caplog.text
-    assert "there is no resolver 'others' (there are: people)" in caplog.text
+    assert "expected a registered resolver (people); found 'others'" in caplog.text
     assert runtime.config.identity.groups_from == ("people",)
     assert not await is_admitted(workplace, runtime, "ann")
 
@@ -193,9 +193,9 @@ async def test_a_changed_yaml_chooses_among_those_that_are_there(
 @pytest.mark.parametrize(
     ("identity", "said"),
     [
-        ("{groups_from: [others]}", "identity.groups_from: there is no resolver 'others' (there are: people)"),
-        ('{user: ["resolver:others"]}', "identity.user: there is no resolver 'others'"),
-        ('{user: ["resolver:people"]}', "identity.user: the resolver 'people' has no user_of"),
+        ("{groups_from: [others]}", "identity.groups_from: expected a registered resolver (people); found 'others'"),
+        ('{user: ["resolver:others"]}', "identity.user: expected a registered resolver (people); found 'others'"),
+        ('{user: ["resolver:people"]}', "identity.user: expected a resolver with user_of; 'people' has none"),
     ],
 )
 def test_a_resolver_that_cannot_be_used_so_is_named(workplace: Workplace, identity: str, said: str) -> None:

@@ -76,7 +76,7 @@ def test_a_store_without_a_method_is_named(tmp_path: Path, verb: str) -> None:
     assert "storage backend thirds" in text
     assert "thirds.py" in text
     assert f"def {verb}(self" in text
-    assert text.count("it lacks") == 1
+    assert text.count("missing `") == 1
 
 
 def test_a_misspelt_method_is_named_with_the_right_one(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_misspelt_method_is_named_with_the_right_one(tmp_path: Path) -> None:
         tmp_path, BACKEND.format(store=store(aggregate="async def agregate(self, *arguments): ..."), open=OPEN)
     )
     assert code == 1
-    assert "(it has agregate: is that meant?)" in text
+    assert "(did you mean agregate?)" in text
 
 
 def test_a_method_that_cannot_be_called_is_named(tmp_path: Path) -> None:
@@ -96,15 +96,15 @@ def test_a_method_that_cannot_be_called_is_named(tmp_path: Path) -> None:
     ):
         code, text = check(tmp_path, BACKEND.format(store=store(prune=found), open=OPEN))
         assert code == 1
-        assert "prune is called as `async def prune(self, *, events_before" in text
+        assert "prune must accept the call `async def prune(self, *, events_before" in text
 
 
 def test_a_backend_without_its_method_is_named(tmp_path: Path) -> None:
     """So is a backend that cannot open its store, or calls it otherwise."""
     code, text = check(tmp_path, BACKEND.format(store=store(), open="def opens(self, options, context): ..."))
     assert code == 1
-    assert "it lacks `def open(self, options" in text
-    assert "(it has opens: is that meant?)" in text
+    assert "missing `def open(self, options" in text
+    assert "(did you mean opens?)" in text
 
 
 def test_a_base_that_others_complete_is_fine(tmp_path: Path) -> None:
@@ -133,5 +133,5 @@ def test_the_proxy_does_not_start_with_such_a_store(tmp_path: Path) -> None:
     from usage_plugin.runtime import Parts  # noqa: PLC0415
 
     check(tmp_path, BACKEND.format(store=store(append=""), open=OPEN))
-    with pytest.raises(PluginError, match="it lacks `async def append"):
+    with pytest.raises(PluginError, match="missing `async def append"):
         Parts(load_config(tmp_path / "config.yaml"))

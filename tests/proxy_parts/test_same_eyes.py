@@ -172,7 +172,9 @@ def test_what_litellm_refuses_is_refused(tmp_path: Path, files: dict[str, str], 
 def test_a_section_in_two_files_is_refused(tmp_path: Path) -> None:
     """LiteLLM would let the last one count, and the limits of the other would be gone without a word."""
     path = write(tmp_path, {"config.yaml": f"include: [b.yaml]\nmodel_list: []\n{OURS}", "b.yaml": OURS})
-    with pytest.raises(ConfigError, match=r"usage_plugin: found in .*config\.yaml and .*b\.yaml; write it in one of them"):
+    with pytest.raises(
+        ConfigError, match=r"usage_plugin: found in .*config\.yaml and .*b\.yaml; write it in one of them"
+    ):
         load_config(path)
 
 

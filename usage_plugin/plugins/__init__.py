@@ -9,8 +9,8 @@ the group `usage_plugin`:
     def usage_register_storage_backends():
         return [MyBackend()]
 
-`hookspecs` lists every hook, `interface` what the registered objects must do. Inside, `loading` and `one_file` find
-plugins, `manager` checks them and collects what they register, `resolving` keeps resolvers from doing harm.
+`hookspecs` defines every hook, and `interface` the types of the registered objects. Inside, `discovery` and
+`file_loader` load plugins, `manager` validates and registers them, and `identity_resolvers` isolates resolvers.
 """
 
 import pluggy
@@ -20,4 +20,4 @@ PROJECT = "usage_plugin"
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 MARK = f"{PROJECT}_impl"
-"""The attribute in which pluggy keeps that a function implements a hook."""
+"""The attribute by which pluggy marks an implementation of a hook."""

@@ -1,4 +1,4 @@
-"""Where plugins come from: the package itself, installed distributions, files. Nothing is registered here."""
+"""Load plugins from the package itself, from installed distributions and from files; registration comes later."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 
 Source = Literal["built-in", "optional", "package", "file"]
 
+FIX_OR_DISABLE = "Fix it, or disable it with enabled: false under usage_plugin.plugins."
+
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredPlugin:
-    """A plugin that the YAML speaks of; one of `path`, `package` and `name` is set.
+    """An entry of `plugins` in the YAML; exactly one of `path`, `package` and `name` is set.
 
     Attributes:
-        where: the key of the YAML, for errors.
+        where: The key of the YAML, for errors.
     """
 
     where: str
@@ -46,9 +48,9 @@ class FoundPlugin:
     """A plugin that was loaded.
 
     Attributes:
-        name: one plugin has it; of a file the name without `.py`, of a package that of the entry point.
-        location: the distribution with its version, or the file.
-        implements: the object with the hook implementations.
+        name: The unique name: of a file its name without `.py`, of a package that of the entry point.
+        location: The distribution with its version, or the file.
+        implements: The object with the hook implementations.
     """
 
     name: str
@@ -57,7 +59,7 @@ class FoundPlugin:
     implements: object
 
     def __str__(self) -> str:
-        """Name it for errors."""
+        """Return the name and the location, for errors."""
         return f"{self.name} ({self.location})"
 
 
@@ -69,29 +71,29 @@ def find_plugins(
     optional: Mapping[str, str],
     entry_points: bool,
 ) -> Iterator[FoundPlugin]:
-    """Load every plugin that is not switched off, the built-in ones first; of `optional` those that are named.
+    """Load every enabled plugin, the built-in ones first; of `optional` those that the YAML names.
 
     Raises:
-        PluginError: one of them cannot be loaded.
-        ConfigError: its options are wrong.
+        PluginError: A plugin cannot be loaded.
+        ConfigError: The options of a plugin are invalid.
     """
     ours = f"usage_plugin {__version__}"
     for name in builtin:
         yield FoundPlugin(name, "built-in", ours, _loaded(name, ours, import_module, name))
     for choice in chosen:
         if choice.name is not None:
-            _check_there_is(choice, optional)
+            _check_known(choice, optional)
             if choice.enabled:
                 loaded = _loaded(choice.name, ours, import_module, optional[choice.name])
                 yield FoundPlugin(choice.name, "optional", ours, _made(choice.name, ours, loaded, choice, context))
     installed = list(metadata.entry_points(group=PROJECT)) if entry_points else []
     packages = _by_package(chosen, installed)
     for point in installed:
-        told = packages.get(_normal(_distribution(point)))
-        if told is None or told.enabled:
+        entry = packages.get(_normal(_distribution(point)))
+        if entry is None or entry.enabled:
             location = f"{_distribution(point)} {point.dist.version if point.dist else ''}".strip()
             loaded = _loaded(point.name, location, point.load)
-            yield FoundPlugin(point.name, "package", location, _made(point.name, location, loaded, told, context))
+            yield FoundPlugin(point.name, "package", location, _made(point.name, location, loaded, entry, context))
     for choice in chosen:
         if choice.path is not None and choice.enabled:
             name, location = choice.path.stem, str(choice.path)
@@ -106,34 +108,35 @@ def _loaded(name: str, location: str, load: Callable[..., Any], *what: object) -
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"The plugin {name} ({location}) cannot be imported: {type(error).__name__}: {error}.",
-            hint="Mend it, or switch it off with enabled: false under usage_plugin.plugins.",
+            f"Cannot import the plugin {name} ({location}): {type(error).__name__}: {error}.",
+            hint=FIX_OR_DISABLE,
         ) from error
 
 
 def _made(name: str, location: str, loaded: Any, choice: ConfiguredPlugin | None, context: BackendContext) -> object:
-    """Make a module's `Plugin` with its options, if it has one; else the module itself is the plugin."""
+    """Return an object of the module's class `Plugin`, if it has one; else the module itself is the plugin."""
     options = choice.options if choice else {}
     where = f"{choice.where if choice else 'usage_plugin.plugins'}.options"
     factory = getattr(loaded, "Plugin", None) if isinstance(loaded, ModuleType) else None
     if factory is None:
         if options:
             raise PluginError(
-                f"{where}: the plugin {name} ({location}) takes no options.",
-                hint="Leave them out. A plugin that takes some has a class Plugin, which is made with them.",
+                f"{where}: expected no options for the plugin {name} ({location}).",
+                hint="Leave them out. A plugin with options has a class Plugin, whose constructor receives them.",
             )
         return loaded
-    beside = [name for name, value in vars(loaded).items() if hasattr(value, MARK)]
-    if beside:
+    outside = [name for name, value in vars(loaded).items() if hasattr(value, MARK)]
+    if outside:
         raise PluginError(
-            f"The plugin {name} ({location}) has a class Plugin, so its {', '.join(beside)} would not be called.",
-            hint="Make it a method of Plugin.",
+            f"The plugin {name} ({location}) has a class Plugin; expected {', '.join(outside)} as methods of it.",
+            hint="Move them into Plugin: functions of the module would not be called.",
         )
     model = getattr(loaded, "Options", NoOptions)
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise PluginError(
-            f"Options of the plugin {name} ({location}) checks nothing.",
-            hint="Make it a subclass of usage_plugin.plugins.interface.Options.",
+            f"Options of the plugin {name} ({location}): expected a subclass of"
+            f" usage_plugin.plugins.interface.Options; found {model!r}.",
+            hint="Derive it from Options.",
         )
     checked = check_options(where, model, options)
     try:
@@ -142,26 +145,29 @@ def _made(name: str, location: str, loaded: Any, choice: ConfiguredPlugin | None
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(
-            f"The plugin {name} ({location}) cannot begin: Plugin(options, context) raised "
+            f"The plugin {name} ({location}) failed to start: Plugin(options, context) raised "
             f"{type(error).__name__}: {error}.",
-            hint="Mend it, or switch it off with enabled: false under usage_plugin.plugins.",
+            hint=FIX_OR_DISABLE,
         ) from error
 
 
-def _check_there_is(choice: ConfiguredPlugin, optional: Mapping[str, str]) -> None:
+def _check_known(choice: ConfiguredPlugin, optional: Mapping[str, str]) -> None:
     if choice.name not in optional:
         raise PluginError(
-            f"{choice.where}.name: no plugin {choice.name!r} comes with usage_plugin"
-            f" (there are: {', '.join(sorted(optional)) or 'none'}).",
-            hint="A plugin of your own is named by its path, one that is installed by its package.",
+            f"{choice.where}.name: expected one of {', '.join(sorted(optional)) or 'none'}; found {choice.name!r}.",
+            hint="Write path for a plugin of your own, and package for an installed one.",
         )
 
 
 def _by_package(
     chosen: Sequence[ConfiguredPlugin], installed: Sequence[metadata.EntryPoint]
 ) -> dict[str, ConfiguredPlugin]:
-    """Find what the YAML says of packages; what it says of none, or twice of one, is a mistake."""
-    there_are = {_normal(_distribution(point)) for point in installed}
+    """Return the YAML's entries by package.
+
+    Raises:
+        PluginError: A package is not installed, or has two entries.
+    """
+    available = {_normal(_distribution(point)) for point in installed}
     packages: dict[str, ConfiguredPlugin] = {}
     for choice in chosen:
         if choice.package is None:
@@ -169,14 +175,14 @@ def _by_package(
         name = _normal(choice.package)
         if name in packages:
             raise PluginError(
-                f"{choice.where}.package: {choice.package!r} is named before, under {packages[name].where}.",
+                f"{choice.where}.package: duplicate of {packages[name].where}; found {choice.package!r} twice.",
                 hint="Name a package once.",
             )
-        if name not in there_are:
+        if name not in available:
             raise PluginError(
-                f"{choice.where}.package: no plugin comes with an installed package {choice.package!r}"
-                f" (there are: {', '.join(sorted(there_are)) or 'none'}).",
-                hint="Install it, or take the line out.",
+                f"{choice.where}.package: expected an installed package with a plugin"
+                f" ({', '.join(sorted(available)) or 'none'}); found {choice.package!r}.",
+                hint="Install it, or remove the entry.",
             )
         packages[name] = choice
     return packages
@@ -187,5 +193,5 @@ def _distribution(point: metadata.EntryPoint) -> str:
 
 
 def _normal(name: str) -> str:
-    """Write a distribution's name as package indexes compare it (PEP 503)."""
+    """Return a distribution's name as package indexes compare it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,7 +1,6 @@
-"""A plugin that is one file of Python, named in the YAML.
+"""Load a plugin from a single Python file, which the YAML names.
 
-Whoever can write the file, or put another in its place, runs code in the proxy. So a file that others may change is
-refused.
+A user who can write or replace the file can run code in the proxy. So a file that other users can change is rejected.
 """
 
 from __future__ import annotations
@@ -25,37 +24,37 @@ _MOST_BYTES = 16 << 20
 
 
 def load_file(path: Path) -> ModuleType:
-    """Run a file as a module of its own, with a name that no other has.
+    """Execute a file as a module with a unique name.
 
     Raises:
-        PluginError: it is not there, others may change it, or it raises.
+        PluginError: The file does not exist, or other users can change it.
     """
     try:
         real = path.resolve(strict=True)
         _check_safe(real.parent, real.parent.stat())
         with open_regular(real) as file:
-            # Of the open file, so that it is the one that is read.
+            # Of the open file, so that the checked file is the one that is read.
             found = os.fstat(file.fileno())
             _check_safe(real, found)
             if found.st_size > _MOST_BYTES:
                 raise PluginError(
-                    f"The plugin {path} is larger than {_MOST_BYTES >> 20} MiB.", hint="Is it the right file?"
+                    f"The plugin {path}: expected at most {_MOST_BYTES >> 20} MiB.", hint="Is it the right file?"
                 )
             source = file.read(_MOST_BYTES)
     except OSError as error:
         raise PluginError(
-            f"The plugin {path} cannot be read: {error.strerror}.",
-            hint="A path under usage_plugin.plugins starts from the folder of the YAML.",
+            f"Cannot read the plugin {path}: {error.strerror}.",
+            hint="A path under usage_plugin.plugins starts in the folder of the YAML.",
         ) from error
     name = f"usage_plugin_file_{hashlib.blake2b(os.fsencode(real), digest_size=6).hexdigest()}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, real)
     if spec is None:
-        raise PluginError(f"The plugin {path} is no file of Python.", hint="Its name must end in .py.")
+        raise PluginError(f"The plugin {path}: expected a Python file.", hint="Its name must end in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        # Compiled here: what lies in __pycache__ may be somebody else's.
-        exec(compile(source, real, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # that is what a plugin is
+        # Compiled here: another user may have written the files in __pycache__.
+        exec(compile(source, real, "exec", dont_inherit=True), module.__dict__)  # noqa: S102  # a plugin is code
     except BaseException:
         del sys.modules[name]
         raise
@@ -63,13 +62,13 @@ def load_file(path: Path) -> ModuleType:
 
 
 def _check_safe(path: Path, found: os.stat_result) -> None:
-    """Refuse what somebody else than root or this process's user may change."""
+    """Reject a path that users other than root and the process's own can change."""
     if found.st_mode & stat.S_IWOTH:
         raise PluginError(
-            f"{path} may be written by everybody, so no plugin is loaded from there.", hint=f"Run: chmod o-w {path}"
+            f"{path} is writable by all users; plugins are not loaded from it.", hint=f"Run: chmod o-w {path}"
         )
     if found.st_uid not in (0, os.geteuid()):
         raise PluginError(
-            f"{path} belongs to user {found.st_uid}, so no plugin is loaded from there.",
-            hint=f"It must belong to root or to who runs the proxy: chown {os.geteuid()} {path}",
+            f"{path} belongs to user {found.st_uid}; plugins are not loaded from it.",
+            hint=f"Its owner must be root or the proxy's user. Run: chown {os.geteuid()} {path}",
         )

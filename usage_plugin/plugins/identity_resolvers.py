@@ -1,8 +1,8 @@
-"""Resolvers in use: the ones that the YAML chooses, kept from doing harm.
+"""The resolvers that the YAML chooses, isolated so that their failures and delays do little harm.
 
-`user_of` is asked on the request path, and only where `identity.user` gets as far as a resolver. Groups are part of the
-rules in force (`domain.limits.Membership`), which remember what they matched, so hardly a request asks for them. Each
-resolver looks for changes in a thread of its own.
+`user_of` is called on the request path, where no earlier source of `identity.user` has an answer. Groups are part of
+the active limits (`domain.limits.Membership`), which cache their matches, so few requests need them. Each resolver
+refreshes its data in a thread of its own.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from usage_plugin.plugins.interface import Claim
     from usage_plugin.tracking.failures import Failures
 
-LOOK_EVERY = 1.0
-PATIENCE = 30.0
-"""A look that takes so many seconds hangs."""
+REFRESH_INTERVAL = 1.0
+HANG_TIMEOUT = 30.0
+"""The seconds after which a refresh counts as hanging."""
 
 SLOW_NS = 5_000_000
-"""An answer that takes longer holds up every request of the worker, and its resolver is named."""
+"""The time of an answer above which its resolver is logged as slow: it delays every request of the worker."""
 
-_WHATEVER = (Exception, SystemExit, asyncio.CancelledError)
-"""What a resolver may raise on the event loop: neither the worker nor the request's task ends because of it."""
+_ANY_ERROR = (Exception, SystemExit, asyncio.CancelledError)
+"""All errors that a resolver may raise on the event loop; none of them ends the worker or the request's task."""
 
 log = get_logger()
 
 
 class ResolverFailedError(UsagePluginError):
-    """Who sent this request cannot be found out at the moment."""
+    """The user of this request cannot be resolved at the moment."""
 
 
 class Resolvers:
-    """What of the registered resolvers is used, by name."""
+    """The resolvers in use, of the registered ones."""
 
     def __init__(self, registered: Mapping[str, IdentityResolver], failures: Failures) -> None:
-        """Take what plugins have registered; none is in use yet."""
+        """Keep the registered resolvers; none is in use yet."""
         self._registered = registered
         self._failures = failures
         self._watches: dict[str, _Watch] = {}
@@ -53,11 +53,11 @@ class Resolvers:
         self._is_stale = False
 
     def choose(self, for_users: Sequence[str], for_groups: Sequence[str]) -> None:
-        """Use these from now on, after their first look at what they know.
+        """Use these resolvers from now on, after a first refresh of each.
 
         Raises:
-            ConfigError: there is no such resolver, or it does not do what it is chosen for.
-            PluginError: one of them cannot begin. In both cases nothing has changed.
+            ConfigError: A resolver does not exist, or lacks the method that it is chosen for.
+            PluginError: The first refresh of a resolver failed. In both cases the previous choice stays.
         """
         self._check("user", for_users, "user_of")
         self._check("groups_from", for_groups, "groups_of")
@@ -74,26 +74,26 @@ class Resolvers:
         where = f"usage_plugin.identity.{key}"
         for name in names:
             if name not in self._registered:
-                there_are = ", ".join(sorted(self._registered)) or "none"
+                registered = ", ".join(sorted(self._registered)) or "none"
                 raise ConfigError(
-                    f"{where}: there is no resolver {name!r} (there are: {there_are}).",
+                    f"{where}: expected a registered resolver ({registered}); found {name!r}.",
                     hint="A resolver comes with a plugin: name its file or its package under usage_plugin.plugins.",
                 )
             if getattr(type(self._registered[name]), method) is getattr(IdentityResolver, method):
-                raise ConfigError(f"{where}: the resolver {name!r} has no {method}, so it cannot stand here.")
+                raise ConfigError(f"{where}: expected a resolver with {method}; {name!r} has none.")
 
     def user_of(self, name: str, claim: Claim) -> str | None:
-        """Ask one who sent a request.
+        """Return the user of a request; None if the resolver does not know.
 
         Raises:
-            ResolverFailedError: it does not answer.
+            ResolverFailedError: The resolver raised an error, or returned something else than a name.
         """
         started = time.perf_counter_ns()
         try:
             user = self._registered[name].user_of(claim)
             if user is not None and not isinstance(user, str):
-                raise TypeError(f"user_of returned {type(user).__name__}, not a name")
-        except _WHATEVER as error:
+                raise TypeError(f"user_of: expected a name; found {type(user).__name__}")
+        except _ANY_ERROR as error:
             self._failures.add("unresolved", name, "user_of", short_error(error))
             raise ResolverFailedError from error
         took = time.perf_counter_ns() - started
@@ -103,7 +103,7 @@ class Resolvers:
         return user
 
     def membership(self) -> Membership:
-        """Give the groups as they are known now."""
+        """Return the current group membership."""
         names = self._for_groups
         if not names:
             return NO_MEMBERSHIP
@@ -115,42 +115,42 @@ class Resolvers:
     def _groups_of(self, name: str, user: str) -> tuple[str, ...]:
         try:
             answer = self._registered[name].groups_of(user)
-            # Text is a list of its letters.
+            # A text is an iterable of its letters.
             groups = () if isinstance(answer, str) else tuple(answer)
             if isinstance(answer, str) or not all(isinstance(group, str) for group in groups):
-                raise TypeError("groups_of returned no list of names")
-        except _WHATEVER as error:  # a settlement asks too, and must not fail
+                raise TypeError("groups_of: expected a list of names")
+        except _ANY_ERROR as error:  # settlements call this too, and must not fail
             self._failures.add("unresolved", name, "groups_of", short_error(error))
             self._is_stale = True
             return ()
         return groups
 
     def have_changed(self, known: Membership) -> bool:
-        """Say whether groups are to be asked for anew; called once a second."""
+        """Whether group membership must be resolved again; called once a second."""
         stale, self._is_stale = self._is_stale, False
         for watch in self._watches.values():
-            watch.tell_if_hanging()
+            watch.report_if_hanging()
         return stale or self.membership().version != known.version
 
     def start(self) -> None:
-        """Begin to look for changes, also of those that are chosen later."""
+        """Start to refresh the resolvers in use."""
         for watch in self._watches.values():
             watch.start()
 
     def stop(self) -> None:
-        """Look no more; one that hangs is left behind."""
+        """Stop to refresh; a hanging resolver is abandoned."""
         for watch in self._watches.values():
             watch.stop()
 
 
 class _Watch:
-    """Looks for changes of one resolver, once a second, in a thread of its own, so that it can hold up nothing."""
+    """Refresh one resolver once a second, in a thread of its own, so that it blocks nothing else."""
 
     def __init__(self, name: str, resolver: IdentityResolver, failures: Failures) -> None:
-        """Take the first look.
+        """Refresh the resolver for the first time.
 
         Raises:
-            PluginError: it fails.
+            PluginError: The refresh failed.
         """
         self._name = name
         self._resolver = resolver
@@ -160,10 +160,10 @@ class _Watch:
         self._thread = threading.Thread(target=self._work, name=f"usage-plugin-resolver-{name}", daemon=True)
         try:
             self.version = resolver.refresh()
-        except _WHATEVER as error:
+        except _ANY_ERROR as error:
             raise PluginError(
-                f"The identity resolver {name} cannot begin: {type(error).__name__}: {error}.",
-                hint="Mend what it reads, or take it out of usage_plugin.identity.",
+                f"The identity resolver {name} failed to start: {type(error).__name__}: {error}.",
+                hint="Fix its data, or remove it from usage_plugin.identity.",
             ) from error
 
     def start(self) -> None:
@@ -173,17 +173,17 @@ class _Watch:
     def stop(self) -> None:
         self._stopping.set()
 
-    def tell_if_hanging(self) -> None:
+    def report_if_hanging(self) -> None:
         since = self._busy_since
-        if since is not None and time.monotonic() - since > PATIENCE:
-            self._failures.add("unresolved", self._name, "refresh", {"problem": "it hangs"})
+        if since is not None and time.monotonic() - since > HANG_TIMEOUT:
+            self._failures.add("unresolved", self._name, "refresh", {"problem": "refresh hangs"})
 
     def _work(self) -> None:
-        while not self._stopping.wait(LOOK_EVERY):
+        while not self._stopping.wait(REFRESH_INTERVAL):
             self._busy_since = time.monotonic()
             try:
                 version = self._resolver.refresh()
-            except BaseException as error:  # noqa: BLE001  # what it knew stays, and this is its thread
+            except BaseException as error:  # noqa: BLE001  # its previous data stays, and this is its own thread
                 self._failures.add("unresolved", self._name, "refresh", short_error(error))
             else:
                 if version != self.version:

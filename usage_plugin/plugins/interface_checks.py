@@ -1,7 +1,7 @@
-"""Check that a store or ledger has every method of its interface, before anything calls one.
+"""Check that a store or ledger has every method of its interface, before the first call.
 
-Python notices a missing method when the class is instantiated, which is when the store is opened: in the keeper's
-thread, after the proxy has started. The classes are known earlier, once the plugin's module is imported.
+Python reports a missing method when the class is instantiated. That is when the store is opened, in the keeper's
+thread, after the proxy has started. The classes exist earlier, once the plugin's module is imported.
 """
 
 from __future__ import annotations
@@ -21,38 +21,38 @@ _OURS = "usage_plugin"
 
 
 def check_verbs(port: type, module: str, owner: str) -> None:
-    """Check the classes of a module, and of those beside it, that implement an interface.
+    """Check the classes that implement an interface, in the package of a module.
 
     Args:
-        port: the abstract class, such as `UsageStore`.
-        module: where the backend is defined.
-        owner: names the backend and its plugin, for errors.
+        port: The abstract class, such as `UsageStore`.
+        module: The module of the backend.
+        owner: The backend and its plugin, for errors.
 
     Raises:
-        PluginError: a method is missing, or cannot be called as the interface is.
+        PluginError: A method is missing, or has another signature than in the interface.
     """
     for kind in _leaves(port):
         if _is_of(kind, module):
             problems = [*_missing(kind, port), *_uncallable(kind, port)]
             if problems:
                 raise PluginError(
-                    f"{kind.__name__} of {owner} is not a whole {port.__name__}: {'; '.join(problems)}.",
-                    hint=f"usage_plugin.{port.__module__.partition('.')[2]}.{port.__name__} says what each must do.",
+                    f"{kind.__name__} of {owner} is an incomplete {port.__name__}: {'; '.join(problems)}.",
+                    hint=f"usage_plugin.{port.__module__.partition('.')[2]}.{port.__name__} documents each method.",
                 )
 
 
 def describe_missing(kind: type, port: type) -> str:
-    """Describe the methods that a class lacks, with their signatures."""
+    """Return the missing methods of a class, with their signatures."""
     return "; ".join(_missing(kind, port))
 
 
 def abstract_leaves(port: type, module: str) -> list[type]:
-    """List the classes of a module that implement an interface in part, and that no other class completes."""
+    """Return the classes of a module that implement an interface only in part, and have no subclass."""
     return [kind for kind in _leaves(port) if _is_of(kind, module) and inspect.isabstract(kind)]
 
 
 def _leaves(port: type) -> Iterator[type]:
-    """List the classes below an interface that have none below themselves."""
+    """Yield the subclasses of an interface that have no subclasses themselves."""
     kinds: list[type] = port.__subclasses__()
     for kind in kinds:
         if kind.__subclasses__():
@@ -62,7 +62,7 @@ def _leaves(port: type) -> Iterator[type]:
 
 
 def _is_of(kind: type, module: str) -> bool:
-    """Whether a class is of the same package as a module; what a module no longer has is not looked at."""
+    """Whether a class belongs to the package of a module, and is still an attribute of its own module."""
     package = module.partition(".")[0]
     if package == _OURS or kind.__module__.partition(".")[0] != package:
         return False
@@ -74,12 +74,12 @@ def _missing(kind: type, port: type) -> Iterator[str]:
     for name in sorted(getattr(kind, "__abstractmethods__", ())):
         function = getattr(port, name, None) or getattr(kind, name)
         close = difflib.get_close_matches(name, own, n=1)
-        meant = f" (it has {close[0]}: is that meant?)" if close else ""
-        yield f"it lacks {_signature(name, function)}{meant}"
+        meant = f" (did you mean {close[0]}?)" if close else ""
+        yield f"missing {_signature(name, function)}{meant}"
 
 
 def _uncallable(kind: type, port: type) -> Iterator[str]:
-    """Find methods that do not take the arguments of the interface."""
+    """Yield an error for each method that does not accept the arguments of the interface."""
     missing: frozenset[str] = getattr(kind, "__abstractmethods__", frozenset())
     for name in sorted(getattr(port, "__abstractmethods__", ())):
         function, wanted = getattr(kind, name, None), getattr(port, name)
@@ -89,7 +89,7 @@ def _uncallable(kind: type, port: type) -> Iterator[str]:
         try:
             inspect.signature(function).bind(*positional, **keywords)
         except TypeError as error:
-            yield f"{name} is called as {_signature(name, wanted)} and cannot be: {error}"
+            yield f"{name} must accept the call {_signature(name, wanted)}: {error}"
         except ValueError:
             continue
 

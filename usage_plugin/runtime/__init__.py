@@ -1,4 +1,4 @@
-"""Puts the parts together: `Runtime` for a worker of the proxy, `open_reader` for readers."""
+"""Compose the application: `Runtime` for a worker of the proxy, `open_reader` for readers."""
 
 from usage_plugin.runtime.composition import BUILTIN_PLUGINS, OPTIONAL_PLUGINS, Parts, load_plugins
 from usage_plugin.runtime.read_session import NothingRecordedError, Reader, open_reader

@@ -1,10 +1,10 @@
-"""What a worker follows while it runs: the YAML, groups, adjustments, the ledger's place, the size of the outbox."""
+"""Watch for changes while a worker runs: of the YAML, groups, adjustments, the ledger's file, the outbox's size."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from usage_plugin.errors import ConfigError, LedgerError, PluginError
 from usage_plugin.log import get_logger
@@ -16,43 +16,68 @@ if TYPE_CHECKING:
     import asyncio
 
     from usage_plugin.config import Config, ConfigFile
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.runtime.worker_runtime import Runtime
+    from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.pseudonyms import Pseudonyms
+    from usage_plugin.plugins.identity_resolvers import Resolvers
+    from usage_plugin.tracking.admission import Admission, Pressure
+    from usage_plugin.tracking.recorder import Recorder
+    from usage_plugin.tracking.rules import RulesInForce
     from usage_plugin.tracking.workers import Workers
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
-"""Keys of the YAML that are read at the start only."""
+"""The keys of the YAML that are read only at the start."""
 
 log = get_logger()
 
 
+class WatchedRuntime(Protocol):
+    """The parts of a worker that depend on changes; the watcher replaces `config`."""
+
+    config: Config
+    clock: Clock
+    ledger: Ledger
+    pseudonyms: Pseudonyms
+    resolvers: Resolvers
+    rules: RulesInForce
+    admission: Admission
+    recorder: Recorder
+    pressure: Pressure
+    enforce: bool
+
+    @property
+    def limits(self) -> LimitSet:
+        """The limits in force."""
+
+
 class ChangeWatcher:
-    """What one worker follows, in its keeper's thread: the YAML, the adjustments, the size of the outbox."""
+    """Detect changes in the keeper's thread of one worker, and apply them to its runtime."""
 
     def __init__(
-        self, runtime: Runtime, file: ConfigFile | None, loop: asyncio.AbstractEventLoop, workers: Workers
+        self, runtime: WatchedRuntime, file: ConfigFile | None, loop: asyncio.AbstractEventLoop, workers: Workers
     ) -> None:
         self._runtime = runtime
         self._file = file
         self._loop = loop
         self._workers = workers
         self._problems = Problems(runtime.clock)
-        # The rules of the start are the loop's own: it has settled nothing by others.
+        # The loop uses the rules of the start: it has settled nothing by others.
         self._used_by_loop = runtime.rules.digest
-        self._told = ""
+        self._announced = ""
         self._is_full = False
         self.chores = (
-            self._watch_ledger,
-            self._follow_file,
-            self._follow_groups,
-            self._follow_adjustments,
-            self._tell_rules,
+            self._check_ledger,
+            self._check_file,
+            self._check_groups,
+            self._check_adjustments,
+            self._announce_rules,
             self._measure_outbox,
         )
 
-    def _watch_ledger(self, ledger: Ledger) -> None:
-        """Admit nothing by a ledger that was deleted or replaced: whoever starts next counts in another."""
-        del ledger  # this thread's, which may have been opened later
+    def _check_ledger(self, ledger: Ledger) -> None:
+        """Stop admission if the ledger's file was deleted or replaced: the next process to start uses another one."""
+        del ledger  # the thread's own, which may have been opened later
         gone = ""
         try:
             self._runtime.ledger.check_place()
@@ -60,13 +85,13 @@ class ChangeWatcher:
             gone = error.message
         pressure = self._runtime.pressure
         if gone and not pressure.ledger_gone:
-            log.error("ledger.gone", message=gone, hint="Put it back, or restart the proxy with all its workers.")
+            log.error("ledger.gone", message=gone, hint="Restore it, or restart the proxy with all its workers.")
         elif pressure.ledger_gone and not gone:
             log.info("ledger.is_back", path=self._runtime.ledger.location)
         pressure.ledger_gone = gone
 
-    def _follow_file(self, ledger: Ledger) -> None:
-        """Put a changed YAML in force; an invalid one is refused, and the old one stays."""
+    def _check_file(self, ledger: Ledger) -> None:
+        """Apply a changed YAML; an invalid one is rejected, and the previous one stays in force."""
         file = self._file
         if file is None:
             return
@@ -88,7 +113,7 @@ class ChangeWatcher:
         try:
             runtime.resolvers.choose(config.identity.user_resolvers, config.identity.groups_from)
         except (ConfigError, PluginError) as error:
-            # It comes with a plugin that is not loaded yet, or does not work: who somebody is stays as it was.
+            # Its plugin is not loaded yet, or does not work: the previous identity settings stay.
             kept["identity"] = old.identity
             if self._workers.keeps:
                 log.error("config.identity_refused", path=str(config.path), message=str(error))  # noqa: TRY400
@@ -108,24 +133,24 @@ class ChangeWatcher:
         runtime = self._runtime
         runtime.rules.replace(runtime.config.limit_set(runtime.pseudonyms, runtime.resolvers.membership()))
 
-    def _follow_groups(self, _: Ledger) -> None:
-        """Put groups in force that a resolver knows otherwise now."""
+    def _check_groups(self, _: Ledger) -> None:
+        """Apply changes of the groups that resolvers know."""
         if self._runtime.resolvers.have_changed(self._runtime.limits.membership):
             self._replace_rules()
 
-    def _follow_adjustments(self, ledger: Ledger) -> None:
+    def _check_adjustments(self, ledger: Ledger) -> None:
         self._runtime.rules.follow(ledger, self._runtime.clock.now())
 
-    def _tell_rules(self, ledger: Ledger) -> None:
-        """Leave word of the rules that this worker goes by, once nothing is settled by others any more."""
+    def _announce_rules(self, ledger: Ledger) -> None:
+        """Record the rules that this worker uses, once it no longer settles anything by earlier ones."""
         digest = self._runtime.rules.digest
-        if digest == self._told:
+        if digest == self._announced:
             return
         if self._used_by_loop == digest:
             ledger.note(NOTE + self._workers.name, digest)
-            self._told = digest
+            self._announced = digest
         else:
-            # Asked there, because the loop may be in the middle of a settlement by the rules before.
+            # Checked on the loop, because it may be in the middle of a settlement by the previous rules.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._use, digest)
 
@@ -140,12 +165,17 @@ class ChangeWatcher:
             self._is_full = pressure.outbox_full = full
             pressure.leaves_gaps = full and storage.on_outbox_full == "allow"
         if self._workers.keeps:
-            problem = f"It is full: {storage.outbox_max} bytes wait for the store." if full else None
+            problem = f"The outbox is full: {storage.outbox_max} bytes wait for the store." if full else None
             self._problems.tell(ledger, "outbox", problem)
 
 
 def admission_policy(config: Config, *, enforce: bool) -> AdmissionPolicy:
-    """Read how requests are admitted; `enforce` is whether limits refuse anything at all."""
+    """Return the policy of admission.
+
+    Args:
+        config: The configuration.
+        enforce: Whether limits refuse requests at all.
+    """
     admission = config.admission
     return AdmissionPolicy(
         enforce=enforce,

@@ -1,4 +1,4 @@
-"""The parts that the YAML chooses: plugins, ledger, store, and what belongs to a data folder."""
+"""The composition root: create the plugins, the ledger, the store and the files of a data folder by the YAML."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ BUILTIN_PLUGINS = (
 )
 
 OPTIONAL_PLUGINS = {"chroma": "usage_plugin.contrib.chroma"}
-"""Plugins of ours that are off unless the YAML names them."""
+"""The plugins of this package that are off unless the YAML names them."""
 
 
 def load_plugins(config: Config) -> Plugins:
-    """Load the built-in plugins, those of installed packages, and what the YAML names.
+    """Load the built-in plugins, those of installed packages, and those that the YAML names.
 
     Raises:
-        PluginError: one of them cannot be used.
-        ConfigError: its options are wrong.
+        PluginError: A plugin cannot be loaded or is invalid.
+        ConfigError: The options of a plugin are invalid.
     """
     context = _context(config)
     chosen = [
@@ -84,14 +84,14 @@ def _context(config: Config) -> BackendContext:
 
 
 class Parts:
-    """The chosen backends with their checked options: what opens the ledger and the store."""
+    """The chosen backends with their validated options, which open the ledger and the store."""
 
     def __init__(self, config: Config, plugins: Plugins | None = None) -> None:
-        """Choose and check the backends.
+        """Choose and validate the backends.
 
         Raises:
-            ConfigError: there is no such backend, or its options are wrong.
-            PluginError: a plugin cannot be used.
+            ConfigError: A backend does not exist, or its options are invalid.
+            PluginError: A plugin cannot be loaded or is invalid.
         """
         self.plugins = plugins or load_plugins(config)
         self.config = config
@@ -133,7 +133,7 @@ class Parts:
                 ledger.close()
 
     def has_ledger(self) -> bool:
-        """Say whether there is anything to read; readers create nothing."""
+        """Whether the ledger exists; readers create nothing."""
         return self._ledger.exists(self._ledger_options, self._context)
 
     def open_store(self) -> AbstractAsyncContextManager[UsageStore]:
@@ -142,9 +142,9 @@ class Parts:
 
     @asynccontextmanager
     async def open_store_for_reading(self) -> AsyncIterator[UsageStore]:
-        """Open the store; one that cannot be opened raises once it is asked for something.
+        """Open the store; a store that cannot be opened raises its error at the first call instead.
 
-        What stands in the ledger must be readable just then.
+        The data in the ledger must stay readable in that case.
         """
         async with AsyncExitStack() as stack:
             store: UsageStore
@@ -155,62 +155,62 @@ class Parts:
             yield store
 
     def restore(self, *, dry_run: bool) -> AsyncIterator[Restoration]:
-        """Make one copy of the history anew out of the other.
+        """Restore one copy of the history from the other.
 
         Raises:
-            ConfigError: the store keeps one copy only.
+            ConfigError: The store keeps one copy only.
         """
         if not isinstance(self._storage, Restorable):
             raise ConfigError(
-                f"usage_plugin.storage.backend: {self._storage.name} keeps one copy of the history.",
-                hint="Only `hybrid` has files that its database can be restored from.",
+                f"usage_plugin.storage.backend: {self._storage.name} keeps only one copy of the history.",
+                hint="Only the database of `hybrid` can be restored, from its files.",
             )
         return self._storage.restore(self._storage_options, self._context, dry_run=dry_run)
 
     def workers(self) -> Workers:
-        """See the workers of the data folder."""
+        """Return the workers of the data folder."""
         return Workers(self.config.data_dir / "workers")
 
     @property
     def secret_path(self) -> Path:
-        """The file of the secret that pseudonyms are made with."""
+        """The file of the secret from which pseudonyms are derived."""
         return self.config.data_dir / secret.FILE
 
     def pseudonyms(self) -> Pseudonyms | None:
-        """Make pseudonyms as the proxy does; None without a secret."""
+        """Return the pseudonyms of the data folder's secret; None without a secret."""
         found = secret.read_secret(self.secret_path)
         return None if found is None else self._pseudonyms(found)
 
     def make_pseudonyms(self) -> Pseudonyms:
-        """Make pseudonyms, and the secret if there is none."""
+        """Return the pseudonyms of the data folder's secret; create the secret if it does not exist."""
         return self._pseudonyms(secret.make_secret(self.secret_path))
 
     def _pseudonyms(self, found: bytes) -> Pseudonyms:
         return Pseudonyms(found, hides_persons=self.config.privacy.user == "pseudonym")
 
     def unstorable(self, clock: Clock) -> Unstorable:
-        """Find the file of events that the store never takes."""
+        """Return the file of events that the store has rejected for good."""
         return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
 
     def resolvers(self, failures: Failures) -> Resolvers:
-        """Make the chosen resolvers ready.
+        """Return the chosen resolvers, refreshed once.
 
         Raises:
-            ConfigError: there is no such resolver.
-            PluginError: one of them cannot begin.
+            ConfigError: A resolver does not exist.
+            PluginError: The first refresh of a resolver failed.
         """
         resolvers = Resolvers(self.plugins.resolvers, failures)
         resolvers.choose(self.config.identity.user_resolvers, self.config.identity.groups_from)
         return resolvers
 
     def cache(self) -> UsageCache:
-        """Make an empty cache of the configured size."""
+        """Return an empty cache of the configured size."""
         cache = self.config.cache
         return UsageCache(size=cache.size, retention_days=cache.retention, zone=self.config.timezone)
 
 
 class _ClosedStore(UsageStore):
-    """Stands for a store that could not be opened, until somebody wants something of it."""
+    """A store that could not be opened: each call raises the error."""
 
     def __init__(self, error: StorageError) -> None:
         self._error = error

@@ -1,4 +1,4 @@
-"""`open_reader`: everything that who only reads needs, whether the proxy runs or not."""
+"""`open_reader`: read access to a data folder, whether the proxy runs or not."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class NothingRecordedError(UsagePluginError):
 
 
 class Reader:
-    """Everything a reader needs: it changes nothing, whether the proxy runs or not."""
+    """Read access to a data folder: it changes nothing, whether the proxy runs or not."""
 
     def __init__(self, parts: Parts, ledger: Ledger, store: UsageStore, clock: Clock) -> None:
-        """Take the open parts; `open_reader` makes them."""
+        """Use open parts; `open_reader` opens them."""
         self.parts = parts
         self.config = parts.config
         self.clock = clock
@@ -53,15 +53,15 @@ class Reader:
         self.tracker = UsageReader(ledger, store, parts.cache(), parts.config.timezone, clock)
 
     def limits_of(self, config: Config) -> LimitSet:
-        """Make the limits of a configuration, for the names that are kept here; without adjustments."""
+        """Return the limits of a configuration, for the names as they are kept here; without adjustments."""
         made = config.limit_set(self.pseudonyms, self._membership)
         return made.knowing({}, hides_persons=config.privacy.user == "pseudonym")
 
     def kept(self, dimension: str, name: str) -> str:
-        """Give what is kept of a name that somebody typed; from then on the limits know whom it is of.
+        """Return the form in which a typed name is kept; from then on the limits map it back to the name.
 
         Raises:
-            SecretError: it has a pseudonym, and there is no secret to make it with.
+            SecretError: The name is kept as a pseudonym, and the secret is missing.
         """
         name = self.config.identity.as_kept(dimension, name)
         is_person = dimension in ("user", "end_user") and self.limits.hides_persons
@@ -71,8 +71,8 @@ class Reader:
             if is_pseudonym(name) or is_key_pseudonym(name):
                 return name
             raise secret.SecretError(
-                f"{self.secret_path} is missing, so it cannot be said under which name this is kept.",
-                hint="Put it back from a backup, or write the pseudonym itself.",
+                f"Secret not found: {self.secret_path}. It is needed to derive the pseudonym of a name.",
+                hint="Restore it from a backup, or write the pseudonym itself.",
             )
         kept = self.pseudonyms.kept_of(dimension, name)
         if is_person and kept != name:
@@ -80,33 +80,33 @@ class Reader:
         return kept
 
     def person(self, name: str) -> Person:
-        """Find all names of a person: their own, and the pseudonym they may have been kept under.
+        """Return all names of a person: their own, and the pseudonym under which they may be kept.
 
         Raises:
-            SecretError: there is no secret to make it with.
+            SecretError: The secret is missing.
         """
         return Person(frozenset({name, self.pseudonym(name)}), self.limits)
 
     def pseudonym(self, name: str) -> str:
-        """Give a person's pseudonym, whether they are kept under it or not.
+        """Return a person's pseudonym, whether they are kept under it or not.
 
         Raises:
-            SecretError: there is no secret to make it with.
+            SecretError: The secret is missing.
         """
         if self.pseudonyms is None:
             raise secret.SecretError(
-                f"{self.secret_path} is missing, and with it the way to the pseudonym of a name.",
-                hint="Put it back from a backup, or start the proxy once, which makes a new one.",
+                f"Secret not found: {self.secret_path}. It is needed to derive the pseudonym of a name.",
+                hint="Restore it from a backup, or start the proxy once, which creates a new one.",
             )
         return self.pseudonyms.of_person(name)
 
     def kept_filter(self, usage_filter: UsageFilter) -> UsageFilter:
-        """Put what is kept in place of the names that somebody typed."""
+        """Replace typed names by the form in which they are kept."""
         return replace(usage_filter, **{name: self.kept(name, value) for name, value in usage_filter.wanted().items()})
 
 
 def _membership(parts: Parts, clock: Clock) -> Membership:
-    """Ask the resolvers for groups; what a worker goes on without must not keep anybody from reading."""
+    """Return group membership; a failing resolver must not prevent reading, just as it does not stop a worker."""
     try:
         return parts.resolvers(Failures(clock)).membership()
     except PluginError as error:
@@ -121,7 +121,7 @@ async def open_reader(
     """Open the ledger and the store for reading.
 
     Raises:
-        NothingRecordedError: there is no ledger.
+        NothingRecordedError: The ledger does not exist.
     """
     parts = Parts(config, plugins)
     if not parts.has_ledger():

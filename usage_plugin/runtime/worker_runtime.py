@@ -1,4 +1,4 @@
-"""`Runtime`: everything one worker of the proxy needs, from its start to its end."""
+"""`Runtime`: the application in one worker of the proxy, from its start to its end."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ log = get_logger()
 
 
 class Runtime:
-    """Everything one worker of the proxy needs, from its start to its end."""
+    """The application in one worker of the proxy, from its start to its end."""
 
     def __init__(self, config: Config, *, plugins: Plugins | None = None, clock: Clock | None = None) -> None:
         """Open the ledger and start the keeper's thread.
 
         Raises:
-            UsagePluginError: the configuration, a plugin or the ledger does not work.
+            UsagePluginError: The configuration, a plugin or the ledger cannot be used.
         """
         self.parts = parts = Parts(config, plugins)
         self.plugins = parts.plugins
@@ -119,7 +119,7 @@ class Runtime:
         self._keeper.start()
 
     def _open_again(self) -> Ledger:
-        """Open the ledger for another thread; never a new one in the place of one that was deleted."""
+        """Open the ledger for another thread; never create a new one in place of a deleted one."""
         self.ledger.check_place()
         return self.parts.open_ledger()
 
@@ -129,7 +129,7 @@ class Runtime:
         return self.rules.limits
 
     async def tick(self) -> None:
-        """Do this worker's own small chores for ever: hand on what was counted, keep the cache within its retention."""
+        """Run this worker's periodic tasks without end: write counters, and drop old entries of the cache."""
         cleaned = self.clock.monotonic()
         every = self.config.cache.cleanup_interval // timedelta(microseconds=1)
         while True:
@@ -141,7 +141,7 @@ class Runtime:
                     cleaned = self.clock.monotonic()
                     self.cache.clean_up(local_date(self.clock.now(), self.config.timezone))
             except Exception:
-                # Whatever it was, the next tick must come.
+                # The next tick must run after any error.
                 log.exception("tick.failed")
 
     def _retention(self) -> Retention:
@@ -152,13 +152,13 @@ class Runtime:
             self._migration.see_to_it(ledger)
 
     async def close(self, seconds: float = 10.0) -> None:
-        """Write everything that is still in memory, flush the outbox if this worker is the keeper, and let go.
+        """Write all data in memory, flush the outbox if this worker is the keeper, and release all resources.
 
-        Plugins get a moment to be told what waits for them.
+        Plugins get a moment to receive the notifications that wait for them.
         """
         try:
             await self.recorder.drain(seconds)
-            # There is no next time.
+            # This is the last chance to write.
             self.refusals.flush(patience=LAST_PATIENCE)
             self.imperfections.flush(patience=LAST_PATIENCE)
         finally:
@@ -166,7 +166,7 @@ class Runtime:
             if self._migration:
                 self._migration.stop()
             self.resolvers.stop()
-            # Not on the loop: a plugin may need it to come to an end.
+            # Not on the loop: a plugin may need the loop to finish.
             await asyncio.to_thread(self._listeners.stop)
             with suppress(LedgerError):
                 self._failures.hand_over(self.ledger)
