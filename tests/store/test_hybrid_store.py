@@ -36,10 +36,10 @@ MANY = 3_000
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usage_plugin.backends.sqlite.sqlite_store._BUSY_TIMEOUT", 0.1)
-    monkeypatch.setattr(replication, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(replication, "LONGEST_PAUSE", 0.1)
-    monkeypatch.setattr(database_module, "AWAY_FOR", 0.05)
+    monkeypatch.setattr("usage_plugin.backends.sqlite.connections._BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(replication, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(replication, "MAX_PAUSE", 0.1)
+    monkeypatch.setattr(database_module, "RETRY_AFTER", 0.05)
 
 
 class Folder:
@@ -151,7 +151,7 @@ async def test_a_locked_database_is_waited_for(folder: Folder) -> None:
         assert len([event async for event in store.events((0, 2 * NOON), EVERYTHING)]) == 29
         await eventually(lambda: "locked" in (trouble_of(store) or ""))
         await store.health()
-        with pytest.raises(StorageUnavailableError, match="needs the database"):
+        with pytest.raises(StorageUnavailableError, match="requires the database"):
             await store.forget("ann", most=10)
         assert await store.prune(events_before=2 * NOON, days_before=TODAY, most=10) == 0
         other.execute("ROLLBACK")
@@ -252,11 +252,11 @@ def test_wrong_parts_are_refused_before_anything_is_opened(folder: Folder) -> No
     backend = BACKENDS["hybrid"]
     context = BackendContext(folder.path, BERLIN, storage_backends=BACKENDS)
     for options, words in (
-        ({"database": {"backend": "nothing"}}, r"options\.database\.backend: found 'nothing'"),
+        ({"database": {"backend": "nothing"}}, r"options\.database\.backend: expected one of .*; found 'nothing'"),
         ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, r"options\.files\.options\.paht"),
-        ({"database": {"backend": "memory"}}, "memory cannot be built anew"),
-        ({"files": {"backend": "sqlite"}}, "sqlite cannot be the files of a database.*Write partitioned"),
-        ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, "no such option; there are: path"),
+        ({"database": {"backend": "memory"}}, "rebuilt from files, such as sqlite; found memory"),
+        ({"files": {"backend": "sqlite"}}, "expected a backend of files.*found sqlite.*Write partitioned"),
+        ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, "unknown option; known options: path"),
     ):
         with pytest.raises(ConfigError, match=words):
             backend.check(backend.options_model.model_validate(options), context)

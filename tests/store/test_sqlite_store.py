@@ -66,7 +66,7 @@ async def test_a_locked_file_is_unavailable(
     open_sqlite: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While somebody else holds the lock for long, an append raises, adds nothing, and works afterwards."""
-    monkeypatch.setattr("usage_plugin.backends.sqlite.sqlite_store._BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr("usage_plugin.backends.sqlite.connections._BUSY_TIMEOUT", 0.1)
     store = await open_sqlite()
     other = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -83,7 +83,7 @@ async def test_a_locked_file_is_unavailable(
 async def test_a_file_keeps_to_its_zone(open_sqlite: Callable[..., Any]) -> None:
     """Daily sums of one zone are not read as another's: the error says what to do."""
     await open_sqlite()
-    with pytest.raises(StorageError, match=r"Europe/Berlin.*Set usage_plugin\.timezone back"):
+    with pytest.raises(StorageError, match=r"Europe/Berlin.*Set usage_plugin\.timezone to Europe"):
         await open_sqlite(ZoneInfo("UTC"))
 
 

@@ -1,7 +1,7 @@
-"""The `hybrid` backend: files that are the truth, and a database made of them that answers questions.
+"""The `hybrid` backend: files as the source of truth, and a database derived from them that answers queries.
 
-It knows neither by name: both are registered backends, chosen by its options. `store` says which of the two is asked,
-`following` keeps the database up with the files, and `rebuild` makes a new one out of them.
+Both are registered backends, chosen by options. `hybrid_store` routes queries to one of the two, `replication` copies
+new records from the files to the database, and `rebuild` derives a new database from the files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class PartOptions(BaseModel):
-    """Which backend a part is, and its options."""
+    """The backend of a part, and its options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,8 +52,8 @@ class HybridOptions(Options):
     """Options of the `hybrid` backend.
 
     Attributes:
-        files: the truth; a backend that keeps copies and can hand out what it has.
-        database: what answers questions; a backend that can be built anew beside.
+        files: The source of truth: a backend that mirrors profiles and limits, and can send all its records.
+        database: The backend that answers queries; it must be able to build a new database next to the old one.
     """
 
     files: PartOptions = PartOptions(backend="partitioned")
@@ -61,13 +61,13 @@ class HybridOptions(Options):
 
 
 class Part:
-    """A registered backend with its checked options."""
+    """A registered backend with its validated options."""
 
     def __init__(self, name: str, chosen: PartOptions, context: BackendContext) -> None:
-        """Choose and check it.
+        """Choose the backend and validate its options.
 
         Raises:
-            ConfigError: there is none of that name, or its options are wrong.
+            ConfigError: The backend does not exist, or its options are invalid.
         """
         where = f"usage_plugin.storage.options.{name}"
         self.context = context
@@ -76,13 +76,14 @@ class Part:
         self.backend.check(self.options, context)
 
     def open(self) -> AbstractAsyncContextManager[UsageStore]:
-        """Open its store."""
+        """Open the backend's store."""
         return self.backend.open(self.options, self.context)
 
 
 def _unfit(options: HybridOptions) -> ConfigError:
     return ConfigError(
-        f"usage_plugin.storage.options.files.backend: {options.files.backend} cannot be the files of a database.",
+        "usage_plugin.storage.options.files.backend: expected a backend of files, such as partitioned; found"
+        f" {options.files.backend}.",
         hint="Write partitioned, or leave files out.",
     )
 
@@ -92,7 +93,7 @@ async def _files(options: HybridOptions, context: BackendContext) -> AsyncIterat
     """Open the files.
 
     Raises:
-        ConfigError: they cannot hand out what they have.
+        ConfigError: The backend cannot send its records.
     """
     async with Part("files", options.files, context).open() as files:
         if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
@@ -101,27 +102,27 @@ async def _files(options: HybridOptions, context: BackendContext) -> AsyncIterat
 
 
 class HybridBackend(StorageBackend[HybridOptions]):
-    """Keeps the history in files, and in a database that follows them."""
+    """The backend that keeps the history in files, and in a database that is replicated from them."""
 
     name = "hybrid"
     options_model = HybridOptions
 
     def check(self, options: HybridOptions, context: BackendContext) -> None:
-        """Look at both parts."""
+        """Check both parts."""
         files = Part("files", options.files, context)
         database = Part("database", options.database, context)
         if files.backend.name == database.backend.name:
             raise _unfit(options)
         if not isinstance(database.backend, Renewable):
             raise ConfigError(
-                "usage_plugin.storage.options.database.backend:"
-                f" {options.database.backend} cannot be built anew out of files.",
+                "usage_plugin.storage.options.database.backend: expected a backend that can be rebuilt from files,"
+                f" such as sqlite; found {options.database.backend}.",
                 hint="Write sqlite, or leave database out.",
             )
 
     @asynccontextmanager
     async def open(self, options: HybridOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
-        """Open the files; the database when it is needed."""
+        """Open the files; the database is opened at its first use."""
         self.check(options, context)
         async with _files(options, context) as files:
             part = Part("database", options.database, context)
@@ -141,7 +142,7 @@ class HybridBackend(StorageBackend[HybridOptions]):
     async def restore(
         self, options: HybridOptions, context: BackendContext, *, dry_run: bool
     ) -> AsyncIterator[Restoration]:
-        """Make the database anew out of the files."""
+        """Restore the database from the files."""
         self.check(options, context)
         part = Part("database", options.database, context)
         async with _files(options, context) as files:
@@ -149,7 +150,7 @@ class HybridBackend(StorageBackend[HybridOptions]):
             if not lock.take():
                 raise StorageUnavailableError(
                     "A worker of the proxy is writing to the database.",
-                    hint="Stop the proxy first. While it runs, it mends the database by itself.",
+                    hint="Stop the proxy first. While it runs, it repairs the database by itself.",
                 )
             try:
                 before = {"files": await _totals(files), "database": await _totals_if_there(part)}
@@ -176,18 +177,18 @@ class HybridBackend(StorageBackend[HybridOptions]):
 
 
 async def rebuild(part: Part, files: Files, aside: str | None) -> AsyncIterator[int | Path | None]:
-    """Make a new database out of the files, compare the two, and put it in the place of the old one.
+    """Derive a new database from the files, compare the two, and replace the old database.
 
     Args:
-        part: the database, which nobody has open in this process.
-        files: the truth.
-        aside: what the old one's name ends in from then on; None if it is not worth keeping.
+        part: The database, which is not open in this process.
+        files: The source of truth.
+        aside: The suffix under which the old database is kept; None deletes it.
 
     Yields:
-        How many records each step has stored, and at the end where the old one is.
+        The number of records that each step has stored, and at the end the path of the old database.
 
     Raises:
-        StorageError: either cannot be used, or they do not agree; the old one is still in its place.
+        StorageError: The files or the database cannot be used, or they disagree. The old database stays in place.
     """
     renewable = cast(Renewable, part.backend)
     marks = await files.watermarks()
@@ -196,7 +197,7 @@ async def rebuild(part: Part, files: Files, aside: str | None) -> AsyncIterator[
             yield count
         totals = await _totals(files)
         if await files.watermarks() == marks and await _totals(store) != totals:
-            raise StorageError("The database that was made of the files does not agree with them.")
+            raise StorageError("The totals of the new database differ from those of the files it was derived from.")
     yield renewable.take_place(part.options, part.context, aside=aside)
 
 

@@ -1,7 +1,7 @@
-"""The hybrid store: files are the truth, a database answers questions.
+"""The hybrid store: files are the source of truth, a database answers queries.
 
-An event counts as stored once the files have it. The database follows; it is asked only if it has everything that
-the files have, and otherwise the files answer, so that no report is ever short of what is stored.
+An event counts as stored once the files have it; the database is replicated from the files. The database answers a
+query only if it has every record of the files. Otherwise the files answer, so that each report is complete.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.backends.hybrid.database import has_all, unknown, watermarks_of
-from usage_plugin.backends.hybrid.initial_copy import move_in
+from usage_plugin.backends.hybrid.initial_copy import copy_history
 from usage_plugin.backends.hybrid.replication import Batch, Replicator
 from usage_plugin.domain.store import (
     LEFT_OVER,
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.domain.windows import Window
 
-PATIENCE = 1.0
-"""So many seconds an append waits for the database, so that who reads next need not read files."""
+REPLICATION_WAIT = 1.0
+"""The maximum wait of an append for the database, in seconds, so that the next query need not read files."""
 
-OLD = 5.0
-"""So many seconds old, a database that lags is opened anew; and so long what needs both waits for it."""
+LAG_TIMEOUT = 5.0
+"""The age in seconds at which a lagging database is reopened, and the maximum wait of steps that need both."""
 
 _SHORTLY = 0.05
 
@@ -57,29 +57,29 @@ class HybridStore(UsageStore):
     def __init__(
         self, files: Files, database: Database, renew: Callable[[str | None], Awaitable[None]], lock: WriterLock
     ) -> None:
-        """Take the parts; `open_store` makes them.
+        """Use open parts.
 
         Args:
-            files: the truth.
-            database: what answers questions.
-            renew: builds the database anew out of the files.
-            lock: of the process that writes to the database.
+            files: The source of truth.
+            database: The database that answers queries.
+            renew: Rebuilds the database from the files.
+            lock: The lock of the one process that writes to the database.
         """
         self._files = files
         self._database = database
         self._lock = lock
         self._replicator = Replicator(files, database, renew)
-        self._following: asyncio.Task[None] | None = None
+        self._replication: asyncio.Task[None] | None = None
         self._beginning = asyncio.Lock()
 
     # ── writing ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
-        """Add numbered events to the files, and to the database if it is there."""
+        """Add numbered events to the files, and to the database if it is available."""
         await self._append(writer, "events", events)
 
     async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
-        """Add numbered sums to the files, and to the database if it is there."""
+        """Add numbered sums to the files, and to the database if it is available."""
         await self._append(writer, "sums", sums)
 
     async def _append(self, writer: str, kind: Kind, numbered: Sequence[Any]) -> None:
@@ -91,52 +91,50 @@ class HybridStore(UsageStore):
             await append(writer, numbered)
             if numbered and numbered[-1][0] > before:
                 replicator.give(Batch(writer, before, kind, numbered))
-        await replicator.followed(PATIENCE)
+        await replicator.followed(REPLICATION_WAIT)
 
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event or sum that the files have."""
-        # Who asks is about to write.
+        """Return the number of the writer's last event or sum in the files."""
+        # The caller is about to write.
         await self._begin_writing()
         return await self._files.watermark(writer)
 
     async def _begin_writing(self) -> None:
-        """See to it that the files have the database's history, and let it follow them, unless another process does."""
+        """Copy the database's history to the files, and start replication, unless another process does."""
         async with self._beginning:
-            if self._following is not None:
+            if self._replication is not None:
                 return
             marks = await self._files.watermarks()
             is_ours = self._lock.take()
             try:
                 async with self._database.used(patiently=True) as store:
                     if is_ours:
-                        await move_in(self._files, store)
+                        await copy_history(self._files, store)
                     elif unknown(await watermarks_of(store), await self._files.watermarks()):
-                        # The files were asked last: whoever appends meanwhile does so there first.
-                        raise StorageUnavailableError(
-                            "Another process is moving the database's history into the files."
-                        )
+                        # The files were read last: a concurrent append goes to the files first.
+                        raise StorageUnavailableError("Another process is copying the database's history to the files.")
             except StorageError:
-                # Without files it may have a history that they must know of first.
+                # Without files, the database may have a history that must be copied first.
                 if not marks:
                     self._lock.release()
                     raise
             if is_ours:
-                self._following = asyncio.create_task(self._replicator.run())
-                await self._replicator.level(PATIENCE)
+                self._replication = asyncio.create_task(self._replicator.run())
+                await self._replicator.level(REPLICATION_WAIT)
 
     @property
     def trouble(self) -> str | None:
-        """Say why the database is away."""
+        """The error of the database; None if it is available."""
         trouble = self._replicator.trouble
         return trouble and f"Reports are read from the files: {trouble}"
 
     async def close(self) -> None:
-        """Let the database have the last of it, and end."""
-        if self._following is not None:
-            await self._replicator.followed(PATIENCE)
-            self._following.cancel()
+        """Wait a moment for the replication of queued batches, and release all resources."""
+        if self._replication is not None:
+            await self._replicator.followed(REPLICATION_WAIT)
+            self._replication.cancel()
             with suppress(asyncio.CancelledError):
-                await self._following
+                await self._replication
         await self._database.reopen()
         self._lock.release()
 
@@ -151,18 +149,18 @@ class HybridStore(UsageStore):
             if has_all(found.watermarks, marks):
                 known = {writer: seq for writer, seq in found.watermarks.items() if writer != LEFT_OVER}
                 return Aggregate(found.groups, known)
-            await self._database.reopen(older_than=OLD)
+            await self._database.reopen(older_than=LAG_TIMEOUT)
         return await self._files.aggregate(by, first, last, usage_filter)
 
     async def ranking(self, *what: Any, **how: Any) -> Ranking:
-        """Find the dearest groups, if the database can."""
+        """Return the most expensive groups, if the database can rank."""
         async with self._level_database() as store:
             if isinstance(store, Ranks):
                 return await store.ranking(*what, **how)
         raise StorageUnavailableError("The database cannot rank.")
 
     async def in_order_of_cost(self, *what: Any) -> AsyncIterator[Aggregate]:
-        """Stream all groups, the dearest first, if the database can."""
+        """Stream all groups, the most expensive first, if the database can sort."""
         async with self._level_database() as store:
             if isinstance(store, Sorts):
                 async for page in store.in_order_of_cost(*what):
@@ -184,8 +182,8 @@ class HybridStore(UsageStore):
             if has_all(await watermarks_of(store), marks):
                 yield store
                 return
-        await self._database.reopen(older_than=OLD)
-        raise _LagsError("The database lags behind the files.")
+        await self._database.reopen(older_than=LAG_TIMEOUT)
+        raise _LagError("The database lags behind the files.")
 
     async def events(
         self,
@@ -195,7 +193,7 @@ class HybridStore(UsageStore):
         after: EventPosition | None = None,
         newest_first: bool = False,
     ) -> AsyncIterator[UsageEvent]:
-        """Stream events admitted in a window; if the database goes away meanwhile, the files go on."""
+        """Stream events admitted in a window; if the database fails meanwhile, the files continue."""
         try:
             async with self._level_database() as store:
                 async for event in store.events(window, usage_filter, after=after, newest_first=newest_first):
@@ -208,7 +206,7 @@ class HybridStore(UsageStore):
             yield event
 
     async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[Sequence[DailySum]]:
-        """Stream the sums of days; if the database goes away meanwhile, the files go on."""
+        """Stream the sums of days; if the database fails meanwhile, the files continue."""
         given: set[tuple[str | None, ...]] = set()
         try:
             async with self._level_database() as store:
@@ -226,47 +224,49 @@ class HybridStore(UsageStore):
             if rest := [one for one in sums if one.day != resumed or one.names not in given]:
                 yield rest
 
-    # ── keeping house ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── maintenance ──────────────────────────────────────────────────────────────────────────────────────────────
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
-        """Delete what is too old, in both; while the database is away that can wait."""
+        """Delete old records from both; without the database this waits for a later call."""
         try:
             return await self._in_both(
                 lambda store: store.prune(events_before=events_before, days_before=days_before, most=most)
             )
-        except _LagsError:
+        except _LagError:
             return 0
 
     async def forget(self, user: str, *, most: int) -> int:
-        """Forget a user in both.
+        """Erase a user from both.
 
         Raises:
-            StorageUnavailableError: the database is away; it would come back with them in it.
+            StorageUnavailableError: The database is not available; it would return with the user in it.
         """
         return await self._in_both(lambda store: store.forget(user, most=most))
 
     async def _in_both(self, step: Callable[[UsageStore], Awaitable[int]]) -> int:
         await self._begin_writing()
-        if self._following is not None:
-            await self._replicator.level(OLD)
-        until = time.monotonic() + OLD
+        if self._replication is not None:
+            await self._replicator.level(LAG_TIMEOUT)
+        until = time.monotonic() + LAG_TIMEOUT
         while True:
             async with self._replicator.appending:
                 try:
-                    await self._replicator.take_what_is_at_hand()
+                    await self._replicator.store_queued()
                     async with self._level_database(patiently=True) as store:
                         in_database = await step(store)
                 except StorageError as error:
-                    # Another process may be giving it what it lacks.
-                    if self._following is not None or time.monotonic() > until:
-                        raise _LagsError(f"This needs the database, which is away: {error.message}") from error
+                    # Another process may be replicating the missing records.
+                    if self._replication is not None or time.monotonic() > until:
+                        raise _LagError(
+                            f"This requires the database, which is not available: {error.message}"
+                        ) from error
                 else:
-                    # A step that was interrupted in between is done again: each counts what it finds.
+                    # A step that was interrupted in between is repeated: each counts the records that it finds.
                     return max(in_database, await step(self._files))
             await asyncio.sleep(_SHORTLY)
 
     async def compact(self) -> None:
-        """Leave no trace of what was deleted, in either."""
+        """Remove all traces of deleted records from both."""
         if isinstance(self._files, LeavesTraces):
             await self._files.compact()
         async with self._level_database(patiently=True) as store:
@@ -274,7 +274,7 @@ class HybridStore(UsageStore):
                 await store.compact()
 
     async def size(self) -> int:
-        """Say how many bytes both use."""
+        """Return the size of both in bytes."""
         size = await self._files.size()
         with suppress(StorageError):
             async with self._database.used() as store:
@@ -282,32 +282,32 @@ class HybridStore(UsageStore):
         return size
 
     async def health(self) -> None:
-        """Raise if the files would not take an event."""
+        """Raise an error if the files cannot accept an event."""
         await self._files.health()
 
     async def watermarks(self) -> Mapping[str, int]:
-        """Give every writer's, as the files have them."""
+        """Return the watermark of every writer in the files."""
         return await self._files.watermarks()
 
     def sent(self, after: Mapping[str, int], upto: Mapping[str, int]) -> AsyncIterator[Sent]:
-        """Stream what the files were sent."""
+        """Stream the records that the files were sent."""
         return self._files.sent(after, upto)
 
     async def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
-        """Keep a copy of profiles in files."""
+        """Mirror profiles to files."""
         await self._files.keep_profiles(profiles)
 
     def profiles(self) -> AsyncIterator[UserProfile]:
-        """Stream the copies."""
+        """Stream the mirrored profiles."""
         return self._files.profiles()
 
     async def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
-        """Keep a copy of the limits in a file."""
+        """Mirror the limits to a file."""
         await self._files.keep_limits(limits)
 
 
-class _LagsError(StorageUnavailableError):
-    """The database lags."""
+class _LagError(StorageUnavailableError):
+    """The database lags behind the files."""
 
 
 class WriterLock(HeldLock):

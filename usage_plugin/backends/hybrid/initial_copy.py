@@ -1,7 +1,7 @@
-"""Moving in: a database that was used alone hands its history to the files, before they take events of their own.
+"""Copy the history of a database that was used alone to the files, before these accept events of their own.
 
-It can be interrupted at any point and begun again: an event that the files have is not taken twice, of each day's sums
-only what is missing is added, and only at the end do the files say that they know the database's writers.
+The copy can be interrupted at any point and repeated. The files accept each event once, and only the missing part of
+each day's sums is added. The files report the database's writers only at the end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
-from usage_plugin.backends.hybrid.database import MOVED_IN, unknown, watermarks_of
+from usage_plugin.backends.hybrid.database import COPIED_WRITERS, unknown, watermarks_of
 from usage_plugin.backends.hybrid.replication import BATCH, NOTHING
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageTotals
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 _EVERYTHING = UsageFilter()
 _ALWAYS = Window(0, FOREVER)
-_EVENTS, _SUMS = MOVED_IN
+_EVENTS, _SUMS = COPIED_WRITERS
 
 log = get_logger()
 
 
-async def move_in(files: Files, store: UsageStore) -> None:
-    """Copy what only the database has, if there is anything.
+async def copy_history(files: Files, store: UsageStore) -> None:
+    """Copy the records that only the database has.
 
     Raises:
-        StorageError: either is away; nothing is lost by trying again.
+        StorageError: The files or the database are not available; a retry loses nothing.
     """
     have = await watermarks_of(store)
     writers = unknown(have, await files.watermarks())
     if not writers:
         return
-    log.info("database.moves_in", writers=len(writers))
+    log.info("database.history_copy_started", writers=len(writers))
     batch: list[UsageEvent] = []
     async for event in store.events(_ALWAYS, _EVERYTHING):
         batch.append(event)
@@ -53,13 +53,13 @@ async def move_in(files: Files, store: UsageStore) -> None:
         if rest:
             first = await files.watermark(_SUMS) + 1
             await files.append_sums(_SUMS, list(enumerate(rest, first)))
-    for writer in MOVED_IN:
+    for writer in COPIED_WRITERS:
         if reached := await files.watermark(writer):
-            # Or it would be sent back to where it came from.
+            # Otherwise the records would be replicated back to their origin.
             await store.append_sums(writer, [(reached, NOTHING)])
     for writer in sorted(writers):
         await files.append_sums(writer, [(have[writer], NOTHING)])
-    log.info("database.has_moved_in")
+    log.info("database.history_copied")
 
 
 async def _append_events(files: Files, events: list[UsageEvent]) -> None:
@@ -69,7 +69,7 @@ async def _append_events(files: Files, events: list[UsageEvent]) -> None:
 
 
 async def _days(store: UsageStore) -> AsyncIterator[list[DailySum]]:
-    """Read all sums, those of a day together."""
+    """Yield the sums of each day."""
     sums: list[DailySum] = []
     async for some in store.daily(date.min, date.max, _EVERYTHING):
         for one in some:
@@ -82,12 +82,12 @@ async def _days(store: UsageStore) -> AsyncIterator[list[DailySum]]:
 
 
 async def _missing(files: Files, sums: list[DailySum]) -> list[DailySum]:
-    """Find what the files lack of a day: days whose events were pruned, or that were imported."""
+    """Return the part of a day's sums that the files lack, because events were pruned, or sums imported."""
     day = sums[0].day
-    there = {one.names: one.totals async for some in files.daily(day, day, _EVERYTHING) for one in some}
+    known = {one.names: one.totals async for some in files.daily(day, day, _EVERYTHING) for one in some}
     missing = []
     for one in sums:
-        rest = UsageTotals(*(a - b for a, b in zip(one.totals, there.get(one.names, UsageTotals()), strict=True)))
+        rest = UsageTotals(*(a - b for a, b in zip(one.totals, known.get(one.names, UsageTotals()), strict=True)))
         if any(rest):
             missing.append(one._replace(totals=rest))
     return missing

@@ -1,8 +1,8 @@
-"""Following: the database is brought to where the files are, and kept there, by one process at a time.
+"""Replicate the files to the database, in one process at a time.
 
-While it is level, it is given each batch as it comes. When it is not (it was away, or it is new), what it lacks is read
-from the files, in order and in slices, while the files go on taking events. If it is damaged or empty it is built
-anew beside, and takes the old one's place when it is whole. Nothing here can fail a request or hold up the outbox.
+While the database is up to date, it receives each batch as it comes. After an outage it catches up from the files, in
+order and in slices, while the files accept more events. A damaged or empty database is rebuilt separately, and replaced
+once the new one is complete. No error here can fail a request or block the outbox.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import Sent
 
 BATCH = 500
-MOST_AT_HAND = 20
-LOOK_EVERY = 1.0
-LONGEST_PAUSE = 30.0
-FEW = 2_000
-"""So few records are caught up with while the files wait."""
+MAX_QUEUED_BATCHES = 20
+CHECK_INTERVAL = 1.0
+MAX_PAUSE = 30.0
+MAX_BLOCKING_RECORDS = 2_000
+"""The maximum number of records to catch up with while appends to the files wait."""
 
 log = get_logger()
 
@@ -40,11 +40,11 @@ Kind = Literal["events", "sums"]
 
 
 class Files(HandsOut, KeepsCopies, UsageStore, ABC):
-    """What files must be able to do, to be the truth of a hybrid store."""
+    """The interface of files that are the source of truth of a hybrid store."""
 
 
 class Batch(NamedTuple):
-    """What was appended to the files: by whom, from which number on, and what."""
+    """A batch that was appended to the files: its writer, the writer's previous number, and the records."""
 
     writer: str
     before: int
@@ -53,10 +53,10 @@ class Batch(NamedTuple):
 
 
 async def fill(store: UsageStore, sent: AsyncIterator[Sent], marks: Mapping[str, int]) -> AsyncIterator[int]:
-    """Give a store what others were sent, and all that is needed to make it level with them.
+    """Store the records that other stores were sent, until the watermarks are equal.
 
     Yields:
-        How many records each step has stored.
+        The number of records that each step has stored.
     """
     batch: list[Sent] = []
     async for one in sent:
@@ -68,7 +68,7 @@ async def fill(store: UsageStore, sent: AsyncIterator[Sent], marks: Mapping[str,
     if batch:
         await _append(store, batch)
         yield len(batch)
-    # Some have no record any more: it was deleted, or came twice.
+    # Some numbers have no record: it was deleted, or was a duplicate.
     have = await watermarks_of(store)
     for writer, seq in marks.items():
         if have.get(writer, 0) < seq:
@@ -89,20 +89,20 @@ async def _append(store: UsageStore, batch: Sequence[Sent]) -> None:
 
 
 class Replicator:
-    """Keeps the database level with the files, in a task of its own."""
+    """Keep the database up to date with the files, in a task of its own."""
 
     def __init__(self, files: Files, database: Database, renew: Callable[[str | None], Awaitable[None]]) -> None:
-        """Take the parts.
+        """Use open parts.
 
         Args:
-            files: the truth, which can hand itself out.
-            database: what follows.
-            renew: builds the database anew; it is told what the old one's name shall end in.
+            files: The source of truth.
+            database: The database.
+            renew: Rebuilds the database; its argument is the suffix under which the old one is kept.
         """
         self._files = files
         self._database = database
         self._renew = renew
-        self._at_hand: deque[Batch] = deque()
+        self._queued: deque[Batch] = deque()
         self._woken = asyncio.Event()
         self._followed = asyncio.Event()
         self.appending = asyncio.Lock()
@@ -111,21 +111,21 @@ class Replicator:
         self.trouble: str | None = None
 
     async def run(self) -> None:
-        """Follow until cancelled."""
-        pause = LOOK_EVERY
+        """Replicate until cancelled."""
+        pause = CHECK_INTERVAL
         while True:
             try:
                 await self._follow()
                 self._works()
-                pause = LOOK_EVERY
+                pause = CHECK_INTERVAL
             except StorageError as error:
                 self._fails(error)
-                pause = min(LONGEST_PAUSE, pause * 2)
+                pause = min(MAX_PAUSE, pause * 2)
             except Exception:
-                # Our own bug, or a plugin's: the files go on without.
+                # A bug of ours or of a plugin: the files continue without the database.
                 log.exception("database.failed")
-                self._fails(StorageUnavailableError("It failed; the log says why."))
-                pause = LONGEST_PAUSE
+                self._fails(StorageUnavailableError("The database failed; see the log."))
+                pause = MAX_PAUSE
             self._followed.set()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._woken.wait(), pause)
@@ -133,39 +133,39 @@ class Replicator:
 
     def _works(self) -> None:
         if self.trouble is not None:
-            log.info("database.works_again", after=self.trouble)
+            log.info("database.recovered", after=self.trouble)
         self.trouble = None
 
     def _fails(self, error: StorageError) -> None:
         self._level.clear()
-        self._at_hand.clear()
+        self._queued.clear()
         if self.trouble != error.message:
-            log.warning("database.away", message=error.message, meanwhile="reports are read from the files")
+            log.warning("database.unavailable", message=error.message, effect="reports are read from the files")
         self.trouble = error.message
 
     @property
     def is_level(self) -> bool:
-        """Whether it has everything that the files have, but for what is at hand."""
+        """Whether the database has every record of the files, except the queued batches."""
         return self._level.is_set()
 
     async def level(self, seconds: float) -> None:
-        """Wait until it is, but not for long."""
+        """Wait until the database is up to date, for a limited time."""
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._level.wait(), seconds)
 
     def give(self, batch: Batch) -> None:
-        """Hand over what was just appended to the files."""
+        """Queue a batch that was appended to the files."""
         if not self.is_level:
             return
-        self._at_hand.append(batch)
+        self._queued.append(batch)
         self._followed.clear()
         self._woken.set()
-        if len(self._at_hand) > MOST_AT_HAND:
+        if len(self._queued) > MAX_QUEUED_BATCHES:
             self._level.clear()
-            self._at_hand.clear()
+            self._queued.clear()
 
     async def followed(self, seconds: float) -> None:
-        """Wait until the database has what was given, but not for long."""
+        """Wait until the database has the queued batches, for a limited time."""
         if self.is_level:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._followed.wait(), seconds)
@@ -173,30 +173,30 @@ class Replicator:
     async def _follow(self) -> None:
         try:
             if self.is_level:
-                await self.take_what_is_at_hand()
+                await self.store_queued()
             if not self.is_level or not await self._look():
                 self._level.clear()
-                self._at_hand.clear()
+                self._queued.clear()
                 await self._catch_up()
         except StorageDamagedError as error:
             marks = await self._files.watermarks()
             if not marks:
-                # There is nothing to build it from.
+                # There are no files to rebuild it from.
                 raise
-            log.warning("database.damaged", message=error.message, now="it is built anew from the files")
+            log.warning("database.damaged", message=error.message, action="rebuilding it from the files")
             at = to_datetime(SystemClock().now())
             await self._renew(f"damaged-{at:%Y%m%dT%H%M%S}")
             await self._catch_up()
         except StoragePrunedError:
-            log.warning("database.too_old", now="it is built anew from the files")
+            log.warning("database.too_old", action="rebuilding it from the files")
             await self._renew(None)
             await self._catch_up()
 
-    async def take_what_is_at_hand(self) -> None:
-        """Give the database what was given to us; whoever holds up appending has it level then."""
+    async def store_queued(self) -> None:
+        """Store the queued batches; a caller that blocks appends then has an up-to-date database."""
         async with self._taking:
-            while self._at_hand and self.is_level:
-                batch = self._at_hand[0]
+            while self._queued and self.is_level:
+                batch = self._queued[0]
                 async with self._database.used(patiently=True) as store:
                     if await store.watermark(batch.writer) < batch.before:
                         self._level.clear()
@@ -204,14 +204,14 @@ class Replicator:
                     append = store.append if batch.kind == "events" else store.append_sums
                     numbered: Any = batch.numbered
                     await append(batch.writer, numbered)
-                if self._at_hand:
-                    self._at_hand.popleft()
+                if self._queued:
+                    self._queued.popleft()
 
     async def _look(self) -> bool:
-        """See whether it is still there, and has everything."""
+        """Whether the database is available and complete."""
         async with self.appending:
-            # What is at hand must not look like a lack.
-            if self._at_hand:
+            # A queued batch must not count as missing.
+            if self._queued:
                 return True
             marks = await self._files.watermarks()
         async with self._database.used(patiently=True) as store:
@@ -219,7 +219,7 @@ class Replicator:
             return has_all(await watermarks_of(store), marks)
 
     async def _catch_up(self) -> None:
-        """Bring it to where the files are; the last of it while they wait."""
+        """Bring the database up to date; the last records are stored while appends wait."""
         while True:
             marks = await self._files.watermarks()
             await self._database.reopen()
@@ -229,7 +229,7 @@ class Replicator:
             if not have and marks:
                 await self._renew(None)
                 continue
-            if sum(max(0, seq - have.get(writer, 0)) for writer, seq in marks.items()) <= FEW:
+            if sum(max(0, seq - have.get(writer, 0)) for writer, seq in marks.items()) <= MAX_BLOCKING_RECORDS:
                 break
             await self._bring(have, marks)
         async with self.appending:

@@ -1,7 +1,7 @@
-"""One user's days and months: adding lines to a day, and keeping the records true to them.
+"""Append lines to a user's day, and keep the records of days and months consistent with the lines.
 
-A record names the length of the files that it was made from, so whoever adds to them sees whether it is true, and
-takes in what it lacks. That makes every step here one that can be done again after it was interrupted.
+A record contains the length of the files it was derived from. The next append therefore detects a stale record and adds
+the missing lines. So every step here can be repeated after an interruption.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _EVENT_ID = re.compile(rb'"event_id":"([^"]*)"')
 
 
 def lines_of(day: Day, start: int = 0) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Read a day's lines; one that is torn off at the end is not there.
+    """Yield a day's lines; an incomplete one at the end is ignored.
 
     Raises:
-        StorageUnavailableError: the file is damaged.
+        StorageUnavailableError: The file is damaged.
     """
     try:
         file = day.events.open("rb")
@@ -44,14 +44,14 @@ def lines_of(day: Day, start: int = 0) -> Iterator[tuple[bytes, dict[str, Any]]]
             if fields is None:
                 if file.read(1):
                     raise StorageUnavailableError(
-                        f"{day.events} is damaged: {line[:60]!r}.", hint="Put a backup of the file in its place."
+                        f"{day.events} is damaged: {line[:60]!r}.", hint="Restore the file from a backup."
                     )
                 return
             yield line, fields
 
 
 def add_line(tally: Tally, fields: Mapping[str, Any], zone: ZoneInfo) -> None:
-    """Add a line of a day, whatever kind it is."""
+    """Add a line of any kind to a tally."""
     if "kept" in fields:
         tally.merge(Tally.read(fields["kept"]))
     else:
@@ -59,7 +59,7 @@ def add_line(tally: Tally, fields: Mapping[str, Any], zone: ZoneInfo) -> None:
 
 
 def tally_of_lines(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int] | None = None) -> Tally:
-    """Add a day's lines up, those beyond the watermarks left out."""
+    """Return the tally of a day's lines, up to the watermarks."""
     tally = Tally()
     for _, fields in lines_of(day):
         if watermarks is None or "kept" in fields or fields["seq"] <= watermarks.get(fields["writer"], 0):
@@ -68,7 +68,7 @@ def tally_of_lines(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int] | Non
 
 
 def tally_of_day(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tally:
-    """Read what a day adds up to, at these watermarks."""
+    """Return the tally of a day at these watermarks, from its record if possible."""
     tally = read_tally(read_json(day.record))
     if tally is None or not tally.within(watermarks):
         return tally_of_lines(day, zone, watermarks)
@@ -76,7 +76,7 @@ def tally_of_day(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tal
 
 
 def tally_of_month(month: Month, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tally:
-    """Read what a month adds up to, at these watermarks."""
+    """Return the tally of a month at these watermarks, from its record if possible."""
     tally = read_tally(read_json(month.record))
     if tally is None or not tally.within(watermarks):
         tally = Tally()
@@ -86,16 +86,17 @@ def tally_of_month(month: Month, zone: ZoneInfo, watermarks: Mapping[str, int]) 
 
 
 class OpenDay:
-    """A day that is being added to, by whoever holds the store's lock.
+    """A day to which lines are appended; the caller holds the store's lock.
 
     Attributes:
-        tally: what its lines add up to.
-        added: the part of it that the record did not have when the day was opened.
-        size: how long the file of its lines is; `size_before`: how long it was when the record was made.
+        tally: The tally of its lines.
+        added: The part of the tally that was missing in the record when the day was opened.
+        size: The size of the file of lines.
+        size_before: The size of that file when the record was derived.
     """
 
     def __init__(self, day: Day, zone: ZoneInfo) -> None:
-        """Read what it is, and cut off what a power cut has left of a line."""
+        """Read the day, and truncate an incomplete line that a power cut has left."""
         self._day = day
         self._zone = zone
         self.size = 0
@@ -123,7 +124,7 @@ class OpenDay:
         self.tally = tally
 
     def add(self, entries: Sequence[Entry]) -> None:
-        """Add what it does not have yet, and make the record true."""
+        """Append the entries that are new, and update the record."""
         marks = self.tally.watermarks
         fresh = [entry for entry in entries if entry.seq > marks.get(entry.writer, 0)]
         fresh = self._without_known(fresh)
@@ -138,7 +139,7 @@ class OpenDay:
         self.write_record()
 
     def _without_known(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Leave out events that are there under another number: a ledger that was restored can send them again."""
+        """Return the entries without events known under another number: a restored ledger can send them again."""
         found: dict[str, Entry] = {}
         others = []
         known: set[str] | None = None
@@ -171,7 +172,7 @@ class OpenDay:
             os.close(handle)
 
     def write_record(self) -> None:
-        """Make the record true, if it is not."""
+        """Write the record, if it is stale."""
         if self._is_true:
             return
         date = self._day.date
@@ -188,7 +189,7 @@ def renew_day(day: Day, zone: ZoneInfo) -> None:
 
 
 def update_month(month: Month, zone: ZoneInfo, days: Sequence[tuple[Day, OpenDay]]) -> None:
-    """Add to the record of a month what was added to some of its days."""
+    """Update the record of a month by the additions to some of its days."""
     fields = read_json(month.record)
     tally = read_tally(fields)
     sizes: dict[str, int] = dict(fields["days"]) if fields and tally is not None else {}
@@ -205,7 +206,7 @@ def update_month(month: Month, zone: ZoneInfo, days: Sequence[tuple[Day, OpenDay
 
 
 def renew_month(month: Month, zone: ZoneInfo) -> None:
-    """Derive the record of a month some of whose days were replaced or removed; its folders go with its last day."""
+    """Derive the record of a month after days were replaced or removed; delete its folders with its last day."""
     if month.days():
         _write_month(month, zone, *_sum_of_days(month, zone))
         return

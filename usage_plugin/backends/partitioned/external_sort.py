@@ -1,4 +1,4 @@
-"""Putting lines in order in bounded memory: sorted runs go to a temporary file, and are merged from there."""
+"""Sort lines in bounded memory: write sorted runs to a temporary file, then merge them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 RUN = 1_000
-"""So many lines are in memory at once."""
+"""The maximum number of lines in memory."""
 
 _BUFFERS = 16_000_000
-"""So many bytes all runs together have in memory while they are merged, as long as they are not too many."""
+"""The total size of the buffers while runs are merged, in bytes; each run has at least 2,000."""
 
 
 def sorted_lines(
     lines: Iterable[tuple[Any, bytes]], key: Callable[[bytes], Any], *, reverse: bool = False
 ) -> Iterator[bytes]:
-    """Put lines in order.
+    """Yield lines in the order of their keys.
 
     Args:
-        lines: each with its key.
-        key: makes the key again out of a line.
-        reverse: whether the greatest comes first.
+        lines: The lines with their keys.
+        key: Returns the key of a line.
+        reverse: Whether the greatest key comes first.
     """
     run: list[tuple[Any, bytes]] = []
     with tempfile.TemporaryFile(prefix="usage-plugin-") as file:
@@ -51,7 +51,7 @@ def sorted_lines(
 
 
 def _lines_of(file: IO[bytes], start: int, end: int, size: int) -> Iterator[bytes]:
-    """Read lines between two places of a file that others read at other places meanwhile."""
+    """Yield the lines between two offsets of a file; other runs are read from it at the same time."""
     rest = b""
     while start < end:
         file.seek(start)

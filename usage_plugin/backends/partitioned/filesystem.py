@@ -1,4 +1,4 @@
-"""The disk: private files that appear whole or not at all, and one sync for many of them."""
+"""The file system: its errors, the store's lock, and one sync for many files."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ BUSY_TIMEOUT = 10.0
 
 @contextmanager
 def translated(folder: Path) -> Iterator[None]:
-    """Turn the system's errors into ours."""
+    """Translate errors of the system into ours."""
     try:
         yield
     except OSError as error:
-        raise StorageUnavailableError(f"The store {folder} cannot be used for now: {error}.") from error
+        raise StorageUnavailableError(f"The store {folder} is not available: {error}.") from error
     except (UnicodeError, ValueError) as error:
-        raise StorageError(f"The store {folder} cannot take this: {error}.") from error
+        raise StorageError(f"The store {folder} cannot accept this record: {error}.") from error
 
 
 def sync_everything(folder: Path) -> None:
-    """Put all that was written to the folder's file system on the disk: one call, where thousands of files changed."""
+    """Sync the file system of a folder: one call, where thousands of files have changed."""
     system = ctypes.CDLL(None, use_errno=True)
     if not hasattr(system, "syncfs"):
         os.sync()
@@ -49,7 +49,7 @@ def sync_everything(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read an object; None if there is no such file, or none that can be read."""
+    """Return the object in a file; None if the file is missing or invalid."""
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -59,7 +59,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 @cache
 def boot() -> str:
-    """Tell this boot of the machine from others: what was written before and not synced may be lost."""
+    """Return an id of this boot of the machine: data written before it and not synced may be lost."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     with suppress(OSError, subprocess.SubprocessError):

@@ -1,8 +1,8 @@
-"""Names of folders: every user's own, whatever the user is called, and none outside of where it belongs.
+"""Names of users' folders: unique for any user name, and never a path outside of the tree.
 
-The previous system used ids as they were. Those that are harmless still are; in all others each byte that is not is
-written as `%xx`, and what would be too long becomes `%%` and a hash. All names are lower case, so that they stay
-apart where the file system makes no difference between `Ann` and `ann`.
+The previous system used ids unchanged, and so do we for harmless ones. In all others, each harmful byte is written as
+`%xx`, and a name that would be too long becomes `%%` and a hash. All names are lower case, so that they stay distinct
+on a file system that does not distinguish `Ann` and `ann`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import re
 _PLAIN = re.compile(r"[a-z0-9._@-]{1,100}")
 _HARMLESS = frozenset(b"abcdefghijklmnopqrstuvwxyz0123456789._@-")
 LONGEST = 200
-"""File systems take 255 bytes."""
+"""The maximum length; file systems accept 255 bytes."""
 
 
 def folder_name(user: str) -> str:
-    """Name the folder of a user."""
+    """Return the name of a user's folder."""
     if _PLAIN.fullmatch(user) and user.strip("."):
         return user
     harmless = _HARMLESS if user.strip(".") else _HARMLESS - {ord(".")}
@@ -29,6 +29,6 @@ def folder_name(user: str) -> str:
 
 
 def shelf_of(user: str) -> str:
-    """Name the folder that users' folders stand in: two hex digits, as the previous system did."""
+    """Return the parent of a user's folder: two hex digits, as in the previous system."""
     encoded = user.encode("utf-8", "surrogatepass")
     return hashlib.md5(encoded, usedforsecurity=False).hexdigest()[:2]

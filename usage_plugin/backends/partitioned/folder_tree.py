@@ -1,6 +1,6 @@
-"""The tree of folders and files: which there are, and how to walk through them without listing all at once.
+"""The tree of folders and files, and iteration over it without a list of all files.
 
-{2 hex}/{user}/{YYYY-MM}/events_{YYYY-MM-DD}.jsonl    the truth
+{2 hex}/{user}/{YYYY-MM}/events_{YYYY-MM-DD}.jsonl    the source of truth
 {2 hex}/{user}/{YYYY-MM}/daily_{YYYY-MM-DD}.json      derived from it
 {2 hex}/{user}/monthly_{YYYY-MM}.json                 derived from the month's days
 """
@@ -25,32 +25,32 @@ _DAY = re.compile(r"events_(\d{4}-\d{2}-\d{2})\.jsonl")
 
 
 class Month(NamedTuple):
-    """A user's month: the user's folder, and the month's first day."""
+    """A user's month: the user's folder, and the first day of the month."""
 
     user: Path
     first: date
 
     @property
     def last(self) -> date:
-        """Its last day."""
+        """The last day of the month."""
         return (self.first + timedelta(days=31)).replace(day=1) - timedelta(days=1)
 
     @property
     def folder(self) -> Path:
-        """Where its days are."""
+        """The folder of the days."""
         return self.user / self.first.isoformat()[:7]
 
     @property
     def record(self) -> Path:
-        """The file of its sums."""
+        """The file of the sums."""
         return self.user / f"monthly_{self.first.isoformat()[:7]}.json"
 
     def day(self, day: date) -> Day:
-        """Name a day of it."""
+        """Return a day of the month."""
         return Day(self, day)
 
     def days(self) -> list[Day]:
-        """List the days that have a file."""
+        """Return the days that have a file."""
         found = (_DAY.fullmatch(name) for name in _names(self.folder))
         return [Day(self, date.fromisoformat(match[1])) for match in found if match]
 
@@ -63,12 +63,12 @@ class Day(NamedTuple):
 
     @property
     def events(self) -> Path:
-        """The file of its lines."""
+        """The file of the lines."""
         return self.month.folder / f"events_{self.date.isoformat()}.jsonl"
 
     @property
     def record(self) -> Path:
-        """The file of its sums."""
+        """The file of the sums."""
         return self.month.folder / f"daily_{self.date.isoformat()}.json"
 
 
@@ -76,23 +76,23 @@ class Tree:
     """All users' folders."""
 
     def __init__(self, root: Path) -> None:
-        """Take the folder above them."""
+        """Use the root folder."""
         self.root = root
 
     def user(self, user: str) -> Path:
-        """Name a user's folder."""
+        """Return a user's folder."""
         return self.root / shelf_of(user) / folder_name(user)
 
     def day(self, user: str, day: date) -> Day:
-        """Name a user's day."""
+        """Return a user's day."""
         return Month(self.user(user), day.replace(day=1)).day(day)
 
     def users(self, user: str | None = None, *, since: Path | None = None) -> Iterator[Path]:
-        """Walk through all users' folders, always in the same order; or name one user's.
+        """Yield all users' folders, always in the same order, or the folder of one user.
 
         Args:
-            user: the only one.
-            since: begin at this folder.
+            user: The only user.
+            since: The folder to start at.
         """
         if user is not None:
             yield self.user(user)
@@ -104,12 +104,12 @@ class Tree:
                         yield self.root / shelf / name
 
     def months_of(self, user: Path) -> list[Month]:
-        """List a user's months, in order."""
+        """Return a user's months, in order."""
         names = sorted(name for name in _names(user) if _MONTH.fullmatch(name))
         return [Month(user, date.fromisoformat(f"{name}-01")) for name in names]
 
     def dates(self, first: date, last: date, user: str | None = None, *, newest_first: bool = False) -> Iterator[date]:
-        """List the days that anybody has, of those from first to last, a month at a time."""
+        """Yield the days of any user from first to last, a month at a time."""
         months = {
             month.first
             for folder in self.users(user)
@@ -121,7 +121,7 @@ class Tree:
             yield from sorted((day for day in days if first <= day <= last), reverse=newest_first)
 
     def size(self) -> int:
-        """Add up how many bytes the files have."""
+        """Return the total size of the files in bytes."""
         total = 0
         for folder, _, names in os.walk(self.root):
             for name in names:

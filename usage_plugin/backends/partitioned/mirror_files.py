@@ -1,4 +1,4 @@
-"""MirrorFiles of profiles and limits, in the files of the previous system: for people, and to restore from."""
+"""Mirror profiles and limits to the files of the previous system, for people and for restoration."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-_SUPERFLUOUS = 1_000_000
-"""So many bytes of profiles that newer ones have replaced, and the file is written anew."""
+_MAX_STALE_BYTES = 1_000_000
+"""The size of outdated profiles at which the file is rewritten."""
 
 _PROFILES, _LIMITS, _LOCK = "user_profiles.jsonl", "spending_limits.json", "copies.lock"
 
 
 def foreign_mirror_files(folder: Path) -> list[Path]:
-    """List files of the same names in a folder in which there are no copies yet."""
+    """Return files of the same names that another system wrote."""
     if (folder / _LOCK).exists():
         return []
     return [path for name in (_PROFILES, _LIMITS) if (path := folder / name).exists()]
 
 
 class MirrorFiles:
-    """Two files: `user_profiles.jsonl`, to which changed profiles are added, and `spending_limits.json`."""
+    """The files `user_profiles.jsonl`, to which changed profiles are appended, and `spending_limits.json`."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder."""
+        """Use the files of a folder."""
         self._folder = folder
         self._profiles = folder / _PROFILES
         self._limits = folder / _LIMITS
@@ -44,7 +44,7 @@ class MirrorFiles:
         self._size_of_newest = 0
 
     def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
-        """Add profiles, on the disk when this returns."""
+        """Append profiles; they are durable when this returns."""
         with translated(self._folder):
             make_private_folder(self._folder)
             with self._lock.held():
@@ -57,11 +57,11 @@ class MirrorFiles:
                     os.fsync(handle)
                 finally:
                     os.close(handle)
-                if self._profiles.stat().st_size > 2 * self._size_of_newest + _SUPERFLUOUS:
+                if self._profiles.stat().st_size > 2 * self._size_of_newest + _MAX_STALE_BYTES:
                     self._write_newest()
 
     def forget(self, user: str) -> None:
-        """Leave a user's profile out."""
+        """Delete a user's profile."""
         with translated(self._folder):
             if any(profile.user == user for profile in self._newest()):
                 with self._lock.held():
@@ -81,7 +81,7 @@ class MirrorFiles:
         sync_folder(self._folder)
 
     def profiles(self) -> Iterator[UserProfile]:
-        """Stream the newest profile of each user, by user."""
+        """Yield the newest profile of each user, by user."""
         with translated(self._folder):
             yield from self._newest()
 
@@ -102,7 +102,7 @@ class MirrorFiles:
                 yield latest
 
     def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the limits in force; the file is left alone if it has them already."""
+        """Write the limits in force, unless the file already has them."""
         with translated(self._folder):
             make_private_folder(self._folder)
             with self._lock.held():

@@ -1,4 +1,4 @@
-"""The partitioned store: the archive behind threads, so that nobody's event loop waits for a disk."""
+"""The partitioned store: the archive behind threads, so that no event loop waits for a disk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from usage_plugin.backends.partitioned.archive import Archive, of_writers
+from usage_plugin.backends.partitioned.archive import Archive
 from usage_plugin.backends.partitioned.mirror_files import MirrorFiles
+from usage_plugin.backends.partitioned.rewriting import of_writers
 from usage_plugin.domain.store import Aggregate, DailySum, EventPosition, Grouping, Sent, UsageFilter, UsageStore
 
 if TYPE_CHECKING:
@@ -28,13 +29,13 @@ PAGE = 250
 
 
 class PartitionedStore(UsageStore):
-    """The history in files, by user, month and day; with copies of profiles and limits."""
+    """The history in files, by user, month and day; with mirrors of profiles and limits."""
 
-    def __init__(self, archive: Archive, copies: MirrorFiles) -> None:
-        """Take what is open; `open_store` makes it."""
+    def __init__(self, archive: Archive, mirror: MirrorFiles) -> None:
+        """Use open files; `open_store` opens them."""
         self._archive = archive
-        self._copies = copies
-        # Threads of one process share what the archive remembers.
+        self._mirror = mirror
+        # Threads of one process share the archive's state.
         self._writing = asyncio.Lock()
 
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
@@ -46,11 +47,11 @@ class PartitionedStore(UsageStore):
         await self._write(self._archive.append, writer, sums)
 
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event or sum."""
+        """Return the number of the writer's last event or sum."""
         return (await self.watermarks()).get(writer, 0)
 
     async def watermarks(self) -> Mapping[str, int]:
-        """Give every writer's."""
+        """Return the watermark of every writer."""
         return of_writers(await asyncio.to_thread(self._archive.watermarks))
 
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
@@ -73,41 +74,41 @@ class PartitionedStore(UsageStore):
         return _pages(partial(self._archive.daily, first, last, usage_filter))
 
     def sent(self, after: Mapping[str, int], upto: Mapping[str, int]) -> AsyncIterator[Sent]:
-        """Stream what writers have sent."""
+        """Stream the records that writers have sent."""
         return _streamed(partial(self._archive.sent, after, upto))
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
-        """Delete what is too old."""
+        """Delete events and sums before the given times."""
         return await self._write(self._archive.prune, events_before, days_before, most)
 
     async def forget(self, user: str, *, most: int) -> int:
-        """Delete a user's events and the copy of their profile, and give their sums away."""
-        await asyncio.to_thread(self._copies.forget, user)
+        """Delete a user's events and mirrored profile, and give their sums to `FORGOTTEN`."""
+        await asyncio.to_thread(self._mirror.forget, user)
         return await self._write(self._archive.forget, user, most)
 
     async def compact(self) -> None:
-        """Leave no trace of what was deleted."""
+        """Remove all traces of deleted records."""
         await self._write(self._archive.compact)
 
     async def size(self) -> int:
-        """Say how many bytes are in use."""
+        """Return the size in bytes."""
         return await asyncio.to_thread(self._archive.size)
 
     async def health(self) -> None:
-        """Write something, and settle what is open."""
+        """Complete an interrupted batch, and write a probe."""
         await self._write(self._archive.health)
 
     async def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
-        """Keep a copy of profiles."""
-        await asyncio.to_thread(self._copies.keep_profiles, profiles)
+        """Mirror profiles."""
+        await asyncio.to_thread(self._mirror.keep_profiles, profiles)
 
     def profiles(self) -> AsyncIterator[UserProfile]:
-        """Stream the copies."""
-        return _streamed(self._copies.profiles)
+        """Stream the mirrored profiles."""
+        return _streamed(self._mirror.profiles)
 
     async def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
-        """Keep a copy of the limits in force."""
-        await asyncio.to_thread(self._copies.keep_limits, limits)
+        """Mirror the limits in force."""
+        await asyncio.to_thread(self._mirror.keep_limits, limits)
 
     async def _write(self, step: Callable[..., ItemT], *what: Any) -> ItemT:
         async with self._writing:
@@ -121,7 +122,7 @@ async def _streamed(begin: Callable[[], Iterator[ItemT]]) -> AsyncIterator[ItemT
 
 
 async def _pages(begin: Callable[[], Iterator[ItemT]]) -> AsyncIterator[list[ItemT]]:
-    """Go through something that waits for the disk, a page at a time."""
+    """Iterate in a thread, a page at a time, since each step may block on the disk."""
     items = begin()
     while page := await asyncio.to_thread(lambda: list(islice(items, PAGE))):
         yield page
@@ -129,11 +130,11 @@ async def _pages(begin: Callable[[], Iterator[ItemT]]) -> AsyncIterator[list[Ite
 
 @asynccontextmanager
 async def open_store(folder: Path, zone: ZoneInfo) -> AsyncIterator[PartitionedStore]:
-    """Open the files of a folder, making it if there is none.
+    """Open the files of a folder; create it if it does not exist.
 
     Raises:
-        StorageError: it cannot be opened, its days are another zone's, or it is somebody else's.
-        StorageVersionError: a newer version wrote it.
+        StorageError: It cannot be opened, its days are of another time zone, or another system wrote it.
+        StorageVersionError: A newer version of the package wrote it.
     """
     archive = await asyncio.to_thread(Archive, folder, zone)
     try:

@@ -1,8 +1,8 @@
-"""What stands in the files: lines of events and sums, and the records that are derived from them.
+"""The format of the files: lines of events and sums, and the records derived from them.
 
-A day's lines are the truth: an event each, or an imported sum, with the writer and its number; or, first in the file,
-what is kept of events that were deleted. A tally is what lines add up to. A record is a tally as the previous system
-wrote it, with further keys, so that nothing is lost in it: money exactly, and sums by every combination of names.
+A day's lines are the source of truth: an event each, or an imported sum, with the writer and its number. The first line
+of a file may hold the sums of deleted events. A tally is the sum of lines. A record is a tally in the previous system's
+format. Further keys make it lossless: they hold exact money, and sums by every combination of names.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.money import NANO_PER_USD
-from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum, daily_sum
+from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum, EventPosition, daily_sum
 from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record, to_record, totals_of
 from usage_plugin.domain.windows import start_of_day, to_datetime
 from usage_plugin.encoding import encode_record
+from usage_plugin.errors import StorageUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from zoneinfo import ZoneInfo
 
+    from usage_plugin.domain.store import UsageFilter
+
 VERSION = 1
 MOST_SESSIONS = 1_000
-"""So many sessions are listed for a day or a month; one more, and the record says that it is cut."""
+"""The maximum number of sessions in the record of a day or month; the record is marked if there are more."""
 
 _LARGEST = 2**63 - 1
 _NAMES = tuple(name for name in ROLLUP_DIMENSIONS if name != "user")
@@ -34,14 +37,14 @@ _NOTHING = UsageTotals()
 _NONE: Mapping[str, int] = MappingProxyType({})
 
 Names = tuple[str | None, ...]
-"""Of one user's sum: its names but the user's, in the order of `ROLLUP_DIMENSIONS`."""
+"""The names of one user's sum, except the user's, in the order of `ROLLUP_DIMENSIONS`."""
 
 
 class Entry(NamedTuple):
     """One line: a record that a writer sent, with its number.
 
     Attributes:
-        instead_of: of a sum that was given away, for each writer the number of the last line that is in it and gone.
+        instead_of: For the sum of an erased user, the number of each writer's last deleted line in it.
     """
 
     writer: str
@@ -51,25 +54,25 @@ class Entry(NamedTuple):
 
     @property
     def user(self) -> str:
-        """Whose it is."""
+        """The user of the record."""
         return self.record.user or ""
 
     def day(self, zone: ZoneInfo) -> date:
-        """Say on which day it counts."""
+        """Return the day of the record."""
         record = self.record
         return record.day if isinstance(record, DailySum) else daily_sum(record, zone).day
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Write an entry as a line.
+    """Return an entry as a line.
 
     Raises:
-        ValueError: a number that does not fit into 64 bits, or text that is none.
+        ValueError: A number exceeds 64 bits, or a text is not valid Unicode.
     """
     record = entry.record
     totals = record.totals if isinstance(record, DailySum) else totals_of(record)
     if max(totals) > _LARGEST or min(totals) < -_LARGEST:
-        raise ValueError("a number does not fit into 64 bits")
+        raise ValueError("expected numbers of at most 64 bits")
     fields = _sum_fields(record) if isinstance(record, DailySum) else to_record(record)
     if entry.instead_of:
         fields["instead_of"] = dict(sorted(entry.instead_of.items()))
@@ -77,7 +80,7 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(fields: Mapping[str, Any]) -> Entry:
-    """Read what `encode_entry` wrote."""
+    """Return the entry of a line that `encode_entry` wrote."""
     record: UsageEvent | DailySum
     record = _read_sum(fields) if "day" in fields else from_record(fields)
     return Entry(fields["writer"], fields["seq"], record, fields.get("instead_of", _NONE))
@@ -108,16 +111,19 @@ def _read_totals(fields: Mapping[str, Any]) -> UsageTotals:
 
 
 class Tally:
-    """What one user's lines of a day or a month add up to.
+    """The running totals of one user's lines of a day or a month.
 
     Attributes:
-        user: whose lines they are.
-        sums: by names.
-        watermarks: for each writer the number of its last line that is in it.
-        duration_us: of all requests that have one, and `timed` how many those are.
-        sessions: of which there were requests, at most `MOST_SESSIONS`; `sessions_cut` if there were more.
-        newest: when the newest event was admitted, and `latest` when the last one ended; 0 if there is none.
-        oldest_kept: when the oldest event was admitted that has a line; None if there is none.
+        user: The user.
+        sums: The sums by names.
+        watermarks: The number of each writer's last line in the totals.
+        duration_us: The total duration of the requests that have one.
+        timed: The number of those requests.
+        sessions: The sessions of the requests, at most `MOST_SESSIONS`.
+        sessions_cut: Whether there were more sessions.
+        newest: The admission time of the newest event; 0 without events.
+        latest: The end of the event that ended last; 0 without events.
+        oldest_kept: The admission time of the oldest event that has a line; None without such events.
     """
 
     __slots__ = (
@@ -126,7 +132,7 @@ class Tally:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Create empty totals."""
         self.user = ""
         self.sums: dict[Names, UsageTotals] = {}
         self.watermarks: dict[str, int] = {}
@@ -160,12 +166,12 @@ class Tally:
             self.oldest_kept = record.started_at
 
     def add_sum(self, one: DailySum) -> None:
-        """Add a sum, of whatever day and user."""
+        """Add a sum of any day and user."""
         names = one.names[1:]
         self.sums[names] = self.sums.get(names, _NOTHING).plus(one.totals)
 
     def merge(self, other: Tally) -> None:
-        """Add what other lines add up to."""
+        """Add the totals of other lines."""
         self.user = other.user
         for names, totals in other.sums.items():
             self.sums[names] = self.sums.get(names, _NOTHING).plus(totals)
@@ -193,16 +199,16 @@ class Tally:
             self.sessions_cut = True
 
     def within(self, watermarks: Mapping[str, int]) -> bool:
-        """Say whether it holds nothing beyond these watermarks."""
+        """Whether all lines in the totals are within these watermarks."""
         return all(seq <= watermarks.get(writer, 0) for writer, seq in self.watermarks.items())
 
     def daily_sums(self, day: date) -> Iterator[DailySum]:
-        """List its sums, of a day."""
+        """Yield the sums as sums of a day."""
         for names, totals in self.sums.items():
             yield DailySum._make((day, self.user, *names, totals))
 
     def fields(self) -> dict[str, Any]:
-        """Write it down, losing nothing."""
+        """Return the totals as plain values, without loss."""
         rows = [
             {name: value for name, value in zip(_NAMES, names, strict=True) if value is not None}
             | _totals_fields(totals)
@@ -221,10 +227,10 @@ class Tally:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Tally:
-        """Read what `fields` or `record` wrote.
+        """Return the totals that `fields` or `record` wrote.
 
         Raises:
-            KeyError: it was not one of these.
+            KeyError: The fields are of another kind.
         """
         tally = cls()
         tally.user = fields["user_id"]
@@ -239,7 +245,7 @@ class Tally:
         return tally
 
     def kept(self) -> bytes:
-        """Write it as the first line of a day, in place of lines that are gone."""
+        """Return the first line of a day, which replaces the lines of deleted events."""
         kept = {"user_id": self.user, **self.fields(), **self._session_fields()}
         return f"{encode_record({'kept': kept})}\n".encode()
 
@@ -248,12 +254,12 @@ class Tally:
         return fields | ({"sessions_cut": True} if self.sessions_cut else {})
 
     def record(self, day: date, zone: ZoneInfo, **of: Any) -> bytes:
-        """Write the record of a day or month.
+        """Return the record of a day or month.
 
         Args:
-            day: the day, or the first of the month: what it was changed at if nothing in it has a time.
-            zone: whose time it is written in.
-            of: which day or month it is, and what the files that it is derived from were like.
+            day: The day, or the first of the month: the time of the last change if no event has a time.
+            zone: The time zone of the written times.
+            of: Fields of the day or month, and of the files that the record is derived from.
         """
         total = _NOTHING
         providers: Counter[str] = Counter()
@@ -273,22 +279,27 @@ class Tally:
             "failed_requests": total.failed_requests,
             "total_input_tokens": total.input_tokens,
             "total_output_tokens": total.output_tokens,
-            # For programs of the previous system; ours is the next.
+            # For programs of the previous system; the exact amount is the next key.
             "total_cost": total.cost / NANO_PER_USD,
             "total_cost_nano": total.cost,
             "avg_latency_ms": self.duration_us / self.timed / 1000 if self.timed else 0.0,
             "providers_used": dict(sorted(providers.items())),
             "models_used": dict(sorted(models.items())),
             **self._session_fields(),
-            # Of what is in it and not of the writing, so that the same lines always make the same record.
+            # The time of the content, not of the write, so that the same lines always give the same record.
             "updated_at": to_datetime(self.latest or start_of_day(day, zone), zone).isoformat(),
             **self.fields(),
         }
         return encode_record(fields).encode()
 
 
+def matching_sums(tally: Tally, day: date, usage_filter: UsageFilter) -> Iterator[DailySum]:
+    """Return the sums of a tally that match a filter, as sums of a day."""
+    return (one for one in tally.daily_sums(day) if usage_filter.takes(one))
+
+
 def read_tally(fields: Mapping[str, Any] | None) -> Tally | None:
-    """Read a record of ours; None if it is none."""
+    """Return the totals of a record; None if the record is not one of ours."""
     try:
         return Tally.read(fields) if fields is not None else None
     except (KeyError, TypeError, AttributeError):
@@ -296,9 +307,32 @@ def read_tally(fields: Mapping[str, Any] | None) -> Tally | None:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """Read a line; None if it is not whole."""
+    """Return the object of a line; None if the line is incomplete."""
     try:
         found = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
+
+
+def parse_whole_line(line: bytes) -> dict[str, Any]:
+    """Return the object of a complete line.
+
+    Raises:
+        StorageUnavailableError: The line is damaged.
+    """
+    fields = parse_line(line)
+    if fields is None:
+        raise StorageUnavailableError("A temporary file is damaged.")
+    return fields
+
+
+def position_of(line: bytes) -> EventPosition:
+    """Return the position of an event's line, by which events are sorted."""
+    fields = parse_whole_line(line)
+    return EventPosition(fields["started_at"], fields["event_id"])
+
+
+def number_of(fields: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the writer and the number of a line, by which sent records are sorted."""
+    return fields["writer"], fields["seq"]

@@ -1,6 +1,6 @@
-"""Which sums answer a question, in SQL: those by model where nobody is asked for, those by month where they can.
+"""Choose the smallest sums that answer a query: by model where no person is queried, by month where possible.
 
-A source is a table expression with one column for each grouping, and the sums; `store.py` asks it.
+A source is a table expression with one column for each grouping, and the sums; `sqlite_store` queries it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SUMMED = ", ".join(f"sum({name}) AS {name}" for name in UsageTotals._fields)
 WIDELY_SUMMED = ", ".join(
     f"sum({name} >> 32) || ':' || sum({name} & 4294967295) AS {name}" for name in UsageTotals._fields
 )
-"""The same beyond 2^63, where `sum` raises: halves as text, which `whole` puts together."""
+"""The same beyond 2^63, where `sum` raises an error: two halves as text, which `whole` joins."""
 
 
 def whole(halves: str) -> int:
-    """Put the halves of a sum together."""
+    """Join the halves of a sum."""
     high, _, low = halves.partition(":")
     return (int(high) << 32) + int(low)
 
@@ -38,14 +38,14 @@ _OF_DAYS: dict[Grouping, str] = {"month": "day / 100", "week": _MONDAY}
 
 
 class Source(NamedTuple):
-    """A table expression, and the values bound in it."""
+    """A table expression, and its bound values."""
 
     query: str
     values: tuple[int | str, ...]
 
 
 def of_days(by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Source:
-    """Choose where to sum the days from first to last, both included."""
+    """Return the source of the days from first to last, both included."""
     wanted = usage_filter.wanted()
     if {*by, *wanted} <= _MODEL_DAYS:
         return _joined([_days("model_days", by, first, last)], usage_filter)
@@ -63,31 +63,31 @@ def of_days(by: Sequence[Grouping], first: date, last: date, usage_filter: Usage
 
 
 def of_hours(by: Sequence[str], start: int, end: int, usage_filter: UsageFilter) -> Source:
-    """Sum whole hours, half-open."""
+    """Return the source of whole hours, half-open."""
     columns = ", ".join([*by, SUMS])
     query = f"SELECT {columns} FROM hourly WHERE hour >= ? AND hour < ?"  # our own words
     return _joined([Source(query, (start, end))], usage_filter)
 
 
 def conditions(usage_filter: UsageFilter) -> tuple[str, list[str]]:
-    """Write a filter as what follows a WHERE, with its values."""
+    """Return a filter as conditions of a WHERE clause, with its values."""
     wanted = usage_filter.wanted()
     where = "".join(f" AND {name} = (SELECT number FROM names WHERE name = ?)" for name in wanted)
     return where, list(wanted.values())
 
 
 def number_of(day: date) -> int:
-    """Write a day as YYYYMMDD."""
+    """Return a day as the number YYYYMMDD."""
     return day.year * 10_000 + day.month * 100 + day.day
 
 
 def day_of(number: int) -> date:
-    """Read YYYYMMDD."""
+    """Return the day of a number YYYYMMDD."""
     return date(number // 10_000, number // 100 % 100, number % 100)
 
 
 def _whole_months(first: date, last: date) -> tuple[date, date] | None:
-    """Find the months that lie in a span, as their first and their last day; None if there are none."""
+    """Return the first and the last day of the whole months in a span; None if it has none."""
     ends = last == date.max or (last + timedelta(days=1)).day == 1
     if (first.year, first.month) == (last.year, last.month):
         return (first, last) if first.day == 1 and ends else None
@@ -107,7 +107,7 @@ def _months(by: Sequence[Grouping], begin: date, end: date) -> Source:
     columns = ", ".join([*by, SUMS])
     first, last = number_of(begin) // 100, number_of(end) // 100
     if first == last:
-        # Of one month, groups of users come in the order of the key: nothing has to be sorted.
+        # Within one month, groups of users come in the order of the key: no sort is needed.
         return Source(f"SELECT {columns} FROM monthly WHERE month = ?", (first,))
     return Source(f"SELECT {columns} FROM monthly WHERE month BETWEEN ? AND ?", (first, last))
 

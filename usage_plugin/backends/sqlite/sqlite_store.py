@@ -1,7 +1,7 @@
 """The SQLite store: events, and daily sums written in the same transaction.
 
 One connection writes, one reads, both through aiosqlite's threads: a store may be slow, since only the flusher and
-people wait for it. SQL stays in this file; the schema is in `migrations/`.
+people wait for it. SQL stays in this package; the schema is in `migrations/`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from importlib import resources
+from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
-from zoneinfo import ZoneInfo
 
-import aiosqlite
-
+from usage_plugin.backends.sqlite.connections import connect, prepare, transaction, translated
+from usage_plugin.backends.sqlite.deletion import delete_rows, erase, records_of, watermarks_of
+from usage_plugin.backends.sqlite.insertion import DAILY_KEY, DIMENSIONS, HOUR_DIMENSIONS, MAX_INTEGER, Insertion
+from usage_plugin.backends.sqlite.name_numbers import listed, name_columns, numbers_of
 from usage_plugin.backends.sqlite.rollup_queries import (
     SUMMED,
     SUMS,
@@ -41,20 +41,21 @@ from usage_plugin.domain.store import (
     RollupDimension,
     UsageFilter,
     UsageStore,
-    daily_sum,
 )
 from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record, to_record
-from usage_plugin.domain.windows import days_window, hour_name, start_of_day, start_of_hour
-from usage_plugin.encoding import encode_record
-from usage_plugin.errors import StorageDamagedError, StorageError, StorageUnavailableError
-from usage_plugin.sqlite_file import create_private, identity, migrate, use_write_ahead_log
-from usage_plugin.tracking.steps import in_steps, taken, unhurried
+from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record
+from usage_plugin.domain.windows import days_window, hour_name, start_of_day
+from usage_plugin.errors import StorageUnavailableError
+from usage_plugin.sqlite_file import identity
+from usage_plugin.tracking.steps import in_steps, taken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import date
     from pathlib import Path
+    from zoneinfo import ZoneInfo
+
+    import aiosqlite
 
     from usage_plugin.domain.windows import Window
 
@@ -64,56 +65,39 @@ PAGE = 1_000
 _DAYS = 2_000
 _PART = 100
 _GROUPS = 500
-_BUSY_TIMEOUT = 10.0
-_MOST_VALUES = 900
-"""SQLite before 3.32 takes 999 values in a statement."""
 
-_DIMENSIONS = ", ".join(ROLLUP_DIMENSIONS)
-_MARKS = ", ".join("?" * (1 + len(ROLLUP_DIMENSIONS) + len(UsageTotals._fields)))
-_KEY = ("day", *ROLLUP_DIMENSIONS)
+
 _PERSONS = ("user", "end_user")
 _THINGS = tuple(name for name in ROLLUP_DIMENSIONS if name not in _PERSONS)
-_LAST_NUMBER = 2**63 - 1
-# An integer sum beyond 2^63 - 1 would become a float; it stops there instead.
-_ADDING = "ON CONFLICT DO UPDATE SET " + ", ".join(
-    f"{name} = min({name} + excluded.{name}, {_LAST_NUMBER})" for name in UsageTotals._fields
-)
-_ADD_TO_DAILY = f"INSERT INTO daily (day, {_DIMENSIONS}, {SUMS}) VALUES ({_MARKS}) {_ADDING}"
-_HOUR_DIMENSIONS = ("model", "provider")
-_HOUR_MARKS = ", ".join("?" * (1 + len(_HOUR_DIMENSIONS) + len(UsageTotals._fields)))
-_ADD_TO_HOURLY = f"INSERT INTO hourly (hour, {', '.join(_HOUR_DIMENSIONS)}, {SUMS}) VALUES ({_HOUR_MARKS}) {_ADDING}"
-_ADD_EVENT = (
-    f"INSERT INTO events (started_at, event_id, {_DIMENSIONS}, rest)"
-    f" VALUES ({', '.join('?' * (3 + len(ROLLUP_DIMENSIONS)))})"
-)
 
 
 class SqliteStore(UsageStore):
     """The history in one SQLite file."""
 
     def __init__(self, path: Path, zone: ZoneInfo, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
-        """Take two open connections; `open_store` makes them."""
+        """Use two open connections; `open_store` opens them."""
         self._path = path
         self._file = identity(path)
         self._zone = zone
         self._writer = writer
         self._reader = reader
+        self._insertion = Insertion(writer, zone)
         self._writing = asyncio.Lock()
         self._reading = asyncio.Lock()
 
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
         """Add numbered events and their daily sums, all or none."""
-        await self._append(writer, events, self._add_events)
+        await self._append(writer, events, self._insertion.add_events)
 
     async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
         """Add numbered daily sums that have no events, all or none."""
-        await self._append(writer, sums, self._add_sums)
+        await self._append(writer, sums, self._insertion.add_sums)
 
     async def _append(
         self, writer: str, numbered: Sequence[tuple[int, RecordT]], add: Callable[[Sequence[RecordT]], Awaitable[None]]
     ) -> None:
-        with _translated(self._path):
-            async with self._writing, _transaction(self._writer, "IMMEDIATE"):
+        with translated(self._path):
+            async with self._writing, transaction(self._writer, "IMMEDIATE"):
                 self._check_file()
                 row = await self._one("SELECT seq FROM watermarks WHERE writer = ?", (writer,))
                 fresh = [(seq, record) for seq, record in numbered if row is None or seq > row[0]]
@@ -125,70 +109,14 @@ class SqliteStore(UsageStore):
                         (writer, fresh[-1][0]),
                     )
 
-    async def _add_events(self, events: Sequence[UsageEvent]) -> None:
-        known = await self._already_stored(events)
-        fresh = list({event.event_id: event for event in events if event.event_id not in known}.values())
-        sums = [daily_sum(event, self._zone) for event in unhurried(fresh)]
-        numbers = await self._number(sums)
-        rows = []
-        for event, one in unhurried(zip(fresh, sums, strict=True)):
-            record = to_record(event)
-            for column in ("started_at", "event_id", *ROLLUP_DIMENSIONS):
-                record.pop(column, None)
-            dimensions = (numbers[name] for name in one.names)
-            rows.append((event.started_at, event.event_id, *dimensions, encode_record(record)))
-        await self._writer.executemany(_ADD_EVENT, rows)
-        await self._add_numbered(sums, numbers)
-        hours = (
-            ((start_of_hour(event.started_at, self._zone), numbers[one.model], numbers[one.provider]), one.totals)
-            for event, one in zip(fresh, sums, strict=True)
-        )
-        await self._add_up(_ADD_TO_HOURLY, hours)
-
-    async def _add_sums(self, sums: Sequence[DailySum]) -> None:
-        # A sum of nothing would be a row of nothing.
-        something = [one for one in sums if any(one.totals)]
-        await self._add_numbered(something, await self._number(something))
-
-    async def _add_numbered(self, sums: Sequence[DailySum], numbers: Mapping[str | None, int]) -> None:
-        days = (((number_of(one.day), *(numbers[name] for name in one.names)), one.totals) for one in sums)
-        await self._add_up(_ADD_TO_DAILY, days)
-
-    async def _add_up(self, statement: str, keyed: Iterable[tuple[tuple[int, ...], UsageTotals]]) -> None:
-        """Add to each row once, in the order of their keys."""
-        rows: dict[tuple[int, ...], UsageTotals] = {}
-        for key, totals in unhurried(keyed):
-            rows[key] = rows.get(key, UsageTotals()).plus(totals)
-        await self._writer.executemany(statement, [(*key, *_bounded(rows[key])) for key in sorted(rows)])
-
-    async def _already_stored(self, events: Sequence[UsageEvent]) -> set[str]:
-        """Find events that came under another number: a ledger that was restored can send them again."""
-        instants = [event.started_at for event in events]
-        rows = await self._writer.execute_fetchall(
-            "SELECT event_id FROM events WHERE started_at BETWEEN ? AND ?"
-            " AND event_id IN (SELECT value FROM json_each(?))",
-            (min(instants), max(instants), json.dumps([event.event_id for event in events])),
-        )
-        return {row[0] for row in rows}
-
-    async def _number(self, sums: Sequence[DailySum]) -> dict[str | None, int]:
-        """Give each name its number, making new ones."""
-        wanted = sorted({name for one in sums for name in one.names if name is not None})
-        numbers = await _numbers_of(self._writer, wanted)
-        new = [(name,) for name in wanted if name not in numbers]
-        if new:
-            await self._writer.executemany("INSERT INTO names (name) VALUES (?)", new)
-            numbers |= await _numbers_of(self._writer, [name for (name,) in new])
-        return numbers
-
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event."""
-        with _translated(self._path):
+        """Return the number of the writer's last event."""
+        with translated(self._path):
             rows = list(await self._reader.execute_fetchall("SELECT seq FROM watermarks WHERE writer = ?", (writer,)))
             return int(rows[0][0]) if rows else 0
 
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
-        """Sum the days from first to last, out of the sums that are smallest."""
+        """Sum the days from first to last, from the smallest sums that suffice."""
         return await self._aggregate(by, of_days(by, first, last, usage_filter))
 
     async def aggregate_hours(
@@ -204,9 +132,9 @@ class SqliteStore(UsageStore):
         def query(summed: str) -> str:
             return f"SELECT {', '.join([*by, summed])} FROM {source.query} GROUP BY {columns or 'NULL'}"
 
-        with _translated(self._path):
-            async with self._reading, _transaction(self._reader):
-                watermarks = await _watermarks(self._reader)
+        with translated(self._path):
+            async with self._reading, transaction(self._reader):
+                watermarks = await watermarks_of(self._reader)
                 groups = await self._groups(by, query, source.values)
         return Aggregate(groups, watermarks)
 
@@ -220,7 +148,7 @@ class SqliteStore(UsageStore):
         most: int,
         also: Collection[tuple[str | None, ...]] = (),
     ) -> Ranking:
-        """Find the dearest groups by their costs alone; only theirs are summed in full."""
+        """Return the most expensive groups; all groups are ranked by cost, and only the result is summed in full."""
         source = of_days(by, first, last, usage_filter)
         columns = ", ".join(by)
         grouped = f"FROM {source.query} GROUP BY {columns}"
@@ -235,12 +163,12 @@ class SqliteStore(UsageStore):
                 f" (SELECT {columns} FROM ranked UNION ALL SELECT {marks} FROM json_each(?)) GROUP BY {columns}"
             )
 
-        with _translated(self._path):
-            async with self._reading, _transaction(self._reader):
-                watermarks = await _watermarks(self._reader)
-                numbers = await _numbers_of(self._reader, {name for group in also for name in group})
+        with translated(self._path):
+            async with self._reading, transaction(self._reader):
+                watermarks = await watermarks_of(self._reader)
+                numbers = await numbers_of(self._reader, {name for group in also for name in group})
                 known = ([numbers[name] for name in group] for group in also if all(name in numbers for name in group))
-                values = (*source.values, most, *source.values, await _listed(known))
+                values = (*source.values, most, *source.values, await listed(known))
                 groups = await self._groups(by, query, values)
                 counted = await self._reader.execute_fetchall(
                     f"SELECT count(*) FROM (SELECT 1 {grouped})", source.values
@@ -250,14 +178,14 @@ class SqliteStore(UsageStore):
     async def in_order_of_cost(
         self, by: Sequence[RollupDimension], first: date, last: date, usage_filter: UsageFilter
     ) -> AsyncIterator[Aggregate]:
-        """Stream the sums of all groups, the dearest first."""
+        """Stream the sums of all groups, the most expensive first."""
         source = of_days(by, first, last, usage_filter)
         columns = ", ".join(by)
-        names, joins = _named(by, of="sums")
+        names, joins = name_columns(by, of="sums")
         in_order = ", ".join(f"coalesce({name}s.name, '')" for name in by)
 
         def query(summed: str) -> str:
-            # The half before the colon is the number that a text is cast to.
+            # A cast of the text yields the half before the colon.
             cost = "sums.cost" if summed == SUMMED else "CAST(sums.cost AS INTEGER)"
             return (
                 f"SELECT {', '.join(f'sums.{name}' for name in UsageTotals._fields)}, {names}"
@@ -266,10 +194,10 @@ class SqliteStore(UsageStore):
             )
 
         sums = len(UsageTotals._fields)
-        with _translated(self._path):
-            async with self._reading, _transaction(self._reader):
-                watermarks = await _watermarks(self._reader)
-                # All groups are summed before the first is there.
+        with translated(self._path):
+            async with self._reading, transaction(self._reader):
+                watermarks = await watermarks_of(self._reader)
+                # All groups are summed before the first row is available.
                 try:
                     execution = await self._reader.execute(query(SUMMED), source.values)
                 except sqlite3.OperationalError as error:
@@ -286,7 +214,7 @@ class SqliteStore(UsageStore):
     async def _groups(
         self, by: Sequence[Grouping | HourGrouping], query: Callable[[str], str], values: Sequence[object]
     ) -> dict[tuple[str | None, ...], UsageTotals]:
-        """Sum groups; `query` makes the statement for one way of summing."""
+        """Return the sums of groups; `query` returns the statement for one way of summing."""
         try:
             rows = list(await self._reader.execute_fetchall(query(SUMMED), values))
         except sqlite3.OperationalError as error:
@@ -312,7 +240,7 @@ class SqliteStore(UsageStore):
 
     async def _names_of(self, numbers: Collection[int]) -> dict[int, str | None]:
         rows = await self._reader.execute_fetchall(
-            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))", (await _listed(numbers),)
+            "SELECT number, name FROM names WHERE number IN (SELECT value FROM json_each(?))", (await listed(numbers),)
         )
         return {row[0]: row[1] for row in rows}
 
@@ -329,14 +257,14 @@ class SqliteStore(UsageStore):
         order = "DESC" if newest_first else "ASC"
         beyond = "<" if newest_first else ">"
         query = (
-            f"SELECT started_at, event_id, {_DIMENSIONS}, rest FROM events"  # our own words
+            f"SELECT started_at, event_id, {DIMENSIONS}, rest FROM events"  # our own words
             f" WHERE started_at >= ? AND started_at < ? AND (started_at, event_id) {beyond} (?, ?){where}"
             f" ORDER BY started_at {order}, event_id {order} LIMIT {PAGE}"
         )
         end = EventPosition(window.end, "") if newest_first else EventPosition(window.start - 1, "")
         position = after or end
         while True:
-            with _translated(self._path):
+            with translated(self._path):
                 async with self._reading:
                     rows = list(await self._reader.execute_fetchall(query, (*window, *position, *values)))
                     names = await self._names_of({number for row in rows for number in row[2:-1]})
@@ -355,20 +283,20 @@ class SqliteStore(UsageStore):
     async def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[list[DailySum]]:
         """Stream daily sums.
 
-        A page is handed out in parts: what is dropped again soon, the garbage collector never comes to see.
+        A page is yielded in parts: objects that are released early never reach the garbage collector.
         """
         where, values = conditions(usage_filter)
-        # A person's name is looked up with each row: it can be forgotten, and its number be somebody else's then.
-        persons, joins = _named(_PERSONS, of="daily")
+        # A person's name is read with each row: it can be erased, and its number reused for another name.
+        persons, joins = name_columns(_PERSONS, of="daily")
         query = (
-            f"SELECT day, {_DIMENSIONS}, {persons}, {SUMS} FROM daily {joins}"  # our own words
-            f" WHERE day <= ? AND (day, {_DIMENSIONS}) > ({', '.join('?' * len(_KEY))}){where}"
-            f" ORDER BY day, {_DIMENSIONS} LIMIT {_DAYS}"
+            f"SELECT day, {DIMENSIONS}, {persons}, {SUMS} FROM daily {joins}"  # our own words
+            f" WHERE day <= ? AND (day, {DIMENSIONS}) > ({', '.join('?' * len(DAILY_KEY))}){where}"
+            f" ORDER BY day, {DIMENSIONS} LIMIT {_DAYS}"
         )
-        key = (number_of(first) - 1, *(_LAST_NUMBER for _ in ROLLUP_DIMENSIONS))
+        key = (number_of(first) - 1, *(MAX_INTEGER for _ in ROLLUP_DIMENSIONS))
         names: dict[int, str | None] = {}
         while True:
-            with _translated(self._path):
+            with translated(self._path):
                 async with self._reading:
                     rows = list(await self._reader.execute_fetchall(query, (number_of(last), *key, *values)))
                     names = await self._names_in(rows, names)
@@ -376,100 +304,59 @@ class SqliteStore(UsageStore):
                 yield list(_daily_of(rows[at : at + _PART], names))
             if len(rows) < _DAYS:
                 return
-            key = tuple(rows[-1][: len(_KEY)])
+            key = tuple(rows[-1][: len(DAILY_KEY)])
 
     async def _names_in(self, rows: Sequence[sqlite3.Row], before: Mapping[int, str | None]) -> dict[int, str | None]:
-        """Find the names in a page of daily sums that are not persons'; those of the page before serve again."""
-        numbers = set().union(*(map(itemgetter(at), rows) for at, name in enumerate(_KEY) if name in _THINGS))
+        """Return the names in a page of daily sums that are not persons; those of the previous page are reused."""
+        numbers = set().union(*(map(itemgetter(at), rows) for at, name in enumerate(DAILY_KEY) if name in _THINGS))
         kept = {number: before[number] for number in numbers & before.keys()}
         return kept if len(kept) == len(numbers) else kept | await self._names_of(numbers - kept.keys())
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
-        """Delete what is too old, in one short transaction."""
+        """Delete events and sums before the given times, in one short transaction."""
         before = max(events_before, start_of_day(days_before, self._zone))
-        with _translated(self._path):
-            async with self._writing, _transaction(self._writer, "IMMEDIATE"):
+        with translated(self._path):
+            async with self._writing, transaction(self._writer, "IMMEDIATE"):
                 self._check_file()
-                events = await self._delete("events", ("started_at", "event_id"), "started_at < ?", before, most)
-                days = await self._delete("daily", _KEY, "day < ?", number_of(days_before), most - events)
-                # Not counted: they are few, and of days that go.
+                events = await delete_rows(
+                    self._writer, "events", ("started_at", "event_id"), "started_at < ?", before, most
+                )
+                days = await delete_rows(
+                    self._writer, "daily", DAILY_KEY, "day < ?", number_of(days_before), most - events
+                )
+                # Not counted: they are few, and of deleted days.
                 begin = start_of_day(days_before, self._zone)
-                await self._delete("hourly", ("hour", *_HOUR_DIMENSIONS), "hour < ?", begin, most)
+                await delete_rows(self._writer, "hourly", ("hour", *HOUR_DIMENSIONS), "hour < ?", begin, most)
                 return events + days
 
-    async def _delete(self, table: str, key: Sequence[str], condition: str, value: int, most: int) -> int:
-        columns = ", ".join(key)
-        query = f"DELETE FROM {table} WHERE ({columns}) IN (SELECT {columns} FROM {table} WHERE {condition} LIMIT ?)"
-        async with self._writer.execute(query, (value, most)) as cursor:
-            return cursor.rowcount
-
     async def forget(self, user: str, *, most: int) -> int:
-        """Delete a user's events, and move their sums."""
+        """Delete a user's events, and give their sums to `FORGOTTEN`."""
         if user == FORGOTTEN:
             return 0
-        with _translated(self._path):
+        with translated(self._path):
             async with self._reading:
-                # Looked for first: others must not wait while the whole file is searched.
-                row = list(await self._reader.execute_fetchall("SELECT number FROM names WHERE name = ?", (user,)))
-                if not row:
-                    return 0
-                number = row[0][0]
-                persons = f"user = {number} OR end_user = {number}"
-                marks = await _watermarks(self._reader)
-                events = list(
-                    await self._reader.execute_fetchall(
-                        f"SELECT started_at, event_id FROM events WHERE {persons} LIMIT ?", (most,)
-                    )
-                )
-                days = list(
-                    await self._reader.execute_fetchall(
-                        f"SELECT day, {_DIMENSIONS} FROM daily WHERE {persons} LIMIT ?", (most - len(events),)
-                    )
-                )
-                is_used = events or days or await _is_used(self._reader, number)
-            async with self._writing, _transaction(self._writer, "IMMEDIATE"):
+                # Searched before the write lock is taken: other writers must not wait for a search of the whole file.
+                found = await records_of(self._reader, user, most)
+            if found is None:
+                return 0
+            async with self._writing, transaction(self._writer, "IMMEDIATE"):
                 self._check_file()
-                if not is_used and (
-                    await _watermarks(self._writer) == marks or not await _is_used(self._writer, number)
-                ):
-                    await self._writer.execute("DELETE FROM names WHERE number = ?", (number,))
-                await self._writer.executemany("DELETE FROM events WHERE started_at = ? AND event_id = ?", events)
-                await self._give_away(days, number)
-        return len(events) + len(days)
-
-    async def _give_away(self, days: Sequence[sqlite3.Row], number: int) -> None:
-        """Move sums, as they are by now, from a person to `FORGOTTEN`."""
-        wanted = " AND ".join(f"{name} = json_extract(value, '$[{at}]')" for at, name in enumerate(_KEY))
-        rows = await self._writer.execute_fetchall(
-            f"SELECT {', '.join(_KEY)}, {SUMS} FROM json_each(?) CROSS JOIN daily ON {wanted}",
-            (json.dumps(list(map(tuple, days))),),
-        )
-        if not rows:
-            return
-        await self._writer.execute("INSERT OR IGNORE INTO names (name) VALUES (?)", (FORGOTTEN,))
-        found = await self._one("SELECT number FROM names WHERE name = ?", (FORGOTTEN,))
-        forgotten = found and found[0]
-        persons = [at for at, name in enumerate(_KEY) if name in ("user", "end_user")]
-        given = [[forgotten if at in persons and v == number else v for at, v in enumerate(row)] for row in rows]
-        await self._writer.executemany(_ADD_TO_DAILY, given)
-        await self._writer.executemany(
-            f"DELETE FROM daily WHERE {' AND '.join(f'{name} = ?' for name in _KEY)}",
-            [tuple(row[: len(_KEY)]) for row in rows],
-        )
+                await erase(self._writer, found)
+        return len(found.events) + len(found.days)
 
     async def compact(self) -> None:
-        """Write the file anew, and empty its log."""
-        with _translated(self._path):
+        """Rewrite the file, and truncate its WAL."""
+        with translated(self._path):
             async with self._writing, self._reading:
                 self._check_file()
                 await self._writer.execute("VACUUM")
                 row = await self._one("PRAGMA wal_checkpoint(TRUNCATE)", ())
         if row is None or row[0]:
-            raise StorageUnavailableError(f"{self._path} is being read, so its log could not be emptied.")
+            raise StorageUnavailableError(f"Cannot truncate the WAL of {self._path} while it is being read.")
 
     async def size(self) -> int:
-        """Say how many bytes are in use."""
-        with _translated(self._path):
+        """Return the size of the used pages in bytes."""
+        with translated(self._path):
             rows = await self._reader.execute_fetchall(
                 "SELECT (page_count - freelist_count) * page_size"
                 " FROM pragma_page_count(), pragma_freelist_count(), pragma_page_size()"
@@ -477,13 +364,13 @@ class SqliteStore(UsageStore):
             return int(next(iter(rows))[0])
 
     async def health(self) -> None:
-        """Take the write lock and let it go."""
-        with _translated(self._path):
-            async with self._writing, _transaction(self._writer, "IMMEDIATE"):
+        """Take the write lock and release it."""
+        with translated(self._path):
+            async with self._writing, transaction(self._writer, "IMMEDIATE"):
                 self._check_file()
 
     def _check_file(self) -> None:
-        """Notice that the file was deleted or replaced: SQLite would go on writing to the old one."""
+        """Check that the file was not deleted or replaced: SQLite would continue to write to the old one."""
         if identity(self._path) != self._file:
             raise StorageUnavailableError(f"The store {self._path} was replaced while it was open.")
 
@@ -492,147 +379,41 @@ class SqliteStore(UsageStore):
             return await cursor.fetchone()
 
 
-def _named(dimensions: Sequence[str], *, of: str) -> tuple[str, str]:
-    """Write the columns of names that stand for a table's numbers, `users.name` for `user`, and the joins for them."""
-    columns = ", ".join(f"{name}s.name" for name in dimensions)
-    return columns, " ".join(f"LEFT JOIN names AS {name}s ON {name}s.number = {of}.{name}" for name in dimensions)
-
-
 def _check_is_overflow(error: sqlite3.OperationalError) -> None:
-    """Let pass only that a sum is beyond 2^63."""
+    """Raise the error again, unless it is a sum beyond 2^63."""
     if "integer overflow" not in str(error):
         raise error
-
-
-def _bounded(totals: UsageTotals) -> Iterable[int]:
-    """Keep to 64 bits what a batch adds to one row."""
-    return totals if max(totals) <= _LAST_NUMBER else [min(one, _LAST_NUMBER) for one in totals]
 
 
 def _totals(sums: Sequence[int | str]) -> UsageTotals:
     return UsageTotals._make(whole(one) if isinstance(one, str) else one for one in sums)
 
 
-async def _watermarks(connection: aiosqlite.Connection) -> dict[str, int]:
-    rows = await connection.execute_fetchall("SELECT writer, seq FROM watermarks")
-    return {row[0]: row[1] for row in rows}
-
-
-async def _numbers_of(connection: aiosqlite.Connection, names: Collection[str | None]) -> dict[str | None, int]:
-    """Find the numbers of those names that have one."""
-    numbers: dict[str | None, int] = {None: 0}
-    async for some in in_steps((name for name in names if name is not None), _MOST_VALUES):
-        # Bound one by one: in JSON, SQLite would take a name that holds a NUL to end there.
-        marks = ", ".join("?" * len(some))
-        rows = await connection.execute_fetchall(f"SELECT name, number FROM names WHERE name IN ({marks})", some)
-        numbers |= {row[0]: row[1] for row in rows}
-    return numbers
-
-
-async def _listed(numbers: Iterable[int] | Iterable[list[int]]) -> str:
-    """Write a list for `json_each`, which may be long."""
-    return f"[{','.join([json.dumps(part)[1:-1] async for part in in_steps(numbers)])}]"
-
-
-async def _is_used(connection: aiosqlite.Connection, number: int) -> bool:
-    """Say whether a name stands for anything."""
-    any_of = " OR ".join(f"{dimension} = {number}" for dimension in ROLLUP_DIMENSIONS)
-    rows = await connection.execute_fetchall(
-        f"SELECT EXISTS (SELECT * FROM daily WHERE {any_of}) OR EXISTS (SELECT * FROM events WHERE {any_of})"
-    )
-    return bool(next(iter(rows))[0])
-
-
 def _daily_of(rows: Sequence[sqlite3.Row], names: Mapping[int, str | None]) -> Iterator[DailySum]:
-    """Read some rows by their columns, without a call of Python for each row: there may be ten million."""
+    """Convert rows column by column, without a Python call for each row: there may be ten million."""
     columns = list(zip(*rows, strict=True))
     days = {number: day_of(number) for number in set(columns[0])}
-    named: dict[str, Iterable[str | None]] = dict(zip(_PERSONS, columns[len(_KEY) :], strict=False))
-    for name, column in zip(_KEY, columns, strict=False):
+    named: dict[str, Iterable[str | None]] = dict(zip(_PERSONS, columns[len(DAILY_KEY) :], strict=False))
+    for name, column in zip(DAILY_KEY, columns, strict=False):
         if name in _THINGS:
             named[name] = map(names.__getitem__, column)
-    totals = map(tuple.__new__, repeat(UsageTotals), zip(*columns[len(_KEY) + len(_PERSONS) :], strict=True))
+    totals = map(tuple.__new__, repeat(UsageTotals), zip(*columns[len(DAILY_KEY) + len(_PERSONS) :], strict=True))
     fields = (map(days.__getitem__, columns[0]), *(named[name] for name in ROLLUP_DIMENSIONS), totals)
     return map(tuple.__new__, repeat(DailySum), zip(*fields, strict=True))
 
 
 @asynccontextmanager
 async def open_store(path: Path, zone: ZoneInfo) -> AsyncIterator[SqliteStore]:
-    """Open the file, creating it if there is none.
+    """Open the file; create it if it does not exist.
 
     Raises:
-        StorageError: it cannot be opened, or its days are another zone's.
-        StorageVersionError: a newer version wrote it.
+        StorageError: It cannot be opened, or its days are of another time zone.
+        StorageVersionError: A newer version of the package wrote it.
     """
     async with AsyncExitStack() as stack:
-        # Only the opening: what goes wrong while it is open is the caller's own.
-        with _translated(path):
-            await asyncio.to_thread(_prepare, path, zone)
-            writer = await stack.enter_async_context(_connect(path))
-            reader = await stack.enter_async_context(_connect(path))
+        # Only errors of the opening: those while it is open are the caller's own.
+        with translated(path):
+            await asyncio.to_thread(prepare, path, zone)
+            writer = await stack.enter_async_context(connect(path))
+            reader = await stack.enter_async_context(connect(path))
         yield SqliteStore(path, zone, writer, reader)
-
-
-def _prepare(path: Path, zone: ZoneInfo) -> None:
-    create_private(path)
-    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None)
-    try:
-        use_write_ahead_log(connection, _BUSY_TIMEOUT)
-        connection.create_function("local_hour", 2, _local_hour, deterministic=True)
-        migrate(connection, resources.files(__package__) / "migrations", path)
-        row = connection.execute("SELECT zone FROM store").fetchone()
-        if row is None:
-            # Asked for first: a reader must not wait for a lock.
-            connection.execute("INSERT INTO store (zone) SELECT ? WHERE NOT EXISTS (SELECT * FROM store)", (str(zone),))
-            row = connection.execute("SELECT zone FROM store").fetchone()
-        kept = row[0]
-    finally:
-        connection.close()
-    if kept != str(zone):
-        raise StorageError(
-            f"{path} keeps days of the zone {kept}, but usage_plugin.timezone is {zone}.",
-            hint=f"Set usage_plugin.timezone back to {kept}, or move the file away to begin a new history.",
-        )
-
-
-def _local_hour(instant: int, zone: str) -> int:
-    """For the migration of stores that kept no hours."""
-    return start_of_hour(instant, ZoneInfo(zone))
-
-
-@asynccontextmanager
-async def _connect(path: Path) -> AsyncIterator[aiosqlite.Connection]:
-    async with aiosqlite.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None) as connection:
-        # FULL: what the store has acknowledged leaves the outbox, so it must survive a power cut.
-        await connection.execute("PRAGMA synchronous = FULL")
-        await connection.execute("PRAGMA cache_size = -16000")
-        yield connection
-
-
-@asynccontextmanager
-async def _transaction(connection: aiosqlite.Connection, kind: str = "DEFERRED") -> AsyncIterator[None]:
-    try:
-        await connection.execute(f"BEGIN {kind}")
-        yield
-        await connection.execute("COMMIT")
-    except BaseException:
-        # Comes behind whatever the thread is still doing for a caller who was cancelled; is nothing where SQLite has
-        # rolled back by itself, since the disk is full.
-        await connection.rollback()
-        raise
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Turn the driver's errors into ours."""
-    try:
-        yield
-    except (sqlite3.OperationalError, OSError) as error:
-        raise StorageUnavailableError(f"The store {path} cannot be used for now: {error}.") from error
-    except (sqlite3.Error, OverflowError, UnicodeError) as error:
-        if type(error) is sqlite3.DatabaseError:
-            # Not this event's fault, nor any other's.
-            raise StorageDamagedError(
-                f"The store {path} is damaged: {error}.", hint="Put a backup in its place, or move it away."
-            ) from error
-        raise StorageError(f"The store {path} does not work: {error}.") from error
