@@ -1,11 +1,13 @@
-"""Keeps a vector of each user and week in Chroma, to find who behaves alike and who has moved; docs/similar.md.
+"""Keep a vector of each user and week in Chroma, to find similar users and changed behaviour; docs/similar.md.
 
     plugins:
       - {name: chroma, options: {path: ./vectors, weeks: 26}}
 
-Off unless it is named, since it profiles people. What it is told of events it only takes for a sign that the history
-has grown: it then brings the vectors up to date, in another process, since that is heavy in Python and chromadb is
-large. Here is the plugin; `following` makes vectors of the history, `vectors` keeps them, `comparing` asks them.
+It is off unless the YAML names it, since it profiles people. An event only signals that the history has grown. The
+plugin then updates the vectors in another process, since that is CPU-bound Python and chromadb is large.
+
+This module is the plugin. `indexer` derives vectors from the history, `vector_store` keeps them, and `similarity`
+queries them.
 """
 
 from __future__ import annotations
@@ -26,39 +28,44 @@ from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins import interface as ours
 from usage_plugin.plugins.interface import BackendContext  # noqa: TC001  # as above
 
-FOLLOW_EVERY = 3600.0
-"""So many seconds pass at least between two looks at the history; a command that asks takes one of its own."""
+UPDATE_INTERVAL = 3600.0
+"""The minimum seconds between two updates of the vectors; a command that queries them makes one of its own."""
 
 _LAST_WORDS = 1_000
 
 
 class Options(ours.Options):
-    """Where the vectors are kept, from the folder of the YAML, and of how many weeks, this one included."""
+    """The options of the plugin.
+
+    Attributes:
+        path: The folder of the vectors; a relative one starts in the folder of the YAML.
+        weeks: The number of weeks to keep, the current one included.
+    """
 
     path: Annotated[Path | None, Field(strict=False)] = None
     weeks: Annotated[int, Field(ge=2, le=520)] = 26
 
 
 class Plugin:
-    """Starts, at most once an hour and when there is something new, the command that brings the vectors up to date.
+    """The plugin, which starts the command that updates the vectors: after an event, and at most once an hour.
 
     Attributes:
-        folder: where they are.
-        weeks: of how many weeks.
+        folder: The folder of the vectors.
+        weeks: The number of weeks to keep.
     """
 
     def __init__(self, options: Options, context: BackendContext) -> None:
-        """Open nothing.
+        """Validate the options; open no file.
 
         Raises:
             PluginError: chromadb is not installed.
-            ConfigError: there is no YAML that another process could read.
+            ConfigError: There is no YAML for another process to read.
         """
         check_installed()
         if context.config_file is None:
             raise ConfigError(
-                "usage_plugin.plugins: chroma works in another process, which needs the configuration in a file.",
-                hint="Give the path of a YAML in place of the section itself, or leave the plugin out.",
+                "usage_plugin.plugins: chroma requires a configuration file, which another process can read.",
+                hint="Pass the path of a YAML in place of the section itself, or leave the plugin out.",
             )
         self.folder = context.data_dir / "chroma" if options.path is None else context.config_dir / options.path
         self.weeks = options.weeks
@@ -70,15 +77,15 @@ class Plugin:
         self._not_before = 0.0
 
     def open_vectors(self) -> AbstractContextManager[Vectors]:
-        """Open the vectors, once nobody else has them open."""
+        """Open the vectors; wait until no other process has them open."""
         return open_vectors(self.folder)
 
     @hookimpl
     def usage_event_recorded(self) -> None:
-        """See to it that the vectors follow.
+        """Start an update of the vectors, if it is time.
 
         Raises:
-            VectorsError: they did not the last time.
+            VectorsError: The last update failed.
         """
         if self._process is not None:
             code = self._process.poll()
@@ -86,9 +93,9 @@ class Plugin:
                 return
             self._process = None
             if code:
-                raise VectorsError(f"The vectors could not be brought up to date: {self._last_words()}")
+                raise VectorsError(f"The update of the vectors failed: {self._last_words()}")
         if time.monotonic() >= self._not_before:
-            self._not_before = time.monotonic() + FOLLOW_EVERY
+            self._not_before = time.monotonic() + UPDATE_INTERVAL
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
             try:
@@ -100,7 +107,7 @@ class Plugin:
 
     @hookimpl
     def usage_user_forgotten(self, user: str) -> None:
-        """Drop a user's vectors."""
+        """Delete a user's vectors."""
         if self.folder.exists():
             with self.open_vectors() as vectors:
                 vectors.forget(user)

@@ -1,9 +1,9 @@
-"""Brings vectors up to date with the history.
+"""Update the vectors from the history.
 
-Not from what the plugin is told: that comes at most once, and not at all when a worker is killed. A week is made anew
-from its sums and events whenever the history has more of it than the vectors were made of, so that nothing is lost or
-counted twice, whoever recorded or imported it, and whatever was killed. The history is read under the lock that the
-vectors are written under: who writes last has read last.
+Events that the plugin receives are not enough: each comes at most once, and not at all when a worker is killed. A
+week's vectors are derived again from its sums and events, whenever the history has more of the week than the vectors.
+So no event is lost or counted twice, regardless of its origin and of killed processes. The history is read under the
+lock of the vectors: the last writer has read last.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.tracker import UsageReader
 
 MOST_USERS = 10_000
-"""Of so many users of a week the sums are in memory; of a week with more, several times so many are read."""
+"""The number of users of a week whose sums are in memory; a week with more users is read in several passes."""
 
-_NOBODY = frozenset({ANONYMOUS, INTERNAL, FORGOTTEN})
-"""Who is many, or no person."""
+_NOT_PERSONS = frozenset({ANONYMOUS, INTERNAL, FORGOTTEN})
+"""The users that are several persons, or none."""
 
 _WEEK = timedelta(days=7)
 _SUNDAY = timedelta(days=6)
@@ -41,7 +41,7 @@ _SUNDAY = timedelta(days=6)
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[bool]:
-    """Say whether nobody else is at it; nobody else will be, meanwhile. One is enough, and each worker starts one."""
+    """Yield whether this process may update; each worker starts an update, and one at a time is enough."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = HeldLock(folder / "following.lock")
     try:
@@ -51,7 +51,7 @@ def only_one(folder: Path) -> Iterator[bool]:
 
 
 class Indexer:
-    """Makes vectors of what the history has and they have not."""
+    """Derive the vectors that are missing or stale from the history."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class Indexer:
         open_vectors: Callable[[], AbstractContextManager[Vectors]],
         progress: Callable[[date, int, int], None],
     ) -> None:
-        """Take the parts.
+        """Prepare the update.
 
         Args:
-            history: what was used.
-            zone: in which days begin.
-            open_vectors: gives the vectors, while nobody else has them; called again and again.
-            progress: hears of a week, that so many more of its users were looked at, and of how many.
+            history: The history.
+            zone: The time zone of days.
+            open_vectors: Opens the vectors exclusively; called several times.
+            progress: Receives a week, the number of further users that were checked, and the total number.
         """
         self._history = history
         self._zone = zone
@@ -74,13 +74,13 @@ class Indexer:
         self._progress = progress
 
     async def catch_up(self, weeks: int) -> None:
-        """Bring the last weeks up to date, this one included, and drop the vectors of all before."""
+        """Update the last weeks, the current one included, and delete the vectors of earlier ones."""
         this = monday_of(self._history.today())
         kept = [this - _WEEK * back for back in range(weeks)]
         with self._open_vectors() as vectors:
             vectors.keep_weeks(kept)
             seen = {week: vectors.seen(week) or UsageTotals() for week in kept}
-        # This week first: it is what most questions are about.
+        # The current week first: most queries are about it.
         for week in kept:
             rows = await self._history.report((), week, week + _SUNDAY)
             totals = rows[0].totals if rows else UsageTotals()
@@ -92,15 +92,15 @@ class Indexer:
                 vectors.note_seen(week, totals)
 
     async def _users(self, week: date) -> AsyncIterator[dict[str, UsageTotals]]:
-        """Sum a week by user, in the order of names, `MOST_USERS` at a time."""
+        """Yield the sums of a week by user, in the order of names, `MOST_USERS` at a time."""
         after, is_complete = "", False
         while not is_complete:
             sums: dict[str, UsageTotals] = {}
-            # Beyond it, sums were dropped, and are for the next time.
+            # Sums of later names were dropped, and are read in the next pass.
             upto: str | None = None
             async for one in self._history.days(week, week + _SUNDAY):
                 user = one.user
-                if user is None or user in _NOBODY or user <= after or (upto is not None and user > upto):
+                if user is None or user in _NOT_PERSONS or user <= after or (upto is not None and user > upto):
                     continue
                 sums[user] = sums.get(user, UsageTotals()).plus(one.totals)
                 if len(sums) >= 2 * MOST_USERS:
@@ -117,10 +117,10 @@ class Indexer:
             page = names[at : at + MOST_AT_ONCE]
             with self._open_vectors() as vectors:
                 known = vectors.totals(week, page)
-                # What has become less was pruned: the vector of the whole week stays.
+                # A smaller sum was pruned: the vector of the whole week stays.
                 changed = [name for name in page if _is_more(users[name], known.get(name, UsageTotals()))]
                 made = [await self._vector(week, name) for name in changed]
-                # Who was forgotten meanwhile has nothing left.
+                # A user who was erased meanwhile has no requests left.
                 vectors.put(week, [one for one in made if one.totals.requests])
             self._progress(week, len(page), len(names))
 

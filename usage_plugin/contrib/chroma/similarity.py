@@ -1,4 +1,4 @@
-"""Questions that vectors answer: who behaves like somebody, and who has moved furthest from their own earlier weeks."""
+"""Queries of vectors: the users similar to a user, and the users with the largest change of behaviour."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from usage_plugin.contrib.chroma.vector_store import Vector, Vectors
 
 EARLIER_WEEKS = 8
-"""With so many weeks before it a week is compared, or with those that there are."""
+"""The maximum number of earlier weeks with which a week is compared."""
 
 LEAST_REQUESTS = 10
-"""A week with fewer says nothing of what somebody does, and is not compared with others of theirs."""
+"""The minimum requests of a week in a comparison; fewer do not show a user's behaviour."""
 
 
 class Compared(NamedTuple):
-    """A user beside another, or beside what they did before.
+    """The comparison of a user with another user, or with the user's own earlier weeks.
 
     Attributes:
-        vector: theirs.
-        distance: between 0, the same, and 1, nothing in common.
-        mostly: the part of the vector that makes most of the distance.
-        weeks: how many earlier weeks it was compared with; 0 where it was another user.
+        vector: The user's vector.
+        distance: The distance between 0 (equal) and 1 (nothing in common).
+        mostly: The part of the vector with the largest share of the distance.
+        weeks: The number of earlier weeks in the comparison; 0 for a comparison with another user.
     """
 
     vector: Vector
@@ -39,12 +39,12 @@ class Compared(NamedTuple):
 
 
 def similar_to(vectors: Vectors, one: Vector, most: int) -> list[Compared]:
-    """Find who was most like somebody in the same week, the most alike first."""
+    """Return the users most similar to a user in the same week, the most similar first."""
     return [_compared(other, distances(one.numbers, other.numbers)) for other in vectors.near(one, most)]
 
 
 def outliers(vectors: Vectors, week: date, most: int) -> list[Compared]:
-    """Find who was furthest, in a week, from the middle of their own weeks before, the furthest first."""
+    """Return the users with the largest distance between a week and the mean of their earlier weeks, largest first."""
     return heapq.nlargest(most, _moved(vectors, week), key=lambda one: one.distance)
 
 

@@ -1,9 +1,10 @@
-"""Where vectors are kept: a collection of Chroma for each week. Nothing else knows chromadb.
+"""Keep vectors in Chroma, in a collection for each week. No other module uses chromadb.
 
-A vector is of one user in one week. Chroma has the index of a collection in memory as a whole, so what is asked of a
-week takes no more memory the more weeks there are. Vectors are passed in: no model is ever loaded, and nothing goes
-over the network. Chroma's files belong to one process at a time: they are opened under a lock and closed again, so that
-the proxy and commands take turns. What is here can be made anew from the history, except what the history has lost.
+A vector describes one user in one week. Chroma keeps the whole index of a collection in memory, so a query of one week
+needs the same memory for any number of weeks. Vectors are passed in: no model is loaded, and no network is used.
+
+Chroma's files belong to one process at a time. They are opened under a lock and closed again, so that the proxy and
+commands take turns. All vectors can be derived again from the history, except those of deleted events.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'usage-plugin[chroma]'"
 MOST_AT_ONCE = 500
-"""So many vectors are written, read or looked up in one go, and in memory."""
+"""The maximum number of vectors in one call, and in memory."""
 
 _WHOLE = ["metadatas", "embeddings"]
-# A wide search: in tests it finds what a comparison with every vector finds.
+# A wide search: in tests it has the same results as a comparison with every vector.
 _INDEX = {"hnsw": {"space": "cosine", "ef_construction": 200, "ef_search": 200}}
 
 
@@ -41,13 +42,13 @@ class VectorsError(UsagePluginError):
 
 
 class Vector(NamedTuple):
-    """What a user did in a week.
+    """The behaviour of a user in a week.
 
     Attributes:
-        user: as they are kept.
-        week: its Monday.
-        totals: what the vector was made of.
-        numbers: `domain.behaviour.DIMENSIONS` of them.
+        user: The name under which the user is kept.
+        week: The Monday of the week.
+        totals: The totals from which the vector was derived.
+        numbers: The numbers of the vector, `domain.behaviour.DIMENSIONS` in all.
     """
 
     user: str
@@ -57,21 +58,21 @@ class Vector(NamedTuple):
 
 
 def check_installed() -> None:
-    """See to it that Chroma can be imported, without importing it.
+    """Check that chromadb is installed, without importing it.
 
     Raises:
-        PluginError: it is not installed.
+        PluginError: It is not installed.
     """
     if importlib.util.find_spec("chromadb") is None:
-        raise PluginError("The plugin chroma needs chromadb, which is not installed.", hint=f"Run: {INSTALL}")
+        raise PluginError("The plugin chroma requires chromadb, which is not installed.", hint=f"Run: {INSTALL}")
 
 
 @contextmanager
 def open_vectors(folder: Path) -> Iterator[Vectors]:
-    """Open the vectors of a folder, which is made if it is not there, once nobody else has them open.
+    """Open the vectors of a folder; create it if it does not exist, and wait until no other process has it open.
 
     Raises:
-        VectorsError: the files cannot be used.
+        VectorsError: The files cannot be used.
     """
     lock = ExitStack()
     try:
@@ -92,7 +93,7 @@ def open_vectors(folder: Path) -> Iterator[Vectors]:
     except _chroma().errors.ChromaError as error:
         raise VectorsError(
             f"Chroma cannot use its files in {folder}: {error}.",
-            hint=f"Move {folder} away: what it holds is made anew from the history.",
+            hint=f"Move {folder} away: the vectors are derived again from the history.",
         ) from error
     finally:
         os.umask(umask)
@@ -100,10 +101,10 @@ def open_vectors(folder: Path) -> Iterator[Vectors]:
 
 
 class Vectors:
-    """The vectors of one folder, open and locked; `open_vectors` makes it."""
+    """The vectors of one folder, open and locked; `open_vectors` opens them."""
 
     def __init__(self, folder: Path) -> None:
-        """Open Chroma's files; vectors of other features than today's are dropped."""
+        """Open Chroma's files; delete vectors with other features than the current ones."""
         self._path = folder / "vectors"
         self._new = folder / "vectors.new"
         self._old = folder / "vectors.old"
@@ -114,25 +115,25 @@ class Vectors:
         self._drop(week for week, found in self._weeks.items() if found.metadata["features"] != VERSION)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         self._client.close()
 
     def put(self, week: date, vectors: Sequence[Vector]) -> None:
-        """Keep vectors of a week, at most `MOST_AT_ONCE`, in place of those of the same users."""
+        """Store vectors of a week, at most `MOST_AT_ONCE`; they replace those of the same users."""
         if week not in self._weeks:
             self._weeks[week] = _collection(self._client, week, None)
         if vectors:
             _write(self._weeks[week], vectors)
 
     def totals(self, week: date, users: Collection[str]) -> dict[str, UsageTotals]:
-        """Say what the vectors of some users, at most `MOST_AT_ONCE`, were made of; who has none is left out."""
+        """Return the totals of users' vectors, at most `MOST_AT_ONCE`; users without a vector are left out."""
         if week not in self._weeks:
             return {}
         found = self._weeks[week].get(ids=[*map(_id, users)], include=["metadatas"])
         return {facts["user"]: _totals(facts) for facts in found["metadatas"]}
 
     def of(self, users: Collection[str], weeks: Collection[date]) -> list[Vector]:
-        """Look up the vectors of some users, at most `MOST_AT_ONCE`, in some weeks."""
+        """Return the vectors of users, at most `MOST_AT_ONCE`, in some weeks."""
         ids = [*map(_id, users)]
         found: list[Vector] = []
         for week in weeks:
@@ -142,7 +143,7 @@ class Vectors:
         return found
 
     def in_week(self, week: date) -> Iterator[list[Vector]]:
-        """Go through all users of a week, at most `MOST_AT_ONCE` at a time."""
+        """Yield the vectors of a week, at most `MOST_AT_ONCE` at a time."""
         at = 0
         while week in self._weeks:
             page = self._weeks[week].get(limit=MOST_AT_ONCE, offset=at, include=_WHOLE)
@@ -152,21 +153,21 @@ class Vectors:
             at += len(page["ids"])
 
     def newest_week(self, user: str) -> date | None:
-        """Find the last week in which a user has a vector."""
+        """Return the last week in which a user has a vector."""
         return next((week for week in sorted(self._weeks, reverse=True) if self.totals(week, [user])), None)
 
     def near(self, one: Vector, most: int) -> list[Vector]:
-        """Find the vectors of others in the same week that are nearest, nearest first."""
+        """Return the nearest vectors of other users in the same week, nearest first."""
         found = self._weeks[one.week].query(query_embeddings=[list(one.numbers)], n_results=most + 1, include=_WHOLE)
         others = map(_vector, found["metadatas"][0], found["embeddings"][0])
         return [other for other in others if other.user != one.user][:most]
 
     def keep_weeks(self, weeks: Collection[date]) -> None:
-        """Drop the vectors of all other weeks."""
+        """Delete the vectors of all other weeks."""
         self._drop(self._weeks.keys() - set(weeks))
 
     def forget(self, user: str) -> int:
-        """Drop a user's vectors, and write the files anew, so that no trace is left; give how many there were."""
+        """Delete a user's vectors, rewrite the files so that no trace is left, and return the number of vectors."""
         theirs = [week for week in self._weeks if self.totals(week, [user])]
         for week in theirs:
             self._weeks[week].delete(ids=[_id(user)])
@@ -175,12 +176,12 @@ class Vectors:
         return len(theirs)
 
     def seen(self, week: date) -> UsageTotals | None:
-        """Give what the history had of a week when all of its vectors were up to date."""
+        """Return the history's totals of a week at its last complete update."""
         seen = self._weeks[week].metadata.get("seen") if week in self._weeks else None
         return UsageTotals(*json.loads(seen)) if seen else None
 
     def note_seen(self, week: date, totals: UsageTotals) -> None:
-        """Keep that."""
+        """Record the history's totals of a week at its complete update."""
         self.put(week, ())
         self._weeks[week].modify(metadata=_about(json.dumps(totals)))
 
@@ -189,7 +190,7 @@ class Vectors:
             self._client.delete_collection(self._weeks.pop(week).name)
 
     def _rewrite(self) -> None:
-        """Copy everything into new files: Chroma keeps what was deleted in a journal, and in free pages."""
+        """Copy everything to new files: Chroma keeps deleted data in a journal, and in free pages."""
         client = _open(self._new)
         try:
             for week, found in self._weeks.items():
@@ -237,7 +238,7 @@ def _write(collection: Any, vectors: Sequence[Vector]) -> None:
 
 
 def _id(user: str) -> str:
-    """Name a vector; not by the user, since Chroma keeps ids in more places than it deletes them from."""
+    """Return the id of a vector; not the user, since Chroma keeps ids in more places than it deletes them from."""
     return hashlib.blake2b(user.encode(), digest_size=16).hexdigest()
 
 
