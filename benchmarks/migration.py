@@ -21,11 +21,13 @@ from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
 from usage_plugin.backends.sqlite.sqlite_store import open_store
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
-from usage_plugin.migration.directory_migration import MigrationContext, Outcome, migrate
+from usage_plugin.migration.directory_migration import MigrationContext, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from usage_plugin.migration.outcome import Outcome
 
 USERS, DAYS = 5_000, 100
 MOST_GROWTH = 64.0

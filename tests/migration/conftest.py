@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.migration.directory_migration import MigrationContext, Outcome, migrate, preview
+from usage_plugin.migration.directory_migration import MigrationContext, migrate, preview
+from usage_plugin.migration.outcome import Outcome
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.books import days_of
 

@@ -127,7 +127,7 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
     for words in (
         "(format 1): imported",
         "cost USD",
-        "total_cost is -1",
+        "total_cost: found -1",
         "They are in force",
         "counts and sums are the same",
     ):

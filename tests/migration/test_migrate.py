@@ -202,17 +202,17 @@ def test_two_users_that_become_one_are_added_up(old: OldTracker, house: House) -
 @pytest.mark.parametrize(
     ("one", "reason"),
     [
-        (record(cost=-0.5), "total_cost is -0.5"),
-        (record(cost=float("nan")), "total_cost is 'NaN', not a number"),
-        (record(cost=float("inf")), "total_cost is 'Infinity', not a number"),
-        (record(cost=1e300), "total_cost is 1E+300"),
-        (record(cost="1"), "total_cost is '1', not a number"),  # type: ignore[arg-type]
-        (record(requests=-1), "total_requests is -1"),
-        (record(total_requests=1.5), "total_requests is 1.5, not a whole number"),
-        (record(total_input_tokens=10**100), "total_input_tokens is a number with dozens of digits"),
-        (record(failed_requests=True), "failed_requests is True, not a number"),
-        (7, "What stands there is no record"),
-        ([record()], "What stands there is no record"),
+        (record(cost=-0.5), "total_cost: found -0.5"),
+        (record(cost=float("nan")), "total_cost: expected a number; found 'NaN'"),
+        (record(cost=float("inf")), "total_cost: expected a number; found 'Infinity'"),
+        (record(cost=1e300), "total_cost: found 1E+300"),
+        (record(cost="1"), "total_cost: expected a number; found '1'"),  # type: ignore[arg-type]
+        (record(requests=-1), "total_requests: found -1"),
+        (record(total_requests=1.5), "total_requests: expected a whole number; found 1.5"),
+        (record(total_input_tokens=10**100), "total_input_tokens: found a number with dozens of digits"),
+        (record(failed_requests=True), "failed_requests: expected a number; found True"),
+        (7, "expected a record"),
+        ([record()], "expected a record"),
     ],
 )
 def test_what_cannot_be_right_is_rejected_and_told(old: OldTracker, house: House, one: Any, reason: str) -> None:
@@ -392,8 +392,8 @@ def test_what_was_added_since_follows(old: OldTracker, house: House, monkeypatch
     old.days({"ann": {"2026-01-01": record(2, 2), "2026-01-02": record(5, 5)}})
     old.months({"bo": {"2026-01": record(3, 3)}})
     assert house.migrate(old.directory).not_renamed == {
-        "daily_usage.json": "It cannot be renamed: Permission denied.",
-        "monthly_usage.json": "It cannot be renamed: Permission denied.",
+        "daily_usage.json": "Cannot rename it: Permission denied.",
+        "monthly_usage.json": "Cannot rename it: Permission denied.",
     }
     old.days({
         "ann": {"2026-01-01": record(3, 2.5), "2026-01-02": record(4, 5), "2026-01-03": record(1, 1)},
@@ -474,7 +474,7 @@ def test_a_store_that_took_less_than_it_was_given_is_noticed(old: OldTracker, ho
     append = SqliteStore.append_sums
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SqliteStore, "append_sums", lose)
-        with pytest.raises(MigrationError, match="than before, but was given"):
+        with pytest.raises(MigrationError, match="expected an increase of"):
             house.migrate(old.directory)
     assert "daily_usage.json" in names_in(old.directory)
 
@@ -515,9 +515,9 @@ def test_a_directory_of_something_else_is_refused(old: OldTracker, house: House,
     """The error says what is known, and nothing is left behind."""
     if content:
         old.write("daily_usage.json.legacy_backup", content)
-    with pytest.raises(MigrationError, match="There is nothing to import"):
+    with pytest.raises(MigrationError, match="Nothing to import in"):
         house.migrate(old.directory)
-    with pytest.raises(MigrationError, match="is no directory"):
+    with pytest.raises(MigrationError, match="expected a directory; found"):
         house.migrate(old.directory / "gone")
     assert legacy_sources.STATE_FILE not in names_in(old.directory)
 
@@ -525,7 +525,7 @@ def test_a_directory_of_something_else_is_refused(old: OldTracker, house: House,
 def test_sums_that_cannot_be_added_up_are_refused(old: OldTracker, house: House) -> None:
     """A directory of nonsense must not break every report."""
     old.days({f"user-{number}": {"2026-01-01": record(1, 9_999_999)} for number in range(450)})
-    with pytest.raises(MigrationError, match="more than can be added up"):
+    with pytest.raises(MigrationError, match="expected sums of at most"):
         house.migrate(old.directory)
     assert house.costs() == {}
 

@@ -136,15 +136,21 @@ def test_what_cannot_be_kept_as_it_is_gets_another_form() -> None:
     [
         ({"request_id": ""}, "no request_id"),
         ({"request_id": None}, "no request_id"),
-        ({"spend": -1}, "spend is -1"),
-        ({"spend": "NaN"}, "spend is NaN"),
-        ({"spend": "much"}, "spend is 'much', not a number"),
-        ({"prompt_tokens": -1}, "prompt_tokens is -1"),
-        ({"prompt_tokens": 10**12}, "prompt_tokens is 1000000000000"),
-        ({"startTime": None}, "startTime is None, not a time"),
-        ({"startTime": "2026-02-30T10:00:00Z"}, "startTime is '2026-02-30T10:00:00Z', which there is not"),
-        ({"startTime": "1969-12-31T10:00:00Z"}, "startTime is '1969-12-31T10:00:00Z'"),
-        ({"endTime": "later"}, "endTime is 'later', not a time"),
+        ({"spend": -1}, "spend: found -1, which is out of range"),
+        ({"spend": "NaN"}, "spend: found NaN, which is out of range"),
+        ({"spend": "much"}, "spend: expected a number; found 'much'"),
+        ({"prompt_tokens": -1}, "prompt_tokens: found -1, which"),
+        ({"prompt_tokens": 10**12}, "prompt_tokens: found 1000000000000, which"),
+        ({"startTime": None}, "startTime: expected a time; found None"),
+        (
+            {"startTime": "2026-02-30T10:00:00Z"},
+            "startTime: expected a time of the calendar; found '2026-02-30T10:00:00Z'",
+        ),
+        (
+            {"startTime": "1969-12-31T10:00:00Z"},
+            "startTime: expected a year between 1970 and 2199; found '1969-12-31T10:00:00Z'",
+        ),
+        ({"endTime": "later"}, "endTime: expected a time; found 'later'"),
     ],
 )
 def test_a_row_that_cannot_be_right_is_rejected(changes: dict[str, Any], message: str) -> None:

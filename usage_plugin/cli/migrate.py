@@ -15,7 +15,7 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import MigrationError, UsagePluginError
 from usage_plugin.migration.background import DONE, FAILED
-from usage_plugin.migration.directory_migration import MigrationContext, Outcome, migrate, preview
+from usage_plugin.migration.directory_migration import MigrationContext, migrate, preview
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.config import Config
+    from usage_plugin.migration.outcome import Outcome
 
 _NICE = 10
 

@@ -1,7 +1,7 @@
-"""Migrating beside a running proxy: the keeper starts the command in another process, and says what becomes of it.
+"""Migrate while the proxy runs: the keeper starts the command in another process, and reports its progress.
 
-The work is heavy in Python, so it must not share an interpreter with requests. The two talk by a note in the ledger,
-which `status` reads as well. A migration that failed is tried again, since it goes on where it was.
+The work is CPU-bound Python, so it must not share an interpreter with requests. The processes communicate by a note in
+the ledger, which `status` reads too. A failed migration is retried, since it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NOTE = "migration"
 RUNNING, DONE, FAILED = "running", "done", "failed"
 _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0
-_TELL_EVERY = 30.0
+_REPORT_INTERVAL = 30.0
 _LAST_WORDS = 2_000
 _PATIENCE = 5.0
 
@@ -32,13 +32,13 @@ log = get_logger()
 
 
 class Report(NamedTuple):
-    """How a migration stands.
+    """The progress of a migration.
 
     Attributes:
-        directory: resolved.
+        directory: The resolved path of the directory.
         state: `running`, `done` or `failed`.
-        text: for people.
-        at: when, in microseconds since 1970 UTC.
+        text: A description for people.
+        at: The time of the report, in microseconds since 1970 UTC.
     """
 
     directory: str
@@ -48,27 +48,27 @@ class Report(NamedTuple):
 
 
 def report(ledger: Ledger, how: Report) -> None:
-    """Leave word of how it stands."""
+    """Record the progress of the migration."""
     ledger.note(NOTE, json.dumps(how._asdict()))
 
 
 def reported(ledger: Ledger) -> Report | None:
-    """Read how the last migration stands."""
+    """Return the progress of the last migration; None if there was none."""
     note = ledger.notes(NOTE).get(NOTE)
     return Report(**json.loads(note)) if note else None
 
 
 class AutomaticMigration:
-    """Sees to it, once a second, that a directory is migrated; only the keeper asks it."""
+    """Start and supervise the migration of a directory; only the keeper calls it, once a second."""
 
     def __init__(self, directory: Path, config: Path, log_file: Path, clock: Clock) -> None:
-        """Take what the command needs.
+        """Prepare the command.
 
         Args:
-            directory: of the previous tracker.
-            config: the proxy's YAML.
-            log_file: takes what the command says of errors.
-            clock: for what is written down.
+            directory: The directory of the previous tracker.
+            config: The proxy's YAML.
+            log_file: The file for the command's errors.
+            clock: The clock of the reports.
         """
         self._clock = clock
         self._directory = directory.expanduser().resolve()
@@ -78,14 +78,14 @@ class AutomaticMigration:
         self._is_done = False
         self._not_before = 0.0
         self._pause = _FIRST_PAUSE
-        self._told_at = 0.0
+        self._reported_at = 0.0
 
-    def see_to_it(self, ledger: Ledger) -> None:
-        """Start the command if it is needed, and look after it; never waits."""
+    def supervise(self, ledger: Ledger) -> None:
+        """Start the command if it is needed, and check on it; never block."""
         if self._is_done:
             return
         if self._process is not None:
-            self._look_after(self._process, ledger)
+            self._check(self._process, ledger)
         elif time.monotonic() >= self._not_before:
             self._begin(ledger)
 
@@ -95,7 +95,7 @@ class AutomaticMigration:
             self._is_done = True
             return
         if not find_sources(self._directory)[0]:
-            log.info("migration.nothing_there", directory=str(self._directory))
+            log.info("migration.nothing_to_import", directory=str(self._directory))
             self._is_done = True
             return
         command = [sys.executable, "-m", "usage_plugin.cli", "migrate", str(self._directory)]
@@ -105,16 +105,16 @@ class AutomaticMigration:
             self._process = subprocess.Popen(  # noqa: S603  # our own words
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
             )
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
         log.info("migration.started", directory=str(self._directory), pid=self._process.pid)
 
-    def _look_after(self, process: subprocess.Popen[bytes], ledger: Ledger) -> None:
+    def _check(self, process: subprocess.Popen[bytes], ledger: Ledger) -> None:
         code = process.poll()
         last = reported(ledger)
         text = last.text if last else ""
         if code is None:
-            if time.monotonic() - self._told_at >= _TELL_EVERY:
-                self._told_at = time.monotonic()
+            if time.monotonic() - self._reported_at >= _REPORT_INTERVAL:
+                self._reported_at = time.monotonic()
                 log.info("migration.running", directory=str(self._directory), progress=text)
             return
         if last and (last.directory, last.state) == (str(self._directory), DONE):
@@ -123,7 +123,7 @@ class AutomaticMigration:
             log.info("migration.done", directory=str(self._directory), outcome=text)
             return
         message = self._last_words()
-        # Also for a command that was killed, and left no word itself.
+        # Also for a command that was killed, and made no report itself.
         report(ledger, Report(str(self._directory), FAILED, message, self._clock.now()))
         self._process = None
         log.error(
@@ -141,7 +141,7 @@ class AutomaticMigration:
         return " ".join(text.split())
 
     def stop(self) -> None:
-        """End the command; what it has done is not lost."""
+        """Stop the command; its completed work is kept."""
         process, self._process = self._process, None
         self._is_done = True
         if process is not None and process.poll() is None:

@@ -1,8 +1,10 @@
-"""The migration of one directory, step by step; each step can be done again.
+"""Migrate one directory, in steps that can be repeated.
 
-Read the sources into the staging; compare and plan; add the plan to the store, by numbers that the store knows; check
-that the store has what was planned; put profiles into the ledger and limits into a file; and only then rename the
-sources.
+1. Read the sources into the staging database.
+2. Compare them, and plan the sums to import.
+3. Append the plan to the store, by numbers that the store knows, and check that it has the plan.
+4. Write profiles to the ledger, and limits to a file.
+5. Rename the sources.
 """
 
 from __future__ import annotations
@@ -12,14 +14,13 @@ import json
 import os
 import tempfile
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from usage_plugin.atomic_files import open_private_text
-from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
@@ -28,6 +29,7 @@ from usage_plugin.migration.import_lock import import_lock
 from usage_plugin.migration.legacy_reader import BrokenSourceError, LegacyReader
 from usage_plugin.migration.legacy_records import Finding
 from usage_plugin.migration.legacy_sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
+from usage_plugin.migration.outcome import Outcome, Progress
 from usage_plugin.migration.staging import StagingDatabase
 from usage_plugin.tracking.flusher import until_free
 
@@ -42,7 +44,7 @@ _BATCH = 1_000
 _READ_BATCH = 5_000
 _PROFILES = 200
 MOST_SHOWN = 20
-_SAID = {
+_COUNTERS = {
     "rejected": "rejected",
     "broken": "broken",
     "disagreement": "disagreements",
@@ -51,77 +53,16 @@ _SAID = {
 }
 
 
-class Progress(Protocol):
-    """Is told how far it is."""
-
-    def begin(self, what: str, total: int | None) -> None:
-        """Begin with something; `total` steps of it, if that is known."""
-
-    def advance(self, steps: int) -> None:
-        """So many steps more are done."""
-
-
-@dataclass
-class Outcome:
-    """What a migration has done, or with `dry_run` would do. Sums are of everything that is right in the directory.
-
-    Attributes:
-        imported: how many sums went into the store this time; 0 if it had everything.
-        checked: whether the store was found to have what it was given.
-        findings: the first of them; all are in `report`.
-        backups: what the sources are called now.
-        not_renamed: sources that keep their names, and why.
-    """
-
-    directory: str
-    dry_run: bool
-    formats: list[int] = field(default_factory=list)
-    users: int = 0
-    days: int = 0
-    months: int = 0
-    totals: UsageTotals = field(default_factory=UsageTotals)
-    imported: int = 0
-    profiles: int = 0
-    limits: int = 0
-    limits_file: str | None = None
-    rejected: int = 0
-    broken: int = 0
-    disagreements: int = 0
-    renamed_users: int = 0
-    left_out: int = 0
-    checked: bool = False
-    backups: list[str] = field(default_factory=list)
-    not_renamed: dict[str, str] = field(default_factory=dict)
-    findings: list[dict[str, str]] = field(default_factory=list)
-    report: str | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether everything that can be imported was, and nothing waits for repair."""
-        return not self.broken and (self.checked or self.dry_run)
-
-    def plain(self) -> dict[str, Any]:
-        """Write it for programs."""
-        numbers = self.totals
-        plain = asdict(self)
-        plain["totals"] = {
-            "requests": numbers.requests,
-            "failed_requests": numbers.failed_requests,
-            "input_tokens": numbers.input_tokens,
-            "output_tokens": numbers.output_tokens,
-            "cost": format_usd(numbers.cost),
-        }
-        return plain
-
-
 @dataclass(frozen=True, kw_only=True)
 class MigrationContext:
-    """Where the migration writes, and how it reads times and names.
+    """The target of a migration, and the interpretation of times and names.
 
     Attributes:
-        limits_file: where the old limits go.
-        casefold: whether names are folded, as those of requests are.
-        kept: gives the name under which a person is kept.
+        data_dir: The data folder.
+        limits_file: The file for the old limits.
+        zone: The time zone of times without one.
+        casefold: Whether names are folded, as those of requests are.
+        kept: Returns the name under which a person is kept.
     """
 
     data_dir: Path
@@ -132,20 +73,20 @@ class MigrationContext:
 
     @property
     def staging_folder(self) -> Path:
-        """The folder of the staging_folder."""
+        """The folder of the staging databases."""
         return self.data_dir / "migration"
 
     @property
     def report(self) -> Path:
-        """The file with everything that people must know of."""
+        """The file with all findings."""
         return self.data_dir / "migration_report.jsonl"
 
 
 def preview(directory: Path, context: MigrationContext, progress: Progress) -> Outcome:
-    """Say what the migration of a (resolved) directory would do, and change nothing: not even a staging is left.
+    """Return the outcome that the migration of a (resolved) directory would have; change nothing.
 
     Raises:
-        MigrationError: there is nothing to import, or it cannot be read.
+        MigrationError: The directory has no sources, or cannot be read.
     """
     _check(directory)
     name = identify(directory, context.staging_folder, remember=False)
@@ -166,11 +107,12 @@ def preview(directory: Path, context: MigrationContext, progress: Progress) -> O
 async def migrate(
     directory: Path, context: MigrationContext, progress: Progress, ledger: Ledger, store: UsageStore
 ) -> Outcome:
-    """Import a (resolved) directory.
+    """Import a (resolved) directory. After a StorageError or LedgerError, another run resumes the import.
 
     Raises:
-        MigrationError: there is nothing to import, it cannot be read, or another process is at it.
-        StorageError: the store does not take it now; run again, it goes on where it was. As after a LedgerError.
+        MigrationError: The directory has no sources, cannot be read, or is being imported by another process.
+        StorageError: The store does not accept the sums at the moment.
+        LedgerError: The ledger does not accept the profiles at the moment.
     """
     _check(directory)
     with ExitStack() as stack:
@@ -184,11 +126,13 @@ async def migrate(
 
 def _check(directory: Path) -> None:
     if not directory.is_dir():
-        raise MigrationError(f"{directory} is no directory.", hint="Name the data directory of the previous tracker.")
+        raise MigrationError(
+            f"expected a directory; found {directory}.", hint="Name the data directory of the previous tracker."
+        )
     if not find_sources(directory)[0] and not (directory / STATE_FILE).exists():
         raise MigrationError(
-            f"There is nothing to import in {directory}.",
-            hint="Known are daily_usage.json, monthly_usage.json, usage_aggregations.db, partitioned/,"
+            f"Nothing to import in {directory}.",
+            hint="The known sources are daily_usage.json, monthly_usage.json, usage_aggregations.db, partitioned/,"
             " user_profiles.json(l) and spending_limits; *.legacy_backup was imported before.",
         )
 
@@ -198,7 +142,7 @@ def _open(path: Path, context: MigrationContext) -> StagingDatabase:
 
 
 class _Migration:
-    """One run over one directory, with an open staging."""
+    """One run over one directory, with an open staging database."""
 
     def __init__(
         self, directory: Path, context: MigrationContext, progress: Progress, scratch: Path, staging: Path
@@ -214,7 +158,7 @@ class _Migration:
         self._staging.close()
 
     def preview(self) -> Outcome:
-        """Read and compare."""
+        """Read and compare the sources."""
         outcome = self._outcome
         outcome.dry_run = True
         sources = self._sources()
@@ -235,11 +179,11 @@ class _Migration:
         stored = await store.watermark(writer)
         is_new = staging.fact("began") is None
         if not is_new and staging.planned > staging.checked:
-            # An earlier run was killed: what it had planned comes first, as it was planned.
+            # An earlier run was killed: its plan comes first, unchanged.
             await self._add(writer, store)
         sources = self._sources()
         if not sources:
-            # All of it was imported and renamed before.
+            # All sources were imported and renamed before.
             staging.delete()
             self._outcome.checked = True
             return self._outcome
@@ -265,7 +209,7 @@ class _Migration:
         self._outcome.formats = formats_of(sources)
         self._staging.forget(_OF_DIRECTORY)
         for path in strange:
-            text = "It is a link, or no plain file or folder; links are not followed."
+            text = "expected a regular file or folder; links are not followed."
             self._staging.tell(Finding("rejected", path.name, "", "", text), _OF_DIRECTORY)
         return sources
 
@@ -283,7 +227,7 @@ class _Migration:
                 batch = []
                 try:
                     for item in islice(items, _READ_BATCH):
-                        batch.append(item)  # noqa: PERF402  # what came before an error counts
+                        batch.append(item)  # noqa: PERF402  # items before an error count
                 except BrokenSourceError as error:
                     batch.append(Finding("broken", source.name, "", "", str(error)))
                     self._staging.add(source.number, batch)
@@ -302,7 +246,7 @@ class _Migration:
     def _refuse(self, stored: int) -> None:
         raise MigrationError(
             f"The store has {stored} sums of {self._directory} that its staging database does not know.",
-            hint=f"What is missing cannot be told from what is there. Bring {self._context.staging_folder} back,"
+            hint=f"The missing sums cannot be determined. Restore {self._context.staging_folder} from a backup,"
             " or import into a new store.",
         )
 
@@ -314,7 +258,7 @@ class _Migration:
             self._staging.keep_before(before, _without(aggregate.watermarks, writer))
 
     async def _add(self, writer: str, store: UsageStore) -> None:
-        """Add what the store does not have of the plan, and check that it has all of it then."""
+        """Append the part of the plan that the store lacks, and check that it has all of the plan."""
         staging = self._staging
         number = await store.watermark(writer)
         self._progress.begin("Importing", max(0, staging.planned - number))
@@ -335,23 +279,23 @@ class _Migration:
         self._outcome.checked = True
 
     def _check(self, after: Mapping[date, UsageTotals], watermarks: Mapping[str, int]) -> None:
-        """Compare what the store has more than before with what it was given, day by day.
+        """Check that the store's totals have increased by the imported sums, day by day.
 
         Raises:
-            MigrationError: it is not the same.
+            MigrationError: They have not.
         """
         before, watermarks_before = self._staging.before()
         others_wrote = dict(watermarks) != watermarks_before
         for day, given in self._staging.unchecked_totals().items():
             had, has = before.get(day, UsageTotals()), after.get(day, UsageTotals())
             more = tuple(new - old for new, old in zip(has, had, strict=True))
-            # Events that came in meanwhile are in there too.
+            # The increase includes events of other writers.
             right = all(a >= b for a, b in zip(more, given, strict=True)) if others_wrote else more == tuple(given)
             if not right:
                 raise MigrationError(
-                    f"On {day} the store has {more} more than before, but was given {tuple(given)}"
+                    f"On {day}, expected an increase of {tuple(given)}; found {more}"
                     f" ({', '.join(UsageTotals._fields)}).",
-                    hint="The directory was left as it is. Please report this; the staging database is in"
+                    hint="The directory is unchanged. Please report this; the staging database is in"
                     f" {self._context.staging_folder}.",
                 )
 
@@ -369,7 +313,7 @@ class _Migration:
             yield line
 
     def _write_limits(self) -> None:
-        """Write the file with limits, unless somebody has changed it since, or it is another directory's."""
+        """Write the file of limits, unless it was edited since, or belongs to another directory."""
         target = self._context.limits_file
         written = self._staging.fact("limits")
         new = target.with_name(f".{target.name}.new")
@@ -388,14 +332,14 @@ class _Migration:
             new.unlink()
         elif target.exists() and _digest_of(target) not in (written, digest.hexdigest()):
             new.unlink()
-            text = f"All of them: {target} is another directory's or was changed. Move it away and migrate again."
+            text = f"All limits: {target} belongs to another directory or was edited. Move it away and migrate again."
             self._staging.tell(Finding("broken", "limits", "", "", text))
         else:
             new.replace(target)
             self._staging.keep_fact("limits", digest.hexdigest())
 
     def _tell(self, *, write: bool) -> None:
-        """Count the findings, show the first, and write all of them to a file."""
+        """Count the findings, keep the first for the outcome, and write all to a file."""
         outcome = self._outcome
         with ExitStack() as stack:
             file = None
@@ -404,7 +348,7 @@ class _Migration:
                 file = stack.enter_context(open_private_text(path))
                 outcome.report = str(path)
             for finding in self._staging.findings():
-                name = _SAID[finding["kind"]]
+                name = _COUNTERS[finding["kind"]]
                 setattr(outcome, name, getattr(outcome, name) + 1)
                 if len(outcome.findings) < MOST_SHOWN:
                     outcome.findings.append(finding)
@@ -412,21 +356,21 @@ class _Migration:
                     file.write(json.dumps(finding, ensure_ascii=False) + "\n")
 
     def _rename(self, sources: list[Source]) -> None:
-        """Rename what was imported completely; when nothing is left to do, the staging database goes too."""
+        """Rename the completely imported sources; delete the staging database once all are renamed."""
         outcome, staging = self._outcome, self._staging
         for source in sources:
             try:
                 if staging.is_broken(source.number):
-                    why = "It could not be read completely; repair it and migrate again."
+                    why = "It could not be read to its end; repair it and migrate again."
                 elif source.kind in ("limits", "limit_files") and staging.is_broken(_COMPARED):
                     why = "Its limits were not written; see the findings."
                 elif source.look() and not staging.has_read(source.number, source.look()):
-                    why = "It has changed meanwhile; migrate again."
+                    why = "It changed during the migration; migrate again."
                 else:
                     outcome.backups += map(str, rename(source))
                     continue
             except OSError as error:
-                why = f"It cannot be renamed: {error.strerror}."
+                why = f"Cannot rename it: {error.strerror}."
             outcome.not_renamed[source.name] = why
         if not outcome.not_renamed:
             staging.delete()

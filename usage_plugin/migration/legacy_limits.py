@@ -1,7 +1,7 @@
-"""Old limits as ordinary ones: a file for `limits_from`, with one limit for each kind and an override for each user.
+"""Convert old limits to a file for `limits_from`: one limit for each kind, with an override for each user.
 
-The limits themselves are unlimited: who had none has none. Nothing is added to what the previous tracker knew, but for
-providers and models it named no window; here they count by the month.
+The limits themselves are unlimited: a user without an old limit has none. The previous tracker had no window for
+providers and models; here these limits count by the month. Nothing else is added.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class _Kind(NamedTuple):
-    """One limit of the file: what the old one was called, and what counts here."""
+    """One limit of the file: the old name, and the new scope."""
 
     name: str
     old: str
@@ -47,12 +47,12 @@ _KINDS = (
 def lines_of(
     limits: Callable[[], Iterable[tuple[str, LegacyLimits]]], tell: Callable[[Finding], None], origin: str
 ) -> Iterator[str]:
-    """Write the file, line by line; nothing if there is no limit.
+    """Yield the lines of the file; none if there is no limit.
 
     Args:
-        limits: gives the limits with the new names of their users, the newest of a user first; asked several times.
-        tell: takes what is left out.
-        origin: the directory, to be named in the file.
+        limits: Returns the limits with the new names of their users, the newest of a user first; called several times.
+        tell: Receives a finding for each limit that is left out.
+        origin: The directory, for the header of the file.
     """
     thresholds = _look_through(limits(), tell)
     begun = False
@@ -63,7 +63,7 @@ def lines_of(
             continue
         if not begun:
             yield f"# The limits of the previous usage tracker, imported from {json.dumps(origin)}.\n"
-            yield "# Yours to change: a migration does not write over changes.\nlimits:\n"
+            yield "# You may edit this file: a migration does not overwrite changes.\nlimits:\n"
             begun = True
         yield f"  - name: {kind.name}\n    per: {kind.per}\n    window: {kind.window}\n    max_cost: unlimited\n"
         if thresholds and kind.alerts:
@@ -75,26 +75,28 @@ def lines_of(
 def _look_through(
     limits: Iterable[tuple[str, LegacyLimits]], tell: Callable[[Finding], None]
 ) -> tuple[int, ...] | None:
-    """Tell what has no place in the file, and give the thresholds if all have the same."""
+    """Report the limits that the file leaves out, and return the thresholds if all users have the same."""
     seen: dict[str, str] = {}
     thresholds: Counter[tuple[int, ...] | None] = Counter()
     for user, old in limits:
         if user in seen:
             if seen[user] != old.user:
-                tell(Finding("left_out", "limits", old.user, "", f"Its limits: it is {user} here, who has others."))
+                text = f"Its limits: its name here is {user}, and that user has other limits."
+                tell(Finding("left_out", "limits", old.user, "", text))
             continue
         seen[user] = old.user
         if not old.enabled:
-            tell(Finding("left_out", "limits", old.user, "", "Its limits were switched off."))
+            tell(Finding("left_out", "limits", old.user, "", "Its limits were disabled."))
             continue
         thresholds[old.thresholds] += 1
         for kind in _KINDS:
             for name in old.named.get(kind.named, ()) if kind.named else ():
                 if _clean(name, kind.old) is None:
-                    tell(Finding("left_out", "limits", old.user, "", f"No {kind.old} can have the name {name!r}."))
+                    tell(Finding("left_out", "limits", old.user, "", f"Invalid name of a {kind.old}: {name!r}."))
     if len(thresholds) > 1 or None in thresholds:
-        told = ", ".join(f"{list(found) if found else 'none that can be used'}: {n}" for found, n in thresholds.items())
-        tell(Finding("left_out", "limits", "", "", f"alert_thresholds, which are not the same for all users ({told})."))
+        counts = ", ".join(f"{list(found) if found else 'none that is valid'}: {n}" for found, n in thresholds.items())
+        text = f"alert_thresholds: expected the same for all users; found {counts}."
+        tell(Finding("left_out", "limits", "", "", text))
         return None
     return next(iter(thresholds), None)
 
@@ -118,7 +120,7 @@ def _overrides(kind: _Kind, limits: Iterable[tuple[str, LegacyLimits]]) -> Itera
 
 
 def _override(match: dict[str, str], amount: Nano) -> str:
-    # JSON's strings are YAML's too, as long as nothing in them is unprintable.
+    # Strings of JSON are valid in YAML too, as long as they are printable.
     conditions = ", ".join(f"{key}: {json.dumps(glob_of(name), ensure_ascii=False)}" for key, name in match.items())
     return f'      - {{match: {{{conditions}}}, max_cost: "{format_usd(amount)}"}}\n'
 

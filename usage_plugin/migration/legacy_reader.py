@@ -1,7 +1,7 @@
-"""Reads the previous tracker's files, each as a stream: memory does not depend on their size, nor on any user's.
+"""Read the previous tracker's files as streams: memory depends neither on their size nor on any user's data.
 
-JSON is followed event by event; of what a record does not need, nothing is kept. Whatever can be read before a file
-turns out to be broken is read.
+JSON is parsed event by event, and only the needed fields of a record are kept. The records before the damaged part of a
+file are read.
 """
 
 from __future__ import annotations
@@ -50,29 +50,29 @@ _DEEPEST = 100
 
 
 class BrokenSourceError(Exception):
-    """The source cannot be read any further; the message says why."""
+    """The rest of the source cannot be read; the message has the reason."""
 
 
 class LegacyReader:
-    """Reads one source after the other.
-
-    Attributes:
-        zone: of times that name none.
-        scratch: a folder for copies.
-        advance: is told of progress, in bytes or, for folders, in files.
-    """
+    """A reader of all kinds of sources."""
 
     def __init__(self, zone: ZoneInfo, scratch: Path, advance: Callable[[int], None]) -> None:
-        """Take the surroundings."""
+        """Prepare to read.
+
+        Args:
+            zone: The time zone of times without one.
+            scratch: A folder for copies.
+            advance: Receives the progress in bytes, or in files for folders.
+        """
         self._zone = zone
         self._scratch = scratch
         self._advance = advance
 
     def read(self, source: Source) -> Iterator[Item]:
-        """Give what stands in a source, in its own order.
+        """Yield the items of a source, in its own order.
 
         Raises:
-            BrokenSourceError: after everything that could be read.
+            BrokenSourceError: The rest cannot be read; raised after the last item.
         """
         readers: dict[str, Callable[[Source], Iterator[Item]]] = {
             "days": self._sums,
@@ -89,7 +89,7 @@ class LegacyReader:
         except BROKEN as error:
             raise BrokenSourceError(one_line(error)) from error
         except sqlite3.Error as error:
-            raise BrokenSourceError(f"SQLite says: {error}") from error
+            raise BrokenSourceError(f"SQLite: {error}") from error
 
     def _open(self, path: Path) -> Watched:
         return Watched(open_regular(path, follow_links=False), self._advance)
@@ -99,33 +99,33 @@ class LegacyReader:
         with closing(self._open(source.path)) as file:
             events = _events(file)
             if next(events)[0] != "start_map":
-                raise BrokenSourceError("It holds no object.")
+                raise BrokenSourceError("expected an object.")
             for user in _keys(events):
                 event, _ = next(events)
                 if event != "start_map":
                     _skip(event, events)
-                    yield Finding("rejected", source.name, user, "", "What stands there is no object of days.")
+                    yield Finding("rejected", source.name, user, "", "expected an object of days.")
                     continue
                 for when in _keys(events):
                     event, _ = next(events)
                     if event != "start_map":
                         _skip(event, events)
-                        yield Finding("rejected", source.name, user, when, "What stands there is no record.")
+                        yield Finding("rejected", source.name, user, when, "expected a record.")
                         continue
                     yield _sum(source.name, user, when, _record(events), is_month=source.kind == "months")
-            # Nothing may come behind it.
+            # Nothing may follow.
             for _ in events:
                 pass
 
     def _tree(self, source: Source) -> Iterator[Item]:
-        """Read `…/daily_2026-01-31.json` and `…/monthly_2026-01.json`, wherever they are below the folder."""
+        """Read `…/daily_2026-01-31.json` and `…/monthly_2026-01.json` at any depth below the folder."""
         for path, is_plain in files_below(source.path):
             found = re.fullmatch(r"(daily|monthly)_(.{1,20})\.json", path.name)
             if found is None:
                 continue
             where = str(path.relative_to(source.path.parent))
             if not is_plain:
-                yield Finding("rejected", where, "", found[2], "It is a link or no plain file; links are not followed.")
+                yield Finding("rejected", where, "", found[2], "expected a regular file; links are not followed.")
                 continue
             is_month = found[1] == "monthly"
             try:
@@ -141,7 +141,7 @@ class LegacyReader:
             finally:
                 self._advance(1)
             if fields is None:
-                yield Finding("rejected", where, "", found[2], "It holds no record.")
+                yield Finding("rejected", where, "", found[2], "expected a record.")
                 continue
             parts = path.relative_to(source.path).parts[1 : -1 if is_month else -2]
             user = fields.get("user_id", "/".join(parts))
@@ -152,12 +152,12 @@ class LegacyReader:
                     where,
                     str(user),
                     str(when),
-                    f"Its name says {found[2]}; what it says itself counts.",
+                    f"Its name has {found[2]}; the date inside counts.",
                 )
             yield _sum(where, user, when, fields, is_month=is_month)
 
     def _database(self, source: Source) -> Iterator[Item]:
-        """Read the two tables, out of a copy if changes stand beside the file."""
+        """Read the two tables, from a copy if the database has a WAL or a journal."""
         with closing(self._connect(source.path)) as connection:
             connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
             for table, column in (("daily_aggregations", "date"), ("monthly_aggregations", "month")):
@@ -170,11 +170,11 @@ class LegacyReader:
                 ]
                 if not {"user_id", column} <= set(names):
                     yield Finding(
-                        "rejected", source.name, "", "", f"It has no table {table} with {column} and user_id."
+                        "rejected", source.name, "", "", f"expected a table {table} with {column} and user_id."
                     )
                     continue
                 wanted = [name for name in names if name in WANTED | set(NAMED)]
-                # A text is taken to this length: a hostile one could be of any.
+                # Texts are truncated: a hostile one could have any length.
                 columns = ", ".join(f"substr({name}, 1, {_LARGEST_FILE})" if name in NAMED else name for name in wanted)
                 rows = connection.execute(f"SELECT {columns} FROM {table}")
                 while page := rows.fetchmany(_PAGE):
@@ -187,12 +187,12 @@ class LegacyReader:
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         unfinished = [
-            beside
-            for ending in ("-wal", "-journal")
-            if (beside := path.with_name(path.name + ending)).is_file() and beside.lstat().st_size
+            extra
+            for suffix in ("-wal", "-journal")
+            if (extra := path.with_name(path.name + suffix)).is_file() and extra.lstat().st_size
         ]
         if not unfinished:
-            # Immutable: nothing is written, not even beside it, and a read-only directory is no hindrance.
+            # Immutable: SQLite writes no file, so a read-only directory works too.
             return sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
         for one in (path, *unfinished):
             with closing(open_regular(one, follow_links=False)) as file, (self._scratch / one.name).open("wb") as copy:
@@ -209,7 +209,7 @@ class LegacyReader:
             for number, line in enumerate(_lines(file), 1):
                 if line is None:
                     yield Finding(
-                        "rejected", source.name, "", "", f"Line {number} is longer than {_LONGEST_LINE} bytes."
+                        "rejected", source.name, "", "", f"Line {number}: expected at most {_LONGEST_LINE} bytes."
                     )
                     continue
                 try:
@@ -238,7 +238,7 @@ class LegacyReader:
             where = str(path.relative_to(source.path.parent))
             self._advance(1)
             if not is_plain or path.lstat().st_size > _LARGEST_FILE:
-                yield Finding("rejected", where, "", "", f"It is no plain file of at most {_LARGEST_FILE} bytes.")
+                yield Finding("rejected", where, "", "", f"expected a regular file of at most {_LARGEST_FILE} bytes.")
                 continue
             try:
                 with closing(open_regular(path, follow_links=False)) as file:
@@ -267,7 +267,7 @@ def _sum(where: str, user: object, when: object, fields: dict[str, Any], *, is_m
 
 
 def _keys(events: Iterator[_Event]) -> Iterator[str]:
-    """Give the keys of an object that has begun; whoever asks reads the value behind each."""
+    """Yield the keys of an object that has begun; the caller reads the value after each."""
     for event, value in events:
         if event == "end_map":
             return
@@ -275,7 +275,7 @@ def _keys(events: Iterator[_Event]) -> Iterator[str]:
 
 
 def _record(events: Iterator[_Event]) -> dict[str, Any]:
-    """Read an object that has begun, as far as it means something."""
+    """Return the known fields of an object that has begun."""
     fields: dict[str, Any] = {}
     for key in _keys(events):
         event, value = next(events)
@@ -294,7 +294,7 @@ def _record(events: Iterator[_Event]) -> dict[str, Any]:
 
 
 def _skip(event: str, events: Iterator[_Event]) -> None:
-    """Pass over a value that has begun."""
+    """Skip a value that has begun."""
     depth = int(event in ("start_map", "start_array"))
     while depth:
         event, _ = next(events)
@@ -313,7 +313,7 @@ def _names_in(text: object) -> list[str]:
 
 
 def _lines(file: Watched) -> Iterator[bytes | None]:
-    """Read lines; None for one that is too long to be one."""
+    """Yield lines; None for one above the maximum length."""
     rest = b""
     too_long = False
     while data := file.read(BUFFER):
@@ -328,12 +328,12 @@ def _lines(file: Watched) -> Iterator[bytes | None]:
 
 
 def _items_of(file: Watched, key: str, *, use_float: bool = False) -> Iterator[Any]:
-    """Read the list under a key of an object.
+    """Yield the items of the list under a key of an object.
 
     ijson can do this itself, by recursion in C: 100,000 brackets crash the process.
 
     Raises:
-        BrokenSourceError: there is no such list, or something in it nests too deep.
+        BrokenSourceError: The list is missing, or an item nests too deep.
     """
     events = ijson.basic_parse(readable(file), buf_size=BUFFER, use_float=use_float)
     has_list = False
@@ -347,13 +347,13 @@ def _items_of(file: Watched, key: str, *, use_float: bool = False) -> Iterator[A
                 _skip(event, events)
     if not has_list:
         # An empty list has nothing to import; a file of another shape must not look like one.
-        raise BrokenSourceError(f"It holds no object with a list named {key}.")
+        raise BrokenSourceError(f"expected an object with a list named {key}.")
     for _ in events:
-        pass  # Nothing may come behind it.
+        pass  # Nothing may follow.
 
 
 def _elements(events: Iterator[_Event]) -> Iterator[Any]:
-    """Build the values of a list that has begun."""
+    """Yield the values of a list that has begun."""
     for event, value in events:
         if event == "end_array":
             return
@@ -365,7 +365,7 @@ def _elements(events: Iterator[_Event]) -> Iterator[Any]:
             builder.event(inner, value_of_inner)
             depth += (inner in ("start_map", "start_array")) - (inner in ("end_map", "end_array"))
             if depth > _DEEPEST:
-                raise BrokenSourceError(f"It is nested deeper than {_DEEPEST} levels.")
+                raise BrokenSourceError(f"expected at most {_DEEPEST} levels.")
         yield builder.value
 
 

@@ -1,7 +1,7 @@
-"""What the readers give: sums of the previous tracker, profiles, limits, and what is worth telling of them.
+"""Records of the previous tracker: sums, profiles, limits, and findings.
 
-Numbers are checked here, whether they come out of JSON or out of a database: floats count as the decimal text that was
-written down, and are rounded to the nano-dollar.
+Numbers are validated here, both from JSON and from databases. A float counts as its decimal text, and is rounded to the
+nano-dollar.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ FindingKind = Literal["rejected", "broken", "disagreement", "renamed", "left_out
 
 
 class Finding(NamedTuple):
-    """Something that people must know of.
+    """An observation for the report to people.
 
     Attributes:
-        kind: `rejected`: not imported, because it cannot be right; `broken`: a file that ends early or cannot be read;
-            `disagreement`: two places say different things; `renamed`: a user has another name here; `left_out`:
-            means nothing here.
-        where: the file.
-        user: as the previous tracker had it, or empty.
-        date: a day or a month, or empty.
+        kind: `rejected` for an invalid record, which is not imported. `broken` for a file that ends early or cannot be
+            read. `disagreement` for two places with different values. `renamed` for a user with a new name here.
+            `left_out` for a value without a meaning here.
+        where: The file.
+        user: The user's name in the previous tracker, or empty.
+        date: The day or month, or empty.
+        text: The description.
     """
 
     kind: FindingKind
@@ -49,7 +50,7 @@ class Finding(NamedTuple):
     text: str
 
     def plain(self) -> dict[str, str]:
-        """Write it for programs, with nothing in it that text cannot hold, and nothing endless."""
+        """Return plain values for programs: valid text of bounded length."""
         return {name: _short(value) for name, value in self._asdict().items() if value}
 
 
@@ -59,14 +60,14 @@ def _short(text: str) -> str:
 
 
 class RejectedError(Exception):
-    """What stands there cannot be right; the message says why."""
+    """The record is invalid; the message has the reason."""
 
 
 class LegacySum(NamedTuple):
-    """What a user used on a day, or in a month, as one place of the previous tracker has it.
+    """The usage of a user on a day, or in a month, in one place of the previous tracker.
 
     Attributes:
-        user: as `names.key_of` writes it.
+        user: The name, as `user_names.key_of` returns it.
         date: `YYYY-MM-DD`, or `YYYY-MM` for a month.
     """
 
@@ -82,7 +83,7 @@ class LegacySum(NamedTuple):
 
     @property
     def sums(self) -> tuple[int, ...]:
-        """The numbers."""
+        """The numbers of the sum."""
         return self[2:7]
 
 
@@ -101,16 +102,16 @@ WANTED = frozenset({
     "total_requests", "successful_requests", "failed_requests", "total_input_tokens", "total_output_tokens",
     "total_cost", "user_id", "date", "month",
 })  # fmt: skip
-"""The plain fields of a record that mean something here."""
+"""The plain fields of a record that are imported."""
 NAMED = ("models_used", "providers_used")
-"""The fields of which the names matter: lists of at most two, for more than one is no answer."""
+"""The fields of which only the names are imported: at most two, since several names are ambiguous."""
 
 
 def parse_sum(user: object, when: object, fields: Mapping[str, Any], *, is_month: bool) -> LegacySum:
-    """Make a sum of a record.
+    """Return the sum of a record.
 
     Raises:
-        RejectedError: a number or the date cannot be right.
+        RejectedError: A number or the date is invalid.
     """
     requests = fields.get("total_requests")
     failed = count(fields, "failed_requests", MOST_REQUESTS)
@@ -132,7 +133,7 @@ def parse_sum(user: object, when: object, fields: Mapping[str, Any], *, is_month
 
 
 def user_key(user: object) -> str:
-    """Take whatever stands where a user should; a number is one, as its text."""
+    """Return the key of any value in place of a user; a number counts as its text."""
     if user is None:
         return ""
     if isinstance(user, bytes):
@@ -143,56 +144,56 @@ def user_key(user: object) -> str:
 def _checked_date(when: object, *, is_month: bool) -> str:
     shape = r"\d{4}-\d{2}" if is_month else r"\d{4}-\d{2}-\d{2}"
     if not isinstance(when, str) or not re.fullmatch(shape, when, re.ASCII):
-        raise RejectedError(f"{when!r} is no {'month' if is_month else 'day'}")
+        raise RejectedError(f"expected a {'month' if is_month else 'day'}; found {when!r}")
     try:
         day = date.fromisoformat(f"{when}-01" if is_month else when)
     except ValueError:
-        raise RejectedError(f"there is no {when}") from None
+        raise RejectedError(f"expected a date of the calendar; found {when}") from None
     if not _FIRST_YEAR <= day.year <= _LAST_YEAR:
-        raise RejectedError(f"{when} is not between {_FIRST_YEAR} and {_LAST_YEAR}")
+        raise RejectedError(f"expected a year between {_FIRST_YEAR} and {_LAST_YEAR}; found {when}")
     return when
 
 
 def count(fields: Mapping[str, Any], name: str, most: int) -> int:
-    """Read a number of things; nothing is 0.
+    """Return a count; a missing one is 0.
 
     Raises:
-        RejectedError: it is no whole number, negative, or more than there can be.
+        RejectedError: It is not a whole number, negative, or above the maximum.
     """
     value = fields.get(name)
     if value is None:
         return 0
     number = _number(value, name)
     if not 0 <= number <= most:
-        raise RejectedError(f"{name} is {_shown(value)}")
+        raise RejectedError(f"{name}: found {_shown(value)}, which is out of range")
     if number != int(number):
-        raise RejectedError(f"{name} is {_shown(value)}, not a whole number")
+        raise RejectedError(f"{name}: expected a whole number; found {_shown(value)}")
     return int(number)
 
 
 def money(value: object, name: str) -> Nano | None:
-    """Read USD, rounded to the nano-dollar; None if nothing stands there.
+    """Return an amount of USD, rounded to the nano-dollar; None if it is missing.
 
     Raises:
-        RejectedError: it is no number, negative, or more than anybody spends.
+        RejectedError: It is not a number, negative, or above the maximum.
     """
     if value is None:
         return None
     number = _number(value, name)
     if not 0 <= number <= LARGEST_REQUEST:
-        raise RejectedError(f"{name} is {_shown(value)}")
+        raise RejectedError(f"{name}: found {_shown(value)}, which is out of range")
     nano = int(_ROUNDED.scaleb(number, 9).to_integral_value(context=_ROUNDED))
     if nano > LARGEST_REQUEST:
-        raise RejectedError(f"{name} is {_shown(value)}")
+        raise RejectedError(f"{name}: found {_shown(value)}, which is out of range")
     return nano
 
 
 def _number(value: object, name: str) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        raise RejectedError(f"{name} is {_shown(value)}, not a number")
+        raise RejectedError(f"{name}: expected a number; found {_shown(value)}")
     number = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
     if not number.is_finite():
-        raise RejectedError(f"{name} is {_shown(value)}")
+        raise RejectedError(f"{name}: found {_shown(value)}, which is out of range")
     return number
 
 
@@ -203,13 +204,13 @@ def _shown(value: object) -> str:
 
 
 def parse_profile(record: object, zone: ZoneInfo) -> UserProfile:
-    """Make a profile of a record, still under the old name.
+    """Return the profile of a record, still under the old name.
 
     Raises:
-        RejectedError: it names nobody.
+        RejectedError: It has no user.
     """
     if not isinstance(record, dict) or not isinstance(record.get("user_id"), str | int):
-        raise RejectedError("it has no user_id")
+        raise RejectedError("user_id is missing")
     active = record.get("is_active")
     return UserProfile(
         user=user_key(record["user_id"]),
@@ -233,7 +234,7 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def instant_of(value: object, zone: ZoneInfo) -> int:
-    """Read a time, local where it names no zone; 0, which is before all others, if it is none."""
+    """Return a time, in `zone` if it names none; 0, which is before all others, if it is invalid."""
     if not isinstance(value, str):
         return 0
     try:
@@ -249,13 +250,13 @@ DEFAULT_THRESHOLDS = (50, 80, 95)
 
 
 def parse_limits(record: object, zone: ZoneInfo) -> tuple[LegacyLimits, list[str]]:
-    """Make limits of a record, and say which of its amounts cannot be right.
+    """Return the limits of a record, and an error for each invalid amount.
 
     Raises:
-        RejectedError: it names nobody.
+        RejectedError: It has no user.
     """
     if not isinstance(record, dict) or not isinstance(record.get("user_id"), str | int):
-        raise RejectedError("it has no user_id")
+        raise RejectedError("user_id is missing")
     wrong: list[str] = []
 
     def amount(value: object, name: str) -> Nano | None:
@@ -286,7 +287,7 @@ def parse_limits(record: object, zone: ZoneInfo) -> tuple[LegacyLimits, list[str
 
 
 def _percents(value: object) -> tuple[int, ...] | None:
-    """Read thresholds as whole percents; None if they are none."""
+    """Return thresholds as whole percents; None if they are invalid."""
     if value is None:
         return DEFAULT_THRESHOLDS
     if not isinstance(value, list):

@@ -1,6 +1,6 @@
-"""What is in a directory of the previous tracker: recognised by name, opened without following links, renamed at last.
+"""List the sources in a directory of the previous tracker by name, without following links, and rename them at the end.
 
-A directory keeps its identity in a small file of ours, so that it can be moved and still is never imported twice.
+The identity of a directory is in a small file of ours, so that a moved directory is never imported twice.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BACKUP = ".legacy_backup"
 Kind = Literal["database", "tree", "days", "months", "profiles", "profile_lines", "limits", "limit_files"]
 
 _NAMES: tuple[tuple[str, Kind], ...] = (
-    # Where two are equally right, the first counts.
+    # If two agree on the number of requests, the first counts.
     ("usage_aggregations.db", "database"),
     ("partitioned", "tree"),
     ("daily_usage.json", "days"),
@@ -42,14 +42,14 @@ _OURS: dict[Kind, str] = {
     "profile_lines": "copies.lock",
     "limits": "copies.lock",
 }
-"""What stands there if it is not the previous tracker's, but belongs to the store that keeps its history in files."""
+"""The files that show that a source belongs to our own store of files, not to the previous tracker."""
 _FORMAT_1 = ("days", "months", "profiles")
-BESIDE_DATABASE = ("-wal", "-journal", "-shm")
-"""What SQLite may have left beside a database; the first two hold changes that are not in it yet."""
+DATABASE_SUFFIXES = ("-wal", "-journal", "-shm")
+"""The suffixes of SQLite's extra files of a database; the first two hold changes that are not in it yet."""
 
 
 class Source(NamedTuple):
-    """A file or folder that is read; `number` orders them."""
+    """A file or folder to import; `number` is its position in the order."""
 
     number: int
     kind: Kind
@@ -57,30 +57,30 @@ class Source(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What people know it by."""
+        """The name for people."""
         return self.path.name
 
     @property
     def format(self) -> int:
-        """Which of the two formats it belongs to; both have limits of one name."""
+        """The number of the format; both formats use the same name for limits."""
         return 1 if self.kind in _FORMAT_1 else 2
 
     def look(self) -> str:
-        """Tell one state of a file from another without reading it; nothing for folders, which have no such sign."""
+        """Return the state of a file without reading it; empty for folders, whose state cannot be seen."""
         if self.kind in _FOLDERS:
             return ""
         found = self.path.lstat()
         return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
 
     def size(self) -> int | None:
-        """Give the bytes of a file; None for folders."""
+        """Return the size of a file in bytes; None for folders."""
         return None if self.kind in _FOLDERS else self.path.lstat().st_size
 
 
 def find_sources(directory: Path) -> tuple[list[Source], list[Path]]:
-    """List what there is to import, and what has a right name but is a link or no plain file.
+    """Return the sources to import, and the paths with a source's name that are links or special files.
 
-    What is not the previous tracker's but a store's of ours is neither.
+    Files of our own stores are in neither list.
     """
     found, strange = [], []
     for number, (name, kind) in enumerate(_NAMES):
@@ -99,13 +99,13 @@ def find_sources(directory: Path) -> tuple[list[Source], list[Path]]:
 
 
 def formats_of(sources: list[Source]) -> list[int]:
-    """Say which formats are there; limits alone are of the first."""
-    told = {source.format for source in sources if source.kind != "limits"}
-    return sorted(told) or ([1] if sources else [])
+    """Return the numbers of the formats; limits alone are of the first."""
+    found = {source.format for source in sources if source.kind != "limits"}
+    return sorted(found) or ([1] if sources else [])
 
 
 def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """Walk through a folder by name; a link, or whatever is neither file nor folder, comes with False."""
+    """Yield the files below a folder by name, and whether each is a regular file: links and special files are not."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -122,15 +122,15 @@ def files_below(folder: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def identify(directory: Path, staging_folder: Path, *, remember: bool) -> str:
-    """Give a directory's name for ever; where it cannot be written to, a name made of where it is.
+    """Return the permanent id of a directory; for a read-only directory, an id derived from its path.
 
     Args:
-        directory: of the previous tracker, resolved.
-        staging_folder: where the staging databases are: one under the second kind of name goes on to be used.
-        remember: whether the name may be written down.
+        directory: The resolved directory of the previous tracker.
+        staging_folder: The folder of the staging databases: an existing one under a derived id stays in use.
+        remember: Whether the id may be written to the directory.
 
     Raises:
-        MigrationError: the file with the name holds something else.
+        MigrationError: The file of the id holds something else.
     """
     path = directory / STATE_FILE
     with suppress(FileNotFoundError):
@@ -159,26 +159,26 @@ def _read_name(path: Path) -> str:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise MigrationError(f"{path} cannot be read: {error}.") from error
+        raise MigrationError(f"Cannot read {path}: {error}.") from error
     if not re.fullmatch(r"[0-9a-f]{32}", text):
         raise MigrationError(
-            f"{path} does not hold the name of this directory.",
+            f"{path}: expected the id of this directory, 32 hex digits.",
             hint="If this directory was never imported, delete that file.",
         )
     return text
 
 
 def rename(source: Source) -> list[Path]:
-    """Rename what was imported to `*.legacy_backup`, never over anything; give the new names.
+    """Rename an imported source to `*.legacy_backup`, without replacing a file; return the new paths.
 
     Raises:
-        OSError: it cannot be renamed; nothing was.
+        OSError: The source cannot be renamed; no file was.
     """
     paths = [source.path]
     if source.kind == "database":
-        # With it, or it would be another database.
-        beside = [source.path.with_name(source.name + ending) for ending in BESIDE_DATABASE]
-        paths += [path for path in beside if path.exists()]
+        # Together with its extra files, since these hold changes.
+        extra = [source.path.with_name(source.name + suffix) for suffix in DATABASE_SUFFIXES]
+        paths += [path for path in extra if path.exists()]
     renamed = []
     for path in reversed(paths):
         target = _free_name(path)

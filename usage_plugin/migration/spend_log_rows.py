@@ -1,6 +1,6 @@
-"""The rows of an export of spend logs: CSV, JSON Lines or one JSON array, told apart by how the file begins.
+"""The rows of an export of spend logs: CSV, JSON Lines or one JSON array, detected by the start of the file.
 
-Each is read as a stream. A file that is none of them is refused with the reason; nothing is read as no rows.
+Each format is read as a stream. A file of another format is rejected with the reason, never read as empty.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.B
 
 
 class LogRows:
-    """Rows, each with where it stands; a text in place of one that cannot be read."""
+    """Rows with their positions; an error text in place of a row that cannot be read."""
 
     def __init__(self, raw: BinaryIO, path: Path) -> None:
-        """Look at the beginning of the file.
+        """Detect the format by the start of the file.
 
         Raises:
-            MigrationError: it is empty, or none of the formats.
+            MigrationError: The file is empty, or of another format.
         """
         self._raw = raw
         self._path = path
@@ -56,17 +56,17 @@ class LogRows:
         self._refuse_binary(head)
         start = head.removeprefix(codecs.BOM_UTF8).lstrip()
         if not start and len(head) < _HEAD:
-            raise MigrationError(f"{path} is empty: there is nothing to import.", hint=_FORMATS)
+            raise MigrationError(f"{path} is empty.", hint=_FORMATS)
         self._ahead: list[Row] = []
         self._file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="backslashreplace", newline="")
         readers = {b"[": self._array, b"{": self._lines}
         self._rows = readers.get(start[:1], self._csv)()
 
     def peek(self) -> dict[str, Any]:
-        """Return the first row that can be read.
+        """Return the first readable row.
 
         Raises:
-            MigrationError: none of the first rows can, or there is none.
+            MigrationError: The file has no rows, or none of the first ones can be read.
         """
         reason = ""
         for row in self._rows:
@@ -77,33 +77,33 @@ class LogRows:
             if len(self._ahead) >= _MOST_LOOKED_AT:
                 break
         if not reason:
-            raise MigrationError(f"{self._path} has no rows: there is nothing to import.", hint=_FORMATS)
-        raise MigrationError(f"{self._path} has no row that can be read; {reason}", hint=_FORMATS)
+            raise MigrationError(f"{self._path} has no rows.", hint=_FORMATS)
+        raise MigrationError(f"{self._path} has no readable rows; {reason}", hint=_FORMATS)
 
     def position(self) -> int:
-        """Say how many bytes were read, roughly."""
+        """Return the approximate number of bytes that were read."""
         return self._raw.tell()
 
     def __iter__(self) -> Iterator[Row]:
-        """Iterate over all rows, those that were looked at first."""
+        """Iterate over all rows, including those that `peek` has read."""
         yield from self._ahead
         yield from self._rows
 
     def _refuse_binary(self, head: bytes) -> None:
         for magic, what, remedy in _BINARY:
             if head.startswith(magic):
-                raise MigrationError(f"{self._path} is {what}.", hint=remedy)
+                raise MigrationError(f"expected text; {self._path} is {what}.", hint=remedy)
         if head.startswith(_WIDE):
             raise MigrationError(
-                f"{self._path} is not UTF-8 but UTF-16 or UTF-32.",
+                f"expected UTF-8; {self._path} is UTF-16 or UTF-32.",
                 hint="Convert it first, with iconv -f UTF-16 -t UTF-8 FILE.",
             )
         if b"\0" in head:
-            raise MigrationError(f"{self._path} is a binary file, or text that is not UTF-8.", hint=_FORMATS)
+            raise MigrationError(f"expected UTF-8; {self._path} is binary or in another encoding.", hint=_FORMATS)
 
     def _csv(self) -> Iterator[Row]:
         csv.field_size_limit(_LONGEST_FIELD)
-        # In pieces, so that a file without line ends is not read at once.
+        # In pieces, so that a file without line ends is not read in one piece.
         reader = csv.DictReader(iter(lambda: self._file.readline(_LONGEST_LINE), ""))
         while True:
             try:
@@ -116,16 +116,20 @@ class LogRows:
                 return
             where = f"line {reader.line_num}"
             if None in row or None in row.values():
-                yield where, "It has another number of columns than the heading."
+                yield where, "expected as many columns as in the heading."
             else:
                 yield where, {name: None if value in _NO_VALUE else value for name, value in row.items()}
 
     def _check_heading(self, reader: csv.DictReader[str]) -> None:
-        """Tell a heading without rows from a text that is no CSV at all."""
+        """Check that a file without rows has the heading of a CSV.
+
+        Raises:
+            MigrationError: The file is text of another kind.
+        """
         if not self._ahead and "request_id" not in (reader.fieldnames or ()):
             found = str(next(iter(reader.fieldnames or ()), ""))[:60]
             raise MigrationError(
-                f"{self._path} is no export of LiteLLM_SpendLogs: it begins with {found!r}.", hint=_FORMATS
+                f"expected an export of LiteLLM_SpendLogs; {self._path} starts with {found!r}.", hint=_FORMATS
             )
 
     def _lines(self) -> Iterator[Row]:
@@ -135,19 +139,19 @@ class LogRows:
             if len(line) == _LONGEST_LINE and not line.endswith("\n"):
                 while (rest := self._file.readline(_LONGEST_LINE)) and not rest.endswith("\n"):
                     pass
-                yield f"line {number}", f"It is longer than {_LONGEST_LINE >> 20} MiB."
+                yield f"line {number}", f"expected at most {_LONGEST_LINE >> 20} MiB."
                 continue
             if not line.strip():
                 continue
             try:
                 row = json.loads(line, parse_float=Decimal, parse_constant=str)
             except (ValueError, RecursionError) as error:
-                yield f"line {number}", f"It is no JSON: {error}."
+                yield f"line {number}", f"Invalid JSON: {error}."
                 continue
-            yield f"line {number}", row if isinstance(row, dict) else "It is no object."
+            yield f"line {number}", row if isinstance(row, dict) else "expected an object."
 
     def _array(self) -> Iterator[Row]:
-        """Read element by element with Python's own decoder, which refuses deep nesting without crashing."""
+        """Read item by item with Python's own decoder, which rejects deep nesting without a crash."""
         number, broken = 0, ""
         decoder = json.JSONDecoder(parse_float=Decimal, parse_constant=str)
         text = _Ahead(self._file)
@@ -155,25 +159,25 @@ class LogRows:
         while not broken and (mark := text.next_mark()) != "]":
             if number:
                 if mark != ",":
-                    broken = f"expected , or ] and found {mark!r}" if mark else "it ends without ]"
+                    broken = f"expected , or ]; found {mark!r}" if mark else "the final ] is missing"
                     break
                 text.skip(1)
             try:
                 element = text.decode(decoder)
             except (ValueError, RecursionError) as error:
-                broken = str(error) if text.next_mark() else "it ends without ]"
+                broken = str(error) if text.next_mark() else "the final ] is missing"
                 break
             number += 1
-            yield f"item {number}", element if isinstance(element, dict) else "It is no object."
+            yield f"item {number}", element if isinstance(element, dict) else "expected an object."
         text.skip(1)
         if not broken and text.next_mark():
-            broken = f"expected the end of the file and found {text.next_mark()!r}"
+            broken = f"expected the end of the file; found {text.next_mark()!r}"
         if broken:
-            yield f"after item {number}", f"The array is broken off or not JSON: {broken}."
+            yield f"after item {number}", f"Invalid JSON in the array: {broken}."
 
 
 class _Ahead:
-    """A text of which a part is read ahead."""
+    """A text with a buffer that is read ahead."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -182,7 +186,7 @@ class _Ahead:
         self._has_ended = False
 
     def next_mark(self) -> str:
-        """Return the next character that is no blank, without taking it; empty at the end."""
+        """Return the next character that is not blank, without consuming it; empty at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _BLANKS:
                 self._at += 1
@@ -191,15 +195,15 @@ class _Ahead:
             self._read_more(_HEAD)
 
     def skip(self, count: int) -> None:
-        """Take characters that were looked at."""
+        """Consume characters."""
         self.next_mark()
         self._at += count
 
     def decode(self, decoder: json.JSONDecoder) -> Any:  # JSON's values are anything
-        """Take the next value.
+        """Consume and return the next value.
 
         Raises:
-            ValueError: it is not JSON, or longer than a line may be.
+            ValueError: The value is not JSON, or longer than a line may be.
         """
         self.next_mark()
         size = _HEAD
@@ -207,7 +211,7 @@ class _Ahead:
             try:
                 value, end = decoder.raw_decode(self._text, self._at)
             except ValueError:
-                # It may only be incomplete. Twice as much each time, so that a long value is not decoded often.
+                # It may be incomplete. The buffer doubles, so that a long value is decoded few times.
                 if self._has_ended or len(self._text) - self._at > _LONGEST_LINE:
                     raise
             else:

@@ -1,8 +1,8 @@
-"""LiteLLM's own spend logs: each row of an export becomes a usage event, once, however often it is imported.
+"""Import LiteLLM's own spend logs: each row of an export becomes one usage event, for any number of imports.
 
-Which rows are in the store is kept here, in a file with a digest for each: a store forgets old events, and must not be
-given them again. A row that was noted and not stored, because the process was killed in between, has a number above
-the store's, and is forgotten at the next start.
+A file keeps a digest of each imported row, because a store deletes old events and must not receive them again. A row
+that was recorded there but not stored, because the process was killed in between, has a number above the store's
+watermark. It is deleted from the file at the next start.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.store import UsageStore
-    from usage_plugin.migration.directory_migration import Progress
+    from usage_plugin.migration.outcome import Progress
 
 MOST_SHOWN = 20
 _BATCH = 500
 _NAMESPACE = uuid.UUID("0f0c3f1e-6f0b-5c43-9d0b-6d1d5f8d6a52")
-"""Of the ids that events get out of `request_id`; never to be changed."""
+"""The namespace of event ids, which are derived from `request_id`; it must never change."""
 _NEEDED = {"request_id", "startTime", "spend"}
 _NOBODY = ("", "default_user_id", "default_user")
 _MOMENT = re.compile(
@@ -54,10 +54,13 @@ _LATEST = datetime(2200, 1, 1, tzinfo=timezone.utc)
 
 
 class IdentityRules(NamedTuple):
-    """Who the user of a row is, as of a request: `identity` of the configuration.
+    """How a row is attributed to a user, as a request is: `identity` of the configuration.
 
     Attributes:
-        keep: puts in the subjects of a row what is kept of them.
+        order: The sources of the user's name, in order of precedence.
+        casefold: Whether names that differ in case only are the same name.
+        json_field: The field with the name, for an end user that is JSON.
+        keep: Converts the subjects of a row to the form in which they are kept.
     """
 
     order: Sequence[str]
@@ -68,14 +71,15 @@ class IdentityRules(NamedTuple):
 
 @dataclass
 class Imported:
-    """What an import has done.
+    """The outcome of an import.
 
     Attributes:
-        rows: that were read.
-        events: that are new in the store, and their cost.
-        known: that were imported before.
-        later: that were left out because they are not before the moment that was asked for.
-        findings: the first; all are in `report`.
+        rows: The number of rows that were read.
+        events: The number of new events.
+        cost: The cost of the new events.
+        known: The number of rows that were imported before.
+        later: The number of rows that were left out, because they are not before the given time.
+        findings: The first findings; all of them are in `report`.
     """
 
     file: str
@@ -89,7 +93,7 @@ class Imported:
     report: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """Write it for programs."""
+        """Return plain values, for programs."""
         return {**asdict(self), "cost": format_usd(self.cost)}
 
 
@@ -105,16 +109,16 @@ async def import_spend_logs(
     """Import an export of `LiteLLM_SpendLogs`: CSV, JSON Lines or one JSON array.
 
     Args:
-        path: the export.
-        data_dir: keeps which rows were imported, and the report.
-        identity: who the user of a row is.
-        store: takes the events.
-        progress: is told how far it is, in bytes.
-        before: rows that began at this instant or later are left out.
+        path: The export.
+        data_dir: The folder for the digests of imported rows, and for the report.
+        identity: How a row is attributed to a user.
+        store: The store for the events.
+        progress: Receives the progress in bytes.
+        before: The instant from which on rows are left out, by their start.
 
     Raises:
-        MigrationError: the file cannot be read, or is no such export.
-        StorageError: the store does not take it now; run again, it goes on.
+        MigrationError: The file cannot be read, or is of another kind.
+        StorageError: The store does not accept the events at the moment; another run resumes the import.
     """
     imported = Imported(str(path))
     folder = data_dir / "migration"
@@ -126,15 +130,15 @@ async def import_spend_logs(
             rows = LogRows(raw, path)
             first = rows.peek()
         except OSError as error:
-            raise MigrationError(f"{path} cannot be read: {error}.") from error
+            raise MigrationError(f"Cannot read {path}: {error}.") from error
         _check_fields(first, path)
-        told = stack.enter_context(open_private_text(report))
+        report_file = stack.enter_context(open_private_text(report))
         imported.report = str(report)
 
         def tell(finding: Finding) -> None:
             imported.rejected += 1
             plain = finding.plain()
-            told.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            report_file.write(json.dumps(plain, ensure_ascii=False) + "\n")
             if len(imported.findings) < MOST_SHOWN:
                 imported.findings.append(plain)
 
@@ -161,8 +165,8 @@ def _check_fields(first: Mapping[str, Any], path: Path) -> None:
         return
     inner = next((name for name, value in first.items() if _holds_rows(value)), None)
     raise MigrationError(
-        f"{path} is no export of LiteLLM_SpendLogs: its rows have no {', '.join(sorted(missing))}.",
-        hint=f"The rows seem to be under {inner!r}: take them out with jq -c '.{inner}[]' FILE."
+        f"expected an export of LiteLLM_SpendLogs; the rows of {path} have no {', '.join(sorted(missing))}.",
+        hint=f"The rows seem to be under {inner!r}: extract them with jq -c '.{inner}[]' FILE."
         if inner
         else "Separate columns with commas; \\copy \"LiteLLM_SpendLogs\" TO 'spend.csv' CSV HEADER writes such a file.",
     )
@@ -192,7 +196,7 @@ def _events(
 
 
 class _Known:
-    """Which rows are in the store, by a digest of their ids, in the order in which they went there."""
+    """The rows that are in the store, by a digest of their ids, in the order of the import."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -210,14 +214,14 @@ class _Known:
             )
             self.writer = str(execute("SELECT name FROM writer").fetchone()[0])
         except (OSError, sqlite3.Error) as error:
-            raise MigrationError(f"{path} cannot be used: {error}.") from error
+            raise MigrationError(f"Cannot use {path}: {error}.") from error
 
     def forget_after(self, number: int) -> None:
-        """Forget what the store did not get."""
+        """Delete the rows that the store did not receive."""
         self._connection.execute("DELETE FROM known WHERE number > ?", (number,))
 
     def add(self, events: Sequence[UsageEvent]) -> list[tuple[int, UsageEvent]]:
-        """Note events, and give those that are new with their numbers."""
+        """Record events, and return the new ones with their numbers."""
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         (last,) = execute("SELECT coalesce(max(number), 0) FROM known").fetchone()
@@ -234,14 +238,14 @@ class _Known:
 
 
 def event_of(row: Mapping[str, Any], identity: IdentityRules) -> UsageEvent:
-    """Make an event of a row.
+    """Return the event of a row.
 
     Raises:
-        RejectedError: a number, a time or the id cannot be right.
+        RejectedError: A number, a time or the id is invalid.
     """
     request_id = row.get("request_id")
     if not isinstance(request_id, str) or not request_id:
-        raise RejectedError("it has no request_id")
+        raise RejectedError("request_id is missing")
     metadata = _json_of(row.get("metadata"), dict)
     started = _moment(row.get("startTime"), "startTime")
     ended = _moment(row.get("endTime"), "endTime") if row.get("endTime") else started
@@ -289,7 +293,7 @@ def event_of(row: Mapping[str, Any], identity: IdentityRules) -> UsageEvent:
 
 
 def _details(metadata: Mapping[str, Any], inputs: int, outputs: int) -> tuple[int, int, int]:
-    """Read the cached, cache-write and reasoning tokens, as far as they can be part of the sums."""
+    """Return the cached, cache-write and reasoning tokens; 0 for a number that exceeds its total."""
     usage = _json_of(metadata.get("usage_object"), dict)
     prompt = _json_of(usage.get("prompt_tokens_details"), dict)
     answer = _json_of(usage.get("completion_tokens_details"), dict)
@@ -305,7 +309,7 @@ def _part(value: object, most: int) -> int:
 
 
 def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], identity: IdentityRules) -> str:
-    """Name the user as a request's would be named; what no request could have gets a name that was made up."""
+    """Return the user, named as a request's would be; a name that no request could have is substituted."""
     own = row.get("user")
     candidates: list[object] = [] if own in _NOBODY else [own]
     for source in identity.order:
@@ -325,7 +329,7 @@ def _claim(row: Mapping[str, Any], identity: IdentityRules) -> Claimed:
 
 
 def _api_key(row: Mapping[str, Any]) -> str | None:
-    """Give LiteLLM's hash of the key; what is none is hashed, since it may be the key itself."""
+    """Return LiteLLM's hash of the key; any other value is hashed, since it may be the key itself."""
     value = row.get("api_key")
     if not isinstance(value, str) or not value:
         return None
@@ -347,7 +351,7 @@ def _name(value: object, what: str, *, fold: bool = False) -> str | None:
         return None
 
 
-def _json_of(value: object, kind: type[Any]) -> Any:  # of the kind that was asked for
+def _json_of(value: object, kind: type[Any]) -> Any:  # a value of that kind
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -357,7 +361,7 @@ def _json_of(value: object, kind: type[Any]) -> Any:  # of the kind that was ask
 
 
 def _decimal(value: object) -> object:
-    """Take a number out of a CSV, where it is text."""
+    """Return the number of a text, as CSV has it; other values unchanged."""
     if isinstance(value, str):
         try:
             return Decimal(value)
@@ -371,16 +375,16 @@ def _count(row: Mapping[str, Any], name: str) -> int:
 
 
 def _moment(value: object, name: str) -> datetime:
-    """Read a time as Postgres, Prisma or Python write it; UTC where it names no zone, as LiteLLM keeps it."""
+    """Return a time in the formats of Postgres, Prisma or Python; UTC if it names no zone, as in LiteLLM."""
     found = _MOMENT.fullmatch(value.strip()) if isinstance(value, str) else None
     if not found:
-        raise RejectedError(f"{name} is {value!r}, not a time")
+        raise RejectedError(f"{name}: expected a time; found {value!r}")
     day, clock, fraction, zone = found.groups()
     offset = "+00:00" if zone in (None, "Z") else f"{zone[:3]}:{zone[3:].strip(':') or '00'}"
     try:
         moment = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '')[:6]:0<6}{offset}").astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise RejectedError(f"{name} is {value!r}, which there is not") from None
+        raise RejectedError(f"{name}: expected a time of the calendar; found {value!r}") from None
     if not 1970 <= moment.year < _LATEST.year:
-        raise RejectedError(f"{name} is {value!r}")
+        raise RejectedError(f"{name}: expected a year between 1970 and {_LATEST.year - 1}; found {value!r}")
     return moment

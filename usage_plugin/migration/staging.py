@@ -1,8 +1,8 @@
-"""The draft: what was read of a directory, on the disk, until the store has it.
+"""The staging database: the content of a directory, on the disk, until the store has it.
 
-It makes order of sources that come in any order and say things twice: which of several sums of a user and day is
-right, which months have no days, what is in the store already. What goes into the store gets numbers here that never
-change, so that a migration can be killed at any moment and goes on where it was.
+Sources come in any order, and with duplicates. The staging database decides which sum of a user and day is right,
+which months have no days, and which sums the store already has. Each sum for the store gets a permanent number here, so
+that a migration can be killed at any moment and resumed.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ _SUMS = ", ".join(LegacySum._fields[2:7])
 _HALVES = ", ".join(
     f"coalesce(sum({name} >> 32), 0), coalesce(sum({name} & 4294967295), 0)" for name in LegacySum._fields[2:7]
 )
-"""Sums of any size: SQLite's own raises beyond 2^63."""
+"""Sums of any size in two halves: SQLite's own sum raises an error beyond 2^63."""
 _COMPARED = -1
 _MOST_COST = 4 * 10**18
-"""Sums must stay below what SQLite can add up, beside what is in the store already."""
+"""The maximum sum, so that SQLite can add it to the sums in the store."""
 
 
 class Numbered(NamedTuple):
-    """A sum of the plan with its number."""
+    """A planned sum with its number."""
 
     number: int
     sum: DailySum
 
 
 class Counts(NamedTuple):
-    """What a draft holds: the sums that are right, each user, day and month once."""
+    """The numbers of the right sums: each user, day and month counts once."""
 
     users: int
     days: int
@@ -59,18 +59,18 @@ class Counts(NamedTuple):
 
 
 class StagingDatabase:
-    """One file for each directory. Everything it says of sums is in nano-dollars."""
+    """One file for each directory. All costs in it are nano-dollars."""
 
     def __init__(self, path: Path, *, casefold: bool, kept: Callable[[str], str]) -> None:
-        """Open the file, or begin it.
+        """Open the file; create it if it does not exist.
 
         Args:
-            path: where; only its owner may read it.
-            casefold: whether names are folded, as those of requests are.
-            kept: gives the name under which a person is kept.
+            path: The file, which only its owner can read.
+            casefold: Whether names are folded, as those of requests are.
+            kept: Returns the name under which a person is kept.
 
         Raises:
-            MigrationError: it cannot be used.
+            MigrationError: The file cannot be used.
         """
         self._path = path
         self._casefold = casefold
@@ -85,8 +85,8 @@ class StagingDatabase:
             self._connection.executescript((resources.files(__package__) / "staging.sql").read_text(encoding="utf-8"))
         except (OSError, sqlite3.Error) as error:
             raise MigrationError(
-                f"{path} cannot be used: {error}.",
-                hint="It is a draft of a migration; its directory is still as it was.",
+                f"Cannot use {path}: {error}.",
+                hint="It is the staging database of a migration; the imported directory is unchanged.",
             ) from error
 
     @contextmanager
@@ -100,26 +100,26 @@ class StagingDatabase:
             if self._connection.in_transaction:
                 self._execute("ROLLBACK")
 
-    # Reading.
+    # Items.
 
     def has_read(self, source: int, look: str) -> bool:
-        """Say whether a file was read to its end and has not changed since; of folders nobody can tell."""
+        """Whether a file was read to its end and has not changed since; always False for folders."""
         return bool(look) and self._execute("SELECT look FROM sources WHERE number = ?", (source,)).fetchone() == (
             look,
         )
 
     def forget(self, source: int) -> None:
-        """Begin a source anew."""
+        """Delete the content of a source, to read it again."""
         for table in ("sums", "limits", "profiles", "findings"):
             self._execute(f"DELETE FROM {table} WHERE source = ?", (source,))
         self._execute("DELETE FROM sources WHERE number = ?", (source,))
 
     def finish(self, source: int, look: str) -> None:
-        """Note that a source was read to its end."""
+        """Record that a source was read to its end."""
         self._execute("INSERT OR REPLACE INTO sources (number, look) VALUES (?, ?)", (source, look))
 
     def add(self, source: int, items: Iterable[Item]) -> None:
-        """Keep what was read, in one transaction."""
+        """Store items of a source, in one transaction."""
         with self.transaction():
             for item in items:
                 if isinstance(item, LegacySum):
@@ -145,7 +145,7 @@ class StagingDatabase:
         if other.sums == one.sums:
             return
         right = max(other, one, key=lambda each: each.requests)
-        self._tell_difference("It stands there twice", right, [other, one], source)
+        self._tell_difference("The source has it twice", right, [other, one], source)
         self._execute("DELETE FROM sums WHERE (user, date, source) = (?, ?, ?)", key)
         self._add_sum(source, right)
 
@@ -158,42 +158,41 @@ class StagingDatabase:
                 row,
             )
         except UnicodeEncodeError as error:
-            self.tell(Finding("rejected", table, row[0], "", f"It holds what is no text: {error}."), row[1])
+            self.tell(Finding("rejected", table, row[0], "", f"It contains invalid text: {error}."), row[1])
 
     def tell(self, finding: Finding, source: int = _COMPARED) -> None:
-        """Keep a finding."""
+        """Record a finding."""
         self._execute("INSERT INTO findings (source, finding) VALUES (?, ?)", (source, json.dumps(finding.plain())))
 
     def _tell_difference(
         self, what: str, right: LegacySum, all_of_them: Sequence[LegacySum], source: int = _COMPARED
     ) -> None:
-        told = ", ".join(f"{_words(one.sums)}" for one in all_of_them)
-        self.tell(
-            Finding("disagreement", "", right.user, right.date, f"{what}: {told}; the most requests count."), source
-        )
+        found = ", ".join(f"{_words(one.sums)}" for one in all_of_them)
+        text = f"{what}: {found}; the sum with the most requests counts."
+        self.tell(Finding("disagreement", "", right.user, right.date, text), source)
 
     def findings(self) -> Iterator[dict[str, str]]:
-        """List what people must know of, as JSON objects."""
+        """Yield the findings as JSON objects."""
         for (finding,) in self._execute("SELECT finding FROM findings ORDER BY source < 0, number"):
             yield json.loads(finding)
 
     def is_broken(self, source: int) -> bool:
-        """Say whether a source could not be read to its end, or a file of it."""
+        """Whether a source, or a file of it, could not be read to its end."""
         row = self._execute(
             "SELECT 1 FROM findings WHERE source = ? AND json_extract(finding, '$.kind') = 'broken' LIMIT 1", (source,)
         ).fetchone()
         return row is not None
 
-    # Deciding.
+    # Comparison.
 
     def compare(self, names: Mapping[int, str]) -> Counts:
-        """Decide what is right, tell what disagrees, and plan what the store does not have.
+        """Choose the right sums, record disagreements, and plan the sums that the store does not have.
 
         Args:
-            names: of the sources, to tell.
+            names: The names of the sources, for the findings.
 
         Raises:
-            MigrationError: the sums are too large to be added up.
+            MigrationError: The sums are too large.
         """
         self._execute("DELETE FROM findings WHERE source = ?", (_COMPARED,))
         users = days = months = 0
@@ -210,7 +209,7 @@ class StagingDatabase:
                 name, is_made = new_name(old_user, casefold=self._casefold)
                 if is_made:
                     self.tell(
-                        Finding("renamed", "", old_user, "", f"No request can have this name: {name} is it here.")
+                        Finding("renamed", "", old_user, "", f"No request can have this name; its name here is {name}.")
                     )
             of_month = [one for one in right if len(one.date) == len(month)]
             of_days = right[len(of_month) :]
@@ -223,13 +222,13 @@ class StagingDatabase:
                 self._compare_month(of_month[0], of_days)
         if totals.cost > _MOST_COST:
             raise MigrationError(
-                f"The sums come to {format_usd(totals.cost)} USD, more than can be added up.",
-                hint="Something in that directory is wrong; usage-plugin migrate --dry-run lists its findings.",
+                f"expected sums of at most {format_usd(_MOST_COST)} USD; found {format_usd(totals.cost)}.",
+                hint="The directory is damaged; usage-plugin migrate --dry-run lists its findings.",
             )
         return Counts(users, days, months, totals)
 
     def _right(self, rows: list[tuple[int | str, ...]], names: Mapping[int, str]) -> LegacySum:
-        """Choose among what several sources say of a user and date: the most requests count, then the first."""
+        """Return the right one of several sources' sums: the one with the most requests, then the first."""
         sums = [LegacySum(*row[1:]) for row in rows]  # type: ignore[arg-type]
         right = max(sums, key=lambda one: one.requests)
         if any(one.sums != right.sums for one in sums):
@@ -240,12 +239,12 @@ class StagingDatabase:
     def _compare_month(self, month: LegacySum, days: Sequence[LegacySum]) -> None:
         added = tuple(map(sum, zip(*(day.sums for day in days), strict=True)))
         if added != month.sums:
-            text = f"The month says {_words(month.sums)}, its days {_words(added)}; the days count."
+            text = f"The month has {_words(month.sums)}, its days {_words(added)}; the days count."
             self.tell(Finding("disagreement", "", month.user, month.date, text))
 
     def _plan(self, one: LegacySum, name: str, month: Sequence[LegacySum]) -> None:
-        """Plan what is not planned yet of a sum: all of it, or what was added since an earlier migration."""
-        # What was planned of a month's days counts for the month: they may be gone since.
+        """Plan the part of a sum that is not planned yet: all of it, or the increase since an earlier migration."""
+        # Planned days of a month count for the month: the days may have been deleted since.
         known = self._planned(one.user, one.date, f"{one.date}-99" if one in month else one.date)
         if month and one not in month and not any(known) and any(self._planned(one.user, month[0].date, month[0].date)):
             text = "Its month was imported as one sum before; it is not imported again."
@@ -253,7 +252,7 @@ class StagingDatabase:
             return
         more = tuple(new - old for new, old in zip(one.sums, known, strict=True))
         if min(more) < 0:
-            text = f"It has less now than when it was imported ({_words(known)})."
+            text = f"Its sum is less than the imported one ({_words(known)})."
             self.tell(Finding("disagreement", "", one.user, one.date, text))
         elif any(more):
             self._execute(
@@ -267,27 +266,27 @@ class StagingDatabase:
         ).fetchone()
         return _whole(row)
 
-    # The plan.
+    # Plan.
 
     @property
     def planned(self) -> int:
-        """The number of the last sum of the plan."""
+        """The number of the last planned sum."""
         return int(self._execute("SELECT coalesce(max(number), 0) FROM plan").fetchone()[0])
 
     @property
     def checked(self) -> int:
-        """The number up to which the store was found to have the plan."""
+        """The number up to which the store is known to have the plan."""
         return int(self.fact("checked") or 0)
 
     def unchecked_days(self) -> tuple[date, date] | None:
-        """Give the first and the last day of the plan that is not checked; None if there is nothing."""
+        """Return the first and the last day of the unchecked plan; None if all is checked."""
         first, last = self._execute(
             "SELECT min(date), max(date) FROM plan WHERE number > ?", (self.checked,)
         ).fetchone()
         return (_day(first), _day(last)) if first else None
 
     def unchecked_totals(self) -> dict[date, UsageTotals]:
-        """Add up the plan that is not checked, by day."""
+        """Return the totals of the unchecked plan by day."""
         found: dict[date, UsageTotals] = {}
         for when, *row in self._execute(
             f"SELECT date, {_HALVES} FROM plan WHERE number > ? GROUP BY date", (self.checked,)
@@ -296,7 +295,7 @@ class StagingDatabase:
         return found
 
     def plan_after(self, number: int, most: int) -> list[Numbered]:
-        """Read the next sums of the plan, as the store takes them."""
+        """Return the next sums of the plan, in the store's form."""
         rows = self._execute(
             f"SELECT number, date, name, model, provider, {_SUMS} FROM plan WHERE number > ? ORDER BY number LIMIT ?",
             (number, most),
@@ -307,7 +306,7 @@ class StagingDatabase:
         ]
 
     def keep_before(self, days: Mapping[date, UsageTotals], watermarks: Mapping[str, int]) -> None:
-        """Keep what the store has before the plan, to be compared with what it has after it."""
+        """Record the store's totals before the import, for the comparison after it."""
         self._execute("DELETE FROM before")
         self._connection.executemany(
             "INSERT INTO before (day, totals) VALUES (?, ?)",
@@ -316,17 +315,17 @@ class StagingDatabase:
         self.keep_fact("watermarks", json.dumps(dict(watermarks)))
 
     def before(self) -> tuple[dict[date, UsageTotals], dict[str, int]]:
-        """Give what the store had, by day, and the watermarks of its writers then."""
+        """Return the store's totals before the import by day, and its watermarks at that time."""
         days = {
             date.fromisoformat(day): UsageTotals(*json.loads(totals))
             for day, totals in self._execute("SELECT day, totals FROM before")
         }
         return days, json.loads(self.fact("watermarks") or "{}")
 
-    # The rest.
+    # Profiles, limits and facts.
 
     def profiles(self) -> Iterator[UserProfile]:
-        """List the profiles under their new names; of several of one user the ledger takes the newest."""
+        """Yield the profiles under their new names; of several of one user the ledger keeps the newest."""
         for (text,) in self._execute("SELECT profile FROM profiles ORDER BY user, source"):
             profile = decode_profile(text)
             name, is_made = new_name(profile.user, casefold=self._casefold)
@@ -336,31 +335,31 @@ class StagingDatabase:
             yield profile._replace(user=user)
 
     def limits(self) -> Iterator[tuple[str, LegacyLimits]]:
-        """List the limits with the new names of their users, the newest of each first."""
+        """Yield the limits with the new names of their users, the newest of each first."""
         for (text,) in self._execute("SELECT limits FROM limits ORDER BY user, updated_at DESC, source"):
             record = json.loads(text)
             limits = LegacyLimits(**{**record, "thresholds": record["thresholds"] and tuple(record["thresholds"])})
             yield new_name(limits.user, casefold=self._casefold)[0], limits
 
     def fact(self, name: str) -> str | None:
-        """Read what was kept under a name."""
+        """Return the fact of a name; None if there is none."""
         row = self._execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
     def keep_fact(self, name: str, value: str) -> None:
-        """Keep something under a name."""
+        """Record a fact under a name."""
         self._execute("INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)", (name, value))
 
     def copy_to(self, path: Path) -> None:
-        """Write the same draft to another file."""
+        """Copy the database to another file."""
         self._execute("VACUUM INTO ?", (str(path),))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def delete(self) -> None:
-        """Let go of the file and of what it holds: who used what is the store's to know."""
+        """Close and delete the file: the usage of users belongs in the store only."""
         self.close()
         for ending in ("", "-wal", "-shm"):
             self._path.with_name(self._path.name + ending).unlink(missing_ok=True)
@@ -375,7 +374,7 @@ def _words(sums: Sequence[int]) -> str:
 
 
 def _whole(halves: Sequence[int]) -> tuple[int, ...]:
-    """Put the halves of sums together."""
+    """Join the halves of sums."""
     return tuple((high << 32) + low for high, low in zip(halves[::2], halves[1::2], strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What becomes of the names of the previous tracker, which took anything for a user."""
+"""Convert the user names of the previous tracker, which accepted any value as a user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from usage_plugin.errors import SubjectNameError
 
 
 def key_of(user: str) -> str:
-    """Write a name so that every database takes it, and no two become one: half of a surrogate pair is no text."""
+    """Return a unique form of a name that every database accepts: half of a surrogate pair is not valid text."""
     try:
         user.encode()
     except UnicodeEncodeError:
@@ -19,9 +19,9 @@ def key_of(user: str) -> str:
 
 
 def new_name(key: str, *, casefold: bool) -> tuple[str, bool]:
-    """Give the name that a user of the previous tracker has here, and whether it had to be made up.
+    """Return the name of a user of the previous tracker in this system, and whether it is a substitute.
 
-    A name that no request could have keeps what can be read of it, with a digest so that no two become one.
+    A substitute for a name that no request could have keeps its readable part, with a digest that makes it unique.
     """
     try:
         name = clean_name(key, what="user", casefold=casefold)
@@ -33,7 +33,7 @@ def new_name(key: str, *, casefold: bool) -> tuple[str, bool]:
 
 
 def only_name(names: list[str], what: str) -> str | None:
-    """Give the one model or provider that was used; None if there were several, or it has no name that can be kept."""
+    """Return the only model or provider in use; None if there are several, or if its name is invalid."""
     if len(names) != 1:
         return None
     try:

@@ -110,7 +110,7 @@ class Runtime:
                 *self._watcher.chores,
                 self.alerts.hand_over,
                 self._failures.hand_over,
-                self._see_to_migration,
+                self._supervise_migration,
             ),
         )
         self._migration = _migration(config, self.clock)
@@ -147,9 +147,9 @@ class Runtime:
     def _retention(self) -> Retention:
         return Retention(**self.config.retention.model_dump())
 
-    def _see_to_migration(self, ledger: Ledger) -> None:
+    def _supervise_migration(self, ledger: Ledger) -> None:
         if self._migration and self._workers.keeps:
-            self._migration.see_to_it(ledger)
+            self._migration.supervise(ledger)
 
     async def close(self, seconds: float = 10.0) -> None:
         """Write all data in memory, flush the outbox if this worker is the keeper, and release all resources.
