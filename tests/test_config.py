@@ -24,7 +24,7 @@ NAMED_WINDOWS = [kind for kind in WINDOW_KINDS if kind != "rolling"]
 
 @pytest.fixture
 def load(tmp_path):
-    """Load what is written under `usage_plugin:` in a file of its own."""
+    """Load a section from a file of its own."""
 
     def load(section, rest=""):
         path = tmp_path / "config.yaml"
@@ -53,7 +53,7 @@ def limit(**changes):
     return "limits:\n  - {" + ", ".join(f"{key}: {value}" for key, value in keys.items() if value is not None) + "}\n"
 
 
-# ── what is right ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── valid configurations ─────────────────────────────────────────────────────────────────────────────────────────────
 
 ISSUE = """\
 usage_plugin:
@@ -242,7 +242,7 @@ def test_parallel_requests_need_no_window(load):
     ids=str,
 )
 def test_a_limit_may_downgrade(load, changes):
-    """Instead of refusing, a limit may send a request to another model, whatever it counts."""
+    """Instead of a refusal, a limit of any unit may send a request to another model."""
     (rule,) = load(limit(action="downgrade", downgrade_to="openai/gpt-mini", **changes)).limit_set().limits
     assert (rule.action, rule.downgrade_to, rule.blocks) == ("downgrade", "openai/gpt-mini", False)
 
@@ -262,7 +262,7 @@ def test_a_limit_may_alert(load, written, percents):
     ("alert_at", None, "alert_at", ()), ("downgrade_to", None, "downgrade_to", None),
 ])  # fmt: skip
 def test_a_limits_policies_have_two_words_each(load, key, value, field, expected):
-    """A new limit counts what its window holds, and refuses what nothing bounds, unless it says otherwise."""
+    """By default a new limit counts the history of its window, and refuses unbounded requests."""
     (rule,) = load(limit(**{key: value})).limit_set().limits
     assert getattr(rule, field) == expected
 
@@ -278,7 +278,7 @@ def test_a_limits_policies_have_two_words_each(load, key, value, field, expected
     ("on_cut_stream", None, "estimate"), ("on_cut_stream", "estimate", "estimate"), ("on_cut_stream", "reserved", "reserved"),
 ])  # fmt: skip
 def test_admission_can_be_set(load, key, written, expected):
-    """Each key of admission takes its words, and has the default that is on the safe side of what is usual."""
+    """Each key of admission accepts its words, and its default is the safe choice."""
     admission = load("timezone: UTC" if written is None else f"admission: {{{key}: {written}}}").admission
     assert getattr(admission, key) == expected
 
@@ -361,7 +361,7 @@ def test_zero_blocks_and_unlimited_lifts(load, key, written, amount):
     ],
 )
 def test_amounts_are_exact(load, written, nano):
-    """An amount is what was written, to the nano-dollar, and never went through a float."""
+    """An amount is exact to the nano-dollar, and never a float."""
     assert load(limit(max_cost=written)).limit_set().limits[0].amount == nano
 
 
@@ -388,7 +388,7 @@ def test_names_in_the_yaml_are_normalised_as_names_of_requests_are(load):
 
 
 def test_names_in_the_yaml_are_case_folded_where_names_of_requests_are(load):
-    """With identity.casefold a limit for Ann counts ann, instead of silently nobody."""
+    """With `casefold` a limit for Ann counts ann, instead of silently no user."""
     config = load(
         "identity: {casefold: true}\ngroups: {power: [DANA]}\n"
         + limit(match="{user: Ann}", overrides="[{match: {group: power}, max_cost: 1}]")
@@ -406,7 +406,7 @@ def test_every_source_of_identity_is_known(load, source):
     assert config.identity.user
 
 
-# ── where the configuration is, and what surrounds it ────────────────────────────────────────────────────────────────
+# ── the place of the configuration ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_data_dir_is_relative_to_the_yaml(tmp_path, monkeypatch):
@@ -450,7 +450,7 @@ def test_the_configuration_is_looked_for_in_order(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variable", ["USAGE_PLUGIN_CONFIG", "CONFIG_FILE_PATH"])
 def test_a_configuration_that_is_named_and_missing_is_an_error(tmp_path, monkeypatch, variable):
-    """A file that is named and does not exist is an error that says who named it; nothing else is taken instead."""
+    """A named file that does not exist is an error that names its source; no other file is used."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("usage_plugin: {}\n", encoding="utf-8")
     monkeypatch.setenv(variable, "gone.yaml")
@@ -469,7 +469,7 @@ def test_no_configuration_at_all_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", "folder"])
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path, content):
-    """A file that is no text, or a folder, is an error that names it."""
+    """Binary data, or a folder, is an error that names it."""
     path = tmp_path / "config.yaml"
     if content == "folder":
         path.mkdir()
@@ -512,7 +512,7 @@ def test_a_missing_variable_is_an_error(refused):
 
 
 def test_other_sections_are_passed_over(load):
-    """What stands beside our section is LiteLLM's business, doubled keys and all."""
+    """Other sections are LiteLLM's business, duplicate keys included."""
     assert load("timezone: UTC", "litellm_settings: {a: 1, a: 2}\nmodel_list: []\n").timezone == ZoneInfo("UTC")
 
 
@@ -524,7 +524,7 @@ def test_another_section_can_be_read(tmp_path):
     assert read_proxy_section(path, "litellm_settings") is None
 
 
-# ── what is wrong: each mistake names the path, the value found and the remedy ───────────────────────────────────────
+# ── mistakes: each has the path, the value found and the remedy ──────────────────────────────────────────────────────
 
 MISTAKES = {
     "unknown key": ("stroage: {backend: sqlite}", "usage_plugin.stroage", "{'backend': 'sqlite'}", "unknown key"),
@@ -682,7 +682,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("section", "path", "found", "remedy"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_names_its_path_what_was_found_and_the_remedy(refused, tmp_path, section, path, found, remedy):
-    """A mistake stops the start with its file, its path, the value found and what to write instead."""
+    """A mistake stops the start with its file, its path, the value found and the remedy."""
     message = refused(section)
     assert str(tmp_path / "config.yaml") in message
     lines = [line for line in message.splitlines() if f"{path}:" in line or f"{path}." in line]
@@ -692,7 +692,7 @@ def test_a_mistake_names_its_path_what_was_found_and_the_remedy(refused, tmp_pat
 
 
 def test_mistakes_name_their_lines(refused):
-    """Each mistake names the line where it stands, and all of them are told at once."""
+    """Each mistake has its line, and all of them are reported at once."""
     message = refused("""
         timezone: Mars
         limits:
@@ -721,7 +721,7 @@ def test_mistakes_name_their_lines(refused):
     ],
 )  # fmt: skip
 def test_a_doubled_key_is_refused(refused, section, expected):
-    """A key that stands twice, anywhere in the section, is an error with the line of the second one."""
+    """A duplicate key, anywhere in the section, is an error with the line of the second one."""
     assert expected in refused(section)
 
 
@@ -801,7 +801,7 @@ def test_long_values_are_cut_in_messages(refused):
 
 
 def test_the_configuration_cannot_be_changed(load):
-    """What was loaded is immutable."""
+    """A loaded configuration is immutable."""
     with pytest.raises(ValueError, match="frozen"):
         load("timezone: UTC").contact = "x"
 
@@ -863,7 +863,7 @@ limit_values = st.fixed_dictionaries(
 
 @given(st.lists(limit_values, max_size=2))
 def test_whatever_limits_are_written_can_be_used_or_are_a_mistake(tmp_path_factory, limits):
-    """Limits that load can be matched, and their accounts named, whatever was written in them."""
+    """Limits that load can be matched, and their accounts named, for any valid text."""
     path = tmp_path_factory.getbasetemp() / "limits.yaml"
     path.write_text(yaml.safe_dump({"usage_plugin": {"limits": limits}}, allow_unicode=True), encoding="utf-8")
     try:

@@ -28,7 +28,7 @@ def names(config):
 
 
 def settled(file: ConfigFile):
-    """What the file gives once it has stood still."""
+    """Return the result of the file once it is stable."""
     found = None
     for _ in range(5):
         found = file.changed() or found
@@ -36,7 +36,7 @@ def settled(file: ConfigFile):
 
 
 def test_limits_of_another_file_are_in_force(path: Path) -> None:
-    """They come behind those of the YAML; the path begins where the YAML stands."""
+    """They follow those of the YAML; a relative path starts in the folder of the YAML."""
     path.with_name("more.yaml").write_text(LIMIT)
     assert names(load_config(path)) == ["daily", "more"]
 
@@ -68,7 +68,7 @@ def test_a_mistake_names_the_file_the_line_and_the_path(
 
 
 def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
-    """A change is put in force, an invalid file is refused once, and what was read before stays."""
+    """A change is applied, an invalid file is rejected once, and the previous limits stay."""
     more = path.with_name("more.yaml")
     more.write_text(LIMIT)
     file = ConfigFile(path)
@@ -117,7 +117,7 @@ def test_what_a_migration_wrote_is_in_force_as_soon_as_it_is_there(path: Path) -
 
 
 def test_a_limit_can_be_written_down_again() -> None:
-    """What `written` gives loads as the same limit."""
+    """The result of `written` loads as the same limit."""
     text = """
     - {name: a, per: [team, user], window: {rolling: 5h}, max_cost: "0.25", alert_at: [50, 80], count_from: now}
     - {name: b, per: user, window: week, week_starts: sunday, timezone: Europe/Berlin, max_requests: 5, dry_run: true}

@@ -43,7 +43,7 @@ def at(day: date, hour: int, minute: int = 0) -> int:
 
 
 def requests(user: str, day: date, count: int, hour: int = 9, **fields: Any) -> list[UsageEvent]:
-    """Make so many requests of a user, a second apart."""
+    """Record a number of requests of a user, a second apart."""
     return [make_event(user=user, started_at=at(day, hour) + n * 1_000_000, **fields) for n in range(count)]
 
 
@@ -74,7 +74,7 @@ class Place:
         asyncio.run(self.record(events))
 
     async def catch_up(self, weeks: int = 12) -> list[tuple[date, int, int]]:
-        """Give what the progress said."""
+        """Return the reported progress."""
         told: list[tuple[date, int, int]] = []
         async with open_reader(self.config) as reader:
             following = Indexer(

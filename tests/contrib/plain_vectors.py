@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PlainVectors:
-    """What `Vectors` promises, in memory."""
+    """The interface of `VectorStore`, in memory."""
 
     def __init__(self) -> None:
         self._all: dict[tuple[str, date], Vector] = {}

@@ -1,4 +1,4 @@
-"""What only the real Chroma can show; `test_chroma.py` runs it where it is installed."""
+"""Tests that require the real Chroma; `test_chroma.py` runs them where it is installed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAME = "zoë.o'hara@corp"
 
 
 def drawn(user: str, draw: random.Random, week: Any = LAST_WEEK) -> Vector:
-    """Make a vector of somebody who uses whatever models at whatever hours."""
+    """Return the vector of a user of random models at random hours."""
     totals = UsageTotals(
         draw.randint(1, 5_000), 0, draw.randint(0, 10**8), draw.randint(0, 10**7), cost=draw.randint(0, 10**12)
     )
@@ -41,7 +41,7 @@ def drawn(user: str, draw: random.Random, week: Any = LAST_WEEK) -> Vector:
 
 
 def fill(folder: Path, count: int, *, weeks: int = 1) -> dict[str, Vector]:
-    """Keep so many users' vectors in each week; give those of the last."""
+    """Store the vectors of a number of users in each week, and return those of the last week."""
     draw = random.Random(7)
     for back in reversed(range(weeks)):
         made = [drawn(f"user-{n}", draw, LAST_WEEK - timedelta(weeks=back)) for n in range(count)]
@@ -71,7 +71,7 @@ def test_it_finds_what_a_comparison_with_everybody_finds(tmp_path: Path) -> None
 
 
 def test_forgetting_leaves_no_trace(tmp_path: Path) -> None:
-    """No file has the name any more, and nobody else's vector is gone."""
+    """No file has the name any more, and all other users' vectors remain."""
     before = fill(tmp_path, 700)
     draw = random.Random(1)
     with open_vectors(tmp_path) as vectors:
@@ -92,7 +92,7 @@ def test_forgetting_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def test_its_files_are_for_the_owner_only(tmp_path: Path) -> None:
-    """Also those that Chroma makes, and those that are written anew."""
+    """Also Chroma's own files, and the rewritten ones."""
     folder = tmp_path / "chroma"
     fill(folder, 10)
     with open_vectors(folder) as vectors:
@@ -109,7 +109,7 @@ def _put(folder: Path, worker: int) -> None:
 
 
 def test_processes_take_turns(tmp_path: Path) -> None:
-    """Three that write at the same time lose nothing, beyond what Chroma keeps in memory, too."""
+    """Three concurrent writers lose nothing, beyond the size that Chroma keeps in memory, too."""
     spawning = multiprocessing.get_context("spawn")
     processes = [spawning.Process(target=_put, args=(tmp_path, worker)) for worker in range(3)]
     for process in processes:
@@ -124,7 +124,7 @@ def test_processes_take_turns(tmp_path: Path) -> None:
 
 
 def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
-    """With what to do about them."""
+    """The error has a remedy."""
     fill(tmp_path, 10)
     (database,) = tmp_path.rglob("chroma.sqlite3")
     database.write_bytes(b"this is no database" * 1_000)
@@ -140,7 +140,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_other_features_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors that cannot be compared with today's are dropped, with what was seen of the history."""
+    """Vectors that cannot be compared with the current ones are deleted, with the recorded totals of the history."""
     fill(tmp_path, 10)
     with open_vectors(tmp_path) as vectors:
         vectors.note_seen(LAST_WEEK, UsageTotals(1))
@@ -166,7 +166,7 @@ def test_nothing_is_sent_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_the_proxy_starts_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An event that the plugin is told of ends as a vector, by the real command in a process of its own."""
+    """An event that the plugin receives becomes a vector, by the real command in a process of its own."""
     monkeypatch.undo()
     place = Place(tmp_path, "UTC", "plain")
     event = make_event(started_at=SystemClock().now())
@@ -180,7 +180,7 @@ def test_what_the_proxy_starts_does_it(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints what it takes; nothing is asserted of the time."""
+    """Print the time of each step; no time is asserted."""
     users = share_of(2_500, 500)
     began = time.perf_counter()
     everybody = fill(tmp_path, users, weeks=4)

@@ -12,7 +12,7 @@ from tests.proxy.conftest import ROOT
 
 
 def wanted() -> str:
-    """Give what the extra `chroma` asks for."""
+    """Return the requirements of the extra `chroma`."""
     found = re.search(r'^chroma = \["(.+)"\]$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert found
     return found[1]
@@ -20,9 +20,9 @@ def wanted() -> str:
 
 @pytest.mark.soak
 def test_the_plugin_works_with_the_real_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Installed beside what LiteLLM's proxy pins, it passes all tests of this folder, and those that only it can."""
+    """Installed with the pins of LiteLLM's proxy, it passes all tests of this folder, and those that require it."""
     python = make_environment(tmp_path / "venv")
-    # So that pip sees what it must fit beside.
+    # So that pip sees the pins that it must respect.
     lend(python, ROOT)
     call(python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wanted())
     call(python, "-m", "pip", "check")

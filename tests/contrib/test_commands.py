@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def night_owl(place: Place) -> Place:
-    """Eight weeks of three clerks and two coders; in the last week that is over, clerk-1 does what coders do."""
+    """Eight weeks of three clerks and two coders; in the last complete week, clerk-1 behaves like a coder."""
     draw = random.Random(1)
     coding = {"model": "opus", "provider": "anthropic", "input_tokens": 20_000, "cost": 300_000_000, "hour": 22}
     clerking = {"model": "gpt", "provider": "openai", "input_tokens": 200, "cost": 1_000_000, "hour": 9}
@@ -52,7 +52,7 @@ def test_similar_finds_who_behaves_alike(night_owl: Place) -> None:
 
 
 def test_outliers_finds_who_has_moved(night_owl: Place) -> None:
-    """Who does something else than in their own weeks before comes first, with what makes it."""
+    """The user with the largest change comes first, with the part that changed most."""
     first, *others = night_owl.run.jsonl("outliers")
     assert (first["user"], first["mostly"], first["weeks"]) == ("clerk-1", "models", 7)
     assert first["distance"] > 0.4
@@ -64,7 +64,7 @@ def test_outliers_finds_who_has_moved(night_owl: Place) -> None:
 
 
 def test_people_get_tables(night_owl: Place) -> None:
-    """Each names the week, and says with how many weeks somebody was compared."""
+    """Each result names the week, and the number of earlier weeks in the comparison."""
     said = night_owl.run.ok("similar", "clerk-0")
     assert said.startswith(f"Like clerk-0 in the week of {THIS_WEEK}: ")
     assert "mostly by" in said
@@ -77,7 +77,7 @@ def test_people_get_tables(night_owl: Place) -> None:
 
 
 def test_who_did_nothing_is_like_nobody(night_owl: Place) -> None:
-    """A user without a vector is told apart from one whom nobody is like."""
+    """A user without a vector has another message than a user without similar ones."""
     for arguments in (("eva",), ("coder-0", "--week", "2026-01-05")):
         done = night_owl.run("similar", *arguments)
         assert done.exit_code == 1
@@ -97,7 +97,7 @@ def test_what_runs_in_the_background_prints_nothing(night_owl: Place) -> None:
 
 @pytest.mark.parametrize("privacy", ["pseudonym"])
 def test_pseudonyms_are_found_by_the_real_name(place: Place) -> None:
-    """Vectors have the names that are kept, and whoever asks may give the real one."""
+    """Vectors have the kept names, and a query may use the real one."""
     kept = {name: place.pseudonyms.kept(name) for name in ("ann", "bo")}
     place.record_now([one for name in kept.values() for one in requests(name, THIS_WEEK, 12)])
     found = place.run.json("similar", "ann")
@@ -105,7 +105,7 @@ def test_pseudonyms_are_found_by_the_real_name(place: Place) -> None:
 
 
 def test_forget_takes_the_vectors_too(night_owl: Place) -> None:
-    """Whoever is forgotten has no vector, in no week, and does not get one again."""
+    """An erased user has no vector in any week, and does not get one again."""
     night_owl.run.ok("outliers")
     night_owl.run.ok("forget", "coder-1", "--yes")
     for back in range(9):
@@ -116,7 +116,7 @@ def test_forget_takes_the_vectors_too(night_owl: Place) -> None:
 
 @pytest.mark.parametrize("command", [("similar", "ann"), ("outliers",)])
 def test_without_the_plugin_they_say_how_to_turn_it_on(place: Place, command: tuple[str, ...]) -> None:
-    """Both the line of the YAML and what to install are named."""
+    """Both the line of the YAML and the package to install are named."""
     off = place.config_path.with_name("off.yaml")
     off.write_text(
         "".join(line for line in place.config_path.read_text().splitlines(keepends=True) if "plugins:" not in line)

@@ -1,4 +1,4 @@
-"""Vectors follow the history: exactly, whatever happened in between, and in bounded memory."""
+"""Vectors are exact for any history and interruption, in bounded memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 async def test_a_vector_is_made_of_what_the_history_has(place: Place) -> None:
-    """Of each user and week one, from the sums and the hours, also of what has not reached the store."""
+    """One vector for each user and week, from sums and hours, including events that have not reached the store."""
     events = [*requests("ann", LAST_WEEK, 3, hour=9), *requests("ann", LAST_WEEK + timedelta(days=6), 2, hour=23)]
     events += requests("bo", THIS_WEEK, 1, model="opus", provider="anthropic")
     await place.record(events)
@@ -56,7 +56,7 @@ async def test_hours_and_weeks_are_those_of_the_zone(place: Place) -> None:
 
 
 async def test_nothing_is_lost_and_nothing_counted_twice(place: Place) -> None:
-    """What comes late, for whatever week, is in the vector once; what has not changed is not even looked at."""
+    """A late event of any week is in the vector once; unchanged weeks are not read."""
     await place.record(requests("ann", LAST_WEEK, 3) + requests("bo", THIS_WEEK, 3))
     assert [week for week, *_ in await place.catch_up()] == [THIS_WEEK, LAST_WEEK]
     assert await place.catch_up() == []
@@ -107,7 +107,7 @@ async def test_more_users_than_fit_are_gone_through_in_turns(place: Place, monke
 
 
 async def test_who_is_nobody_has_no_vector(place: Place) -> None:
-    """What many share, or the proxy asks by itself, is no person's behaviour."""
+    """The usage of shared subjects, and of the proxy itself, is not a person's behaviour."""
     for user in (ANONYMOUS, INTERNAL, FORGOTTEN, "ann"):
         await place.record(requests(user, THIS_WEEK, 2))
     await place.catch_up()
@@ -127,7 +127,7 @@ async def test_what_was_pruned_does_not_spoil_a_vector(place: Place) -> None:
 
 
 async def test_old_weeks_are_dropped(place: Place) -> None:
-    """Only so many weeks are kept as the options say."""
+    """The number of weeks in the options is kept."""
     long_ago = THIS_WEEK - timedelta(weeks=11)
     await place.record(requests("ann", long_ago, 3) + requests("ann", LAST_WEEK, 3))
     await place.catch_up(12)
@@ -138,7 +138,7 @@ async def test_old_weeks_are_dropped(place: Place) -> None:
 
 
 async def test_who_is_forgotten_while_a_week_is_read_does_not_come_back(place: Place) -> None:
-    """What was summed before somebody was forgotten makes no vector afterwards."""
+    """Sums from before an erasure make no vector afterwards."""
     await place.record(requests("ann", THIS_WEEK, 3) + requests("bo", THIS_WEEK, 3))
     original = indexer.Indexer._bring_up
 

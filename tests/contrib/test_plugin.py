@@ -1,4 +1,4 @@
-"""The plugin chroma as the YAML turns it on: when it works, and what happens when it cannot."""
+"""The plugin chroma, enabled by the YAML: the time of its updates, and its failures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_without_chromadb_the_start_says_what_to_install(place: Place, monkeypat
 
 
 def test_it_needs_the_configuration_in_a_file() -> None:
-    """What works in another process cannot read what a program has in memory."""
+    """Another process cannot read a configuration in a program's memory."""
     with pytest.raises(ConfigError, match="in a file"):
         Plugin(Options(), NO_CONTEXT)
 
@@ -85,7 +85,7 @@ async def test_it_follows_in_another_process_at_most_once_an_hour(
 
 
 async def test_what_went_wrong_there_is_told_here(place: Place) -> None:
-    """So that it is counted and logged under the plugin's name, as whatever a plugin raises."""
+    """So that it is counted and logged under the plugin's name, like any error of a plugin."""
     plugin = place.plugin
     plugin._command = [sys.executable, "-c", "raise SystemExit('the disk is full')"]
     plugin.usage_event_recorded()
@@ -97,7 +97,7 @@ async def test_what_went_wrong_there_is_told_here(place: Place) -> None:
 
 
 async def test_a_worker_tells_it(place: Place) -> None:
-    """In a worker it is told of what is recorded, in its own thread, and its failures are counted as any plugin's."""
+    """In a worker it receives recorded events in its own thread, and its failures are counted like any plugin's."""
     clock = FakeClock()
     runtime = Runtime(place.config, clock=clock)
     try:

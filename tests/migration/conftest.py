@@ -1,4 +1,4 @@
-"""Directories of the previous tracker, written as it wrote them, and what the store has after a migration."""
+"""Directories of the previous tracker in its own format, and the content of the store after a migration."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def config_path(tmp_path: Path) -> Path:
 
 
 class Quiet:
-    """Progress that nobody sees."""
+    """Progress without a display."""
 
     def begin(self, what: str, total: int | None) -> None:
         pass
@@ -174,7 +174,7 @@ class House:
         return preview(directory, self.context(str), Quiet())
 
     def days(self) -> dict[tuple[Any, ...], tuple[int, ...]]:
-        """What the store has: by user, day, model and provider."""
+        """The content of the store by user, day, model and provider."""
 
         async def read() -> dict[tuple[Any, ...], tuple[int, ...]]:
             async with Parts(self.config).open_store() as store:
@@ -186,7 +186,7 @@ class House:
         return asyncio.run(read())
 
     def costs(self) -> dict[tuple[str, str], int]:
-        """What the store has, in nano-dollars by user and day."""
+        """The costs in the store, in nano-dollars by user and day."""
         costs: dict[tuple[str, str], int] = {}
         for (user, day, *_), totals in self.days().items():
             costs[user, day] = costs.get((user, day), 0) + totals[-1]
@@ -200,7 +200,7 @@ class House:
             ledger.close()
 
     def findings(self) -> list[dict[str, str]]:
-        """Everything that was told."""
+        """All findings."""
         lines = (self.config.data_dir / "migration_report.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 

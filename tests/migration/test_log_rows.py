@@ -1,4 +1,4 @@
-"""What is given to an import is imported, or refused with the reason; it is never read as nothing."""
+"""A file is imported, or rejected with the reason; it is never read as empty."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_array_gives_the_same_events_as_lines(house: House, tmp_path: Path, h
 def test_a_mark_of_utf8_and_blanks_before_the_rows_do_no_harm(
     house: House, tmp_path: Path, bom: bytes, write: Any
 ) -> None:
-    """What Windows programs put in front is passed over."""
+    """The byte order mark of Windows programs is skipped."""
     path = write(tmp_path / "a", rows(3))
     path.write_bytes(bom + (b"" if write is as_csv else b" \r\n\t") + path.read_bytes())
     done = imported(house, path)
@@ -57,7 +57,7 @@ def test_numbers_that_no_json_has_cost_one_row_of_an_array(house: House, tmp_pat
 
 @pytest.mark.parametrize("cut", [1, 30, 200])
 def test_an_array_that_is_broken_off_is_told(house: House, tmp_path: Path, cut: int) -> None:
-    """What comes before the break is imported, and the break is a rejected row, so that the command ends with 1."""
+    """Rows before the break are imported, and the break is a rejected row, so that the command ends with 1."""
     path = array(tmp_path / "a", rows(5))
     path.write_bytes(path.read_bytes()[:-cut])
     done = imported(house, path)
@@ -67,7 +67,7 @@ def test_an_array_that_is_broken_off_is_told(house: House, tmp_path: Path, cut: 
 
 @pytest.mark.parametrize("element", ["5", "null", '"text"', "[1]", "{}", '{"request_id": 5}'])
 def test_elements_that_are_no_rows_are_told(house: House, tmp_path: Path, element: str) -> None:
-    """Among rows, what is none is rejected."""
+    """Values that are not rows are rejected."""
     text = json.dumps(rows(2))[:-1]
     path = tmp_path / "a"
     path.write_text(f"{text}, {element}]")

@@ -1,4 +1,4 @@
-"""LiteLLM's own spend logs become usage events, each once, whatever is exported how often."""
+"""LiteLLM's own spend logs become usage events, each once, for any number of overlapping exports."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def events(house: House) -> list[UsageEvent]:
 
 
 def test_a_row_is_an_event() -> None:
-    """Every field that means something here stands where a request's own event has it."""
+    """Every known field has the place that it has in a request's own event."""
     event = event_of(ROW, NAMING)
     assert event._replace(event_id="") == UsageEvent(
         event_id="", started_at=1_788_256_800_500_000, status="success", call_type="acompletion", duration_us=1_500_000,
@@ -162,7 +162,7 @@ def test_a_row_that_cannot_be_right_is_rejected(changes: dict[str, Any], message
 
 @pytest.mark.parametrize("write", [jsonl, as_csv])
 def test_overlapping_exports_are_imported_once(house: House, tmp_path: Path, write: Any) -> None:
-    """Each request is one event, whichever files it stands in."""
+    """Each request is one event, in any number of files."""
     first = imported(house, write(tmp_path / "first", rows(1_200)))
     assert (first.rows, first.events, first.known) == (1_200, 1_200, 0)
     second = imported(house, write(tmp_path / "second", rows(1_200, first=600)))
@@ -173,7 +173,7 @@ def test_overlapping_exports_are_imported_once(house: House, tmp_path: Path, wri
 
 
 def test_csv_and_jsonl_give_the_same_events(house: House, tmp_path: Path) -> None:
-    """The form of an export is not part of what it says."""
+    """The format of an export does not change its content."""
     assert imported(house, jsonl(tmp_path / "a", rows(10))).events == 10
     assert imported(house, as_csv(tmp_path / "b", rows(10))).events == 0
 
@@ -197,7 +197,7 @@ def test_what_the_store_has_pruned_does_not_come_back(house: House, tmp_path: Pa
 
 
 def test_an_import_that_broke_off_goes_on(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the store did not get is not taken for imported."""
+    """Rows that the store did not receive do not count as imported."""
     from usage_plugin.backends.sqlite.sqlite_store import SqliteStore  # noqa: PLC0415
 
     calls = []
@@ -221,7 +221,7 @@ def test_an_import_that_broke_off_goes_on(house: House, tmp_path: Path, monkeypa
 
 
 def test_a_new_store_gets_everything(house: House, tmp_path: Path) -> None:
-    """What was imported is known by the store it went to."""
+    """Imported rows are known per store."""
     path = jsonl(tmp_path / "a", rows(10))
     imported(house, path)
     for file in house.config.data_dir.glob("usage.db*"):
@@ -240,7 +240,7 @@ def test_bad_rows_stop_nothing_and_are_listed(house: House, tmp_path: Path) -> N
 
 
 def test_a_csv_with_a_broken_row_goes_on(house: House, tmp_path: Path) -> None:
-    """A row of another length is told."""
+    """A row of another length is reported."""
     path = as_csv(tmp_path / "a", rows(3))
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "chatcmpl-9,acompletion", *lines[1:]]))
@@ -249,7 +249,7 @@ def test_a_csv_with_a_broken_row_goes_on(house: House, tmp_path: Path) -> None:
 
 
 def test_rows_of_our_own_time_can_be_left_out(house: House, tmp_path: Path) -> None:
-    """What usage_plugin has recorded itself must not come a second time."""
+    """Requests that usage_plugin has recorded itself must not be imported again."""
     done = imported(house, jsonl(tmp_path / "a", rows(10)), before=1_788_256_800_000_000 + 5 * 60_000_000)
     assert (done.events, done.later) == (5, 5)
 

@@ -1,4 +1,4 @@
-"""The examples do what they say, loaded from the YAML as they stand, through a real worker."""
+"""The examples work unchanged: loaded from a YAML, in a real worker."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_slack_notifier_that_cannot_post_is_counted(
 
 
 def test_slack_notifier_checks_its_options(workplace: Workplace) -> None:
-    """A webhook that is no URL is found at the start."""
+    """A webhook with an invalid URL is an error at the start."""
     with pytest.raises(ConfigError, match=r"usage_plugin\.plugins\.0\.options\.webhook"):
         load_plugins(workplace.config(slack(webhook="file:///etc/passwd")))
 

@@ -1,4 +1,4 @@
-"""Plugins are found and checked at the start; what does not fit is an error that says where, why, and what to do."""
+"""Plugins are found and checked at the start; an invalid one is an error with the place, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load(path: Path, **options: object) -> Plugins:
 
 
 def install(folder: Path, name: str, *points: str, version: str = "1.2") -> None:
-    """Write what pip writes of a distribution."""
+    """Write the metadata of a distribution, as pip does."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -64,7 +64,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_file_is_a_plugin(workplace: Workplace) -> None:
-    """A file is loaded under a name of its own, so that what needs its module, such as dataclasses, works."""
+    """A file is loaded under a unique name, so that code that needs its module, such as dataclasses, works."""
     path = workplace.write(
         "mine.py",
         f"""
@@ -84,7 +84,7 @@ def test_a_file_is_a_plugin(workplace: Workplace) -> None:
 
 
 def test_files_of_one_name_in_two_folders_are_two_modules(workplace: Workplace, tmp_path: Path) -> None:
-    """Two files do not share a module, whatever they are called."""
+    """Two files never share a module, even with equal names."""
     (tmp_path / "other").mkdir()
     first, second = workplace.write("mine.py", LISTENS), workplace.write("other/mine.py", LISTENS)
     modules = [load(path).brought[0].implements.__name__ for path in (first, second)]  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def test_files_of_one_name_in_two_folders_are_two_modules(workplace: Workplace, 
 
 
 def test_a_path_starts_from_the_yaml(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path is looked for beside the YAML, not where the proxy was started."""
+    """A relative path starts in the folder of the YAML, not in the current folder."""
     workplace.write("mine.py", LISTENS)
     monkeypatch.chdir("/")
     assert load_plugins(workplace.config("[{path: ./mine.py}]")).brought[0].name == "mine"
@@ -109,7 +109,7 @@ def test_what_everybody_may_write_is_refused(workplace: Workplace, loose: str) -
 
 
 def test_a_link_does_not_hide_who_may_write(workplace: Workplace, tmp_path: Path) -> None:
-    """What counts is the file behind a link, and its folder."""
+    """The target of a link counts, and its folder."""
     loose = tmp_path / "loose"
     loose.mkdir()
     real = workplace.write("loose/real.py", LISTENS)
@@ -143,7 +143,7 @@ def test_what_belongs_to_somebody_else_is_refused(workplace: Workplace, monkeypa
     ],
 )
 def test_a_file_that_cannot_be_imported_says_why(workplace: Workplace, source: str, said: str) -> None:
-    """A broken file stops the start with its name, its path and what it raised, and leaves no module behind."""
+    """A broken file stops the start with its name, its path and its error, and leaves no module behind."""
     before = set(sys.modules)
     with pytest.raises(PluginError) as error:
         load(workplace.write("mine.py", source))
@@ -213,7 +213,7 @@ def test_options_that_nobody_takes_are_refused(workplace: Workplace) -> None:
 
 
 def test_a_plugin_that_cannot_begin_is_named(workplace: Workplace) -> None:
-    """What `Plugin` raises stops the start."""
+    """An error of `Plugin` stops the start."""
     with pytest.raises(PluginError, match=r"mine .* failed to start: .* ValueError: no such room"):
         load(workplace.write("mine.py", WITH_OPTIONS), room="broken")
 
@@ -239,7 +239,7 @@ def test_an_installed_package_is_loaded_configured_and_switched_off(workplace: W
 
 
 def test_a_package_that_is_not_installed_is_named(workplace: Workplace, packages: Path) -> None:
-    """A misspelt package would switch nothing off: it is an error that lists what there is."""
+    """A misspelt package would disable nothing: it is an error that lists the installed ones."""
     install(packages, "acme-usage", "acme = acme_usage")
     config = workplace.config("[{package: acme, enabled: false}]")
     with pytest.raises(
@@ -258,7 +258,7 @@ def test_a_package_is_named_once(workplace: Workplace, packages: Path) -> None:
 
 
 def test_hooks_beside_the_class_are_refused(workplace: Workplace) -> None:
-    """A module is a plugin or has a class `Plugin`: what would not be called is said."""
+    """A module is a plugin or has a class `Plugin`: hooks that would not be called are an error."""
     with pytest.raises(PluginError, match="expected usage_request_refused as methods of it"):
         load(
             workplace.write(
@@ -283,7 +283,7 @@ def ours(monkeypatch: pytest.MonkeyPatch, packages: Path) -> None:
 
 @pytest.mark.usefixtures("ours")
 def test_a_plugin_of_ours_that_is_off_is_turned_on_by_its_name(workplace: Workplace) -> None:
-    """It is loaded if it is named, with its options, and told in which file they stand."""
+    """It is loaded if it is named, with its options, and receives the path of the YAML."""
     assert load_plugins(workplace.config("[]")).brought == []
     assert load_plugins(workplace.config("[{name: ours, enabled: false}]")).brought == []
     config = workplace.config("[{name: ours, options: {room: x}}]")
@@ -311,7 +311,7 @@ def test_an_entry_names_one_source(workplace: Workplace, entry: str) -> None:
         workplace.config(f"[{entry}]")
 
 
-# ── what does not fit ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── invalid plugins ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_what_does_not_fit_names_plugin_hook_and_remedy(
 
 
 def test_two_backends_of_one_name_are_named(workplace: Workplace) -> None:
-    """Who takes the name of a built-in backend is told whose it is."""
+    """A plugin that uses the name of a built-in backend is an error that names both."""
     path = workplace.write(
         "mine.py",
         """
@@ -387,7 +387,7 @@ def test_two_plugins_of_one_name_are_named(workplace: Workplace, packages: Path,
 def test_registering_can_be_traced(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """USAGE_PLUGIN_TRACE_PLUGINS=1 prints each call of a registering hook, with what it gave."""
+    """`USAGE_PLUGIN_TRACE_PLUGINS`=1 prints each call of a registering hook, with its result."""
     path = workplace.write("mine.py", REGISTERS)
     load(path)
     assert capsys.readouterr().err == ""
@@ -399,7 +399,7 @@ def test_registering_can_be_traced(
 
 
 def test_what_is_loaded_is_known(workplace: Workplace) -> None:
-    """Each plugin is listed with its source, its hooks and what it registers."""
+    """Each plugin is listed with its source, its hooks and its registered objects."""
     plugins = load(workplace.write("mine.py", REGISTERS + LISTENS))
     *builtin, mine = plugins.loaded
     assert [plugin.found.name for plugin in builtin] == list(BUILTIN_PLUGINS)
@@ -409,7 +409,7 @@ def test_what_is_loaded_is_known(workplace: Workplace) -> None:
 
 
 def test_the_builtin_plugins_alone_need_nothing() -> None:
-    """Without a YAML there are the built-in plugins, and nothing of what is installed here beside them."""
+    """Without a YAML only the built-in plugins are loaded, and none of the installed ones here."""
     plugins = Plugins(BUILTIN_PLUGINS, entry_points=False)
     assert plugins.brought == []
     assert set(plugins.storage_backends) >= {"sqlite", "memory"}

@@ -1,4 +1,4 @@
-"""Identity resolvers name groups off the hot path, and what they do wrong is contained."""
+"""Identity resolvers name groups off the hot path, and their failures are contained."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ async def test_groups_of_the_yaml_stay(workplace: Workplace) -> None:
 
 
 async def test_a_change_counts_once_it_is_seen(workplace: Workplace) -> None:
-    """Another version makes the worker ask anew, and the workers' rules differ until all have seen it."""
+    """Another version makes the worker resolve again, and the workers' rules differ until all have it."""
     workplace.write("mine.py", PEOPLE)
     runtime = workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     people, digest = people_of(runtime), runtime.rules.digest
@@ -107,7 +107,7 @@ async def test_one_that_fails_puts_nobody_into_its_groups(
 
 
 async def test_what_was_known_stays_while_a_look_fails(workplace: Workplace) -> None:
-    """A resolver that cannot look for changes is counted, and goes by what it knew."""
+    """The failure of a refresh is counted, and the previous data stays in use."""
     workplace.write("mine.py", PEOPLE)
     runtime = workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     people_of(runtime).fails = {"refresh"}
@@ -137,7 +137,7 @@ People.refresh = lambda self: next(looks, lambda: waking.wait(60) and "1")()
 
 
 async def test_groups_of_people_under_pseudonyms(workplace: Workplace, caplog: pytest.LogCaptureFixture) -> None:
-    """A resolver is asked by the real name; what only the history knows by a pseudonym is in no group, as the log says."""
+    """A resolver receives the real name; a name that only the history has, as a pseudonym, is in no group, as the log shows."""
     caplog.set_level("WARNING")
     workplace.write("mine.py", PEOPLE)
     more = f"  privacy: {{user: pseudonym}}\n{IDENTITY}"
@@ -151,7 +151,7 @@ async def test_groups_of_people_under_pseudonyms(workplace: Workplace, caplog: p
 
 @pytest.mark.parametrize("answer", ['"interns"', "5", "[None]"])
 async def test_answers_that_are_no_names_are_failures(workplace: Workplace, answer: str) -> None:
-    """Text where a list belongs, or what is no text, puts nobody into a group."""
+    """A text in place of a list, or other values than texts, put no user into a group."""
     workplace.write("mine.py", f"{PEOPLE}\nPeople.groups_of = lambda self, user: {answer}")
     runtime = workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     assert await is_admitted(workplace, runtime, "ann")
@@ -161,7 +161,7 @@ async def test_answers_that_are_no_names_are_failures(workplace: Workplace, answ
 async def test_one_that_cannot_begin_stops_the_start_and_no_reader(
     workplace: Workplace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A first look that fails is an error for the proxy, which names the resolver; who reads is warned."""
+    """A failed first refresh is an error for the proxy, which names the resolver; readers get a warning."""
     workplace.write("mine.py", PEOPLE)
     await workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY).close()
     workplace.runtimes.clear()
@@ -199,7 +199,7 @@ async def test_a_changed_yaml_chooses_among_those_that_are_there(
     ],
 )
 def test_a_resolver_that_cannot_be_used_so_is_named(workplace: Workplace, identity: str, said: str) -> None:
-    """What `identity` names must be there and do what it is named for."""
+    """A resolver in `identity` must exist and have the method of its key."""
     workplace.write("mine.py", PEOPLE.replace("def user_of", "def user_off"))
     with pytest.raises(ConfigError) as error:
         workplace.start("[{path: mine.py}]", more=f"  identity: {identity}")

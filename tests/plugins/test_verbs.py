@@ -64,7 +64,7 @@ def check(folder: Path, source: str) -> tuple[int, str]:
 
 
 def test_a_whole_store_is_fine(tmp_path: Path) -> None:
-    """Whatever names its arguments have, a store with every method passes."""
+    """With any names of arguments, a store with every method passes."""
     assert check(tmp_path, BACKEND.format(store=store(), open=OPEN))[0] == 0
 
 
@@ -80,7 +80,7 @@ def test_a_store_without_a_method_is_named(tmp_path: Path, verb: str) -> None:
 
 
 def test_a_misspelt_method_is_named_with_the_right_one(tmp_path: Path) -> None:
-    """What its author has written in its place is said too."""
+    """A similar name in its place is mentioned too."""
     code, text = check(
         tmp_path, BACKEND.format(store=store(aggregate="async def agregate(self, *arguments): ..."), open=OPEN)
     )
@@ -117,7 +117,7 @@ def test_a_base_that_others_complete_is_fine(tmp_path: Path) -> None:
 
 
 def test_a_store_of_ours_with_another_method_is_fine(tmp_path: Path) -> None:
-    """What is inherited counts."""
+    """Inherited methods count."""
     assert MemoryStore.aggregate
     inherited = (
         "from usage_plugin.backends.memory import MemoryStore\n"
@@ -127,7 +127,7 @@ def test_a_store_of_ours_with_another_method_is_fine(tmp_path: Path) -> None:
 
 
 def test_the_proxy_does_not_start_with_such_a_store(tmp_path: Path) -> None:
-    """What `check` names is what a worker is stopped by, in the same words."""
+    """The error of `check` stops a worker too, in the same words."""
     from usage_plugin.config import load_config  # noqa: PLC0415
     from usage_plugin.errors import PluginError  # noqa: PLC0415
     from usage_plugin.runtime import Parts  # noqa: PLC0415

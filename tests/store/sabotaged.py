@@ -105,7 +105,7 @@ def breaks(
     return register
 
 
-# ── in memory: what is stored, streamed and summed ───────────────────────────────────────────────────────────────────
+# ── in memory: stored, streamed and summed records ───────────────────────────────────────────────────────────────────
 
 
 @breaks("test_a_new_store_is_empty")
@@ -398,7 +398,7 @@ class ProbesWithAnEvent(SqliteStore):
 
 PROBE = decode_event('{"v": 1, "event_id": "probe", "started_at": 1, "status": "success", "call_type": "probe"}')
 
-# ── in files: what is left after a fault ─────────────────────────────────────────────────────────────────────────────
+# ── in files: the state after a fault ────────────────────────────────────────────────────────────────────────────────
 
 
 @breaks("test_everything_survives_reopening", durable=True)

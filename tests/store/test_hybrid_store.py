@@ -1,4 +1,4 @@
-"""What is particular to the hybrid store: what becomes of it while its database is away, and that it comes back."""
+"""The hybrid store: its behaviour while its database is unavailable, and the recovery."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Folder:
-    """A data folder, and what is stored in it by either part alone."""
+    """A data folder, and the records that either part has alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class Folder:
             yield store
 
     async def agree(self) -> None:
-        """Each part alone has what the other has."""
+        """Each part alone has the records of the other."""
         async with self.opened("partitioned") as files, self.opened("sqlite") as store:
             in_files, in_database = await contents_of(files), await contents_of(store)
         assert in_database.events == in_files.events
@@ -99,7 +99,7 @@ def trouble_of(store: UsageStore) -> str | None:
 
 
 async def test_both_parts_have_everything(folder: Folder) -> None:
-    """What is appended is in the files and in the database, and either can be read alone."""
+    """Appended records are in the files and in the database, and either can be read alone."""
     async with folder.opened() as store:
         await store.append("w", batch_of("w", 1, 20))
         await store.append_sums("old", sums_batch())
@@ -140,7 +140,7 @@ async def test_a_database_that_is_lost_is_made_anew(folder: Folder, how: str, ca
 
 
 async def test_a_locked_database_is_waited_for(folder: Folder) -> None:
-    """While somebody holds the lock, events are taken, reports are complete, and the trouble is named."""
+    """While another process holds the lock, events are accepted, reports are complete, and the trouble is named."""
     async with folder.opened() as store:
         await store.append("w", batch_of("w", 1, 5))
         other = sqlite3.connect(folder.database, isolation_level=None)
@@ -164,7 +164,7 @@ async def test_a_locked_database_is_waited_for(folder: Folder) -> None:
 async def test_a_read_only_database_is_left_behind_and_caught_up(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A database that takes nothing stays where it is; afterwards it is given what it lacks, in slices."""
+    """A database that accepts nothing stays unchanged; afterwards it receives the missing records, in slices."""
     connect = sqlite3.connect
     is_read_only = True
 
@@ -204,7 +204,7 @@ async def test_a_database_that_goes_away_within_a_stream_is_no_matter(folder: Fo
 
 
 async def test_a_database_from_before_moves_in(folder: Folder) -> None:
-    """Whoever changes from `sqlite` to `hybrid` keeps the history: events, pruned days, imports, and watermarks."""
+    """A change from `sqlite` to `hybrid` keeps the history: events, pruned days, imports, and watermarks."""
     async with folder.opened("sqlite") as store:
         await store.append("w", batch_of("w", 1, 1_200))
         await store.append_sums("old", sums_batch())
@@ -223,7 +223,7 @@ async def test_a_database_from_before_moves_in(folder: Folder) -> None:
 
 
 async def test_files_from_before_make_a_database(folder: Folder) -> None:
-    """Whoever changes from `partitioned` to `hybrid` gets a database of all that the files have, pruned days too."""
+    """A change from `partitioned` to `hybrid` derives a database from the files, pruned days included."""
     async with folder.opened("partitioned") as store:
         await store.append("w", batch_of("w", 1, 600))
         await store.append_sums("old", [(1, make_sum())])
@@ -238,7 +238,7 @@ async def test_files_from_before_make_a_database(folder: Folder) -> None:
 
 
 async def test_one_process_writes_to_the_database(folder: Folder) -> None:
-    """What another process adds to the files reaches the database through the one that follows."""
+    """Records that another process adds to the files reach the database through the replicating process."""
     async with folder.opened() as store, folder.opened() as other:
         await store.append("w", batch_of("w", 1, 3))
         await other.append("x", batch_of("x", 1, 3))
@@ -248,7 +248,7 @@ async def test_one_process_writes_to_the_database(folder: Folder) -> None:
 
 
 def test_wrong_parts_are_refused_before_anything_is_opened(folder: Folder) -> None:
-    """A part that there is not, has other options or cannot do what it must is an error of the configuration."""
+    """A part that does not exist, has other options or lacks a capability is an error of the configuration."""
     backend = BACKENDS["hybrid"]
     context = BackendContext(folder.path, BERLIN, storage_backends=BACKENDS)
     for options, words in (
