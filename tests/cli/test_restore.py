@@ -90,7 +90,8 @@ def test_files_that_hand_out_nothing_are_refused(tmp_path, noon):
     refused = Commands(path)("restore")
     assert refused.exit_code == 1
     assert (
-        "storage.options.files.backend: memory cannot be the files of a database.\nWrite partitioned" in refused.stderr
+        "storage.options.files.backend: expected a backend of files, such as partitioned; found memory.\nWrite partitioned"
+        in refused.stderr
     )
 
 

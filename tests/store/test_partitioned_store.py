@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usage_plugin.backends.partitioned import archive as archive_module
 from usage_plugin.backends.partitioned import journal
 from usage_plugin.backends.partitioned.archive import Archive
 from usage_plugin.backends.partitioned.folder_names import folder_name, shelf_of
@@ -336,7 +337,7 @@ def test_a_crash_between_pruning_and_its_records_is_made_good(tree: Tree) -> Non
     """A replacement of a file is in the journal first, so that the next process completes an interrupted one."""
     tree.append(make_event(user="ann"), make_event(user="bo", end_user="ann"))
     with (
-        mock.patch.object(tree.archive, "_put_in_place", side_effect=OSError(5, "EIO")),
+        mock.patch.object(archive_module, "put_in_place", side_effect=OSError(5, "EIO")),
         pytest.raises(StorageUnavailableError),
     ):
         tree.archive.forget("ann", 100)
@@ -487,15 +488,15 @@ def test_sums_are_whole_while_files_are_rewritten(tmp_path: Path) -> None:
         found.append(sums.groups[()].requests)
 
     asking = threading.Thread(target=ask)
-    put_in_place = tree.archive._put_in_place
+    put_in_place = archive_module.put_in_place
 
-    def put_and_be_asked(changed: Any) -> None:
-        put_in_place(changed)
+    def put_and_be_asked(changed: Any, zone: ZoneInfo) -> None:
+        put_in_place(changed, zone)
         asking.start()
         # Time enough for a wrong answer.
         asking.join(0.5)
 
-    with mock.patch.object(tree.archive, "_put_in_place", put_and_be_asked):
+    with mock.patch.object(archive_module, "put_in_place", put_and_be_asked):
         tree.archive.forget("ann", 100)
     asking.join()
     assert found == [3]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import yaml
 
     from usage_plugin.config.limit_config import LimitConfig
-    from usage_plugin.config.proxy_yaml import Part
+    from usage_plugin.config.proxy_yaml import YamlPart
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -336,7 +336,7 @@ def _values_of(node: yaml.Node | None, path: Path, where: str, environment: Mapp
     return found
 
 
-def _section_of(proxy_yaml: ProxyYaml) -> Part | None:
+def _section_of(proxy_yaml: ProxyYaml) -> YamlPart | None:
     found = proxy_yaml.own_sections.get(SECTION, [])
     if len(found) > 1:
         files = list(dict.fromkeys(part.file for part in found))

@@ -31,7 +31,7 @@ _BLOCKED_VARIABLES = frozenset(
 """The variables that LiteLLM does not accept from the YAML."""
 
 
-class Part(NamedTuple):
+class YamlPart(NamedTuple):
     """The value of a top-level key, and its file."""
 
     file: Path
@@ -73,8 +73,8 @@ class ProxyYaml:
         """
         self.path = path
         self.files: list[Path] = []
-        self.own_sections: dict[str, list[Part]] = {}
-        self._parts: dict[str, list[Part]] = {}
+        self.own_sections: dict[str, list[YamlPart]] = {}
+        self._parts: dict[str, list[YamlPart]] = {}
         root = _absolute(path)
         waiting = self._add(path, compose(read(path, None), path))
         seen = {root}
@@ -95,11 +95,11 @@ class ProxyYaml:
         self.files.append(path)
         if isinstance(root, yaml.MappingNode):
             for key, value in root.value:
-                self.own_sections.setdefault(str(key.value), []).append(Part(path, value))
+                self.own_sections.setdefault(str(key.value), []).append(YamlPart(path, value))
         included: list[tuple[str, Path]] = []
         entries = {str(key.value): value for key, value in entries_of(root, path)}
         for name, node in entries.items():
-            part = Part(path, node)
+            part = YamlPart(path, node)
             if name == _INCLUDE:
                 included = [(entry, _absolute(path)) for entry in _included(part)]
                 continue
@@ -112,7 +112,7 @@ class ProxyYaml:
         """Whether the top-level key exists."""
         return name in self._parts
 
-    def parts(self, name: str) -> list[Part]:
+    def parts(self, name: str) -> list[YamlPart]:
         """Return the values of a top-level key; more than one only where lists are joined."""
         return self._parts.get(name, [])
 
@@ -140,7 +140,7 @@ class ProxyYaml:
         return {**os.environ, **more}
 
 
-def _included(part: Part) -> list[str]:
+def _included(part: YamlPart) -> list[str]:
     entries = construct(part.node, part.file)
     if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
         line = part.node.start_mark.line + 1

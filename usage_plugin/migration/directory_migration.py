@@ -24,11 +24,11 @@ from usage_plugin.atomic_files import open_private_text
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
-from usage_plugin.migration import legacy_limits
+from usage_plugin.migration import limit_conversion
 from usage_plugin.migration.import_lock import import_lock
 from usage_plugin.migration.legacy_reader import BrokenSourceError, LegacyReader
-from usage_plugin.migration.legacy_records import Finding
-from usage_plugin.migration.legacy_sources import STATE_FILE, Source, find_sources, formats_of, identify, rename
+from usage_plugin.migration.legacy_records import ImportFinding
+from usage_plugin.migration.legacy_sources import STATE_FILE, LegacySource, find_sources, formats_of, identify, rename
 from usage_plugin.migration.outcome import Outcome, Progress
 from usage_plugin.migration.staging import StagingDatabase
 from usage_plugin.tracking.flusher import until_free
@@ -204,16 +204,16 @@ class _Migration:
         self._rename(sources)
         return self._outcome
 
-    def _sources(self) -> list[Source]:
+    def _sources(self) -> list[LegacySource]:
         sources, strange = find_sources(self._directory)
         self._outcome.formats = formats_of(sources)
         self._staging.forget(_OF_DIRECTORY)
         for path in strange:
             text = "expected a regular file or folder; links are not followed."
-            self._staging.tell(Finding("rejected", path.name, "", "", text), _OF_DIRECTORY)
+            self._staging.tell(ImportFinding("rejected", path.name, "", "", text), _OF_DIRECTORY)
         return sources
 
-    def _read(self, sources: list[Source]) -> None:
+    def _read(self, sources: list[LegacySource]) -> None:
         reader = LegacyReader(self._context.zone, self._scratch, self._progress.advance)
         for source in sources:
             look = source.look()
@@ -229,7 +229,7 @@ class _Migration:
                     for item in islice(items, _READ_BATCH):
                         batch.append(item)  # noqa: PERF402  # items before an error count
                 except BrokenSourceError as error:
-                    batch.append(Finding("broken", source.name, "", "", str(error)))
+                    batch.append(ImportFinding("broken", source.name, "", "", str(error)))
                     self._staging.add(source.number, batch)
                     break
                 self._staging.add(source.number, batch)
@@ -237,7 +237,7 @@ class _Migration:
                     self._staging.finish(source.number, look)
                     break
 
-    def _compare(self, sources: list[Source]) -> None:
+    def _compare(self, sources: list[LegacySource]) -> None:
         self._progress.begin("Comparing", None)
         counts = self._staging.compare({source.number: source.name for source in sources})
         outcome = self._outcome
@@ -308,7 +308,7 @@ class _Migration:
             self._progress.advance(len(page))
 
     def _limit_lines(self) -> Iterator[str]:
-        for line in legacy_limits.lines_of(self._staging.limits, self._staging.tell, str(self._directory)):
+        for line in limit_conversion.lines_of(self._staging.limits, self._staging.tell, str(self._directory)):
             self._outcome.limits += line.count("max_cost: unlimited")
             yield line
 
@@ -333,7 +333,7 @@ class _Migration:
         elif target.exists() and _digest_of(target) not in (written, digest.hexdigest()):
             new.unlink()
             text = f"All limits: {target} belongs to another directory or was edited. Move it away and migrate again."
-            self._staging.tell(Finding("broken", "limits", "", "", text))
+            self._staging.tell(ImportFinding("broken", "limits", "", "", text))
         else:
             new.replace(target)
             self._staging.keep_fact("limits", digest.hexdigest())
@@ -355,7 +355,7 @@ class _Migration:
                 if file:
                     file.write(json.dumps(finding, ensure_ascii=False) + "\n")
 
-    def _rename(self, sources: list[Source]) -> None:
+    def _rename(self, sources: list[LegacySource]) -> None:
         """Rename the completely imported sources; delete the staging database once all are renamed."""
         outcome, staging = self._outcome, self._staging
         for source in sources:

@@ -23,7 +23,7 @@ from usage_plugin.migration.json_stream import BROKEN, BUFFER, Watched, one_line
 from usage_plugin.migration.legacy_records import (
     NAMED,
     WANTED,
-    Finding,
+    ImportFinding,
     LegacyLimits,
     LegacySum,
     RejectedError,
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.migration.legacy_sources import Source
+    from usage_plugin.migration.legacy_sources import LegacySource
 
-Item: TypeAlias = LegacySum | UserProfile | LegacyLimits | Finding
+Item: TypeAlias = LegacySum | UserProfile | LegacyLimits | ImportFinding
 _Event: TypeAlias = tuple[str, Any]
 
 _LONGEST_LINE = 1 << 20
@@ -68,13 +68,13 @@ class LegacyReader:
         self._scratch = scratch
         self._advance = advance
 
-    def read(self, source: Source) -> Iterator[Item]:
+    def read(self, source: LegacySource) -> Iterator[Item]:
         """Yield the items of a source, in its own order.
 
         Raises:
             BrokenSourceError: The rest cannot be read; raised after the last item.
         """
-        readers: dict[str, Callable[[Source], Iterator[Item]]] = {
+        readers: dict[str, Callable[[LegacySource], Iterator[Item]]] = {
             "days": self._sums,
             "months": self._sums,
             "tree": self._tree,
@@ -94,7 +94,7 @@ class LegacyReader:
     def _open(self, path: Path) -> Watched:
         return Watched(open_regular(path, follow_links=False), self._advance)
 
-    def _sums(self, source: Source) -> Iterator[Item]:
+    def _sums(self, source: LegacySource) -> Iterator[Item]:
         """Read `{user: {date: record}}`."""
         with closing(self._open(source.path)) as file:
             events = _events(file)
@@ -104,20 +104,20 @@ class LegacyReader:
                 event, _ = next(events)
                 if event != "start_map":
                     _skip(event, events)
-                    yield Finding("rejected", source.name, user, "", "expected an object of days.")
+                    yield ImportFinding("rejected", source.name, user, "", "expected an object of days.")
                     continue
                 for when in _keys(events):
                     event, _ = next(events)
                     if event != "start_map":
                         _skip(event, events)
-                        yield Finding("rejected", source.name, user, when, "expected a record.")
+                        yield ImportFinding("rejected", source.name, user, when, "expected a record.")
                         continue
                     yield _sum(source.name, user, when, _record(events), is_month=source.kind == "months")
             # Nothing may follow.
             for _ in events:
                 pass
 
-    def _tree(self, source: Source) -> Iterator[Item]:
+    def _tree(self, source: LegacySource) -> Iterator[Item]:
         """Read `…/daily_2026-01-31.json` and `…/monthly_2026-01.json` at any depth below the folder."""
         for path, is_plain in files_below(source.path):
             found = re.fullmatch(r"(daily|monthly)_(.{1,20})\.json", path.name)
@@ -125,7 +125,7 @@ class LegacyReader:
                 continue
             where = str(path.relative_to(source.path.parent))
             if not is_plain:
-                yield Finding("rejected", where, "", found[2], "expected a regular file; links are not followed.")
+                yield ImportFinding("rejected", where, "", found[2], "expected a regular file; links are not followed.")
                 continue
             is_month = found[1] == "monthly"
             try:
@@ -136,18 +136,18 @@ class LegacyReader:
                     for _ in events:
                         pass
             except BROKEN as error:
-                yield Finding("broken", where, "", found[2], one_line(error))
+                yield ImportFinding("broken", where, "", found[2], one_line(error))
                 continue
             finally:
                 self._advance(1)
             if fields is None:
-                yield Finding("rejected", where, "", found[2], "expected a record.")
+                yield ImportFinding("rejected", where, "", found[2], "expected a record.")
                 continue
             parts = path.relative_to(source.path).parts[1 : -1 if is_month else -2]
             user = fields.get("user_id", "/".join(parts))
             when = fields.get("month" if is_month else "date", found[2])
             if when != found[2]:
-                yield Finding(
+                yield ImportFinding(
                     "disagreement",
                     where,
                     str(user),
@@ -156,7 +156,7 @@ class LegacyReader:
                 )
             yield _sum(where, user, when, fields, is_month=is_month)
 
-    def _database(self, source: Source) -> Iterator[Item]:
+    def _database(self, source: LegacySource) -> Iterator[Item]:
         """Read the two tables, from a copy if the database has a WAL or a journal."""
         with closing(self._connect(source.path)) as connection:
             connection.text_factory = lambda data: data.decode("utf-8", "backslashreplace")
@@ -169,7 +169,7 @@ class LegacyReader:
                     ).fetchone()
                 ]
                 if not {"user_id", column} <= set(names):
-                    yield Finding(
+                    yield ImportFinding(
                         "rejected", source.name, "", "", f"expected a table {table} with {column} and user_id."
                     )
                     continue
@@ -199,23 +199,23 @@ class LegacyReader:
                 shutil.copyfileobj(file, copy, BUFFER)
         return sqlite3.connect(self._scratch / path.name)
 
-    def _profiles(self, source: Source) -> Iterator[Item]:
+    def _profiles(self, source: LegacySource) -> Iterator[Item]:
         with closing(self._open(source.path)) as file:
             for record in _items_of(file, "users", use_float=True):
                 yield self._profile(record, source.name)
 
-    def _profile_lines(self, source: Source) -> Iterator[Item]:
+    def _profile_lines(self, source: LegacySource) -> Iterator[Item]:
         with closing(self._open(source.path)) as file:
             for number, line in enumerate(_lines(file), 1):
                 if line is None:
-                    yield Finding(
+                    yield ImportFinding(
                         "rejected", source.name, "", "", f"Line {number}: expected at most {_LONGEST_LINE} bytes."
                     )
                     continue
                 try:
                     record = json.loads(line, parse_constant=str) if line.strip() else None
                 except (ValueError, RecursionError) as error:
-                    yield Finding("rejected", source.name, "", "", f"Line {number}: {error}.")
+                    yield ImportFinding("rejected", source.name, "", "", f"Line {number}: {error}.")
                     continue
                 if record is not None:
                     yield self._profile(record, f"{source.name} line {number}")
@@ -224,27 +224,29 @@ class LegacyReader:
         try:
             return parse_profile(record, self._zone)
         except RejectedError as error:
-            return Finding("rejected", where, "", "", f"A profile: {error}.")
+            return ImportFinding("rejected", where, "", "", f"A profile: {error}.")
 
-    def _limits(self, source: Source) -> Iterator[Item]:
+    def _limits(self, source: LegacySource) -> Iterator[Item]:
         with closing(self._open(source.path)) as file:
             for record in _items_of(file, "limits"):
                 yield from self._limit(record, source.name)
 
-    def _limit_files(self, source: Source) -> Iterator[Item]:
+    def _limit_files(self, source: LegacySource) -> Iterator[Item]:
         for path, is_plain in files_below(source.path):
             if not re.fullmatch(r"user_.*\.json", path.name):
                 continue
             where = str(path.relative_to(source.path.parent))
             self._advance(1)
             if not is_plain or path.lstat().st_size > _LARGEST_FILE:
-                yield Finding("rejected", where, "", "", f"expected a regular file of at most {_LARGEST_FILE} bytes.")
+                yield ImportFinding(
+                    "rejected", where, "", "", f"expected a regular file of at most {_LARGEST_FILE} bytes."
+                )
                 continue
             try:
                 with closing(open_regular(path, follow_links=False)) as file:
                     record = json.loads(file.read(_LARGEST_FILE), parse_float=Decimal, parse_constant=str)
             except (*BROKEN, ValueError) as error:
-                yield Finding("broken", where, "", "", one_line(error))
+                yield ImportFinding("broken", where, "", "", one_line(error))
                 continue
             yield from self._limit(record, where)
 
@@ -252,18 +254,18 @@ class LegacyReader:
         try:
             limits, wrong = parse_limits(record, self._zone)
         except RejectedError as error:
-            yield Finding("rejected", where, "", "", f"Limits: {error}.")
+            yield ImportFinding("rejected", where, "", "", f"Limits: {error}.")
             return
         yield limits
         for text in wrong:
-            yield Finding("rejected", where, limits.user, "", f"A limit: {text}.")
+            yield ImportFinding("rejected", where, limits.user, "", f"A limit: {text}.")
 
 
 def _sum(where: str, user: object, when: object, fields: dict[str, Any], *, is_month: bool) -> Item:
     try:
         return parse_sum(user, when, fields, is_month=is_month)
     except RejectedError as error:
-        return Finding("rejected", where, str(user), str(when), f"{error}.")
+        return ImportFinding("rejected", where, str(user), str(when), f"{error}.")
 
 
 def _keys(events: Iterator[_Event]) -> Iterator[str]:

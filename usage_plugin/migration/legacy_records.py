@@ -27,10 +27,10 @@ _FIRST_YEAR, _LAST_YEAR = 1970, 2199
 _ROUNDED = Context(prec=200, rounding=ROUND_HALF_EVEN)
 _LONGEST_TEXT = 200
 
-FindingKind = Literal["rejected", "broken", "disagreement", "renamed", "left_out"]
+ImportFindingKind = Literal["rejected", "broken", "disagreement", "renamed", "left_out"]
 
 
-class Finding(NamedTuple):
+class ImportFinding(NamedTuple):
     """An observation for the report to people.
 
     Attributes:
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
         text: The description.
     """
 
-    kind: FindingKind
+    kind: ImportFindingKind
     where: str
     user: str
     date: str

@@ -48,7 +48,7 @@ DATABASE_SUFFIXES = ("-wal", "-journal", "-shm")
 """The suffixes of SQLite's extra files of a database; the first two hold changes that are not in it yet."""
 
 
-class Source(NamedTuple):
+class LegacySource(NamedTuple):
     """A file or folder to import; `number` is its position in the order."""
 
     number: int
@@ -77,7 +77,7 @@ class Source(NamedTuple):
         return None if self.kind in _FOLDERS else self.path.lstat().st_size
 
 
-def find_sources(directory: Path) -> tuple[list[Source], list[Path]]:
+def find_sources(directory: Path) -> tuple[list[LegacySource], list[Path]]:
     """Return the sources to import, and the paths with a source's name that are links or special files.
 
     Files of our own stores are in neither list.
@@ -92,13 +92,13 @@ def find_sources(directory: Path) -> tuple[list[Source], list[Path]]:
         except OSError:
             continue
         if stat.S_ISDIR(mode) if kind in _FOLDERS else stat.S_ISREG(mode):
-            found.append(Source(number, kind, path))
+            found.append(LegacySource(number, kind, path))
         else:
             strange.append(path)
     return found, strange
 
 
-def formats_of(sources: list[Source]) -> list[int]:
+def formats_of(sources: list[LegacySource]) -> list[int]:
     """Return the numbers of the formats; limits alone are of the first."""
     found = {source.format for source in sources if source.kind != "limits"}
     return sorted(found) or ([1] if sources else [])
@@ -168,7 +168,7 @@ def _read_name(path: Path) -> str:
     return text
 
 
-def rename(source: Source) -> list[Path]:
+def rename(source: LegacySource) -> list[Path]:
     """Rename an imported source to `*.legacy_backup`, without replacing a file; return the new paths.
 
     Raises:

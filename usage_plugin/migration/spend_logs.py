@@ -29,7 +29,7 @@ from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import MigrationError, SubjectNameError
 from usage_plugin.migration.import_lock import import_lock
-from usage_plugin.migration.legacy_records import Finding, RejectedError, count, money
+from usage_plugin.migration.legacy_records import ImportFinding, RejectedError, count, money
 from usage_plugin.migration.spend_log_rows import LogRows
 from usage_plugin.migration.user_names import new_name
 
@@ -135,7 +135,7 @@ async def import_spend_logs(
         report_file = stack.enter_context(open_private_text(report))
         imported.report = str(report)
 
-        def tell(finding: Finding) -> None:
+        def tell(finding: ImportFinding) -> None:
             imported.rejected += 1
             plain = finding.plain()
             report_file.write(json.dumps(plain, ensure_ascii=False) + "\n")
@@ -177,17 +177,25 @@ def _holds_rows(value: object) -> bool:
 
 
 def _events(
-    rows: LogRows, identity: IdentityRules, before: int | None, imported: Imported, tell: Callable[[Finding], None]
+    rows: LogRows,
+    identity: IdentityRules,
+    before: int | None,
+    imported: Imported,
+    tell: Callable[[ImportFinding], None],
 ) -> Iterator[UsageEvent]:
     for where, row in rows:
         imported.rows += 1
         if isinstance(row, str):
-            tell(Finding("rejected", where, "", "", row))
+            tell(ImportFinding("rejected", where, "", "", row))
             continue
         try:
             event = event_of(row, identity)
         except RejectedError as error:
-            tell(Finding("rejected", where, str(row.get("user") or ""), str(row.get("startTime") or ""), f"{error}."))
+            tell(
+                ImportFinding(
+                    "rejected", where, str(row.get("user") or ""), str(row.get("startTime") or ""), f"{error}."
+                )
+            )
             continue
         if before is not None and event.started_at >= before:
             imported.later += 1

@@ -22,7 +22,7 @@ from usage_plugin.domain.profiles import UserProfile, decode_profile, encode_pro
 from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import MigrationError
-from usage_plugin.migration.legacy_records import Finding, LegacyLimits, LegacySum
+from usage_plugin.migration.legacy_records import ImportFinding, LegacyLimits, LegacySum
 from usage_plugin.migration.user_names import new_name
 
 if TYPE_CHECKING:
@@ -158,9 +158,9 @@ class StagingDatabase:
                 row,
             )
         except UnicodeEncodeError as error:
-            self.tell(Finding("rejected", table, row[0], "", f"It contains invalid text: {error}."), row[1])
+            self.tell(ImportFinding("rejected", table, row[0], "", f"It contains invalid text: {error}."), row[1])
 
-    def tell(self, finding: Finding, source: int = _COMPARED) -> None:
+    def tell(self, finding: ImportFinding, source: int = _COMPARED) -> None:
         """Record a finding."""
         self._execute("INSERT INTO findings (source, finding) VALUES (?, ?)", (source, json.dumps(finding.plain())))
 
@@ -169,7 +169,7 @@ class StagingDatabase:
     ) -> None:
         found = ", ".join(f"{_words(one.sums)}" for one in all_of_them)
         text = f"{what}: {found}; the sum with the most requests counts."
-        self.tell(Finding("disagreement", "", right.user, right.date, text), source)
+        self.tell(ImportFinding("disagreement", "", right.user, right.date, text), source)
 
     def findings(self) -> Iterator[dict[str, str]]:
         """Yield the findings as JSON objects."""
@@ -209,7 +209,9 @@ class StagingDatabase:
                 name, is_made = new_name(old_user, casefold=self._casefold)
                 if is_made:
                     self.tell(
-                        Finding("renamed", "", old_user, "", f"No request can have this name; its name here is {name}.")
+                        ImportFinding(
+                            "renamed", "", old_user, "", f"No request can have this name; its name here is {name}."
+                        )
                     )
             of_month = [one for one in right if len(one.date) == len(month)]
             of_days = right[len(of_month) :]
@@ -240,7 +242,7 @@ class StagingDatabase:
         added = tuple(map(sum, zip(*(day.sums for day in days), strict=True)))
         if added != month.sums:
             text = f"The month has {_words(month.sums)}, its days {_words(added)}; the days count."
-            self.tell(Finding("disagreement", "", month.user, month.date, text))
+            self.tell(ImportFinding("disagreement", "", month.user, month.date, text))
 
     def _plan(self, one: LegacySum, name: str, month: Sequence[LegacySum]) -> None:
         """Plan the part of a sum that is not planned yet: all of it, or the increase since an earlier migration."""
@@ -248,12 +250,12 @@ class StagingDatabase:
         known = self._planned(one.user, one.date, f"{one.date}-99" if one in month else one.date)
         if month and one not in month and not any(known) and any(self._planned(one.user, month[0].date, month[0].date)):
             text = "Its month was imported as one sum before; it is not imported again."
-            self.tell(Finding("disagreement", "", one.user, one.date, text))
+            self.tell(ImportFinding("disagreement", "", one.user, one.date, text))
             return
         more = tuple(new - old for new, old in zip(one.sums, known, strict=True))
         if min(more) < 0:
             text = f"Its sum is less than the imported one ({_words(known)})."
-            self.tell(Finding("disagreement", "", one.user, one.date, text))
+            self.tell(ImportFinding("disagreement", "", one.user, one.date, text))
         elif any(more):
             self._execute(
                 f"INSERT INTO plan (user, date, name, {_SUMS}, model, provider) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -60,7 +60,7 @@ class HybridOptions(Options):
     database: PartOptions = PartOptions(backend="sqlite")
 
 
-class Part:
+class BackendPart:
     """A registered backend with its validated options."""
 
     def __init__(self, name: str, chosen: PartOptions, context: BackendContext) -> None:
@@ -95,7 +95,7 @@ async def _files(options: HybridOptions, context: BackendContext) -> AsyncIterat
     Raises:
         ConfigError: The backend cannot send its records.
     """
-    async with Part("files", options.files, context).open() as files:
+    async with BackendPart("files", options.files, context).open() as files:
         if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
             raise _unfit(options)
         yield cast(Files, files)
@@ -109,8 +109,8 @@ class HybridBackend(StorageBackend[HybridOptions]):
 
     def check(self, options: HybridOptions, context: BackendContext) -> None:
         """Check both parts."""
-        files = Part("files", options.files, context)
-        database = Part("database", options.database, context)
+        files = BackendPart("files", options.files, context)
+        database = BackendPart("database", options.database, context)
         if files.backend.name == database.backend.name:
             raise _unfit(options)
         if not isinstance(database.backend, Renewable):
@@ -125,7 +125,7 @@ class HybridBackend(StorageBackend[HybridOptions]):
         """Open the files; the database is opened at its first use."""
         self.check(options, context)
         async with _files(options, context) as files:
-            part = Part("database", options.database, context)
+            part = BackendPart("database", options.database, context)
             database = Database(part.open)
 
             async def renew(aside: str | None) -> None:
@@ -144,7 +144,7 @@ class HybridBackend(StorageBackend[HybridOptions]):
     ) -> AsyncIterator[Restoration]:
         """Restore the database from the files."""
         self.check(options, context)
-        part = Part("database", options.database, context)
+        part = BackendPart("database", options.database, context)
         async with _files(options, context) as files:
             lock = _lock(context)
             if not lock.take():
@@ -176,7 +176,7 @@ class HybridBackend(StorageBackend[HybridOptions]):
                 lock.release()
 
 
-async def rebuild(part: Part, files: Files, aside: str | None) -> AsyncIterator[int | Path | None]:
+async def rebuild(part: BackendPart, files: Files, aside: str | None) -> AsyncIterator[int | Path | None]:
     """Derive a new database from the files, compare the two, and replace the old database.
 
     Args:
@@ -206,7 +206,7 @@ async def _totals(store: UsageStore) -> UsageTotals:
     return found.groups.get((), UsageTotals())
 
 
-async def _totals_if_there(part: Part) -> UsageTotals | None:
+async def _totals_if_there(part: BackendPart) -> UsageTotals | None:
     try:
         async with part.open() as store:
             return await _totals(store)

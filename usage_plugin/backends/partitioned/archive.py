@@ -29,9 +29,9 @@ from usage_plugin.backends.partitioned.journal import Journal
 from usage_plugin.backends.partitioned.mirror_files import foreign_mirror_files
 from usage_plugin.backends.partitioned.rewriting import (
     ITSELF,
-    Change,
-    Changed,
-    Rewriting,
+    DayChange,
+    DayRewrite,
+    PreparedChange,
     has_old,
     is_event,
     names_user,
@@ -42,7 +42,7 @@ from usage_plugin.backends.partitioned.rewriting import (
 from usage_plugin.backends.partitioned.running_totals import (
     VERSION,
     Entry,
-    Tally,
+    RunningTotals,
     decode_entry,
     encode_entry,
     matching_sums,
@@ -329,7 +329,7 @@ class Archive:
         for day in self._days():
             for _, fields in lines_of(day):
                 if "kept" in fields:
-                    yield from Tally.read(fields["kept"]).daily_sums(day.date)
+                    yield from RunningTotals.read(fields["kept"]).daily_sums(day.date)
                 elif fields["writer"] == ITSELF and (one := decode_entry(fields).record) and isinstance(one, DailySum):
                     yield one
 
@@ -342,7 +342,7 @@ class Archive:
                 continue
             for line, fields in lines_of(day):
                 if "kept" in fields or fields["writer"] == ITSELF:
-                    line_alone = Tally()
+                    line_alone = RunningTotals()
                     add_line(line_alone, fields, self._zone)
                     if after and not line_alone.within({**after, ITSELF: _ENDLESS}):
                         raise StoragePrunedError(f"Requested events were deleted; their sums are in {day.events}.")
@@ -355,27 +355,27 @@ class Archive:
         """Delete events and sums before the given times."""
         last = max(days_before, to_datetime(events_before, self._zone).date())
 
-        def old_days() -> Iterator[tuple[Day, Change]]:
+        def old_days() -> Iterator[tuple[Day, DayChange]]:
             for folder in self._tree.users():
                 for month in self._tree.months_of(folder):
                     if month.first > last or not has_old(month, events_before, days_before):
                         continue
                     for day in month.days():
                         if day.date < days_before:
-                            yield day, Change(lambda _: True, lambda _: None)
+                            yield day, DayChange(lambda _: True, lambda _: None)
                         elif has_old(day, events_before, days_before):
-                            yield day, Change(lambda event: event.started_at < events_before, lambda one: one)
+                            yield day, DayChange(lambda event: event.started_at < events_before, lambda one: one)
 
         return self._rewrite(old_days(), most)[0]
 
     def forget(self, user: str, most: int) -> int:
         """Delete a user's events, and give their sums to `FORGOTTEN`."""
         own = self._tree.user(user)
-        change = Change(lambda event: user in (event.user, event.end_user), lambda one: one.without(user))
+        change = DayChange(lambda event: user in (event.user, event.end_user), lambda one: one.without(user))
         # All files are searched for the name as an end user, starting where the last call stopped.
         since = self._searched[1] if self._searched[0] == user else None
 
-        def days_of(folder: Path) -> Iterator[tuple[Day, Change]]:
+        def days_of(folder: Path) -> Iterator[tuple[Day, DayChange]]:
             for month in self._tree.months_of(folder):
                 if folder == own or names_user(month, user):
                     for day in month.days():
@@ -390,8 +390,8 @@ class Archive:
             self._searched = (user, unfinished.month.user)
         return count
 
-    def _rewrite(self, days: Iterator[tuple[Day, Change]], most: int) -> tuple[int, Day | None]:
-        """Change days in one batch of at most `most` records.
+    def _rewrite(self, days: Iterator[tuple[Day, DayChange]], most: int) -> tuple[int, Day | None]:
+        """DayChange days in one batch of at most `most` records.
 
         Returns:
             The number of changed records, and the day at which the batch ended if more days remain.
@@ -402,7 +402,7 @@ class Archive:
             found = list(islice(days, most))
             if not found:
                 return 0, None
-            changed: list[Changed] = []
+            changed: list[PreparedChange] = []
             count = 0
             with self._lock.held():
                 self._settle()
@@ -420,7 +420,7 @@ class Archive:
                     self._commit_change(changed)
             return count, day if count >= most or len(found) == most else None
 
-    def _commit_change(self, changed: Sequence[Changed]) -> None:
+    def _commit_change(self, changed: Sequence[PreparedChange]) -> None:
         sync_everything(self.root)
         after = self._settle().get(ITSELF, 0)
         given = [(one, change.watermarks) for change in changed for one in change.given_away]
@@ -433,9 +433,9 @@ class Archive:
         self._journal.mark_applied()
         self._size = None
 
-    def _read_rewriting(self, fields: Mapping[str, Any]) -> Rewriting:
+    def _read_rewriting(self, fields: Mapping[str, Any]) -> DayRewrite:
         day = self._tree.day(fields["rewritten"], date.fromisoformat(fields["day"]))
-        return Rewriting(day, fields["rewritten"], fields["removed"])
+        return DayRewrite(day, fields["rewritten"], fields["removed"])
 
     def size(self) -> int:
         """Return the size of the files in bytes; counted once, then updated."""

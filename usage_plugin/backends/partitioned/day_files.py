@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.atomic_files import make_private_folder, open_private, remove_file, replace_file, write_all
 from usage_plugin.backends.partitioned.filesystem import read_json
-from usage_plugin.backends.partitioned.running_totals import Tally, decode_entry, encode_entry, parse_line, read_tally
+from usage_plugin.backends.partitioned.running_totals import (
+    RunningTotals,
+    decode_entry,
+    encode_entry,
+    parse_line,
+    read_tally,
+)
 from usage_plugin.domain.store import DailySum
 from usage_plugin.errors import StorageUnavailableError
 
@@ -50,24 +56,24 @@ def lines_of(day: Day, start: int = 0) -> Iterator[tuple[bytes, dict[str, Any]]]
             yield line, fields
 
 
-def add_line(tally: Tally, fields: Mapping[str, Any], zone: ZoneInfo) -> None:
+def add_line(tally: RunningTotals, fields: Mapping[str, Any], zone: ZoneInfo) -> None:
     """Add a line of any kind to a tally."""
     if "kept" in fields:
-        tally.merge(Tally.read(fields["kept"]))
+        tally.merge(RunningTotals.read(fields["kept"]))
     else:
         tally.add(decode_entry(fields), zone)
 
 
-def tally_of_lines(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int] | None = None) -> Tally:
+def tally_of_lines(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int] | None = None) -> RunningTotals:
     """Return the tally of a day's lines, up to the watermarks."""
-    tally = Tally()
+    tally = RunningTotals()
     for _, fields in lines_of(day):
         if watermarks is None or "kept" in fields or fields["seq"] <= watermarks.get(fields["writer"], 0):
             add_line(tally, fields, zone)
     return tally
 
 
-def tally_of_day(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tally:
+def tally_of_day(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int]) -> RunningTotals:
     """Return the tally of a day at these watermarks, from its record if possible."""
     tally = read_tally(read_json(day.record))
     if tally is None or not tally.within(watermarks):
@@ -75,11 +81,11 @@ def tally_of_day(day: Day, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tal
     return tally
 
 
-def tally_of_month(month: Month, zone: ZoneInfo, watermarks: Mapping[str, int]) -> Tally:
+def tally_of_month(month: Month, zone: ZoneInfo, watermarks: Mapping[str, int]) -> RunningTotals:
     """Return the tally of a month at these watermarks, from its record if possible."""
     tally = read_tally(read_json(month.record))
     if tally is None or not tally.within(watermarks):
-        tally = Tally()
+        tally = RunningTotals()
         for day in month.days():
             tally.merge(tally_of_day(day, zone, watermarks))
     return tally
@@ -106,12 +112,12 @@ class OpenDay:
         try:
             self.size = day.events.stat().st_size
         except FileNotFoundError:
-            tally = Tally()
+            tally = RunningTotals()
         read = fields["events_bytes"] if tally is not None and fields and self.size else 0
         if tally is None or read > self.size:
-            tally, read = Tally(), 0
+            tally, read = RunningTotals(), 0
         self.size_before = read
-        self.added = Tally()
+        self.added = RunningTotals()
         if read < self.size:
             self._is_true = False
             for line, found in lines_of(day, read):
@@ -216,8 +222,8 @@ def renew_month(month: Month, zone: ZoneInfo) -> None:
             folder.rmdir()
 
 
-def _sum_of_days(month: Month, zone: ZoneInfo) -> tuple[Tally, dict[str, int]]:
-    tally = Tally()
+def _sum_of_days(month: Month, zone: ZoneInfo) -> tuple[RunningTotals, dict[str, int]]:
+    tally = RunningTotals()
     sizes = {}
     for day in month.days():
         opened = OpenDay(day, zone)
@@ -227,6 +233,6 @@ def _sum_of_days(month: Month, zone: ZoneInfo) -> tuple[Tally, dict[str, int]]:
     return tally, sizes
 
 
-def _write_month(month: Month, zone: ZoneInfo, tally: Tally, sizes: Mapping[str, int]) -> None:
+def _write_month(month: Month, zone: ZoneInfo, tally: RunningTotals, sizes: Mapping[str, int]) -> None:
     of: dict[str, Any] = {"month": month.first.isoformat()[:7], "days": dict(sorted(sizes.items()))}
     replace_file(month.record, tally.record(month.first, zone, **of))

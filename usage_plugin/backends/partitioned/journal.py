@@ -37,7 +37,7 @@ _LONGEST_LINE = 10_000_000
 Kind = Literal["header", "batch", "applied"]
 
 
-class Part(NamedTuple):
+class JournalEntry(NamedTuple):
     """One entry: its kind, its fields, and the offsets at which a batch's lines start and end."""
 
     kind: Kind
@@ -78,7 +78,7 @@ class Journal:
         self._applied_end = 0
         self._applied: dict[str, int] = {}
         self._boot: str | None = None
-        self._pending: list[Part] = []
+        self._pending: list[JournalEntry] = []
 
     def create(self, watermarks: Mapping[str, int]) -> None:
         """Write an empty journal, in place of the present one."""
@@ -113,7 +113,7 @@ class Journal:
             if header != self._header:
                 self._start_over(header)
             # A batch that is not applied may still be truncated, if it does not reach the disk.
-            pending: list[Part] = []
+            pending: list[JournalEntry] = []
             # Set at the end only: another thread that writes uses it.
             end = self._applied_end
             for part in self._parts(handle, end):
@@ -143,7 +143,7 @@ class Journal:
         finally:
             os.close(handle)
 
-    def _parts(self, handle: int, start: int) -> Iterator[Part]:
+    def _parts(self, handle: int, start: int) -> Iterator[JournalEntry]:
         """Yield entries until the end, or until an entry that a power cut truncated: it was never acknowledged."""
         while (line := _line_at(handle, start)) is not None:
             ((kind, says),) = (parse_line(line) or {"": {}}).items()
@@ -160,7 +160,7 @@ class Journal:
                             f"{self.path} is damaged at byte {lines}.", hint="Restore the folder from a backup."
                         )
                     return
-            yield Part(cast(Kind, kind), says, lines, end)
+            yield JournalEntry(cast(Kind, kind), says, lines, end)
             start = end
 
     def commit(self, writer: str, last: int, lines: Sequence[bytes]) -> None:

@@ -10,7 +10,7 @@ from usage_plugin.atomic_files import open_private, remove_file, staged
 from usage_plugin.backends.partitioned.day_files import add_line, lines_of, renew_day, renew_month
 from usage_plugin.backends.partitioned.filesystem import read_json
 from usage_plugin.backends.partitioned.folder_tree import Day, Month
-from usage_plugin.backends.partitioned.running_totals import Tally, read_tally
+from usage_plugin.backends.partitioned.running_totals import RunningTotals, read_tally
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum
 from usage_plugin.domain.usage import UsageEvent, from_record
 from usage_plugin.encoding import encode_record
@@ -24,7 +24,7 @@ ITSELF = ""
 """The writer of the archive's own changes."""
 
 
-class Change(NamedTuple):
+class DayChange(NamedTuple):
     """A change of a day.
 
     Attributes:
@@ -36,7 +36,7 @@ class Change(NamedTuple):
     gives: Callable[[DailySum], DailySum | None]
 
 
-class Rewriting(NamedTuple):
+class DayRewrite(NamedTuple):
     """A day whose lines are replaced by those of its staged file, or removed."""
 
     day: Day
@@ -49,7 +49,7 @@ class Rewriting(NamedTuple):
         return f"{encode_record(fields)}\n".encode()
 
 
-class Changed(NamedTuple):
+class PreparedChange(NamedTuple):
     """A prepared change.
 
     Attributes:
@@ -59,7 +59,7 @@ class Changed(NamedTuple):
         records: The number of changed records.
     """
 
-    rewriting: Rewriting
+    rewriting: DayRewrite
     given_away: list[DailySum]
     watermarks: Mapping[str, int]
     records: int
@@ -79,9 +79,9 @@ def names_user(what: Month | Day, user: str) -> bool:
     return tally is None or any(names[end_user] == user for names in tally.sums)
 
 
-def prepare_change(day: Day, change: Change, budget: int, zone: ZoneInfo) -> Changed | None:
+def prepare_change(day: Day, change: DayChange, budget: int, zone: ZoneInfo) -> PreparedChange | None:
     """Write the new lines of a day to its staged file, with at most `budget` fewer records; None without a change."""
-    kept = Tally()
+    kept = RunningTotals()
     dropped, rest = 0, 0
     for _, fields in lines_of(day):
         if not is_event(fields):
@@ -98,10 +98,10 @@ def prepare_change(day: Day, change: Change, budget: int, zone: ZoneInfo) -> Cha
     is_removed = not rest and not kept.sums
     if not is_removed:
         _write_staged(day, kept, change, dropped)
-    return Changed(Rewriting(day, kept.user, is_removed), given, of_writers(kept.watermarks), dropped + moved)
+    return PreparedChange(DayRewrite(day, kept.user, is_removed), given, of_writers(kept.watermarks), dropped + moved)
 
 
-def _give_away(kept: Tally, on: date, change: Change, budget: int) -> tuple[int, list[DailySum]]:
+def _give_away(kept: RunningTotals, on: date, change: DayChange, budget: int) -> tuple[int, list[DailySum]]:
     moved = 0
     given = []
     for one in list(kept.daily_sums(on)):
@@ -119,7 +119,7 @@ def _give_away(kept: Tally, on: date, change: Change, budget: int) -> tuple[int,
     return moved, given
 
 
-def _write_staged(day: Day, kept: Tally, change: Change, dropped: int) -> None:
+def _write_staged(day: Day, kept: RunningTotals, change: DayChange, dropped: int) -> None:
     handle = open_private(staged(day.events), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     with os.fdopen(handle, "wb") as file:
         file.write(kept.kept())
@@ -131,7 +131,7 @@ def _write_staged(day: Day, kept: Tally, change: Change, dropped: int) -> None:
                     file.write(line)
 
 
-def put_in_place(changed: Sequence[Rewriting], zone: ZoneInfo) -> None:
+def put_in_place(changed: Sequence[DayRewrite], zone: ZoneInfo) -> None:
     """Replace old lines with new ones; replacements that are already done are skipped."""
     for one in changed:
         if one.is_removed:

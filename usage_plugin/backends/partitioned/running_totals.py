@@ -110,7 +110,7 @@ def _read_totals(fields: Mapping[str, Any]) -> UsageTotals:
     return UsageTotals._make((*(get(name, 0) for name in _SUMS[:-1]), get("cost_nano", 0)))
 
 
-class Tally:
+class RunningTotals:
     """The running totals of one user's lines of a day or a month.
 
     Attributes:
@@ -170,7 +170,7 @@ class Tally:
         names = one.names[1:]
         self.sums[names] = self.sums.get(names, _NOTHING).plus(one.totals)
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: RunningTotals) -> None:
         """Add the totals of other lines."""
         self.user = other.user
         for names, totals in other.sums.items():
@@ -226,7 +226,7 @@ class Tally:
         }
 
     @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Tally:
+    def read(cls, fields: Mapping[str, Any]) -> RunningTotals:
         """Return the totals that `fields` or `record` wrote.
 
         Raises:
@@ -293,15 +293,15 @@ class Tally:
         return encode_record(fields).encode()
 
 
-def matching_sums(tally: Tally, day: date, usage_filter: UsageFilter) -> Iterator[DailySum]:
+def matching_sums(tally: RunningTotals, day: date, usage_filter: UsageFilter) -> Iterator[DailySum]:
     """Return the sums of a tally that match a filter, as sums of a day."""
     return (one for one in tally.daily_sums(day) if usage_filter.takes(one))
 
 
-def read_tally(fields: Mapping[str, Any] | None) -> Tally | None:
+def read_tally(fields: Mapping[str, Any] | None) -> RunningTotals | None:
     """Return the totals of a record; None if the record is not one of ours."""
     try:
-        return Tally.read(fields) if fields is not None else None
+        return RunningTotals.read(fields) if fields is not None else None
     except (KeyError, TypeError, AttributeError):
         return None
 

@@ -37,14 +37,14 @@ _MONDAY = (
 _OF_DAYS: dict[Grouping, str] = {"month": "day / 100", "week": _MONDAY}
 
 
-class Source(NamedTuple):
+class SumSource(NamedTuple):
     """A table expression, and its bound values."""
 
     query: str
     values: tuple[int | str, ...]
 
 
-def of_days(by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Source:
+def of_days(by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> SumSource:
     """Return the source of the days from first to last, both included."""
     wanted = usage_filter.wanted()
     if {*by, *wanted} <= _MODEL_DAYS:
@@ -62,11 +62,11 @@ def of_days(by: Sequence[Grouping], first: date, last: date, usage_filter: Usage
     return _joined(parts, usage_filter)
 
 
-def of_hours(by: Sequence[str], start: int, end: int, usage_filter: UsageFilter) -> Source:
+def of_hours(by: Sequence[str], start: int, end: int, usage_filter: UsageFilter) -> SumSource:
     """Return the source of whole hours, half-open."""
     columns = ", ".join([*by, SUMS])
     query = f"SELECT {columns} FROM hourly WHERE hour >= ? AND hour < ?"  # our own words
-    return _joined([Source(query, (start, end))], usage_filter)
+    return _joined([SumSource(query, (start, end))], usage_filter)
 
 
 def conditions(usage_filter: UsageFilter) -> tuple[str, list[str]]:
@@ -96,26 +96,26 @@ def _whole_months(first: date, last: date) -> tuple[date, date] | None:
     return (begin, end) if begin < end else None
 
 
-def _days(table: str, by: Sequence[Grouping], first: date, last: date) -> Source:
+def _days(table: str, by: Sequence[Grouping], first: date, last: date) -> SumSource:
     columns = ", ".join([*(f"{_OF_DAYS.get(one, one)} AS {one}" for one in by), SUMS])
     if first == last:
-        return Source(f"SELECT {columns} FROM {table} WHERE day = ?", (number_of(first),))
-    return Source(f"SELECT {columns} FROM {table} WHERE day BETWEEN ? AND ?", (number_of(first), number_of(last)))
+        return SumSource(f"SELECT {columns} FROM {table} WHERE day = ?", (number_of(first),))
+    return SumSource(f"SELECT {columns} FROM {table} WHERE day BETWEEN ? AND ?", (number_of(first), number_of(last)))
 
 
-def _months(by: Sequence[Grouping], begin: date, end: date) -> Source:
+def _months(by: Sequence[Grouping], begin: date, end: date) -> SumSource:
     columns = ", ".join([*by, SUMS])
     first, last = number_of(begin) // 100, number_of(end) // 100
     if first == last:
         # Within one month, groups of users come in the order of the key: no sort is needed.
-        return Source(f"SELECT {columns} FROM monthly WHERE month = ?", (first,))
-    return Source(f"SELECT {columns} FROM monthly WHERE month BETWEEN ? AND ?", (first, last))
+        return SumSource(f"SELECT {columns} FROM monthly WHERE month = ?", (first,))
+    return SumSource(f"SELECT {columns} FROM monthly WHERE month BETWEEN ? AND ?", (first, last))
 
 
-def _joined(parts: Iterable[Source], usage_filter: UsageFilter) -> Source:
+def _joined(parts: Iterable[SumSource], usage_filter: UsageFilter) -> SumSource:
     where, names = conditions(usage_filter)
     queries, values = [], []
     for part in parts:
         queries.append(part.query + where)
         values += [*part.values, *names]
-    return Source(f"({' UNION ALL '.join(queries)})", tuple(values))
+    return SumSource(f"({' UNION ALL '.join(queries)})", tuple(values))

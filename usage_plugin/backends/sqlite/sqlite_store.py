@@ -22,7 +22,7 @@ from usage_plugin.backends.sqlite.rollup_queries import (
     SUMMED,
     SUMS,
     WIDELY_SUMMED,
-    Source,
+    SumSource,
     conditions,
     day_of,
     number_of,
@@ -126,7 +126,7 @@ class SqliteStore(UsageStore):
         span = days_window(first, last, self._zone)
         return await self._aggregate(by, of_hours(by, span.start, span.end, usage_filter))
 
-    async def _aggregate(self, by: Sequence[Grouping | HourGrouping], source: Source) -> Aggregate:
+    async def _aggregate(self, by: Sequence[Grouping | HourGrouping], source: SumSource) -> Aggregate:
         columns = ", ".join(by)
 
         def query(summed: str) -> str:

@@ -14,7 +14,7 @@ from usage_plugin.domain.limits import glob_of
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.errors import SubjectNameError
-from usage_plugin.migration.legacy_records import Finding, LegacyLimits
+from usage_plugin.migration.legacy_records import ImportFinding, LegacyLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -45,7 +45,7 @@ _KINDS = (
 
 
 def lines_of(
-    limits: Callable[[], Iterable[tuple[str, LegacyLimits]]], tell: Callable[[Finding], None], origin: str
+    limits: Callable[[], Iterable[tuple[str, LegacyLimits]]], tell: Callable[[ImportFinding], None], origin: str
 ) -> Iterator[str]:
     """Yield the lines of the file; none if there is no limit.
 
@@ -73,7 +73,7 @@ def lines_of(
 
 
 def _look_through(
-    limits: Iterable[tuple[str, LegacyLimits]], tell: Callable[[Finding], None]
+    limits: Iterable[tuple[str, LegacyLimits]], tell: Callable[[ImportFinding], None]
 ) -> tuple[int, ...] | None:
     """Report the limits that the file leaves out, and return the thresholds if all users have the same."""
     seen: dict[str, str] = {}
@@ -82,21 +82,21 @@ def _look_through(
         if user in seen:
             if seen[user] != old.user:
                 text = f"Its limits: its name here is {user}, and that user has other limits."
-                tell(Finding("left_out", "limits", old.user, "", text))
+                tell(ImportFinding("left_out", "limits", old.user, "", text))
             continue
         seen[user] = old.user
         if not old.enabled:
-            tell(Finding("left_out", "limits", old.user, "", "Its limits were disabled."))
+            tell(ImportFinding("left_out", "limits", old.user, "", "Its limits were disabled."))
             continue
         thresholds[old.thresholds] += 1
         for kind in _KINDS:
             for name in old.named.get(kind.named, ()) if kind.named else ():
                 if _clean(name, kind.old) is None:
-                    tell(Finding("left_out", "limits", old.user, "", f"Invalid name of a {kind.old}: {name!r}."))
+                    tell(ImportFinding("left_out", "limits", old.user, "", f"Invalid name of a {kind.old}: {name!r}."))
     if len(thresholds) > 1 or None in thresholds:
         counts = ", ".join(f"{list(found) if found else 'none that is valid'}: {n}" for found, n in thresholds.items())
         text = f"alert_thresholds: expected the same for all users; found {counts}."
-        tell(Finding("left_out", "limits", "", "", text))
+        tell(ImportFinding("left_out", "limits", "", "", text))
         return None
     return next(iter(thresholds), None)
 
