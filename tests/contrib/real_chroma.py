@@ -135,7 +135,7 @@ def test_files_that_are_damaged_are_named(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     """A file in its place is an error of ours, too."""
     (tmp_path / "file").touch()
-    with pytest.raises(VectorsError, match="cannot be used"), open_vectors(tmp_path / "file"):
+    with pytest.raises(VectorsError, match="Cannot use the folder"), open_vectors(tmp_path / "file"):
         pass
 
 

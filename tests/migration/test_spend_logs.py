@@ -134,8 +134,8 @@ def test_what_cannot_be_kept_as_it_is_gets_another_form() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"request_id": ""}, "no request_id"),
-        ({"request_id": None}, "no request_id"),
+        ({"request_id": ""}, "request_id is missing"),
+        ({"request_id": None}, "request_id is missing"),
         ({"spend": -1}, "spend: found -1, which is out of range"),
         ({"spend": "NaN"}, "spend: found NaN, which is out of range"),
         ({"spend": "much"}, "spend: expected a number; found 'much'"),
