@@ -59,7 +59,7 @@ def test_without_chromadb_the_start_says_what_to_install(place: Place, monkeypat
 
 def test_it_needs_the_configuration_in_a_file() -> None:
     """Another process cannot read a configuration in a program's memory."""
-    with pytest.raises(ConfigError, match="in a file"):
+    with pytest.raises(ConfigError, match="requires a configuration file"):
         Plugin(Options(), NO_CONTEXT)
 
 
