@@ -198,7 +198,7 @@ def test_without_the_secret_nobody_is_forgotten_half(run, filled):
     filled.parts.secret_path.unlink()
     result = run("forget", NAME, "--yes")
     assert result.exit_code == 1
-    assert "secret is missing" in result.stderr
+    assert "Secret not found" in result.stderr
     assert filled.ledger.profile(NAME)
 
 
