@@ -19,13 +19,15 @@ from zoneinfo import ZoneInfo
 
 from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, arguments, show
-from usage_plugin.backends.sqlite.store import open_store
+from usage_plugin.backends.sqlite.sqlite_store import open_store
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.migration.migrate import Outcome, Surroundings, migrate
+from usage_plugin.migration.directory_migration import MigrationContext, migrate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from usage_plugin.migration.outcome import Outcome
 
 USERS, DAYS = 5_000, 100
 MOST_GROWTH = 64.0
@@ -102,11 +104,11 @@ class Silent:
 async def move(directory: Path, data_dir: Path) -> Outcome:
     """Migrate a directory into an empty data folder."""
     limits = data_dir / "limits.yaml"
-    surroundings = Surroundings(data_dir=data_dir, limits_file=limits, zone=UTC, casefold=False, kept=str)
+    context = MigrationContext(data_dir=data_dir, limits_file=limits, zone=UTC, casefold=False, kept=str)
     opened = open_sqlite_ledger(data_dir / "ledger.db")
     try:
         async with open_store(data_dir / "usage.db", UTC) as store:
-            return await migrate(directory, surroundings, Silent(), opened.profiles, store)
+            return await migrate(directory, context, Silent(), opened.profiles, store)
     finally:
         opened.close()
 

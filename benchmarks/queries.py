@@ -32,7 +32,7 @@ from benchmarks.growth import MIB, forget_highest, highest, in_a_process, reside
 from benchmarks.recording import AT_ONCE, record
 from benchmarks.ticking import longest_stall
 from usage_plugin.api import open_tracker
-from usage_plugin.backends.sqlite.store import open_store
+from usage_plugin.backends.sqlite.sqlite_store import open_store
 from usage_plugin.config import config_of
 from usage_plugin.domain.store import DailySum, UsageFilter
 from usage_plugin.domain.usage import UsageTotals

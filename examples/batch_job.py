@@ -46,7 +46,7 @@ async def main() -> None:
     parser.add_argument("--user", default="ann")
     parser.add_argument("--steps", type=int, default=5)
     given = parser.parse_args()
-    section = {"data_dir": given.data_dir, "limits": LIMITS, "admission": {"busy_wait": "0s"}}
+    section = {"data_dir": given.data_dir, "limits": LIMITS, "admission": {"max_wait": "0s"}}
     async with open_tracker(section) as tracker:
         await run(tracker, given.user, given.steps)
         (limit,) = (await tracker.get_user_usage_summary(given.user)).limits

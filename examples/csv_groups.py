@@ -17,7 +17,7 @@ import io
 from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
 
 from usage_plugin import plugins
-from usage_plugin.plugins import Surroundings, hookimpl
+from usage_plugin.plugins import BackendContext, hookimpl
 
 MOST_BYTES = 64_000_000
 
@@ -77,9 +77,9 @@ class CsvGroups(plugins.IdentityResolver):
 class Plugin:
     """Registers the resolver."""
 
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+    def __init__(self, options: Options, context: BackendContext) -> None:
         """Make it; it reads the file when it is chosen."""
-        self._resolver = CsvGroups(surroundings.config_dir / options.file, casefold=options.casefold)
+        self._resolver = CsvGroups(context.config_dir / options.file, casefold=options.casefold)
 
     @hookimpl
     def usage_register_identity_resolvers(self) -> list[plugins.IdentityResolver]:

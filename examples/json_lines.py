@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path  # noqa: TC003  # pydantic needs it at run time
 
 from usage_plugin import plugins
-from usage_plugin.plugins import Surroundings, UsageEvent, encode_event, hookimpl
+from usage_plugin.plugins import BackendContext, UsageEvent, encode_event, hookimpl
 
 
 class Options(plugins.Options):
@@ -23,9 +23,9 @@ class Options(plugins.Options):
 class Plugin:
     """Appends; several workers may do so at once, since each line is one write."""
 
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:
+    def __init__(self, options: Options, context: BackendContext) -> None:
         """Open nothing: commands that only read make this object too."""
-        self._path = surroundings.config_dir / options.file
+        self._path = context.config_dir / options.file
 
     @hookimpl
     def usage_event_recorded(self, event: UsageEvent) -> None:

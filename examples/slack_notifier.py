@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, HttpUrl, SecretStr, TypeAdapter, field_validator
 
 from usage_plugin import plugins
-from usage_plugin.plugins import Alert, RefusedRequest, Surroundings, Unit, format_usd, hookimpl, to_datetime
+from usage_plugin.plugins import Alert, BackendContext, RefusedRequest, Unit, format_usd, hookimpl, to_datetime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ class Options(plugins.Options):
 class Plugin:
     """Posts, one message after the other, in the thread that the proxy gives this plugin."""
 
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:  # noqa: ARG002  # all plugins get both
+    def __init__(self, options: Options, context: BackendContext) -> None:  # noqa: ARG002  # all plugins get both
         """Remember the options."""
         self._options = options
         self._posted: OrderedDict[tuple[str, str], float] = OrderedDict()

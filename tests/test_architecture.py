@@ -42,7 +42,7 @@ def test_the_rooms_keep_to_their_contracts():
         ("domain/money.py", "import litellm", ["The domain imports the standard library only", "Only the adapter knows LiteLLM"]),
         ("tracking/recorder.py", "import litellm", ["Only the adapter knows LiteLLM"]),
         ("domain/usage.py", "import usage_plugin.tracking.recorder", ["Edges sit on the runtime"]),
-        ("backends/memory.py", "import usage_plugin.backends.sqlite.store", ["Backends do not know each other"]),
+        ("backends/memory.py", "import usage_plugin.backends.sqlite.sqlite_store", ["Backends do not know each other"]),
     ],
 )  # fmt: skip
 def test_a_forbidden_import_breaks_its_contract(copied, module, line, broken):

@@ -24,7 +24,7 @@ NAMED_WINDOWS = [kind for kind in WINDOW_KINDS if kind != "rolling"]
 
 @pytest.fixture
 def load(tmp_path):
-    """Load what is written under `usage_plugin:` in a file of its own."""
+    """Load a section from a file of its own."""
 
     def load(section, rest=""):
         path = tmp_path / "config.yaml"
@@ -53,7 +53,7 @@ def limit(**changes):
     return "limits:\n  - {" + ", ".join(f"{key}: {value}" for key, value in keys.items() if value is not None) + "}\n"
 
 
-# ── what is right ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── valid configurations ─────────────────────────────────────────────────────────────────────────────────────────────
 
 ISSUE = """\
 usage_plugin:
@@ -63,7 +63,7 @@ usage_plugin:
   storage: {backend: sqlite}         # options: {...} are validated by the backend's own model
   ledger: {backend: sqlite}
   admission: {default_max_output_tokens: 4096, status_when_spent: 402}   # and what later stages add for all limits
-  cache: {size: 1000, retention_days: 7, cleanup_interval: 1h}
+  cache: {size: 1000, retention: 7d, cleanup_interval: 1h}
   identity: {user: [key, end_user], on_missing: shared}   # first that names somebody; or a header: "header:x-openwebui-user-email"; on_missing: shared | deny
   groups: {power: [dana, "*@research.corp"], interns: ["*@intern.corp"]}
   limits:
@@ -99,7 +99,7 @@ def test_the_documented_shape_is_read(documented, tmp_path):
     assert documented.ledger.backend == "sqlite"
     assert documented.admission.default_max_output_tokens == 4096
     assert documented.admission.status_when_spent == 402
-    assert (documented.cache.size, documented.cache.retention_days) == (1000, 7)
+    assert (documented.cache.size, documented.cache.retention) == (1000, 7)
     assert documented.cache.cleanup_interval == timedelta(hours=1)
     assert documented.identity.user == ("key", "end_user")
     assert documented.identity.on_missing == "shared"
@@ -242,7 +242,7 @@ def test_parallel_requests_need_no_window(load):
     ids=str,
 )
 def test_a_limit_may_downgrade(load, changes):
-    """Instead of refusing, a limit may send a request to another model, whatever it counts."""
+    """Instead of a refusal, a limit of any unit may send a request to another model."""
     (rule,) = load(limit(action="downgrade", downgrade_to="openai/gpt-mini", **changes)).limit_set().limits
     assert (rule.action, rule.downgrade_to, rule.blocks) == ("downgrade", "openai/gpt-mini", False)
 
@@ -262,15 +262,15 @@ def test_a_limit_may_alert(load, written, percents):
     ("alert_at", None, "alert_at", ()), ("downgrade_to", None, "downgrade_to", None),
 ])  # fmt: skip
 def test_a_limits_policies_have_two_words_each(load, key, value, field, expected):
-    """A new limit counts what its window holds, and refuses what nothing bounds, unless it says otherwise."""
+    """By default a new limit counts the history of its window, and refuses unbounded requests."""
     (rule,) = load(limit(**{key: value})).limit_set().limits
     assert getattr(rule, field) == expected
 
 
 @pytest.mark.parametrize(("key", "written", "expected"), [
-    ("busy_wait", None, timedelta(seconds=2)), ("busy_wait", "0s", timedelta()), ("busy_wait", "1m", timedelta(seconds=60)),
+    ("max_wait", None, timedelta(seconds=2)), ("max_wait", "0s", timedelta()), ("max_wait", "1m", timedelta(seconds=60)),
     ("orphan_grace", None, timedelta(seconds=60)), ("orphan_grace", "1s", timedelta(seconds=1)), ("orphan_grace", "1d", timedelta(days=1)),
-    ("on_short_budget", None, "reject"), ("on_short_budget", "reject", "reject"), ("on_short_budget", "clamp", "clamp"),
+    ("on_short_budget", None, "deny"), ("on_short_budget", "deny", "deny"), ("on_short_budget", "clamp", "clamp"),
     ("on_ledger_error", None, "deny"), ("on_ledger_error", "deny", "deny"), ("on_ledger_error", "allow", "allow"),
     ("on_lost", None, "charge"), ("on_lost", "charge", "charge"), ("on_lost", "charge_input", "charge_input"), ("on_lost", "release", "release"),
     ("on_unmetered", None, "allow"), ("on_unmetered", "allow", "allow"), ("on_unmetered", "deny", "deny"),
@@ -278,7 +278,7 @@ def test_a_limits_policies_have_two_words_each(load, key, value, field, expected
     ("on_cut_stream", None, "estimate"), ("on_cut_stream", "estimate", "estimate"), ("on_cut_stream", "reserved", "reserved"),
 ])  # fmt: skip
 def test_admission_can_be_set(load, key, written, expected):
-    """Each key of admission takes its words, and has the default that is on the safe side of what is usual."""
+    """Each key of admission accepts its words, and its default is the safe choice."""
     admission = load("timezone: UTC" if written is None else f"admission: {{{key}: {written}}}").admission
     assert getattr(admission, key) == expected
 
@@ -361,7 +361,7 @@ def test_zero_blocks_and_unlimited_lifts(load, key, written, amount):
     ],
 )
 def test_amounts_are_exact(load, written, nano):
-    """An amount is what was written, to the nano-dollar, and never went through a float."""
+    """An amount is exact to the nano-dollar, and never a float."""
     assert load(limit(max_cost=written)).limit_set().limits[0].amount == nano
 
 
@@ -388,7 +388,7 @@ def test_names_in_the_yaml_are_normalised_as_names_of_requests_are(load):
 
 
 def test_names_in_the_yaml_are_case_folded_where_names_of_requests_are(load):
-    """With identity.casefold a limit for Ann counts ann, instead of silently nobody."""
+    """With `casefold` a limit for Ann counts ann, instead of silently no user."""
     config = load(
         "identity: {casefold: true}\ngroups: {power: [DANA]}\n"
         + limit(match="{user: Ann}", overrides="[{match: {group: power}, max_cost: 1}]")
@@ -406,7 +406,7 @@ def test_every_source_of_identity_is_known(load, source):
     assert config.identity.user
 
 
-# ── where the configuration is, and what surrounds it ────────────────────────────────────────────────────────────────
+# ── the place of the configuration ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_data_dir_is_relative_to_the_yaml(tmp_path, monkeypatch):
@@ -450,7 +450,7 @@ def test_the_configuration_is_looked_for_in_order(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variable", ["USAGE_PLUGIN_CONFIG", "CONFIG_FILE_PATH"])
 def test_a_configuration_that_is_named_and_missing_is_an_error(tmp_path, monkeypatch, variable):
-    """A file that is named and does not exist is an error that says who named it; nothing else is taken instead."""
+    """A named file that does not exist is an error that names its source; no other file is used."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("usage_plugin: {}\n", encoding="utf-8")
     monkeypatch.setenv(variable, "gone.yaml")
@@ -469,13 +469,13 @@ def test_no_configuration_at_all_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", "folder"])
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path, content):
-    """A file that is no text, or a folder, is an error that names it."""
+    """Binary data, or a folder, is an error that names it."""
     path = tmp_path / "config.yaml"
     if content == "folder":
         path.mkdir()
     else:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"Cannot read .*config\.yaml"):
         load_config(path)
 
 
@@ -512,7 +512,7 @@ def test_a_missing_variable_is_an_error(refused):
 
 
 def test_other_sections_are_passed_over(load):
-    """What stands beside our section is LiteLLM's business, doubled keys and all."""
+    """Other sections are LiteLLM's business, duplicate keys included."""
     assert load("timezone: UTC", "litellm_settings: {a: 1, a: 2}\nmodel_list: []\n").timezone == ZoneInfo("UTC")
 
 
@@ -524,19 +524,19 @@ def test_another_section_can_be_read(tmp_path):
     assert read_proxy_section(path, "litellm_settings") is None
 
 
-# ── what is wrong: each mistake names the path, the value found and the remedy ───────────────────────────────────────
+# ── mistakes: each has the path, the value found and the remedy ──────────────────────────────────────────────────────
 
 MISTAKES = {
-    "unknown key": ("stroage: {backend: sqlite}", "usage_plugin.stroage", "{'backend': 'sqlite'}", "no such key"),
-    "unknown key in a part": ("cache: {sise: 5}", "usage_plugin.cache.sise", "5", "no such key"),
-    "unknown key of a limit": (limit(colour="red"), "usage_plugin.limits.0.colour", "'red'", "no such key"),
+    "unknown key": ("stroage: {backend: sqlite}", "usage_plugin.stroage", "{'backend': 'sqlite'}", "unknown key"),
+    "unknown key in a part": ("cache: {sise: 5}", "usage_plugin.cache.sise", "5", "unknown key"),
+    "unknown key of a limit": (limit(colour="red"), "usage_plugin.limits.0.colour", "'red'", "unknown key"),
     "rpm_limit": (limit(rpm_limit="60"), "usage_plugin.limits.0.rpm_limit", "60", "write max_requests with window: minute"),
     "tpm_limit": (limit(tpm_limit="60"), "usage_plugin.limits.0.tpm_limit", "60", "write max_total_tokens with window: minute"),
     "max_budget": (limit(max_budget="60"), "usage_plugin.limits.0.max_budget", "60", "write max_cost"),
     "budget_duration": (limit(budget_duration="30d"), "usage_plugin.limits.0.budget_duration", "'30d'", "write window"),
-    "a word for keys": ("storage: hybrid", "usage_plugin.storage", "'hybrid'", "write keys and their values, such as {backend: hybrid}"),
+    "a word for keys": ("storage: hybrid", "usage_plugin.storage", "'hybrid'", "expected keys and their values, such as {backend: hybrid}"),
     "a word for a limit": ("limits: [daily]", "usage_plugin.limits.0", "'daily'", "such as {name: daily, per: user"),
-    "keys for a list": ("limits: {daily: 5}", "usage_plugin.limits", "{'daily': 5}", "write a list, such as [{name: daily"),
+    "keys for a list": ("limits: {daily: 5}", "usage_plugin.limits", "{'daily': 5}", "expected a list, such as [{name: daily"),
     "wrong type": ("timezone: [UTC]", "usage_plugin.timezone", "['UTC']", "Europe/Berlin"),
     "wrong type of a number": ("cache: {size: many}", "usage_plugin.cache.size", "'many'", "integer"),
     "text for a number": ('cache: {size: "5"}', "usage_plugin.cache.size", "'5'", "integer"),
@@ -562,33 +562,33 @@ MISTAKES = {
     "no amount in an override": (limit(overrides="[{match: {user: ann}}]"), "usage_plugin.limits.0.overrides.0", "none", "exactly one of max_cost"),
     "another unit in an override": (limit(overrides="[{match: {user: ann}, max_requests: 5}]"), "usage_plugin.limits.0", "max_requests", "max_cost"),
     "an override for nobody in particular": (limit(overrides="[{max_cost: 5}]"), "usage_plugin.limits.0.overrides.0.match", "", "missing"),
-    "unknown window": (limit(window="fortnight"), "usage_plugin.limits.0.window", "'fortnight'", "write one of request, minute, hour, day"),
+    "unknown window": (limit(window="fortnight"), "usage_plugin.limits.0.window", "'fortnight'", "expected one of request, minute, hour, day"),
     "LiteLLM's way to write a window": (limit(window="30d"), "usage_plugin.limits.0.window", "'30d'", "month"),
-    "no window": (limit(window=None), "usage_plugin.limits.0", "window is missing", "write one of request, minute"),
-    "a window that is left empty": (limit(window=""), "usage_plugin.limits.0", "window is missing", "write one of request, minute"),
+    "no window": (limit(window=None), "usage_plugin.limits.0", "window is missing", "expected one of request, minute"),
+    "a window that is left empty": (limit(window=""), "usage_plugin.limits.0", "window is missing", "expected one of request, minute"),
     "a rolling window without a length": (limit(window="rolling"), "usage_plugin.limits.0.window", "'rolling'", "{rolling: 5h}"),
     "a window of another kind with a length": (limit(window="{day: 5h}"), "usage_plugin.limits.0.window", "{'day': '5h'}", "{rolling: 5h}"),
     "a rolling window with something else": (limit(window="{rolling: 5h, from: now}"), "usage_plugin.limits.0.window", "'from'", "{rolling: 5h}"),
-    "two windows": (limit(window="[day, month]"), "usage_plugin.limits.0.window", "['day', 'month']", "write one of request, minute"),
-    "too short a rolling window": (limit(window="{rolling: 9s}"), "usage_plugin.limits.0.window", "'9s'", "from 10s to 3660d"),
-    "too long a rolling window": (limit(window="{rolling: 3661d}"), "usage_plugin.limits.0.window", "'3661d'", "from 10s to 3660d"),
-    "a length without a unit": (limit(window="{rolling: 300}"), "usage_plugin.limits.0.window", "300", "for example 5h"),
-    "a length that is none": (limit(window="{rolling: week}"), "usage_plugin.limits.0.window", "'week'", "for example 5h"),
+    "two windows": (limit(window="[day, month]"), "usage_plugin.limits.0.window", "['day', 'month']", "expected one of request, minute"),
+    "too short a rolling window": (limit(window="{rolling: 9s}"), "usage_plugin.limits.0.window", "'9s'", "between 10s and 3660d"),
+    "too long a rolling window": (limit(window="{rolling: 3661d}"), "usage_plugin.limits.0.window", "'3661d'", "between 10s and 3660d"),
+    "a length without a unit": (limit(window="{rolling: 300}"), "usage_plugin.limits.0.window", "300", "such as 5h"),
+    "a length that is none": (limit(window="{rolling: week}"), "usage_plugin.limits.0.window", "'week'", "such as 5h"),
     "a rolling window out of place": (limit(rolling="5h"), "usage_plugin.limits.0.rolling", "'5h'", "write window: {rolling: 5h}"),
     "a session window for users": (limit(window="session"), "usage_plugin.limits.0", "window: session", "per: [user, session]"),
     "a day of the week for a month": (limit(window="month", week_starts="sunday"), "usage_plugin.limits.0", "only window: week", "leave out week_starts"),
-    "a day of the week as a number": ("week_starts: 0", "usage_plugin.week_starts", "0", "write one of monday"),
-    "an unknown day of the week": (limit(window="week", week_starts="sonntag"), "usage_plugin.limits.0.week_starts", "'sonntag'", "write one of monday"),
-    "parallel requests in a window": (limit(max_cost=None, max_parallel_requests="5"), "usage_plugin.limits.0", "at the same time", "leave out window"),
-    "parallel requests with alerts": (limit(max_cost=None, window=None, max_parallel_requests="5", alert_at="80"), "usage_plugin.limits.0", "at the same time", "leave out alert_at"),
-    "parallel requests with a history": (limit(max_cost=None, window=None, max_parallel_requests="5", count_from="now"), "usage_plugin.limits.0", "at the same time", "leave out count_from"),
+    "a day of the week as a number": ("week_starts: 0", "usage_plugin.week_starts", "0", "expected one of monday"),
+    "an unknown day of the week": (limit(window="week", week_starts="sonntag"), "usage_plugin.limits.0.week_starts", "'sonntag'", "expected one of monday"),
+    "parallel requests in a window": (limit(max_cost=None, max_parallel_requests="5"), "usage_plugin.limits.0", "concurrent requests", "leave out window"),
+    "parallel requests with alerts": (limit(max_cost=None, window=None, max_parallel_requests="5", alert_at="80"), "usage_plugin.limits.0", "concurrent requests", "leave out alert_at"),
+    "parallel requests with a history": (limit(max_cost=None, window=None, max_parallel_requests="5", count_from="now"), "usage_plugin.limits.0", "concurrent requests", "leave out count_from"),
     "parallel requests and their bound": (limit(max_cost=None, window=None, max_parallel_requests="5", on_unbounded="deny"), "usage_plugin.limits.0", "on_unbounded", "max_total_tokens"),
     "a part of a parallel request": (limit(max_cost=None, window=None, max_parallel_requests="1.5"), "usage_plugin.limits.0.max_parallel_requests", "1.5", "whole number"),
     "parallel requests under another name": (limit(max_parallel="5"), "usage_plugin.limits.0.max_parallel", "5", "write max_parallel_requests"),
     "soft_budget": (limit(soft_budget="4"), "usage_plugin.limits.0.soft_budget", "4", "write alert_at"),
-    "a downgrade to nowhere": (limit(action="downgrade"), "usage_plugin.limits.0", "downgrade", "write both, or neither"),
-    "a model to downgrade to without the action": (limit(downgrade_to="mini"), "usage_plugin.limits.0", "downgrade_to", "write both, or neither"),
-    "a downgrade to several": (limit(action="downgrade", downgrade_to="[a, b]"), "usage_plugin.limits.0.downgrade_to", "['a', 'b']", "write one name"),
+    "a downgrade to nowhere": (limit(action="downgrade"), "usage_plugin.limits.0", "downgrade", "expected both or neither"),
+    "a model to downgrade to without the action": (limit(downgrade_to="mini"), "usage_plugin.limits.0", "downgrade_to", "expected both or neither"),
+    "a downgrade to several": (limit(action="downgrade", downgrade_to="[a, b]"), "usage_plugin.limits.0.downgrade_to", "['a', 'b']", "expected one name"),
     "a downgrade to a glob": (limit(action="downgrade", downgrade_to='"gpt-*"'), "usage_plugin.limits.0.downgrade_to", "'gpt-*'", "not a glob"),
     "a downgrade to a number": (limit(action="downgrade", downgrade_to="4.1"), "usage_plugin.limits.0.downgrade_to", "4.1", "put quotes around it"),
     "an alert at nothing": (limit(alert_at="0"), "usage_plugin.limits.0.alert_at", "0", "from 1 to 1000"),
@@ -604,18 +604,18 @@ MISTAKES = {
     "an unknown beginning": (limit(count_from="today"), "usage_plugin.limits.0.count_from", "'today'", "'window' or 'now'"),
     "an unknown policy for what nothing bounds": (limit(on_unbounded="warn"), "usage_plugin.limits.0.on_unbounded", "'warn'", "'deny' or 'allow'"),
     "a bound on requests": (limit(max_cost=None, max_requests="5", on_unbounded="allow"), "usage_plugin.limits.0", "on_unbounded", "max_cost"),
-    "too long a wait": ("admission: {busy_wait: 61s}", "usage_plugin.admission.busy_wait", "'61s'", "from 0s to 60s"),
-    "a wait without a unit": ("admission: {busy_wait: 2}", "usage_plugin.admission.busy_wait", "2", "for example 2s"),
-    "no grace": ("admission: {orphan_grace: 0s}", "usage_plugin.admission.orphan_grace", "'0s'", "from 1s to 1d"),
-    "a grace of days": ("admission: {orphan_grace: 2d}", "usage_plugin.admission.orphan_grace", "'2d'", "from 1s to 1d"),
-    "an unknown policy for short budgets": ("admission: {on_short_budget: cut}", "usage_plugin.admission.on_short_budget", "'cut'", "'reject' or 'clamp'"),
+    "too long a wait": ("admission: {max_wait: 61s}", "usage_plugin.admission.max_wait", "'61s'", "between 0s and 60s"),
+    "a wait without a unit": ("admission: {max_wait: 2}", "usage_plugin.admission.max_wait", "2", "such as 2s"),
+    "no grace": ("admission: {orphan_grace: 0s}", "usage_plugin.admission.orphan_grace", "'0s'", "between 1s and 1d"),
+    "a grace of days": ("admission: {orphan_grace: 2d}", "usage_plugin.admission.orphan_grace", "'2d'", "between 1s and 1d"),
+    "an unknown policy for short budgets": ("admission: {on_short_budget: cut}", "usage_plugin.admission.on_short_budget", "'cut'", "'deny' or 'clamp'"),
     "an unknown policy for a broken ledger": ("admission: {on_ledger_error: open}", "usage_plugin.admission.on_ledger_error", "'open'", "'deny' or 'allow'"),
     "an unknown policy for what is lost": ("admission: {on_lost: forget}", "usage_plugin.admission.on_lost", "'forget'", "'charge', 'charge_input' or 'release'"),
-    "an unknown policy for what is not metered": ("admission: {on_unmetered: warn}", "usage_plugin.admission.on_unmetered", "'warn'", "write allow, deny, or the USD"),
-    "a negative flat cost": ("admission: {on_unmetered: -0.5}", "usage_plugin.admission.on_unmetered", "-0.5", "write allow, deny, or the USD"),
-    "an unlimited flat cost": ("admission: {on_unmetered: unlimited}", "usage_plugin.admission.on_unmetered", "'unlimited'", "write allow, deny, or the USD"),
-    "a flat cost beyond all bounds": ("admission: {on_unmetered: 10000001}", "usage_plugin.admission.on_unmetered", "10000001", "write allow, deny, or the USD"),
-    "a flat cost that is true": ("admission: {on_unmetered: yes}", "usage_plugin.admission.on_unmetered", "True", "write allow, deny, or the USD"),
+    "an unknown policy for what is not metered": ("admission: {on_unmetered: warn}", "usage_plugin.admission.on_unmetered", "'warn'", "expected allow, deny, or the USD"),
+    "a negative flat cost": ("admission: {on_unmetered: -0.5}", "usage_plugin.admission.on_unmetered", "-0.5", "expected allow, deny, or the USD"),
+    "an unlimited flat cost": ("admission: {on_unmetered: unlimited}", "usage_plugin.admission.on_unmetered", "'unlimited'", "expected allow, deny, or the USD"),
+    "a flat cost beyond all bounds": ("admission: {on_unmetered: 10000001}", "usage_plugin.admission.on_unmetered", "10000001", "expected allow, deny, or the USD"),
+    "a flat cost that is true": ("admission: {on_unmetered: yes}", "usage_plugin.admission.on_unmetered", "True", "expected allow, deny, or the USD"),
     "an unknown policy for cut streams": ("admission: {on_cut_stream: free}", "usage_plugin.admission.on_cut_stream", "'free'", "'estimate' or 'reserved'"),
     "one bound for all models": ("admission: {max_output_tokens: 500}", "usage_plugin.admission.max_output_tokens", "500", 'such as {"o3*": 32000}'),
     "a bound of nothing for a model": ('admission: {max_output_tokens: {"o3*": 0}}', "usage_plugin.admission.max_output_tokens.o3*", "0", "greater than or equal to 1"),
@@ -626,7 +626,7 @@ MISTAKES = {
     "no size": ("storage: {outbox_max: 0MB}", "usage_plugin.storage.outbox_max", "'0MB'", "at least 1MB"),
     "a part of a gigabyte": ("storage: {outbox_max: 1.5GB}", "usage_plugin.storage.outbox_max", "'1.5GB'", "whole number"),
     "an unknown policy for a full outbox": ("storage: {on_outbox_full: drop}", "usage_plugin.storage.on_outbox_full", "'drop'", "'deny' or 'allow'"),
-    "a policy of the store for the ledger": ("ledger: {outbox_max: 1GB}", "usage_plugin.ledger.outbox_max", "'1GB'", "no such key"),
+    "a policy of the store for the ledger": ("ledger: {outbox_max: 1GB}", "usage_plugin.ledger.outbox_max", "'1GB'", "unknown key"),
     "an octal amount": (limit(max_cost="010"), "usage_plugin.limits.0.max_cost", "found 010", "write a decimal number"),
     "an octal count": (limit(max_cost=None, max_requests="0100"), "usage_plugin.limits.0.max_requests", "found 0100", "octal"),
     "a count to the base of 60": (limit(max_cost=None, max_requests="1:30"), "usage_plugin.limits.0.max_requests", "found 1:30", "base 60"),
@@ -634,13 +634,13 @@ MISTAKES = {
     "a hexadecimal amount": (limit(max_cost="0x10"), "usage_plugin.limits.0.max_cost", "found 0x10", "hexadecimal"),
     "a negative octal amount": (limit(max_cost="-010"), "usage_plugin.limits.0.max_cost", "found -010", "write a decimal number"),
     "an octal name in a list": (limit(match="{user: [ann, 007]}"), "usage_plugin.limits.0.match.user.1", "found 007", "quotes around it"),
-    "a time for a duration": ("admission: {busy_wait: 1:30}", "usage_plugin.admission.busy_wait", "found 1:30", "base 60"),
-    "unknown dimension": (limit(per="person"), "usage_plugin.limits.0.per", "'person'", "write one of user, team"),
+    "a time for a duration": ("admission: {max_wait: 1:30}", "usage_plugin.admission.max_wait", "found 1:30", "base 60"),
+    "unknown dimension": (limit(per="person"), "usage_plugin.limits.0.per", "'person'", "expected one of user, team"),
     "a dimension twice": (limit(per="[user, user]"), "usage_plugin.limits.0.per", "['user', 'user']", "once"),
     "global with another": (limit(per="[global, user]"), "usage_plugin.limits.0.per", "['global', 'user']", "global alone"),
     "no dimension at all": (limit(per="[]"), "usage_plugin.limits.0.per", "[]", "user"),
-    "unknown dimension to match": (limit(match="{person: ann}"), "usage_plugin.limits.0.match", "'person'", "write one of user, team"),
-    "global to match": (limit(match="{global: x}"), "usage_plugin.limits.0.match", "'global'", "write one of user, team"),
+    "unknown dimension to match": (limit(match="{person: ann}"), "usage_plugin.limits.0.match", "'person'", "expected one of user, team"),
+    "global to match": (limit(match="{global: x}"), "usage_plugin.limits.0.match", "'global'", "expected one of user, team"),
     "a match without a dimension": (limit(match="ann"), "usage_plugin.limits.0.match", "'ann'", "{user: ann}"),
     "a match with nothing to match": (limit(match="{user: []}"), "usage_plugin.limits.0.match", "[]", ""),
     "unquoted yes as a name": (limit(match="{user: yes}"), "usage_plugin.limits.0.match", "True", "put quotes around it"),
@@ -652,9 +652,9 @@ MISTAKES = {
     "an empty name": (limit(match='{user: ""}'), "usage_plugin.limits.0.match", "''", ""),
     "unquoted number in a group": ("groups: {power: [dana, 7]}", "usage_plugin.groups.power", "7", "put quotes around it"),
     "unquoted yes as a group": ("groups: {yes: [dana]}", "usage_plugin.groups", "True", "quotes"),
-    "unknown group": (limit(match="{group: power}"), "usage_plugin", "'power'", "groups (there are: none)"),
-    "unknown group in an override": ("groups: {interns: [x]}\n" + limit(overrides="[{match: {group: power}, max_cost: 5}]"), "usage_plugin", "'power'", "there are: interns"),
-    "a name twice": ("limits:\n  - {name: a, per: user, window: day, max_cost: 5}\n  - {name: a, per: team, window: day, max_cost: 5}", "usage_plugin", "'a'", "a name is used once"),
+    "unknown group": (limit(match="{group: power}"), "usage_plugin", "'power'", "groups (none)"),
+    "unknown group in an override": ("groups: {interns: [x]}\n" + limit(overrides="[{match: {group: power}, max_cost: 5}]"), "usage_plugin", "'power'", "groups (interns)"),
+    "a name twice": ("limits:\n  - {name: a, per: user, window: day, max_cost: 5}\n  - {name: a, per: team, window: day, max_cost: 5}", "usage_plugin", "'a'", "expected unique names"),
     "a name that no header can carry": (limit(name='"täglich"'), "usage_plugin.limits.0.name", "'täglich'", "match"),
     "an empty name of a limit": (limit(name='""'), "usage_plugin.limits.0.name", "''", "match"),
     "a number as a name": (limit(name="123"), "usage_plugin.limits.0.name", "123", "string"),
@@ -682,7 +682,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("section", "path", "found", "remedy"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_names_its_path_what_was_found_and_the_remedy(refused, tmp_path, section, path, found, remedy):
-    """A mistake stops the start with its file, its path, the value found and what to write instead."""
+    """A mistake stops the start with its file, its path, the value found and the remedy."""
     message = refused(section)
     assert str(tmp_path / "config.yaml") in message
     lines = [line for line in message.splitlines() if f"{path}:" in line or f"{path}." in line]
@@ -692,7 +692,7 @@ def test_a_mistake_names_its_path_what_was_found_and_the_remedy(refused, tmp_pat
 
 
 def test_mistakes_name_their_lines(refused):
-    """Each mistake names the line where it stands, and all of them are told at once."""
+    """Each mistake has its line, and all of them are reported at once."""
     message = refused("""
         timezone: Mars
         limits:
@@ -713,21 +713,21 @@ def test_mistakes_name_their_lines(refused):
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ("timezone: UTC\ncontact: x\ntimezone: UTC", "line 4: usage_plugin.timezone stands twice"),
-        ("cache:\n  size: 5\n  size: 5", "line 4: usage_plugin.cache.size stands twice"),
-        ("limits:\n  - name: a\n    per: user\n    window: day\n    max_cost: 5\n    max_cost: 50", "line 7: usage_plugin.limits.0.max_cost stands twice"),
-        ("limits:\n  - {name: a, per: user, window: day, max_cost: 5, match: {user: a, user: b}}", "line 3: usage_plugin.limits.0.match.user stands twice"),
-        ("groups: {a: [x], a: [y]}", "line 2: usage_plugin.groups.a stands twice"),
+        ("timezone: UTC\ncontact: x\ntimezone: UTC", "line 4: usage_plugin.timezone: duplicate key"),
+        ("cache:\n  size: 5\n  size: 5", "line 4: usage_plugin.cache.size: duplicate key"),
+        ("limits:\n  - name: a\n    per: user\n    window: day\n    max_cost: 5\n    max_cost: 50", "line 7: usage_plugin.limits.0.max_cost: duplicate key"),
+        ("limits:\n  - {name: a, per: user, window: day, max_cost: 5, match: {user: a, user: b}}", "line 3: usage_plugin.limits.0.match.user: duplicate key"),
+        ("groups: {a: [x], a: [y]}", "line 2: usage_plugin.groups.a: duplicate key"),
     ],
 )  # fmt: skip
 def test_a_doubled_key_is_refused(refused, section, expected):
-    """A key that stands twice, anywhere in the section, is an error with the line of the second one."""
+    """A duplicate key, anywhere in the section, is an error with the line of the second one."""
     assert expected in refused(section)
 
 
 def test_a_doubled_section_is_refused(refused):
     """The section itself must stand once."""
-    assert "usage_plugin: stands twice" in refused("timezone: UTC", "usage_plugin: {}\n")
+    assert "usage_plugin: duplicate key" in refused("timezone: UTC", "usage_plugin: {}\n")
 
 
 @pytest.mark.parametrize("match", ["{user: *@x.com}", "{user: [ann, *@x.com]}", "{model: *-mini}", "{model: *}"])
@@ -760,7 +760,7 @@ def test_what_is_no_yaml_is_an_error(tmp_path, text):
 @pytest.mark.parametrize("section", ["just text", "- a\n- b", "42"])
 def test_a_section_that_is_no_mapping_is_an_error(refused, section):
     """A section that is text, a list or a number is an error."""
-    assert "usage_plugin: found" in refused(section)
+    assert "usage_plugin: expected keys such as limits; found" in refused(section)
 
 
 @pytest.mark.parametrize("section", ["limits: &a [*a]", "groups: &a {power: *a}"])
@@ -801,7 +801,7 @@ def test_long_values_are_cut_in_messages(refused):
 
 
 def test_the_configuration_cannot_be_changed(load):
-    """What was loaded is immutable."""
+    """A loaded configuration is immutable."""
     with pytest.raises(ValueError, match="frozen"):
         load("timezone: UTC").contact = "x"
 
@@ -863,7 +863,7 @@ limit_values = st.fixed_dictionaries(
 
 @given(st.lists(limit_values, max_size=2))
 def test_whatever_limits_are_written_can_be_used_or_are_a_mistake(tmp_path_factory, limits):
-    """Limits that load can be matched, and their accounts named, whatever was written in them."""
+    """Limits that load can be matched, and their accounts named, for any valid text."""
     path = tmp_path_factory.getbasetemp() / "limits.yaml"
     path.write_text(yaml.safe_dump({"usage_plugin": {"limits": limits}}, allow_unicode=True), encoding="utf-8")
     try:
@@ -897,14 +897,14 @@ def test_retention_is_written_in_days_years_and_bytes(load):
 @pytest.mark.parametrize(
     ("section", "remedy"),
     [
-        ("retention: {events: 90}", "write days or years from 1d to 100y"),
-        ("retention: {events: 12h}", "write days or years"),
-        ("retention: {events: 0d}", "write days or years"),
-        ("retention: {daily: 101y}", "write days or years"),
+        ("retention: {events: 90}", "expected days or years between 1d and 100y"),
+        ("retention: {events: 12h}", "expected days or years"),
+        ("retention: {events: 0d}", "expected days or years"),
+        ("retention: {daily: 101y}", "expected days or years"),
         ("retention: {events: 90d, daily: 30d}", "lengthen daily or shorten events"),
         ("retention: {events: unlimited}", "lengthen daily or shorten events"),
-        ("retention: {max_size: 10}", "is no size"),
-        ("retention: {monthly: 1y}", "no such key"),
+        ("retention: {max_size: 10}", "expected a size"),
+        ("retention: {monthly: 1y}", "unknown key"),
         ("privacy: {user: hashed}", "'plain' or 'pseudonym'"),
     ],
 )

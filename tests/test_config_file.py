@@ -23,7 +23,7 @@ def path(tmp_path):
 
 
 def changes(file, calls=4):
-    """What several calls give: the amounts of the limits, or the error."""
+    """Return the results of several calls: the amounts of the limits, or the error."""
     found = []
     for _ in range(calls):
         try:
@@ -48,14 +48,14 @@ def write(path, text):
 
 
 def replace(path, text):
-    """Write beside it and move it there, as other editors do."""
+    """Write to another file and rename it, as other editors do."""
     beside = path.with_suffix(".new")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 
 
 def test_it_begins_with_what_stands_in_the_file(path):
-    """The first configuration is read at once, and is no change."""
+    """The first configuration is loaded at once, and does not count as a change."""
     file = ConfigFile(path)
     assert amount_of(file.config) == 5
     assert changes(file) == []
@@ -79,7 +79,7 @@ def test_a_change_is_told_once(path, how):
 
 
 def test_a_change_between_reading_and_watching_is_not_missed(path):
-    """A configuration that was read before is compared with what stands in the file when it is first watched."""
+    """A configuration that was loaded before is compared with the file at the first check."""
     config = load_config(path)
     assert changes(ConfigFile(path, config)) == []
     write(path, RAISED)
@@ -100,7 +100,7 @@ def test_what_is_half_written_is_never_taken(path):
     "text", [ORIGINAL, f"# a comment\n{ORIGINAL}", f"{ORIGINAL}litellm_settings: {{drop_params: true}}\n"]
 )
 def test_what_changes_nothing_of_ours_is_no_change(path, text):
-    """A file that was touched, commented, or changed in somebody else's section leaves the configuration alone."""
+    """A file that was touched, commented, or changed in another section leaves the configuration unchanged."""
     file = ConfigFile(path)
     before = file.config
     replace(path, text)
@@ -127,7 +127,7 @@ def test_a_mistake_is_told_once_and_changes_nothing(path):
 
 
 def test_a_file_that_is_away_for_a_moment_is_survived(path):
-    """An editor may move the file away and write it anew; what was there before counts meanwhile."""
+    """An editor may move the file away and write it again; the previous content counts meanwhile."""
     file = ConfigFile(path)
     path.rename(path.with_suffix(".bak"))
     assert changes(file, calls=1) == []
@@ -136,11 +136,11 @@ def test_a_file_that_is_away_for_a_moment_is_survived(path):
 
 
 def test_a_file_that_is_gone_is_told_once(path):
-    """A file that stays away is an error once, what was read from it stays in force, and it may come back."""
+    """A missing file is an error once, the last configuration stays in force, and the file may return."""
     file = ConfigFile(path)
     path.unlink()
     (message,) = changes(file)
-    assert "is gone" in message
+    assert "Config file not found" in message
     assert "stays in force" in message
     assert amount_of(file.config) == 5
     write(path, ORIGINAL)
@@ -150,16 +150,16 @@ def test_a_file_that_is_gone_is_told_once(path):
 
 
 def test_a_file_that_cannot_be_read_is_told_once(path):
-    """What is no text is an error once."""
+    """A binary file is an error once."""
     file = ConfigFile(path)
     path.write_bytes(b"\xff\xfe\x00")
     (message,) = changes(file)
-    assert "cannot be read" in message
+    assert "Cannot read" in message
     assert amount_of(file.config) == 5
 
 
 def test_a_link_that_is_moved_is_followed(path, tmp_path):
-    """Where the file is a link, as in Kubernetes, what it leads to is watched."""
+    """For a link, as in Kubernetes, its target is watched."""
     (tmp_path / "raised.yaml").write_text(RAISED, encoding="utf-8")
     link, new = tmp_path / "link.yaml", tmp_path / "new.yaml"
     link.symlink_to(path)
@@ -170,7 +170,7 @@ def test_a_link_that_is_moved_is_followed(path, tmp_path):
 
 
 def test_an_unchanged_file_is_not_read(path, monkeypatch):
-    """Asking about a file that nobody touched reads nothing."""
+    """A check of an unchanged file does not read it."""
     file = ConfigFile(path)
     monkeypatch.setattr(type(path), "read_text", None)
     assert changes(file, calls=100) == []

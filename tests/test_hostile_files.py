@@ -18,10 +18,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usage_plugin.atomic_files import NotRegularFileError, open_regular, read_regular
 from usage_plugin.config import ConfigFile, load_config, with_limits
 from usage_plugin.config.yaml_text import compose, construct
 from usage_plugin.errors import ConfigError, UsagePluginError
-from usage_plugin.plain_files import NotPlainError, open_plain, read_plain
 from usage_plugin.tracking.secret import make_secret
 
 EXECUTABLE = Path(sys.executable).with_name("usage-plugin")
@@ -317,12 +317,12 @@ def test_aliases_are_counted_and_not_written_out(links: list[list[int]]) -> None
 def test_only_regular_files_are_opened(folder: Path, kind: str) -> None:
     """The reason is told in words."""
     make(folder / "x", kind)
-    with pytest.raises(NotPlainError, match="expected a regular file; found a"):
-        open_plain(folder / "x")
+    with pytest.raises(NotRegularFileError, match="expected a regular file; found a"):
+        open_regular(folder / "x")
 
 
 def test_a_file_without_a_size_is_bounded_as_it_is_read() -> None:
     """The kernel's own files say that they are empty, and are not."""
-    with pytest.raises(NotPlainError, match="at most 10 bytes"):
-        read_plain(Path("/proc/self/maps"), 10)
-    assert read_plain(Path("/proc/self/comm"), 100)
+    with pytest.raises(NotRegularFileError, match="at most 10 bytes"):
+        read_regular(Path("/proc/self/maps"), 10)
+    assert read_regular(Path("/proc/self/comm"), 100)

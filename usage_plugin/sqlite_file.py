@@ -1,7 +1,7 @@
-"""What the SQLite ledger and the SQLite store have in common: private files and numbered migrations.
+"""The common base of the SQLite ledger and the SQLite store: private files and numbered migrations.
 
 Migrations are `NNNN_name.sql` files, applied in order under the write lock and counted in `user_version`.
-A file from a newer version of the package is refused, never guessed at.
+A file from a newer version of the package is rejected.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FIXED_WAL_RESET = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
-"""Releases since which, on their branch, SQLite's WAL-reset bug is fixed (https://sqlite.org/wal.html)."""
+"""The first release of each branch in which SQLite's WAL-reset bug is fixed (https://sqlite.org/wal.html)."""
 
 
 def has_wal_reset_bug(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> bool:
-    """Say whether a checkpoint beside a writer can damage the file with this version of SQLite."""
+    """Whether a checkpoint during a write can damage the file with this version of SQLite."""
     newest = FIXED_WAL_RESET[0]
     return version < newest and not any(version[:2] == fixed[:2] and version >= fixed for fixed in FIXED_WAL_RESET)
 
 
 def create_private(path: Path) -> None:
-    """Create the folder for the owner only, and the file if there is none, readable by the owner only."""
+    """Create the folder and the file, unless they exist, for their owner only."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -39,7 +39,11 @@ def create_private(path: Path) -> None:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Tell a file from one that has taken its place: SQLite itself would go on with the old one. None if it is gone."""
+    """Return device and inode of a file, to detect a replacement: SQLite would continue with the old file.
+
+    Returns:
+        None if the file does not exist.
+    """
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -48,19 +52,19 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def use_write_ahead_log(connection: sqlite3.Connection, timeout: float) -> None:
-    """Switch the file to WAL mode, which it then keeps; wait for others that do so at the same time.
+    """Switch the file to WAL mode, which is persistent; wait for other processes that do so at the same time.
 
-    SQLite itself does not wait here, whatever the connection's timeout.
+    SQLite itself does not wait here, despite the connection's timeout.
 
     Raises:
-        sqlite3.OperationalError: others have not let go of the file in that time, in seconds.
+        sqlite3.OperationalError: Other processes held the file for `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            # Python 3.10's sqlite3 has no error codes, only these words.
+            # Python 3.10's sqlite3 has no error codes, only messages.
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.005)
@@ -69,10 +73,10 @@ def use_write_ahead_log(connection: sqlite3.Connection, timeout: float) -> None:
 
 
 def migrate(connection: sqlite3.Connection, migrations: Traversable, path: Path) -> None:
-    """Bring a file up to the newest schema; safe when several processes start at once.
+    """Migrate a file to the newest schema; safe when several processes start at once.
 
     Raises:
-        StorageVersionError: the file has a schema that this version does not know.
+        StorageVersionError: This version does not know the file's schema.
     """
     scripts = sorted(
         (int(script.name.split("_", 1)[0]), script.read_text(encoding="utf-8"))
@@ -100,8 +104,8 @@ def migrate(connection: sqlite3.Connection, migrations: Traversable, path: Path)
 def _refuse_newer(version: int, newest: int, path: Path) -> None:
     if version > newest:
         raise StorageVersionError(
-            f"{path} has schema {version}; this version of usage_plugin knows {newest}.",
-            hint="Install the version that wrote it, or a newer one.",
+            f"{path}: expected schema {newest} or older; found {version}.",
+            hint="Install the version of usage_plugin that wrote it, or a newer one.",
         )
 
 
@@ -111,7 +115,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Split a script where SQLite says that a statement is complete."""
+    """Yield the statements of a script, split where SQLite finds each complete."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

@@ -24,6 +24,7 @@ from usage_plugin.plugins.storage import (
     FORGOTTEN,
     ROLLUP_DIMENSIONS,
     Aggregate,
+    BackendContext,
     DailySum,
     EventPosition,
     Grouping,
@@ -31,7 +32,6 @@ from usage_plugin.plugins.storage import (
     StorageBackend,
     StorageError,
     StorageUnavailableError,
-    Surroundings,
     UsageEvent,
     UsageFilter,
     UsageStore,
@@ -387,13 +387,13 @@ class DuckdbBackend(StorageBackend[DuckdbOptions]):
     options_model = DuckdbOptions
 
     @asynccontextmanager
-    async def open(self, options: DuckdbOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
+    async def open(self, options: DuckdbOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
         """Open the file, creating it if there is none."""
-        path = surroundings.data_dir / options.path
+        path = context.data_dir / options.path
         with _translated(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         config = {"memory_limit": options.memory_limit, "threads": 1, "autoinstall_known_extensions": False}
-        store = DuckdbStore(path, surroundings.zone, config)
+        store = DuckdbStore(path, context.zone, config)
         try:
             await store.do(store.prepare)
             yield store

@@ -30,7 +30,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def section(tmp_path: Path) -> dict[str, Any]:
     """The section `usage_plugin:`, as a program writes it."""
-    return {"data_dir": str(tmp_path / "usage"), "admission": {"busy_wait": "0s"}, "limits": LIMITS}
+    return {"data_dir": str(tmp_path / "usage"), "admission": {"max_wait": "0s"}, "limits": LIMITS}
 
 
 @pytest.fixture

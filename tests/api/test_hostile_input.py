@@ -64,7 +64,7 @@ class Desk:
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     section = {
-        "data_dir": str(tmp_path_factory.mktemp("hostile") / "usage"), "admission": {"busy_wait": "0s"},
+        "data_dir": str(tmp_path_factory.mktemp("hostile") / "usage"), "admission": {"max_wait": "0s"},
         "limits": [{"name": "company", "per": "global", "window": "lifetime", "max_cost": "unlimited"}],
     }  # fmt: skip
     with closing(asyncio.new_event_loop()) as loop:

@@ -109,8 +109,8 @@ async def test_a_hundred_at_once_get_as_many_as_fit(tracker: UsageTracker) -> No
 
 
 async def test_a_budget_is_waited_for(section: dict[str, Any]) -> None:
-    """A budget that fits once others settle is admitted when they do."""
-    section["admission"] = {"busy_wait": "60s"}
+    """What fits once others settle is admitted when they do."""
+    section["admission"] = {"max_wait": "60s"}
     async with open_tracker(section) as tracker:
 
         async def second() -> None:

@@ -431,7 +431,7 @@ def test_a_store_that_does_not_work_is_a_problem(examine, books, monkeypatch):
     async def broken(self):
         raise StorageUnavailableError("the disk is full", hint="Make room.")
 
-    monkeypatch.setattr("usage_plugin.backends.sqlite.store.SqliteStore.health", broken)
+    monkeypatch.setattr("usage_plugin.backends.sqlite.sqlite_store.SqliteStore.health", broken)
     assert said(examine()["problem"], "the disk is full", "Make room.")
 
 

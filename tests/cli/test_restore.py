@@ -90,7 +90,8 @@ def test_files_that_cannot_list_their_records_are_rejected(tmp_path, noon):
     refused = Commands(path)("restore")
     assert refused.exit_code == 1
     assert (
-        "storage.options.files.backend: memory cannot be the files of a database.\nWrite partitioned" in refused.stderr
+        "storage.options.files.backend: expected a backend of files, such as partitioned; found memory.\nWrite partitioned"
+        in refused.stderr
     )
 
 
@@ -102,4 +103,4 @@ def test_only_a_hybrid_store_can_be_restored(tmp_path, noon):
     books.ledger.close()
     refused = Commands(path)("restore")
     assert refused.exit_code == 1
-    assert "sqlite keeps one copy" in refused.stderr
+    assert "sqlite keeps only one copy" in refused.stderr

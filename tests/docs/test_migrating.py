@@ -11,8 +11,8 @@ from tests.docs.test_docs import blocks
 from tests.migration.conftest import OldTracker, limits_of, profile_of
 from tests.migration.test_migrate import DAYS, MONTHS
 from tests.proxy.conftest import ROOT
-from usage_plugin.migration.old_limits import _KINDS
-from usage_plugin.migration.records import FindingKind
+from usage_plugin.migration.legacy_records import ImportFindingKind
+from usage_plugin.migration.limit_conversion import _KINDS
 
 PAGE = ROOT / "docs" / "migrating.md"
 
@@ -48,5 +48,5 @@ def test_what_the_page_says_to_type_works(tmp_path: Path) -> None:
 def test_every_kind_of_finding_and_limit_is_documented() -> None:
     """A reader of the report finds each word on the page."""
     text = PAGE.read_text()
-    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(FindingKind.__args__)
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(ImportFindingKind.__args__)
     assert all(f"`{kind.name}`" in text for kind in _KINDS)

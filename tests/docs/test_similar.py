@@ -6,11 +6,11 @@ import re
 
 from tests.proxy.conftest import ROOT
 from usage_plugin.cli.main import main
+from usage_plugin.contrib.chroma import UPDATE_INTERVAL, Options
+from usage_plugin.contrib.chroma.indexer import MOST_USERS
+from usage_plugin.contrib.chroma.similarity import EARLIER_WEEKS, LEAST_REQUESTS
+from usage_plugin.contrib.chroma.vector_store import INSTALL, MOST_AT_ONCE
 from usage_plugin.domain.behaviour import DIMENSIONS, PARTS
-from usage_plugin.observers.chroma import FOLLOW_EVERY, Options
-from usage_plugin.observers.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS
-from usage_plugin.observers.chroma.following import MOST_USERS
-from usage_plugin.observers.chroma.vectors import INSTALL, MOST_AT_ONCE
 
 PAGE = (ROOT / "docs" / "similar.md").read_text()
 
@@ -38,7 +38,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert f"fewer than {LEAST_REQUESTS} requests" in PAGE
     assert f"at most {MOST_USERS:,} users" in PAGE
     assert f"opened for {MOST_AT_ONCE} users" in PAGE
-    assert FOLLOW_EVERY == 3600
+    assert UPDATE_INTERVAL == 3600
     assert "at most once an hour" in PAGE
     assert INSTALL in PAGE
 

@@ -1,4 +1,4 @@
-"""Directories of the previous tracker, written as it wrote them, and what the store has after a migration."""
+"""Directories of the previous tracker in its own format, and the content of the store after a migration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from usage_plugin.config import Config, load_config
-from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
+from usage_plugin.migration.directory_migration import MigrationContext, migrate, preview
+from usage_plugin.migration.outcome import Outcome
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.books import days_of
 
@@ -127,7 +128,7 @@ def config_path(tmp_path: Path) -> Path:
 
 
 class Quiet:
-    """Progress that nobody sees."""
+    """Progress without a display."""
 
     def begin(self, what: str, total: int | None) -> None:
         pass
@@ -146,9 +147,9 @@ class House:
     def config(self) -> Config:
         return load_config(self.path)
 
-    def surroundings(self, kept: Callable[[str], str]) -> Surroundings:
+    def context(self, kept: Callable[[str], str]) -> MigrationContext:
         config = self.config
-        return Surroundings(
+        return MigrationContext(
             data_dir=config.data_dir,
             limits_file=config.migrated_limits,
             zone=config.timezone,
@@ -163,17 +164,17 @@ class House:
             try:
                 async with parts.open_store() as store:
                     kept = parts.make_pseudonyms().kept
-                    return await migrate(directory, self.surroundings(kept), Quiet(), opened.profiles, store)
+                    return await migrate(directory, self.context(kept), Quiet(), opened.profiles, store)
             finally:
                 opened.close()
 
         return asyncio.run(run())
 
     def preview(self, directory: Path) -> Outcome:
-        return preview(directory, self.surroundings(str), Quiet())
+        return preview(directory, self.context(str), Quiet())
 
     def days(self) -> dict[tuple[Any, ...], tuple[int, ...]]:
-        """What the store has: by user, day, model and provider."""
+        """The content of the store by user, day, model and provider."""
 
         async def read() -> dict[tuple[Any, ...], tuple[int, ...]]:
             async with Parts(self.config).open_store() as store:
@@ -185,7 +186,7 @@ class House:
         return asyncio.run(read())
 
     def costs(self) -> dict[tuple[str, str], int]:
-        """What the store has, in nano-dollars by user and day."""
+        """The costs in the store, in nano-dollars by user and day."""
         costs: dict[tuple[str, str], int] = {}
         for (user, day, *_), totals in self.days().items():
             costs[user, day] = costs.get((user, day), 0) + totals[-1]
@@ -199,7 +200,7 @@ class House:
             opened.close()
 
     def findings(self) -> list[dict[str, str]]:
-        """Everything that was told."""
+        """All findings."""
         lines = (self.config.data_dir / "migration_report.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 

@@ -14,7 +14,7 @@ from tests.migration.conftest import House, OldTracker, limits_of, profile_of, r
 from tests.support.waiting import eventually
 from usage_plugin.config import load_config
 from usage_plugin.domain.subjects import Subjects
-from usage_plugin.migration.automatic import reported
+from usage_plugin.migration.background import reported
 from usage_plugin.runtime import Runtime
 
 
@@ -121,7 +121,7 @@ def test_the_command_line_moves_in(old: OldTracker, house: House, moving: Path, 
     for words in (
         "(format 1): imported",
         "cost USD",
-        "total_cost is -1",
+        "total_cost: found -1",
         "They are in force",
         "counts and sums match the imported data",
     ):

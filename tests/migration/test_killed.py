@@ -1,4 +1,4 @@
-"""Killed at any moment and run again, a migration gives what one run gives."""
+"""A migration that is killed at any moment and repeated gives the result of one run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.migration.conftest import House, OldTracker, limits_of, profile_of, record
-from usage_plugin.migration.sources import STATE_FILE
+from usage_plugin.migration.legacy_sources import STATE_FILE
 
 USERS, DAYS = 200, 30
 
@@ -33,7 +33,7 @@ def fill(old: OldTracker) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one run gives."""
+    """The result of one run."""
     folder = tmp_path_factory.mktemp("whole")
     old = OldTracker(folder / "old")
     fill(old)
@@ -81,7 +81,7 @@ def is_renaming(old: OldTracker) -> bool:
 
 
 def test_killed_while_it_reads_imports_and_renames(old: OldTracker, house: House, whole: dict[str, Any]) -> None:
-    """SIGKILL in each phase, one after the other, and what is there in the end is what one run gives."""
+    """SIGKILL in each phase, one after the other; the final state equals that of one run."""
     fill(old)
     house.path.write_text("usage_plugin: {data_dir: data}\n")
     phases = [lambda: is_reading(house), lambda: is_importing(house), lambda: is_renaming(old)]

@@ -1,4 +1,4 @@
-"""Moving in from the previous tracker: everything arrives once, what cannot be right is told, nothing is lost."""
+"""Import from the previous tracker: everything arrives once, invalid records are reported, nothing is lost."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.migration.conftest import USD, House, OldTracker, limits_of, names_in, profile_of, record
-from usage_plugin.backends.partitioned.store import open_store
+from usage_plugin.backends.partitioned.partitioned_store import open_store
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import MigrationError
-from usage_plugin.migration import migrate as module
-from usage_plugin.migration import sources
+from usage_plugin.migration import directory_migration as module
+from usage_plugin.migration import legacy_sources
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event
 
@@ -82,12 +82,12 @@ def test_a_small_directory_moves_in(old: OldTracker, house: House, write: Any) -
     ]  # fmt: skip
     assert not outcome.not_renamed
     left = [name for name in names_in(old.directory) if "/" not in name and not name.endswith(".legacy_backup")]
-    assert left == [sources.STATE_FILE]
-    assert names_in(house.config.data_dir / "migration") == {"lock"}, "the draft holds who used what"
+    assert left == [legacy_sources.STATE_FILE]
+    assert names_in(house.config.data_dir / "migration") == {"lock"}, "the staging database names users"
 
 
 def test_the_limits_are_ordinary_ones(old: OldTracker, house: House) -> None:
-    """A limit for each kind with an override for each user; exact names; what is off, empty or wrong is left out."""
+    """A limit for each kind with an override for each user; exact names; disabled, empty or invalid ones are left out."""
     old.write("spending_limits.json", {"limits": [
         limits_of("ann", daily_limit=10.1, weekly_limit=20, monthly_limit=30, per_request_limit=1, per_session_limit=2,
                   provider_limits={"openai": 3.5, "x": None}, model_limits={"gpt*": 0.25}),
@@ -126,7 +126,7 @@ def test_thresholds_that_differ_are_told(old: OldTracker, house: House) -> None:
 
 
 def test_a_file_with_limits_that_was_changed_is_not_written_over(old: OldTracker, house: House) -> None:
-    """What somebody has written stays, the old limits keep their file, and the outcome says so."""
+    """An edited file stays, the old limits keep their file, and the outcome reports it."""
     old.write("spending_limits.json", {"limits": [limits_of("ann", daily_limit=1)]})
     target = house.config.migrated_limits
     target.parent.mkdir()
@@ -174,7 +174,7 @@ def test_persons_are_kept_as_privacy_says(old: OldTracker, house: House) -> None
 
 @pytest.mark.parametrize("kind", ["days", "database"])
 def test_odd_names_lose_nothing(old: OldTracker, house: House, kind: str) -> None:
-    """Whatever the previous tracker took for a user arrives: under its own name, or a made-up one that is listed."""
+    """Any user name of the previous tracker arrives: under its own name, or under a substitute that is listed."""
     days = {user: {"2026-01-01": record(1, number + 1)} for number, user in enumerate(ODD)}
     if kind == "days":
         old.days(days)
@@ -192,7 +192,7 @@ def test_odd_names_lose_nothing(old: OldTracker, house: House, kind: str) -> Non
 
 
 def test_two_users_that_become_one_are_added_up(old: OldTracker, house: House) -> None:
-    """Where names are folded or trimmed, nobody's usage displaces another's."""
+    """Where names are folded or trimmed, no user's usage displaces another's."""
     house.path.write_text("usage_plugin: {data_dir: data, identity: {casefold: true}}\n")
     old.days({name: {"2026-01-01": record(1, cost)} for name, cost in (("Ann", 1), ("ann", 2), ("ann ", 4))})
     house.migrate(old.directory)
@@ -202,21 +202,21 @@ def test_two_users_that_become_one_are_added_up(old: OldTracker, house: House) -
 @pytest.mark.parametrize(
     ("one", "reason"),
     [
-        (record(cost=-0.5), "total_cost is -0.5"),
-        (record(cost=float("nan")), "total_cost is 'NaN', not a number"),
-        (record(cost=float("inf")), "total_cost is 'Infinity', not a number"),
-        (record(cost=1e300), "total_cost is 1E+300"),
-        (record(cost="1"), "total_cost is '1', not a number"),  # type: ignore[arg-type]
-        (record(requests=-1), "total_requests is -1"),
-        (record(total_requests=1.5), "total_requests is 1.5, not a whole number"),
-        (record(total_input_tokens=10**100), "total_input_tokens is a number with dozens of digits"),
-        (record(failed_requests=True), "failed_requests is True, not a number"),
-        (7, "What stands there is no record"),
-        ([record()], "What stands there is no record"),
+        (record(cost=-0.5), "total_cost: found -0.5"),
+        (record(cost=float("nan")), "total_cost: expected a number; found 'NaN'"),
+        (record(cost=float("inf")), "total_cost: expected a number; found 'Infinity'"),
+        (record(cost=1e300), "total_cost: found 1E+300"),
+        (record(cost="1"), "total_cost: expected a number; found '1'"),  # type: ignore[arg-type]
+        (record(requests=-1), "total_requests: found -1"),
+        (record(total_requests=1.5), "total_requests: expected a whole number; found 1.5"),
+        (record(total_input_tokens=10**100), "total_input_tokens: found a number with dozens of digits"),
+        (record(failed_requests=True), "failed_requests: expected a number; found True"),
+        (7, "expected a record"),
+        ([record()], "expected a record"),
     ],
 )
 def test_what_cannot_be_right_is_rejected_and_told(old: OldTracker, house: House, one: Any, reason: str) -> None:
-    """It is not imported, it stops nothing, and the report says what it was."""
+    """It is not imported, it stops nothing, and the report describes it."""
     old.days({"ann": {"2026-01-01": one, "2026-01-02": record(cost=2)}})
     outcome = house.migrate(old.directory)
     assert house.costs() == {("ann", "2026-01-02"): 2 * USD}
@@ -283,7 +283,7 @@ def test_a_file_that_ends_early_is_imported_as_far_as_it_goes(old: OldTracker, h
     "text", ["", "[]", "7", "{", "nonsense", '{"ann": 5}', "\x00\xff", '{"ann": {"2026-01-01": {"total_cost": 1e}}}']
 )
 def test_a_file_that_holds_something_else_stops_nothing(old: OldTracker, house: House, text: str) -> None:
-    """It is told, and the others are imported."""
+    """It is reported, and the others are imported."""
     old.write("daily_usage.json", text)
     old.months({"eva": {"2026-01": record(1, 3)}})
     outcome = house.migrate(old.directory)
@@ -292,7 +292,7 @@ def test_a_file_that_holds_something_else_stops_nothing(old: OldTracker, house: 
 
 
 def test_a_damaged_database_is_told_and_the_files_count(old: OldTracker, house: House) -> None:
-    """Where the database cannot be read, the tree beside it is what there is."""
+    """If the database is unreadable, the tree next to it is the source."""
     old.tree(DAYS)
     (old.directory / "usage_aggregations.db").write_bytes(b"SQLite format 3\0" + os.urandom(5000))
     outcome = house.migrate(old.directory)
@@ -318,7 +318,7 @@ def test_of_database_and_files_the_one_with_more_requests_is_right(old: OldTrack
 
 
 def test_a_day_that_stands_there_twice_counts_once(old: OldTracker, house: House) -> None:
-    """JSON lets a key stand twice: the one with more requests is right, and it is told."""
+    """JSON allows duplicate keys: the one with more requests is right, and the duplicate is reported."""
     old.write(
         "daily_usage.json",
         f'{{"ann": {{"2026-01-01": {json.dumps(record(1, 9))}}}, "ann": {{"2026-01-01": {json.dumps(record(2, 1))}}}}}',
@@ -328,7 +328,7 @@ def test_a_day_that_stands_there_twice_counts_once(old: OldTracker, house: House
 
 
 def test_what_the_database_has_not_checkpointed_is_imported(old: OldTracker, house: House) -> None:
-    """Changes that stand beside the file belong to it."""
+    """Changes in the extra files of the database belong to it."""
     connection = old.database({})
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA wal_autocheckpoint = 0")
@@ -383,7 +383,7 @@ def test_a_directory_that_was_moved_is_known(old: OldTracker, house: House) -> N
 
 
 def test_what_was_added_since_follows(old: OldTracker, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A directory in use can be migrated again: what is more goes in, what is less is told."""
+    """A directory in use can be migrated again: an increase is imported, a decrease is reported."""
 
     def fail(source: Any) -> list[Path]:
         raise PermissionError(errno.EACCES, "Permission denied")
@@ -392,8 +392,8 @@ def test_what_was_added_since_follows(old: OldTracker, house: House, monkeypatch
     old.days({"ann": {"2026-01-01": record(2, 2), "2026-01-02": record(5, 5)}})
     old.months({"bo": {"2026-01": record(3, 3)}})
     assert house.migrate(old.directory).not_renamed == {
-        "daily_usage.json": "It cannot be renamed: Permission denied.",
-        "monthly_usage.json": "It cannot be renamed: Permission denied.",
+        "daily_usage.json": "Cannot rename it: Permission denied.",
+        "monthly_usage.json": "Cannot rename it: Permission denied.",
     }
     old.days({
         "ann": {"2026-01-01": record(3, 2.5), "2026-01-02": record(4, 5), "2026-01-03": record(1, 1)},
@@ -436,7 +436,7 @@ def test_a_read_only_directory_is_imported_once(old: OldTracker, house: House, m
 
 
 def test_a_dry_run_changes_nothing(old: OldTracker, house: House) -> None:
-    """It says what would come of it, and neither the directory nor the data folder is another."""
+    """It reports the expected outcome, and neither the directory nor the data folder changes."""
     format_1(old)
     names = names_in(old.directory)
     outcome = house.preview(old.directory)
@@ -469,28 +469,28 @@ def test_a_store_that_took_less_than_it_was_given_is_noticed(old: OldTracker, ho
     async def lose(store: Any, writer: str, numbered: Any) -> None:
         await append(store, writer, [*numbered[:-1], (numbered[-1][0], numbered[0][1])])
 
-    from usage_plugin.backends.sqlite.store import SqliteStore  # noqa: PLC0415
+    from usage_plugin.backends.sqlite.sqlite_store import SqliteStore  # noqa: PLC0415
 
     append = SqliteStore.append_sums
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SqliteStore, "append_sums", lose)
-        with pytest.raises(MigrationError, match="than before, but was given"):
+        with pytest.raises(MigrationError, match="expected an increase of"):
             house.migrate(old.directory)
     assert "daily_usage.json" in names_in(old.directory)
 
 
-def test_a_lost_draft_is_noticed(old: OldTracker, house: House) -> None:
-    """Half a migration cannot be gone on with when nobody knows which half it was."""
+def test_a_lost_staging_database_is_noticed(old: OldTracker, house: House) -> None:
+    """Half a migration cannot be resumed without knowing which half is done."""
     old.days(DAYS)
     (old.directory / "spending_limits.json").write_text("{")
     house.migrate(old.directory)
-    (draft,) = (house.config.data_dir / "migration").glob("*.db")
-    for path in draft.parent.glob("*.db*"):
+    (staging,) = (house.config.data_dir / "migration").glob("*.db")
+    for path in staging.parent.glob("*.db*"):
         path.unlink()
     for backup in old.directory.glob("daily*"):
         backup.unlink()
     old.days({"eva": {f"2026-01-{day:02d}": record() for day in range(1, 20)}})
-    with pytest.raises(MigrationError, match=r"3 sums of .* that the draft of that migration does not know"):
+    with pytest.raises(MigrationError, match=r"3 sums of .* that its staging database does not know"):
         house.migrate(old.directory)
     with pytest.raises(MigrationError, match="does not know"):
         house.migrate(old.directory)
@@ -498,34 +498,34 @@ def test_a_lost_draft_is_noticed(old: OldTracker, house: House) -> None:
 
 
 async def test_a_store_of_ours_is_not_imported(old: OldTracker) -> None:
-    """What the store keeps in files has the previous tracker's names: it is left where it is, and the rest is found."""
+    """The store's own files have the previous tracker's names: they are left alone, and the rest is found."""
     async with open_store(old.directory, ZoneInfo("UTC")) as store:
         await store.append("w", [(1, make_event())])
         await store.keep_profiles([UserProfile("ann")])
         await store.keep_limits([])
-    assert sources.find_sources(old.directory) == ([], [])
+    assert legacy_sources.find_sources(old.directory) == ([], [])
     old.database(DAYS).close()
     old.write("user_profiles.json", {"users": []})
-    found, _ = sources.find_sources(old.directory)
+    found, _ = legacy_sources.find_sources(old.directory)
     assert [source.kind for source in found] == ["database", "profiles"]
 
 
 @pytest.mark.parametrize("content", [None, "nonsense"])
 def test_a_directory_of_something_else_is_refused(old: OldTracker, house: House, content: str | None) -> None:
-    """The error says what is known, and nothing is left behind."""
+    """The error lists the known sources, and no file is left behind."""
     if content:
         old.write("daily_usage.json.legacy_backup", content)
-    with pytest.raises(MigrationError, match="There is nothing to import"):
+    with pytest.raises(MigrationError, match="Nothing to import in"):
         house.migrate(old.directory)
-    with pytest.raises(MigrationError, match="is no directory"):
+    with pytest.raises(MigrationError, match="expected a directory; found"):
         house.migrate(old.directory / "gone")
-    assert sources.STATE_FILE not in names_in(old.directory)
+    assert legacy_sources.STATE_FILE not in names_in(old.directory)
 
 
 def test_sums_that_cannot_be_added_up_are_refused(old: OldTracker, house: House) -> None:
     """A directory of nonsense must not break every report."""
     old.days({f"user-{number}": {"2026-01-01": record(1, 9_999_999)} for number in range(450)})
-    with pytest.raises(MigrationError, match="more than can be added up"):
+    with pytest.raises(MigrationError, match="expected sums of at most"):
         house.migrate(old.directory)
     assert house.costs() == {}
 
@@ -545,7 +545,7 @@ months = st.dictionaries(
 def test_what_the_store_has_is_what_the_directory_says(
     tmp_path_factory: Any, files: Any, database: Any, month: Any
 ) -> None:
-    """Whatever is in it: the sums in the store are those of the records that are right, worked out the simple way."""
+    """For any content, the sums in the store are those of the valid records, computed in a simple way."""
     folder = tmp_path_factory.mktemp("moving")
     old, path = OldTracker(folder / "old"), folder / "config.yaml"
     path.write_text("usage_plugin: {data_dir: data}\n")

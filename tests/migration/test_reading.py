@@ -1,4 +1,4 @@
-"""Old files are read as streams: memory is bounded, whatever fills the file, and no number stops the parser."""
+"""Old files are read as streams: memory is bounded for any content, and no number stops the parser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ values = st.recursive(
 
 
 def named(value: Any) -> Any:
-    """What a parser gives for a value, with words for what is no number."""
+    """The events of a parser for a value, with texts for Python's `NaN` and `Infinity`."""
     if isinstance(value, dict):
         return {key: named(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -40,7 +40,7 @@ def named(value: Any) -> Any:
 
 @given(values, st.integers(1, 9))
 def test_what_python_writes_for_no_number_is_read_as_a_text(value: Any, size: int) -> None:
-    """However the file is cut into pieces, and whatever stands in strings."""
+    """For any division of the file into blocks, and any content of strings."""
     file = Watched(io.BytesIO(json.dumps(value).encode()), lambda _: None)
     (found,) = ijson.items(_Numbers(file), "", buf_size=size, use_float=True)
     assert found == named(value)
@@ -87,7 +87,7 @@ def write_single_user(path: Path, size: int) -> int:
 
 
 def grown(tmp_path: Path, size: int) -> tuple[int, int]:
-    """How many bytes a process grows that migrates a file of a size, beyond what a small one takes."""
+    """Return the memory growth of a process that migrates a file, beyond that of a small file."""
     config = tmp_path / "config.yaml"
     config.write_text("usage_plugin: {data_dir: data}\n")
     small, large = tmp_path / "small", tmp_path / "large"

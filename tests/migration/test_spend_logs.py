@@ -1,4 +1,4 @@
-"""LiteLLM's own spend logs become usage events, each once, whatever is exported how often."""
+"""LiteLLM's own spend logs become usage events, each once, for any number of overlapping exports."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS
 from usage_plugin.domain.usage import UsageEvent
 from usage_plugin.errors import RejectedError, StorageUnavailableError
-from usage_plugin.migration.spend_logs import Imported, Naming, event_of, import_spend_logs
+from usage_plugin.migration.spend_logs import IdentityRules, Imported, event_of, import_spend_logs
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.tracker import ALWAYS
 
 KEY = "88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"
-NAMING = Naming(("key", "end_user"), casefold=False, json_field=None, keep=lambda subjects: subjects)
+NAMING = IdentityRules(("key", "end_user"), casefold=False, json_field=None, keep=lambda subjects: subjects)
 ROW: dict[str, Any] = {
     "request_id": "chatcmpl-1", "call_type": "acompletion", "api_key": KEY, "spend": 0.00012345678949,
     "total_tokens": 15, "prompt_tokens": 10, "completion_tokens": 5, "startTime": "2026-09-01T10:00:00.500Z",
@@ -83,7 +83,7 @@ def events(house: House) -> list[UsageEvent]:
 
 
 def test_a_row_is_an_event() -> None:
-    """Every field that means something here stands where a request's own event has it."""
+    """Every known field has the place that it has in a request's own event."""
     event = event_of(ROW, NAMING)
     assert event._replace(event_id="") == UsageEvent(
         event_id="", started_at=1_788_256_800_500_000, status="success", call_type="acompletion", duration_us=1_500_000,
@@ -133,17 +133,23 @@ def test_what_cannot_be_kept_as_it_is_gets_another_form() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"request_id": ""}, "no request_id"),
-        ({"request_id": None}, "no request_id"),
-        ({"spend": -1}, "spend is -1"),
-        ({"spend": "NaN"}, "spend is NaN"),
-        ({"spend": "much"}, "spend is 'much', not a number"),
-        ({"prompt_tokens": -1}, "prompt_tokens is -1"),
-        ({"prompt_tokens": 10**12}, "prompt_tokens is 1000000000000"),
-        ({"startTime": None}, "startTime is None, not a time"),
-        ({"startTime": "2026-02-30T10:00:00Z"}, "startTime is '2026-02-30T10:00:00Z', which there is not"),
-        ({"startTime": "1969-12-31T10:00:00Z"}, "startTime is '1969-12-31T10:00:00Z'"),
-        ({"endTime": "later"}, "endTime is 'later', not a time"),
+        ({"request_id": ""}, "request_id is missing"),
+        ({"request_id": None}, "request_id is missing"),
+        ({"spend": -1}, "spend: found -1, which is out of range"),
+        ({"spend": "NaN"}, "spend: found NaN, which is out of range"),
+        ({"spend": "much"}, "spend: expected a number; found 'much'"),
+        ({"prompt_tokens": -1}, "prompt_tokens: found -1, which"),
+        ({"prompt_tokens": 10**12}, "prompt_tokens: found 1000000000000, which"),
+        ({"startTime": None}, "startTime: expected a time; found None"),
+        (
+            {"startTime": "2026-02-30T10:00:00Z"},
+            "startTime: expected a time of the calendar; found '2026-02-30T10:00:00Z'",
+        ),
+        (
+            {"startTime": "1969-12-31T10:00:00Z"},
+            "startTime: expected a year between 1970 and 2199; found '1969-12-31T10:00:00Z'",
+        ),
+        ({"endTime": "later"}, "endTime: expected a time; found 'later'"),
     ],
 )
 def test_a_row_that_cannot_be_right_is_rejected(changes: dict[str, Any], message: str) -> None:
@@ -155,7 +161,7 @@ def test_a_row_that_cannot_be_right_is_rejected(changes: dict[str, Any], message
 
 @pytest.mark.parametrize("write", [jsonl, as_csv])
 def test_overlapping_exports_are_imported_once(house: House, tmp_path: Path, write: Any) -> None:
-    """Each request is one event, whichever files it stands in."""
+    """Each request is one event, in any number of files."""
     first = imported(house, write(tmp_path / "first", rows(1_200)))
     assert (first.rows, first.events, first.known) == (1_200, 1_200, 0)
     second = imported(house, write(tmp_path / "second", rows(1_200, first=600)))
@@ -166,7 +172,7 @@ def test_overlapping_exports_are_imported_once(house: House, tmp_path: Path, wri
 
 
 def test_csv_and_jsonl_give_the_same_events(house: House, tmp_path: Path) -> None:
-    """The form of an export is not part of what it says."""
+    """The format of an export does not change its content."""
     assert imported(house, jsonl(tmp_path / "a", rows(10))).events == 10
     assert imported(house, as_csv(tmp_path / "b", rows(10))).events == 0
 
@@ -190,8 +196,8 @@ def test_what_the_store_has_pruned_does_not_come_back(house: House, tmp_path: Pa
 
 
 def test_an_import_that_broke_off_goes_on(house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the store did not get is not taken for imported."""
-    from usage_plugin.backends.sqlite.store import SqliteStore  # noqa: PLC0415
+    """Rows that the store did not receive do not count as imported."""
+    from usage_plugin.backends.sqlite.sqlite_store import SqliteStore  # noqa: PLC0415
 
     calls = []
 
@@ -214,7 +220,7 @@ def test_an_import_that_broke_off_goes_on(house: House, tmp_path: Path, monkeypa
 
 
 def test_a_new_store_gets_everything(house: House, tmp_path: Path) -> None:
-    """What was imported is known by the store it went to."""
+    """Imported rows are known per store."""
     path = jsonl(tmp_path / "a", rows(10))
     imported(house, path)
     for file in house.config.data_dir.glob("usage.db*"):
@@ -233,7 +239,7 @@ def test_bad_rows_stop_nothing_and_are_listed(house: House, tmp_path: Path) -> N
 
 
 def test_a_csv_with_a_broken_row_goes_on(house: House, tmp_path: Path) -> None:
-    """A row of another length is told."""
+    """A row of another length is reported."""
     path = as_csv(tmp_path / "a", rows(3))
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "chatcmpl-9,acompletion", *lines[1:]]))
@@ -242,7 +248,7 @@ def test_a_csv_with_a_broken_row_goes_on(house: House, tmp_path: Path) -> None:
 
 
 def test_rows_of_our_own_time_can_be_left_out(house: House, tmp_path: Path) -> None:
-    """What usage_plugin has recorded itself must not come a second time."""
+    """Requests that usage_plugin has recorded itself must not be imported again."""
     done = imported(house, jsonl(tmp_path / "a", rows(10)), before=1_788_256_800_000_000 + 5 * 60_000_000)
     assert (done.events, done.later) == (5, 5)
 

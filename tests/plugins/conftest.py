@@ -1,4 +1,4 @@
-"""Plugins as people write them, in files beside a YAML, and a worker that loads them."""
+"""Plugins in files next to a YAML, as people write them, and a worker that loads them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Workplace:
         return await admit(runtime, ask(self.clock, cost=cost, **who))
 
     async def refuse(self, runtime: Runtime, cost: int = 200 * CENT, **who: Any) -> str:
-        """Ask for more than there is, and do with the refusal what the adapter does."""
+        """Request more than the limit allows, and handle the refusal as the adapter does."""
         refusal: Any = await self.ask(runtime, cost, **who)
         runtime.refusals.add(refusal)
         return str(refusal.ref)
@@ -90,7 +90,7 @@ def not_told(runtime: Runtime, kind: str = "not_told") -> dict[str, int]:
 
 
 class Chat(ThreadingHTTPServer):
-    """What a webhook leads to: keeps what is posted, and answers with a status."""
+    """A server of webhooks: it keeps the posted texts, and answers with a status."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Posts)

@@ -1,4 +1,4 @@
-"""The examples do what they say, loaded from the YAML as they stand, through a real worker."""
+"""The examples work unchanged: loaded from a YAML, in a real worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import ConfigError
-from usage_plugin.plugins import resolving as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.runtime import load_plugins
 from usage_plugin.tracking.admission import Admitted
 
@@ -61,14 +61,14 @@ async def test_slack_notifier_that_cannot_post_is_counted(
 
 
 def test_slack_notifier_checks_its_options(workplace: Workplace) -> None:
-    """A webhook that is no URL is found at the start."""
+    """A webhook with an invalid URL is an error at the start."""
     with pytest.raises(ConfigError, match=r"usage_plugin\.plugins\.0\.options\.webhook"):
         load_plugins(workplace.config(slack(webhook="file:///etc/passwd")))
 
 
 async def test_csv_groups_follows_its_file(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """People are in the groups that the CSV says, as it is now; one that is broken changes nothing and is counted."""
-    monkeypatch.setattr(resolving_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(resolvers_module, "REFRESH_INTERVAL", 0.05)
     people = workplace.folder / "people.csv"
     people.write_text(
         "user,group,since\nann,interns,2026\nann,berlin,2026\n Zoe , interns ,2026\n", encoding="utf-8-sig"

@@ -1,4 +1,4 @@
-"""Each hook does what its docstring says: one test for each, named for it, through a real worker and its files."""
+"""Each hook works as its docstring promises: one test for each, named for it, in a real worker with its files."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ async def test_usage_register_ledgers(workplace: Workplace) -> None:
         class Mine(SqliteLedgerBackend):
             name = "mine"
             opened = []
-            def open(self, options, surroundings):
-                self.opened.append(surroundings.data_dir)
-                return super().open(options, surroundings)
+            def open(self, options, context):
+                self.opened.append(context.data_dir)
+                return super().open(options, context)
         backend = Mine()
         @hookimpl
         def usage_register_ledgers(): return [backend]
@@ -105,7 +105,7 @@ async def test_usage_register_identity_resolvers(workplace: Workplace) -> None:
 
 
 async def test_usage_event_recorded(workplace: Workplace) -> None:
-    """Each recorded event is told once, in the plugin's own thread, when the ledger has it; recovered ones too."""
+    """Each recorded event arrives once, in the plugin's own thread, when the ledger has it; recovered ones too."""
     workplace.write("mine.py", TELLS.format(hook="usage_event_recorded", argument="event"))
     config = workplace.config("[{path: mine.py}]")
     ledger = Parts(config).open_ledger().ledger
@@ -124,7 +124,7 @@ async def test_usage_event_recorded(workplace: Workplace) -> None:
 
 
 async def test_usage_request_refused(workplace: Workplace) -> None:
-    """A refusal is told with all that the client may know, and nothing is told of what nobody felt."""
+    """A refusal arrives with all facts that the client may know; refusals of dry runs do not arrive."""
     workplace.write("mine.py", TELLS.format(hook="usage_request_refused", argument="refusal"))
     limits = """
     - {name: daily, per: user, window: day, max_cost: 1}
@@ -148,7 +148,7 @@ async def test_usage_request_refused(workplace: Workplace) -> None:
 
 
 async def test_usage_threshold_crossed(workplace: Workplace) -> None:
-    """An alert is told once; a plugin that wants no argument is told without one."""
+    """An alert arrives once; a plugin without an argument is called without one."""
     workplace.write("mine.py", TELLS.format(hook="usage_threshold_crossed", argument="alert"))
     workplace.write("bare.py", "told = []\n@hookimpl\ndef usage_threshold_crossed(): told.append(1)")
     runtime = workplace.start("[{path: mine.py}, {path: bare.py}]")
@@ -191,7 +191,7 @@ def test_usage_user_forgotten(workplace: Workplace) -> None:
 
 
 def test_a_plugin_that_does_not_forget_is_named(workplace: Workplace) -> None:
-    """The command fails, and the others have forgotten all the same; whoever repeats it needs no other remedy."""
+    """The command fails, and all others have erased the user; repeating it is the remedy."""
     workplace.write("broken.py", "@hookimpl\ndef usage_user_forgotten(user): raise OSError('the disk is full')")
     workplace.write("mine.py", FORGETS)
     for plugins in ("[{path: broken.py}, {path: mine.py}]", "[{path: mine.py}, {path: broken.py}]"):
@@ -218,7 +218,7 @@ def test_each_hook_is_used(hook: str) -> None:
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_each_hook_is_typed(hook: str) -> None:
-    """A hook says what it gives and what it wants, in types that can be looked up."""
+    """A hook's values have types that can be inspected."""
     signature = inspect.signature(HOOKS[hook], eval_str=True)
     assert signature.return_annotation is not inspect.Signature.empty
     assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
@@ -227,7 +227,7 @@ def test_each_hook_is_typed(hook: str) -> None:
 
 
 async def test_no_thread_is_started_for_nobody(workplace: Workplace) -> None:
-    """Without plugins nothing is told, and no thread waits for it."""
+    """Without plugins no notification is sent, and no thread waits for one."""
     runtime = workplace.start("[]")
     await workplace.spend(runtime)
     assert not runtime._listeners.events.anybody
@@ -240,7 +240,7 @@ def test_the_eight_lines_of_the_readme_are_eight_lines() -> None:
 
 
 async def test_the_eight_lines_of_the_readme_work(workplace: Workplace, capfd: pytest.CaptureFixture[str]) -> None:
-    """Copied as they stand, they print whom each request was of and what it cost."""
+    """Copied unchanged, they print the attribution and the cost of each request."""
     path = workplace.folder / "my_plugin.py"
     path.write_text(eight_lines())
     path.chmod(0o600)

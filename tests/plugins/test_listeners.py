@@ -1,4 +1,4 @@
-"""In a worker, what a listener does or does not do touches nothing else: not requests, not other plugins."""
+"""The actions and failures of a subscriber affect nothing else in a worker: no requests, no other plugins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def usage_event_recorded(event): raise asyncio.CancelledError("oops")
 async def test_one_that_raises_or_hangs_is_named_and_harms_nobody(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of three plugins one raises, one hangs, one is told of everything; requests go on, and both are counted."""
+    """Of three plugins one raises, one hangs, one receives everything; requests continue, and both failures are counted."""
     monkeypatch.setattr(listeners_module, "PATIENCE", 0.2)
     workplace.write("raises.py", RAISES)
     workplace.write(
@@ -79,7 +79,7 @@ async def test_what_waits_is_told_at_the_end(workplace: Workplace) -> None:
 
 
 async def test_one_that_hangs_does_not_hold_up_the_end(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end a plugin that does not return is left behind, and what it missed is counted."""
+    """At the end a hanging plugin is abandoned, and its lost notifications are counted."""
     monkeypatch.setattr(listeners_module.Listeners.stop, "__defaults__", (0.1,))
     workplace.write(
         "hangs.py",

@@ -1,4 +1,4 @@
-"""Plugins are found and checked at the start; what does not fit is an error that says where, why, and what to do."""
+"""Plugins are found and checked at the start; an invalid one is an error with the place, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from tests.plugins.conftest import IMPORTS
 from usage_plugin import runtime
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.plugins.loading import Chosen
-from usage_plugin.plugins.manager import NO_SURROUNDINGS, Plugins
+from usage_plugin.plugins.discovery import ConfiguredPlugin
+from usage_plugin.plugins.manager import NO_CONTEXT, Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS, load_plugins
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ def usage_event_recorded(event): pass
 
 
 def load(path: Path, **options: object) -> Plugins:
-    return Plugins(BUILTIN_PLUGINS, [Chosen("usage_plugin.plugins.0", path=path, options=options)], entry_points=False)
+    return Plugins(
+        BUILTIN_PLUGINS, [ConfiguredPlugin("usage_plugin.plugins.0", path=path, options=options)], entry_points=False
+    )
 
 
 def install(folder: Path, name: str, *points: str, version: str = "1.2") -> None:
-    """Write what pip writes of a distribution."""
+    """Write the metadata of a distribution, as pip does."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -62,7 +64,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_file_is_a_plugin(workplace: Workplace) -> None:
-    """A file is loaded under a name of its own, so that what needs its module, such as dataclasses, works."""
+    """A file is loaded under a unique name, so that code that needs its module, such as dataclasses, works."""
     path = workplace.write(
         "mine.py",
         f"""
@@ -82,7 +84,7 @@ def test_a_file_is_a_plugin(workplace: Workplace) -> None:
 
 
 def test_files_of_one_name_in_two_folders_are_two_modules(workplace: Workplace, tmp_path: Path) -> None:
-    """Two files do not share a module, whatever they are called."""
+    """Two files never share a module, even with equal names."""
     (tmp_path / "other").mkdir()
     first, second = workplace.write("mine.py", LISTENS), workplace.write("other/mine.py", LISTENS)
     modules = [load(path).brought[0].implements.__name__ for path in (first, second)]  # type: ignore[attr-defined]
@@ -90,7 +92,7 @@ def test_files_of_one_name_in_two_folders_are_two_modules(workplace: Workplace, 
 
 
 def test_a_path_starts_from_the_yaml(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path is looked for beside the YAML, not where the proxy was started."""
+    """A relative path starts in the folder of the YAML, not in the current folder."""
     workplace.write("mine.py", LISTENS)
     monkeypatch.chdir("/")
     assert load_plugins(workplace.config("[{path: ./mine.py}]")).brought[0].name == "mine"
@@ -101,19 +103,19 @@ def test_what_everybody_may_write_is_refused(workplace: Workplace, loose: str) -
     """A file that anybody may change, or exchange in its folder, does not run in the proxy."""
     path = workplace.write("mine.py", "raise SystemExit")
     (path.parent / loose).chmod(0o777)
-    with pytest.raises(PluginError, match="written by everybody") as error:
+    with pytest.raises(PluginError, match="writable by all users") as error:
         load(path)
     assert "chmod o-w" in str(error.value)
 
 
 def test_a_link_does_not_hide_who_may_write(workplace: Workplace, tmp_path: Path) -> None:
-    """What counts is the file behind a link, and its folder."""
+    """The target of a link counts, and its folder."""
     loose = tmp_path / "loose"
     loose.mkdir()
     real = workplace.write("loose/real.py", LISTENS)
     loose.chmod(0o777)
     (tmp_path / "mine.py").symlink_to(real)
-    with pytest.raises(PluginError, match="loose may be written by everybody"):
+    with pytest.raises(PluginError, match="loose is writable by all users"):
         load(tmp_path / "mine.py")
 
 
@@ -141,11 +143,11 @@ def test_what_belongs_to_somebody_else_is_refused(workplace: Workplace, monkeypa
     ],
 )
 def test_a_file_that_cannot_be_imported_says_why(workplace: Workplace, source: str, said: str) -> None:
-    """A broken file stops the start with its name, its path and what it raised, and leaves no module behind."""
+    """A broken file stops the start with its name, its path and its error, and leaves no module behind."""
     before = set(sys.modules)
     with pytest.raises(PluginError) as error:
         load(workplace.write("mine.py", source))
-    assert "The plugin mine (" in str(error.value)
+    assert "Cannot import the plugin mine (" in str(error.value)
     assert "mine.py)" in str(error.value)
     assert said in str(error.value)
     assert not [name for name in set(sys.modules) - before if name.startswith("usage_plugin_file")]
@@ -153,7 +155,7 @@ def test_a_file_that_cannot_be_imported_says_why(workplace: Workplace, source: s
 
 def test_a_file_that_is_not_there_says_where_it_was_looked_for(tmp_path: Path) -> None:
     """A wrong path names the whole path."""
-    with pytest.raises(PluginError, match="cannot be read: No such file") as error:
+    with pytest.raises(PluginError, match=r"Cannot read the plugin .*: No such file") as error:
         load(tmp_path / "mine.py")
     assert str(tmp_path / "mine.py") in str(error.value)
     (tmp_path / "mine.txt").write_text("")
@@ -169,9 +171,9 @@ class Options(interface.Options):
     times: int = 1
 
 class Plugin:
-    def __init__(self, options, surroundings):
+    def __init__(self, options, context):
         if options.room == "broken": raise ValueError("no such room")
-        self.options, self.surroundings = options, surroundings
+        self.options, self.context = options, context
     @hookimpl
     def usage_event_recorded(self, event): pass
 """
@@ -183,8 +185,8 @@ def test_options_are_checked_and_handed_over(workplace: Workplace) -> None:
     config = workplace.config('[{path: mine.py, options: {room: "#ops"}}]')
     made = load_plugins(config).brought[0].implements
     assert (made.options.room, made.options.times) == ("#ops", 1)  # type: ignore[attr-defined]
-    assert made.surroundings.config_dir == workplace.folder  # type: ignore[attr-defined]
-    assert made.surroundings.data_dir == workplace.folder / "data"  # type: ignore[attr-defined]
+    assert made.context.config_dir == workplace.folder  # type: ignore[attr-defined]
+    assert made.context.data_dir == workplace.folder / "data"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -204,13 +206,15 @@ def test_wrong_options_name_the_key(workplace: Workplace, options: dict[str, obj
 
 def test_options_that_nobody_takes_are_refused(workplace: Workplace) -> None:
     """Options for a plugin that takes none are a mistake, not a wish."""
-    with pytest.raises(PluginError, match=r"usage_plugin\.plugins\.0\.options: the plugin mine .* takes no options"):
+    with pytest.raises(
+        PluginError, match=r"usage_plugin\.plugins\.0\.options: expected no options for the plugin mine "
+    ):
         load(workplace.write("mine.py", LISTENS), room="x")
 
 
 def test_a_plugin_that_cannot_begin_is_named(workplace: Workplace) -> None:
-    """What `Plugin` raises stops the start."""
-    with pytest.raises(PluginError, match=r"mine .* cannot begin: .* ValueError: no such room"):
+    """An error of `Plugin` stops the start."""
+    with pytest.raises(PluginError, match=r"mine .* failed to start: .* ValueError: no such room"):
         load(workplace.write("mine.py", WITH_OPTIONS), room="broken")
 
 
@@ -230,15 +234,17 @@ def test_an_installed_package_is_loaded_configured_and_switched_off(workplace: W
     (packages / "acme_usage.py").write_text("raise SystemExit")
     del sys.modules["acme_usage"]
     assert load_plugins(workplace.config("[{package: acme_usage, enabled: false}]")).brought == []
-    with pytest.raises(PluginError, match=r"The plugin acme \(Acme\.Usage 1\.2\) cannot be imported"):
+    with pytest.raises(PluginError, match=r"Cannot import the plugin acme \(Acme\.Usage 1\.2\)"):
         load_plugins(workplace.config("[]"))
 
 
 def test_a_package_that_is_not_installed_is_named(workplace: Workplace, packages: Path) -> None:
-    """A misspelt package would switch nothing off: it is an error that lists what there is."""
+    """A misspelt package would disable nothing: it is an error that lists the installed ones."""
     install(packages, "acme-usage", "acme = acme_usage")
     config = workplace.config("[{package: acme, enabled: false}]")
-    with pytest.raises(PluginError, match=r"usage_plugin\.plugins\.0\.package: .*'acme' \(there are: acme-usage\)"):
+    with pytest.raises(
+        PluginError, match=r"usage_plugin\.plugins\.0\.package: expected .* \(acme-usage\); found 'acme'"
+    ):
         load_plugins(config)
 
 
@@ -246,20 +252,20 @@ def test_a_package_is_named_once(workplace: Workplace, packages: Path) -> None:
     """Of two entries for one package neither is silently passed over."""
     install(packages, "acme-usage", "acme = acme_usage")
     with pytest.raises(
-        PluginError, match=r"plugins\.1\.package: 'acme_usage' is named before, under usage_plugin\.plugins\.0"
+        PluginError, match=r"plugins\.1\.package: duplicate of usage_plugin\.plugins\.0; found 'acme_usage' twice"
     ):
         load_plugins(workplace.config("[{package: acme-usage, enabled: false}, {package: acme_usage}]"))
 
 
 def test_hooks_beside_the_class_are_refused(workplace: Workplace) -> None:
-    """A module is a plugin or has a class `Plugin`: what would not be called is said."""
-    with pytest.raises(PluginError, match="its usage_request_refused would not be called"):
+    """A module is a plugin or has a class `Plugin`: hooks that would not be called are an error."""
+    with pytest.raises(PluginError, match="expected usage_request_refused as methods of it"):
         load(
             workplace.write(
                 "mine.py", f"{WITH_OPTIONS}\n{LISTENS.replace('event_recorded(event', 'request_refused(refusal')}"
             )
         )
-    with pytest.raises(PluginError, match="checks nothing"):
+    with pytest.raises(PluginError, match=r"expected a subclass of usage_plugin\.plugins\.interface\.Options; found"):
         load(workplace.write("mine.py", WITH_OPTIONS.replace("(interface.Options)", "")))
 
 
@@ -272,63 +278,65 @@ def test_plugins_that_are_switched_off_are_not_touched(workplace: Workplace) -> 
 def ours(monkeypatch: pytest.MonkeyPatch, packages: Path) -> None:
     """A plugin that comes with usage_plugin and is off, by the name of ours."""
     (packages / "a_plugin_of_ours.py").write_text(f"{IMPORTS}\n{WITH_OPTIONS}")
-    monkeypatch.setattr(runtime.parts, "OPTIONAL_PLUGINS", {"ours": "a_plugin_of_ours"})
+    monkeypatch.setattr(runtime.composition, "OPTIONAL_PLUGINS", {"ours": "a_plugin_of_ours"})
 
 
 @pytest.mark.usefixtures("ours")
 def test_a_plugin_of_ours_that_is_off_is_turned_on_by_its_name(workplace: Workplace) -> None:
-    """It is loaded if it is named, with its options, and told in which file they stand."""
+    """It is loaded if it is named, with its options, and receives the path of the YAML."""
     assert load_plugins(workplace.config("[]")).brought == []
     assert load_plugins(workplace.config("[{name: ours, enabled: false}]")).brought == []
     config = workplace.config("[{name: ours, options: {room: x}}]")
     (found,) = load_plugins(config).brought
     assert (found.name, found.source) == ("ours", "optional")
     assert found.implements.options.room == "x"  # type: ignore[attr-defined]
-    assert found.implements.surroundings.config_file == config.path  # type: ignore[attr-defined]
+    assert found.implements.context.config_file == config.path  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("ours")
 def test_a_plugin_of_ours_is_named_once_and_as_it_is_called(workplace: Workplace) -> None:
     """A name that is wrong is answered with those that there are."""
-    with pytest.raises(PluginError, match=r"plugins\.0\.name: no plugin 'hours' comes with usage_plugin .*are: ours"):
+    with pytest.raises(PluginError, match=r"plugins\.0\.name: expected one of ours; found 'hours'"):
         load_plugins(workplace.config("[{name: hours}]"))
-    with pytest.raises(PluginError, match="Two plugins have the name ours"):
+    with pytest.raises(PluginError, match="expected unique names of plugins; found two named ours"):
         load_plugins(workplace.config("[{name: ours, options: {room: x}}, {name: ours, options: {room: x}}]"))
 
 
 @pytest.mark.parametrize("entry", ["{}", "{options: {a: b}}", "{path: a.py, package: b}", "{path: a.py, name: b}"])
 def test_an_entry_names_one_source(workplace: Workplace, entry: str) -> None:
     """A plugin is a file or a package."""
-    with pytest.raises(ConfigError, match=r"usage_plugin\.plugins\.0: name one source"):
+    with pytest.raises(
+        ConfigError, match=r"usage_plugin\.plugins\.0: expected exactly one of path .*, package .* and name"
+    ):
         workplace.config(f"[{entry}]")
 
 
-# ── what does not fit ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── invalid plugins ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     ("source", "said", "remedy"),
     [
         ("x = 1", "implements no hook", "usage_event_recorded"),
-        ("@hookimpl\ndef usage_event_recordet(event): pass", "no hook usage_event_recordet", "Is usage_event_recorded meant?"),
-        ("@hookimpl\ndef something(): pass", "no hook something", "There are: usage_register"),
+        ("@hookimpl\ndef usage_event_recordet(event): pass", "unknown hook: usage_event_recordet", "Did you mean usage_event_recorded?"),
+        ("@hookimpl\ndef something(): pass", "unknown hook: something", "The hooks are usage_register"),
         (f"{LISTENS}\ndef usage_request_refused(refusal): pass", "usage_request_refused of the plugin mine", "Write @hookimpl above it"),
-        ("@hookimpl\ndef usage_event_recorded(evt): pass", "wants evt", "usage_event_recorded(event)"),
-        ("@hookimpl\ndef usage_event_recorded(event, more): pass", "wants more", "usage_event_recorded(event)"),
-        ("@hookimpl\nasync def usage_event_recorded(event): pass", "no plain function", "without async"),
-        ("@hookimpl\ndef usage_event_recorded(event): yield", "no plain function", "without async"),
-        ("@hookimpl(wrapper=True)\ndef usage_event_recorded(event): yield", "is a wrapper", "plain one"),
-        ("@hookimpl\ndef usage_register_ledgers(): 1 / 0", "failed in usage_register_ledgers: ZeroDivisionError", "Mend it"),
-        ("@hookimpl\ndef usage_register_ledgers(): pass", "returned NoneType", "a list of LedgerBackend"),
-        ("@hookimpl\ndef usage_register_ledgers(): return [5]", "returned int", "objects of a LedgerBackend"),
-        (f"{RESOLVER}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver]", "the class Resolver", "objects of a"),
-        (f"{RESOLVER}\n@hookimpl\ndef usage_register_storage_backends(): return [Resolver()]", "returned Resolver", "StorageBackend"),
-        (f"{RESOLVER.replace('name = ', 'title = ')}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver()]", "without a name", "Give it name"),
+        ("@hookimpl\ndef usage_event_recorded(evt): pass", "unknown arguments: evt", "usage_event_recorded(event)"),
+        ("@hookimpl\ndef usage_event_recorded(event, more): pass", "unknown arguments: more", "usage_event_recorded(event)"),
+        ("@hookimpl\nasync def usage_event_recorded(event): pass", "expected a plain function", "without async"),
+        ("@hookimpl\ndef usage_event_recorded(event): yield", "expected a plain function", "without async"),
+        ("@hookimpl(wrapper=True)\ndef usage_event_recorded(event): yield", "found a wrapper", "Remove the wrapper option"),
+        ("@hookimpl\ndef usage_register_ledgers(): 1 / 0", "failed in usage_register_ledgers: ZeroDivisionError", "Fix it"),
+        ("@hookimpl\ndef usage_register_ledgers(): pass", "expected a list; found NoneType", "a list of LedgerBackend"),
+        ("@hookimpl\ndef usage_register_ledgers(): return [5]", "expected objects of LedgerBackend; found int", "a list of LedgerBackend"),
+        (f"{RESOLVER}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver]", "found the class Resolver", "a list of IdentityResolver objects"),
+        (f"{RESOLVER}\n@hookimpl\ndef usage_register_storage_backends(): return [Resolver()]", "expected objects of StorageBackend; found Resolver", "StorageBackend"),
+        (f"{RESOLVER.replace('name = ', 'title = ')}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver()]", "without a name", "Add name"),
         (
-            "class Mine(interface.StorageBackend):\n    name = 'mine'\n    def open(self, options, surroundings): ...\n@hookimpl\ndef usage_register_storage_backends(): return [Mine()]",
+            "class Mine(interface.StorageBackend):\n    name = 'mine'\n    def open(self, options, context): ...\n@hookimpl\ndef usage_register_storage_backends(): return [Mine()]",
             "without an options_model", "NoOptions",
         ),
-        (f"{RESOLVER}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver(), Resolver()]", "both register a identity resolver", "Switch one"),
+        (f"{RESOLVER}\n@hookimpl\ndef usage_register_identity_resolvers(): return [Resolver(), Resolver()]", "both register the identity resolver", "Disable one"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_names_plugin_hook_and_remedy(
@@ -347,7 +355,7 @@ def test_what_does_not_fit_names_plugin_hook_and_remedy(
 
 
 def test_two_backends_of_one_name_are_named(workplace: Workplace) -> None:
-    """Who takes the name of a built-in backend is told whose it is."""
+    """A plugin that uses the name of a built-in backend is an error that names both."""
     path = workplace.write(
         "mine.py",
         """
@@ -356,7 +364,7 @@ def test_two_backends_of_one_name_are_named(workplace: Workplace) -> None:
         def usage_register_storage_backends(): return [MemoryBackend()]
     """,
     )
-    with pytest.raises(PluginError, match="both register a storage backend named 'memory'") as error:
+    with pytest.raises(PluginError, match="both register the storage backend 'memory'") as error:
         load(path)
     assert "usage_plugin.backends.memory" in str(error.value)
     assert str(path) in str(error.value)
@@ -367,19 +375,19 @@ def test_two_plugins_of_one_name_are_named(workplace: Workplace, packages: Path,
     (tmp_path / "other").mkdir()
     workplace.write("mine.py", LISTENS)
     workplace.write("other/mine.py", LISTENS)
-    with pytest.raises(PluginError, match=r"Two plugins have the name mine: .*mine\.py and .*other/mine\.py"):
+    with pytest.raises(PluginError, match=r"found two named mine: .*mine\.py and .*other/mine\.py"):
         load_plugins(workplace.config("[{path: mine.py}, {path: other/mine.py}]"))
     (packages / "acme_one.py").write_text(f"from usage_plugin.plugins import hookimpl\n{LISTENS}")
     install(packages, "acme-one", "acme = acme_one")
     install(packages, "acme-two", "acme = acme_one")
-    with pytest.raises(PluginError, match=r"Two plugins have the name acme: .*acme-one 1\.2|acme-two 1\.2"):
+    with pytest.raises(PluginError, match=r"found two named acme: .*acme-one 1\.2|acme-two 1\.2"):
         load_plugins(workplace.config("[]"))
 
 
 def test_registering_can_be_traced(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """USAGE_PLUGIN_TRACE_PLUGINS=1 prints each call of a registering hook, with what it gave."""
+    """`USAGE_PLUGIN_TRACE_PLUGINS`=1 prints each call of a registering hook, with its result."""
     path = workplace.write("mine.py", REGISTERS)
     load(path)
     assert capsys.readouterr().err == ""
@@ -391,7 +399,7 @@ def test_registering_can_be_traced(
 
 
 def test_what_is_loaded_is_known(workplace: Workplace) -> None:
-    """Each plugin is listed with its source, its hooks and what it registers."""
+    """Each plugin is listed with its source, its hooks and its registered objects."""
     plugins = load(workplace.write("mine.py", REGISTERS + LISTENS))
     *builtin, mine = plugins.loaded
     assert [plugin.found.name for plugin in builtin] == list(BUILTIN_PLUGINS)
@@ -401,9 +409,9 @@ def test_what_is_loaded_is_known(workplace: Workplace) -> None:
 
 
 def test_the_builtin_plugins_alone_need_nothing() -> None:
-    """Without a YAML there are the built-in plugins, and nothing of what is installed here beside them."""
+    """Without a YAML only the built-in plugins are loaded, and none of the installed ones here."""
     plugins = Plugins(BUILTIN_PLUGINS, entry_points=False)
     assert plugins.brought == []
     assert set(plugins.storage_backends) >= {"sqlite", "memory"}
-    assert NO_SURROUNDINGS.config_dir == Path()
+    assert NO_CONTEXT.config_dir == Path()
     assert metadata.version("usage-plugin") in plugins.loaded[0].found.location

@@ -1,4 +1,4 @@
-"""Identity resolvers name groups off the hot path, and what they do wrong is contained."""
+"""Identity resolvers name groups off the hot path, and their failures are contained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.plugins.conftest import not_told
 from tests.support.waiting import eventually
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import ConfigError, PluginError
-from usage_plugin.plugins import resolving as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.runtime import open_reader
 from usage_plugin.tracking.admission import Admitted
 
@@ -41,7 +41,7 @@ def usage_register_identity_resolvers(): return [people]
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolving_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(resolvers_module, "REFRESH_INTERVAL", 0.05)
 
 
 def people_of(runtime: Any) -> Any:
@@ -77,7 +77,7 @@ async def test_groups_of_the_yaml_stay(workplace: Workplace) -> None:
 
 
 async def test_a_change_counts_once_it_is_seen(workplace: Workplace) -> None:
-    """Another version makes the worker ask anew, and the workers' rules differ until all have seen it."""
+    """Another version makes the worker resolve again, and the workers' rules differ until all have it."""
     workplace.write("mine.py", PEOPLE)
     runtime = workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     people, digest = people_of(runtime), runtime.rules.digest
@@ -108,7 +108,7 @@ async def test_one_that_fails_puts_nobody_into_its_groups(
 
 
 async def test_what_was_known_stays_while_a_look_fails(workplace: Workplace) -> None:
-    """A resolver that cannot look for changes is counted, and goes by what it knew."""
+    """The failure of a refresh is counted, and the previous data stays in use."""
     workplace.write("mine.py", PEOPLE)
     runtime = workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     people_of(runtime).fails = {"refresh"}
@@ -119,7 +119,7 @@ async def test_what_was_known_stays_while_a_look_fails(workplace: Workplace) -> 
 
 async def test_a_look_that_hangs_holds_up_nothing(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resolver that hangs while it looks for changes is counted; the keeper goes on, and so does the end."""
-    monkeypatch.setattr(resolving_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(resolvers_module, "HANG_TIMEOUT", 0.1)
     workplace.write(
         "mine.py",
         f"""{PEOPLE}
@@ -138,7 +138,7 @@ People.refresh = lambda self: next(looks, lambda: waking.wait(60) and "1")()
 
 
 async def test_groups_of_people_under_pseudonyms(workplace: Workplace, caplog: pytest.LogCaptureFixture) -> None:
-    """A resolver is asked by the real name; what only the history knows by a pseudonym is in no group, as the log says."""
+    """A resolver receives the real name; a name that only the history has, as a pseudonym, is in no group, as the log shows."""
     caplog.set_level("WARNING")
     workplace.write("mine.py", PEOPLE)
     more = f"  privacy: {{user: pseudonym}}\n{IDENTITY}"
@@ -152,7 +152,7 @@ async def test_groups_of_people_under_pseudonyms(workplace: Workplace, caplog: p
 
 @pytest.mark.parametrize("answer", ['"interns"', "5", "[None]"])
 async def test_answers_that_are_no_names_are_failures(workplace: Workplace, answer: str) -> None:
-    """Text where a list belongs, or what is no text, puts nobody into a group."""
+    """A text in place of a list, or other values than texts, put no user into a group."""
     workplace.write("mine.py", f"{PEOPLE}\nPeople.groups_of = lambda self, user: {answer}")
     runtime = workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     assert await is_admitted(workplace, runtime, "ann")
@@ -162,12 +162,12 @@ async def test_answers_that_are_no_names_are_failures(workplace: Workplace, answ
 async def test_one_that_cannot_begin_stops_the_start_and_no_reader(
     workplace: Workplace, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A first look that fails is an error for the proxy, which names the resolver; who reads is warned."""
+    """A failed first refresh is an error for the proxy, which names the resolver; readers get a warning."""
     workplace.write("mine.py", PEOPLE)
     await workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY).close()
     workplace.runtimes.clear()
     workplace.write("mine.py", f"{PEOPLE}\npeople.fails = {{'refresh'}}")
-    with pytest.raises(PluginError, match="The identity resolver people cannot begin: SystemExit: away"):
+    with pytest.raises(PluginError, match="The identity resolver people failed to start: SystemExit: away"):
         workplace.start("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)
     async with open_reader(workplace.config("[{path: mine.py}]", limits=INTERNS, more=IDENTITY)) as reader:
         assert reader.limits.groups_of("ann") == ()
@@ -186,7 +186,7 @@ async def test_a_changed_yaml_chooses_among_those_that_are_there(
     workplace.config("[]", limits=INTERNS, more="  identity: {groups_from: [others]}")
     await eventually(lambda: "config.needs_restart" in caplog.text)
     assert "keys=['plugins', 'identity']" in caplog.text
-    assert "there is no resolver 'others' (there are: people)" in caplog.text
+    assert "expected a registered resolver (people); found 'others'" in caplog.text
     assert runtime.config.identity.groups_from == ("people",)
     assert not await is_admitted(workplace, runtime, "ann")
 
@@ -194,13 +194,13 @@ async def test_a_changed_yaml_chooses_among_those_that_are_there(
 @pytest.mark.parametrize(
     ("identity", "said"),
     [
-        ("{groups_from: [others]}", "identity.groups_from: there is no resolver 'others' (there are: people)"),
-        ('{user: ["resolver:others"]}', "identity.user: there is no resolver 'others'"),
-        ('{user: ["resolver:people"]}', "identity.user: the resolver 'people' has no user_of"),
+        ("{groups_from: [others]}", "identity.groups_from: expected a registered resolver (people); found 'others'"),
+        ('{user: ["resolver:others"]}', "identity.user: expected a registered resolver (people); found 'others'"),
+        ('{user: ["resolver:people"]}', "identity.user: expected a resolver with user_of; 'people' has none"),
     ],
 )
 def test_a_resolver_that_cannot_be_used_so_is_named(workplace: Workplace, identity: str, said: str) -> None:
-    """What `identity` names must be there and do what it is named for."""
+    """A resolver in `identity` must exist and have the method of its key."""
     workplace.write("mine.py", PEOPLE.replace("def user_of", "def user_off"))
     with pytest.raises(ConfigError) as error:
         workplace.start("[{path: mine.py}]", more=f"  identity: {identity}")
@@ -209,6 +209,6 @@ def test_a_resolver_that_cannot_be_used_so_is_named(workplace: Workplace, identi
 
 def test_unknown_groups_are_mistakes_as_long_as_all_are_in_the_yaml(workplace: Workplace) -> None:
     """Only a resolver can know more groups than the YAML."""
-    with pytest.raises(ConfigError, match="no group 'interns'"):
+    with pytest.raises(ConfigError, match="found 'interns'"):
         workplace.config("[]", limits=INTERNS)
     workplace.config("[]", limits=INTERNS, more=IDENTITY)

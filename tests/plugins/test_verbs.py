@@ -32,7 +32,7 @@ def usage_register_storage_backends():
     return [Backend()]
 """
 OPEN = """@asynccontextmanager
-    async def open(self, options, surroundings):
+    async def open(self, options, context):
         yield Store()
 """
 VERBS = sorted(UsageStore.__abstractmethods__)
@@ -64,7 +64,7 @@ def check(folder: Path, source: str) -> tuple[int, str]:
 
 
 def test_a_whole_store_is_fine(tmp_path: Path) -> None:
-    """Whatever names its arguments have, a store with every method passes."""
+    """With any names of arguments, a store with every method passes."""
     assert check(tmp_path, BACKEND.format(store=store(), open=OPEN))[0] == 0
 
 
@@ -76,16 +76,16 @@ def test_a_store_without_a_method_is_named(tmp_path: Path, verb: str) -> None:
     assert "storage backend thirds" in text
     assert "thirds.py" in text
     assert f"def {verb}(self" in text
-    assert text.count("it lacks") == 1
+    assert text.count("missing `") == 1
 
 
 def test_a_misspelt_method_is_named_with_the_right_one(tmp_path: Path) -> None:
-    """What its author has written in its place is said too."""
+    """A similar name in its place is mentioned too."""
     code, text = check(
         tmp_path, BACKEND.format(store=store(aggregate="async def agregate(self, *arguments): ..."), open=OPEN)
     )
     assert code == 1
-    assert "(it has agregate: is that meant?)" in text
+    assert "(did you mean agregate?)" in text
 
 
 def test_a_method_that_cannot_be_called_is_named(tmp_path: Path) -> None:
@@ -96,15 +96,15 @@ def test_a_method_that_cannot_be_called_is_named(tmp_path: Path) -> None:
     ):
         code, text = check(tmp_path, BACKEND.format(store=store(prune=found), open=OPEN))
         assert code == 1
-        assert "prune is called as `async def prune(self, *, events_before" in text
+        assert "prune must accept the call `async def prune(self, *, events_before" in text
 
 
 def test_a_backend_without_its_method_is_named(tmp_path: Path) -> None:
     """So is a backend that cannot open its store, or calls it otherwise."""
-    code, text = check(tmp_path, BACKEND.format(store=store(), open="def opens(self, options, surroundings): ..."))
+    code, text = check(tmp_path, BACKEND.format(store=store(), open="def opens(self, options, context): ..."))
     assert code == 1
-    assert "it lacks `def open(self, options" in text
-    assert "(it has opens: is that meant?)" in text
+    assert "missing `def open(self, options" in text
+    assert "(did you mean opens?)" in text
 
 
 def test_a_base_that_others_complete_is_fine(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_base_that_others_complete_is_fine(tmp_path: Path) -> None:
 
 
 def test_a_store_of_ours_with_another_method_is_fine(tmp_path: Path) -> None:
-    """What is inherited counts."""
+    """Inherited methods count."""
     assert MemoryStore.aggregate
     inherited = (
         "from usage_plugin.backends.memory import MemoryStore\n"
@@ -127,11 +127,11 @@ def test_a_store_of_ours_with_another_method_is_fine(tmp_path: Path) -> None:
 
 
 def test_the_proxy_does_not_start_with_such_a_store(tmp_path: Path) -> None:
-    """What `check` names is what a worker is stopped by, in the same words."""
+    """The error of `check` stops a worker too, in the same words."""
     from usage_plugin.config import load_config  # noqa: PLC0415
     from usage_plugin.errors import PluginError  # noqa: PLC0415
     from usage_plugin.runtime import Parts  # noqa: PLC0415
 
     check(tmp_path, BACKEND.format(store=store(append=""), open=OPEN))
-    with pytest.raises(PluginError, match="it lacks `async def append"):
+    with pytest.raises(PluginError, match="missing `async def append"):
         Parts(load_config(tmp_path / "config.yaml"))

@@ -361,7 +361,7 @@ def odd_proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> I
         {"name": "dollar", "per": "user", "match": {"user": ["dollar-*", "single-*"]}, "window": "day", "max_cost": 1},
         {"name": "single", "per": "user", "match": {"user": "single-*"}, "max_parallel_requests": 1},
     ]
-    admission = {"orphan_grace": "4s", "busy_wait": "0s", "on_cut_stream": "reserved", "on_unmetered": str(FLAT)}
+    admission = {"orphan_grace": "4s", "max_wait": "0s", "on_cut_stream": "reserved", "on_unmetered": str(FLAT)}
     config = proxy_config(upstream, {"limits": limits, "admission": admission})
     ours = "usage_plugin.proxy.callback"
     keeping = {"guardrail": "guard.Keeping", "mode": "post_call", "default_on": True}

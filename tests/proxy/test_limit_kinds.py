@@ -89,7 +89,7 @@ COUNTED = "gpt-4o"
 
 @pytest.fixture(scope="module")
 def config(upstream: Upstream) -> dict[str, Any]:
-    admission = {"on_short_budget": "clamp", "busy_wait": "2s", "orphan_grace": f"{GRACE}s"}
+    admission = {"on_short_budget": "clamp", "max_wait": "2s", "orphan_grace": f"{GRACE}s"}
     made = proxy_config(upstream, {"limits": LIMITS, "admission": admission})
     base = {"api_base": f"{upstream.url}/v1", "api_key": "none"}
     made["model_list"].append({"model_name": COUNTED, "litellm_params": {"model": f"openai/{COUNTED}", **base}})

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.support.waiting import eventually
-from usage_plugin.config.file import load_config
+from usage_plugin.config.loader import load_config
 from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Runtime
 

@@ -10,7 +10,7 @@ import pytest
 from usage_plugin.config import IdentityConfig
 from usage_plugin.domain.subjects import ANONYMOUS, INTERNAL, MOST_TAGS
 from usage_plugin.errors import IdentityRequiredError, SubjectNameError
-from usage_plugin.plugins.resolving import Resolvers
+from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.proxy import exchange
 from usage_plugin.proxy.identity import resolve
 from usage_plugin.testing.clock import FakeClock

@@ -9,9 +9,9 @@ import pytest
 from usage_plugin.config import IdentityConfig
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 from usage_plugin.errors import ResolverFailedError, SubjectNameError
-from usage_plugin.plugins import resolving as resolving_module
+from usage_plugin.plugins import identity_resolvers as resolvers_module
+from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.plugins.interface import Claim, IdentityResolver
-from usage_plugin.plugins.resolving import Resolvers
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.failures import Failures
 
@@ -98,7 +98,7 @@ def test_one_that_takes_its_time_is_named_once(
     who: Who, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A resolver that holds up the worker is a line in the log."""
-    monkeypatch.setattr(resolving_module, "SLOW_NS", -1)
+    monkeypatch.setattr(resolvers_module, "SLOW_NS", -1)
     for _ in range(3):
         who(headers={"x-badge": "ann"})
     assert caplog.text.count("identity.resolver_slow") == 1

@@ -154,10 +154,10 @@ def test_the_command_line_reads_every_shape(tmp_path: Path, shape: str) -> None:
         ({"config.yaml": "include: b.yaml\nmodel_list: []\n"}, "include: expected a list of paths; found 'b.yaml'"),
         ({"config.yaml": "include: [5]\nmodel_list: []\n"}, "include: expected a list of paths"),
         ({"config.yaml": "include:\nmodel_list: []\n"}, "include: expected a list of paths; found 'None'"),
-        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n"}, r"b\.yaml cannot be read: No such file or directory. include in"),
-        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "- a\n"}, r"b\.yaml cannot be included"),
-        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "just text"}, r"b\.yaml cannot be included"),
-        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "a: [\n"}, r"b\.yaml is not valid YAML"),
+        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n"}, r"Cannot read .*b\.yaml: No such file or directory. include in"),
+        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "- a\n"}, r"Cannot include .*b\.yaml"),
+        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "just text"}, r"Cannot include .*b\.yaml"),
+        ({"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "a: [\n"}, r"Invalid YAML in .*b\.yaml"),
     ],
 )  # fmt: skip
 def test_what_litellm_refuses_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
@@ -172,7 +172,9 @@ def test_what_litellm_refuses_is_refused(tmp_path: Path, files: dict[str, str], 
 def test_a_section_in_two_files_is_refused(tmp_path: Path) -> None:
     """LiteLLM would let the last one count, and the limits of the other would be gone without a word."""
     path = write(tmp_path, {"config.yaml": f"include: [b.yaml]\nmodel_list: []\n{OURS}", "b.yaml": OURS})
-    with pytest.raises(ConfigError, match=r"usage_plugin: stands in .*config\.yaml and .*b\.yaml; write it once"):
+    with pytest.raises(
+        ConfigError, match=r"usage_plugin: found in .*config\.yaml and .*b\.yaml; write it in one of them"
+    ):
         load_config(path)
 
 
@@ -182,7 +184,7 @@ def test_mistakes_name_the_file_they_are_in(tmp_path: Path) -> None:
         tmp_path,
         {"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "# one\nusage_plugin: {cache: {size: 0}}\n"},
     )
-    with pytest.raises(ConfigError, match=r"b\.yaml cannot be used:\n  line 2: usage_plugin\.cache\.size"):
+    with pytest.raises(ConfigError, match=r"Invalid configuration: .*b\.yaml\n  line 2: usage_plugin\.cache\.size"):
         load_config(path)
 
 

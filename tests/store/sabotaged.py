@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 from usage_plugin.backends.memory import MemoryStore
-from usage_plugin.backends.sqlite.store import SqliteStore, open_store
+from usage_plugin.backends.sqlite.sqlite_store import SqliteStore, open_store
 from usage_plugin.domain.store import Aggregate, UsageFilter, daily_sum
 from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.plugins.interface import NoOptions, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, NoOptions, StorageBackend
 from usage_plugin.testing import StoreContract
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class SabotagedBackend(StorageBackend[NoOptions]):
         self._class = store_class
 
     @asynccontextmanager
-    async def open(self, options: NoOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
+    async def open(self, options: NoOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
         if issubclass(self._class, MemoryStore):
-            yield self._class(surroundings.zone)
+            yield self._class(context.zone)
             return
-        async with open_store(surroundings.data_dir / "usage.db", surroundings.zone) as store:
+        async with open_store(context.data_dir / "usage.db", context.zone) as store:
             store.__class__ = self._class
             yield store
 
@@ -57,9 +57,9 @@ class WithoutDirectory(SabotagedBackend):
     """Lets the driver's own error out where a store cannot be opened."""
 
     @asynccontextmanager
-    async def open(self, options: NoOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
+    async def open(self, options: NoOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
         try:
-            async with super().open(options, surroundings) as store:
+            async with super().open(options, context) as store:
                 yield store
         except StorageError as error:
             raise error.__cause__ or error from None
@@ -69,8 +69,8 @@ class WithoutZone(SabotagedBackend):
     """Takes every zone for the first one."""
 
     @asynccontextmanager
-    async def open(self, options: NoOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
-        async with super().open(options, Surroundings(surroundings.data_dir, BERLIN)) as store:
+    async def open(self, options: NoOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
+        async with super().open(options, BackendContext(context.data_dir, BERLIN)) as store:
             yield store
 
 
@@ -78,10 +78,10 @@ class WithFolders(SabotagedBackend):
     """Writes a file for each user, under their name as it is."""
 
     @asynccontextmanager
-    async def open(self, options: NoOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
-        surroundings.data_dir.mkdir(parents=True)
-        async with super().open(options, surroundings) as store:
-            store.folder = surroundings.data_dir  # type: ignore[attr-defined]
+    async def open(self, options: NoOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
+        context.data_dir.mkdir(parents=True)
+        async with super().open(options, context) as store:
+            store.folder = context.data_dir  # type: ignore[attr-defined]
             yield store
 
 
@@ -105,7 +105,7 @@ def breaks(
     return register
 
 
-# ── in memory: what is stored, streamed and summed ───────────────────────────────────────────────────────────────────
+# ── in memory: stored, streamed and summed records ───────────────────────────────────────────────────────────────────
 
 
 @breaks("test_a_new_store_is_empty")
@@ -398,7 +398,7 @@ class ProbesWithAnEvent(SqliteStore):
 
 PROBE = decode_event('{"v": 1, "event_id": "probe", "started_at": 1, "status": "success", "call_type": "probe"}')
 
-# ── in files: what is left after a fault ─────────────────────────────────────────────────────────────────────────────
+# ── in files: the state after a fault ────────────────────────────────────────────────────────────────────────────────
 
 
 @breaks("test_everything_survives_reopening", durable=True)

@@ -1,4 +1,4 @@
-"""What is particular to the hybrid store: what becomes of it while its database is away, and that it comes back."""
+"""The hybrid store: its behaviour while its database is unavailable, and the recovery."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 
 from tests.support.waiting import eventually
 from usage_plugin.backends.hybrid import database as database_module
-from usage_plugin.backends.hybrid import following
+from usage_plugin.backends.hybrid import replication
 from usage_plugin.domain.store import Reports, UsageFilter
 from usage_plugin.errors import ConfigError, StorageUnavailableError
-from usage_plugin.plugins.interface import Surroundings
+from usage_plugin.plugins.interface import BackendContext
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS
 from usage_plugin.testing.books import contents_of, totals_in
@@ -35,14 +35,14 @@ MANY = 3_000
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("usage_plugin.backends.sqlite.store._BUSY_TIMEOUT", 0.1)
-    monkeypatch.setattr(following, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(following, "LONGEST_PAUSE", 0.1)
-    monkeypatch.setattr(database_module, "AWAY_FOR", 0.05)
+    monkeypatch.setattr("usage_plugin.backends.sqlite.connections._BUSY_TIMEOUT", 0.1)
+    monkeypatch.setattr(replication, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(replication, "MAX_PAUSE", 0.1)
+    monkeypatch.setattr(database_module, "RETRY_AFTER", 0.05)
 
 
 class Folder:
-    """A data folder, and what is stored in it by either part alone."""
+    """A data folder, and the records that either part has alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -51,12 +51,12 @@ class Folder:
     @asynccontextmanager
     async def opened(self, name: str = "hybrid", **options: Any) -> AsyncIterator[UsageStore]:
         backend = BACKENDS[name]
-        surroundings = Surroundings(self.path, BERLIN, storage_backends=BACKENDS)
-        async with backend.open(backend.options_model.model_validate(options), surroundings) as store:
+        context = BackendContext(self.path, BERLIN, storage_backends=BACKENDS)
+        async with backend.open(backend.options_model.model_validate(options), context) as store:
             yield store
 
     async def agree(self) -> None:
-        """Each part alone has what the other has."""
+        """Each part alone has the records of the other."""
         async with self.opened("partitioned") as files, self.opened("sqlite") as store:
             in_files, in_database = await contents_of(files), await contents_of(store)
         assert in_database.events == in_files.events
@@ -86,7 +86,7 @@ def trouble_of(store: UsageStore) -> str | None:
 
 
 async def test_both_parts_have_everything(folder: Folder) -> None:
-    """What is appended is in the files and in the database, and either can be read alone."""
+    """Appended records are in the files and in the database, and either can be read alone."""
     async with folder.opened() as store:
         await store.append("w", batch_of("w", 1, 20))
         await store.append_sums("old", sums_batch())
@@ -127,7 +127,7 @@ async def test_a_database_that_is_lost_is_made_anew(folder: Folder, how: str, ca
 
 
 async def test_a_locked_database_is_waited_for(folder: Folder) -> None:
-    """While somebody holds the lock, events are taken, reports are complete, and the trouble is named."""
+    """While another process holds the lock, events are accepted, reports are complete, and the trouble is named."""
     async with folder.opened() as store:
         await store.append("w", batch_of("w", 1, 5))
         other = sqlite3.connect(folder.database, isolation_level=None)
@@ -138,7 +138,7 @@ async def test_a_locked_database_is_waited_for(folder: Folder) -> None:
         assert len([event async for event in store.events((0, 2 * NOON), EVERYTHING)]) == 29
         await eventually(lambda: "locked" in (trouble_of(store) or ""))
         await store.health()
-        with pytest.raises(StorageUnavailableError, match="needs the database"):
+        with pytest.raises(StorageUnavailableError, match="requires the database"):
             await store.forget("ann", most=10)
         assert await store.prune(events_before=2 * NOON, days_before=TODAY, most=10) == 0
         other.execute("ROLLBACK")
@@ -151,7 +151,7 @@ async def test_a_locked_database_is_waited_for(folder: Folder) -> None:
 async def test_a_read_only_database_is_left_behind_and_caught_up(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A database that takes nothing stays where it is; afterwards it is given what it lacks, in slices."""
+    """A database that accepts nothing stays unchanged; afterwards it receives the missing records, in slices."""
     connect = sqlite3.connect
     is_read_only = True
 
@@ -191,7 +191,7 @@ async def test_a_database_that_goes_away_within_a_stream_is_no_matter(folder: Fo
 
 
 async def test_a_database_from_before_moves_in(folder: Folder) -> None:
-    """Whoever changes from `sqlite` to `hybrid` keeps the history: events, pruned days, imports, and watermarks."""
+    """A change from `sqlite` to `hybrid` keeps the history: events, pruned days, imports, and watermarks."""
     async with folder.opened("sqlite") as store:
         await store.append("w", batch_of("w", 1, 1_200))
         await store.append_sums("old", sums_batch())
@@ -210,7 +210,7 @@ async def test_a_database_from_before_moves_in(folder: Folder) -> None:
 
 
 async def test_files_from_before_make_a_database(folder: Folder) -> None:
-    """Whoever changes from `partitioned` to `hybrid` gets a database of all that the files have, pruned days too."""
+    """A change from `partitioned` to `hybrid` derives a database from the files, pruned days included."""
     async with folder.opened("partitioned") as store:
         await store.append("w", batch_of("w", 1, 600))
         await store.append_sums("old", [(1, make_sum())])
@@ -227,7 +227,7 @@ async def test_files_from_before_make_a_database(folder: Folder) -> None:
 
 
 async def test_one_process_writes_to_the_database(folder: Folder) -> None:
-    """What another process adds to the files reaches the database through the one that follows."""
+    """Records that another process adds to the files reach the database through the replicating process."""
     async with folder.opened() as store, folder.opened() as other:
         await store.append("w", batch_of("w", 1, 3))
         await other.append("x", batch_of("x", 1, 3))
@@ -237,16 +237,16 @@ async def test_one_process_writes_to_the_database(folder: Folder) -> None:
 
 
 def test_wrong_parts_are_refused_before_anything_is_opened(folder: Folder) -> None:
-    """A part that there is not, has other options or cannot do what it must is an error of the configuration."""
+    """A part that does not exist, has other options or lacks a capability is an error of the configuration."""
     backend = BACKENDS["hybrid"]
-    surroundings = Surroundings(folder.path, BERLIN, storage_backends=BACKENDS)
+    context = BackendContext(folder.path, BERLIN, storage_backends=BACKENDS)
     for options, words in (
-        ({"database": {"backend": "nothing"}}, r"options\.database\.backend: found 'nothing'"),
+        ({"database": {"backend": "nothing"}}, r"options\.database\.backend: expected one of .*; found 'nothing'"),
         ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, r"options\.files\.options\.paht"),
-        ({"database": {"backend": "memory"}}, "memory cannot be built anew"),
-        ({"files": {"backend": "sqlite"}}, "sqlite cannot be the files of a database.*Write partitioned"),
-        ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, "no such option; there are: path"),
+        ({"database": {"backend": "memory"}}, "rebuilt from files, such as sqlite; found memory"),
+        ({"files": {"backend": "sqlite"}}, "expected a backend of files.*found sqlite.*Write partitioned"),
+        ({"files": {"backend": "partitioned", "options": {"paht": "x"}}}, "unknown option; known options: path"),
     ):
         with pytest.raises(ConfigError, match=words):
-            backend.check(backend.options_model.model_validate(options), surroundings)
+            backend.check(backend.options_model.model_validate(options), context)
     assert not folder.path.exists()

@@ -72,7 +72,7 @@ def kill_a_victim(config: Path, rng: random.Random) -> None:
 
 
 async def check(config_folder: Path, backend: str, kills: int) -> int:
-    """Flush what waits, and compare with what was recorded; give how many events there are."""
+    """Flush the outbox, compare the store with the recorded events, and return the number of events."""
     parts = Parts(configure(config_folder, limits="", more=f"  storage: {{backend: {backend}}}"))
     opened = parts.open_ledger()
     ledger = opened.ledger

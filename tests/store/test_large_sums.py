@@ -50,7 +50,7 @@ def sums(users: int, months: int) -> list[tuple[int, DailySum]]:
 
 @pytest.mark.parametrize("backend", STORES)
 def test_sums_over_rows_are_exact(tmp_path: Path, backend: str) -> None:
-    """However large, an answer is the sum of what is stored, by whatever it is grouped."""
+    """An answer of any size is the exact sum, for any grouping."""
     numbered = sums(users=6, months=3)
 
     async def use(store: UsageStore) -> None:

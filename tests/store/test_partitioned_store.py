@@ -1,4 +1,4 @@
-"""What is particular to the partitioned store: its files, and how they are made durable and kept true."""
+"""The partitioned store: its files, their durability and their consistency."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usage_plugin.backends.partitioned import archive as archive_module
 from usage_plugin.backends.partitioned import journal
 from usage_plugin.backends.partitioned.archive import Archive
-from usage_plugin.backends.partitioned.copies import Copies
-from usage_plugin.backends.partitioned.names import folder_name, shelf_of
+from usage_plugin.backends.partitioned.folder_names import folder_name, shelf_of
+from usage_plugin.backends.partitioned.mirror_files import MirrorFiles
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.store import DailySum, UsageFilter
 from usage_plugin.domain.usage import UsageEvent, UsageTotals
@@ -79,7 +80,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def test_the_tree_is_the_previous_systems(tree: Tree) -> None:
-    """Files stand where the previous system had them, with its records in them, and further keys beside."""
+    """Files have the places and the records of the previous system, with further keys."""
     tree.append(
         make_event(session="s1", duration_us=2_000_000),
         make_event(session="s2", duration_us=1_000_000, status="failure", cost=None, model="o3"),
@@ -112,7 +113,7 @@ def test_the_tree_is_the_previous_systems(tree: Tree) -> None:
 
 
 def test_everything_is_the_owners_alone(tree: Tree) -> None:
-    """Files are 0600 and folders 0700, whatever the umask."""
+    """Files are 0600 and folders 0700, for any umask."""
     before = os.umask(0)
     try:
         tree.append(make_event())
@@ -205,7 +206,7 @@ def test_a_record_is_the_same_however_it_came_about(tree: Tree) -> None:
 
 
 def test_a_batch_that_was_not_applied_is_applied_by_whoever_comes_next(tree: Tree) -> None:
-    """A batch is there once the journal has it: readers that come later finish what was begun."""
+    """A batch counts once the journal has it: later readers complete an interrupted one."""
     reader = Archive(tree.folder, BERLIN)
     with (
         mock.patch.object(tree.archive, "_apply", side_effect=OSError(28, "No space left")),
@@ -218,7 +219,7 @@ def test_a_batch_that_was_not_applied_is_applied_by_whoever_comes_next(tree: Tre
 
 
 def test_a_torn_batch_was_never_there(tree: Tree) -> None:
-    """What a power cut has left of a batch is passed over and written over."""
+    """The rest of a batch after a power cut is ignored and overwritten."""
     tree.append(make_event())
     path = tree.root / journal.NAME
     whole = path.read_bytes()
@@ -265,8 +266,8 @@ def test_what_a_power_cut_took_from_the_days_comes_back(tree: Tree) -> None:
 
 
 def test_the_journal_begins_anew(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it has grown, all is put on the disk, and the journal is short; a reader beside sees no difference."""
-    monkeypatch.setattr(journal, "LONGEST", 2_000)
+    """A grown journal is reset after a sync of all files; a concurrent reader sees no difference."""
+    monkeypatch.setattr(journal, "MAX_BYTES", 2_000)
     reader = Archive(tree.folder, BERLIN)
     for number in range(1, 40):
         tree.append(make_event())
@@ -318,7 +319,7 @@ def test_readers_see_whole_batches(tree: Tree) -> None:
 
 
 def test_pruned_days_leave_their_sums(tree: Tree) -> None:
-    """Events that are gone leave one line of sums, and the records say what they said, to the byte but for the length."""
+    """Deleted events leave one line of sums, and the records stay equal to the byte, except for the length."""
     tree.append(make_event(session="s", duration_us=5), make_event(team="t"), make_event(started_at=NOON + DAY))
     before = tree.json(f"{MONTH}/daily_2026-11-23.json")
     assert tree.archive.prune(NOON + DAY, date(2020, 1, 1), 100) == 2
@@ -333,10 +334,10 @@ def test_pruned_days_leave_their_sums(tree: Tree) -> None:
 
 
 def test_a_crash_between_pruning_and_its_records_is_made_good(tree: Tree) -> None:
-    """What replaces a file is named in the journal first, so that whoever comes next ends what was begun."""
+    """A replacement of a file is in the journal first, so that the next process completes an interrupted one."""
     tree.append(make_event(user="ann"), make_event(user="bo", end_user="ann"))
     with (
-        mock.patch.object(tree.archive, "_put_in_place", side_effect=OSError(5, "EIO")),
+        mock.patch.object(archive_module, "put_in_place", side_effect=OSError(5, "EIO")),
         pytest.raises(StorageUnavailableError),
     ):
         tree.archive.forget("ann", 100)
@@ -349,7 +350,7 @@ def test_a_crash_between_pruning_and_its_records_is_made_good(tree: Tree) -> Non
 
 
 def test_what_was_sent_is_handed_out_in_order(tree: Tree) -> None:
-    """Events and sums come by writer and number; what is gone comes as sums, and is missed by who lacks only the end."""
+    """Events and sums come by writer and number. Deleted ones come as sums, which a store that lacks only the end misses."""
     events = [make_event(user=f"u{number % 3}", started_at=NOON - number) for number in range(9)]
     tree.append(*events)
     tree.archive.append("old", [(4, make_sum())])
@@ -367,7 +368,7 @@ def test_what_was_sent_is_handed_out_in_order(tree: Tree) -> None:
 
 
 def test_what_was_forgotten_is_missed_by_who_lacks_it(tree: Tree) -> None:
-    """Whoever has not had a forgotten user's events cannot get their sums one by one; all others go on."""
+    """A store without an erased user's events cannot get their sums one by one; all others continue."""
     tree.append(make_event(), make_event(user="bo"), make_event())
     tree.archive.forget("ann", 100)
     tree.append(make_event(user="bo"))
@@ -378,12 +379,12 @@ def test_what_was_forgotten_is_missed_by_who_lacks_it(tree: Tree) -> None:
             list(archive.sent({"w": 2}, marks))
 
 
-# ── what is refused, and copies ──────────────────────────────────────────────────────────────────────────────────────
+# ── rejected folders, and mirrors ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_another_zone_a_newer_version_and_others_files_are_refused(tree: Tree) -> None:
-    """Days of one zone are not read as another's, and what something else wrote is left alone."""
-    with pytest.raises(StorageError, match=r"Europe/Berlin.*Set usage_plugin\.timezone back"):
+    """Days of one zone are never read as another's, and files of other systems are left alone."""
+    with pytest.raises(StorageError, match=r"Europe/Berlin.*Set usage_plugin\.timezone to Europe"):
         Archive(tree.folder, ZoneInfo("UTC"))
     (tree.root / "store.json").write_text('{"v": 99, "zone": "Europe/Berlin"}\n')
     with pytest.raises(StorageVersionError):
@@ -401,12 +402,12 @@ def test_another_zone_a_newer_version_and_others_files_are_refused(tree: Tree) -
 
 
 def test_profiles_are_kept_newest_first(tmp_path: Path) -> None:
-    """Of several profiles of a user the newest counts, whatever the order in which they came."""
-    copies = Copies(tmp_path)
+    """Of several profiles of a user the newest counts, in any order of arrival."""
+    copies = MirrorFiles(tmp_path)
     new = UserProfile("ann", email="new@x", tier="premium", metadata={"a": [1]}, created_at=NOON, updated_at=NOON + 2)
     copies.keep_profiles([new, UserProfile("bo", updated_at=1)])
     copies.keep_profiles([new._replace(email="old@x", updated_at=NOON + 1)])
-    assert list(Copies(tmp_path).profiles()) == [new, UserProfile("bo", updated_at=1)]
+    assert list(MirrorFiles(tmp_path).profiles()) == [new, UserProfile("bo", updated_at=1)]
     line = json.loads((tmp_path / "user_profiles.jsonl").read_text().splitlines()[0])
     assert set(line) == {
         "user_id", "username", "email", "created_at", "updated_at", "is_active", "user_tier", "preferences", "metadata",
@@ -415,8 +416,8 @@ def test_profiles_are_kept_newest_first(tmp_path: Path) -> None:
 
 
 def test_a_forgotten_user_has_no_profile(tmp_path: Path) -> None:
-    """Not a line of the file names somebody who was forgotten, and the others are still there."""
-    copies = Copies(tmp_path)
+    """No line of the file names an erased user, and the other users are still there."""
+    copies = MirrorFiles(tmp_path)
     copies.keep_profiles([UserProfile("ann", updated_at=1), UserProfile("ann", updated_at=2), UserProfile("bo")])
     copies.forget("ann")
     assert list(copies.profiles()) == [UserProfile("bo")]
@@ -425,7 +426,7 @@ def test_a_forgotten_user_has_no_profile(tmp_path: Path) -> None:
 
 def test_limits_are_kept_once(tmp_path: Path) -> None:
     """Limits stand in one file as in the YAML, which is left alone while they are the same."""
-    copies = Copies(tmp_path)
+    copies = MirrorFiles(tmp_path)
     limits = [{"name": "daily", "per": ["user"], "max_cost": "5"}]
     copies.keep_limits(limits)
     path = tmp_path / "spending_limits.json"
@@ -439,7 +440,7 @@ def test_limits_are_kept_once(tmp_path: Path) -> None:
 
 
 def test_readers_in_other_threads_take_nothing_back(tmp_path: Path) -> None:
-    """Whoever looks at the watermarks while another thread appends changes nothing of what is written."""
+    """Reading the watermarks while another thread appends does not change the written data."""
     tree = Tree(tmp_path)
     ended = threading.Event()
 
@@ -477,7 +478,7 @@ def test_what_did_not_reach_the_disk_is_taken_back_under_the_eyes_of_readers(tmp
 
 
 def test_sums_are_whole_while_files_are_rewritten(tmp_path: Path) -> None:
-    """Whoever asks while a user's days are gone, and nobody else has their sums yet, waits for those."""
+    """A query waits while a user's days are deleted and their sums have no new owner yet."""
     tree = Tree(tmp_path)
     tree.append(*(make_event(user=user) for user in ("ann", "ann", "bo")))
     found: list[int] = []
@@ -487,15 +488,15 @@ def test_sums_are_whole_while_files_are_rewritten(tmp_path: Path) -> None:
         found.append(sums.groups[()].requests)
 
     asking = threading.Thread(target=ask)
-    put_in_place = tree.archive._put_in_place
+    put_in_place = archive_module.put_in_place
 
-    def put_and_be_asked(changed: Any) -> None:
-        put_in_place(changed)
+    def put_and_be_asked(changed: Any, zone: ZoneInfo) -> None:
+        put_in_place(changed, zone)
         asking.start()
         # Time enough for a wrong answer.
         asking.join(0.5)
 
-    with mock.patch.object(tree.archive, "_put_in_place", put_and_be_asked):
+    with mock.patch.object(archive_module, "put_in_place", put_and_be_asked):
         tree.archive.forget("ann", 100)
     asking.join()
     assert found == [3]
@@ -514,7 +515,7 @@ def test_what_was_interrupted_leaves_nothing_of_the_forgotten(tmp_path: Path) ->
 
 
 def test_what_is_applied_is_left_alone_while_the_rest_is_settled(tmp_path: Path) -> None:
-    """Whoever finishes what was interrupted takes nothing away meanwhile that others are reading."""
+    """Completing an interrupted batch takes no lines away from concurrent readers."""
     tree = Tree(tmp_path)
     tree.append(make_event(), make_event(user="bo"))
     tree.archive.forget("ann", 100)
@@ -528,7 +529,7 @@ def test_what_is_applied_is_left_alone_while_the_rest_is_settled(tmp_path: Path)
 
 
 def test_what_is_forgotten_while_it_is_handed_out_is_no_lack(tmp_path: Path) -> None:
-    """Whoever catches up while files are rewritten is told to begin again, and then what is gone."""
+    """A store that catches up during a rewrite must start again, and then learns of the deletion."""
     tree = Tree(tmp_path)
     tree.append(make_event(), make_event(user="bo"))
     marks = tree.archive.watermarks()

@@ -1,4 +1,4 @@
-"""The sums that the SQLite store keeps beside its days: whatever is done, they are the sums of those."""
+"""The rollups of the SQLite store: after any change they are the sums of its days."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from usage_plugin.backends.sqlite.store import SqliteStore, open_store
+from usage_plugin.backends.sqlite.sqlite_store import SqliteStore, open_store
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, UsageFilter, daily_sum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import hour_name, start_of_day, start_of_hour
@@ -44,7 +44,7 @@ EVENTS = st.fixed_dictionaries(
 
 
 def sums_of(path: Path) -> list[list[tuple[Any, ...]]]:
-    """What the rollups say, and what the days say in their place."""
+    """Return the rollups, and the sums of the days in their place."""
     connection = sqlite3.connect(path)
     names = ", ".join(ROLLUP_DIMENSIONS)
     summed = ", ".join(f"sum({name})" for name in UsageTotals._fields)
@@ -91,7 +91,7 @@ async def test_rollups_are_the_sums_of_the_days(
 
 
 async def _check_answers(store: SqliteStore, data: st.DataObject) -> None:
-    """The same question by way of single days, and by way of what the store chooses."""
+    """Return the answer of single days, and the answer of the store's choice."""
     first, last = sorted((data.draw(DAYS), data.draw(DAYS)))
     wanted = data.draw(st.sampled_from([{}, {"user": "ann"}, {"team": "red"}, {"model": "gpt"}]))
     usage_filter = UsageFilter(**wanted)
@@ -118,7 +118,7 @@ async def _check_answers(store: SqliteStore, data: st.DataObject) -> None:
 
 
 async def test_hours_are_those_of_the_zone(tmp_path: Path) -> None:
-    """By local hour, the one that happens twice told apart; imported days have none; they go with their days."""
+    """Sums by local hour, the repeated one separately; imported days have none; they are deleted with their days."""
     night = start_of_day(date(2026, 10, 25), BERLIN)
     hour = 3_600_000_000
     async with open_store(tmp_path / "usage.db", BERLIN) as store:
@@ -146,7 +146,7 @@ async def test_hours_are_those_of_the_zone(tmp_path: Path) -> None:
 
 
 async def test_an_older_store_gets_its_rollups(tmp_path: Path) -> None:
-    """A file of the first schema is brought up to date with what it has."""
+    """A file of the first schema is migrated with its data."""
     path = tmp_path / "usage.db"
     async with open_store(path, BERLIN) as store:
         events = [
@@ -178,9 +178,11 @@ async def test_an_older_store_gets_its_rollups(tmp_path: Path) -> None:
 
 def test_nothing_else_writes_to_what_triggers_keep() -> None:
     """The rollups of days are written by the migration's triggers only."""
-    text = (resources.files("usage_plugin.backends.sqlite") / "store.py").read_text()
+    package = resources.files("usage_plugin.backends.sqlite")
+    text = "".join(part.read_text(encoding="utf-8") for part in package.iterdir() if part.name.endswith(".py"))
+    assert "INSERT INTO daily" in text
     assert not any(
-        f"{verb} {table}" in text for verb in ("INTO", "UPDATE", "FROM") for table in ("monthly", "model_days")
+        f"{verb} {table}" in text for verb in ("INTO", "UPDATE", "DELETE FROM") for table in ("monthly", "model_days")
     )
 
 

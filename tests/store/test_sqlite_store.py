@@ -1,4 +1,4 @@
-"""What is particular to the SQLite store; the contract is in test_contract.py."""
+"""The SQLite store, beyond the contract in `test_contract.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from usage_plugin.backends.sqlite.store import SqliteStore, open_store
+from usage_plugin.backends.sqlite.sqlite_store import SqliteStore, open_store
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.windows import local_date
@@ -40,7 +40,7 @@ async def test_the_file_is_private(open_sqlite: Callable[..., Any], tmp_path: Pa
 
 
 async def test_a_forgotten_name_stands_nowhere(open_sqlite: Callable[..., Any], tmp_path: Path) -> None:
-    """After a user is forgotten, their name stands nowhere, unless it is also a model's or a team's."""
+    """After an erasure, the user's name is nowhere, unless it is also a model's or a team's."""
     store = await open_sqlite()
     await store.append("w", [(1, make_event(user="ann")), (2, make_event(user="bo", team="bo"))])
     for user in ("ann", "bo"):
@@ -53,7 +53,7 @@ async def test_a_forgotten_name_stands_nowhere(open_sqlite: Callable[..., Any], 
 
 
 async def test_a_name_goes_on_behind_a_nul(open_sqlite: Callable[..., Any]) -> None:
-    """SQLite's own functions take a text to end there; with very many other names beside it in a batch."""
+    """SQLite's own functions cut a text there; with very many other names in the same batch."""
     store = await open_sqlite()
     names = ["a", "a\x00", "a\x00b", "a\x00c", "\x00", *(f"u{number}" for number in range(2_000))]
     await store.append("w", [(seq, make_event(user=name)) for seq, name in enumerate(names, start=1)])
@@ -65,8 +65,8 @@ async def test_a_name_goes_on_behind_a_nul(open_sqlite: Callable[..., Any]) -> N
 async def test_a_locked_file_is_unavailable(
     open_sqlite: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While somebody else holds the lock for long, an append raises, adds nothing, and works afterwards."""
-    monkeypatch.setattr("usage_plugin.backends.sqlite.store._BUSY_TIMEOUT", 0.1)
+    """While another process holds the lock for long, an append raises, adds nothing, and works afterwards."""
+    monkeypatch.setattr("usage_plugin.backends.sqlite.connections._BUSY_TIMEOUT", 0.1)
     store = await open_sqlite()
     other = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -81,9 +81,9 @@ async def test_a_locked_file_is_unavailable(
 
 
 async def test_a_file_keeps_to_its_zone(open_sqlite: Callable[..., Any]) -> None:
-    """Daily sums of one zone are not read as another's: the error says what to do."""
+    """Daily sums of one zone are not read as another's: the error has the remedy."""
     await open_sqlite()
-    with pytest.raises(StorageError, match=r"Europe/Berlin.*Set usage_plugin\.timezone back"):
+    with pytest.raises(StorageError, match=r"Europe/Berlin.*Set usage_plugin\.timezone to Europe"):
         await open_sqlite(ZoneInfo("UTC"))
 
 

@@ -100,7 +100,7 @@ async def test_a_rolling_refusal_says_when_enough_has_rolled_away(
 
 
 async def test_a_rolling_hold_counts_in_every_bucket(start: Callable[..., Runtime], clock: FakeClock) -> None:
-    runtime = start(ROLLING, "  admission: {busy_wait: 0s}")
+    runtime = start(ROLLING, "  admission: {max_wait: 0s}")
     held = await take(runtime, clock, cost=2 * CENT)
     clock.advance(2 * BUCKET)
     assert (await refused(runtime, clock, cost=2 * CENT)).reason == "busy"
@@ -114,7 +114,7 @@ SLOTS = "    - {name: slots, per: user, max_parallel_requests: 2}"
 
 
 async def test_so_many_requests_run_at_once(start: Callable[..., Runtime], clock: FakeClock) -> None:
-    runtime = start(SLOTS, "  admission: {busy_wait: 0s}")
+    runtime = start(SLOTS, "  admission: {max_wait: 0s}")
     first, _ = [await take(runtime, clock) for _ in range(2)]
     refusal = await refused(runtime, clock)
     assert refusal.reason == "busy"
@@ -125,7 +125,7 @@ async def test_so_many_requests_run_at_once(start: Callable[..., Runtime], clock
 
 
 async def test_a_slot_is_free_after_any_end(start: Callable[..., Runtime], clock: FakeClock) -> None:
-    runtime = start(SLOTS, "  admission: {busy_wait: 0s}")
+    runtime = start(SLOTS, "  admission: {max_wait: 0s}")
     for outcome in (
         Outcome(status="failure", error="Timeout"),
         Outcome(status="cancelled", as_reserved=True),
@@ -139,7 +139,7 @@ async def test_a_slot_is_free_at_the_end_of_the_exchange_while_the_money_is_held
     start: Callable[..., Runtime], clock: FakeClock
 ) -> None:
     runtime = start(
-        f'{SLOTS}\n    - {{name: daily, per: user, window: day, max_cost: "0.02"}}', "  admission: {busy_wait: 0s}"
+        f'{SLOTS}\n    - {{name: daily, per: user, window: day, max_cost: "0.02"}}', "  admission: {max_wait: 0s}"
     )
     gone = await take(runtime, clock)
     await take(runtime, clock, cost=0)
@@ -159,7 +159,7 @@ PENNIES = '    - {name: daily, per: user, window: day, max_cost: "0.02"}'
 
 async def test_a_request_waits_for_others_to_settle(start: Callable[..., Runtime]) -> None:
     clock = SystemClock()
-    runtime = start(PENNIES, "  admission: {busy_wait: 30s}", clock=clock)
+    runtime = start(PENNIES, "  admission: {max_wait: 30s}", clock=clock)
     held = await take(runtime, clock, cost=2 * CENT)
     waiting = asyncio.ensure_future(runtime.admission.admit(ask(clock, cost=CENT)))
     await asyncio.sleep(0.1)
@@ -172,7 +172,7 @@ async def test_a_request_waits_for_others_to_settle(start: Callable[..., Runtime
 
 async def test_a_request_waits_no_longer_than_it_may(start: Callable[..., Runtime]) -> None:
     clock = SystemClock()
-    runtime = start(PENNIES, "  admission: {busy_wait: 1s}", clock=clock)
+    runtime = start(PENNIES, "  admission: {max_wait: 1s}", clock=clock)
     await take(runtime, clock, cost=2 * CENT)
     began = clock.monotonic()
     assert (await refused(runtime, clock)).reason == "busy"
@@ -182,7 +182,7 @@ async def test_a_request_waits_no_longer_than_it_may(start: Callable[..., Runtim
 async def test_who_has_waited_does_not_wait_again(start: Callable[..., Runtime]) -> None:
     clock = SystemClock()
     runtime = start(
-        '    - {name: daily, per: user, window: day, max_cost: "0.03"}', "  admission: {busy_wait: 60s}", clock=clock
+        '    - {name: daily, per: user, window: day, max_cost: "0.03"}', "  admission: {max_wait: 60s}", clock=clock
     )
     await take(runtime, clock, cost=2 * CENT)
     decision = await asyncio.wait_for(runtime.admission.admit(ask(clock, cost=2 * CENT), patient=False), 30)
@@ -191,7 +191,7 @@ async def test_who_has_waited_does_not_wait_again(start: Callable[..., Runtime])
 
 
 async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime], clock: FakeClock) -> None:
-    runtime = start(PENNIES, "  admission: {busy_wait: 60s}")
+    runtime = start(PENNIES, "  admission: {max_wait: 60s}")
     await spend(runtime, clock, 2 * CENT)
     # The fake clock does not move: a wait would never end.
     assert (await asyncio.wait_for(refused(runtime, clock), 30)).reason == "spent"
@@ -202,7 +202,7 @@ async def test_the_number_of_those_who_wait_is_bounded(
 ) -> None:
     monkeypatch.setattr("usage_plugin.tracking.admission.MOST_WAITING", 3)
     clock = SystemClock()
-    runtime = start(PENNIES, "  admission: {busy_wait: 60s}", clock=clock)
+    runtime = start(PENNIES, "  admission: {max_wait: 60s}", clock=clock)
     held = await take(runtime, clock, cost=2 * CENT)
     asked = [asyncio.ensure_future(refused(runtime, clock)) for _ in range(10)]
     await eventually(lambda: sum(request.done() for request in asked) == 7)
@@ -416,7 +416,7 @@ async def test_without_a_ledger_requests_are_let_through_if_the_operator_says_so
 @pytest.fixture
 def _nobody_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the worker's thread from finding that the outbox is not full."""
-    monkeypatch.setattr("usage_plugin.runtime.following.Following._measure_outbox", lambda *_: None)
+    monkeypatch.setattr("usage_plugin.runtime.change_watcher.ChangeWatcher._measure_outbox", lambda *_: None)
 
 
 async def test_without_enforcing_a_ledger_that_does_not_work_stops_nobody(

@@ -81,7 +81,7 @@ class Live:
         ledger = opened.ledger
         rules, counts = RulesInForce(limits), Imperfections(opened.operations, self.clock)
         self.admission = Admission(
-            ledger, rules, self.clock, worker="w", imperfections=counts, policy=AdmissionPolicy(busy_wait=0)
+            ledger, rules, self.clock, worker="w", imperfections=counts, policy=AdmissionPolicy(max_wait=0)
         )
         cache = UsageCache(size=10, retention_days=7, zone=ZoneInfo("UTC"))
         self.recorder = Recorder(ledger, rules, cache, self.clock, imperfections=counts, alerts=Alerts(self.clock))
@@ -216,16 +216,16 @@ async def test_a_refusal_by_what_was_in_flight_is_told_apart() -> None:
 
 
 async def test_what_fits_soon_waits_as_it_does_live() -> None:
-    """A request waits for room as long as `admission.busy_wait` says, and is admitted when it is there."""
+    """A request waits for room as long as `admission.max_wait` says, and is admitted when it is there."""
     events = [
         asked_of(0, SECOND),
         asked_of(1, SECOND),
         asked_of(2, SECOND),
         asked_of(3 * SECOND, SECOND, held=7 * CENT),
     ]
-    refused, found = await replayed(events, limits_of(DAILY), busy_wait=timedelta(seconds=2))
+    refused, found = await replayed(events, limits_of(DAILY), max_wait=timedelta(seconds=2))
     assert (refused, found.waited) == ([], 1)
-    refused, found = await replayed(events, limits_of(DAILY), busy_wait=timedelta(seconds=0.5))
+    refused, found = await replayed(events, limits_of(DAILY), max_wait=timedelta(seconds=0.5))
     assert (found.refused.requests, found.waited) == (1, 0)
     assert found.refused.first_at == NOON + 2
 
@@ -234,7 +234,7 @@ async def test_who_waits_is_counted_once() -> None:
     """However often a request looks for room, it is one refusal and one dry run."""
     limits = limits_of(DAILY, {**DAILY, "name": "tried", "max_cost": "0.05", "dry_run": True})
     events = [asked_of(at, 60 * SECOND) for at in range(3)]
-    _, found = await replayed(events, limits, busy_wait=timedelta(seconds=2))
+    _, found = await replayed(events, limits, max_wait=timedelta(seconds=2))
     assert {key[:2]: tally.requests for key, tally in found.tallies.items()} == {
         ("daily", "refused"): 1,
         ("tried", "dry run"): 2,

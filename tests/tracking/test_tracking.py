@@ -57,7 +57,7 @@ def configure(folder: Path, limits: str = LIMITS, more: str = "") -> Config:
     path = folder / "config.yaml"
     if "admission:" not in more:
         # What is busy is to be seen, not waited for.
-        more += "\n  admission: {busy_wait: 0s}"
+        more += "\n  admission: {max_wait: 0s}"
     path.write_text(f"usage_plugin:\n  data_dir: ./data\n{more}\n  limits:{limits or ' []'}\n")
     return load_config(path)
 

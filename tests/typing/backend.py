@@ -17,6 +17,7 @@ from usage_plugin.plugins.storage import (
     LEFT_OVER,
     ROLLUP_DIMENSIONS,
     Aggregate,
+    BackendContext,
     DailySum,
     EventPosition,
     Grouping,
@@ -41,7 +42,6 @@ from usage_plugin.plugins.storage import (
     StoragePrunedError,
     StorageUnavailableError,
     StorageVersionError,
-    Surroundings,
     UsageEvent,
     UsageFilter,
     UsageStore,
@@ -74,7 +74,7 @@ class ListOptions(Options):
 class ListStore(UsageStore):
     """Keeps lines in a list; the contract would fail it, mypy does not."""
 
-    def __init__(self, context: Surroundings, most: int) -> None:
+    def __init__(self, context: BackendContext, most: int) -> None:
         self.context, self.most = context, most
         self.lines: list[str] = []
 
@@ -177,10 +177,10 @@ class ListBackend(StorageBackend[ListOptions]):
     options_model = ListOptions
 
     @asynccontextmanager
-    async def open(self, options: ListOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
-        if not surroundings.data_dir.exists():
+    async def open(self, options: ListOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
+        if not context.data_dir.exists():
             raise StorageVersionError
-        yield ListStore(surroundings, options.most)
+        yield ListStore(context, options.most)
 
 
 class TestListStore(StoreContract):
@@ -223,7 +223,7 @@ def abilities_of(store: UsageStore, backend: StorageBackend[Any]) -> list[type[A
     return [*has, *(kind for kind in (Renewable, Restorable) if isinstance(backend, kind))]
 
 
-async def restored(backend: Restorable, options: ListOptions, context: Surroundings) -> int:
+async def restored(backend: Restorable, options: ListOptions, context: BackendContext) -> int:
     records = 0
     async for step in backend.restore(options, context, dry_run=True):
         assert_type(step, Restoration)

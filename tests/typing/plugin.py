@@ -13,6 +13,7 @@ from typing_extensions import assert_type
 from usage_plugin import plugins
 from usage_plugin.plugins import (
     Alert,
+    BackendContext,
     Claim,
     ConfigError,
     IdentityResolver,
@@ -24,7 +25,6 @@ from usage_plugin.plugins import (
     StorageBackend,
     StorageError,
     StorageUnavailableError,
-    Surroundings,
     Unit,
     UsageEvent,
     UsagePluginError,
@@ -60,9 +60,9 @@ class Resolver(IdentityResolver):
 
 
 class Plugin:
-    def __init__(self, options: Options, surroundings: Surroundings) -> None:
-        self.path = surroundings.config_dir / options.file
-        assert_type(surroundings.data_dir, Path)
+    def __init__(self, options: Options, context: BackendContext) -> None:
+        self.path = context.config_dir / options.file
+        assert_type(context.data_dir, Path)
         if not options.file.name:
             raise ConfigError("expected a file", hint="Name one.")
 

@@ -128,9 +128,9 @@ class UsageTracker(UsageQueries):
     ) -> AbstractAsyncContextManager[Reservation]:
         """Hold an amount on every limit that counts the work, for the length of the context.
 
-        Settle it inside with the actual cost. On exit, also by an exception, an unsettled reservation is released: it
-        costs nothing, and records no event. If the process dies inside, it is charged by `admission.on_lost`. A budget
-        that would fit once others settle waits for up to `admission.busy_wait`.
+        Settle it inside with what the work really cost. What is left unsettled is released, however the context is
+        left: it costs nothing, and leaves no event. If the process dies inside, it is charged by `admission.on_lost`.
+        A budget that would fit once others settle is waited for, as long as `admission.max_wait` says.
 
         Args:
             user_id: the user; None for the shared user `(anonymous)`.

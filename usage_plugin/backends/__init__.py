@@ -1,1 +1,1 @@
-"""Storage backends, each registered through the same hook as a third party's."""
+"""The built-in storage backends, registered through the same hook as third-party ones."""

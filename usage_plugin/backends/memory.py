@@ -1,6 +1,6 @@
-"""The `memory` backend: a store that forgets everything when the process ends.
+"""The `memory` backend: a store that loses its data when the process ends.
 
-For tests and first tries. It is also the plainest statement of what a store must do.
+It is for tests and first experiments, and it is the simplest complete implementation of a store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import UsageEvent, UsageTotals
 from usage_plugin.domain.windows import local_date
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import NoOptions, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, NoOptions, StorageBackend
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -37,10 +37,10 @@ _NOTHING = UsageTotals()
 
 
 class MemoryStore(UsageStore):
-    """Keeps events in a sorted list, and sums by day and names."""
+    """A store that keeps events in a sorted list, and sums by day and names."""
 
     def __init__(self, zone: ZoneInfo) -> None:
-        """Start empty."""
+        """Create an empty store."""
         self._zone = zone
         self._events: list[tuple[EventPosition, UsageEvent]] = []
         self._days: defaultdict[DailySum, UsageTotals] = defaultdict(UsageTotals)
@@ -73,7 +73,7 @@ class MemoryStore(UsageStore):
         return at < len(self._events) and self._events[at][0] == position
 
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event or sum."""
+        """Return the number of the writer's last event or sum."""
         return self._watermarks.get(writer, 0)
 
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
@@ -109,7 +109,7 @@ class MemoryStore(UsageStore):
         return [key._replace(totals=self._days[key]) for key in days]
 
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
-        """Delete what is too old."""
+        """Delete events and sums before the given times."""
         events = [entry for entry in self._events if self._is_old(entry[1], events_before, days_before)][:most]
         days = [key for key in self._days if key.day < days_before][: most - len(events)]
         self._drop(events, days)
@@ -119,7 +119,7 @@ class MemoryStore(UsageStore):
         return event.started_at < before or local_date(event.started_at, self._zone) < days_before
 
     async def forget(self, user: str, *, most: int) -> int:
-        """Delete a user's events, and give their sums away."""
+        """Delete a user's events, and give their sums to `FORGOTTEN`."""
         if user == FORGOTTEN:
             return 0
         events = [entry for entry in self._events if user in (entry[1].user, entry[1].end_user)][:most]
@@ -136,24 +136,24 @@ class MemoryStore(UsageStore):
             del self._days[key]
 
     async def size(self) -> int:
-        """Say how many bytes are in use, at some 1,000 for an event and 300 for a sum."""
+        """Return the estimated size in bytes, at some 1,000 for an event and 300 for a sum."""
         return 1_000 * len(self._events) + 300 * len(self._days)
 
     async def health(self) -> None:
-        """Memory always takes an event."""
+        """Return at once: memory always accepts an event."""
 
 
 class MemoryBackend(StorageBackend[NoOptions]):
-    """Keeps the history in the memory of the process that writes it."""
+    """The backend that keeps the history in the memory of the writing process."""
 
     name = "memory"
     options_model = NoOptions
 
     @asynccontextmanager
-    async def open(self, options: NoOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
-        """Start an empty store."""
+    async def open(self, options: NoOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
+        """Open an empty store."""
         del options
-        yield MemoryStore(surroundings.zone)
+        yield MemoryStore(context.zone)
 
 
 @hookimpl

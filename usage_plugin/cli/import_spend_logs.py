@@ -12,7 +12,7 @@ from usage_plugin.cli.importing import reject_memory_store, show_counts, show_fi
 from usage_plugin.cli.output import Output, console, escape_control, thousands
 from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.money import format_usd
-from usage_plugin.migration.spend_logs import Imported, Naming, import_spend_logs
+from usage_plugin.migration.spend_logs import IdentityRules, Imported, import_spend_logs
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
 
@@ -41,7 +41,7 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
     instant = int(before.replace(tzinfo=config.timezone).timestamp()) * 1_000_000 if before else None
     parts, bar = Parts(config), Bar()
     pseudonyms = parts.make_pseudonyms()
-    naming = Naming(identity.user, identity.casefold, identity.json_field, pseudonyms.keep)
+    naming = IdentityRules(identity.user, identity.casefold, identity.json_field, pseudonyms.keep)
     opened = parts.open_ledger()
     try:
         with bar.shown():

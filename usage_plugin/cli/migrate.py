@@ -15,8 +15,8 @@ from usage_plugin.cli.progress import Bar, NotedBar
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.money import format_usd
 from usage_plugin.errors import UsagePluginError
-from usage_plugin.migration.automatic import DONE, FAILED
-from usage_plugin.migration.migrate import Outcome, Surroundings, migrate, preview
+from usage_plugin.migration.background import DONE, FAILED
+from usage_plugin.migration.directory_migration import MigrationContext, migrate, preview
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.seeding import count_history_anew
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.config import Config
+    from usage_plugin.migration.outcome import Outcome
 
 _NICE = 10
 
@@ -37,7 +38,7 @@ def run(config: Config, directory: Path, *, output: Output, dry_run: bool, in_ba
     if dry_run:
         bar = Bar()
         with bar.shown():
-            outcome = preview(directory, _surroundings(config, str), bar)
+            outcome = preview(directory, _context(config, str), bar)
     else:
         outcome = asyncio.run(_migrate(config, directory))
     if output.is_table:
@@ -49,8 +50,8 @@ def run(config: Config, directory: Path, *, output: Output, dry_run: bool, in_ba
         raise click.exceptions.Exit(1)
 
 
-def _surroundings(config: Config, kept: Callable[[str], str]) -> Surroundings:
-    return Surroundings(
+def _context(config: Config, kept: Callable[[str], str]) -> MigrationContext:
+    return MigrationContext(
         data_dir=config.data_dir,
         limits_file=config.migrated_limits,
         zone=config.timezone,
@@ -68,8 +69,8 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
     try:
         with bar.shown():
             async with parts.open_store() as store:
-                outcome = await migrate(directory, _surroundings(config, pseudonyms.kept), bar, opened.profiles, store)
-                # Even if this run added nothing: an earlier one may have been killed before this step.
+                outcome = await migrate(directory, _context(config, pseudonyms.kept), bar, opened.profiles, store)
+                # Also if this run added nothing: an earlier one may have been killed before this step.
                 if outcome.formats:
                     count_history_anew(opened.operations, config.limit_set(pseudonyms), config.timezone)
     except UsagePluginError as error:

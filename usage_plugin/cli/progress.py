@@ -20,7 +20,7 @@ from rich.progress import (
 
 from usage_plugin.cli.output import escape_control
 from usage_plugin.errors import LedgerError
-from usage_plugin.migration.automatic import RUNNING, Report, report
+from usage_plugin.migration.background import RUNNING, Report, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import Bar
+from usage_plugin.contrib.chroma import Plugin
+from usage_plugin.contrib.chroma.indexer import Indexer, only_one
+from usage_plugin.contrib.chroma.similarity import EARLIER_WEEKS, LEAST_REQUESTS, Compared, outliers, similar_to
+from usage_plugin.contrib.chroma.vector_store import INSTALL
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import monday_of
 from usage_plugin.errors import PluginError, VectorsError
-from usage_plugin.observers.chroma import Plugin
-from usage_plugin.observers.chroma.comparing import EARLIER_WEEKS, LEAST_REQUESTS, Compared, outliers, similar_to
-from usage_plugin.observers.chroma.following import Following, only_one
-from usage_plugin.observers.chroma.vectors import INSTALL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,7 +118,7 @@ async def _follow(reader: Reader, plugin: Plugin) -> None:
         bar.advance(done)
 
     with bar.shown():
-        following = Following(reader.tracker, reader.config.timezone, plugin.open_vectors, progress)
+        following = Indexer(reader.tracker, reader.config.timezone, plugin.open_vectors, progress)
         await following.catch_up(plugin.weeks)
 
 

@@ -51,9 +51,9 @@ async def run(reader: Reader, *, output: Output, limits: Path, dates: TypedDates
     first, last = dates.read(reader.tracker.today())
     zone = reader.config.timezone
     bar = Bar()
-    with bar.shown(), reader.parts.scratch_ledger() as scratch:
-        replay = Replay(scratch, proposed, busy_wait=reader.config.admission.busy_wait)
-        bar.begin("Earlier spend of open windows", None)
+    with bar.shown(), reader.parts.scratch_ledger() as ledger:
+        replay = Replay(ledger, proposed, max_wait=reader.config.admission.max_wait)
+        bar.begin("What the windows held before", None)
         await count_what_windows_held(reader.tracker, replay, proposed, first, zone)
         recorded = sum(row.totals.requests for row in await reader.tracker.report((), first, last))
         bar.begin(f"Requests from {first} to {last}", recorded)

@@ -16,7 +16,7 @@ from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageError
-from usage_plugin.migration.automatic import Report, reported
+from usage_plugin.migration.background import Report, reported
 from usage_plugin.tracking.problems import Problem, problems
 from usage_plugin.tracking.pruning import last_run, oldest_event
 from usage_plugin.tracking.secret import secret_trouble

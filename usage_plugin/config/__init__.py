@@ -1,13 +1,15 @@
-"""The `usage_plugin:` section of the proxy's YAML, read strictly.
+"""The section `usage_plugin:` of the proxy's YAML, validated strictly.
 
-`load_config` reads the section and gives a `Config`, or raises a `ConfigError` that lists every mistake with its line,
-its path, the value found and the remedy; `ConfigFile` notices when the file changes. Inside, `values` knows how one
-value is written, `limits` and `sections` which keys there are, `yaml_text` what YAML makes of a text, `proxy_yaml` what
-LiteLLM makes of a file and those that it includes, and `file` where the section stands. Knows nothing of LiteLLM beyond
-the place where it is told its own file and how it merges.
+`load_config` returns a `Config`, or raises a `ConfigError` that lists every mistake with its line, path, value and
+remedy. `ConfigFile` detects changes of the file.
+
+`field_types` parses single values; `limit_config` and `sections` define the keys, `deprecated_keys` their old names.
+`yaml_text` parses YAML. `proxy_yaml` merges included files as LiteLLM does. `loader` finds and loads the section.
+Of LiteLLM, this package knows only the environment variable of its file, and its way of merging.
 """
 
-from usage_plugin.config.file import (
+from usage_plugin.config.limit_config import LimitConfig
+from usage_plugin.config.loader import (
     CONFIG_VARIABLE,
     DATA_DIR_VARIABLE,
     ENFORCE_VARIABLE,
@@ -20,7 +22,6 @@ from usage_plugin.config.file import (
     read_proxy_section,
     with_limits,
 )
-from usage_plugin.config.limits import LimitConfig
 from usage_plugin.config.proxy_yaml import ProxyYaml
 from usage_plugin.config.sections import (
     RESOLVER,

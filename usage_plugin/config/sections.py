@@ -1,4 +1,4 @@
-"""The keys of the section `usage_plugin:`, apart from those of a limit."""
+"""The keys of the section `usage_plugin:`, except those of a limit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,21 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, Field, model_validator
 
-from usage_plugin.config.limits import LimitConfig, Section
-from usage_plugin.config.values import Days, Group, MostBytes, Name, Names, Size, Unmetered, Weekday, Zone, duration
+from usage_plugin.config.deprecated_keys import Deprecation  # noqa: TC001  # pydantic needs it at run time
+from usage_plugin.config.field_types import (
+    Days,
+    Group,
+    MostBytes,
+    Name,
+    Names,
+    Size,
+    Unmetered,
+    Weekday,
+    Zone,
+    days,
+    duration,
+)
+from usage_plugin.config.limit_config import LimitConfig, Section
 from usage_plugin.domain.limits import NO_MEMBERSHIP, Limit, LimitSet, Match, Membership, fits
 from usage_plugin.domain.subjects import spelled
 
@@ -20,27 +33,27 @@ if TYPE_CHECKING:
     from usage_plugin.domain.pseudonyms import Pseudonyms
 
 FOLDED = frozenset({"user", "team", "end_user", "organization"})
-"""Dimensions whose names `identity.casefold` folds."""
+"""The dimensions whose names `identity.casefold` folds."""
 
 Disputes = Literal["higher", "computed", "litellm"]
-"""Which of two costs is charged."""
+"""The choice between two costs."""
 
 OutputTokens = Annotated[int, Field(ge=1, le=10_000_000)]
 
 
 class BackendConfig(Section):
-    """Which backend, and its options, which it validates itself."""
+    """The name of a backend, and its options, which it validates itself."""
 
     backend: str = "sqlite"
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class StorageConfig(BackendConfig):
-    """What keeps the history.
+    """The store of the history.
 
     Attributes:
-        outbox_max: how many bytes of events may wait for it.
-        on_outbox_full: what becomes of new requests then; those that are let through leave a gap.
+        outbox_max: The maximum size of the events that wait for the store, in bytes.
+        on_outbox_full: The treatment of new requests at that size. An allowed one leaves a gap in the history.
     """
 
     outbox_max: Size = 10**9
@@ -48,30 +61,30 @@ class StorageConfig(BackendConfig):
 
 
 class AdmissionConfig(Section):
-    """What holds for all limits.
+    """The settings that all limits share.
 
     Attributes:
-        default_max_output_tokens: the output bound of a request that names none.
-        default_reasoning_tokens: the same for models that think before they answer, unless the other one is written.
-        max_output_tokens: the same for some models; of several globs that fit the first counts.
-        status_when_spent: the HTTP status of a refusal that waiting will not lift soon.
-        busy_wait: how long a request waits that would fit once others settle.
-        on_short_budget: what becomes of a request that would fit with fewer output tokens.
-        on_ledger_error: what becomes of requests while the ledger does not work.
-        orphan_grace: how long a hold is kept that no hook settled.
-        on_lost: what is charged if the worker dies and nobody knows what the request used.
-        on_unmetered: what becomes of requests that nothing meters; or what each costs, in nano-dollars.
-        on_cut_stream: what is charged for a stream that the client cut.
-        on_disputed_cost: which cost is charged where ours and LiteLLM's differ by more than 1 %, for all models or by
-            globs, of which the first that fits counts.
+        default_max_output_tokens: The output bound of a request without one.
+        default_reasoning_tokens: The same for reasoning models, unless `default_max_output_tokens` is given.
+        max_output_tokens: The same by model; the first matching glob counts.
+        status_when_spent: The HTTP status of a refusal that a short wait cannot lift.
+        max_wait: The maximum wait of a request that would fit once others settle.
+        on_short_budget: The treatment of a request that would fit with fewer output tokens.
+        on_ledger_error: The treatment of requests while the ledger is not available.
+        orphan_grace: The time after which a hold is settled that no hook has settled.
+        on_lost: The charge for a request whose worker died, and whose usage is unknown.
+        on_unmetered: The treatment of requests without a meter, or the cost of each in nano-dollars.
+        on_cut_stream: The charge for a stream that the client cut.
+        on_disputed_cost: The cost to charge where ours and LiteLLM's differ by more than 1 %. It is one choice for all
+            models, or a choice by glob, of which the first match counts.
     """
 
     default_max_output_tokens: OutputTokens = 4096
     default_reasoning_tokens: OutputTokens = 25_000
     max_output_tokens: dict[Name, OutputTokens] = Field(default_factory=dict)
     status_when_spent: Literal[402, 403, 429] = 402
-    busy_wait: Annotated[timedelta, duration("0s", "60s", example="2s")] = timedelta(seconds=2)
-    on_short_budget: Literal["reject", "clamp"] = "reject"
+    max_wait: Annotated[timedelta, duration("0s", "60s", example="2s")] = timedelta(seconds=2)
+    on_short_budget: Literal["deny", "clamp"] = "deny"
     on_ledger_error: Literal["deny", "allow"] = "deny"
     orphan_grace: Annotated[timedelta, duration("1s", "1d", example="60s")] = timedelta(seconds=60)
     on_lost: Literal["charge", "charge_input", "release"] = "charge"
@@ -80,7 +93,7 @@ class AdmissionConfig(Section):
     on_disputed_cost: Disputes | dict[Name, Disputes] = "higher"
 
     def output_tokens_of(self, model: str, *, reasons: bool = False) -> int:
-        """Return the output bound of a request for a model that names none."""
+        """Return the output bound of a request without one."""
         for glob, tokens in self.max_output_tokens.items():
             if fits((glob,), model):
                 return tokens
@@ -90,40 +103,46 @@ class AdmissionConfig(Section):
         return self.default_max_output_tokens
 
     def disputed_cost_of(self, model: str | None) -> Disputes:
-        """Return which cost of a model is charged where ours and LiteLLM's differ."""
+        """Return the cost to charge for a model where ours and LiteLLM's differ."""
         if isinstance(self.on_disputed_cost, str):
             return self.on_disputed_cost
         return next((which for glob, which in self.on_disputed_cost.items() if fits((glob,), model or "")), "higher")
 
 
 class CacheConfig(Section):
-    """The bounded cache of recent sums, by user and day."""
+    """The bounded cache of recent sums, by user and day.
+
+    Attributes:
+        size: The maximum number of entries.
+        retention: The days after which an entry is dropped.
+        cleanup_interval: The interval between two cleanups.
+    """
 
     size: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
-    retention_days: Annotated[int, Field(ge=1, le=3660)] = 7
+    retention: Annotated[int, days(3660, example="7d")] = 7
     cleanup_interval: Annotated[timedelta, duration("1s", "3660d", example="1h")] = timedelta(hours=1)
 
 
 RESOLVER = "resolver:"
-"""Begins a source of `identity.user` that a plugin registers."""
+"""The prefix of a source in `identity.user` that a plugin registers."""
 
 
 def _check_sources(sources: tuple[str, ...]) -> tuple[str, ...]:
     for source in sources:
         if source not in ("key", "end_user") and not re.fullmatch(rf"header:[A-Za-z0-9-]+|{RESOLVER}\S+", source):
-            raise ValueError(f"{source!r} names nobody; write key, end_user, header:NAME or resolver:NAME")
+            raise ValueError(f"expected key, end_user, header:NAME or resolver:NAME; found {source!r}")
     return sources
 
 
 class IdentityConfig(Section):
-    """Who the user of a request is.
+    """How a request is attributed to a user.
 
     Attributes:
-        user: sources in order; the first that names somebody wins.
-        on_missing: what happens when none does: the shared subject `(anonymous)`, or a refusal.
-        casefold: whether names that differ in case only are one.
-        json_field: the field to take out of a claim that is JSON; without it such a claim is refused.
-        groups_from: resolvers that say which groups a user is in, beside `groups`.
+        user: The sources of the user's name, in order of precedence.
+        on_missing: The treatment of a request without a name: the shared subject `(anonymous)`, or a refusal.
+        casefold: Whether names that differ in case only are the same name.
+        json_field: The field with the name, for a claim that is JSON. Without it such a claim is refused.
+        groups_from: The resolvers of group membership, in addition to `groups`.
     """
 
     user: Annotated[Names, AfterValidator(_check_sources)] = ("key", "end_user")
@@ -133,11 +152,11 @@ class IdentityConfig(Section):
     groups_from: Names = ()
 
     def folds(self, dimension: str) -> bool:
-        """Say whether names of this dimension that differ in case only are one."""
+        """Whether names of this dimension that differ in case only are the same name."""
         return self.casefold and dimension in FOLDED
 
     def as_kept(self, dimension: str, name: str) -> str:
-        """Spell a name that somebody asks for as requests have it."""
+        """Return the spelling of a name in requests, for a name that a query asks for."""
         return spelled(name, casefold=self.casefold) if dimension in FOLDED else name
 
     @property
@@ -147,14 +166,14 @@ class IdentityConfig(Section):
 
 
 class PluginConfig(Section):
-    """A plugin that is not always there: a file, what an installed package brings, or one of ours that is off.
+    """A plugin from a file, from an installed package, or one of ours that is off by default.
 
     Attributes:
-        path: of the file, from the folder of the YAML.
-        package: name of the distribution, as pip knows it.
-        name: of a plugin that comes with usage_plugin, and is off unless it is named.
-        enabled: whether it is loaded.
-        options: what it validates itself.
+        path: The path of the file, relative to the folder of the YAML.
+        package: The name of the distribution, as pip shows it.
+        name: The name of a plugin of usage_plugin's that is off by default.
+        enabled: Whether the plugin is loaded.
+        options: Options, which the plugin validates itself.
     """
 
     path: Annotated[Path | None, Field(strict=False)] = None
@@ -167,25 +186,25 @@ class PluginConfig(Section):
     def _one_source(self) -> PluginConfig:
         if [self.path, self.package, self.name].count(None) != 2:
             raise ValueError(
-                "name one source: path, a file of Python; package, an installed distribution; or name, a plugin that "
-                "comes with usage_plugin"
+                "expected exactly one of path (a Python file), package (an installed distribution) and name (a plugin"
+                " that comes with usage_plugin)"
             )
         return self
 
 
 class LimitsFile(Section):
-    """A file of its own with limits in it, named by `limits_from`."""
+    """A file of limits, which `limits_from` names."""
 
     limits: Annotated[tuple[LimitConfig, ...], Field(strict=False)]
 
 
 class RetentionConfig(Section):
-    """How long history is kept; None: without end.
+    """How long the history is kept; None is unlimited.
 
     Attributes:
-        events: days, counted back from now.
-        daily: days; the sums of earlier days go.
-        max_size: bytes of the store above which the oldest events go before their time.
+        events: The age in days at which events are deleted.
+        daily: The age in days at which daily sums are deleted.
+        max_size: The size of the store in bytes, above which the oldest events are deleted early.
     """
 
     events: Days = 90
@@ -197,14 +216,14 @@ class RetentionConfig(Section):
         if self.daily is not None and (self.events is None or self.events > self.daily):
             kept = "unlimited" if self.events is None else f"{self.events}d"
             raise ValueError(
-                f"daily ({self.daily}d) is shorter than events ({kept}): events cannot outlive their day; lengthen"
-                " daily or shorten events"
+                f"expected daily to be at least events; found daily {self.daily}d and events {kept};"
+                " lengthen daily or shorten events"
             )
         return self
 
 
 class PrivacyConfig(Section):
-    """Under which names persons are kept: those they have, or pseudonyms."""
+    """The form in which users' names are kept: plain, or as pseudonyms."""
 
     user: Literal["plain", "pseudonym"] = "plain"
 
@@ -213,9 +232,10 @@ class Config(Section):
     """The whole section.
 
     Attributes:
-        data_dir: absolute.
-        limits: with those of the files that `limits_from` names.
-        path: the file that the section stands in; empty if a program made it.
+        data_dir: The data folder, as an absolute path.
+        limits: The limits, including those of the files in `limits_from`.
+        path: The file with the section; empty if a program passed it.
+        deprecations: The deprecated keys and values of the section.
     """
 
     data_dir: Annotated[Path, Field(strict=False)] = Path("./data/usage")
@@ -235,6 +255,7 @@ class Config(Section):
     limits_from: Names = ()
     migrate_from: Name | None = None
     path: Annotated[Path, Field(exclude=True)] = Path()
+    deprecations: Annotated[tuple[Deprecation, ...], Field(exclude=True)] = ()
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Config:
@@ -242,35 +263,37 @@ class Config(Section):
         return self
 
     def check_names(self) -> None:
-        """Check what the limits say of each other and of the groups.
+        """Check that the names of limits are unique, and that their groups exist.
 
         Raises:
-            ValueError: a name stands twice, or a group is not there.
+            ValueError: A name is used twice, or a group does not exist.
         """
         seen: set[str] = set()
         for limit in self.limits:
             if limit.name in seen:
-                raise ValueError(f"two limits are named {limit.name!r}; a name is used once")
+                raise ValueError(f"expected unique names of limits; found two named {limit.name!r}")
             seen.add(limit.name)
             for match in (limit.match, *(override.match for override in limit.overrides)):
                 for key, names in match.conditions:
                     unknown = [name for name in names if key == "group" and name not in self.groups]
                     if unknown and not self.identity.groups_from:
                         known = ", ".join(self.groups) or "none"
-                        raise ValueError(f"limit {limit.name}: no group {unknown[0]!r} in groups (there are: {known})")
+                        raise ValueError(
+                            f"limit {limit.name}: expected a name in groups ({known}); found {unknown[0]!r}"
+                        )
 
     @property
     def migrated_limits(self) -> Path:
-        """The file that a migration writes the old limits to."""
+        """The file to which a migration writes the old limits."""
         return self.data_dir / "migrated_limits.yaml"
 
     @property
     def migration_source(self) -> Path | None:
-        """The directory that `migrate_from` names; a relative one begins where the YAML stands."""
+        """The directory in `migrate_from`; a relative one starts in the folder of the YAML."""
         return None if self.migrate_from is None else self.path.parent / Path(self.migrate_from).expanduser()
 
     def limit_files(self) -> list[Path]:
-        """List the files with further limits; with `migrate_from` also what the migration wrote, once it is there."""
+        """Return the files with more limits, including the one that the migration of `migrate_from` has written."""
         files = [self.path.parent / Path(name).expanduser() for name in self.limits_from]
         written = self.migrated_limits
         if self.migrate_from is not None and written.is_file() and written not in map(Path.resolve, files):
@@ -278,11 +301,11 @@ class Config(Section):
         return files
 
     def limit_set(self, pseudonyms: Pseudonyms | None = None, membership: Membership = NO_MEMBERSHIP) -> LimitSet:
-        """Make the limits in force; without pseudonyms, for those who only look at the rules.
+        """Return the limits in force.
 
         Args:
-            pseudonyms: under which persons and keys are kept.
-            membership: adds to the groups.
+            pseudonyms: The pseudonyms under which users and keys are kept; None for a look at the rules alone.
+            membership: Group membership in addition to `groups`.
         """
         groups: dict[str, tuple[str, ...]] = {name: self._folded(globs) for name, globs in self.groups.items()}
         limits = (limit.build(self.timezone, self.week_starts) for limit in self.limits)
@@ -290,7 +313,7 @@ class Config(Section):
         return made if pseudonyms is None else pseudonyms.applied_to(made)
 
     def _fold(self, limit: Limit) -> Limit:
-        """Fold the names in a limit as those of requests are folded; models and groups have one spelling."""
+        """Fold the names in a limit as those of requests are folded; models and groups keep their spelling."""
         if not self.identity.casefold:
             return limit
         overrides = tuple(o._replace(match=self._fold_match(o.match)) for o in limit.overrides)

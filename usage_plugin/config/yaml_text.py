@@ -1,6 +1,6 @@
-"""What YAML makes of a text, where it could be misunderstood: doubled keys, anchors, numbers, the environment.
+"""Parse YAML, and reject texts that it reads otherwise than people do: duplicate keys, anchors, numbers.
 
-Numbers keep their text on the way (never a float), and `os.environ/NAME` is looked up. Knows none of our keys.
+Numbers become decimals of their text, never floats, and `os.environ/NAME` is replaced. No key of ours is known here.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ Location = tuple[str | int, ...]
 
 _DEEPEST = 100
 _MOST_NODES = 2_000_000
-"""A file with limits for 200,000 users has as many."""
+"""The number of values in a file with limits for 200,000 users."""
 _MOST_ALIASED = 500_000
 
 
 _Fastest: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""A file with limits for thousands of users takes PyYAML's own parser many seconds."""
+"""The parser in C, if available: PyYAML's own takes many seconds for limits of thousands of users."""
 
 
-class _Loader(_Fastest):  # type: ignore[misc, valid-type]  # which of the two is known at run time only
-    """YAML as LiteLLM reads it, but a number with a point stays as exact as it was written."""
+class _Loader(_Fastest):  # type: ignore[misc, valid-type]  # the base is known at run time only
+    """YAML as LiteLLM reads it, except that a number with a point stays as exact as it was written."""
 
 
 def _exact_number(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Decimal | float:
@@ -51,10 +51,10 @@ _Loader.add_constructor(_FLOAT, _exact_number)
 
 
 def compose(text: str, path: Path) -> yaml.Node | None:
-    """Parse a text into nodes, which know their lines.
+    """Parse a text into nodes, which have line numbers.
 
     Raises:
-        ConfigError: it is not valid YAML, nested too deep, too large, or an alias stands for too much.
+        ConfigError: The text is not valid YAML, nests too deep, is too large, or expands to too much by aliases.
     """
     try:
         has_aliases = _check_extent(text, path)
@@ -62,17 +62,17 @@ def compose(text: str, path: Path) -> yaml.Node | None:
     except yaml.YAMLError as error:
         hint = None
         if "alias" in str(error) or "anchor" in str(error):
-            hint = 'YAML takes an unquoted * for an alias; put quotes around the name: "*@example.com".'
-        raise ConfigError(f"{path} is not valid YAML: {error}.", hint=hint) from None
+            hint = 'YAML reads an unquoted * as an alias; put quotes around the name: "*@example.com".'
+        raise ConfigError(f"Invalid YAML in {path}: {error}.", hint=hint) from None
     if root is not None and has_aliases:
         _check_aliases(root, path)
     return root
 
 
 def _check_extent(text: str, path: Path) -> bool:
-    """Check depth and size before nodes are made; whether the text has aliases.
+    """Check depth and size before nodes are built; return whether the text has aliases.
 
-    The parser makes nodes by recursion in C: 100,000 brackets crash the process. Its events come one by one.
+    The parser builds nodes by recursion in C: 100,000 brackets crash the process. Its events come one by one.
     """
     depth, has_aliases = 0, False
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
@@ -80,13 +80,13 @@ def _check_extent(text: str, path: Path) -> bool:
             depth += 1
             if depth > _DEEPEST:
                 where = _line_of(event.start_mark)
-                raise ConfigError(f"{path}: {where}nested deeper than {_DEEPEST} levels.", hint="Write it flatter.")
+                raise ConfigError(f"{path}: {where}expected at most {_DEEPEST} levels.", hint="Reduce the nesting.")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         elif isinstance(event, yaml.AliasEvent):
             has_aliases = True
         if count > _MOST_NODES:
-            raise ConfigError(f"{path} has more than {_MOST_NODES:,} values.", hint="Is it the right file?")
+            raise ConfigError(f"{path}: expected at most {_MOST_NODES:,} values.", hint="Is it the right file?")
     return has_aliases
 
 
@@ -95,7 +95,7 @@ def _line_of(mark: Any) -> str:  # either of PyYAML's two kinds
 
 
 def _check_aliases(root: yaml.Node, path: Path) -> None:
-    """Check what the aliases stand for, without writing it out.
+    """Check the size to which aliases expand, without expanding them.
 
     Nine lists of nine aliases each, nine deep, are 387 million values in 400 bytes.
     """
@@ -113,7 +113,9 @@ def _check_aliases(root: yaml.Node, path: Path) -> None:
             for child in children:
                 if id(child) in begun and id(child) not in known:
                     line = child.start_mark.line + 1
-                    raise ConfigError(f"{path}: line {line}: it contains itself.", hint="Write it out.")
+                    raise ConfigError(
+                        f"{path}: line {line}: the value contains itself.", hint="Write it without the alias."
+                    )
                 if id(child) not in known:
                     waiting.append(child)
             continue
@@ -123,42 +125,42 @@ def _check_aliases(root: yaml.Node, path: Path) -> None:
         line = node.start_mark.line + 1
         if size > len(known) + _MOST_ALIASED:
             raise ConfigError(
-                f"{path}: line {line}: its aliases stand for more than {_MOST_ALIASED:,} values.",
-                hint="Write out what is meant, with fewer aliases of aliases.",
+                f"{path}: line {line}: expected aliases of at most {_MOST_ALIASED:,} values.",
+                hint="Use fewer aliases of aliases.",
             )
         if depth > _DEEPEST:
             raise ConfigError(
-                f"{path}: line {line}: its aliases nest deeper than {_DEEPEST} levels.", hint="Write it flatter."
+                f"{path}: line {line}: expected aliases of at most {_DEEPEST} levels.", hint="Reduce the nesting."
             )
 
 
 def children_of(node: yaml.Node) -> list[yaml.Node]:
-    """List the nodes below a node, keys included."""
+    """Return the nodes below a node, keys included."""
     if isinstance(node, yaml.MappingNode):
         return [child for entry in node.value for child in entry]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def construct(node: yaml.Node, path: Path, *, exact: bool = True) -> Any:  # YAML's values are anything
-    """Make values of a node; `exact` keeps numbers with a point as they were written."""
+    """Return the value of a node; `exact` keeps numbers with a point as they were written."""
     loader = _Loader("") if exact else _Fastest("")
     try:
         return loader.construct_document(node)
     except (yaml.YAMLError, TypeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
     finally:
         loader.dispose()
 
 
 def entries_of(root: yaml.Node | None, path: Path) -> list[tuple[yaml.Node, yaml.Node]]:
-    """List the keys and values of a document that is a mapping, with what `<<` merges into it."""
+    """Return the keys and values of a document that is a mapping, including those merged by `<<`."""
     if not isinstance(root, yaml.MappingNode):
         return []
     loader = _Loader("")
     try:
         loader.flatten_mapping(root)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} cannot be read: {error}.") from None
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
     finally:
         loader.dispose()
     entries: list[tuple[yaml.Node, yaml.Node]] = root.value
@@ -166,12 +168,9 @@ def entries_of(root: yaml.Node | None, path: Path) -> list[tuple[yaml.Node, yaml
 
 
 def misleading(node: yaml.Node, where: str, inside: tuple[yaml.Node, ...] = ()) -> list[str]:
-    """Find what YAML reads otherwise than people do: keys that stand twice, numbers that are not decimal.
-
-    And anchors that contain themselves, which nothing can read.
-    """
+    """Return an error for each duplicate key, number that is not decimal, and anchor that contains itself."""
     if any(node is outer for outer in inside):
-        return [f"line {node.start_mark.line + 1}: {where} contains itself; write it out"]
+        return [f"line {node.start_mark.line + 1}: {where} contains itself; write it without the alias"]
     inside = (*inside, node)
     mistakes = []
     if isinstance(node, yaml.MappingNode):
@@ -179,12 +178,12 @@ def misleading(node: yaml.Node, where: str, inside: tuple[yaml.Node, ...] = ()) 
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 mistakes.append(
-                    f"line {key.start_mark.line + 1}: {where}: found a list or mapping as a key; write text"
+                    f"line {key.start_mark.line + 1}: {where}: expected text as a key; found a list or mapping"
                 )
                 continue
             name = str(key.value)
             if name in seen:
-                mistakes.append(f"line {key.start_mark.line + 1}: {where}.{name} stands twice; write it once")
+                mistakes.append(f"line {key.start_mark.line + 1}: {where}.{name}: duplicate key; write it once")
             seen.add(name)
             mistakes += misleading(value, f"{where}.{name}", inside)
     elif isinstance(node, yaml.SequenceNode):
@@ -195,18 +194,18 @@ def misleading(node: yaml.Node, where: str, inside: tuple[yaml.Node, ...] = ()) 
     return mistakes
 
 
-_DISGUISED = "which YAML reads as octal, hexadecimal or base 60; write a decimal number, or quotes around it"
+_DISGUISED = "which YAML reads as octal, hexadecimal or base 60; write a decimal number, or put quotes around it"
 
 
 def _is_disguised(node: yaml.Node) -> bool:
-    """Tell numbers that are not what they look like: `010` is 8, and `1:30` is 90."""
+    """Whether a number differs from its look: `010` is 8, and `1:30` is 90."""
     if node.tag == _INTEGER:
         return not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value)
     return node.tag == _FLOAT and ":" in node.value
 
 
 def lines_of(node: yaml.Node, where: Location = ()) -> dict[Location, int]:
-    """Map each path below a node to the line where it stands."""
+    """Return the line of each path below a node."""
     lines = {where: node.start_mark.line + 1}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
@@ -227,15 +226,15 @@ def with_environment(value: Any, path: Path, environment: Mapping[str, str]) -> 
     if isinstance(value, str) and value.startswith(FROM_ENVIRONMENT):
         name = value.removeprefix(FROM_ENVIRONMENT)
         if name not in environment:
-            raise ConfigError(f"{path}: {value} is asked for, but {name} is not set.", hint=f"Set {name}.")
+            raise ConfigError(f"{path}: {value} refers to {name}, which is not set.", hint=f"Set {name}.")
         return _read_variable(name, environment[name], path)
     return value
 
 
-def _read_variable(name: str, text: str, path: Path) -> Any:  # a number stays a number: read as YAML would read it
+def _read_variable(name: str, text: str, path: Path) -> Any:  # a number, as YAML would read it, or the text
     with contextlib.suppress(yaml.YAMLError, ValueError):
         begin = list(itertools.islice(yaml.parse(text, Loader=_Loader), 3))
-        # Nothing else is made into nodes, so that brackets without end do no harm.
+        # Only a scalar is built into a node, so that endless brackets do no harm.
         node = yaml.compose(text, Loader=_Loader) if isinstance(begin[-1], yaml.ScalarEvent) else None
         if isinstance(node, yaml.ScalarNode):
             if _is_disguised(node):

@@ -5,12 +5,12 @@ There are no heartbeats: a stalled worker is not dead. A lock file that can be l
 
 from __future__ import annotations
 
-import fcntl
 import os
 import uuid
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.liveness import Workers
+from usage_plugin.locks import try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,14 +33,14 @@ class FileLockedWorkers(Workers):
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Under its name only once it is locked: until then others would take us for dead.
         joining = self._folder / f"joining-{self.name}"
-        self._mine = _lock(joining)
+        self._mine = try_lock(joining)
         joining.rename(self._path(self.name))
 
     def try_to_keep(self) -> bool:
         """Take the keeper's lock if it is free."""
         if self._keeping is None:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._keeping = _lock(self._folder / _KEEPER)
+            self._keeping = try_lock(self._folder / _KEEPER)
         return self._keeping is not None
 
     @property
@@ -60,7 +60,7 @@ class FileLockedWorkers(Workers):
         """Remove the lock files of the dead."""
         for name in self._names():
             if name != self.name:
-                held = _lock(self._path(name), create=False)
+                held = try_lock(self._path(name), create=False)
                 if held is not None:
                     # Unlinked while locked: no process can come to hold a file that is gone.
                     self._path(name).unlink(missing_ok=True)
@@ -89,22 +89,8 @@ class FileLockedWorkers(Workers):
     def _is_alive(self, name: str) -> bool:
         if name == self.name and self._mine is not None:
             return True
-        held = _lock(self._path(name), create=False)
+        held = try_lock(self._path(name), create=False)
         if held is None:
             return self._path(name).exists()
         os.close(held)
         return False
-
-
-def _lock(path: Path, *, create: bool = True) -> int | None:
-    """Take a lock without waiting; None if it is taken, or there is no such file."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle

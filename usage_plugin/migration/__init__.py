@@ -1,8 +1,8 @@
-"""Moving in: the data of the previous usage tracker, and LiteLLM's own spend logs.
+"""Import the data of the previous usage tracker, and LiteLLM's own spend logs.
 
-`migrate` goes through a directory of the previous tracker: `sources` finds what is in it and `reading` reads it as a
-stream into the `draft`, a file on the disk that decides what is right and in which order it goes into the store.
-`old_limits` writes the old limits as ordinary ones. `spend_logs` makes usage events of LiteLLM's rows. `automatic` lets
-a running proxy migrate in another process. Everything here is repeatable: killed and run again, or run twice, it gives
-what one run gives. Knows the ports only, no backend.
+`directory_migration` imports a directory of the previous tracker. `legacy_sources` lists its files and `legacy_reader`
+streams them into `staging`, a SQLite file that resolves contradictions and fixes the order for the store.
+`limit_conversion` converts the old limits to ordinary ones. `spend_logs` converts LiteLLM's rows to usage events.
+`background` migrates in another process while the proxy runs. Everything here is idempotent: an import that was killed
+and repeated, or run twice, gives the result of one run. It depends on the ports only, on no backend.
 """

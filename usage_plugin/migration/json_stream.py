@@ -1,4 +1,4 @@
-"""Read JSON as a stream out of a file: progress, numbers that no JSON has, and errors in one line."""
+"""Read JSON from a file as a stream: progress, Python's NaN and Infinity, and errors in one line."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BUFFER = 1 << 16
-# SystemError: the C parser's word for a number with thousands of digits.
+# SystemError: raised by the C parser for a number with thousands of digits.
 BROKEN = (ijson.JSONError, UnicodeDecodeError, SystemError, RecursionError, OSError)
 
 
 def one_line(error: BaseException) -> str:
     """Return an error's message in one line."""
     text = str(error) or type(error).__name__
-    # The parser draws an arrow to what it stopped at.
+    # The parser draws an arrow to the place of the error.
     return " ".join(text.partition("(right here)")[0].split())
 
 
 class Watched:
-    """A file whose reading is watched."""
+    """A file whose reads are reported."""
 
     def __init__(self, file: BinaryIO, advance: Callable[[int], None]) -> None:
-        """Take the open file, and a function that gets the number of bytes read."""
+        """Use an open file, and a function that receives the number of bytes of each read."""
         self._file = file
         self._advance = advance
 
@@ -38,7 +38,7 @@ class Watched:
         return data
 
     def has(self, *words: bytes) -> bool:
-        """Say whether one of some words stands anywhere in the file, and begin anew."""
+        """Whether the file contains one of some words; rewind to its start."""
         end = b""
         found = False
         while not found and (data := self._file.read(1 << 20)):
@@ -53,7 +53,7 @@ class Watched:
 
 
 def readable(file: Watched) -> Watched | _Numbers:
-    """Let a parser read what Python writes for numbers that are none, which no JSON has."""
+    """Return a file in which Python's `NaN` and `Infinity` are valid JSON."""
     return _Numbers(file) if file.has(b"NaN", b"Infinity") else file
 
 
@@ -63,7 +63,7 @@ _LONGEST_WORD = len(b"-Infinity")
 
 
 class _Numbers:
-    """Puts quotes around `NaN`, `Infinity` and `-Infinity` outside of strings, so that they come as texts."""
+    """A file with quotes around `NaN`, `Infinity` and `-Infinity` outside of strings, so that they become texts."""
 
     def __init__(self, file: Watched) -> None:
         self._file = file
@@ -87,7 +87,7 @@ class _Numbers:
             if self._within:
                 found = _STRING_END.match(data, at)
                 if found is None:
-                    # Half an escape belongs to what comes next.
+                    # Half an escape belongs to the next block.
                     backslashes = len(data) - len(data.rstrip(b"\\"))
                     end = len(data) - (backslashes % 2 if not is_end else 0)
                     parts.append(data[at:end])
@@ -103,7 +103,7 @@ class _Numbers:
                 at = quote_at + 1
                 self._within = True
                 continue
-            # A word may be cut where the data ends: keep what has no sign behind it.
+            # A word may be cut where the data ends: keep it for the next block.
             end = len(data) if is_end else max(at, _last_break(data, at))
             parts.append(_NO_NUMBER.sub(rb'"\g<0>"', data[at:end]))
             self._rest = data[end:]
@@ -112,7 +112,7 @@ class _Numbers:
 
 
 def _last_break(data: bytes, at: int) -> int:
-    """Find where a word that reaches the end begins."""
+    """Return the start of a word that reaches the end."""
     end = len(data)
     while end > at and len(data) - end < _LONGEST_WORD and data[end - 1 : end].isalpha():
         end -= 1

@@ -1,8 +1,8 @@
-"""LiteLLM's own spend logs: each row of an export becomes a usage event, once, however often it is imported.
+"""Import LiteLLM's own spend logs: each row of an export becomes one usage event, for any number of imports.
 
-Which rows are in the store is kept here, in a file with a digest for each: a store forgets old events, and must not be
-given them again. A row that was noted and not stored, because the process was killed in between, has a number above
-the store's, and is forgotten at the next start.
+A file keeps a digest of each imported row, because a store deletes old events and must not receive them again. A row
+that was recorded there but not stored, because the process was killed in between, has a number above the store's
+watermark. It is deleted from the file at the next start.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from decimal import Decimal, InvalidOperation
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from usage_plugin.atomic_files import open_private, open_private_text, open_regular
 from usage_plugin.domain.claims import Claimed, read_claim
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
@@ -27,11 +28,10 @@ from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_n
 from usage_plugin.domain.usage import MOST_TOKENS, UsageEvent
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import MigrationError, RejectedError, SubjectNameError
-from usage_plugin.migration.files import alone, privately, write_privately
-from usage_plugin.migration.log_rows import LogRows
-from usage_plugin.migration.names import new_name
-from usage_plugin.migration.records import Finding, count, money
-from usage_plugin.plain_files import open_plain
+from usage_plugin.migration.import_lock import import_lock
+from usage_plugin.migration.legacy_records import ImportFinding, count, money
+from usage_plugin.migration.spend_log_rows import LogRows
+from usage_plugin.migration.user_names import new_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.store import UsageStore
-    from usage_plugin.migration.migrate import Progress
+    from usage_plugin.migration.outcome import Progress
 
 MOST_SHOWN = 20
 _BATCH = 500
 _NAMESPACE = uuid.UUID("0f0c3f1e-6f0b-5c43-9d0b-6d1d5f8d6a52")
-"""Of the ids that events get out of `request_id`; never to be changed."""
+"""The namespace of event ids, which are derived from `request_id`; it must never change."""
 _NEEDED = {"request_id", "startTime", "spend"}
 _NOBODY = ("", "default_user_id", "default_user")
 _MOMENT = re.compile(
@@ -53,11 +53,14 @@ _MOMENT = re.compile(
 _LATEST = datetime(2200, 1, 1, tzinfo=timezone.utc)
 
 
-class Naming(NamedTuple):
-    """Who the user of a row is, as of a request: `identity` of the configuration.
+class IdentityRules(NamedTuple):
+    """How a row is attributed to a user, as a request is: `identity` of the configuration.
 
     Attributes:
-        keep: puts in the subjects of a row what is kept of them.
+        order: The sources of the user's name, in order of precedence.
+        casefold: Whether names that differ in case only are the same name.
+        json_field: The field with the name, for an end user that is JSON.
+        keep: Converts the subjects of a row to the form in which they are kept.
     """
 
     order: Sequence[str]
@@ -68,14 +71,15 @@ class Naming(NamedTuple):
 
 @dataclass
 class Imported:
-    """What an import has done.
+    """The outcome of an import.
 
     Attributes:
-        rows: that were read.
-        events: that are new in the store, and their cost.
-        known: that were imported before.
-        later: that were left out because they are not before the moment that was asked for.
-        findings: the first; all are in `report`.
+        rows: The number of rows that were read.
+        events: The number of new events.
+        cost: The cost of the new events.
+        known: The number of rows that were imported before.
+        later: The number of rows that were left out, because they are not before the given time.
+        findings: The first findings; all of them are in `report`.
     """
 
     file: str
@@ -89,53 +93,59 @@ class Imported:
     report: str | None = None
 
     def plain(self) -> dict[str, Any]:
-        """Write it for programs."""
+        """Return plain values, for programs."""
         return {**asdict(self), "cost": format_usd(self.cost)}
 
 
 async def import_spend_logs(
-    path: Path, data_dir: Path, naming: Naming, store: UsageStore, progress: Progress, *, before: int | None = None
+    path: Path,
+    data_dir: Path,
+    identity: IdentityRules,
+    store: UsageStore,
+    progress: Progress,
+    *,
+    before: int | None = None,
 ) -> Imported:
     """Import an export of `LiteLLM_SpendLogs`: CSV, JSON Lines or one JSON array.
 
     Args:
-        path: the export.
-        data_dir: keeps which rows were imported, and the report.
-        naming: who the user of a row is.
-        store: takes the events.
-        progress: is told how far it is, in bytes.
-        before: rows that began at this instant or later are left out.
+        path: The export.
+        data_dir: The folder for the digests of imported rows, and for the report.
+        identity: How a row is attributed to a user.
+        store: The store for the events.
+        progress: Receives the progress in bytes.
+        before: The instant from which on rows are left out, by their start.
 
     Raises:
-        MigrationError: the file cannot be read, or is no such export.
-        StorageError: the store does not take it now; run again, it goes on.
+        MigrationError: The file cannot be read, or is of another kind.
+        StorageError: The store does not accept the events at the moment; another run resumes the import.
     """
     imported = Imported(str(path))
     folder = data_dir / "migration"
     report = data_dir / "import_report.jsonl"
     with ExitStack() as stack:
-        stack.enter_context(alone(folder))
+        stack.enter_context(import_lock(folder))
         try:
-            raw = stack.enter_context(open_plain(path))
+            raw = stack.enter_context(open_regular(path))
             rows = LogRows(raw, path)
             first = rows.peek()
         except OSError as error:
-            raise MigrationError(f"{path} cannot be read: {error}.") from error
+            raise MigrationError(f"Cannot read {path}: {error}.") from error
         _check_fields(first, path)
-        told = stack.enter_context(write_privately(report))
+        report_file = stack.enter_context(open_private_text(report))
         imported.report = str(report)
 
-        def tell(finding: Finding) -> None:
+        def tell(finding: ImportFinding) -> None:
             imported.rejected += 1
             plain = finding.plain()
-            told.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            report_file.write(json.dumps(plain, ensure_ascii=False) + "\n")
             if len(imported.findings) < MOST_SHOWN:
                 imported.findings.append(plain)
 
         known = stack.enter_context(closing(_Known(folder / "spend_logs.db")))
         known.forget_after(await store.watermark(known.writer))
         progress.begin(f"Importing {path.name}", os.fstat(raw.fileno()).st_size)
-        events = _events(rows, naming, before, imported, tell)
+        events = _events(rows, identity, before, imported, tell)
         at = 0
         while batch := list(islice(events, _BATCH)):
             fresh = known.add(batch)
@@ -155,8 +165,8 @@ def _check_fields(first: Mapping[str, Any], path: Path) -> None:
         return
     inner = next((name for name, value in first.items() if _holds_rows(value)), None)
     raise MigrationError(
-        f"{path} is no export of LiteLLM_SpendLogs: its rows have no {', '.join(sorted(missing))}.",
-        hint=f"The rows seem to be under {inner!r}: take them out with jq -c '.{inner}[]' FILE."
+        f"expected an export of LiteLLM_SpendLogs; the rows of {path} have no {', '.join(sorted(missing))}.",
+        hint=f"The rows seem to be under {inner!r}: extract them with jq -c '.{inner}[]' FILE."
         if inner
         else "Separate columns with commas; \\copy \"LiteLLM_SpendLogs\" TO 'spend.csv' CSV HEADER writes such a file.",
     )
@@ -167,17 +177,25 @@ def _holds_rows(value: object) -> bool:
 
 
 def _events(
-    rows: LogRows, naming: Naming, before: int | None, imported: Imported, tell: Callable[[Finding], None]
+    rows: LogRows,
+    identity: IdentityRules,
+    before: int | None,
+    imported: Imported,
+    tell: Callable[[ImportFinding], None],
 ) -> Iterator[UsageEvent]:
     for where, row in rows:
         imported.rows += 1
         if isinstance(row, str):
-            tell(Finding("rejected", where, "", "", row))
+            tell(ImportFinding("rejected", where, "", "", row))
             continue
         try:
-            event = event_of(row, naming)
+            event = event_of(row, identity)
         except RejectedError as error:
-            tell(Finding("rejected", where, str(row.get("user") or ""), str(row.get("startTime") or ""), f"{error}."))
+            tell(
+                ImportFinding(
+                    "rejected", where, str(row.get("user") or ""), str(row.get("startTime") or ""), f"{error}."
+                )
+            )
             continue
         if before is not None and event.started_at >= before:
             imported.later += 1
@@ -186,11 +204,11 @@ def _events(
 
 
 class _Known:
-    """Which rows are in the store, by a digest of their ids, in the order in which they went there."""
+    """The rows that are in the store, by a digest of their ids, in the order of the import."""
 
     def __init__(self, path: Path) -> None:
         try:
-            os.close(privately(str(path), os.O_CREAT | os.O_RDWR))
+            os.close(open_private(path, os.O_CREAT | os.O_RDWR, follow_links=False))
             self._connection = sqlite3.connect(path, isolation_level=None)
             execute = self._connection.execute
             execute("PRAGMA journal_mode = WAL")
@@ -204,14 +222,14 @@ class _Known:
             )
             self.writer = str(execute("SELECT name FROM writer").fetchone()[0])
         except (OSError, sqlite3.Error) as error:
-            raise MigrationError(f"{path} cannot be used: {error}.") from error
+            raise MigrationError(f"Cannot use {path}: {error}.") from error
 
     def forget_after(self, number: int) -> None:
-        """Forget what the store did not get."""
+        """Delete the rows that the store did not receive."""
         self._connection.execute("DELETE FROM known WHERE number > ?", (number,))
 
     def add(self, events: Sequence[UsageEvent]) -> list[tuple[int, UsageEvent]]:
-        """Note events, and give those that are new with their numbers."""
+        """Record events, and return the new ones with their numbers."""
         execute = self._connection.execute
         execute("BEGIN IMMEDIATE")
         (last,) = execute("SELECT coalesce(max(number), 0) FROM known").fetchone()
@@ -227,15 +245,15 @@ class _Known:
         self._connection.close()
 
 
-def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
-    """Make an event of a row.
+def event_of(row: Mapping[str, Any], identity: IdentityRules) -> UsageEvent:
+    """Return the event of a row.
 
     Raises:
-        RejectedError: a number, a time or the id cannot be right.
+        RejectedError: A number, a time or the id is invalid.
     """
     request_id = row.get("request_id")
     if not isinstance(request_id, str) or not request_id:
-        raise RejectedError("it has no request_id")
+        raise RejectedError("request_id is missing")
     metadata = _json_of(row.get("metadata"), dict)
     started = _moment(row.get("startTime"), "startTime")
     ended = _moment(row.get("endTime"), "endTime") if row.get("endTime") else started
@@ -248,13 +266,13 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
     cached, written, reasoning = _details(metadata, inputs, outputs)
     error = _json_of(metadata.get("error_information"), dict).get("error_class")
     subjects = Subjects(
-        user=_user(row, metadata, naming),
-        team=_name(row.get("team_id"), "team", fold=naming.casefold),
+        user=_user(row, metadata, identity),
+        team=_name(row.get("team_id"), "team", fold=identity.casefold),
         api_key=_api_key(row),
         api_key_alias=_name(metadata.get("user_api_key_alias"), "key alias"),
-        end_user=_claim(row, naming).name,
-        organization=_name(row.get("organization_id"), "organization", fold=naming.casefold),
-        session=_name(row.get("session_id"), "session") or _claim(row, naming).session,
+        end_user=_claim(row, identity).name,
+        organization=_name(row.get("organization_id"), "organization", fold=identity.casefold),
+        session=_name(row.get("session_id"), "session") or _claim(row, identity).session,
         tags=_tags(row.get("request_tags")),
     )
     return UsageEvent(
@@ -263,7 +281,7 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
         status="failure" if failed else "success",
         call_type=_name(row.get("call_type"), "call type") or "unknown",
         duration_us=max(0, (ended - started) // timedelta(microseconds=1)),
-        **naming.keep(subjects).kept(),
+        **identity.keep(subjects).kept(),
         call_id=_name(row.get("litellm_call_id"), "call id") or _name(request_id, "request id"),
         model=_name(row.get("model_group"), "model") or served,
         served_model=served,
@@ -283,7 +301,7 @@ def event_of(row: Mapping[str, Any], naming: Naming) -> UsageEvent:
 
 
 def _details(metadata: Mapping[str, Any], inputs: int, outputs: int) -> tuple[int, int, int]:
-    """Read the cached, cache-write and reasoning tokens, as far as they can be part of the sums."""
+    """Return the cached, cache-write and reasoning tokens; 0 for a number that exceeds its total."""
     usage = _json_of(metadata.get("usage_object"), dict)
     prompt = _json_of(usage.get("prompt_tokens_details"), dict)
     answer = _json_of(usage.get("completion_tokens_details"), dict)
@@ -298,28 +316,28 @@ def _part(value: object, most: int) -> int:
     return value if isinstance(value, int) and 0 < value <= most else 0
 
 
-def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], naming: Naming) -> str:
-    """Name the user as a request's would be named; what no request could have gets a name that was made up."""
+def _user(row: Mapping[str, Any], metadata: Mapping[str, Any], identity: IdentityRules) -> str:
+    """Return the user, named as a request's would be; a name that no request could have is substituted."""
     own = row.get("user")
     candidates: list[object] = [] if own in _NOBODY else [own]
-    for source in naming.order:
+    for source in identity.order:
         if source == "end_user":
-            candidates.append(_claim(row, naming).name)
+            candidates.append(_claim(row, identity).name)
         elif source == "key" and row.get("api_key") != MASTER_KEY:
             key = _api_key(row)
             candidates += [metadata.get("user_api_key_alias"), key_name(key) if key else None]
     for candidate in candidates:
         if isinstance(candidate, str) and candidate.strip() and candidate not in _NOBODY:
-            return new_name(candidate, casefold=naming.casefold)[0]
+            return new_name(candidate, casefold=identity.casefold)[0]
     return ANONYMOUS
 
 
-def _claim(row: Mapping[str, Any], naming: Naming) -> Claimed:
-    return read_claim(row.get("end_user"), json_field=naming.json_field, casefold=naming.casefold)
+def _claim(row: Mapping[str, Any], identity: IdentityRules) -> Claimed:
+    return read_claim(row.get("end_user"), json_field=identity.json_field, casefold=identity.casefold)
 
 
 def _api_key(row: Mapping[str, Any]) -> str | None:
-    """Give LiteLLM's hash of the key; what is none is hashed, since it may be the key itself."""
+    """Return LiteLLM's hash of the key; any other value is hashed, since it may be the key itself."""
     value = row.get("api_key")
     if not isinstance(value, str) or not value:
         return None
@@ -341,7 +359,7 @@ def _name(value: object, what: str, *, fold: bool = False) -> str | None:
         return None
 
 
-def _json_of(value: object, kind: type[Any]) -> Any:  # of the kind that was asked for
+def _json_of(value: object, kind: type[Any]) -> Any:  # a value of that kind
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -351,7 +369,7 @@ def _json_of(value: object, kind: type[Any]) -> Any:  # of the kind that was ask
 
 
 def _decimal(value: object) -> object:
-    """Take a number out of a CSV, where it is text."""
+    """Return the number of a text, as CSV has it; other values unchanged."""
     if isinstance(value, str):
         try:
             return Decimal(value)
@@ -365,16 +383,16 @@ def _count(row: Mapping[str, Any], name: str) -> int:
 
 
 def _moment(value: object, name: str) -> datetime:
-    """Read a time as Postgres, Prisma or Python write it; UTC where it names no zone, as LiteLLM keeps it."""
+    """Return a time in the formats of Postgres, Prisma or Python; UTC if it names no zone, as in LiteLLM."""
     found = _MOMENT.fullmatch(value.strip()) if isinstance(value, str) else None
     if not found:
-        raise RejectedError(f"{name} is {value!r}, not a time")
+        raise RejectedError(f"{name}: expected a time; found {value!r}")
     day, clock, fraction, zone = found.groups()
     offset = "+00:00" if zone in (None, "Z") else f"{zone[:3]}:{zone[3:].strip(':') or '00'}"
     try:
         moment = datetime.fromisoformat(f"{day}T{clock}.{(fraction or '')[:6]:0<6}{offset}").astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise RejectedError(f"{name} is {value!r}, which there is not") from None
+        raise RejectedError(f"{name}: expected a time of the calendar; found {value!r}") from None
     if not 1970 <= moment.year < _LATEST.year:
-        raise RejectedError(f"{name} is {value!r}")
+        raise RejectedError(f"{name}: expected a year between 1970 and {_LATEST.year - 1}; found {value!r}")
     return moment

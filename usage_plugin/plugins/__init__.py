@@ -9,10 +9,8 @@ the group `usage_plugin`:
     def usage_register_storage_backends():
         return [MyBackend()]
 
-Everything that a plugin imports is here, and in `usage_plugin.plugins.storage` for the author of a store; both are
-public (docs/compatibility.md). `hookspecs` lists every hook, `interface` the classes of the registered objects. Inside,
-`loading` and `one_file` find plugins, `manager` checks them and collects their objects, and `resolving` calls resolvers
-safely.
+`hookspecs` defines every hook, and `interface` the types of the registered objects. Inside, `discovery` and
+`file_loader` load plugins, `manager` validates and registers them, and `identity_resolvers` isolates resolvers.
 """
 
 import pluggy
@@ -34,17 +32,18 @@ from usage_plugin.errors import (
     UsagePluginError,
 )
 from usage_plugin.plugins.interface import (
+    BackendContext,
     Claim,
     IdentityResolver,
     LedgerBackend,
     NoOptions,
     Options,
     StorageBackend,
-    Surroundings,
 )
 
 __all__ = [
     "Alert",
+    "BackendContext",
     "Claim",
     "ConfigError",
     "IdentityResolver",
@@ -58,7 +57,6 @@ __all__ = [
     "StorageBackend",
     "StorageError",
     "StorageUnavailableError",
-    "Surroundings",
     "Unit",
     "UsageEvent",
     "UsagePluginError",
@@ -75,4 +73,4 @@ PROJECT = "usage_plugin"
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 MARK = f"{PROJECT}_impl"
-"""The attribute in which pluggy keeps that a function implements a hook."""
+"""The attribute by which pluggy marks an implementation of a hook."""

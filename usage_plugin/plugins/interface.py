@@ -1,7 +1,8 @@
-"""What a plugin registers: backends, which know their options and how to open what they provide, and resolvers."""
+"""Types of the objects that plugins register: backends, which open a store or a ledger, and identity resolvers."""
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Options(BaseModel):
-    """Options of a backend or a plugin, as written under `options:`; unknown keys are errors."""
+    """The options of a backend or a plugin, as written under `options:`; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,15 +37,15 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]) -> Any:
-    """Read options by their model.
+    """Validate options against their model.
 
     Args:
-        where: the key of the YAML under which they stand, for the error.
-        model: what they must fit.
-        options: as they were written.
+        where: The key of the YAML with the options, for the error.
+        model: The model of the options.
+        options: The options, as written.
 
     Raises:
-        ConfigError: with every mistake.
+        ConfigError: The options are invalid; the message has every mistake.
     """
     try:
         return model.model_validate(options)
@@ -53,7 +54,7 @@ def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]
         raise ConfigError(
             "; ".join(
                 f"{'.'.join([where, *map(str, mistake['loc'])])}: found {mistake['input']!r}: "
-                + (f"no such option; there are: {known}" if unknown else mistake["msg"])
+                + (f"unknown option; known options: {known}" if unknown else mistake["msg"])
                 for mistake in error.errors()
                 for unknown in [mistake["type"] == "extra_forbidden" and len(mistake["loc"]) == 1]
             )
@@ -61,34 +62,34 @@ def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]
 
 
 def choose(where: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:
-    """Find a backend.
+    """Return the backend of a name.
 
     Args:
-        where: the key of the YAML under which `backend` stands, for the error.
-        name: what is written there.
-        backends: those that are registered.
+        where: The key of the YAML that contains `backend`, for the error.
+        name: The name, as written.
+        backends: The registered backends.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: No backend of this name is registered.
     """
     if name not in backends:
         raise ConfigError(
-            f"{where}.backend: found {name!r}; there are {', '.join(sorted(backends))}.",
-            hint="A backend of a package that is not installed is not there.",
+            f"{where}.backend: expected one of {', '.join(sorted(backends))}; found {name!r}.",
+            hint="A backend from a package is available once the package is installed.",
         )
     return backends[name]
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What a backend or a plugin is told beside its own options.
+class BackendContext:
+    """The context of a backend or a plugin, in addition to its own options.
 
     Attributes:
-        data_dir: where its files belong; the folder may not exist yet.
-        zone: the zone whose days daily sums are kept by.
-        config_dir: the folder of the YAML (the current one, if there is none), from which relative paths start.
-        config_file: the YAML, for a plugin that works in another process; None if a program gave the configuration.
-        storage_backends: all that are registered, by name, for a backend that is made of others.
+        data_dir: The folder of its files, which may not exist yet.
+        zone: The time zone of the days in daily sums.
+        config_dir: The base of relative paths: the folder of the YAML, or the current folder without a YAML.
+        config_file: The YAML, for a plugin that works in another process; None if a program passed the configuration.
+        storage_backends: All registered backends by name, for a backend that is composed of others.
     """
 
     data_dir: Path
@@ -99,52 +100,56 @@ class Surroundings:
 
 
 class StorageBackend(ABC, Generic[OptionsT]):
-    """Provides a store under a name.
+    """A provider of stores under a name.
 
     Attributes:
-        name: what users write under `storage.backend`.
-        options_model: validates `storage.options`.
+        name: The name for `storage.backend`.
+        options_model: The model that validates `storage.options`.
     """
 
     name: ClassVar[str]
     options_model: type[OptionsT]
 
     @abstractmethod
-    def open(self, options: OptionsT, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
-        """Open the store for the length of a context. Several processes may have it open at once."""
+    def open(self, options: OptionsT, context: BackendContext) -> AbstractAsyncContextManager[UsageStore]:
+        """Return a context manager that opens the store. Several processes may have it open at once."""
 
-    def check(self, options: OptionsT, surroundings: Surroundings) -> None:
-        """Raise `ConfigError` if the store cannot be opened with these options; create nothing."""
+    def check(self, options: OptionsT, context: BackendContext) -> None:
+        """Check that the store can be opened with these options; create nothing.
+
+        Raises:
+            ConfigError: It cannot.
+        """
 
 
 @runtime_checkable
 class Renewable(Protocol):
-    """An ability of storage backends whose store can be built anew beside the old one, and then take its place."""
+    """A capability of storage backends: build a new store next to the old one, then replace the old one."""
 
-    def beside(self, options: Any, surroundings: Surroundings) -> Any:
-        """Give the options of a store beside, and see to it that there is none yet."""
+    def beside(self, options: Any, context: BackendContext) -> Any:
+        """Return the options of the new store, after removing the remains of an earlier one."""
 
-    def take_place(self, options: Any, surroundings: Surroundings, *, aside: str | None) -> Path | None:
-        """Put the store beside, which nobody has open, in the place of the old one.
+    def take_place(self, options: Any, context: BackendContext, *, aside: str | None) -> Path | None:
+        """Replace the old store with the new one, which no process has open.
 
         Args:
-            options: of the old one.
-            surroundings: as ever.
-            aside: what the old one's name ends in from then on; None if it is not worth keeping.
+            options: The options of the old store.
+            context: The context of both stores.
+            aside: The suffix under which the old store is kept; None deletes it.
 
         Returns:
-            Where the old one is; None if there was none, or it is gone.
+            The path of the old store; None if there was none, or if it was deleted.
         """
 
 
 class Restoration(NamedTuple):
-    """How far a restoration is.
+    """The progress of a restoration.
 
     Attributes:
-        records: events and sums read so far; `most` is how many there can be.
-        totals: of everything that is kept, by part; known at the end.
-        aside: where the old database is.
-        is_done: whether the new one is in its place.
+        records: The number of events and sums read so far; `most` is the maximum.
+        totals: The totals of each part, known at the end.
+        aside: The path of the old database.
+        is_done: Whether the new database has replaced the old one.
     """
 
     records: int
@@ -156,44 +161,46 @@ class Restoration(NamedTuple):
 
 @runtime_checkable
 class Restorable(Protocol):
-    """An ability of storage backends that keep the history twice, so that one copy can be made of the other."""
+    """A capability of storage backends with two copies of the history: restore one copy from the other."""
 
-    def restore(self, options: Any, surroundings: Surroundings, *, dry_run: bool) -> AsyncIterator[Restoration]:
-        """Make it anew, and say how far it is; with `dry_run` only read everything.
+    def restore(self, options: Any, context: BackendContext, *, dry_run: bool) -> AsyncIterator[Restoration]:
+        """Restore the copy and yield the progress; with `dry_run`, only read everything.
 
         Raises:
-            StorageUnavailableError: somebody is writing to the store.
+            StorageUnavailableError: Another process is writing to the store.
         """
 
 
 class LedgerBackend(ABC, Generic[OptionsT]):
-    """Provides a ledger under a name.
+    """A provider of ledgers under a name.
 
     Attributes:
-        name: what users write under `ledger.backend`.
-        options_model: validates `ledger.options`.
+        name: The name for `ledger.backend`.
+        options_model: The model that validates `ledger.options`.
     """
 
     name: ClassVar[str]
     options_model: type[OptionsT]
 
     @abstractmethod
-    def exists(self, options: OptionsT, surroundings: Surroundings) -> bool:
-        """Say whether there is a ledger to open; create nothing."""
+    def exists(self, options: OptionsT, context: BackendContext) -> bool:
+        """Whether the ledger exists; create nothing."""
 
     @abstractmethod
-    def open(self, options: OptionsT, surroundings: Surroundings) -> OpenLedger:
-        """Open the ledger with its parts for one thread. Several threads and processes may have it open at once."""
+    def open(self, options: OptionsT, context: BackendContext) -> OpenLedger:
+        """Open the ledger for one thread. Several threads and processes may have it open at once."""
 
 
 class Claim(NamedTuple):
-    """What is known of a request whose key is nobody's own. What the client chose is not to be trusted.
+    """The known facts of a request whose key has no user of its own. Values that the client chose are not verified.
 
     Attributes:
-        end_user: what the client says of its user, as it was sent.
-        headers: the client's, with lower-case names, as LiteLLM hands them on.
-        jwt: the claims of the token that LiteLLM has verified; empty if there was none.
-        key_alias: the key's name, `team` and `organization` whose it is.
+        end_user: The client's own statement of its user, unchanged.
+        headers: The client's headers with lower-case names, as LiteLLM passes them on.
+        jwt: The claims of the token that LiteLLM has verified; empty without a token.
+        key_alias: The name of the key.
+        team: The team of the key.
+        organization: The organization of the key.
     """
 
     end_user: object
@@ -205,38 +212,53 @@ class Claim(NamedTuple):
 
 
 class IdentityResolver(ABC):
-    """Says who somebody is: which user a request is of (`user_of`), which groups a user is in (`groups_of`), or both.
+    """Resolve the user of a request (`user_of`), the groups of a user (`groups_of`), or both.
 
-    Both are called on the event loop, `groups_of` in other threads too, and must answer from memory: a file is read or
-    a server asked in `refresh`, which may take its time.
+    Both are called on the event loop, `groups_of` in other threads too, and must answer from memory. Read files and
+    query servers in `refresh`, which may block.
 
     Attributes:
-        name: what users write as `resolver:NAME` in `identity.user`, or under `identity.groups_from`.
+        name: The name for `resolver:NAME` in `identity.user`, and for `identity.groups_from`.
     """
 
     name: ClassVar[str]
 
-    def user_of(self, claim: Claim) -> str | None:  # noqa: ARG002  # for those who override it
-        """Name the user of a request; None if this resolver does not know.
+    def user_of(self, claim: Claim) -> str | None:  # noqa: ARG002  # for subclasses that override it
+        """Return the user of a request; None if this resolver does not know the user.
 
-        Called for each request that gets as far as this source. If it raises, the request is refused with 503: to go on
-        with the next source would charge somebody else.
+        Called for each request that no earlier source has resolved. If it raises, the request is refused with 503:
+        the next source could charge another user.
         """
         return None
 
-    def groups_of(self, user: str) -> Iterable[str]:  # noqa: ARG002  # for those who override it
-        """List the groups that a user is in, beside those of the YAML.
+    def groups_of(self, user: str) -> Iterable[str]:  # noqa: ARG002  # for subclasses that override it
+        """Return the groups of a user, in addition to those of the YAML.
 
-        What it answers is remembered until `refresh` gives another version, so it may depend on nothing else. If it
-        raises, the user is in no group of this resolver until it is asked again, a second later.
+        The answer is cached until `refresh` returns another version, so it may depend on nothing else. If it raises,
+        the user has no group of this resolver until the next call, a second later.
         """
         return ()
 
     def refresh(self) -> str:
-        """Look whether anything has changed, and name the state of what is known: a digest, a number.
+        """Reload the resolver's data if it has changed, and return its version, such as a digest or a number.
 
-        Called once before anything else, where what it raises stops the start; then once a second in a thread of its
-        own in each worker. There what it raises is logged and counted, and what was known stays. Workers that know the
-        same must give the same name.
+        Called first at the start, where an exception stops the start. Then it is called once a second, in a thread of
+        its own in each worker. There an exception is logged and counted, and the previous data stays in use. Workers
+        with the same data must return the same version.
         """
         return ""
+
+
+if not TYPE_CHECKING:  # a type checker must go on to report misspelt names
+
+    def __getattr__(name: str) -> object:
+        """Return a type by its deprecated name."""
+        if name == "Surroundings":
+            warnings.warn(
+                "usage_plugin.plugins.interface.Surroundings is deprecated and will be removed in version 0.2;"
+                " import BackendContext.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return BackendContext
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,7 +40,7 @@ from usage_plugin.errors import (
     StorageUnavailableError,
     StorageVersionError,
 )
-from usage_plugin.plugins.interface import Options, Renewable, Restorable, Restoration, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, Options, Renewable, Restorable, Restoration, StorageBackend
 
 __all__ = [
     "FORGOTTEN",
@@ -49,6 +49,7 @@ __all__ = [
     "LEFT_OVER",
     "ROLLUP_DIMENSIONS",
     "Aggregate",
+    "BackendContext",
     "DailySum",
     "EventPosition",
     "Grouping",
@@ -73,7 +74,6 @@ __all__ = [
     "StoragePrunedError",
     "StorageUnavailableError",
     "StorageVersionError",
-    "Surroundings",
     "UsageEvent",
     "UsageFilter",
     "UsageStore",

@@ -66,7 +66,8 @@ def config_warnings(config: Config, proxy_yaml: ProxyYaml) -> list[ConfigWarning
         proxy_yaml: the proxy's YAML, which may be another file.
     """
     served = ServedNames(proxy_yaml)
-    found = [*_unset_models(proxy_yaml)]
+    found = [ConfigWarning(*deprecation) for deprecation in config.deprecations]
+    found += _unset_models(proxy_yaml)
     if served.is_complete:
         found += _Effect(config, served).warnings()
     found += _empty_groups(config)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.config import IdentityConfig
-    from usage_plugin.plugins.resolving import Resolvers
+    from usage_plugin.plugins.identity_resolvers import Resolvers
 
 _PLACEHOLDER = "default_user_id"
 _HEADER = "header:"

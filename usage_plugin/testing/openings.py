@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-from usage_plugin.plugins.interface import LedgerBackend, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, LedgerBackend, StorageBackend
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS
 
@@ -46,7 +46,9 @@ class StoreOpening:
     def open(self) -> AbstractAsyncContextManager[UsageStore]:
         """Open it for the length of a context."""
         options = self.backend.options_model.model_validate(dict(self.options))
-        return self.backend.open(options, Surroundings(self.data_dir, self.zone, storage_backends=_builtin_backends()))
+        return self.backend.open(
+            options, BackendContext(self.data_dir, self.zone, storage_backends=_builtin_backends())
+        )
 
     def another(self) -> StoreOpening:
         """Make another one, of a new store."""
@@ -62,8 +64,8 @@ class LedgerOpening:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def _arguments(self) -> tuple[Any, Surroundings]:
-        return self.backend.options_model.model_validate(dict(self.options)), Surroundings(self.data_dir, BERLIN)
+    def _arguments(self) -> tuple[Any, BackendContext]:
+        return self.backend.options_model.model_validate(dict(self.options)), BackendContext(self.data_dir, BERLIN)
 
     def open(self) -> OpenLedger:
         """Open it for the calling thread."""

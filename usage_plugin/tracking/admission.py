@@ -63,13 +63,13 @@ class AdmissionPolicy:
 
     Attributes:
         enforce: off, everything is held and recorded, and nothing refused.
-        busy_wait: microseconds that a request waits for others to settle, before it is refused as busy.
+        max_wait: microseconds that a request waits for others to settle, before it is refused as busy.
         admit_without_ledger: whether requests are let through while the ledger does not work.
         admit_without_outbox: whether requests are let through while no further event can be kept.
     """
 
     enforce: bool = True
-    busy_wait: int = 0
+    max_wait: int = 0
     on_lost: OnLost = "charge"
     admit_without_ledger: bool = False
     admit_without_outbox: bool = False
@@ -218,7 +218,7 @@ class Admission:
         if self._pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
             return Decision(_refuse("outbox_full", ask), ())
         ask, decision = await self._decide(ask, tightened, downgraded)
-        if not patient or self._waiting >= MOST_WAITING or not self.policy.busy_wait:
+        if not patient or self._waiting >= MOST_WAITING or not self.policy.max_wait:
             return decision
         if not is_worth_waiting(decision.outcome):
             return decision
@@ -230,7 +230,7 @@ class Admission:
 
     async def _wait(self, ask: Ask, decision: Decision, downgraded: Other | None) -> Decision:
         """Look again and again until there is room, or it is clear that waiting does not help."""
-        deadline = time.monotonic() + self.policy.busy_wait / MICROSECONDS
+        deadline = time.monotonic() + self.policy.max_wait / MICROSECONDS
         delay = FIRST_LOOK
         while is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter

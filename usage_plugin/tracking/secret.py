@@ -12,11 +12,11 @@ import re
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
+from usage_plugin.atomic_files import read_regular
 from usage_plugin.domain.pseudonyms import SECRET_BYTES, Pseudonyms
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import SecretError
 from usage_plugin.log import get_logger
-from usage_plugin.plain_files import read_plain
 from usage_plugin.tracking.flusher import until_free
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def read_secret(path: Path) -> bytes | None:
         SecretError: it cannot be read, or is none.
     """
     try:
-        text = read_plain(path, _MOST_BYTES).decode("ascii").strip()
+        text = read_regular(path, _MOST_BYTES).decode("ascii").strip()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:

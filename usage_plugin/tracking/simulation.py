@@ -161,19 +161,19 @@ class _Waiting(NamedTuple):
 class Replay:
     """Lets events ask again, in the order of their admission."""
 
-    def __init__(self, opened: OpenLedger, limits: LimitSet, *, busy_wait: timedelta = timedelta(0)) -> None:
+    def __init__(self, opened: OpenLedger, limits: LimitSet, *, max_wait: timedelta = timedelta(0)) -> None:
         """Begin at nothing.
 
         Args:
             opened: an empty ledger, of the replay's own.
             limits: those that are proposed.
-            busy_wait: how long a request waits that would fit once others settle.
+            max_wait: how long a request waits that would fit once others settle.
         """
         self._opened = opened
         self._ledger = opened.ledger
         self._limits = limits
         self._clock = _ReplayClock()
-        self._busy_wait = busy_wait // timedelta(microseconds=1)
+        self._max_wait = max_wait // timedelta(microseconds=1)
         self._admission = Admission(
             opened.ledger,
             RulesInForce(limits),
@@ -210,7 +210,7 @@ class Replay:
         self.found.cost += event.cost or 0
         if not event.reserved and event.cost:
             self.found.held_as_cost += 1
-        await self._ask(_Waiting(_ask_of(event), event, event.started_at + self._busy_wait, FIRST_LOOK), first=True)
+        await self._ask(_Waiting(_ask_of(event), event, event.started_at + self._max_wait, FIRST_LOOK), first=True)
         if self.found.requests % _TIDY_EVERY == 0:
             self._ledger.maintain(self._clock.at)
             if self._opened.file is not None:

@@ -1,7 +1,7 @@
-"""The `hybrid` backend: files that are the truth, and a database made of them that answers questions.
+"""The `hybrid` backend: files as the source of truth, and a database derived from them that answers queries.
 
-It knows neither by name: both are registered backends, chosen by its options. `store` says which of the two is asked,
-`following` keeps the database up with the files, and `rebuild` makes a new one out of them.
+Both are registered backends, chosen by options. `hybrid_store` routes queries to one of the two, `replication` copies
+new records from the files to the database, and `rebuild` derives a new database from the files.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from usage_plugin.backends.hybrid.database import Database
-from usage_plugin.backends.hybrid.following import Files, fill
-from usage_plugin.backends.hybrid.store import HybridStore, WritersLock
+from usage_plugin.backends.hybrid.hybrid_store import HybridStore, WriterLock
+from usage_plugin.backends.hybrid.replication import Files, fill
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import HandsOut, KeepsCopies, UsageFilter
 from usage_plugin.domain.usage import UsageTotals
@@ -22,11 +22,11 @@ from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import ConfigError, StorageError, StorageUnavailableError
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import (
+    BackendContext,
     Options,
     Renewable,
     Restoration,
     StorageBackend,
-    Surroundings,
     check_options,
     choose,
 )
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 class PartOptions(BaseModel):
-    """Which backend a part is, and its options."""
+    """The backend of a part, and its options."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,79 +52,80 @@ class HybridOptions(Options):
     """Options of the `hybrid` backend.
 
     Attributes:
-        files: the truth; a backend that keeps copies and can hand out what it has.
-        database: what answers questions; a backend that can be built anew beside.
+        files: The source of truth: a backend that mirrors profiles and limits, and can send all its records.
+        database: The backend that answers queries; it must be able to build a new database next to the old one.
     """
 
     files: PartOptions = PartOptions(backend="partitioned")
     database: PartOptions = PartOptions(backend="sqlite")
 
 
-class Part:
-    """A registered backend with its checked options."""
+class BackendPart:
+    """A registered backend with its validated options."""
 
-    def __init__(self, name: str, chosen: PartOptions, surroundings: Surroundings) -> None:
-        """Choose and check it.
+    def __init__(self, name: str, chosen: PartOptions, context: BackendContext) -> None:
+        """Choose the backend and validate its options.
 
         Raises:
-            ConfigError: there is none of that name, or its options are wrong.
+            ConfigError: The backend does not exist, or its options are invalid.
         """
         where = f"usage_plugin.storage.options.{name}"
-        self.surroundings = surroundings
-        self.backend: StorageBackend[Any] = choose(where, chosen.backend, surroundings.storage_backends)
+        self.context = context
+        self.backend: StorageBackend[Any] = choose(where, chosen.backend, context.storage_backends)
         self.options = check_options(f"{where}.options", self.backend.options_model, chosen.options)
-        self.backend.check(self.options, surroundings)
+        self.backend.check(self.options, context)
 
     def open(self) -> AbstractAsyncContextManager[UsageStore]:
-        """Open its store."""
-        return self.backend.open(self.options, self.surroundings)
+        """Open the backend's store."""
+        return self.backend.open(self.options, self.context)
 
 
 def _unfit(options: HybridOptions) -> ConfigError:
     return ConfigError(
-        f"usage_plugin.storage.options.files.backend: {options.files.backend} cannot be the files of a database.",
+        "usage_plugin.storage.options.files.backend: expected a backend of files, such as partitioned; found"
+        f" {options.files.backend}.",
         hint="Write partitioned, or leave files out.",
     )
 
 
 @asynccontextmanager
-async def _files(options: HybridOptions, surroundings: Surroundings) -> AsyncIterator[Files]:
+async def _files(options: HybridOptions, context: BackendContext) -> AsyncIterator[Files]:
     """Open the files.
 
     Raises:
-        ConfigError: they cannot hand out what they have.
+        ConfigError: The backend cannot send its records.
     """
-    async with Part("files", options.files, surroundings).open() as files:
+    async with BackendPart("files", options.files, context).open() as files:
         if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
             raise _unfit(options)
         yield cast(Files, files)
 
 
 class HybridBackend(StorageBackend[HybridOptions]):
-    """Keeps the history in files, and in a database that follows them."""
+    """The backend that keeps the history in files, and in a database that is replicated from them."""
 
     name = "hybrid"
     options_model = HybridOptions
 
-    def check(self, options: HybridOptions, surroundings: Surroundings) -> None:
-        """Look at both parts."""
-        files = Part("files", options.files, surroundings)
-        database = Part("database", options.database, surroundings)
+    def check(self, options: HybridOptions, context: BackendContext) -> None:
+        """Check both parts."""
+        files = BackendPart("files", options.files, context)
+        database = BackendPart("database", options.database, context)
         if files.backend.name == database.backend.name:
             raise _unfit(options)
         if not isinstance(database.backend, Renewable):
             raise ConfigError(
-                "usage_plugin.storage.options.database.backend:"
-                f" {options.database.backend} cannot be built anew out of files.",
+                "usage_plugin.storage.options.database.backend: expected a backend that can be rebuilt from files,"
+                f" such as sqlite; found {options.database.backend}.",
                 hint="Write sqlite, or leave database out.",
             )
 
     @asynccontextmanager
-    async def open(self, options: HybridOptions, surroundings: Surroundings) -> AsyncIterator[UsageStore]:
-        """Open the files; the database when it is needed."""
-        self.check(options, surroundings)
-        async with _files(options, surroundings) as files:
-            part = Part("database", options.database, surroundings)
+    async def open(self, options: HybridOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
+        """Open the files; the database is opened at its first use."""
+        self.check(options, context)
+        async with _files(options, context) as files:
+            part = BackendPart("database", options.database, context)
             database = Database(part.open)
 
             async def renew(aside: str | None) -> None:
@@ -132,24 +133,24 @@ class HybridBackend(StorageBackend[HybridOptions]):
                 async for _ in rebuild(part, files, aside):
                     pass
 
-            store = HybridStore(files, database, renew, _lock(surroundings))
+            store = HybridStore(files, database, renew, _lock(context))
             try:
                 yield store
             finally:
                 await store.close()
 
     async def restore(
-        self, options: HybridOptions, surroundings: Surroundings, *, dry_run: bool
+        self, options: HybridOptions, context: BackendContext, *, dry_run: bool
     ) -> AsyncIterator[Restoration]:
-        """Make the database anew out of the files."""
-        self.check(options, surroundings)
-        part = Part("database", options.database, surroundings)
-        async with _files(options, surroundings) as files:
-            lock = _lock(surroundings)
+        """Restore the database from the files."""
+        self.check(options, context)
+        part = BackendPart("database", options.database, context)
+        async with _files(options, context) as files:
+            lock = _lock(context)
             if not lock.take():
                 raise StorageUnavailableError(
                     "A worker of the proxy is writing to the database.",
-                    hint="Stop the proxy first. While it runs, it mends the database by itself.",
+                    hint="Stop the proxy first. While it runs, it repairs the database by itself.",
                 )
             try:
                 before = {"files": await _totals(files), "database": await _totals_if_there(part)}
@@ -172,32 +173,32 @@ class HybridBackend(StorageBackend[HybridOptions]):
                         aside = step
                 yield Restoration(records, most, before, aside, is_done=True)
             finally:
-                lock.let_go()
+                lock.release()
 
 
-async def rebuild(part: Part, files: Files, aside: str | None) -> AsyncIterator[int | Path | None]:
-    """Make a new database out of the files, compare the two, and put it in the place of the old one.
+async def rebuild(part: BackendPart, files: Files, aside: str | None) -> AsyncIterator[int | Path | None]:
+    """Derive a new database from the files, compare the two, and replace the old database.
 
     Args:
-        part: the database, which nobody has open in this process.
-        files: the truth.
-        aside: what the old one's name ends in from then on; None if it is not worth keeping.
+        part: The database, which is not open in this process.
+        files: The source of truth.
+        aside: The suffix under which the old database is kept; None deletes it.
 
     Yields:
-        How many records each step has stored, and at the end where the old one is.
+        The number of records that each step has stored, and at the end the path of the old database.
 
     Raises:
-        StorageError: either cannot be used, or they do not agree; the old one is still in its place.
+        StorageError: The files or the database cannot be used, or they disagree. The old database stays in place.
     """
     renewable = cast(Renewable, part.backend)
     marks = await files.watermarks()
-    async with part.backend.open(renewable.beside(part.options, part.surroundings), part.surroundings) as store:
+    async with part.backend.open(renewable.beside(part.options, part.context), part.context) as store:
         async for count in fill(store, files.sent({}, marks), marks):
             yield count
         totals = await _totals(files)
         if await files.watermarks() == marks and await _totals(store) != totals:
-            raise StorageError("The database that was made of the files does not agree with them.")
-    yield renewable.take_place(part.options, part.surroundings, aside=aside)
+            raise StorageError("The totals of the new database differ from those of the files it was derived from.")
+    yield renewable.take_place(part.options, part.context, aside=aside)
 
 
 async def _totals(store: UsageStore) -> UsageTotals:
@@ -205,7 +206,7 @@ async def _totals(store: UsageStore) -> UsageTotals:
     return found.groups.get((), UsageTotals())
 
 
-async def _totals_if_there(part: Part) -> UsageTotals | None:
+async def _totals_if_there(part: BackendPart) -> UsageTotals | None:
     try:
         async with part.open() as store:
             return await _totals(store)
@@ -213,8 +214,8 @@ async def _totals_if_there(part: Part) -> UsageTotals | None:
         return None
 
 
-def _lock(surroundings: Surroundings) -> WritersLock:
-    return WritersLock(surroundings.data_dir / "hybrid.lock")
+def _lock(context: BackendContext) -> WriterLock:
+    return WriterLock(context.data_dir / "hybrid.lock")
 
 
 @hookimpl

@@ -1,4 +1,4 @@
-"""The database as the hybrid store sees it: something that may be away, and is opened again when it is asked for."""
+"""A handle of the database that reopens it after an error: the database may be unavailable at any time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.store import UsageStore
 
-AWAY_FOR = 1.0
-"""So many seconds nobody waits for a database again that was away."""
+RETRY_AFTER = 1.0
+"""The seconds after an error during which calls fail at once instead of reopening the database."""
 
-MOVED_IN = ("moved in: events", "moved in: sums")
-"""The writers of what a database had before it had files."""
+COPIED_WRITERS = ("moved in: events", "moved in: sums")
+"""The writers of the records that a database had before it had files."""
 
 _NEVER = date(1970, 1, 1)
 
@@ -36,10 +36,10 @@ class _Opened:
 
 
 class Database:
-    """Opens the database when it is used, and again after an error."""
+    """A database that is opened at its first use, and reopened after an error."""
 
     def __init__(self, opener: Callable[[], AbstractAsyncContextManager[UsageStore]]) -> None:
-        """Take what opens it."""
+        """Use a function that opens the database."""
         self._opener = opener
         self._opening = asyncio.Lock()
         self._opened: _Opened | None = None
@@ -48,20 +48,20 @@ class Database:
 
     @asynccontextmanager
     async def used(self, *, patiently: bool = False) -> AsyncIterator[UsageStore]:
-        """Use the store; after an error it will be opened anew.
+        """Use the store; after an error, the next use reopens it.
 
         Args:
-            patiently: whether to try also if it was away just now.
+            patiently: Whether to reopen it also within `RETRY_AFTER` of an error.
 
         Raises:
-            StorageError: it is away.
+            StorageError: The database is not available.
         """
         opened = await self._open(patiently=patiently)
         opened.users += 1
         try:
             yield opened.store
         except StorageError as error:
-            self._error, self._away_until = error, time.monotonic() + AWAY_FOR
+            self._error, self._away_until = error, time.monotonic() + RETRY_AFTER
             self._give_up(opened)
             raise
         finally:
@@ -71,13 +71,13 @@ class Database:
     async def _open(self, *, patiently: bool) -> _Opened:
         async with self._opening:
             if self._error is not None and time.monotonic() < self._away_until and not patiently:
-                raise StorageUnavailableError(f"The database is away: {self._error.message}") from self._error
+                raise StorageUnavailableError(f"The database is not available: {self._error.message}") from self._error
             if self._opened is None:
                 stack = AsyncExitStack()
                 try:
                     store = await stack.enter_async_context(self._opener())
                 except StorageError as error:
-                    self._error, self._away_until = error, time.monotonic() + AWAY_FOR
+                    self._error, self._away_until = error, time.monotonic() + RETRY_AFTER
                     raise
                 self._opened = _Opened(store, stack)
             return self._opened
@@ -93,7 +93,11 @@ class Database:
             await opened.stack.aclose()
 
     async def reopen(self, *, older_than: float = 0.0) -> None:
-        """Let go of it, so that whatever has taken its place is opened next."""
+        """Release the database, so that the next use opens its current files.
+
+        Args:
+            older_than: The minimum time in seconds since it was opened.
+        """
         opened = self._opened
         if opened is not None and time.monotonic() - opened.at >= older_than:
             self._give_up(opened)
@@ -101,17 +105,19 @@ class Database:
 
 
 async def watermarks_of(store: UsageStore) -> Mapping[str, int]:
-    """Read how far a store is with every writer."""
+    """Return a store's watermark of every writer."""
     return (await store.aggregate((), _NEVER, _NEVER, UsageFilter(user="\x1f"))).watermarks
 
 
 def has_all(have: Mapping[str, int], marks: Mapping[str, int]) -> bool:
-    """Say whether a database can answer for files that had so much."""
-    # While its own history is moved into the files, it has all of that anyway.
-    moving = unknown(have, marks)
-    return all(have.get(writer, 0) >= seq for writer, seq in marks.items() if not (moving and writer in MOVED_IN))
+    """Whether a database with the watermarks `have` is complete, for files with the watermarks `marks`."""
+    # While its own history is copied to the files, it has all of that history anyway.
+    copying = unknown(have, marks)
+    return all(
+        have.get(writer, 0) >= seq for writer, seq in marks.items() if not (copying and writer in COPIED_WRITERS)
+    )
 
 
 def unknown(have: Mapping[str, int], marks: Mapping[str, int]) -> set[str]:
-    """List the writers that only the database knows."""
+    """Return the writers that only the database knows."""
     return have.keys() - marks.keys() - {LEFT_OVER}

@@ -1,7 +1,7 @@
 """The `partitioned` backend: the history in files for people and programs, by user, month and day.
 
-The layout is the previous system's. `store` is what others see, `archive` how files are kept true together, and
-`journal` how a batch is made durable with one sync.
+The layout is the previous system's. `partitioned_store` is the store, `archive` keeps the files consistent, and
+`journal` makes a batch durable with one sync.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.backends.partitioned.store import open_store
+from usage_plugin.backends.partitioned.partitioned_store import open_store
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import Options, StorageBackend, Surroundings
+from usage_plugin.plugins.interface import BackendContext, Options, StorageBackend
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -23,21 +23,21 @@ class PartitionedOptions(Options):
     """Options of the `partitioned` backend.
 
     Attributes:
-        path: the folder in which `partitioned/` is; a relative one begins at the data folder.
+        path: The folder that contains `partitioned/`; a relative one starts in the data folder.
     """
 
     path: Path = Path()
 
 
 class PartitionedBackend(StorageBackend[PartitionedOptions]):
-    """Keeps the history in `partitioned/` in the data folder."""
+    """The backend that keeps the history in `partitioned/` in the data folder."""
 
     name = "partitioned"
     options_model = PartitionedOptions
 
-    def open(self, options: PartitionedOptions, surroundings: Surroundings) -> AbstractAsyncContextManager[UsageStore]:
-        """Open the files, making the folder if there is none."""
-        return open_store(surroundings.data_dir / options.path, surroundings.zone)
+    def open(self, options: PartitionedOptions, context: BackendContext) -> AbstractAsyncContextManager[UsageStore]:
+        """Open the files; create the folder if it does not exist."""
+        return open_store(context.data_dir / options.path, context.zone)
 
 
 @hookimpl

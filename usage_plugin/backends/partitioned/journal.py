@@ -1,12 +1,12 @@
-"""The journal: where a batch is on the disk before it is anywhere else.
+"""The journal: a write-ahead log of batches.
 
-    {"header": …}       all that was in the journal before is on the disk elsewhere; the watermarks until then
-    {"batch": …}        followed by its lines, of which it names the length and the checksum: whole, or not there
-    {"applied": …}      the batches above are in the days' files, as long as this boot of the machine lasts
+    {"header": …}       the watermarks; all earlier batches are durable elsewhere
+    {"batch": …}        the length and checksum of the lines that follow: complete, or ignored
+    {"applied": …}      the batches above are in the days' files, until the machine reboots
 
-One append and one sync make a batch durable, however many days it touches. The days' files are written after that
-and not synced one by one: once the journal has grown, one sync of the file system makes all of them durable, and the
-journal begins anew. After a power cut, or if the process died in between, what stands in the journal is applied again.
+One append and one sync make a batch durable, for any number of days. The days' files are written after that, without
+a sync of each. Once the journal has grown, one sync of the file system makes all of them durable, and the journal is
+reset. After a power cut, or if the process died in between, the batches in the journal are applied again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import uuid
 import zlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
-from usage_plugin.backends.partitioned.disk import boot, open_private, replace, sync_everything, write_whole
-from usage_plugin.backends.partitioned.tally import parse_line
+from usage_plugin.atomic_files import open_private, replace_file, write_all
+from usage_plugin.backends.partitioned.filesystem import boot, sync_everything
+from usage_plugin.backends.partitioned.running_totals import parse_line
 from usage_plugin.encoding import encode_record
 from usage_plugin.errors import StorageUnavailableError
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "journal.jsonl"
-LONGEST = 4_000_000
-"""So many bytes, and the journal begins anew."""
+MAX_BYTES = 4_000_000
+"""The size at which the journal is reset."""
 
 _BLOCK = 4_096
 _LONGEST_LINE = 10_000_000
@@ -36,8 +37,8 @@ _LONGEST_LINE = 10_000_000
 Kind = Literal["header", "batch", "applied"]
 
 
-class Part(NamedTuple):
-    """One entry: its kind, what it says, and where a batch's lines begin and end."""
+class JournalEntry(NamedTuple):
+    """One entry: its kind, its fields, and the offsets at which a batch's lines start and end."""
 
     kind: Kind
     says: dict[str, Any]
@@ -46,13 +47,13 @@ class Part(NamedTuple):
 
 
 class View(NamedTuple):
-    """What the days' files hold.
+    """The state of the days' files.
 
     Attributes:
-        watermarks: of the batches that have been applied.
-        is_settled: whether there is nothing else; what is not settled is being applied, or was interrupted.
-        pending: the writers of what is not settled.
-        is_certain: whether they hold even that: since the machine was started, somebody has made sure of it.
+        watermarks: The watermarks of the applied batches.
+        is_settled: Whether all batches are applied. A batch that is not is being applied, or was interrupted.
+        pending: The writers of the batches that are not applied.
+        is_certain: Whether the applied batches are known to be in the files, because they were applied since the boot.
     """
 
     watermarks: Mapping[str, int]
@@ -62,10 +63,10 @@ class View(NamedTuple):
 
 
 class Journal:
-    """One file, read by all processes, and written by whoever holds the store's lock."""
+    """One file, read by all processes, and written by the process that holds the store's lock."""
 
     def __init__(self, folder: Path) -> None:
-        """Use the folder's journal; `create` makes it."""
+        """Use the folder's journal; `create` creates it."""
         self._folder = folder
         self.path = folder / NAME
         self._reading = threading.Lock()
@@ -77,25 +78,25 @@ class Journal:
         self._applied_end = 0
         self._applied: dict[str, int] = {}
         self._boot: str | None = None
-        self._pending: list[Part] = []
+        self._pending: list[JournalEntry] = []
 
     def create(self, watermarks: Mapping[str, int]) -> None:
-        """Begin anew, in place of what there is."""
-        # The id tells it from its predecessors: the system gives a new file the number of an old one.
+        """Write an empty journal, in place of the present one."""
+        # The id distinguishes it from its predecessors: the system gives a new file the inode of an old one.
         header = encode_record({"header": {"id": uuid.uuid4().hex, "watermarks": dict(sorted(watermarks.items()))}})
-        replace(self.path, f"{header}\n".encode(), sync=True)
+        replace_file(self.path, f"{header}\n".encode(), sync=True)
 
-    def begin_anew(self, watermarks: Mapping[str, int]) -> None:
-        """Put on the disk what was written to the folder's file system, and begin anew; all must be applied."""
+    def reset(self, watermarks: Mapping[str, int]) -> None:
+        """Sync the file system, and write an empty journal; all batches must be applied."""
         sync_everything(self._folder)
         self.create(watermarks)
 
     def view(self) -> View:
-        """See what the days' files hold.
+        """Return the state of the days' files.
 
         Raises:
-            FileNotFoundError: there is no journal.
-            StorageUnavailableError: it is damaged.
+            FileNotFoundError: The journal does not exist.
+            StorageUnavailableError: The journal is damaged.
         """
         with self._reading:
             self._read_on()
@@ -108,14 +109,12 @@ class Journal:
         try:
             header = _line_at(handle, 0)
             if header is None:
-                raise StorageUnavailableError(
-                    f"{self.path} is damaged.", hint="Put a backup of the folder in its place."
-                )
+                raise StorageUnavailableError(f"{self.path} is damaged.", hint="Restore the folder from a backup.")
             if header != self._header:
                 self._start_over(header)
-            # A batch that is not applied may still be taken back, if it does not reach the disk.
-            pending: list[Part] = []
-            # Set at the end only: whoever writes in another thread goes by it.
+            # A batch that is not applied may still be truncated, if it does not reach the disk.
+            pending: list[JournalEntry] = []
+            # Set at the end only: another thread that writes uses it.
             end = self._applied_end
             for part in self._parts(handle, end):
                 if part.kind == "header":
@@ -134,7 +133,7 @@ class Journal:
             os.close(handle)
 
     def batches(self, *, pending: bool) -> Iterator[list[bytes]]:
-        """Read the lines of every batch, or of those alone that are not applied; only for whoever has the lock."""
+        """Yield the lines of every batch, or of the unapplied ones only; requires the lock."""
         start = self._applied_end if pending else 0
         handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -144,8 +143,8 @@ class Journal:
         finally:
             os.close(handle)
 
-    def _parts(self, handle: int, start: int) -> Iterator[Part]:
-        """Read entries until the end, or until what was torn off by a power cut: nobody was told that it is there."""
+    def _parts(self, handle: int, start: int) -> Iterator[JournalEntry]:
+        """Yield entries until the end, or until an entry that a power cut truncated: it was never acknowledged."""
         while (line := _line_at(handle, start)) is not None:
             ((kind, says),) = (parse_line(line) or {"": {}}).items()
             if kind not in get_args(Kind):
@@ -156,48 +155,48 @@ class Journal:
                 size = os.fstat(handle).st_size
                 if zlib.crc32(os.pread(handle, says["bytes"], lines)) != says["crc32"]:
                     if size > end:
-                        # More follows, so that it was whole once.
+                        # More entries follow, so it was complete once.
                         raise StorageUnavailableError(
-                            f"{self.path} is damaged at byte {lines}.", hint="Put a backup of the folder in its place."
+                            f"{self.path} is damaged at byte {lines}.", hint="Restore the folder from a backup."
                         )
                     return
-            yield Part(cast(Kind, kind), says, lines, end)
+            yield JournalEntry(cast(Kind, kind), says, lines, end)
             start = end
 
     def commit(self, writer: str, last: int, lines: Sequence[bytes]) -> None:
-        """Add a batch, on the disk when this returns; the lock is held, and all before is applied."""
+        """Append a batch, durable when this returns; requires the lock, and all earlier batches applied."""
         body = b"".join(lines)
         says = {"writer": writer, "last": last, "bytes": len(body), "crc32": zlib.crc32(body)}
         self._append("batch", says, body, sync=True)
 
     def mark_applied(self) -> None:
-        """Say that all batches are in the days' files."""
+        """Record that all batches are in the days' files."""
         self._append("applied", {"boot": boot()}, b"", sync=False)
 
     @property
     def is_long(self) -> bool:
-        """Whether it should begin anew."""
-        return self._end > LONGEST
+        """Whether the journal should be reset."""
+        return self._end > MAX_BYTES
 
     @property
     def is_empty(self) -> bool:
-        """Whether all that it knows is on the disk elsewhere."""
+        """Whether the journal has no batch since its last reset."""
         return self._boot is None
 
     def _append(self, kind: Kind, says: Mapping[str, Any], body: bytes, *, sync: bool) -> None:
-        # Remembered here: whoever reads in another thread sees what is written before it is on the disk.
+        # Kept here: another thread that reads sees written data before it is durable.
         end = self._end
         handle = open_private(self.path, os.O_WRONLY)
         try:
-            # What was torn off is written over.
+            # A truncated entry is overwritten.
             os.ftruncate(handle, end)
             try:
                 os.lseek(handle, end, os.SEEK_SET)
-                write_whole(handle, f"{encode_record({kind: says})}\n".encode() + body)
+                write_all(handle, f"{encode_record({kind: says})}\n".encode() + body)
                 if sync:
                     os.fsync(handle)
             except OSError:
-                # What is there may be whole without being on the disk: it must not be taken for a batch.
+                # The data may be complete without being durable: it must not count as a batch.
                 os.ftruncate(handle, end)
                 raise
         finally:
@@ -206,7 +205,7 @@ class Journal:
 
 
 def _line_at(handle: int, start: int) -> bytes | None:
-    """Read the line that begins there; None if there is none that is whole."""
+    """Return the line that starts at an offset; None if it is incomplete."""
     line = b""
     while b"\n" not in line:
         block = os.pread(handle, _BLOCK, start + len(line))

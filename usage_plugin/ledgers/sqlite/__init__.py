@@ -14,7 +14,7 @@ from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.ledgers.sqlite.operations import SqliteOperationsLog
 from usage_plugin.ledgers.sqlite.profiles import SqliteProfileStore
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import LedgerBackend, NoOptions, Surroundings
+from usage_plugin.plugins.interface import BackendContext, LedgerBackend, NoOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,15 +26,15 @@ class SqliteLedgerBackend(LedgerBackend[NoOptions]):
     name = "sqlite"
     options_model = NoOptions
 
-    def exists(self, options: NoOptions, surroundings: Surroundings) -> bool:
-        """Whether the file is there."""
+    def exists(self, options: NoOptions, context: BackendContext) -> bool:
+        """Whether the file exists."""
         del options
-        return _file(surroundings).is_file()
+        return _file(context).is_file()
 
-    def open(self, options: NoOptions, surroundings: Surroundings) -> OpenLedger:
+    def open(self, options: NoOptions, context: BackendContext) -> OpenLedger:
         """Open the file, creating it if there is none."""
         del options
-        return open_sqlite_ledger(_file(surroundings))
+        return open_sqlite_ledger(_file(context))
 
 
 def open_sqlite_ledger(path: Path) -> OpenLedger:
@@ -50,8 +50,8 @@ def open_sqlite_ledger(path: Path) -> OpenLedger:
     )
 
 
-def _file(surroundings: Surroundings) -> Path:
-    return surroundings.data_dir / "ledger.db"
+def _file(context: BackendContext) -> Path:
+    return context.data_dir / "ledger.db"
 
 
 @hookimpl

@@ -1,0 +1,252 @@
+"""The composition root: create the plugins, the ledger, the store and the files of a data folder by the YAML."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.domain.erasure import Erasable
+from usage_plugin.domain.ledger import Ledger
+from usage_plugin.domain.operations import OperationsLog
+from usage_plugin.domain.profiles import ProfileStore
+from usage_plugin.domain.pseudonyms import Pseudonyms
+from usage_plugin.domain.store import UsageStore
+from usage_plugin.errors import ConfigError, StorageError
+from usage_plugin.ledgers.file_locks import FileLockedWorkers
+from usage_plugin.plugins.discovery import ConfiguredPlugin
+from usage_plugin.plugins.identity_resolvers import Resolvers
+from usage_plugin.plugins.interface import (
+    BackendContext,
+    LedgerBackend,
+    Restorable,
+    StorageBackend,
+    check_options,
+    choose,
+)
+from usage_plugin.plugins.interface_checks import check_verbs
+from usage_plugin.plugins.manager import Plugins
+from usage_plugin.tracking import secret
+from usage_plugin.tracking.cache import UsageCache
+from usage_plugin.tracking.flusher import Unstorable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from usage_plugin.config import Config
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.liveness import Workers
+    from usage_plugin.domain.open_ledger import OpenLedger
+    from usage_plugin.domain.store import Aggregate, DailySum
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.plugins.interface import Restoration
+    from usage_plugin.tracking.failures import Failures
+
+BUILTIN_PLUGINS = (
+    "usage_plugin.ledgers.sqlite",
+    "usage_plugin.backends.memory",
+    "usage_plugin.backends.sqlite",
+    "usage_plugin.backends.partitioned",
+    "usage_plugin.backends.hybrid",
+)
+
+OPTIONAL_PLUGINS = {"chroma": "usage_plugin.contrib.chroma"}
+"""The plugins of this package that are off unless the YAML names them."""
+
+
+def load_plugins(config: Config) -> Plugins:
+    """Load the built-in plugins, those of installed packages, and those that the YAML names.
+
+    Raises:
+        PluginError: A plugin cannot be loaded or is invalid.
+        ConfigError: The options of a plugin are invalid.
+    """
+    context = _context(config)
+    chosen = [
+        ConfiguredPlugin(
+            f"usage_plugin.plugins.{at}",
+            plugin.path and context.config_dir / plugin.path.expanduser(),
+            plugin.package,
+            plugin.name,
+            plugin.enabled,
+            plugin.options,
+        )
+        for at, plugin in enumerate(config.plugins)
+    ]
+    return Plugins(BUILTIN_PLUGINS, chosen, context, optional=OPTIONAL_PLUGINS)
+
+
+def _context(config: Config) -> BackendContext:
+    return BackendContext(
+        config.data_dir,
+        config.timezone,
+        config.path.parent.absolute(),
+        config.path.absolute() if config.path.name else None,
+    )
+
+
+class Parts:
+    """The chosen backends with their validated options, which open the ledger and the store."""
+
+    def __init__(self, config: Config, plugins: Plugins | None = None) -> None:
+        """Choose and validate the backends.
+
+        Raises:
+            ConfigError: A backend does not exist, or its options are invalid.
+            PluginError: A plugin cannot be loaded or is invalid.
+        """
+        self.plugins = plugins or load_plugins(config)
+        self.config = config
+        self._context = replace(_context(config), storage_backends=self.plugins.storage_backends)
+        self._storage: StorageBackend[Any] = choose(
+            "usage_plugin.storage", config.storage.backend, self.plugins.storage_backends
+        )
+        self._check_verbs(UsageStore, self._storage, "storage backend")
+        self._storage_options = check_options(
+            "usage_plugin.storage.options", self._storage.options_model, config.storage.options
+        )
+        self._storage.check(self._storage_options, self._context)
+        self._ledger: LedgerBackend[Any] = choose(
+            "usage_plugin.ledger", config.ledger.backend, self.plugins.ledger_backends
+        )
+        for port in (Ledger, OperationsLog, ProfileStore, Erasable):
+            self._check_verbs(port, self._ledger, "ledger")
+        self._ledger_options = check_options(
+            "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
+        )
+
+    def _check_verbs(self, port: type, backend: StorageBackend[Any] | LedgerBackend[Any], what: str) -> None:
+        registered = f"{what} {backend.name}"
+        plugin = next((str(one.found) for one in self.plugins.loaded if registered in one.registers), "")
+        check_verbs(port, type(backend).__module__, f"the {registered} of the plugin {plugin}")
+
+    def open_ledger(self) -> OpenLedger:
+        """Open the ledger for the calling thread."""
+        return self._ledger.open(self._ledger_options, self._context)
+
+    @contextmanager
+    def scratch_ledger(self) -> Iterator[OpenLedger]:
+        """Open an empty SQLite ledger in a temporary folder, which is deleted at the end."""
+        with TemporaryDirectory(prefix="usage-plugin-") as folder:
+            backend = self.plugins.ledger_backends["sqlite"]
+            opened = backend.open(backend.options_model(), replace(self._context, data_dir=Path(folder)))
+            try:
+                yield opened
+            finally:
+                opened.close()
+
+    def has_ledger(self) -> bool:
+        """Whether the ledger exists; readers create nothing."""
+        return self._ledger.exists(self._ledger_options, self._context)
+
+    def open_store(self) -> AbstractAsyncContextManager[UsageStore]:
+        """Open the store."""
+        return self._storage.open(self._storage_options, self._context)
+
+    @asynccontextmanager
+    async def open_store_for_reading(self) -> AsyncIterator[UsageStore]:
+        """Open the store; a store that cannot be opened raises its error at the first call instead.
+
+        The data in the ledger must stay readable in that case.
+        """
+        async with AsyncExitStack() as stack:
+            store: UsageStore
+            try:
+                store = await stack.enter_async_context(self.open_store())
+            except StorageError as error:
+                store = _ClosedStore(error)
+            yield store
+
+    def restore(self, *, dry_run: bool) -> AsyncIterator[Restoration]:
+        """Restore one copy of the history from the other.
+
+        Raises:
+            ConfigError: The store keeps one copy only.
+        """
+        if not isinstance(self._storage, Restorable):
+            raise ConfigError(
+                f"usage_plugin.storage.backend: {self._storage.name} keeps only one copy of the history.",
+                hint="Only the database of `hybrid` can be restored, from its files.",
+            )
+        return self._storage.restore(self._storage_options, self._context, dry_run=dry_run)
+
+    def workers(self) -> Workers:
+        """Return the workers of the data folder."""
+        return FileLockedWorkers(self.config.data_dir / "workers")
+
+    @property
+    def secret_path(self) -> Path:
+        """The file of the secret from which pseudonyms are derived."""
+        return self.config.data_dir / secret.FILE
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """Return the pseudonyms of the data folder's secret; None without a secret."""
+        found = secret.read_secret(self.secret_path)
+        return None if found is None else self._pseudonyms(found)
+
+    def make_pseudonyms(self) -> Pseudonyms:
+        """Return the pseudonyms of the data folder's secret; create the secret if it does not exist."""
+        return self._pseudonyms(secret.make_secret(self.secret_path))
+
+    def _pseudonyms(self, found: bytes) -> Pseudonyms:
+        return Pseudonyms(found, hides_persons=self.config.privacy.user == "pseudonym")
+
+    def unstorable(self, clock: Clock) -> Unstorable:
+        """Return the file of events that the store has rejected for good."""
+        return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
+
+    def resolvers(self, failures: Failures) -> Resolvers:
+        """Return the chosen resolvers, refreshed once.
+
+        Raises:
+            ConfigError: A resolver does not exist.
+            PluginError: The first refresh of a resolver failed.
+        """
+        resolvers = Resolvers(self.plugins.resolvers, failures)
+        resolvers.choose(self.config.identity.user_resolvers, self.config.identity.groups_from)
+        return resolvers
+
+    def cache(self) -> UsageCache:
+        """Return an empty cache of the configured size."""
+        cache = self.config.cache
+        return UsageCache(size=cache.size, retention_days=cache.retention, zone=self.config.timezone)
+
+
+class _ClosedStore(UsageStore):
+    """A store that could not be opened: each call raises the error."""
+
+    def __init__(self, error: StorageError) -> None:
+        self._error = error
+
+    async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:  # noqa: ARG002
+        raise self._error
+
+    async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:  # noqa: ARG002
+        raise self._error
+
+    async def watermark(self, writer: str) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def aggregate(self, *what: Any) -> Aggregate:  # noqa: ARG002
+        raise self._error
+
+    def events(self, *what: Any, **how: Any) -> AsyncIterator[UsageEvent]:  # noqa: ARG002
+        raise self._error
+
+    def daily(self, *what: Any) -> AsyncIterator[Sequence[DailySum]]:  # noqa: ARG002
+        raise self._error
+
+    async def prune(self, **what: Any) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def forget(self, user: str, *, most: int) -> int:  # noqa: ARG002
+        raise self._error
+
+    async def size(self) -> int:
+        raise self._error
+
+    async def health(self) -> None:
+        raise self._error

@@ -1,0 +1,183 @@
+"""`Runtime`: the application in one worker of the proxy, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
+from usage_plugin.domain.clock import Clock, SystemClock
+from usage_plugin.domain.windows import local_date
+from usage_plugin.errors import LedgerError
+from usage_plugin.log import get_logger
+from usage_plugin.migration.background import AutomaticMigration
+from usage_plugin.runtime.change_watcher import ChangeWatcher, admission_policy
+from usage_plugin.runtime.composition import Parts
+from usage_plugin.runtime.data_folder import prepare_data_folder
+from usage_plugin.tracking import secret
+from usage_plugin.tracking.admission import Admission, Pressure
+from usage_plugin.tracking.alerts import Alerts
+from usage_plugin.tracking.failures import Failures
+from usage_plugin.tracking.flusher import LAST_PATIENCE
+from usage_plugin.tracking.imperfections import Imperfections
+from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.listeners import Listeners
+from usage_plugin.tracking.pruning import Pruner, Retention
+from usage_plugin.tracking.recorder import Recorder
+from usage_plugin.tracking.refusals import RefusalLog
+from usage_plugin.tracking.rules import RulesInForce
+from usage_plugin.tracking.seeding import Seeder
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.open_ledger import OpenLedger
+    from usage_plugin.plugins.manager import Plugins
+
+TICK_SECONDS = 1.0
+
+log = get_logger()
+
+
+class Runtime:
+    """The application in one worker of the proxy, from its start to its end."""
+
+    def __init__(self, config: Config, *, plugins: Plugins | None = None, clock: Clock | None = None) -> None:
+        """Open the ledger and start the keeper's thread.
+
+        Raises:
+            UsagePluginError: The configuration, a plugin or the ledger cannot be used.
+        """
+        prepare_data_folder(config.data_dir)
+        self.parts = parts = Parts(config, plugins)
+        self.plugins = parts.plugins
+        self.config = config
+        self.clock = clock or SystemClock()
+        self._failures = Failures(self.clock)
+        self.resolvers = parts.resolvers(self._failures)
+        self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
+        self.pseudonyms = parts.make_pseudonyms()
+        self.rules = RulesInForce(config.limit_set(self.pseudonyms, self.resolvers.membership()))
+        self.pressure = Pressure()
+        self.cache = parts.cache()
+        self.opened = opened = parts.open_ledger()
+        self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
+        secret.note_secret(self.operations, self.pseudonyms, parts.secret_path, self.clock.now())
+        self.rules.follow(self.operations, self.clock.now())
+        self._workers = parts.workers()
+        self._workers.join()
+        self._listeners = Listeners(
+            self._failures,
+            alerts=self.plugins.listeners("usage_threshold_crossed"),
+            refusals=self.plugins.listeners("usage_request_refused"),
+            events=self.plugins.listeners("usage_event_recorded"),
+        )
+        self.alerts = Alerts(self.clock, self._listeners.alerts)
+        self.imperfections = Imperfections(self.operations, self.clock)
+        self.admission = Admission(
+            self.ledger,
+            self.rules,
+            self.clock,
+            worker=self._workers.name,
+            imperfections=self.imperfections,
+            policy=admission_policy(config, enforce=self.enforce),
+            pressure=self.pressure,
+        )
+        self.recorder = Recorder(
+            self.ledger,
+            self.rules,
+            self.cache,
+            self.clock,
+            imperfections=self.imperfections,
+            alerts=self.alerts,
+            audience=self._listeners.events,
+            pressure=self.pressure,
+        )
+        self.refusals = RefusalLog(self.operations, self._listeners.refusals)
+        file = ConfigFile(config.path, config) if config.path.name else None
+        self._watcher = ChangeWatcher(self, file, asyncio.get_running_loop(), self._workers)
+        seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
+        self._keeper = Keeper(
+            self._open_again,
+            parts.open_store,
+            self._workers,
+            self.clock,
+            unstorable=parts.unstorable(self.clock),
+            seeder=seeder,
+            limits=lambda: self.config.limits,
+            pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
+            audience=self._listeners.events,
+            chores=(
+                *self._watcher.chores,
+                lambda opened: self.alerts.hand_over(opened.operations),
+                lambda opened: self._failures.hand_over(opened.operations),
+                self._supervise_migration,
+            ),
+        )
+        self._migration = _migration(config, self.clock)
+        self.resolvers.start()
+        self._listeners.start()
+        self._keeper.start()
+
+    def _open_again(self) -> OpenLedger:
+        """Open the ledger for another thread; never create a new one in place of a deleted one."""
+        if self.opened.file is not None:
+            self.opened.file.check_place()
+        return self.parts.open_ledger()
+
+    @property
+    def limits(self) -> LimitSet:
+        """The limits in force now."""
+        return self.rules.limits
+
+    async def tick(self) -> None:
+        """Run this worker's periodic tasks without end: write counters, and drop old entries of the cache."""
+        cleaned = self.clock.monotonic()
+        every = self.config.cache.cleanup_interval // timedelta(microseconds=1)
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            try:
+                self.refusals.flush()
+                self.imperfections.flush()
+                if self.clock.monotonic() - cleaned > every:
+                    cleaned = self.clock.monotonic()
+                    self.cache.clean_up(local_date(self.clock.now(), self.config.timezone))
+            except Exception:
+                # The next tick must run after any error.
+                log.exception("tick.failed")
+
+    def _retention(self) -> Retention:
+        return Retention(**self.config.retention.model_dump())
+
+    def _supervise_migration(self, opened: OpenLedger) -> None:
+        if self._migration and self._workers.keeps:
+            self._migration.supervise(opened.operations)
+
+    async def close(self, seconds: float = 10.0) -> None:
+        """Write all data in memory, flush the outbox if this worker is the keeper, and release all resources.
+
+        Plugins get a moment to receive the notifications that wait for them.
+        """
+        try:
+            await self.recorder.drain(seconds)
+            # This is the last chance to write.
+            self.refusals.flush(patience=LAST_PATIENCE)
+            self.imperfections.flush(patience=LAST_PATIENCE)
+        finally:
+            self._keeper.stop(seconds)
+            if self._migration:
+                self._migration.stop()
+            self.resolvers.stop()
+            # Not on the loop: a plugin may need the loop to finish.
+            await asyncio.to_thread(self._listeners.stop)
+            with suppress(LedgerError):
+                self._failures.hand_over(self.operations)
+            self._workers.leave()
+            self.opened.close()
+
+
+def _migration(config: Config, clock: Clock) -> AutomaticMigration | None:
+    source = config.migration_source
+    return AutomaticMigration(source, config.path, config.data_dir / "migration.log", clock) if source else None
