@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,14 +12,17 @@ from usage_plugin.testing.builders import TODAY
 
 if TYPE_CHECKING:
     from usage_plugin.api import UsageTracker
+    from usage_plugin.testing.clock import FakeClock
 
 SPAN: dict[str, Any] = {"start": TODAY, "end": TODAY.replace(day=TODAY.day + 1)}
 
 
-async def test_sessions_and_agents_can_be_asked_for(tracker: UsageTracker) -> None:
+async def test_sessions_and_agents_can_be_asked_for(tracker: UsageTracker, clock: FakeClock) -> None:
     """`aggregate`, `top`, `percentiles` and `events` know sessions and agents."""
     for cost, session, agent in ((1, "s-1", None), (2, "s-1", "explorer"), (4, "s-1", "explorer"), (3, "s-2", None)):
         await tracker.record_usage("ann", cost=cost, session_id=session, **({"agent": agent} if agent else {}))
+        # Events of one instant are in the order of their ids, which are random within a millisecond.
+        clock.advance(timedelta(seconds=1))
     rows = await tracker.aggregate(("session", "agent"), user="ann", **SPAN)
     assert [(row.group, row.usage.cost) for row in rows] == [
         (("s-1", "explorer"), 6), (("s-2", None), 3), (("s-1", None), 1),
