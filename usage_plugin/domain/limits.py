@@ -139,7 +139,7 @@ class Limit:
         allow_unbounded: admit requests whose usage has no upper bound; their holds cover the known part.
         alert_at: alert thresholds in percent of the amount, ascending.
         counts_history: a new limit counts the usage that its windows already contain.
-        key: identifies this limit's accounts; derived from everything that decides which usage counts, not from amounts.
+        key: identifies this limit's accounts; derived from everything that decides which usage counts, no amounts.
         is_callers_own: whether its amounts may be shown to the caller.
         has_accounts: whether anything is kept from one request to the next.
         is_charged: whether a finished request leaves an amount on its account.
