@@ -28,7 +28,7 @@ class _Token(NamedTuple):
 def meet(globs: Sequence[str], wildcard: str | None = None) -> bool:
     """Whether a name exists that fits every glob, and LiteLLM's wildcard if one is given (there only `*` is special).
 
-    If patterns are too long to decide, return True: the caller then gives no warning, since a false alarm is worse.
+    Patterns that are too long to decide count as meeting: a false alarm is worse than a missing one.
     """
     patterns = [_tokens(glob) for glob in globs]
     if wildcard is not None:
