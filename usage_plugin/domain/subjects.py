@@ -20,13 +20,13 @@ OWN_DIMENSIONS: frozenset[Dimension] = frozenset({"user", "api_key", "session"})
 """The caller's own dimensions: only limits on these show amounts to the caller."""
 
 ANONYMOUS = "(anonymous)"
-"""The common user of all requests that name no user."""
+"""The common subject of all requests without a user."""
 
 INTERNAL = "(internal)"
-"""The user of the proxy's own requests, for example health checks."""
+"""The subject of the proxy's own requests, for example health checks."""
 
 FORGOTTEN = "(forgotten)"
-"""The user of the sums of all forgotten users."""
+"""The common subject of all forgotten users; it has their sums."""
 
 RESERVED_NAMES = (ANONYMOUS, INTERNAL, FORGOTTEN)
 
