@@ -24,7 +24,7 @@ def encode_record(record: object) -> str:
     try:
         return orjson.dumps(record).decode()
     except orjson.JSONEncodeError:
-        # Half a surrogate pair, or a number of more than 64 bits: its recipient reports the error.
+        # Half a surrogate pair, or a number of more than 64 bits: the code that stores it reports the error.
         return _encode_anything(record)
 
 

@@ -40,7 +40,7 @@ _CLAUDE_CODE = re.compile(
 _PAIR = re.compile(
     r"""(["'])(?P<name>[^"'\\]{1,64})\1\s{0,8}:\s{0,8}(?:(["'])(?P<text>[^"'\\]*)\3|(?P<number>-?\d{1,40}))"""
 )
-"""A field with a text or a whole number, in JSON or in Python's notation of a dict, which older LiteLLMs use."""
+"""A field with a text or a whole number, in JSON or in Python's notation of a dict (older versions of LiteLLM)."""
 
 _VOLATILE = re.compile(
     r"session|request|trace|span|conversation|thread|message|turn|nonce|time|date|version|^(?:ts|iat|exp|nbf|jti|seq)$"

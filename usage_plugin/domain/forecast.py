@@ -62,7 +62,7 @@ class Course(NamedTuple):
         low: the lower end of the range, below which 10 % of past results were; None if there is no range.
         high: the upper end, above which 10 % were.
         history_days: the number of past days used.
-        lacks: the shortcomings for lack of history, as sentences for people.
+        lacks: the features of the forecast that need a longer history, in words.
     """
 
     expected: Sequence[int]
@@ -127,7 +127,7 @@ class Errors(NamedTuple):
     actual: int = 0
 
     def plus(self, other: Errors) -> Errors:
-        """Add two."""
+        """Return the sum of two."""
         return Errors(*(a + b for a, b in zip(self, other, strict=True)))
 
 
@@ -136,8 +136,8 @@ class Backtest(NamedTuple):
 
     Attributes:
         daily: each day, forecast on the day before.
-        window: the end of a window, forecast at the end of each of its days except the last.
-        in_range: the number of ranges that contained the actual end of a window.
+        window: the total of a window, forecast at the end of each of its days except the last.
+        in_range: the number of ranges that contained the actual total of a window.
         ranges: the number of all ranges.
     """
 
@@ -147,7 +147,7 @@ class Backtest(NamedTuple):
     ranges: int = 0
 
     def plus(self, other: Backtest) -> Backtest:
-        """Add two."""
+        """Return the sum of two."""
         return Backtest(
             self.daily.plus(other.daily),
             self.window.plus(other.window),

@@ -6,7 +6,7 @@ none. `settle` frees the holds, adds the spend and appends the event to the outb
 A rolling window has one account for each bucket of time, and their sum counts. A calendar window has one account.
 
 Records that decide nothing about a request are in ports of their own: `operations`, `profiles` and `erasure`.
-`open_ledger` has the parts together, as a backend opens them.
+`open_ledger` combines the parts, as a backend opens them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Hold(NamedTuple):
     """The amount that a request takes from an account until it is settled.
 
     Attributes:
-        window_end: when the account no longer counts anywhere, microseconds since 1970 UTC.
-        amount: the most that the request will need, in the limit's unit.
+        window_end: the time from which the account no longer counts anywhere, microseconds since 1970 UTC.
+        amount: the maximum that the request can need, in the limit's unit.
         maximum: refuse if spent + reserved + amount would exceed it; None never refuses.
         if_lost: the charge if the worker dies and the request's usage stays unknown.
         since: the start of the oldest bucket that counts with this one; None if the account counts alone.
@@ -74,7 +74,7 @@ class Reserved(NamedTuple):
     """The answer to `reserve`: the balances *before* it, in the order of the holds, and whether it holds now.
 
     Attributes:
-        balances: of a hold with `since`, the sum over its buckets.
+        balances: for a hold with `since`, the sum over its buckets.
         buckets: after a refusal, the accounts of each hold with `since` that did not fit, oldest first.
     """
 
@@ -84,9 +84,9 @@ class Reserved(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """The answer to `settle`: the event's number in the outbox, and the balances of all accounts touched.
+    """The answer to `settle`: the event's number in the outbox, and the balances of all changed accounts.
 
-    Of a rolling window this is the balance of the one bucket, not of the window.
+    For a rolling window this is the balance of one bucket, not of the window.
     """
 
     seq: int
@@ -208,7 +208,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
-        """Add the charges and append the event of a request that was let through without a reservation.
+        """Add the charges and append the event of a request that was admitted without a reservation.
 
         If it has a reservation after all, that is freed. None: the id was recorded, settled or released before, and
         nothing was done. Without an event, it does the same as `settle`.
@@ -236,7 +236,7 @@ class Ledger(ABC):
     def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
         """List the accounts of one limit that start at `since` or later, by subject, oldest first.
 
-        With a subject, only that one's.
+        With a subject, only the accounts of that subject.
         """
 
     @abstractmethod
@@ -259,7 +259,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def waiting(self) -> Waiting:
-        """Return the size of the outbox that the store does not have yet; cheap enough to call once a second."""
+        """Return the number and the size of the events that the store lacks; cheap enough to call once a second."""
 
     @abstractmethod
     def acknowledged(self) -> int:

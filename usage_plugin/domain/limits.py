@@ -132,13 +132,13 @@ class Limit:
     """A rule: at most `amount` of `unit`, for each subject of `per`, in each `window`.
 
     Attributes:
-        amount: in the unit; 0 blocks, None never does.
+        amount: in the unit; 0 blocks everything, None never blocks.
         downgrade_to: with `action` downgrade, the model for a request that does not fit.
-        dry_run: evaluated, counted and reported, but not enforced.
+        dry_run: whether it is only evaluated, counted and reported, not enforced.
         allow_unpriced: globs of models that a cost limit admits although no price is known.
-        allow_unbounded: admit requests whose usage has no upper bound; their holds cover the known part.
+        allow_unbounded: whether requests without an upper bound of usage are admitted; holds cover the known part.
         alert_at: alert thresholds in percent of the amount, ascending.
-        counts_history: a new limit counts the usage that its windows already contain.
+        counts_history: whether a new limit counts the usage that its windows already contain.
         key: identifies this limit's accounts; derived from everything that decides which usage counts, no amounts.
         is_callers_own: whether its amounts may be shown to the caller.
         has_accounts: whether anything is kept from one request to the next.
@@ -249,8 +249,8 @@ class Matched:
 
     Attributes:
         subject: the names of the limit's dimensions, joined by `subjects.SEPARATOR`.
-        amounts: each with its end: this account's adjustments, newest first, then the matching overrides, then the
-            limit's own amount.
+        amounts: this account's adjustments (newest first), then the matching overrides, then the limit's own amount;
+            each with its end.
         can_stop: whether it can prevent a request from starting unchanged.
     """
 
@@ -315,7 +315,7 @@ class LimitSet:
         hides_persons: bool = False,
         membership: Membership = NO_MEMBERSHIP,
     ) -> None:
-        """Take the limits in the order of the YAML.
+        """Use the limits in the order of the YAML.
 
         Args:
             limits: the rules.
@@ -352,7 +352,7 @@ class LimitSet:
             used.add("real")
         fields = [name for name in Subjects._fields if name in used]
         self._deciding: Callable[[Subjects], object] = attrgetter(*fields) if fields else lambda _: None
-        """Returns the names of the subjects that decide which limits match."""
+        """The function that selects the names of the subjects that decide which limits match."""
         self._remembered: OrderedDict[tuple[object, ...], tuple[Matched, ...]] = OrderedDict()
         self._spending: OrderedDict[tuple[object, ...], bool] = OrderedDict()
 
@@ -470,7 +470,7 @@ class LimitSet:
     def _known(
         self, names: Mapping[str, tuple[str, ...]], called: Mapping[str, tuple[str, ...]]
     ) -> Mapping[str, tuple[str, ...]]:
-        """Add the names of the YAML, and the users' groups."""
+        """Return the names, with the names of the YAML and the users' groups added."""
         known = dict(names)
         for dimension in ("user", "end_user", "api_key"):
             if dimension in names:

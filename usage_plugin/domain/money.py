@@ -1,4 +1,4 @@
-"""Money: an integer count of nano-dollars, written as a decimal string at every edge.
+"""Money: an integer count of nano-dollars, written as a decimal string at every interface.
 
 One nano-dollar is 10⁻⁹ USD. Floats never become money directly: LiteLLM's prices and costs are read from
 their shortest decimal text (`from_float`), which equals the price as it was written.
@@ -26,7 +26,7 @@ LARGEST_REQUEST: Nano = 10**16
 _EXACT = Context(prec=100, traps=[Inexact, InvalidOperation])
 _SURELY_NEAREST = 2**40
 _LARGEST_USD = 9_000_000_000
-"""SQLite's integers end at 9.22 × 10¹⁸, so no single amount may pass 9 billion dollars."""
+"""The maximum of a single amount: 9 billion dollars, since SQLite's integers end at 9.22 × 10¹⁸."""
 
 
 def parse_usd(value: str | int | Decimal) -> Nano:
@@ -65,13 +65,13 @@ def format_usd(nano: Nano) -> str:
 
 
 def to_decimal(nano: Nano) -> Decimal:
-    """Return an exact decimal in USD for programs, with as many decimals as `format_usd` writes."""
+    """Return an amount in USD as an exact decimal for programs, with as many decimals as `format_usd` writes."""
     (usd,) = to_decimals((nano,))
     return usd
 
 
 def to_decimals(nanos: Iterable[Nano]) -> list[Decimal]:
-    """Return many exact decimals in USD, twice as fast as one by one."""
+    """Return many amounts as `to_decimal` does, twice as fast as one by one."""
     scaleb, normalize, cent = _EXACT.scaleb, _EXACT.normalize, _NANO_PER_CENT
     return [scaleb(nano // cent, -2) if nano % cent == 0 else normalize(scaleb(nano, -9)) for nano in nanos]
 

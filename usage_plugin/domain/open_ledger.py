@@ -1,6 +1,6 @@
 """An open ledger with its parts, as a backend opens it for one thread.
 
-Code takes only the port that it uses; only code that opens a ledger or passes parts on takes the whole.
+Each function takes only the port that it uses. Only code that opens a ledger, or passes its parts on, takes the whole.
 """
 
 from __future__ import annotations

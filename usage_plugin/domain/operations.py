@@ -130,7 +130,7 @@ class OperationsLog(ABC):
 
     @abstractmethod
     def adjustments(self, since: int | None = None) -> list[Adjustment]:
-        """Return the adjustments in force at `since` or later, oldest first; if None, all of at least a year."""
+        """Return the adjustments in force at `since` or later, oldest first; None: all, kept for at least a year."""
 
     @abstractmethod
     def adjustments_version(self) -> int:

@@ -70,7 +70,7 @@ class Pseudonyms:
     """Derive pseudonyms. The last few thousand are cached, since each request needs some.
 
     Attributes:
-        hides_persons: whether persons get one, too.
+        hides_persons: whether persons also get one.
         fingerprint: distinguishes secrets without revealing them.
     """
 
@@ -84,7 +84,7 @@ class Pseudonyms:
         self._person = functools.lru_cache(_REMEMBERED)(lambda name: "p-" + self._digest("person", name, _PERSON_BYTES))
 
     def _digest(self, what: str, name: str, length: int) -> str:
-        """Return the truncated HMAC-SHA256 in base 32; `what` prevents that a key and a person get the same digest."""
+        """Return the truncated HMAC-SHA256 in base 32; `what` keeps the pseudonyms of keys and persons apart."""
         digest = hmac.digest(self._secret, f"{what}\0{name}".encode(), hashlib.sha256)
         return base64.b32encode(digest[:length]).decode().rstrip("=").lower()
 

@@ -114,7 +114,7 @@ class UsageFilter:
 
 
 class Aggregate(NamedTuple):
-    """Sums by group, and for each writer the number of its last event that they contain.
+    """Sums by group, and for each writer the number of its last event in the sums.
 
     A group is a tuple of names in the requested order: text, or None where the name is absent. `day` and `week` (its
     Monday) are ISO dates, `month` is `YYYY-MM`, `hour` is an ISO time with its offset.
@@ -200,7 +200,7 @@ class UsageStore(ABC):
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
         """Delete old records, at most `most`; return the number deleted, 0 when none remain.
 
-        Each call is short: the keeper makes many calls, and other users of the store run in between.
+        Each call is short: the keeper makes many calls, and other callers use the store in between.
 
         Args:
             events_before: microseconds since 1970 UTC; events admitted earlier are deleted, and their sums remain.
@@ -247,7 +247,7 @@ class Ranks(Protocol):
             last: the same.
             usage_filter: the names that count.
             most: the maximum number of groups: by highest cost, then by more requests.
-            also: groups whose sums are returned at any rank, if they have any.
+            also: further groups whose sums are returned at any rank, if they have any.
 
         Raises:
             StorageUnavailableError: not available now; `aggregate` may still answer.

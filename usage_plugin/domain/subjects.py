@@ -81,7 +81,7 @@ _KEPT_FIELDS = tuple(name for name in Subjects._fields if name != "real")  # whi
 
 
 def _is_json(name: str) -> bool:
-    """Whether a name is a serialized object, even a truncated one, or a list, not a name that begins with a bracket."""
+    """Whether a name is a serialized object, even a truncated one, or a list; names may begin with a square bracket."""
     if name[0] == "{":
         return True
     try:

@@ -1,4 +1,4 @@
-"""The usage event: the immutable record of one request; and sums of events.
+"""The usage event, which is the immutable record of one request, and sums of events.
 
 The record of `to_record` has a schema number, omits default values, and contains no prompt, no answer and no key.
 `usage_plugin.encoding` serializes it.
@@ -25,8 +25,11 @@ Status = Literal["success", "failure", "cancelled", "recovered"]
 """The end of a request. `recovered`: its worker died, and the reserved amount was charged."""
 
 CostSource = Literal["computed", "provider", "litellm", "reserved", "given", "unpriced", "none"]
-"""The source of a cost, in this order: our arithmetic on a price sheet, the provider's own figure, LiteLLM's figure.
-Then the reserved amount, the program that recorded it, none (no price is known), or none because nothing was billed."""
+"""The source of a cost.
+
+`computed`: our arithmetic on a price sheet. `provider`: the provider's own figure. `litellm`: LiteLLM's figure.
+`reserved`: the reserved amount. `given`: the program that recorded it. `unpriced`: no price is known. `none`: nothing
+was billed."""
 
 
 MOST_TOKENS = 10**9
@@ -129,7 +132,7 @@ class UsageEvent(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether the request counts among the failed ones."""
+        """Whether the request counts as failed."""
         return self.status == "failure"
 
     def changed(self, **changes: Any) -> UsageEvent:
@@ -187,7 +190,7 @@ class UsageTotals(NamedTuple):
         return UsageTotals._make(map(add, self, other))
 
     def minus(self, other: UsageTotals) -> UsageTotals:
-        """Return the difference from another sum."""
+        """Return this sum without a part of it."""
         return UsageTotals._make(map(sub, self, other))
 
 

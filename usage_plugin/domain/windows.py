@@ -1,7 +1,7 @@
 """Windows: the spans of time over which a limit counts, half-open `[start, end)`.
 
-Instants are integer microseconds since 1970 UTC. A calendar window begins at local midnight (or the hour, the
-minute) of its zone, so a day can have 23 or 25 hours. Nothing is ever reset: a new window is a new account.
+Instants are integer microseconds since 1970 UTC. A calendar window begins at local midnight, or at a full hour or
+minute, of its zone, so a day can have 23 or 25 hours. Nothing is ever reset: a new window is a new account.
 A rolling window is a sequence of buckets, each an account of its own. The sum of those from `since_at` on counts.
 """
 
@@ -23,7 +23,7 @@ FOREVER = 253_402_214_400 * MICROSECONDS
 """The end of a lifetime window: 9999-12-31, since Python's calendar ends a day later."""
 
 SESSION_IDLE = 30 * 86_400 * MICROSECONDS
-"""A session starts again after this time without a request."""
+"""The time without a request after which a session starts again."""
 
 _BUCKETS = 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -123,7 +123,7 @@ def days_window(first: date, last: date, zone: ZoneInfo) -> Window:
 
 
 def month_of(day: date) -> tuple[date, date]:
-    """Return the first and the last day of a day's month."""
+    """Return the first and the last day of the month that contains a day."""
     first, after = _calendar_days(WindowRule("month"), day)
     return first, after - timedelta(days=1)
 

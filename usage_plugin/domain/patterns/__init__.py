@@ -1,8 +1,8 @@
 """Patterns: notable findings in the history, with their numbers, their cost and their confidence.
 
-Pure functions over sums that the caller has read: by model, by hour, of single users, of accounts. Each prefers no
-finding to one that chance may cause; the comment on each threshold gives its reason. docs/patterns.md describes the
-meaning of patterns and their blind spots.
+Pure functions over sums that the caller has read: by model, by hour, of single users, of accounts. They report nothing
+rather than a finding that chance can cause; each threshold has its reason at its definition. docs/patterns.md describes
+the meaning of patterns and their blind spots.
 """
 
 from usage_plugin.domain.patterns.everybody import Days, patterns_of_everybody

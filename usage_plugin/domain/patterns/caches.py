@@ -20,7 +20,7 @@ LEAST_CACHED_PROMPT = 1024
 """The minimum tokens of an average prompt: providers do not cache shorter ones."""
 
 CACHE_WORKS = 0.3
-"""The minimum typical share of input tokens from a cache, above which a model counts as cached."""
+"""The minimum typical share of input tokens from a cache for a model that counts as cached."""
 
 CACHE_GAP = 0.25
 """A share is low if it is at most half the typical one, and lower than it by at least this."""

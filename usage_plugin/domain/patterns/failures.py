@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LEAST_FAILED = 10
 FAILED_SHARE = 0.01
-"""Failures are a finding from ten on, with one per cent of the model's cost: single failures occur everywhere."""
+"""Failures are a finding if there are ten, with one per cent of the model's cost: single ones occur everywhere."""
 
 TRIED_AGAIN_US = 60 * MICROSECONDS
 """The next request of the same user to the same model within this time counts as a retry."""

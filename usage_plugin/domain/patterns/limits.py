@@ -18,7 +18,7 @@ LEAST_ELAPSED = 0.2
 """The minimum elapsed share of a window, from which its spend can be projected to its end."""
 
 PASS_MARGIN = 1.1
-"""The factor above the limit from which a projection is a finding: a straight line is not more exact than that."""
+"""The minimum ratio of projection to limit for a finding: a straight line is not more exact than that."""
 
 _LEAST_WINDOW = 20 * 3_600 * MICROSECONDS
 """The minimum length of a window: windows shorter than a day end before an operator has read the finding."""

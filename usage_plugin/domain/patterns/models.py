@@ -31,7 +31,7 @@ SAME_SHAPE = 0.5
 """Models do the same work if input and output of their average requests differ at most by a factor of two."""
 
 RELIANCE_SHARE = 0.9
-"""The share of requests with one provider, from which no other in use could take them over."""
+"""The share of requests with one provider from which no other provider in use could take them over."""
 
 
 class Use(NamedTuple):

@@ -88,7 +88,7 @@ def peak_hours(hours: Sequence[HourUse]) -> Iterator[Pattern]:
 
 
 def _shortest_run(requests: Sequence[int], whole: int) -> list[int]:
-    """Return the shortest run of hours, maybe over midnight, with `PEAK_SHARE` of the requests; of equals the busiest."""
+    """Return the shortest run of hours, over midnight too, with `PEAK_SHARE` of requests; of equals, the busiest."""
     for length in range(1, 25):
         runs = [[(begin + at) % 24 for at in range(length)] for begin in range(24)]
         run = max(runs, key=lambda run: sum(requests[hour] for hour in run))
