@@ -1,7 +1,7 @@
 """Windows: the spans of time over which a limit counts, half-open `[start, end)`.
 
-Instants are integer microseconds since 1970 UTC. A calendar window begins at local midnight, or at a full hour or
-minute, of its zone, so a day can have 23 or 25 hours. Nothing is ever reset: a new window is a new account.
+Instants are integer microseconds since 1970 UTC. A calendar window begins at local midnight (or at a full hour or
+minute) in its zone. So a day can have 23 or 25 hours. Nothing is ever reset: a new window is a new account.
 A rolling window is a sequence of buckets, each an account of its own. The sum of those from `since_at` on counts.
 """
 
