@@ -1,7 +1,7 @@
-"""The encoding: the one serial form of events and of our other records, a line of JSON each.
+"""The encoding: the only serialized form of events and of our other records, one line of JSON each.
 
-The outbox has it, reservations (which carry the event that is written if the worker dies) and stores that keep text.
-orjson writes it, since that is done twice for each request: in a fifth of the time of the standard library.
+The outbox, reservations and stores that keep text use it. A reservation carries the event that is written if the worker
+dies. Each request is encoded twice; therefore orjson is used, which takes a fifth of the standard library's time.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _encode_anything = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).e
 
 
 def encode_record(record: object) -> str:
-    """Write whole numbers and texts, in lists and mappings of any depth, as one line of JSON."""
+    """Return whole numbers and texts, in lists and mappings of any depth, as one line of JSON."""
     try:
         return orjson.dumps(record).decode()
     except orjson.JSONEncodeError:
-        # Half a surrogate pair, or a number of more than 64 bits: whoever is to keep it says what is wrong with it.
+        # Half a surrogate pair, or a number of more than 64 bits: the code that stores it reports the error.
         return _encode_anything(record)
 
 
 def encode_event(event: UsageEvent) -> str:
-    """Write an event as one line of JSON."""
+    """Return an event as one line of JSON."""
     return encode_record(to_record(event))
 
 
 def decode_event(text: str | bytes) -> UsageEvent:
-    """Read what `encode_event` wrote."""
+    """Return the event that `encode_event` wrote."""
     return from_record(orjson.loads(text))

@@ -1,6 +1,6 @@
 """Logging: dotted past-tense events with facts as key-values, on the standard logger `usage_plugin`.
 
-Nothing global is configured, since we live in somebody else's process. No prompt, answer or key is ever logged.
+No global logging setting is changed, since the process belongs to its host. No prompt, answer or key is ever logged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LOGGER = "usage_plugin"
 
 
 def get_logger() -> structlog.stdlib.BoundLogger:
-    """Give the logger; its lines reach people through `logging`, whatever the host did with that."""
+    """Return the logger; its lines go to the standard `logging`, as the host has configured it."""
     return cast(
         "structlog.stdlib.BoundLogger",
         structlog.wrap_logger(
@@ -32,7 +32,7 @@ def get_logger() -> structlog.stdlib.BoundLogger:
 
 
 def show_log(level: int = logging.INFO) -> None:
-    """Write our lines to stderr if nobody has set the logger up: LiteLLM's own set-up leaves it out."""
+    """Write our lines to stderr if the logger has no handler: LiteLLM's own logging setup omits it."""
     logger = logging.getLogger(LOGGER)
     if not logger.handlers:
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -43,5 +43,5 @@ def show_log(level: int = logging.INFO) -> None:
 
 
 def short_error(error: BaseException) -> dict[str, Any]:
-    """Facts of an error for a log line, without a trace."""
+    """Return the facts of an error for a log line, without a traceback."""
     return {"error": type(error).__name__, "message": str(error)}

@@ -115,7 +115,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Yield the statements of a script, split where SQLite finds each complete."""
+    """Yield the statements of a script, split by SQLite's own test for a complete statement."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

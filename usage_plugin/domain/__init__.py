@@ -1,1 +1,1 @@
-"""What usage, money, windows and limits are. Standard library only; knows nobody else in the package."""
+"""The domain: usage, money, windows, limits. It imports the standard library and, of this package, only `errors`."""

@@ -1,4 +1,4 @@
-"""Alerts: what is told once, when what was spent passes a share of a limit."""
+"""Alerts: one notification when spend crosses a share of a limit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class Alert(NamedTuple):
-    """A threshold that was passed: once for each limit, subject, window and threshold.
+    """A threshold that was crossed: once for each limit, subject, window and threshold.
 
     Attributes:
         limit: the limit's name.
         subject: dimension to name, for example `{"user": "ann"}`; empty for everybody.
         threshold: percent of the maximum.
-        unit: what amount and maximum count; `usd` is nano-dollars.
-        amount: what is spent now.
-        maximum: what may be spent.
-        window: the limit's window; where it rolls, the bucket that was charged.
+        unit: the unit of amount and maximum; `usd` is nano-dollars.
+        amount: the amount spent so far.
+        maximum: the amount that may be spent.
+        window: the limit's window; if it rolls, the bucket that was charged.
         at: microseconds since 1970 UTC.
     """
 
@@ -36,11 +36,11 @@ class Alert(NamedTuple):
 
 
 def encode_alert(alert: Alert) -> str:
-    """Write an alert as JSON."""
+    """Return an alert as JSON."""
     return json.dumps(alert._asdict(), ensure_ascii=False)
 
 
 def decode_alert(text: str) -> Alert:
-    """Read what `encode_alert` wrote."""
+    """Return the alert that `encode_alert` wrote."""
     facts = json.loads(text)
     return Alert(**{**facts, "window": Window(*facts["window"])})

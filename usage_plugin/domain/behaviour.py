@@ -1,12 +1,11 @@
-"""Behaviour: what a user did in a week as a vector, so that users can be compared with each other and with themselves.
+"""Behaviour: a user's week as a vector, to compare users with each other and with their own past.
 
-The vector is made of parts, each of length one: which models and providers, how large requests are, at which hours and
-on which weekdays they come, and how much there is of them. A part counts by its weight, and the weights add up to one.
-So a vector has length one, and the cosine distance of two is the weighted sum of the distances of their parts: between
-0, the same, and 1, nothing in common; and it can be said which part makes it.
+The vector has parts, each of length one: models, providers, the size of requests, hours, weekdays, and volume. Each
+part has a weight, and the weights add up to one. So a vector has length one. The cosine distance of two vectors is the
+weighted sum of the distances of their parts: from 0 (the same) to 1 (nothing in common). It shows which part differs.
 
-Nothing is learnt and nothing is fetched: the same week always gives the same vector. These are the only floating-point
-numbers that are made of money, and only to compare with.
+There is no training and no download: the same week always gives the same vector. These are the only floating-point
+numbers that are derived from money, and they are only compared.
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
     from datetime import date
 
 VERSION = 1
-"""Of the features; vectors of two versions cannot be compared."""
+"""The version of the features; vectors of different versions cannot be compared."""
 
 HOURS, WEEKDAYS = 24, 7
 _MODEL_CELLS, _PROVIDER_CELLS = 64, 16
 _MOST_TOKENS, _MOST_REQUESTS, _MOST_USD = 1e6, 1e6, 1e5
-"""Where the scales of one request's tokens, and of a week's requests and cost, end; what is above is at their end."""
+"""The ends of the scales: tokens of one request, requests of a week, cost of a week. Larger values are cut off."""
 
 
 class Part(NamedTuple):
-    """A part of the vector: its name for people, how many numbers it has, and what it counts for."""
+    """A part of the vector: its name for people, its number of dimensions, and its weight."""
 
     name: str
     size: int
@@ -53,14 +52,14 @@ DIMENSIONS = sum(part.size for part in PARTS)
 
 
 class WeekOfUse(NamedTuple):
-    """What a user did in a week.
+    """A user's requests in a week.
 
     Attributes:
         totals: of the whole week.
-        models: requests by model; None where there is no name, as in `providers`.
+        models: requests by model; None if the name is absent, as in `providers`.
         providers: requests by provider.
         weekdays: requests by weekday, Monday first.
-        hours: requests by hour of the day; all zero if nobody knows, as of imported days and of pruned events.
+        hours: requests by hour of the day; all zero if unknown, as for imported days and pruned events.
     """
 
     totals: UsageTotals
@@ -73,10 +72,10 @@ class WeekOfUse(NamedTuple):
 def week_of_use(
     sums: Iterable[tuple[date, str | None, str | None, UsageTotals]], hours: Sequence[int] = (0,) * HOURS
 ) -> WeekOfUse:
-    """Put a week together.
+    """Return the week of a user.
 
     Args:
-        sums: of one user: day, model, provider, and what was used.
+        sums: of one user: day, model, provider, and totals.
         hours: requests by hour of the day.
     """
     totals = UsageTotals()
@@ -92,12 +91,12 @@ def week_of_use(
 
 
 def vector_of(week: WeekOfUse) -> list[float]:
-    """Make the vector of a week: `DIMENSIONS` numbers, of length one together.
+    """Return the vector of a week: `DIMENSIONS` numbers, together of length one.
 
-    Shares enter by their square root, so that a part has length one and two that share nothing are at right angles.
-    Models and providers share out a fixed number of cells by a hash of their names: two in one cell look alike. An hour
-    lends half of its requests to the hours beside it: nine o'clock is nearer to ten than to midnight. Amounts are on
-    logarithmic scales: ten requests are to a hundred as a hundred to a thousand.
+    A part contains the square roots of shares, so it has length one, and two parts with nothing in common are
+    orthogonal. A hash of their names assigns models and providers to a fixed number of cells: two in one cell look
+    alike. Half of an hour's requests are spread over its two neighbours, so nine o'clock is nearer to ten than to
+    midnight. Amounts are on logarithmic scales: ten differs from a hundred as a hundred from a thousand.
     """
     totals = week.totals
     each = max(1, totals.requests)
@@ -113,7 +112,7 @@ def vector_of(week: WeekOfUse) -> list[float]:
         _shares(week.weekdays),
         _scales(
             _logarithmic(totals.requests, _MOST_REQUESTS),
-            # In cents: most of a scale in dollars would be for those who spend nearly nothing.
+            # In cents: on a scale in dollars, users with little spend would all be near zero.
             _logarithmic(totals.cost * 100 / NANO_PER_USD, _MOST_USD * 100),
         ),
     )
@@ -121,12 +120,12 @@ def vector_of(week: WeekOfUse) -> list[float]:
 
 
 def distance(one: Sequence[float], other: Sequence[float]) -> float:
-    """Give the cosine distance of two vectors, which need not be of length one."""
+    """Return the cosine distance of two vectors, which need not be of length one."""
     return sum(distances(one, other).values())
 
 
 def distances(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
-    """Say how far two vectors are apart in each of their parts; the sum is their cosine distance."""
+    """Return the distance of two vectors in each of their parts; the sum is their cosine distance."""
     first, second = _unit(one), _unit(other)
     apart, at = {}, 0
     for part in PARTS:
@@ -137,7 +136,7 @@ def distances(one: Sequence[float], other: Sequence[float]) -> dict[str, float]:
 
 
 def mean(vectors: Sequence[Sequence[float]]) -> list[float]:
-    """Give the middle of some vectors."""
+    """Return the mean of vectors."""
     return [sum(numbers) / len(vectors) for numbers in zip(*vectors, strict=True)]
 
 
@@ -147,13 +146,13 @@ def _unit(vector: Sequence[float]) -> list[float]:
 
 
 def _shares(counts: Sequence[float]) -> list[float]:
-    """Give the roots of shares; of nothing, those of equal shares: as near to one as to another."""
+    """Return the square roots of shares; equal shares if there are no counts, which is equally near to all."""
     total = sum(counts)
     return [math.sqrt(count / total if total else 1 / len(counts)) for count in counts]
 
 
 def _scales(*shares: float) -> list[float]:
-    """Put each on a quarter of a circle, so that zero and one are at right angles and all have the same length."""
+    """Map each share to a quarter of a circle, so that zero and one are orthogonal and all have the same length."""
     angles = [math.pi / 2 * min(1.0, share) for share in shares]
     length = math.sqrt(len(shares))
     return [number / length for angle in angles for number in (math.cos(angle), math.sin(angle))]
@@ -172,7 +171,7 @@ def _in_cells(counts: Mapping[str | None, int], size: int) -> list[int]:
 
 @lru_cache(4096)
 def _cell(name: str, size: int) -> int:
-    # Python's own hash is another one in each process.
+    # Python's own hash differs in each process.
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % size
 
 

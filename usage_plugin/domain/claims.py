@@ -1,8 +1,8 @@
-"""Claims: what a request says about its end user, read as a name that stays the same from request to request.
+"""Claims: the end user's name in a request, read so that it stays the same from request to request.
 
-A claim is a name, or text that holds one: Claude Code sends JSON, and older versions of it
-`user_<device>_account_<account>_session_<session>`. Agents of that kind put the session into the claim, so the claim as
-a whole would be a new user, with fresh limits, in each session. No claim is an error: a client cannot be refused for a
+A claim is a name, or text that contains one: Claude Code sends JSON, and its older versions sent
+`user_<device>_account_<account>_session_<session>`. Such agents put the session into the claim, so the whole claim
+would be a new user, with unused limits, in each session. Any claim is accepted: a client must not be refused for a
 field that its vendor chose. A claim without a usable name gets a substitute, which is the same for the same claim.
 """
 
@@ -21,14 +21,15 @@ from usage_plugin.errors import SubjectNameError
 STABLE_FIELDS = (
     "account_uuid", "user_id", "id", "email", "sub", "username", "user", "name", "account_id", "account", "device_id",
 )  # fmt: skip
-"""Fields of a JSON claim that can name its user, the first choice first; case, `_` and `-` make no difference."""
+"""Fields of a JSON claim that can name its user, in order of preference; case, `_` and `-` are ignored."""
 
 _SESSION_FIELD = "sessionid"
 _LONGEST_PARSED = 16_384
-"""Characters. Real claims have some 200; parsing a megabyte on each request would stall the event loop."""
+"""The maximum length of a parsed claim, in characters. Real claims have about 200. Parsing a megabyte for each request
+would stall the event loop."""
 
 _LONGEST_CLAUDE_CODE = 512
-"""Characters; the pattern takes time by the square of the length."""
+"""The maximum length of a claim of Claude Code, in characters; the pattern's time grows with the square of it."""
 
 _DEEPEST = 3
 _READABLE = 32
@@ -39,16 +40,16 @@ _CLAUDE_CODE = re.compile(
 _PAIR = re.compile(
     r"""(["'])(?P<name>[^"'\\]{1,64})\1\s{0,8}:\s{0,8}(?:(["'])(?P<text>[^"'\\]*)\3|(?P<number>-?\d{1,40}))"""
 )
-"""A field with a text or a whole number, in JSON or as Python writes a dict: older versions of LiteLLM do so."""
+"""A field with a text or a whole number, in JSON or in Python's notation of a dict (older versions of LiteLLM)."""
 
 _VOLATILE = re.compile(
     r"session|request|trace|span|conversation|thread|message|turn|nonce|time|date|version|^(?:ts|iat|exp|nbf|jti|seq)$"
 )
-"""Parts of the names of fields whose value changes from one request or session to the next."""
+"""Parts of the names of fields whose values change between requests or sessions."""
 
 
 class Claimed(NamedTuple):
-    """What a claim says.
+    """The parsed content of a claim.
 
     Attributes:
         name: of the end user; None if the claim names no user.
@@ -63,12 +64,12 @@ _NOTHING = Claimed(None)
 
 
 def read_claim(claim: object, *, json_field: str | None = None, casefold: bool = False) -> Claimed:
-    """Read a claim of any type.
+    """Return the name and session of a claim of any type.
 
     Args:
-        claim: as it was sent: a text, a number, or what JSON makes of an object or a list.
+        claim: as sent: a text, a number, or a parsed JSON object or list.
         json_field: the only field that names the user of a JSON object, if the operator has chosen one.
-        casefold: whether `Ann` and `ann` are one.
+        casefold: whether `Ann` and `ann` are the same name.
     """
     if claim is None:
         return _NOTHING
@@ -78,12 +79,12 @@ def read_claim(claim: object, *, json_field: str | None = None, casefold: bool =
 
 
 def stable_name(value: object, *, what: str, casefold: bool = False) -> str | None:
-    """Clean a name, or give the substitute of one that is not valid; None if it is empty.
+    """Return a valid name: the cleaned one, or a substitute for an invalid one; None if it is empty.
 
     Args:
         value: the name.
-        what: what it names, as for `clean_name`.
-        casefold: whether `Ann` and `ann` are one.
+        what: the kind of name, as for `clean_name`.
+        casefold: whether `Ann` and `ann` are the same name.
     """
     if value is None:
         return None
@@ -95,7 +96,7 @@ def stable_name(value: object, *, what: str, casefold: bool = False) -> str | No
 
 
 def substitute_name(text: str, prefix: str, *, casefold: bool) -> str:
-    """Make a valid name for a text that is none: what can be read of it, and a digest so that no two become one."""
+    """Return a valid name for an invalid text: its readable characters, and a digest that keeps names distinct."""
     readable = re.sub(r"[^A-Za-z0-9._@-]+", "-", text)[:_READABLE].strip("-")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     made = "-".join(part for part in (prefix, readable, digest) if part)
@@ -129,7 +130,7 @@ def _read_text(claim: str, json_field: str | None, casefold: bool) -> Claimed:
 
 
 def _object_of(text: str) -> Mapping[str, object]:
-    """Parse an object; of one that is cut off or broken, take the fields that can be read."""
+    """Return the parsed JSON object; if it is truncated or broken, the fields that can be read."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -140,7 +141,7 @@ def _object_of(text: str) -> Mapping[str, object]:
 def _read_object(
     fields: Mapping[Any, object], json_field: str | None, casefold: bool, text: str | None = None
 ) -> Claimed:
-    """Read a JSON object; `text` is how it was sent, if it was sent as text."""
+    """Return the name and session of a JSON object; `text` is its original text, if it was sent as text."""
     by_name = _by_plain_name(fields)
     session = _session(by_name.get(_SESSION_FIELD))
     if json_field:
@@ -151,7 +152,7 @@ def _read_object(
         if kept:
             name = substitute_name(_canonical(kept), "renamed", casefold=casefold)
         elif not by_name and text is not None and text.strip("{} \t\r\n"):
-            # Broken in a way that leaves no field.
+            # So broken that no field can be read.
             name = substitute_name(spelled(text, casefold=casefold), "renamed", casefold=casefold)
     return Claimed(name, session)
 
@@ -171,7 +172,7 @@ def _stable_field(by_name: Mapping[str, object], casefold: bool, depth: int = 1)
 
 
 def _value_name(value: object, casefold: bool) -> str | None:
-    """Name a user by the value of a field, which may be a claim itself."""
+    """Return a user's name from the value of a field, which may be a claim itself."""
     if isinstance(value, Mapping):
         return stable_name(value, what="end user", casefold=casefold)
     return _read(value, None, casefold).name
@@ -185,7 +186,7 @@ def _session(value: object) -> str | None:
 
 
 def _by_plain_name(fields: Mapping[Any, object]) -> dict[str, object]:
-    """Name the fields that say something in one spelling."""
+    """Return the fields that are not empty, under normalized names."""
     return {_plain(name): value for name, value in fields.items() if value is not None and value != ""}
 
 
@@ -197,7 +198,7 @@ _PLAIN_FIELDS = tuple(map(_plain, STABLE_FIELDS))
 
 
 def _canonical(value: object) -> str:
-    """Write a value so that the order of its fields makes no difference."""
+    """Return the text of a value, independent of the order of its fields."""
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str, skipkeys=True)
     except (ValueError, TypeError, RecursionError):

@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class NameMatches(NamedTuple):
-    """Records whose subject contains a name. The caller knows whose name it is: a team may have it, too.
+    """Records whose subject contains a name. The caller knows its owner: a team may have the same name.
 
     Attributes:
-        refusals: refs, and details as they were handed over.
-        entries: of the outbox, those that the store has and that contain the name anywhere.
+        refusals: refs, and details as received.
+        entries: the outbox entries that the store has and that contain the name anywhere.
     """
 
     accounts: Sequence[Account] = ()
@@ -33,13 +33,13 @@ class Erasable(ABC):
 
     @abstractmethod
     def find(self, name: str) -> NameMatches:
-        """List all records whose subject contains a name, except profiles. Slow."""
+        """Return all records whose subject contains a name, except profiles. Slow."""
 
     @abstractmethod
     def erase(self, matches: NameMatches) -> None:
-        """Delete all of them but accounts on which something is held; outbox entries keep their number.
+        """Delete all matches except accounts with holds; outbox entries keep their number.
 
-        Records of other parts are passed over.
+        Records of other parts are ignored.
         """
 
     @abstractmethod
@@ -48,19 +48,19 @@ class Erasable(ABC):
 
 
 class ErasableParts(Erasable):
-    """The records of several parts, for a ledger that is made of them."""
+    """The records of several parts, for a ledger that combines them."""
 
     def __init__(self, *parts: Erasable) -> None:
-        """Take the parts."""
+        """Combine the parts."""
         self._parts = parts
 
     def find(self, name: str) -> NameMatches:
-        """List the matches of every part."""
+        """Return the matches of every part."""
         found = [part.find(name) for part in self._parts]
         return NameMatches(*([one for matches in kind for one in matches] for kind in zip(*found, strict=True)))
 
     def erase(self, matches: NameMatches) -> None:
-        """Have every part delete what is its own."""
+        """Delete the records of every part."""
         for part in self._parts:
             part.erase(matches)
 

@@ -1,10 +1,10 @@
-"""Forecasts: what the days to come will use, from what the days before have used. Standard library only, pure.
+"""Forecasts: the usage of future days, from the usage of past days. Standard library only, pure functions.
 
-A day is expected to use what the same weekday used in the last weeks, at the level of the last two weeks. Of what is
-averaged the highest and the lowest are left out, so that one huge day decides nothing. The range comes from what the
-same method would have said on the days before, and how far off that was: an empirical quantile, no distribution.
+A day's expected usage is that of the same weekday in the last weeks, at the level of the last two weeks. Averages omit
+the highest and the lowest value, so that one huge day decides nothing. The range comes from the errors of the same
+method on past days: it is an empirical quantile, and assumes no distribution.
 
-Amounts are whole numbers of any unit (nano-dollars, tokens, requests), and so is everything made of them.
+Amounts are whole numbers of any unit (nano-dollars, tokens, requests), and so are all results.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ if TYPE_CHECKING:
     from datetime import date
 
 HISTORY_DAYS = 400
-"""So many days are looked at, at most."""
+"""The maximum number of past days that a forecast uses."""
 
 WEEKS = 8
 LEVEL_DAYS = 14
 LEAST_DAYS_FOR_WEEKDAYS = 21
 LEAST_DAYS_FOR_LEVEL = 28
 LEAST_WALKS = 10
-"""With fewer past forecasts to compare there is no range."""
+"""The minimum number of past forecasts for a range."""
 
 _MOST_WALKS = 100
 _MILLION = 1_000_000
 _LOW, _HIGH = 10, 90
-"""Percent: between them lie 80 % of what happened."""
+"""The percentiles of the range, which contains 80 % of the past results."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What each of some days in a row used, the oldest first, without a gap; the last of them is over."""
+    """The usage of consecutive days, oldest first, without gaps; all of them have ended."""
 
     first: date
     amounts: Sequence[int]
 
     def begun(self) -> Series:
-        """Leave out the days before the first use: who is new has no history of nothing."""
+        """Return the series from the first day with usage on: days before a new user's start are not history."""
         start = next((at for at, amount in enumerate(self.amounts) if amount), len(self.amounts))
         return Series(self.first.fromordinal(self.first.toordinal() + start), self.amounts[start:])
 
     def until(self, count: int) -> Series:
-        """Give the first so many days."""
+        """Return the first `count` days."""
         return Series(self.first, self.amounts[:count])
 
     def weekday(self, at: int) -> int:
-        """Say which weekday a day is, 0 for Monday, by its place; also of days to come."""
+        """Return the weekday of a day by its index, 0 for Monday; the index may be in the future."""
         return (self.first.weekday() + at) % 7
 
 
 class Course(NamedTuple):
-    """How the use adds up over the days to come: for each, the sum from now to its end.
+    """Cumulative usage over future days: for each day, the sum from now to its end.
 
     Attributes:
         expected: the sums.
-        low: the lower end of the range, which 10 % of past forecasts fell below; None if there is no range.
-        high: the upper end, which 10 % rose above.
-        history_days: how many days it is made of.
-        lacks: what would need a longer history.
+        low: the lower end of the range, below which 10 % of past results were; None if there is no range.
+        high: the upper end, above which 10 % were.
+        history_days: the number of past days used.
+        lacks: the features of the forecast that need a longer history, in words.
     """
 
     expected: Sequence[int]
@@ -73,7 +73,7 @@ class Course(NamedTuple):
 
 
 def predict(series: Series, days: int) -> list[int]:
-    """Say what each of the days after a series will use."""
+    """Return the expected usage of each day after a series."""
     amounts = series.amounts
     count = len(amounts)
     if not count:
@@ -81,18 +81,18 @@ def predict(series: Series, days: int) -> list[int]:
     profile = _profile(series)
     level, base = _level(series, profile)
     if not base:
-        # By its weekdays nothing was used; lately something was.
+        # The weekday averages are zero, but the last two weeks have usage.
         return [level // (LEVEL_DAYS - 2)] * days
     return [profile[series.weekday(count + ahead)] * level // base for ahead in range(days)]
 
 
 def course(series: Series, days: int, *, left_of_first: int = _MILLION) -> Course:
-    """Say how the use adds up over the days after a series.
+    """Return the cumulative usage over the days after a series.
 
     Args:
-        series: days that are over.
-        days: how many to look ahead, at least one.
-        left_of_first: which part of the first of them is still to come, in millionths.
+        series: past days.
+        days: the number of days ahead, at least one.
+        left_of_first: the remaining part of the first of them, in millionths.
     """
     begun = series.begun()
     predicted = predict(begun, days)
@@ -109,17 +109,17 @@ def course(series: Series, days: int, *, left_of_first: int = _MILLION) -> Cours
 
 
 def runs_out(sums: Sequence[int], left: int) -> int | None:
-    """Find the first of the days to come at whose end nothing is left, by its place; None if it lasts."""
+    """Return the index of the first future day at whose end nothing is left; None if the amount suffices."""
     return next((at for at, amount in enumerate(sums) if amount >= left), None)
 
 
 class Errors(NamedTuple):
-    """How far off forecasts were, in all: add them up, then divide.
+    """The total errors of forecasts: add them up, then divide.
 
     Attributes:
-        off: the absolute differences, added up.
-        naive_off: those of "each day as yesterday".
-        actual: what really was used.
+        off: the sum of the absolute differences.
+        naive_off: the same for the forecast "each day as yesterday".
+        actual: the actual usage.
     """
 
     off: int = 0
@@ -127,18 +127,18 @@ class Errors(NamedTuple):
     actual: int = 0
 
     def plus(self, other: Errors) -> Errors:
-        """Add two."""
+        """Return the sum of two."""
         return Errors(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 class Backtest(NamedTuple):
-    """What forecasts would have said on past days, against what happened.
+    """A comparison of forecasts on past days with the actual usage.
 
     Attributes:
-        daily: each day, foretold on the day before.
-        window: the whole of a window, foretold at the end of each of its days but the last.
-        in_range: how often a window's end was within the range.
-        ranges: out of how many.
+        daily: each day, forecast on the day before.
+        window: the total of a window, forecast at the end of each of its days except the last.
+        in_range: the number of ranges that contained the actual total of a window.
+        ranges: the number of all ranges.
     """
 
     daily: Errors = Errors()
@@ -147,7 +147,7 @@ class Backtest(NamedTuple):
     ranges: int = 0
 
     def plus(self, other: Backtest) -> Backtest:
-        """Add two."""
+        """Return the sum of two."""
         return Backtest(
             self.daily.plus(other.daily),
             self.window.plus(other.window),
@@ -157,11 +157,11 @@ class Backtest(NamedTuple):
 
 
 def backtest(series: Series, ends: Sequence[int]) -> Backtest:
-    """Walk over a series, and forecast each day and each window from what came before.
+    """Return the backtest of a series: forecasts of each day and each window from the days before.
 
     Args:
-        series: days that are over.
-        ends: where windows end, as places in the series: one begins where the one before ends.
+        series: past days.
+        ends: the ends of windows, as indexes of the series: each window begins at the end of the previous one.
     """
     begun = series.begun()
     skipped = len(series.amounts) - len(begun.amounts)
@@ -198,7 +198,7 @@ def _window_backtest(series: Series, start: int, end: int) -> Backtest:
 
 
 def _middle(amounts: Iterable[int]) -> int:
-    """Average without the highest and the lowest, as far as there are more than two."""
+    """Return the average without the highest and the lowest; of one or two amounts, the average of all."""
     ordered = sorted(amounts)
     if len(ordered) > 2:
         ordered = ordered[1:-1]
@@ -206,7 +206,7 @@ def _middle(amounts: Iterable[int]) -> int:
 
 
 def _profile(series: Series) -> list[int]:
-    """Say what each weekday uses, Monday first."""
+    """Return the average usage of each weekday, Monday first."""
     amounts = series.amounts
     if len(amounts) < LEAST_DAYS_FOR_WEEKDAYS:
         return [_middle(amounts)] * 7
@@ -218,7 +218,10 @@ def _profile(series: Series) -> list[int]:
 
 
 def _level(series: Series, profile: Sequence[int]) -> tuple[int, int]:
-    """Compare the last two weeks with what their weekdays use: a fraction, of sums without two odd days."""
+    """Return the level of the last two weeks against their weekday averages, as a fraction of two sums.
+
+    The sums omit the days with the largest differences up and down.
+    """
     count = len(series.amounts)
     if count < LEAST_DAYS_FOR_LEVEL:
         return 1, 1
@@ -228,9 +231,9 @@ def _level(series: Series, profile: Sequence[int]) -> tuple[int, int]:
 
 
 def _ratios(series: Series, days: int) -> list[list[int]]:
-    """Compare past forecasts with what happened: for each of the days ahead, the sums in millionths, in order.
+    """Return the ratios of actual to forecast sums, for each of the days ahead, in millionths, ascending.
 
-    Empty if there are too few.
+    Empty if there are too few past forecasts.
     """
     count = len(series.amounts)
     first, last = LEAST_DAYS_FOR_WEEKDAYS, count - days
@@ -248,13 +251,13 @@ def _ratios(series: Series, days: int) -> list[list[int]]:
 
 
 def _quantile(ordered: Sequence[int], percent: int) -> int:
-    """Find the value below which so many percent lie, rounded outwards."""
+    """Return the value below which `percent` of the values are, rounded outwards."""
     at = (len(ordered) - 1) * percent
     return ordered[-(-at // 100) if percent > 50 else at // 100]
 
 
 def _rising(sums: Iterable[int]) -> list[int]:
-    """Let sums never fall: what was used stays used."""
+    """Return sums that never fall, since usage cannot be undone."""
     return list(accumulate(sums, max))
 
 

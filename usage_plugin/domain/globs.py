@@ -1,4 +1,4 @@
-"""Globs: whether some name fits all of several patterns."""
+"""Globs: decide whether several patterns have a common name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 _MOST_STATES = 100_000
 _OTHER = "\0"
-"""Stands for every character that no pattern names."""
+"""A placeholder for every character that no pattern names."""
 
 
 class _Token(NamedTuple):
@@ -28,7 +28,7 @@ class _Token(NamedTuple):
 def meet(globs: Sequence[str], wildcard: str | None = None) -> bool:
     """Whether a name exists that fits every glob, and LiteLLM's wildcard if one is given (there only `*` is special).
 
-    Patterns too long to decide count as meeting: a false alarm is worse than none.
+    Patterns that are too long to decide count as meeting: a false alarm is worse than a missing one.
     """
     patterns = [_tokens(glob) for glob in globs]
     if wildcard is not None:
@@ -95,7 +95,7 @@ def _rest_is_empty(pattern: list[_Token], at: int) -> bool:
 
 
 def _characters(patterns: list[list[_Token]], places: tuple[int, ...]) -> set[str]:
-    """List the characters worth trying: those that the next tokens name, and one that none names."""
+    """Return the characters to try: those that the next tokens name, and one that none of them names."""
     found = {_OTHER}
     for pattern, at in zip(patterns, places, strict=True):
         for token in pattern[at:]:
@@ -106,7 +106,7 @@ def _characters(patterns: list[list[_Token]], places: tuple[int, ...]) -> set[st
 
 
 def _after(patterns: list[list[_Token]], places: tuple[int, ...], character: str) -> list[tuple[int, ...]]:
-    """List the places that every pattern can be at after one more character."""
+    """Return the combinations of places that the patterns can reach after one more character."""
     combined: list[tuple[int, ...]] = [()]
     for pattern, at in zip(patterns, places, strict=True):
         following = set()

@@ -1,13 +1,12 @@
 """The ledger port: accounts, reservations and the outbox, which change together or not at all.
 
-A ledger is exact because each verb is one atomic step: `reserve` checks every account and holds on all of them or on
-none; `settle` frees the holds, adds what was spent and appends the event to the outbox, once for each reservation.
+A ledger is exact because each verb is one atomic step. `reserve` checks every account and holds on all of them or on
+none. `settle` frees the holds, adds the spend and appends the event to the outbox, once for each reservation.
 
-A rolling window is a row of accounts, one for each bucket of time: what counts is their sum. A calendar window is the
-case of one row.
+A rolling window has one account for each bucket of time, and their sum counts. A calendar window has one account.
 
 Records that decide nothing about a request are in ports of their own: `operations`, `profiles` and `erasure`.
-`open_ledger` has the parts together, as a backend opens them.
+`open_ledger` combines the parts, as a backend opens them.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ class Hold(NamedTuple):
     """The amount that a request takes from an account until it is settled.
 
     Attributes:
-        window_end: when the account no longer counts anywhere, microseconds since 1970 UTC.
-        amount: the most that the request will need, in the limit's unit.
-        maximum: refuse if spent + reserved + amount would pass it; None never refuses.
+        window_end: the time from which the account no longer counts anywhere, microseconds since 1970 UTC.
+        amount: the maximum that the request can need, in the limit's unit.
+        maximum: refuse if spent + reserved + amount would exceed it; None never refuses.
         if_lost: the charge if the worker dies and the request's usage stays unknown.
-        since: the start of the oldest bucket that counts with this one; None where the account counts alone.
+        since: the start of the oldest bucket that counts with this one; None if the account counts alone.
     """
 
     account: AccountKey
@@ -60,7 +59,7 @@ class Balance(NamedTuple):
 
 
 def has_room(balance: Balance, amount: int, maximum: int | None) -> bool:
-    """Whether an amount stays within a maximum. Nothing always fits, and None is no maximum."""
+    """Whether an amount stays within a maximum. An amount of 0 always fits; None means unlimited."""
     return maximum is None or not amount or balance.spent + balance.reserved + amount <= maximum
 
 
@@ -75,8 +74,8 @@ class Reserved(NamedTuple):
     """The answer to `reserve`: the balances *before* it, in the order of the holds, and whether it holds now.
 
     Attributes:
-        balances: of a hold with `since`, the sum over its buckets.
-        buckets: where it was refused, for each hold with `since` that did not fit: its accounts, oldest first.
+        balances: for a hold with `since`, the sum over its buckets.
+        buckets: after a refusal, the accounts of each hold with `since` that did not fit, oldest first.
     """
 
     admitted: bool
@@ -85,9 +84,9 @@ class Reserved(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """The answer to `settle`: the event's number in the outbox, and the balances of all accounts touched.
+    """The answer to `settle`: the event's number in the outbox, and the balances of all changed accounts.
 
-    Of a rolling window this is the balance of the one bucket, not of the window.
+    For a rolling window this is the balance of one bucket, not of the window.
     """
 
     seq: int
@@ -134,7 +133,7 @@ class Snapshot(NamedTuple):
 
 
 class OutboxEntry(NamedTuple):
-    """An encoded event, and its number: ascending, never used twice, in the order of settling."""
+    """An encoded event with its number. Numbers ascend in the order of settlement and are never reused."""
 
     seq: int
     event: str
@@ -176,7 +175,7 @@ class Ledger(ABC):
     def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
         """Hold on every account, or on none if one has no room. `event` is recorded if the worker dies.
 
-        A worker may repeat it: while the reservation is open, the same content gives the same answer and holds nothing
+        It is idempotent: while the reservation is open, the same content returns the same answer and holds nothing
         more. An abandoned id holds nothing.
 
         Raises:
@@ -187,9 +186,9 @@ class Ledger(ABC):
     def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | NotSettled:
         """Free the reservation's holds, add the charges, append the event.
 
-        Ids that have ended are known for ten minutes at least.
+        Ended ids are remembered for at least ten minutes.
 
-        Without an event, because no more of them can be kept, nothing is appended and the number is 0.
+        Without an event, because the outbox cannot keep more, nothing is appended and the number is 0.
         """
 
     @abstractmethod
@@ -198,9 +197,9 @@ class Ledger(ABC):
 
     @abstractmethod
     def abandon(self, event_id: str) -> bool:
-        """Give up a reservation whose answer is not known: release it, and let it hold nothing if it arrives later.
+        """Give up a reservation whose answer is unknown: release it, and let it hold nothing if it arrives later.
 
-        The id is remembered for a day at least. False: it was settled before.
+        The id is remembered for at least a day. False: it was settled before.
         """
 
     @abstractmethod
@@ -209,10 +208,10 @@ class Ledger(ABC):
 
     @abstractmethod
     def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
-        """Add the charges and append the event of a request that was let through without a reservation.
+        """Add the charges and append the event of a request that was admitted without a reservation.
 
-        If it has one after all, that is freed. None: the id was recorded, settled or released before, and nothing was
-        done. Without an event as in `settle`.
+        If it has a reservation after all, that is freed. None: the id was recorded, settled or released before, and
+        nothing was done. Without an event, it does the same as `settle`.
         """
 
     @abstractmethod
@@ -227,32 +226,32 @@ class Ledger(ABC):
 
     @abstractmethod
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
-        """Read accounts, and how far the outbox is at the same instant; accounts that do not exist are unused."""
+        """Return the balances of accounts and the outbox's last number at one instant; missing accounts are unused."""
 
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
-        """Read accounts; those that do not exist have spent nothing."""
+        """Return the balances of accounts; those that do not exist have spent nothing."""
         return self.snapshot(keys).balances
 
     @abstractmethod
     def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
         """List the accounts of one limit that start at `since` or later, by subject, oldest first.
 
-        With a subject, only that one's.
+        With a subject, only the accounts of that subject.
         """
 
     @abstractmethod
     def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
-        """Add differences, which may be negative, to what accounts have spent. False: this id was applied before.
+        """Add differences, which may be negative, to accounts' spend. False: this id was applied before.
 
-        A difference that was worked out from a snapshot stays right, however much is settled after it. Ids are known
-        as long as those of events.
+        A difference that was computed from a snapshot stays right, however much is settled after it. Ids are
+        remembered as long as those of events.
         """
 
     # ── the outbox ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
     def outbox(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
-        """Read entries with a number above `after`, ascending, also acknowledged ones that are still there.
+        """Return entries with a number above `after`, ascending, including acknowledged ones that still exist.
 
         With `durable`, no entry is returned before it would survive a power cut: a store must never be ahead of its
         ledger.
@@ -260,7 +259,7 @@ class Ledger(ABC):
 
     @abstractmethod
     def waiting(self) -> Waiting:
-        """Return how much the store does not have yet; cheap enough for once a second."""
+        """Return the number and the size of the events that the store lacks; cheap enough to call once a second."""
 
     @abstractmethod
     def acknowledged(self) -> int:
@@ -274,15 +273,15 @@ class Ledger(ABC):
     def agree(self, stored: int) -> None:
         """Reconcile outbox numbers with the store's watermark after either was restored from a backup.
 
-        Entries that are not acknowledged but have a number that the store has seen get new numbers, since they may
-        be others; the store knows an event that it gets twice. No number up to `stored` is given out again.
+        Unacknowledged entries with a number that the store has seen get new numbers, since they may be other events.
+        The store recognizes an event that it receives twice. No number up to `stored` is assigned again.
         """
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
     def maintain(self, now: int) -> None:
-        """Do a slice of housekeeping: delete accounts a day after their window; make all that is settled durable."""
+        """Do a slice of housekeeping: delete accounts a day after their window; make all settlements durable."""
 
     @abstractmethod
     def verify(self) -> list[str]:

@@ -1,7 +1,7 @@
-"""Limits: rules of the YAML, and which of them a request meets.
+"""Limits: the rules of the YAML, and the matching of requests to them.
 
-`LimitSet.matching` answers, for a request and the model that will be billed, which limits count it, for which
-subject, and with which amount. It decides nothing: `tracking.admission` does, with the ledger.
+For a request and the model that will be billed, `LimitSet.matching` returns the limits that count it, each with its
+subject and amount. It decides nothing: `tracking.admission` decides, with the ledger.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.operations import Adjustment
 
 Unit = Literal["usd", "total_tokens", "input_tokens", "output_tokens", "requests", "parallel_requests"]
-"""What a limit counts. Amounts in `usd` are nano-dollars; `parallel_requests` are held, and never spent."""
+"""The unit that a limit counts. Amounts in `usd` are nano-dollars; `parallel_requests` are held, and never spent."""
 UNITS: tuple[Unit, ...] = get_args(Unit)
 
 Action = Literal["block", "warn", "downgrade"]
@@ -39,7 +39,7 @@ MatchKey = Literal[Dimension, "group"]
 
 _REMEMBERED = 4096
 _LONGEST_REQUEST = 86_400 * MICROSECONDS
-"""How long an account of parallel requests is kept after its last request began."""
+"""The time that an account of parallel requests is kept after its last request began."""
 
 
 _BRACKETED = re.compile(r"\[([*?[])\]")
@@ -47,12 +47,12 @@ _SPECIAL = re.compile(r"[*?[]")
 
 
 def literal_of(glob: str) -> str | None:
-    """Give the one name that a glob fits, which is itself or has its signs in brackets: `a[*]b`; None if more fit."""
+    """Return the only name that a glob fits, with bracketed signs resolved: `a*b` for `a[*]b`; None if more fit."""
     return None if _SPECIAL.search(_BRACKETED.sub("", glob)) else _BRACKETED.sub(r"\1", glob)
 
 
 def glob_of(name: str) -> str:
-    """Write the glob that fits one name only."""
+    """Return the glob that fits only this name."""
     return _SPECIAL.sub(r"[\g<0>]", name)
 
 
@@ -60,29 +60,29 @@ def glob_of(name: str) -> str:
 def _checker(globs: tuple[str, ...]) -> Callable[[str], object]:
     names = [literal_of(glob) for glob in globs]
     if None not in names:
-        # Compiling takes a hundred times as long, and there may be an override for each of many users.
+        # Compiling a pattern takes a hundred times as long, and there may be an override for each of many users.
         return frozenset(names).__contains__
     return re.compile("|".join(translate(glob) for glob in globs)).match
 
 
 def fits(globs: tuple[str, ...], name: str) -> bool:
-    """Say whether one of the globs fits the whole name; `*` also stands for what has slashes in it."""
+    """Whether one of the globs fits the whole name; `*` also matches slashes."""
     return bool(globs) and bool(_checker(globs)(name))
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Conditions on a request, all of which must hold: a dimension and the globs one of which must fit."""
+    """Conditions on a request, all of which must hold. Each is a dimension and globs, one of which must fit."""
 
     conditions: tuple[tuple[MatchKey, tuple[str, ...]], ...] = ()
 
     def holds(self, names: Mapping[str, tuple[str, ...]]) -> bool:
-        """Say whether each condition fits at least one name of its dimension."""
+        """Whether each condition fits at least one name of its dimension."""
         return all(any(fits(globs, name) for name in names.get(key, ())) for key, globs in self.conditions)
 
 
 class Override(NamedTuple):
-    """Another amount for those who match, until an instant (exclusive) if one is given."""
+    """A different amount for the subjects that match, until an instant (exclusive) if one is given."""
 
     match: Match
     amount: int | None
@@ -90,10 +90,10 @@ class Override(NamedTuple):
 
 
 class _OverrideIndex:
-    """Finds the overrides that may match without looking at all of them: there can be one for each of many users.
+    """An index of overrides by name: there can be one for each of many users, too many to check each.
 
-    An override that asks for names, not globs, of a dimension is found under each of these names; all others are
-    always looked at.
+    An override that matches a dimension by names, not by globs, is indexed under each of these names. All other
+    overrides are always checked.
     """
 
     def __init__(self, overrides: tuple[Override, ...]) -> None:
@@ -110,7 +110,7 @@ class _OverrideIndex:
         self._indexed = sorted({key for key, _ in self._by_name})
 
     def matching(self, known: Mapping[str, tuple[str, ...]]) -> list[Override]:
-        """List the overrides that match, in their order."""
+        """Return the overrides that match, in their order."""
         candidates = set(self._always)
         for key in self._indexed:
             for name in known.get(key, ()):
@@ -119,7 +119,7 @@ class _OverrideIndex:
 
 
 def _entries(match: Match) -> list[tuple[MatchKey, str]]:
-    """List the names of the first dimension of which a match asks for names only; none if there is no such one."""
+    """Return the names of the first dimension that a match restricts by names only; none if there is no such one."""
     for key, globs in match.conditions:
         names = [name for glob in globs if (name := literal_of(glob)) is not None]
         if len(names) == len(globs):
@@ -132,17 +132,17 @@ class Limit:
     """A rule: at most `amount` of `unit`, for each subject of `per`, in each `window`.
 
     Attributes:
-        amount: in the unit; 0 blocks, None never does.
-        downgrade_to: the model that a request gets that does not fit, with `action` downgrade.
-        dry_run: evaluated, counted and reported, never felt.
-        allow_unpriced: globs of models that a cost limit lets pass although no price is known.
-        allow_unbounded: lets requests pass whose use nothing bounds; they are held with what is known.
-        alert_at: shares of the amount that are worth an alert, in percent, ascending.
-        counts_history: when the limit is new it counts what its windows already hold.
-        key: identifies this limit's accounts; derived from all that decides what is counted, no amounts.
+        amount: in the unit; 0 blocks everything, None never blocks.
+        downgrade_to: with `action` downgrade, the model for a request that does not fit.
+        dry_run: whether it is only evaluated, counted and reported, not enforced.
+        allow_unpriced: globs of models that a cost limit admits although no price is known.
+        allow_unbounded: whether requests without an upper bound of usage are admitted; holds cover the known part.
+        alert_at: alert thresholds in percent of the amount, ascending.
+        counts_history: whether a new limit counts the usage that its windows already contain.
+        key: identifies this limit's accounts; derived from everything that decides which usage counts, no amounts.
         is_callers_own: whether its amounts may be shown to the caller.
         has_accounts: whether anything is kept from one request to the next.
-        is_charged: whether a request leaves anything on its account when it is over.
+        is_charged: whether a finished request leaves an amount on its account.
         has_fixed_windows: whether all requests between the start and the end of a window count in that window.
     """
 
@@ -169,13 +169,13 @@ class Limit:
     _index: _OverrideIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Derive what is asked for with each request."""
+        """Derive the values that each request needs."""
         kind = self.window.kind
         object.__setattr__(self, "has_accounts", kind != "request")
         object.__setattr__(self, "is_charged", self.has_accounts and self.unit != "parallel_requests")
         object.__setattr__(self, "has_fixed_windows", self.is_charged and kind not in ("rolling", "session"))
         conditions = sorted((key, sorted(globs)) for key, globs in self.match.conditions)
-        # Spent amounts are kept under the key for ever: what says nothing new must not change it.
+        # Spent amounts are kept under the key for ever: a field with its default value must not change it.
         window = kind if self.window == WindowRule(kind) else list(self.window)
         zone = str(self.zone) if self.has_fixed_windows else ""
         identity = [self.name, self.per, conditions, self.unit, window, zone]
@@ -186,38 +186,38 @@ class Limit:
 
     @property
     def match_keys(self) -> frozenset[MatchKey]:
-        """The dimensions that the limit and its overrides ask for."""
+        """The dimensions that the limit and its overrides match by."""
         return self._index.keys.union(key for key, _ in self.match.conditions)
 
     def overrides_of(self, known: Mapping[str, tuple[str, ...]]) -> list[Override]:
-        """List the overrides that match the names of a request, in their order."""
+        """Return the overrides that match the names of a request, in their order."""
         return self._index.matching(known)
 
     @property
     def blocks(self) -> bool:
-        """Whether this limit can refuse a request; one that downgrades does not."""
+        """Whether this limit can refuse a request; a limit that downgrades cannot."""
         return self.action == "block" and not self.dry_run
 
     def window_at(self, instant: int) -> Window:
-        """Find the window, or the bucket, whose account a request at an instant counts on."""
+        """Return the window, or the bucket, whose account counts a request at an instant."""
         if self.unit == "parallel_requests":
             return Window(0, instant + _LONGEST_REQUEST)
         return window_at(self.window, instant, self.zone)
 
     def since_at(self, instant: int) -> int | None:
-        """Find the start of the oldest bucket that counts for a request at an instant; None where one account does."""
+        """Return the start of the oldest bucket that counts for a request at an instant; None if one account counts."""
         return since_at(self.window, instant)
 
     def reset_of(self, window: Window) -> datetime | None:
-        """Say when nothing of what a window holds now will count any more; None where no date brings that.
+        """Return the time at which the current spend of a window has expired completely; None if no date brings that.
 
-        A rolling window gives way bit by bit before.
+        In a rolling window, spend expires bucket by bucket before that time.
         """
         ends = self.window.kind != "session" and self.unit != "parallel_requests"
         return reset_of(window) if ends else None
 
     def names_of(self, subject: str) -> dict[str, str]:
-        """Take a subject of this limit apart, dimension by dimension; `global` has no name."""
+        """Split a subject of this limit into its names by dimension; `global` has no name."""
         return (
             {}
             if self.per == ("global",)
@@ -225,17 +225,17 @@ class Limit:
         )
 
     def lets_unpriced_pass(self, model: str) -> bool:
-        """Say whether a model without a price may be used under this cost limit."""
+        """Whether a model without a price may be used under this cost limit."""
         return fits(self.allow_unpriced, model)
 
 
 class Place(NamedTuple):
-    """Where a request of an instant counts, and how much may be there.
+    """The account that counts a request at an instant, and its maximum.
 
     Attributes:
-        window: of the account; where the limit's window rolls, its bucket.
+        window: of the account; for a rolling window, its bucket.
         maximum: the amount in force, in the limit's unit; None if nothing is refused.
-        since: the start of the oldest bucket that counts; None where one account does.
+        since: the start of the oldest bucket that counts; None if one account counts.
     """
 
     window: Window
@@ -245,19 +245,19 @@ class Place(NamedTuple):
 
 
 class Matched:
-    """A limit that counts a request. Immutable, apart from what it remembers.
+    """A limit that counts a request. Immutable, apart from a cache of one place.
 
     Attributes:
         subject: the names of the limit's dimensions, joined by `subjects.SEPARATOR`.
-        amounts: adjustments of this account, the newest first, and overrides that match, each with its end; last
-            the limit's own amount.
-        can_stop: whether it can keep a request from starting as it is.
+        amounts: this account's adjustments (newest first), then the matching overrides, then the limit's own amount;
+            each with its end.
+        can_stop: whether it can prevent a request from starting unchanged.
     """
 
     __slots__ = ("_latest", "amounts", "can_stop", "limit", "subject")
 
     def __init__(self, limit: Limit, subject: str, amounts: tuple[tuple[int | None, int | None], ...]) -> None:
-        """Remember nothing yet."""
+        """Start with an empty cache."""
         self.limit = limit
         self.subject = subject
         self.amounts = amounts
@@ -266,11 +266,11 @@ class Matched:
         self._latest: tuple[int, int, Place] | None = None
 
     def amount_at(self, instant: int) -> int | None:
-        """Find the amount in force at an instant; None if nothing is refused."""
+        """Return the amount in force at an instant; None if nothing is refused."""
         return next(amount for until, amount in self.amounts if until is None or instant < until)
 
     def place_at(self, instant: int) -> Place:
-        """Find where a request of an instant counts; mostly it is where the one before did."""
+        """Return the place that counts a request at an instant; cached, since it is mostly the previous one."""
         latest = self._latest
         if latest is not None and latest[0] <= instant < latest[1]:
             return latest[2]
@@ -288,11 +288,11 @@ class Matched:
 
 
 class Membership(NamedTuple):
-    """Who is in which groups, beside the globs of the YAML.
+    """Group membership from resolvers, in addition to the globs of the YAML.
 
     Attributes:
-        groups_of: names the groups of a user; raises nothing, and may be asked in any thread.
-        version: differs whenever answers differ.
+        groups_of: returns the names of a user's groups; raises nothing, and is safe in any thread.
+        version: changes whenever an answer changes.
     """
 
     groups_of: Callable[[str], Iterable[str]]
@@ -303,7 +303,7 @@ NO_MEMBERSHIP = Membership(lambda _: (), "")
 
 
 class LimitSet:
-    """The limits in force, with the groups they speak of. Immutable, apart from what it remembers."""
+    """The limits in force, with the groups that they use. Immutable, apart from its caches."""
 
     def __init__(
         self,
@@ -315,15 +315,15 @@ class LimitSet:
         hides_persons: bool = False,
         membership: Membership = NO_MEMBERSHIP,
     ) -> None:
-        """Take the limits in the order of the YAML.
+        """Use the limits in the order of the YAML.
 
         Args:
             limits: the rules.
-            groups: map a name to globs of users.
-            adjustments: those in force.
-            written: maps pseudonyms to how the YAML writes those who have them, as far as that is known.
+            groups: maps the name of a group to globs of users.
+            adjustments: the adjustments in force.
+            written: maps known pseudonyms to the names in the YAML.
             hides_persons: whether persons are kept under pseudonyms.
-            membership: adds to the groups.
+            membership: further members of groups.
         """
         self.limits = tuple(limits)
         self.groups = dict(groups or {})
@@ -338,7 +338,7 @@ class LimitSet:
                 amounts.append((adjustment.until, adjustment.amount))
         asked: set[MatchKey] = set().union(*[limit.match_keys for limit in self.limits])
         self._matches_names = bool(asked)
-        """Whether it matters for any limit how somebody is called."""
+        """Whether any limit matches by names."""
         used: set[str] = {*asked, *[dimension for limit in self.limits for dimension in limit.per]}
         if "group" in used:
             used.add("user")
@@ -352,15 +352,15 @@ class LimitSet:
             used.add("real")
         fields = [name for name in Subjects._fields if name in used]
         self._deciding: Callable[[Subjects], object] = attrgetter(*fields) if fields else lambda _: None
-        """Gives what of the subjects decides."""
+        """The function that selects the names of the subjects that decide which limits match."""
         self._remembered: OrderedDict[tuple[object, ...], tuple[Matched, ...]] = OrderedDict()
         self._spending: OrderedDict[tuple[object, ...], bool] = OrderedDict()
 
     def find(self, name: str) -> Limit:
-        """Find a limit in force by its name.
+        """Return a limit in force by its name.
 
         Raises:
-            UnknownLimitError: none has this name.
+            UnknownLimitError: no limit has this name.
         """
         for limit in self.limits:
             if limit.name == name:
@@ -369,20 +369,20 @@ class LimitSet:
         raise UnknownLimitError(f"There is no limit {name}.", hint=f"The limits are: {known}.")
 
     def adjusted(self, adjustments: Iterable[Adjustment]) -> LimitSet:
-        """Make the same set with these adjustments in force, and none from before.
+        """Return a copy with these adjustments in force, and no earlier ones.
 
-        An account that is adjusted has that amount until the adjustment's end, whatever overrides say. The newest
-        adjustment counts; when it ends, an older one that still runs.
+        An adjusted account has the adjustment's amount until the adjustment ends; overrides do not change that. The
+        newest adjustment counts. When it ends, an older one that is still in force counts.
         """
         return self._with(adjustments=adjustments)
 
     def knowing(self, written: Mapping[str, str], *, hides_persons: bool | None = None) -> LimitSet:
-        """Make the same set that knows of more pseudonyms how the YAML writes who has them."""
+        """Return a copy that knows the YAML's names for more pseudonyms."""
         hides = self.hides_persons if hides_persons is None else hides_persons
         return self._with(written={**self._written, **written}, hides_persons=hides)
 
     def alone(self, limit: Limit) -> LimitSet:
-        """Make a set of one limit, with the same groups and names, and without adjustments."""
+        """Return a set of one limit, with the same groups and names, and without adjustments."""
         return self._with(limits=[limit], adjustments=())
 
     def _with(self, **changes: Any) -> LimitSet:
@@ -397,7 +397,7 @@ class LimitSet:
         return LimitSet(**same | changes)
 
     def named(self, key: MatchKey) -> set[str]:
-        """List the names that the limits match a dimension with, where they are written out; members of groups, too."""
+        """Return the literal names, not globs, by which the limits match a dimension; also members of groups."""
         matches = [match for limit in self.limits for match in (limit.match, *(o.match for o in limit.overrides))]
         globs = {glob for match in matches for at, globs in match.conditions if at == key for glob in globs}
         if key == "user":
@@ -405,10 +405,10 @@ class LimitSet:
         return {name for glob in globs if (name := literal_of(glob)) is not None}
 
     def matching(self, subjects: Subjects, model: str | None, provider: str | None) -> tuple[Matched, ...]:
-        """Find every limit that counts a request of these subjects billed to this model.
+        """Return every limit that counts a request of these subjects billed to this model.
 
-        A dimension that is missing makes the limits on it not apply. A request with several tags counts on
-        one account for each of them.
+        If a dimension is absent, the limits on it do not apply. A request with several tags counts on one account for
+        each of them.
         """
         key = (
             model if self._uses_model else None,
@@ -437,22 +437,22 @@ class LimitSet:
         return found
 
     def account(self, limit: Limit, subject: str) -> Matched:
-        """Find the amounts of an account from its subject alone; overrides on anything else do not count."""
+        """Return the amounts of an account, from its subject alone; overrides on other dimensions do not count."""
         names = {dimension: (name,) for dimension, name in limit.names_of(subject).items()}
         return self._matched(limit, subject, self._known(names, {}))
 
     def may_count(self, limit: Limit, names: Mapping[str, str]) -> bool:
-        """Say whether a limit can count a subject, as far as these of its names decide."""
+        """Whether a limit can count a subject with these names; conditions on other dimensions are ignored."""
         known = self._known({dimension: (name,) for dimension, name in names.items()}, {})
         return Match(tuple(condition for condition in limit.match.conditions if condition[0] in known)).holds(known)
 
     def groups_of(self, user: str) -> tuple[str, ...]:
-        """List the groups a user is in."""
+        """Return the groups of a user."""
         written = (name for name, globs in self.groups.items() if fits(globs, user))
         return (*written, *self.membership.groups_of(user))
 
     def _called(self, subjects: Subjects) -> Mapping[str, tuple[str, ...]]:
-        """Find how those are called in the YAML whom it may call otherwise than they are kept."""
+        """Return the names in the YAML of users and keys, where they may differ from the stored names."""
         real = subjects.real
         if real is None:
             return {"api_key": tuple(self._written.get(alias, alias) for alias in _one(subjects.api_key_alias))}
@@ -470,13 +470,13 @@ class LimitSet:
     def _known(
         self, names: Mapping[str, tuple[str, ...]], called: Mapping[str, tuple[str, ...]]
     ) -> Mapping[str, tuple[str, ...]]:
-        """Name everybody as the YAML does, and add the groups they are in."""
+        """Return the names, with the names of the YAML and the users' groups added."""
         known = dict(names)
         for dimension in ("user", "end_user", "api_key"):
             if dimension in names:
                 more = called.get(dimension, ())
                 if dimension == "api_key":
-                    # Whoever makes a key chooses its alias: it must not pass for another key.
+                    # The creator of a key chooses its alias, which must not impersonate another key.
                     more = tuple(alias for alias in more if not is_key(alias))
                 kept = tuple(self._as_written(dimension, name) for name in names[dimension])
                 known[dimension] = (*kept, *more)
@@ -485,7 +485,7 @@ class LimitSet:
         return known
 
     def _as_written(self, dimension: str, name: str) -> str:
-        """Give a name as the YAML writes it. One that cannot be known is empty, so that of all globs only `*` fits."""
+        """Return a name as written in the YAML; "" for an unknown pseudonym, so that of all globs only `*` fits."""
         if name in self._written:
             return self._written[name]
         is_hidden = is_key_pseudonym(name) if dimension == "api_key" else self.hides_persons and is_pseudonym(name)
@@ -502,7 +502,7 @@ _NOT_SPENDING = ("requests", "parallel_requests")
 
 
 def _may_stop_spending(limit: Limit, known: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether a limit can refuse one of these names a request because of its possible cost or tokens."""
+    """Whether a limit can refuse a request with these names because of its possible cost or tokens."""
     if limit.unit in _NOT_SPENDING or limit.action == "warn" or limit.dry_run:
         return False
     if not all(dimension == "global" or dimension in _OF_MODELS or known.get(dimension) for dimension in limit.per):
@@ -511,7 +511,7 @@ def _may_stop_spending(limit: Limit, known: Mapping[str, tuple[str, ...]]) -> bo
 
 
 def _names(subjects: Subjects) -> dict[str, tuple[str, ...]]:
-    """List whose a request is, by dimension."""
+    """Return the names of a request's subjects, by dimension."""
     return {
         "user": (subjects.user,),
         "team": _one(subjects.team),
@@ -528,7 +528,7 @@ def _one(name: str | None) -> tuple[str, ...]:
 
 
 def _subjects_of(limit: Limit, names: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Join the names of the dimensions, once for each tag that the limit counts where tags are counted."""
+    """Return the subjects: the joined names of the dimensions, once for each tag that the limit counts."""
     wanted = dict(limit.match.conditions)
     subjects = [""]
     for at, dimension in enumerate(limit.per):

@@ -1,4 +1,4 @@
-"""The liveness port: which workers are alive, and which one of them is the keeper."""
+"""The liveness port: detect live workers and elect the keeper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 class Workers(ABC):
     """The workers of one ledger, seen from one of them.
 
-    A worker that is stalled is alive: its reservations are its own until it is known to be gone.
+    A stalled worker is alive: it keeps its reservations until it is known to be dead.
 
     Attributes:
         name: of this worker, different for each process and start.
@@ -18,27 +18,27 @@ class Workers(ABC):
 
     @abstractmethod
     def join(self) -> None:
-        """Make this worker known as alive, until it leaves or dies."""
+        """Register this worker as alive, until it leaves or dies."""
 
     @abstractmethod
     def leave(self) -> None:
-        """Make this worker known as gone, as keeper too."""
+        """Deregister this worker, also as keeper."""
 
     @abstractmethod
     def living(self) -> list[str]:
-        """List the names of the workers that are alive."""
+        """Return the names of the live workers."""
 
     @abstractmethod
     def is_dead(self, name: str) -> bool:
-        """Whether a worker is gone; an unknown one is, this one never."""
+        """Whether a worker is dead; an unknown worker is dead, this one never."""
 
     @abstractmethod
     def sweep(self) -> None:
-        """Delete what dead workers have left behind here."""
+        """Delete the remains of dead workers."""
 
     @abstractmethod
     def try_to_keep(self) -> bool:
-        """Become the keeper if there is none; True as long as this worker is. A worker need not have joined."""
+        """Become the keeper if there is none; return whether this worker is the keeper. It need not have joined."""
 
     @property
     @abstractmethod

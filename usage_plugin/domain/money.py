@@ -1,7 +1,7 @@
-"""Money: an integer count of nano-dollars, written as a decimal string at every edge.
+"""Money: an integer count of nano-dollars, written as a decimal string at every interface.
 
-One nano-dollar is 10⁻⁹ USD. Floats never become money: LiteLLM's prices and costs come through
-their shortest decimal text (`from_float`), which is what somebody wrote down.
+One nano-dollar is 10⁻⁹ USD. Floats never become money directly: LiteLLM's prices and costs are read from
+their shortest decimal text (`from_float`), which equals the price as it was written.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Nano: TypeAlias = int
 NANO_PER_USD = 10**9
 _NANO_PER_CENT = 10**7
 LARGEST_REQUEST: Nano = 10**16
-"""No request costs more than ten million dollars; what says so is wrong, and must not make sums overflow."""
+"""The maximum cost of a request: ten million dollars. A higher one is wrong, and must not make sums overflow."""
 
 _EXACT = Context(prec=100, traps=[Inexact, InvalidOperation])
 _SURELY_NEAREST = 2**40
 _LARGEST_USD = 9_000_000_000
-"""SQLite's integers end at 9.22 × 10¹⁸, so no single amount may pass 9 billion dollars."""
+"""The maximum of a single amount: 9 billion dollars, since SQLite's integers end at 9.22 × 10¹⁸."""
 
 
 def parse_usd(value: str | int | Decimal) -> Nano:
-    """Read an amount in USD.
+    """Return an amount of money in USD as nano-dollars.
 
     Args:
         value: dollars, for example `5`, `"0.25"` or `Decimal("0.000000001")`; at most nine decimals.
@@ -57,7 +57,7 @@ def parse_usd(value: str | int | Decimal) -> Nano:
 
 
 def format_usd(nano: Nano) -> str:
-    """Write an amount in USD, exactly: at least two decimals, no superfluous zeros after them."""
+    """Return an amount in USD as text, exactly: at least two decimals, without superfluous zeros after them."""
     sign = "-" if nano < 0 else ""
     dollars, rest = divmod(abs(nano), NANO_PER_USD)
     decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
@@ -65,19 +65,19 @@ def format_usd(nano: Nano) -> str:
 
 
 def to_decimal(nano: Nano) -> Decimal:
-    """Give an amount in USD to programs, exactly, with as many decimals as `format_usd` writes."""
+    """Return an amount in USD as an exact decimal for programs, with as many decimals as `format_usd` writes."""
     (usd,) = to_decimals((nano,))
     return usd
 
 
 def to_decimals(nanos: Iterable[Nano]) -> list[Decimal]:
-    """Give many, twice as fast as one by one."""
+    """Return many amounts as `to_decimal` does, twice as fast as one by one."""
     scaleb, normalize, cent = _EXACT.scaleb, _EXACT.normalize, _NANO_PER_CENT
     return [scaleb(nano // cent, -2) if nano % cent == 0 else normalize(scaleb(nano, -9)) for nano in nanos]
 
 
 def from_float(value: float) -> Nano:
-    """Round a cost that somebody else computed in floats to the nearest nano-dollar.
+    """Return a cost that another program computed in floats, rounded to the nearest nano-dollar.
 
     Raises:
         MoneyError: negative, not finite, or more than any request costs.
@@ -87,6 +87,6 @@ def from_float(value: float) -> Nano:
     nano = value * NANO_PER_USD
     nearest = round(nano)
     if nano < _SURELY_NEAREST and abs(nano - nearest) < 0.49:
-        # The product is off by much less than is missing to the next one.
+        # The product's error is much smaller than the distance to the next rounding boundary.
         return nearest
     return int((Decimal(repr(value)) * NANO_PER_USD).to_integral_value())

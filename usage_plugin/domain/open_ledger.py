@@ -1,6 +1,6 @@
 """An open ledger with its parts, as a backend opens it for one thread.
 
-Code takes the one port that it uses; only openers, and those that pass parts on, take the whole.
+Each function takes only the port that it uses. Only code that opens a ledger, or passes its parts on, takes the whole.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class LedgerFileUpkeep(Protocol):
-    """Care that a ledger in a local file needs, and a ledger on a server does not."""
+    """Maintenance of a ledger in a local file; a ledger on a server does not need it."""
 
     def check_place(self) -> None:
         """Check that the file was not deleted or replaced; called once a second, from any thread.
 
         Raises:
-            LedgerError: processes that open the ledger now would count from nothing.
+            LedgerError: the file is gone or replaced; processes that open the ledger now would count from zero.
         """
 
     def shorten_log(self) -> None:
@@ -36,8 +36,8 @@ class OpenLedger:
     """The parts of an open ledger.
 
     Attributes:
-        file: care for its file; None if it is in none.
-        lender: the open ledger from which other parts than the core were taken.
+        file: maintenance of its file; None if it has no file.
+        lender: the open ledger that provides the parts other than the core.
     """
 
     ledger: Ledger
@@ -48,7 +48,7 @@ class OpenLedger:
     lender: OpenLedger | None = None
 
     def with_core(self, ledger: Ledger, erasable: Erasable, *, file: LedgerFileUpkeep | None = None) -> OpenLedger:
-        """Return another core, `erasable` for it, and the operations log and profiles of this ledger."""
+        """Return an open ledger with another core and its `erasable`, and this ledger's operations log and profiles."""
         return OpenLedger(
             ledger, self.operations, self.profiles, ErasableParts(erasable, self.erasable), file, lender=self
         )

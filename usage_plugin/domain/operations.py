@@ -1,7 +1,7 @@
 """The operations log: records about limits and requests that decide nothing within a request's transaction.
 
-Adjustments of amounts, alerts, refusals, counts of anomalies, short notes between workers, and the audit of privacy. A
-ledger that keeps accounts elsewhere may use another ledger's operations log.
+It keeps adjustments of amounts, alerts, refusals, counts of anomalies, notes between workers and the privacy audit.
+A ledger that keeps accounts elsewhere may use another ledger's operations log.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 class Adjustment(NamedTuple):
-    """A temporary change of a limit's amount for one subject; never of what was spent.
+    """A temporary change of a limit's amount for one subject. It never changes the amount spent.
 
     Attributes:
-        number: given by the log; 0 before.
+        number: assigned by the log; 0 before.
         limit: the limit's name.
         subject: the account's, as in `AccountKey`.
         amount: the amount in force meanwhile, in the limit's unit; None: nothing is refused.
         before: the amount that was in force when it was made; None for unlimited.
         made_at: microseconds since 1970 UTC, as `until` (exclusive) and `ended_at`.
-        ended_at: when it was ended early, or None.
+        ended_at: the time of an early end, or None.
     """
 
     number: int
@@ -39,7 +39,7 @@ class Adjustment(NamedTuple):
 
 
 class AlertKey(NamedTuple):
-    """The identity of one alert: a limit, a subject, a window (or the day, where it rolls), a threshold in percent."""
+    """The identity of one alert: limit, subject, window (the day, if the window rolls), threshold in percent."""
 
     limit_key: int
     subject: str
@@ -48,13 +48,13 @@ class AlertKey(NamedTuple):
 
 
 class NotedAlert(NamedTuple):
-    """A recorded alert: a threshold that was passed.
+    """A recorded alert: a threshold that was crossed.
 
     Attributes:
-        number: given by the log.
+        number: assigned by the log.
         at: microseconds since 1970 UTC, as `acknowledged_at`.
-        details: JSON, as it was handed over.
-        acknowledged_by: the person who has seen to it; None: not acknowledged yet.
+        details: JSON, as received.
+        acknowledged_by: the person who acknowledged it; None: not acknowledged yet.
     """
 
     number: int
@@ -66,12 +66,13 @@ class NotedAlert(NamedTuple):
 
 
 class Anomaly(NamedTuple):
-    """A count of facts that are not known exactly, or were let through, by kind and by what it concerns.
+    """A count of inexact or exceptional facts, such as estimated or unreserved requests, by kind and object.
 
     Attributes:
         kind: for example `estimated`, `unpriced`, `recovered`, `orphaned`, `degraded`, `gap`.
-        concerns: a model, a limit, a store …; bounded by the counting side.
-        times: how often; `amount` adds up what the kind says: nano-dollars, or microseconds for what lasted.
+        concerns: the object: a model, a limit, a store …; the counting side bounds the number of objects.
+        times: the number of occurrences.
+        amount: a sum whose unit depends on the kind: nano-dollars, or microseconds for durations.
         first_at: microseconds since 1970 UTC, as `last_at`.
     """
 
@@ -84,7 +85,7 @@ class Anomaly(NamedTuple):
 
 
 class RefusalCount(NamedTuple):
-    """How often a limit refused a subject in one minute; `minute` in minutes since 1970 UTC."""
+    """The number of a limit's refusals of a subject in one minute; `minute` in minutes since 1970 UTC."""
 
     minute: int
     limit: str
@@ -94,14 +95,14 @@ class RefusalCount(NamedTuple):
 
 
 class AuditEntry(NamedTuple):
-    """An action on all that is kept of a person.
+    """An action on all records of a person.
 
     Attributes:
-        number: given by the log; 0 before.
+        number: assigned by the log; 0 before.
         at: microseconds since 1970 UTC.
         action: `forget` or `export`.
         subject: the person's pseudonym, never the name.
-        counts: how many records of each kind.
+        counts: the number of records of each kind.
     """
 
     number: int
@@ -114,75 +115,75 @@ class AuditEntry(NamedTuple):
 
 
 class OperationsLog(ABC):
-    """Records that people and workers read; a loss of them never lets a request pass a limit.
+    """Records for people and workers. Their loss never lets a request exceed a limit.
 
     Errors are the ledger's: `LedgerBusyError` means that another process is writing and nothing was done.
     """
 
     @abstractmethod
     def adjust(self, adjustment: Adjustment) -> Adjustment:
-        """Put a change of an amount in force, and keep it for the audit; return it with its number."""
+        """Put an adjustment in force, and keep it for the audit; return it with its number."""
 
     @abstractmethod
     def end_adjustment(self, number: int, at: int) -> bool:
-        """End one early. False: it is not in force."""
+        """End an adjustment early. False: it is not in force."""
 
     @abstractmethod
     def adjustments(self, since: int | None = None) -> list[Adjustment]:
-        """List those in force at `since` or later; if None, all, for a year at least. Oldest first."""
+        """Return the adjustments in force at `since` or later, oldest first; None: all, kept for at least a year."""
 
     @abstractmethod
     def adjustments_version(self) -> int:
-        """Return a number that changes with each adjustment made or ended; cheap enough for once a second."""
+        """Return a number that changes with each adjustment made or ended; cheap enough to call once a second."""
 
     @abstractmethod
     def alert(self, key: AlertKey, at: int, details: str = "") -> bool:
-        """Record that a threshold was passed. False: it was recorded before, by any worker."""
+        """Record that a threshold was crossed. False: it was recorded before, by any worker."""
 
     @abstractmethod
     def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
-        """List the alerts of these subjects at `since` or later, for a year at least. Newest first."""
+        """Return the alerts of these subjects at `since` or later, newest first; they are kept for at least a year."""
 
     @abstractmethod
     def acknowledge_alert(self, number: int, at: int, actor: str) -> bool:
-        """Record who has seen to an alert. False: there is no such alert, or it is acknowledged already."""
+        """Record the acknowledgement of an alert. False: the alert does not exist, or is already acknowledged."""
 
     @abstractmethod
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
-        """Add up refusals, and keep the last 10,000 `(ref, at, JSON)` for look-up."""
+        """Add up refusals, and keep the last 10,000 details, `(ref, at, JSON)`, for look-up."""
 
     @abstractmethod
     def refusal_counts(self, since_minute: int) -> list[RefusalCount]:
-        """List the refusals counted from this minute on."""
+        """Return the refusals counted from this minute on."""
 
     @abstractmethod
     def refusal(self, ref: str) -> str | None:
-        """Return the details of a refusal by the ref that the client was given."""
+        """Return the details of a refusal by the ref that the client received; None if it is unknown."""
 
     @abstractmethod
     def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
-        """Add up anomalies by kind and by what they concern."""
+        """Add up anomalies by kind and object."""
 
     @abstractmethod
     def anomalies(self) -> list[Anomaly]:
-        """List all that were counted, by kind and by what they concern."""
+        """Return all counted anomalies, ordered by kind and object."""
 
     @abstractmethod
     def note(self, name: str, text: str | None) -> None:
-        """Leave a short text for other workers and readers, in place of an earlier one; None deletes it."""
+        """Leave a short text for other workers and readers; it replaces an earlier one, and None deletes it."""
 
     @abstractmethod
     def notes(self, prefix: str) -> dict[str, str]:
-        """Read the notes whose names begin with a prefix."""
+        """Return the notes whose names begin with a prefix."""
 
     @abstractmethod
     def audit(self, entry: AuditEntry) -> None:
-        """Keep for good what was done with a person's records."""
+        """Record an action on a person's records permanently."""
 
     @abstractmethod
     def audited(self) -> list[AuditEntry]:
-        """List the audit, oldest first."""
+        """Return the audit, oldest first."""
 
     @abstractmethod
     def maintain(self, now: int) -> None:
-        """Delete a slice of the records that are older than they are kept."""
+        """Delete a slice of the records whose retention has ended."""

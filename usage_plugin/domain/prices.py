@@ -1,8 +1,8 @@
 """Prices: integer arithmetic from a price sheet and billable quantities to nano-dollars.
 
 Prices are integer counts of atto-dollars (10⁻¹⁸ USD) for each token, image, character, query or tool call, so that a
-sheet's `1.5e-07` or `7.5e-09` is exact. `cost` prices a finished request, `worst_case` bounds one that has not begun;
-for the same quantities, within the same reach, `cost <= worst_case` always holds.
+sheet's `1.5e-07` or `7.5e-09` is exact. `cost` prices a finished request, `worst_case` bounds one that has not begun.
+For the same quantities and the same reach, `cost <= worst_case` always holds.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _ATTO_PER_NANO = 10**9
 _HIGHEST_USD = 1_000_000
-"""A price above this for one piece is not a valid price."""
+"""The maximum valid price of one piece."""
 
 
 def atto_each(usd: object) -> int | None:
-    """Read one price of a price sheet; None if it is no price (missing, text, negative, NaN, infinite)."""
+    """Return one price of a price sheet in atto-dollars; None if invalid (missing, text, negative, NaN, infinite)."""
     if isinstance(usd, bool) or not isinstance(usd, int | float | Decimal | str):
         return None
     try:
@@ -41,7 +41,7 @@ def atto_each(usd: object) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Prices of the kinds of token, in atto-dollars for each; `TokenUsage` says which kind is part of which."""
+    """Prices of each kind of token, in atto-dollars per token; `TokenUsage` defines which kinds include others."""
 
     input: int
     output: int
@@ -58,12 +58,12 @@ class Rates:
     video_output: int
     citation: int
     highest_text: tuple[int, int] = field(init=False, repr=False)
-    """The most that a token of a request of text can cost: of the input, and of the output."""
+    """The highest price of an input token and of an output token in a request of text."""
     highest: tuple[int, int] = field(init=False, repr=False)
-    """The same with sounds, images and videos among it."""
+    """The same for requests that also contain audio, images and video."""
 
     def __post_init__(self) -> None:
-        """Derive what each request is bounded with."""
+        """Derive the highest prices, which bound each request."""
         text = max(self.input, self.cached_input, self.cache_write, self.cache_write_1h, self.citation)
         answer = max(self.output, self.reasoning)
         media = max(text, self.cached_audio, self.audio_input, self.image_input, self.video_input)
@@ -72,9 +72,9 @@ class Rates:
         object.__setattr__(self, "highest", (media, shown))
 
     def atto(self, tokens: TokenUsage) -> int:
-        """Price a usage vector, in atto-dollars: no token twice, however many the parts claim."""
+        """Return the price of tokens in atto-dollars; no token counts twice, even if the parts exceed the whole."""
         if not any(tokens[3:]):
-            # Most usages have no other part.
+            # Most requests have no other kinds of token.
             cached = min(tokens.cached_input_tokens, tokens.input_tokens)
             text = (tokens.input_tokens - cached) * self.input + tokens.output_tokens * self.output
             return text + cached * self.cached_input
@@ -110,7 +110,7 @@ RATES = tuple(rate.name for rate in fields(Rates) if rate.init)
 
 
 def _shared_out(whole: int, rate: int, parts: tuple[tuple[int, int], ...]) -> int:
-    """Price a whole whose parts have prices of their own; what the parts leave costs `rate`."""
+    """Return the price of a whole whose parts have prices of their own; the remainder costs `rate`."""
     atto = 0
     for claimed, part_rate in parts:
         if claimed:
@@ -121,7 +121,7 @@ def _shared_out(whole: int, rate: int, parts: tuple[tuple[int, int], ...]) -> in
 
 
 class Units(NamedTuple):
-    """What of a request is billed by the piece, where a price is not by the token."""
+    """The quantities of a request that are billed by the piece, not by the token."""
 
     images: int = 0
     characters: int = 0
@@ -133,7 +133,7 @@ NO_UNITS = Units()
 
 
 class UnitRates(NamedTuple):
-    """Prices by the piece, in atto-dollars; `request` comes on top of whatever else is billed."""
+    """Prices by the piece, in atto-dollars; `request` is added to everything else that is billed."""
 
     image: int = 0
     character: int = 0
@@ -143,16 +143,16 @@ class UnitRates(NamedTuple):
 
     @property
     def by_the_piece(self) -> bool:
-        """Whether something other than the request itself has a price."""
+        """Whether anything except the request itself has a price."""
         return any(self[:4])
 
     def are_counted_by(self, units: Units) -> bool:
-        """Say whether something with a price was counted."""
+        """Whether any counted quantity has a price."""
         counted = any(rate and count for rate, count in zip(self, units, strict=False))
         return counted or (self.request > 0 and not self.by_the_piece)
 
     def atto(self, units: Units) -> int:
-        """Price what was counted, in atto-dollars, without the request itself."""
+        """Return the price of counted quantities in atto-dollars, without the request itself."""
         return sum(rate * count for rate, count in zip(self, units, strict=False))
 
 
@@ -160,14 +160,14 @@ NO_UNIT_RATES = UnitRates()
 
 
 class ToolCalls(NamedTuple):
-    """Calls of tools that the provider ran by itself, as its usage reports them.
+    """Calls of tools that the provider ran itself, as reported in its usage.
 
     Attributes:
         searches: web searches.
-        map_searches: look-ups in maps.
-        pages: web pages opened.
-        file_searches: searches in files that the provider keeps.
-        code_sessions: sandboxes in which it ran code.
+        map_searches: map look-ups.
+        pages: opened web pages.
+        file_searches: searches in files that the provider stores.
+        code_sessions: sandboxes in which the provider ran code.
     """
 
     searches: int = 0
@@ -181,11 +181,11 @@ NO_TOOL_CALLS = ToolCalls()
 
 
 class ToolRates(NamedTuple):
-    """Fees for tool calls, in atto-dollars; they come on top of tokens.
+    """Fees for tool calls, in atto-dollars, in addition to tokens.
 
     Attributes:
-        by_prompt: whether any number of searches, or of look-ups in maps, in one request is billed as one.
-        search_by_size: what a search costs by the size of its context, where that matters.
+        by_prompt: whether all web searches of one request are billed as one, and all map look-ups as one.
+        search_by_size: the price of a search by the size of its context, if the price depends on it.
     """
 
     search: int = 0
@@ -197,7 +197,7 @@ class ToolRates(NamedTuple):
     search_by_size: tuple[tuple[str, int], ...] = ()
 
     def atto(self, calls: ToolCalls, search_size: str | None = None) -> int:
-        """Price what was called; `search_size` is the size of the context that the searches filled."""
+        """Return the price of tool calls; `search_size` is the size of the context that the searches filled."""
         if self.by_prompt:
             calls = calls._replace(searches=min(1, calls.searches), map_searches=min(1, calls.map_searches))
         atto = sum(rate * count for rate, count in zip(self[:5], calls, strict=True))
@@ -206,7 +206,7 @@ class ToolRates(NamedTuple):
         return atto
 
     def highest(self, calls: ToolCalls) -> int:
-        """Price calls of which it is not known how much context their searches will fill."""
+        """Return the highest price of tool calls whose search context has an unknown size."""
         sizes = [size for size, _ in self.search_by_size]
         return max(self.atto(calls), *[self.atto(calls, size) for size in sizes]) if sizes else self.atto(calls)
 
@@ -218,10 +218,10 @@ class OffPeak(NamedTuple):
     """Hours of a week in which other rates apply.
 
     Attributes:
-        price: what applies then; tiers and services do not.
-        hours: `(weekdays, first minute, last minute)`, minutes of a day in UTC, the last one not included; a span
-            whose ends are equal is the whole day, one that ends before it begins runs over midnight.
-        zone: whose calendar names the weekdays, 1 for Monday to 7.
+        price: the price in these hours, without tiers and services.
+        hours: `(weekdays, first minute, last minute)`, minutes of a day in UTC, the last one excluded. A span with
+            equal ends is the whole day. A span that ends before it begins runs over midnight.
+        zone: the zone of the weekdays, 1 for Monday to 7.
     """
 
     price: Price
@@ -244,10 +244,10 @@ _WHOLE = 10**12
 
 
 class Adjustment(NamedTuple):
-    """What an operator takes off a provider's prices, or puts on them.
+    """An operator's discount or surcharge on a provider's prices.
 
     Attributes:
-        share: of the cost that is left, in billionths of a thousandth: 10¹² is all of it.
+        share: the factor on the cost, in units of 10⁻¹²: 10¹² leaves the cost unchanged.
         fixed: nano-dollars added to each request.
     """
 
@@ -256,15 +256,15 @@ class Adjustment(NamedTuple):
 
     @classmethod
     def of(cls, share: Decimal, fixed: Decimal) -> Adjustment:
-        """Make one of a factor and an amount in USD; neither makes a cost negative."""
+        """Return the adjustment of a factor and an amount in USD; negative ones count as 0, so no cost is negative."""
         return cls(max(0, int(share * _WHOLE)), max(0, int(fixed.scaleb(9).to_integral_value(ROUND_CEILING))))
 
     def atto(self, atto: int) -> int:
-        """Adjust atto-dollars, rounded up."""
+        """Return adjusted atto-dollars, rounded up."""
         return -(-atto * self.share // _WHOLE) + self.fixed * _ATTO_PER_NANO
 
     def nano(self, nano: Nano) -> Nano:
-        """Adjust nano-dollars, rounded up."""
+        """Return adjusted nano-dollars, rounded up."""
         return min(LARGEST_REQUEST, -(-self.atto(nano * _ATTO_PER_NANO) // _ATTO_PER_NANO))
 
 
@@ -272,14 +272,14 @@ NO_ADJUSTMENT = Adjustment()
 
 
 class Reach(NamedTuple):
-    """What a request may come to, beyond ordinary text: it decides which rates its worst case has to count with.
+    """The features that a request may use beyond ordinary text. They decide the rates of its worst case.
 
     Attributes:
-        media_input: it may hold sounds or images.
-        media_output: its answer may.
-        services: tiers of service that it may be served in, apart from the ordinary one.
-        units: what it has at most of what is billed by the piece; None if nothing bounds that.
-        tools: the most tool calls that it may lead to; None if nothing bounds that.
+        media_input: whether the request may contain audio, images or video.
+        media_output: whether its answer may contain them.
+        services: the tiers of service that may serve it, apart from the ordinary one.
+        units: the maximum quantities that are billed by the piece; None if nothing bounds them.
+        tools: the maximum number of tool calls; None if nothing bounds it.
         modes: modes of the provider, such as `fast`, that multiply the whole price.
     """
 
@@ -300,13 +300,13 @@ class Price:
 
     Attributes:
         base: rates of a request of ordinary length; None if it is billed by the piece only.
-        tiers: `(threshold, rates)`, ascending; they apply to a request with more input tokens than that.
+        tiers: `(threshold, rates)`, ascending; they apply to a request with more input tokens than the threshold.
         services: the prices of other tiers of service, such as `priority`.
-        units: prices by the piece; they count where there are no tokens to bill.
+        units: prices by the piece; they apply if there are no tokens to bill.
         tools: fees for tool calls.
-        modes: by which a mode of the provider multiplies the price of tokens, in millionths.
+        modes: the multipliers of a provider's modes on the price of tokens, in millionths.
         off_peak: hours with other rates.
-        is_free: whether nothing of any kind costs anything.
+        is_free: whether all prices are zero.
     """
 
     base: Rates | None
@@ -319,7 +319,7 @@ class Price:
     is_free: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive what is asked for with each request."""
+        """Derive `is_free`, which each request needs."""
         is_free = (
             not any(self.units)
             and not any(self.tools[:5])
@@ -329,7 +329,7 @@ class Price:
         object.__setattr__(self, "is_free", is_free)
 
     def served_as(self, service: str | None) -> Price | None:
-        """Find the price of a tier of service; None if it has none of its own."""
+        """Return the price of a tier of service; None if it has no price of its own."""
         return next((price for name, price in self.services if name == service), None)
 
     def cost(
@@ -344,20 +344,20 @@ class Price:
         at: datetime | None = None,
         adjustment: Adjustment = NO_ADJUSTMENT,
     ) -> Nano | None:
-        """Price a finished request, to the nearest nano-dollar (halves up).
+        """Return the cost of a finished request, to the nearest nano-dollar (halves up).
 
         Args:
-            tokens: what it used.
-            service: the tier of service it was served in.
-            units: what of it is billed by the piece.
-            tools: what the provider called by itself.
+            tokens: the tokens used.
+            service: the tier of service that served it.
+            units: the quantities that are billed by the piece.
+            tools: the tools that the provider called itself.
             search_size: the size of the context that its searches filled.
-            modes: modes that the provider says it was served in.
-            at: when it was served, in UTC; needed only where `off_peak` is set.
+            modes: the modes in which the provider served it, as reported.
+            at: the time of service, in UTC; needed only if `off_peak` is set.
             adjustment: the operator's.
 
         Returns:
-            None if nothing that has a price was counted.
+            None if nothing with a price was counted.
         """
         own = self if service is None else self.served_as(service) or self
         if self.off_peak is not None and at is not None and self.off_peak.applies(at):
@@ -386,7 +386,7 @@ class Price:
         reach: Reach = ONLY_TEXT,
         adjustment: Adjustment = NO_ADJUSTMENT,
     ) -> Nano | None:
-        """Bound the cost of a request of at most so many tokens, rounded up; None if nothing bounds it."""
+        """Return the maximum cost of a request of at most these tokens, rounded up; None if nothing bounds it."""
         if (reach.tools is None and any(self.tools[:5])) or (reach.units is None and self.units.by_the_piece):
             return None
         if reach.modes and not dict(self.modes).keys() >= set(reach.modes):
@@ -396,7 +396,7 @@ class Price:
             if input_tokens is None or output_tokens is None:
                 return None
             atto = max([_highest(price, input_tokens, output_tokens, reach) for price in self._reached(reach)])
-        # Most requests have nothing of what follows.
+        # Most requests use none of the following features.
         if reach.units is not None and reach.units is not NO_UNITS:
             atto = max(atto, self.units.atto(reach.units))
         if self.modes and reach.modes:
@@ -409,7 +409,7 @@ class Price:
         return min(LARGEST_REQUEST, -(-atto // _ATTO_PER_NANO))
 
     def _reached(self, reach: Reach) -> Sequence[Price]:
-        """List the prices that a request may be billed at."""
+        """Return the prices at which a request may be billed."""
         if not reach.services and self.off_peak is None:
             return (self,)
         others = [price for name, price in self.services if name in reach.services]
@@ -417,7 +417,7 @@ class Price:
 
 
 def _multiplied(atto: int, multipliers: Iterable[int]) -> int:
-    """Apply multipliers, rounded up to a whole atto-dollar."""
+    """Return the product with all multipliers, rounded up to a whole atto-dollar after each."""
     for multiplier in multipliers:
         atto = -(-atto * multiplier // _ONE)
     return atto

@@ -1,4 +1,4 @@
-"""User profiles and their port: facts about a user other than their spend. None of them decides about a request."""
+"""User profiles and their port: facts about a user other than their spend. No decision about a request reads them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-"""Write what a program put into a profile; a ValueError or a TypeError says that it is no JSON."""
+"""Return a program's profile data as JSON; it raises ValueError or TypeError if the data is not valid JSON."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -22,7 +22,7 @@ class UserProfile(NamedTuple):
     Attributes:
         user: the name that events and limits use.
         tier: any word, for example `free`, `premium` or `enterprise`.
-        preferences: JSON, as `metadata`; nothing in it is read by us.
+        preferences: JSON, as `metadata`; this package reads nothing in it.
         created_at: microseconds since 1970 UTC, as `updated_at`.
     """
 
@@ -37,18 +37,18 @@ class UserProfile(NamedTuple):
     updated_at: int = 0
 
     def changed(self, at: int, **fields: Any) -> UserProfile:
-        """Make the same with other fields, newer than this one also where this one's time was ahead of the clock."""
+        """Return a changed copy that is newer, even if this profile's time is ahead of the clock."""
         return self._replace(**fields, updated_at=max(at, self.updated_at + 1))
 
 
 def encode_profile(profile: UserProfile) -> str:
-    """Write a profile as one line of JSON."""
+    """Return a profile as one line of JSON."""
     record = profile._asdict()
     return encode_json(record | {name: dict(record[name]) for name in ("preferences", "metadata")})
 
 
 def decode_profile(text: str) -> UserProfile:
-    """Read what `encode_profile` wrote; fields of a newer version are passed over."""
+    """Return the profile that `encode_profile` wrote; fields of a newer version are ignored."""
     return UserProfile(**{name: value for name, value in json.loads(text).items() if name in UserProfile._fields})
 
 
@@ -57,24 +57,24 @@ class ProfileStore(ABC):
 
     @abstractmethod
     def put(self, profiles: Sequence[UserProfile]) -> None:
-        """Keep profiles; one that is not newer (`updated_at`) than its user's present one changes nothing."""
+        """Store profiles; a profile that is not newer (`updated_at`) than its user's current one is ignored."""
 
     @abstractmethod
     def remove(self, user: str) -> bool:
-        """Delete a user's profile. False: there is none."""
+        """Delete a user's profile. False: the user has none."""
 
     @abstractmethod
     def get(self, user: str) -> UserProfile | None:
-        """Return a user's profile."""
+        """Return a user's profile; None if there is none."""
 
     @abstractmethod
     def page(self, after: str, most: int) -> list[UserProfile]:
-        """List profiles by user, those after a name; "" begins."""
+        """Return at most `most` profiles, ordered by user, after a name; "" starts from the first."""
 
     @abstractmethod
     def changes(self, after: int, most: int) -> list[tuple[int, UserProfile]]:
-        """List profiles in the order of their last change, each with its number, above `after`."""
+        """Return at most `most` profiles with a change number above `after`, ordered by their last change."""
 
     @abstractmethod
     def version(self) -> int:
-        """Return a number that grows with each profile put or removed; cheap enough for once a second."""
+        """Return a number that grows with each profile put or removed; cheap enough to call once a second."""

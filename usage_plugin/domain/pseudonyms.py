@@ -1,7 +1,7 @@
-"""Pseudonyms: what is kept in place of the names of keys and, where the operator wants it, of persons.
+"""Pseudonyms: the stored substitutes for the names of keys and, if the operator wants it, of persons.
 
-Each is an HMAC with the data folder's own secret: the same name always gives the same pseudonym, and nobody can go back
-from one to the name, or try names out, without the secret. Keys always get one. `k-` begins a key's, `p-` a person's.
+Each is an HMAC with the data folder's own secret. The same name always gives the same pseudonym. Without the secret, a
+pseudonym cannot be reversed, and names cannot be tried out. Keys always get one. `k-` begins a key's, `p-` a person's.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ if TYPE_CHECKING:
 
 SECRET_BYTES = 32
 MASTER_KEY = "litellm_proxy_master_key"
-"""LiteLLM's own word for the proxy's master key; kept as it is."""
+"""LiteLLM's own word for the proxy's master key; stored unchanged."""
 
 _KEY_BYTES, _PERSON_BYTES = 16, 10
 _HASH = re.compile(r"[0-9a-f]{64}|hashed-jwt-[0-9a-f]{64}")
 _KEY = re.compile(r"k-[a-z2-7]{26}")
 _PERSON = re.compile(r"p-[a-z2-7]{16}")
 NOBODY = frozenset(RESERVED_NAMES)
-"""Names of users that are no person's."""
+"""User names that do not belong to a person."""
 _REMEMBERED = 4096
 
 
 def is_key_hash(name: str) -> bool:
-    """Say whether this is how LiteLLM writes the hash of a key, or names the master key."""
+    """Whether a name is LiteLLM's hash of a key, or its word for the master key."""
     return name == MASTER_KEY or _HASH.fullmatch(name) is not None
 
 
 def is_key_pseudonym(name: str) -> bool:
-    """Say whether this is what is kept of a key."""
+    """Whether a name is the pseudonym of a key."""
     return _KEY.fullmatch(name) is not None
 
 
 def is_key(name: str) -> bool:
-    """Say whether this stands for one key: LiteLLM's hash of it, or what is kept. Anything else is an alias."""
+    """Whether a name identifies one key: LiteLLM's hash of it, or its pseudonym. All other names are aliases."""
     return is_key_hash(name) or is_key_pseudonym(name)
 
 
 def is_pseudonym(name: str) -> bool:
-    """Say whether this is a person's pseudonym already."""
+    """Whether a name is already a person's pseudonym."""
     return _PERSON.fullmatch(name) is not None
 
 
 def key_name(key: str) -> str:
-    """Name a user after a key that has no alias."""
+    """Return the user name for a key without an alias."""
     return f"key-{key.removeprefix('k-')[:16]}"
 
 
 class _Kept(NamedTuple):
-    """What is kept of those names of a request that have pseudonyms."""
+    """The stored forms of those names of a request that have pseudonyms."""
 
     user: str
     key: str | None
@@ -67,15 +67,15 @@ class _Kept(NamedTuple):
 
 
 class Pseudonyms:
-    """Makes pseudonyms; remembers the last few thousand, since it is asked with each request.
+    """Derive pseudonyms. The last few thousand are cached, since each request needs some.
 
     Attributes:
-        hides_persons: whether persons get one, too.
-        fingerprint: tells two secrets apart, and says nothing of either.
+        hides_persons: whether persons also get one.
+        fingerprint: distinguishes secrets without revealing them.
     """
 
     def __init__(self, secret: bytes, *, hides_persons: bool) -> None:
-        """Take the secret of the data folder."""
+        """Use the secret of the data folder."""
         self._secret = secret
         self.hides_persons = hides_persons
         self.fingerprint = self._digest("fingerprint", "", _PERSON_BYTES)
@@ -84,32 +84,32 @@ class Pseudonyms:
         self._person = functools.lru_cache(_REMEMBERED)(lambda name: "p-" + self._digest("person", name, _PERSON_BYTES))
 
     def _digest(self, what: str, name: str, length: int) -> str:
-        """Make the readable beginning of an HMAC-SHA256; `what` keeps a key from being taken for a person."""
+        """Return the truncated HMAC-SHA256 in base 32; `what` keeps the pseudonyms of keys and persons apart."""
         digest = hmac.digest(self._secret, f"{what}\0{name}".encode(), hashlib.sha256)
         return base64.b32encode(digest[:length]).decode().rstrip("=").lower()
 
     def of_key(self, name: str) -> str:
-        """Give what is kept of a key, by itself or by LiteLLM's hash of it; anything else stays what it is."""
+        """Return the pseudonym of a key, from the key itself or LiteLLM's hash of it; other names stay unchanged."""
         if name.startswith("sk-"):
             name = hashlib.sha256(name.encode()).hexdigest()
         return self._key(name) if is_key_hash(name) and name != MASTER_KEY else name
 
     def of_person(self, name: str) -> str:
-        """Give a person's pseudonym; nobody in particular, and a pseudonym, stay what they are."""
+        """Return a person's pseudonym; reserved names and pseudonyms stay unchanged."""
         return name if name in NOBODY or is_pseudonym(name) else self._person(name)
 
     def kept(self, person: str) -> str:
-        """Give the name under which a person is kept."""
+        """Return the stored name of a person."""
         return self.of_person(person) if self.hides_persons else person
 
     def kept_of(self, dimension: str, name: str) -> str:
-        """Give the name under which somebody or something of a dimension is kept."""
+        """Return the stored form of a name of a dimension."""
         if dimension == "api_key":
             return self.of_key(name)
         return self.kept(name) if dimension in ("user", "end_user") else name
 
     def keep(self, subjects: Subjects) -> Subjects:
-        """Put in a request's subjects what is kept of them; the real names go along, to be matched and not written."""
+        """Return a request's subjects with their stored names; the real names are added for matching, never written."""
         user, team, key, alias, end_user, organization, session, tags, agent, _ = subjects
         user, key, alias, end_user, real = self._names(user, key, alias, end_user)
         return Subjects(user, team, key, alias, end_user, organization, session, tags, agent, real)
@@ -121,19 +121,19 @@ class Pseudonyms:
             key = kept
         if not self.hides_persons:
             return _Kept(user, key, alias, end_user, None)
-        # A name of this shape may be claimed by anybody: it must not lead to the person who has it as a pseudonym.
+        # Any client may claim a name that looks like a pseudonym: it must not lead to the person with that pseudonym.
         hide = self._person
         return _Kept(
             user=user if user in NOBODY else hide(user),
             key=key,
-            # A key without a user lends its alias to the user.
+            # The alias is hidden, because a key without a user gives its alias to the user.
             alias=None if alias is None else hide(alias),
             end_user=None if end_user is None else hide(end_user),
             real=RealNames(user, end_user, alias),
         )
 
     def applied_to(self, limits: LimitSet) -> LimitSet:
-        """Teach limits the pseudonyms of all whom the YAML writes out; from those whom globs fit there is no way."""
+        """Return limits that know the pseudonyms of all literal names in the YAML; for globs this is impossible."""
         written = {self.of_key(name): name for name in limits.named("api_key") if is_key(name)}
         if self.hides_persons:
             names = {name for key in ("user", "end_user", "api_key") for name in limits.named(key)}

@@ -1,4 +1,4 @@
-"""Refused requests, as plugins are told of them: what the client was told, without its prompt or key."""
+"""Refused requests, as plugins receive them: the facts that the client received, without its prompt or key."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Unit
 
 Reason = Literal["spent", "busy", "too_large", "unpriced", "unbounded", "unmetered", "outbox_full", "unavailable"]
-"""Why a request is refused; `docs/refusals.md` has a row for each."""
+"""The reason of a refusal; `docs/refusals.md` has a row for each."""
 
 
 class RefusedRequest(NamedTuple):
     """A request that was refused.
 
     Attributes:
-        ref: what the client was told to name; `usage-plugin explain REF` looks it up.
+        ref: the reference that the client received; `usage-plugin explain REF` looks it up.
         at: microseconds since 1970 UTC.
         reason: `docs/refusals.md` has a row for each.
         limit: the limit that refused it; None if the ledger or the store did not work, or the route is unmetered.
             Without a limit `subject` is empty, and the amounts are None.
-        subject: whom the limit counts, dimension by dimension: `{"user": "ann"}`; empty for everybody.
-        unit: what the amounts count; `usd` is nano-dollars.
-        maximum: what the limit allows.
-        spent: what was spent on its account before, `reserved` what others held, `needed` what this one may use.
-        resets_at: when time alone makes room again, microseconds since 1970 UTC; None if it does not.
+        subject: the limit's subject by dimension: `{"user": "ann"}`; empty for everybody.
+        unit: the unit of the amounts; `usd` is nano-dollars.
+        maximum: the amount that the limit allows.
+        spent: the amount spent on its account before.
+        reserved: the amount that other requests held.
+        needed: the amount that this request may use.
+        resets_at: the time at which room returns by itself, microseconds since 1970 UTC; None if it does not.
     """
 
     ref: str

@@ -1,10 +1,10 @@
-"""The store port: what the rest of the code may ask of whatever keeps the history.
+"""The store port: the operations that the rest of the code needs from the history.
 
 Few verbs, domain words, no query language. A store may be slow and may fail: the outbox waits for it.
-What makes it safe is that `append` is atomic and idempotent by writer and number.
+This is safe because `append` is atomic and idempotent by writer and number.
 
-Beside events a store keeps daily sums: of its events, which stay when the events are pruned, and of days that were
-imported from elsewhere, of which there are no events.
+A store keeps events and daily sums. The sums of its events remain when the events are pruned. The sums of days that
+were imported from elsewhere never had events.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
     from usage_plugin.domain.windows import Window
 
 RollupDimension = Literal["user", "team", "api_key", "organization", "end_user", "model", "provider"]
-"""What daily sums are kept by."""
+"""The dimensions of daily sums."""
 ROLLUP_DIMENSIONS: tuple[RollupDimension, ...] = get_args(RollupDimension)
 
 Grouping = Literal[RollupDimension, "day", "week", "month"]
 GROUPINGS: tuple[Grouping, ...] = (*ROLLUP_DIMENSIONS, "day", "week", "month")
 
 EventDimension = Literal["session", "agent"]
-"""Names that events keep and sums do not: grouping by them reads events, and no store is asked for it."""
+"""Names that are in events but not in sums: grouping by them reads events, and stores do not provide it."""
 EVENT_DIMENSIONS: tuple[EventDimension, ...] = get_args(EventDimension)
 
 HourGrouping = Literal["hour", "model", "provider"]
-"""What sums by hour are kept by, where a store keeps them."""
+"""The groupings of hourly sums, in stores that keep them."""
 HOUR_GROUPINGS: tuple[HourGrouping, ...] = get_args(HourGrouping)
 
 
 class DailySum(NamedTuple):
-    """What one combination of names used on one day of the store's zone; None where there is no name."""
+    """The usage of one combination of names on one day of the store's zone; None where a name is absent."""
 
     day: date
     user: str | None
@@ -61,19 +61,19 @@ class DailySum(NamedTuple):
         return self[1:-1]
 
     def without(self, user: str) -> DailySum:
-        """Make the same with `FORGOTTEN` in place of a person."""
+        """Return a copy with `FORGOTTEN` in place of a person."""
         return self._replace(
             user=FORGOTTEN if self.user == user else self.user,
             end_user=FORGOTTEN if self.end_user == user else self.end_user,
         )
 
     def group(self, by: Sequence[Grouping]) -> tuple[str | None, ...]:
-        """Name the group that it belongs to."""
+        """Return the name of its group."""
         return tuple(_group_name(self, grouping) for grouping in by)
 
 
 def daily_sum(event: UsageEvent, zone: ZoneInfo) -> DailySum:
-    """Take an event for a sum, of the day of its admission in the zone."""
+    """Return the sum of one event, for the day of its admission in the zone."""
     names = (getattr(event, dimension) for dimension in ROLLUP_DIMENSIONS)
     return DailySum._make((local_date(event.started_at, zone), *names, totals_of(event)))
 
@@ -86,7 +86,7 @@ def _group_name(one: DailySum, grouping: Grouping) -> str | None:
 
 
 def bucket_name(day: date, bucket: Literal["day", "week", "month"]) -> str:
-    """Name the day, the week by its Monday, or the month that a day is in: ISO dates, and `YYYY-MM`."""
+    """Return the name of a day's bucket: the ISO date of the day or of the week's Monday, or the month as `YYYY-MM`."""
     if bucket == "month":
         return f"{day:%Y-%m}"
     return (monday_of(day) if bucket == "week" else day).isoformat()
@@ -94,7 +94,7 @@ def bucket_name(day: date, bucket: Literal["day", "week", "month"]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageFilter:
-    """Exact names that events must have; None takes all."""
+    """Exact names that events must have; None accepts all."""
 
     user: str | None = None
     team: str | None = None
@@ -105,20 +105,20 @@ class UsageFilter:
     provider: str | None = None
 
     def wanted(self) -> dict[RollupDimension, str]:
-        """List the dimensions that are restricted."""
+        """Return the restricted dimensions with their names."""
         return {name: value for name in ROLLUP_DIMENSIONS if (value := getattr(self, name)) is not None}
 
     def takes(self, record: UsageEvent | DailySum) -> bool:
-        """Say whether a record has all the names."""
+        """Whether a record has all the names."""
         return all(getattr(record, name) == value for name, value in self.wanted().items())
 
 
 class Aggregate(NamedTuple):
-    """Sums by group, and for each writer the number of its last event that they contain.
+    """Sums by group, and for each writer the number of its last event in the sums.
 
-    A group is a tuple of names in the order asked for: text, None where there was no name, ISO dates for
-    `day` and for `week` (its Monday), `YYYY-MM` for `month`, an ISO time with its offset for `hour`.
-    `groups` belongs to who has asked, and may be changed by them.
+    A group is a tuple of names in the requested order: text, or None where the name is absent. `day` and `week` (its
+    Monday) are ISO dates, `month` is `YYYY-MM`, `hour` is an ISO time with its offset.
+    The caller owns `groups` and may change it.
     """
 
     groups: dict[tuple[str | None, ...], UsageTotals]
@@ -126,7 +126,7 @@ class Aggregate(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The dearest groups, and how many there are in all."""
+    """The most expensive groups, and the number of all groups."""
 
     groups: Mapping[tuple[str | None, ...], UsageTotals]
     in_all: int
@@ -134,14 +134,14 @@ class Ranking(NamedTuple):
 
 
 class EventPosition(NamedTuple):
-    """Where a stream of events is: they are ordered by time of admission, then id."""
+    """A position in a stream of events, which is ordered by time of admission, then id."""
 
     started_at: int
     event_id: str
 
 
 class Sent(NamedTuple):
-    """What a writer sent, with its number."""
+    """An event or sum that a writer sent, with its number."""
 
     writer: str
     seq: int
@@ -149,34 +149,34 @@ class Sent(NamedTuple):
 
 
 LEFT_OVER = "(left over)"
-"""The writer of sums whose events are gone, when one store hands everything out to another."""
+"""The writer of sums whose events are deleted, when one store transfers everything to another."""
 
 
 class UsageStore(ABC):
-    """The history. Raises `StorageError` and nothing of its driver's."""
+    """The history. It raises `StorageError`, never its driver's own errors."""
 
     @abstractmethod
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
         """Add numbered events, all or none; durable on return.
 
-        Numbers ascend. Events up to the writer's watermark are passed over, so the same batch can be sent again.
+        Numbers ascend. Events up to the writer's watermark are ignored, so a batch can be sent again.
         """
 
     @abstractmethod
     async def append_sums(self, writer: str, sums: Sequence[tuple[int, DailySum]]) -> None:
         """Add numbered sums of days that have no events here, all or none; durable on return.
 
-        Numbers ascend, and are passed over up to the watermark as in `append`. What a day has already is added to. A
-        sum of nothing adds nothing, but counts as sent.
+        Numbers ascend, and are ignored up to the watermark as in `append`. A sum is added to the existing sums of its
+        day. An empty sum adds nothing, but counts as sent.
         """
 
     @abstractmethod
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event or sum that is stored; 0 if there is none."""
+        """Return the number of the writer's last stored event or sum; 0 if there is none."""
 
     @abstractmethod
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
-        """Sum the days from first to last, both included, in the store's zone."""
+        """Return the sums by group over the days from first to last, both included, in the store's zone."""
 
     @abstractmethod
     def events(
@@ -187,46 +187,47 @@ class UsageStore(ABC):
         after: EventPosition | None = None,
         newest_first: bool = False,
     ) -> AsyncIterator[UsageEvent]:
-        """Stream events admitted in a window, in bounded memory; `after` goes on behind a position."""
+        """Stream the events admitted in a window, in bounded memory; `after` continues behind a position."""
 
     @abstractmethod
     def daily(self, first: date, last: date, usage_filter: UsageFilter) -> AsyncIterator[Sequence[DailySum]]:
-        """Stream the sums of the days from first to last, both included, by day, some at a time, in bounded memory.
+        """Stream the daily sums from first to last, both included, ordered by day, in chunks of bounded memory.
 
-        Each combination of names comes once for each day.
+        Each combination of names occurs once for each day.
         """
 
     @abstractmethod
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
-        """Delete what is too old, at most so many records; give how many were deleted, 0 when there are no more.
+        """Delete old records, at most `most`; return the number deleted, 0 when none remain.
 
-        Each call is short: the keeper makes many of them, and lets others have the store in between.
+        Each call is short: the keeper makes many calls, and other callers use the store in between.
 
         Args:
-            events_before: microseconds since 1970 UTC; events admitted earlier go, and their sums stay.
-            days_before: sums of earlier days go, with their events.
-            most: bounds what one call does: others wait for it meanwhile.
+            events_before: microseconds since 1970 UTC; events admitted earlier are deleted, and their sums remain.
+            days_before: sums of earlier days are deleted, with their events.
+            most: the maximum number of records for one call; others wait for the store meanwhile.
         """
 
     @abstractmethod
     async def forget(self, user: str, *, most: int) -> int:
-        """Delete a user's events, and give their sums to `FORGOTTEN`, so that all other sums stay what they are.
+        """Delete a user's events, and move their sums to `FORGOTTEN`, so that all other sums stay the same.
 
-        What names them as `end_user` is treated alike. At most so many records; 0 when there are no more.
+        Records that name the user as `end_user` are treated alike. Return the number of records changed, at most
+        `most`; 0 when none remain.
         """
 
     @abstractmethod
     async def size(self) -> int:
-        """Say how many bytes are in use, roughly; space that deleted records left is not."""
+        """Return the approximate number of bytes in use, without the space that deleted records left."""
 
     @abstractmethod
     async def health(self) -> None:
-        """Raise `StorageError` if the store would not take an event now."""
+        """Raise `StorageError` if the store would not accept an event now."""
 
 
 @runtime_checkable
 class Ranks(Protocol):
-    """An ability of stores that can find the dearest of many groups without handing out all of them."""
+    """The ability of a store to find the most expensive of many groups without returning all of them."""
 
     async def ranking(
         self,
@@ -238,105 +239,105 @@ class Ranks(Protocol):
         most: int,
         also: Collection[tuple[str | None, ...]] = (),
     ) -> Ranking:
-        """Sum the days from first to last, both included, for the dearest groups.
+        """Return the sums of the most expensive groups over the days from first to last, both included.
 
         Args:
-            by: what groups are made of, at least one.
+            by: the dimensions of a group, at least one.
             first: a day of the store's zone.
             last: the same.
             usage_filter: the names that count.
-            most: so many groups, those of the highest cost, of equal cost those with more requests.
-            also: groups whose sums are given wherever they stand, if there are any.
+            most: the maximum number of groups: by highest cost, then by more requests.
+            also: further groups whose sums are returned at any rank, if they have any.
 
         Raises:
-            StorageUnavailableError: not now; `aggregate` may answer all the same.
+            StorageUnavailableError: not available now; `aggregate` may still answer.
         """
 
 
 @runtime_checkable
 class Sorts(Protocol):
-    """An ability of stores that can hand out many groups in order, without having all of them in memory."""
+    """The ability of a store to stream many groups in order of cost, without holding all of them in memory."""
 
     def in_order_of_cost(
         self, by: Sequence[RollupDimension], first: date, last: date, usage_filter: UsageFilter
     ) -> AsyncIterator[Aggregate]:
-        """Sum the days from first to last as `aggregate` does, and stream all groups by the page.
+        """Sum the days from first to last as `aggregate` does, and stream all groups in pages.
 
         Args:
-            by: what groups are made of, at least one.
+            by: the dimensions of a group, at least one.
             first: a day of the store's zone.
             last: the same.
             usage_filter: the names that count.
 
         Yields:
-            At least one page; all tell of the same moment. The groups of the highest cost come first, of equal cost
-            those with more requests, and else they are in the order of their names, no name before any.
+            At least one page; all pages show the same moment. Groups are ordered by highest cost, then by more
+            requests, then by name; an absent name comes before all others.
 
         Raises:
-            StorageUnavailableError: not now; `aggregate` may answer all the same.
+            StorageUnavailableError: not available now; `aggregate` may still answer.
         """
 
 
 @runtime_checkable
 class KeepsHours(Protocol):
-    """An ability of stores that keep sums by hour, of events only: imported days have no hours."""
+    """The ability of a store to keep hourly sums, of events only: imported days have no hours."""
 
     async def aggregate_hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
     ) -> Aggregate:
-        """Sum the hours of the days from first to last; the filter may name a model and a provider, nothing else.
+        """Return the hourly sums of the days from first to last; the filter may name only a model and a provider.
 
         Raises:
-            StorageUnavailableError: not now; `events` may answer all the same.
+            StorageUnavailableError: not available now; `events` may still answer.
         """
 
 
 @runtime_checkable
 class KeepsCopies(Protocol):
-    """An ability of stores that hold a copy of profiles and limits, to be restored from or read by people.
+    """The ability of a store to hold a copy of profiles and limits, for a restore or for people to read.
 
-    The ledger's are the true ones; the keeper hands them over when they have changed.
+    The ledger's are authoritative; the keeper copies them when they have changed.
     """
 
     async def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
-        """Keep profiles; of two of one user, the one with the newer `updated_at` counts."""
+        """Store profiles; of two profiles of one user, the one with the newer `updated_at` counts."""
 
     def profiles(self) -> AsyncIterator[UserProfile]:
-        """Stream the profiles that are kept, by user."""
+        """Stream the stored profiles, ordered by user."""
 
     async def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the limits in force, in place of those before: each as it stands in the YAML."""
+        """Replace the stored limits by those in force, each as written in the YAML."""
 
 
 @runtime_checkable
 class LeavesTraces(Protocol):
-    """An ability of stores whose files keep traces of what was deleted, until they are written anew."""
+    """The ability of a store to rewrite its files, which keep traces of deleted records until then."""
 
     async def compact(self) -> None:
-        """Write the files anew. Slow; appending waits for it."""
+        """Rewrite the files. Slow; appending waits for it."""
 
 
 @runtime_checkable
 class HandsOut(Protocol):
-    """An ability of stores that can hand out what they were sent, so that another store can catch up with them."""
+    """The ability of a store to return the records it was sent, so that another store can catch up with it."""
 
     async def watermarks(self) -> Mapping[str, int]:
-        """Give the number of every writer's last event or sum."""
+        """Return the number of every writer's last event or sum."""
 
     def sent(self, after: Mapping[str, int], upto: Mapping[str, int]) -> AsyncIterator[Sent]:
-        """Stream what writers sent beyond some numbers and up to others, by writer and number, in bounded memory.
+        """Stream the records of each writer above `after` and up to `upto`, by writer and number, in bounded memory.
 
-        If `after` is empty, sums whose events are gone come first, as `LEFT_OVER`'s.
+        If `after` is empty, sums whose events are deleted come first, with `LEFT_OVER` as their writer.
 
         Raises:
-            StoragePrunedError: some of it is gone, so that only everything can be handed out.
+            StoragePrunedError: some of the records are deleted; only a transfer of everything is possible.
         """
 
 
 @runtime_checkable
 class Reports(Protocol):
-    """An ability of stores of which a part can be away while they take events and answer."""
+    """The ability of a store to accept events and answer while a part of it is unavailable."""
 
     @property
     def trouble(self) -> str | None:
-        """Say what is away, and why; None if nothing is."""
+        """The unavailable part, and the reason; None if all parts are available."""

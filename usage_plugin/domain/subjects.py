@@ -1,6 +1,6 @@
-"""Subjects: whom a request belongs to, and so for whom limits and reports count.
+"""Subjects: the parties to which a request is attributed, and by which limits and reports count.
 
-Names come from keys, headers and bodies, so they are hostile: `clean_name` is the only door.
+Names come from keys, headers and bodies, so they are untrusted: `clean_name` validates all of them.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ Dimension = Literal[
 ]
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 OWN_DIMENSIONS: frozenset[Dimension] = frozenset({"user", "api_key", "session"})
-"""Dimensions that are the caller's own: only their limits show amounts to the caller."""
+"""The caller's own dimensions: only limits on these show amounts to the caller."""
 
 ANONYMOUS = "(anonymous)"
-"""The subject that everybody shares whom nothing names."""
+"""The common subject of all requests without a user."""
 
 INTERNAL = "(internal)"
-"""The subject of what the proxy asks of its own accord, for example health checks."""
+"""The subject of the proxy's own requests, for example health checks."""
 
 FORGOTTEN = "(forgotten)"
-"""The subject that has the sums of everybody who was forgotten."""
+"""The common subject of all forgotten users; it has their sums."""
 
 RESERVED_NAMES = (ANONYMOUS, INTERNAL, FORGOTTEN)
 
 LONGEST_NAME = 256
 MOST_TAGS = 16
 SEPARATOR = "\x1f"
-"""Joins the names of a subject with several dimensions; no name can contain it."""
+"""The separator of the names in a subject with several dimensions; no name can contain it."""
 
 
 class RealNames(NamedTuple):
-    """How those are really called who are kept under pseudonyms: for the YAML to match, and written nowhere."""
+    """The real names of persons that are stored under pseudonyms: for matching by the YAML, never written."""
 
     user: str
     end_user: str | None
@@ -45,15 +45,15 @@ class RealNames(NamedTuple):
 
 
 class Subjects(NamedTuple):
-    """Everybody a request belongs to, before a model is chosen. None: nobody of that kind.
+    """The parties to which a request is attributed, before a model is chosen; None if a dimension is absent.
 
     Attributes:
         user: the resolved person.
-        end_user: the raw claim of the request, whoever the user is.
-        api_key: what is kept of the key: never the key, nor what could be made of it without our secret.
+        end_user: the raw claim of the request, independent of the user.
+        api_key: the key's pseudonym: never the key, nor a value that can be derived from it without our secret.
         tags: at most 16.
-        agent: which agent of the client sent it, for example a subagent of Claude Code; no limit counts by it.
-        real: None where persons are kept under the names they have.
+        agent: the client's agent that sent it, for example a subagent of Claude Code; no limit counts by it.
+        real: None if persons are stored under their real names.
     """
 
     user: str = ANONYMOUS
@@ -69,11 +69,11 @@ class Subjects(NamedTuple):
 
     @property
     def called(self) -> str:
-        """The name by which the user knows themselves."""
+        """The user's real name."""
         return self.user if self.real is None else self.real.user
 
     def kept(self) -> dict[str, Any]:
-        """Give what may be written down: the fields that an event has, too."""
+        """Return the fields that may be written: those that an event also has."""
         return dict(zip(_KEPT_FIELDS, self, strict=False))
 
 
@@ -81,7 +81,7 @@ _KEPT_FIELDS = tuple(name for name in Subjects._fields if name != "real")  # whi
 
 
 def _is_json(name: str) -> bool:
-    """Tell a serialised object or list, also one that was cut off, from a name that begins with a bracket."""
+    """Whether a name is a serialized object, even a truncated one, or a list; names may begin with a square bracket."""
     if name[0] == "{":
         return True
     try:
@@ -91,27 +91,27 @@ def _is_json(name: str) -> bool:
 
 
 def spelled(name: str, *, casefold: bool) -> str:
-    """Spell a name as it is kept."""
+    """Return the normalized spelling of a name, in which it is stored."""
     name = name.strip()
     return unicodedata.normalize("NFC", name.casefold() if casefold else name).strip()
 
 
 def clean_name(value: object, *, what: str, casefold: bool = False) -> str | None:
-    """Turn a name as it was sent into one that can be kept; None if it names nobody.
+    """Validate and normalize a name that was sent; return None if it is empty.
 
     Args:
-        value: what was sent.
-        what: what it names, for the error: `user`, `team` …
-        casefold: whether `Ann` and `ann` are one.
+        value: the value as sent.
+        what: the kind of name, for the error: `user`, `team` …
+        casefold: whether `Ann` and `ann` are the same name.
 
     Raises:
-        SubjectNameError: not text, too long, unprintable, or shaped like JSON.
+        SubjectNameError: not text, too long, unprintable, reserved, or shaped like JSON.
     """
     if value is None:
         return None
     if not isinstance(value, str):
         raise SubjectNameError(f"The {what} must be text, not {type(value).__name__}.")
-    # The same few come with every request; what is longer is nearly always refused, and not worth remembering.
+    # The same few names recur in all requests. Longer ones are nearly always invalid, and not worth caching.
     return _cleaned(value, what, casefold) if len(value) > LONGEST_NAME else _remembered(value, what, casefold)
 
 

@@ -1,7 +1,7 @@
-"""The usage event: the immutable record of one request, and the sums made of many.
+"""The usage event, which is the immutable record of one request, and sums of events.
 
-`to_record` has a schema number, leaves out what is empty, and holds no prompt, no answer and no key; how it is written
-is the business of `usage_plugin.encoding`.
+The record of `to_record` has a schema number, omits default values, and contains no prompt, no answer and no key.
+`usage_plugin.encoding` serializes it.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 Status = Literal["success", "failure", "cancelled", "recovered"]
-"""How a request ended. `recovered`: its worker died, and the reserved amount was charged."""
+"""The end of a request. `recovered`: its worker died, and the reserved amount was charged."""
 
 CostSource = Literal["computed", "provider", "litellm", "reserved", "given", "unpriced", "none"]
-"""Where a cost comes from: our arithmetic on a price sheet, the provider's own figure, LiteLLM's figure, the reserved
-amount, the program that recorded it, nowhere (no price is known), or nothing was billed."""
+"""The source of a cost.
+
+`computed`: our arithmetic on a price sheet. `provider`: the provider's own figure. `litellm`: LiteLLM's figure.
+`reserved`: the reserved amount. `given`: the program that recorded it. `unpriced`: no price is known. `none`: nothing
+was billed."""
 
 
 MOST_TOKENS = 10**9
-"""No request has more tokens of a kind; what says so is wrong, and must not make sums overflow."""
+"""The maximum number of tokens of one kind in a request; a larger number is wrong, and must not make sums overflow."""
 
 
 class TokenUsage(NamedTuple):
-    """The tokens of one request, every kind that has a price of its own.
+    """The tokens of one request, for each kind with a price of its own.
 
-    Cached, cache-write, audio, image, video and citation tokens are part of the input and apart from each other;
-    reasoning, audio, image and video output are part of the output. `cached_audio_tokens` are part of the cached ones,
-    `cache_write_1h_tokens` of the cache-write ones.
+    Cached, cache-write, audio, image, video and citation tokens are disjoint parts of the input. Reasoning, audio,
+    image and video output are parts of the output. `cached_audio_tokens` are part of the cached tokens, and
+    `cache_write_1h_tokens` of the cache-write tokens.
     """
 
     input_tokens: int = 0
@@ -61,28 +64,30 @@ NO_TOKENS = TokenUsage()
 
 
 class UsageEvent(NamedTuple):
-    """One request's record. A NamedTuple, because one is made, changed and written twice for each request.
+    """The record of one request. A NamedTuple for speed: each request creates, changes and writes an event twice.
 
     Attributes:
         event_id: the reservation's id, a UUIDv7.
-        started_at: admission, in microseconds since 1970 UTC; decides the windows and days it counts in.
+        started_at: admission, in microseconds since 1970 UTC; decides the windows and days that count the event.
         duration_us: from the monotonic clock.
-        model: the `model_name` that was billed; `requested_model` what was asked for, if another.
-        served_model: the provider's model; `deployment` LiteLLM's id of the deployment.
-        input_tokens: zero on a cache hit; `usage` keeps what was replayed.
-        cost: nano-dollars; None where no price is known.
-        reserved: the cost that was held at most, nano-dollars.
-        excess: what was charged beyond it.
-        estimated: whether tokens or cost are not what a provider reported.
-        injected_output_tokens: the output bound that we put into the request, if we did.
-        clamped_to: the output bound that was left of what the request asked for, if the money did not reach.
-        downgraded_by: the limit that sent the request to another model than the one asked for.
-        degraded: it was let through while the ledger did not work, with nothing held.
-        service_tier: under which it was billed, if it was not the ordinary one.
-        usage: the provider's usage as it came, numbers only.
-        disputed: whether our cost and LiteLLM's differ by more than 1 % and a micro-dollar; `cost_source` tells which
-            one was charged.
-        agent: which agent of the client sent it, by the header that names one.
+        requested_model: the requested `model_name`, if another one was billed.
+        model: the `model_name` that was billed.
+        served_model: the provider's model.
+        deployment: LiteLLM's id of the deployment.
+        input_tokens: zero on a cache hit; `usage` keeps the replayed numbers.
+        cost: nano-dollars; None if no price is known.
+        reserved: the highest cost that was held, in nano-dollars.
+        excess: the charge beyond `reserved`.
+        estimated: whether tokens or cost are estimates, not a provider's report.
+        injected_output_tokens: the output bound that we added to the request, if any.
+        clamped_to: the reduced output bound, if the remaining money did not cover the requested one.
+        downgraded_by: the limit that replaced the requested model by another one.
+        degraded: whether it was admitted while the ledger did not work, without holds.
+        service_tier: the tier under which it was billed, if not the ordinary one.
+        usage: the provider's usage as received, numbers only.
+        disputed: whether our cost and LiteLLM's differ by more than 1 % and a micro-dollar; `cost_source` names the
+            charged one.
+        agent: the client's agent that sent it, from the header that names one.
     """
 
     event_id: str
@@ -127,7 +132,7 @@ class UsageEvent(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether the request counts among the failed ones."""
+        """Whether the request counts as failed."""
         return self.status == "failure"
 
     def changed(self, **changes: Any) -> UsageEvent:
@@ -139,7 +144,7 @@ class UsageEvent(NamedTuple):
 
 
 def subjects_of(event: UsageEvent) -> Subjects:
-    """Say whom an event belongs to, under the names that are kept."""
+    """Return the subjects of an event, under their stored names."""
     return Subjects(*(getattr(event, name) for name in _SUBJECT_FIELDS))
 
 
@@ -151,17 +156,17 @@ _POSITIONS = {name: at for at, name in enumerate(UsageEvent._fields)}
 
 
 def to_record(event: UsageEvent) -> dict[str, Any]:
-    """Make a flat record of what differs from the defaults, with the schema's number as `v`."""
+    """Return a flat record of the fields that differ from their defaults, with the schema's number as `v`."""
     record: dict[str, Any] = {"v": SCHEMA}
     for name, value, default in zip(UsageEvent._fields, event, _DEFAULTS, strict=True):
-        # Most are the default itself; comparing costs more.
+        # Most values are the default object itself; a comparison by value takes longer.
         if value is not default and value != default:
             record[name] = value  # noqa: PERF403  # twice for each request, and a union takes a third more
     return record
 
 
 def from_record(record: Mapping[str, Any]) -> UsageEvent:
-    """Read a record; fields of a newer schema are passed over."""
+    """Return the event of a record; fields of a newer schema are ignored."""
     known = {name: value for name, value in record.items() if name in _NAMES}
     if "tags" in known:
         known["tags"] = tuple(known["tags"])
@@ -181,21 +186,21 @@ class UsageTotals(NamedTuple):
     cost: Nano = 0
 
     def plus(self, other: UsageTotals) -> UsageTotals:
-        """Add two sums."""
+        """Return the sum of two."""
         return UsageTotals._make(map(add, self, other))
 
     def minus(self, other: UsageTotals) -> UsageTotals:
-        """Take a part away from a sum."""
+        """Return this sum without a part of it."""
         return UsageTotals._make(map(sub, self, other))
 
 
 def sum_totals(sums: Iterable[UsageTotals]) -> UsageTotals:
-    """Add up sums."""
+    """Return the sum of many sums."""
     return reduce(UsageTotals.plus, sums, UsageTotals())
 
 
 def totals_of(event: UsageEvent) -> UsageTotals:
-    """Make the sums of a single event."""
+    """Return the sums of a single event."""
     return UsageTotals(
         requests=1,
         failed_requests=int(event.failed),
@@ -209,11 +214,11 @@ def totals_of(event: UsageEvent) -> UsageTotals:
 
 
 class _Randomness:
-    """Bytes nobody can guess, fetched from the system by the page: each fetch can cost the interpreter's lock."""
+    """Unpredictable bytes, read from the system in pages: each read can lose the interpreter's lock to a thread."""
 
     def __init__(self) -> None:
         self._left = b""
-        # A child must not give out the same bytes as its parent.
+        # A forked child must not use the same bytes as its parent.
         os.register_at_fork(after_in_child=self._forget)
 
     def _forget(self) -> None:
@@ -231,12 +236,12 @@ _REF_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def new_ref() -> str:
-    """Make a short name for a refusal: 40 random bits in Crockford's base 32, to be read over the telephone."""
+    """Return a ref for a refusal: 40 random bits in Crockford's base 32, readable over the telephone."""
     return "".join(_REF_ALPHABET[byte & 31] for byte in _randomness.take(8))
 
 
 def new_event_id() -> str:
-    """Make a UUIDv7 (RFC 9562): ordered by time, with 74 random bits that nobody can guess."""
+    """Return a UUIDv7 (RFC 9562): ordered by time, with 74 unpredictable random bits."""
     bits = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(_randomness.take(10), "big")
     bits = bits & ~(0xF000 << 64) | 0x7000 << 64
     bits = bits & ~(0xC000 << 48) | 0x8000 << 48

@@ -1,8 +1,8 @@
 """Windows: the spans of time over which a limit counts, half-open `[start, end)`.
 
-Instants are integer microseconds since 1970 UTC. A calendar window begins at local midnight (or the hour, the
-minute) of its zone, so a day can have 23 or 25 hours. Nothing is ever reset: a new window is a new account.
-A rolling window is a row of buckets, each an account of its own: what counts is the sum from `since_at` on.
+Instants are integer microseconds since 1970 UTC. A calendar window begins at local midnight (or at a full hour or
+minute) in its zone. So a day can have 23 or 25 hours. Nothing is ever reset: a new window is a new account.
+A rolling window is a sequence of buckets, each an account of its own. The sum of those from `since_at` on counts.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ WINDOW_KINDS: tuple[WindowKind, ...] = get_args(WindowKind)
 
 MICROSECONDS = 1_000_000
 FOREVER = 253_402_214_400 * MICROSECONDS
-"""The end of a lifetime window: 9999-12-31, since calendars end a day later."""
+"""The end of a lifetime window: 9999-12-31, since Python's calendar ends a day later."""
 
 SESSION_IDLE = 30 * 86_400 * MICROSECONDS
-"""A session without a request for so long begins anew."""
+"""The time without a request after which a session starts again."""
 
 _BUCKETS = 60
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 class WindowRule(NamedTuple):
-    """Which windows a limit counts in.
+    """The windows of a limit.
 
     Attributes:
         length: of a rolling window, in microseconds; otherwise 0.
-        week_starts: the day on which a week begins, 0 for Monday to 6 for Sunday; otherwise 0.
+        week_starts: the first day of a week, 0 for Monday to 6 for Sunday; otherwise 0.
     """
 
     kind: WindowKind
@@ -43,7 +43,7 @@ class WindowRule(NamedTuple):
 
     @property
     def bucket(self) -> int:
-        """How long a bucket of a rolling window is: a sixtieth of it, but never below a second."""
+        """The length of a bucket of a rolling window: a sixtieth of the window, but at least a second."""
         return max(MICROSECONDS, self.length // _BUCKETS)
 
 
@@ -55,22 +55,22 @@ class Window(NamedTuple):
 
 
 def to_instant(moment: datetime) -> int:
-    """Turn an aware datetime into microseconds since 1970 UTC."""
+    """Convert an aware datetime to microseconds since 1970 UTC."""
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def to_datetime(instant: int, zone: ZoneInfo | timezone = timezone.utc) -> datetime:
-    """Turn microseconds since 1970 UTC into an aware datetime."""
+    """Convert microseconds since 1970 UTC to an aware datetime."""
     return (_EPOCH + timedelta(microseconds=instant)).astimezone(zone)
 
 
 def reset_of(window: Window) -> datetime | None:
-    """Say when a window ends, in UTC; None if it never does."""
+    """Return the end of a window, in UTC; None if it never ends."""
     return None if window.end >= FOREVER else to_datetime(window.end)
 
 
 def duration_words(microseconds: int) -> str:
-    """Write a length of time in the largest unit of which it is several: `5 h`, `90 min`."""
+    """Return a duration in words, in the largest unit of which it is an integer multiple above 1: `5 h`, `90 min`."""
     seconds = microseconds // MICROSECONDS
     for name, length in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds % length == 0 and seconds > length:
@@ -79,18 +79,18 @@ def duration_words(microseconds: int) -> str:
 
 
 _latest_day: dict[ZoneInfo, tuple[Window, date]] = {}
-"""The day found last, by zone: nearly every request is of today."""
+"""The last day found, by zone: nearly every request is of today."""
 
 
 def local_date(instant: int, zone: ZoneInfo) -> date:
-    """Say which day it is in the zone at an instant."""
+    """Return the date in the zone at an instant."""
     latest = _latest_day.get(zone)
     if latest is not None and latest[0].start <= instant < latest[0].end:
         return latest[1]
     day = to_datetime(instant, zone).date()
     span = days_window(day, day, zone)
     if instant >= span.end:
-        # The clock went back over midnight: a day that has begun does not end again.
+        # The clock went back over midnight: the new day continues, and the old one does not begin again.
         day += timedelta(days=1)
         span = days_window(day, day, zone)
     _latest_day[zone] = span, day
@@ -98,8 +98,8 @@ def local_date(instant: int, zone: ZoneInfo) -> date:
 
 
 def start_of_day(day: date, zone: ZoneInfo) -> int:
-    """Find the first instant of a local day, also where clocks change at midnight."""
-    # fold=0: of a midnight that happens twice the first; of one that is skipped the instant of the jump.
+    """Return the first instant of a local day, also where clocks change at midnight."""
+    # fold=0: the first of a midnight that occurs twice; the instant of the jump if midnight is skipped.
     midnight = datetime(day.year, day.month, day.day, tzinfo=zone)
     return to_instant(midnight.astimezone(timezone.utc))
 
@@ -108,41 +108,41 @@ _HOUR = WindowRule("hour")
 
 
 def start_of_hour(instant: int, zone: ZoneInfo) -> int:
-    """Find the first instant of the local hour that an instant is in."""
+    """Return the first instant of the local hour that contains an instant."""
     return window_at(_HOUR, instant, zone).start
 
 
 def hour_name(instant: int, zone: ZoneInfo) -> str:
-    """Write the start of a local hour with its offset, so that the two of an hour that happens twice differ."""
+    """Return the start of a local hour with its offset, so that an hour that occurs twice has two names."""
     return to_datetime(instant, zone).isoformat(timespec="minutes")
 
 
 def days_window(first: date, last: date, zone: ZoneInfo) -> Window:
-    """Span whole local days, both included."""
+    """Return the window of whole local days, both included."""
     return Window(start_of_day(first, zone), start_of_day(last + timedelta(days=1), zone))
 
 
 def month_of(day: date) -> tuple[date, date]:
-    """Give the first and the last day of the month that a day is in."""
+    """Return the first and the last day of the month that contains a day."""
     first, after = _calendar_days(WindowRule("month"), day)
     return first, after - timedelta(days=1)
 
 
 def monday_of(day: date) -> date:
-    """Name the ISO week of a day by its Monday."""
+    """Return the Monday of a day's ISO week."""
     return day - timedelta(days=day.weekday())
 
 
 _latest: dict[tuple[WindowRule, ZoneInfo], Window] = {}
-"""The calendar window found last, by rule and zone: nearly every request asks for the same ones."""
+"""The last calendar window found, by rule and zone: nearly every request needs the same windows."""
 
 
 def window_at(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
-    """Find the window of a rule that an instant belongs to.
+    """Return the window of a rule that contains an instant.
 
-    A `request` window is the instant itself. Of a rolling window this is the bucket, which ends where no request
-    counts it any more: long after the next bucket has begun. A session has one account for ever, which ends when
-    nothing asks for it for `SESSION_IDLE`.
+    A `request` window is the instant itself. For a rolling window this is the bucket, which ends when no request
+    counts it any more: long after the next bucket has begun. A session has one account, which ends after
+    `SESSION_IDLE` without a request.
     """
     if rule.kind == "rolling":
         start = instant - instant % rule.bucket
@@ -162,10 +162,10 @@ def window_at(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
 
 
 def since_at(rule: WindowRule, instant: int) -> int | None:
-    """Find the start of the oldest bucket that counts for a request at an instant; None for what has no buckets.
+    """Return the start of the oldest bucket that counts for a request at an instant; None if there are no buckets.
 
-    That bucket may have begun a little earlier than the window: what was spent counts for the length of the window
-    and at most one bucket more, never less.
+    That bucket may have begun slightly before the window. Spend counts for the length of the window and at most one
+    bucket more, never less.
     """
     if rule.kind != "rolling":
         return None
@@ -177,7 +177,7 @@ def _calendar_window(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
     kind = rule.kind
     local = to_datetime(instant, zone)
     if kind in ("minute", "hour"):
-        # Counted back from the instant: the local clock shows some hours twice.
+        # Subtract from the instant: the local clock shows some hours twice.
         length = timedelta(minutes=1) if kind == "minute" else timedelta(hours=1)
         into = timedelta(seconds=local.second, microseconds=local.microsecond)
         if kind == "hour":
@@ -189,14 +189,14 @@ def _calendar_window(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
 
 
 def _within_offset(window: Window, instant: int, zone: ZoneInfo) -> Window:
-    """Cut a window where the clocks change in it, as they do by half an hour in some zones."""
+    """Cut a window at a clock change within it; in some zones clocks change by half an hour."""
     offset = to_datetime(instant, zone).utcoffset()
 
     def same(at: int) -> bool:
         return to_datetime(at, zone).utcoffset() == offset
 
     def change_between(low: int, high: int) -> int:
-        """Find the first instant after `low` at which the clock shows what it shows at `high`."""
+        """Return the first instant after `low` with the offset of `high`."""
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if same(middle) is same(high) else (middle, high)
@@ -210,7 +210,7 @@ def _within_offset(window: Window, instant: int, zone: ZoneInfo) -> Window:
 
 
 def _calendar_days(rule: WindowRule, day: date) -> tuple[date, date]:
-    """First day of the window, and the first day after it."""
+    """Return the first day of the window, and the first day after it."""
     kind = rule.kind
     if kind == "day":
         return day, day + timedelta(days=1)

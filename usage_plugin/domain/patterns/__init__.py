@@ -1,8 +1,8 @@
-"""Patterns: what stands out in the history, with the numbers that show it, and how sure that is.
+"""Patterns: notable findings in the history, with their numbers, their cost and their confidence.
 
-Pure functions over sums that somebody else has read: by model, by hour, of single users, of accounts. Each finds
-nothing rather than something that chance makes; the thresholds say why they are what they are. What patterns mean and
-what they cannot see stands in docs/patterns.md.
+Pure functions over sums that the caller has read: by model, by hour, of single users, of accounts. They report nothing
+rather than a finding that chance can cause; each threshold has its reason at its definition. docs/patterns.md describes
+the meaning of patterns and their blind spots.
 """
 
 from usage_plugin.domain.patterns.everybody import Days, patterns_of_everybody

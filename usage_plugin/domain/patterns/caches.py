@@ -1,4 +1,4 @@
-"""Patterns of providers' caches: where far less comes from one than could."""
+"""Patterns of providers' caches: input that could come from a cache, but does not."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from usage_plugin.domain.prices import Rates
 
 LEAST_CACHED_PROMPT = 1024
-"""Tokens of an average prompt: providers cache nothing shorter."""
+"""The minimum tokens of an average prompt: providers do not cache shorter ones."""
 
 CACHE_WORKS = 0.3
-"""A model is cached here if its typical share of input tokens that come from a cache is at least this."""
+"""The minimum typical share of input tokens from a cache for a model that counts as cached."""
 
 CACHE_GAP = 0.25
-"""A share that is at most half the typical one, and lower by at least this, could be higher."""
+"""A share is low if it is at most half the typical one, and lower than it by at least this."""
 
 LEAST_PEERS = 5
-"""So many days, or users, say what is typical of a model."""
+"""The minimum number of days, or users, from which a typical share of a model is derived."""
 
 
 def poor_caches(
     model: str, peers: Mapping[str, UsageTotals], kind: Literal["days", "users"], rates: Rates | None
 ) -> Iterator[Pattern]:
-    """Find days, or users, on which far less of a model's input came from a cache than of most others.
+    """Find days, or users, with a far smaller share of a model's input from a cache than most others.
 
     Args:
-        model: which.
-        peers: what each day, week or user used of it.
-        kind: what the peers are.
-        rates: the model's, if they are known.
+        model: the model's name.
+        peers: the totals of each day, week or user with this model.
+        kind: the kind of the peers.
+        rates: the model's rates, if they are known.
     """
     fit = {
         name: totals
@@ -82,7 +82,7 @@ def poor_caches(
 
 
 def poor_cache_days(uses: Sequence[Use], rates: Mapping[str, Rates]) -> Iterator[Pattern]:
-    """Find days, or weeks, on which a model's cache served far less than on most."""
+    """Find days, or weeks, on which a model's cache served far less than on most others."""
     models: defaultdict[str, defaultdict[str, UsageTotals]] = defaultdict(lambda: defaultdict(UsageTotals))
     for use in uses:
         if use.model is not None:

@@ -1,4 +1,4 @@
-"""What concerns everybody: made of sums by model and by hour, which are few however many users there are."""
+"""Patterns of all users together, from sums by model and by hour: their number does not grow with the users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Days(NamedTuple):
-    """The days of a search: `before` is where what is usual begins to be learnt, `since` the first one compared."""
+    """The days of a search: the usual values are derived from `before` on, the first compared day is `since`."""
 
     first: date
     last: date
@@ -30,13 +30,13 @@ class Days(NamedTuple):
 def patterns_of_everybody(
     uses: Sequence[Use], hours: Sequence[HourUse], days: Days, rates: Mapping[str, Rates]
 ) -> Iterator[Pattern]:
-    """Find what concerns everybody.
+    """Find the patterns of all users together.
 
     Args:
         uses: from the first day to the last.
         hours: from the earlier of `first` and `before` on.
-        days: which they are.
-        rates: today's prices, of the models that have some.
+        days: the days of the search.
+        rates: today's prices, of the models with known prices.
     """
     yield from dear_models(uses)
     yield from cheaper_models(uses, rates)

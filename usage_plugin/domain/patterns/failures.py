@@ -1,4 +1,4 @@
-"""Patterns of requests: failures that were paid for."""
+"""Patterns of requests: failures that cost money."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 LEAST_FAILED = 10
 FAILED_SHARE = 0.01
-"""Failures cost if there are ten, and they have one per cent of what the model costs: single ones are everywhere."""
+"""Failures are a finding if there are ten, with one per cent of the model's cost: single ones occur everywhere."""
 
 TRIED_AGAIN_US = 60 * MICROSECONDS
-"""The next request of the same user to the same model within this time counts as another try."""
+"""The next request of the same user to the same model within this time counts as a retry."""
 
 
 class _Failed:
@@ -30,17 +30,17 @@ class _Failed:
 
 
 class CostlyFailures:
-    """Adds up failed requests that cost money; events come newest first, and are not kept."""
+    """Add up failed requests that cost money; events arrive newest first, and are not kept."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without events."""
         self.read = 0
         self._models: defaultdict[str, _Failed] = defaultdict(_Failed)
         self._next: dict[tuple[str, str], int] = {}
-        """When the next request of a user to a model began."""
+        """The start of the next request, by user and model."""
 
     def add(self, event: UsageEvent) -> None:
-        """Add one that is older than those before."""
+        """Add an event that is older than those before."""
         self.read += 1
         model, cost = event.model or "(no model)", event.cost or 0
         one = self._models[model]
@@ -55,7 +55,7 @@ class CostlyFailures:
             one.tried_again += later is not None and later - event.started_at <= TRIED_AGAIN_US
 
     def patterns(self, requests: int) -> Iterator[Pattern]:
-        """Find models whose failures cost; `requests` is how many there were in all in the span."""
+        """Find models with expensive failures; `requests` is the number of all requests in the span."""
         for model, one in self._models.items():
             if one.failed < LEAST_FAILED or one.failed_cost < max(LEAST_IMPACT, FAILED_SHARE * one.cost):
                 continue

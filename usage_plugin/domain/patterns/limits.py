@@ -1,4 +1,4 @@
-"""Patterns of accounts: limits that will be passed before their window ends."""
+"""Patterns of accounts: limits that will be exceeded before their window ends."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from usage_plugin.domain.windows import Window
 
 LEAST_ELAPSED = 0.2
-"""A fifth of a window must be over before its spend says where it will end."""
+"""The minimum elapsed share of a window, from which its spend can be projected to its end."""
 
 PASS_MARGIN = 1.1
-"""Projections up to so many times the limit are no warning: a straight line is not more exact than that."""
+"""The minimum ratio of projection to limit for a finding: a straight line is not more exact than that."""
 
 _LEAST_WINDOW = 20 * 3_600 * MICROSECONDS
-"""Windows shorter than a day are over before anybody has read of them."""
+"""The minimum length of a window: windows shorter than a day end before an operator has read the finding."""
 
 
 class LimitState(NamedTuple):
-    """How a user's account of a limit stands at an instant; amounts of `usd` are nano-dollars."""
+    """The balance of a user's account of a limit at an instant; amounts of `usd` are nano-dollars."""
 
     limit: str
     user: str
@@ -38,7 +38,7 @@ class LimitState(NamedTuple):
 
 
 def limits_ahead(states: Iterable[LimitState]) -> Iterator[Pattern]:
-    """Find users who will pass a limit before its window ends, if they go on as they have begun."""
+    """Find users who will exceed a limit before its window ends, if they continue at the same rate."""
     for state in states:
         (start, end), spent, amount = state.window, state.spent, state.amount
         elapsed = (state.at - start) / (end - start)

@@ -1,4 +1,4 @@
-"""Patterns of models and providers: what is dear, what would be cheaper, what everything depends on."""
+"""Patterns of models and providers: expensive models, cheaper alternatives, dependence on one provider."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
     from usage_plugin.domain.prices import Rates
 
 HEAVY_SHARE = 0.3
-"""A model is in heavy use with this share of all spend: of three models that share it evenly, none is far above."""
+"""The minimum share of all spend of a model in heavy use: three models with equal shares have slightly more each."""
 
 DEAR_FACTOR = 3.0
-"""A model is dear if a token of it costs so many times what one of all others does. A mix of questions and answers
-makes twice the difference at one and the same price."""
+"""A model is expensive if a token costs this many times the average of all others. A different mix of questions and
+answers alone makes a factor of two at the same prices."""
 
 CHEAPER_SHARE = 0.05
-"""Of models with less of the spend, no cheaper one is looked for."""
+"""The minimum share of the spend of a model for which a cheaper one is sought."""
 
 LEAST_SAVING = 0.2
-"""A model that saves less is not proposed: changing one costs more than that."""
+"""The minimum saving, as a share, of a proposed model: the change itself costs more than a smaller saving."""
 
 SAME_SHAPE = 0.5
-"""Models do the same work if input and output of their average requests differ by a factor of two at most."""
+"""Models do the same work if input and output of their average requests differ at most by a factor of two."""
 
 RELIANCE_SHARE = 0.9
-"""Whoever has so many requests with one provider has nothing else that could take them over."""
+"""The share of requests with one provider from which no other provider in use could take them over."""
 
 
 class Use(NamedTuple):
-    """What one model of one provider was used for in one bucket of time: a day, or a week."""
+    """The usage of one model of one provider in one bucket of time: a day, or a week."""
 
     bucket: str
     model: str | None
@@ -44,7 +44,7 @@ class Use(NamedTuple):
 
 
 def dear_models(uses: Sequence[Use]) -> Iterator[Pattern]:
-    """Find models that have much of the spend, at a price for a token far above that of all others."""
+    """Find models with a large share of the spend, and a price per token far above that of all others."""
     models = _by_model(uses)
     everything = summed(models.values())
     buckets = _buckets(uses)
@@ -87,7 +87,7 @@ def dear_models(uses: Sequence[Use]) -> Iterator[Pattern]:
 
 
 def cheaper_models(uses: Sequence[Use], rates: Mapping[str, Rates]) -> Iterator[Pattern]:
-    """Find for each model the one in use here, for requests of the same shape, at which its tokens cost least."""
+    """Find for each model the cheapest other one in use for requests of the same shape."""
     models = {model: totals for model, totals in _by_model(uses).items() if totals.requests >= LEAST_REQUESTS}
     whole = sum(use.totals.cost for use in uses)
     priced = {model: totals for model, totals in models.items() if model in rates}
@@ -130,7 +130,7 @@ def cheaper_models(uses: Sequence[Use], rates: Mapping[str, Rates]) -> Iterator[
 
 
 def one_provider(uses: Sequence[Use]) -> Iterator[Pattern]:
-    """Find a provider that nearly all requests depend on."""
+    """Find a provider on which nearly all requests depend."""
     providers: defaultdict[str | None, UsageTotals] = defaultdict(UsageTotals)
     for use in uses:
         providers[use.provider] = providers[use.provider].plus(use.totals)
@@ -184,7 +184,7 @@ def _of_model(uses: Iterable[Use], model: str) -> UsageTotals:
 
 
 def summed(totals: Iterable[UsageTotals]) -> UsageTotals:
-    """Add up sums."""
+    """Return the sum of many sums."""
     whole = UsageTotals()
     for one in totals:
         whole = whole.plus(one)
@@ -204,14 +204,14 @@ def _is_heavy(totals: UsageTotals, everything: UsageTotals) -> bool:
 
 
 def _dearness(totals: UsageTotals, others: UsageTotals) -> float:
-    """Say how many times as much a token costs as one of the others; 0 if either is not known."""
+    """Return the price per token as a multiple of that of the others; 0 if either is unknown."""
     if not (others.cost > 0 and _tokens(others) > 0 and _tokens(totals) > 0):
         return 0.0
     return totals.cost * _tokens(others) / (others.cost * _tokens(totals))
 
 
 def _priced(rates: Rates, totals: UsageTotals) -> Nano:
-    """Price sums as if all their requests were of ordinary length."""
+    """Return the price of sums as if all their requests were of ordinary length."""
     tokens = TokenUsage(
         totals.input_tokens,
         totals.output_tokens,
@@ -223,7 +223,7 @@ def _priced(rates: Rates, totals: UsageTotals) -> Nano:
 
 
 def _likeness(one: UsageTotals, other: UsageTotals) -> tuple[float, float]:
-    """Compare the input and the output of average requests: the smaller through the larger."""
+    """Return the ratio of the smaller to the larger, for the input and the output of average requests."""
     return _through(one.input_tokens / one.requests, other.input_tokens / other.requests), _through(
         one.output_tokens / one.requests, other.output_tokens / other.requests
     )
@@ -234,7 +234,7 @@ def _through(one: float, other: float) -> float:
 
 
 def average(totals: UsageTotals) -> dict[str, float | str]:
-    """Say how many requests there were, and what the average one was like."""
+    """Return the number of requests, and the tokens of an average one."""
     return {
         "requests": totals.requests,
         "input_tokens_per_request": totals.input_tokens // totals.requests,

@@ -1,4 +1,4 @@
-"""What a pattern is, and how its numbers are written."""
+"""The type of a pattern, and the formats of its numbers."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ PATTERN_TYPES: tuple[PatternType, ...] = get_args(PatternType)
 
 
 LEAST_IMPACT: Nano = NANO_PER_USD
-"""A dollar. Nobody needs to be told of less."""
+"""The minimum cost of a finding: one dollar. Less is not worth reporting."""
 
 LEAST_REQUESTS = 100
-"""Averages over fewer requests are chance."""
+"""The minimum number of requests for an average: averages over fewer are chance."""
 
 
 class Pattern(NamedTuple):
-    """Something that stands out.
+    """A notable finding.
 
     Attributes:
-        description: one sentence, with the numbers that matter most.
-        advice: what can be done.
+        description: one sentence, with the most important numbers.
+        advice: the possible remedy.
         evidence: the numbers behind it, by name; shares are between 0 and 1.
-        amounts: the same, of money.
-        cost_impact: what it costs in the span that was looked at, beyond what it would be otherwise; negative where
-            less is spent than usual; None where it is no question of money, or no price is known.
-        affected_users: the dearest first, of those that were looked at.
+        amounts: the amounts of money behind it, by name.
+        cost_impact: the additional cost in the examined span. Negative if spend is below the usual. None if the
+            finding is not about money, or no price is known.
+        affected_users: the most expensive first, of the users examined.
         confidence: from 0 to 1.
         confidence_basis: how the confidence was computed.
     """
@@ -60,30 +60,30 @@ class Pattern(NamedTuple):
 
 
 def by_impact(patterns: Iterable[Pattern]) -> list[Pattern]:
-    """Order patterns: what costs most first, then what is surest."""
+    """Return patterns ordered by highest cost, then by highest confidence."""
     return sorted(patterns, key=lambda one: (-(one.cost_impact or 0), -one.confidence, one.type, one.description))
 
 
 def dearest_first(costs: Mapping[str, Nano]) -> tuple[str, ...]:
-    """List names by what they cost."""
+    """Return names ordered by highest cost."""
     return tuple(sorted(costs, key=lambda name: (-costs[name], name)))
 
 
 def share(part: float, whole: float) -> float:
-    """Give a share for evidence; none of nothing."""
+    """Return a share for evidence; 0 if the whole is 0."""
     return rounded(part / whole) if whole else 0.0
 
 
 def rounded(value: float) -> float:
-    """Leave away digits that say nothing."""
+    """Return a number without insignificant digits."""
     return round(value, 3)
 
 
 def percent(part: int, whole: int) -> str:
-    """Write a share for people."""
+    """Return a share as text for people."""
     return f"{share(part, whole):.0%}"
 
 
 def usd(nano: Nano) -> str:
-    """Write an amount for people, to the cent."""
+    """Return an amount as text for people, rounded to the cent."""
     return format_usd(round(nano, -7))

@@ -1,8 +1,8 @@
-"""Surprises: values that differ from what is usual at their time, measured robustly.
+"""Surprises: values that differ from the usual value of their time, by a robust measure.
 
-A value is compared with earlier values of its slot (the same weekday, or the same hour of that weekday) on a
-logarithmic scale, because spend varies by factors, not by sums. Usual is the median of the slot; the spread is the
-median absolute deviation over all slots, since one slot alone has too few values. One earlier surprise moves neither.
+A value is compared with earlier values of its slot: the same weekday, or the same hour of that weekday. The scale is
+logarithmic, because spend varies by factors, not by sums. The usual value is the median of the slot. The spread is the
+median absolute deviation over all slots, since one slot alone has too few values. One earlier surprise changes neither.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ if TYPE_CHECKING:
     from usage_plugin.domain.money import Nano
 
 DEVIATIONS = 5.0
-"""So many deviations are a surprise. Of values drawn from a log-normal distribution, fewer than one in a million is so
-far out; what people really spend has heavier tails, and a thousand users have seven thousand compared days a week."""
+"""The minimum number of deviations of a surprise. In a log-normal distribution, fewer than one value in a million is
+this far out. Real spend has heavier tails, and a thousand users have seven thousand compared days a week."""
 
 HOUR_DEVIATIONS = 7.0
 """The same for hours: a week has 24 times as many of them."""
 
 FACTOR = 3.0
-"""Below three times the usual, and above a third of it, nothing is a surprise, however regular it was before."""
+"""The minimum factor of a surprise. A value between a third and three times the usual one is never a surprise, however
+regular the earlier values were."""
 
 LEAST_ACTIVE = 14
-"""With fewer earlier values nothing is usual yet."""
+"""The minimum number of earlier values for a usual value."""
 
 LEAST_IN_SLOT = 4
-"""A slot with fewer values is measured by those of all slots: whoever never worked on a Sunday has no usual one."""
+"""A slot with fewer values is compared with all slots: a user who never worked on a Sunday has no usual Sunday."""
 
 IDLE_SHARE = 0.02
-"""Whoever spent nothing on more of the days in use is away now and then: that they are again is no surprise."""
+"""The maximum share of earlier days without spend, in slots with enough values, for which a new one is a surprise. A
+user with more of them is away now and then."""
 
 _LEAST_SPREAD = 0.1
-"""Nobody is more regular than to ten per cent; without this, the first different cent would be a surprise."""
+"""The minimum spread, about ten per cent: without it, a user with constant spend has a surprise at the first cent."""
 
 _TO_DEVIATION = 1.4826
-"""Makes the median absolute deviation of a normal distribution its standard deviation."""
+"""The ratio of the standard deviation to the median absolute deviation, in a normal distribution."""
 
 
 class Observed(NamedTuple):
-    """What was spent in one span of time: `slot` says with which others it is compared, `label` which it is."""
+    """The spend of one span of time: `slot` groups the spans that are compared, `label` names the span."""
 
     slot: int
     label: str
@@ -52,7 +54,7 @@ class Observed(NamedTuple):
 
 
 class Surprise(NamedTuple):
-    """A value that is not usual; `deviations` is negative where it is too low."""
+    """An unusual value; `deviations` is negative if it is too low."""
 
     label: str
     spent: Nano
@@ -61,28 +63,28 @@ class Surprise(NamedTuple):
 
     @property
     def more(self) -> Nano:
-        """How much more was spent than usual; negative if less."""
+        """The spend above the usual; negative if below."""
         return self.spent - self.usual
 
 
 class _Usual(NamedTuple):
-    """The median of logarithms, and how much wider than their spread a next value may lie."""
+    """The median of logarithms, and the factor by which the next value's spread is wider than theirs."""
 
     middle: float
     width: float
 
 
 def _usual(values: Sequence[float]) -> _Usual:
-    # The median of few values lies near them, so their spread seems smaller than it is; and it is uncertain itself.
+    # The median of few values is near them, so their spread seems too small; and the median itself is uncertain.
     count = len(values)
     return _Usual(median(values), math.sqrt((count + math.pi / 2) / (count - 1)))
 
 
 def surprises(before: Sequence[Observed], now: Iterable[Observed], deviations: float = DEVIATIONS) -> list[Surprise]:
-    """Compare values with those before them; so many deviations are a surprise.
+    """Return the values that differ from the usual by at least `deviations`, or are far above all earlier ones.
 
-    Nothing spent is a surprise only of those who hardly ever spent nothing. Earlier values of nothing count for that
-    alone: a day off says nothing about what is spent on the others.
+    A value of zero is a surprise only if earlier values were hardly ever zero. Earlier zeros count only for that: a day
+    off says nothing about the spend on other days.
     """
     by_slot: defaultdict[int, list[float]] = defaultdict(list)
     for one in before:
@@ -105,14 +107,17 @@ def surprises(before: Sequence[Observed], now: Iterable[Observed], deviations: f
         distance = math.log(max(one.spent, 1)) - middle
         away_by = distance / (spread * width)
         is_far = abs(away_by) >= deviations and abs(distance) >= math.log(FACTOR)
-        # However irregular somebody is: what is far above all that ever was is new.
+        # A value far above all earlier ones is a surprise, however irregular the user is.
         if is_far or one.spent >= FACTOR * math.exp(max(everything)):
             found.append(Surprise(one.label, one.spent, round(math.exp(middle)), away_by))
     return found
 
 
 def loud_hours(day: Sequence[Nano], before: Sequence[Sequence[Nano]]) -> list[int]:
-    """Find the hours that made a day dear: a tenth of it or more, and more than usual at that hour of earlier days."""
+    """Return the hours that made a day expensive.
+
+    Each has at least a tenth of the day's spend, and at least `FACTOR` times the median of that hour on earlier days.
+    """
     most = sum(day)
     return [
         hour

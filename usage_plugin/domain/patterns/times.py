@@ -1,4 +1,4 @@
-"""Patterns in time: the busy hours of the day, and what is suddenly otherwise than usual."""
+"""Patterns in time: the busy hours of the day, and sudden changes of spend."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ if TYPE_CHECKING:
 
 PEAK_SHARE = 0.5
 PEAK_HOURS = 6
-"""Hours are a peak if half of all requests are in six of the day's or fewer: evenly spread, they would be in twelve."""
+"""Hours are a peak if at most six of them have half of all requests: evenly spread, twelve would have them."""
 
 PEAK_DAYS = 7
-"""Days with requests that a peak is made of at least: fewer are no rhythm."""
+"""The minimum number of days with requests for a peak: fewer do not show a rhythm."""
 
 LEAST_FALLEN = 3
-"""A cheap day is a day off; with three of those that are compared, something has changed."""
+"""The minimum number of cheap days for a finding: one is a day off, three of the compared days are a change."""
 
 
 WEEKS = 12
-"""With so many weeks before it, what is usual is known as well as it will be."""
+"""The number of earlier weeks for full confidence: more weeks do not make the usual value more exact."""
 
 
 class HourUse(NamedTuple):
-    """What was used in one hour, named by its local beginning with its offset."""
+    """The usage of one hour, named by its local start with its offset."""
 
     hour: str
     totals: UsageTotals
 
     @property
     def of_day(self) -> int:
-        """Which hour of the day it is."""
+        """The hour of the day, from 0 to 23."""
         return int(self.hour[11:13])
 
     @property
     def observed(self) -> Observed:
-        """What was spent, comparable with the same hour of the same weekday."""
+        """The spend, comparable with the same hour of the same weekday."""
         weekday = date.fromisoformat(self.hour[:10]).weekday()
         return Observed(weekday * 24 + self.of_day, self.hour, self.totals.cost)
 
 
 def peak_hours(hours: Sequence[HourUse]) -> Iterator[Pattern]:
-    """Find the fewest hours in a row, of the day, that have half of all requests; none if those are many."""
+    """Find the shortest run of hours of the day with half of all requests; none if it is longer than `PEAK_HOURS`."""
     requests, costs = [0] * 24, [0] * 24
     days: defaultdict[str, list[int]] = defaultdict(lambda: [0] * 24)
     for use in hours:
@@ -88,7 +88,7 @@ def peak_hours(hours: Sequence[HourUse]) -> Iterator[Pattern]:
 
 
 def _shortest_run(requests: Sequence[int], whole: int) -> list[int]:
-    """Find the fewest hours in a row, over midnight too, with `PEAK_SHARE` of the requests; of equals the fullest."""
+    """Return the shortest run of hours, over midnight too, with `PEAK_SHARE` of requests; of equals, the busiest."""
     for length in range(1, 25):
         runs = [[(begin + at) % 24 for at in range(length)] for begin in range(24)]
         run = max(runs, key=lambda run: sum(requests[hour] for hour in run))
@@ -98,12 +98,12 @@ def _shortest_run(requests: Sequence[int], whole: int) -> list[int]:
 
 
 def sudden_changes_by_hour(hours: Sequence[HourUse], since: date, user: str | None = None) -> Iterator[Pattern]:
-    """Compare what was spent in the hours from a day on with the same hours of the same weekday before; rises only.
+    """Find rises of the spend in the hours from a day on, against the same hours of the same weekday before.
 
     Args:
-        hours: those with requests: a user's, or of all together.
+        hours: the hours with requests: of one user, or of all users together.
         since: the first day that is compared.
-        user: whose they are, if they are one user's.
+        user: the user of these hours, if they are one user's.
     """
     before = [use.observed for use in hours if use.hour[:10] < since.isoformat()]
     now = [use.observed for use in hours if use.hour[:10] >= since.isoformat()]
@@ -116,14 +116,14 @@ def sudden_changes_by_hour(hours: Sequence[HourUse], since: date, user: str | No
 def sudden_changes(
     user: str, days: Mapping[date, Nano], since: date, last: date, *, is_over: bool
 ) -> Iterator[Pattern]:
-    """Compare what a user spent from a day on with what they spent on the same weekdays before.
+    """Find changes of a user's spend from a day on, against the same weekdays before.
 
     Args:
-        user: whom.
-        days: what they spent, by day; days that are missing are days without use.
+        user: the user's name.
+        days: the user's spend by day; absent days are days without usage.
         since: the first day that is compared.
         last: the last day.
-        is_over: whether the last day has ended. One that has not can be dearer than usual already, never cheaper.
+        is_over: whether the last day has ended. A day that has not can already be above the usual, but not below.
     """
     earlier = [day for day in days if day < since]
     if not earlier:
@@ -177,7 +177,7 @@ def _change(who: str, unit: str, found: Sequence[Surprise], weeks: float) -> Ite
 
 
 def at_hours(pattern: Pattern, hours: Sequence[int]) -> Pattern:
-    """Add in which hours of its last day a user's sudden change was."""
+    """Return the pattern of a user's sudden change with the hours of its last day that caused it."""
     if not hours:
         return pattern
     words = ", ".join(f"{hour:02d}" for hour in hours)

@@ -1,4 +1,4 @@
-"""Users of models: whom a pattern affects, and whose cache serves less than others'."""
+"""Users of models: the users that a pattern affects, and users with a low share of cached input."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class UsersOfModels:
-    """Remembers who used which model and provider how much, of those users that were looked at."""
+    """The usage of models and providers by user, for the users examined."""
 
     def __init__(self) -> None:
-        """Start with nobody."""
+        """Start without users."""
         self._models: defaultdict[str, dict[str, UsageTotals]] = defaultdict(dict)
         self._providers: defaultdict[str, defaultdict[str, Nano]] = defaultdict(lambda: defaultdict(int))
 
     def add(self, user: str, uses: Iterable[Use]) -> None:
-        """Add a user's days."""
+        """Add the usage of one user."""
         for use in uses:
             if use.model is not None:
                 users = self._models[use.model]
@@ -36,7 +36,7 @@ class UsersOfModels:
                 self._providers[use.provider][user] += use.totals.cost
 
     def named(self, pattern: Pattern) -> Pattern:
-        """Add the users of its model or provider to a pattern that has none."""
+        """Return the pattern with the users of its model or provider, unless it already has users."""
         if pattern.affected_users or not (pattern.models or pattern.providers):
             return pattern
         if pattern.models:
@@ -45,6 +45,6 @@ class UsersOfModels:
         return pattern._replace(affected_users=dearest_first(self._providers[pattern.providers[0]]))
 
     def poor_caches(self, rates: Mapping[str, Rates]) -> Iterator[Pattern]:
-        """Find users whose requests are served from a cache far less than those of others to the same model."""
+        """Find users with a far smaller share of cached input than other users of the same model."""
         for model, users in self._models.items():
             yield from poor_caches(model, users, "users", rates.get(model))
