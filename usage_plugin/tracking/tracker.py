@@ -317,7 +317,7 @@ class UsageReader:
         after: EventPosition | None = None,
         newest_first: bool = False,
     ) -> AsyncIterator[UsageEvent]:
-        """Yield events in the order of admission, including those in the outbox; continue after the position `after`."""
+        """Yield events in the order of admission, including those in the outbox; resume after the position `after`."""
         waiting = {}
         async for _, event in self._waiting(window, usage_filter):
             position = EventPosition(event.started_at, event.event_id)
