@@ -41,7 +41,7 @@ SPIN_NS = 300_000
 """How long a transaction is retried without a pause while the ledger is locked: others take about 50 µs."""
 
 MOST_WAITING = 256
-"""The maximum number of requests of one worker that wait for others to settle. More are refused as busy at once."""
+"""The maximum number of requests of one worker that wait for others to settle. More are refused as `busy` at once."""
 
 FIRST_LOOK = 0.01
 """The pause before a waiting request is first tried again, in seconds."""
@@ -63,8 +63,8 @@ class AdmissionPolicy:
 
     Attributes:
         enforce: whether requests are refused. If False, everything is held and recorded.
-        max_wait: the maximum time in microseconds that a request waits for others to settle, before it is refused as
-            busy.
+        max_wait: the maximum time in microseconds that a request waits for other requests to settle, before it is
+            refused as `busy`.
         admit_without_ledger: whether requests are admitted while the ledger does not work.
         admit_without_outbox: whether requests are admitted while the outbox takes no more events.
     """
@@ -99,7 +99,7 @@ class Admitted(NamedTuple):
         demands: the amounts held, one for each account.
         balances: balances of the accounts before this hold. For a rolling limit, the sum over its window.
         without_fallbacks: whether only the primary model fits, so that fallbacks must be disabled.
-        standing: the status of the caller's most constrained own limit, including this hold.
+        standing: the status of the most constrained of the caller's own limits, including this hold.
         warnings: names of the exceeded limits with `action: warn`.
         holds: False if the ledger did not work, so that nothing is held.
     """
@@ -208,7 +208,7 @@ class Admission:
     async def admit(
         self, ask: Ask, *, tightened: Other | None = None, downgraded: Other | None = None, patient: bool = True
     ) -> Decision:
-        """Decide on a request. Wait for a moment if it would fit once others settle.
+        """Decide on a request. Wait for a moment if it would fit once other requests settle.
 
         Args:
             ask: the request.
@@ -389,7 +389,7 @@ def next_look(delay: float) -> float:
 
 
 def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
-    """Whether a request would fit once others settle. Amounts spent, unlike amounts held, are not freed soon."""
+    """Whether a request would fit once other requests settle. Held amounts are freed soon, spent amounts are not."""
     if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
         return False
     return outcome.balance.spent + outcome.demand.amount <= (outcome.demand.maximum or 0)

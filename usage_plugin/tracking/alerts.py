@@ -1,8 +1,8 @@
 """Alerts: a log line and a notification of plugins, once, when a limit's threshold is crossed.
 
 `seen` is called for each settled request and does not access any file. A crossing that is new to this worker is queued
-for the keeper's thread, which checks in the ledger whether any worker has noted it already. So an alert is sent once,
-across all workers and restarts, and costs a request nothing.
+for the keeper's thread. That thread checks in the ledger whether any worker has noted it already. So an alert is sent
+once, across all workers and restarts, and costs a request nothing.
 """
 
 from __future__ import annotations

@@ -204,7 +204,10 @@ def _if_lost(limit: Limit, candidate: Candidate, ask: Ask, amount: int, on_lost:
 
 
 def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:
-    """Return the status of the caller's own limit with the smallest share left, for response headers."""
+    """Return the status of the most constrained of the caller's own limits, for response headers.
+
+    This is the limit with the smallest share left.
+    """
     tightest, least = None, math.inf
     for standing in standings:
         demand = standing.demand

@@ -98,7 +98,7 @@ class OpenRequest:
 
 
 class Recorded(NamedTuple):
-    """The recorded event, and the status of the caller's most constrained own limit afterwards."""
+    """The recorded event, and the status of the most constrained of the caller's own limits afterwards."""
 
     event: UsageEvent
     standing: Standing | None

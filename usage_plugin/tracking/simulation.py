@@ -105,7 +105,7 @@ class Simulation:
     Attributes:
         requests: the number of replayed requests.
         refused: all refusals, each by the limit that would have been reported to the client.
-        waited: the number of requests that were admitted only after others had settled.
+        waited: the number of requests that were admitted only after other requests had settled.
         cost: the recorded cost of all requests.
         only_charged: the number of events recorded live without admission, such as health checks. They are charged
             and never refused.
@@ -152,7 +152,7 @@ class _Open(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """A request that would fit once others settle, and is retried as live."""
+    """A request that would fit once other requests settle, and is retried as live."""
 
     ask: Ask
     event: UsageEvent
@@ -169,7 +169,7 @@ class Replay:
         Args:
             opened: an empty ledger that only the replay uses.
             limits: the proposed limits.
-            max_wait: the maximum wait of a request that would fit once others settle.
+            max_wait: the maximum wait of a request that would fit once other requests settle.
         """
         self._opened = opened
         self._ledger = opened.ledger

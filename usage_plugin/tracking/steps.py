@@ -1,7 +1,7 @@
 """Process large results in chunks, yielding to the event loop in between.
 
-Not in a thread. A thread that runs Python keeps the interpreter for up to 5 ms each time that the event loop's thread
-releases it, and each statement of the ledger releases it.
+Not in a thread. Each statement of the ledger releases the interpreter, and then a thread that runs Python keeps it for
+up to 5 ms.
 """
 
 from __future__ import annotations

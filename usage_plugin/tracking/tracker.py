@@ -369,7 +369,7 @@ class UsageReader:
             has_gap |= bool(page) and page[0][0] != seen + 1
             if is_behind or len(page) == OUTBOX_PAGE:
                 continue
-            # With a gap, the flusher moved so many events meanwhile that the outbox has dropped some of them.
+            # With a gap, the flusher has moved many events meanwhile, and the outbox has dropped some of them.
             if not has_gap or self._ledger.acknowledged() <= watermark:
                 break
         totals = stored.groups.get((), UsageTotals())
