@@ -88,7 +88,7 @@ async def bring_to_store(opened: OpenLedger, store: UsageStore, unstorable: Unst
 
     Raises:
         NotFlushedError: the store did not take the events in time.
-        StorageError: the store rejected them.
+        StorageError: the same, if this process flushes: the store's own error.
     """
     ledger = opened.ledger
     waiting = ledger.waiting().events
@@ -156,7 +156,7 @@ async def forget(
 
 
 def _over(found: NameMatches, now: int, *, open_windows: bool) -> NameMatches:
-    """Return the matches without records that limits still need: of open windows, and active adjustments."""
+    """Leave out the records that limits still need: accounts and alerts of open windows, and active adjustments."""
     return found._replace(
         accounts=[a for a in found.accounts if not a.balance.reserved and (open_windows or a.window_end <= now)],
         alerts=[a for a in found.alerts if open_windows or decode_alert(a.details).window.end <= now],

@@ -4,9 +4,9 @@ The keeper calls `turn` between flushes, in the store's thread. A chunk is one s
 by a pause that is a multiple of its duration. A turn is short too, so that events are flushed in between. A run starts
 soon after the worker, and then once an hour.
 
-A clock that jumps must not delete everything. So ages are computed from a day that follows the clock, but starts at the
-newest event and advances at most one day with each run. With a wrong clock, one day of history is lost each hour, and
-`status` reports the problem from the first hour on.
+A clock that jumps must not delete everything. So ages are computed from a day that follows the clock slowly. It starts
+at the newest event, and advances at most one day with each run. With a wrong clock, one day of history is lost each
+hour, and `status` reports the problem from the first hour on.
 """
 
 from __future__ import annotations
