@@ -1,1 +1,1 @@
-"""What happens to a request and its record, in the order in which it happens; knows the domain only."""
+"""Process requests and their records, from admission to history. Depends on the domain only."""

@@ -1,7 +1,7 @@
-"""Admission: may this request start? If so, its worst case is held on every account it will count on.
+"""Admission: decide whether a request may start, and hold its worst case on every account that it is charged on.
 
-The hold is what makes limits exact: it is taken for the dearest way the request can be billed, on all accounts or on
-none, in one step of the ledger. A refusal says which limit, why, and whether waiting helps.
+The hold makes limits exact. It covers the most expensive way to bill the request, on all accounts or on none, in one
+transaction of the ledger. A refusal has the limit, the reason, and whether waiting helps.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.rules import RulesInForce
 
 SOON = 60 * MICROSECONDS
-"""A window that ends within this time is worth waiting for."""
+"""If a window ends within this time, in microseconds, a request that does not fit is `busy` instead of `spent`."""
 
 SPIN_NS = 300_000
-"""How long a busy ledger is asked again at once: other transactions take some 50 µs."""
+"""How long a transaction is retried without a pause while the ledger is locked: others take about 50 µs."""
 
 MOST_WAITING = 256
-"""So many requests of one worker wait for others to settle; what comes on top is refused as busy at once."""
+"""The maximum number of requests of one worker that wait for others to settle. More are refused as `busy` at once."""
 
 FIRST_LOOK = 0.01
-"""How long a request waits before it looks for room again, in seconds."""
+"""The pause before a waiting request is first tried again, in seconds."""
 
 _RAREST_LOOK = 0.1
 _LONGEST_DELAY = 0.005
@@ -59,13 +59,14 @@ log = get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmissionPolicy:
-    """What holds for all limits; `docs/configuration.md` has the words.
+    """Settings that apply to all limits; `docs/configuration.md` explains them.
 
     Attributes:
-        enforce: off, everything is held and recorded, and nothing refused.
-        max_wait: microseconds that a request waits for others to settle, before it is refused as busy.
-        admit_without_ledger: whether requests are let through while the ledger does not work.
-        admit_without_outbox: whether requests are let through while no further event can be kept.
+        enforce: whether requests are refused. If False, everything is held and recorded.
+        max_wait: the maximum time in microseconds that a request waits for other requests to settle, before it is
+            refused as `busy`.
+        admit_without_ledger: whether requests are admitted while the ledger does not work.
+        admit_without_outbox: whether requests are admitted while the outbox takes no more events.
     """
 
     enforce: bool = True
@@ -76,29 +77,30 @@ class AdmissionPolicy:
 
 
 class Pressure:
-    """What the rest of the worker tells admission: a plain attribute, since it is read for each request."""
+    """State of the worker that admission depends on. Plain attributes, since they are read for each request."""
 
     __slots__ = ("leaves_gaps", "ledger_gone", "outbox_full")
 
     def __init__(self) -> None:
-        """Start without."""
+        """Start without any pressure."""
         self.outbox_full = False
+        """Whether the outbox takes no more events."""
         self.leaves_gaps = False
-        """The outbox is full, and requests are served nevertheless: no event is kept of them."""
+        """Whether requests are served although the outbox is full; their events are not kept."""
         self.ledger_gone = ""
-        """Why nothing can be held, if the ledger was deleted under us: whoever starts next counts elsewhere."""
+        """The reason to hold nothing, if the ledger's file was deleted: a worker that starts next uses another file."""
 
 
 class Admitted(NamedTuple):
-    """The request may start, and must be settled by its event's id.
+    """The result for a request that may start. It must be settled by its event's id.
 
     Attributes:
-        event: what is recorded if nobody ever learns what the request used: the reserved cost, status `recovered`.
-        demands: what is held.
-        balances: of the accounts, before this hold; of a rolling limit, the sum over its window.
-        without_fallbacks: only the primary fits, so the fallbacks must be switched off.
-        standing: the tightest of the caller's own limits, this hold included.
-        warnings: names of the limits with `action: warn` that are passed.
+        event: the event to record if the actual usage is never known: the reserved cost, status `recovered`.
+        demands: the amounts held, one for each account.
+        balances: balances of the accounts before this hold. For a rolling limit, the sum over its window.
+        without_fallbacks: whether only the primary model fits, so that fallbacks must be disabled.
+        standing: the status of the most constrained of the caller's own limits, including this hold.
+        warnings: names of the exceeded limits with `action: warn`.
         holds: False if the ledger did not work, so that nothing is held.
     """
 
@@ -113,18 +115,18 @@ class Admitted(NamedTuple):
 
 
 def unheld(event: UsageEvent, subjects: Subjects) -> Admitted:
-    """Stand in for an admission where nobody asked: the request is recorded and charged, and nothing was held."""
+    """Return an admission for a request that was never checked. It is recorded and charged; nothing was held."""
     return Admitted(event, subjects, (), {}, False, None, (), holds=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Downgrade:
-    """The request may start if it goes to another model.
+    """The result for a request that may start only with another model.
 
     Attributes:
-        demand: what did not fit, on a limit with `action: downgrade`.
-        balance: of the account; as in `Refusal`.
-        model: the `model_name` to ask for instead.
+        demand: the demand that did not fit, on a limit with `action: downgrade`.
+        balance: the account's balance, as in `Refusal`.
+        model: the `model_name` to request instead.
     """
 
     demand: Demand
@@ -134,16 +136,16 @@ class Downgrade:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The request may not start.
+    """The result for a request that may not start.
 
     Attributes:
-        ref: what support can look the refusal up by.
-        demand: what did not fit; None if no limit is the cause (the ledger does not work).
-        balance: of the account, before this request; of a rolling limit, the sum over its window.
+        ref: the identifier by which support can find the refusal.
+        demand: the demand that did not fit; None if the cause is not a limit (the ledger does not work).
+        balance: the account's balance before this request. For a rolling limit, the sum over its window.
         retry_after: microseconds to wait; None if waiting does not help.
-        rolled_away_at: of a rolling limit, when enough of what was spent no longer counts.
+        rolled_away_at: the time at which enough spend has expired, for a rolling limit.
         route: the route's method and path, if no request of that route may start.
-        fields: the fields of unknown cost, where they are the reason.
+        fields: the fields of unknown cost, if they are the reason.
     """
 
     reason: Reason
@@ -160,26 +162,26 @@ class Refusal:
 
     @property
     def felt(self) -> bool:
-        """Whether the client is told; dry runs are only counted."""
+        """Whether the refusal is enforced. False for dry runs, which are only counted."""
         return self.demand is None or not self.demand.limit.dry_run
 
 
 class Other(Protocol):
-    """Gives another request in place of one that does not fit; None if there is none."""
+    """A function that returns a replacement for a request that does not fit; None if there is none."""
 
     async def __call__(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
-        """Look at what was asked, and at what stood in its way."""
+        """Return a replacement for the request, given the result that blocked it."""
 
 
 class Decision(NamedTuple):
-    """What was decided, and the refusals by dry-run limits, which nobody feels."""
+    """The outcome for a request, and the refusals by dry-run limits, which are not enforced."""
 
     outcome: Admitted | Refusal
     unfelt: Sequence[Refusal]
 
 
 class Admission:
-    """Decides on requests, one ledger transaction each."""
+    """Admit or refuse requests, with one ledger transaction each."""
 
     def __init__(
         self,
@@ -192,7 +194,7 @@ class Admission:
         policy: AdmissionPolicy | None = None,
         pressure: Pressure | None = None,
     ) -> None:
-        """Take the parts."""
+        """Set the ledger, the active limits and the policy."""
         self._ledger = ledger
         self._rules = rules
         self._clock = clock
@@ -206,14 +208,14 @@ class Admission:
     async def admit(
         self, ask: Ask, *, tightened: Other | None = None, downgraded: Other | None = None, patient: bool = True
     ) -> Decision:
-        """Decide on a request, waiting for a moment if it would fit once others settle.
+        """Decide on a request. Wait for a moment if it would fit once other requests settle.
 
         Args:
             ask: the request.
-            tightened: makes it one that is bounded more tightly, where it does not fit; it is asked once.
-            downgraded: makes it a request to another model, where a limit wants that; it is asked once. Without it
-                such limits only count.
-            patient: False for a request that has waited already.
+            tightened: returns the request with tighter bounds, if it does not fit. Called at most once.
+            downgraded: returns the request for another model, if a limit requires that. Called at most once. Without
+                it such limits only count.
+            patient: False for a request that has already waited.
         """
         if self._pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
             return Decision(_refuse("outbox_full", ask), ())
@@ -229,19 +231,19 @@ class Admission:
             self._waiting -= 1
 
     async def _wait(self, ask: Ask, decision: Decision, downgraded: Other | None) -> Decision:
-        """Look again and again until there is room, or it is clear that waiting does not help."""
+        """Retry until there is room, waiting no longer helps, or `max_wait` is over."""
         deadline = time.monotonic() + self.policy.max_wait / MICROSECONDS
         delay = FIRST_LOOK
         while is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
             delay = next_look(delay)
-            # It is admitted now, not when it came: midnight may have passed.
+            # The time of admission is now, not the time of arrival: a window may have ended in between.
             ask = ask._replace(draft=ask.draft._replace(started_at=self._clock.now()))
             ask, decision = await self._decide(ask, None, downgraded)
         return decision
 
     async def _decide(self, ask: Ask, tightened: Other | None, downgraded: Other | None) -> tuple[Ask, Decision]:
-        """Decide now; the request may be another one afterwards, to the model that a limit sent it to."""
+        """Decide once, without waiting. Return the request too: it may have been tightened or downgraded."""
         decision = await self._decide_once(ask)
         obstacle = _obstacle(decision)
         if tightened and obstacle and (tighter := await tightened(ask, obstacle)):
@@ -259,11 +261,11 @@ class Admission:
         decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
         if not ask.fallbacks or _obstacle(decision) is None:
             return decision
-        # It does not fit on the dearest fallback; without fallbacks it may.
+        # It does not fit with the most expensive fallback. Without fallbacks it may.
         alone = await self._decide_among(ask, ask.primary)
         if isinstance(alone, Decision) and isinstance(alone.outcome, Admitted):
             return alone._replace(outcome=alone.outcome._replace(without_fallbacks=True))
-        # If that is refused as well, its reason counts: waiting may make room for the primary.
+        # If the primary alone is refused too, its reason is returned: waiting may make room for the primary.
         return alone
 
     async def _decide_among(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision | Downgrade:
@@ -310,12 +312,12 @@ class Admission:
         return Decision(admitted, unfelt)
 
     def _abandon(self, event_id: str) -> None:
-        """Give up a reservation that failed: it may hold all the same, and nothing would ever settle it."""
+        """Abandon a reservation that failed. It may have been written nevertheless, and nothing would settle it."""
         with suppress(LedgerError):
             self._ledger.abandon(event_id)
 
     def _can_stop(self, demand: Demand, ask: Ask) -> bool:
-        """Say whether a demand that does not fit keeps the request from starting as it is."""
+        """Whether a demand that does not fit prevents the request from starting unchanged."""
         limit = demand.limit
         if limit.dry_run or not self.policy.enforce:
             return False
@@ -324,7 +326,7 @@ class Admission:
         return limit.action == "block"
 
     def _judge(self, ask: Ask, demand: Demand, balance: Balance, reserved: Reserved) -> Refusal:
-        """Say why a request does not fit on an account, and whether waiting helps."""
+        """Return a refusal with the reason why a request does not fit on an account, and whether waiting helps."""
         maximum = demand.maximum or 0
         if demand.amount > maximum:
             return _refuse("too_large", ask, demand, balance=balance)
@@ -337,13 +339,13 @@ class Admission:
         return _refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
 
     def _rolled_away_at(self, demand: Demand, balance: Balance, reserved: Reserved) -> int | None:
-        """Find when so much has left a rolling window that the request would fit; None where nothing rolls."""
+        """Return when enough spend has expired from a rolling window to admit the request. None for other windows."""
         if demand.since is None:
             return None
         over = balance.spent + demand.amount - (demand.maximum or 0)
         buckets = reserved.buckets.get(demand.account)
         if buckets is None:
-            # A dry run's, which the ledger did not refuse.
+            # The ledger reports buckets only for limits that it refused by, which excludes dry runs.
             with suppress(LedgerError):
                 buckets = self._ledger.accounts(demand.limit.key, demand.since, demand.subject)
         for bucket in buckets or ():
@@ -353,7 +355,7 @@ class Admission:
         return demand.window.end
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
-        """Reserve, trying again while another process is writing."""
+        """Reserve in the ledger. Retry while another process is writing, for up to five seconds."""
         if self._pressure.ledger_gone:
             raise LedgerError(self._pressure.ledger_gone)
         encoded = encode_event(event)
@@ -367,27 +369,27 @@ class Admission:
                 if waited > _GIVE_UP_NS:
                     raise
                 if waited > SPIN_NS:
-                    # Whoever waits longer lets the loop work meanwhile.
+                    # After that, pause with `sleep`, so that the event loop can do other work.
                     await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
                     delay = min(_LONGEST_DELAY, delay * 1.5)
                 else:
-                    os.sched_yield()  # whoever holds the lock may need this core
+                    os.sched_yield()  # the process that holds the lock may need this core
 
 
 def _obstacle(decision: Decision | Downgrade) -> Refusal | Downgrade | None:
-    """Find the limit that is in the way: fewer ways to bill the request, or a tighter bound, may get it past."""
+    """Return the result if a limit blocks the request. Fewer ways to bill it, or a tighter bound, may make it fit."""
     if isinstance(decision, Downgrade):
         return decision
     return decision.outcome if isinstance(decision.outcome, Refusal) and decision.outcome.demand else None
 
 
 def next_look(delay: float) -> float:
-    """Say how long a request waits after it has waited for so many seconds in vain."""
+    """Return the next pause of a waiting request, in seconds, given the last one."""
     return min(_RAREST_LOOK, delay * 1.5)
 
 
 def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
-    """Say whether a request would fit once others settle; what is spent does not come back in a moment."""
+    """Whether a request would fit once other requests settle. Held amounts are freed soon, spent amounts are not."""
     if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
         return False
     return outcome.balance.spent + outcome.demand.amount <= (outcome.demand.maximum or 0)
@@ -396,7 +398,7 @@ def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
 def _impossible(
     ask: Ask, demands: Sequence[Demand], unknown: Sequence[tuple[Demand, Problem, str | None]]
 ) -> list[Refusal]:
-    """Find what no account need be asked about: what nobody can say, and what a limit on single requests refuses."""
+    """Return the refusals that need no account: unknown amounts, and requests too large for a per-request limit."""
     refusals = [
         _refuse(problem, ask, demand, model)
         for demand, problem, model in unknown
@@ -411,7 +413,7 @@ def _impossible(
 
 
 def _worst_case_event(ask: Ask, candidates: Sequence[Candidate]) -> UsageEvent:
-    """Fill in what is recorded if nobody ever learns what the request used: everything that is held, marked so."""
+    """Return the event to record if the actual usage is never known: the full amounts held, marked as reserved."""
     costs = [cost for candidate in candidates if (cost := candidate.held_cost) is not None]
     reserved = max(costs, default=0)
     return ask.draft.changed(
@@ -426,7 +428,7 @@ def _worst_case_event(ask: Ask, candidates: Sequence[Candidate]) -> UsageEvent:
 
 
 def _lost_event(worst: UsageEvent, candidates: Sequence[Candidate], on_lost: OnLost) -> UsageEvent:
-    """Change it to what is recorded if the worker dies, by policy."""
+    """Return the event to record if the worker dies, by the policy `on_lost`."""
     if on_lost == "charge":
         return worst
     inputs = max((candidate.input_cost for candidate in candidates), default=0) if on_lost == "charge_input" else 0
@@ -461,5 +463,5 @@ def _refuse(
 
 
 def _worst(refusals: Iterable[Refusal]) -> Refusal:
-    """Choose what to tell the client: what waiting helps least; of equals the limit with the least left."""
+    """Return the refusal to report to the client: the most severe one; among equals, the most used limit."""
     return max(refusals, key=lambda r: (_SEVERITY[r.reason], r.balance.spent / ((r.demand and r.demand.maximum) or 1)))

@@ -1,8 +1,8 @@
-"""Alerts: a line in the log and a call of the plugins, once, when a limit's threshold is passed.
+"""Alerts: a log line and a notification of plugins, once, when a limit's threshold is crossed.
 
-`seen` is called for each settled request and touches no file: what is passed for the first time, as far as this worker
-remembers, waits for the keeper's thread, which asks the ledger whether any worker ever noted it. So an alert is told
-once, over all workers and restarts, and costs a request nothing.
+`seen` is called for each settled request and does not access any file. A crossing that is new to this worker is queued
+for the keeper's thread. That thread checks in the ledger whether any worker has noted it already. So an alert is sent
+once, across all workers and restarts, and costs a request nothing.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ log = get_logger()
 
 
 class Alerts:
-    """Notices thresholds on the request path, and tells them off it."""
+    """Detect crossed thresholds on the request path, and send alerts off it."""
 
     def __init__(self, clock: Clock, audience: Audience[Alert] | None = None) -> None:
-        """Start with nothing noticed."""
+        """Start with no alerts."""
         self._clock = clock
         self._audience = audience or Audience()
         self._noted: OrderedDict[AlertKey, None] = OrderedDict()
         self._waiting: deque[tuple[AlertKey, Alert]] = deque()
 
     def seen(self, standing: Standing) -> None:
-        """Look at an account after it was charged."""
+        """Queue alerts for the thresholds that an account has crossed, after it was charged."""
         demand, balance = standing
         limit, maximum = demand.limit, demand.maximum
         if not maximum:
@@ -48,11 +48,11 @@ class Alerts:
             if balance.spent * 100 < threshold * maximum:
                 return
             at = self._clock.now()
-            # A rolling window never ends, so it is armed anew each day.
+            # A rolling window never ends, so its alerts can be sent again each day.
             rolls = limit.since_at(at) is not None
             start = start_of_day(local_date(at, limit.zone), limit.zone) if rolls else demand.window.start
             key = AlertKey(limit.key, demand.subject, start, threshold)
-            # If too many wait they are not lost: the account's next request comes by again.
+            # If the queue is full the alert is not lost: the account's next request detects it again.
             if key not in self._noted and len(self._waiting) < MOST_WAITING:
                 self._noted[key] = None
                 if len(self._noted) > MOST_REMEMBERED:
@@ -62,10 +62,10 @@ class Alerts:
                 self._waiting.append((key, alert))
 
     def hand_over(self, operations: OperationsLog) -> None:
-        """Tell what waits and was never told; called in the keeper's thread.
+        """Send queued alerts that were never sent before. Called in the keeper's thread.
 
         Raises:
-            LedgerError: what is left is handed over with the next call.
+            LedgerError: the remaining alerts are sent with the next call.
         """
         while self._waiting:
             key, alert = self._waiting[0]

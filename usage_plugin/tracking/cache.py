@@ -1,7 +1,7 @@
-"""The cache: recent sums by user and day or month, bounded, and coherent over all workers by the outbox's numbers.
+"""The cache: recent sums by user and day or month, bounded, and consistent across workers by the outbox's numbers.
 
-An entry is the store's sum plus every event up to number `seq`, the same for all entries. Events of this worker
-are added as they are recorded; those of others, when the cache catches up from the outbox. Limits never read it.
+An entry is the store's sum plus every event up to the number `seq`, which is the same for all entries. Events of this
+worker are added as they are recorded. Those of others are added when the cache reads the outbox. Limits never read it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import UsageEvent
 
 OUTBOX_PAGE = 50
-"""Short, since with each entry that is read another thread may take the interpreter."""
+"""The number of outbox entries in a page. Few, since another thread may take the interpreter with each entry read."""
 
 
 class UserSpan(NamedTuple):
-    """What sums are cached by: a user, and days of the configured zone, both included."""
+    """The key of a cached sum: a user, and the first and last day in the configured zone, both included."""
 
     user: str
     first: date
@@ -33,20 +33,20 @@ class UserSpan(NamedTuple):
 
 
 def user_day(user: str, day: date) -> UserSpan:
-    """Name a user's day."""
+    """Return the key of a user's day."""
     return UserSpan(user, day, day)
 
 
 def user_month(user: str, day: date) -> UserSpan:
-    """Name a user's month, by any of its days."""
+    """Return the key of a user's month, given any of its days."""
     return UserSpan(user, *month_of(day))
 
 
 class UsageCache:
-    """At most `size` sums; the least recently used goes first."""
+    """At most `size` sums; the least recently used one is evicted first."""
 
     def __init__(self, *, size: int, retention_days: int, zone: ZoneInfo) -> None:
-        """Start empty; entries older than `retention_days` go at each clean-up."""
+        """Start empty. Each clean-up removes entries older than `retention_days`."""
         self._size = size
         self._retention_days = retention_days
         self._zone = zone
@@ -54,25 +54,25 @@ class UsageCache:
         self.seq = 0
 
     def __len__(self) -> int:
-        """Count the entries."""
+        """Return the number of entries."""
         return len(self._entries)
 
     def get(self, key: UserSpan) -> UsageTotals | None:
-        """Read an entry, correct up to `seq`."""
+        """Return an entry, correct up to `seq`; None if it is not cached."""
         totals = self._entries.get(key)
         if totals is not None:
             self._entries.move_to_end(key)
         return totals
 
     def put(self, key: UserSpan, totals: UsageTotals) -> None:
-        """Keep a sum that is correct up to `seq`."""
+        """Store a sum that is correct up to `seq`."""
         self._entries[key] = totals
         self._entries.move_to_end(key)
         if len(self._entries) > self._size:
             self._entries.popitem(last=False)
 
     def add(self, seq: int, event: UsageEvent) -> None:
-        """Add an event if it is the next one; with a gap the cache lags until it catches up."""
+        """Add an event if its number is the next one. After a gap the cache lags until `catch_up`."""
         if seq != self.seq + 1:
             return
         self.seq = seq
@@ -84,13 +84,13 @@ class UsageCache:
                     self._entries[key] = totals.plus(totals_of(event))
 
     def catch_up(self, ledger: Ledger) -> bool:
-        """Add some of what other workers recorded; forget everything if some of that is no longer in the outbox.
+        """Add a page of other workers' events. Clear the cache if some are no longer in the outbox.
 
         Returns:
-            Whether there may be more: the caller lets others have the loop in between.
+            Whether there may be more events. The caller yields to the event loop in between.
         """
         if not self._entries:
-            # Nothing to keep right: begin where the store is, so that the next entry can be loaded.
+            # No entries to update: start at the store's watermark, so that the next entry can be loaded.
             self.seq = max(self.seq, ledger.acknowledged())
         page = ledger.outbox(self.seq, OUTBOX_PAGE)
         for seq, encoded in page:
@@ -101,7 +101,7 @@ class UsageCache:
         return len(page) == OUTBOX_PAGE
 
     def clean_up(self, today: date) -> None:
-        """Drop the days and months that are past their retention."""
+        """Remove the days and months that are past their retention."""
         oldest = today - timedelta(days=self._retention_days)
         for key in [key for key in self._entries if key.last <= oldest]:
             del self._entries[key]

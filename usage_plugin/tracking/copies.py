@@ -1,7 +1,7 @@
-"""Copies: profiles and limits for a store that keeps them, so that people find everything in one place.
+"""Copies: write profiles and limits to a store that keeps copies, so that people find everything in one place.
 
-The ledger's profiles and the YAML's limits are the true ones. A store gets all of them when it is opened, and from then
-on what has changed.
+The ledger's profiles and the YAML's limits are authoritative. A store gets all of them when it is opened, and then
+only changes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PAGE = 500
 
 
 class WrittenLimit(Protocol):
-    """A limit that knows how it stands in the YAML."""
+    """A limit that can be serialized as in the YAML."""
 
     def written(self) -> Mapping[str, Any]:
-        """Write it down."""
+        """Return the limit's entry in the YAML."""
 
 
 class Copies:
-    """What one open store has of profiles and limits."""
+    """The copies of profiles and limits in one open store."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Copies:
         limits: Callable[[], Sequence[WrittenLimit]],
         step: Callable[[], None],
     ) -> None:
-        """Take the ends; `limits` gives those in force, `step` is called before each call of the store."""
+        """Set the parts. `limits` returns the active limits; `step` is called before each call of the store."""
         self._profiles = profiles
         self._store = store
         self._limits = limits
@@ -45,10 +45,10 @@ class Copies:
         self._kept_profiles = 0
 
     async def bring_up_to_date(self) -> None:
-        """Hand over what has changed; costs nothing if nothing has, or if the store keeps no copies.
+        """Write changes to the store. Free if nothing has changed, or if the store does not keep copies.
 
         Raises:
-            StorageError: nothing is lost by trying again, as after a LedgerError.
+            StorageError: it is safe to retry, as after a LedgerError.
         """
         store = self._store
         if not isinstance(store, KeepsCopies):

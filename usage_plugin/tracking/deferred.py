@@ -1,7 +1,7 @@
-"""Reservations of work that a provider does later: held until its result is known, by whichever worker learns of it.
+"""Reservations of deferred work, such as batches: held until any worker gets the result from the provider.
 
-The ledger keeps the reservation, and a note that leads from the provider's id to it. So the result may be fetched
-through another worker, or after a restart, and however often: the ledger settles a reservation once.
+The ledger keeps the reservation, and a note that maps the provider's id to it. So the result may be fetched through
+another worker, after a restart, and any number of times: the ledger settles a reservation once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.operations import OperationsLog
 
 NOTE = "deferred:"
-"""Begins the names of the notes: the provider's id follows, as a hash, and the text is the reservation's id."""
+"""The prefix of the notes' names. The provider's id follows as a hash. The text of a note is the reservation's id."""
 
 LONGEST_DEFERRED = 48 * 3600 * MICROSECONDS
 """A batch takes up to a day. After two, a result that was not fetched is charged as reserved."""
@@ -29,19 +29,19 @@ _PATIENCE = 0.05
 
 
 def defer(operations: OperationsLog, provider_id: str, event_id: str) -> None:
-    """Note which reservation is settled once the result of this id is known.
+    """Note the reservation to settle when the result of this provider id is known.
 
     Raises:
-        LedgerError: it could not be noted.
+        LedgerError: the note could not be written.
     """
     until_free(lambda: operations.note(_name(provider_id), event_id), _PATIENCE)
 
 
 def find(ledger: Ledger, operations: OperationsLog, provider_id: str) -> Admitted | None:
-    """Find what was admitted; None if the result was known before, or nothing waits for it.
+    """Return the admission of a provider id; None if its result was known before, or no reservation waits for it.
 
     Raises:
-        LedgerError: the ledger does not answer.
+        LedgerError: the ledger could not be read.
     """
     event_id = operations.notes(_name(provider_id)).get(_name(provider_id))
     if event_id is None:
@@ -49,22 +49,22 @@ def find(ledger: Ledger, operations: OperationsLog, provider_id: str) -> Admitte
     for reservation in ledger.open_reservations():
         if reservation.event_id == event_id:
             event = decode_event(reservation.event)
-            # What it holds is freed with it; which accounts it is charged on, the limits in force decide.
+            # Its holds are freed by settling. The accounts to charge are determined by the active limits.
             return Admitted(event, subjects_of(event), (), {}, False, None, ())
     return None
 
 
 def forget(operations: OperationsLog, provider_id: str) -> None:
-    """Take the note away, once the reservation is settled.
+    """Delete the note, after the reservation was settled.
 
     Raises:
-        LedgerError: it is still there, which does no harm.
+        LedgerError: the note is still there, which is harmless.
     """
     until_free(lambda: operations.note(_name(provider_id), None), _PATIENCE)
 
 
 class Waiting:
-    """What waits for a result, as the keeper sees it."""
+    """The reservations that wait for a deferred result, for the keeper."""
 
     def __init__(self, operations: OperationsLog, now: int) -> None:
         """Read the notes."""
@@ -73,15 +73,15 @@ class Waiting:
         self._names = {event_id: name for name, event_id in operations.notes(NOTE).items()}
 
     def spares(self, reservation: OpenReservation) -> bool:
-        """Whether a reservation outlives the worker that made it."""
+        """Whether a reservation stays open although the worker that made it is dead."""
         return reservation.event_id in self._names and not self.is_late(reservation)
 
     def is_late(self, reservation: OpenReservation) -> bool:
-        """Whether a reservation has waited for too long."""
+        """Whether a reservation has waited longer than `LONGEST_DEFERRED`."""
         return reservation.event_id in self._names and self._now - reservation.started_at > LONGEST_DEFERRED
 
     def sweep(self, left: set[str]) -> None:
-        """Take away the notes of reservations that are no longer open."""
+        """Delete the notes of reservations that are no longer open."""
         for event_id, name in self._names.items():
             if event_id not in left:
                 self._operations.note(name, None)

@@ -1,6 +1,6 @@
-"""Demands: what a request asks of the accounts it will count on, at its worst.
+"""Demands: the maximum amounts that a request may need from the accounts that it is charged on.
 
-Pure arithmetic between a request's bounds and the limits in force; nothing here knows how accounts stand.
+Pure arithmetic with a request's bounds and the active limits. Nothing here reads balances.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from usage_plugin.domain.windows import Window
 
 OnLost = Literal["charge", "charge_input", "release"]
-"""What is charged for a request whose worker died: what was held, the input's part of it, or nothing."""
+"""The charge for a request whose worker died: the amount held, the input's part of it, or nothing."""
 
 Problem = Literal["unpriced", "unbounded"]
-"""Why it cannot be said what a request needs of a limit."""
+"""The reason why the amount that a request needs from a limit is unknown."""
 
 
 class Candidate(NamedTuple):
@@ -32,9 +32,9 @@ class Candidate(NamedTuple):
     Attributes:
         model: the `model_name` that would be billed; None if the request names none.
         priced: whether a price is known.
-        worst_cost: the most it can cost; None if no price is known or nothing bounds the tokens.
-        input_cost: the part of it that is owed if there is no answer; 0 if that is not known, or not asked for.
-        is_unmetered: whether it may use more than its worst case says, which is only known afterwards.
+        worst_cost: the maximum cost; None if no price is known or the tokens are unbounded.
+        input_cost: the part of it that is owed if there is no answer; 0 if it is unknown or not needed.
+        is_unmetered: whether its usage may exceed the worst case, which is only known afterwards.
     """
 
     model: str | None
@@ -46,22 +46,22 @@ class Candidate(NamedTuple):
 
     @property
     def held_cost(self) -> Nano | None:
-        """What can be held for it: of a request that nothing bounds, what its input costs. None without a price."""
+        """The cost to hold. For an unbounded request, the cost of its input. None without a price."""
         if self.worst_cost is None and self.priced:
             return self.input_cost
         return self.worst_cost
 
 
 class Ask(NamedTuple):
-    """A request that wants to start. A NamedTuple, as all that is made for each request.
+    """A request for admission. A NamedTuple, like all objects that are created for each request.
 
     Attributes:
-        draft: the event as far as it is known; its status and cost are filled in by the decision.
-        primary: the ways the model asked for can be billed.
-        input_tokens: a bound; None if nothing bounds it.
-        output_tokens: a bound; None if nothing bounds it.
-        fallbacks: the ways it can be billed if that fails.
-        is_downgraded: limits with `action: downgrade` have had their say; they only count now.
+        draft: the event with the facts known so far. The decision fills in its status and cost.
+        primary: the ways to bill the requested model.
+        input_tokens: the maximum; None if unbounded.
+        output_tokens: the maximum; None if unbounded.
+        fallbacks: the ways to bill the models that are used if the requested one fails.
+        is_downgraded: whether a limit with `action: downgrade` was applied already. Such limits then only count.
     """
 
     draft: UsageEvent
@@ -74,15 +74,15 @@ class Ask(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What a request asks of one account.
+    """The amount that a request needs from one account.
 
     Attributes:
-        window: of the account; where the limit's window rolls, its bucket.
-        account: the account it would be held on.
-        maximum: the amount of the limit in force for this subject; None for unlimited.
-        amount: what the request needs at most, in the limit's unit.
-        if_lost: what is charged if nobody ever learns what it used.
-        since: the start of the oldest bucket that counts, where the window rolls.
+        window: the account's window; for a rolling window, its bucket.
+        account: the account to hold the amount on.
+        maximum: the limit's current amount for this subject; None for unlimited.
+        amount: the maximum that the request may need, in the limit's unit.
+        if_lost: the amount to charge if the actual usage is never known.
+        since: the start of the oldest bucket that counts, for a rolling window; else None.
     """
 
     limit: Limit
@@ -96,33 +96,33 @@ class Demand(NamedTuple):
 
     @classmethod
     def of(cls, matched: Matched, at: int, amount: int, if_lost: int = 0) -> Demand:
-        """Make what a request of an instant asks of a limit that counts it."""
+        """Return the demand of a request at an instant on a limit that counts it."""
         window, account, maximum, since = matched.place_at(at)
         return cls(matched.limit, matched.subject, window, account, maximum, amount, if_lost, since)
 
     def hold(self, *, enforced: bool) -> Hold:
-        """Make the hold; one that is not enforced always fits."""
+        """Return the hold. One that is not enforced always fits."""
         maximum = self.maximum if enforced else None
         return Hold(self.account, self.window.end, self.amount, maximum, self.if_lost, self.since)
 
     def charge(self) -> Charge:
-        """Make what is added to the account once the request is over."""
+        """Return the charge to add to the account when the request is settled."""
         return Charge(self.account, self.window.end, self.amount)
 
     def fits(self, balance: Balance) -> bool:
-        """Say whether the account has room, whatever the limit then does about it."""
+        """Whether the account has room for the amount, independent of the limit's action."""
         return has_room(balance, self.amount, self.maximum)
 
 
 class Standing(NamedTuple):
-    """How an account stands: what was asked of it, and its balance since."""
+    """The status of an account: a demand on it, and its balance after that demand."""
 
     demand: Demand
     balance: Balance
 
     @property
     def remaining(self) -> int:
-        """What is left for further requests, never below zero."""
+        """The amount left for further requests, never below zero."""
         spent, reserved = self.balance
         return max(0, (self.demand.maximum or 0) - spent - reserved)
 
@@ -130,11 +130,11 @@ class Standing(NamedTuple):
 def demands_of(
     ask: Ask, candidates: Sequence[Candidate], limits: LimitSet, on_lost: OnLost
 ) -> tuple[list[Demand], list[tuple[Demand, Problem, str | None]]]:
-    """Work out what to hold on which account: on each the most that any candidate would take.
+    """Return the amount to hold on each account: the maximum over all candidates.
 
     Returns:
-        The demands, with those on single requests, which no account keeps; and the demands of which nobody can say
-        what they need, each with the reason and the model.
+        The demands, including those of per-request limits, which have no accounts. Then the demands of unknown amount,
+        each with the reason and the model.
     """
     at = ask.draft.started_at
     demands: dict[AccountKey, Demand] = {}
@@ -153,7 +153,7 @@ def demands_of(
 
 
 def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[Demand]:
-    """Find every account an event counts on, in the window of its admission, and with how much."""
+    """Return the amount that an event adds to each account that it is charged on, in the window of its admission."""
     amounts = {
         "usd": event.cost or 0,
         "total_tokens": event.input_tokens + event.output_tokens,
@@ -170,10 +170,10 @@ def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[
 
 
 def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Problem | None]:
-    """Say what a request needs of a limit, or why that cannot be known."""
+    """Return the amount that a request needs from a limit, and the reason if it is unknown."""
     if limit.unit in ("requests", "parallel_requests"):
         return 1, None
-    # What needs nothing fits also where everything is spent.
+    # A demand of zero fits even on a used-up account, so an unmetered request needs at least one.
     least = 1 if candidate.is_unmetered else 0
     if limit.unit == "usd":
         if candidate.worst_cost is not None:
@@ -193,7 +193,7 @@ def _amount(limit: Limit, candidate: Candidate, ask: Ask) -> tuple[int, Problem 
 
 
 def _if_lost(limit: Limit, candidate: Candidate, ask: Ask, amount: int, on_lost: OnLost) -> int:
-    """Say what is charged if the worker dies. A request counts as one whatever became of it; a slot is free again."""
+    """Return the charge if the worker dies. A request counts as one in any case; a parallel slot is freed."""
     if limit.unit == "parallel_requests":
         return 0
     if limit.unit == "requests" or on_lost == "charge":
@@ -204,7 +204,10 @@ def _if_lost(limit: Limit, candidate: Candidate, ask: Ask, amount: int, on_lost:
 
 
 def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:
-    """Find the limit of the caller's own with the smallest share left, to be shown in headers."""
+    """Return the status of the most constrained of the caller's own limits, for response headers.
+
+    This is the limit with the smallest share left.
+    """
     tightest, least = None, math.inf
     for standing in standings:
         demand = standing.demand

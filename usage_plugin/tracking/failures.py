@@ -1,7 +1,7 @@
-"""Failures of plugins: named in the log and counted in the ledger, in whichever thread they were noticed.
+"""Failures of plugins: collected from any thread, then logged and counted in the ledger.
 
-Whoever notices one adds it up here and goes on. The keeper's thread hands them over once a second, with one line for
-each plugin and hook: so a plugin that fails for each request fills no log.
+A failure is only added to a counter here, so the caller continues at once. The keeper's thread hands the counters over
+once a second, with one log line for each plugin and hook. So a plugin that fails on each request does not fill the log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.operations import OperationsLog
 
 Kind = Literal["not_told", "unresolved"]
-"""Which imperfection it is: a plugin could not be told of something, or a resolver did not answer."""
+"""The kind of anomaly: a plugin could not be notified, or a resolver did not answer."""
 
 log = get_logger()
 
@@ -37,26 +37,26 @@ class _Failed(NamedTuple):
 
 
 class Failures:
-    """Adds them up until they are handed over: a row for each plugin and hook."""
+    """Count failures until they are handed over, by kind, plugin and hook."""
 
     def __init__(self, clock: Clock) -> None:
-        """Start with none."""
+        """Start with no failures."""
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: dict[_Source, _Failed] = {}
 
     def add(self, kind: Kind, plugin: str, hook: str, why: Mapping[str, Any], times: int = 1) -> None:
-        """Count some; of the reasons the last one is shown."""
+        """Count failures. Only the last reason is logged."""
         source = _Source(kind, plugin, hook)
         with self._lock:
             known = self._waiting.get(source)
             self._waiting[source] = _Failed(times + (known.times if known else 0), why)
 
     def hand_over(self, operations: OperationsLog) -> None:
-        """Write them down and tell of them.
+        """Write the counts to the ledger and log them.
 
         Raises:
-            LedgerError: they are handed over with the next call.
+            LedgerError: the counts are kept for the next call.
         """
         with self._lock:
             taken, self._waiting = self._waiting, {}

@@ -1,8 +1,8 @@
-"""The flusher: moves settled events from the ledger's outbox into the store, in order, and acknowledges them.
+"""The flusher: move settled events from the ledger's outbox into the store, in order, and acknowledge them.
 
-Redelivery is always safe, because the store keeps the outbox's watermark in the transaction that adds the events. What
-the store sees has reached the ledger's disk before, so that no power cut leaves the store ahead of its ledger.
-An event that the store can never take is set aside in a file, so that it does not hold up those behind it.
+Redelivery is always safe, because the store writes the watermark in the same transaction as the events. Events are
+synced to the ledger's disk before the store gets them, so a power cut never leaves the store ahead of its ledger.
+An event that the store can never take is moved to a file, so that it does not block later events.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import UsageEvent
 
 BATCH = 2_000
-"""Each batch waits for the disk once, and asks for each name and each sum once."""
+"""The maximum number of events in a batch. Each batch waits for the disk once, and reads each name and sum once."""
 MOST_IN_A_ROW = 20
-"""A store that refuses so many events, one after the other, is broken itself: no more are set aside."""
+"""The maximum number of events that a store may reject in a row. Beyond it the store itself is considered broken, and
+no more events are moved to the file."""
 
 STUMBLES_FOR = 15.0
-"""For so many seconds a store that fails over an event with an error of its own making is asked again: what is a bug
-may also be a moment, and an event that is set aside is missing in the history."""
+"""The time, in seconds, for which an event is retried after an unexpected error of the store. The error may be a bug or
+temporary, and an event in the file is missing in the history."""
 
 LAST_PATIENCE = 1.0
-"""Seconds that an orderly end waits for the ledger's lock, with each thing that is in memory only."""
+"""The time, in seconds, that each last write of in-memory data waits for the ledger's lock at an orderly end."""
 
 _LONGEST_WAIT = 5.0
 
@@ -55,14 +56,14 @@ class _Item(NamedTuple):
 
 
 class Unstorable:
-    """The file of events that the store never takes: a line of JSON each, with the reason.
+    """The file of events that the store never takes: one line of JSON for each, with the reason.
 
-    What is set aside stands on the disk at once, but counts only when the store has taken something behind it, or
-    the batch is over: if the store turns out not to work at all, it is taken back, since it will be sent again.
+    A rejected event is on the disk at once. It is confirmed when the store has taken a later event, or the batch is
+    complete. If the store turns out not to work at all, the event is removed again, since it will be sent again.
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        """Use a file, which is made when it is needed."""
+        """Set the file, which is created when it is needed."""
         self._path = path
         self.clock = clock
         self._doubtful: list[_Refused] = []
@@ -70,10 +71,11 @@ class Unstorable:
         self._stumbled: tuple[int, float] | None = None
 
     def add(self, entry: OutboxEntry, event: UsageEvent | None, reason: str) -> None:
-        """Set an event aside, on the disk when this returns; one that is there already is left.
+        """Write an event to the file, synced when this returns. An event that is already in the file is kept.
 
         Raises:
-            StorageUnavailableError: the store has refused too many to be believed, or the file cannot be written.
+            StorageUnavailableError: the store has rejected too many events to be trusted, or the file cannot be
+                written.
         """
         if len(self._doubtful) >= MOST_IN_A_ROW:
             raise StorageUnavailableError(f"The store refuses one event after the other: {reason}")
@@ -90,14 +92,14 @@ class Unstorable:
         self._doubtful.append(_Refused(entry.seq, (event.cost or 0) if event else 0, reason, is_new))
 
     def is_lasting(self, seq: int) -> bool:
-        """Say whether the store has failed over this event, and no other one since, for long enough."""
+        """Whether the store has failed on this event, and on no other since, for at least `STUMBLES_FOR` seconds."""
         now = self.clock.monotonic()
         if self._stumbled is None or self._stumbled[0] != seq:
             self._stumbled = seq, now
         return now - self._stumbled[1] >= STUMBLES_FOR
 
     def confirm(self, operations: OperationsLog) -> None:
-        """Believe the store: what it refused will not be sent again."""
+        """Confirm the store's rejections: log and count them. The events will not be sent again."""
         refused = [one for one in self._doubtful if one.is_new]
         self._doubtful.clear()
         now = self.clock.now()
@@ -108,14 +110,14 @@ class Unstorable:
             until_free(lambda: operations.count_anomalies(counted))
 
     def take_back(self) -> None:
-        """Do not believe the store: what it refused last is still in the outbox."""
+        """Remove the unconfirmed events from the file. They are still in the outbox."""
         if self._doubtful:
             self._doubtful.clear()
             with suppress(OSError):
                 os.truncate(self._path, self._length_before)
 
     def kept(self) -> Iterator[dict[str, Any]]:
-        """List what was set aside."""
+        """Yield the lines of the file."""
         with suppress(FileNotFoundError), self._path.open(encoding="utf-8") as lines:
             for line in lines:
                 found = _parsed(line)
@@ -123,7 +125,7 @@ class Unstorable:
                     yield found
 
     def blank(self, wanted: Callable[[dict[str, Any]], bool]) -> int:
-        """Overwrite lines in their place, so that others can append meanwhile; give how many there were."""
+        """Blank matching lines in place, so that others can append meanwhile. Return the number of lines."""
         blanked = 0
         with suppress(FileNotFoundError), self._path.open("r+b") as file:
             while line := file.readline():
@@ -158,7 +160,7 @@ class _Refused(NamedTuple):
 
 
 def _parsed(text: str, key: str | None = None) -> object:
-    """Read JSON; what is none stays text."""
+    """Parse JSON, or one key of it. Return invalid JSON as text."""
     try:
         found = json.loads(text)
         return found if key is None else found.get(key)
@@ -167,7 +169,7 @@ def _parsed(text: str, key: str | None = None) -> object:
 
 
 class Flusher:
-    """One for each ledger: only the keeper runs it."""
+    """Move events from a ledger's outbox into a store. Only the keeper runs it."""
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class Flusher:
         *,
         step: Callable[[], None] | None = None,
     ) -> None:
-        """Take the two ends; `step` is called before each call of the store."""
+        """Set the ledger and the store. `step` is called before each call of the store."""
         self._ledger = ledger
         self._operations = operations
         self._store = store
@@ -187,7 +189,7 @@ class Flusher:
         self._taken = 0
 
     async def begin(self) -> None:
-        """Agree with the store on what it has: either file may have been restored from a backup."""
+        """Reconcile outbox numbers with the store's watermark: either file may have been restored from a backup."""
         self._step()
         stored = await self._store.watermark(self._ledger.writer)
         acknowledged = self._ledger.acknowledged()
@@ -201,18 +203,18 @@ class Flusher:
                 until_free(lambda: self._operations.count_anomalies([Anomaly("gap", "", missing, 0, now, now)]))
 
     def _missing(self, stored: int, acknowledged: int) -> int:
-        """Count what an older store lacks and the outbox no longer has."""
+        """Return the number of events that an older store lacks and the outbox no longer has."""
         if stored >= acknowledged:
             return 0
         oldest = self._ledger.outbox(stored, 1)
         return min(oldest[0].seq if oldest else acknowledged + 1, acknowledged + 1) - stored - 1
 
     async def flush(self) -> int:
-        """Move one batch; give the number of events moved.
+        """Move one batch. Return the number of events in it.
 
         Raises:
-            StorageError: the store did not take it; the events stay in the outbox.
-            LedgerError: the ledger could not be read or told; the batch will come again.
+            StorageError: the store did not take the batch; the events stay in the outbox.
+            LedgerError: the ledger could not be read or updated; the batch will be sent again.
         """
         ledger = self._ledger
         entries = ledger.outbox(ledger.acknowledged(), BATCH, durable=True)
@@ -222,7 +224,7 @@ class Flusher:
                 await self._take(self._readable(entries))
             except BaseException:
                 self._unstorable.take_back()
-                # What was taken before is not sent again: the next try begins with what went wrong.
+                # Events taken before the failure are not sent again: the next attempt begins with the failed one.
                 if self._taken:
                     until_free(lambda: ledger.acknowledge(self._taken))
                 raise
@@ -231,7 +233,7 @@ class Flusher:
         return len(entries)
 
     async def flush_all(self) -> None:
-        """Move everything that waits now; not what comes meanwhile, which may be more than a slow store can take."""
+        """Move all events that wait now. Later events are left, since a slow store might never catch up with them."""
         left = self._ledger.waiting().events
         while left > 0 and await self.flush() == BATCH:
             left -= BATCH
@@ -246,7 +248,7 @@ class Flusher:
         return items
 
     async def _take(self, items: Sequence[_Item]) -> None:
-        """Store events; if the store refuses some for good, find out which, and set them aside in their turn."""
+        """Store events. Find permanently rejected ones by bisection, and move them to the file in order."""
         if not items:
             return
         self._step()
@@ -255,12 +257,12 @@ class Flusher:
         except (StorageUnavailableError, StorageVersionError):
             raise
         except Exception as error:
-            # Not only a StorageError: whatever a store stumbles over in one event must not hold up those behind it.
+            # Not only a StorageError: no error that one event causes in a store may block the events after it.
             if len(items) > 1:
                 await self._take(items[: len(items) // 2])
                 await self._take(items[len(items) // 2 :])
                 return
-            # If the store does not work at all, that is no event's fault.
+            # If the store does not work at all, this raises, and the event is not blamed.
             self._step()
             await self._store.health()
             reason = str(error)
@@ -268,7 +270,7 @@ class Flusher:
                 reason = f"{type(error).__name__}: {error}"
                 if not self._unstorable.is_lasting(items[0].entry.seq):
                     raise StorageUnavailableError(f"The store does not work: {reason}") from error
-            # Before anything behind it is stored: from then on the store passes it over.
+            # Before any later event is stored: after that, the store ignores this one, since its watermark is higher.
             self._unstorable.add(*items[0], reason)
         else:
             self._unstorable.confirm(self._operations)
@@ -276,10 +278,10 @@ class Flusher:
 
 
 def until_free(step: Callable[[], ResultT], seconds: float = _LONGEST_WAIT) -> ResultT:
-    """Do a step on the ledger, again while workers are writing just then; not on an event loop that others need.
+    """Run a step on the ledger, and retry while workers are writing. Blocks, so do not call it on a shared event loop.
 
     Raises:
-        LedgerBusyError: somebody has held the lock for so many seconds.
+        LedgerBusyError: the ledger was still locked after this many seconds.
     """
     deadline = time.monotonic() + seconds
     while True:

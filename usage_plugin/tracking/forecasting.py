@@ -1,7 +1,7 @@
-"""Forecasting: spend at the end of a window, and when a limit runs out, out of the daily sums.
+"""Forecasting: the spend at the end of a window, and the day on which a limit is used up, from the daily sums.
 
-What a limit counts is made of the sums as its accounts are when it is new (`seeding`); how the days go on is worked out
-in `domain.forecast`, in a thread, since the event loop has requests to serve.
+A limit's past usage is derived from the sums as in the backfill of a new limit (`seeding`). `domain.forecast` computes
+the following days, in a thread, since the event loop must serve requests.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 ForecastWindow = Literal["day", "week", "month", "quarter", "year"]
 FORECAST_WINDOWS: tuple[ForecastWindow, ...] = get_args(ForecastWindow)
-"""The windows that end on a day, so that daily sums tell how they go on."""
+"""The windows that end with a day, so that daily sums suffice to forecast them."""
 
 _MILLION = 1_000_000
 
 
 class Spending(NamedTuple):
-    """What somebody has used so far in a window that is open.
+    """The usage of a group or account so far in an open window.
 
     Attributes:
-        names: who, by dimension; empty for everybody together.
-        limit: whose account it is; None for cost as such.
-        amount: what the limit allows; None for unlimited.
-        rule: of the window.
-        spent: in the unit.
+        names: the names of the group by dimension; empty for all requests together.
+        limit: the limit of the account; None for a forecast of cost without a limit.
+        amount: the limit's amount; None for unlimited.
+        rule: the window's rule.
+        spent: the usage, in `unit`.
     """
 
     names: Mapping[str, str]
@@ -57,11 +57,11 @@ class Spending(NamedTuple):
 
 
 class Outlook(NamedTuple):
-    """Where that is heading.
+    """The forecast of a spending.
 
     Attributes:
-        course: of the days from today to the window's end.
-        series: the days before.
+        course: the forecast of the days from today to the window's end.
+        series: the usage of the days before.
     """
 
     now: Spending
@@ -71,7 +71,7 @@ class Outlook(NamedTuple):
 
     @property
     def at_end(self) -> tuple[int, int | None, int | None]:
-        """What will have been used at the window's end: expected, and the range."""
+        """The usage at the window's end: expected, and the range's low and high; None if there is no range."""
         _, low, high, _, _ = self.course
         return (
             self.now.spent + self.course.expected[-1],
@@ -81,7 +81,7 @@ class Outlook(NamedTuple):
 
     @property
     def runs_out(self) -> tuple[date | None, date | None, date | None]:
-        """On which day nothing will be left: expected, the earliest, the latest; None where it lasts."""
+        """The day on which the limit is used up: expected, earliest, latest; None if it lasts until the end."""
         return self._day(self.course.expected), self._day(self.course.high), self._day(self.course.low)
 
     def _day(self, sums: Sequence[int] | None) -> date | None:
@@ -92,10 +92,10 @@ class Outlook(NamedTuple):
 
 
 class Forecaster:
-    """Forecasts from the daily sums of the configured zone."""
+    """Forecast usage from the daily sums of the configured zone."""
 
     def __init__(self, reader: UsageReader, standings: Standings, zone: ZoneInfo) -> None:
-        """Take the parts; `standings` has the instant to forecast at, `zone` is the store's."""
+        """Set the parts. `standings` has the instant of the forecast, and `zone` is the store's time zone."""
         self._reader = reader
         self._standings = standings
         self._zone = zone
@@ -105,9 +105,9 @@ class Forecaster:
     async def spend(
         self, by: Sequence[RollupDimension], usage_filter: UsageFilter, rule: WindowRule, *, most: int
     ) -> list[Outlook]:
-        """Forecast the cost of the groups that have cost most in the window; of all together if `by` is empty.
+        """Forecast the cost of the most expensive groups in the window; of all requests together if `by` is empty.
 
-        What has no name in one of the dimensions is left out.
+        Groups without a name in one of the dimensions are left out.
         """
         window = window_at(rule, self._standings.at, self._zone)
         span = local_date(window.start, self._zone), self._today
@@ -127,11 +127,11 @@ class Forecaster:
         return outlooks
 
     async def limit(self, limit: Limit, usage_filter: UsageFilter, *, most: int) -> list[Outlook]:
-        """Forecast the accounts of a limit that are fullest, of those whose subject has the names that are wanted.
+        """Forecast the most used accounts of a limit, among those whose subject has the requested names.
 
         Raises:
-            HistoryError: its window does not end on a day, daily sums do not tell what it counts, or its subjects have
-                no such names.
+            HistoryError: the window does not end with a day, daily sums do not suffice for the limit, or its subjects
+                do not have the requested dimensions.
         """
         dimensions = daily_dimensions(limit, self._zone)
         if limit.window.kind not in FORECAST_WINDOWS or dimensions is None or not limit.is_charged:
@@ -178,7 +178,7 @@ class Forecaster:
         return Outlook(now, self._today, made, series)
 
     async def backtest(self, outlook: Outlook) -> Backtest:
-        """Say how far off such a forecast would have been on the days before."""
+        """Return the errors that such forecasts would have had on the days before."""
         series, zone = outlook.series, self._zone
         begins = [
             at
@@ -190,5 +190,5 @@ class Forecaster:
 
 
 def _fullness(row: AccountStanding) -> tuple[float, int]:
-    """Order accounts by the share that is used; unlimited ones behind all others, by what is used."""
+    """Return a sort key: the used share of the amount. Unlimited accounts come last, by the amount spent."""
     return (-1.0 if row.amount is None else row.balance.spent / (row.amount or 1), row.balance.spent)

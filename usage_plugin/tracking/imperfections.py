@@ -1,7 +1,7 @@
-"""Imperfections: what is not known exactly, or was let through, is counted, so that nobody has to trust in silence.
+"""Anomalies: counts of inexact records and of exceptions to the limits, so that inaccuracy is visible.
 
-Each worker adds them up in memory, bounded, and hands them to the ledger once a second. What a killed worker had not
-handed over is lost; nothing is decided by these numbers.
+Each worker counts them in bounded memory, and writes the counts to the ledger once a second. If a worker is killed,
+its unwritten counts are lost. No decision depends on these numbers.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import UsageEvent
 
 Kind = Literal[
-    "estimated",  # charged by an estimate, or as reserved; adds up the cost
+    "estimated",  # charged by an estimate, or as reserved; sums the cost
     "unpriced",  # recorded without a cost, since no price is known
-    "unmetered",  # on a route that tells no usage; adds up the flat cost, if there is one
-    "unheld",  # recorded without having been admitted, as health checks are; adds up the cost
-    "orphaned",  # settled by no hook; adds up what was charged
-    "duplicate",  # reported once more after it was settled, and not counted again
-    "disputed",  # our cost is not LiteLLM's; adds up the difference
+    "unmetered",  # on a route that reports no usage; sums the flat cost, if there is one
+    "unheld",  # recorded without an admission, such as health checks; sums the cost
+    "orphaned",  # not settled by any hook; sums the charges
+    "duplicate",  # reported again after it was settled, and not charged again
+    "disputed",  # our cost differs from LiteLLM's; sums the difference
     "overrun",  # more tokens were used than were held on a limit
-    "degraded",  # let through without the ledger; adds up the cost
-    "ledger_away",  # the ledger did not work for a while; adds up the microseconds between two requests that noticed
-    "gap",  # counted by the limits, with no event kept; adds up the cost
+    "degraded",  # admitted without the ledger; sums the cost
+    "ledger_away",  # the ledger did not work for a while; sums the microseconds from a failed request to a success
+    "gap",  # charged on the limits, but no event was kept; sums the cost
 ]
-"""What is counted by the workers."""
+"""The kinds of anomalies that workers count."""
 
 MOST_CONCERNED = 500
 LONGEST_NAME = 256
@@ -41,17 +41,17 @@ log = get_logger()
 
 
 class Imperfections:
-    """Adds imperfections up until they are flushed."""
+    """Count anomalies until they are flushed."""
 
     def __init__(self, operations: OperationsLog, clock: Clock) -> None:
-        """Start with nothing counted."""
+        """Start with no counts."""
         self._operations = operations
         self._clock = clock
         self._counts: dict[tuple[Kind, str], Anomaly] = {}
         self._known: dict[Kind, set[str]] = {}
 
     def count(self, kind: Kind, concerns: str | None, amount: int = 0) -> None:
-        """Count one; `concerns` is a model, a limit or a route."""
+        """Count one anomaly. `concerns` is a model, a limit or a route."""
         name = self._bounded(kind, concerns or "")
         now = self._clock.now()
         counted = self._counts.get((kind, name))
@@ -59,7 +59,7 @@ class Imperfections:
         self._counts[kind, name] = Anomaly(kind, name, times + 1, total + amount, first, now)
 
     def look(self, event: UsageEvent) -> None:
-        """Count what is not known exactly of an event that was recorded."""
+        """Count the anomalies of a recorded event: an estimate, or no price."""
         concerns = event.model or event.call_type
         if event.estimated:
             self.count("estimated", concerns, event.cost or 0)
@@ -67,7 +67,7 @@ class Imperfections:
             self.count("unpriced", concerns)
 
     def _bounded(self, kind: Kind, name: str) -> str:
-        """Keep names short and few: some are chosen by clients, and each is a row for ever."""
+        """Limit the length and number of names: clients choose some of them, and each is a permanent row."""
         name = name[:LONGEST_NAME]
         known = self._known.setdefault(kind, set())
         if name not in known:
@@ -77,7 +77,7 @@ class Imperfections:
         return name
 
     def flush(self, patience: float = 0.0) -> None:
-        """Hand everything to the ledger, waiting so many seconds for it; else try again at the next call."""
+        """Write the counts to the ledger; wait up to `patience` seconds. After a failure the next call retries."""
         if not self._counts:
             return
         try:

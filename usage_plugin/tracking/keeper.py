@@ -1,11 +1,11 @@
-"""The keeper: background work, in a thread of its own with its own connection to the ledger.
+"""The keeper: background work in a separate thread, with its own connection to the ledger.
 
-Every worker has such a thread, which does that worker's chores. One of them, by a file lock, is the keeper of the data
-folder: it recovers what dead workers left open, tidies the ledger, keeps its log short, and sees to it that the
-outbox is moved into the store, new limits are seeded and old history is pruned. If it dies, another takes over within
-a second.
+Every worker has such a thread for its own chores. A file lock elects one of them as the keeper of the data folder.
+The keeper recovers reservations of dead workers, deletes closed windows and keeps the ledger's write-ahead log short.
+It also flushes the outbox into the store, backfills new limits and prunes old history. If it dies, another worker takes
+over within a second.
 
-The store has a thread to itself, so that one that fails or hangs holds up nothing but history.
+The store has a thread of its own, so that a failing or hanging store delays only the history.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ log = get_logger()
 
 
 class Keeper:
-    """Runs in a thread from `start` to `stop`."""
+    """Run the background work in a thread, from `start` to `stop`."""
 
     def __init__(  # noqa: PLR0913  # one for each part that it works with
         self,
@@ -64,19 +64,19 @@ class Keeper:
         audience: Audience[UsageEvent] | None = None,
         chores: Sequence[Callable[[OpenLedger], None]] = (),
     ) -> None:
-        """Take what opens the parts: each thread must have its own.
+        """Set the parts. Ledger and store are opened by functions, since each thread needs its own connection.
 
         Args:
             open_ledger: opens the ledger for the calling thread.
             open_store: opens the store.
-            workers: of the data folder, this one among them.
-            clock: for what is written down; the thread's own pace is real time.
-            unstorable: where events go that the store never takes.
-            seeder: sees to new limits.
-            limits: gives those in force, for a store that keeps copies of them.
-            pruner: deletes what is kept long enough.
-            audience: told of what is recovered.
-            chores: what this worker does once a second, keeper or not.
+            workers: the workers of the data folder, including this one.
+            clock: the clock for recorded times. The thread's intervals are in real time.
+            unstorable: the file for events that the store never takes.
+            seeder: backfills new limits.
+            limits: returns the active limits, for a store that keeps copies of them.
+            pruner: deletes history that is past its retention.
+            audience: the subscribers to recovered events.
+            chores: functions that this worker calls once a second, keeper or not.
         """
         self._open_ledger = open_ledger
         self._open_store = open_store
@@ -99,11 +99,11 @@ class Keeper:
         self._began = clock.now() - clock.monotonic()
 
     def start(self) -> None:
-        """Begin with the chores, and to keep as soon as no other worker does."""
+        """Start the chores, and become the keeper as soon as no other worker is."""
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
-        """Flush a last time and end; after so many seconds the thread is left behind."""
+        """Flush one last time and stop. If the thread has not ended after this many seconds, it is abandoned."""
         self._give_up_at = time.monotonic() + seconds
         self._stopping.set()
         if self._thread.is_alive():
@@ -111,7 +111,7 @@ class Keeper:
 
     def _run(self) -> None:
         while True:
-            # Begun again though it has to stop: what fails once must not cost the flush at an orderly end.
+            # If an attempt fails while `stop` is called, one more follows: one failure must not cost the last flush.
             is_last = self._stopping.is_set()
             try:
                 opened = self._open_ledger()
@@ -123,7 +123,7 @@ class Keeper:
             except LedgerError as error:
                 log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
             except Exception:
-                # Our own bug: the thread must not die of it, or nothing is flushed any more.
+                # Our own bug. The thread must survive it, or nothing is flushed any more.
                 log.exception("keeper.failed")
             if is_last:
                 break
@@ -134,7 +134,7 @@ class Keeper:
         self._workers.stop_keeping()
 
     def _work(self, opened: OpenLedger) -> None:
-        """Take turns until told to stop, or until the ledger does not work."""
+        """Work in turns until `stop` is called. A failure of the ledger is raised."""
         while not self._stopping.is_set():
             is_round = time.monotonic() - self._last_round >= ROUND_EVERY
             if is_round:
@@ -142,7 +142,7 @@ class Keeper:
                 for chore in self._chores:
                     _unless_busy(chore, opened)
             if self._workers.try_to_keep():
-                # First, since it needs the ledger for nothing.
+                # First, since it does not need the ledger.
                 self._moving.watch()
                 _unless_busy(_shorten_log, opened)
                 if is_round:
@@ -152,13 +152,13 @@ class Keeper:
         for chore in self._chores:
             _unless_busy(chore, opened, LAST_PATIENCE)
         if time.monotonic() < self._give_up_at:
-            # It may have had no turn before it was told to stop.
+            # A worker that was stopped at once may not have tried to become the keeper yet.
             self._workers.try_to_keep()
 
     def _housekeeping(self, opened: OpenLedger) -> None:
         self._problems.tell(opened.operations, "store", self._moving.problem)
         self._problems.tell(opened.operations, "database", self._trouble)
-        # A clock that jumps ahead closes no window: what is dropped is forgotten when the clock is put right.
+        # A clock that jumps ahead must not close windows: deleted accounts are lost when the clock is corrected.
         now = min(self._clock.now(), self._began + self._clock.monotonic())
         opened.ledger.maintain(now)
         opened.operations.maintain(now)
@@ -167,9 +167,9 @@ class Keeper:
         self._recover(opened)
 
     def _recover(self, opened: OpenLedger) -> None:
-        """Settle what dead workers left open, with what their reservations carry."""
+        """Settle the open reservations of dead workers, with the charges and events that the reservations carry."""
         ledger, operations = opened.ledger, opened.operations
-        # Before the reservations: each is there before its note.
+        # Read notes before reservations: a reservation is always written before its note.
         waiting = Waiting(operations, self._clock.now())
         reservations = ledger.open_reservations()
         dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
@@ -196,7 +196,7 @@ class Keeper:
         return [Anomaly("recovered", event.model or "", 1, event.cost or 0, now, now) for event in recovered]
 
     async def _move(self, attempt: Attempt) -> None:
-        """Move the outbox into the store, in the store's own thread."""
+        """Flush the outbox into the store, backfill and prune, in the store's own thread."""
         opened = self._open_ledger()
         ledger, operations = opened.ledger, opened.operations
         try:
@@ -227,6 +227,6 @@ def _shorten_log(opened: OpenLedger) -> None:
 
 
 def _unless_busy(step: Callable[[OpenLedger], None], opened: OpenLedger, patience: float = 0.0) -> None:
-    """Do it; if a worker is writing just then, and for so many seconds, the next turn does it."""
+    """Run a step on the ledger. If workers hold its lock for `patience` seconds, leave the step to the next turn."""
     with suppress(LedgerBusyError):
         until_free(lambda: step(opened), patience)

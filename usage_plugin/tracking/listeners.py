@@ -1,9 +1,9 @@
-"""Listeners: plugins that are told what happened, each in a thread of its own, off the request path.
+"""Listeners: plugins that are notified of events, each in its own thread, off the request path.
 
-Whoever has something to tell has an `Audience`. As long as that is nobody, telling costs one look at an attribute;
-else it puts the thing into a bounded queue of each listener. A listener that raises, hangs or is too slow loses what it
-could not be told of, which is counted under its name, and touches nothing else. At most once, and not beyond the
-process: what waits when it is killed is lost.
+Code that sends notifications has an `Audience`. Without subscribers, a notification costs one read of an attribute.
+Otherwise the payload is put into a bounded queue for each subscriber. A plugin that raises, hangs or is too slow loses
+notifications. The losses are counted under its name, and nothing else is affected. Delivery is at most once, and within
+the process only: notifications in the queues are lost if it is killed.
 """
 
 from __future__ import annotations
@@ -25,54 +25,55 @@ if TYPE_CHECKING:
 
 MOST_WAITING = 1_000
 MOST_BYTES = 8_000_000
-"""So much may wait for one hook of one plugin."""
+"""The maximum size of the queue for one hook of one plugin, besides `MOST_WAITING` notifications."""
 
 ROUGH_SIZE = 1_000
-"""What counts for a thing whose size nobody knows: some names and numbers."""
+"""The assumed size in bytes of a payload without a given size: some names and numbers."""
 
 PATIENCE = 30.0
-"""A plugin that has not returned for so many seconds hangs: until it returns, it is told nothing more."""
+"""The time in seconds after which a plugin that has not returned counts as hanging. Until it returns, it gets no more
+notifications."""
 
 DRAINING = 2.0
-"""So many seconds are left at the end for what waits."""
+"""The time in seconds to deliver queued notifications at shutdown."""
 
 T = TypeVar("T")
 
 
 class Audience(Generic[T]):
-    """Who is told one kind of thing.
+    """Fan out one type of notification to its subscribers.
 
     Attributes:
-        anybody: False if that is nobody; to be looked at before anything is made up to be told.
+        anybody: whether there are subscribers. Check it before building a payload.
     """
 
     __slots__ = ("_queues", "anybody")
 
     def __init__(self, queues: Sequence[_Queue] = ()) -> None:
-        """Take the listeners' queues."""
+        """Set the subscribers' queues."""
         self._queues = queues
         self.anybody = bool(queues)
 
     def tell(self, thing: T, size: int = ROUGH_SIZE) -> None:
-        """Put a thing of roughly so many bytes into each queue; called from any thread, waits for nobody."""
+        """Put a payload of about `size` bytes into each queue. Thread-safe, and never waits for a subscriber."""
         for queue in self._queues:
             queue.put(thing, size)
 
 
 class Hooked(NamedTuple):
-    """A plugin's function that is to be called with what there is to tell."""
+    """A plugin's function, to be called with each notification."""
 
     plugin: str
     function: Callable[[Any], object]
 
 
 class Listeners:
-    """All plugins that are told anything.
+    """All plugins that subscribe to notifications.
 
     Attributes:
-        alerts: told of thresholds that were passed.
-        refusals: told of requests that were refused.
-        events: told of events that were recorded.
+        alerts: the subscribers to crossed thresholds.
+        refusals: the subscribers to refused requests.
+        events: the subscribers to recorded events.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Listeners:
         refusals: Iterable[Hooked] = (),
         events: Iterable[Hooked] = (),
     ) -> None:
-        """Take the functions; what is rarer goes first where several things wait for one plugin."""
+        """Set the functions. If several notifications wait for one plugin, the rarer types are delivered first."""
         self._failures = failures
         self._by_plugin: dict[str, _Listener] = {}
         self.alerts: Audience[Alert] = self._audience("usage_threshold_crossed", alerts)
@@ -99,12 +100,12 @@ class Listeners:
         return Audience(queues)
 
     def start(self) -> None:
-        """Begin to tell."""
+        """Start to deliver notifications."""
         for listener in self._by_plugin.values():
             listener.start()
 
     def stop(self, seconds: float = DRAINING) -> None:
-        """Tell what waits and end; what cannot be told in time is counted as not told."""
+        """Deliver queued notifications and stop. Those not delivered in time are counted as `not_told`."""
         for listener in self._by_plugin.values():
             listener.end()
         deadline = time.monotonic() + seconds
@@ -113,7 +114,7 @@ class Listeners:
 
 
 class _Queue:
-    """What waits for one hook of one plugin."""
+    """The queue for one hook of one plugin."""
 
     def __init__(self, hook: str, function: Callable[[Any], object], listener: _Listener) -> None:
         self.hook = hook
@@ -158,7 +159,7 @@ class _Queue:
 
 
 class _Listener:
-    """One plugin's thread, and what waits for it."""
+    """One plugin's thread and queues."""
 
     def __init__(self, plugin: str, failures: Failures) -> None:
         self.plugin = plugin
@@ -181,7 +182,7 @@ class _Listener:
         return since is not None and time.monotonic() - since > PATIENCE
 
     def wake(self) -> None:
-        # Setting it takes a lock, so not for each of many that come at once.
+        # Setting the event takes a lock, so do it only once for a burst of notifications.
         if not self._arrived.is_set():
             self._arrived.set()
 
@@ -193,7 +194,7 @@ class _Listener:
         self._arrived.set()
 
     def leave(self, seconds: float) -> None:
-        """Wait for the thread to end, then leave it behind: it is told nothing more."""
+        """Wait for the thread to end, then abandon it: it gets no more notifications."""
         self._thread.join(seconds)
         self._is_left = True
         for queue in self._queues:
@@ -210,7 +211,7 @@ class _Listener:
                 return
 
     def _tell_next(self) -> bool:
-        """Tell one thing; False if nothing waits."""
+        """Deliver one notification. Return False if none waits."""
         for queue in self._queues:
             thing = queue.take()
             if thing is not None:

@@ -1,8 +1,8 @@
-"""Patience: work that goes on in a thread of its own, whatever becomes of it.
+"""Supervise background work in its own thread and restart it after a failure.
 
-If it fails it is begun anew after a pause, which grows as long as nothing succeeds. If one of its steps hangs, its
-thread is left behind with all that it has open, and the work is begun anew as well: a thread cannot be ended from
-outside. So the work must be such that a step which comes back to life late does no harm.
+Failed work is restarted after a pause, which grows until an attempt succeeds. If a step hangs, its thread is abandoned
+with everything that it has open, since a thread cannot be stopped from outside. Then the work is restarted too. So a
+step that completes after it was abandoned must be harmless.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
 PATIENCE = 30.0
 MOST_LEFT_BEHIND = 8
-"""So many threads may hang. After that nothing is begun until one of them ends: they would only become more."""
+"""The maximum number of abandoned threads. At that number the work is not restarted until one of them ends, so that
+hanging threads do not accumulate."""
 
 log = get_logger()
 
 
 class LeftBehindError(Exception):
-    """This attempt was given up; another has taken its place."""
+    """This attempt was abandoned, and another has replaced it."""
 
 
 class Attempt:
-    """One run of the work, by which the work says how far it is, and learns that it has to end."""
+    """One run of the work. Through it the work reports its progress, and is notified that it must end."""
 
     def __init__(self) -> None:
-        """Begin; what the work opens first is a step as well."""
+        """Start the first step: opening connections is monitored too."""
         self.error: BaseException | None = None
         self.has_succeeded = False
         self._step_since: float | None = time.monotonic()
@@ -46,26 +47,26 @@ class Attempt:
 
     @property
     def is_ending(self) -> bool:
-        """Whether the work has to end."""
+        """Whether the work must end."""
         return self._told_to_end.done()
 
     def step(self) -> None:
-        """Begin a step, which is waited for with patience.
+        """Start a step, which may take up to `PATIENCE` seconds.
 
         Raises:
-            LeftBehindError: the patience was over before this step.
+            LeftBehindError: the attempt was abandoned before this step.
         """
         if self._is_left_behind:
             raise LeftBehindError
         self._step_since = time.monotonic()
 
     def succeed(self) -> None:
-        """Say that the work works."""
+        """Report that the work succeeds, which resets the pause between attempts."""
         self.step()
         self.has_succeeded = True
 
     async def pause(self, seconds: float) -> None:
-        """Do nothing for a while, or until told to end."""
+        """Wait for this time, or until the work must end. A pause never counts as hanging."""
         if self._ending is None:
             self._ending = asyncio.wrap_future(self._told_to_end)
         self._step_since = None
@@ -73,26 +74,26 @@ class Attempt:
         self.step()
 
     def end(self) -> None:
-        """Tell the work to end."""
+        """Request the work to end."""
         if not self._told_to_end.done():
             self._told_to_end.set_result(None)
 
     def leave_behind(self) -> None:
-        """Give the attempt up."""
+        """Abandon the attempt."""
         self._is_left_behind = True
         self.end()
 
     def hangs(self) -> bool:
-        """Say whether its step takes longer than our patience lasts."""
+        """Whether the current step has taken longer than `PATIENCE` seconds."""
         since = self._step_since
         return since is not None and time.monotonic() - since > PATIENCE
 
 
 class Persistent:
-    """Keeps some work going. Not thread-safe: one thread calls it."""
+    """Keep work running. Not thread-safe: only one thread may call it."""
 
     def __init__(self, name: str, work: Callable[[Attempt], Coroutine[Any, Any, None]]) -> None:
-        """Take the work, which is run in an event loop of its own, and a name for its threads."""
+        """Set the work, which runs in its own event loop, and a name for its threads."""
         self._name = name
         self._work = work
         self._attempt: Attempt | None = None
@@ -101,10 +102,10 @@ class Persistent:
         self._pause = FIRST_PAUSE
         self._next = 0.0
         self.problem: str | None = None
-        """Why the work does not work at the moment."""
+        """The reason why the work fails at the moment; None while it succeeds."""
 
     def watch(self) -> None:
-        """See to it that the work goes on; to be called several times a second."""
+        """Start the work, or restart it if it failed or hangs. Call this several times a second."""
         now = time.monotonic()
         attempt, thread = self._attempt, self._thread
         if attempt is None or thread is None:
@@ -126,9 +127,9 @@ class Persistent:
             self._failed(f"no answer for {PATIENCE:.0f} s", "Timeout")
 
     def end(self, seconds: float) -> None:
-        """Let the work do what it does at its end, for so long at most; then it is left behind.
+        """Let the work run its final steps for at most this time, then abandon it.
 
-        An attempt that has failed, or fails just then, does not do it: it is followed by another, without a pause.
+        An attempt that has failed, or fails just then, does not run them. Another attempt follows without a pause.
         """
         give_up_at = time.monotonic() + seconds
         error = self._end_attempt(give_up_at) and self._end_attempt(give_up_at)
@@ -136,7 +137,7 @@ class Persistent:
             log.error("background.interrupted", work=self._name, message=str(error))
 
     def _end_attempt(self, give_up_at: float) -> BaseException | None:
-        """Let an attempt come to its end, one begun for that if there is none; give why it failed."""
+        """Let the current attempt end, or a new one if there is none. Return its error, if it failed."""
         if time.monotonic() < give_up_at:
             self.watch()
             if self._attempt is None and len(self._left_behind) < MOST_LEFT_BEHIND:
@@ -165,7 +166,7 @@ class Persistent:
         except UsagePluginError as error:
             attempt.error = error
         except BaseException as error:
-            # Our own bug, or a plugin's: the trace tells whose.
+            # Our own bug, or a plugin's: the traceback shows which.
             log.exception("background.failed", work=self._name)
             attempt.error = error
 

@@ -1,8 +1,8 @@
-"""Looking for patterns: reads the sums that `domain.patterns` judges, in three steps of which each is bounded.
+"""Search for patterns: read sums and events for the detectors of `domain.patterns`, in three bounded steps.
 
-What concerns everybody comes from the sums by model and by hour, which are few however many users there are. Single
-users are looked at one after the other: those who spent most lately, at most so many, each by their own days. Last,
-the newest events are read for what no sum tells, at most so many.
+1. Patterns of all users together come from the sums by model and by hour. Their number does not depend on the users.
+2. The top users by recent spend are analysed one by one, from their daily sums, up to a maximum number.
+3. The newest events are read for patterns that sums cannot show, up to a maximum number.
 """
 
 from __future__ import annotations
@@ -47,44 +47,47 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.tracker import Top, UsageReader
 
 MOST_USERS = 1_000
-"""So many users are looked at, those who spent most lately, unless somebody asks for others."""
+"""The default number of users to analyse, the top ones by recent spend."""
 
 LATELY_DAYS = 28
-"""The days whose spend decides who is looked at."""
+"""The number of recent days whose spend selects the users to analyse."""
 
 COMPARED_DAYS = 7
-"""The days that are compared with what is usual: the last week has every weekday once."""
+"""The number of days that are compared with the usual spend: the last week has every weekday once."""
 
 BEFORE_DAYS = 7 * WEEKS
-"""The days that say what is usual: every weekday twelve times."""
+"""The number of days that determine the usual spend: every weekday twelve times."""
 
 MOST_EVENTS = 20_000
-"""So many events are read for costly failures, the newest; as many again for the hours of users."""
+"""The maximum number of events that are read for costly failures, newest first. The same again for users' hours."""
 
 _BY_DAYS = 92
-"""Longer spans are looked at by the week, which tells as much as by the day, and is read seven times faster."""
+"""The span in days from which sums are read by week. They show as much as daily sums, and are read seven times
+faster."""
 
 _ENDING = ("day", "week", "month", "quarter", "year")
-"""Windows that everybody's limit ends with at the same time; rolling ones and sessions give way bit by bit."""
+"""Windows that end at the same time for all subjects. Rolling windows expire bucket by bucket, and sessions one by
+one."""
 
 _PACE = 50
-"""After so many steps others have the loop."""
+"""The number of steps after which the search yields to the event loop."""
 
 _HOUR_DAYS = 28
-"""The hours of so many days are read at a time."""
+"""The number of days whose hours are read in one query."""
 
 _HOUR_WEEKS = 4
-"""The hours of a day are compared with those of the same weekday in so many weeks before."""
+"""The number of earlier weeks with whose same weekday the hours of a day are compared."""
 
 
 class Found(NamedTuple):
-    """The patterns, what costs most first, and what was looked at to find them.
+    """The patterns, most expensive first, and the coverage of the search.
 
     Attributes:
-        users: how many users were looked at one by one.
-        users_in_all: how many there were lately.
-        least_spend: what the last of them spent lately, if there are others: none of those spent more.
-        events: how many requests were read one by one.
+        users: the number of users that were analysed one by one.
+        users_in_all: the number of recently active users.
+        least_spend: the recent spend of the last user of the selection; None if it includes all users. No other user
+            spent more.
+        events: the number of requests that were read one by one.
     """
 
     patterns: list[Pattern]
@@ -95,13 +98,13 @@ class Found(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known beside the history.
+    """The inputs of a search besides the history.
 
     Attributes:
-        rates: today's prices by model; empty where they are not known.
-        limits: the limits in force.
-        standings: how accounts stand.
-        zone: where days begin.
+        rates: today's prices by model; empty if they are unknown.
+        limits: the active limits.
+        standings: the status of accounts.
+        zone: the time zone of days.
     """
 
     rates: Mapping[str, Rates]
@@ -119,15 +122,16 @@ async def find_patterns(
     most_users: int = MOST_USERS,
     advance: Callable[[int, int], None] = lambda done, whole: None,  # noqa: ARG005
 ) -> Found:
-    """Look for patterns of all types in the days from first to last, both included.
+    """Find patterns of all types in the days from `first` to `last`, both included.
 
     Args:
-        reader: of the history.
-        first: a day of the configured zone. What is usual is learnt from days before it, too.
-        last: the same; limits are looked at only if it is today or later.
+        reader: the reader of the history.
+        first: a day of the configured zone. Earlier days are also read, to determine the usual spend.
+        last: a day of the configured zone. Limits are checked only if it is today or later.
         known: prices and limits.
-        most_users: so many users are looked at; with 0 only what concerns everybody is found, without names.
-        advance: told how many users are done, and of how many.
+        most_users: the maximum number of users to analyse. With 0 only patterns of all users together are found,
+            without names.
+        advance: called with the number of analysed users, and of all users to analyse.
     """
     last_used = min(last, reader.today())
     if first > last_used:
@@ -150,14 +154,14 @@ async def find_patterns(
     patterns += await search.failures()
     if last >= reader.today():
         patterns += limits_ahead([state async for state in search.states(users)])
-    # With many users and models this takes a while.
+    # In a thread: with many users and models this takes a while.
     patterns = await asyncio.to_thread(search.finished, patterns)
     least = top.rows[-1].totals.cost if top.in_all > len(top.rows) else None
     return Found(patterns, len(users), top.in_all, least, search.failed.read)
 
 
 class _Search:
-    """One search: the span, and what is remembered from one step to the next."""
+    """One search: its span, and the state that its steps share."""
 
     def __init__(self, reader: UsageReader, first: date, last: date, known: Known) -> None:
         self.users = UsersOfModels()
@@ -168,21 +172,21 @@ class _Search:
         self._days = Days(first, last, since, since - timedelta(days=BEFORE_DAYS))
         self._requests = 0
         self._lately: dict[str, int] = {}
-        """How many requests each user has made since the hours that are compared with."""
+        """The number of each user's requests since the first of the compared hours."""
         self._hour_events = 0
 
     async def everybody(self) -> list[Pattern]:
-        """Look at the sums by model and by hour."""
+        """Find patterns of all users together, in the sums by model and by hour."""
         bucket: Grouping = "day" if (self._days.last - self._days.first).days < _BY_DAYS else "week"
         rows = await self._reader.report((bucket, "model", "provider"), self._days.first, self._days.last)
         self._requests = sum(row.totals.requests for row in rows)
         uses = list(_uses(rows))
         hours = [hour async for hour in self._hours()]
-        # Others have the loop meanwhile.
+        # In a thread, so that the event loop is free.
         return await asyncio.to_thread(lambda: list(patterns_of_everybody(uses, hours, self._days, self._known.rates)))
 
     async def _hours(self) -> AsyncIterator[HourUse]:
-        """Read the hours in pieces, so that none keeps others from the loop for long."""
+        """Yield the sums of hours, read in chunks so that none blocks the event loop for long."""
         begin = min(self._days.first, self._days.before)
         while begin <= self._days.last:
             end = min(begin + timedelta(days=_HOUR_DAYS - 1), self._days.last)
@@ -191,12 +195,12 @@ class _Search:
             begin = end + timedelta(days=1)
 
     async def dearest(self, most: int) -> Top:
-        """Find those who spent most lately."""
+        """Return the top users by recent spend."""
         lately = self._days.last - timedelta(days=LATELY_DAYS - 1)
         return await self._reader.top(("user",), lately, self._days.last, most=most)
 
     async def user(self, user: str) -> list[Pattern]:
-        """Look at a user's days, and remember which models they used."""
+        """Return sudden changes in a user's days, and store the user's models for later comparison."""
         by: tuple[Grouping, ...] = ("day", "model", "provider")
         rows = await self._reader.report(by, self._days.before, self._days.last, UsageFilter(user=user))
         uses = list(_uses(rows))
@@ -210,7 +214,7 @@ class _Search:
         return list(sudden_changes(user, days, self._days.since, self._days.last, is_over=is_over))
 
     async def with_hours(self, pattern: Pattern) -> Pattern:
-        """Say in which hours a user's dear day was so, as long as there are events to see it in, and not too many."""
+        """Add the expensive hours to the pattern of a user's expensive day, within the maximum number of events."""
         if (pattern.cost_impact or 0) <= 0:
             return pattern
         user, day = pattern.affected_users[0], date.fromisoformat(str(pattern.evidence["last"]))
@@ -220,7 +224,7 @@ class _Search:
         return at_hours(pattern, loud)
 
     async def hours_of(self, user: str) -> list[Pattern]:
-        """Look at a user's hours, if there is room for reading all of their requests of those weeks."""
+        """Return sudden changes in a user's hours, if all requests of those weeks are within the maximum of events."""
         if self._hour_events + self._lately[user] > MOST_EVENTS:
             return []
         costs = await self._by_hour(user, self._hours_before, self._days.last)
@@ -234,7 +238,7 @@ class _Search:
         return spent
 
     async def _by_hour(self, user: str, first: date, last: date) -> dict[str, Nano]:
-        """Sum what a user spent, by hour, out of as many events as may still be read."""
+        """Return a user's spend by hour, from at most the remaining number of events."""
         costs: defaultdict[str, Nano] = defaultdict(int)
         zone = self._known.zone
         async for event in self._reader.events(days_window(first, last, zone), UsageFilter(user=user)):
@@ -251,7 +255,7 @@ class _Search:
         return self._days.since - timedelta(weeks=_HOUR_WEEKS)
 
     async def failures(self) -> list[Pattern]:
-        """Look at the newest requests one by one."""
+        """Return patterns of costly failures in the newest requests."""
         window = days_window(self._days.first, self._days.last, self._known.zone)
         async for event in self._reader.events(window, newest_first=True):
             if self.failed.read == MOST_EVENTS:
@@ -262,12 +266,12 @@ class _Search:
         return list(self.failed.patterns(self._requests))
 
     def finished(self, patterns: Iterable[Pattern]) -> list[Pattern]:
-        """Compare the users with each other, name those that patterns affect, and put all in order."""
+        """Compare the users with each other, add affected users to patterns, and sort the patterns by cost impact."""
         every = [*patterns, *self.users.poor_caches(self._known.rates)]
         return by_impact(map(self.users.named, every))
 
     async def states(self, users: Iterable[str]) -> AsyncIterator[LimitState]:
-        """Look at the accounts of these users, of limits that count nobody else on them and can refuse."""
+        """Yield the state of these users' accounts, for limits that count per user only and can refuse."""
         limits, standings, zone = self._known.limits, self._known.standings, self._known.zone
         chosen = [limit for limit in limits.limits if limit.per == ("user",) and limit.blocks and limit.is_charged]
         chosen = [limit for limit in chosen if limit.window.kind in _ENDING]

@@ -1,6 +1,6 @@
-"""Percentiles of single requests: exact, over as many events as there are, in bounded memory.
+"""Percentiles of single requests: exact, for any number of events, in bounded memory.
 
-The values are sorted in a private database of SQLite's, which goes to the disk when it grows and is gone when it is
+The values are sorted in a temporary SQLite database, which is moved to the disk when it grows and deleted when it is
 closed.
 """
 
@@ -31,10 +31,10 @@ class Percentiles(NamedTuple):
     """One group of requests.
 
     Attributes:
-        group: its names, in the order asked for.
-        events: how many values there are.
-        values: for each percentage asked for, the smallest value that so many per cent of all do not exceed (the
-            nearest rank): microseconds of durations, nano-dollars of costs.
+        group: its names, in the requested order.
+        events: the number of values.
+        values: for each requested percentage, the smallest value that this share of all values does not exceed (the
+            nearest rank). Durations are in microseconds, costs in nano-dollars.
     """
 
     group: tuple[str | None, ...]
@@ -45,24 +45,24 @@ class Percentiles(NamedTuple):
 async def percentiles(
     events: AsyncIterator[UsageEvent], measure: Measure, points: Sequence[int], by: Sequence[EventGrouping]
 ) -> list[Percentiles]:
-    """Sort what events took or cost; those without a price are left out of the latter.
+    """Return percentiles of the events' durations or costs. For costs, events without a price are left out.
 
     Args:
-        events: a stream.
-        measure: of what.
+        events: a stream of events.
+        measure: the measured quantity.
         points: percentages, 1 to 100.
-        by: what groups are made of.
+        by: the groupings.
 
     Returns:
         The groups, those with the most events first.
 
     Raises:
-        UsagePluginError: a percentage is none.
+        UsagePluginError: a percentage is out of range.
     """
     for point in points:
         if not 1 <= point <= 100:
             raise UsagePluginError(f"percentiles: found {point}, expected whole numbers from 1 to 100.")
-    # An empty name: SQLite's own temporary file. Used by one thread at a time.
+    # An empty name selects SQLite's own temporary file. Only one thread at a time uses the connection.
     with closing(sqlite3.connect("", isolation_level=None, check_same_thread=False)) as database:
         database.execute("CREATE TABLE measured (names TEXT NOT NULL, value INTEGER NOT NULL)")
         page: list[tuple[str, int]] = []

@@ -1,7 +1,7 @@
-"""Persons: all that is kept of one, to be handed out or forgotten.
+"""Export and erase all records of a person.
 
-A person is a set of names: the one they have and their pseudonym, since it may have been kept either way. What has one
-of them among its names belongs to them only where that name is a user's or an end user's: a team may be called so, too.
+A person is a set of names: the real name and its pseudonym, since records may have either. A record with one of these
+names belongs to the person only if the name is a user's or an end user's. A team may have the same name.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _LOOK_EVERY = 0.1
 
 
 class Person(NamedTuple):
-    """Somebody by all their names, and the limits that tell which of a subject's names are a person's."""
+    """A person by all names, and the limits that determine which parts of a subject are a person's name."""
 
     names: frozenset[str]
     limits: LimitSet
 
     def matches(self, erasable: Erasable) -> NameMatches:
-        """List the records of this person."""
+        """Return the records of this person."""
         found = [erasable.find(name) for name in sorted(self.names)]
         by_key = {limit.key: limit for limit in self.limits.limits}
         by_name = {limit.name: limit for limit in self.limits.limits}
@@ -61,7 +61,7 @@ class Person(NamedTuple):
         )
 
     def _has(self, limit: Limit | None, subject: str) -> bool:
-        """Say whether a subject has this person; of a limit that is gone, any of its names may be a person's."""
+        """Whether a subject includes this person. For a removed limit, any part of the subject may be a person's."""
         parts = subject.split(SEPARATOR)
         if limit is not None and len(limit.per) == len(parts):
             parts = [
@@ -79,16 +79,16 @@ class Person(NamedTuple):
         return not self.names.isdisjoint({found.get("user"), found.get("end_user")})
 
     def was_set_aside(self, line: dict[str, Any]) -> bool:
-        """Say whether a line of the file of unstorable events is theirs."""
+        """Whether a line of the file of unstorable events belongs to this person."""
         return self._has_event(line.get("event"))
 
 
 async def bring_to_store(opened: OpenLedger, store: UsageStore, unstorable: Unstorable, workers: Workers) -> None:
-    """See to it that the store has every event that is settled now: the keeper moves them, or we if there is none.
+    """Wait until the store has every event that is settled now. Without living workers, flush the outbox here.
 
     Raises:
-        NotFlushedError: the store does not take them.
-        StorageError: the same, in its own words.
+        NotFlushedError: the store did not take the events in time.
+        StorageError: the same, if this process flushes: the store's own error.
     """
     ledger = opened.ledger
     waiting = ledger.waiting().events
@@ -119,20 +119,20 @@ async def forget(
     counts: Counter[str],
     progress: Callable[[str, int], None],
 ) -> None:
-    """Delete what is kept of a person; again is harmless. What was deleted is in `counts`, also if it is interrupted.
+    """Delete all records of a person. This can be repeated safely. If interrupted, `counts` has the deletions so far.
 
     Args:
-        person: who.
+        person: the person to erase.
         opened: the ledger, with profiles.
-        store: has the history, everything that was settled included (`bring_to_store`).
-        unstorable: the file of what it never took.
-        now: which windows have ended, microseconds since 1970 UTC.
-        open_windows: whether what limits still count, and changes of amounts in force, go as well.
-        counts: is added to, by kind of record.
-        progress: hears of each slice: a kind, and how many.
+        store: the history, including all settled events (see `bring_to_store`).
+        unstorable: the file of events that the store never took.
+        now: the time at which windows count as ended, in microseconds since 1970 UTC.
+        open_windows: whether to delete also the accounts of open windows and the active adjustments.
+        counts: the counter of deleted records by kind, which is added to.
+        progress: called for each chunk with a kind and a number.
 
     Raises:
-        StorageError: the store did not take it, as after a LedgerError.
+        StorageError: the store failed to delete; the deletion is incomplete, as after a LedgerError.
     """
 
     def done(kind: str, count: int) -> None:
@@ -141,12 +141,12 @@ async def forget(
             progress(kind, count)
 
     for name in sorted(person.names):
-        # First: the keeper may give the store a copy of it until it is gone, and that goes with the history.
+        # Profiles first: until then the keeper may copy one into the store, and the copy is deleted with the history.
         dropped = until_free(lambda name=name: opened.profiles.remove(name))  # type: ignore[misc]
         done("profiles", int(dropped))
         while deleted := await store.forget(name, most=SLICE):
             done("history", deleted)
-            # Others who write to the store have their turn.
+            # Other writers of the store get their turn.
             await asyncio.sleep(_REST)
     done("unstorable", unstorable.blank(person.was_set_aside))
     found = _over(person.matches(opened.erasable), now, open_windows=open_windows)
@@ -156,7 +156,7 @@ async def forget(
 
 
 def _over(found: NameMatches, now: int, *, open_windows: bool) -> NameMatches:
-    """Leave out what limits still need: what counts in a window that is open, and changes that are in force."""
+    """Leave out the records that limits still need: accounts and alerts of open windows, and active adjustments."""
     return found._replace(
         accounts=[a for a in found.accounts if not a.balance.reserved and (open_windows or a.window_end <= now)],
         alerts=[a for a in found.alerts if open_windows or decode_alert(a.details).window.end <= now],
@@ -165,10 +165,10 @@ def _over(found: NameMatches, now: int, *, open_windows: bool) -> NameMatches:
 
 
 def tell_plugins(person: Person, hooked: Iterable[Hooked], progress: Callable[[str, int], None]) -> None:
-    """Have plugins forget a person, by each of their names; when the history has, of which some make what they keep.
+    """Have plugins erase a person, by each name. Erase the history first: some plugins derive their data from it.
 
     Raises:
-        NotForgottenError: some could not; all others have.
+        NotForgottenError: some plugins failed; all others have erased the person.
     """
     failed = {}
     for plugin, function in hooked:
@@ -186,10 +186,10 @@ def tell_plugins(person: Person, hooked: Iterable[Hooked], progress: Callable[[s
 
 
 async def leave_no_trace(erasable: Erasable, store: UsageStore, progress: Callable[[str, int], None]) -> None:
-    """Write the files anew.
+    """Rewrite the files without traces of deleted records.
 
     Raises:
-        StorageError: the store is being read all the time, as after a LedgerBusyError; again is harmless.
+        StorageError: the store was being read all the time, as after a LedgerBusyError. It is safe to retry.
     """
     if isinstance(store, LeavesTraces):
         progress("files", 1)
@@ -199,5 +199,5 @@ async def leave_no_trace(erasable: Erasable, store: UsageStore, progress: Callab
 
 
 def names_in(text: str, names: Collection[str]) -> bool:
-    """Say whether a text has one of the names in it."""
+    """Whether a text contains one of the names, ignoring case."""
     return any(name.casefold() in text.casefold() for name in names)

@@ -1,4 +1,4 @@
-"""Problems: what does not work at the moment, left as notes in the ledger for readers until it is over."""
+"""Current problems, kept as notes in the ledger for readers until they are solved."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREFIX = "problem:"
 
 
 class Problem(NamedTuple):
-    """What does not work (`store`, `database`, `config`, `outbox`), why, and since when (ISO 8601)."""
+    """A part that does not work (`store`, `database`, `config`, `outbox`), the reason, and its start (ISO 8601)."""
 
     name: str
     text: str
@@ -23,24 +23,24 @@ class Problem(NamedTuple):
 
 
 def problems(operations: OperationsLog) -> list[Problem]:
-    """Read what does not work at the moment."""
+    """Return the current problems, by name."""
     notes = operations.notes(_PREFIX)
     return [Problem(name.removeprefix(_PREFIX), **json.loads(notes[name])) for name in sorted(notes)]
 
 
 class Problems:
-    """Keeps the notes of this worker's view; only the keeper writes them."""
+    """Write the notes of problems that this worker sees. Only the keeper writes them."""
 
     def __init__(self, clock: Clock) -> None:
-        """Start without knowing what an earlier keeper left."""
+        """Start without reading the notes of an earlier keeper."""
         self._clock = clock
         self._known: dict[str, Problem | None] = {}
 
     def tell(self, operations: OperationsLog, name: str, text: str | None) -> None:
-        """Note a problem, or that it is over; costs nothing as long as nothing changes.
+        """Write the note of a problem, or delete it if `text` is None. Free if nothing has changed.
 
         Raises:
-            LedgerError: to be told again.
+            LedgerError: the note was not written; repeat the call.
         """
         if name not in self._known:
             self._known[name] = next((problem for problem in problems(operations) if problem.name == name), None)

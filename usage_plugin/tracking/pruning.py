@@ -1,12 +1,12 @@
-"""Pruning: history that is older than it is kept, or larger than it may be, goes a slice at a time.
+"""Pruning: delete history that is past its retention or above the maximum size, in chunks.
 
-The keeper calls `turn` between flushes, in the store's thread. A slice is one short transaction of the store, followed
-by a rest that is a multiple of what it took, and a turn is over soon, so that events are flushed meanwhile. A run is
-begun soon after the start and then once an hour.
+The keeper calls `turn` between flushes, in the store's thread. A chunk is one short transaction of the store, followed
+by a pause that is a multiple of its duration. A turn is short too, so that events are flushed in between. A run starts
+soon after the worker, and then once an hour.
 
-A clock that jumps must not delete everything. So what is too old is worked out from a day that moves with the clock,
-but at most one day further with each run, and begins at the newest event: with a wrong clock history goes day by day,
-each hour one, and `status` says so from the first hour on.
+A clock that jumps must not delete everything. So ages are computed from a day that follows the clock slowly. It starts
+at the newest event, and advances at most one day with each run. With a wrong clock, one day of history is lost each
+hour, and `status` reports the problem from the first hour on.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.patience import Attempt
 
 SLICE = 1_000
-"""Records that one transaction deletes at most."""
+"""The maximum number of records that one transaction deletes."""
 NOTE = "pruned"
 RUN_EVERY = 3_600 * 1_000_000
 TURN = 0.5
-"""Seconds after which the outbox is looked at again."""
+"""The maximum length of a turn in seconds, after which the outbox is flushed again."""
 RESTS = 3
-"""How many times as long as a slice took nothing is done after it."""
+"""The pause after a chunk, as a multiple of the time that the chunk took."""
 _SHORTEST_REST = 0.005
 _DAY = 86_400_000_000
 
@@ -47,12 +47,12 @@ log = get_logger()
 
 
 class Retention(NamedTuple):
-    """How long history is kept; None: without end.
+    """The limits on kept history; None means unlimited.
 
     Attributes:
-        events: days.
-        daily: days; never less than events.
-        max_size: bytes.
+        events: days for which events are kept.
+        daily: days for which daily sums are kept; never fewer than for events.
+        max_size: the maximum size of the store in bytes.
     """
 
     events: int | None
@@ -64,14 +64,14 @@ _EVERYTHING = Retention(None, None, None)
 
 
 class Pruned(NamedTuple):
-    """What the last run left in the ledger's notes.
+    """The result of the last run, as noted in the ledger. Times are in microseconds since 1970 UTC.
 
     Attributes:
-        at: when it ended, microseconds since 1970 UTC, as all that follows.
-        today: what it took for now; the next run goes on from there.
-        events_before: events admitted earlier are gone, at least those that were there.
-        records: how many it deleted.
-        size: bytes that the store had afterwards.
+        at: the end of the run.
+        today: the instant that the run used as the current time; the next run continues from it.
+        events_before: events admitted earlier were deleted, at least those that the store had then.
+        records: the number of deleted records.
+        size: the store's size afterwards, in bytes.
     """
 
     at: int
@@ -82,20 +82,20 @@ class Pruned(NamedTuple):
 
 
 def last_run(operations: OperationsLog) -> Pruned | None:
-    """Read what the last run left; None if there was none."""
+    """Return the result of the last run; None if there was none."""
     text = operations.notes(NOTE).get(NOTE)
     return None if text is None else Pruned(**json.loads(text))
 
 
 async def oldest_event(store: UsageStore) -> UsageEvent | None:
-    """Find the first event that is still there."""
+    """Return the oldest event in the store; None if there is none."""
     async for event in store.events(Window(0, FOREVER), UsageFilter()):
         return event
     return None
 
 
 class _Run:
-    """One run, from what it took for now to what it has deleted."""
+    """The state of one run: the instant that it uses as the current time, its cutoffs and its counts."""
 
     def __init__(self, today: int, newest: int, before: int) -> None:
         self.today = today
@@ -107,7 +107,7 @@ class _Run:
 
 
 class Pruner:
-    """Prunes a store by the retention in force; one for each keeper, used in the store's thread."""
+    """Prune a store by the current retention. Each keeper has one, used in the store's thread."""
 
     def __init__(
         self,
@@ -117,13 +117,13 @@ class Pruner:
         *,
         lacking: Callable[[int, int], list[str]] = lambda _now, _pruned: [],
     ) -> None:
-        """Take the parts.
+        """Set the parts.
 
         Args:
-            retention: tells what is in force.
-            zone: the store's.
-            clock: says what is old.
-            lacking: names the limits that could not be seeded wholly any more, if events before an instant are gone.
+            retention: returns the current retention.
+            zone: the store's time zone.
+            clock: the clock that determines ages.
+            lacking: returns the limits that could no longer be backfilled completely without events before an instant.
         """
         self._retention = retention
         self._lacking = lacking
@@ -133,10 +133,10 @@ class Pruner:
         self._run: _Run | None = None
 
     async def turn(self, operations: OperationsLog, store: UsageStore, attempt: Attempt) -> None:
-        """Go on with a run, or begin one if it is time; returns soon.
+        """Continue a run, or start one if it is due. Return within a short time.
 
         Raises:
-            StorageError: the store did not take it; what was deleted stays deleted, and the next turn begins anew.
+            StorageError: the store failed to delete. Earlier deletions stay, and the next turn starts a new run.
         """
         run, self._run = self._run, None
         if self._retention() == _EVERYTHING:
@@ -167,17 +167,17 @@ class Pruner:
 
     def _is_due(self, operations: OperationsLog) -> bool:
         last = last_run(operations)
-        # A clock that was set back must not put it off.
+        # A clock that was set back must not delay the next run.
         return last is None or not last.at <= self._clock.now() < last.at + RUN_EVERY
 
     async def _begin(self, operations: OperationsLog, store: UsageStore) -> _Run | None:
-        """Work out what day it is, and which events are too old."""
+        """Determine the current day and the cutoff for events. Return None if the store has no events."""
         newest = None
         async for event in store.events(Window(0, FOREVER), UsageFilter(), newest_first=True):
             newest = event.started_at
             break
         if newest is None:
-            # Nothing tells whether the clock is right.
+            # Without an event there is nothing to compare the clock with.
             return None
         now = self._clock.now()
         last = last_run(operations)
@@ -196,7 +196,7 @@ class Pruner:
         return _Run(today, newest, 0 if kept is None else max(0, today - kept * _DAY))
 
     async def _slice(self, store: UsageStore, run: _Run) -> int:
-        """Delete some of what is too old, then of what is too much; 0 if there is no more."""
+        """Delete a chunk of expired records, or else of those above the maximum size. Return 0 if there are no more."""
         retention = self._retention()
         days_before = local_date(0, self._zone)
         if retention.daily is not None:
@@ -208,7 +208,7 @@ class Pruner:
         if oldest is None:
             run.is_too_large = True
             return 0
-        # To the end of the oldest day: stores need not delete the oldest first.
+        # Up to the end of the oldest day, since stores need not delete the oldest events first.
         tomorrow = start_of_day(local_date(oldest.started_at, self._zone) + timedelta(days=1), self._zone)
         before = min(tomorrow, run.newest - _DAY)
         deleted = await store.prune(events_before=before, days_before=days_before, most=SLICE)
@@ -219,7 +219,7 @@ class Pruner:
         return deleted
 
     async def _finish(self, operations: OperationsLog, store: UsageStore, run: _Run) -> None:
-        """Say what was done, and what new limits will not find any more."""
+        """Note and log the result of the run, and the limits that can no longer be backfilled completely."""
         size = await store.size()
         last = last_run(operations)
         before = max(run.events_before, last.events_before if last else 0)

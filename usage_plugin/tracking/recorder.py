@@ -1,8 +1,8 @@
-"""The recorder: a finished request becomes one usage event, exactly once, whoever reports its end.
+"""The recorder: turn each finished request into one usage event, exactly once, even if several callbacks report it.
 
-`record` is synchronous and commits before it returns, because LiteLLM drops whatever awaits in its success callback at
-SIGTERM. If another process holds the ledger's lock for longer than a blink, or the ledger does not work, the settlement
-waits in a list that is retried until it is written.
+`record` is synchronous and commits before it returns, because at SIGTERM LiteLLM drops success callbacks that await.
+If another process holds the ledger's lock for more than 300 µs, or the ledger does not work, the settlement is queued.
+The queue is retried until everything is written.
 """
 
 from __future__ import annotations
@@ -36,27 +36,28 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.rules import RulesInForce
 
 MOST_PENDING = 10_000
-"""So many settlements wait in memory while the ledger does not take them. What comes on top leaves its hold behind, to
-be charged when this worker ends, and a line in the log."""
+"""The maximum number of queued settlements in memory while the ledger does not take them. Beyond it the hold stays and
+is charged when this worker ends, and a line is logged."""
 _FIRST_DELAY = 0.0005
 _TURN_NS = 3_000_000
-"""For so long what has waited is written at a stretch: others wait for the loop, and more comes meanwhile."""
+"""The maximum time, in nanoseconds, to write queued settlements without yielding to the event loop. Requests wait for
+the loop meanwhile, and their settlements are queued."""
 
 log = get_logger()
 
 
 class Outcome(NamedTuple):
-    """How a request ended, as far as the provider or LiteLLM said. A NamedTuple, as the event that is made of it.
+    """The end of a request, as reported by the provider or LiteLLM. A NamedTuple, like the event built from it.
 
     Attributes:
         model: the `model_name` that was billed; None if none was.
         cost: nano-dollars; None if no price is known.
-        usage: the provider's usage as it came, numbers only.
-        as_reserved: nobody knows what it used, so what was held is charged.
-        service_tier: under which it was billed, if it was not the ordinary one.
-        disputed_by: by how many nano-dollars our cost and LiteLLM's differ, where that is more than 1 % and a
-            micro-dollar; else 0.
-        disputed: which amounts differ and which quantities explain it, for the log; empty where none does.
+        usage: the provider's usage as reported, numbers only.
+        as_reserved: whether the amounts held are charged, because the actual usage is unknown.
+        service_tier: the service tier that was billed, if it was not the ordinary one.
+        disputed_by: the difference between our cost and LiteLLM's in nano-dollars, if it is more than 1 % and more
+            than a micro-dollar; else 0.
+        disputed: the amounts that differ and the quantities that explain it, for the log; empty if none differ.
     """
 
     status: Status
@@ -78,26 +79,26 @@ class Outcome(NamedTuple):
 
 
 class OpenRequest:
-    """A request that was admitted and has not ended; `settled` once its end is on the books or on the way there."""
+    """An admitted request that has not ended. `settled` is True once its settlement is written or queued."""
 
     __slots__ = ("admitted", "delivered", "settled", "started")
 
     def __init__(self, admitted: Admitted, started: int) -> None:
-        """Remember what was admitted; `started` is the monotonic clock's."""
+        """Set the admission and the start time, which is the monotonic clock's."""
         self.admitted = admitted
         self.started = started
         self.settled = False
         self.delivered: Callable[[], Any] | None = None
-        """Tells what the adapter knows of an answer that came, until it knows whether the client got it."""
+        """Returns the adapter's facts about a received answer, until it is known whether the client got it."""
 
     @property
     def event_id(self) -> str:
-        """The id of the reservation, and of the event that it becomes."""
+        """The id of the reservation and of its event."""
         return self.admitted.event.event_id
 
 
 class Recorded(NamedTuple):
-    """What was written: the event, and the tightest of the caller's own limits afterwards."""
+    """The recorded event, and the status of the most constrained of the caller's own limits afterwards."""
 
     event: UsageEvent
     standing: Standing | None
@@ -108,11 +109,11 @@ class _Settlement(NamedTuple):
     event: UsageEvent
     demands: Sequence[Demand]
     encoded: str | None
-    """None: the outbox is full, so only the accounts learn of it."""
+    """None if the outbox is full, so that only the accounts are charged."""
 
 
 class Recorder:
-    """Settles requests in the ledger, and tells the cache and whoever listens."""
+    """Settle requests in the ledger, and notify the cache, the alerts and the subscribers."""
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class Recorder:
         audience: Audience[UsageEvent] | None = None,
         pressure: Pressure | None = None,
     ) -> None:
-        """Take the parts."""
+        """Set the parts. Without an `audience`, events have no subscribers."""
         self._ledger = ledger
         self._rules = rules
         self._cache = cache
@@ -140,20 +141,20 @@ class Recorder:
 
     @property
     def pending(self) -> int:
-        """How many settlements wait for the ledger's lock."""
+        """The number of queued settlements."""
         return len(self._pending)
 
     def record(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
-        """Settle a request; None if it was settled before, which is expected."""
+        """Settle a request. Return None if it was settled before, which is expected."""
         if request.settled:
             return None
         request.settled = True
         event = self._event(request, outcome)
-        # What is held and never charged, a slot of `max_parallel_requests`, is let go with the rest.
+        # A slot of `max_parallel_requests` is held but never charged. It is freed with the other holds.
         held = [d for d in request.admitted.demands if d.limit.is_charged]
         demands = charged_by(event, request.admitted.subjects, self._rules.limits)
         if outcome.as_reserved:
-            # A limit that came meanwhile is charged as well.
+            # A limit that was added since the admission is charged as well.
             accounts = {demand.account for demand in held}
             demands = [*held, *(demand for demand in demands if demand.account not in accounts)]
         else:
@@ -166,7 +167,7 @@ class Recorder:
         return Recorded(event, self._charge(request.admitted, event, demands))
 
     def _count_overruns(self, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> None:
-        """Count where more tokens were used than were held; for cost, the event has its `excess`."""
+        """Count limits on which more was used than held. For cost, the event has `excess` instead."""
         for demand in charged:
             if demand.limit.unit != "usd" and demand.amount > held.get(demand.account, demand.amount):
                 self._imperfections.count("overrun", demand.limit.name)
@@ -178,7 +179,7 @@ class Recorder:
         return tightest_of_callers_own(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
 
     def _settle_or_wait(self, settlement: _Settlement) -> Sequence[Standing]:
-        """Write it now; what cannot be written now waits, behind what waits already, and stands nowhere yet."""
+        """Write a settlement now, or queue it behind those that wait. A queued one returns no account statuses yet."""
         if not self._pending:
             try:
                 return self._settle(settlement)
@@ -193,7 +194,7 @@ class Recorder:
         duration = max(0, self._clock.monotonic() - request.started)
         if outcome.as_reserved:
             return draft._replace(status=outcome.status, duration_us=duration, error=outcome.error)
-        # A cache hit costs nothing and counts as no tokens; the raw usage keeps what was replayed.
+        # A cache hit has no cost and counts no tokens. The raw usage keeps the replayed numbers.
         tokens = NO_TOKENS if outcome.cache_hit else outcome.tokens
         return draft.changed(
             status=outcome.status,
@@ -218,7 +219,7 @@ class Recorder:
         )
 
     def _settle(self, settlement: _Settlement) -> Sequence[Standing]:
-        """Settle now, or raise; the lock is tried for some 300 µs. Gives how its accounts stand then."""
+        """Settle now, or raise after trying the lock for about 300 µs. Return the statuses of the charged accounts."""
         admitted, event, demands, encoded = settlement
         charges = [demand.charge() for demand in demands]
         started = time.monotonic_ns()
@@ -234,12 +235,12 @@ class Recorder:
             except LedgerBusyError:
                 if time.monotonic_ns() - started > SPIN_NS:
                     raise
-                os.sched_yield()  # whoever holds the lock may need this core
+                os.sched_yield()  # the process that holds the lock may need this core
             else:
                 return self._tell(settlement, settled) if isinstance(settled, Settled) else ()
 
     def _record_unknown(self, event: UsageEvent, charges: Sequence[Charge], encoded: str | None) -> Settled | None:
-        """Record a request whose reservation the ledger does not know: its usage is owed all the same."""
+        """Record a request whose reservation is unknown to the ledger: its usage is owed nevertheless."""
         recorded = self._ledger.record(event.event_id, charges, encoded)
         if recorded:
             log.warning("ledger.reservation_unknown", event_id=event.event_id, cost=event.cost)
@@ -247,7 +248,7 @@ class Recorder:
         return recorded
 
     def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[Standing]:
-        """Tell the cache, the alerts and whoever listens what was written, whether it waited before or not."""
+        """Notify the cache, the subscribers and the alerts of a written settlement, whether or not it was queued."""
         admitted, event, demands, encoded = settlement
         if encoded is not None:
             self._cache.add(settled.seq, event)
@@ -263,7 +264,7 @@ class Recorder:
         return standings
 
     def withdraw(self, event_id: str) -> bool:
-        """Forget a settlement that is still pending, and return whether there was one; nothing of it is written."""
+        """Remove a queued settlement without writing it. Return whether there was one."""
         for settlement in self._pending:
             if settlement.event.event_id == event_id:
                 self._pending.remove(settlement)
@@ -294,7 +295,7 @@ class Recorder:
             except LedgerError as error:
                 log.error("ledger.settle_failed", pending=self.pending, **short_error(error))  # noqa: TRY400
                 if isinstance(error.__cause__, UnicodeError | OverflowError):
-                    # It can never be written, and must not hold up the others; its hold is charged when we end.
+                    # It can never be written and must not block the others. Its hold is charged when the worker ends.
                     self._give_up(self._pending.popleft())
                     continue
                 delay = min(5.0, delay * 4)
@@ -307,23 +308,23 @@ class Recorder:
             turn_ends = time.monotonic_ns() + _TURN_NS
 
     def free_slots(self, request: OpenRequest) -> None:
-        """Free the slots of a request that is over and not settled yet; what it holds of money stays held."""
+        """Free the parallel slots of a request that has ended but is not settled yet. Its other holds stay."""
         slots = [d.account for d in request.admitted.demands if not d.limit.is_charged]
         if slots and not request.settled and request.admitted.holds:
             try:
                 self._ledger.free(request.event_id, slots)
             except LedgerError as error:
-                # They are free once the request is settled.
+                # They are freed when the request is settled.
                 log.warning("ledger.slots_not_freed", event_id=request.event_id, **short_error(error))
 
     async def drain(self, seconds: float) -> None:
-        """Write what is pending; what cannot be written in time stays reserved and is recovered at the next start."""
+        """Write the queued settlements. Those not written in time stay reserved and are recovered at the next start."""
         if self._retrying is not None:
             await asyncio.wait([self._retrying], timeout=seconds)
 
 
 def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> Nano:
-    """Say by how much the cost passes what was held for it, on the account where that is most."""
+    """Return the cost above the amount held for it, on the account where that is most."""
     if not event.cost:
         return 0
     least = min([held.get(d.account, 0) for d in charged if d.limit.unit == "usd"], default=event.reserved)
@@ -331,6 +332,6 @@ def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence
 
 
 def _sum_after(demand: Demand, admitted: Admitted, bucket: Balance) -> Balance:
-    """Work out the sum of a rolling window after settling, as far as it is known: the ledger gives one bucket of it."""
+    """Return the sum of a rolling window after settling, as far as it is known: the ledger returns only one bucket."""
     before = admitted.balances.get(demand.account)
     return bucket if before is None else before._replace(spent=before.spent + demand.amount)

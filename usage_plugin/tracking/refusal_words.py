@@ -1,4 +1,4 @@
-"""Refusals in words: the sentence that a person reads, whichever way it reaches them."""
+"""The sentence of a refusal that a person reads, the same on every route."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _WITHOUT_LIMIT: dict[Reason, str] = {
 
 
 def sentence(refusal: Refusal, contact: str) -> str:
-    """Say it to a person."""
+    """Return the message of a refusal for a person."""
     demand = refusal.demand
     parts = []
     if demand is None:
@@ -71,7 +71,7 @@ def sentence(refusal: Refusal, contact: str) -> str:
 
 
 def _remedy(fields: Sequence[str]) -> str:
-    """Return the sentence with the remedy; of many fields it names the first."""
+    """Return the sentence with the remedy. It names at most the first five fields."""
     if not fields:
         return "Name a maximum of output tokens, and send no background or provider-run tools."
     named = ", ".join(field[:_LONGEST_FIELD] for field in fields[:_MOST_FIELDS])
@@ -118,7 +118,7 @@ def _when(limit: Limit) -> str:
 
 
 def _rough(seconds: int) -> str:
-    """Write a span of time in its largest unit."""
+    """Return a span of time in its largest unit."""
     for name, length in (("days", 172_800), ("h", 7_200), ("min", 120)):
         if seconds >= length:
             return f"{seconds // {'days': 86_400, 'h': 3_600, 'min': 60}[name]} {name}"
@@ -126,6 +126,6 @@ def _rough(seconds: int) -> str:
 
 
 def waits_for_window(refusal: Refusal) -> bool:
-    """Say whether it does not fit even once everything in flight is released."""
+    """Whether a request would not fit even if all requests in flight were released."""
     demand = refusal.demand
     return demand is not None and refusal.balance.spent + demand.amount > (demand.maximum or 0)

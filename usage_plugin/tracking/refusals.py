@@ -1,7 +1,7 @@
-"""Refusals are counted, not stored one by one: clients retry in storms, and a refusal must stay cheap.
+"""Refusals: counted instead of stored one by one, since clients retry in bursts, and a refusal must stay cheap.
 
-Each worker adds them up in memory, bounded, and hands them to the ledger once a second. What a killed
-worker had not handed over is lost; nothing is decided by these numbers.
+Each worker counts them in bounded memory, and writes the counts to the ledger once a second. If a worker is killed,
+its unwritten counts are lost. No decision depends on these numbers.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ log = get_logger()
 
 
 def format_amount(unit: Unit, amount: int) -> str:
-    """Write an amount in its unit: USD as a decimal, counts as whole numbers."""
+    """Return an amount as text in its unit: USD as a decimal, counts as whole numbers."""
     return format_usd(amount) if unit == "usd" else str(amount)
 
 
 def plain_amount(unit: Unit, amount: int) -> str | int:
-    """Give an amount as JSON has it: USD as a decimal string, counts as numbers."""
+    """Return an amount for JSON: USD as a decimal string, counts as numbers."""
     return format_usd(amount) if unit == "usd" else amount
 
 
 def subject_names(refusal: Refusal) -> dict[str, str]:
-    """Name the subject of the limit, dimension by dimension."""
+    """Return the names of the limit's subject, by dimension."""
     return refusal.demand.limit.names_of(refusal.demand.subject) if refusal.demand else {}
 
 
 def describe(refusal: Refusal) -> dict[str, Any]:
-    """Give the facts of a refusal in the words of the public contract; amounts are decimal strings."""
+    """Return the facts of a refusal under the names of the public contract. USD amounts are decimal strings."""
     facts: dict[str, Any] = {
         "ref": refusal.ref,
         "at": to_datetime(refusal.at).isoformat(),
@@ -75,7 +75,7 @@ def describe(refusal: Refusal) -> dict[str, Any]:
 
 
 def reset_of(refusal: Refusal) -> datetime | None:
-    """Say when there is room again by the passing of time alone, in UTC; None if no date brings that."""
+    """Return the time in UTC at which there is room again without other events; None if there is no such time."""
     if refusal.demand is None:
         return None
     if refusal.rolled_away_at is not None:
@@ -84,7 +84,7 @@ def reset_of(refusal: Refusal) -> datetime | None:
 
 
 def as_told(refusal: Refusal) -> RefusedRequest:
-    """Give a refusal as plugins are told of it."""
+    """Return a refusal in the form in which plugins are notified."""
     demand = refusal.demand
     if demand is None:
         return RefusedRequest(refusal.ref, refusal.at, refusal.reason, refusal.user, refusal.model)
@@ -107,10 +107,10 @@ def as_told(refusal: Refusal) -> RefusedRequest:
 
 
 class RefusalLog:
-    """Adds refusals up until they are flushed, and tells of those that a client feels."""
+    """Count refusals until they are flushed, and notify plugins of those that are enforced."""
 
     def __init__(self, operations: OperationsLog, audience: Audience[RefusedRequest] | None = None) -> None:
-        """Start with nothing counted."""
+        """Start with no counts."""
         self._operations = operations
         self._audience = audience or Audience()
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
@@ -130,7 +130,7 @@ class RefusalLog:
             self._audience.tell(as_told(refusal))
 
     def flush(self, patience: float = 0.0) -> None:
-        """Hand everything to the ledger, waiting so many seconds for it; else try again at the next call."""
+        """Write the counts to the ledger; wait up to `patience` seconds. After a failure the next call retries."""
         if not self._counts:
             return
         counts = [RefusalCount(*key, count) for key, count in self._counts.items()]

@@ -1,8 +1,8 @@
-"""Rows of an answer, packed.
+"""A memory-compact sequence of report rows.
 
-A row is some ten small objects. To let go of a list of 100,000 takes 60 ms in one piece, in which no request moves;
-and full garbage collections go through all of them. So an answer is kept as bytes, and a row is made when it is read;
-and so is, until it is known what of it the store has, what the outbox adds to an answer.
+A row is about ten small objects. Freeing a list of 100,000 rows blocks all requests for 60 ms, and full garbage
+collections scan all of them. So a result is kept as bytes, and a row is created when it is read. The outbox's addition
+to a result is kept as bytes too, until it is known which of its events the store has.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 Group: TypeAlias = tuple[str | None, ...]
-"""The names of a group, in the order asked for."""
+"""The names of a group, in the requested order."""
 
 RowT_co = TypeVar("RowT_co", covariant=True)
 OtherT = TypeVar("OtherT")
 
 _RUN = 500
-"""So many are sorted in some two milliseconds; sorting is one call that nobody can interrupt."""
+"""The number of rows that are sorted at once. It takes about two milliseconds, in a call that cannot be interrupted."""
 _SHOWN = 3
 
 
 class ReportRow(NamedTuple):
-    """One group of a report: its names in the order asked for, and its sums."""
+    """One group of a report: its names in the requested order, and its sums."""
 
     group: Group
     totals: UsageTotals
@@ -44,35 +44,35 @@ Order: TypeAlias = "Callable[[ReportRow], tuple[object, ...]]"
 
 
 class Rows(Sequence[RowT_co]):
-    """A sequence of groups with their sums, each made into a row whenever it is read."""
+    """A packed sequence of groups with their sums. A row is created each time it is read."""
 
     __slots__ = ("_ends", "_make", "_parts")
 
     def __init__(self, make: Callable[[Group, UsageTotals], RowT_co]) -> None:
-        """Start with none; `make` makes a row."""
+        """Start empty. `make` creates a row."""
         self._make = make
         self._parts: list[bytes] = []
         self._ends: list[int] = []
 
     def add(self, groups: Iterable[tuple[Group, UsageTotals]]) -> None:
-        """Add a few; they are read together, so few means some hundreds."""
+        """Add one part of groups. A part is unpacked as a whole, so it should have a few hundred groups at most."""
         part = [(group, tuple(totals)) for group, totals in groups]
         if part:
             self._parts.append(marshal.dumps(part))
             self._ends.append(len(self) + len(part))
 
     def read_as(self, make: Callable[[Group, UsageTotals], OtherT]) -> Rows[OtherT]:
-        """Give the same groups as other rows."""
+        """Return the same groups as rows of another type."""
         same = Rows(make)
         same._parts, same._ends = self._parts, self._ends  # the same class
         return same
 
     def __len__(self) -> int:
-        """Count them."""
+        """Return the number of rows."""
         return self._ends[-1] if self._ends else 0
 
     def __iter__(self) -> Iterator[RowT_co]:
-        """Make one after the other."""
+        """Create the rows one by one."""
         for number in range(len(self._parts)):
             yield from self._unpacked(number)
 
@@ -83,7 +83,7 @@ class Rows(Sequence[RowT_co]):
     def __getitem__(self, at: slice) -> list[RowT_co]: ...
 
     def __getitem__(self, at: int | slice) -> RowT_co | list[RowT_co]:
-        """Make one, or a list of some."""
+        """Create one row, or a list of rows for a slice."""
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
             return list(islice(self, start, stop, step)) if step > 0 else list(self)[at]
@@ -95,7 +95,7 @@ class Rows(Sequence[RowT_co]):
         return next(islice(self._unpacked(number), found - begin, None))
 
     def __eq__(self, other: object) -> bool:
-        """Compare with any sequence."""
+        """Compare with any sequence, row by row."""
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
         return len(self) == len(other) and all(ours == theirs for ours, theirs in zip(self, other, strict=True))
@@ -103,7 +103,7 @@ class Rows(Sequence[RowT_co]):
     __hash__ = None  # type: ignore[assignment]  # as of lists
 
     def __repr__(self) -> str:
-        """Show the first few."""
+        """Return the number of rows and the first three."""
         more = ", …" if len(self) > _SHOWN else ""
         return f"<{len(self):,} rows: {', '.join(map(repr, self[:_SHOWN]))}{more}>"
 
@@ -113,18 +113,18 @@ class Rows(Sequence[RowT_co]):
 
 
 async def in_order(groups: Iterable[tuple[Group, UsageTotals]], order: Order) -> Rows[ReportRow]:
-    """Sort groups into rows, in short runs that are merged; others have the loop in between."""
+    """Return groups as sorted rows. Short runs are sorted and merged, yielding to the event loop in between."""
     runs = [await packed(sorted(starmap(ReportRow, part), key=order)) async for part in in_steps(groups, _RUN)]
     return runs[0] if len(runs) == 1 else await merged(runs, order)
 
 
 async def merged(runs: Iterable[Rows[ReportRow]], order: Order) -> Rows[ReportRow]:
-    """Merge rows that are in order; others have the loop in between."""
+    """Merge sorted rows, yielding to the event loop in between."""
     return await packed(heapq.merge(*runs, key=order))
 
 
 async def packed(groups: Iterable[ReportRow]) -> Rows[ReportRow]:
-    """Pack rows; others have the loop in between."""
+    """Pack rows, yielding to the event loop in between."""
     rows = Rows(ReportRow)
     async for part in in_steps(groups):
         rows.add(part)
@@ -132,27 +132,27 @@ async def packed(groups: Iterable[ReportRow]) -> Rows[ReportRow]:
 
 
 class WaitingSums:
-    """What events of the outbox add to an answer, by the number of each: the store may have it by then.
+    """The amounts that outbox events add to a result, by event number, since the store may already include some.
 
     Attributes:
-        groups: those that are added to.
+        groups: the groups with additions.
     """
 
     __slots__ = ("_parts", "groups")
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start empty."""
         self.groups: set[Group] = set()
         self._parts: list[bytes] = []
 
     def add(self, sums: Iterable[tuple[int, tuple[Group, UsageTotals]]]) -> None:
-        """Add those of a few numbered events."""
+        """Add the sums of a page of numbered events."""
         part = [(seq, group, tuple(totals)) for seq, (group, totals) in sums]
         self.groups.update(group for _, group, _ in part)
         self._parts.append(marshal.dumps(part))
 
     async def behind(self, watermark: int) -> AsyncIterator[tuple[Group, UsageTotals]]:
-        """Give what comes behind a number; others have the loop in between."""
+        """Yield the sums of events after a number, yielding to the event loop in between."""
         for part in self._parts:
             for seq, group, sums in marshal.loads(part):  # noqa: S302  # our own bytes
                 if seq > watermark:

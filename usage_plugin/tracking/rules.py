@@ -1,7 +1,7 @@
-"""The rules in force: the limits of the YAML as it is now, with the adjustments of their amounts.
+"""The active limits: the limits of the current YAML, with the adjustments of their amounts.
 
-Read for each request, on the event loop; put in force by the keeper's thread. So the one thing that changes is which
-`LimitSet` stands in `limits`, and whoever works with it for longer than a line takes it once.
+They are read for each request on the event loop, and replaced by the keeper's thread. So a change only assigns another
+`LimitSet` to `limits`. Code that uses it in more than one line must read the attribute once.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
     from usage_plugin.domain.operations import Adjustment, OperationsLog
 
 NOTE = "rules:"
-"""Each worker leaves the digest of its rules under this prefix and its name."""
+"""The prefix of a worker's note with the digest of its rules; the worker's name follows."""
 
 
 class RulesInForce:
-    """Holds the limits that count now.
+    """The limits that are active now.
 
     Attributes:
-        limits: what admission and the recorder go by.
-        digest: tells two sets of rules apart, whatever their amounts are adjusted to.
+        limits: the limits that admission and the recorder use.
+        digest: identifies a set of rules, independent of adjusted amounts.
     """
 
     __slots__ = ("_adjustments", "_version", "_written", "digest", "limits")
 
     def __init__(self, limits: LimitSet) -> None:
-        """Begin with the limits as they are written."""
+        """Start with the limits of the YAML, without adjustments."""
         self._adjustments: Sequence[Adjustment] = ()
         self._version = -1
         self.replace(limits)
 
     def replace(self, limits: LimitSet) -> None:
-        """Put other limits in force; the adjustments stay."""
+        """Replace the limits. The adjustments stay."""
         self._written = limits
         self.digest = digest_of(limits)
         self._apply()
 
     def follow(self, operations: OperationsLog, now: int) -> None:
-        """Put the ledger's adjustments in force if they have changed; those that end do so by themselves."""
+        """Apply the ledger's adjustments if they have changed. Adjustments expire without a call."""
         version = operations.adjustments_version()
         if version != self._version:
             self._adjustments = operations.adjustments(since=now)
@@ -54,7 +54,7 @@ class RulesInForce:
 
 
 def digest_of(limits: LimitSet) -> str:
-    """Name a set of rules by what it counts: two workers with the same digest charge the same accounts."""
+    """Return a digest of the accounts that the rules charge: two workers with the same digest charge the same ones."""
     facts = repr(
         (sorted(limit.key for limit in limits.limits), sorted(limits.groups.items()), limits.membership.version)
     )

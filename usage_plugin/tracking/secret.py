@@ -1,7 +1,7 @@
-"""The secret of a data folder, which pseudonyms are made with: one file, made once, for its owner only.
+"""The secret of a data folder, the key of its pseudonyms: one file, created once, readable by its owner only.
 
-Whoever loses it loses the way from names to pseudonyms: accounts per key (and per person, where persons have
-pseudonyms) begin anew. So the ledger keeps a fingerprint of the secret, and another one is named.
+Without it, names cannot be mapped to their pseudonyms. Then accounts per key start again at zero, and those per person
+too if persons have pseudonyms. So the ledger keeps a fingerprint of the secret, and a changed secret is reported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FILE = "secret"
 NOTE = "secret"
 _TOLD_FOR = 30 * 86_400_000_000
-"""How long a changed secret is named: by then most windows have ended."""
+"""The time, in microseconds, for which a changed secret is reported: 30 days. By then most windows have ended."""
 
 _MOST_BYTES = 1_000
 
@@ -35,7 +35,7 @@ log = get_logger()
 
 
 class _Known(NamedTuple):
-    """What the ledger knows of the secret; `before` is that of the one before it, if it was changed at `since`."""
+    """The ledger's record of the secret. `before` is the previous secret's fingerprint if it was changed at `since`."""
 
     fingerprint: str
     since: int
@@ -44,10 +44,10 @@ class _Known(NamedTuple):
 
 
 def read_secret(path: Path) -> bytes | None:
-    """Read the secret; None if there is none.
+    """Return the secret; None if there is no file.
 
     Raises:
-        SecretError: it cannot be read, or is none.
+        SecretError: the file cannot be read, or is not a valid secret.
     """
     try:
         text = read_regular(path, _MOST_BYTES).decode("ascii").strip()
@@ -64,10 +64,10 @@ def read_secret(path: Path) -> bytes | None:
 
 
 def make_secret(path: Path) -> bytes:
-    """Read the secret, making one if there is none; of several processes that do so at once, one makes it.
+    """Return the secret, and create it if there is none. Of several processes that do so at once, only one creates it.
 
     Raises:
-        SecretError: it cannot be read or made.
+        SecretError: the file cannot be read or created.
     """
     found = read_secret(path)
     if found is not None:
@@ -82,7 +82,7 @@ def make_secret(path: Path) -> bytes:
         finally:
             os.close(handle)
         try:
-            # Whole or not at all, and never in place of another's.
+            # Atomic: complete or not at all, and never replacing a secret that another process created.
             os.link(made, path)
         except FileExistsError:
             pass
@@ -97,7 +97,7 @@ def make_secret(path: Path) -> bytes:
 
 
 def note_secret(operations: OperationsLog, pseudonyms: Pseudonyms, path: Path, now: int) -> None:
-    """Compare the secret with what the ledger knows of it, at the start; what has changed is logged and noted."""
+    """Compare the secret with the ledger's record at the start. Log and record a change."""
     known = _known(operations)
     mine = _Known(pseudonyms.fingerprint, now, None, pseudonyms.hides_persons)
     if known is not None:
@@ -121,7 +121,7 @@ def note_secret(operations: OperationsLog, pseudonyms: Pseudonyms, path: Path, n
 
 
 def secret_trouble(operations: OperationsLog, pseudonyms: Pseudonyms | None, path: Path, now: int) -> str | None:
-    """Say what is wrong with the secret, for readers; None if nothing is."""
+    """Return the problem with the secret, for readers; None if there is none."""
     known = _known(operations)
     if pseudonyms is None:
         return f"{path} is missing; put it back before the next start, or a new one is made" if known else None

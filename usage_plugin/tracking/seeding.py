@@ -1,9 +1,9 @@
-"""Seeding: a new limit counts what its windows already hold.
+"""Backfill: make a new limit count the usage that its windows already contain.
 
-The keeper adds up what the store has, and what the outbox has behind it, up to the instant of a snapshot. The snapshot
-has what the accounts counted until then; they are corrected by the difference, some at a time, so that requests are not
-kept waiting. Requests settle meanwhile: they add to an account and to its sum alike, so the difference stays right. It
-waits until every living worker goes by the new rules, so that nothing is settled past the new limit any more.
+The keeper adds up the store's sums and the later events of the outbox, up to the instant of a snapshot. The snapshot
+has the accounts' balances at that instant. Each account is corrected by the difference, in chunks, so that requests do
+not wait. Requests that settle meanwhile add to an account and to its sum alike, so the difference stays correct. The
+keeper first waits until every living worker uses the new rules, so that no request is settled without the new limit.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.rules import RulesInForce
 
 COUNTING = "limits:counting"
-"""The note with the keys of the limits whose accounts hold all that they should."""
+"""The note with the keys of the limits whose accounts are complete."""
 
 _CALENDAR = frozenset({"day", "week", "month", "quarter", "year"})
 _WHOLE_DAYS = _CALENDAR | {"lifetime"}
 _LOST = ("gap", "unstorable")
 _STEP_EVERY = 500
 _AT_ONCE = 250
-"""Accounts that are corrected in one transaction: a millisecond."""
+"""The number of accounts that are corrected in one transaction. It takes a millisecond."""
 _REST = 0.001
 _PATIENT_ROUNDS = 10
 
@@ -57,10 +57,10 @@ log = get_logger()
 
 
 class Seeder:
-    """Compares the rules in force with the limits that are known to count, and seeds the difference."""
+    """Detect active limits that were not backfilled yet, and backfill them."""
 
     def __init__(self, rules: RulesInForce, workers: Workers, zone: ZoneInfo, clock: Clock) -> None:
-        """Take the parts; `zone` is the store's, whose days it keeps sums of."""
+        """Set the parts. `zone` is the store's time zone, in which it keeps daily sums."""
         self._rules = rules
         self._workers = workers
         self._zone = zone
@@ -71,10 +71,10 @@ class Seeder:
     async def seed_new(
         self, ledger: Ledger, operations: OperationsLog, store: UsageStore, step: Callable[[], None]
     ) -> None:
-        """Seed what is new, if anything is; call it once a second, with the outbox flushed.
+        """Backfill new limits, if there are any. Call it once a second, after the outbox was flushed.
 
         Raises:
-            StorageError: nothing is lost by trying again, as after a LedgerError.
+            StorageError: it is safe to retry, as after a LedgerError.
         """
         digest, limits = self._rules.digest, self._rules.limits
         charged = {limit.key: limit for limit in limits.limits if limit.is_charged}
@@ -95,7 +95,7 @@ class Seeder:
         self._done = digest
 
     def _tell_what_is_missing(self, operations: OperationsLog, new: Sequence[Limit]) -> None:
-        """Say which limits will count less than their windows held."""
+        """Log which new limits will count less than their windows contained."""
         run, limits = last_run(operations), self._rules.limits
         if run and (lacking := self._lacking(new, self._clock.now(), run.events_before)):
             since = to_datetime(run.events_before).isoformat()
@@ -104,14 +104,14 @@ class Seeder:
             log.warning("limits.history_has_pseudonyms", limits=unknown, effect="whom a glob fits begins at zero")
 
     def lacking(self, now: int, pruned: int) -> list[str]:
-        """Name the limits that would count less than their windows held, if they were new and older events gone."""
+        """Return the limits that a backfill would undercount if events before `pruned` were deleted."""
         return self._lacking(self._rules.limits.limits, now, pruned)
 
     def _lacking(self, limits: Iterable[Limit], now: int, pruned: int) -> list[str]:
         return [limit.name for limit in limits if lacks_history(limit, self._zone, now, pruned)]
 
     def forget_old(self, operations: OperationsLog) -> None:
-        """Note at once which limits count no more: should they come back, they will have missed something."""
+        """Remove limits that are no longer active from the note at once: if they return, they need a backfill."""
         charged = {limit.key for limit in self._rules.limits.limits if limit.is_charged}
         counting = _counting(operations)
         if counting - charged:
@@ -127,11 +127,11 @@ class Seeder:
 
 
 def count_history_anew(operations: OperationsLog, limits: LimitSet, zone: ZoneInfo) -> None:
-    """Let limits count their windows again, because history was imported; the seeder sees to it, now or at the start.
+    """Have limits backfilled again, because history was imported. The seeder does it, now or when a worker starts.
 
-    Only those of calendar windows, of which the store's daily sums tell all: events may have been pruned, and days of
-    a lifetime; and not those that pseudonyms hide history from. Nothing happens where accounts know more than history
-    does, because events were lost: what was spent must not become less.
+    Only limits with calendar windows that the daily sums fully determine are included. For others, events or the days
+    of a lifetime may have been pruned. Limits whose history is hidden by pseudonyms are left out too. Nothing is
+    changed if events were lost: then accounts know more than the history, and spend must not decrease.
     """
     if any(found.kind in _LOST for found in operations.anomalies()):
         log.warning("limits.not_counted_anew", why="events were lost, which only the accounts know of")
@@ -168,7 +168,7 @@ class _Names(NamedTuple):
 
 
 def names_of(by: Sequence[RollupDimension], group: Sequence[str | None]) -> _Names:
-    """Take a row of sums for a request of these names."""
+    """Return the names of a row of sums, in the form in which limits match a request."""
     names = dict(zip(by, group, strict=True))
     subjects = Subjects(
         user=names.get("user") or ANONYMOUS,
@@ -181,10 +181,10 @@ def names_of(by: Sequence[RollupDimension], group: Sequence[str | None]) -> _Nam
 
 
 class _History:
-    """What the windows of some limits hold, as of one moment.
+    """The usage in the windows of some limits, as of one instant.
 
-    Whole days come out of the store's daily sums, if the limit asks for nothing that they are not kept by. Anything
-    else is added up event by event, in one pass for all limits.
+    Whole days are read from the store's daily sums, if those are grouped by all dimensions that the limit needs. For
+    other limits, events are added up, in one pass for all of them.
     """
 
     def __init__(self, limits: Sequence[Limit], groups: LimitSet, zone: ZoneInfo, now: int) -> None:
@@ -198,7 +198,7 @@ class _History:
         self._late: dict[int, UsageEvent | None] = {}
 
     async def read(self, store: UsageStore, writer: str, step: Callable[[], None]) -> None:
-        """Add up what the store has."""
+        """Add up the usage in the store."""
         aggregates: dict[tuple[object, ...], Aggregate] = {}
         streamed = []
         for limit in self.limits:
@@ -230,14 +230,14 @@ class _History:
             if count % _STEP_EVERY == 0:
                 step()
         if await store.watermark(writer) != watermark:
-            # An append that was given up came back to life meanwhile.
+            # An append that was abandoned as hanging has completed meanwhile.
             raise StorageUnavailableError("The store changed while its history was read.")
         self._watermarks.update((limit.key, watermark) for limit in limits)
 
     async def correct(self, ledger: Ledger, limit: Limit, step: Callable[[], None]) -> None:
-        """Correct the limit's accounts, some at a time, by what they lack at an instant."""
+        """Correct the limit's accounts, in chunks, by the amount that each lacks at an instant."""
         sums, uncorrected = self._sums[limit.key], self._uncorrected[limit.key]
-        # What is in the outbox now may bring accounts that the store does not know.
+        # Events in the outbox may add accounts that are not in the store.
         self._add_outbox(ledger, limit, ledger.snapshot(()).seq, step)
         while uncorrected:
             step()
@@ -246,19 +246,19 @@ class _History:
             seq, balances = ledger.snapshot(some)
             self._add_outbox(ledger, limit, seq, step)
             differences = [Charge(one, sums[one].end, sums[one].amount - balances[one].spent) for one in some]
-            # A new id each time, since the difference is from another snapshot.
+            # A new id for each correction, since each difference is from another snapshot.
             until_free(partial(ledger.correct, new_event_id(), differences))
             await asyncio.sleep(_REST)
 
     def _add_outbox(self, ledger: Ledger, limit: Limit, last: int, step: Callable[[], None]) -> None:
-        """Add up what the outbox has behind what was added, up to a number."""
+        """Add the events of the outbox after those already added, up to the number `last`."""
         while self._watermarks[limit.key] < last:
             step()
             entries = ledger.outbox(self._watermarks[limit.key], _STEP_EVERY)
             for entry in entries:
                 if entry.seq <= last and (event := self._decoded(entry)):
                     self._add_event(limit, event)
-            # Numbers may be missing: an entry that was erased, or never had an event.
+            # Numbers may be missing: of an entry that was erased, or never had an event.
             self._watermarks[limit.key] = min(entries[-1].seq, last) if entries else last
 
     def _decoded(self, entry: OutboxEntry) -> UsageEvent | None:
@@ -283,19 +283,19 @@ class _History:
             known = sums.get(account)
             if known is None:
                 self._uncorrected[limit.key].append(account)
-            # An account that was left alone until its end began anew; only a session's can.
+            # An account that was unused until its end starts again at zero. Only accounts of sessions can.
             end, before = known if known and at < known.end else (0, 0)
             sums[account] = _Sum(max(end, window.end), before + amount_of(limit, totals))
 
     def _days(self, span: Window) -> tuple[date, date]:
-        # To its very end: a clock that was ahead for a while has left events behind that are yet to come.
+        # To the end of the window: while a clock was ahead, events with future times were recorded.
         return local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
 
 
 def lacks_history(limit: Limit, zone: ZoneInfo, now: int, pruned: int) -> bool:
-    """Say whether a limit, if it were new, would count less than its windows held: events before `pruned` are gone.
+    """Whether a backfill of a limit would undercount, given that events before `pruned` were deleted.
 
-    What daily sums can tell is not lost with the events.
+    A limit that is backfilled from daily sums does not need the events.
     """
     if not limit.is_charged or not limit.counts_history or daily_dimensions(limit, zone) is not None:
         return False
@@ -303,7 +303,7 @@ def lacks_history(limit: Limit, zone: ZoneInfo, now: int, pruned: int) -> bool:
 
 
 def daily_dimensions(limit: Limit, zone: ZoneInfo) -> tuple[RollupDimension, ...] | None:
-    """List what the daily sums of a zone must be grouped by to seed a limit; None if they cannot tell."""
+    """Return the dimensions to group a zone's daily sums by to backfill a limit; None if sums do not suffice."""
     kind = limit.window.kind
     if kind not in _WHOLE_DAYS or (kind != "lifetime" and str(limit.zone) != str(zone)):
         return None
@@ -316,7 +316,7 @@ def daily_dimensions(limit: Limit, zone: ZoneInfo) -> tuple[RollupDimension, ...
 
 
 def _has_globs_of_persons(limit: Limit, limits: LimitSet) -> bool:
-    """Say whether a limit matches persons whom the YAML does not write out, but a glob or a resolver knows."""
+    """Whether a limit matches persons by a glob or a resolver, so that the YAML does not list their names."""
     return any(
         (key == "group" and limits.membership != NO_MEMBERSHIP) or literal_of(glob) is None
         for key, names in limit.match.conditions
@@ -328,7 +328,7 @@ def _has_globs_of_persons(limit: Limit, limits: LimitSet) -> bool:
 
 
 def _span(limit: Limit, now: int) -> Window:
-    """Say which events a limit counts now."""
+    """Return the span of the events that a limit counts now."""
     since = limit.since_at(now)
     if since is not None:
         return Window(since, FOREVER)
@@ -338,7 +338,7 @@ def _span(limit: Limit, now: int) -> Window:
 
 
 def amount_of(limit: Limit, totals: UsageTotals) -> int:
-    """Say what sums add to a limit, in its unit."""
+    """Return the amount that sums add to a limit, in its unit."""
     return {
         "usd": totals.cost,
         "total_tokens": totals.input_tokens + totals.output_tokens,

@@ -1,10 +1,10 @@
-"""What-if: proposed limits over recorded events, by the same rules, admission and ledger as live.
+"""Simulate proposed limits on recorded events, with the same rules, admission and ledger as live.
 
-Each event asks again at the instant of its admission, and holds what was held for it until the instant at which it
-ended; so what was in flight at the same time is in flight here. The ledger is a real one that belongs to the replay.
-Memory is bounded by what is in flight and by `MOST_TALLIED`, whatever the number of events.
+Each event requests admission again at the time of its original admission. It holds its original amount until the time
+at which it ended, so the same requests are in flight together as live. The replay has a real ledger of its own.
+Memory is bounded by the requests in flight and by `MOST_TALLIED`, not by the number of events.
 
-What is not in the events cannot be replayed: whoever was refused live left none.
+Requests without an event cannot be replayed: a request that was refused live has none.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.tracker import UsageReader
 
 MOST_TALLIED = 20_000
-"""So many combinations of limit, subject and user are told apart; the rest is counted as `OTHERS`."""
+"""The maximum number of tallied combinations of limit, effect, subject and user. The rest is counted as `OTHERS`."""
 OTHERS = "(others)"
 
 Effect = Literal["refused", "downgraded", "warned", "dry run"]
-"""What a limit did: only the first keeps a request from starting. `dry run`: it would have refused it."""
+"""The effect of a limit on a request. Only `refused` prevents its start. `dry run`: the limit would have refused it."""
 
 _TIDY_EVERY = 1_000
 _YIELD_EVERY = 50
@@ -64,7 +64,7 @@ _CHARGED_AT_ONCE = 200
 
 
 class TallyKey(NamedTuple):
-    """What is told apart: which limit did what to whom; `subject` as in `AccountKey`, and the user who asked."""
+    """The key of a tally: a limit, its effect, the subject as in `AccountKey`, and the user of the request."""
 
     limit: str
     effect: Effect
@@ -74,13 +74,13 @@ class TallyKey(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """Requests to which a limit did something.
+    """Requests that were affected by a limit.
 
     Attributes:
-        cost: what they cost when they were served, nano-dollars.
-        only_in_flight: of them, those that would have fitted with everything settled that was in flight.
-        first_at: when the first of them came, microseconds since 1970 UTC.
-        reasons: how many for each reason of a refusal.
+        cost: their recorded cost, in nano-dollars.
+        only_in_flight: the number of them that would have fitted if all requests in flight had been settled.
+        first_at: the time of the first of them, in microseconds since 1970 UTC.
+        reasons: the number of refusals for each reason.
     """
 
     requests: int = 0
@@ -90,7 +90,7 @@ class Tally:
     reasons: Counter[Reason] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
-        """Add another to it."""
+        """Add another tally to this one."""
         self.first_at = min(self.first_at, other.first_at) if self.requests else other.first_at
         self.requests += other.requests
         self.cost += other.cost
@@ -100,17 +100,19 @@ class Tally:
 
 @dataclass(slots=True)
 class Simulation:
-    """What came of a replay. Amounts are nano-dollars.
+    """The result of a replay. Amounts are nano-dollars.
 
     Attributes:
-        requests: that asked again.
-        refused: in all; each by the limit that a client would have been told of.
-        waited: admitted once others had settled.
-        cost: what all requests cost when they were served.
-        only_charged: recorded live without having asked, as health checks are; they are charged and never refused.
-        held_as_cost: events that do not tell what was held for them, so that no more was held than they cost.
-        without_event: recorded requests of these days whose events are gone, so that they could not ask.
-        tallies: what each limit did to whom.
+        requests: the number of replayed requests.
+        refused: all refusals, each by the limit that would have been reported to the client.
+        waited: the number of requests that were admitted only after other requests had settled.
+        cost: the recorded cost of all requests.
+        only_charged: the number of events recorded live without admission, such as health checks. They are charged
+            and never refused.
+        held_as_cost: the number of events without a recorded hold, for which only their cost was held.
+        without_event: the number of recorded requests of these days whose events were deleted, so that they could not
+            be replayed.
+        tallies: the effects of each limit, by subject and user.
     """
 
     requests: int = 0
@@ -123,14 +125,14 @@ class Simulation:
     tallies: dict[TallyKey, Tally] = field(default_factory=dict)
 
     def count(self, key: TallyKey, one: Tally) -> None:
-        """Count what a limit did to a request; what cannot be told apart any more is counted together."""
+        """Count the effect of a limit on a request. Beyond `MOST_TALLIED` combinations, count it under `OTHERS`."""
         if key not in self.tallies and len(self.tallies) >= MOST_TALLIED:
             key = key._replace(subject=OTHERS, user=OTHERS)
         self.tallies.setdefault(key, Tally()).add(one)
 
 
 class _ReplayClock(Clock):
-    """Stands at the instant that is replayed."""
+    """A clock that shows the replayed instant."""
 
     def __init__(self) -> None:
         self.at = 0
@@ -143,14 +145,14 @@ class _ReplayClock(Clock):
 
 
 class _Open(NamedTuple):
-    """A request in flight, and what it will be charged."""
+    """A request in flight, and its future charges."""
 
     event_id: str
     charges: tuple[Charge, ...]
 
 
 class _Waiting(NamedTuple):
-    """A request that would fit once others settle, and looks again and again, as live."""
+    """A request that would fit once other requests settle, and is retried as live."""
 
     ask: Ask
     event: UsageEvent
@@ -159,15 +161,15 @@ class _Waiting(NamedTuple):
 
 
 class Replay:
-    """Lets events ask again, in the order of their admission."""
+    """Replay events against proposed limits, in the order of their admission."""
 
     def __init__(self, opened: OpenLedger, limits: LimitSet, *, max_wait: timedelta = timedelta(0)) -> None:
-        """Begin at nothing.
+        """Start without any charges.
 
         Args:
-            opened: an empty ledger, of the replay's own.
-            limits: those that are proposed.
-            max_wait: how long a request waits that would fit once others settle.
+            opened: an empty ledger that only the replay uses.
+            limits: the proposed limits.
+            max_wait: the maximum wait of a request that would fit once other requests settle.
         """
         self._opened = opened
         self._ledger = opened.ledger
@@ -183,20 +185,20 @@ class Replay:
             policy=AdmissionPolicy(),
         )
         self._due: list[tuple[int, int, int, _Open | _Waiting]] = []
-        """What is still to happen: by time, ends before looks, then in the order in which it came about."""
+        """The heap of future steps: by time, then settlements before retries, then in the order of their creation."""
         self._number = 0
         self._waiting = 0
         self._coming: Counter[AccountKey] = Counter()
-        """What requests in flight will be charged."""
+        """The future charges of requests in flight, by account."""
         self.found = Simulation()
 
     def charge(self, charges: Iterable[Charge]) -> None:
-        """Charge what the windows held before the first event."""
+        """Charge usage that the windows contained before the first event."""
         self._number += 1
         self._ledger.record(f"charge-{self._number}", list(charges), None)
 
     async def add(self, event: UsageEvent) -> None:
-        """Let an event ask, after everything that came before it.
+        """Replay an event, after all earlier settlements and retries.
 
         Raises:
             LedgerError: the ledger of the replay does not work.
@@ -217,13 +219,13 @@ class Replay:
                 self._opened.file.shorten_log()
 
     async def end(self) -> Simulation:
-        """Let everything that is in flight come to its end, and give what came of it."""
+        """Settle or refuse all requests that are in flight or wait, and return the result."""
         while self._due:
             await self._pass_time(self._due[0][0])
         return self.found
 
     async def _pass_time(self, until: int) -> None:
-        """Settle what has ended up to an instant, and let those look again who wait."""
+        """Settle the requests that have ended up to an instant, and retry those that wait."""
         while self._due and self._due[0][0] <= until:
             at, _, _, what = heapq.heappop(self._due)
             self._clock.at = at
@@ -252,13 +254,13 @@ class Replay:
         sent_elsewhere: list[Downgrade] = []
 
         async def downgraded(ask: Ask, obstacle: Refusal | Downgrade) -> None:
-            del ask  # nobody knows what the other model would have used
+            del ask  # the usage with the other model is unknown
             if isinstance(obstacle, Downgrade):
                 sent_elsewhere.append(obstacle)
 
         outcome, unfelt = await self._admission.admit(ask, downgraded=downgraded)
         if first:
-            # Once for each request, however often it looks.
+            # Count each request once, not for each retry.
             for refusal in unfelt:
                 if refusal.demand is not None:
                     self._count(event, "dry run", refusal.demand, refusal)
@@ -296,7 +298,7 @@ class Replay:
         return one
 
     def _fits_once_settled(self, demand: Demand, refusal: Refusal) -> bool:
-        """Say whether there would have been room with everything charged that was in flight, and nothing held."""
+        """Whether the request would fit if all requests in flight had been charged, and nothing were held."""
         if refusal.reason not in ("busy", "spent"):
             return False
         account = demand.account
@@ -312,7 +314,7 @@ class Replay:
 
 
 def _ask_of(event: UsageEvent) -> Ask:
-    """Make of an event what was asked, as far as it tells."""
+    """Return the admission request of an event, as far as the event records it."""
     held = event.reserved or event.cost
     output = max(event.output_tokens, event.clamped_to or 0, event.injected_output_tokens or 0)
     return Ask(
@@ -335,10 +337,10 @@ async def simulate(
 
     Args:
         reader: reads the history.
-        replay: charged with what the windows held before.
-        window: in microseconds since 1970 UTC.
-        recorded: how many requests the sums have in it, of which some may have no event any more.
-        advanced: is told after so many requests more.
+        replay: a replay that was charged with the earlier usage of the windows.
+        window: the span to replay, in microseconds since 1970 UTC.
+        recorded: the number of requests in the sums of the window. Some of their events may have been deleted.
+        advanced: called with the number of requests replayed since the last call.
 
     Raises:
         LedgerError: the ledger of the replay does not work.
@@ -359,10 +361,10 @@ async def simulate(
 async def count_what_windows_held(
     reader: UsageReader, replay: Replay, limits: LimitSet, since: date, zone: ZoneInfo
 ) -> None:
-    """Charge what the windows that are open at the beginning of a day held before it.
+    """Charge the earlier usage of windows that are open at the start of a day.
 
-    As a new limit counts it live: out of the daily sums where they tell it, else out of the events; a limit with
-    `count_from: now` begins at nothing.
+    This works like the backfill of a new limit: from the daily sums if they suffice, else from events. A limit with
+    `count_from: now` starts at zero.
     """
     at = days_window(since, since, zone).start
     streamed: list[tuple[Limit, int]] = []
@@ -414,7 +416,7 @@ async def _charge(replay: Replay, charges: Iterable[Charge]) -> None:
 
 
 def _begin(limit: Limit, at: int) -> int:
-    """Say from when on a limit counts for a request at an instant."""
+    """Return the time from which a limit counts for a request at an instant."""
     since = limit.since_at(at)
     if since is not None:
         return since

@@ -1,4 +1,4 @@
-"""Standings: how an account stands now, with the amount in force and where that comes from."""
+"""Standings: the current status of accounts, with the current amount of the limit and its source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Source(NamedTuple):
-    """Where the amount in force comes from, and until when; None: as long as the YAML says so."""
+    """The source of a limit's current amount, and its end. None: until the YAML changes."""
 
     kind: Literal["limit", "override", "adjustment"]
     until: int | None = None
@@ -24,7 +24,7 @@ class Source(NamedTuple):
 
 
 class AccountStanding(NamedTuple):
-    """An account, or the buckets of a rolling window added up."""
+    """The status of an account. For a rolling window, the sum of its buckets."""
 
     limit: Limit
     subject: str
@@ -35,21 +35,21 @@ class AccountStanding(NamedTuple):
 
     @property
     def remaining(self) -> int | None:
-        """What is left, never below zero; None for unlimited."""
+        """The amount left, never below zero; None for unlimited."""
         if self.amount is None:
             return None
         return max(0, self.amount - self.balance.spent - self.balance.reserved)
 
 
 class Standings:
-    """Reads how accounts stand at an instant."""
+    """Read the status of accounts at an instant."""
 
     def __init__(self, ledger: Ledger, operations: OperationsLog, limits: LimitSet, at: int) -> None:
-        """Read which adjustments are in force; `at` in microseconds since 1970 UTC."""
+        """Read the adjustments that are active at `at`, in microseconds since 1970 UTC."""
         self.at = at
         self._ledger = ledger
         self.limits = limits
-        # Later ones come in place of earlier ones.
+        # Later adjustments replace earlier ones.
         self._adjustments = {
             (found.limit, found.subject): found
             for found in operations.adjustments(at)
@@ -57,7 +57,7 @@ class Standings:
         }
 
     def of(self, matched: Matched) -> AccountStanding:
-        """Look at one account; who has spent nothing yet has one too."""
+        """Return the status of one account. A subject that has spent nothing yet has one too."""
         limit, subject = matched.limit, matched.subject
         window = self._window(limit)
         if not limit.has_accounts:
@@ -70,7 +70,7 @@ class Standings:
         return AccountStanding(limit, subject, matched.amount_at(self.at), self._source(matched), balance, window)
 
     def all_of(self, limit: Limit) -> list[AccountStanding]:
-        """Look at every account of a limit that somebody has used in the window."""
+        """Return the status of each account of a limit that was used in the window."""
         window = self._window(limit)
         by_subject: dict[str, list[Account]] = {}
         for account in self._ledger.accounts(limit.key, window.start):
@@ -87,7 +87,7 @@ class Standings:
         return found
 
     def _window(self, limit: Limit) -> Window:
-        """Find what counts now: the window, or from the oldest bucket on."""
+        """Return the span that counts now: the window, or the time since the start of the oldest bucket."""
         window, since = limit.window_at(self.at), limit.since_at(self.at)
         return window if since is None else window._replace(start=since)
 

@@ -1,7 +1,7 @@
-"""Work on large results, in steps between which others have the event loop.
+"""Process large results in chunks, yielding to the event loop in between.
 
-Not in a thread: one that runs Python keeps the interpreter for up to 5 ms whenever somebody else lets go of it,
-and each statement of the ledger lets go of it.
+Not in a thread. Each statement of the ledger releases the interpreter, and then a thread that runs Python keeps it for
+up to 5 ms.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT")
 
 _STEP = 200
-"""So many items take about a millisecond."""
+"""The default number of items in a chunk. They take about a millisecond."""
 _STRIDE = 25
 _REST = 0.00005
 
 
 async def in_steps(items: Iterable[ItemT], step: int = _STEP) -> AsyncIterator[list[ItemT]]:
-    """Hand out items in lists of so many, the last one of what is left."""
+    """Yield items in lists of `step`, with control to the event loop in between. The last list has the rest."""
     rest = iter(items)
     while part := list(islice(rest, step)):
         yield part
@@ -33,9 +33,9 @@ async def in_steps(items: Iterable[ItemT], step: int = _STEP) -> AsyncIterator[l
 
 
 def unhurried(items: Iterable[ItemT]) -> Iterator[ItemT]:
-    """Go through a batch as a thread beside the event loop should: it rests often, so that requests get their turn.
+    """Iterate over a batch in a background thread with frequent pauses, so that the event loop's thread can run.
 
-    It rests outside of asyncio, whose shortest pause is a millisecond.
+    It sleeps without asyncio, whose shortest pause is a millisecond.
     """
     for number, item in enumerate(items):
         if number and number % _STRIDE == 0:
@@ -44,6 +44,6 @@ def unhurried(items: Iterable[ItemT]) -> Iterator[ItemT]:
 
 
 def taken(items: list[ItemT]) -> Iterator[ItemT]:
-    """Take a list apart from its end: to let go of a long one at once is one call that nobody can interrupt, too."""
+    """Yield and remove a list's items, last first. Freeing a long list at once is a call that cannot be interrupted."""
     while items:
         yield items.pop()

@@ -1,7 +1,7 @@
-"""The tracker: everything that can be asked of the history, complete to the last settled request.
+"""The tracker: all queries of the history, complete up to the last settled request.
 
-An answer is the store's, plus the events of the outbox that the store does not have yet. The ledger is always read
-first: an event that moves from one to the other between the two reads is then seen twice and counted once.
+A result combines the store's data with the events of the outbox that the store does not have yet. The ledger is always
+read before the store. So an event that is flushed between the two reads is seen twice, and counted once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _DAY = timedelta(days=1)
 
 
 class Top(NamedTuple):
-    """The dearest groups of a report, how many groups there are in all, and the sums of all of them."""
+    """The most expensive groups of a report, the number of all groups, and their total."""
 
     rows: Sequence[ReportRow]
     in_all: int
@@ -64,11 +64,11 @@ class Top(NamedTuple):
 
 
 class DayPage(NamedTuple):
-    """Some sums of days.
+    """A page of daily sums.
 
     Attributes:
-        rows: at least one; days in order, and the sums of a day in the store's order.
-        growing: whether requests of that day are on their way into the store; then its sums are in the order of names.
+        rows: one or more rows. Days are in order, and the sums of a day are in the store's order.
+        growing: whether the outbox has requests of that day; then its sums are ordered by names.
     """
 
     rows: Sequence[DailySum]
@@ -76,7 +76,7 @@ class DayPage(NamedTuple):
 
 
 class DayPosition(NamedTuple):
-    """Behind which row a stream of days goes on."""
+    """The row after which a stream of daily sums continues."""
 
     day: date
     names: tuple[str | None, ...]
@@ -84,10 +84,10 @@ class DayPosition(NamedTuple):
 
 
 class UsageReader:
-    """Reads usage: reports, events, and a user's sums through the cache."""
+    """Read usage: reports, events, and a user's sums from the cache."""
 
     def __init__(self, ledger: Ledger, store: UsageStore, cache: UsageCache, zone: ZoneInfo, clock: Clock) -> None:
-        """Take the parts; `zone` is where days begin."""
+        """Set the parts. `zone` is the time zone of days."""
         self._ledger = ledger
         self._store = store
         self._cache = cache
@@ -96,7 +96,7 @@ class UsageReader:
         self._frozen: dict[str, list[tuple[int, UsageEvent]]] | None = None
 
     async def frozen(self) -> UsageReader:
-        """Make a reader of the outbox as it is now, which is read once for however many questions follow."""
+        """Return a reader with the outbox as it is now. The outbox is read once for all following queries."""
         same = copy(self)
         by_user: defaultdict[str, list[tuple[int, UsageEvent]]] = defaultdict(list)
         async for page in self._outbox(self._ledger.acknowledged()):
@@ -106,7 +106,7 @@ class UsageReader:
         return same
 
     def today(self) -> date:
-        """Say which day it is in the configured zone."""
+        """Return the current day in the configured zone."""
         return local_date(self._clock.now(), self._zone)
 
     async def report(
@@ -118,17 +118,20 @@ class UsageReader:
         *,
         zone: ZoneInfo | None = None,
     ) -> Rows[ReportRow]:
-        """Sum the days from first to last, both included; the dearest group first, days, weeks and months in order.
+        """Return sums of the days from `first` to `last`, both included.
+
+        The most expensive group is first. If the first grouping is day, week or month, rows are ordered by name.
 
         Args:
-            by: what groups are made of; session and agent are summed from the events that are left.
+            by: the groupings. Session and agent are summed from the remaining events.
             first: a day of the zone.
-            last: the same.
+            last: a day of the zone.
             usage_filter: the names that count.
-            zone: whose days; the configured one if not given. Days of another are made of the events that are left.
+            zone: the time zone of the days; the configured one by default. Days of another zone are summed from the
+                remaining events.
 
         Raises:
-            HistoryError: some events of those days are gone, or were imported as sums.
+            HistoryError: some events of those days were deleted, or were imported as sums.
         """
         sums = _only_of_sums(by)
         if sums is None or (zone is not None and str(zone) != str(self._zone)):
@@ -153,7 +156,10 @@ class UsageReader:
         *,
         most: int,
     ) -> Top:
-        """Find the dearest groups of the days from first to last, without reading the others if the store can."""
+        """Return the most expensive groups of the days from `first` to `last`.
+
+        If the store supports ranking, the other groups are not read.
+        """
         names = _only_names(by)
         if names is not None and isinstance(self._store, Ranks):
             with suppress(StorageUnavailableError):
@@ -180,7 +186,7 @@ class UsageReader:
         await self._complete(groups, waiting, ranking.watermarks)
         new = len(groups) - len(ranking.groups)
         rows = await _rows(groups, chronological=False)
-        # Afterwards, so that no group has more than the total, whatever is recorded meanwhile.
+        # Read the total afterwards, so that no group exceeds it even if events are recorded meanwhile.
         total = sum_totals(row.totals for row in await self.report((), first, last, usage_filter))
         return Top(rows[:most], ranking.in_all + new, total)
 
@@ -208,9 +214,9 @@ class UsageReader:
     async def hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter = _NO_FILTER
     ) -> Rows[ReportRow]:
-        """Sum the hours of the days from first to last, in the order of the groups' names; imported days have none.
+        """Return sums of the hours of the days from `first` to `last`, ordered by the groups' names.
 
-        An hour is named by its beginning with its offset, as `2026-10-25T02:00+01:00`.
+        An hour is named by its start with its offset, such as `2026-10-25T02:00+01:00`. Imported days have no hours.
         """
         counted = partial(self._in_hours, by)
         waiting = await self._waiting_sums(first, last, usage_filter, counted)
@@ -242,7 +248,7 @@ class UsageReader:
         return tuple(named[grouping] for grouping in by), totals_of(event)
 
     async def days(self, first: date, last: date, usage_filter: UsageFilter = _NO_FILTER) -> AsyncIterator[DailySum]:
-        """Stream the sums of the days from first to last, by day and names, in bounded memory."""
+        """Yield the sums of the days from `first` to `last`, by day and names, in bounded memory."""
         async for page in self.day_pages(first, last, usage_filter):
             for one in page.rows:
                 yield one
@@ -255,14 +261,14 @@ class UsageReader:
         *,
         after: DayPosition | None = None,
     ) -> AsyncIterator[DayPage]:
-        """Stream the sums of the days from first to last by the page; others have the loop in between.
+        """Yield pages of the sums of the days from `first` to `last`, yielding to the event loop in between.
 
-        A day of which requests are on their way into the store is summed as `report` does, since a stream cannot say
-        how far the store was: of such a day, all sums are in memory.
+        A stream cannot report the store's watermark. So a day with requests in the outbox is summed as in `report`,
+        with all sums of that day in memory.
 
         Raises:
-            HistoryError: the row of `after` is not there, or no longer where it was: it was forgotten, or pruned, or
-                its day has ceased to grow.
+            HistoryError: the row of `after` was not found at its position: it was erased or pruned, or its day has no
+                more requests in the outbox.
         """
         stream = self._day_pages(first if after is None else after.day, last, usage_filter, after)
         sought = None if after is None else (after.day, after.names)
@@ -311,7 +317,7 @@ class UsageReader:
         after: EventPosition | None = None,
         newest_first: bool = False,
     ) -> AsyncIterator[UsageEvent]:
-        """Stream events in the order of their admission, those in the outbox included; `after` goes on behind one."""
+        """Yield events in the order of admission, including those in the outbox; resume after the position `after`."""
         waiting = {}
         async for _, event in self._waiting(window, usage_filter):
             position = EventPosition(event.started_at, event.event_id)
@@ -329,15 +335,15 @@ class UsageReader:
             yield waiting[queue.pop()]
 
     def settled_after(self, seq: int) -> list[tuple[int, UsageEvent]]:
-        """List events with a number above `seq` that are still in the outbox, for following along."""
+        """Return a page of the outbox's events with a number above `seq`, to follow new events."""
         return self._page(seq, PAGE)
 
     async def user_day(self, user: str, day: date | None = None) -> UsageTotals:
-        """Give a user's sums of a day (today if none is given), from the cache if it has them."""
+        """Return a user's sums of a day (today by default), from the cache if it has them."""
         return await self._sums(user_day(user, day or self.today()))
 
     async def user_month(self, user: str, day: date | None = None) -> UsageTotals:
-        """Give a user's sums of the month that a day is in (today if none is given), from the cache if it has them."""
+        """Return a user's sums of the month of a day (today by default), from the cache if it has them."""
         return await self._sums(user_month(user, day or self.today()))
 
     async def _sums(self, key: UserSpan) -> UsageTotals:
@@ -356,14 +362,14 @@ class UsageReader:
                 has_gap |= page[0][0] != seen + 1
                 seen = page[-1][0]
                 later += _of(page, span, usage_filter)
-            # No step in between: the cache must not be ahead of what is counted here.
+            # No `await` in between: the cache must not be ahead of the events counted here.
             is_behind = self._cache.catch_up(self._ledger)
             page = self._page(seen)
             later += _of(page, span, usage_filter)
             has_gap |= bool(page) and page[0][0] != seen + 1
             if is_behind or len(page) == OUTBOX_PAGE:
                 continue
-            # With a gap, so much was moved into the store meanwhile that the outbox has dropped some of it.
+            # With a gap, the flusher has moved many events meanwhile, and the outbox has dropped some of them.
             if not has_gap or self._ledger.acknowledged() <= watermark:
                 break
         totals = stored.groups.get((), UsageTotals())
@@ -388,7 +394,7 @@ class UsageReader:
         last: date,
         usage_filter: UsageFilter,
     ) -> dict[Group, UsageTotals]:
-        """Sum the days of a zone from events, if all events of the days that they lie in are there."""
+        """Return sums of a zone's days from events, if all events of the configured zone's days around them exist."""
         span = days_window(first, last, zone)
         own = local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
         expected = sum(row.totals.requests for row in await self.report((), *own, usage_filter))
@@ -406,7 +412,7 @@ class UsageReader:
         return groups
 
     async def _waiting(self, window: Window, usage_filter: UsageFilter) -> AsyncIterator[tuple[int, UsageEvent]]:
-        """Read the outbox behind what the store has acknowledged; the store, asked afterwards, has the rest."""
+        """Yield the outbox's events after the acknowledged ones. The store, read afterwards, has the rest."""
         async for page in self._unstored(usage_filter.user):
             for entry in _of(page, window, usage_filter):
                 yield entry
@@ -424,7 +430,7 @@ class UsageReader:
         return waiting
 
     async def _unstored(self, user: str | None) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
-        """Give at least what a user has in the outbox, or all there is."""
+        """Yield pages of the outbox with at least the events of a user, or with all events."""
         if self._frozen is None:
             async for page in self._outbox(self._ledger.acknowledged()):
                 yield page
@@ -438,12 +444,15 @@ class UsageReader:
     async def _complete(
         self, groups: dict[Group, UsageTotals], waiting: WaitingSums, watermarks: Mapping[str, int]
     ) -> None:
-        """Add what the store did not have when it answered."""
+        """Add the events that the store did not have when it was read."""
         async for group, totals in waiting.behind(watermarks.get(self._ledger.writer, 0)):
             _add(groups, group, totals)
 
     async def _outbox(self, after: int) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
-        """Read the outbox behind a number, what is acknowledged and still there included; others have the loop too."""
+        """Yield pages of the outbox after a number, yielding to the event loop in between.
+
+        Acknowledged events that are still in the outbox are included.
+        """
         while page := self._page(after):
             yield page
             if len(page) < OUTBOX_PAGE:
@@ -482,12 +491,12 @@ def _summed_from_events(zone: ZoneInfo, by: Sequence[Grouping | EventDimension])
 
 
 def _only_of_sums(by: Sequence[Grouping | EventDimension]) -> Sequence[Grouping] | None:
-    """Return the groupings, if sums are kept by all of them."""
+    """Return the groupings if sums are kept by all of them; else None."""
     return cast("Sequence[Grouping]", by) if set(EVENT_DIMENSIONS).isdisjoint(by) else None
 
 
 async def named(events: AsyncIterator[UsageEvent], names: Mapping[EventDimension, str]) -> AsyncIterator[UsageEvent]:
-    """Take the events of a stream that have these names."""
+    """Yield the events of a stream that have these names."""
     async for event in events:
         if has_names(event, names):
             yield event
@@ -503,13 +512,13 @@ def _add(groups: dict[Group, UsageTotals], group: Group, totals: UsageTotals) ->
 
 
 async def _rows(groups: dict[Group, UsageTotals], *, chronological: bool) -> Rows[ReportRow]:
-    """Put the groups in order; nothing is left of `groups`."""
+    """Return the groups as sorted rows. This empties `groups`."""
     items = (groups.popitem() for _ in range(len(groups)))
     return await in_order(items, partial(_order, chronological=chronological))
 
 
 def _only_names(by: Sequence[Grouping | EventDimension]) -> Sequence[RollupDimension] | None:
-    """Give the groupings, if none of them is one of time."""
+    """Return the groupings if none of them is a time; else None."""
     return cast("Sequence[RollupDimension]", by) if set(by) <= set(ROLLUP_DIMENSIONS) else None
 
 
@@ -519,7 +528,7 @@ def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]
 
 
 async def pages(rows: AsyncIterator[RecordT]) -> AsyncIterator[list[RecordT]]:
-    """Bundle a stream into pages of `PAGE` rows, the last one of what is left."""
+    """Yield a stream in pages of `PAGE` rows; the last page has the rest."""
     page: list[RecordT] = []
     async for one in rows:
         page.append(one)
