@@ -121,8 +121,7 @@ def _is_master(key: Any) -> bool:  # UserAPIKeyAuth
 
 
 def _is_handed_on(key: Any) -> bool:  # UserAPIKeyAuth
-    """Whether this is the master key as a `custom_auth` returns it: only elsewhere does LiteLLM replace it by its
-    alias.
+    """Whether this is the master key as a `custom_auth` returns it, which LiteLLM does not replace by its alias.
 
     A user that a `custom_auth` returns with it has been authenticated, so it still overrides a claim.
     """
