@@ -3,8 +3,8 @@
 LiteLLM reads no usage from many such answers, since it relies on the expected host, path and shape.
 
 - A whole answer in one part is parsed when it is sent.
-- An answer in many parts, or a very large one, is scanned for the few members with billed amounts, so that memory does
-  not grow with it.
+- An answer in many parts, or a very large one, is scanned for the few members with billed amounts. So memory does not
+  grow with it.
 - Streams are read line by line (`streams.Report`).
 - Errors, audio, files and binary streams are not read.
 """

@@ -108,7 +108,7 @@ class Asking:
             subjects: The parties of the request.
             data: The body, with LiteLLM's additions.
             kind: LiteLLM's call type.
-            fewer_tokens: The known excess of the bound by bytes, in tokens.
+            fewer_tokens: The number of tokens by which the bound by bytes is known to be too high.
             only: The deployment that LiteLLM has chosen, if it has.
             thinks: Whether our output limit leaves room for thinking on models that think before they answer.
 
@@ -187,9 +187,7 @@ class Asking:
         return encoding_for([way for ways_of_one in ways for way in ways_of_one])
 
     def deployment(self, subjects: Subjects, group: str | None, deployment_id: str) -> Deployment:
-        """Return the deployment with this id, from the model group that LiteLLM names, else from anywhere it is
-        listed.
-        """
+        """Return the deployment with this id, from the model group named by LiteLLM, else from any group."""
         named = self._deployments(group, subjects.team)
         known = [way for way in named if way.deployment_id == deployment_id]
         return next(iter([*known, *self._deployments(deployment_id, subjects.team)]), _unknown(group))
@@ -261,9 +259,7 @@ class Asking:
         return Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input or 0)
 
     def _worst(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Nano | None:
-        """Return the maximum cost of a deployment, including each other model in the body that the provider may
-        choose.
-        """
+        """Return the maximum cost of a deployment, over all models in the body that the provider may choose from."""
         if not bound.models:
             return _worst(way, kind, bound, output)
         costs = [_worst(way, kind, bound, output)]

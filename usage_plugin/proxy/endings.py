@@ -81,9 +81,7 @@ class Endings:
         return self._record(request, outcomes.served_inline(data, answer, raw), usage, by="inline")
 
     def provider_answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> None:
-        """Keep a whole answer for settlement: a guardrail may still withhold it from the client, but it must be paid
-        for.
-        """
+        """Keep a whole answer for settlement: a guardrail may still withhold it, but the provider must be paid."""
         request.sent = request.cut = False
         if request.answer is None:
             # Where one API is served through another, the inner call is reported first, and only that one is kept.
@@ -266,7 +264,7 @@ class Endings:
             request.failed = status
             self._settle_handed_through(request, request.report, outcomes.NOTHING_SERVED, {}, {}, status)
         elif late and not (hurried or self._charges_cut_as_reserved()):
-            # The provider's bill is unknown, and a slow provider is no reason to use up the caller's limit.
+            # The provider's bill is unknown, and a slow provider should not use up the caller's limit.
             self._settle(request, Outcome(status=status, error=request.error, estimated=True), by="failure")
         elif late or (request.sent and (gone or from_provider)):
             # Cut by the client, or broken in the middle of a stream: the provider's bill is unknown.

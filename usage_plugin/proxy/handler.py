@@ -124,8 +124,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             here.looked_up = data
         try:
             if is_free(kind) or _is_free_route(here, kind) or self._underway.of_hook(data) is not None:
-                # A look-up, or a request that is already admitted: by the gate, by the same callback if it is listed
-                # twice, or before LiteLLM chose a fallback.
+                # A look-up, or a request that is admitted already: by the gate, by a second listing of this callback,
+                # or before LiteLLM chose a fallback.
                 return None
             await self._admit(user_api_key_dict, data, kind, here)
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
@@ -289,9 +289,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         start_time: Any,  # noqa: ARG002  # LiteLLM's
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
-        """Record the part of a stream that was delivered before it broke; it is settled only if the request really
-        fails.
-        """
+        """Record the delivered part of a broken stream; it is settled only if the request really fails."""
         with _NothingRaised("async_log_failure_event"):
             request = self._underway.of_log(kwargs)
             if request is not None:
@@ -340,9 +338,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
 
 def _stop_if_refused(here: exchange.Exchange | None) -> None:
-    """Raise the gate's refusal again, since LiteLLM lets some tool requests continue without a user that could be
-    refused.
-    """
+    """Raise the gate's refusal again, since LiteLLM lets some tool requests continue without a user to refuse."""
     if here is not None and here.refused is not None:
         raise here.refused
 

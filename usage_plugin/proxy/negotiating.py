@@ -160,8 +160,8 @@ class _Negotiation:
             return None
         room = maximum = demand.maximum or 0
         if demand.amount <= maximum:
-            # The amount alone fits, so subtract the spend. An amount above the maximum is compared with the whole
-            # maximum instead: then the count decides whether the request is too large, or the money is spent.
+            # The amount fits the maximum, so compare it with the unspent rest. A larger amount is compared with the
+            # whole maximum: the count decides whether the request is too large or the money is spent.
             room -= obstacle.balance.spent
         self._fewer_tokens = most_savings(self._data)
         encoding = self._asking.encoding(self._subjects, self._data) if self._fewer_tokens else None

@@ -274,7 +274,8 @@ def _charge(  # noqa: PLR0911  # one case after the other  # all that decides
         return _Charge(adjusted, "provider")
     figure = _figure(served.litellm_cost)
     if reported.stated is not None and deployment is not None:
-        # LiteLLM copies an amount stated by the provider as its own figure, so such a figure confirms nothing.
+        # LiteLLM copies any provider's stated amount as its own figure, or writes its own figure in its place. Neither
+        # confirms more than our arithmetic.
         figure = None if figure in (reported.stated, deployment.adjustment.nano(reported.stated)) else figure
     if computed is not None and deployment is not None and figure == deployment.adjustment.nano(computed):
         # LiteLLM adjusts the cost of some streams twice.
@@ -431,9 +432,7 @@ def _service(fields: Mapping[str, Any], hidden: Mapping[str, Any]) -> str | None
 
 
 def _units(fields: Mapping[str, Any], hidden: Mapping[str, Any], request: Mapping[str, Any]) -> Units:
-    """Count units that may be billed by the piece: images and queries in the answer, characters to speak, audio
-    time.
-    """
+    """Count units that may be billed by the piece: images and queries answered, characters to speak, audio time."""
     images, spoken, meta = fields.get("data"), request.get("input"), fields.get("meta")
     # LiteLLM measures the audio file where the answer does not report its duration.
     heard = hidden.get("audio_transcription_duration")

@@ -317,9 +317,7 @@ class PriceBook:
 
 
 def _by_another_name(router: Any, model: str, team: str | None) -> list[Any]:  # litellm.Router
-    """Return the deployments with this id or provider's model, which LiteLLM serves too; each is billed by its own
-    name.
-    """
+    """Return the deployments with this id or provider's model. LiteLLM serves these too, billed by their own names."""
     return [
         entry
         for entry in router.get_model_list() or ()

@@ -71,8 +71,8 @@ def bad_request(message: str, *, param: str, kind: str = "invalid_request_error"
 def anthropic_body(error: ProxyException, path: str) -> bytes | None:
     """Return a refusal in the format of Anthropic's API for a request on its route; None on other routes.
 
-    The pass-through route ends like LiteLLM's own. LiteLLM itself writes `api_error` for a 402, and keeps OpenAI's
-    format on the pass-through route.
+    The pass-through route's path has the same ending as LiteLLM's own. LiteLLM itself writes `api_error` for a 402, and
+    keeps OpenAI's format on the pass-through route.
     """
     if not path.endswith(_ANTHROPIC_ROUTE):
         return None

@@ -27,7 +27,7 @@ MOST_BYTES = 4_000_000
 """The maximum bytes to count. A longer text exceeds the context of every model with a known tokenizer."""
 
 BYTES_PER_TOKEN = 8
-"""Ordinary text never has fewer tokens than one for this many bytes; English has one for about four bytes."""
+"""The maximum bytes of a token in ordinary text; English has about four."""
 
 _AT_ONCE = 1
 _PROVIDERS = frozenset({"openai", "azure", "text-completion-openai"})
@@ -41,16 +41,14 @@ class Tokenizer:
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
     async def savings(self, body: Mapping[str, Any], encoding: str) -> int:
-        """Return the excess of a body's bound by bytes, in tokens."""
+        """Return the number of tokens by which a body's bound by bytes is too high."""
         texts = bounds.texts(body)
         async with self._turn:
             return await asyncio.to_thread(_savings, texts, encoding)
 
 
 def most_savings(body: Mapping[str, Any]) -> int:
-    """Return the maximum savings of counting, without counting; 0 if there is nothing to count or the text is too
-    long.
-    """
+    """Return the maximum tokens that counting can save, without counting; 0 if the texts are too short or too long."""
     size = sum(map(bounds.size_of, bounds.texts(body)))
     return size - size // BYTES_PER_TOKEN if size <= MOST_BYTES else 0
 
