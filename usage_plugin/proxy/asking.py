@@ -1,7 +1,8 @@
 """Read a request from LiteLLM as the `Ask` that admission decides on.
 
 An `Ask` has the deployments that could serve the request with their prices, its maximum usage, and the worst case of
-its cost. The body is walked once (`bounds`); nothing here blocks.
+its cost. Fields that would override the request afterwards are rejected. The body is walked once (`bounds`); nothing
+here blocks.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ _ROUTING = {
     "service_callback", "model_alias_map", "disable_global_guardrails",
 }  # fmt: skip
 _HEADERS = frozenset({"headers", "extra_headers", "provider_specific_header"})
-"""LiteLLM adds the connection's headers here too, so each header is judged by its name (`priced_headers`)."""
+"""LiteLLM adds the connection's headers here too, so each header is judged by its name (`_has_priced`)."""
 
 OWN = frozenset({*all_litellm_params} | FREE | _ROUTING | _HEADERS) - {"prompt_id"}
 """Fields that LiteLLM removes from a request: no provider gets them under this name."""
