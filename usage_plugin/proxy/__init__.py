@@ -1,7 +1,7 @@
-"""The adapter to the LiteLLM proxy, and the only room that knows LiteLLM.
+"""The adapter to the LiteLLM proxy, and the only package that knows LiteLLM.
 
-The proxy's YAML names `usage_plugin.proxy.callback`. That attribute is made when it is first asked for, so that
-importing this package opens no file and loads no LiteLLM.
+The proxy's YAML names `usage_plugin.proxy.callback`. That attribute is created on first access, so that importing this
+package neither opens a file nor loads LiteLLM.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _made: list[UsageHandler_PROXY_] = []
 
 
 def __getattr__(name: str) -> UsageHandler_PROXY_:
-    """Start the plugin in this worker when LiteLLM asks for the callback; the same one however often it asks."""
+    """Start the plugin in this worker on the first access to `callback`; later accesses return the same handler."""
     if name != "callback":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if not _made:

@@ -1,9 +1,12 @@
-"""Answer bytes: the usage in an answer that LiteLLM hands through, read from the bytes that the client gets.
+"""Answer bytes: read the usage of an answer that LiteLLM forwards unchanged, from the bytes sent to the client.
 
-Of many such answers LiteLLM reads no usage: it goes by the host, the path and the shape that it expects. A whole answer
-in one part is parsed when it is sent; one in many parts, or a very large one, is scanned for the few members that tell
-what is billed, so that memory does not grow with it. Streams are read line by line (`streams.Report`). Errors, sound,
-files and binary streams are not read.
+LiteLLM reads no usage from many such answers, since it relies on the expected host, path and shape.
+
+- A whole answer in one part is parsed when it is sent.
+- An answer in many parts, or a very large one, is scanned for the few members with billed amounts. So memory does not
+  grow with it.
+- Streams are read line by line (`streams.Report`).
+- Errors, audio, files and binary streams are not read.
 """
 
 from __future__ import annotations
@@ -28,26 +31,26 @@ _WHOLE = ("", "application/json", "text/plain")
 _WINDOW = zlib.MAX_WBITS
 _WINDOWS = {b"gzip": _WINDOW | 16, b"x-gzip": _WINDOW | 16, b"deflate": _WINDOW}
 _AT_ONCE = 1_000_000
-"""The most bytes of a part that are decompressed at a time: a thousandth of that may have been sent."""
+"""The maximum bytes that are decompressed at a time; their compressed form may be a thousand times smaller."""
 _LARGEST = 32_000_000
 """The largest whole answer that is parsed; LiteLLM has parsed it before. A larger one is scanned."""
 _HOLDERS = ("message", "response", "delta", "x_groq")
-"""Where a frame may hold its usage, if it has none itself: Cohere's `delta` and Groq's own field as well."""
+"""The members in which a frame without usage may hold it, including Cohere's `delta` and Groq's own field."""
 
 
 class AnswerReport(Report):
-    """What an answer reports that LiteLLM hands through as it is.
+    """The report of an answer that LiteLLM forwards unchanged.
 
     Attributes:
-        path: of the route, which names the provider.
-        units: what is billed by the piece.
-        is_stream: whether it comes in frames that can be read.
+        path: The path of the route, which names the provider.
+        units: Units that are billed by the piece.
+        is_stream: Whether the answer arrives in readable frames.
     """
 
     __slots__ = ("_decoder", "_is_in_parts", "_is_read", "_part", "_scanner", "is_stream", "path", "units")
 
     def __init__(self, path: str = "") -> None:
-        """Start with nothing reported, and nothing to read before the headers are known."""
+        """Start with an empty report, reading nothing until the headers are known."""
         super().__init__()
         self.path = path
         self.units: Units = NO_UNITS
@@ -55,10 +58,10 @@ class AnswerReport(Report):
         self._is_read = self._is_in_parts = False
         self._part: bytes | None = None
         self._scanner = MemberScanner()
-        self._decoder: Any = None  # zlib's, whose type has no name
+        self._decoder: Any = None  # zlib's type, which has no name
 
     def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Decide by the headers of the answer how its body is read."""
+        """Decide from the answer's headers how its body is read."""
         named = {name.lower(): value for name, value in headers}
         kind = named.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         self.is_stream = kind in _LINES
@@ -70,7 +73,7 @@ class AnswerReport(Report):
             self._is_read = False
 
     def read_bytes(self, body: bytes) -> None:
-        """Read a part of the answer; a whole answer in one part waits for its end."""
+        """Read a part of the answer; a whole answer in one part is read at its end."""
         if not self._is_read or not body:
             return
         if self.is_stream:
@@ -81,7 +84,7 @@ class AnswerReport(Report):
             self._scan_parts(body)
 
     def end(self) -> None:
-        """Read what is left: the only part of a whole answer, or a last line without an end."""
+        """Read the remaining bytes: the only part of a whole answer, or a last line that is not terminated."""
         super().end()
         body, self._part = self._part, None
         if body is None:
@@ -109,7 +112,7 @@ class AnswerReport(Report):
                 rest = self._decoder.unconsumed_tail if self._decoder is not None else b""
 
     def _plain(self, body: bytes, most: int) -> bytes:
-        """Decompress a part, up to a number of bytes; what is left is in the decoder's `unconsumed_tail`."""
+        """Decompress a part up to a number of bytes; the rest stays in the decoder's `unconsumed_tail`."""
         if self._decoder is None:
             return body
         try:
@@ -123,7 +126,7 @@ class AnswerReport(Report):
         """Read a whole answer, or one frame."""
         if not isinstance(frame, dict):
             return
-        # What a client wrote into `metadata`, and a gateway sends back, is nobody's usage.
+        # Ignore `metadata`: a gateway returns the client's own text in it, which is never usage.
         told = {name: value for name, value in frame.items() if name != "metadata"}
         if is_counted(mapping(frame.get("usage"))) or is_counted(mapping(frame.get("usageMetadata"))):
             told = {name: value for name, value in told.items() if name not in _HOLDERS}
@@ -136,7 +139,7 @@ class AnswerReport(Report):
                 self.tools = ToolCalls._make(map(max, self.tools, found))
 
     def _add(self, usage: Mapping[str, Any]) -> None:
-        """Add a usage from where other answers have none."""
+        """Add usage from a place where other answers have none."""
         if is_counted(usage):
             self.usage.update({name: value for name, value in usage.items() if value or not self.usage.get(name)})
             queries = count(mapping(usage.get("billed_units")), "search_units")

@@ -1,7 +1,8 @@
-"""Asking: a request as LiteLLM hands it over, read as the `Ask` that admission decides on.
+"""Read a request from LiteLLM as the `Ask` that admission decides on.
 
-Who could serve it and at what price, how much it can use at most, and what would lay itself over it afterwards. The
-body is walked once (`bounds`); nothing here waits for anything.
+An `Ask` has the deployments that could serve the request with their prices, its maximum usage, and the worst case of
+its cost. Fields that would override the request afterwards are rejected. The body is walked once (`bounds`); nothing
+here blocks.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ _WITHOUT_OUTPUT = ("embedding", "moderation", "rerank")
 _OF_OUTPUT = ("output_tokens", "total_tokens")
 
 CLIENT_TIMEOUTS = frozenset({"timeout", "request_timeout", "stream_timeout"})
-"""Under which names a request says how long it waits for a provider."""
+"""The fields with which a client sets its own timeout for a provider."""
 
 _MOST_RETRIES = 3
-"""A provider may bill an attempt that failed, unnoticed. SDKs make two by default."""
+"""The maximum retries: a provider may bill a failed attempt unnoticed. SDKs retry twice by default."""
 
 _METADATA = ("metadata", "litellm_metadata")
 _OF_THE_ROUTER = ("model_group", "model_info", "deployment")
@@ -44,17 +45,17 @@ _STREAMS_WITH_OPTIONS = frozenset({"acompletion", "atext_completion"})
 
 
 class Sending(NamedTuple):
-    """The bounds of an admitted request, to compare the outgoing one with.
+    """The bounds of an admitted request, compared with the outgoing one.
 
     Attributes:
         kind: LiteLLM's call type.
-        bound: of the body, as it was read.
-        output_tokens: the bound over all answers; None if nothing bounds it.
-        ways: the deployments that may serve it.
-        injected: the output limit of ours in the body, if there is one, with its field.
-        limits: the deployments that are sent another one than that, with its field.
-        field: the field of the output limit that the first way obeys; None if it obeys none.
-        counts_output: whether a limit depends on the output.
+        bound: The bounds of the body, as it was read.
+        output_tokens: The maximum output over all answers; None if it is unbounded.
+        ways: The deployments that may serve the request.
+        injected: The field and the value of the output limit that we set in the body, if any.
+        limits: The field and the value of the output limit for each deployment that needs a different one.
+        field: The output limit's field that the first deployment obeys; None if it obeys none.
+        counts_output: Whether any limit depends on the output.
     """
 
     kind: str
@@ -68,14 +69,14 @@ class Sending(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A request as it was read; `sending` is None where no limit depends on its cost or tokens."""
+    """A request as read; `sending` is None if no limit depends on its cost or tokens."""
 
     ask: Ask
     sending: Sending | None
 
 
 class _Output(NamedTuple):
-    """The bound on the output of each way, over all answers, None if there is none; and the limits that were put in."""
+    """The maximum output of each deployment over all answers, None if unbounded, and the output limits that we set."""
 
     each: Sequence[int | None]
     injected: tuple[str, int] | None = None
@@ -85,10 +86,10 @@ class _Output(NamedTuple):
 
 
 class Asking:
-    """Reads requests; one for each handler."""
+    """Reads requests; each handler has one."""
 
     def __init__(self, runtime: Runtime, prices: PriceBook) -> None:
-        """Take the running parts."""
+        """Create the reader from the worker's runtime and the price book."""
         self._runtime = runtime
         self._prices = prices
 
@@ -102,18 +103,18 @@ class Asking:
         only: Deployment | None = None,
         thinks: bool = True,
     ) -> Asked:
-        """Read a request, and put an output limit into it where one is needed.
+        """Read a request, and set an output limit in it where one is needed.
 
         Args:
-            subjects: who asks.
-            data: the body, with what LiteLLM added.
+            subjects: The parties of the request.
+            data: The body, with LiteLLM's additions.
             kind: LiteLLM's call type.
-            fewer_tokens: by how many tokens the bound by bytes is known to be too high.
-            only: the deployment that LiteLLM has chosen, if it has.
-            thinks: whether a limit of ours leaves room for thinking, at models that think before they answer.
+            fewer_tokens: The number of tokens by which the bound by bytes is known to be too high.
+            only: The deployment that LiteLLM has chosen, if it has.
+            thinks: Whether our output limit leaves room for thinking on models that think before they answer.
 
         Raises:
-            ProxyException: the request cannot be bounded as it is written.
+            ProxyException: The request cannot be bounded as it is written.
         """
         model = data.get("model")
         model = model if isinstance(model, str) and model else None
@@ -121,7 +122,7 @@ class Asking:
             raise bad_request(f"The model's name cannot be taken: {model[:100]!r}.", param="model")
         primary = (only,) if only else self._deployments(model, subjects.team)
         if model and "," in model and not self._prices.is_listed(model):
-            # LiteLLM would call every model of the list, and log one of them, at no cost.
+            # LiteLLM would call every model of the list, and log only one of them, without a cost.
             raise bad_request(f"One model a request, please: {model[:100]!r} names several.", param="model")
         if only is None:
             _take_out_the_routers_names(data)
@@ -139,7 +140,7 @@ class Asking:
             options = data.get("stream_options")
             data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         if gives_up_early(data):
-            # Each attempt that is given up may be billed all the same, and only the last one is known of.
+            # Each abandoned attempt may still be billed, and only the last one is reported.
             data["num_retries"] = 0
         ways = primary or (_unknown(model),)
         every = (*ways, *fallbacks)
@@ -178,7 +179,7 @@ class Asking:
         return Asked(ask, sending)
 
     def encoding(self, subjects: Subjects, data: Mapping[str, Any]) -> str | None:
-        """Name the encoding by which every way counts that the request may be billed; None if there is no such one."""
+        """Return the tokenizer's encoding if all deployments that may bill the request share one, else None."""
         model = data.get("model")
         if not isinstance(model, str):
             return None
@@ -187,7 +188,7 @@ class Asking:
         return encoding_for([way for ways_of_one in ways for way in ways_of_one])
 
     def deployment(self, subjects: Subjects, group: str | None, deployment_id: str) -> Deployment:
-        """Find a deployment by its id: in the model that LiteLLM says it chose it for, else wherever it is listed."""
+        """Return the deployment with this id, from the model group named by LiteLLM, else from any group."""
         named = self._deployments(group, subjects.team)
         known = [way for way in named if way.deployment_id == deployment_id]
         return next(iter([*known, *self._deployments(deployment_id, subjects.team)]), _unknown(group))
@@ -205,7 +206,7 @@ class Asking:
         *,
         thinks: bool,
     ) -> _Output:
-        """Bound the output, by a limit of ours or of the operator's where the client names none that is obeyed."""
+        """Bound the output, by our limit or the operator's where the client sets none that is obeyed."""
         route = route_of(kind)
         if route in _WITHOUT_OUTPUT:
             return _Output([0] * len(ways))
@@ -220,7 +221,7 @@ class Asking:
             if not bound.output_is_bounded:
                 most = None
             elif bound.asked_output is not None and not bound.named.isdisjoint(limit.fields):
-                # LiteLLM raises a smaller number to the minimum of the Responses API.
+                # LiteLLM raises a smaller value to the minimum of the Responses API.
                 most = max(bound.asked_output, bound.largest_output, least)
             elif not limit.fields:
                 most = way.most_output
@@ -237,7 +238,7 @@ class Asking:
         return _put_in(data, kind, ways, limits, tokens, ours, field)
 
     def _searches(self, data: Mapping[str, Any]) -> tuple[Candidate, ...]:
-        """Price a search of the web, which names a tool and no model, by its number of queries."""
+        """Price a web search, which names a tool and no model, by its number of queries."""
         found = self._prices.search(data.get("search_tool_name"))
         if found is None:
             return (Candidate(None, None, priced=False, worst_cost=None),)
@@ -248,18 +249,18 @@ class Asking:
 
     def _candidate(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Candidate:
         if way.model is None:
-            # LiteLLM chooses one, or the work is priced by something else; moderation is free with every provider.
+            # LiteLLM chooses the model, or the work is priced by another unit. Moderation is free with every provider.
             is_free = route_of(kind) == "moderation"
             return Candidate(None, None, is_free, 0 if is_free else None)
         worst = self._worst(way, kind, bound, output)
         for_input = None
         if worst is None or (worst and self._runtime.config.admission.on_lost == "charge_input"):
-            # Asked for rarely, and as expensive to compute as the whole.
+            # Computed only where it is needed, since it is as expensive as the whole.
             for_input = _worst(way, kind, bound, 0)
         return Candidate(way.model, way.provider, way.is_priced_on(kind), worst, for_input or 0)
 
     def _worst(self, way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Nano | None:
-        """Work out the most that a way can cost, also if the provider picks another of the models that are named."""
+        """Return the maximum cost of a deployment, over all models in the body that the provider may choose from."""
         if not bound.models:
             return _worst(way, kind, bound, output)
         costs = [_worst(way, kind, bound, output)]
@@ -270,7 +271,7 @@ class Asking:
         return max(known) if len(known) == len(costs) else None
 
     def _depends_on_output(self, subjects: Subjects, ways: Sequence[Deployment], kind: str) -> bool:
-        """Say whether a limit that can stop a request counts what the output decides."""
+        """Whether any limit that can stop this request counts its output."""
         if not self._runtime.enforce:
             return False
         for way in ways:
@@ -283,14 +284,14 @@ class Asking:
 
 
 def gives_up_early(data: Mapping[str, Any]) -> bool:
-    """Whether it is the client who says how long a provider may take."""
+    """Whether the client sets the provider's timeout itself."""
     if data.keys().isdisjoint(CLIENT_TIMEOUTS):
         return False
     return any(data[name] is not None for name in CLIENT_TIMEOUTS & data.keys())
 
 
 def _unknown(model: str | None) -> Deployment:
-    """Stand in for a model the router does not list, or that is not named: LiteLLM may still serve it."""
+    """Return a placeholder for a model that is absent or not listed by the router: LiteLLM may still serve it."""
     return Deployment(model, served_model=model or "")
 
 
@@ -303,13 +304,13 @@ def _put_in(
     ours: Mapping[int, tuple[str, int]],
     field: str | None,
 ) -> _Output:
-    """Put the limits of ours into the body, or note them for the deployments that need others.
+    """Set our output limits in the body, or record them for the deployments that need a different one.
 
-    The body can hold one only. A deployment with a limit in the YAML keeps that one, and LiteLLM sends it by itself
-    as long as the body names none.
+    The body can hold only one. A deployment with a limit in the YAML keeps it: LiteLLM sends that one as long as the
+    body has none.
     """
     if len(ways) == 1 and not limits[0].is_sent:
-        # As nearly always.
+        # The usual case.
         is_in = bounds.inject_output(kind, data, *ours[0])
         return _Output(tokens, ours[0], field=field) if is_in else _Output([None])
     first = next((at for at in ours if not limits[at].is_sent), None)
@@ -334,7 +335,7 @@ def _put_in(
 
 
 def _room_for(budget: int, default: int, way: Deployment) -> int:
-    """Add the client's budget for thinking to our limit, which would cut off the answer otherwise."""
+    """Add the client's thinking budget to our limit, which would otherwise cut off the answer."""
     return min(default + budget, way.most_output or default + budget) if budget else default
 
 
@@ -342,7 +343,7 @@ _THINKING = frozenset({"thinking", "reasoning", "generationConfig", "config"})
 
 
 def _thinking_budget(data: Mapping[str, Any]) -> int:
-    """Find how many tokens the client allows for thinking, wherever a provider's API has that number."""
+    """Return the client's thinking budget in tokens, from any field that a provider's API has for it."""
     if data.keys().isdisjoint(_THINKING):
         return 0
     config = data.get("generationConfig") or data.get("config")
@@ -357,17 +358,17 @@ def _thinking_budget(data: Mapping[str, Any]) -> int:
 
 
 def _refuse_controls(data: dict[str, Any], kind: str) -> None:
-    """Refuse fields that lead LiteLLM or the provider to another call than the bounded one.
+    """Reject fields that would change the call from the one that was bounded.
 
     Raises:
-        ProxyException: names the field.
+        ProxyException: A field must not be sent; the error names it.
     """
     if data.keys().isdisjoint(client_fields.ASKS_FOR_ATTENTION):
         return
     extra = data.get("extra_body")
     controls = client_fields.controls_of(data)
     if kind == _SEARCH:
-        # The one is what the route is asked for, the other LiteLLM writes by it.
+        # The route itself requires the first, and LiteLLM derives the second from it.
         controls = [name for name in controls if name not in ("search_tool_name", "custom_llm_provider")]
     if extra is not None:
         if not isinstance(extra, dict):
@@ -382,14 +383,14 @@ def _refuse_controls(data: dict[str, Any], kind: str) -> None:
     for name in FALLBACK_LISTS:
         if name in data and overriding_fallbacks(data[name]):
             raise bad_request("A fallback may only name a model, without parameters of its own.", param=name)
-    # LiteLLM's client makes these by itself, so that no hook sees them.
+    # LiteLLM's client does these retries itself, so no hook sees them.
     data.pop("max_retries", None)
     if "num_retries" in data:
         data["num_retries"] = min(bounds.whole(data["num_retries"]) or 0, _MOST_RETRIES)
 
 
 def _take_out_the_routers_names(data: Mapping[str, Any]) -> None:
-    """Take out of the metadata the names that only the router writes: on some routes a client's own would be billed."""
+    """Remove the metadata keys that only the router may write: on some routes a client's values would set the price."""
     for holder in _METADATA:
         metadata = data.get(holder)
         if isinstance(metadata, dict):
@@ -398,13 +399,13 @@ def _take_out_the_routers_names(data: Mapping[str, Any]) -> None:
 
 
 def _ask_for_usage(data: dict[str, Any], kind: str) -> None:
-    """Have a stream end with the provider's usage, also where the client says that it does not want it."""
+    """Make a stream end with the provider's usage, even if the client opts out of it."""
     stream = data.get("stream")
     if not stream or kind not in _STREAMS_WITH_OPTIONS:
         return
     options = data.get("stream_options")
     if stream is True and (options is None or (isinstance(options, dict) and options.get("include_usage") is True)):
-        # LiteLLM has asked for it, or the operator does not want it.
+        # LiteLLM already asks for it, or the operator has disabled it.
         return
     data["stream"] = True
     data["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
@@ -412,7 +413,7 @@ def _ask_for_usage(data: dict[str, Any], kind: str) -> None:
 
 
 def _own_of(way: Deployment, kind: str) -> bounds.Bounds | None:
-    """Return the bounds of the parameters that the operator gave a deployment; None if none of them costs anything."""
+    """Return the bounds of the operator's parameters for a deployment; None if none of them costs anything."""
     if kind not in way.bounds:
         costing = {name: way.parameters[name] for name in bounds.COSTING & way.parameters.keys()}
         way.bounds[kind] = bounds.read(kind, costing, trusted=True) if costing else None
@@ -421,7 +422,7 @@ def _own_of(way: Deployment, kind: str) -> bounds.Bounds | None:
 
 
 def _both(bound: bounds.Bounds, own: bounds.Bounds) -> bounds.Bounds:
-    """Add the operator's parameters to the client's request."""
+    """Add the operator's parameters to the bounds of the client's request."""
     inputs = (bound.input_tokens, own.input_tokens)
     return bound._replace(
         input_tokens=None if None in inputs else sum(filter(None, inputs)),
@@ -437,7 +438,7 @@ def _both(bound: bounds.Bounds, own: bounds.Bounds) -> bounds.Bounds:
 
 
 def _largest(bounds_of_ways: Sequence[int | None]) -> int | None:
-    """Return the largest bound of all ways; None if one has none."""
+    """Return the largest bound of all deployments; None if any has none."""
     largest = 0
     for most in bounds_of_ways:
         if most is None:
@@ -447,7 +448,7 @@ def _largest(bounds_of_ways: Sequence[int | None]) -> int | None:
 
 
 def _most_expensive(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Leave one candidate of those that are billed alike: the most expensive."""
+    """Return the most expensive candidate of each model and provider."""
     if len(candidates) == 1:
         return (candidates[0],)
     kept: dict[tuple[str | None, str | None], Candidate] = {}
@@ -463,18 +464,18 @@ def _input(way: Deployment, bound: bounds.Bounds) -> int | None:
     if bound.input_tokens is None:
         return way.context
     if bound.reach.media_input and way.context is not None:
-        # What an image counts is bounded but roughly, and a model takes no more than its context.
+        # The bound of an image is only rough, and a model takes at most its context.
         return min(bound.input_tokens, way.context)
     return bound.input_tokens
 
 
 def _worst(way: Deployment, kind: str, bound: bounds.Bounds, output: int | None) -> Nano | None:
-    """Say what a way can cost at most; None if no price is known or nothing bounds it."""
+    """Return the maximum cost of a deployment; None if no price is known or its usage is unbounded."""
     price = way.price_on(kind)
     if price is None:
         return None
     if way.picks_model and output != 0:
-        # The answer decides the price; known is only the fee, which is asked for the input.
+        # The answer decides the price. Only the fee, which applies to the input, is known before.
         return None
     if price.is_free:
         return way.adjustment.fixed
@@ -490,5 +491,5 @@ def _worst(way: Deployment, kind: str, bound: bounds.Bounds, output: int | None)
 
 
 def _short(value: object) -> str | None:
-    """Keep a text that somebody else chose to what can be stored: short, and valid Unicode."""
+    """Return a client's or a provider's text in a form that can be stored: short, and valid Unicode."""
     return value[:256].encode("utf-8", "replace").decode() if isinstance(value, str) else None

@@ -1,10 +1,13 @@
-"""Bounds: how many tokens a request can have at most, and of what kinds, from its body alone.
+"""Bounds: the maximum tokens of a request, by kind, from its body alone.
 
-A token is at least one byte of UTF-8 text, so the bytes bound the input, with room for what a provider's chat
-template adds to each message and tool; images and sounds in the body have bounds of their own. What the body only
-refers to (URLs, files, earlier responses) is not bounded: the caller then takes the model's whole context. What
-nothing bounds gives None there too. A body is walked once, in C where it may be large; of the many fields that count,
-only those that it has (`FIELDS & body.keys()`) are looked at.
+A token is at least one byte of UTF-8 text. So the bytes bound the input, with an allowance for the text that a
+provider's chat template adds to each message and tool. Images and audio in the body have bounds of their own.
+
+References (URLs, files, earlier responses) are not bounded: the caller then uses the model's whole context. Anything
+else without a bound gives None as well.
+
+A body is walked once, in C where it may be large. Of the many fields that count, only those present (`FIELDS &
+body.keys()`) are read.
 """
 
 from __future__ import annotations
@@ -29,28 +32,29 @@ PER_MESSAGE = 16
 PER_PART = 4
 PER_TOOL = 32
 ANY_TOOLS = 640
-"""Anthropic's tool preamble has up to 530 tokens, OpenAI's some 130."""
+"""Anthropic's tool preamble has up to 530 tokens, OpenAI's about 130."""
 PER_NAMED_TOOL = 1_500
-"""A tool that Anthropic describes by itself and the client runs: the largest, `computer`, has 735 tokens and 499 more
-of system prompt."""
+"""A tool that Anthropic describes itself and the client runs. The largest, `computer`, has 735 tokens, and 499 more of
+system prompt.
+"""
 PER_IMAGE = 50_000
-"""The most expensive image known is one of 768 × 2048 pixels that gpt-4o-mini counts as 48,169 tokens."""
+"""The most expensive known image has 768 × 2048 pixels; gpt-4o-mini counts it as 48,169 tokens."""
 CHARACTERS_PER_AUDIO_TOKEN = 2
-"""Of base64: providers count up to 32 tokens a second, and no codec takes less than 100 bytes for one."""
+"""Characters of base64. Providers count up to 32 tokens a second, and every codec needs at least 100 bytes for each."""
 
-# What a part of a message may be called to count as its own bytes.
+# The types of message parts that count as their own bytes.
 _TEXT_PARTS = frozenset({
     "text", "input_text", "output_text", "summary_text", "refusal", "thinking", "redacted_thinking", "reasoning",
     "tool_use", "tool_result", "function", "function_call", "function_call_output", "message", "custom_tool_call",
     "custom_tool_call_output", "local_shell_call", "local_shell_call_output", "apply_patch_call",
     "apply_patch_call_output",
 })  # fmt: skip
-# Fields that make a request read what it does not contain.
+# Fields that make a request read content from outside its body.
 _REFERENCES = frozenset({
     "previous_response_id", "conversation", "prompt_id", "cached_content", "cachedContent", "vector_store_ids",
 })  # fmt: skip
 _GEMINI_TEXT = frozenset({"text", "thought", "thoughtSignature", "functionCall", "functionResponse"})
-# Under whatever name a provider takes them: LiteLLM passes on what it does not know.
+# Each provider's name for the output limit: LiteLLM forwards fields that it does not know.
 OUTPUT_FIELDS = frozenset({
     "max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict",
     "maxOutputTokens", "maxTokens", "n_predict", "max_length", "max_gen_len",
@@ -64,7 +68,7 @@ _MOST_PLACES = 20
 _LONGEST_NUMBER = 20
 _LONG_TEXT = 200
 _ORDINARY_SERVICES = ("", "auto", "default", "standard", "standard_only")
-# What a provider looks up, or bills otherwise, by itself: searches, servers, plugins, regions.
+# Features that the provider runs or bills separately: searches, servers, plugins, regions.
 _PROVIDER_RUN = frozenset({"web_search_options", "mcp_servers", "search_parameters", "plugins", "inference_geo"})
 _MESSAGES = frozenset({"messages", "system"})
 _PROMPTS = frozenset({"input", "prompt"})
@@ -76,61 +80,63 @@ _PREDICTION = frozenset({"prediction"})
 _JUDGED = frozenset(
     {"background", "speed", "service_tier", "transforms", "route", "usage", "context_management", "models"}
 )
-"""Fields whose value decides whether they cost more."""
+"""Fields that may cost extra, depending on their values."""
 _LOOKED_INTO = (
     _REFERENCES | _ANSWERS_FIELDS | _NESTED | _MODALITIES | _PROVIDER_RUN | _PROMPTS | _GEMINI_CONTENTS | _PREDICTION
     | _JUDGED | {"tools"}
 )  # fmt: skip
-"""All that can make a request other than messages with an output limit."""
+"""All fields that can make a request more than messages with an output limit."""
 _ALONE = {field: frozenset({field}) for field in OUTPUT_FIELDS}
 _PLAIN = (HARMLESS | OWN | _MESSAGES | _OTHER_TEXT | OUTPUT_FIELDS) - _LOOKED_INTO
-"""The fields of a request that is messages with an output limit, and nothing else that costs."""
+"""The fields of a plain request: messages with an output limit, and nothing else that costs extra."""
 _KNOWN = _PLAIN | _LOOKED_INTO
 _KNOWN_BY_PROVIDERS = (_KNOWN - OWN) | HARMLESS
-"""The known fields of an object that goes to the provider as it is, such as `extra_body`."""
+"""The known fields of an object that is forwarded to the provider unchanged, such as `extra_body`."""
 _WORDS = frozenset({
     "response_format", "responseFormat", "responseSchema", "response_schema", "responseJsonSchema",
     "response_json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
     "json_schema", "grammar", "format", "output_format", "output_config", "text", "chat_template_kwargs",
     "chat_template_args", "tool_choice", "toolChoice", "toolConfig", "tool_config", "functions", "function_call",
 })  # fmt: skip
-"""Harmless fields with words that a provider may put into the prompt."""
+"""Harmless fields with text that a provider may add to the prompt."""
 COSTING = (_LOOKED_INTO | _MESSAGES | _OTHER_TEXT | _WORDS) - {"service_tier"}
-"""Fields by which the parameters of a deployment can add to what a request costs."""
+"""Fields in a deployment's parameters that can add to a request's cost."""
 _COUNTED_APART = _MESSAGES | _PROMPTS | _GEMINI_CONTENTS | _NESTED | OUTPUT_FIELDS | {"tools"}
 _NOT_COUNTED = (
     (HARMLESS - _WORDS) | _COUNTED_APART | _ANSWERS_FIELDS | _MODALITIES | _REFERENCES
     | {"service_tier", "speed", "background", "route"}
 )  # fmt: skip
 _NOT_COUNTED_IN_BODY = (_NOT_COUNTED | OWN) - _WORDS
-"""All other fields count by their bytes, known or not, in any shape."""
+"""All other fields count by their bytes, known or unknown, in any shape."""
 
 _WITHOUT_PROMPT = ("aresponses", "anthropic_messages")
 _GEMINI = ("agenerate_content", "agenerate_content_stream")
 _FILES_APART = ("transcription", "atranscription", "image_edit", "aimage_edit")
-"""Their sounds and images are not in the body that hooks see."""
+"""Call types whose audio or images are outside the body that hooks see."""
 _SPEEDS = ("fast",)
 """Anthropic's modes that multiply the price of tokens; models without such a price do not have them."""
 _RANKED = frozenset({"query", "documents"})
 _RERANK_UNIT = 100
 _RERANK_BYTES = 500
-"""Cohere's unit is a query with up to 100 documents; one of more than 500 tokens, the query's included, is several."""
+"""Cohere's unit is a query with up to 100 documents. A document above 500 tokens, the query's included, counts as
+several.
+"""
 
 
 class Bounds(NamedTuple):
-    """What a request's body bounds.
+    """The bounds that a request's body sets.
 
     Attributes:
-        input_tokens: None if the body refers to something that it does not contain.
-        output_is_bounded: whether the output limit of the request bounds what will be billed.
-        asked_output: the output tokens that the request allows for each answer; None if it names no sensible number.
-        answers: how many answers it asks for; each has the output bound for itself.
-        reach: what beside text it may come to.
-        named: the output limits with a sensible number, by their fields, in the place where the route looks for them.
-        largest_output: the largest sensible number of any output limit, wherever it is; 0 if there is none.
-        predicted: tokens that the client predicts; those that the provider rejects are billed as well.
-        models: other models that the provider may choose from by itself.
-        unknown: fields of unknown cost.
+        input_tokens: The maximum input; None if the body refers to content outside it.
+        output_is_bounded: Whether the request's output limit bounds the billed amount.
+        asked_output: The requested maximum output of each answer; None without a valid number.
+        answers: The number of answers requested; the output limit applies to each.
+        reach: Everything other than text that the request may be billed for.
+        named: The fields with a valid output limit, in the place where the route reads it.
+        largest_output: The largest valid output limit in any place; 0 if there is none.
+        predicted: The tokens that the client predicts; those that the provider rejects are billed too.
+        models: Other models that the provider itself may choose.
+        unknown: The fields of unknown cost.
     """
 
     input_tokens: int | None
@@ -146,11 +152,11 @@ class Bounds(NamedTuple):
 
 
 class _NotBoundedError(Exception):
-    """The body refers to something that it does not contain."""
+    """The body refers to content outside it."""
 
 
 class _Media:
-    """Remembers whether an image or a sound was met on the way."""
+    """Records whether the body has an image or audio."""
 
     __slots__ = ("any",)
 
@@ -159,7 +165,10 @@ class _Media:
 
 
 def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> Bounds:
-    """Read a body, once. Unknown fields of a trusted one are the operator's or LiteLLM's, and cost nothing more."""
+    """Read a body, once.
+
+    Unknown fields of a trusted body are the operator's or LiteLLM's, and cost nothing extra.
+    """
     if body.keys() <= _PLAIN and route_of(call_type) == "text":
         return _of_messages(body)
     if trusted:
@@ -201,13 +210,13 @@ def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> B
 
 
 def _of_messages(body: Mapping[str, Any]) -> Bounds:
-    """Read what most bodies are: messages and an output limit, and no other field that we look into."""
+    """Read the most common kind of body: messages and an output limit, and no other field that needs a check."""
     media = _Media()
     tokens: int | None
     try:
         tokens = PER_REQUEST + sum([_content(body[field], PER_MESSAGE, media) for field in _MESSAGES if field in body])
         words = [_text(value) for field, value in body.items() if field not in _NOT_COUNTED_IN_BODY]
-        # For some providers LiteLLM makes a tool of a schema.
+        # LiteLLM turns a schema into a tool for some providers.
         tokens += sum(words) + (ANY_TOOLS if words else 0)
     except (_NotBoundedError, RecursionError):
         tokens = None
@@ -219,7 +228,7 @@ def _of_messages(body: Mapping[str, Any]) -> Bounds:
         (field,) = limits
         number = body[field]
         if type(number) is int and 0 < number < MOST_TOKENS:
-            # As nearly always.
+            # The usual case.
             return Bounds(tokens, True, number, 1, reach, _ALONE[field], number)
     asked, largest = _asked_output(body, [body])
     return Bounds(tokens, True, asked, 1, reach, _named(body), largest)
@@ -239,23 +248,23 @@ def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | N
 
 
 def _input_of(place: Mapping[str, Any], media: _Media, *, is_body: bool) -> int:
-    """Count the text of a body, or of an `extra_body` that LiteLLM lays over it."""
+    """Count the text of a body, or of an `extra_body` that LiteLLM merges over it."""
     there = place.keys()
     bound = sum([_content(place[field], PER_MESSAGE, media) for field in _MESSAGES & there])
     bound += sum([_prompt(place[field], media) for field in _PROMPTS & there])
     bound += sum([_gemini(place[field], media) for field in _GEMINI_CONTENTS & there])
-    # A nested field that is not an object is not a place of its own.
+    # A nested field that is not an object counts as text of this place.
     bound += sum([_text(place[field]) for field in _NESTED & there if not isinstance(place[field], dict)])
-    # One by one: a difference of sets would go through the whole of the larger one.
+    # Test each field: a difference of sets would scan the whole of the larger set.
     apart = _NOT_COUNTED_IN_BODY if is_body else _NOT_COUNTED
     words = [_text(value) for field, value in place.items() if field not in apart]
-    # For some providers LiteLLM makes a tool of a schema, but not of what is to be ranked.
+    # LiteLLM turns a schema into a tool for some providers, but not the documents of a ranking.
     may_be_tools = bool(words) and not apart | _RANKED >= there
     return bound + sum(words) + (ANY_TOOLS if may_be_tools else 0) + _tools(place.get("tools"))
 
 
 def texts(body: Mapping[str, Any]) -> list[str]:
-    """List the longer texts of the messages, or of the prompt, that count by their bytes."""
+    """Return the longer texts of the messages or the prompt that count by their bytes."""
     found: list[str] = []
     waiting = [body.get(field) for field in ("messages", "system", "input", "prompt", "instructions")]
     while waiting:
@@ -286,11 +295,11 @@ def _output_is_bounded(place: Mapping[str, Any]) -> bool:
 
 
 _SHORTENING: tuple[Any, ...] = (None, [], ["middle-out"])
-"""OpenRouter's one transform leaves text out."""
+"""OpenRouter's only transform removes text."""
 
 
 def _only_clears(management: object) -> bool:
-    """Whether the provider only leaves out earlier parts of the conversation; a summary of them is more output."""
+    """Whether the provider only removes earlier parts of the conversation; a summary of them would be more output."""
     if management in (None, {}, []):
         return True
     edits = management.get("edits") if isinstance(management, dict) else management
@@ -300,12 +309,12 @@ def _only_clears(management: object) -> bool:
 
 
 def _is_stored(call_type: str, prompt: object) -> bool:
-    """Whether a prompt is a reference to a stored one, which brings tools and a model of its own."""
+    """Whether a prompt refers to a stored one, which has tools and a model of its own."""
     return isinstance(prompt, dict) or (prompt is not None and call_type in _WITHOUT_PROMPT)
 
 
 def _models(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
-    """List the models that the provider may choose from, as OpenRouter does; None if they cannot be read."""
+    """Return the models that the provider may choose from, as OpenRouter does; None if the list is invalid."""
     listed = [place["models"] for place in places if place.get("models")]
     if not listed:
         return ()
@@ -315,7 +324,7 @@ def _models(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
 
 
 def _unknown(body: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """List the fields that are not known to cost nothing more."""
+    """Return the fields that may cost extra, since their meaning is unknown."""
     found: list[str] = []
     for place in places:
         known = _KNOWN if place is body else _KNOWN_BY_PROVIDERS
@@ -324,7 +333,7 @@ def _unknown(body: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> tu
                 continue
             if name in known:
                 if name in _NESTED and not isinstance(value, dict):
-                    # Of another shape it hides its fields.
+                    # A value of another type hides its fields.
                     found.append(name)
             elif not str(name).startswith("_litellm_"):
                 found.append(str(name))
@@ -332,14 +341,14 @@ def _unknown(body: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> tu
 
 
 def _listed(value: object) -> list[Any]:
-    """Read a list as it is, and anything else as a list of one."""
+    """Return a list unchanged, and any other value as a list of one."""
     if isinstance(value, list):
         return value
     return [] if value in (None, {}, "") else [value]
 
 
 def _services(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
-    """List the tiers of service, apart from the ordinary one, most expensive first; None if one is not known."""
+    """Return the service tiers other than the ordinary one, most expensive first; None if any is unknown."""
     asked = [place["service_tier"] for place in places if place.get("service_tier") is not None]
     names = [name.lower() if isinstance(name, str) else None for name in asked]
     if any(name not in _ORDINARY_SERVICES and name not in SERVICES for name in names):
@@ -348,7 +357,7 @@ def _services(places: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
 
 
 def _media_output(place: Mapping[str, Any]) -> bool | None:
-    """Say whether the answer may hold sounds; None if it may hold what no output limit bounds."""
+    """Whether the answer may contain audio; None if it may contain a kind that no output limit bounds."""
     kinds = [
         str(kind).lower()
         for field in _MODALITIES & place.keys()
@@ -359,7 +368,7 @@ def _media_output(place: Mapping[str, Any]) -> bool | None:
 
 
 def _units(call_type: str, places: Sequence[Mapping[str, Any]], answers: int) -> Units | None:
-    """Count at most what may be billed by the piece; None if nobody knows."""
+    """Return the maximum units that may be billed by the piece; None if unknown."""
     route = route_of(call_type)
     if route == "image":
         return Units(images=answers) if answers <= MOST_ANSWERS else None
@@ -367,7 +376,7 @@ def _units(call_type: str, places: Sequence[Mapping[str, Any]], answers: int) ->
         texts = [place["input"] for place in places if place.get("input") is not None]
         return Units(characters=sum(map(len, texts))) if all(isinstance(text, str) for text in texts) else None
     if route == "transcription":
-        # The sound is not in what hooks see.
+        # Hooks do not see the audio.
         return None
     if route == "rerank":
         try:
@@ -387,16 +396,16 @@ def _queries(place: Mapping[str, Any]) -> int:
 
 
 def _asked_output(body: Mapping[str, Any], places: list[Any]) -> tuple[int | None, int]:
-    """Find the output limit: written as text or with a point it counts too, and of several the largest.
+    """Find the output limit. Text and floats count too, and the largest of several counts.
 
     Returns:
-        The limit, None if there is none or one of them is not a sensible number; and the largest sensible number.
+        The limit, None if there is none or any is invalid; and the largest valid number.
     """
     asked = [
         place[field]
         for place in places
         for field in OUTPUT_FIELDS & place.keys()
-        # In the body itself null is as good as nothing; laid over it, it takes away what stands there.
+        # In the body itself, null means absent. In an object merged over it, null removes the body's value.
         if not (place is body and place[field] is None)
     ]
     numbers = [whole(value) for value in asked]
@@ -405,10 +414,10 @@ def _asked_output(body: Mapping[str, Any], places: list[Any]) -> tuple[int | Non
 
 
 def _holder(call_type: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the object in which a route looks for its output limit."""
+    """Return the object in which a route reads its output limit."""
     if call_type not in _GEMINI:
         return body
-    # LiteLLM reads `config`, and `generationConfig` where there is none.
+    # LiteLLM reads `config`, else `generationConfig`.
     holder = body.get("generationConfig") if body.get("config") is None else body["config"]
     return holder if isinstance(holder, dict) else {}
 
@@ -422,14 +431,14 @@ def _named(holder: Mapping[str, Any]) -> frozenset[str]:
 
 
 def inject_output(call_type: str, body: dict[str, Any], field: str, most: int, *, over_all: bool = False) -> bool:
-    """Put an output limit into the request; False if the place for it holds something else.
+    """Set an output limit in the request; return False if its place holds another type.
 
     Args:
-        call_type: LiteLLM's.
-        body: the request.
-        field: the field that the route and the provider obey.
-        most: the limit.
-        over_all: whether it replaces every other spelling of the limit too; those that are not numbers are taken out.
+        call_type: LiteLLM's call type.
+        body: The request.
+        field: The field that the route and the provider obey.
+        most: The limit.
+        over_all: Whether to overwrite the limit's other spellings too. Those that are not numbers are always removed.
     """
     holder: Any = body
     if call_type in _GEMINI:
@@ -440,7 +449,7 @@ def inject_output(call_type: str, body: dict[str, Any], field: str, most: int, *
     for place in () if body.keys().isdisjoint(_LIMITED) else _places(body):
         for name in OUTPUT_FIELDS & place.keys():
             if not whole(place[name]):
-                # It would take away a limit elsewhere, or make the provider refuse two limits in one request.
+                # It would remove a limit elsewhere, or the provider would reject two limits in one request.
                 del place[name]
             elif over_all:
                 place[name] = most
@@ -452,14 +461,14 @@ _LIMITED = OUTPUT_FIELDS | _NESTED
 
 
 def take_out_output(call_type: str, body: dict[str, Any], field: str) -> None:
-    """Take an output limit out of the place where `inject_output` put it."""
+    """Remove an output limit that `inject_output` set."""
     holder = _holder(call_type, body)
     if isinstance(holder, dict):
         holder.pop(field, None)
 
 
 def drop_senseless_output(call_type: str, body: dict[str, Any]) -> None:
-    """Take out the output limits that are not numbers, such as n8n's -1, so that the operator's own limit is sent."""
+    """Remove output limits that are not numbers, such as n8n's -1, so that the operator's own limit is sent."""
     holder = _holder(call_type, body)
     if isinstance(holder, dict):
         for name in [name for name in OUTPUT_FIELDS & holder.keys() if not whole(holder[name])]:
@@ -467,11 +476,11 @@ def drop_senseless_output(call_type: str, body: dict[str, Any]) -> None:
 
 
 def complete(body: dict[str, Any], most: int | None) -> None:
-    """Put into a completion that is about to be sent what the request itself could not say.
+    """Set in an outgoing completion the fields that could not be set in the request itself.
 
     Args:
-        body: the call as LiteLLM makes it.
-        most: the output limit for a call that has none.
+        body: The call as LiteLLM makes it.
+        most: The output limit for a call without one.
     """
     if body.get("stream"):
         options = body.get("stream_options")
@@ -481,7 +490,7 @@ def complete(body: dict[str, Any], most: int | None) -> None:
 
 
 def names_any(body: Mapping[str, Any], fields: Iterable[str]) -> bool:
-    """Say whether one of these fields reaches the provider with something in it, wherever it stands."""
+    """Whether any of these fields reaches the provider with a value, from any place."""
     places = _places(body)
     return any(place.get(field) for field in fields for place in places)
 
@@ -490,7 +499,7 @@ def _answers(body: Mapping[str, Any], places: list[Any]) -> int:
     given = [
         value for place in places for field in _ANSWERS_FIELDS & place.keys() if (value := place[field]) is not None
     ]
-    # What is no whole number may still mean one to a provider: nobody knows how many answers there will be.
+    # A value that is not a whole number may still be valid for a provider, so the number of answers is unknown.
     counts = [1, *(MOST_COUNT if (count := whole(value)) is None else max(1, count) for value in given)]
     prompts = body.get("prompt")
     several = len(prompts) if isinstance(prompts, list) and not _are_tokens(prompts) else 1
@@ -498,9 +507,9 @@ def _answers(body: Mapping[str, Any], places: list[Any]) -> int:
 
 
 def _places(body: Mapping[str, Any]) -> list[Any]:
-    """List the objects whose fields reach the provider: LiteLLM merges `extra_body` over the rest, nested ones too.
+    """Return the objects whose fields reach the provider: LiteLLM merges `extra_body` over the body, nested ones too.
 
-    More than `_MOST_PLACES` are not all of them: such a body is taken for unbounded.
+    The list ends soon after `_MOST_PLACES` objects; a body with more is treated as unbounded.
     """
     places: list[Any] = [body]
     for place in places:
@@ -511,7 +520,7 @@ def _places(body: Mapping[str, Any]) -> list[Any]:
 
 
 def whole(value: object) -> int | None:
-    """Read a whole number, not negative, however it is written."""
+    """Return a non-negative whole number from any spelling of it; None if it is invalid."""
     if isinstance(value, str) and value.strip().isdecimal() and len(value) <= _LONGEST_NUMBER:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
@@ -520,7 +529,7 @@ def whole(value: object) -> int | None:
 
 
 def _text(value: object) -> int:
-    """Count the bytes of all text in a value, keys and numbers included."""
+    """Count the bytes of all text in a value, including keys and numbers."""
     if isinstance(value, str):
         return size_of(value)
     if isinstance(value, dict | list):
@@ -534,7 +543,7 @@ def size_of(text: str) -> int:
 
 
 def _json(value: dict[Any, Any] | list[Any]) -> int:
-    """Count a value as the JSON that it came as; what cannot be written as such is walked through."""
+    """Count the bytes of a value as JSON, as it arrived; walk through a value that JSON cannot represent."""
     try:
         return len(orjson.dumps(value))
     except TypeError:
@@ -543,7 +552,7 @@ def _json(value: dict[Any, Any] | list[Any]) -> int:
 
 
 def _content(value: object, each: int, media: _Media) -> int:
-    """Count messages, or the parts of one; a part that is neither text nor in the body is not bounded."""
+    """Count messages, or the parts of one; a part that is neither text nor in the body is unbounded."""
     if isinstance(value, list):
         return _items(value, each, media)
     if not isinstance(value, dict):
@@ -552,7 +561,7 @@ def _content(value: object, each: int, media: _Media) -> int:
     if kind not in _TEXT_PARTS and not (kind is None and "role" in value):
         return _inline(value, media)
     if value.get("audio") is not None or (kind == "reasoning" and not value.get("encrypted_content")):
-        # By its id only: the provider reads what it has kept.
+        # Only an id: the provider reads the content that it has stored.
         raise _NotBoundedError
     total = 0
     for key, item in value.items():
@@ -564,7 +573,7 @@ def _content(value: object, each: int, media: _Media) -> int:
 
 
 def _items(items: list[Any], each: int, media: _Media) -> int:
-    """Count messages or parts in a list, of which there may be very many: most are two texts and nothing else."""
+    """Count the messages or parts of a list. There may be very many, and most have two texts and nothing else."""
     total = each * len(items)
     for item in items:
         if type(item) is dict and len(item) == 2:
@@ -583,10 +592,10 @@ _INLINE = ("image_url", "source", "input_audio")
 
 
 def _inline(part: Mapping[str, Any], media: _Media) -> int:
-    """Bound an image or a sound that is in the body.
+    """Return the bound of an image or audio in the body.
 
     Raises:
-        _NotBoundedError: the part is something else, or not in the body.
+        _NotBoundedError: The part has another type, or its content is not in the body.
     """
     kind = part.get("type")
     found = part.get("image_url")
@@ -610,7 +619,7 @@ def _inline(part: Mapping[str, Any], media: _Media) -> int:
 
 
 def _gemini(value: object, media: _Media) -> int:
-    """Count Gemini's `contents`, and what stands in them."""
+    """Count Gemini's `contents` and everything in them."""
     if isinstance(value, list):
         return sum(_gemini(item, media) + PER_MESSAGE for item in value)
     if not isinstance(value, dict):
@@ -632,7 +641,7 @@ def _gemini(value: object, media: _Media) -> int:
 
 
 def _prompt(given: object, media: _Media) -> int:
-    """Count `prompt` or `input`: text, several texts, token numbers, or the items of the Responses API."""
+    """Count `prompt` or `input`: one text, several texts, token numbers, or the items of the Responses API."""
     if isinstance(given, list) and given:
         if _are_tokens(given):
             return len(given)
@@ -642,7 +651,7 @@ def _prompt(given: object, media: _Media) -> int:
 
 
 def _are_tokens(items: list[Any]) -> bool:
-    # By their types, in C: there may be very many.
+    # Compare the types, in C: there may be very many items.
     return set(map(type, items)) <= {int, bool}
 
 
@@ -663,20 +672,20 @@ def _tool(tool: object) -> int:
     if not isinstance(tool, dict) or tool.get("type") != "namespace":
         return _text(tool) + (PER_NAMED_TOOL if tool in _RUN_BY_CLIENT or _is_named(tool) else PER_TOOL)
     nested = _listed(tool.get("tools"))
-    # LiteLLM flattens them for most providers: each tool then carries the namespace's name and description.
+    # LiteLLM flattens a namespace for most providers: each tool then carries its name and description.
     said = sum(_text(value) for name, value in tool.items() if name != "tools") + PER_TOOL
     return said + sum(_text(item) + said for item in nested)
 
 
 def _is_named(tool: object) -> bool:
-    """Whether Anthropic describes a tool by itself that the client runs, such as `bash_20250124`."""
+    """Whether Anthropic itself describes this tool and the client runs it, such as `bash_20250124`."""
     if not isinstance(tool, dict) or (kind := tool.get("type")) in _ORDINARY_TOOLS or not isinstance(kind, str):
         return False
     return _NAMED_TOOL.fullmatch(kind) is not None
 
 
 def _is_client_tool(tool: object) -> bool:
-    """Tell the tools that the client runs from those that the provider runs, and bills, by itself."""
+    """Whether the client runs this tool, not the provider, which would bill it."""
     if not isinstance(tool, dict):
         return False
     if _is_function(tool) or (tool and _GEMINI_TOOLS.issuperset(tool)):
@@ -699,14 +708,14 @@ def _is_function(tool: object) -> bool:
     if not isinstance(tool, dict):
         return False
     if not _CLIENT_TOOL_FIELDS.issuperset(tool):
-        # Whatever its type says: LiteLLM finds `googleSearch` and the like in it, and passes that on.
+        # Regardless of its type: LiteLLM finds provider tools such as `googleSearch` in it, and forwards them.
         return False
     return tool.get("type") in _ORDINARY_TOOLS[:2] or (tool.get("type") is None and "input_schema" in tool)
 
 
 _ORDINARY_TOOLS = ("function", "custom", None)
 _RUN_BY_CLIENT: tuple[Any, ...] = ({"type": "local_shell"}, {"type": "apply_patch"})
-"""Tools that OpenAI describes by itself and the client runs; with other fields they may be something else."""
+"""Tools that OpenAI describes itself and the client runs; with additional fields they may be other tools."""
 _NAMESPACE_FIELDS = frozenset({"type", "name", "description", "tools"})
 _TOOL_SEARCH_FIELDS = frozenset({"type", "execution", "description", "parameters"})
 _CLIENT_TOOL_FIELDS = frozenset({

@@ -1,10 +1,12 @@
-"""Client fields: which fields of a request cost nothing more, and which lead to another call than the bounded one.
+"""Client fields: the fields of a request that cost nothing extra, and those that change the call from the bounded one.
 
-An allow-list. Three kinds of name are known: those that only shape the answer (`HARMLESS`), those that `bounds` reads,
-and LiteLLM's own (`OWN`), which never reach a provider. Of LiteLLM's own a client may send those in `FREE`; the others
-choose a provider, a credential, a price, a retry or a deployment. A name that is none of these may mean anything to a
-provider: `bounds` calls the request unbounded. `tests/proxy_parts/test_client_fields.py` compares the lists with
-LiteLLM's own tables, so that a new LiteLLM shows which names wait for a decision.
+This is an allow-list. Three kinds of field are known: those that only shape the answer (`HARMLESS`), those that
+`bounds` reads, and LiteLLM's own (`OWN`), which never reach a provider. Of LiteLLM's own fields a client may send those
+in `FREE`; the others choose a provider, a credential, a price, a retry or a deployment.
+
+An unknown field may mean anything to a provider, so `bounds` treats the request as unbounded.
+`tests/proxy_parts/test_client_fields.py` compares the lists with LiteLLM's own tables, so that a new LiteLLM shows
+which fields need a decision.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ _WHO = {
     "anthropic_version", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "cache_control",
     "prompt_cache_isolation_key", "cache_salt", "keep_alive", "include", "stream", "stream_options",
 }  # fmt: skip
-"""The caches that these ask for have prices of their own, which every worst case counts with."""
+"""The caches that these fields request have prices of their own, which every worst case includes."""
 _MEDIA = {
     "audio", "voice", "size", "quality", "style", "moderation", "output_compression", "partial_images",
     "input_fidelity", "mask", "image", "file", "language", "timestamp_granularities", "chunking_strategy", "dimensions",
@@ -66,7 +68,7 @@ _CAMEL_CASE = {
     "promptCacheKey", "promptCacheRetention", "safetyIdentifier", "reasoningSummary", "textVerbosity",
     "parallelToolCalls", "maxToolCalls", "logitBias", "topLogprobs", "strictJsonSchema",
 }  # fmt: skip
-"""Options of Vercel's AI SDK, which it sends to OpenAI-compatible servers under these names, as OpenCode does."""
+"""Options of Vercel's AI SDK, which sends them to OpenAI-compatible servers under these names, as OpenCode does."""
 _OLLAMA = {
     "num_ctx", "num_keep", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_gqa", "low_vram", "use_mmap", "numa",
 }  # fmt: skip
@@ -74,12 +76,12 @@ _PERPLEXITY = {
     "search_domain_filter", "search_recency_filter", "search_after_date_filter", "search_before_date_filter",
     "last_updated_after_filter", "last_updated_before_filter",
 }  # fmt: skip
-"""They narrow the search that each of its answers makes anyway."""
+"""Options that narrow the search that each of Perplexity's answers makes anyway."""
 
 HARMLESS = frozenset(
     {"model"} | _SAMPLING | _ENDS | _SHAPE | _REASONING | _WHO | _MEDIA | _CAMEL_CASE | _OLLAMA | _PERPLEXITY
 )  # fmt: skip
-"""Fields that shape an answer within its output limit. Their words are counted as input all the same."""
+"""Fields that shape an answer within its output limit. Their text still counts as input."""
 
 FREE = frozenset({
     "metadata", "litellm_metadata", "tags", "id", "litellm_trace_id", "litellm_session_id", "litellm_request_debug",
@@ -94,8 +96,11 @@ FREE = frozenset({
     "organization", "turn_off_message_logging", "litellm_logging_obj", "standard_logging_object", "arize_config",
     "mcp_server_auth_headers", "applied_guardrails", "_litellm_strip_stream_usage",
 })  # fmt: skip
-"""Fields of LiteLLM that a client may send: they name or mark the request, ask for less, pay with the client's own key,
-or are held as they are (fallbacks, timeouts)."""
+"""LiteLLM's fields that a client may send.
+
+They name or mark the request, ask for less, pay with the client's own key, or are included in the hold (fallbacks,
+timeouts).
+"""
 
 _ROUTING = {
     "silent_model", "router_settings_override", "specific_deployment", "model_group_retry_policy", "retry_policy",
@@ -110,10 +115,10 @@ _ROUTING = {
     "service_callback", "model_alias_map", "disable_global_guardrails",
 }  # fmt: skip
 _HEADERS = frozenset({"headers", "extra_headers", "provider_specific_header"})
-"""LiteLLM puts the ones of the connection here too, so they are judged by their names (`priced_headers`)."""
+"""LiteLLM adds the connection's headers here too, so each header is judged by its name (`_has_priced`)."""
 
 OWN = frozenset({*all_litellm_params} | FREE | _ROUTING | _HEADERS) - {"prompt_id"}
-"""Fields that LiteLLM takes out of a request: no provider gets them under this name."""
+"""Fields that LiteLLM removes from a request: no provider gets them under this name."""
 
 _NULL: tuple[Any, ...] = (None, "", (), [], {})
 _UNSAID = (None, False)
@@ -126,34 +131,34 @@ _LOOKED_AT = CONTROLS | _HEADERS
 ASKS_FOR_ATTENTION = _LOOKED_AT | {
     "extra_body", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "num_retries", "max_retries",
 }  # fmt: skip
-"""A body without any of these has nothing to refuse or to take out."""
+"""A body without any of these has nothing to reject or to remove."""
 
 _PRICED_HEADERS = ("x-vertex-ai-", "x-amzn-bedrock-")
-"""Beginnings of the names of headers that choose a tier of service, at Vertex AI and at Bedrock."""
+"""Prefixes of headers that choose a service tier at Vertex AI and at Bedrock."""
 
 STREAM_FIELDS = frozenset({"stream", "stream_options"})
-"""In `extra_body` they change how the provider answers after LiteLLM has decided how to read it."""
+"""In `extra_body` they change how the provider answers, after LiteLLM has decided how to read the answer."""
 
 
 def controls_of(body: Mapping[str, Any]) -> list[str]:
-    """List the controls of LiteLLM that a body has, and that the client itself sent."""
+    """Return LiteLLM's controls in a body that the client itself sent."""
     if body.keys().isdisjoint(_LOOKED_AT):
         return []
     found = body.keys() & _LOOKED_AT
     sent = _sent_by_client(body)
-    # An empty text may lead elsewhere, too: an empty `deployment_id` calls another model.
+    # An empty text may change the call, too: an empty `deployment_id` calls another model.
     controls = [name for name in found - _HEADERS if body[name] not in _UNSAID and name in sent]
     return sorted([*controls, *[name for name in found & _HEADERS if _has_priced(body[name])]])
 
 
 def controls_in_extra_body(extra: Mapping[str, Any]) -> list[str]:
-    """List the fields of `extra_body` that a client may not send: LiteLLM's controls, the stream and another model."""
+    """Return the forbidden fields of `extra_body`: LiteLLM's controls, the stream and another model."""
     forbidden = extra.keys() & (CONTROLS | STREAM_FIELDS | {"model", "extra_body"})
     return sorted(name for name in forbidden if extra[name] not in _UNSAID or name in STREAM_FIELDS)
 
 
 def _has_priced(headers: object) -> bool:
-    """Whether headers for the provider, in any shape, have one that decides how it serves or bills."""
+    """Whether any header for the provider, in any shape, decides how it serves or bills."""
     if isinstance(headers, list | tuple):
         return any(map(_has_priced, headers))
     if not isinstance(headers, dict):
@@ -165,12 +170,12 @@ def _has_priced(headers: object) -> bool:
 
 
 def is_own(name: object) -> bool:
-    """Whether LiteLLM keeps a field for itself."""
+    """Whether a field is LiteLLM's own, and not forwarded."""
     return name in OWN or (isinstance(name, str) and name.startswith(_INTERNAL))
 
 
 def _sent_by_client(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the body as it came, without the fields that LiteLLM and the operator's keys add for hooks."""
+    """Return the body as it arrived, without the fields that LiteLLM and the operator's keys add for hooks."""
     request = body.get("proxy_server_request")
     sent = request.get("body") if isinstance(request, dict) else None
     return sent if isinstance(sent, dict) else body

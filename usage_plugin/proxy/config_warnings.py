@@ -1,6 +1,6 @@
-"""Warnings about a configuration that the proxy starts with: rules without effect, callbacks that run after ours.
+"""Warnings about a valid configuration: rules without effect, and callbacks that run after ours.
 
-`usage-plugin check`, `doctor` and the first line of the log give the same ones. Imports no LiteLLM.
+`usage-plugin check`, `doctor` and the first line of the log report the same ones. This module does not import LiteLLM.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHANGING_CALLBACKS = frozenset(
         "vector_store_pre_call_hook", "websearch_interception",
     }
 )  # fmt: skip
-"""Callbacks of LiteLLM's that can change a request's model, text or tools. The others only refuse, or only listen."""
+"""LiteLLM's callbacks that can change a request's model, text or tools. The others only refuse or observe."""
 
 _CHANGING_HOOKS = frozenset(
     {
@@ -44,26 +44,26 @@ _PLAIN_BASES = frozenset({"CustomLogger", "object", "ABC", "Protocol", "NamedTup
 
 
 class ConfigWarning(NamedTuple):
-    """Something that works otherwise than it reads.
+    """A setting that does not work as it reads.
 
     Attributes:
-        text: what it is; with `remedy` one line.
+        text: The problem; with `remedy` it makes one line.
     """
 
     text: str
     remedy: str
 
     def __str__(self) -> str:
-        """Return one line."""
+        """Return the warning as one line."""
         return f"{self.text}; {self.remedy}"
 
 
 def config_warnings(config: Config, proxy_yaml: ProxyYaml) -> list[ConfigWarning]:
-    """List everything to warn of.
+    """Return all warnings.
 
     Args:
-        config: our section.
-        proxy_yaml: the proxy's YAML, which may be another file.
+        config: The plugin's section.
+        proxy_yaml: The proxy's YAML, which may be another file.
     """
     served = ServedNames(proxy_yaml)
     found = [ConfigWarning(*deprecation) for deprecation in config.deprecations]
@@ -76,7 +76,7 @@ def config_warnings(config: Config, proxy_yaml: ProxyYaml) -> list[ConfigWarning
 
 
 class _Effect:
-    """Looks for names and globs that fit nothing in the configuration."""
+    """Finds names and globs that match nothing in the configuration."""
 
     def __init__(self, config: Config, served: ServedNames) -> None:
         self._config = config
@@ -152,7 +152,7 @@ class _Effect:
 
 def _empty_groups(config: Config) -> Iterator[ConfigWarning]:
     if config.identity.groups_from:
-        return  # a resolver may know members
+        return  # a resolver may return members
     for limit in config.limits:
         matches = [("limit", limit.match), *[("override of limit", override.match) for override in limit.overrides]]
         for what, match in matches:
@@ -165,7 +165,7 @@ def _empty_groups(config: Config) -> Iterator[ConfigWarning]:
 
 
 def _unset_models(proxy_yaml: ProxyYaml) -> Iterator[ConfigWarning]:
-    """Name models that LiteLLM would take from a variable that is not set here."""
+    """Yield models that LiteLLM would read from an environment variable that is not set here."""
     written, resolved = proxy_yaml.value("model_list", resolved=False), proxy_yaml.value("model_list")
     for before, after in zip(_list(written), _list(resolved), strict=True):
         model = _parameters(before).get("model")
@@ -191,7 +191,7 @@ def _later_callbacks(proxy_yaml: ProxyYaml) -> Iterator[ConfigWarning]:
 
 
 def may_change_requests(name: str, folder: Path) -> bool:
-    """Whether a callback can change a request; an own one is read where LiteLLM finds it first, beside the YAML."""
+    """Whether a callback can change a request; the source of a custom one is read, next to the YAML."""
     if "." not in name:
         return name in CHANGING_CALLBACKS
     source = folder.joinpath(*name.split(".")[:-1]).with_suffix(".py")

@@ -1,7 +1,7 @@
-"""Deferred results: background responses and batches, whose answer comes before what they used.
+"""Deferred results: background responses and batches, whose first answer comes before their usage is known.
 
-The first answer names the work and says that it is not done. Its reservation then stays in the ledger, without a
-worker that waits for it. A later look-up that shows the result settles it, on any worker and once.
+The first answer names the work and reports that it is not finished. Its reservation then stays in the ledger, and no
+worker waits for it. A later look-up that returns the result settles it: on any worker, and once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Runtime
 
 LOOK_UPS = frozenset({"aget_responses", "aretrieve_batch"})
-"""LiteLLM's call types of requests that ask after such work."""
+"""LiteLLM's call types for looking up deferred work."""
 
 _OPEN = frozenset({"queued", "in_progress", "validating", "finalizing", "cancelling"})
 _DONE: Mapping[str, Status] = {
@@ -34,11 +34,11 @@ log = get_logger()
 
 
 class Work(NamedTuple):
-    """What an answer says of work that is done later.
+    """An answer's report on deferred work.
 
     Attributes:
-        provider_id: the provider's own id: LiteLLM wraps it in others that differ from answer to answer.
-        status: None while it is not done.
+        provider_id: The provider's own id; LiteLLM wraps it in other ids that differ between answers.
+        status: The final status; None until the work is finished.
     """
 
     provider_id: str
@@ -46,14 +46,14 @@ class Work(NamedTuple):
 
 
 class Deferred:
-    """Reservations that wait for such a result; one for each handler."""
+    """Reservations that wait for deferred results; each handler has one."""
 
     def __init__(self, runtime: Runtime) -> None:
-        """Take the running parts."""
+        """Create it from the worker's runtime."""
         self._runtime = runtime
 
     def hold(self, request: RequestUnderWay, work: Work) -> bool:
-        """Leave a reservation in the ledger until the result is known; False if that is not possible."""
+        """Keep a reservation in the ledger until the result is known; return False if that is impossible."""
         if not request.admitted.holds:
             return False
         try:
@@ -65,7 +65,7 @@ class Deferred:
         return True
 
     def find(self, work: Work) -> RequestUnderWay | None:
-        """Find the request whose result this is; None if it was settled before."""
+        """Return the request that a result belongs to; None if it was settled before."""
         try:
             admitted = deferred.find(self._runtime.ledger, self._runtime.operations, work.provider_id)
         except LedgerError as error:
@@ -77,7 +77,7 @@ class Deferred:
         return RequestUnderWay(admitted, self._runtime.clock.monotonic() - max(0, took))
 
     def forget(self, work: Work) -> None:
-        """Forget work whose result is on the books."""
+        """Remove the note of work that has been settled."""
         try:
             deferred.forget(self._runtime.operations, work.provider_id)
         except LedgerError as error:
@@ -85,11 +85,11 @@ class Deferred:
 
 
 def work_of(answer: Any, number: object = None) -> Work | None:  # any of LiteLLM's answers
-    """Read what an answer says of work that is done later; None if it is an answer like others.
+    """Return an answer's report on deferred work; None if it is an ordinary answer.
 
     Args:
-        answer: the provider's.
-        number: the id that was asked for, where the answer's own may be encrypted by now.
+        answer: The provider's answer.
+        number: The id that the client looked up, since the answer's own may be encrypted by now.
     """
     name, status = _field(answer, "object"), _field(answer, "status")
     known = number or _field(answer, "id")
@@ -103,7 +103,7 @@ def work_of(answer: Any, number: object = None) -> Work | None:  # any of LiteLL
 
 
 def finished_work(answer: Any, number: object = None) -> Work | None:  # any of LiteLLM's answers
-    """Read it only if the work is done."""
+    """Return the report on deferred work if it is finished, else None."""
     work = work_of(answer, number)
     return work if work is not None and work.status is not None else None
 

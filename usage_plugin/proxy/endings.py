@@ -1,15 +1,15 @@
-"""Endings: every way a request can end becomes one settlement, whoever tells of it, and however often.
+"""Endings: settle each request once, however it ends and however many hooks report the end.
 
-What the hooks tell, in the order in which they may (found by experiment, `tests/proxy/test_endings.py`):
+These methods are called in this order, as far as they apply (found by experiment, `tests/proxy/test_endings.py`):
 
-- `answered`: a whole answer is on its way to the client. Settled here, so that no logging can lose it.
-- `logged`: a success was logged. Settles streams, also cut ones, and answers without a usage of their own.
-- `failed`: the client is told of a failure, for good. What was delivered is charged. What no provider took, or what a
-  provider refused, costs nothing. What a provider still works on waits for it.
-- `over`: the last byte is sent or the client is gone. What nobody settles within `admission.orphan_grace` from then on
-  is charged as reserved.
+- `answered`: a whole answer is being sent to the client. It is settled here, so that a lost log event loses nothing.
+- `logged`: a success was logged. Settles streams, also cut ones, and answers that report no usage themselves.
+- `failed`: the client gets a final failure. The delivered part is charged. A request that no provider accepted, or that
+  the provider rejected, costs nothing. A request that a provider is still processing waits for the result.
+- `over`: the last byte is sent or the client has disconnected. A request that is not settled within
+  `admission.orphan_grace` after that is charged as reserved.
 
-The failure that LiteLLM logs is not among them: it tells of the first attempt, and a retry may succeed.
+LiteLLM's failure log is not used: it reports the first attempt, and a retry may succeed.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Runtime
 
 CLIENT_GONE = 499
-"""The status of the exception with which LiteLLM gives up a request whose client has left."""
+"""The status of LiteLLM's exception for a request whose client has disconnected."""
 
 _ATTEMPTS_ARE_TOLD = hasattr(CustomLogger, "async_post_call_failure_deployment_hook")
-"""Whether LiteLLM says of each attempt that it failed; before 1.103 it did not."""
+"""Whether LiteLLM reports each failed attempt; versions before 1.103 do not."""
 
 _NEVER_TOLD = frozenset({"atext_completion"})
-"""Of streams of these LiteLLM never says that an attempt failed."""
+"""For streams of these call types LiteLLM never reports a failed attempt."""
 
 _LONGEST_AFTERWARDS = 600.0
-"""Seconds after its request for which a call to a provider belongs to the same user."""
+"""Seconds after a request during which its later calls to providers are charged to the same user."""
 
 log = get_logger()
 
 
 class Endings:
-    """Settles requests; nothing here raises, since the answer must reach the client all the same."""
+    """Settles requests. Nothing here raises an error, since the answer must reach the client in any case."""
 
     def __init__(self, runtime: Runtime, prices: PriceBook, underway: Underway, deferred: Deferred) -> None:
-        """Take the running parts."""
+        """Create it from the worker's runtime, the price book, and the requests in progress and deferred."""
         self._runtime = runtime
         self._prices = prices
         self._underway = underway
@@ -69,26 +69,27 @@ class Endings:
         self._disputes = outcomes.CrossCheck()
 
     def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
-        """Settle a whole answer that tells its usage; what does not is settled when it is logged."""
-        # In the provider's own words, where LiteLLM has put them into another shape for the client.
+        """Settle a whole answer that reports its usage; others are settled when they are logged."""
+        # Use the provider's own answer, where LiteLLM has converted it for the client.
         answer = response if request.answer is None else request.answer
         raw = outcomes.raw_answer(data)
         usage = outcomes.reported_usage(raw, answer)
         if not usage or request.fills_exchange:
-            # What fills its exchange has no stamp: once it is settled, the log that follows would count as another one.
+            # A request that fills its exchange has no stamp. If it were settled here, its log event would count as
+            # another request.
             return None
         return self._record(request, outcomes.served_inline(data, answer, raw), usage, by="inline")
 
     def provider_answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> None:
-        """Remember a whole answer: a guardrail may yet keep it from the client, but it is paid for."""
+        """Keep a whole answer for settlement: a guardrail may still withhold it, but the provider must be paid."""
         request.sent = request.cut = False
         if request.answer is None:
-            # Where one API is served by another, the inner call is heard of first.
+            # Where one API is served through another, the inner call is reported first, and only that one is kept.
             request.answer = response
         answer = request.answer
 
         def delivered() -> tuple[outcomes.Served, Mapping[str, Any]]:
-            """Read it only if it is needed: nearly always the answer is settled a moment later."""
+            """Read the answer only if it is needed: nearly always it is settled a moment later."""
             raw = outcomes.raw_answer(data)
             usage = outcomes.reported_usage(raw, answer)
             return outcomes.served_inline(data, answer, raw), usage
@@ -103,7 +104,7 @@ class Endings:
             request.settled, request.delivered = True, None
 
     def looked_up(self, data: Mapping[str, Any], response: Any) -> None:
-        """Settle a response whose look-up shows that it is done, if this is the first answer that says so."""
+        """Settle a deferred response when a look-up first shows that it is finished."""
         work = finished_work(response, data.get("response_id"))
         request = self._deferred.find(work) if work is not None else None
         if work is not None and request is not None and not is_batch(response):
@@ -111,7 +112,7 @@ class Endings:
             self._settle_work(request, work, served, usage, by="inline")
 
     def _look_up_logged(self, kwargs: Mapping[str, Any], response: Any) -> None:
-        """Settle a batch, since only the log says what it cost, and a response that was looked up as a stream."""
+        """Settle a batch, whose cost only the log reports, or a response that was looked up as a stream."""
         here = exchange.current.get()
         looked_up = here.looked_up if here is not None else None
         response = getattr(response, "response", response)
@@ -125,10 +126,10 @@ class Endings:
     def _settle_work(
         self, request: RequestUnderWay, work: Work, served: outcomes.Served, usage: Mapping[str, Any], *, by: Settler
     ) -> None:
-        """Settle what waited for its result."""
+        """Settle deferred work that has finished."""
         status = work.status or "success"
         if any(usage.values()) or served.litellm_cost:
-            # LiteLLM takes the deployment's id for the model when work is looked up: it is the one that was asked.
+            # When work is looked up, LiteLLM reports the deployment's id as the model. Use the requested model instead.
             served = served._replace(model=request.admitted.event.model)
             self._record(request, served, usage, by=by, status=status)
         elif status == "failure":
@@ -138,7 +139,7 @@ class Endings:
         self._deferred.forget(work)
 
     def partly_delivered(self, request: RequestUnderWay, kwargs: Mapping[str, Any]) -> None:
-        """Remember what a stream had delivered when it broke."""
+        """Keep the usage of the part of a stream that was delivered before it broke."""
         request.broken = True
         usage = outcomes.logged_usage(kwargs)
         if any(usage.values()):
@@ -146,7 +147,7 @@ class Endings:
             request.delivered = lambda: (outcomes.served_logged(kwargs), usage)
 
     def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
-        """Settle what LiteLLM logs as a success, unless it is settled. Commits before anything is awaited."""
+        """Settle a request that LiteLLM logs as a success, unless it is settled. Commits before the first await."""
         request = self._underway.of_log(kwargs)
         if request is None and kwargs.get("call_type") in LOOK_UPS:
             self._look_up_logged(kwargs, response)
@@ -160,13 +161,13 @@ class Endings:
             return
         request.cut = _client_left(kwargs)
         if request.stream is None and request.report is not None and not (request.is_over or request.cut):
-            # Logged before its last frame was read, which tells what it used.
+            # Logged before the last frame was read, which reports the usage. It is settled when the request is over.
             request.logged = (kwargs, response)
         else:
             self._settle_logged(request, kwargs, response)
 
     def _settle_logged(self, request: RequestUnderWay, kwargs: Mapping[str, Any], response: Any) -> None:
-        """Settle with what was logged, and with what the provider's own frames reported, if it was a stream."""
+        """Settle with the logged usage; for a stream, with the usage in the provider's own frames."""
         status: Status = request.failed or ("cancelled" if request.cut else "success")
         if request.cut and self._charges_cut_as_reserved():
             self._settle_as_reserved(request, status, by="success")
@@ -181,7 +182,7 @@ class Endings:
             is_unreported = report.lacks_output or not (report.usage or _is_mocked(kwargs))
             served, usage = outcomes.served_streamed(served, report), report.usage or usage
         if is_unreported and request.admitted.holds:
-            # LiteLLM counts the text; what else the provider bills, such as hidden reasoning, nobody knows.
+            # LiteLLM only counts the text. Anything else that the provider bills, such as hidden reasoning, is unknown.
             self._settle_as_reserved(request, status, by="success")
             return
         self._record(
@@ -203,7 +204,7 @@ class Endings:
         kwargs: Mapping[str, Any],
         status: Status,
     ) -> None:
-        """Settle an answer that was handed through as it is: what its bytes say, else what LiteLLM made of it."""
+        """Settle an answer that was forwarded unchanged, with the usage in its bytes, else with LiteLLM's."""
         is_whole = not (request.cut or request.failed or report.lacks_output)
         event = request.admitted.event
         if handed_through.is_free(kwargs, report.path):
@@ -224,7 +225,7 @@ class Endings:
                 served = served._replace(provider=None, litellm_cost=stated)
             else:
                 if "billed_units" in report.usage:
-                    # Cohere says what it bills, and LiteLLM prices all that was counted.
+                    # Cohere states the units it bills, but LiteLLM prices all the units that were counted.
                     served = served._replace(litellm_cost=None)
                 offer = handed_through.offer(self._prices, served, event, report.path, handed_through.target_of(kwargs))
             policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
@@ -242,12 +243,12 @@ class Endings:
         self._settle(request, outcome, by="success")
 
     def failed(self, request: RequestUnderWay, error: Exception, *, hurried: bool) -> None:
-        """Settle a request that failed for good, or leave it for the provider that still works on it.
+        """Settle a request that failed finally, or wait if a provider is still processing it.
 
         Args:
-            request: which.
-            error: what the client is told.
-            hurried: whether it was the client who set the time for an answer.
+            request: The request that failed.
+            error: The error that is sent to the client.
+            hurried: Whether the client set the timeout itself.
         """
         gone = getattr(error, "status_code", None) == CLIENT_GONE
         status: Status = "cancelled" if gone else "failure"
@@ -259,27 +260,27 @@ class Endings:
         if request.delivered is not None:
             self._settle_delivered(request, status)
         elif isinstance(request.report, AnswerReport) and request.report.usage:
-            # It broke off after it had reported something.
+            # The answer broke off after it had reported some usage.
             request.failed = status
             self._settle_handed_through(request, request.report, outcomes.NOTHING_SERVED, {}, {}, status)
         elif late and not (hurried or self._charges_cut_as_reserved()):
-            # Nobody knows what the provider billed, and its being slow is no reason to use up the caller's limit.
+            # The provider's bill is unknown, and a slow provider should not use up the caller's limit.
             self._settle(request, Outcome(status=status, error=request.error, estimated=True), by="failure")
         elif late or (request.sent and (gone or from_provider)):
-            # Cut short, by the client or in the middle of a stream: what the provider bills is not known.
+            # Cut by the client, or broken in the middle of a stream: the provider's bill is unknown.
             self._settle_as_reserved(request, status, by="failure")
         elif request.sent:
-            # Somebody else's hook refused it while the provider was at work: what that costs is not known yet.
+            # Another plugin's hook refused it while the provider was processing it: the cost is not known yet.
             request.failed = status
         else:
             self._settle(request, Outcome(status=status, error=request.error), by="failure")
 
     def over(self, request: RequestUnderWay, ending: Status) -> None:
-        """Settle a request later that is over on the wire and that no hook has settled: logging may be late.
+        """Settle a request some time after its end on the wire, unless a hook settles it first: the log may be late.
 
         Args:
-            request: which.
-            ending: how it looked on the wire.
+            request: The request that is over.
+            ending: Its outcome on the wire.
         """
         request.is_over = True
         if request.report is not None:
@@ -292,11 +293,12 @@ class Endings:
             self._runtime.recorder.free_slots(request)
             loop = asyncio.get_running_loop()
             half = self._runtime.config.admission.orphan_grace.total_seconds() / 2
-            # In two halves: if the worker stands still, the second begins after it, and what was logged is heard.
+            # In two halves: if the worker stalls, the second half starts afterwards, so pending log events are
+            # processed first.
             loop.call_later(half, loop.call_later, half, self._settle_orphan, request, ending)
 
     def close(self) -> None:
-        """Settle what is left when the worker ends: all requests are over then, and all logging is done."""
+        """Settle the remaining requests when the worker ends: by then all requests are over and logging is complete."""
         for request in self._underway.left():
             self._settle_orphan(request, "cancelled")
 
@@ -306,7 +308,7 @@ class Endings:
         if request.logged is not None:
             self._settle_logged(request, *request.logged)
             return
-        # Mostly the client left before the first chunk. What the provider bills is not known: what was held is charged.
+        # Usually the client left before the first chunk. The provider's bill is unknown, so the hold is charged.
         event = request.admitted.event
         if request.unmetered:
             if isinstance(request.report, AnswerReport) and request.report.usage:
@@ -318,12 +320,12 @@ class Endings:
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
         if request.broken and status == "success":
-            # LiteLLM ends some broken streams as if they were whole.
+            # LiteLLM ends some broken streams as if they were complete.
             status = "failure"
         self._settle_as_reserved(request, request.failed or status, by="orphan")
 
     def _settle_unmetered(self, request: RequestUnderWay, status: Status) -> None:
-        """Settle a request of which nothing was told, as is usual on such routes: a flat cost, if there is one."""
+        """Settle a request without any reported usage, as is usual on such routes: at its flat cost, if it has one."""
         if status == "failure" and not request.sent:
             self._settle(request, Outcome(status=status, error=request.error), by="orphan")
         else:
@@ -331,7 +333,7 @@ class Endings:
             self._settle(request, outcome, by="orphan")
 
     def _flat(self, request: RequestUnderWay, outcome: Outcome) -> Outcome:
-        """Charge what the operator says that such a request costs; the rest stays as it was told."""
+        """Charge the flat cost that the operator configured for such requests; keep the rest of the outcome."""
         event = request.admitted.event
         flat = event.reserved
         self._runtime.imperfections.count("unmetered", event.model or event.call_type, flat)
@@ -362,7 +364,7 @@ class Endings:
         by: Settler,
         **how: Any,  # status, error, estimated
     ) -> Recorded | None:
-        """Settle with what LiteLLM tells; if that cannot be understood, with what was reserved, marked so."""
+        """Settle with LiteLLM's report; if it is unreadable, settle as reserved and mark that on the event."""
         event = request.admitted.event
         try:
             policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
@@ -376,7 +378,7 @@ class Endings:
         return self._settle(request, outcome, by=by)
 
     def _cross_check(self, outcome: Outcome) -> None:
-        """Log once for each model, and count, where LiteLLM's figure is another one."""
+        """Count each cost on which LiteLLM's figure differs from ours, and log it once for each model."""
         if outcome.disputed_by:
             self._disputes.look(outcome)
             self._runtime.imperfections.count("disputed", outcome.model, outcome.disputed_by)
@@ -386,7 +388,7 @@ class Endings:
 
     def _settle(self, request: RequestUnderWay, outcome: Outcome, *, by: Settler) -> Recorded | None:
         self._underway.forget(request, by)
-        # The answer, and with it the whole body, would else live as long as the exchange, which timers may hold.
+        # Otherwise the answer, and with it the whole body, would live as long as the exchange, which timers may hold.
         request.delivered = request.answer = request.stream = request.logged = None
         return self._write(request, outcome)
 
@@ -396,7 +398,7 @@ class Endings:
         except Exception:
             log.exception("record.failed", event_id=request.event_id)
             if outcome.as_reserved:
-                # The reservation stays, and is charged when this worker ends: too much is safe, a 500 is not.
+                # The reservation stays and is charged when this worker ends: an overcharge is safe, a 500 is not.
                 return None
             request.settled = False
             return self._write(request, Outcome(status=outcome.status, error=outcome.error, as_reserved=True))
@@ -405,7 +407,7 @@ class Endings:
         return recorded
 
     def _record_foreign(self, kwargs: Mapping[str, Any], response: Any) -> None:
-        """Charge what was never admitted, such as a health check: it costs as much as any other request."""
+        """Charge a call that was never admitted, such as a health check: it costs as much as any other."""
         served = outcomes.served_logged(kwargs, response)
         usage = outcomes.logged_usage(kwargs, response)
         logged = kwargs.get("standard_logging_object") or {}
@@ -429,10 +431,10 @@ class Endings:
 
 
 def _asking() -> Subjects:
-    """Find the parties of the request that is being served; what none asked for is the proxy's own."""
+    """Return the parties of the current request; calls outside of any request belong to the proxy itself."""
     here = exchange.current.get()
     if here is None or (here.ended is not None and time.monotonic() - here.ended > _LONGEST_AFTERWARDS):
-        # A task that LiteLLM began in the course of a request, and that goes on for itself, keeps its context.
+        # A task that LiteLLM started during a request, and that outlives it, keeps its context.
         return Subjects(user=INTERNAL)
     if here.requests:
         return here.requests[0].admitted.subjects
@@ -445,7 +447,7 @@ def _asking() -> Subjects:
 
 
 def _is_mocked(kwargs: Mapping[str, Any]) -> bool:
-    """Whether LiteLLM made the answer up, as `mock_response` asks it to: no provider reports anything then."""
+    """Whether LiteLLM made up the answer, as `mock_response` requires: then no provider reports any usage."""
     return bool((kwargs.get("litellm_params") or {}).get("mock_response") or kwargs.get("mock_response"))
 
 

@@ -1,9 +1,11 @@
-"""The exchange: one HTTP request and its answer, seen from outside of LiteLLM.
+"""The exchange: one HTTP request and its answer, seen from outside LiteLLM.
 
-An ASGI wrapper around the whole proxy puts an `Exchange` into a context variable. Hooks find it there, whichever task
-LiteLLM runs them in: it is filled and never replaced, since what a child task sets nobody else sees. What they leave in
-it becomes headers of the answer, on every route; and when the request is really over, down to the last byte or the
-client's hanging up, the wrapper says so.
+An ASGI wrapper around the whole proxy puts an `Exchange` into a context variable, where hooks find it in any task that
+LiteLLM runs them in. It is filled and never replaced, since a context variable set in a child task is invisible to
+others.
+
+The values that hooks leave in it become headers of the answer, on every route. The wrapper also reports when the
+request is really over: after the last byte, or when the client disconnected.
 """
 
 from __future__ import annotations
@@ -35,32 +37,32 @@ if TYPE_CHECKING:
     App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 _ERROR = 400
-"""The statuses of HTTP from which on an answer is that of a failure."""
+"""The lowest HTTP status of an error."""
 
 current: ContextVar[Exchange | None] = ContextVar("usage_plugin_exchange", default=None)
 
 
 class Exchange:
-    """One request: its route, its user, and what our hooks leave for the answer.
+    """One request: its route, its user, and the values that the hooks leave for the answer.
 
     Attributes:
-        method: of HTTP, or `routes.WEBSOCKET`.
-        path: without the path under which the proxy is mounted.
-        rule: of the route, once LiteLLM has authenticated the request.
-        looked_up: the body of a request for work that is done later, as hooks are given it.
-        subjects: finds the parties of the request; None before it is authenticated.
-        output_limit: what the gate put into a request whose body LiteLLM does not send on as it is.
-        refused: the error of the gate, raised again wherever LiteLLM goes on in spite of it.
-        ended: when it was over, by the monotonic clock in seconds; None while it is not.
-        headers: added to the answer, in place of what has the same name.
-        status: of our refusal; LiteLLM turns some into a 500 on some routes, depending on its version.
-        body: of our refusal, where it is not the one that LiteLLM writes.
-        standing: how the tightest of the caller's own limits stands.
-        cost: of the request, in nano-dollars, once it is known.
-        ending: how it looks from here: cancelled if the client left before the whole answer was sent, success if it
-            was sent and its status is not that of an error.
-        report: reads the answer that the client gets, where it is the provider's own.
-        requests: what was admitted: one, but for websockets, and where LiteLLM calls the hook once more.
+        method: The HTTP method, or `routes.WEBSOCKET`.
+        path: The path, without the prefix under which the proxy is mounted.
+        rule: The rule of the route, once LiteLLM has authenticated the request.
+        looked_up: The body of a request for deferred work, as hooks get it.
+        subjects: Returns the parties of the request; None before it is authenticated.
+        output_limit: The output limit that the gate set, where LiteLLM does not forward the request's own body.
+        refused: The gate's error, raised again wherever LiteLLM continues in spite of it.
+        ended: When the request was over, in seconds of the monotonic clock; None until then.
+        headers: Added to the answer; they replace headers of the same name.
+        status: The status of our refusal; some versions of LiteLLM turn it into a 500 on some routes.
+        body: The body of our refusal, where it differs from the one that LiteLLM writes.
+        standing: The status of the caller's most constrained limit.
+        cost: The cost of the request in nano-dollars, once it is known.
+        ending: The outcome on the wire. `cancelled` if the client left before the whole answer was sent. `success` if
+            it was sent and its status is not an error.
+        report: Reads the usage from the answer sent to the client, where that is the provider's own.
+        requests: The admitted requests: one, except for websockets and where LiteLLM calls the hook again.
     """
 
     __slots__ = (
@@ -69,7 +71,7 @@ class Exchange:
     )  # fmt: skip
 
     def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = (), method: str = "POST") -> None:
-        """Start with the path, the headers and the method of the request, as ASGI has them."""
+        """Create an exchange from the request's path, headers and method, in ASGI's form."""
         self.path = path
         self.method = method
         self._asked = asked
@@ -91,7 +93,7 @@ class Exchange:
 
     @property
     def client_headers(self) -> Mapping[str, str]:
-        """The request's headers by their lower-case names; of several with one name the last, as in LiteLLM."""
+        """The request's headers by lower-case name; the last value of a repeated name counts, as in LiteLLM."""
         if self._client_headers is None:
             self._client_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._asked}
         return self._client_headers
@@ -100,8 +102,9 @@ class Exchange:
         """Answer with this error.
 
         Args:
-            answer: the error that is raised.
-            replace: send it as it is, whatever LiteLLM makes of it; one in Anthropic's format always is.
+            answer: The error that is raised.
+            replace: Whether to send this error instead of the one LiteLLM derives from it. Errors in Anthropic's format
+                always are.
         """
         self.status, self.headers = int(answer.code), answer.headers
         self.body = anthropic_body(answer, self.path)
@@ -117,9 +120,9 @@ class ExchangeWrapper:
     def __init__(
         self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[RequestUnderWay, Status], None]
     ) -> None:
-        """Call `on_start` before an answer's headers are sent, `on_end` when an admitted request is over.
+        """Call `on_start` before an answer's headers are sent, and `on_end` when an admitted request is over.
 
-        Neither may raise.
+        Neither may raise an error.
         """
         self._app = app
         self._on_start = on_start
@@ -140,14 +143,14 @@ class ExchangeWrapper:
             current.reset(token)
             exchange.ended = time.monotonic()
             if exchange.requests:
-                # It keeps the whole body alive, and the requests know their parties.
+                # `subjects` keeps the whole body alive, and the requests have their parties.
                 exchange.subjects = None
             for request in exchange.requests:
                 self._on_end(request, exchange.ending)
 
 
 class _Answer:
-    """The answer of one exchange, as it passes."""
+    """Sends the answer of one exchange and observes its parts."""
 
     __slots__ = ("_exchange", "_is_sent", "_on_start", "_receive", "_scope", "_send", "_status")
 
@@ -185,7 +188,7 @@ class _Answer:
         await self._send(message)
 
     async def _send_refusal(self, message: Message, refusal: bytes) -> None:
-        """Send our own error in place of LiteLLM's; to a WebSocket as far as the server can."""
+        """Send our own error instead of LiteLLM's; on a WebSocket as far as the server supports it."""
         if message["type"] == "http.response.body":
             await self._send({"type": "http.response.body", "body": refusal})
         elif "websocket.http.response" in (self._scope.get("extensions") or {}):
@@ -203,7 +206,7 @@ class _Answer:
 
 
 def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
-    """Read a part of an answer's body; return whether it is the last one."""
+    """Read a part of an answer's body, and return whether it is the last one."""
     if exchange.report is not None:
         exchange.report.read_bytes(message.get("body", b""))
     is_last = not message.get("more_body")
@@ -217,12 +220,12 @@ def _with_ours(message: Message, exchange: Exchange) -> Message:
     dropped = set(ours)
     if exchange.body is not None:
         ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.body)).encode()}
-        # The body that LiteLLM compressed is not the one that is sent.
+        # LiteLLM's body may be compressed; ours is not.
         dropped |= {*ours, b"content-encoding", b"transfer-encoding"}
     kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in dropped]
     return {**message, "status": exchange.status or message["status"], "headers": [*kept, *ours.items()]}
 
 
 def _latin(value: str) -> bytes:
-    """Encode a header's value; what HTTP cannot carry becomes a question mark."""
+    """Encode a header value, replacing characters that HTTP cannot carry with question marks."""
     return value.encode("latin-1", "replace")

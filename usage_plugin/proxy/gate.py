@@ -1,8 +1,8 @@
-"""The gate: what becomes of a request before LiteLLM serves it, decided by its route.
+"""The gate: decide by its route, before LiteLLM serves it, whether and how a request is admitted.
 
-LiteLLM calls its pre-call hook on most routes that cost something, but not on all: here every request passes, since
-each is authenticated by one function, which `lifecycle` wraps. What the hook decides on passes on. What no hook sees,
-or may not see, is held, recorded or refused here, for the user whom LiteLLM has authenticated.
+LiteLLM calls its pre-call hook on most routes that cost something, but not on all. Every request passes the gate, since
+one function authenticates each of them, and `lifecycle` wraps that one. Requests that the hook decides on pass
+unchanged. All others, which no hook sees or may see, are held, recorded or refused here, for the authenticated user.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _COUNTS = ("requests", "parallel_requests")
 
 
 class Passage(NamedTuple):
-    """What the gate decided: `decision` is None where there is nothing to hold or to record."""
+    """The gate's decision: `decision` is None if there is nothing to hold or to record."""
 
     subjects: Subjects
     decision: Decision | None
@@ -46,24 +46,24 @@ class Passage(NamedTuple):
 
 
 class Gate:
-    """Decides by route; one for each handler."""
+    """Decides by route; each handler has one."""
 
     def __init__(self, runtime: Runtime, prices: PriceBook, negotiator: Negotiator) -> None:
-        """Take the running parts."""
+        """Create it from the worker's runtime, the price book and the negotiator."""
         self._runtime = runtime
         self._prices = prices
         self._negotiator = negotiator
 
     def arrive(self, here: Exchange, key: Any, request: Any, body: Any, route: str) -> bool:  # LiteLLM's; Starlette's
-        """Note whose request it is; returns whether the gate has to decide on it.
+        """Record the parties of a request, and return whether the gate must decide on it.
 
-        A request is authenticated more than once on some routes, and noted once.
+        On some routes a request is authenticated more than once; only the first time counts.
         """
         if here.subjects is not None:
             return False
         rule = routes.rule_of(here.method, here.path, request.scope.get("endpoint"))
         if rule.verdict == "unclassified":
-            # The proxy may be mounted under more than one path, which LiteLLM has taken away.
+            # The proxy may be mounted under several prefixes, which LiteLLM has removed from `route`.
             rule = routes.rule_of(here.method, route)
         here.rule = rule
         here.subjects = lambda: self._subjects(key, request, body)
@@ -73,9 +73,9 @@ class Gate:
         """Decide on a request that LiteLLM has authenticated.
 
         Raises:
-            ProxyException: the request cannot be admitted as it is written.
-            SubjectNameError: its user cannot be named.
-            ResolverFailedError: a resolver does not answer.
+            ProxyException: The request cannot be admitted as it is written.
+            SubjectNameError: The user's name is invalid.
+            ResolverFailedError: A resolver did not answer.
         """
         rule = here.rule
         subjects = here.subjects() if here.subjects is not None else Subjects()
@@ -94,24 +94,24 @@ class Gate:
         return Passage(subjects, decision, is_unmetered=True)
 
     async def _hold(self, rule: routes.Rule, subjects: Subjects, request: Any, body: dict[str, Any]) -> Passage:
-        """Admit a completion as the hook would, and put what was changed into the request that LiteLLM reads."""
+        """Admit a completion as the hook would, and write the changes into the request that LiteLLM reads."""
         if not isinstance(body.get("model"), str):
             raise bad_request("Name the model in the body.", param="model")
         call_type = rule.call_type or ""
         if _RAG in rule.patterns[0]:
-            # Of the body, LiteLLM hands on the messages alone; what the search finds is not known yet.
+            # LiteLLM forwards only the messages of the body. The results of the search are not known yet.
             completion = {"model": body["model"], "messages": body.get("messages"), "vector_store_ids": True}
             reranking = body.get("rerank")
             if reranking and not (isinstance(reranking, dict) and not reranking.get("enabled")):
-                completion["background"] = True  # Another model, which nothing prices beforehand.
-            # What is sent has the texts that were found: another request than the one that is held.
+                completion["background"] = True  # This calls another model, whose price is unknown before.
+            # The outgoing request contains the texts found, so it is not compared with the one that is held.
             decision, _ = await self._negotiator.admit(subjects, completion, call_type)
             sending = None
             changed = {**body, "model": completion["model"]}
             limit = completion.get("max_tokens")
         else:
             if request.query_params.get("model") or _default_model():
-                # LiteLLM would put it in place of the one in the body.
+                # LiteLLM would replace the body's model by this one.
                 raise bad_request("This route takes its model from the body only.", param="model")
             changed, limit = dict(body), None
             if changed.get("stream"):
@@ -125,7 +125,7 @@ class Gate:
         return Passage(subjects, decision, output_limit=limit, sending=sending)
 
     def _refuse(self, rule: routes.Rule, here: Exchange, subjects: Subjects, model: object) -> Refusal | None:
-        """Find a limit under which this route is refused."""
+        """Return a refusal if any limit forbids this route, else None."""
         if not self._runtime.enforce:
             return None
         name = model if isinstance(model, str) and model else None
@@ -153,7 +153,7 @@ class Gate:
 
 
 def _refuses(rule: routes.Rule, matched: Matched, *, is_free: bool) -> bool:
-    """Whether a limit keeps requests of a route from starting, because nothing bounds them."""
+    """Whether a limit refuses a route's requests because they are unbounded."""
     limit = matched.limit
     if not matched.can_stop or limit.allow_unbounded:
         return False
@@ -163,14 +163,14 @@ def _refuses(rule: routes.Rule, matched: Matched, *, is_free: bool) -> bool:
 
 
 def _default_model() -> bool:
-    """Whether the proxy has a model of its own that it puts in place of the one in the body."""
+    """Whether the proxy has a default model that replaces the one in the body."""
     from litellm.proxy import proxy_server  # noqa: PLC0415  # it is there when a request is, and costs seconds before
 
     return bool(proxy_server.user_model or (proxy_server.general_settings or {}).get("completion_model"))
 
 
 def _rewrite(request: Any, body: Mapping[str, Any]) -> None:  # Starlette's
-    """Replace the body of a request: LiteLLM reads it again, out of one of these places."""
+    """Replace a request's body in all places from which LiteLLM may read it again."""
     request.scope.pop("parsed_body", None)
     vars(request).pop("_json", None)
-    vars(request)["_body"] = orjson.dumps(body)  # where Starlette keeps it once it is read
+    vars(request)["_body"] = orjson.dumps(body)  # Starlette's place for a body that was read

@@ -1,8 +1,11 @@
-"""Handed through: whose model gave an answer that LiteLLM hands through as it is, and at what price.
+"""Handed through: find the model and the price of an answer that LiteLLM forwards unchanged.
 
-The usage comes from the answer's bytes (`answer_bytes`), the price from LiteLLM's map, by the provider of the host, of
-the route or of the model's name. A deployment of the router that served it, or whose stated price is for the same model
-of the same provider, has its own; and what the operator states for an endpoint of their own stays.
+The usage comes from the answer's bytes (`answer_bytes`). The price comes from LiteLLM's map, by the provider of the
+host, of the route or of the model's name. Two prices have precedence:
+
+- that of the router's deployment that served the answer, or whose stated price is for the same model of the same
+  provider
+- the operator's stated cost for an endpoint of their own
 """
 
 from __future__ import annotations
@@ -27,52 +30,52 @@ _ROUTES: Mapping[str, tuple[str, ...]] = {
     "openai_passthrough": ("openai",), "cohere": ("cohere", "cohere_chat"), "vertex-ai": ("vertex_ai",),
     "vllm": ("hosted_vllm", "vllm"),
 }  # fmt: skip
-"""Providers of routes whose first part is not LiteLLM's name of the provider."""
+"""Providers of routes whose first segment is not LiteLLM's name of the provider."""
 _HOSTS = {
     "api.openai.com": "openai", "openrouter.ai": "openrouter", "api.anthropic.com": "anthropic",
     "generativelanguage.googleapis.com": "gemini", "api.cohere.com": "cohere", "api.cohere.ai": "cohere",
 }  # fmt: skip
-"""Hosts that LiteLLM does not take for endpoints in OpenAI's format."""
+"""Hosts that LiteLLM does not recognize as endpoints in OpenAI's format."""
 _MODEL_IN_PATH = re.compile(r"/(?:deployments|models?)/([^/:?]+)")
 _LOCATION_IN_PATH = re.compile(r"/locations/([^/]+)/")
 _CALL_TYPES = {
     "embedding": "aembedding", "image_generation": "image_generation", "image_edit": "image_edit",
     "audio_speech": "aspeech", "audio_transcription": "transcription", "rerank": "rerank", "moderation": "moderation",
 }  # fmt: skip
-"""LiteLLM's call types by the mode of a model in its map; all others are billed as text."""
+"""LiteLLM's call types by a model's mode in its map; all others are billed as text."""
 _UPSTREAM_COST = "_litellm_upstream_reported_usage"
-"""Where LiteLLM notes that the answer's headers say what it cost."""
+"""LiteLLM's mark for a cost that the answer's headers reported."""
 
 
 class Offer(NamedTuple):
-    """The deployments that one answer is priced by, in place of those of the router, and the event to price."""
+    """The deployments that price one answer, instead of the router's, and the event to price."""
 
     ways: Sequence[Deployment]
     event: UsageEvent
 
     def deployments(self, model: str, team: str | None) -> Sequence[Deployment]:  # noqa: ARG002  # as `PriceBook` has it
-        """List them, whatever the model is called."""
+        """Return the deployments, for any model name."""
         return self.ways
 
 
 def reads_bytes(here: Exchange) -> bool:
-    """Whether the answer of a request is read: what looks work up, or cancels it, has been charged before."""
+    """Whether the answer's bytes are read: look-ups and cancellations concern work that has been charged before."""
     if here.method != "POST" or here.rule is None or here.rule.call_type != PASS_THROUGH:
         return False
     return not here.path.endswith("/cancel")
 
 
 def offer(prices: PriceBook, served: Served, event: UsageEvent, path: str, url: str | None) -> Offer:
-    """Find the prices of an answer that was handed through.
+    """Return the prices of an answer that LiteLLM forwarded unchanged.
 
     Args:
         prices: LiteLLM's map, and the router's deployments.
-        served: what is known of the answer.
-        event: the request.
-        path: of the route.
-        url: to which it was sent; None if LiteLLM did not tell.
+        served: The known facts about the answer.
+        event: The event of the request.
+        path: The path of the route.
+        url: The URL that the request was sent to; None if LiteLLM does not report it.
     """
-    # Where the path names the model, it decides, and a body may say anything.
+    # A model in the path decides, since the body may name any other.
     asked = _model_in(url or path) or event.requested_model
     group = served.model or asked
     listed = prices.deployments(group, event.team) if group else ()
@@ -91,9 +94,9 @@ def offer(prices: PriceBook, served: Served, event: UsageEvent, path: str, url: 
 
 
 def stated_cost(kwargs: Mapping[str, Any]) -> object:
-    """Return what the operator says that a request to an endpoint of their own costs, or what its server said it did.
+    """Return the cost that the operator states for an endpoint of their own, or that its server reported.
 
-    None if neither says so. LiteLLM itself charges the operator's figure for whole answers only.
+    None if neither exists. LiteLLM itself charges the operator's figure for whole answers only.
     """
     if kwargs.get(_UPSTREAM_COST) is not None:
         return kwargs.get("response_cost") or None
@@ -101,7 +104,7 @@ def stated_cost(kwargs: Mapping[str, Any]) -> object:
 
 
 def is_free(kwargs: Mapping[str, Any], path: str) -> bool:
-    """Whether the YAML says of an endpoint of the operator's own that its requests cost nothing.
+    """Whether the YAML states a cost of zero for requests to an endpoint of the operator's own.
 
     LiteLLM itself writes a zero where an endpoint that was added at run time has no price.
     """
@@ -117,13 +120,13 @@ def is_free(kwargs: Mapping[str, Any], path: str) -> bool:
 
 
 def target_of(kwargs: Mapping[str, Any]) -> str | None:
-    """Return to which URL a request was handed through; None if LiteLLM does not tell."""
+    """Return the URL that a request was forwarded to; None if LiteLLM does not report it."""
     url = (kwargs.get("passthrough_logging_payload") or {}).get("url")
     return url if isinstance(url, str) else None
 
 
 def _candidates(names: Sequence[str], path: str, url: str | None) -> Iterator[tuple[str, str]]:
-    """List the providers, and the names that they may know the model by, the likeliest first."""
+    """Yield possible providers with their names of the model, most likely first."""
     by_host = _provider_of_host(urlsplit(url).netloc, urlsplit(url).path) if url else None
     route = path.strip("/").partition("/")[0]
     providers = dict.fromkeys((*((by_host,) if by_host else ()), *_ROUTES.get(route, (route,))))
@@ -136,7 +139,7 @@ def _candidates(names: Sequence[str], path: str, url: str | None) -> Iterator[tu
 
 @lru_cache(maxsize=100)
 def _provider_of_host(host: str, path: str) -> str | None:
-    """Return the provider whose host this is; None if it is nobody's that LiteLLM knows."""
+    """Return the provider that a host belongs to; None if LiteLLM does not know it."""
     return _HOSTS.get(host) or provider_of("-", None, f"https://{host}{path}")[1]
 
 
@@ -145,7 +148,7 @@ def _serves(way: Deployment, name: str) -> bool:
 
 
 def _as_priced(way: Deployment, event: UsageEvent) -> UsageEvent:
-    """Give the event the call type that the model's price is for: a pass-through route has none of its own."""
+    """Return the event with the call type of the model's price, since a pass-through route has none."""
     return event._replace(call_type=_CALL_TYPES.get(str(way.sheet.get("mode")), "acompletion"))
 
 

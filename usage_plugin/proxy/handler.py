@@ -1,9 +1,13 @@
-"""The handler: LiteLLM's hooks, translated into admission and recording.
+"""The handler: translate LiteLLM's hooks into admission and recording.
 
-Which hook fires when was found by experiment (`docs/how-it-works.md`). The rules that shape this file: a request is
-admitted in the pre-call hook; a whole answer is settled before it is sent, a stream when its success is logged; a
-failure only by the post-call failure hook, since the failure callback fires on the first failed attempt. First
-terminal event wins. Our own bug never becomes the client's 500.
+Which hook is called when was found by experiment (`docs/how-it-works.md`). These rules shape this file:
+
+- A request is admitted in the pre-call hook.
+- A whole answer is settled before it is sent, and a stream when its success is logged.
+- A failure is settled only in the post-call failure hook, since the failure callback is called on the first failed
+  attempt.
+- The first terminal event wins.
+- A bug of the plugin never becomes the client's 500.
 """
 
 from __future__ import annotations
@@ -50,12 +54,12 @@ log = get_logger()
 class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client's `no-log` silence every class without _PROXY_
     """The one object that is registered with LiteLLM.
 
-    LiteLLM looks some hooks up in the class of the registered object itself: an inherited one is never called. So this
-    class cannot be subclassed.
+    LiteLLM looks up some hooks in the registered object's own class and never calls inherited ones. So this class
+    cannot be subclassed.
     """
 
     def __init__(self, runtime: Runtime, prices: PriceBook) -> None:
-        """Take the running parts."""
+        """Create the handler from the worker's runtime and the price book."""
         super().__init__()
         self._runtime = runtime
         asking = Asking(runtime, prices)
@@ -66,16 +70,16 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         self._endings = Endings(runtime, prices, self._underway, Deferred(runtime))
 
     def __init_subclass__(cls) -> None:
-        """Refuse: LiteLLM would silently not call inherited hooks."""
+        """Reject subclasses: LiteLLM would silently not call inherited hooks."""
         raise UsagePluginError("UsageHandler_PROXY_ cannot be subclassed: LiteLLM would not call its hooks.")
 
     # ── admission ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def authenticated(self, key: Any, request: Any, body: Any, route: str) -> None:  # LiteLLM's; Starlette's
-        """Note whose request it is, and decide on it where no hook does.
+        """Record the parties of an authenticated request, and admit it on routes where LiteLLM calls no pre-call hook.
 
         Raises:
-            ProxyException: the refusal, which LiteLLM answers with.
+            ProxyException: The refusal that LiteLLM sends to the client.
         """
         here = exchange.current.get()
         if here is None:
@@ -88,7 +92,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             passage = await self._gate.pass_through(here, request, body)
             if passage.decision is not None:
                 here.output_limit = passage.output_limit
-                # No hook is given this body, so the stamp in it leads nowhere: the exchange leads to the request.
+                # No hook gets this body, so a stamp in it would never be read. The exchange leads to the request
+                # instead.
                 self._begin(
                     passage.decision,
                     passage.subjects,
@@ -109,9 +114,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         user_api_key_dict: Any,  # LiteLLM's
         cache: Any,  # noqa: ARG002  # LiteLLM's
         data: dict[str, Any],
-        call_type: Any,  # a string or an enum of strings, by version
+        call_type: Any,  # a string or an enum of strings, depending on LiteLLM's version
     ) -> dict[str, Any] | None:
-        """Admit a request, or raise what LiteLLM turns into the refusal."""
+        """Admit a request, or raise the error that LiteLLM turns into the refusal."""
         kind = str(getattr(call_type, "value", call_type))
         here = exchange.current.get()
         _stop_if_refused(here)
@@ -119,8 +124,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             here.looked_up = data
         try:
             if is_free(kind) or _is_free_route(here, kind) or self._underway.of_hook(data) is not None:
-                # A look-up. Or it is admitted already: by the gate, or since the callback is listed twice, or before
-                # LiteLLM turned to a fallback.
+                # A look-up, or a request that is admitted already: by the gate, by a second listing of this callback,
+                # or before LiteLLM chose a fallback.
                 return None
             await self._admit(user_api_key_dict, data, kind, here)
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
@@ -153,14 +158,14 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         fills: bool = False,
         sending: Sending | None = None,
     ) -> RequestUnderWay:
-        """Let an admitted request begin; of one that is not admitted, raise the refusal."""
+        """Start an admitted request, or raise the refusal."""
         runtime = self._runtime
         outcome, unfelt = decision
         for refusal in unfelt:
             runtime.refusals.add(refusal)
         if isinstance(outcome, Refusal):
             runtime.refusals.add(outcome)
-            # The sentence is the client's own, and written nowhere.
+            # The reason quotes the client's own fields, so it is only sent to the client and never stored.
             fields = sending.bound.unknown if sending is not None and outcome.reason == "unbounded" else ()
             raise refusal_error(replace(outcome, user=subjects.called, fields=fields), runtime.config)
         request = RequestUnderWay(outcome, started, unmetered=unmetered, fills_exchange=fills)
@@ -179,7 +184,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             for name in outcome.warnings:
                 log.warning("limit.passed", limit=name, user=subjects.user, action="warn")
         except Exception as error:
-            # Our own bug: the request does not start, so it must hold nothing.
+            # A bug of the plugin: the request does not start, so it must not keep a hold.
             self._endings.failed(request, error, hurried=False)
             raise
         return request
@@ -187,9 +192,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
-        """Stop a request that has become more than its hold; else note that a provider gets it now.
+        """Stop a request that exceeds its hold; else record that it is now sent to a provider.
 
-        From here on it may cost something, whoever stops it.
+        From here on the request may cost something, even if it is stopped later.
         """
         request, here = self._underway.of_hook(kwargs), exchange.current.get()
         _stop_if_refused(here)
@@ -218,7 +223,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         return StoppedError(error)
 
     async def _notice(self, here: exchange.Exchange) -> RequestUnderWay | None:
-        """Admit a call on a route that LiteLLM does not authenticate as others, so that the gate never saw it."""
+        """Admit a call that the gate never saw, on a route that LiteLLM authenticates in its own way."""
         here.rule = rule = rule_of(here.method, here.path)
         if rule.verdict in ("free", "held"):
             return None
@@ -237,7 +242,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         call_type: Any,  # noqa: ARG002  # LiteLLM's
         fallback_depth: int | None = None,  # noqa: ARG002  # LiteLLM's
     ) -> None:
-        """Note that a provider has refused the request; a retry or a fallback may follow."""
+        """Record that a provider rejected the request; a retry or a fallback may follow."""
         request = self._underway.of_hook(request_data)
         if request is not None:
             request.sent = False
@@ -248,7 +253,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         response: Any,  # LiteLLM's
         call_type: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
-        """Note that a provider has answered."""
+        """Record that a provider answered."""
         request = self._underway.of_hook(request_data)
         if request is not None:
             self._endings.provider_answered(request, request_data, response)
@@ -273,7 +278,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         start_time: Any,  # noqa: ARG002  # LiteLLM's
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
-        """Settle a stream, and whatever the inline hook could not."""
+        """Settle a stream, and each answer that the inline hook could not settle."""
         with _NothingRaised("async_log_success_event"):
             self._endings.logged(kwargs, response_obj)
 
@@ -284,7 +289,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         start_time: Any,  # noqa: ARG002  # LiteLLM's
         end_time: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
-        """Remember what a stream had delivered when it broke; it is settled only if the request really failed."""
+        """Record the delivered part of a broken stream; it is settled only if the request really fails."""
         with _NothingRaised("async_log_failure_event"):
             request = self._underway.of_log(kwargs)
             if request is not None:
@@ -297,7 +302,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         user_api_key_dict: Any,  # noqa: ARG002  # LiteLLM's
         traceback_str: str | None = None,  # noqa: ARG002  # LiteLLM's
     ) -> None:
-        """Settle a request that failed for good."""
+        """Settle a request that failed finally, after all retries and fallbacks."""
         with _NothingRaised("async_post_call_failure_hook"):
             request = self._underway.of_hook(request_data)
             if request is not None:
@@ -309,7 +314,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     @staticmethod
     def answer_begins(here: exchange.Exchange) -> None:
-        """Write the headers of an answer, at the last moment: only then is it known what they say."""
+        """Write the headers of an answer at the last moment, since only then are their values known."""
         with _NothingRaised("answer_begins"):
             if here.standing is not None:
                 here.headers |= standing_headers(here.standing)
@@ -317,23 +322,23 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 here.headers["x-usage-cost"] = format_usd(here.cost)
 
     def request_ended(self, request: RequestUnderWay, ending: Status) -> None:
-        """Hear that a request is over on the wire."""
+        """Process the end of a request on the wire."""
         with _NothingRaised("request_ended"):
             self._endings.over(request, ending)
 
     @property
     def has_unsettled(self) -> bool:
-        """Say whether there is a request that nothing has settled yet."""
+        """Whether any request is not settled yet."""
         return bool(self._underway.left())
 
     def close(self) -> None:
-        """Settle what is left when the worker ends."""
+        """Settle the remaining requests when the worker ends."""
         with _NothingRaised("close"):
             self._endings.close()
 
 
 def _stop_if_refused(here: exchange.Exchange | None) -> None:
-    """Raise the gate's refusal again: LiteLLM lets some requests for tools go on without a user who could be told."""
+    """Raise the gate's refusal again, since LiteLLM lets some tool requests continue without a user to refuse."""
     if here is not None and here.refused is not None:
         raise here.refused
 
@@ -349,9 +354,9 @@ def _is_free_route(here: exchange.Exchange | None, kind: str) -> bool:
 
 
 class _NothingRaised:
-    """Keeps our own bug from becoming the client's 500; what it leaves unsettled is charged when the request is over.
+    """Keeps a bug of the plugin from becoming the client's 500; requests left unsettled are charged when they end.
 
-    A class, since each request passes several, and a generator costs many times as much.
+    A class, since each request enters several, and a generator costs many times as much.
     """
 
     __slots__ = ("_hook",)
@@ -372,7 +377,7 @@ class _NothingRaised:
 
 
 def _as_answer(error: Exception, kind: str) -> ProxyException:
-    """Turn whatever went wrong at admission into what the client is told; only our own bugs are logged."""
+    """Map an error during admission to the error for the client; only bugs of the plugin are logged."""
     if isinstance(error, ProxyException):
         return error
     if isinstance(error, IdentityRequiredError):

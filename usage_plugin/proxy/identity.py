@@ -1,7 +1,7 @@
-"""Identity: the parties of a request, from LiteLLM's key and from what the request claims.
+"""Identity: find the parties of a request, from LiteLLM's key and from the names that the request claims.
 
-A user's own key always beats a claim; the master key may speak for any user. LiteLLM's placeholder `default_user_id`
-names no user. A claim is never an error: `domain.claims` finds a name in it that stays the same.
+A user's own key always overrides a claim; the master key may speak for any user. LiteLLM's placeholder
+`default_user_id` is not a user. A claim is never an error: `domain.claims` derives a stable name from it.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _PLACEHOLDER = "default_user_id"
 _HEADER = "header:"
 _ADMIN = "proxy_admin"
 _SESSION_HEADERS = ("x-litellm-trace-id", "x-litellm-session-id", "x-claude-code-session-id")
-"""Where a session stands on routes for which LiteLLM does not look for one; its own order."""
+"""The headers with a session, on routes where LiteLLM does not look for one; in LiteLLM's order."""
 
 _AGENT_HEADER = "x-claude-code-agent-id"
 _BY_LITELLM = "via_virtual_key"
-"""The field of a key that LiteLLM knew and looked at itself; older versions have none, and are asked each time."""
+"""Set on a key that LiteLLM authenticated itself. Older versions lack it, so their claims are looked up each time."""
 
 _PROXY = "litellm.proxy.proxy_server"
 _KEY_SETTING = "litellm_key_header_name"
 _KEY_HEADERS = frozenset(header.value.lower() for header in SpecialHeaders)
-"""Headers that carry keys: they name no user, and no plugin gets them."""
+"""Headers that carry keys: they never name a user, and plugins never get them."""
 
 
 def resolve(
@@ -50,18 +50,18 @@ def resolve(
     body: Mapping[str, Any],
     resolvers: Resolvers,
 ) -> Subjects:
-    """Find the parties of a request, under their real names: pseudonyms come after.
+    """Return the parties of a request under their real names; pseudonyms are applied later.
 
     Args:
-        config: the order of sources, and what to do if none names a user.
+        config: The order of sources, and the policy for requests without a user.
         key: LiteLLM's `UserAPIKeyAuth`.
-        body: the request as LiteLLM hands it to hooks.
-        resolvers: those that plugins bring.
+        body: The request as hooks get it from LiteLLM.
+        resolvers: The resolvers of plugins.
 
     Raises:
-        IdentityRequiredError: the request names no user where one is required.
-        SubjectNameError: a resolver gives an invalid name.
-        ResolverFailedError: a resolver does not answer.
+        IdentityRequiredError: The request names no user where one is required.
+        SubjectNameError: A resolver returned an invalid name.
+        ResolverFailedError: A resolver did not answer.
     """
     fold = config.casefold
     headers, metadata = _headers(body), _metadata(body)
@@ -97,7 +97,7 @@ def resolve(
 
 
 def _own_user(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
-    """Name the user that a key belongs to; None for the master key and for keys of several users."""
+    """Return the user that a key belongs to; None for the master key and for keys of several users."""
     if key.user_id in (None, _PLACEHOLDER) or MASTER_KEY in (key.api_key, key.token):
         return None
     if _is_handed_on(key) and key.user_id == _of_proxy("litellm_proxy_admin_name"):
@@ -106,7 +106,7 @@ def _own_user(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
 
 
 def _key_name(key: Any, *, fold: bool) -> str | None:  # UserAPIKeyAuth
-    """Name a key without a user by its alias, else by the beginning of its hash."""
+    """Return the name of a key without a user: its alias, else the beginning of its hash."""
     if _is_master(key):
         return None
     alias = stable_name(key.key_alias, what="key alias", casefold=fold)
@@ -121,15 +121,15 @@ def _is_master(key: Any) -> bool:  # UserAPIKeyAuth
 
 
 def _is_handed_on(key: Any) -> bool:  # UserAPIKeyAuth
-    """Whether this is the master key as a `custom_auth` hands it on: LiteLLM replaces it by its alias elsewhere only.
+    """Whether this is the master key as a `custom_auth` returns it, which LiteLLM does not replace by its alias.
 
-    A user that a `custom_auth` names with it has been authenticated, so that it still beats what the request says.
+    A user that a `custom_auth` returns with it has been authenticated, so it still overrides a claim.
     """
     role = key.user_role
     if role is None or key.api_key == MASTER_KEY or getattr(role, "value", role) != _ADMIN:
         return False
     master = _of_proxy("master_key")
-    # LiteLLM hashes keys that begin with sk-, and leaves others as they are.
+    # LiteLLM hashes keys that begin with sk- and leaves others unchanged.
     return isinstance(master, str) and key.api_key is not None and key.api_key in _forms_of(master)
 
 
@@ -139,7 +139,7 @@ def _forms_of(master: str) -> tuple[str, str]:
 
 
 def _key_hash(key: Any) -> str | None:
-    """Return LiteLLM's hash of the key; anything else is hashed here, since it may be the key itself."""
+    """Return LiteLLM's hash of the key; hash any other value here, since it may be the key itself."""
     value = key.api_key or key.token
     if not isinstance(value, str) or not value:
         return None
@@ -151,10 +151,10 @@ def _key_hash(key: Any) -> str | None:
 
 
 def _claim(key: Any, body: Mapping[str, Any], headers: Mapping[str, str]) -> object:  # UserAPIKeyAuth
-    """Find what the request says about its end user.
+    """Return the request's claim about its end user.
 
-    LiteLLM has looked when it authenticated the key itself. Where a `custom_auth` did that, or no key was needed, it is
-    asked here. It passes over objects and lists, which are claims all the same.
+    LiteLLM has looked for one if it authenticated the key itself. If a `custom_auth` did that, or no key was needed,
+    its own function is called here. It skips objects and lists, which are claims too.
     """
     if key.end_user_id is not None:
         return key.end_user_id
@@ -165,7 +165,7 @@ def _claim(key: Any, body: Mapping[str, Any], headers: Mapping[str, str]) -> obj
     of_metadata = metadata.get("user_id") if isinstance(metadata, dict) else None
     if found is None:
         user = body.get("user")
-        # Text there would have been found, or is the session that LiteLLM puts in the place of an object.
+        # LiteLLM would have found a text here; or the text is the session with which LiteLLM replaced an object.
         return user if user is not None or isinstance(of_metadata, str) else of_metadata
     return None if found == of_metadata == body.get("litellm_session_id") else found
 
@@ -179,7 +179,7 @@ def _as_claim(claim: object, key: Any, body: Mapping[str, Any]) -> Claim:  # Use
     return Claim(
         end_user=claim,
         headers={name: value for name, value in _headers(body).items() if not _carries_key(name)},
-        # Older versions of LiteLLM do not keep them.
+        # Older versions of LiteLLM do not keep the claims.
         jwt=getattr(key, "jwt_claims", None) or {},
         key_alias=key.key_alias,
         team=key.team_id,
@@ -193,9 +193,9 @@ def _header(body: Mapping[str, Any], name: str) -> str | None:
 
 
 def _headers(body: Mapping[str, Any]) -> Mapping[str, str]:
-    """Return the client's headers by their lower-case names.
+    """Return the client's headers by lower-case name.
 
-    They come from the connection: LiteLLM hands none over on pass-through routes, where the whole body is the client's.
+    They come from the connection: on pass-through routes LiteLLM passes none, since the whole body is the client's.
     """
     here = exchange.current.get()
     if here is not None:
@@ -209,14 +209,14 @@ def _carries_key(name: str) -> bool:
 
 
 def _of_proxy(name: str) -> Any:  # any of its globals
-    """Read a setting of the running proxy, which it may change; None where none runs in this process."""
+    """Return a setting of the running proxy, which may change it; None if no proxy runs in this process."""
     return getattr(sys.modules.get(_PROXY), name, None)
 
 
 def _session(
     body: Mapping[str, Any], headers: Mapping[str, str], metadata: Mapping[str, Any], claim: Claimed
 ) -> str | None:
-    """Find the session: LiteLLM's, else a header's, else the one in the claim; an invalid one is left out."""
+    """Return the session from LiteLLM, else from a header, else from the claim; an invalid one is ignored."""
     found = _or_nothing(body.get("litellm_session_id") or metadata.get("session_id"), "session")
     if found is None and not headers.keys().isdisjoint(_SESSION_HEADERS):
         found = _or_nothing(next(headers[name] for name in _SESSION_HEADERS if name in headers), "session")
@@ -224,9 +224,9 @@ def _session(
 
 
 def _tags(key: Any, metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """Take the valid tags, those of the key first: a client must not push them out.
+    """Return the valid tags, the key's first, so that a client cannot displace them.
 
-    LiteLLM adds the User-Agent as a tag, for which there is no use.
+    The User-Agent, which LiteLLM adds as a tag, is useless here and removed.
     """
     given: list[Any] = []
     for source in (key.metadata, key.team_metadata, metadata):
@@ -244,7 +244,7 @@ def _metadata(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _or_nothing(value: object, what: str) -> str | None:
-    """Clean a name that no limit needs; an invalid one is left out."""
+    """Return a normalized name that no limit needs; an invalid one is ignored."""
     if value is None:
         return None
     try:

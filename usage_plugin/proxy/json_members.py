@@ -1,7 +1,7 @@
-"""JSON members: finds the few members of a large JSON object that are wanted, without keeping the object.
+"""JSON members: extract a few members from a large JSON object, without keeping the object.
 
-An answer with a picture or with thousands of embeddings has ten megabytes and more, and its usage is one small member
-at either end. The scanner looks at quotes and brackets alone, which it finds with regular expressions.
+An answer with an image or with thousands of embeddings has ten megabytes or more, and its usage is one small member at
+either end. The scanner only looks at quotes and brackets, which it finds with regular expressions.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ _TOLD = frozenset({
     b"usage", b"usageMetadata", b"meta", b"model", b"modelVersion", b"service_tier", b"serviceTier", b"tool_usage",
     b"output", b"choices", b"candidates", b"response", b"message", b"metadata", b"delta", b"x_groq", b"type",
 })  # fmt: skip
-"""Members of an answer that may tell what is billed, or hold what does."""
+"""Members of an answer that may contain billed amounts, directly or nested."""
 
 _LONGEST_TEXT = 300
 _LONGEST_MEMBER = 200_000
 _SLICE = 65_536
-"""Bytes that are matched at a time: what a match remembers of escapes grows with it."""
+"""Bytes that are matched at a time: a match's memory for escapes grows with it."""
 _TOKEN = re.compile(rb'["{}\[\],:]')
 _BRACKET = re.compile(rb'["{}\[\]]')
 _STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
 _PLAIN = rb'[^"{}\[\]]*(?:%s[^"{}\[\]]*)*' % _STRING
 _UNWANTED = re.compile(rb'(?:[^"{}\[\]]+|%s|[{\[]%s[}\]])*' % (_STRING, _PLAIN), re.DOTALL)
-"""Everything up to the next bracket that has brackets inside, or to a text that does not end here."""
+"""Everything up to the next bracket with nested brackets, or up to a text that does not end here."""
 _TEXT = re.compile(rb'[^"\\]*(?:\\.[^"\\]*)*', re.DOTALL)
 
 
 class MemberScanner:
-    """Finds the members of JSON objects that tell what is billed, in bytes that come in any parts.
+    """Extracts the members of JSON objects that may contain billed amounts, from bytes split into any parts.
 
-    Objects may stand alone, in an array or in lines. Long texts are left out, and members that are long even so.
+    Objects may come alone, in an array or in lines. Long texts are omitted, and so are members that are long even
+    without them.
     """
 
     __slots__ = ("_depth", "_escaped", "_in_text", "_is_key", "_key", "_member", "_members", "_text")
@@ -51,7 +52,7 @@ class MemberScanner:
         self._members: list[bytes] = []
 
     def feed(self, part: bytes) -> Iterator[dict[str, Any]]:
-        """Read a part; yield each object that ends in it, with the members that were kept."""
+        """Read a part; yield the kept members of each object that ends in it."""
         for start in range(0, len(part), _SLICE):
             yield from self._feed(part[start : start + _SLICE])
 
@@ -61,7 +62,7 @@ class MemberScanner:
             if self._in_text:
                 at = self._feed_text(part, at)
             elif not self._depth:
-                # Whatever stands between objects, such as the brackets of an array, separates them.
+                # Skip anything between objects, such as the brackets of an array.
                 at = part.find(b"{", at) + 1
                 if not at:
                     return
@@ -78,7 +79,7 @@ class MemberScanner:
                 yield from self._take(token.group())
 
     def _take(self, token: bytes) -> Iterator[dict[str, Any]]:
-        """Follow one token outside of texts."""
+        """Process one token outside of texts."""
         if token == b'"':
             self._in_text = True
             self._text.clear()
@@ -100,7 +101,7 @@ class MemberScanner:
             self._is_key = True
 
     def _feed_text(self, part: bytes, at: int) -> int:
-        """Read on in a text; return where to go on."""
+        """Continue in a text; return the position after it."""
         if self._escaped:
             self._escaped = False
             self._add(part, at, at + 1)
@@ -111,13 +112,13 @@ class MemberScanner:
             self._in_text = False
             self._end_text()
         elif stop < len(part):
-            # What is escaped is the first byte of the next slice.
+            # The escaped byte is the first of the next slice.
             self._escaped = True
             self._add(part, stop, stop + 1)
         return stop + 1
 
     def _add(self, part: bytes, start: int, stop: int) -> None:
-        """Keep a piece of a text that is wanted, as long as it is short."""
+        """Keep a piece of a wanted text, as long as it is short."""
         is_wanted = self._member is not None or (self._depth == 1 and self._is_key)
         if is_wanted and len(self._text) <= _LONGEST_TEXT:
             self._text += part[start : min(stop, start + _LONGEST_TEXT + 1)]

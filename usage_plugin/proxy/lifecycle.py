@@ -1,8 +1,8 @@
-"""Lifecycle: starts the plugin in a worker of the proxy, and ends it in order.
+"""Lifecycle: start the plugin in a worker of the proxy, and end it in order.
 
-LiteLLM imports its callbacks inside the ASGI lifespan, in each worker, with the loop running. It has no hook for the
-end, so its shutdown function is wrapped: the server has waited for all requests by then; queued log events are settled
-first, then what no event has settled, then everything is written down.
+LiteLLM imports its callbacks inside the ASGI lifespan, in each worker, with the event loop running. It has no hook for
+the end, so its shutdown function is wrapped. By then the server has waited for all requests. Queued log events are
+settled first, then requests without a log event, then everything is written to disk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def start() -> UsageHandler_PROXY_:
     """Start the plugin in this worker.
 
     Raises:
-        UsagePluginError: it cannot work as configured; LiteLLM then refuses to start.
+        UsagePluginError: The configuration does not work; LiteLLM then refuses to start.
     """
     show_log()
     _check_not_shadowed()
@@ -59,7 +59,7 @@ def start() -> UsageHandler_PROXY_:
             "usage_plugin.proxy.callback works inside the LiteLLM proxy only.",
             hint="Name it in litellm_settings.callbacks of the proxy's YAML.",
         ) from None
-    # A file of our own beats the one that LiteLLM was started with.
+    # A config file of our own overrides the one that LiteLLM was started with.
     path = find_config(None if os.environ.get(CONFIG_VARIABLE) else proxy_server.user_config_file_path)
     runtime = Runtime(load_config(path))
     handler = UsageHandler_PROXY_(runtime, PriceBook())
@@ -69,23 +69,23 @@ def start() -> UsageHandler_PROXY_:
     _wrap_shutdown(runtime, handler, ticking)
     _announce(runtime)
     set_apart()
-    # LiteLLM has hardly begun: as many objects as a report has rows are made afterwards.
+    # LiteLLM's start has hardly begun: later it creates as many objects as a report has rows.
     loop.call_later(STARTING_SECONDS, set_apart)
     return handler
 
 
 def set_apart() -> None:
-    """Take all that there is by now out of later garbage collections.
+    """Exclude all current objects from later garbage collections.
 
-    LiteLLM's modules are some 700,000 objects. To go through them takes a third of a second in which no request moves,
-    and a few reports bring such a collection about.
+    LiteLLM's modules are about 700,000 objects. Scanning them takes a third of a second in which no request moves, and
+    a few reports trigger such a collection.
     """
     gc.collect()
     gc.freeze()
 
 
 def _check_not_shadowed() -> None:
-    """Refuse to run from a file that lies beside the YAML and hides the package."""
+    """Refuse to run from a file next to the YAML that hides the package."""
     found = find_spec("usage_plugin")
     ours = Path(usage_plugin.__file__).resolve()
     if found is None or found.origin is None or Path(found.origin).resolve() != ours:
@@ -93,18 +93,18 @@ def _check_not_shadowed() -> None:
 
 
 def _drop_finalizer_of_streams() -> None:
-    """Keep Python before 3.12 from crashing when it collects a stream as garbage.
+    """Keep Python before 3.12 from crashing when it garbage-collects a stream.
 
     LiteLLM's streams set context variables in their finalizer, so that log lines after an abandoned stream do not carry
     its ids. Before 3.12 a collection may begin while a context variable is being set, and then reads freed memory
-    (python/cpython#148891). Workers died of it, with every request in them.
+    (python/cpython#148891). That crashed workers, with all their requests.
     """
     if sys.version_info < (3, 12) and "__del__" in vars(CustomStreamWrapper):
         del CustomStreamWrapper.__del__
 
 
 def _wrap_app(handler: UsageHandler_PROXY_) -> None:
-    # `add_middleware` refuses once the app has started; its built stack can still be wrapped.
+    # `add_middleware` raises an error once the app has started; its built stack can still be wrapped.
     app = proxy_server.app
     app.middleware_stack = ExchangeWrapper(
         app.middleware_stack, on_start=handler.answer_begins, on_end=handler.request_ended
@@ -112,10 +112,10 @@ def _wrap_app(handler: UsageHandler_PROXY_) -> None:
 
 
 def _wrap_authentication(handler: UsageHandler_PROXY_) -> None:
-    """Have the handler see each request once LiteLLM has authenticated it.
+    """Pass each request to the handler once LiteLLM has authenticated it.
 
-    Routes, WebSockets and the code that authenticates by itself all go through one function, which looks up another at
-    each call: that one is wrapped. FastAPI's own way, an override, works out all dependencies of a request again.
+    Routes, WebSockets and code that authenticates by itself all call one function, which looks up another at each call.
+    That other one is wrapped. FastAPI's own way, an override, would resolve all dependencies of a request again.
     """
     original = getattr(authentication, _LAST_STEP, None)
     if original is None:
@@ -154,7 +154,7 @@ def _wrap_shutdown(runtime: Runtime, handler: UsageHandler_PROXY_, ticking: asyn
 
 
 async def _let_logging_end(handler: UsageHandler_PROXY_) -> None:
-    """Wait until what LiteLLM has queued is settled; of what was over just now, the entry may not be queued yet."""
+    """Wait until LiteLLM's queued log events are settled; those of requests that just ended may not be queued yet."""
     for _ in range(LOOKS_FOR_LOGS):
         await GLOBAL_LOGGING_WORKER.flush()
         if not handler.has_unsettled:
@@ -163,9 +163,9 @@ async def _let_logging_end(handler: UsageHandler_PROXY_) -> None:
 
 
 def _look_through(config: Config) -> tuple[list[str], list[ConfigWarning]]:
-    """List models without a price and warnings, from the proxy's YAML: the router is not there yet.
+    """Return models without a price, and warnings, from the proxy's YAML, since the router does not exist yet.
 
-    A proxy that LiteLLM starts is never stopped by this.
+    An error here never stops a proxy that LiteLLM can start.
     """
     try:
         proxy_yaml = ProxyYaml(config.path)
@@ -179,7 +179,7 @@ def _look_through(config: Config) -> tuple[list[str], list[ConfigWarning]]:
 
 
 def _announce(runtime: Runtime) -> None:
-    """Say in one line what is in force."""
+    """Log the active configuration in one line."""
     config = runtime.config
     unpriced, warnings = _look_through(config)
     for warning in warnings:

@@ -1,7 +1,7 @@
-"""The mock model of `config.example.yaml`: a provider in the proxy itself, which costs the same on every route.
+"""The mock model of `config.example.yaml`: a provider in the proxy itself, with the same cost on every route.
 
-LiteLLM's own `mock_response` does not: it reports 30 tokens on chat, 123 on the Responses API and 2,598 on
-`/v1/messages`, which is 27 cents of a limit of five.
+LiteLLM's own `mock_response` has a different cost on each. It reports 30 tokens on chat, 123 on the Responses API and
+2,598 on `/v1/messages`. The last is 27 cents of a limit of five.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _TEXT = "Hello! I am a mock model: every word of mine is the same."
 
 
 class MockModel(CustomLLM):  # type: ignore[misc]  # LiteLLM's is untyped
-    """Answers every request alike, as LiteLLM's mock does on chat."""
+    """Returns the same answer to every request, like LiteLLM's mock on chat."""
 
     def completion(self, *_: Any, **call: Any) -> ModelResponse:  # LiteLLM's
-        """Answer as a whole."""
+        """Return a whole answer."""
         return ModelResponse(
             model=call.get("model"),
             choices=[Choices(finish_reason="stop", message=Message(role="assistant", content=_TEXT))],
@@ -30,11 +30,11 @@ class MockModel(CustomLLM):  # type: ignore[misc]  # LiteLLM's is untyped
         )
 
     async def acompletion(self, *_: Any, **call: Any) -> ModelResponse:  # LiteLLM's
-        """Answer as a whole."""
+        """Return a whole answer."""
         return self.completion(**call)
 
     def streaming(self, *_: Any, **__: Any) -> Iterator[GenericStreamingChunk]:  # LiteLLM's
-        """Answer a word at a time."""
+        """Yield the answer word by word."""
         words = _TEXT.split()
         for at, word in enumerate(words):
             is_last = at == len(words) - 1
@@ -48,7 +48,7 @@ class MockModel(CustomLLM):  # type: ignore[misc]  # LiteLLM's is untyped
             )
 
     async def astreaming(self, *_: Any, **call: Any) -> AsyncIterator[GenericStreamingChunk]:  # LiteLLM's
-        """Answer a word at a time."""
+        """Yield the answer word by word."""
         for chunk in self.streaming(**call):
             yield chunk
 

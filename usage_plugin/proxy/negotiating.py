@@ -1,8 +1,10 @@
-"""Negotiating: what becomes of a request that may not start as it was asked.
+"""Fit a request that a limit refuses: count its tokens, downgrade its model, or shorten its answer.
 
-Where its bytes are too many for what is left, its tokens are counted, once. A limit may send it to another model, once;
-and where the operator allows it, its answer is cut to what the money reaches for. Each time the request is read anew,
-since its body has changed, and admission decides again.
+- If the request does not fit by its bytes, its tokens are counted, once.
+- A limit may downgrade it to another model, once.
+- Where the operator allows it, its answer is cut to the length that the remaining amount pays for.
+
+Each time the request is read again, since its body has changed, and admission decides again.
 """
 
 from __future__ import annotations
@@ -24,13 +26,13 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.demands import Ask, Demand
 
 SHORTEST_ANSWER = 256
-"""Tokens: a shorter answer is of no use to anybody."""
+"""The minimum answer in tokens. A shorter one would be useless."""
 
 _MOST_CUTS = 4
 _CUTTABLE = frozenset({"spent", "busy", "too_large"})
 _OUTPUT_UNITS = frozenset({"usd", "total_tokens", "output_tokens"})
 _INPUT_UNITS = frozenset({"usd", "total_tokens", "input_tokens"})
-# Half of such an answer is worth nothing, or is spent before the answer begins.
+# Half of such an answer is worthless, or is spent before the answer begins.
 _ALL_OR_NOTHING = (
     "tools", "functions", "response_format", "thinking", "reasoning", "reasoning_effort", "text", "output_format",
     "output_config", "responseSchema", "response_schema", "responseJsonSchema", "response_json_schema",
@@ -41,22 +43,22 @@ log = get_logger()
 
 
 class Negotiator:
-    """Admits requests; one for each handler."""
+    """Admits requests; each handler has one."""
 
     def __init__(self, runtime: Runtime, asking: Asking) -> None:
-        """Take the running parts."""
+        """Create the negotiator from the worker's runtime and the reader of requests."""
         self._runtime = runtime
         self._asking = asking
         self._tokenizer = Tokenizer()
 
     async def admit(self, subjects: Subjects, data: dict[str, Any], kind: str) -> tuple[Decision, Sending | None]:
-        """Decide on a request; its body may be another model's, or ask for a shorter answer, afterwards.
+        """Decide on a request. Afterwards its body may name another model, or ask for a shorter answer.
 
         Returns:
-            The decision, and the bounds, to compare the outgoing request with.
+            The decision, and the bounds that the outgoing request is compared with.
 
         Raises:
-            ProxyException: the request cannot be taken as it is written.
+            ProxyException: The request cannot be admitted as it is written.
         """
         negotiation = _Negotiation(self._runtime, self._asking, self._tokenizer, subjects, data, kind)
         return await negotiation.admit(), negotiation.sending
@@ -64,13 +66,13 @@ class Negotiator:
     async def admit_again(
         self, request: Admitted, data: dict[str, Any], kind: str, way: Deployment
     ) -> tuple[Decision, Sending | None]:
-        """Decide again on a request that has changed since, as it is about to be sent to one deployment."""
+        """Decide again on a request that changed after its admission, just before it is sent to one deployment."""
         negotiation = _Negotiation(self._runtime, self._asking, self._tokenizer, request.subjects, data, kind, way)
         return await negotiation.admit_as(request.event), negotiation.sending
 
 
 class _Negotiation:
-    """One request, as it stands."""
+    """One request in its current form."""
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class _Negotiation:
 
     def _read(self) -> Ask:
         if self.sending is not None and self.sending.injected is not None:
-            # Of another model, or with less room, the limit of ours is another one.
+            # Remove our own limit: it is a different one for another model, or with less room.
             bounds.take_out_output(self._kind, self._data, self.sending.injected[0])
         asked = self._asking.read(
             self._subjects,
@@ -119,7 +121,7 @@ class _Negotiation:
         return decision
 
     async def admit_as(self, event: UsageEvent) -> Decision:
-        """Decide on it under the id that it was admitted with, when that holds nothing any more."""
+        """Decide again under the id of the first admission, after its holds were released."""
         draft = self._ask.draft
         self._ask = self._ask._replace(
             draft=draft._replace(
@@ -135,7 +137,10 @@ class _Negotiation:
         return await self._runtime.admission.admit(self._ask, tightened=self._tightened)
 
     async def _with_less_room_for_thoughts(self, decision: Decision, refusal: Refusal) -> Decision:
-        """Try the ordinary limit where the client named none, and ours for models that think first does not fit."""
+        """Retry with the ordinary output limit if ours, which leaves room for thinking, does not fit.
+
+        Not done if the client sets the output limit or the thinking itself.
+        """
         injected = self.sending.injected if self.sending is not None else None
         ordinary = self._runtime.config.admission.output_tokens_of(self._ask.draft.requested_model or "")
         if injected is None or refusal.reason not in _CUTTABLE or injected[1] <= ordinary:
@@ -147,7 +152,7 @@ class _Negotiation:
         return await self._runtime.admission.admit(self._ask, tightened=self._tightened, downgraded=self._downgraded)
 
     async def _tightened(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
-        """Count the request's texts with the provider's tokenizer, if that can get it past what stands in its way."""
+        """Count the request's texts with the provider's tokenizer, if that can make the request fit."""
         demand = obstacle.demand
         if ask.input_tokens is None or demand is None or demand.limit.unit not in _INPUT_UNITS:
             return None
@@ -155,7 +160,8 @@ class _Negotiation:
             return None
         room = maximum = demand.maximum or 0
         if demand.amount <= maximum:
-            # Otherwise it matters also where nothing is left: whether the request is too large, or the money is spent.
+            # The amount fits the maximum, so compare it with the unspent rest. A larger amount is compared with the
+            # whole maximum: the count decides whether the request is too large or the money is spent.
             room -= obstacle.balance.spent
         self._fewer_tokens = most_savings(self._data)
         encoding = self._asking.encoding(self._subjects, self._data) if self._fewer_tokens else None
@@ -172,7 +178,7 @@ class _Negotiation:
         limit = obstacle.demand.limit.name
         log.info("request.downgraded", limit=limit, user=ask.subjects.user, model=obstacle.model)
         self._data["model"] = obstacle.model
-        # The other model may count otherwise.
+        # The other model may use a different tokenizer.
         self._fewer_tokens = 0
         again = self._read()
         draft = again.draft._replace(requested_model=ask.draft.requested_model, downgraded_by=limit)
@@ -180,7 +186,7 @@ class _Negotiation:
         return self._ask
 
     async def _shorten(self, decision: Decision) -> Decision:
-        """Ask for a shorter answer, and again where another limit has room for less or others were faster."""
+        """Ask for a shorter answer, and retry if another limit has less room or other requests were faster."""
         has_waited = False
         for _ in range(_MOST_CUTS):
             refusal = decision.outcome
@@ -190,7 +196,7 @@ class _Negotiation:
             cut = self._cut(refusal, left - refusal.balance.reserved)
             waits = cut is None and not has_waited
             if waits:
-                # Others hold what is left: once they settle there may be room. That is waited for once.
+                # Other requests hold the remaining amount, and there may be room once they settle. Wait for that once.
                 has_waited = True
                 cut = self._cut(refusal, left)
             if cut is None:
@@ -200,7 +206,7 @@ class _Negotiation:
         return decision
 
     def _cut(self, refusal: Refusal, room: int) -> Ask | None:
-        """Ask for the longest answer that takes so much of the limit which refused; None if none is of use."""
+        """Ask for the longest answer that fits into `room` of the limit that refused; None if it would be too short."""
         ask, demand = self._ask, refusal.demand
         if demand is None or refusal.reason not in _CUTTABLE or demand.limit.unit not in _OUTPUT_UNITS:
             return None
@@ -208,7 +214,7 @@ class _Negotiation:
             return None
         longest, low, high = None, SHORTEST_ANSWER, ask.output_tokens - 1
         while low <= high:
-            # The shortest first: mostly it decides.
+            # Try the shortest first: it usually decides.
             middle = low if longest is None else (low + high) // 2
             shorter = self._with_output(middle)
             if shorter is None:
@@ -219,11 +225,11 @@ class _Negotiation:
                 longest, low = shorter, middle + 1
         if longest is None:
             return None
-        # The body has the last length that was tried, not the one that was found.
+        # The body has the last length that was tried, which may not be the longest that fits.
         return self._with_output(longest.draft.clamped_to or 0)
 
     def _with_output(self, tokens: int) -> Ask | None:
-        """Read the request with another output bound; None if it takes none."""
+        """Read the request with another output limit; None if it cannot be set."""
         sending = self.sending
         if sending is None or sending.field is None:
             return None
@@ -231,12 +237,12 @@ class _Negotiation:
         if not bounds.inject_output(self._kind, self._data, sending.field, tokens, over_all=True):
             return None
         again, draft = self._read(), self._ask.draft
-        # It is admitted now, not when it came: it may have waited.
+        # The start is now, not at the arrival: the request may have waited.
         draft = draft._replace(started_at=again.draft.started_at, clamped_to=tokens, injected_output_tokens=None)
         return again._replace(draft=draft, is_downgraded=draft.downgraded_by is not None)
 
     def _fits(self, ask: Ask, refused: Demand, room: int) -> bool:
-        """Say whether the limit that refused has room for the request as it is now."""
+        """Whether the limit that refused has room for the request in its new form."""
         demands, _ = demands_of(ask, ask.primary, self._runtime.limits, "charge")
         return all(
             demand.amount <= room

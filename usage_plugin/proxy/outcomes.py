@@ -1,9 +1,15 @@
-"""Outcomes: what a finished request used and cost, read out of LiteLLM's objects, any field of which may be missing.
+"""Outcomes: read a finished request's usage and cost from LiteLLM's objects, any field of which may be missing.
 
-`usage_plugin.pricing` reads the usage and does the arithmetic; here LiteLLM's objects are taken apart, and it is
-decided which cost is charged: the price that the YAML states; else what the provider says it billed; else our own
-arithmetic from the sheet of the model that answered; else LiteLLM's figure. LiteLLM's figure is 0.0 or None for paid
-calls on several routes, depending on earlier traffic, so its zero says nothing.
+`usage_plugin.pricing` reads the usage and does the arithmetic. This module takes LiteLLM's objects apart and decides
+which cost is charged, in this order:
+
+1. the price that the YAML states
+2. the amount that the provider says it billed
+3. our own arithmetic, from the price sheet of the model that answered
+4. LiteLLM's figure
+
+LiteLLM's figure is 0.0 or None for paid calls on several routes, depending on earlier traffic. So a zero of LiteLLM's
+is ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +51,7 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.streams import Report
 
 DisputePolicy = Literal["higher", "computed", "litellm"]
-"""Which cost is charged where ours and LiteLLM's differ."""
+"""Which cost is charged if ours and LiteLLM's differ."""
 
 NO_ANSWER: Mapping[str, Any] = MappingProxyType({})
 _MOST_TOLD = 1_000
@@ -55,16 +61,16 @@ log = get_logger()
 
 
 class Served(NamedTuple):
-    """What LiteLLM says about the deployment that served a request, and its answer about itself.
+    """LiteLLM's report on the deployment that served a request, and the answer's own report.
 
     Attributes:
-        model: the model group that was billed.
-        deployment_id: of the deployment; it decides the price.
+        model: The model group that was billed.
+        deployment_id: The id of the deployment, which decides the price.
         litellm_cost: LiteLLM's figure in USD, if it has one.
-        answered: the provider's model, as the answer names it.
-        service: the tier of service, as the answer names it; that of a stream of Anthropic's messages names none.
-        units: what was counted of what may be billed by the piece.
-        tools: tools that the provider ran, as far as the answer shows them.
+        answered: The provider's model, as named in the answer.
+        service: The service tier, as named in the answer; None in a stream of Anthropic's messages.
+        units: Counts of units that may be billed by the piece.
+        tools: The tools that the provider ran, as far as the answer shows them.
     """
 
     model: str | None
@@ -80,13 +86,13 @@ class Served(NamedTuple):
 
 
 NOTHING_SERVED = Served(None, None, None, None, None, cache_hit=False)
-"""What LiteLLM says of an answer that it never logs."""
+"""Stands for LiteLLM's report on an answer that it never logs."""
 
 
 def raw_answer(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a provider's answer as it came, as far as LiteLLM keeps it: its own form of it loses fields.
+    """Return a provider's original answer, where LiteLLM keeps it: LiteLLM's own form of it loses fields.
 
-    Empty for those whose answers LiteLLM hands on with all their fields, and where there is no JSON.
+    Empty for providers whose answers LiteLLM forwards with all fields, and where there is no JSON.
     """
     logged = getattr(data.get("litellm_logging_obj"), "model_call_details", None) or {}
     text = logged.get("original_response")
@@ -107,7 +113,7 @@ def served_inline(
     response: Any,  # any of LiteLLM's answers
     raw: Mapping[str, Any] = NO_ANSWER,
 ) -> Served:
-    """Read it while the answer is on its way to the client; `raw` is the answer as it came."""
+    """Read the report while the answer is being sent to the client; `raw` is the original answer."""
     fields, hidden = fields_of(response), _hidden(response)
     logged = getattr(data.get("litellm_logging_obj"), "model_call_details", None) or {}
     metadata = _routing_metadata(logged.get("litellm_params") or {}, data)
@@ -127,7 +133,7 @@ def served_inline(
 
 
 def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  # any of LiteLLM's answers
-    """Read it out of what a success or failure callback gets, `response` included."""
+    """Read the report from the arguments of a success or failure callback, `response` included."""
     logged = kwargs.get("standard_logging_object") or {}
     metadata = _routing_metadata(kwargs.get("litellm_params") or {}, {})
     fields, hidden = fields_of(response), _hidden(response)
@@ -146,7 +152,7 @@ def served_logged(kwargs: Mapping[str, Any], response: Any = None) -> Served:  #
 
 
 def served_streamed(served: Served, report: Report) -> Served:
-    """Add what the frames of a stream have reported."""
+    """Add the report of a stream's frames."""
     return served._replace(
         answered=report.model or served.answered,
         service=report.service or served.service,
@@ -155,22 +161,22 @@ def served_streamed(served: Served, report: Report) -> Served:
 
 
 def reported_usage(raw: Mapping[str, Any], answer: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
-    """Find the usage in an answer as it came, else in LiteLLM's form of it; empty if neither has any."""
+    """Return the usage of the original answer, else of LiteLLM's form of it; empty if neither has any."""
     return (inline_usage(raw) if raw else {}) or inline_usage(answer)
 
 
 def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers, or a provider's
-    """Find the usage in an answer, in whatever form it is; empty if it has none."""
+    """Return the usage of an answer in any form; empty if it has none."""
     found = mapping(field(response, "usage")) or mapping(field(response, "usageMetadata"))
     if is_counted(found):
         return found
-    # What reranking used is in its `meta`.
+    # Reranking reports its usage in `meta`.
     meta = mapping(field(response, "meta"))
     return meta if any(map(mapping, meta.values())) else {}
 
 
 def logged_usage(kwargs: Mapping[str, Any], response: Any = None) -> Mapping[str, Any]:  # any of LiteLLM's answers
-    """Find the usage in what a callback gets, the answer's own first; empty if there is none."""
+    """Return the usage from a callback's arguments, the answer's own first; empty if there is none."""
     own = inline_usage(field(response, "response") or response) if response is not None else {}
     if own:
         return own
@@ -180,10 +186,10 @@ def logged_usage(kwargs: Mapping[str, Any], response: Any = None) -> Mapping[str
 
 
 class Deployments(Protocol):
-    """Where the prices come from: the proxy's `PriceBook`, or what one call of the SDK says."""
+    """The source of prices: the proxy's `PriceBook`, or the price of a single SDK call."""
 
     def deployments(self, model: str, team: str | None) -> Sequence[Deployment]:
-        """List the deployments that can have served a model, the likeliest first."""
+        """Return the deployments that may have served a model, most likely first."""
 
 
 def read_outcome(
@@ -197,9 +203,9 @@ def read_outcome(
     estimated: bool = False,
     on_disputed: DisputePolicy = "higher",
 ) -> Outcome:
-    """Put together how a request ended and what it cost.
+    """Return a request's outcome: its status, its usage and its cost.
 
-    A success that reports no usage is charged as reserved.
+    A success without reported usage is charged as reserved.
     """
     model = served.model or admitted.model
     deployment = _deployment(prices, model, served, admitted.team)
@@ -220,12 +226,12 @@ def read_outcome(
         and not price.is_free
         and status == "success"
     )
-    # An answer that names no tier is billed by the tier of the request; one that reports no usage, by LiteLLM's count.
+    # An answer without a tier is billed at the request's tier; one without usage, by LiteLLM's count.
     is_guessed = charge.source == "computed" and service is not None and not (told and _has_price(price, service))
     is_guessed |= charge.source == "litellm" and not any((*reported.tokens, *served.units._replace(characters=0)))
     return Outcome(
         status=status,
-        # The router's own name for what it billed: an alias is another name of it.
+        # The router's own name of the billed model: aliases are mapped to it.
         model=deployment.model if deployment else model,
         served_model=served.served_model or (deployment.served_model if deployment else None),
         deployment=served.deployment_id,
@@ -268,7 +274,8 @@ def _charge(  # noqa: PLR0911  # one case after the other  # all that decides
         return _Charge(adjusted, "provider")
     figure = _figure(served.litellm_cost)
     if reported.stated is not None and deployment is not None:
-        # LiteLLM takes over what any provider states, and puts its own figure there; neither says more than ours.
+        # LiteLLM copies any provider's stated amount as its own figure, or writes its own figure in its place. Neither
+        # confirms more than our arithmetic.
         figure = None if figure in (reported.stated, deployment.adjustment.nano(reported.stated)) else figure
     if computed is not None and deployment is not None and figure == deployment.adjustment.nano(computed):
         # LiteLLM adjusts the cost of some streams twice.
@@ -291,7 +298,7 @@ def _charge(  # noqa: PLR0911  # one case after the other  # all that decides
     return _Charge(0, "none")
 
 
-def _computed(  # all that decides
+def _computed(  # all the facts that decide
     deployment: Deployment,
     price: Price | None,
     reported: Reported,
@@ -299,11 +306,11 @@ def _computed(  # all that decides
     served: Served,
     admitted: UsageEvent,
 ) -> Nano | None:
-    """Price a request by our own arithmetic; None where a price is missing or nothing was counted."""
+    """Return the cost by our own arithmetic; None if a price is missing or nothing was counted."""
     answering = deployment.price_of_answer(served.answered, admitted.call_type)
     parts = [price] if answering is None else [price, answering] if deployment.picks_model else [answering]
     if None in parts or (deployment.picks_model and answering is None):
-        # A router's own price is only its fee.
+        # A routing model's own price is only its fee.
         return None
     tools = _more(reported.tools, served.tools)
     at = None
@@ -334,9 +341,9 @@ def _ignores_the_answer(
     served: Served,
     admitted: UsageEvent,
 ) -> bool:
-    """Whether LiteLLM's figure is what the request would have cost as it was asked for, not as the answer was served.
+    """Whether LiteLLM's figure is the cost of the request as it was sent, not of the answer as it was served.
 
-    What the provider's own answer says of its tier and mode decides; LiteLLM does not read it on every route.
+    The tier and mode in the provider's answer decide the cost; LiteLLM does not read them on every route.
     """
     modes = () if price is None else tuple(name for name, _ in price.modes)
     services = {None, admitted.service_tier}
@@ -349,7 +356,7 @@ def _ignores_the_answer(
 
 
 def _more(one: ToolCalls, other: ToolCalls) -> ToolCalls:
-    """Take the larger count of each tool: usage and answer tell of the same calls."""
+    """Return the larger count of each tool: usage and answer report the same calls."""
     if other is NO_TOOL_CALLS:
         return one
     if one is NO_TOOL_CALLS:
@@ -358,27 +365,27 @@ def _more(one: ToolCalls, other: ToolCalls) -> ToolCalls:
 
 
 def _quantities(reported: Reported) -> str:
-    """List the quantities, to look into a disputed cost."""
+    """Return the quantities as text, to investigate a disputed cost."""
     counted = {**reported.tokens._asdict(), **reported.tools._asdict()}
     return ", ".join(f"{name} {number}" for name, number in counted.items() if number) or "nothing counted"
 
 
 def disagreement(computed: Nano | None, litellm: Nano | None) -> bool:
-    """Whether two costs differ by more than a hundredth and a micro-dollar; an unknown one agrees with all."""
+    """Whether two costs differ by more than 1 % and a micro-dollar; an unknown cost agrees with any other."""
     if computed is None or litellm is None:
         return False
     return abs(computed - litellm) > max(1_000, max(computed, litellm) // 100)
 
 
 class CrossCheck:
-    """Logs models that LiteLLM prices otherwise than we do: once each, for as many as are worth remembering."""
+    """Logs the models that LiteLLM prices differently: each one once, up to a maximum number of models."""
 
     def __init__(self) -> None:
-        """Start with nothing logged."""
+        """Start without any logged model."""
         self._told: set[str | None] = set()
 
     def look(self, outcome: Outcome) -> None:
-        """Log a disputed cost, the first time a model has one."""
+        """Log a model's first disputed cost."""
         if outcome.disputed_by and outcome.model not in self._told and len(self._told) < _MOST_TOLD:
             self._told.add(outcome.model)
             log.warning("cost.disputed", model=outcome.model, charged=outcome.cost_source, why=outcome.disputed)
@@ -389,7 +396,7 @@ def _has_price(price: Price | None, service: str) -> bool:
 
 
 def _deployment(prices: Deployments, model: str | None, served: Served, team: str | None) -> Deployment | None:
-    """Find the deployment that served, else the first that could have."""
+    """Return the deployment that served the request, else the first that may have."""
     if model is None:
         return None
     found = prices.deployments(model, team)
@@ -400,7 +407,7 @@ def _deployment(prices: Deployments, model: str | None, served: Served, team: st
 
 
 def _figure(usd: object) -> Nano | None:
-    """Read LiteLLM's figure; its zero is no figure, since it stands for whatever LiteLLM does not know."""
+    """Return LiteLLM's figure; None for a zero, since LiteLLM reports any unknown cost as zero."""
     if not isinstance(usd, int | float) or usd <= 0:
         return None
     try:
@@ -410,14 +417,14 @@ def _figure(usd: object) -> Nano | None:
 
 
 def _answered(fields: Mapping[str, Any], hidden: Mapping[str, Any]) -> str | None:
-    """Find the provider's model in an answer: LiteLLM puts the name that the client asked for there only later."""
+    """Return the provider's model from an answer: only later does LiteLLM replace it with the name the client used."""
     return (
         _text(hidden.get("provider_response_model")) or _text(fields.get("model")) or _text(fields.get("modelVersion"))
     )
 
 
 def _service(fields: Mapping[str, Any], hidden: Mapping[str, Any]) -> str | None:
-    """Find the tier of service that an answer says it was served in."""
+    """Return the service tier that an answer reports."""
     told = tier_of(fields)
     if told is not None or not hidden:
         return told
@@ -425,9 +432,9 @@ def _service(fields: Mapping[str, Any], hidden: Mapping[str, Any]) -> str | None
 
 
 def _units(fields: Mapping[str, Any], hidden: Mapping[str, Any], request: Mapping[str, Any]) -> Units:
-    """Count what may be billed by the piece: images and queries in the answer, characters to speak, sound heard."""
+    """Count units that may be billed by the piece: images and queries answered, characters to speak, audio time."""
     images, spoken, meta = fields.get("data"), request.get("input"), fields.get("meta")
-    # LiteLLM measures the file where the answer says nothing.
+    # LiteLLM measures the audio file where the answer does not report its duration.
     heard = hidden.get("audio_transcription_duration")
     if images is spoken is meta is heard is None:
         return NO_UNITS
@@ -453,7 +460,7 @@ def tools_in(fields: Mapping[str, Any]) -> ToolCalls:
 
 
 _CITED = ToolCalls(searches=1)
-"""A chat answer that cites pages has searched; how often it does not say."""
+"""A chat answer with citations has searched at least once; the number of searches is not reported."""
 
 
 def _in_items(fields: Mapping[str, Any], output: list[Any]) -> ToolCalls:
@@ -481,7 +488,7 @@ _TOKEN_ROUTES = frozenset({"acompletion", "atext_completion", "aembedding", "are
 
 
 def _routing_metadata(parameters: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Find the metadata the router wrote the model group into: it differs by route."""
+    """Return the metadata with the router's model group; its place differs by route."""
     for holder in (parameters, data):
         for name in ("metadata", "litellm_metadata"):
             metadata = holder.get(name)
@@ -493,7 +500,7 @@ def _routing_metadata(parameters: Mapping[str, Any], data: Mapping[str, Any]) ->
 def _hidden(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
     if isinstance(response, dict):
         return mapping(response.get(_HIDDEN))
-    # Where pydantic keeps it: its way to a private attribute takes as long as all the rest that is read here.
+    # Read pydantic's storage directly: access to a private attribute takes as long as everything else here.
     private = getattr(response, "__pydantic_private__", None)
     if private and _HIDDEN in private:
         return mapping(private[_HIDDEN])

@@ -1,8 +1,8 @@
-"""Output limits: the field of a request that a deployment obeys on a route, and the limit for clients that name none.
+"""Output limits: the request field that a deployment obeys on a route, and the default limit for clients that set none.
 
-LiteLLM is asked, not imitated: it translates a request with a mark for its limit, and the field counts only if the mark
-is still there. A provider that LiteLLM knows no output limit for drops it, or fails; then only the model's own maximum
-bounds the answer.
+LiteLLM is called, not imitated. It translates a request with a marked limit, and the field counts only if the mark is
+still there. A provider without a known output limit drops the field, or fails. Then only the model's own maximum bounds
+the answer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.prices import Deployment
 
 _MARK = 7_919
-"""An output limit that nothing else in a translated request happens to be."""
+"""An output limit that never occurs elsewhere in a translated request."""
 
 _CHAT = ("max_tokens", "max_completion_tokens")
 _GEMINI = "maxOutputTokens"
@@ -36,17 +36,17 @@ _TRANSLATIONS = {
     "agenerate_content": "get_provider_google_genai_generate_content_config",
     "agenerate_content_stream": "get_provider_google_genai_generate_content_config",
 }
-"""Where LiteLLM says whether it sends a route as it is; if not, it goes by way of chat or Responses."""
+"""LiteLLM's functions that tell whether a route is sent unchanged; otherwise it is sent as chat or Responses."""
 _FIELD = {"aresponses": "max_output_tokens", "anthropic_messages": "max_tokens", "atext_completion": "max_tokens"}
 
 
 class OutputLimit(NamedTuple):
-    """How the output of a request is bounded at one deployment.
+    """How the output of a request is bounded on one deployment.
 
     Attributes:
-        fields: the fields that it obeys on this route, the one to put in first; empty if it obeys none.
-        default: the limit for a client that names none: the operator's own, else ours.
-        is_sent: whether LiteLLM sends that limit by itself, since the operator wrote it under a field that is obeyed.
+        fields: The fields that the deployment obeys on this route, the preferred one first; empty if it obeys none.
+        default: The limit for a client that sets none: the operator's own, else ours.
+        is_sent: Whether LiteLLM sends that limit itself, since the operator wrote it in a field that is obeyed.
     """
 
     fields: tuple[str, ...]
@@ -55,11 +55,11 @@ class OutputLimit(NamedTuple):
 
 
 def output_limit(way: Deployment, call_type: str, admission: AdmissionConfig, *, thinks: bool = True) -> OutputLimit:
-    """Find the output limit of a deployment on a route; without room for thinking if `thinks` is false."""
+    """Return a deployment's output limit on a route; without room for thinking if `thinks` is False."""
     key = (call_type, thinks)
     known: OutputLimit | None = way.limits.get(key)
     if known is None:
-        # Deployments are looked up again every few seconds, so a change of the YAML counts soon.
+        # Deployments are looked up again every few seconds, so a changed YAML takes effect soon.
         known = way.limits[key] = _output_limit(way, call_type, admission, thinks=thinks)
     return known
 
@@ -78,15 +78,15 @@ def _output_limit(way: Deployment, call_type: str, admission: AdmissionConfig, *
 
 @lru_cache(maxsize=4_000)
 def _obeyed(call_type: str, model: str, provider: str | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
-    """List the fields that still say something once LiteLLM has translated the request for the provider."""
+    """Return the fields that are still effective after LiteLLM has translated the request for the provider."""
     with warnings.catch_warnings(), unprinted():
-        warnings.simplefilter("ignore")  # LiteLLM's models warn about themselves when they are built first
+        warnings.simplefilter("ignore")  # LiteLLM's models cause warnings when they are first built
         return _asked(call_type, model, provider, dropped)
 
 
 def _asked(call_type: str, model: str, provider: str | None, dropped: tuple[str, ...]) -> tuple[str, ...]:
     if not model or not provider:
-        # LiteLLM may serve it without our knowing the provider: the fields of the route itself.
+        # LiteLLM may serve it although the provider is unknown to us: use the route's own fields.
         return _CHAT if call_type == "acompletion" else (_FIELD.get(call_type, _GEMINI),)
     bare = model.removeprefix(f"{provider}/")
     native = _TRANSLATIONS.get(call_type)
@@ -94,20 +94,20 @@ def _asked(call_type: str, model: str, provider: str | None, dropped: tuple[str,
     if native is not None and _config(native, bare, provider) is not None:
         return (_FIELD.get(call_type, _GEMINI),)
     if responses is not None and not _is_sent_on_responses(responses, bare):
-        # Chat and messages may be sent as Responses too, depending on the model.
+        # Chat and messages may also be sent as Responses, depending on the model.
         return ()
     if call_type == "aresponses" and responses is not None:
         return (_FIELD[call_type],)
     chat = tuple(field for field in _CHAT if field not in dropped and _is_sent_on_chat(bare, provider, field, dropped))
     if call_type == "acompletion":
         return chat
-    # The other routes are translated into chat, their limit into `max_tokens`.
+    # The other routes are translated into chat, and their limit into `max_tokens`.
     return (_FIELD.get(call_type, _GEMINI),) if "max_tokens" in chat else ()
 
 
 def _config(look_up: str, model: str, provider: str) -> Any:
-    """Return LiteLLM's own translation of a route for a provider; None if it goes by way of chat."""
-    with suppress(Exception):  # LiteLLM raises for providers it does not know
+    """Return LiteLLM's own translation of a route for a provider; None if it is sent as chat."""
+    with suppress(Exception):  # LiteLLM raises an error for unknown providers
         named = litellm.LlmProviders(provider)
         try:
             return getattr(ProviderConfigManager, look_up)(model=model, provider=named)
@@ -117,7 +117,7 @@ def _config(look_up: str, model: str, provider: str) -> Any:
 
 
 def _is_sent_on_chat(model: str, provider: str, field: str, dropped: tuple[str, ...]) -> bool:
-    with suppress(Exception):  # LiteLLM refuses some models without credentials
+    with suppress(Exception):  # LiteLLM raises an error for some models without credentials
         asked: dict[str, Any] = {field: _MARK}
         sent = get_optional_params(
             model=model,

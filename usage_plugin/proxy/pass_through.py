@@ -1,7 +1,7 @@
-"""Pass-through routes: let LiteLLM read the usage of streams from gateways and relays of a provider.
+"""Pass-through routes: make LiteLLM read the usage of streams from a provider's gateways and relays.
 
-LiteLLM tells whose stream it is by the host name: with `ANTHROPIC_API_BASE` set to anything but `api.anthropic.com` it
-reads no usage, so that a stream has no cost. Of whole answers it goes by the path, which is asked here as well.
+LiteLLM infers a stream's provider from the host name. With `ANTHROPIC_API_BASE` set to anything but `api.anthropic.com`
+it reads no usage, so a stream has no cost. For whole answers it uses the path, which is also used here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from litellm.types.passthrough_endpoints.pass_through_endpoints import EndpointT
 
 
 def read_streams_of_gateways() -> None:
-    """Have LiteLLM go by the path, or by the provider of the route, where the host name says nothing."""
+    """Make LiteLLM use the path, or the route's provider, where the host name is unknown."""
     by_host = HttpPassThroughEndpointHelpers.get_endpoint_type
     is_anthropic_route = PassThroughEndpointLogging().is_anthropic_route
 

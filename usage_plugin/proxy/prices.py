@@ -1,7 +1,7 @@
-"""Prices: what LiteLLM's router and price map say about a model, as the domain's `Price`.
+"""Prices: a model's prices from LiteLLM's router and price map, as the domain's `Price`.
 
-LiteLLM's own look-ups turn a missing price into zero, and ask some providers over the network; so the raw entries are
-read here. `usage_plugin.pricing.sheets` says how.
+LiteLLM's own look-ups turn a missing price into zero, and ask some providers over the network. So the raw entries are
+read here, as described in `usage_plugin.pricing.sheets`.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _KEPT = 2_000
 _KEPT_FOR_SECONDS = 5.0
 _MOST_FALLBACKS = 32
 _MOST_ANSWERING = 100
-"""Models of answers whose prices are kept for one deployment."""
+"""The maximum number of answering models whose prices are cached for one deployment."""
 _PICKING_PROVIDERS = ("openrouter",)
-"""Providers that choose among models which the request names, each at its own price."""
+"""Providers that choose among the models named in the request, each at its own price."""
 FALLBACK_LISTS = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 _NAMING_FALLBACKS = frozenset({*FALLBACK_LISTS, "router_settings_override"})
 _FALLBACKS = object()
@@ -61,19 +61,19 @@ class Deployment:
     """One deployment behind a `model_name`.
 
     Attributes:
-        model: the `model_name` that is billed, an alias resolved.
-        served_model: the provider's model, as in `litellm_params.model`.
-        sheet: the prices, as LiteLLM writes them.
-        states_price: whether the YAML states a price of its own; nobody else's figure is charged then.
-        picks_model: whether the provider chooses the model that answers, so that no price is known before.
-        adjustment: what the operator takes off the provider's prices, or puts on them.
-        context: the most input tokens it takes; None if unknown.
-        most_output: the most output tokens it gives; None if unknown.
-        service: the tier of service that it asks for by itself.
-        parameters: the operator's parameters, which LiteLLM sends unless the client says otherwise.
-        bounds: the bounds of these parameters, by route, filled on first use.
-        limits: its output limits, by route, filled on first use.
-        reasons: whether it thinks before it answers.
+        model: The billed `model_name`, after resolving an alias.
+        served_model: The provider's model, as in `litellm_params.model`.
+        sheet: The price sheet, in LiteLLM's form.
+        states_price: Whether the YAML states a price of its own; then no other figure is charged.
+        picks_model: Whether the provider chooses the answering model, so that its price is unknown before.
+        adjustment: The operator's discount or surcharge on the provider's prices.
+        context: The maximum input tokens; None if unknown.
+        most_output: The maximum output tokens; None if unknown.
+        service: The service tier that the deployment requests itself.
+        parameters: The operator's parameters, which LiteLLM sends unless the client overrides them.
+        bounds: The bounds of these parameters, by route, filled on first use.
+        limits: The output limits, by route, filled on first use.
+        reasons: Whether the model thinks before it answers.
     """
 
     __slots__ = (
@@ -98,10 +98,10 @@ class Deployment:
         service: str | None = None,
         sheet_of: Callable[[str], Mapping[str, Any] | None] | None = None,
     ) -> None:
-        """Keep what is known.
+        """Store the facts about the deployment.
 
-        `uplift` is by which the region multiplies the prices of tokens. `sheet_of` finds the sheet of another model of
-        this provider; None where the YAML says which one it is.
+        `uplift` is the region's multiplier for the prices of tokens. `sheet_of` returns the price sheet of another
+        model of this provider; None if the YAML names the model for the prices.
         """
         self.model = model
         self.deployment_id = deployment_id
@@ -124,14 +124,14 @@ class Deployment:
         self._of_answers: dict[tuple[str, Route], Price | None] = {}
 
     def price_on(self, call_type: str) -> Price | None:
-        """Return the price of a route; None if none is known that we can work with."""
+        """Return the price of a route; None if it is unknown or cannot be computed with."""
         route = route_of(call_type)
         if route not in self._prices:
             self._prices[route] = read_price(self.sheet, route, uplift=self._uplift)
         return self._prices[route]
 
     def price_of_answer(self, answered: str | None, call_type: str) -> Price | None:
-        """Return the price of the model that an answer names, where that is another one than was asked."""
+        """Return the price of the model that an answer names; None if it is the requested one."""
         if answered is None or self._sheet_of is None or self._is_asked(answered):
             return None
         key = (answered, route_of(call_type))
@@ -143,7 +143,7 @@ class Deployment:
         return self._of_answers[key]
 
     def _is_asked(self, answered: str) -> bool:
-        """Whether a name is that of the model that was asked, or a shorter form of it."""
+        """Whether this is the name of the requested model, or a shorter form of it."""
         return self.served_model == answered or self.served_model.rpartition("/")[2].startswith(
             answered.rpartition("/")[2]
         )
@@ -153,32 +153,32 @@ class Deployment:
         return atto_each(self.sheet.get(key)) is not None
 
     def is_priced_on(self, call_type: str) -> bool:
-        """Whether a price is known, by us or by LiteLLM alone."""
+        """Whether a price is known, to us or only to LiteLLM."""
         return self.price_on(call_type) is not None or is_priced_by_litellm(self.sheet, route_of(call_type))
 
 
 class PriceBook:
-    """Looks models up in the running router; answers are kept for a few seconds."""
+    """Looks up models in the running router and caches the results for a few seconds."""
 
     def __init__(self) -> None:
-        """Copy LiteLLM's price map as it is now: later the router writes custom prices into the shared one."""
+        """Copy LiteLLM's current price map, since the router later writes custom prices into the shared one."""
         self._map = {name: dict(entry) for name, entry in litellm.model_cost.items() if isinstance(entry, dict)}
         self._kept: OrderedDict[tuple[str, object], tuple[float, Any]] = OrderedDict()
 
     def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
-        """List the deployments that can serve a `model_name`, an alias or a wildcard."""
+        """Return the deployments that can serve a `model_name`, an alias or a wildcard."""
         found: tuple[Deployment, ...] = self._remembered((model, team), lambda: tuple(self._look_up(model, team)))
         return found
 
     def fallbacks(self, model: str, body: Mapping[str, Any]) -> Sequence[str]:
-        """List every model that the router may turn to if this one fails, in the end or on the way."""
+        """Return every model that the router may fall back to from this one, directly or through other fallbacks."""
         if _NAMING_FALLBACKS.isdisjoint(body):
             found: list[str] = self._remembered((model, _FALLBACKS), lambda: self._find_fallbacks(model, {}))
             return found
         return self._find_fallbacks(model, body)
 
     def _remembered(self, key: tuple[str, object], look_up: Callable[[], Any]) -> Any:
-        """Return the router's answer of the last seconds, else ask it again."""
+        """Return the cached result if it is only seconds old, else look it up again."""
         kept = self._kept.get(key)
         now = time.monotonic()
         if kept is None or kept[0] < now:
@@ -195,7 +195,7 @@ class PriceBook:
         override = body.get("router_settings_override")
         holders = [body.get(name) for name in FALLBACK_LISTS]
         if isinstance(override, dict):
-            # The operator's own, for a key or a team: a client's is refused.
+            # The operator's own, for a key or a team. A client's is rejected.
             holders += [override.get(name) for name in FALLBACK_LISTS]
         if router is not None:
             holders += [getattr(router, name) for name in FALLBACK_LISTS]
@@ -214,7 +214,7 @@ class PriceBook:
         return found
 
     def mapped(self, provider: str | None, model: str) -> Deployment | None:
-        """Return a model that a provider may pick by itself, with its price in the map; None if the map has none."""
+        """Return a model that a provider may choose itself, with its price in the map; None if the map lacks it."""
         if provider not in _PICKING_PROVIDERS:
             return None
         name = f"{provider}/{model}"
@@ -224,14 +224,14 @@ class PriceBook:
     def in_map(
         self, provider: str, model: str, *, called: str, api_base: str | None, location: str | None
     ) -> Deployment | None:
-        """Return a provider's model that no deployment serves, with its price in the map; None if the map has none.
+        """Return a provider's model that no deployment serves, with its price in the map; None if the map lacks it.
 
         Args:
-            provider: LiteLLM's name of it.
-            model: the provider's name of it.
-            called: the name that it is recorded under.
-            api_base: the URL that was called, which may name a region.
-            location: the region of Vertex AI.
+            provider: LiteLLM's name of the provider.
+            model: The provider's name of the model.
+            called: The name under which it is recorded.
+            api_base: The URL of the call, which may name a region.
+            location: The region of Vertex AI.
         """
         sheet = self._entry(model, provider)
         if sheet is None:
@@ -249,9 +249,9 @@ class PriceBook:
 
     @staticmethod
     def search(tool: object) -> tuple[str, Nano] | None:
-        """Name the provider of a search tool, and what a query costs at most; None where either is not known.
+        """Return the provider of a search tool and the maximum cost of a query; None if either is unknown.
 
-        A provider has a price for each way to search, and sometimes for each number of results.
+        A provider has a price for each search method, and sometimes for each number of results.
         """
         listed = getattr(_router(), "search_tools", None) or ()
         named = [found.get("litellm_params") or {} for found in listed if found.get("search_tool_name") == tool]
@@ -263,12 +263,12 @@ class PriceBook:
 
     @staticmethod
     def is_listed(model: str) -> bool:
-        """Say whether the proxy's YAML has this very name."""
+        """Whether the proxy's YAML lists exactly this name."""
         router = _router()
         return router is not None and model in router.model_names
 
     def _entry(self, model: str, provider: str | None) -> Mapping[str, Any] | None:
-        """Find the entry of LiteLLM's map that prices a model; None if there is none."""
+        """Return the entry of LiteLLM's map that prices a model; None if it has none."""
         name = entry_name(self._map, model, provider)
         return None if name is None else with_container(self._map, self._map[name], provider)
 
@@ -317,7 +317,7 @@ class PriceBook:
 
 
 def _by_another_name(router: Any, model: str, team: str | None) -> list[Any]:  # litellm.Router
-    """Find what LiteLLM serves under the id of a deployment, or its provider's name: it is billed by its own name."""
+    """Return the deployments with this id or provider's model. LiteLLM serves these too, billed by their own names."""
     return [
         entry
         for entry in router.get_model_list() or ()
@@ -327,7 +327,7 @@ def _by_another_name(router: Any, model: str, team: str | None) -> list[Any]:  #
 
 
 def _targets(fallbacks: list[Any], model: str) -> list[str]:
-    """List the fallbacks of one model out of one of the router's lists; a body's list may name them plainly."""
+    """Return one model's fallbacks from one of the router's lists; a body's list may also be a plain list of names."""
     if all(isinstance(item, str) or (isinstance(item, dict) and "model" in item) for item in fallbacks):
         chosen: list[Any] = fallbacks
     else:
@@ -337,7 +337,7 @@ def _targets(fallbacks: list[Any], model: str) -> list[str]:
 
 
 def _search_costs(provider: object) -> list[Nano]:
-    """List what a query of a search provider may cost, rounded up."""
+    """Return the possible costs of a search provider's query, rounded up."""
     begin = f"{provider}/"
     sheets = [
         sheet
@@ -355,14 +355,14 @@ def _router() -> Any:  # litellm.Router, rebound whenever the proxy loads its co
 
 @cache
 def _proxy_server() -> ModuleType:
-    """Import it once, only in the proxy, and only when it runs: an import costs something also the next time."""
+    """Import it once, only in a running proxy: even a repeated import has a cost."""
     from litellm.proxy import proxy_server  # noqa: PLC0415
 
     return cast("ModuleType", proxy_server)
 
 
 def overriding_fallbacks(fallbacks: object) -> bool:
-    """Say whether a body's fallbacks bring parameters of their own, which LiteLLM lays over the request."""
+    """Whether a body's fallbacks have parameters of their own, which LiteLLM merges over the request."""
     if isinstance(fallbacks, dict):
         if "model" in fallbacks:
             return len(fallbacks) > 1

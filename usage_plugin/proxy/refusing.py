@@ -1,7 +1,7 @@
-"""Refusing: a refusal as the client gets it. The headers are the machine contract; `sentence` is for people.
+"""Refusing: a refusal in the form the client gets. The headers are the machine contract; `sentence` is for people.
 
-Measured with six SDKs: a 429 with a long Retry-After makes some sleep for days, one without makes others retry at
-once; on 402 all of them try once. So only what a short wait can lift is a 429.
+Measured with six SDKs: after a 429 with a long Retry-After some sleep for days, and after one without it some retry at
+once. After a 402 none retries. So a 429 is only sent where a short wait helps.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _ANTHROPIC_TYPES = {
     "ledger_unavailable": "api_error",
     "identity_unavailable": "api_error",
 }
-"""`error.type` by ours, as Anthropic documents them; the type of all others is `invalid_request_error`."""
+"""Anthropic's documented `error.type` by ours; all others become `invalid_request_error`."""
 
 _ANTHROPIC_ROUTE = "/v1/messages"
 _LONGEST_RETRY = 60
 _NOT_WORKING = ("unavailable", "outbox_full")
-"""Nobody's limit is the cause, and trying again is right."""
+"""Reasons that no limit causes; a retry is right."""
 
 
 def refusal_error(refusal: Refusal, config: Config) -> ProxyException:
-    """Make the error that LiteLLM turns into the answer, with status, headers and fields."""
+    """Return the error that LiteLLM turns into the answer, with status, headers and fields."""
     return ProxyException(
         message=sentence(refusal, config.contact),
         type=error_type(refusal),
@@ -64,15 +64,15 @@ def refusal_error(refusal: Refusal, config: Config) -> ProxyException:
 
 
 def bad_request(message: str, *, param: str, kind: str = "invalid_request_error") -> ProxyException:
-    """Make the error for a request that is wrong in itself."""
+    """Return the error for an invalid request."""
     return ProxyException(message=message, type=kind, param=param, code=400, headers={"x-should-retry": "false"})
 
 
 def anthropic_body(error: ProxyException, path: str) -> bytes | None:
-    """Write a refusal as Anthropic's API writes errors, for a request that came on its route; None for the others.
+    """Return a refusal in the format of Anthropic's API for a request on its route; None on other routes.
 
-    The pass-through route ends like LiteLLM's own. LiteLLM itself writes `api_error` for a 402, and leaves OpenAI's
-    shape on the pass-through route.
+    The pass-through route's path has the same ending as LiteLLM's own. LiteLLM itself writes `api_error` for a 402, and
+    keeps OpenAI's format on the pass-through route.
     """
     if not path.endswith(_ANTHROPIC_ROUTE):
         return None
@@ -84,14 +84,14 @@ def anthropic_body(error: ProxyException, path: str) -> bytes | None:
 
 
 def error_type(refusal: Refusal) -> str:
-    """Give `error.type`."""
+    """Return the `error.type` of a refusal."""
     if refusal.reason == "busy" and waits_for_window(refusal):
         return "rate_limit_exceeded"
     return _TYPES[refusal.reason]
 
 
 def status_of(refusal: Refusal, config: Config) -> int:
-    """Give the HTTP status."""
+    """Return the HTTP status of a refusal."""
     if refusal.reason in ("unpriced", "unbounded", "unmetered"):
         return 400
     if refusal.reason == "busy":
@@ -102,7 +102,7 @@ def status_of(refusal: Refusal, config: Config) -> int:
 
 
 def refusal_headers(refusal: Refusal) -> dict[str, str]:
-    """Give the headers, which survive on every route."""
+    """Return the headers of a refusal, which survive on every route."""
     headers: dict[str, str] = {"x-usage-refusal": refusal.reason}
     if refusal.demand:
         headers["x-usage-limit"] = refusal.demand.limit.name
@@ -119,7 +119,7 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
 
 
 def standing_headers(standing: Standing) -> dict[str, str]:
-    """Tell a caller how their tightest limit stands."""
+    """Return headers with the status of the caller's most constrained limit."""
     limit = standing.demand.limit
     headers = {
         "x-usage-limit": limit.name,
@@ -131,7 +131,7 @@ def standing_headers(standing: Standing) -> dict[str, str]:
 
 
 def negotiated_headers(event: UsageEvent) -> dict[str, str]:
-    """Tell a caller what became of their request, if it is not what they asked for."""
+    """Return headers that describe a downgrade or a shortened answer."""
     headers = {}
     if event.downgraded_by:
         headers["x-usage-downgraded-to"] = event.model or ""
@@ -141,7 +141,7 @@ def negotiated_headers(event: UsageEvent) -> dict[str, str]:
 
 
 def _fields(refusal: Refusal) -> dict[str, Any]:
-    """Give the machine-readable facts; amounts only where they are the caller's own."""
+    """Return the machine-readable facts; amounts only if the limit is the caller's own."""
     facts = describe(refusal)
     shown = ["reason", "limit", "resets_at", "ref"]
     if refusal.demand and refusal.demand.limit.is_callers_own:

@@ -1,8 +1,10 @@
-"""Routes: the one classification of LiteLLM's routes by what a request there can cost.
+"""Routes: the one classification of LiteLLM's routes, by the possible cost of a request.
 
 The first pattern that matches decides. Reading (GET, HEAD, OPTIONS) and deleting cost nothing unless a pattern says
-otherwise; any other route that no pattern names is unclassified. `docs/routes.md` is generated from this table and the
-installed LiteLLM's own routes (`listing`), and a test fails where an installed LiteLLM has a route without a pattern.
+otherwise. Any other route without a pattern is unclassified.
+
+`docs/routes.md` is generated from this table and the installed LiteLLM's own routes (`listing`). A test fails if an
+installed LiteLLM has a route without a pattern.
 """
 
 from __future__ import annotations
@@ -18,17 +20,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Verdict = Literal["held", "metered", "refused", "free", "unclassified"]
-"""What becomes of a request.
+"""The verdict on a request.
 
-- `held`: its worst case is reserved before it is sent. What nothing bounds is refused under a cost or token limit.
-- `metered`: it is recorded and counted for the user who asks; `admission.on_unmetered` decides.
+- `held`: its worst case is reserved before it is sent. An unbounded request is refused under a cost or token limit.
+- `metered`: it is recorded and counted for its user; `admission.on_unmetered` decides.
 - `refused`: no bound is known, so it is refused for a user with a cost or token limit, else recorded.
 - `free`: it costs nothing.
 - `unclassified`: it is refused for a user with any limit that can stop a request, else recorded.
 """
 
 Method = Literal["write", "edit", "any", "ws"]
-"""Which requests a pattern covers: POST, PUT and PATCH, the last two alone, all of HTTP, or WebSockets."""
+"""The requests that a pattern covers.
+
+- `write`: all methods that are not safe, such as POST, PUT and PATCH
+- `edit`: PUT and PATCH only
+- `any`: all of HTTP
+- `ws`: WebSockets
+"""
 
 
 class Rule(NamedTuple):
@@ -36,8 +44,8 @@ class Rule(NamedTuple):
 
     Attributes:
         patterns: `[x]` is optional, `(x|y)` either of them, `*` one segment of the path, `**` any number of them.
-        call_type: under which the gate admits and records a request; None if only LiteLLM's hook does.
-        is_gated: whether the gate holds the request itself, because LiteLLM calls no hook before it.
+        call_type: The call type with which the gate admits and records a request; None if only LiteLLM's hook does.
+        is_gated: Whether the gate holds the request itself, because LiteLLM calls no hook before it.
     """
 
     verdict: Verdict
@@ -49,10 +57,10 @@ class Rule(NamedTuple):
 
 
 PASS_THROUGH = "pass_through_endpoint"  # noqa: S105  # no password
-"""LiteLLM's call type of requests that are handed through as they are."""
+"""LiteLLM's call type of requests that are forwarded unchanged."""
 
 _OTHERS_ENDPOINTS = "litellm.proxy.pass_through_endpoints.pass_through_endpoints"
-"""The module whose functions serve what `general_settings.pass_through_endpoints` names, under any path."""
+"""The module whose functions serve the endpoints of `general_settings.pass_through_endpoints`, under any path."""
 
 _PROVIDERS = (
     "openai|openai_passthrough|anthropic|cohere|mistral|openrouter|gemini|vertex_ai|vertex-ai|bedrock|vllm|azure"
@@ -65,7 +73,7 @@ def _rule(verdict: Verdict, method: Method, *patterns: str, reason: str, **more:
 
 
 RULES: tuple[Rule, ...] = (
-    # Costs nothing, although the path begins like one that does.
+    # Free, although the path begins like one with a cost.
     _rule(
         "free", "write",
         "/v1/messages/count_tokens", "/claude_code_gateway/v1/messages/count_tokens",
@@ -152,7 +160,7 @@ RULES: tuple[Rule, ...] = (
         "[/v1]/live/sessions", "/vertex_ai/live", "/deepgram[/v1]/(listen|speak)", "/(openai|openai_passthrough)/**",
         reason="unbounded: requests over a WebSocket, which no hook sees", call_type=PASS_THROUGH,
     ),
-    # Work that is done later, or elsewhere.
+    # Deferred work, or work done elsewhere.
     _rule(
         "refused", "write",
         "[/v1|/*/v1]/batches",
@@ -228,7 +236,7 @@ RULES: tuple[Rule, ...] = (
         "/health",
         reason="a real request to each model, for the requesting user", call_type="health_check",
     ),
-    # Costs nothing.
+    # Free.
     _rule(
         "free", "write",
         "/(key|user|team|organization|customer|end_user|budget|tag|project|invitation|jwt|scim|email)/**",
@@ -307,12 +315,12 @@ WEBSOCKET = "WS"
 
 
 def rule_of(method: str, path: str, endpoint: object = None) -> Rule:
-    """Find the rule of a request.
+    """Return the rule of a request.
 
     Args:
-        method: of HTTP, or `WEBSOCKET`.
-        path: without the proxy's root path.
-        endpoint: the function that serves it, where that is known.
+        method: The HTTP method, or `WEBSOCKET`.
+        path: The path without the proxy's root path.
+        endpoint: The function that serves it, where that is known.
     """
     if getattr(endpoint, "__module__", None) == _OTHERS_ENDPOINTS and method != WEBSOCKET:
         return _REGISTERED
@@ -343,7 +351,7 @@ def _compiled() -> tuple[tuple[Rule, re.Pattern[str]], ...]:
 
 
 def _expression(pattern: str) -> str:
-    """Turn a pattern into a regular expression; what is in brackets and braces is one already."""
+    """Return a pattern as a regular expression; its brackets and parentheses are already part of one."""
     pattern = pattern.replace("[", "(?:").replace("]", ")?")
     return pattern.replace("**", "\0").replace("*", "[^/]+").replace("\0", ".+")
 
@@ -357,7 +365,7 @@ class ListedRoute(NamedTuple):
 
 
 def listing(app: Any) -> Iterator[ListedRoute]:  # FastAPI's
-    """List an app's routes, each method by itself."""
+    """Yield an app's routes, one entry for each method."""
     for route, path in _flat(app.routes):
         original = getattr(route, "original_route", route)
         if isinstance(original, Mount):
@@ -369,7 +377,7 @@ def listing(app: Any) -> Iterator[ListedRoute]:  # FastAPI's
 
 
 def _flat(routes: Any) -> Iterator[tuple[Any, str]]:
-    """Go through the routes of routers that are included as a whole, as FastAPI has kept them since 0.120."""
+    """Yield all routes, including those of routers included as a whole, as FastAPI keeps them since 0.120."""
     try:
         from fastapi.routing import iter_route_contexts  # noqa: PLC0415  # not in every version
     except ImportError:
@@ -379,5 +387,5 @@ def _flat(routes: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _example(path: str) -> str:
-    """Fill in a route's parameters."""
+    """Return a path with example values for its parameters."""
     return re.sub(r"\{[^}]+\}", "x", path)

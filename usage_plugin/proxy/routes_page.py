@@ -52,8 +52,8 @@ def page(routes: Iterable[ListedRoute], litellm: str) -> str:
     """Return the page.
 
     Args:
-        routes: the routes of the installed LiteLLM.
-        litellm: its version.
+        routes: The routes of the installed LiteLLM.
+        litellm: LiteLLM's version.
     """
     by_verdict: dict[Verdict, dict[tuple[str, str], set[str]]] = defaultdict(lambda: defaultdict(set))
     counts: dict[Verdict, int] = defaultdict(int)
@@ -79,13 +79,13 @@ def _table(rows: dict[tuple[str, str], set[str]]) -> Iterator[str]:
 
 
 def app_with_everything() -> Any:  # FastAPI's
-    """Return the proxy's app, with every feature that LiteLLM otherwise loads at its first request."""
+    """Return the proxy's app with every feature, including those that LiteLLM loads at their first request."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     from litellm.proxy._lazy_features import LAZY_FEATURES  # noqa: PLC0415  # slow; the variable above must be set first
     from litellm.proxy.proxy_server import app  # noqa: PLC0415
 
     for feature in LAZY_FEATURES:
-        with suppress(ImportError):  # LiteLLM omits features that it cannot import, too.
+        with suppress(ImportError):  # LiteLLM also omits features that fail to import.
             feature.register_fn(app, importlib.import_module(feature.module_path))
     return app
 

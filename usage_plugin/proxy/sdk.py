@@ -1,11 +1,14 @@
-"""The LiteLLM SDK without its proxy: each call that a program makes becomes one usage event.
+"""The LiteLLM SDK without its proxy: each call of a program becomes one usage event.
 
-The SDK has no hook that could refuse a call: callbacks hear of it when it is over. So calls are charged on every limit
-and stopped by none; `UsageTracker.reserve_budget` around them is what keeps to a limit.
+The SDK has no hook that could refuse a call: callbacks are called when it is over. So calls are charged on every limit
+and stopped by none. To enforce a limit, use `UsageTracker.reserve_budget` around them.
 
-Found by experiment (`tests/proxy_parts/test_sdk.py`): of an async call the async hooks tell, on its loop; of a sync
-one the sync hooks, in a thread of LiteLLM's. A call that `num_retries` repeats is told once, a router's attempts one by
-one. Of a stream that is not read to its end nobody tells.
+Found by experiment (`tests/proxy_parts/test_sdk.py`):
+
+- An async call is reported by the async hooks, on its loop.
+- A sync call is reported by the sync hooks, in a thread of LiteLLM's.
+- A call that `num_retries` repeats is reported once; a router's attempts are reported one by one.
+- A stream that is not read to its end is not reported.
 """
 
 from __future__ import annotations
@@ -37,21 +40,21 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.recorder import Outcome
 
 LAST_WORDS_SECONDS = 5.0
-"""How long the end waits for calls of which LiteLLM has not told yet."""
+"""The maximum wait at the end, in seconds, for calls that LiteLLM has not reported yet."""
 
 _MOST_REMEMBERED = 10_000
 _LISTS = (
     "callbacks", "input_callback", "success_callback", "failure_callback",
     "_async_input_callback", "_async_success_callback", "_async_failure_callback",
 )  # fmt: skip
-"""LiteLLM copies a callback into all of these."""
+"""LiteLLM copies a callback into all of these lists."""
 
 log = get_logger()
 
 
 @asynccontextmanager
 async def recorded_calls(tracker: UsageTracker) -> AsyncIterator[SdkRecorder_PROXY_]:
-    """Record every call of the SDK in this process for as long as the context lasts, and a moment longer.
+    """Record every SDK call in this process while the context lasts, and a moment longer.
 
     The user is the call's `user`, else `user_id` in its metadata, else `(anonymous)`; `session_id`, `team` and `tags`
     are read from the metadata.
@@ -69,10 +72,10 @@ async def recorded_calls(tracker: UsageTracker) -> AsyncIterator[SdkRecorder_PRO
 
 
 class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` silence every class without _PROXY_
-    """The callback: may be put into `litellm.callbacks` by hand; `recorded_calls` also takes it out again."""
+    """The callback. It may be put into `litellm.callbacks` by hand; `recorded_calls` also removes it again."""
 
     def __init__(self, tracker: UsageTracker) -> None:
-        """Record with a tracker, whose event loop is the running one."""
+        """Record with a tracker on the running event loop."""
         super().__init__()
         self._tracker = tracker
         self._loop = asyncio.get_running_loop()
@@ -81,7 +84,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
         self._disputes = outcomes.CrossCheck()
 
     async def wait(self, seconds: float = LAST_WORDS_SECONDS) -> None:
-        """Wait until LiteLLM has told of every call that has begun, for so long at most."""
+        """Wait until LiteLLM has reported every call that has begun, for a maximum number of seconds."""
         deadline = self._loop.time() + seconds
         while self._begun and self._loop.time() < deadline:  # noqa: ASYNC110  # LiteLLM's threads tell of it
             await asyncio.sleep(0.01)
@@ -92,7 +95,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
     # ── LiteLLM's hooks; it passes the arguments by these names ──────────────────────────────────────────────────────
 
     def log_pre_api_call(self, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> None:  # noqa: ARG002
-        """Note that a call begins, or is repeated."""
+        """Record that a call begins or is repeated."""
         self._begun[_id_of(kwargs)] = None
         if len(self._begun) > _MOST_REMEMBERED:
             self._begun.popitem(last=False)
@@ -114,7 +117,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
         self._told(kwargs, response_obj, start_time, end_time, "failure")
 
     def _told(self, kwargs: Mapping[str, Any], response: Any, start: datetime, end: datetime, status: Status) -> None:
-        """Read what LiteLLM tells here and now, and record it on the tracker's loop: this may be another thread."""
+        """Read LiteLLM's report immediately, and record it on the tracker's loop: this may be another thread."""
         try:
             kind = _kind_of(kwargs)
             if is_free(kind):
@@ -125,7 +128,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
             outcome = self._outcome(kwargs, response, draft, status)
             self._loop.call_soon_threadsafe(self._record, draft, subjects, outcome, lasted)
         except Exception:
-            # Our own bug, or a tracker that is closed: the program's call has succeeded all the same.
+            # A bug of the plugin, or a closed tracker: the program's call has succeeded in any case.
             log.exception("sdk.call_not_recorded", model=str(kwargs.get("model")))
 
     def _record(self, draft: UsageEvent, subjects: Subjects, outcome: Outcome, lasted: int) -> None:
@@ -148,13 +151,13 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
         )
         self._disputes.look(outcome)
         if outcome.as_reserved:
-            # Nobody says what it used, and nothing was reserved.
+            # The usage is unknown, and nothing was reserved.
             return outcome._replace(as_reserved=False, cost=None, cost_source="unpriced", estimated=True)
         return outcome
 
 
 class _Sheet:
-    """The prices of one call: those that it brings itself, or those of LiteLLM's map."""
+    """The prices of one call: its own, or those of LiteLLM's map."""
 
     def __init__(self, price_map: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
         parameters = kwargs.get("litellm_params") or {}
@@ -164,13 +167,13 @@ class _Sheet:
         found = entry_name(price_map, model, self._provider)
         mapped = {} if found is None else with_container(price_map, price_map[found], self._provider)
         self._sheet = own_or_mapped(own, mapped)
-        # LiteLLM writes the prices that one call brings along into its own map, for all later calls.
+        # LiteLLM writes a call's own prices into its map, for all later calls.
         self.is_litellms = found is None or litellm.model_cost.get(found) == price_map[found]
         self._states_price = self._sheet is not mapped
         self._served = model if self._provider is None else f"{self._provider}/{model}"
 
     def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
-        """Give the one that there is."""
+        """Return the only deployment."""
         del team
         return (
             Deployment(
@@ -214,7 +217,7 @@ def _draft(tracker: UsageTracker, kwargs: Mapping[str, Any], kind: str, lasted: 
 
 
 def _named(value: object, what: str, *, fold: bool = False) -> str | None:
-    """Clean a name; the call is over, so one that cannot be taken is left out."""
+    """Return a normalized name; the call is over, so an invalid one is ignored."""
     try:
         return clean_name(value, what=what, casefold=fold)
     except SubjectNameError as error:
@@ -223,7 +226,7 @@ def _named(value: object, what: str, *, fold: bool = False) -> str | None:
 
 
 def _kind_of(kwargs: Mapping[str, Any]) -> str:
-    """Name the call type as its async form: `completion` costs what `acompletion` does."""
+    """Return the call type in its async form: `completion` costs the same as `acompletion`."""
     kind = str(kwargs.get("call_type") or "")
     return f"a{kind}" if route_of(kind) == "other" != route_of(f"a{kind}") else kind
 

@@ -1,9 +1,11 @@
-"""The second line: compare the request that LiteLLM is about to send to a provider with its hold.
+"""The second line of defense: compare the outgoing request to a provider with its hold.
 
-Between admission and sending, callbacks after ours, the router and its fallbacks may have changed the model, the
-messages or the output limit. Mostly nothing has changed: the body is read once more, and its numbers are at most those
-that are held. Otherwise the hold is given back and the request is admitted again, as it is now, for the deployment that
-was chosen. If that is refused it is not sent, neither now nor at a retry or a fallback.
+Between admission and sending, later callbacks, the router and its fallbacks may have changed the model, the messages or
+the output limit. Usually nothing has changed: the body is read once more, and its numbers are at most those of the
+hold.
+
+Otherwise the hold is released and the request is admitted again in its new form, for the chosen deployment. If that is
+refused, it is not sent, and neither are its retries and fallbacks.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ log = get_logger()
 class StoppedError(ProxyException, HTTPException):  # type: ignore[misc]  # LiteLLM's class is untyped
     """The request is not sent.
 
-    LiteLLM takes an `HTTPException` with status 400 for a guardrail's decision, and neither retries it nor falls back.
-    Of a `ProxyException` the client gets the message, the type and the fields.
+    LiteLLM treats an `HTTPException` with status 400 as a guardrail's decision: it neither retries nor falls back. As a
+    `ProxyException` it carries the message, the type and the fields for the client.
     """
 
     def __init__(self, refusal: ProxyException) -> None:
-        """Take over the message, the type and the fields of the refusal."""
+        """Copy the message, the type and the fields of the refusal."""
         ProxyException.__init__(
             self,
             message=refusal.message,
@@ -64,32 +66,32 @@ class StoppedError(ProxyException, HTTPException):  # type: ignore[misc]  # Lite
 
 
 class SecondLine:
-    """Looks at requests that are about to be sent; one for each handler."""
+    """Checks outgoing requests; each handler has one."""
 
     def __init__(self, runtime: Runtime, asking: Asking, negotiator: Negotiator) -> None:
-        """Take the running parts."""
+        """Create it from the worker's runtime, the reader of requests and the negotiator."""
         self._runtime = runtime
         self._asking = asking
         self._negotiator = negotiator
 
     async def look(self, request: RequestUnderWay, kwargs: dict[str, Any], kind: str) -> Refusal | None:
-        """Compare; give the refusal if the request must not be sent.
+        """Compare the outgoing request with its hold; return the refusal if it must not be sent.
 
         Args:
-            request: which.
-            kwargs: the arguments of the call to the provider; the output limit of ours is put in here where the
-                body could not hold it.
+            request: The admitted request.
+            kwargs: The arguments of the call to the provider. Our output limit is set here where the body could not
+                hold it.
             kind: LiteLLM's call type.
         """
         sending = request.sending
         if request.stopped is not None:
             return request.stopped
         if sending is None or kind != sending.kind:
-            # No limit depends on it; or it is a translation of a request that was compared already.
+            # No limit depends on it, or it is the translated form of a request that has been compared.
             return None
         way, is_expected = self._way(request, sending, kwargs)
         if way is None:
-            # No deployment was chosen: LiteLLM calls a provider by the model's name, as it was admitted.
+            # No deployment was chosen: LiteLLM calls the provider by the model's name, as admitted.
             return None
         if is_expected:
             _put_in(sending, kwargs, way)
@@ -100,7 +102,7 @@ class SecondLine:
     def _way(
         self, request: RequestUnderWay, sending: Sending, kwargs: dict[str, Any]
     ) -> tuple[Deployment | None, bool]:
-        """Return the deployment that was chosen, and whether it is one that the request was admitted for."""
+        """Return the chosen deployment, and whether the request was admitted for it."""
         deployment_id, group = _chosen(kwargs)
         if deployment_id is None:
             return None, False
@@ -143,20 +145,20 @@ class SecondLine:
             admitted=not isinstance(outcome, Refusal),
         )
         if isinstance(outcome, Refusal):
-            # Nothing is held for it any more, and nothing will be charged.
+            # Its hold is released, and nothing will be charged.
             request.admitted = unheld(admitted.event, admitted.subjects)
             request.stopped = outcome
             return outcome
         request.admitted, request.sending = outcome, sending
         if sending is not None:
-            # The body that was read is a copy.
+            # Only a copy of the body was read, so set the limits in the call itself.
             if sending.injected is not None:
                 bounds.inject_output(kind, kwargs, *sending.injected)
             _put_in(sending._replace(injected=None), kwargs, way)
         return None
 
     async def _release(self, request: RequestUnderWay) -> bool:
-        """Release the hold; False if the ledger does not work, so that the first hold has to do."""
+        """Release the hold; return False if the ledger fails, so that the first hold stays."""
         for _ in range(_MOST_TRIES):
             try:
                 self._runtime.ledger.release(request.event_id)
@@ -171,7 +173,7 @@ class SecondLine:
 
 
 def ask_for_usage(kwargs: dict[str, Any], kind: str, admitted: str) -> None:
-    """Have a stream end with the provider's usage, where LiteLLM translates a route into chat without asking for it."""
+    """Request the usage at the end of a stream, where LiteLLM translates a route into chat without requesting it."""
     if kind != "acompletion" or admitted == kind or not kwargs.get("stream"):
         return
     options = kwargs.get("stream_options")
@@ -181,15 +183,15 @@ def ask_for_usage(kwargs: dict[str, Any], kind: str, admitted: str) -> None:
 
 @lru_cache(maxsize=1_000)
 def _reports_usage(model: str, provider: str | None) -> bool:
-    """Whether a provider is asked for the usage of a stream, and takes the question."""
-    with unprinted(), suppress(Exception):  # LiteLLM raises for models it does not know
+    """Whether a provider accepts the option that requests the usage of a stream."""
+    with unprinted(), suppress(Exception):  # LiteLLM raises an error for unknown models
         bare, named, _, _ = litellm.get_llm_provider(model, custom_llm_provider=provider)
         return "stream_options" in (litellm.get_supported_openai_params(bare, custom_llm_provider=named) or ())
     return False
 
 
 def _chosen(kwargs: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Return the id of the deployment that the router chose, and the `model_name` that it chose it for."""
+    """Return the id of the deployment that the router chose, and its `model_name`."""
     for name in _METADATA:
         metadata = kwargs.get(name)
         if not isinstance(metadata, dict):
@@ -205,12 +207,12 @@ def _chosen(kwargs: dict[str, Any]) -> tuple[str | None, str | None]:
 
 
 def _put_in(sending: Sending, kwargs: dict[str, Any], way: Deployment) -> None:
-    """Put in the output limit of ours for a deployment that needs another one than the body has."""
+    """Set our output limit for a deployment that needs a different one than the body has."""
     own = sending.limits.get(way.deployment_id)
     if own is None:
         return
     for name in ("config", "generationConfig"):
-        # The router's own copy is a shallow one.
+        # The router's own copy is only shallow.
         if isinstance(kwargs.get(name), dict):
             kwargs[name] = {**kwargs[name]}
     if sending.injected is not None:

@@ -1,6 +1,6 @@
-"""The names under which a proxy's YAML lets requests be billed: model names, team models, wildcards, providers.
+"""The names under which a proxy's YAML allows requests to be billed: model names, team models, wildcards, providers.
 
-Imports no LiteLLM, so that the command line answers at once.
+This module does not import LiteLLM, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LIKENESS = 0.5
 
 
 class _Entry(NamedTuple):
-    """One deployment of the YAML: the names it has for clients, and the provider's model."""
+    """One deployment of the YAML: its names for clients, and the provider's model."""
 
     names: tuple[str, ...]
     served: str
@@ -31,10 +31,10 @@ class _Entry(NamedTuple):
 
 
 class ServedNames:
-    """What the `model_list` of a YAML serves.
+    """The names that the `model_list` of a YAML serves.
 
     Attributes:
-        is_complete: whether nothing else can be served; models may also come from LiteLLM's database.
+        is_complete: Whether no other model can be served; models may also come from LiteLLM's database.
     """
 
     def __init__(self, proxy_yaml: ProxyYaml) -> None:
@@ -49,7 +49,7 @@ class ServedNames:
         self.is_complete = bool(self._entries) and not _serves_more(proxy_yaml)
 
     def bills(self, glob: str, *others: Sequence[str]) -> bool:
-        """Whether a request can be billed under a name that fits a glob, and one glob of each other condition."""
+        """Whether a request can be billed under a name that matches `glob`, and one glob of each other condition."""
         globs = [(glob,), *map(tuple, others)]
         if any(all(fits(one, name) for one in globs) for name in self._names):
             return True
@@ -64,7 +64,7 @@ class ServedNames:
         return any(_fits_wildcard(model, wildcard) for wildcard in self._wildcards)
 
     def remedy(self, glob: str) -> str:
-        """Say what to write in place of a glob that fits nothing."""
+        """Return the replacement to suggest for a glob that matches no name."""
         targets = [target for alias, target in self._aliases.items() if fits((glob,), alias)]
         if targets:
             return f"it is an alias; requests are billed as {_quoted(targets)}: write that"
@@ -79,7 +79,7 @@ class ServedNames:
         return self._nearest(glob)
 
     def remedy_of_model(self, model: str) -> str:
-        """Say what to write in place of a model that is not served."""
+        """Return the replacement to suggest for a model that is not served."""
         return self._nearest(model)
 
     def _nearest(self, name: str) -> str:
@@ -90,7 +90,7 @@ class ServedNames:
         return f"the model names are {_quoted(everything)}"
 
     def providers(self) -> frozenset[str] | None:
-        """List every provider that a request may go to; None if that is not known for sure."""
+        """Return every provider that may get a request; None if the list may be incomplete."""
         price_map = shipped_price_map()
         found: set[str] = set()
         for entry in self._entries:
@@ -124,7 +124,7 @@ def _entry(entry: object) -> _Entry | None:
 
 
 def _aliases(found: object) -> dict[str, str]:
-    """Map each alias to the model_name it stands for."""
+    """Map each alias to its model_name."""
     targets = {
         str(alias): target.get("model") if isinstance(target, dict) else target
         for alias, target in _mapping(found).items()
@@ -141,7 +141,7 @@ def _serves_more(proxy_yaml: ProxyYaml) -> bool:
 
 
 def _combinations(globs: Sequence[Sequence[str]]) -> Iterable[tuple[str, ...]]:
-    """Take one glob of each condition, in every way."""
+    """Return all combinations of one glob for each condition."""
     combined: list[tuple[str, ...]] = [()]
     for one in globs:
         combined = [(*before, glob) for before in combined for glob in one]

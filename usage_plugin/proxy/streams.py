@@ -1,8 +1,8 @@
-"""Streams: what a provider reports of a stream, in its own words.
+"""Streams: a provider's own report on a stream.
 
-LiteLLM puts the answer together again when a stream is over, and loses on the way what it does not know: a total above
-the parts, what was billed, searches, tiers. So the usage is read where the provider's frames still are: in the frames
-that LiteLLM's stream has kept, and, where the client gets the provider's own frames, in the bytes that are sent.
+LiteLLM reassembles the answer after a stream and loses parts that it does not know: a total above the parts, the billed
+amount, searches, tiers. So the usage is read from the provider's own frames: those that LiteLLM's stream has kept.
+Where the client gets the provider's frames, it is read from the bytes that are sent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.underway import RequestUnderWay
 
 Stream: TypeAlias = Any
-"""A stream as one of LiteLLM's calls has made it: one of `_STREAMS`."""
+"""A stream as one of LiteLLM's calls made it: one of `_STREAMS`."""
 
 _STREAMS = (CustomStreamWrapper, BaseResponsesAPIStreamingIterator)
 _PARSERS = (
@@ -37,36 +37,40 @@ _PARSERS = (
     (AWSEventStreamDecoder, "converse_chunk_parser"),
     (BaseResponsesAPIStreamingIterator, "_process_chunk"),
 )
-"""What reads the frames of providers whose fields LiteLLM's own frames lack, or have with LiteLLM's numbers."""
+"""The parsers of providers whose fields LiteLLM's own frames lack, or replace with LiteLLM's numbers."""
 _TELLING = frozenset({"usageMetadata", "usage", "serviceTier", "message"})
 
 _LONGEST_LINE = 1_000_000
-"""A longer one, such as the frame that ends a stream of pictures, is scanned and not kept."""
+"""The maximum line length in bytes. A longer one, such as the last frame of a stream of images, is scanned and not
+kept.
+"""
 _MARKS = (b'"usage', b'"modelVersion"', b'"url_citation"')
-"""A frame without these tells nothing that is billed."""
+"""A frame without these reports nothing that is billed."""
 _HOLDERS = ("message", "response", "metadata")
-"""Where a frame may hold what it reports, apart from itself: Anthropic's, OpenAI's Responses', Bedrock's."""
+"""The members in which a frame may hold its report, besides itself: Anthropic's, OpenAI's Responses', Bedrock's."""
 
 
 NATIVE = frozenset({"agenerate_content_stream"})
-"""Call types of streams that LiteLLM makes no object of: their frames are read from what the client gets."""
+"""Call types of streams for which LiteLLM creates no object: their frames are read from the bytes sent to the
+client.
+"""
 
 
 class Report:
-    """What the frames of one stream have reported.
+    """The report of one stream's frames.
 
     Attributes:
-        usage: of all frames: later numbers replace earlier ones, and no zero replaces a number.
-        model: the provider's model, as the frames name it.
-        service: the tier of service.
-        tools: tools that the provider ran, as far as frames show them.
-        lacks_output: whether Anthropic's first frame has come, and none that counts the output.
+        usage: The usage of all frames: later numbers replace earlier ones, but a zero never replaces a number.
+        model: The provider's model, as the frames name it.
+        service: The service tier.
+        tools: The tools that the provider ran, as far as frames show them.
+        lacks_output: Whether Anthropic's first frame has arrived, and none yet that counts the output.
     """
 
     __slots__ = ("_long_line", "_partial", "lacks_output", "model", "service", "tools", "usage")
 
     def __init__(self) -> None:
-        """Start with nothing reported."""
+        """Start with an empty report."""
         self.usage: dict[str, Any] = {}
         self.model: str | None = None
         self.service: str | None = None
@@ -76,10 +80,10 @@ class Report:
         self._long_line: MemberScanner | None = None
 
     def begin(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Hear of the head of the answer: the frames of a native stream are read whatever it says."""
+        """Receive the head of the answer; here it is ignored, since the frames of a native stream are always read."""
 
     def read_bytes(self, body: bytes) -> None:
-        """Read a part of a stream of server-sent events; a line that is not complete is kept for the next part."""
+        """Read a part of a stream of server-sent events; an incomplete line is kept for the next part."""
         if self._long_line is not None:
             rest, is_ended, body = body.partition(b"\n")
             self._scan(self._long_line, rest)
@@ -99,7 +103,7 @@ class Report:
             self.read(frame)
 
     def end(self) -> None:
-        """Read what is left: the last line may have no end."""
+        """Read the remaining bytes: the last line may not be terminated."""
         self.read_line(self._partial)
         self._partial = b""
 
@@ -133,13 +137,13 @@ class Report:
 
 
 def report_of(request: RequestUnderWay) -> Report | None:
-    """Find what a stream has reported; None if it was no stream."""
+    """Return the report on a stream; None if there is none."""
     if request.stream is None:
         return request.report
     kept = _kept_by(request.stream)
     if request.report is None:
         return kept
-    # The provider's own frames have more than those of LiteLLM's.
+    # The provider's own frames have more fields than LiteLLM's.
     request.report.model = request.report.model or kept.model
     return request.report
 
@@ -151,7 +155,7 @@ def _kept_by(stream: Stream) -> Report:
         report.read(stream.completed_response)
         return report
     for frame in stream.chunks:
-        # Nearly all of them are text and nothing else.
+        # Nearly all frames have only text.
         if getattr(frame, "usage", None) is not None or getattr(frame, "service_tier", None) is not None:
             report.read(frame)
     hidden = mapping(getattr(stream.chunks[-1], "_hidden_params", None)) if stream.chunks else {}
@@ -161,7 +165,7 @@ def _kept_by(stream: Stream) -> Report:
 
 
 def remember_streams() -> None:
-    """Have each stream of LiteLLM's known to the requests that it is made for, once in a process."""
+    """Wrap LiteLLM's streams so that requests know their streams; done once in a process."""
     for kind in _STREAMS:
         if not hasattr(kind.__init__, "__wrapped__"):
             _remember(kind)
@@ -177,7 +181,7 @@ def _remember(kind: type[Any]) -> None:
     def remembered(self: Stream, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
         for request in _requests_here():
-            # Where one API is served by another, the inner stream is made first.
+            # Where one API is served through another, the inner stream is made first, and only that one is kept.
             if request.stream is None:
                 request.stream = self
 

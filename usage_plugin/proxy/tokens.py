@@ -1,7 +1,7 @@
-"""Tokens: text counted by the provider's own tokenizer, where its bytes are too many for what is left of a limit.
+"""Tokens: count text with the provider's own tokenizer, where a request does not fit by its bytes.
 
-Bytes bound tokens for every provider, but some four times too high. Counting takes a hundred times as long, so it is
-done in a thread, only for models whose tokenizer is known and at hand, and only where it can make a difference.
+Bytes bound the tokens for every provider, but about four times too high. Counting takes a hundred times as long. So it
+runs in a thread, only for models whose tokenizer is known and on disk, and only where it can change the decision.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tiktoken
-from litellm.litellm_core_utils import default_encoding  # also tells tiktoken where LiteLLM's own encodings lie
+from litellm.litellm_core_utils import default_encoding  # also tells tiktoken the folder of LiteLLM's own encodings
 
 from usage_plugin.proxy import bounds
 
@@ -24,37 +24,37 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.prices import Deployment
 
 MOST_BYTES = 4_000_000
-"""What is longer is longer than any context of the models whose tokenizer is known."""
+"""The maximum bytes to count. A longer text exceeds the context of every model with a known tokenizer."""
 
 BYTES_PER_TOKEN = 8
-"""No text of that length in words has fewer tokens; English has one for some four bytes."""
+"""The maximum bytes of a token in ordinary text; English has about four."""
 
 _AT_ONCE = 1
 _PROVIDERS = frozenset({"openai", "azure", "text-completion-openai"})
 
 
 class Tokenizer:
-    """Counts texts, one request at a time: what comes meanwhile waits for its turn without holding up the loop."""
+    """Counts the texts of one request at a time; others wait for their turn without blocking the event loop."""
 
     def __init__(self) -> None:
-        """Start with nothing loaded: a tokenizer takes half a second to load, and nobody may need it."""
+        """Start without a tokenizer: loading one takes half a second, and it may never be needed."""
         self._turn = asyncio.Semaphore(_AT_ONCE)
 
     async def savings(self, body: Mapping[str, Any], encoding: str) -> int:
-        """Say by how many tokens the bound by bytes of a body is too high."""
+        """Return the number of tokens by which a body's bound by bytes is too high."""
         texts = bounds.texts(body)
         async with self._turn:
             return await asyncio.to_thread(_savings, texts, encoding)
 
 
 def most_savings(body: Mapping[str, Any]) -> int:
-    """Say what counting can save at most, without counting; 0 where it is not worth it or the text is too long."""
+    """Return the maximum tokens that counting can save, without counting; 0 if the texts are too short or too long."""
     size = sum(map(bounds.size_of, bounds.texts(body)))
     return size - size // BYTES_PER_TOKEN if size <= MOST_BYTES else 0
 
 
 def encoding_for(ways: Sequence[Deployment]) -> str | None:
-    """Name the one encoding that all these deployments count by; None if it is not known, or not at hand."""
+    """Return the one encoding of all these deployments; None if it is unknown or not on disk."""
     names = {_encoding_of(way.provider, way.served_model) for way in ways}
     name = names.pop() if len(names) == 1 else None
     return name if name is not None and _is_at_hand(name) else None
@@ -72,7 +72,7 @@ def _encoding_of(provider: str | None, served_model: str) -> str | None:
 
 @lru_cache(maxsize=10)
 def _is_at_hand(encoding: str) -> bool:
-    """Say whether the encoding's file lies on the disk: LiteLLM brings two, and any other would be downloaded."""
+    """Whether the encoding's file is on disk: LiteLLM ships two, and any other would be downloaded."""
     address = f"https://openaipublic.blob.core.windows.net/encodings/{encoding}.tiktoken"
     name = hashlib.sha1(address.encode(), usedforsecurity=False).hexdigest()
     return Path(default_encoding.cache_dir, name).is_file()

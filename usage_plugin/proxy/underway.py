@@ -1,7 +1,7 @@
-"""Requests under way: those that were admitted and are not settled, and how to find the one that a hook speaks of.
+"""Requests under way: the admitted requests that are not settled, and how a hook's request is found among them.
 
-A request is known by an id of ours in its metadata, which nobody can guess. Call ids and response ids are chosen by
-clients and providers, and repeat.
+A request is identified by an id of our own in its metadata, which cannot be guessed. Call ids and response ids are
+chosen by clients and providers, and repeat.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.admission import Admitted, Refusal
 
 STAMP = "usage_plugin_event"
-"""The key under which our id travels in the request's metadata; never sent to a provider."""
+"""The key of our id in the request's metadata; it is never sent to a provider."""
 
 _METADATA = ("litellm_metadata", "metadata")
 _REMEMBERED = 10_000
@@ -32,31 +32,37 @@ _FREE_CALLS = re.compile(
     r"^a?_?(get|list|delete|cancel|retrieve|upload|file_)|_(retrieve|list|delete|(?<!generate_)content|character|job)$"
     r"|create_(file|assistants|thread|container|sandbox)$|add_message$|^vector_store_file|^avector_store_file"
 )
-"""Call types of look-ups and of what only keeps things: LiteLLM calls the hook for them too. All others can cost."""
+"""Call types of look-ups and of storage: LiteLLM calls the hook for them too. All others can cost."""
 
 Settler = Literal["inline", "success", "failure", "orphan", "deferred"]
-"""How a request was settled: inline before a whole answer is sent, by the log of a success, by the failure hook, by no
-hook; or that its settlement waits for a result."""
+"""How a request was settled.
+
+- `inline`: before a whole answer is sent
+- `success`: by the log of a success
+- `failure`: by the failure hook
+- `orphan`: without any hook
+- `deferred`: not yet, since its settlement waits for a result
+"""
 
 
 class RequestUnderWay(OpenRequest):
-    """An admitted request, and what the hooks have said of it so far.
+    """An admitted request, with its state as reported by the hooks.
 
     Attributes:
-        answer: of the provider, as the innermost call of LiteLLM's has it.
-        stream: LiteLLM's, as the innermost call of LiteLLM's has made it.
-        report: what the provider's own frames have reported, where the client gets them as they are.
-        logged: what was logged of its success before the last frame was read.
-        is_over: its last byte is sent.
-        sent: a provider has it, and has not answered.
-        broken: the last attempt was logged as a failure.
-        cut: what was delivered is only a part.
-        failed: the client has been told of a failure; the provider may still be working, and will want its money.
-        error: the name of that failure.
-        unmetered: its route tells nobody what it used.
-        fills_exchange: every call to a provider in its exchange belongs to it, whichever call id that has.
-        sending: its bounds, to compare the outgoing request with; None where no limit depends on them.
-        stopped: the refusal, if the outgoing request is more than the limits allow.
+        answer: The provider's answer, from LiteLLM's innermost call.
+        stream: LiteLLM's stream, from its innermost call.
+        report: The report of the provider's own frames, or of the bytes sent to the client.
+        logged: The arguments of a success log that came before the last frame was read.
+        is_over: Whether the last byte is sent.
+        sent: Whether a provider has received the request and not answered yet.
+        broken: Whether the last attempt was logged as a failure.
+        cut: Whether only a part of the answer was delivered.
+        failed: The status sent to the client, while the provider may still be working and will charge for it.
+        error: The name of the failure's exception.
+        unmetered: Whether the route reports no usage.
+        fills_exchange: Whether each call to a provider in its exchange belongs to it, with any call id.
+        sending: Its bounds, compared with the outgoing request; None if no limit depends on them.
+        stopped: The refusal, if the outgoing request exceeds the limits.
     """
 
     __slots__ = (
@@ -67,7 +73,7 @@ class RequestUnderWay(OpenRequest):
     def __init__(
         self, admitted: Admitted, started: int, *, unmetered: bool = False, fills_exchange: bool = False
     ) -> None:
-        """Remember what was admitted; `started` is the monotonic clock's."""
+        """Create it from an admitted request; `started` is in the monotonic clock's time."""
         super().__init__(admitted, started)
         self.answer: Any = None
         self.stream: Stream | None = None
@@ -86,63 +92,63 @@ class RequestUnderWay(OpenRequest):
 
     @property
     def models(self) -> tuple[str | None, str | None]:
-        """The name that was asked for, and the router's own, of which it may be an alias."""
+        """The requested name of the model, which may be an alias, and the router's own."""
         return self.admitted.event.requested_model, self.admitted.event.model
 
 
 class Underway:
-    """The requests of this worker that are under way."""
+    """The requests in progress in this worker."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start without any request."""
         self._open: dict[str, RequestUnderWay] = {}
         self._settled: OrderedDict[str, Settler] = OrderedDict()
 
     def add(self, request: RequestUnderWay, data: dict[str, Any], here: exchange.Exchange | None) -> None:
-        """Stamp an admitted request, and remember it."""
+        """Stamp an admitted request, and keep it until it is settled."""
         self._open[request.event_id] = request
         if here is not None:
             here.requests = [known for known in here.requests if not known.settled] + [request]
         metadata_of(data)[STAMP] = request.event_id
 
     def forget(self, request: RequestUnderWay, settler: Settler) -> None:
-        """Let go of a request that is settled; for a while it is known by whom."""
+        """Remove a settled request; its settler is remembered for a while."""
         self._open.pop(request.event_id, None)
         self._settled[request.event_id] = settler
         if len(self._settled) > _REMEMBERED:
             self._settled.popitem(last=False)
 
     def left(self) -> list[RequestUnderWay]:
-        """List what is not settled."""
+        """Return the requests that are not settled."""
         return list(self._open.values())
 
     def of_hook(self, data: Mapping[str, Any]) -> RequestUnderWay | None:
-        """Find the request of the body that a hook was given."""
+        """Return the request of the body that a hook gets."""
         return self._stamped(data) or _of_exchange(data.get("litellm_call_id"))
 
     def of_log(self, kwargs: Mapping[str, Any]) -> RequestUnderWay | None:
-        """Find the request that a logging callback speaks of."""
+        """Return the request of a logging callback."""
         return self._stamped(_parameters(kwargs)) or _of_exchange(kwargs.get("litellm_call_id"))
 
     @staticmethod
     def is_foreign(kwargs: Mapping[str, Any]) -> bool:
-        """Say whether what was logged was never admitted: a health check, or a question that a guardrail asked."""
+        """Whether a logged call was never admitted, such as a health check or a guardrail's own call."""
         if _stamps(_parameters(kwargs)):
             return False
         here, call_id = exchange.current.get(), kwargs.get("litellm_call_id")
         return here is None or all(request.admitted.event.call_id != call_id for request in here.requests)
 
     def repetition(self, holder: Mapping[str, Any], *, by: Settler) -> Literal["expected", "again"] | None:
-        """Say whether a request that is settled is reported once more; None if it is not known.
+        """Return whether a settled request is reported again, as expected or not; None if the request is unknown.
 
         Args:
-            holder: the body that a hook was given, or the `kwargs` of a logging callback.
-            by: who reports.
+            holder: The body that a hook gets, or the `kwargs` of a logging callback.
+            by: The hook that reports.
         """
         for stamp in (*_stamps(holder), *_stamps(_parameters(holder))):
             settler = self._settled.get(stamp)
             if settler in ("inline", "deferred") and by == "success":
-                # Every whole answer is logged after it was settled inline: that is once as expected.
+                # Every whole answer is logged once after it was settled inline.
                 self._settled[stamp] = "success"
                 return "expected"
             if settler is not None:
@@ -161,12 +167,12 @@ class Underway:
 
 @lru_cache(maxsize=256)
 def is_free(call_type: str) -> bool:
-    """Say whether calls of this type cost nothing, whatever comes of them."""
+    """Whether calls of this type cost nothing, with any result."""
     return _FREE_CALLS.search(call_type) is not None
 
 
 def metadata_of(data: dict[str, Any]) -> dict[str, Any]:
-    """Find the metadata that stays in the proxy: on some routes `metadata` is the provider's own parameter."""
+    """Return the metadata that stays in the proxy: on some routes `metadata` is the provider's own parameter."""
     name = "litellm_metadata" if "litellm_metadata" in data else "metadata"
     if not isinstance(data.get(name), dict):
         data[name] = {}
@@ -180,14 +186,14 @@ def _parameters(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _stamps(holder: Mapping[str, Any]) -> list[str]:
-    """List what may be an id of ours; a client can put one there as well, but guess none."""
+    """Return possible ids of ours; clients can send some too, but cannot guess a valid one."""
     found = (holder.get(name) for name in _METADATA)
     stamps = (metadata.get(STAMP) for metadata in found if isinstance(metadata, dict))
     return [stamp for stamp in stamps if isinstance(stamp, str)]
 
 
 def _of_exchange(call_id: object) -> RequestUnderWay | None:
-    """Find the request of this exchange; the call id tells it from calls that guardrails make meanwhile.
+    """Return the request of this exchange; the call id distinguishes it from calls by guardrails in the meantime.
 
     A request that the gate admits has no call id yet. An unmetered route has none, and its failure hook gets no body.
     """

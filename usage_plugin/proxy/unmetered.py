@@ -1,8 +1,11 @@
-"""Unmetered routes: what a request there uses, nobody tells. `admission.on_unmetered` says what becomes of it.
+"""Unmetered routes: their usage is not reported, so `admission.on_unmetered` decides about requests.
 
-`deny` refuses it; a flat cost is held and charged for each request; `allow` records it without a cost, and counts it.
-In each case a limit on cost or tokens that is used up refuses it.
-If LiteLLM knows the cost after all, as on some providers' own pass-through routes, that is what is charged.
+- `deny` refuses them.
+- A flat cost is held and charged for each request.
+- `allow` records them without a cost, and counts them.
+
+In each case a used-up limit on cost or tokens refuses them. If LiteLLM does report the cost, as on some providers' own
+pass-through routes, that cost is charged.
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
     from usage_plugin.runtime import Runtime
 
 UNMETERED = frozenset({"pass_through_endpoint", "allm_passthrough_route", "llm_passthrough_route"})
-"""LiteLLM's call types for routes that hand a request through as it is."""
+"""LiteLLM's call types for routes that forward a request unchanged."""
 
 
 async def admit_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[str, Any], kind: str) -> Decision:
-    """Decide on a request of which neither the model nor the tokens are known for sure."""
+    """Decide on a request whose model and tokens are not known for certain."""
     model = data.get("model")
     if not isinstance(model, str) or not model.isprintable() or not 0 < len(model) <= LONGEST_NAME:
         model = None
@@ -43,6 +46,6 @@ async def admit_unmetered(runtime: Runtime, subjects: Subjects, data: Mapping[st
     )
     flat = policy if isinstance(policy, int) else 0
     way = Candidate(model, None, priced=True, worst_cost=flat, is_unmetered=True)
-    # There is no other model to send it to, so a limit that would do so counts it and lets it pass.
+    # There is no other model for a downgrade, so a limit that would downgrade only counts the request.
     ask = Ask(draft=draft, subjects=subjects, primary=(way,), input_tokens=0, output_tokens=0, is_downgraded=True)
     return await runtime.admission.admit(ask)
