@@ -1,4 +1,4 @@
-"""Hostile names cannot harm the machine of the person who runs the contracts, however broken the store is."""
+"""Hostile names cannot harm the machine on which the contracts run, even with a broken store."""
 
 from __future__ import annotations
 
