@@ -235,7 +235,7 @@ def test_the_previous_tracker_wrote_everything_it_had_each_time(tmp_path: Path) 
 @pytest.mark.proxy
 @pytest.mark.timeout(600)
 def test_no_answered_request_passes_a_limit() -> None:
-    """With concurrent streams, retries, disconnects and a killed worker, the overspend is 0 and the usable part is used."""
+    """With concurrent streams, retries, disconnects and a killed worker, the overspend is 0 and limits stay usable."""
     cells = json.loads(run("overshoot", "--quick", "--json"))["cells"]
     ours = [cell for cell in cells if cell["system"] == "plugin"]
     assert {cell["situation"] for cell in ours} >= {"exact", "10x", "cut", "retries", "kill"}

@@ -35,7 +35,7 @@ def make_environment(folder: Path) -> Path:
 
 
 def lend(python: Path, *folders: Path) -> str:
-    """Make this environment's packages and some folders importable in another, after its own; return its site folder."""
+    """Make this environment's packages and some folders importable in another, after its own; return its site path."""
     site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=python.parent).strip()
     lines = [sysconfig.get_path("purelib"), *map(str, folders)]
     Path(site, "lent.pth").write_text("".join(f"{line}\n" for line in lines))
