@@ -12,7 +12,7 @@ ORIGINAL = "usage_plugin: {limits: [{name: daily, per: user, window: day, max_co
 RAISED = ORIGINAL.replace("5", "7")
 INVALID = ORIGINAL.replace("5", "-5")
 SECONDS = itertools.count(1_795_003_200)
-"""When the file was written: a second apart, since a file system's clock may tick slower than a test."""
+"""Modification times one second apart, since a file system's clock may be slower than a test."""
 
 
 @pytest.fixture

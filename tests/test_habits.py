@@ -23,7 +23,7 @@ def test_every_make_target_exists(page: str):
 
 
 def test_pre_commit_uses_the_tools_of_the_environment():
-    """Its hooks are local and download nothing, and each tool is one that `make lint` runs too."""
+    """The hooks are local and download nothing, and `make lint` runs each of their tools too."""
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
     for hook in config["repos"][0]["hooks"]:
@@ -35,7 +35,7 @@ def test_pre_commit_uses_the_tools_of_the_environment():
 
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem != "config"], ids=lambda path: path.stem)
 def test_issue_templates_are_well_formed(path: Path):
-    """They have a name, a description, and fields with distinct ids, at least one of them required."""
+    """Issue templates have a name, a description, and fields with distinct ids, at least one of them required."""
     form = yaml.safe_load(path.read_text())
     assert {"name", "description", "body"} <= set(form)
     fields = [field for field in form["body"] if field["type"] != "markdown"]

@@ -143,7 +143,7 @@ def test_anomalies_are_bounded(operations: OperationsLog, monkeypatch: pytest.Mo
 
 
 def test_what_must_never_be_is_found(ledger: Ledger, path: Path) -> None:
-    """Holds without a reservation, reservations without holds and negative sums are reported; a sound ledger has none."""
+    """Holds without a reservation, reservations without holds and negative sums are reported, and nothing else."""
     ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "e")
     record_new(ledger, [Charge(ANN, END, 5)], "e")
     assert ledger.verify() == []

@@ -103,7 +103,7 @@ def test_many_threads_may_tell() -> None:
 
 
 def test_failures_wait_for_the_ledger(caplog: pytest.LogCaptureFixture) -> None:
-    """Failures add up while the ledger is busy; then they are counted once, with one log line for each plugin and hook."""
+    """Failures add up while the ledger is busy; then they are counted once, with one log line per plugin and hook."""
     failures = Failures(FakeClock())
     counts = Counts()
     counts.is_busy = True

@@ -448,7 +448,7 @@ async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: 
 async def test_a_ledger_that_is_deleted_admits_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """New workers would use another file, so no reservation succeeds until it is back, and open requests are not lost."""
+    """New workers would use another file, so no reservation succeeds until it is back; open requests are kept."""
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     clock = FakeClock()
     limit = "\n    - {name: daily, per: user, window: day, max_cost: 1}"

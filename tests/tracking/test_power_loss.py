@@ -89,7 +89,7 @@ for number in itertools.count():
 
 
 def frames_of(folder: Path) -> tuple[int, int]:
-    """Return the log's number of frames, and the number that SQLite is copying or has copied and thus has synced itself."""
+    """Return the log's number of frames, and the number that SQLite is copying or has copied, and so has synced."""
     index = (folder / "ledger.db-shm").read_bytes()
     (frames,) = struct.unpack_from("=I", index, 16)
     (attempted,) = struct.unpack_from("=I", index, 96 + 4 + 5 * 4 + 8)

@@ -303,7 +303,7 @@ async def test_a_new_limit_says_what_it_cannot_count(tmp_path: Path, caplog: pyt
 
 
 async def test_a_new_limit_says_whom_pseudonyms_hide(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With pseudonyms, a new limit counts the history of literal names; if its globs cannot match others, it is named."""
+    """With pseudonyms, a new limit counts the history of literal names; if its globs miss others, it is named."""
     limits = """
     - {name: exact, per: user, match: {user: [eva]}, window: day, max_cost: 1}
     - {name: glob, per: user, match: {user: "b*"}, window: day, max_cost: 1}

@@ -134,7 +134,7 @@ async def test_the_parts_are_the_whole(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_a_stream_of_days_goes_on_behind_any_row(backend: str, tmp_path: Path) -> None:
-    """After any row, of a day that still changes or not, a stream continues with each later row once, ordered by day."""
+    """After any row, of a day that changes or not, a stream continues with each later row once, ordered by day."""
     events = [
         make_event(event_id=f"e{n}", user=f"u{n % 7}", started_at=start_of_day(FIRST, BERLIN) + n * 6 * 3_600_000_000)
         for n in range(24)

@@ -166,7 +166,7 @@ async def test_a_window_that_ends_soon_is_worth_waiting_for(runtime: Runtime, cl
 
 
 async def test_the_dearest_fallback_is_held(runtime: Runtime, clock: FakeClock) -> None:
-    """A cheap model with an expensive fallback holds the fallback's cost, on its limits too; the billed cost is charged."""
+    """A cheap model with an expensive fallback holds the fallback's cost, on its limits too, and is charged its own."""
     dear = Candidate("opus-1", "anthropic", True, 40 * CENT)
     request = await admitted(runtime, clock, cost=CENT, fallbacks=(dear,))
     daily, opus = runtime.limits.limits[0], runtime.limits.limits[2]
