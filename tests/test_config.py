@@ -450,7 +450,7 @@ def test_the_configuration_is_looked_for_in_order(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variable", ["USAGE_PLUGIN_CONFIG", "CONFIG_FILE_PATH"])
 def test_a_configuration_that_is_named_and_missing_is_an_error(tmp_path, monkeypatch, variable):
-    """A named file that does not exist is an error that names its source; no other file is used."""
+    """If a named file is missing, the error names its source, and no other file is used."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("usage_plugin: {}\n", encoding="utf-8")
     monkeypatch.setenv(variable, "gone.yaml")
@@ -721,7 +721,7 @@ def test_mistakes_name_their_lines(refused):
     ],
 )  # fmt: skip
 def test_a_doubled_key_is_refused(refused, section, expected):
-    """A duplicate key, anywhere in the section, is an error with the line of the second one."""
+    """A duplicate key anywhere in the section is an error with the line of the second one."""
     assert expected in refused(section)
 
 
@@ -889,7 +889,7 @@ def test_history_is_kept_for_a_while_by_default(load):
 
 
 def test_retention_is_written_in_days_years_and_bytes(load):
-    """Durations are written in `d` and `y` or as `unlimited`, and sizes in bytes."""
+    """Retention is written in `d`, in `y` or as `unlimited`, and `max_size` as a size."""
     found = load("retention: {events: 2y, daily: unlimited, max_size: 10GB}").retention
     assert found.model_dump() == {"events": 732, "daily": None, "max_size": 10**10}
 

@@ -94,7 +94,7 @@ def test_a_folder_that_is_there_and_takes_no_files_is_named(
 
 
 def test_a_full_disk_does_not_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A full disk is no reason not to start: existing files work, and later writes report the error."""
+    """A full disk does not prevent the start: existing files work, and later writes report the error."""
 
     def fail(*_: object, **__: object):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))

@@ -1,4 +1,4 @@
-"""No file that the configuration names can hang or crash a command or a worker: every kind of file, in every place."""
+"""No kind of file, in any place that the configuration names, can hang or crash a command or a worker."""
 
 from __future__ import annotations
 

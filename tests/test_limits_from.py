@@ -1,4 +1,4 @@
-"""Limits in files of their own: as strict as the YAML itself, and re-read when they change."""
+"""Limits in separate files are validated as strictly as the YAML itself, and re-read when they change."""
 
 from __future__ import annotations
 

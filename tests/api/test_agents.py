@@ -18,7 +18,7 @@ SPAN: dict[str, Any] = {"start": TODAY, "end": TODAY.replace(day=TODAY.day + 1)}
 
 
 async def test_sessions_and_agents_can_be_asked_for(tracker: UsageTracker, clock: FakeClock) -> None:
-    """`aggregate`, `top`, `percentiles` and `events` know sessions and agents."""
+    """`aggregate`, `top`, `percentiles` and `events` accept sessions and agents."""
     for cost, session, agent in ((1, "s-1", None), (2, "s-1", "explorer"), (4, "s-1", "explorer"), (3, "s-2", None)):
         await tracker.record_usage("ann", cost=cost, session_id=session, **({"agent": agent} if agent else {}))
         # Events of one instant are ordered by their ids, which are random within a millisecond.

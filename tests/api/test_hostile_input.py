@@ -183,7 +183,7 @@ async def test_no_request_costs_more_than_ten_million(tracker: UsageTracker) -> 
 
 
 async def test_an_event_that_the_ledger_rejects_raises(tracker: UsageTracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If another process writes for longer than a program waits, the call raises an error, and nothing is recorded later."""
+    """If another process writes for longer than a program waits, the call raises an error and never records."""
     monkeypatch.setattr("usage_plugin.api.tracker.LONGEST_WAIT", 0.05)
     runtime = tracker._runtime
     with closing(sqlite3.connect(runtime.ledger.location, isolation_level=None)) as other:

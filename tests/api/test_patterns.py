@@ -92,7 +92,7 @@ async def test_patterns_of_models_and_providers_name_their_users(tracker: UsageT
 
 
 async def every_hour(tracker: UsageTracker, weeks: int) -> None:
-    """Record a dollar an hour for bo, from eight to six o'clock on each day."""
+    """Record a dollar for bo at each hour from 8:00 to 17:00, on each day."""
     midnight = NOON - DAY // 2
     events = [
         make_event(started_at=midnight - day * DAY + hour * DAY // 24, user="bo", model="small", cost=USD)

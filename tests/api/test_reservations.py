@@ -61,7 +61,7 @@ async def test_a_budget_is_settled_to_the_actual_cost(tracker: UsageTracker) -> 
 
 @pytest.mark.parametrize("error", [None, ValueError, asyncio.CancelledError])
 async def test_an_unsettled_budget_is_released(tracker: UsageTracker, error: type[BaseException] | None) -> None:
-    """After the end of the block, an exception or a cancellation, an unsettled budget costs nothing and has no event."""
+    """After its block, an exception or a cancellation, an unsettled budget costs nothing and has no event."""
     try:
         async with tracker.reserve_budget("ann", 1) as held:
             if error:

@@ -120,7 +120,7 @@ def test_case_is_kept_unless_asked_otherwise():
 
 @given(st.text())
 def test_a_case_folded_name_is_clean_too(sent):
-    """Case-folding keeps names short, normal and stable."""
+    """Case-folded names are short, normalized and stable."""
     try:
         kept = clean(sent, casefold=True)
     except SubjectNameError:

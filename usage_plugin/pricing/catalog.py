@@ -154,7 +154,7 @@ def residency_of(provider: str | None, api_base: object) -> str | None:
 def location_of(provider: str | None, parameters: Mapping[str, Any], model: str) -> str | None:
     """Return the Vertex AI region that a deployment calls; None if it does not use Vertex AI."""
     try:
-        # From 1.106 on; older versions have one price for all regions.
+        # LiteLLM 1.106 and later; older versions have one price for all regions.
         from litellm.litellm_core_utils.litellm_logging import resolve_vertex_location_for_cost  # noqa: PLC0415
     except ImportError:
         return None

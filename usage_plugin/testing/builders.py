@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Charge, Ledger
 
 NOON = 1_795_435_200_000_000
-"""2026-11-23 12:00 UTC."""
+"""The instant 2026-11-23 12:00 UTC."""
 TODAY = date(2026, 11, 23)
 MINUTE = 60_000_000
 DAY = 24 * 60 * MINUTE

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COPY_EVERY = 1.0
-"""Seconds."""
+"""The interval between copies, in seconds."""
 LONGEST_LOG = 32 * 2**20
 """Bytes above which the log restarts at its beginning."""
 _FRAME_HEADER = 24
