@@ -155,7 +155,7 @@ def test_a_profile_is_kept_or_the_call_raises(desk: Desk, user: Any, fields: dic
 
 
 async def test_a_lone_surrogate_raises_at_once(tmp_path: Path) -> None:
-    """Four records that cannot be stored raise errors and do not block a fifth one (the program of a bug report)."""
+    """Records that cannot be stored raise an error and charge nothing, and a valid one succeeds (a reported bug)."""
     section = {
         "data_dir": str(tmp_path),
         "limits": [{"name": "daily", "per": "user", "window": "day", "max_cost": "0.05"}],

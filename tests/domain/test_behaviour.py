@@ -101,7 +101,7 @@ def test_a_change_shows_in_its_part(change, part):
 
 
 def test_what_shares_nothing_is_as_far_as_the_weight():
-    """A different model is the maximum distance of its part; half of it is less."""
+    """A different model has the maximum distance of the part, and half of it has less."""
     assert apart(week(), week(model="opus"))["models"] == pytest.approx(0.30)
     both = week()._replace(models={"gpt": 50, "opus": 50})
     assert 0.05 < apart(week(), both)["models"] < 0.15
@@ -121,7 +121,7 @@ def test_amounts_count_by_their_order():
 
 
 def test_unknown_hours_are_as_near_to_one_as_to_another():
-    """An imported week has no hours, and has the same distance to all hours."""
+    """An imported week has no hours, and has the same small distance to all hours."""
     unknown = week()._replace(hours=[0] * HOURS)
     to_nine, to_ten = (apart(unknown, week(hour=hour))["hours"] for hour in (9, 20))
     assert to_nine == pytest.approx(to_ten)

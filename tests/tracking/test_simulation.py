@@ -270,7 +270,7 @@ async def test_limits_that_do_not_block_refuse_nobody() -> None:
 
 
 async def test_an_event_that_does_not_tell_what_it_held_holds_what_it_cost() -> None:
-    """Such an event is counted, since a replay may refuse too few; an event without cost held nothing for certain."""
+    """An event without its hold holds its cost and is counted, unless it cost nothing: a replay may refuse too few."""
     events = [asked_of(0, 0, held=0, cost=9 * CENT), asked_of(1, 0, held=0, cost=CENT), asked_of(2, 0, held=0, cost=0)]
     refused, found = await replayed(events, limits_of(DAILY))
     assert (refused, found.held_as_cost) == ([], 2)

@@ -1,6 +1,6 @@
 """Fault injection: the n-th low-level call of a store fails, or its process dies there.
 
-A call is a function of the standard library that changes files, a statement of SQLite, or every 30 steps within one.
+A call is a function of the standard library that changes files, a statement of SQLite, or every few steps within one.
 The tests of a backend can name further functions.
 """
 

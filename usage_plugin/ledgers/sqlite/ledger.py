@@ -404,7 +404,7 @@ class SqliteLedger(Ledger):
         self._outbox.agree(stored)
 
     def maintain(self, now: int) -> None:
-        """Delete a slice of the old records, and checkpoint the write-ahead log."""
+        """Delete a slice of the old records, and sync the write-ahead log to disk."""
         self._maintenance.delete_old(now)
         with translated(self._path):
             self._ended.maintain(now)

@@ -1,4 +1,4 @@
-"""The outbox in the ledger's file; appending to it is a part of settling."""
+"""The outbox in the ledger's file, without appending, which is a part of settling."""
 
 from __future__ import annotations
 
