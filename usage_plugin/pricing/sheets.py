@@ -351,7 +351,7 @@ def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: 
 
     input_rate = own("input_cost_per_token")
     if input_rate is None and sheet.get("input_cost_per_token") is None and _bills_input_otherwise(sheet):
-        # LiteLLM counts no input tokens either: video is billed by the second, and LiteLLM calculates that price.
+        # LiteLLM too prices its input tokens at zero: video is billed by the second, and LiteLLM calculates that price.
         input_rate = 0
     output_rate = own("output_cost_per_token")
     image_output = own("output_cost_per_image_token")
