@@ -1,4 +1,4 @@
-"""What holds for all tests: no variable of the shell they run in moves them, and every run draws the same examples."""
+"""Settings for all tests: variables of the shell have no effect, and each run generates the same examples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.guarding", "tests.proxy.kept"]
 
-# LiteLLM looks prices up on the internet otherwise.
+# Otherwise LiteLLM downloads its prices.
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 settings.register_profile("suite", deadline=None, derandomize=True)
@@ -29,7 +29,7 @@ SCOPES = {
     "tests/docs/test_docs.py": "the example's proxy",
     "tests/docs/test_operating.py": "the example's proxy",
 }
-"""Files whose tests share a server that takes long to start."""
+"""Files whose tests share a server that is slow to start."""
 LONGEST_FIRST = (
     "tests/providers/test_corpus.py",
     "proxies",
@@ -42,7 +42,7 @@ LONGEST_FIRST = (
     "tests/proxy/test_outages.py",
     "the example's proxy",
 )
-"""The scopes that begin first, so that the processes which share the tests end together: then the rest of tests/proxy."""
+"""The scopes that start first, so that all worker processes end together; the rest of tests/proxy follows."""
 
 
 PROXY_SECONDS = 900
@@ -67,16 +67,16 @@ SLOW = (
     "tests/test_hostile_files.py",
     "tests/tracking/test_power_loss.py",
 )
-"""What starts many processes, or imports all of LiteLLM: `make test-fast` leaves it out."""
+"""Tests that start many processes or import all of LiteLLM; `make test-fast` skips them."""
 SLOW_TESTS = {
     "test_a_failing_call_breaks_no_other_verb",
     "test_a_process_that_dies_at_any_call_leaves_all_or_nothing",
 }
-"""The third of the contracts' time that goes into failing at each call, one after the other."""
+"""The tests that fail each low-level call in turn: a third of the contracts' time."""
 
 
 def scope_of(nodeid: str) -> str:
-    """Return what is run in one process: a file, or several that share a server."""
+    """Return the tests that run in one process: a file, or several that share a server."""
     file = nodeid.split("::", maxsplit=1)[0]
     return SCOPES.get(file, file)
 
@@ -88,7 +88,7 @@ def _order(item: pytest.Item) -> tuple[int, bool]:
 
 
 class TogetherByServer(LoadScopeScheduling):
-    """Keeps together, in one of the processes that share the tests, what shares a server that takes long to start."""
+    """Run all tests that share a slow server in the same worker process."""
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
@@ -96,7 +96,7 @@ class TogetherByServer(LoadScopeScheduling):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts the proxy and what starts many processes, and begin with what takes longest."""
+    """Mark the tests that start the proxy or many processes, and run the longest first."""
     for item in items:
         if item.nodeid.startswith("tests/proxy/"):
             item.add_marker(pytest.mark.proxy)

@@ -1,11 +1,11 @@
-"""Shows that a test run leaves the machine's folders as they were.
+"""Check that a test run leaves the machine's folders unchanged.
 
     python -m tests.system_snapshot take FILE
     make test
     python -m tests.system_snapshot compare FILE
 
-Compared are type, owner, permissions, size and time of change of everything in the folders of the system and in the
-home directory, apart from caches: package managers and Python fill those by themselves.
+It compares type, owner, permissions, size and modification time of all files in the system's folders and in the home
+directory. Caches are excluded, since package managers and Python fill them by themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_SHOWN = 50
 
 
 def take() -> dict[str, list[int]]:
-    """Return what is known of each path, links not followed."""
+    """Return the recorded facts of each path; links are not followed."""
     waiting = [folder for folder in map(Path, SYSTEM) if folder.is_dir() and not folder.is_symlink()] + [Path.home()]
     found: dict[str, list[int]] = {}
     while waiting:
@@ -35,7 +35,7 @@ def take() -> dict[str, list[int]]:
                 continue
             known = entry.stat(follow_symlinks=False)
             is_folder = entry.is_dir(follow_symlinks=False)
-            # A folder's size and time change with the caches in it; its other entries are looked at one by one.
+            # A folder's size and time change with the caches in it; its other entries are compared individually.
             changing = [] if is_folder else [known.st_size, known.st_mtime_ns]
             found[entry.path] = [known.st_mode, known.st_uid, known.st_gid, *changing]
             if is_folder:
@@ -44,7 +44,7 @@ def take() -> dict[str, list[int]]:
 
 
 def is_repository(entry: os.DirEntry[str]) -> bool:
-    """Whether it is the folder of this repository: tools keep their caches there."""
+    """Whether an entry is the folder of this repository, in which tools keep their caches."""
     return Path(entry.path) == Path(__file__).parents[1]
 
 

@@ -23,14 +23,14 @@ def lint_imports(folder):
 
 @pytest.fixture
 def copied(tmp_path):
-    """A copy of the package, to be spoilt."""
+    """A copy of the package for tests that change it."""
     shutil.copytree(PACKAGE, tmp_path / "usage_plugin", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     return tmp_path
 
 
 def test_the_rooms_keep_to_their_contracts():
-    """Dependencies point one way, the domain knows the standard library only, and only the adapter knows LiteLLM."""
+    """Dependencies have one direction; the domain imports only the standard library, and only the adapter LiteLLM."""
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
@@ -46,7 +46,7 @@ def test_the_rooms_keep_to_their_contracts():
     ],
 )  # fmt: skip
 def test_a_forbidden_import_breaks_its_contract(copied, module, line, broken):
-    """Whoever imports litellm in the domain, or otherwise against the layers, is told which contract it breaks."""
+    """A forbidden import, such as litellm in the domain, is reported with the contract that it breaks."""
     path = copied / "usage_plugin" / module
     path.write_text(f"{path.read_text(encoding='utf-8')}\n\n{line}\n", encoding="utf-8")
     done = lint_imports(copied)
@@ -57,7 +57,7 @@ def test_a_forbidden_import_breaks_its_contract(copied, module, line, broken):
 
 
 def test_a_new_module_must_be_given_a_place(copied):
-    """A new module at the top of the package breaks the layers until somebody decides where it belongs."""
+    """A new top-level module of the package is an error until the layers include it."""
     (copied / "usage_plugin" / "helpers.py").write_text('"""Odds and ends."""\n', encoding="utf-8")
     done = lint_imports(copied)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -65,7 +65,7 @@ def test_a_new_module_must_be_given_a_place(copied):
 
 
 def loaded_by(statement):
-    """The names of all modules that are loaded after a statement, in a Python of its own."""
+    """Return the names of all modules that a statement loads in a new Python process."""
     code = f"import sys\n{statement}\nprint('\\n'.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
@@ -94,19 +94,19 @@ def test_the_domain_loads_the_standard_library_only():
     ],
 )
 def test_importing_an_edge_does_not_load_litellm(module):
-    """The command line, and whoever imports the adapter without asking for the callback, does not wait for LiteLLM."""
+    """Neither the command line nor an import of the adapter without its callback loads LiteLLM."""
     loaded = loaded_by(f"import {module}")
     assert module in loaded
     assert "litellm" not in loaded
 
 
 def test_importing_the_package_loads_nothing_of_it():
-    """The package's own module imports nothing."""
+    """The package's own module imports no other module of the package."""
     assert not {name for name in loaded_by("import usage_plugin") if name.startswith("usage_plugin.")}
 
 
 def test_importing_opens_no_file(tmp_path):
-    """Importing every room but the running adapter makes no file and no thread."""
+    """Importing any package but the running adapter creates no file and no thread."""
     code = (
         "import threading, usage_plugin.api, usage_plugin.cli, usage_plugin.proxy, usage_plugin.runtime;"
         "assert threading.active_count() == 1, threading.enumerate()"
@@ -122,7 +122,7 @@ def test_importing_opens_no_file(tmp_path):
 
 
 def test_the_adapter_has_no_attribute_but_the_callback():
-    """A misspelt name of the callback is an AttributeError, which LiteLLM reports, and starts nothing."""
+    """A misspelt name of the callback raises AttributeError, which LiteLLM reports, and starts nothing."""
     import usage_plugin.proxy  # noqa: PLC0415
 
     with pytest.raises(AttributeError, match="calback"):
@@ -130,7 +130,7 @@ def test_the_adapter_has_no_attribute_but_the_callback():
 
 
 def test_only_the_test_kit_imports_pytest():
-    """What is installed imports pytest in usage_plugin.testing only."""
+    """Of the installed modules, only those of usage_plugin.testing import pytest."""
     importers = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")

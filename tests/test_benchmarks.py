@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks; `make soak` runs the short form of the one that holds promises."""
+"""The arithmetic of the benchmarks; `make soak` runs the short form of the one that tests promises."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_two_series_are_compared_pair_by_pair() -> None:
 
 
 async def test_each_proxy_is_loaded_as_often_at_each_place() -> None:
-    """Whoever comes first may find the machine otherwise than whoever comes last."""
+    """Each proxy runs equally often in each position, since the machine's state may change during a round."""
 
     class Stand:
         def __init__(self, name: str) -> None:
@@ -164,7 +164,7 @@ async def test_each_proxy_is_loaded_as_often_at_each_place() -> None:
 
 
 def test_every_proxy_is_held_against_the_one_that_does_nothing() -> None:
-    """Only the plugin has a bound; the others say where its time goes."""
+    """Only the plugin has a bound; the other proxies show the cost of its parts."""
     rates = {proxy.PLUGIN: [9.0], proxy.NOTHING: [10.0], "the ledger alone": [9.5]}
     proxies: Any = {name: SimpleNamespace(rates=rate, cpu=[]) for name, rate in rates.items()}
     figures = {figure.what: figure for figure in proxy.compare(proxies)}
@@ -194,7 +194,7 @@ def test_help_says_what_is_measured(name: str) -> None:
     ("name", "figures"),
     [
         ("recording", ["events a second", "events a second", "CPU for", "CPU for", "growth of CPU", "the previous"]),
-        # Only Linux tells how much memory a process had at most.
+        # Only Linux reports a process's peak memory.
         *(
             [pytest.param("memory", ["growth with", "growth of the previous"], marks=pytest.mark.soak)]
             if sys.platform == "linux"
@@ -203,7 +203,7 @@ def test_help_says_what_is_measured(name: str) -> None:
     ],
 )
 def test_the_short_form_measures_everything(name: str, figures: list[str]) -> None:
-    """A few events go the whole way, and each figure is there; what they are is for the long form to say."""
+    """The short form runs completely and has each figure; only the long form measures."""
     document = json.loads(run(name, "--quick", "--json"))
     assert document["benchmark"] == name
     for figure, what in zip(document["figures"], figures, strict=True):
@@ -213,14 +213,14 @@ def test_the_short_form_measures_everything(name: str, figures: list[str]) -> No
 
 @pytest.mark.soak
 def test_the_short_form_of_the_queries_asks_everything() -> None:
-    """DuckDB finds the same sums in the same rows, or it ends with an error."""
+    """DuckDB finds the same sums in the same rows, or the command ends with an error."""
     figures = json.loads(run("queries", "--quick", "--json"))["figures"]
     assert len(figures) > 20
     assert all(figure["measured"] > 0 for figure in figures if "growth" not in figure["what"])
 
 
 def test_the_previous_tracker_wrote_everything_it_had_each_time(tmp_path: Path) -> None:
-    """It is re-created as it was: a flush of 100 records writes a file and a row for each user in the cache."""
+    """The re-creation writes like the original: a flush of 100 records writes a file and a row for each cached user."""
     tracker = previous.Rewriting(tmp_path, size=50)
     for number in range(previous.PENDING):
         tracker.record(f"user-{number}", "2026-11-23", number)
@@ -235,7 +235,7 @@ def test_the_previous_tracker_wrote_everything_it_had_each_time(tmp_path: Path) 
 @pytest.mark.proxy
 @pytest.mark.timeout(600)
 def test_no_answered_request_passes_a_limit() -> None:
-    """With streams at once, retries, hang-ups and a killed worker, the overspend is 0 and what must be usable is."""
+    """With concurrent streams, retries, disconnects and a killed worker, the overspend is 0 and limits stay usable."""
     cells = json.loads(run("overshoot", "--quick", "--json"))["cells"]
     ours = [cell for cell in cells if cell["system"] == "plugin"]
     assert {cell["situation"] for cell in ours} >= {"exact", "10x", "cut", "retries", "kill"}

@@ -24,7 +24,7 @@ NAMED_WINDOWS = [kind for kind in WINDOW_KINDS if kind != "rolling"]
 
 @pytest.fixture
 def load(tmp_path):
-    """Load a section from a file of its own."""
+    """Return a function that loads a section from its own file."""
 
     def load(section, rest=""):
         path = tmp_path / "config.yaml"
@@ -37,7 +37,7 @@ def load(tmp_path):
 
 @pytest.fixture
 def refused(load):
-    """Load a section that must be refused; give the message."""
+    """Return a function that loads an invalid section and returns the error message."""
 
     def refused(section, rest=""):
         with pytest.raises(ConfigError) as caught:
@@ -48,7 +48,7 @@ def refused(load):
 
 
 def limit(**changes):
-    """One limit of 5 USD a day for each user as YAML, with changes; None leaves a key out."""
+    """Return the YAML of a limit of 5 USD a day for each user, with changes; None omits a key."""
     keys = {"name": "daily", "per": "user", "window": "day", "max_cost": "5", **changes}
     return "limits:\n  - {" + ", ".join(f"{key}: {value}" for key, value in keys.items() if value is not None) + "}\n"
 
@@ -91,7 +91,7 @@ def documented(tmp_path):
 
 
 def test_the_documented_shape_is_read(documented, tmp_path):
-    """The section as it is documented loads, key by key."""
+    """The documented section loads, key by key."""
     assert documented.data_dir == (tmp_path / "data/usage").resolve()
     assert documented.timezone == ZoneInfo("UTC")
     assert documented.contact == "Ask #ai-platform for more"
@@ -108,7 +108,7 @@ def test_the_documented_shape_is_read(documented, tmp_path):
 
 
 def test_the_documented_limits_become_rules(documented):
-    """The documented limits become rules with exact amounts, in their order."""
+    """The documented limits load with exact amounts, in their order."""
     limits = documented.limit_set().limits
     usd = 10**9
     assert [
@@ -137,7 +137,7 @@ def test_the_documented_overrides_set_the_amount(documented, user, usd):
 
 
 def test_until_includes_its_day_in_the_limits_zone(load):
-    """An override until a day counts up to that day's midnight, in the zone of the limit."""
+    """An override until a day counts until that day ends, in the zone of the limit."""
     section = "limits: [{name: a, per: user, window: day, timezone: Europe/Berlin, max_cost: 5, overrides: [{match: {}, max_cost: 40, until: 2026-12-01}]}]"
     (found,) = load(section).limit_set().matching(Subjects(user="eva"), None, None)
     ends = start_of_day(date(2026, 12, 2), BERLIN)
@@ -147,7 +147,7 @@ def test_until_includes_its_day_in_the_limits_zone(load):
 
 @pytest.mark.parametrize("until", ["2026-12-01T18:00:00+01:00", '"2026-12-01T17:00:00Z"', "2026-12-01 18:00:00"])
 def test_until_may_be_a_moment(load, until):
-    """An override may also end at a moment of time, in the limit's zone if it names none."""
+    """An override may also end at a time, in the limit's zone if it names none."""
     section = f"limits: [{{name: a, per: user, window: day, timezone: Europe/Berlin, max_cost: 5, overrides: [{{match: {{}}, max_cost: 40, until: {until}}}]}}]"
     (found,) = load(section).limit_set().matching(Subjects(user="eva"), None, None)
     ends = 1_796_144_400_000_000
@@ -155,14 +155,14 @@ def test_until_may_be_a_moment(load, until):
 
 
 def test_until_the_last_day_of_the_calendar_never_ends(load):
-    """An override until 9999-12-31 is one for ever, not a crash at the start."""
+    """An override until 9999-12-31 never ends, and does not crash the start."""
     section = "limits: [{name: a, per: user, window: day, max_cost: 5, overrides: [{match: {}, max_cost: 40, until: 9999-12-31}]}]"
     (found,) = load(section).limit_set().matching(Subjects(user="eva"), None, None)
     assert found.amount_at(1_796_144_400_000_000) == 40 * 10**9
 
 
 def test_without_a_section_a_proxys_yaml_gets_the_defaults(tmp_path):
-    """A proxy's YAML without the section records everything and limits nothing."""
+    """A proxy's YAML without the section records all requests and limits none."""
     path = tmp_path / "proxy.yaml"
     path.write_text("model_list: []\n", encoding="utf-8")
     config = load_config(path)
@@ -175,7 +175,7 @@ def test_without_a_section_a_proxys_yaml_gets_the_defaults(tmp_path):
     "text", ["usage_plugin:\n", "usage_plugin: {}\n", "usage_plugin: # nothing yet\nmodel_list: []\n"]
 )
 def test_an_empty_section_gets_the_defaults(tmp_path, text):
-    """A section with nothing in it is one with defaults."""
+    """An empty section has all defaults."""
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
     assert load_config(path).limits == ()
@@ -183,7 +183,7 @@ def test_an_empty_section_gets_the_defaults(tmp_path, text):
 
 @pytest.mark.parametrize("text", ["limits: []\n", "", "- a\n- b\n", "just text\n", "42\n"])
 def test_a_file_of_its_own_without_the_section_is_an_error(tmp_path, text):
-    """A file that is neither a proxy's YAML nor has the section is the wrong file, and says so."""
+    """A file that is not a proxy's YAML and lacks the section is the wrong file, and the error says so."""
     path = tmp_path / "own.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="no section usage_plugin"):
@@ -192,7 +192,7 @@ def test_a_file_of_its_own_without_the_section_is_an_error(tmp_path, text):
 
 @pytest.mark.parametrize("window", NAMED_WINDOWS)
 def test_every_window_is_known(load, window):
-    """A limit may count in each kind of window."""
+    """A limit may have each kind of window."""
     per = "[user, session]" if window == "session" else "user"
     assert load(limit(per=per, window=window)).limit_set().limits[0].window == WindowRule(window)
 
@@ -211,7 +211,7 @@ def test_a_window_may_roll(load, written, seconds):
     [("", None, 0), ("week_starts: sunday\n", None, 6), ("week_starts: sunday\n", "monday", 0), ("", "saturday", 5)],
 )
 def test_weeks_may_begin_on_any_day(load, top, own, day):
-    """A week begins on the day the limit names, else on the section's, else on Monday; other windows have none."""
+    """A week starts on the day of the limit, or else of the section, or else on Monday; other windows have none."""
     section = top + limit(window="week", week_starts=own) + "  - {name: other, per: user, window: month, max_cost: 5}"
     first, other = load(section).limit_set().limits
     assert first.window == WindowRule("week", week_starts=day)
@@ -219,7 +219,7 @@ def test_weeks_may_begin_on_any_day(load, top, own, day):
 
 
 def test_parallel_requests_need_no_window(load):
-    """Requests at the same time are limited without a window, with overrides like any amount."""
+    """Concurrent requests are limited without a window, with overrides like any amount."""
     (rule,) = (
         load(
             limit(
@@ -251,7 +251,7 @@ def test_a_limit_may_downgrade(load, changes):
     ("written", "percents"), [("[50, 80, 100]", (50, 80, 100)), ("80", (80,)), ("[1, 1000]", (1, 1000))]
 )
 def test_a_limit_may_alert(load, written, percents):
-    """Alerts come at shares of the amount in percent, one or several."""
+    """Alerts have one or several thresholds in percent of the amount."""
     assert load(limit(alert_at=written)).limit_set().limits[0].alert_at == percents
 
 
@@ -278,7 +278,7 @@ def test_a_limits_policies_have_two_words_each(load, key, value, field, expected
     ("on_cut_stream", None, "estimate"), ("on_cut_stream", "estimate", "estimate"), ("on_cut_stream", "reserved", "reserved"),
 ])  # fmt: skip
 def test_admission_can_be_set(load, key, written, expected):
-    """Each key of admission accepts its words, and its default is the safe choice."""
+    """Each key of admission accepts its values, and has a safe default."""
     admission = load("timezone: UTC" if written is None else f"admission: {{{key}: {written}}}").admission
     assert getattr(admission, key) == expected
 
@@ -287,7 +287,7 @@ def test_admission_can_be_set(load, key, written, expected):
     ("model", "tokens"), [("o3", 100_000), ("o3-mini", 100_000), ("openai/gpt-5", 8_000), ("gpt-5", 500), ("", 500)]
 )
 def test_the_bound_on_output_can_be_set_for_models(load, model, tokens):
-    """A model has the output bound of the first glob that fits it, else the default."""
+    """A model has the output bound of the first glob that matches it, or else the default."""
     admission = load(
         'admission: {default_max_output_tokens: 500, max_output_tokens: {"o3*": 100000, "openai/*": 8_000, "o3-mini": 1}}'
     ).admission
@@ -295,7 +295,7 @@ def test_the_bound_on_output_can_be_set_for_models(load, model, tokens):
 
 
 def test_without_bounds_of_their_own_all_models_have_the_default():
-    """No key at all means the same bound for each model."""
+    """Without the key, all models have the same bound."""
     assert AdmissionConfig().output_tokens_of("gpt-5") == 4096
 
 
@@ -312,13 +312,13 @@ def test_without_bounds_of_their_own_all_models_have_the_default():
     ],
 )
 def test_the_outbox_has_a_bound_in_bytes(load, written, size):
-    """How much may wait for the store is written as a size."""
+    """The maximum size of the outbox is written as a size."""
     storage = load(f"storage: {{outbox_max: {written}, on_outbox_full: allow}}").storage
     assert (storage.outbox_max, storage.on_outbox_full) == (size, "allow")
 
 
 def test_the_outbox_refuses_at_a_gigabyte_by_default(load):
-    """Unless something else is written, requests are refused when a gigabyte waits."""
+    """By default, requests are refused when a gigabyte waits in the outbox."""
     storage = load("timezone: UTC").storage
     assert (storage.outbox_max, storage.on_outbox_full, storage.backend) == (10**9, "deny", "sqlite")
 
@@ -341,7 +341,7 @@ def test_every_unit_is_known(load, key, unit):
 @pytest.mark.parametrize(("written", "amount"), [("0", 0), ("unlimited", None)])
 @pytest.mark.parametrize("key", ["max_cost", "max_total_tokens", "max_requests"])
 def test_zero_blocks_and_unlimited_lifts(load, key, written, amount):
-    """0 and unlimited are amounts of their own in every unit."""
+    """0 and unlimited are valid amounts in every unit."""
     (rule,) = load(limit(**{"max_cost": None, key: written})).limit_set().limits
     assert rule.amount == amount
 
@@ -367,7 +367,7 @@ def test_amounts_are_exact(load, written, nano):
 
 @pytest.mark.parametrize("written", ["0.1000000001", "0.10000000000000000000000000000000000000000001", "0.1234567891"])
 def test_an_amount_finer_than_a_nano_dollar_is_refused(refused, written):
-    """An amount with more than nine decimals is refused however many there are, and not rounded."""
+    """An amount with more than nine decimals is rejected and not rounded."""
     message = refused(limit(max_cost=written))
     assert "usage_plugin.limits.0.max_cost" in message
     assert written in message
@@ -375,14 +375,14 @@ def test_an_amount_finer_than_a_nano_dollar_is_refused(refused, written):
 
 
 def test_names_are_trimmed(load):
-    """White space around a name does not make another name of it."""
+    """White space around a name is removed."""
     config = load('groups: {power: [" dana "]}\n' + limit(match='{user: " ann "}'))
     assert config.groups == {"power": ("dana",)}
     assert config.limit_set().limits[0].match == Match((("user", ("ann",)),))
 
 
 def test_names_in_the_yaml_are_normalised_as_names_of_requests_are(load):
-    """A name that an editor wrote in decomposed letters matches the person who sends it composed."""
+    """A name that an editor wrote in decomposed form matches a request's composed form."""
     config = load(limit(match='{user: "Zoe\\u0308"}'))
     assert config.limit_set().matching(Subjects(user="Zo\u00eb"), None, None)
 
@@ -401,16 +401,16 @@ def test_names_in_the_yaml_are_case_folded_where_names_of_requests_are(load):
     "source", ["key", "end_user", '"header:x-openwebui-user-email"', '["header:X-User", key, end_user]']
 )
 def test_every_source_of_identity_is_known(load, source):
-    """Users may come from keys, from claims and from headers, one or several in order."""
+    """Users may come from keys, claims and headers, one or several in order."""
     config = load(f"identity: {{user: {source}}}")
     assert config.identity.user
 
 
-# ── the place of the configuration ───────────────────────────────────────────────────────────────────────────────────
+# ── location of the configuration ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_data_dir_is_relative_to_the_yaml(tmp_path, monkeypatch):
-    """A relative data folder begins at the folder of the YAML, wherever the proxy was started."""
+    """A relative data folder is relative to the YAML, for any current folder of the proxy."""
     folder = tmp_path / "etc"
     folder.mkdir()
     (folder / "config.yaml").write_text("usage_plugin: {data_dir: var/usage}\n", encoding="utf-8")
@@ -419,12 +419,12 @@ def test_data_dir_is_relative_to_the_yaml(tmp_path, monkeypatch):
 
 
 def test_data_dir_may_be_absolute(load, tmp_path):
-    """An absolute data folder stays where it is."""
+    """An absolute data folder is used unchanged."""
     assert load(f"data_dir: {tmp_path}/elsewhere").data_dir == tmp_path / "elsewhere"
 
 
 def test_the_variable_beats_data_dir(load, tmp_path, monkeypatch):
-    """USAGE_PLUGIN_DATA_DIR beats the data_dir of the YAML, and begins at the current folder."""
+    """USAGE_PLUGIN_DATA_DIR has priority over the YAML's data_dir, and is relative to the current folder."""
     monkeypatch.setenv("USAGE_PLUGIN_DATA_DIR", str(tmp_path / "variable"))
     assert load("data_dir: ./data/usage").data_dir == tmp_path / "variable"
     (tmp_path / "here").mkdir()
@@ -434,7 +434,7 @@ def test_the_variable_beats_data_dir(load, tmp_path, monkeypatch):
 
 
 def test_the_configuration_is_looked_for_in_order(tmp_path, monkeypatch):
-    """--config beats USAGE_PLUGIN_CONFIG, which beats CONFIG_FILE_PATH, which beats ./config.yaml."""
+    """The order of priority is --config, USAGE_PLUGIN_CONFIG, CONFIG_FILE_PATH, ./config.yaml."""
     monkeypatch.chdir(tmp_path)
     for name in ("explicit", "ours", "litellm", "config"):
         (tmp_path / f"{name}.yaml").write_text("usage_plugin: {}\n", encoding="utf-8")
@@ -450,7 +450,7 @@ def test_the_configuration_is_looked_for_in_order(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("variable", ["USAGE_PLUGIN_CONFIG", "CONFIG_FILE_PATH"])
 def test_a_configuration_that_is_named_and_missing_is_an_error(tmp_path, monkeypatch, variable):
-    """A named file that does not exist is an error that names its source; no other file is used."""
+    """If a named file is missing, the error names its source, and no other file is used."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yaml").write_text("usage_plugin: {}\n", encoding="utf-8")
     monkeypatch.setenv(variable, "gone.yaml")
@@ -461,7 +461,7 @@ def test_a_configuration_that_is_named_and_missing_is_an_error(tmp_path, monkeyp
 
 
 def test_no_configuration_at_all_is_an_error(tmp_path, monkeypatch):
-    """Where nothing is found the error says how to name a file."""
+    """If no file is found, the error explains how to name one."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="--config"):
         find_config()
@@ -469,7 +469,7 @@ def test_no_configuration_at_all_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", "folder"])
 def test_a_file_that_cannot_be_read_is_an_error(tmp_path, content):
-    """Binary data, or a folder, is an error that names it."""
+    """Binary data or a folder is an error that names it."""
     path = tmp_path / "config.yaml"
     if content == "folder":
         path.mkdir()
@@ -480,7 +480,7 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path, content):
 
 
 def test_values_may_come_from_the_environment(load, monkeypatch):
-    """os.environ/NAME is replaced by the variable, numbers and booleans as numbers and booleans, exactly."""
+    """os.environ/NAME is replaced by the variable; numbers and booleans keep their type, exactly."""
     for name, value in {"CONTACT": "Ask Bo", "DAILY": "0.1", "SIZE": "17", "DRY": "true", "BOSS": "bo"}.items():
         monkeypatch.setenv(name, value)
     config = load(
@@ -499,32 +499,32 @@ def test_values_may_come_from_the_environment(load, monkeypatch):
     "value", ["*@corp.example", "[ops] ask: us", "{", "@bo", "a: b: c", "%x", "`x`", "&x", "'", ""]
 )
 def test_text_from_the_environment_may_be_anything(load, monkeypatch, value):
-    """A variable is not YAML: one that YAML could not read is taken as the text it is."""
+    """A variable is not YAML: text that YAML could not parse is used unchanged."""
     monkeypatch.setenv("CONTACT", value)
     assert load("contact: os.environ/CONTACT").contact == value
 
 
 def test_a_missing_variable_is_an_error(refused):
-    """A variable that is not set stops the start and is named."""
+    """A missing variable stops the start and is named."""
     message = refused("contact: os.environ/NOT_THERE")
     assert "os.environ/NOT_THERE" in message
     assert "Set NOT_THERE" in message
 
 
 def test_other_sections_are_passed_over(load):
-    """Other sections are LiteLLM's business, duplicate keys included."""
+    """Other sections belong to LiteLLM, including their duplicate keys."""
     assert load("timezone: UTC", "litellm_settings: {a: 1, a: 2}\nmodel_list: []\n").timezone == ZoneInfo("UTC")
 
 
 def test_another_section_can_be_read(tmp_path):
-    """The checks can read LiteLLM's sections; one that is not there is None."""
+    """The checks can read LiteLLM's sections; a missing one is None."""
     path = tmp_path / "config.yaml"
     path.write_text("model_list: [{model_name: gpt}]\nusage_plugin: {}\n", encoding="utf-8")
     assert read_proxy_section(path, "model_list") == [{"model_name": "gpt"}]
     assert read_proxy_section(path, "litellm_settings") is None
 
 
-# ── mistakes: each has the path, the value found and the remedy ──────────────────────────────────────────────────────
+# ── mistakes: each error has the path, the value found and the remedy ────────────────────────────────────────────────
 
 MISTAKES = {
     "unknown key": ("stroage: {backend: sqlite}", "usage_plugin.stroage", "{'backend': 'sqlite'}", "unknown key"),
@@ -721,18 +721,18 @@ def test_mistakes_name_their_lines(refused):
     ],
 )  # fmt: skip
 def test_a_doubled_key_is_refused(refused, section, expected):
-    """A duplicate key, anywhere in the section, is an error with the line of the second one."""
+    """A duplicate key anywhere in the section is an error with the line of the second one."""
     assert expected in refused(section)
 
 
 def test_a_doubled_section_is_refused(refused):
-    """The section itself must stand once."""
+    """A duplicate section is an error."""
     assert "usage_plugin: duplicate key" in refused("timezone: UTC", "usage_plugin: {}\n")
 
 
 @pytest.mark.parametrize("match", ["{user: *@x.com}", "{user: [ann, *@x.com]}", "{model: *-mini}", "{model: *}"])
 def test_an_unquoted_glob_is_refused_with_a_hint_to_quote_it(refused, match):
-    """A glob that YAML takes for an alias is an error that says to put quotes around it."""
+    """A glob that YAML parses as an alias is an error with the advice to quote it."""
     message = refused(limit(match=match))
     assert "quotes" in message
     assert '"*@example.com"' in message
@@ -750,7 +750,7 @@ def test_an_unquoted_glob_is_refused_with_a_hint_to_quote_it(refused, match):
     ],
 )
 def test_what_is_no_yaml_is_an_error(tmp_path, text):
-    """Broken YAML, or one with code in it, is a ConfigError that names the file."""
+    """Invalid YAML, or YAML with code in it, is a ConfigError that names the file."""
     path = tmp_path / "config.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"config\.yaml"):
@@ -765,12 +765,12 @@ def test_a_section_that_is_no_mapping_is_an_error(refused, section):
 
 @pytest.mark.parametrize("section", ["limits: &a [*a]", "groups: &a {power: *a}"])
 def test_yaml_that_contains_itself_is_an_error(refused, section):
-    """A value that contains itself is an error, not an endless search."""
+    """A value that contains itself is an error, not an endless loop."""
     refused(section)
 
 
 def test_anchors_and_merges_may_be_used(load):
-    """YAML's own means of not repeating oneself work."""
+    """YAML's own means of repetition work."""
     config = load("""
         limits:
           - &first {name: a, per: user, window: day, max_cost: 5}
@@ -781,14 +781,14 @@ def test_anchors_and_merges_may_be_used(load):
 
 @pytest.mark.parametrize("written", ["0", "10", "1_000", "+5", '"010"', "08", "0.10", "00.5", "1_0.5"])
 def test_numbers_that_are_what_they_look_like_are_read(load, written):
-    """Decimal numbers are taken as they are, with the underscores and quotes that YAML allows."""
+    """Decimal numbers are read unchanged, with the underscores and quotes that YAML allows."""
     expected = float(written.strip('"').replace("_", ""))
     assert load(limit(max_cost=written)).limit_set().limits[0].amount == expected * 10**9
 
 
 @pytest.mark.parametrize("value", ["010", "0x1F", "1:30"])
 def test_a_variable_with_a_disguised_number_is_an_error(refused, monkeypatch, value):
-    """A number from the environment is not silently another one either."""
+    """A number from the environment is never silently another one."""
     monkeypatch.setenv("DAILY", value)
     message = refused(limit(max_cost="os.environ/DAILY"))
     assert f"DAILY is {value}" in message
@@ -796,7 +796,7 @@ def test_a_variable_with_a_disguised_number_is_an_error(refused, monkeypatch, va
 
 
 def test_long_values_are_cut_in_messages(refused):
-    """A value of many characters does not flood the message."""
+    """A long value is cut in the message."""
     assert len(refused(f"timezone_: {'x' * 100_000}")) < 1_000
 
 
@@ -821,7 +821,7 @@ values = st.recursive(
 
 @given(st.dictionaries(st.sampled_from([*Config.model_fields]), values, max_size=3))
 def test_whatever_is_written_is_a_configuration_or_a_mistake(tmp_path_factory, section):
-    """Any YAML under any of our keys gives a working configuration or a ConfigError, never another error."""
+    """Any YAML under any of our keys is a working configuration or a ConfigError, never another error."""
     path = tmp_path_factory.getbasetemp() / "whatever.yaml"
     path.write_text(yaml.safe_dump({"usage_plugin": section}, allow_unicode=True), encoding="utf-8")
     try:
@@ -882,14 +882,14 @@ def test_whatever_limits_are_written_can_be_used_or_are_a_mistake(tmp_path_facto
 
 
 def test_history_is_kept_for_a_while_by_default(load):
-    """Events are kept for 90 days, daily sums for five years, names as they are."""
+    """By default, events are kept for 90 days, daily sums for five years, and names are stored unchanged."""
     config = load("timezone: UTC")
     assert config.retention.model_dump() == {"events": 90, "daily": 1830, "max_size": None}
     assert config.privacy.user == "plain"
 
 
 def test_retention_is_written_in_days_years_and_bytes(load):
-    """`d`, `y` and `unlimited` say how long, a size how much."""
+    """Retention is written in `d`, in `y` or as `unlimited`, and `max_size` as a size."""
     found = load("retention: {events: 2y, daily: unlimited, max_size: 10GB}").retention
     assert found.model_dump() == {"events": 732, "daily": None, "max_size": 10**10}
 
@@ -909,6 +909,6 @@ def test_retention_is_written_in_days_years_and_bytes(load):
     ],
 )
 def test_retention_that_cannot_be_meant_is_refused(load, section, remedy):
-    """A bare number, less than a day, or sums that end before their events are mistakes with a remedy."""
+    """A bare number, less than a day, and sums that end before their events are mistakes with a remedy."""
     with pytest.raises(ConfigError, match=re.escape(remedy)):
         load(section)

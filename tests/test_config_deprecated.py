@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.config import Config
 
-# The old form, the new form, the place of the value, the value, and both parts of the warning.
+# The old form, the new form, the path of the value, the value, and both parts of the warning.
 FORMS = {
     "max_wait": (
         "admission: {busy_wait: 5s}",

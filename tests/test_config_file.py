@@ -12,7 +12,7 @@ ORIGINAL = "usage_plugin: {limits: [{name: daily, per: user, window: day, max_co
 RAISED = ORIGINAL.replace("5", "7")
 INVALID = ORIGINAL.replace("5", "-5")
 SECONDS = itertools.count(1_795_003_200)
-"""When the file was written: a second apart, since a file system's clock may tick slower than a test."""
+"""Modification times one second apart, since a file system's clock may be slower than a test."""
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_it_begins_only_with_what_can_be_used(path):
 
 @pytest.mark.parametrize("how", [write, replace])
 def test_a_change_is_told_once(path, how):
-    """However a file was written, its new configuration is given once, and the way back is a change too."""
+    """A new configuration is returned once, for any way of writing the file, and so is the return to the old one."""
     file = ConfigFile(path)
     how(path, RAISED)
     assert changes(file) == [7]
@@ -87,7 +87,7 @@ def test_a_change_between_reading_and_watching_is_not_missed(path):
 
 
 def test_what_is_half_written_is_never_taken(path):
-    """While the file is still changing nothing of it counts, even if a part of it would be valid."""
+    """While the file is still changing, no part of it is used, even a valid one."""
     file = ConfigFile(path)
     for text in ("", "usage_plugin:\n", "usage_plugin: {limits: []}\n"):
         write(path, text)
@@ -100,7 +100,7 @@ def test_what_is_half_written_is_never_taken(path):
     "text", [ORIGINAL, f"# a comment\n{ORIGINAL}", f"{ORIGINAL}litellm_settings: {{drop_params: true}}\n"]
 )
 def test_what_changes_nothing_of_ours_is_no_change(path, text):
-    """A file that was touched, commented, or changed in another section leaves the configuration unchanged."""
+    """A change of the file's time, of comments or of another section leaves the configuration unchanged."""
     file = ConfigFile(path)
     before = file.config
     replace(path, text)
@@ -110,7 +110,7 @@ def test_what_changes_nothing_of_ours_is_no_change(path, text):
 
 
 def test_a_mistake_is_told_once_and_changes_nothing(path):
-    """An invalid file is an error once for each content, and the configuration from before stays in force."""
+    """An invalid file is an error once for each content, and the previous configuration stays in force."""
     file = ConfigFile(path)
     write(path, INVALID)
     (message,) = changes(file)

@@ -1,4 +1,4 @@
-"""A data folder that cannot be used: the start says so, names the setting, and leaves nothing behind."""
+"""If the data folder cannot be used, the start reports the setting and leaves no files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refused(folder: Path) -> str:
 
 
 def test_a_folder_is_made_for_its_owner_and_left_empty(tmp_path: Path):
-    """Also below others that are not there yet, and again when it is there."""
+    """The folder is created with its parents, only for its owner, and a second call changes nothing."""
     for _ in range(2):
         prepare_data_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
@@ -35,7 +35,7 @@ def test_a_folder_is_made_for_its_owner_and_left_empty(tmp_path: Path):
 
 
 def test_a_file_in_its_place_is_named(tmp_path: Path):
-    """In the place of the folder, or of one above it."""
+    """A file in the place of the folder, or of one above it, is named."""
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         assert (
@@ -45,7 +45,7 @@ def test_a_file_in_its_place_is_named(tmp_path: Path):
 
 
 def test_a_link_that_leads_nowhere_is_named(tmp_path: Path):
-    """It exists, and is not a folder."""
+    """A dangling link exists, but is not a folder."""
     (tmp_path / "link").symlink_to(tmp_path / "none" / "none")
     assert str(tmp_path / "link") in refused(tmp_path / "link")
 
@@ -64,7 +64,7 @@ prepare_data_folder(Path(sys.argv[1]))
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs Linux's unshare")
 @pytest.mark.parametrize("below", ["", "data"], ids=["the mount itself", "a folder below it"])
 def test_a_read_only_mount_is_named_for_root_too(tmp_path: Path, below: str):
-    """In a mount namespace of its own, where the process is root; permissions alone would let it pass."""
+    """The process is root in a mount namespace of its own, where file permissions alone would allow the write."""
     mount = tmp_path / "mount"
     mount.mkdir()
     done = subprocess.run(
@@ -82,7 +82,7 @@ def test_a_read_only_mount_is_named_for_root_too(tmp_path: Path, below: str):
 def test_a_folder_that_is_there_and_takes_no_files_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ):
-    """On a read-only mount the folder is found, and only the file fails."""
+    """On a read-only mount the folder exists, and only creating a file fails."""
 
     def fail(*_: object, **__: object):
         raise OSError(number, os.strerror(number), str(tmp_path))
@@ -94,7 +94,7 @@ def test_a_folder_that_is_there_and_takes_no_files_is_named(
 
 
 def test_a_full_disk_does_not_stop_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The files are there, and later writes report the full disk themselves."""
+    """A full disk does not prevent the start: existing files work, and later writes report the error."""
 
     def fail(*_: object, **__: object):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
@@ -104,7 +104,7 @@ def test_a_full_disk_does_not_stop_the_start(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_a_tracker_says_it_too(tmp_path: Path):
-    """As every worker of the proxy, before it opens anything."""
+    """A tracker reports the error before it opens any file, like each worker of the proxy."""
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match=r"usage_plugin\.data_dir: expected a folder"):
         async with open_tracker({"data_dir": str(tmp_path / "file")}):
@@ -112,7 +112,7 @@ async def test_a_tracker_says_it_too(tmp_path: Path):
 
 
 def test_the_doctor_names_a_file_in_its_place(tmp_path: Path):
-    """One problem, with the setting, instead of advice about the file's mode."""
+    """The doctor reports one problem with the setting, instead of advice about the file's mode."""
     (tmp_path / "file").write_text("mine")
     (finding,) = check_folder(tmp_path / "file")
     assert "is not a folder" in str(finding)

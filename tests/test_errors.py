@@ -1,4 +1,4 @@
-"""All errors are one tree, in one module, and its docstring draws it."""
+"""All errors form one tree in one module, whose docstring draws it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def walked(one: type, depth: int = 0) -> list[tuple[int, str]]:
 
 
 def branches(rows: list[tuple[int, str]]) -> set[tuple[str, ...]]:
-    """Return each name with those above it."""
+    """Return each name with its ancestors."""
     path: list[str] = []
     found = set()
     for depth, name in rows:
@@ -55,7 +55,7 @@ def test_every_error_says_what_it_means():
 
 
 def test_no_error_is_defined_elsewhere():
-    """Only private ones, and those that the docstring of the tree names, are outside of it."""
+    """Only private errors, and those that the tree's docstring names, are outside of it."""
     found = {
         ".".join((*path.relative_to(PACKAGE).with_suffix("").parts, node.name))
         for path in PACKAGE.rglob("*.py")

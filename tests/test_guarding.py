@@ -1,4 +1,4 @@
-"""The write guard fails a test that touches what is not its own, also by a child process, and prevents it."""
+"""The write guard prevents any access outside of a test's folders and fails the test, also for child processes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_inside(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """Run those tests in a pytest whose own folders are fewer; return what it printed, and the folder outside."""
+    """Run those tests in a pytest that may write to fewer folders; return its output, and the folder outside."""
     folder = tmp_path_factory.mktemp("guard")
     outside = folder / "outside"
     for path in (outside, folder / "inside"):
@@ -90,7 +90,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 def test_whatever_touches_something_outside_fails(ran: tuple[str, Path]) -> None:
-    """Each way to write, delete, link or listen fails the test that did it, though its code hides the error."""
+    """Each way to write, delete, link or listen outside fails its test, although the test suppresses the error."""
     printed, _ = ran
     ways = re.findall(r'^    "([a-z-]+)": lambda', TESTS, re.MULTILINE)
     assert len(ways) == 18
@@ -99,13 +99,13 @@ def test_whatever_touches_something_outside_fails(ran: tuple[str, Path]) -> None
 
 
 def test_nothing_outside_was_touched(ran: tuple[str, Path]) -> None:
-    """What the guard reports it also prevents."""
+    """The guard prevents each violation that it reports."""
     _, outside = ran
     assert {path.name: path.read_text() for path in outside.iterdir()} == {"kept": "kept", "base": ""}
 
 
 def test_what_is_inside_may_be_touched(ran: tuple[str, Path]) -> None:
-    """Files of the test's own, loopback and reading anything are no violations."""
+    """Writing to the test's own folders, listening on loopback and reading any file are permitted."""
     printed, _ = ran
     assert re.search(r"^PASSED .*::test_inside$", printed, re.MULTILINE), printed
     assert "ERROR test_touching.py::test_inside" not in printed

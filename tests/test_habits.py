@@ -16,14 +16,14 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/releasing.md", "README.md"])
 def test_every_make_target_exists(page: str):
-    """Each `make NAME` of the page is a target."""
+    """Each `make NAME` of the page is an existing target."""
     named = set(re.findall(r"\bmake ([a-z][\w-]+)(?=[`\s])", (ROOT / page).read_text()))
     assert named
     assert named <= set(re.findall(r"^([\w-]+):(?!=)", MAKEFILE, re.MULTILINE))
 
 
 def test_pre_commit_uses_the_tools_of_the_environment():
-    """Its hooks are local and download nothing, and each tool is one that `make lint` runs too."""
+    """The hooks are local and download nothing, and `make lint` runs each of their tools too."""
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert [repo["repo"] for repo in config["repos"]] == ["local"]
     for hook in config["repos"][0]["hooks"]:
@@ -35,7 +35,7 @@ def test_pre_commit_uses_the_tools_of_the_environment():
 
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem != "config"], ids=lambda path: path.stem)
 def test_issue_templates_are_well_formed(path: Path):
-    """They have a name, a description, and fields with ids of their own, at least one of them required."""
+    """Issue templates have a name, a description, and fields with distinct ids, at least one of them required."""
     form = yaml.safe_load(path.read_text())
     assert {"name", "description", "body"} <= set(form)
     fields = [field for field in form["body"] if field["type"] != "markdown"]

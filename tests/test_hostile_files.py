@@ -1,4 +1,4 @@
-"""No file that the configuration names can hang or crash a command or a worker: every kind of file, in every place."""
+"""No kind of file, in any place that the configuration names, can hang or crash a command or a worker."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from usage_plugin.tracking.secret import make_secret
 
 EXECUTABLE = Path(sys.executable).with_name("usage-plugin")
 SECONDS = 5
-"""After which an error must be there; the command itself takes half a second to start."""
+"""The time limit for an error; the command itself takes half a second to start."""
 SLOW = 4
-"""A loaded machine may take so many times as long."""
+"""The factor by which a loaded machine may be slower."""
 
 LIMITS = "limits: [{name: daily, per: user, window: day, max_cost: 5}]\n"
 BOMB = "".join(
@@ -79,7 +79,7 @@ KINDS = (
 
 
 def make(path: Path, kind: str, *, section: bool = False) -> None:
-    """Put a file of a kind at a path; `section`: with what makes a configuration of it, where it is text."""
+    """Create a file of a kind; with `section`, a text becomes a configuration's section."""
     if kind in TEXTS:
         text = TEXTS[kind]
         if section:
@@ -112,7 +112,7 @@ def in_time(call: Any) -> Any:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    # A short name: that of a socket must be short.
+    # A short path, since the path of a socket must be short.
     return tmp_path
 
 
@@ -125,7 +125,7 @@ PLACES = {
 
 
 def place(folder: Path, where: str) -> Path:
-    """Make a configuration that names a file; give the file."""
+    """Create a configuration that names a file; return that file's path."""
     (folder / "config.yaml").write_text(PLACES[where])
     (folder / "between.yaml").write_text("include: [named.yaml]\n")
     return folder / "named.yaml"
@@ -138,7 +138,7 @@ def checked(folder: Path, command: str = "check") -> subprocess.CompletedProcess
 
 @contextmanager
 def made(path: Path, kind: str, *, section: bool = False) -> Iterator[None]:
-    """Make a file, and take a huge one away again: a failed test keeps its folder."""
+    """Create a file, and delete a huge one afterwards, since pytest keeps the folder of a failed test."""
     make(path, kind, section=section)
     try:
         yield
@@ -149,7 +149,7 @@ def made(path: Path, kind: str, *, section: bool = False) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_command_ends_with_an_error_that_names_the_file(folder: Path, kind: str) -> None:
-    """Whatever stands in place of the YAML: an error within seconds, with its name, no trace, exit code 1."""
+    """Any kind of file as the YAML: an error within seconds, with its name, no traceback, exit code 1."""
     with made(folder / "config.yaml", kind, section=True):
         done = checked(folder)
     assert done.returncode == 1, done
@@ -161,7 +161,7 @@ def test_a_command_ends_with_an_error_that_names_the_file(folder: Path, kind: st
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("where", [where for where, text in PLACES.items() if text])
 def test_a_file_that_the_yaml_names_may_be_anything(folder: Path, where: str, kind: str) -> None:
-    """Whatever stands in place of a file that another names: an error within seconds, with its name and a remedy."""
+    """Any kind of file that another one names: an error within seconds, with its name and a remedy."""
     named = place(folder, where)
     with made(named, kind), pytest.raises(ConfigError, match=r"named\.yaml") as error:
         in_time(lambda: load_config(folder / "config.yaml"))
@@ -171,7 +171,7 @@ def test_a_file_that_the_yaml_names_may_be_anything(folder: Path, where: str, ki
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "missing"])
 @pytest.mark.parametrize("where", PLACES)
 def test_a_worker_keeps_what_it_had(folder: Path, where: str, kind: str) -> None:
-    """A file that turns into something else under a running proxy is told once, and what was read stays in force."""
+    """If a file becomes invalid while the proxy runs, one error is reported and the previous content stays in force."""
     config = folder / "config.yaml"
     named = config if not PLACES[where] else folder / "named.yaml"
     good = f"usage_plugin: {{{LIMITS.strip()}}}\n"
@@ -210,7 +210,7 @@ def test_a_worker_keeps_what_it_had(folder: Path, where: str, kind: str) -> None
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in TEXTS])
 def test_a_plugin_that_is_no_file_is_refused(folder: Path, kind: str) -> None:
-    """A plugin's path is read like every other."""
+    """A plugin's path is read with the same checks as every other file."""
     folder.chmod(0o755)
     (folder / "config.yaml").write_text("usage_plugin: {plugins: [{path: named.py}]}\n")
     with made(folder / "named.py", kind):
@@ -222,14 +222,14 @@ def test_a_plugin_that_is_no_file_is_refused(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", [*BYTES, "pipe", "socket", "endless device", "folder", "huge"])
 def test_a_secret_that_is_no_file_is_refused(folder: Path, kind: str) -> None:
-    """The secret of the data folder is read like every other file, also at the start of a worker."""
+    """The secret of the data folder is read with the same checks as every other file, also when a worker starts."""
     with made(folder / "secret", kind), pytest.raises(UsagePluginError, match="secret"):
         in_time(lambda: make_secret(folder / "secret"))
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless device", "deep", "alias bomb", "huge", "binary"])
 def test_limits_to_be_simulated_are_read_like_the_others(folder: Path, kind: str) -> None:
-    """A file named on the command line is no other."""
+    """A file of limits named on the command line is read with the same checks."""
     (folder / "config.yaml").write_text("usage_plugin: {data_dir: ./data}\n")
     config = load_config(folder / "config.yaml")
     with made(folder / "named.yaml", kind), pytest.raises(ConfigError, match=r"named\.yaml"):
@@ -238,7 +238,7 @@ def test_limits_to_be_simulated_are_read_like_the_others(folder: Path, kind: str
 
 @pytest.mark.parametrize("kind", ["pipe", "endless device", "deep", "binary", "folder"])
 def test_a_callback_beside_the_yaml_that_is_no_file_stops_no_command(folder: Path, kind: str) -> None:
-    """What `check` and `doctor` look into, to know whether it changes requests, may be anything."""
+    """A callback's file, which `check` and `doctor` read to see whether it changes requests, may be of any kind."""
     make(folder / "hooks.py", kind)
     (folder / "config.yaml").write_text(
         "model_list: []\nlitellm_settings: {callbacks: [usage_plugin.proxy.callback, hooks.mine]}\nusage_plugin: {}\n"
@@ -250,14 +250,14 @@ def test_a_callback_beside_the_yaml_that_is_no_file_stops_no_command(folder: Pat
 
 
 def test_variables_are_values_and_no_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brackets without end in a variable are text: the parser, which would crash, does not see them."""
+    """Endless brackets in a variable are text: they never reach the YAML parser, which would crash."""
     (folder / "config.yaml").write_text("usage_plugin: {contact: os.environ/DEEP}\n")
     monkeypatch.setenv("DEEP", "[" * 100_000)
     assert load_config(folder / "config.yaml").contact == "[" * 100_000
 
 
 def test_mistakes_without_end_are_told_in_a_hundred_lines(folder: Path) -> None:
-    """A wrong file may have a mistake in each of its million lines; an error that tells all is of no use."""
+    """An error has at most a hundred lines, although a wrong file may have a million mistakes."""
     (folder / "config.yaml").write_text("usage_plugin:\n" + "".join(f"  k{n}: 1\n" for n in range(200_000)))
     with pytest.raises(ConfigError, match="199,900 more") as error:
         in_time(lambda: load_config(folder / "config.yaml"))
@@ -265,7 +265,7 @@ def test_mistakes_without_end_are_told_in_a_hundred_lines(folder: Path) -> None:
 
 
 def test_aliases_within_bounds_are_read(folder: Path) -> None:
-    """Aliases are a good thing: many limits may share their overrides."""
+    """Valid aliases work: many limits can share their overrides."""
     overrides = ", ".join(f"{{match: {{user: u{n}}}, max_cost: 1}}" for n in range(200))
     limits = "".join(
         f"    - {{name: l{n}, per: user, window: day, max_cost: 5, overrides: *o}}\n" for n in range(1, 100)
@@ -289,7 +289,7 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_whatever_is_no_bomb_is_read_as_before(value: Any) -> None:
-    """The bounds change no document: what was written is what is read, aliases included."""
+    """The bounds change no valid document: it loads as it was written, aliases included."""
     shared = [value, value, {"again": value}]
     text = yaml.safe_dump(shared)
     node = compose(text, Path("a.yaml"))
@@ -299,7 +299,7 @@ def test_whatever_is_no_bomb_is_read_as_before(value: Any) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 11), max_size=9), min_size=1, max_size=12))
 def test_aliases_are_counted_and_not_written_out(links: list[list[int]]) -> None:
-    """Any graph of aliases is read or refused at once; what is read is no larger than the bound."""
+    """Any graph of aliases is loaded or rejected at once, and the size of a loaded document is bounded."""
     lines = []
     for at, targets in enumerate(links):
         known = ", ".join(f"*n{target}" for target in targets if target <= at) or "x"
@@ -315,14 +315,14 @@ def test_aliases_are_counted_and_not_written_out(links: list[list[int]]) -> None
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "endless device", "folder"])
 def test_only_regular_files_are_opened(folder: Path, kind: str) -> None:
-    """The reason is told in words."""
+    """The reason is in words."""
     make(folder / "x", kind)
     with pytest.raises(NotRegularFileError, match="expected a regular file; found a"):
         open_regular(folder / "x")
 
 
 def test_a_file_without_a_size_is_bounded_as_it_is_read() -> None:
-    """The kernel's own files say that they are empty, and are not."""
+    """A file of the kernel has the size 0, and its content is bounded all the same."""
     with pytest.raises(NotRegularFileError, match="at most 10 bytes"):
         read_regular(Path("/proc/self/maps"), 10)
     assert read_regular(Path("/proc/self/comm"), 100)

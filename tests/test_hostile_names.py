@@ -1,4 +1,4 @@
-"""Hostile names cannot harm the machine of the person who runs the contracts, however broken the store is."""
+"""Hostile names cannot harm the machine on which the contracts run, even with a broken store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_name_used_as_a_path_stays_with_the_test(tmp_path: Path, below: st
 
 
 def test_some_names_lead_out_of_the_data_folder(tmp_path: Path) -> None:
-    """An absolute name, one that goes up and one that goes up to the root each reach the canary."""
+    """An absolute name, a relative one and one by way of the root each reach the canary."""
     data, canary = tmp_path / "data" / "usage", tmp_path / "canary"
     data.mkdir(parents=True)
     canary.mkdir()

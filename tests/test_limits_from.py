@@ -1,4 +1,4 @@
-"""Limits in files of their own: as strict as the YAML itself, and re-read when they change."""
+"""Limits in separate files are validated as strictly as the YAML itself, and re-read when they change."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def settled(file: ConfigFile):
 
 
 def test_limits_of_another_file_are_in_force(path: Path) -> None:
-    """They follow those of the YAML; a relative path starts in the folder of the YAML."""
+    """The file's limits follow those of the YAML; a relative path starts in the folder of the YAML."""
     path.with_name("more.yaml").write_text(LIMIT)
     assert names(load_config(path)) == ["daily", "more"]
 
@@ -57,7 +57,7 @@ def test_limits_of_another_file_are_in_force(path: Path) -> None:
 def test_a_mistake_names_the_file_the_line_and_the_path(
     path: Path, text: str | None, message: str | tuple[str, ...]
 ) -> None:
-    """It is refused as in the YAML itself."""
+    """An invalid limit is rejected as in the YAML itself."""
     if text is not None:
         path.with_name("more.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -90,7 +90,7 @@ def test_the_file_is_read_again_when_it_changes(path: Path) -> None:
 
 
 def test_a_file_that_comes_after_it_was_named_is_noticed(path: Path) -> None:
-    """The order in which the two are written does not matter."""
+    """The file may be written after the YAML that names it."""
     path.with_name("more.yaml").write_text(LIMIT)
     file = ConfigFile(path)
     path.write_text(path.read_text().replace("more.yaml", "later.yaml"))
@@ -101,7 +101,7 @@ def test_a_file_that_comes_after_it_was_named_is_noticed(path: Path) -> None:
 
 
 def test_what_a_migration_wrote_is_in_force_as_soon_as_it_is_there(path: Path) -> None:
-    """With `migrate_from`, and once only where it is also named."""
+    """`migrate_from` applies the written file, once even if it is also named."""
     path.write_text("usage_plugin: {data_dir: data, migrate_from: ./old}\n")
     file = ConfigFile(path)
     assert settled(file) is None

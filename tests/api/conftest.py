@@ -1,4 +1,4 @@
-"""Trackers on a real ledger and a real store, and a clock that tests set."""
+"""Trackers with a real ledger and a real store, and a clock that tests set."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def section(tmp_path: Path) -> dict[str, Any]:
-    """The section `usage_plugin:`, as a program writes it."""
+    """Return the section `usage_plugin:` as a program writes it."""
     return {"data_dir": str(tmp_path / "usage"), "admission": {"max_wait": "0s"}, "limits": LIMITS}
 
 

@@ -1,4 +1,4 @@
-"""Programs record the agent of a request, and ask for sums, percentiles and events by session and agent."""
+"""Programs record the agent of a request, and query sums, percentiles and events by session and agent."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SPAN: dict[str, Any] = {"start": TODAY, "end": TODAY.replace(day=TODAY.day + 1)}
 
 
 async def test_sessions_and_agents_can_be_asked_for(tracker: UsageTracker, clock: FakeClock) -> None:
-    """`aggregate`, `top`, `percentiles` and `events` know sessions and agents."""
+    """`aggregate`, `top`, `percentiles` and `events` accept sessions and agents."""
     for cost, session, agent in ((1, "s-1", None), (2, "s-1", "explorer"), (4, "s-1", "explorer"), (3, "s-2", None)):
         await tracker.record_usage("ann", cost=cost, session_id=session, **({"agent": agent} if agent else {}))
-        # Events of one instant are in the order of their ids, which are random within a millisecond.
+        # Events of one instant are ordered by their ids, which are random within a millisecond.
         clock.advance(timedelta(seconds=1))
     rows = await tracker.aggregate(("session", "agent"), user="ann", **SPAN)
     assert [(row.group, row.usage.cost) for row in rows] == [
@@ -31,13 +31,13 @@ async def test_sessions_and_agents_can_be_asked_for(tracker: UsageTracker, clock
     assert (top.in_all, [row.group for row in top.rows], top.total.cost) == (2, [("explorer",)], 10)
     found = await tracker.percentiles("cost", by=("agent",), **SPAN)
     assert {row.group: row.events for row in found} == {(None,): 2, ("explorer",): 2}
-    # Events of the same instant have no order.
+    # The order of events of one instant is undefined.
     costs = sorted([event.cost async for event in tracker.events(session="s-1", agent="explorer")])
     assert costs == [2 * 10**9, 4 * 10**9]
     assert [event.agent async for event in tracker.events(agent="unknown")] == []
 
 
 async def test_an_invalid_agent_is_not_recorded(tracker: UsageTracker) -> None:
-    """An agent is a name like every other."""
+    """An invalid agent's name is rejected like every other name."""
     with pytest.raises(SubjectNameError):
         await tracker.record_usage("ann", cost=1, agent="a\nb")

@@ -1,4 +1,4 @@
-"""Forecasts from a program."""
+"""Forecasts in the Python API."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def section(section: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture
 async def lately(section: dict[str, Any], clock: FakeClock) -> AsyncIterator[UsageTracker]:
-    """Ann spends a dollar each noon, up to 23 November: the last time an instant ago."""
+    """A tracker in which ann has spent a dollar each noon; the last time just now, on 23 November."""
     clock.advance(timedelta(days=-60))
     async with open_tracker(section, clock=clock) as tracker:
         for _ in range(60):
@@ -36,7 +36,7 @@ async def lately(section: dict[str, Any], clock: FakeClock) -> AsyncIterator[Usa
 
 
 async def test_spend_and_the_date_on_which_a_limit_runs_out(lately: UsageTracker) -> None:
-    """Money is `Decimal`, days are dates, and of the limit it is the account that counts."""
+    """Money is `Decimal`, days are dates, and a forecast of a limit is for its account."""
     (spend,) = await lately.forecast(("user",), user="ann")
     assert (spend.names, spend.limit, spend.unit) == ({"user": "ann"}, None, "usd")
     assert (spend.first, spend.last) == (date(2026, 11, 1), date(2026, 11, 30))
@@ -53,7 +53,7 @@ async def test_spend_and_the_date_on_which_a_limit_runs_out(lately: UsageTracker
 
 
 async def test_other_windows_and_groups(lately: UsageTracker) -> None:
-    """As the command has them."""
+    """Windows and groups are the same as those of the command."""
     (week,) = await lately.forecast(window="week")
     assert (week.names, week.first, week.last, week.expected) == (
         {},

@@ -1,4 +1,4 @@
-"""For every value that a program passes: either the call raises, or the value is in the ledger and charged."""
+"""For each value that a program passes, either the call raises an error, or the value is recorded and charged."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ COSTS = st.sampled_from(["0.01", 0, 1, Decimal("0.000000001"), 0.5, None]) | ANY
 
 
 class Desk:
-    """A tracker with its own loop, so that many examples share it, and its ledger."""
+    """A tracker with its own event loop, shared by many examples, and its ledger."""
 
     def __init__(self, tracker: UsageTracker, loop: asyncio.AbstractEventLoop) -> None:
         self.tracker = tracker
         self.run: Callable[[Coroutine[Any, Any, Any]], Any] = loop.run_until_complete
 
     def books(self) -> tuple[int, int, int]:
-        """The number of events and their cost in the outbox, and the charge of the account that all requests share."""
+        """Return the number of events in the outbox, and the spend and holds of the shared account."""
         runtime = self.tracker._runtime
         assert not runtime.recorder.pending
         with closing(sqlite3.connect(runtime.ledger.location)) as database:
@@ -77,7 +77,7 @@ SWEEP = settings(suppress_health_check=[HealthCheck.function_scoped_fixture, Hea
 
 
 def given_some(annotations: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Some of the words, each with anything at all."""
+    """Generate some of the parameters, each with any value."""
     return st.fixed_dictionaries({}, optional=dict.fromkeys(annotations, ANYTHING))
 
 
@@ -88,7 +88,7 @@ def given_some(annotations: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]
     facts=given_some(UsageFacts.__annotations__ | Facts.__annotations__ | Attribution.__annotations__),
 )
 def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, facts: dict[str, Any]) -> None:
-    """`record_usage`: every parameter with any value. Returned events are in the ledger; an error leaves nothing."""
+    """`record_usage` with any values returns an event that is in the ledger, or raises an error and records nothing."""
     events, spent, reserved = desk.books()
     try:
         event = desk.run(desk.tracker.record_usage(user, cost=cost, **facts))
@@ -104,7 +104,7 @@ def test_usage_is_recorded_or_the_call_raises(desk: Desk, user: Any, cost: Any, 
 )
 @given(value=ANYTHING)
 def test_each_fact_is_checked(desk: Desk, name: str, value: Any) -> None:
-    """One hostile fact among valid ones: the error names the fact."""
+    """If one of the facts is hostile, the error names it."""
     events, spent, reserved = desk.books()
     try:
         event = desk.run(desk.tracker.record_usage("ann", cost="0.01", **{name: value}))
@@ -126,7 +126,7 @@ RESERVED = {"model", "provider", "max_input_tokens", "max_output_tokens", *Attri
 def test_a_reservation_is_settled_or_the_call_raises(
     desk: Desk, user: Any, amount: Any, about: dict[str, Any], cost: Any, facts: dict[str, Any]
 ) -> None:
-    """`reserve_budget` and `settle`: a settled cost is charged; after an error the hold is released."""
+    """With `reserve_budget` and `settle`, a settled cost is charged, and the hold is released after an error."""
     events, spent, reserved = desk.books()
     settled = []
 
@@ -146,7 +146,7 @@ def test_a_reservation_is_settled_or_the_call_raises(
 @SWEEP
 @given(user=TEXTS | ANYTHING, fields=given_some(ProfileFields.__annotations__))
 def test_a_profile_is_kept_or_the_call_raises(desk: Desk, user: Any, fields: dict[str, Any]) -> None:
-    """`put_user_profile`: the returned profile is the one that is read again."""
+    """`put_user_profile` returns the profile that a later read returns."""
     try:
         profile = desk.run(desk.tracker.put_user_profile(user, **fields))
     except UsagePluginError:
@@ -155,7 +155,7 @@ def test_a_profile_is_kept_or_the_call_raises(desk: Desk, user: Any, fields: dic
 
 
 async def test_a_lone_surrogate_raises_at_once(tmp_path: Path) -> None:
-    """The program of the report: four records that cannot be stored do not leave room for a fifth."""
+    """Records that cannot be stored raise an error and charge nothing, and a valid one succeeds (a reported bug)."""
     section = {
         "data_dir": str(tmp_path),
         "limits": [{"name": "daily", "per": "user", "window": "day", "max_cost": "0.05"}],
@@ -173,7 +173,7 @@ async def test_a_lone_surrogate_raises_at_once(tmp_path: Path) -> None:
 
 
 async def test_no_request_costs_more_than_ten_million(tracker: UsageTracker) -> None:
-    """Such a sum is a mistake; it would make others overflow."""
+    """A cost above ten million dollars is an error, since such sums could overflow."""
     for cost in ("10000000.01", Decimal(9_000_000_000), 10_000_001):
         with pytest.raises(MoneyError, match="10000000"):
             await tracker.record_usage("ann", cost=cost)
@@ -183,7 +183,7 @@ async def test_no_request_costs_more_than_ten_million(tracker: UsageTracker) -> 
 
 
 async def test_an_event_that_the_ledger_rejects_raises(tracker: UsageTracker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While another process writes for longer than a program waits, the call raises, and records nothing later."""
+    """If another process writes for longer than a program waits, the call raises an error and never records."""
     monkeypatch.setattr("usage_plugin.api.tracker.LONGEST_WAIT", 0.05)
     runtime = tracker._runtime
     with closing(sqlite3.connect(runtime.ledger.location, isolation_level=None)) as other:

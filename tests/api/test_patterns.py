@@ -1,4 +1,4 @@
-"""Patterns over a real ledger and a real store: the examined users, and the events read for them."""
+"""Patterns with a real ledger and a real store: the examined users, and the events read for them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TODAY = date(2026, 11, 23)
 USD = 10**9
 SPENT = {"ann": 3, "bo": 5, "cy": 7, "dan": 9}
-"""By user, a number of dollars on each day of three months, on two models of two providers."""
+"""Dollars on each day of three months, by user, on two models of two providers."""
 
 
 async def fill(tracker: UsageTracker, **fields: Any) -> None:
@@ -44,7 +44,7 @@ def found(patterns: list[UsagePattern], kind: str) -> list[UsagePattern]:
 
 
 async def test_a_history_without_patterns_has_none(tracker: UsageTracker) -> None:
-    """The same every day, evenly over models and providers."""
+    """A constant history that is even over models and providers has no pattern."""
     assert await tracker.analyze_global_patterns() == []
     await fill(tracker)
     assert await tracker.analyze_global_patterns() == []
@@ -53,7 +53,7 @@ async def test_a_history_without_patterns_has_none(tracker: UsageTracker) -> Non
 
 
 async def test_a_users_change_has_amounts_in_dollars_and_its_hours(tracker: UsageTracker, clock: FakeClock) -> None:
-    """A request of a moment ago counts; hours come from events, if there are some."""
+    """A request counts at once; hours are included if there are events."""
     await fill(tracker)
     await tracker.record_usage("bo", cost="20.000000001", model="small", provider="one")
     clock.set(to_datetime(clock.now()) - timedelta(hours=2))
@@ -69,7 +69,7 @@ async def test_a_users_change_has_amounts_in_dollars_and_its_hours(tracker: Usag
 
 @pytest.mark.parametrize("backend", ["partitioned", "hybrid"])
 async def test_files_are_asked_the_same(section: dict[str, Any], clock: FakeClock, backend: str) -> None:
-    """A store without sums by hour, or without a ranking, is read in another way and says the same."""
+    """A store without sums by hour, or without a ranking, has the same patterns by another way of reading."""
     async with open_tracker({**section, "storage": {"backend": backend}}, clock=clock) as tracker:
         await fill(tracker)
         await tracker.record_usage("bo", cost=30, model="small", provider="one")
@@ -79,7 +79,7 @@ async def test_files_are_asked_the_same(section: dict[str, Any], clock: FakeCloc
 
 
 async def test_patterns_of_models_and_providers_name_their_users(tracker: UsageTracker) -> None:
-    """In order of cost; with 0 users to examine, no user is named."""
+    """The affected users are ordered by cost; with 0 users to examine, none is named."""
     await fill(tracker)
     rates = {"small": make_rates(10**12, 10**12), "large": make_rates(3 * 10**12, 3 * 10**12)}
     (pattern,) = await tracker.analyze_global_patterns(prices=rates)
@@ -92,7 +92,7 @@ async def test_patterns_of_models_and_providers_name_their_users(tracker: UsageT
 
 
 async def every_hour(tracker: UsageTracker, weeks: int) -> None:
-    """From eight to five o'clock on each day, bo spends a dollar an hour."""
+    """Record a dollar for bo at each hour from 8:00 to 17:00, on each day."""
     midnight = NOON - DAY // 2
     events = [
         make_event(started_at=midnight - day * DAY + hour * DAY // 24, user="bo", model="small", cost=USD)
@@ -105,7 +105,7 @@ async def every_hour(tracker: UsageTracker, weeks: int) -> None:
 async def test_an_expensive_hour_of_an_ordinary_day_is_found(
     tracker: UsageTracker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the user's requests are few enough to be read."""
+    """An expensive hour is found if the user has few enough requests to read."""
     await every_hour(tracker, 5)
     clock.set(to_datetime(NOON - 3 * DAY))
     await tracker.record_usage("bo", cost=15, model="small", provider="openai")
@@ -145,7 +145,7 @@ async def test_only_the_top_users_are_examined(tracker: UsageTracker) -> None:
 
 
 async def test_a_user_who_will_exceed_a_limit_today_is_found(tracker: UsageTracker) -> None:
-    """On a straight line from noon; limits that only warn and past days are not reported."""
+    """The projection is linear from noon; limits that only warn and past days are not reported."""
     await tracker.record_usage("ann", cost="0.60", model="small")
     await tracker.record_usage("bo", cost="0.50", model="small")
     (pattern,) = found(await tracker.analyze_global_patterns(), "limit_ahead")
@@ -155,7 +155,7 @@ async def test_a_user_who_will_exceed_a_limit_today_is_found(tracker: UsageTrack
 
 
 async def test_costly_failures_are_found(tracker: UsageTracker) -> None:
-    """From the events."""
+    """Costly failures are found in the events."""
     for number in range(12):
         await tracker.record_usage(
             ("ann", "bo")[number % 2], cost="0.25", model="small", status="failure", error="Timeout"
@@ -168,7 +168,7 @@ async def test_costly_failures_are_found(tracker: UsageTracker) -> None:
 async def test_no_more_events_are_read_than_declared(
     tracker: UsageTracker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Failures beyond the newest events are not seen, and the evidence says how many of all were read."""
+    """Failures beyond the newest events are not found, and the evidence has the share of events that were read."""
     monkeypatch.setattr(searching, "MOST_EVENTS", 18)
     for number in range(30):
         await tracker.record_usage("ann", cost="1", model="small", status="failure" if number % 2 else "success")
@@ -181,7 +181,7 @@ async def test_no_more_events_are_read_than_declared(
 
 
 async def test_pseudonyms_stay_pseudonyms(section: dict[str, Any], clock: FakeClock) -> None:
-    """Persons are named as they are kept."""
+    """Patterns contain a person's pseudonym, not the name."""
     async with open_tracker({**section, "privacy": {"user": "pseudonym"}}, clock=clock) as tracker:
         await tracker.record_usage("ann", cost="0.60", model="small")
         (pattern,) = found(await tracker.analyze_global_patterns(), "limit_ahead")
@@ -190,7 +190,7 @@ async def test_pseudonyms_stay_pseudonyms(section: dict[str, Any], clock: FakeCl
 
 
 async def test_a_frozen_reader_counts_moving_events_once(tracker: UsageTracker) -> None:
-    """An event that goes from the outbox into the store between two questions is in both answers, once."""
+    """An event that moves from the outbox into the store between two queries is in both results, once."""
     await tracker.record_usage("ann", cost="1")
     reader = await tracker._reader.frozen()
 

@@ -1,4 +1,4 @@
-"""Questions about the history, as a program asks them."""
+"""Queries of the history in the Python API."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPAN: dict[str, Any] = {"start": TODAY, "end": date(2026, 11, 26)}
 
 @pytest.fixture
 async def recorded(tracker: UsageTracker, clock: FakeClock) -> UsageTracker:
-    """Three days, from Monday noon on: ann twice a day, bo once."""
+    """A tracker with three days from Monday noon on: two requests of ann's each day, one of bo's."""
     for day in range(3):
         await tracker.record_usage("ann", cost="1.10", model="gpt", provider="openai", seconds=2, input_tokens=10)
         await tracker.record_usage("ann", cost="0.20", model="mini", provider="openai", seconds=1)
@@ -32,7 +32,7 @@ async def recorded(tracker: UsageTracker, clock: FakeClock) -> UsageTracker:
 
 
 async def test_sums_come_in_buckets_of_time(recorded: UsageTracker) -> None:
-    """By day, week, month or hour, each with the names asked for."""
+    """Sums have buckets of a day, week, month or hour, each with the requested names."""
 
     async def costs(**how: Any) -> dict[tuple[str | None, ...], Decimal]:
         return {row.group: row.usage.cost for row in await recorded.aggregate(**SPAN, **how)}
@@ -62,7 +62,7 @@ async def test_names_are_spelled_as_they_are_kept(section: dict[str, Any], clock
 
 
 async def test_top_returns_only_the_top_groups(recorded: UsageTracker) -> None:
-    """With how many there are, and the sums of all."""
+    """The result also has the number of all groups, and their total."""
     found = await recorded.top(["user"], **SPAN, most=1)
     assert [(row.group, row.usage.cost) for row in found.rows] == [(("bo",), 9)]
     assert (found.in_all, found.total.cost, found.total.requests) == (2, Decimal("12.90"), 9)
@@ -71,7 +71,7 @@ async def test_top_returns_only_the_top_groups(recorded: UsageTracker) -> None:
 
 
 async def test_percentiles_of_time_and_money(recorded: UsageTracker) -> None:
-    """Values that occur, by the nearest rank."""
+    """Percentiles are values that occur, by the nearest rank."""
     by_model = {row.group: row for row in await recorded.percentiles("duration", (50, 100), ["model"], **SPAN)}
     assert by_model["gpt",].events == 6
     assert by_model["gpt",].values == {50: timedelta(seconds=2), 100: timedelta(seconds=4)}
@@ -80,8 +80,8 @@ async def test_percentiles_of_time_and_money(recorded: UsageTracker) -> None:
 
 
 async def test_a_stream_goes_on_behind_a_cursor(recorded: UsageTracker) -> None:
-    """Of days by a row's cursor, of events by an event."""
-    # A cursor is of a day that grows or of one that does not: it must not become the other in between.
+    """A stream of days continues after a row's cursor, a stream of events after an event."""
+    # A cursor differs between days that still change and days that do not: a day must not change kind in between.
     while recorded._runtime.ledger.waiting().events:
         await asyncio.sleep(0.01)
     rows = [row async for row in recorded.stream_usage(**SPAN)]
@@ -115,13 +115,13 @@ async def test_a_stream_goes_on_behind_a_cursor(recorded: UsageTracker) -> None:
     ],
 )
 async def test_an_invalid_query_is_an_error(tracker: UsageTracker, how: dict[str, Any], what: str) -> None:
-    """The error has the given value and the expected ones."""
+    """The error contains the invalid value and the valid ones."""
     with pytest.raises(UsagePluginError, match=what):
         await tracker.aggregate(**how)
 
 
 async def test_a_cursor_must_be_one(recorded: UsageTracker) -> None:
-    """An invalid cursor is named; one of another filter finds no row; weeks are summed, not streamed."""
+    """An invalid cursor is named; a cursor of another filter finds no row; weeks are summed, not streamed."""
     with pytest.raises(UsagePluginError, match="found week"):
         _ = [row async for row in recorded.stream_usage(**SPAN, bucket="week")]
     (hour, *_) = [row async for row in recorded.stream_usage(**SPAN, bucket="hour")]

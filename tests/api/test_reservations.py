@@ -1,4 +1,4 @@
-"""Budgets that a program holds: exact, settled or released, under any outcome of the work."""
+"""Budgets that a program reserves are settled or released exactly, for any outcome of the work."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def limit_of(tracker: UsageTracker, name: str, user: str = "ann") -> UserL
 
 
 async def test_a_budget_is_settled_to_the_actual_cost(tracker: UsageTracker) -> None:
-    """While held, the amount is not available to others; settling frees the rest and records one event."""
+    """A held amount is not available to others; settling frees the rest and records one event."""
     async with tracker.reserve_budget(
         "ann", "0.80", model="gpt", provider="openai", session_id="s1", max_input_tokens=500, max_output_tokens=400
     ) as held:
@@ -61,7 +61,7 @@ async def test_a_budget_is_settled_to_the_actual_cost(tracker: UsageTracker) -> 
 
 @pytest.mark.parametrize("error", [None, ValueError, asyncio.CancelledError])
 async def test_an_unsettled_budget_is_released(tracker: UsageTracker, error: type[BaseException] | None) -> None:
-    """Left by its end, an exception or a cancellation, an unsettled budget costs nothing and leaves no event."""
+    """After its block, an exception or a cancellation, an unsettled budget costs nothing and has no event."""
     try:
         async with tracker.reserve_budget("ann", 1) as held:
             if error:
@@ -76,7 +76,7 @@ async def test_an_unsettled_budget_is_released(tracker: UsageTracker, error: typ
 
 
 async def test_a_settled_budget_stays_settled_when_the_work_fails_afterwards(tracker: UsageTracker) -> None:
-    """A charge is not returned, and not charged again."""
+    """If work fails after its settlement, the charge stays and is not repeated."""
     with suppress(ValueError):
         async with tracker.reserve_budget("ann", 1) as held:
             held.settle("0.25", status="failure", error="Timeout")
@@ -89,7 +89,7 @@ async def test_a_settled_budget_stays_settled_when_the_work_fails_afterwards(tra
 
 
 async def test_a_hundred_at_once_get_as_many_as_fit(tracker: UsageTracker) -> None:
-    """Of a hundred tasks that want 0.20 of 1.00 at once exactly five get it."""
+    """Of a hundred concurrent tasks that want 0.20 of 1.00 each, exactly five get it."""
     gate = asyncio.Event()
 
     async def work() -> bool:
@@ -109,7 +109,7 @@ async def test_a_hundred_at_once_get_as_many_as_fit(tracker: UsageTracker) -> No
 
 
 async def test_a_budget_is_waited_for(section: dict[str, Any]) -> None:
-    """What fits once others settle is admitted when they do."""
+    """A budget that does not fit yet is admitted after another one has settled."""
     section["admission"] = {"max_wait": "60s"}
     async with open_tracker(section) as tracker:
 
@@ -145,7 +145,7 @@ async def test_an_unknown_cost_is_charged_as_reserved(tracker: UsageTracker) -> 
 
 
 async def test_limits_match_on_the_model_and_count_the_tokens(tracker: UsageTracker) -> None:
-    """A limit on a model counts only it; one on tokens wants to know a maximum."""
+    """A limit on a model counts only that model; a limit on tokens needs a maximum."""
     with pytest.raises(BudgetExceededError) as refused:
         async with tracker.reserve_budget("ann", "0.60", model="opus-5"):
             pass
@@ -164,7 +164,7 @@ async def test_limits_match_on_the_model_and_count_the_tokens(tracker: UsageTrac
 
 
 async def test_a_refusal_can_be_looked_up(tracker: UsageTracker, section: dict[str, Any]) -> None:
-    """The ref of the error is one that `usage-plugin explain` knows."""
+    """`usage-plugin explain` knows the ref of the error."""
     with pytest.raises(BudgetExceededError) as refused:
         async with tracker.reserve_budget("ann", 2):
             pass
@@ -181,7 +181,7 @@ def test_nonsense_is_refused_at_the_call(tracker: UsageTracker, user: str, amoun
 
 
 async def test_a_release_waits_for_a_busy_ledger(tracker: UsageTracker, section: dict[str, Any]) -> None:
-    """A release succeeds also while another process is writing."""
+    """A release succeeds even while another process is writing."""
     other = sqlite3.connect(Path(section["data_dir"]) / "ledger.db", isolation_level=None)
     async with tracker.reserve_budget("ann", 1):
         other.execute("BEGIN IMMEDIATE")
@@ -191,7 +191,7 @@ async def test_a_release_waits_for_a_busy_ledger(tracker: UsageTracker, section:
 
 
 async def test_the_hold_of_a_killed_program_is_charged(section: dict[str, Any]) -> None:
-    """A program that dies inside a reservation leaves one event, charged as reserved and marked `recovered`."""
+    """If a program dies inside a reservation, one event is charged as reserved and marked `recovered`."""
     code = (
         "import asyncio, json, os, sys\n"
         "from usage_plugin.api import open_tracker\n"

@@ -1,4 +1,4 @@
-"""Recording and reading with the names that the previous tracker had."""
+"""Recording and reading with the method names of the previous tracker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOMORROW = date(2026, 11, 24)
 
 
 async def test_records_are_read_at_once(tracker: UsageTracker) -> None:
-    """By day, by month and by session, whether the history has it already or not, exact to the nano-dollar."""
+    """Spend by day, month and session is exact to the nano-dollar, for any part of it in the store."""
     assert await tracker.get_user_daily_usage("ann") == 0
     await tracker.record_usage("ann", cost="0.000000001", model="gpt", provider="openai", session_id="s1")
     await tracker.record_usage("ann", cost=Decimal("0.25"), session_id="s2")
@@ -54,7 +54,7 @@ async def test_an_event_has_all_given_facts(tracker: UsageTracker, clock: FakeCl
 
 
 async def test_recorded_usage_counts_on_limits_and_refuses_nothing(tracker: UsageTracker) -> None:
-    """A past request cannot be refused; the next one can."""
+    """Recording a past request is never refused, but its cost may refuse the next one."""
     event = await tracker.record_usage("ann", cost="1.50")
     assert to_decimal(event.excess) == Decimal("1.50")
     with pytest.raises(UsagePluginError, match=r"ann has used 1\.50 of 1\.00 USD today"):
@@ -82,7 +82,7 @@ async def test_an_unknown_price_is_counted(tracker: UsageTracker) -> None:
 async def test_nonsense_is_refused_and_records_nothing(
     tracker: UsageTracker, facts: dict[str, Any], error: type[Exception]
 ) -> None:
-    """The error names the given value, and the ledger is unchanged."""
+    """The error contains the invalid value, and the ledger is unchanged."""
     with pytest.raises(error):
         await tracker.record_usage(facts.pop("user_id", "ann"), **facts)
     assert not [event async for event in tracker.events()]
@@ -95,7 +95,7 @@ async def test_a_day_that_is_none_is_refused(tracker: UsageTracker, day: str) ->
 
 
 async def test_reports_and_events_are_filtered(tracker: UsageTracker, clock: FakeClock) -> None:
-    """Groups in order of cost; events in order of time, filtered by span and by name."""
+    """Groups are ordered by cost, events by time; both are filtered by span and by name."""
     began = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
     for user, model, cost in (("ann", "gpt", 1), ("ann", "o3", 3), ("bo", "gpt", 2)):
         await tracker.record_usage(user, cost=cost, model=model)
@@ -110,7 +110,7 @@ async def test_reports_and_events_are_filtered(tracker: UsageTracker, clock: Fak
 
 
 async def test_records_survive_and_reach_the_history(section: dict[str, Any]) -> None:
-    """A closed tracker has moved everything into the store, and the next one reads it."""
+    """A closed tracker has moved all events into the store, and the next one reads them."""
     async with open_tracker(section) as tracker:
         for _ in range(20):
             await tracker.record_usage("ann", cost="0.01")
@@ -131,7 +131,7 @@ async def test_two_programs_share_a_folder(section: dict[str, Any]) -> None:
 
 
 async def test_recording_goes_on_while_the_store_is_away(section: dict[str, Any], tmp_path: Path) -> None:
-    """A store that cannot be opened delays the history; everything that does not need it works."""
+    """A store that cannot be opened delays the history; all calls that do not need it work."""
     (tmp_path / "usage").mkdir()
     (tmp_path / "usage" / "usage.db").write_text("no database " * 100)
     async with open_tracker(section) as tracker:
@@ -147,7 +147,7 @@ async def test_recording_goes_on_while_the_store_is_away(section: dict[str, Any]
 
 
 async def test_a_tracker_opens_a_folder_a_yaml_or_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of these name the same folder; without anything, the YAML counts that the command line takes."""
+    """A folder, a YAML and a section open the same data; without any of them, the command line's YAML is used."""
     yaml = tmp_path / "config.yaml"
     yaml.write_text("usage_plugin: {data_dir: ./usage, limits: [{name: d, per: user, window: day, max_cost: 0.5}]}\n")
     folder = tmp_path / "usage"
@@ -172,7 +172,7 @@ async def test_a_tracker_opens_a_folder_a_yaml_or_a_section(tmp_path: Path, monk
 async def test_an_invalid_source_is_an_error(
     source: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A YAML that is not there, or a key that is none, is named, and nothing is made."""
+    """A missing YAML or an unknown key is named in the error, and no file is created."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=message):
         async with open_tracker(source):
@@ -189,7 +189,7 @@ async def test_floats_of_a_section_have_their_decimal_value() -> None:
 
 
 async def test_the_summary_shows_a_user_at_a_glance(tracker: UsageTracker, clock: FakeClock) -> None:
-    """Limits with the remaining amounts, days, whole months, sessions and statistics over the given days."""
+    """The summary has limits with remaining amounts, days, whole months, sessions and statistics of the given days."""
     clock.set(datetime(2026, 10, 30, 12, tzinfo=timezone.utc))
     await tracker.record_usage("ann", cost="0.30", model="o3", provider="openai")
     clock.set(datetime(2026, 11, 3, 12, tzinfo=timezone.utc))
@@ -243,7 +243,7 @@ async def test_an_unknown_user_has_an_empty_summary(tracker: UsageTracker) -> No
 
 
 async def alerts_of(tracker: UsageTracker, count: int) -> Any:
-    """Wait for the keeper's thread, which notes alerts once a second."""
+    """Wait for the keeper's thread, which records alerts once a second."""
     for _ in range(600):
         alerts = (await tracker.get_user_usage_summary("ann")).recent_alerts
         if len(alerts) >= count:
@@ -253,7 +253,7 @@ async def alerts_of(tracker: UsageTracker, count: int) -> Any:
 
 
 async def test_alerts_are_acknowledged_by_people_and_resolved_by_facts(tracker: UsageTracker, clock: FakeClock) -> None:
-    """An alert is in the summary until its days have passed; it is resolved when it no longer applies."""
+    """An alert is in the summary until its days have passed, and is resolved when it no longer applies."""
     await tracker.record_usage("ann", cost="0.85")
     await tracker.record_usage("bo", cost="0.85")
     newest, oldest = await alerts_of(tracker, 2)
@@ -277,7 +277,7 @@ async def test_alerts_are_acknowledged_by_people_and_resolved_by_facts(tracker: 
 
 
 async def test_profiles_are_made_and_changed(tracker: UsageTracker, clock: FakeClock) -> None:
-    """Fields that are not given are unchanged; the summary shows the profile; the newest change counts."""
+    """Omitted fields are unchanged, the summary shows the profile, and the newest change counts."""
     assert await tracker.get_user_profile("ann") is None
     made = await tracker.put_user_profile("ann", email="ann@example.com", tier="premium", metadata={"cost centre": 7})
     assert (made.user, made.username, made.tier, made.is_active) == ("ann", None, "premium", True)
@@ -308,7 +308,7 @@ async def test_a_profile_that_cannot_be_kept_is_refused(tracker: UsageTracker, f
 
 
 async def test_users_are_kept_under_pseudonyms_and_read_by_name(section: dict[str, Any], clock: FakeClock) -> None:
-    """With `privacy: {user: pseudonym}` a program passes names; events have pseudonyms, and keys never a name."""
+    """With `privacy: {user: pseudonym}`, a program passes names; events have pseudonyms, and keys never a name."""
     section["privacy"] = {"user": "pseudonym"}
     async with open_tracker(section, clock=clock) as tracker:
         event = await tracker.record_usage("eva", cost="0.25", api_key="sk-1234")

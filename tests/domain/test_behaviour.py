@@ -44,14 +44,14 @@ def week(count: int = 100, *, model: str = "gpt", hour: int = 9, day: int = 0, t
 
 
 def apart(one: WeekOfUse, other: WeekOfUse) -> dict[str, float]:
-    """The parts in which two weeks differ."""
+    """Return the parts in which two weeks differ."""
     found = distances(vector_of(one), vector_of(other))
     return {name: far for name, far in found.items() if far > 1e-9}
 
 
 @given(WEEKS)
 def test_every_vector_has_length_one(use):
-    """Whatever a week was, also an empty one, or one of impossible numbers."""
+    """The vector of any week has the length 1, including an empty week and one of impossible numbers."""
     vector = vector_of(use)
     assert len(vector) == DIMENSIONS
     assert math.hypot(*vector) == pytest.approx(1)
@@ -59,7 +59,7 @@ def test_every_vector_has_length_one(use):
 
 @given(WEEKS, WEEKS)
 def test_a_distance_is_between_nothing_and_one(one, other):
-    """It is the same both ways, none to itself, and the sum of its parts, none of which is more than its weight."""
+    """A distance is symmetric, 0 to itself, and the sum of its parts, each of which is at most its weight."""
     first, second = vector_of(one), vector_of(other)
     assert distance(first, first) == pytest.approx(0)
     assert 0 <= distance(first, second) <= 1 + 1e-9
@@ -72,21 +72,21 @@ def test_a_distance_is_between_nothing_and_one(one, other):
 
 @given(WEEKS, WEEKS, st.floats(0.01, 100))
 def test_only_the_direction_counts(one, other, length):
-    """A store may hand vectors back with another length."""
+    """The length of a vector does not matter, since a store may return another one."""
     first, second = vector_of(one), vector_of(other)
     assert distance([length * n for n in first], second) == pytest.approx(distance(first, second), abs=1e-9)
 
 
 @given(SUMS, st.randoms())
 def test_the_order_of_the_sums_does_not_matter(sums, draw):
-    """A week is the same however it is read."""
+    """The vector of a week does not depend on the order of its sums."""
     shuffled = list(sums)
     draw.shuffle(shuffled)
     assert vector_of(week_of_use(sums)) == pytest.approx(vector_of(week_of_use(shuffled)))
 
 
 def test_the_weights_are_all_there_is():
-    """They add up to one."""
+    """The weights add up to one."""
     assert sum(part.weight for part in PARTS) == pytest.approx(1)
 
 
@@ -96,32 +96,32 @@ def test_the_weights_are_all_there_is():
      ({"tokens": 50_000}, "tokens")],
 )  # fmt: skip
 def test_a_change_shows_in_its_part(change, part):
-    """And in no other: so it can be said what makes a distance."""
+    """A change affects only its own part, so the parts explain a distance."""
     assert apart(week(), week(**change)).keys() == {part}
 
 
 def test_what_shares_nothing_is_as_far_as_the_weight():
-    """Another model altogether is all of the part; half of it is some of it."""
+    """A different model has the maximum distance of the part, and half of it has less."""
     assert apart(week(), week(model="opus"))["models"] == pytest.approx(0.30)
     both = week()._replace(models={"gpt": 50, "opus": 50})
     assert 0.05 < apart(week(), both)["models"] < 0.15
 
 
 def test_hours_are_near_to_those_beside_them():
-    """Nine is nearer to ten than to noon, and midnight is beside eleven at night."""
+    """Nine is nearer to ten than to noon, and midnight is next to eleven at night."""
     nine, ten, noon = (week(hour=hour) for hour in (9, 10, 12))
     assert apart(nine, ten)["hours"] < apart(nine, noon)["hours"] / 1.5
     assert apart(week(hour=23), week(hour=0))["hours"] == pytest.approx(apart(nine, ten)["hours"])
 
 
 def test_amounts_count_by_their_order():
-    """From ten to a hundred requests is about as far as from a hundred to a thousand."""
+    """Ten and a hundred requests are about as far apart as a hundred and a thousand."""
     small, middle, large = (week(count) for count in (10, 100, 1_000))
     assert apart(small, middle)["volume"] == pytest.approx(apart(middle, large)["volume"], rel=0.3)
 
 
 def test_unknown_hours_are_as_near_to_one_as_to_another():
-    """An imported week has no hours: it is like nobody's, not unlike everybody's."""
+    """An imported week has no hours, and has the same small distance to all hours."""
     unknown = week()._replace(hours=[0] * HOURS)
     to_nine, to_ten = (apart(unknown, week(hour=hour))["hours"] for hour in (9, 20))
     assert to_nine == pytest.approx(to_ten)
@@ -129,7 +129,7 @@ def test_unknown_hours_are_as_near_to_one_as_to_another():
 
 
 def test_the_middle_of_two_is_between_them():
-    """As near to the one as to the other, and nearer than they are to each other."""
+    """The mean has the same distance to both, less than the distance between them."""
     one, other = vector_of(week()), vector_of(week(model="opus", hour=3))
     middle = mean([one, other])
     assert distance(middle, one) == pytest.approx(distance(middle, other))
@@ -137,7 +137,7 @@ def test_the_middle_of_two_is_between_them():
 
 
 def test_other_features_need_another_version():
-    """Who changes what a vector is made of counts `VERSION` up: stored vectors are then made anew."""
+    """A change of the vector's features needs a new `VERSION`, so that stored vectors are recomputed."""
     vector = vector_of(week(123, model="claude-opus", hour=17, day=3, tokens=4_321))
     assert VERSION == 1
     assert {at: round(number, 4) for at, number in enumerate(vector) if number > 1e-9} == {

@@ -1,4 +1,4 @@
-"""Claims of every shape lead to a valid name that stays the same, and never to an error."""
+"""A claim of any form leads to a valid and stable name, and never to an error."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ DEVICE, ACCOUNT = "9f" * 32, "a1b2c3d4-0000-4000-8000-0123456789ab"
 
 
 def claude(device: str, account: str, session: str) -> str:
-    """What Claude Code sends."""
+    """Return a claim in the form of Claude Code."""
     return json.dumps({"device_id": device, "account_uuid": account, "session_id": session}, separators=(",", ":"))
 
 
 def older(device: str, account: str, session: str) -> str:
-    """What older versions of it send."""
+    """Return a claim in the form of older versions of Claude Code."""
     return f"user_{device}_account_{account}_session_{session}"
 
 
 @pytest.mark.parametrize("form", [claude, older])
 @pytest.mark.parametrize(("account", "name"), [(ACCOUNT, ACCOUNT), ("", DEVICE)])
 def test_claude_code_is_its_account_or_its_device(form, account, name):
-    """Both forms name the account, without one the device, and the session apart."""
+    """Both forms name the account, or the device if there is none, and the session separately."""
     assert [read_claim(form(DEVICE, account, session)) for session in SESSIONS] == [
         Claimed(name, session) for session in SESSIONS
     ]
 
 
 def test_both_forms_of_claude_code_are_one_user():
-    """An update of Claude Code does not give a device fresh limits."""
+    """An update of Claude Code does not give a device new accounts of limits."""
     for account in ("", ACCOUNT):
         assert read_claim(claude(DEVICE, account, SESSIONS[0])) == read_claim(older(DEVICE, account, SESSIONS[0]))
 
@@ -47,7 +47,7 @@ def test_another_device_is_another_user():
 
 @pytest.mark.parametrize("field", STABLE_FIELDS)
 def test_every_stable_field_can_name_the_user(field):
-    """A JSON claim is recorded under its best field: not under one that is empty, a truth value or missing."""
+    """A JSON claim is recorded under its best field that is neither empty, a boolean nor missing."""
     later = STABLE_FIELDS[STABLE_FIELDS.index(field) + 1 :]
     earlier = STABLE_FIELDS[: STABLE_FIELDS.index(field)]
     fields = {**dict.fromkeys(later, "later"), **dict.fromkeys(earlier, ""), "other": "x", "session_id": SESSIONS[0]}
@@ -70,13 +70,13 @@ def test_every_stable_field_can_name_the_user(field):
     ],
 )  # fmt: skip
 def test_what_a_claim_is_read_as(claim, name):
-    """Spellings and nesting make no difference; fields that change with each request name no user."""
+    """Spelling and nesting make no difference; fields that change with each request name no user."""
     found = read_claim(claim).name
     assert found == name or (name is None and isinstance(claim, str) and "profile" in claim and found is not None)
 
 
 def test_a_claim_that_is_cut_off_names_the_same_user():
-    """A client that cuts its claim at a number of characters is one user over all its sessions."""
+    """A client that cuts its claim at a number of characters is the same user in all its sessions."""
     whole = [claude(DEVICE, "", session) for session in SESSIONS]
     assert {read_claim(text[:cut]).name for text in whole for cut in range(len(whole[0]) - 40, len(whole[0]) + 1)} == {
         DEVICE
@@ -84,14 +84,14 @@ def test_a_claim_that_is_cut_off_names_the_same_user():
 
 
 def test_an_object_that_became_text_names_the_same_user():
-    """Older versions of LiteLLM write an object as Python does."""
+    """Older versions of LiteLLM write an object in Python's syntax."""
     for session in SESSIONS:
         sent = {"device_id": DEVICE, "account_uuid": "", "session_id": session}
         assert read_claim(str(sent)) == read_claim(sent) == Claimed(DEVICE, session)
 
 
 def test_an_object_without_a_stable_field_is_told_by_the_rest():
-    """What changes with the session does not count, nor the order of the fields."""
+    """Fields that change with the session do not count, nor does the order of the fields."""
     first, second = (json.dumps({"seat": 1, "session_id": one, "iat": at}) for at, one in enumerate(SESSIONS))
     assert read_claim(first).name == read_claim(second).name
     assert read_claim('{"seat": 1, "desk": 2}').name == read_claim('{"desk": 2, "seat": 1}').name
@@ -99,14 +99,14 @@ def test_an_object_without_a_stable_field_is_told_by_the_rest():
 
 
 def test_case_is_folded_where_asked_for():
-    """Substitutes too: `Ann` and `ann` are one."""
+    """Case-folding applies to substitutes too: `Ann` and `ann` are one user."""
     assert read_claim('{"id": "ANN"}', casefold=True).name == "ann"
     assert read_claim("A\nB", casefold=True) == read_claim("a\nb", casefold=True)
     assert read_claim("A\nB").name != read_claim("a\nb").name
 
 
 def test_two_invalid_names_are_two_users():
-    """A substitute has a digest of the whole name."""
+    """A substitute contains a digest of the whole name."""
     assert stable_name("x" * 300, what="user") != stable_name("x" * 301, what="user")
     assert stable_name("bo\u200b", what="user") not in ("bo", stable_name("bo", what="user"))
 
@@ -123,7 +123,7 @@ SURROGATES = st.text(st.characters(categories=["Cs", "L", "Cc", "P"]), max_size=
 
 @given(JSON_VALUES | SURROGATES | st.text(max_size=600) | JSON_VALUES.map(json.dumps), st.booleans())
 def test_every_claim_is_read(claim, fold):
-    """For every value there is a name that limits and the ledger can keep, or none; and it is the same each time."""
+    """Any value has either a name that limits and the ledger can store, or none, and always the same."""
     found = read_claim(claim, casefold=fold)
     assert found == read_claim(claim, casefold=fold)
     for name in found:
@@ -133,7 +133,7 @@ def test_every_claim_is_read(claim, fold):
 
 @given(JSON_VALUES.map(json.dumps), st.data())
 def test_broken_json_is_read(text, data):
-    """Wherever JSON is cut off there is a valid name or none."""
+    """JSON that is cut anywhere has a valid name or none."""
     name = read_claim(text[: data.draw(st.integers(0, len(text)))]).name
     assert name is None or clean_name(name, what="name") == name
 
@@ -149,7 +149,7 @@ UUIDS = st.uuids().map(str)
     UUIDS,
 )
 def test_no_session_makes_a_new_user(form, device, account, one, other):
-    """Over all its sessions a client is one user."""
+    """A client is the same user in all its sessions."""
     assert (
         read_claim(form(device, account, one)).name
         == read_claim(form(device, account, other)).name
@@ -169,5 +169,5 @@ def test_no_session_makes_a_new_user(form, device, account, one, other):
     ],
 )
 def test_a_hostile_claim_takes_no_time(claim):
-    """Claims that are long or nested are read in linear time: they must not hold up the event loop."""
+    """Long and nested claims are read in linear time, so that they do not block the event loop."""
     assert read_claim(claim).name

@@ -1,4 +1,4 @@
-"""Forecasts from made-up histories whose future is known."""
+"""Forecasts from generated histories with a known future."""
 
 from __future__ import annotations
 
@@ -49,24 +49,24 @@ def walked(histories):
     return found
 
 
-# ── what is expected ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── expected amounts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_week_that_repeats_itself_is_foretold_exactly():
-    """To the nano-dollar, whichever day the history ends on."""
+    """A repeated week is forecast to the nano-dollar, for any last day of the history."""
     for days in range(LEAST_DAYS_FOR_WEEKDAYS, LEAST_DAYS_FOR_WEEKDAYS + 30):
         assert predict(series(weekly(days)), 20) == weekly(days + 20)[days:]
 
 
 @pytest.mark.parametrize("days", [1, 2, 6, 7, 13, 20, 27, 28, 100])
 def test_days_that_are_all_alike_go_on_alike(days):
-    """However short the history is, and beyond what a float can count."""
+    """A constant history of any length is forecast exactly, even with amounts that a float cannot represent."""
     amount = 10**17 + 1
     assert predict(series([amount] * days), 3) == [amount] * 3
 
 
 def test_of_no_history_nothing_is_expected():
-    """Neither of no days nor of days without use."""
+    """Without days, or with days without use, the forecast is zero."""
     for amounts in ([], [0] * 5, [0] * 90):
         found = course(series(amounts), 4)
         assert (found.expected, found.low, found.high, found.history_days) == ([0] * 4, None, None, 0)
@@ -75,7 +75,7 @@ def test_of_no_history_nothing_is_expected():
 
 @pytest.mark.parametrize("place", [2, 20, 50, 55, 59])
 def test_one_huge_day_decides_nothing(place):
-    """Wherever it was, the days to come are expected as if it were an ordinary one, to a twentieth."""
+    """An outlier on any day changes the forecast by less than a twentieth."""
     usual = noisy(weekly(60), seed=4, spread=0.05)
     odd = [*usual[:place], usual[place] * 1000, *usual[place + 1 :]]
     expected, found = (sum(predict(series(amounts), 14)) for amounts in (usual, odd))
@@ -83,13 +83,13 @@ def test_one_huge_day_decides_nothing(place):
 
 
 def test_a_new_level_is_followed_within_three_weeks():
-    """Where everything has become three times as dear, so have the days to come."""
+    """If all costs triple, the forecast does too within three weeks."""
     amounts = [*weekly(140), *(3 * amount for amount in weekly(21))]
     assert abs(sum(predict(series(amounts), 7)) - 3 * sum(weekly(7))) < sum(weekly(7)) / 10
 
 
 def test_whoever_stopped_is_expected_to_go_on_with_nothing():
-    """Two weeks without use, and nothing is expected; a gap of three days changes little."""
+    """After two weeks without use the forecast is zero; a gap of three days changes little."""
     assert sum(predict(series([*weekly(100), *[0] * 14]), 30)) == 0
     usual, gap = weekly(98), [*weekly(63), 0, 0, 0, *weekly(98)[66:]]
     assert predict(series(gap), 7) == predict(series(usual), 7)
@@ -101,13 +101,13 @@ def test_who_is_new_has_no_history_of_nothing():
 
 
 def test_who_came_back_is_expected_to_stay():
-    """Lately something was used, though by its weekdays nothing ever was."""
+    """Recent use counts, even if earlier days of the same weekday had none."""
     amounts = [USD, *[0] * 80, *[7 * USD] * 5]
     assert all(amount > 0 for amount in predict(series(amounts), 3))
 
 
 def test_of_today_the_rest_is_expected():
-    """What is over of the first day is not used again."""
+    """Of the first day, only the remaining part is forecast."""
     assert course(series([8 * USD] * 30), 3, left_of_first=250_000).expected == [2 * USD, 10 * USD, 18 * USD]
 
 
@@ -115,21 +115,21 @@ def test_of_today_the_rest_is_expected():
 
 
 def test_the_range_holds_what_happens_about_as_often_as_it_says():
-    """Over many histories with noise, the end of a window is in the 80 % range between 65 and 90 times of a hundred."""
+    """Over many noisy histories, the actual end of a window is in the 80 % range in 65 to 90 of 100 cases."""
     found = walked(series(noisy(weekly(300), seed=seed)) for seed in range(8))
     assert found.ranges > 100
     assert 65 * found.ranges < 100 * found.in_range < 90 * found.ranges
 
 
 def test_without_noise_there_is_nothing_between_low_and_high():
-    """Then the range is what is expected."""
+    """Without noise, the range equals the forecast."""
     found = course(series(weekly(120)), 10)
     assert found.expected == found.low == found.high
     assert found.lacks == ()
 
 
 def test_more_noise_makes_a_wider_range():
-    """It is made of how far off past forecasts were."""
+    """The range grows with the errors of past forecasts."""
 
     def width(spread):
         found = course(series(noisy(weekly(200), seed=1, spread=spread)), 14)
@@ -150,7 +150,7 @@ def test_more_noise_makes_a_wider_range():
     ],
 )
 def test_a_short_history_says_what_it_lacks(days, lacks):
-    """A forecast is given all the same."""
+    """A short history has a forecast too, with the reasons for missing parts."""
     found = course(series(weekly(days)), 7)
     assert found.expected[-1] > 0
     assert len(found.lacks) == len(lacks)
@@ -163,7 +163,7 @@ AMOUNTS = st.lists(st.one_of(st.just(0), st.integers(0, 10**6), st.integers(10**
 
 @given(AMOUNTS, st.integers(1, 40), st.integers(0, 10**6), st.dates(date(2000, 1, 1), date(2100, 1, 1)))
 def test_whatever_was_used_sums_only_grow_and_the_range_is_in_order(amounts, days, left, first):
-    """Whole numbers, as many as days were asked for, never below zero, never falling."""
+    """A forecast has an integer for each day; the sums never decrease and are never negative."""
     found = course(series(amounts, first), days, left_of_first=left)
     bands = [found.expected] if found.low is None else [found.expected, found.low, found.high]
     for sums in bands:
@@ -175,20 +175,20 @@ def test_whatever_was_used_sums_only_grow_and_the_range_is_in_order(amounts, day
         assert all(low <= high for low, high in zip(found.low, found.high, strict=True))
 
 
-# ── when it runs out ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the day of exhaustion ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_it_runs_out_on_the_day_at_whose_end_nothing_is_left():
-    """To the last unit; what is used up already has run out today."""
+    """The day is exact to the last unit; a limit that is already used up is exhausted today."""
     sums = [10, 20, 30]
     assert [runs_out(sums, left) for left in (-1, 0, 10, 11, 30, 31)] == [0, 0, 0, 1, 2, None]
 
 
-# ── looking back ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── backtests ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_with_a_weekly_season_it_is_better_than_as_yesterday():
-    """At most half as far off for a single day, and a third for the end of a month."""
+    """The error is at most half of the naive forecast's for a day, and a third for the end of a month."""
     found = walked(series(noisy(weekly(200), seed=seed)) for seed in range(5))
     assert 2 * found.daily.off < found.daily.naive_off
     assert 3 * found.window.off < found.window.naive_off
@@ -196,7 +196,7 @@ def test_with_a_weekly_season_it_is_better_than_as_yesterday():
 
 @pytest.mark.parametrize("spread", [0, 0.01, 0.25, 1])
 def test_on_flat_data_it_is_hardly_ever_worse_than_as_yesterday(spread):
-    """Within two hundredths, whatever the noise; without noise both are right."""
+    """The error is at most 2 % above the naive forecast's, for any noise; without noise both are exact."""
     found = walked(series(noisy([100 * USD] * 200, seed=seed, spread=spread)) for seed in range(5))
     for errors in (found.daily, found.window):
         assert 100 * errors.off <= 102 * errors.naive_off
@@ -204,7 +204,7 @@ def test_on_flat_data_it_is_hardly_ever_worse_than_as_yesterday(spread):
 
 
 def test_a_back_test_sees_only_what_came_before():
-    """One day more, however odd, adds how far off it was foretold from the days before, and changes nothing else."""
+    """A further day, even an outlier, adds the error of its own forecast from the days before, and no other."""
     usual = noisy(weekly(90), seed=3)
     said = predict(series(usual), 1)[0]
     before, after = backtest(series(usual), []).daily, backtest(series([*usual, 10**15]), []).daily
@@ -212,5 +212,5 @@ def test_a_back_test_sees_only_what_came_before():
 
 
 def test_too_short_a_history_is_not_looked_back_on():
-    """Nothing is divided by nothing."""
+    """A history that is too short has an empty backtest, without a division by zero."""
     assert walked([series([]), series([0] * 50), series(weekly(10))]) == Backtest()

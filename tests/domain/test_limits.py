@@ -39,7 +39,7 @@ FIVE_HOURS = WindowRule("rolling", length=5 * 3_600_000_000)
 
 
 def make_limit(**changes):
-    """A limit of 5 USD a day for each user, with changes."""
+    """Return a limit of 5 USD a day for each user, with changes."""
     return Limit(**{
         "name": "daily", "per": ("user",), "unit": "usd", "amount": 5_000_000_000, "window": WindowRule("day"), "zone": UTC, **changes,
     })  # fmt: skip
@@ -50,7 +50,7 @@ def matching(limit, subjects=EVERYBODY, model="gpt-5", provider="openai", groups
 
 
 def amount_of(limit, subjects=EVERYBODY, at=NOON, groups=None):
-    """The amount in force on the only account of a request."""
+    """Return the amount in force on the only account of a request."""
     (found,) = matching(limit, subjects, groups=groups)
     return found.amount_at(at)
 
@@ -59,12 +59,12 @@ def conditions(**globs):
     return Match(tuple((key, (names,) if isinstance(names, str) else tuple(names)) for key, names in globs.items()))
 
 
-# ── per: whose account ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── per: the account of a request ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("dimension", "name"), NAMES.items())
 def test_each_dimension_has_its_own_account(dimension, name):
-    """A limit per a dimension counts a request on the account of its name in that dimension."""
+    """A limit per dimension counts a request on the account of its name in that dimension."""
     assert [found.subject for found in matching(make_limit(per=(dimension,)))] == [name]
 
 
@@ -74,7 +74,7 @@ def test_each_tag_has_its_own_account():
 
 
 def test_a_global_limit_has_one_account():
-    """A global limit counts every request on one account without a name, whatever is known of the request."""
+    """A global limit counts every request on one account without a name, for any known facts of the request."""
     limit = make_limit(per=("global",))
     assert [found.subject for found in matching(limit)] == [""]
     assert [found.subject for found in matching(limit, Subjects(), model=None, provider=None)] == [""]
@@ -83,25 +83,25 @@ def test_a_global_limit_has_one_account():
 
 @pytest.mark.parametrize("dimension", [d for d in DIMENSIONS if d not in ("user", "global")])
 def test_a_missing_dimension_makes_the_limit_not_apply(dimension):
-    """A limit per a dimension that a request has no name in does not count it."""
+    """A limit per dimension does not apply to a request without a name in that dimension."""
     assert matching(make_limit(per=(dimension,)), Subjects(), model=None, provider=None) == ()
 
 
 @pytest.mark.parametrize("dimension", [d for d in DIMENSIONS if d != "global"])
 def test_a_condition_on_a_missing_dimension_does_not_hold(dimension):
-    """A limit for a name in some dimension does not count requests without one, even if it matches `*`."""
+    """A condition on a dimension does not hold for requests without a name in it, not even for `*`."""
     limit = make_limit(per=("global",), match=conditions(**{dimension: "*"}))
     assert (matching(limit, Subjects(), model=None, provider=None) != ()) == (dimension == "user")
     assert matching(limit) != ()
 
 
 def test_requests_of_nobody_share_an_account():
-    """Whom nothing names counts on the shared account (anonymous)."""
+    """Requests without any name count on the shared account (anonymous)."""
     assert [found.subject for found in matching(make_limit(), Subjects())] == ["(anonymous)"]
 
 
 def test_a_list_of_dimensions_has_an_account_for_each_combination():
-    """A limit per team and user gives each member of each team an account of its own, and names both."""
+    """A limit per team and user has an account for each member of each team, whose subject contains both names."""
     limit = make_limit(per=("team", "user"))
     (found,) = matching(limit)
     assert limit.names_of(found.subject) == {"team": "research", "user": "ann"}
@@ -128,7 +128,7 @@ def test_a_list_with_a_missing_dimension_does_not_apply():
     st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1),
 )
 def test_a_subject_of_two_dimensions_can_be_taken_apart(team, user):
-    """Whatever printable names a team and a user have, their account names both of them again."""
+    """A subject contains both names for any printable names of a team and a user."""
     limit = make_limit(per=("team", "user"))
     (found,) = matching(limit, Subjects(user=user, team=team))
     assert limit.names_of(found.subject) == {"team": team, "user": user}
@@ -136,7 +136,7 @@ def test_a_subject_of_two_dimensions_can_be_taken_apart(team, user):
 
 
 def test_every_limit_that_matches_counts():
-    """A request counts on all limits that match it, in the order in which they were written."""
+    """A request counts on all limits that match it, in the order of the YAML."""
     limits = LimitSet(
         [
             make_limit(name="a"),
@@ -150,12 +150,12 @@ def test_every_limit_that_matches_counts():
 
 
 def test_no_globs_fit_nothing():
-    """An empty list of globs names nobody, not everybody."""
+    """An empty list of globs matches no name."""
     assert not fits((), "ann")
     assert not fits((), "")
 
 
-# ── match: which requests ────────────────────────────────────────────────────────────────────────────────────────────
+# ── match: the requests of a limit ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -167,18 +167,18 @@ def test_no_globs_fit_nothing():
     ],
 )  # fmt: skip
 def test_globs_fit_whole_names(glob, matches):
-    """A glob must fit the whole name, in its own case, and means nothing but * ? and brackets."""
+    """A glob must match the whole name, case-sensitively, and only * ? and brackets have a special meaning."""
     assert bool(matching(make_limit(match=conditions(model=glob)))) == matches
 
 
 def test_a_star_also_stands_for_slashes():
-    """In provider/model names `*` also stands for what has slashes in it."""
+    """In provider/model names, `*` also matches slashes."""
     limit = make_limit(match=conditions(model="openrouter/*"))
     assert matching(limit, model="openrouter/anthropic/claude")
 
 
 def test_one_of_several_globs_is_enough():
-    """Of the globs of one dimension one must fit."""
+    """One matching glob of a dimension is enough."""
     limit = make_limit(match=conditions(model=["claude-opus-*", "o3*"]))
     assert matching(limit, model="o3-mini")
     assert matching(limit, model="claude-opus-4")
@@ -186,7 +186,7 @@ def test_one_of_several_globs_is_enough():
 
 
 def test_all_conditions_must_hold():
-    """Conditions on several dimensions must hold all together."""
+    """Conditions on several dimensions must all hold."""
     limit = make_limit(match=conditions(team="research", model="gpt-*"))
     assert matching(limit)
     assert not matching(limit, model="o3")
@@ -194,7 +194,7 @@ def test_all_conditions_must_hold():
 
 
 def test_a_group_is_matched_by_its_members():
-    """A condition on a group holds for users who fit one of the group's globs."""
+    """A condition on a group holds for users that match one of the group's globs."""
     groups = {"power": ("dana", "*@research.corp"), "interns": ("*@intern.corp",)}
     limit = make_limit(match=conditions(group="power"))
     assert matching(limit, Subjects(user="dana"), groups=groups)
@@ -213,19 +213,19 @@ def test_groups_are_matched_by_globs_too():
 
 
 def test_a_group_without_members_has_none():
-    """A group with an empty list holds nobody."""
+    """A group with an empty list has no members."""
     assert LimitSet([], {"nobody": ()}).groups_of("ann") == ()
 
 
 def test_tags_match_if_one_of_them_does():
-    """A condition on tags holds if any tag of the request fits."""
+    """A condition on tags holds if any tag of the request matches."""
     limit = make_limit(match=conditions(tag="batch"))
     assert matching(limit)
     assert not matching(limit, Subjects(user="ann", tags=("prod",)))
 
 
 def test_a_limit_per_tag_counts_only_on_tags_that_match():
-    """A limit per tag for some tags counts on the accounts of those tags, not on those of other tags of the request."""
+    """A limit per tag with a condition on tags counts only on the accounts of matching tags."""
     limit = make_limit(per=("tag",), match=conditions(tag="team-*"))
     assert [found.subject for found in matching(limit, Subjects(tags=("team-a", "experiment")))] == ["team-a"]
 
@@ -234,7 +234,7 @@ def test_a_limit_per_tag_counts_only_on_tags_that_match():
 
 
 def test_the_first_override_that_matches_sets_the_amount():
-    """Of several overrides that match, the first one counts, whether it is smaller or larger."""
+    """The first matching override counts, whether its amount is smaller or larger."""
     limit = make_limit(
         overrides=(
             Override(conditions(user="ann"), None),
@@ -257,7 +257,7 @@ def test_an_override_may_ask_for_what_the_limit_does_not_count_by():
 
 
 def test_an_override_ends_at_its_instant():
-    """An override with an end counts before that instant and not at it; then the next one that matches counts."""
+    """An override with an end counts before that instant and not at it; then the next matching one counts."""
     limit = make_limit(
         overrides=(Override(conditions(user="ann"), 40, NOON), Override(conditions(user="ann"), 30, NOON + 1))
     )
@@ -267,7 +267,7 @@ def test_an_override_ends_at_its_instant():
 
 
 def test_an_override_with_an_end_does_not_stay_remembered():
-    """The amount is asked for at each instant, also when the same request was matched before."""
+    """The amount is determined for each instant, even if the same request was matched before."""
     limits = LimitSet([make_limit(overrides=(Override(Match(), None, NOON),))])
     amounts = [limits.matching(EVERYBODY, "gpt-5", "openai")[0].amount_at(at) for at in (NOON - 1, NOON, NOON - 1)]
     assert amounts == [None, 5_000_000_000, None]
@@ -275,7 +275,7 @@ def test_an_override_with_an_end_does_not_stay_remembered():
 
 @pytest.mark.parametrize("amount", [0, None, 1])
 def test_zero_and_unlimited_are_told_apart(amount):
-    """An amount of 0 stays 0, which blocks, and unlimited stays None; neither is taken for the other."""
+    """An amount of 0 stays 0, which blocks, and unlimited stays None."""
     found = amount_of(make_limit(amount=amount))
     assert found == amount
     assert (found is None) == (amount is None)
@@ -283,12 +283,12 @@ def test_zero_and_unlimited_are_told_apart(amount):
 
 @pytest.mark.parametrize("amount", [0, None])
 def test_overrides_can_block_or_lift(amount):
-    """An override of 0 blocks and one of unlimited lifts, over any amount of the limit itself."""
+    """An override of 0 blocks and one of unlimited lifts, for any amount of the limit itself."""
     assert amount_of(make_limit(overrides=(Override(Match(), amount),))) == amount
 
 
 def test_an_account_knows_its_amount_from_its_subject():
-    """The amount of an account can be told from its names alone, for reports."""
+    """For reports, the amount of an account can be determined from its subject alone."""
     limit = make_limit(
         per=("team", "user"), overrides=(Override(conditions(user="ann"), 7), Override(conditions(model="*"), 1))
     )
@@ -298,7 +298,7 @@ def test_an_account_knows_its_amount_from_its_subject():
 
 
 def test_an_account_knows_the_groups_of_its_user():
-    """Overrides for groups count for an account that has a user."""
+    """Overrides for groups apply to an account whose subject has a user."""
     limit = make_limit(overrides=(Override(conditions(group="power"), 25),))
     limits = LimitSet([limit], {"power": ("dana",)})
     assert limits.account(limit, "dana").amount_at(NOON) == 25
@@ -306,7 +306,7 @@ def test_an_account_knows_the_groups_of_its_user():
 
 
 def test_whether_a_limit_may_count_a_user_is_decided_by_users_and_groups():
-    """A limit may count a user unless its conditions on users or groups say otherwise."""
+    """A limit may count a user unless its conditions on users or groups exclude the user."""
     limits = LimitSet([], {"power": ("dana",)})
     assert limits.may_count(make_limit(), {"user": "ann"})
     assert limits.may_count(make_limit(match=conditions(model="o3")), {"user": "ann"})
@@ -324,7 +324,7 @@ def test_the_window_of_an_account_is_the_limits_own():
 
 
 def test_parallel_requests_are_one_account_that_is_never_charged():
-    """Requests at the same time are held on one account whatever the time, kept a day after the last one began."""
+    """Concurrent requests are held on one account at all times, which is kept for a day after the last start."""
     limit = make_limit(unit="parallel_requests", window=WindowRule("lifetime"))
     assert limit.window_at(NOON) == (0, NOON + 24 * 3_600_000_000)
     assert limit.window_at(NOON + 1).start == 0
@@ -334,14 +334,14 @@ def test_parallel_requests_are_one_account_that_is_never_charged():
 
 
 def test_only_what_keeps_an_account_is_charged():
-    """A limit on one request keeps nothing; any other leaves what was used on its account."""
+    """A limit on one request keeps no account; every other limit is charged with the actual use."""
     single = make_limit(window=WindowRule("request"))
     assert (single.has_accounts, single.is_charged) == (False, False)
     assert all(make_limit(window=WindowRule(kind)).is_charged for kind in WINDOW_KINDS if kind != "request")
 
 
 def test_the_buckets_of_an_account_are_the_limits_own():
-    """A rolling limit counts on the bucket of the instant, and sums up from the bucket five hours before."""
+    """A rolling limit counts on the current bucket, and its sum starts with the bucket five hours before."""
     (found,) = matching(make_limit(window=FIVE_HOURS))
     five_minutes = 300_000_000
     place = found.place_at(NOON + five_minutes + 1)
@@ -357,7 +357,7 @@ def test_the_buckets_of_an_account_are_the_limits_own():
     st.lists(st.integers(-150, 150).map(lambda minutes: NOON + minutes * 60_000_000), min_size=1),
 )
 def test_a_place_that_is_remembered_is_the_one_that_would_be_found(kind, at_once, ends, instants):
-    """Whatever was asked before, each instant gets its own window, account and amount; overrides end in between."""
+    """Each instant has its own window, account and amount, for any earlier queries and ends of overrides."""
     window = FIVE_HOURS if kind == "rolling" else WindowRule(kind)
     overrides = tuple(Override(conditions(user="*"), amount, until) for amount, until in enumerate(ends))
     limit = make_limit(unit="parallel_requests" if at_once else "usd", window=window, overrides=overrides)
@@ -382,7 +382,7 @@ def test_a_place_that_is_remembered_is_the_one_that_would_be_found(kind, at_once
     ids=["day", "rolling", "lifetime", "session", "parallel"],
 )
 def test_a_limit_resets_when_nothing_counts_any_more_that_counts_now(changes, resets):
-    """A reset is the end of the window, for a rolling one the end of all that counts now; some have none."""
+    """A reset is the end of the window, for a rolling one the end of the current spend; some limits have none."""
     limit = make_limit(**changes)
     found = limit.reset_of(limit.window_at(NOON))
     assert (found and found.isoformat()) == resets
@@ -392,7 +392,7 @@ def test_a_limit_resets_when_nothing_counts_any_more_that_counts_now(changes, re
 
 
 def adjustment(number=1, **changes):
-    """Ann's daily limit is raised to 50 for an hour."""
+    """Return an adjustment of ann's daily limit to 50 for an hour."""
     return Adjustment(**{
         "number": number, "limit": "daily", "subject": "ann", "amount": 50, "before": 5, "made_at": NOON,
         "until": NOON + 3_600_000_000, "actor": "ops", "reason": "deadline", **changes,
@@ -407,7 +407,7 @@ def adjusted_amount(*adjustments, limit=None, subjects=EVERYBODY, at=NOON):
 
 
 def test_an_adjustment_is_in_force_until_its_end():
-    """An adjusted account has that amount up to the adjustment's end, and then its own again."""
+    """An adjusted account has that amount until the adjustment's end, and then its own again."""
     ends = adjustment().until
     assert adjusted_amount(adjustment(), at=ends - 1) == 50
     assert adjusted_amount(adjustment(), at=ends) == 5_000_000_000
@@ -420,7 +420,7 @@ def test_an_adjustment_may_block_or_lift(amount):
 
 
 def test_an_adjustment_beats_overrides():
-    """Whoever adjusts an account means it, whatever the YAML says for those who match."""
+    """An adjustment has priority over all overrides of the YAML."""
     limit = make_limit(overrides=(Override(conditions(user="ann"), 7),))
     assert adjusted_amount(adjustment(), limit=limit) == 50
     assert adjusted_amount(adjustment(), limit=limit, at=adjustment().until) == 7
@@ -430,12 +430,12 @@ def test_an_adjustment_beats_overrides():
     "changes", [{"subject": "bo"}, {"limit": "other"}, {"subject": ""}, {"ended_at": NOON}], ids=str
 )
 def test_an_adjustment_is_for_one_account_while_nobody_ended_it(changes):
-    """An adjustment of somebody else, of another limit, or one that was ended early, changes nothing."""
+    """An adjustment of another subject or limit, or one that was ended early, changes nothing."""
     assert adjusted_amount(adjustment(**changes)) == 5_000_000_000
 
 
 def test_the_newest_adjustment_counts_and_gives_way_to_an_older_one():
-    """Of several adjustments the newest counts, in whatever order they come; when it ends, one that still runs."""
+    """The newest adjustment counts, in any order of arrival; when it ends, an older one may still apply."""
     older = adjustment(1, amount=50, until=NOON + 100)
     newer = adjustment(2, amount=9, until=NOON + 10)
     for order in ((older, newer), (newer, older)):
@@ -445,7 +445,7 @@ def test_the_newest_adjustment_counts_and_gives_way_to_an_older_one():
 
 
 def test_an_adjustment_of_a_combination_names_all_of_it():
-    """An account of a team's member, and the one that everybody shares, are adjusted by their subjects."""
+    """Accounts of a team's member and shared accounts are adjusted by their subjects."""
     member = make_limit(per=("team", "user"))
     assert adjusted_amount(adjustment(subject=f"research{SEPARATOR}ann"), limit=member) == 50
     assert adjusted_amount(adjustment(subject=f"sales{SEPARATOR}ann"), limit=member) == 5_000_000_000
@@ -453,7 +453,7 @@ def test_an_adjustment_of_a_combination_names_all_of_it():
 
 
 def test_adjusting_forgets_the_adjustments_before():
-    """A set takes all adjustments in force at once: those that are not named again are over, here and in memory."""
+    """A new set of adjustments replaces the previous one completely, cached amounts included."""
     limits = LimitSet([make_limit()], {"power": ("ann",)})
     assert limits.matching(EVERYBODY, None, None)[0].amount_at(NOON) == 5_000_000_000
     raised = limits.adjusted([adjustment()])
@@ -484,7 +484,7 @@ def test_adjusting_forgets_the_adjustments_before():
     ids=lambda change: next(iter(change)),
 )
 def test_what_is_counted_decides_the_key(change):
-    """Another name, subject, unit, window, zone or condition is another account: nothing spent under the old one counts."""
+    """A limit with another name, subject, unit, window, zone or condition has new accounts without spend."""
     assert make_limit(**change).key != make_limit().key
 
 
@@ -505,7 +505,7 @@ def test_what_is_counted_decides_the_key(change):
     ids=lambda change: next(iter(change)),
 )
 def test_amounts_and_actions_do_not_change_the_key(change):
-    """Whoever changes an amount, an override or an action keeps what was spent."""
+    """A change of an amount, an override or an action keeps the spend."""
     assert make_limit(**change).key == make_limit().key
 
 
@@ -518,17 +518,17 @@ def test_amounts_and_actions_do_not_change_the_key(change):
     ids=["keys", "globs"],
 )
 def test_the_order_of_conditions_does_not_change_the_key(one, other):
-    """Whoever only sorts the conditions in the YAML keeps what was spent: they count the same."""
+    """A new order of the conditions in the YAML keeps the spend."""
     assert make_limit(match=one).key == make_limit(match=other).key
 
 
 def test_keys_fit_into_the_ledger():
-    """A key is a number that SQLite's signed integers can hold."""
+    """A key fits into SQLite's signed integers."""
     assert all(0 <= make_limit(name=f"limit-{number}").key < 2**63 for number in range(1_000))
 
 
 def test_keys_stay_the_same_for_ever():
-    """A key never changes between versions: spent amounts are kept under it."""
+    """A key never changes between versions, since the ledger stores spend under it."""
     assert make_limit().key == 5_494_497_574_764_442_783
     assert make_limit(window=FIVE_HOURS).key == 8_315_960_984_240_025_231
     assert make_limit(window=WindowRule("week", week_starts=6)).key == 4_724_027_091_979_925_586
@@ -546,7 +546,7 @@ def test_keys_stay_the_same_for_ever():
     ids=["week", "length", "kind"],
 )
 def test_all_of_the_window_decides_the_key(one, other):
-    """Weeks from another day and windows of another length hold other sums, so they are other accounts."""
+    """Weeks with another first day and windows of another length have different sums, so they are other accounts."""
     assert make_limit(window=one).key != make_limit(window=other).key
 
 
@@ -554,16 +554,16 @@ def test_all_of_the_window_decides_the_key(one, other):
     "changes", [{"window": FIVE_HOURS}, {"window": WindowRule("session")}, {"unit": "parallel_requests"}], ids=str
 )
 def test_where_no_clock_is_asked_the_zone_does_not_change_the_key(changes):
-    """A zone that decides nothing may be changed without starting from zero."""
+    """A change of a zone that has no effect keeps the spend."""
     assert make_limit(**changes, zone=ZoneInfo("Asia/Kolkata")).key == make_limit(**changes).key
 
 
-# ── what is shown, and what is remembered ────────────────────────────────────────────────────────────────────────────
+# ── visibility and caching ───────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
 def test_only_limits_per_user_key_or_session_are_the_callers_own(dimension):
-    """Amounts may be shown to a caller on limits per user, key or session only."""
+    """A caller may see amounts only of limits per user, key or session."""
     assert make_limit(per=(dimension,)).is_callers_own == (dimension in ("user", "api_key", "session"))
 
 
@@ -583,12 +583,12 @@ def test_a_limit_for_each_member_of_a_team_is_the_callers_own():
     ],
 )
 def test_only_blocking_limits_block(changes, blocks):
-    """Warnings and dry runs are never felt, and a downgrade refuses nothing."""
+    """Warnings and dry runs are not enforced, and a downgrade refuses nothing."""
     assert make_limit(**changes).blocks == blocks
 
 
 def test_models_without_a_price_pass_only_where_they_are_allowed():
-    """A model without a price may be used under a cost limit only if a glob of allow_unpriced fits it."""
+    """Under a cost limit, a model without a price is permitted only if a glob of allow_unpriced matches it."""
     limit = make_limit(allow_unpriced=("local-*", "test"))
     assert limit.lets_unpriced_pass("local-llama")
     assert limit.lets_unpriced_pass("test")
@@ -597,7 +597,7 @@ def test_models_without_a_price_pass_only_where_they_are_allowed():
 
 
 def test_memory_stays_bounded_whatever_is_asked():
-    """However many users and models ask, the answers that are remembered have a bound, and stay right."""
+    """For any number of users and models, the cache of matches is bounded and correct."""
     limits = LimitSet([make_limit(per=("user", "model"))])
     for number in range(10_000):
         limits.matching(Subjects(user=f"user-{number}"), f"model-{number % 7}", None)
@@ -608,7 +608,7 @@ def test_memory_stays_bounded_whatever_is_asked():
 
 @pytest.mark.parametrize("varied", ["session", "tags", "end_user", "api_key_alias"])
 def test_what_no_limit_asks_for_does_not_defeat_the_memory(varied, monkeypatch):
-    """Requests that differ only in what no limit counts by are matched once."""
+    """Requests that differ only in dimensions that no limit uses are matched once."""
     limits = LimitSet([make_limit(), make_limit(name="b", per=("team", "model"), match=conditions(team="*"))])
     searched = []
     found = limits._match
@@ -630,7 +630,7 @@ def test_what_no_limit_asks_for_does_not_defeat_the_memory(varied, monkeypatch):
     )
 )
 def test_what_is_remembered_never_mixes_requests_up(requests):
-    """A set of limits that has seen many requests answers as one that sees its first."""
+    """A set of limits with a filled cache returns the same matches as a new one."""
     limits = [
         make_limit(name="a", per=("user",), match=conditions(team="a")),
         make_limit(name="b", per=("tag",), overrides=(Override(conditions(user="bo"), 1),)),

@@ -15,13 +15,13 @@ LARGEST = 9_000_000_000 * NANO_PER_USD
 
 @given(st.integers(0, LARGEST))
 def test_written_amounts_read_back(nano):
-    """Every amount that is written as USD is read back as exactly the same amount."""
+    """Every amount written as USD is parsed to exactly the same amount."""
     assert parse_usd(format_usd(nano)) == nano
 
 
 @given(st.integers(0, LARGEST))
 def test_written_amounts_are_exact_decimals(nano):
-    """An amount is written with at least two decimals, no exponent, and no superfluous zeros behind them."""
+    """An amount is written with at least two decimals, without an exponent or further trailing zeros."""
     text = format_usd(nano)
     decimals = text.partition(".")[2]
     assert Decimal(text) * NANO_PER_USD == nano
@@ -44,7 +44,7 @@ def test_written_amounts_are_exact_decimals(nano):
     ],
 )
 def test_amounts_look_as_documented(nano, text):
-    """Amounts are written as people expect them."""
+    """Amounts have the documented format."""
     assert format_usd(nano) == text
 
 
@@ -64,7 +64,7 @@ def test_amounts_look_as_documented(nano, text):
     ],
 )
 def test_amounts_are_read_exactly(value, nano):
-    """Whole numbers, decimal text and decimals are read without rounding."""
+    """Whole numbers, decimal text and decimals are parsed without rounding."""
     assert parse_usd(value) == nano
 
 
@@ -78,34 +78,34 @@ def test_amounts_are_read_exactly(value, nano):
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_amount_is_refused(value):
-    """Negative, not finite, too fine, too large and meaningless values are refused with MoneyError, never another error."""
+    """Negative, infinite, too precise, too large and invalid values raise MoneyError, and no other error."""
     with pytest.raises(MoneyError):
         parse_usd(value)
 
 
 @pytest.mark.parametrize("value", [True, False])
 def test_booleans_are_no_amounts(value):
-    """A boolean does not sneak in as one dollar or none."""
+    """A boolean is not parsed as one dollar or zero."""
     with pytest.raises(MoneyError):
         parse_usd(value)
 
 
 @pytest.mark.parametrize("value", [0.5, 5.0, 0.1])
 def test_floats_are_no_amounts(value):
-    """A float never becomes money by way of parse_usd, even one that happens to be exact."""
+    """`parse_usd` rejects all floats, even exact ones."""
     with pytest.raises(MoneyError):
         parse_usd(value)
 
 
 @given(st.one_of(st.integers(-LARGEST, LARGEST), st.integers(-100, 100).map(lambda cents: cents * 10**7)))
 def test_programs_get_the_decimals_that_people_read(nano):
-    """`to_decimal` has the value and the number of decimals of what `format_usd` writes."""
+    """`to_decimal` has the same value and number of decimals as the text of `format_usd`."""
     assert to_decimal(nano).as_tuple() == Decimal(format_usd(nano)).as_tuple()
 
 
 @given(st.integers(0, LARGEST - 1), st.integers(1, 60))
 def test_nothing_finer_than_a_nano_dollar_passes(nano, places):
-    """However far behind the ninth decimal a digit stands, the amount is refused and not rounded."""
+    """An amount with a nonzero digit after the ninth decimal is rejected and not rounded."""
     dollars, rest = divmod(nano, NANO_PER_USD)
     with pytest.raises(MoneyError):
         parse_usd(f"{dollars}.{rest:09d}{'0' * (places - 1)}1")
@@ -126,35 +126,35 @@ def test_nothing_finer_than_a_nano_dollar_passes(nano, places):
     ],
 )
 def test_costs_computed_in_floats_are_rounded_to_the_nearest(value, nano):
-    """A cost that LiteLLM computed in floats becomes the nearest nano-dollar of its shortest decimal text."""
+    """A cost that LiteLLM computed as a float is rounded to the nearest nano-dollar of its shortest decimal text."""
     assert from_float(value) == nano
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1e-9, -0.5])
 def test_impossible_float_costs_are_refused(value):
-    """NaN, infinite and negative costs are refused with MoneyError."""
+    """NaN, infinite and negative costs raise MoneyError."""
     with pytest.raises(MoneyError):
         from_float(value)
 
 
 def test_float_costs_have_the_same_upper_end_as_amounts():
-    """A cost beyond what the ledger's integers hold is refused, instead of breaking the ledger later."""
+    """A cost above the maximum of the ledger's integers is rejected, before it could break the ledger."""
     with pytest.raises(MoneyError):
         from_float(1e11)
 
 
 @given(st.integers(0, 10**15))
 def test_float_costs_of_whole_nano_dollars_are_exact(nano):
-    """A cost of a whole number of nano-dollars survives the way through a float, up to a million dollars."""
+    """A cost in whole nano-dollars is unchanged by conversion to a float and back, up to a million dollars."""
     assert from_float(nano / NANO_PER_USD) == nano
 
 
 @given(
     st.floats(0, 10_000_000)
-    # Close to the middle between two, and small.
+    # Near the middle between two nano-dollars, and small.
     | st.tuples(st.integers(0, 10**13), st.integers(-5, 5)).map(lambda of: (of[0] + 0.5) / NANO_PER_USD + of[1] * 1e-17)
     | st.floats(0, 1e-8)
 )
 def test_a_float_is_rounded_as_its_decimal_text(value):
-    """A cost is rounded to the nano-dollar that is nearest to what it prints as, never to the one beside it."""
+    """A cost is rounded to the nano-dollar that is nearest to its printed text."""
     assert from_float(value) == int((Decimal(repr(value)) * NANO_PER_USD).to_integral_value())

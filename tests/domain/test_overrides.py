@@ -1,4 +1,4 @@
-"""Overrides are found by name, and that changes nothing but the time it takes."""
+"""The index of overrides by name changes only the time of a look-up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def limit_with(overrides: list[Override]) -> Limit:
     st.fixed_dictionaries({key: st.lists(st.sampled_from(NAMES), max_size=3).map(tuple) for key in KEYS}),
 )
 def test_the_overrides_found_are_those_that_match_in_their_order(matches, known) -> None:
-    """Whatever the overrides ask for, the answer is that of looking at each of them in turn."""
+    """For any overrides, the result is the same as examining each of them in turn."""
     overrides = [Override(Match(match), at) for at, match in enumerate(matches)]
     expected = [override for override in overrides if override.match.holds(known)]
     assert limit_with(overrides).overrides_of(known) == expected
@@ -45,7 +45,7 @@ def test_the_overrides_found_are_those_that_match_in_their_order(matches, known)
 
 @given(st.text("ab*?[]!-", max_size=6), st.text("ab*?[]!-", max_size=6))
 def test_a_literal_fits_what_the_glob_fits(glob: str, name: str) -> None:
-    """What is taken for one name fits that name and no other, as a glob would."""
+    """A pattern that is treated as a literal matches only that name, as its glob would."""
     assert fits((glob,), name) is (re.match(translate(glob), name) is not None)
     literal = literal_of(glob)
     if literal is not None:
@@ -54,13 +54,13 @@ def test_a_literal_fits_what_the_glob_fits(glob: str, name: str) -> None:
 
 @given(st.text("ab*?[]!-", min_size=1, max_size=6))
 def test_a_name_can_be_written_as_a_glob(name: str) -> None:
-    """A name with signs in it is written so that it fits itself alone."""
+    """A name with special characters is written as a glob that matches only this name."""
     assert literal_of(glob_of(name)) == name
     assert fits((glob_of(name),), name)
 
 
 def test_thousands_of_overrides_are_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With 50,000 overrides by name a request looks at its own, and at those that ask for globs."""
+    """With 50,000 overrides by name, a request examines only its own and those with globs."""
     overrides = [Override(Match((("user", (f"user-{number}",)),)), number) for number in range(50_000)]
     overrides.insert(10, Override(Match((("user", ("user-4*",)),)), -1))
     limits = LimitSet([limit_with(overrides)])

@@ -1,4 +1,4 @@
-"""Each pattern is planted into noise and found with the right users and numbers; in plain noise nothing is."""
+"""Each planted pattern is found in noise with its users and numbers; noise alone has none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def world():
 
 
 def only(world, kind):
-    """The one pattern that is found, of this type."""
+    """Return the only pattern found, and check its type."""
     (found,) = world.patterns()
     assert found.type == kind
     assert 0 < found.confidence <= 1
@@ -49,19 +49,19 @@ def sum_of(world, model, *users):
 
 
 def test_noise_holds_no_pattern():
-    """In four companies without a pattern, of 40 users each, none is found."""
+    """In four companies of 40 users each without a planted pattern, none is found."""
     assert false_ones(4, heavy=False) == Counter()
 
 
 def test_of_heavier_tails_only_far_outliers_are_told():
-    """Where ten times the usual happens by itself, few users have a day that is told; nothing else is."""
+    """With heavy tails, where ten times the usual is normal, only few users have a reported day."""
     found = false_ones(2, heavy=True)
     assert found.keys() <= {"sudden_change"}
     assert found["sudden_change"] <= 0.05 * 2 * 40
 
 
 def test_a_dear_model_in_heavy_use_is_found(world):
-    """Its users, its share, and what its tokens cost beyond the average price of all others, to the nano-dollar."""
+    """The pattern has its users, its share, and the exact extra cost over the average price of all other models."""
     for user, requests in (("user-03", 200), ("user-05", 400)):
         for at in range(60):
             key = (TODAY - timedelta(days=at), "opus", "one")
@@ -83,7 +83,7 @@ def test_a_dear_model_in_heavy_use_is_found(world):
 
 
 def test_a_cheaper_model_for_the_same_work_is_proposed_with_its_saving(world):
-    """At today's prices; a model whose requests are of another shape is not proposed, however cheap it is."""
+    """The saving is at current prices; a model with requests of a different shape is not proposed, even if cheap."""
     for uses in world.users.values():
         for (day, model, provider), totals in list(uses.items()):
             if model == "beta" and day.day % 3 == 0:
@@ -103,7 +103,7 @@ def test_a_cheaper_model_for_the_same_work_is_proposed_with_its_saving(world):
 
 
 def test_reliance_on_one_provider_is_found(world):
-    """From nine in ten requests on; what it costs is no impact, since nothing would be cheaper."""
+    """Reliance starts at 90 % of the requests; it has no cost impact, since no alternative would be cheaper."""
     for uses in world.users.values():
         for day, model, provider in list(uses):
             if provider != "one":
@@ -122,7 +122,7 @@ def test_nine_in_ten_requests_are_reliance(share, found):
 
 @pytest.mark.parametrize(("busy", "begin", "end"), [((9, 10, 11, 12), 9, 13), ((22, 23, 0, 1), 22, 2)])
 def test_peak_hours_are_found(world, busy, begin, end):
-    """The fewest hours in a row with half of the requests, over midnight, too."""
+    """Peak hours are the shortest interval with half of the requests, including one over midnight."""
     world.hours = [
         use._replace(totals=use.totals._replace(requests=use.totals.requests * (6 if use.of_day in busy else 1)))
         for use in world.hours
@@ -135,7 +135,7 @@ def test_peak_hours_are_found(world, busy, begin, end):
 
 
 def test_a_users_sudden_rise_is_found_on_its_day(world):
-    """Beside the weekday's own median; the impact is what was spent beyond it."""
+    """A rise is relative to the median of the same weekday; the impact is the cost above that."""
     day = date(2026, 11, 19)
     uses = world.users["user-04"]
     for key, totals in list(uses.items()):
@@ -157,7 +157,7 @@ def test_a_users_sudden_rise_is_found_on_its_day(world):
 
 
 def regular(spent, last=TODAY, days=91):
-    """A user who spends the same every day."""
+    """Return the days of a user with the same spend every day."""
     return {last - timedelta(days=at): spent for at in range(days)}
 
 
@@ -178,14 +178,14 @@ def regular(spent, last=TODAY, days=91):
     ],
 )  # fmt: skip
 def test_what_is_a_sudden_change(changes, is_over, found):
-    """Three times the usual is; a fall only where there are three days of it, and such days were hardly ever free before."""
+    """A rise is three times the usual; a fall needs three such days, and few of them before."""
     days = regular(10 * USD) | {TODAY - timedelta(days=at): spent for at, spent in changes.items()}
     patterns = list(domain.sudden_changes("ann", days, SINCE, TODAY, is_over=is_over))
     assert [(one.evidence["days"], one.cost_impact) for one in patterns] == found
 
 
 def test_weekdays_are_compared_with_themselves():
-    """Who spends much on Mondays only has had no surprise on a Monday, and one on a Tuesday."""
+    """A user with high spend on Mondays only has a sudden change on a Tuesday, not on a Monday."""
     days = {day: (50 if day.weekday() == 0 else 1) * USD for day in regular(0)}
     assert not list(domain.sudden_changes("ann", days, SINCE, TODAY, is_over=True))
     tuesday = date(2026, 11, 17)
@@ -194,21 +194,21 @@ def test_weekdays_are_compared_with_themselves():
 
 
 def test_nothing_is_usual_of_somebody_new():
-    """Thirteen days before are too few; small change is none."""
+    """Thirteen earlier days are too few for a sudden change, and so are small amounts."""
     assert not list(domain.sudden_changes("new", regular(USD, days=20) | {TODAY: 99 * USD}, SINCE, TODAY, is_over=True))
     assert not list(domain.sudden_changes("small", regular(1000) | {TODAY: USD // 2}, SINCE, TODAY, is_over=True))
     assert not list(domain.sudden_changes("idle", {}, SINCE, TODAY, is_over=True))
 
 
 def test_one_incident_does_not_hide_the_next():
-    """The median does not move for three wild days, nor does the spread."""
+    """Three outliers change neither the median nor the spread."""
     days = regular(10 * USD) | {TODAY - timedelta(days=at): 900 * USD for at in (20, 21, 35)}
     (found,) = domain.sudden_changes("ann", days | {TODAY: 40 * USD}, SINCE, TODAY, is_over=True)
     assert found.amounts == {"spent": 40 * USD, "usual": 10 * USD}
 
 
 def test_surprises_need_a_distance_in_the_users_own_measure():
-    """Four times the usual is none from the irregular; three times of what was the most ever is one from anybody."""
+    """Four times the usual is normal for irregular users; three times the previous maximum is unusual for all."""
     irregular = [Observed(at % 7, str(at), USD * (1, 4, 16)[at % 3]) for at in range(84)]
     assert not surprises(irregular, [Observed(0, "now", 16 * USD), Observed(0, "now", 47 * USD)])
     (found,) = surprises(irregular, [Observed(0, "now", 49 * USD)])
@@ -216,7 +216,7 @@ def test_surprises_need_a_distance_in_the_users_own_measure():
 
 
 def test_an_hour_in_which_all_spend_suddenly_more_is_found(world):
-    """Compared with the same hour of the same weekday."""
+    """An hour is compared with the same hour of the same weekday."""
     at = "2026-11-19T03:00+00:00"
     world.hours = [
         use._replace(totals=use.totals._replace(cost=30 * use.totals.cost)) if use.hour == at else use
@@ -229,7 +229,7 @@ def test_an_hour_in_which_all_spend_suddenly_more_is_found(world):
 
 
 def test_the_hours_of_a_dear_day_are_named():
-    """Those with a tenth of the day, and three times what that hour had before."""
+    """An hour is named if it has a tenth of the day's cost, and three times its usual cost."""
     before = [[10] * 24] * 4
     assert domain.loud_hours([10] * 22 + [500, 20], before) == [22]
     assert domain.loud_hours([0] * 24, before) == []
@@ -243,7 +243,7 @@ def test_the_hours_of_a_dear_day_are_named():
 
 
 def test_users_whose_cache_serves_little_are_found(world):
-    """Beside other users of the same model, with the tokens that could be cached and what they cost meanwhile."""
+    """Users are compared with others of the same model; the pattern has the cacheable tokens and their cost."""
     low = ("user-02", "user-07")
     for user in low:
         for key, totals in world.users[user].items():
@@ -264,7 +264,7 @@ def test_users_whose_cache_serves_little_are_found(world):
 
 
 def test_days_on_which_a_cache_serves_little_are_found(world):
-    """Beside other days of the same model: somebody has changed a prompt."""
+    """Days are compared with other days of the same model, for example after a change of a prompt."""
     for uses in world.users.values():
         for key, totals in uses.items():
             if key[1] == "gamma" and key[0] > TODAY - timedelta(days=10):
@@ -275,7 +275,7 @@ def test_days_on_which_a_cache_serves_little_are_found(world):
 
 
 def test_low_cache_use_has_no_price_where_none_is_known(world):
-    """The tokens are told all the same."""
+    """Without a price, the pattern still has its tokens."""
     del world.rates["beta"]
     for key, totals in world.users["user-02"].items():
         if key[1] == "beta":
@@ -292,7 +292,7 @@ def failures(count, **fields):
 
 
 def test_failures_that_cost_are_found(world):
-    """With who paid for them, and how many were tried again within a minute."""
+    """The pattern has the affected users, and the number of retries within a minute."""
     failed = failures(30)
     again = [event._replace(started_at=event.started_at + MINUTE // 2, status="success") for event in failed[:7]]
     world.events = sorted([*world.events, *failed, *again], key=lambda event: -event.started_at)
@@ -307,7 +307,7 @@ def test_failures_that_cost_are_found(world):
 
 @pytest.mark.parametrize(("failed", "confidence"), [(9, []), (10, [0.684]), (100, [0.9])])
 def test_single_failures_are_no_pattern(failed, confidence):
-    """Ten are; the more there are, the surer it is."""
+    """Ten failures are a pattern, and the confidence grows with their number."""
     tally = domain.CostlyFailures()
     for event in failures(failed):
         tally.add(event)
@@ -323,7 +323,7 @@ def state(**fields):
 
 
 def test_who_will_pass_a_limit_is_found(world):
-    """With what will be spent by the end of the window, and when the limit is reached, on a straight line."""
+    """The pattern has a linear projection to the end of the window, and the time at which the limit is reached."""
     world.states.append(state())
     found = only(world, "limit_ahead")
     assert found.affected_users == ("ann",)
@@ -348,7 +348,7 @@ def test_who_will_pass_a_limit_is_found(world):
     ],
 )  # fmt: skip
 def test_which_limits_are_ahead(fields, found):
-    """Not what is passed already, what is passed by a hair, what has just begun or is over in an hour."""
+    """Limits that are exceeded already, only just exceeded, just begun or over in an hour are not reported."""
     patterns = list(domain.limits_ahead([state(**fields)]))
     assert len(patterns) == found
     if patterns and fields.get("unit") == "requests":
@@ -367,7 +367,7 @@ USES = st.lists(st.builds(domain.Use, st.sampled_from(["2026-11-16", "2026-11-23
 @settings(derandomize=True, database=None, max_examples=80, deadline=None)
 @given(USES, st.lists(st.tuples(st.integers(0, 23), TOTALS), max_size=30))
 def test_any_sums_are_judged(uses, hours):
-    """Whatever the sums are, also those that no request could have, nothing breaks and confidence is a share."""
+    """Any sums, even impossible ones, are processed without an error, and confidence is between 0 and 1."""
     used = [
         domain.HourUse(f"2026-11-{20 + at % 4}T{hour:02d}:00+01:00", totals) for at, (hour, totals) in enumerate(hours)
     ]
@@ -383,7 +383,7 @@ SPENT = st.one_of(st.just(0), st.integers(0, 10), st.integers(0, 10**17))
 @settings(derandomize=True, database=None, max_examples=80, deadline=None)
 @given(st.lists(SPENT, min_size=20, max_size=91), st.booleans())
 def test_any_days_are_judged(spent, is_over):
-    """Whatever somebody spent, nothing breaks, confidence is a share, and the impact is what is not usual."""
+    """For any spend, there is no error, confidence is between 0 and 1, and the impact is the unusual part."""
     days = {TODAY - timedelta(days=at): cost for at, cost in enumerate(spent)}
     for found in domain.sudden_changes("ann", days, SINCE, TODAY, is_over=is_over):
         assert 0 <= found.confidence <= 1
@@ -392,7 +392,7 @@ def test_any_days_are_judged(spent, is_over):
 
 
 def test_what_costs_most_comes_first():
-    """Falls and what is no question of money come last."""
+    """Patterns are ordered by impact; falls and patterns without a cost come last."""
     made = [domain.Pattern("peak_hours", name, "", {}, {}, impact, 0.5, "") for name, impact in
             (("none", None), ("less", 1), ("fall", -5), ("more", 2))]  # fmt: skip
     assert [one.description for one in domain.by_impact(made)] == ["more", "less", "none", "fall"]

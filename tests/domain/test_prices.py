@@ -30,7 +30,7 @@ WIDE = Reach(media_input=True, media_output=True)
 
 @given(prices | st.builds(Price, st.none(), units=st.builds(UnitRates, atto, atto, atto, atto, atto)), st.data())
 def test_no_usage_within_the_bounds_costs_more_than_the_worst_case(price, data):
-    """Whatever a provider reports within the bounds, even nonsense parts, it costs at most the worst case.
+    """Any reported usage within the bounds, even with invalid parts, costs at most the worst case.
 
     So field-bugs C6 (reservations too small for long prompts) and C7 (priority billed at standard) cannot happen.
     """
@@ -50,7 +50,7 @@ def test_no_usage_within_the_bounds_costs_more_than_the_worst_case(price, data):
 
 @given(prices, st.data())
 def test_a_usage_of_text_needs_no_more_than_a_bound_of_text(price, data):
-    """Where neither sounds nor images nor another service are in reach, their prices are not in the worst case's way."""
+    """If a request cannot use audio, images or other service tiers, their prices do not raise the worst case."""
     input_bound, output_bound = data.draw(counts), data.draw(counts)
     tokens = TokenUsage(
         data.draw(st.integers(0, input_bound)),
@@ -72,7 +72,7 @@ def test_the_worst_case_grows_with_the_bounds(price, input_bound, output_bound, 
 
 @given(rates, counts, counts, st.data())
 def test_every_token_is_priced_once(found, input_tokens, output_tokens, data):
-    """Every part is taken out of its whole and priced by itself, none twice (field-bugs C4: up to 10.9 times seen)."""
+    """Each part is subtracted from its whole and priced once (field-bugs C4: up to 10.9 times the cost)."""
     cached = data.draw(st.integers(0, input_tokens))
     written = data.draw(st.integers(0, input_tokens - cached))
     written_1h = data.draw(st.integers(0, written))
@@ -119,12 +119,12 @@ def test_every_token_is_priced_once(found, input_tokens, output_tokens, data):
     ],
 )
 def test_sheet_prices_are_exact(written, atto_dollars):
-    """A price as it stands in a sheet becomes exactly the integer that was meant; zero is a price."""
+    """A price of a sheet is converted to the exact integer; zero is a price."""
     assert atto_each(written) == atto_dollars
 
 
 def test_a_price_finer_than_an_atto_dollar_is_rounded_up():
-    """What cannot be written in atto-dollars is rounded up, never to nothing."""
+    """A price with a fraction of an atto-dollar is rounded up, never to zero."""
     assert atto_each(1e-19) == 1
 
 
@@ -135,7 +135,7 @@ def test_a_price_finer_than_an_atto_dollar_is_rounded_up():
     ids=repr,
 )  # fmt: skip
 def test_what_is_no_price_is_none(written):
-    """Missing, negative, not finite, boolean and meaningless prices are no price, and never an error."""
+    """Missing, negative, infinite, boolean and invalid prices are None, and never an error."""
     assert atto_each(written) is None
 
 
@@ -143,21 +143,21 @@ def test_what_is_no_price_is_none(written):
     st.one_of(st.floats(), st.text(), st.integers(), st.decimals(allow_nan=True, allow_infinity=True), st.booleans())
 )
 def test_reading_a_price_never_raises(written):
-    """Whatever stands in a price sheet is read as a price or as none."""
+    """Any value of a price sheet is either a price or None."""
     found = atto_each(written)
     assert found is None or (isinstance(found, int) and found >= 0)
 
 
 @given(st.decimals(0, 1, places=18), st.decimals(0, 1, places=18), st.integers(1, 10**6), st.integers(0, 10**6))
 def test_cost_is_the_sheets_decimal_arithmetic(input_usd, output_usd, input_tokens, output_tokens):
-    """A cost is what decimal arithmetic on the sheet gives, rounded to the nano-dollar, halves up."""
+    """A cost equals the sheet's decimal arithmetic, rounded half up to the nano-dollar."""
     price = Price(make_rates(atto_each(input_usd), atto_each(output_usd)))
     exact = (input_usd * input_tokens + output_usd * output_tokens) * 10**9
     assert price.cost(TokenUsage(input_tokens, output_tokens)) == int(exact.to_integral_value(rounding=ROUND_HALF_UP))
 
 
 def test_costs_of_fractions_of_a_nano_dollar_are_rounded_halves_up_and_the_worst_case_up():
-    """Half a nano-dollar counts as one, less as none, and the worst case always as one."""
+    """Half a nano-dollar is rounded up to one, less is rounded to zero, and the worst case is always rounded up."""
     price = Price(make_rates(atto_each(7.5e-09)))
     assert price.cost(TokenUsage(input_tokens=1)) == 8
     assert price.cost(TokenUsage(input_tokens=2)) == 15
@@ -167,7 +167,7 @@ def test_costs_of_fractions_of_a_nano_dollar_are_rounded_halves_up_and_the_worst
 
 
 def test_the_parts_of_a_usage_have_their_own_prices():
-    """Cached, cache-write and reasoning tokens cost their own price, the rest of input and output the ordinary one."""
+    """Cached, cache-write and reasoning tokens have their own prices, and the rest has the ordinary one."""
     price = Price(
         make_rates(
             3_000 * 10**9, 15_000 * 10**9, cached_input=300 * 10**9, cache_write=3_750 * 10**9, reasoning=60_000 * 10**9
@@ -180,7 +180,7 @@ def test_the_parts_of_a_usage_have_their_own_prices():
 
 
 def test_nonsense_parts_never_price_more_tokens_than_the_whole():
-    """Parts that are larger than their whole are cut to it, cached tokens first."""
+    """Parts that exceed their whole are reduced to it; cached tokens are counted first."""
     price = Price(make_rates(10**9, 10**9, cached_input=2 * 10**9, cache_write=3 * 10**9, reasoning=4 * 10**9))
     assert price.cost(TokenUsage(10, 10, 7, 9, 99)) == 7 * 2 + 3 * 3 + 10 * 4
 
@@ -189,7 +189,7 @@ def test_nonsense_parts_never_price_more_tokens_than_the_whole():
     ("input_tokens", "each"), [(199_999, 1), (200_000, 1), (200_001, 2), (272_000, 2), (272_001, 5)]
 )
 def test_a_tier_begins_behind_its_threshold(input_tokens, each):
-    """The dearer rates apply to all tokens of a request with more input tokens than the threshold, not with as many."""
+    """The higher rates apply to all tokens of a request above the threshold, not at it."""
     price = Price(
         make_rates(10**9, 10**9),
         ((200_000, make_rates(2 * 10**9, 2 * 10**9)), (272_000, make_rates(5 * 10**9, 5 * 10**9))),
@@ -199,7 +199,7 @@ def test_a_tier_begins_behind_its_threshold(input_tokens, each):
 
 
 def test_a_cheaper_tier_does_not_lower_the_worst_case():
-    """A request that may stay below a cheaper tier is reserved at the dearer rates it can still be billed at."""
+    """A request that may stay below a cheaper tier is reserved at the higher rates that may still apply."""
     price = Price(make_rates(10 * 10**9), ((100, make_rates(1 * 10**9)),))
     assert price.worst_case(101, 0) == 1_010
     assert price.worst_case(101, 0) >= price.cost(TokenUsage(input_tokens=100))
@@ -207,7 +207,7 @@ def test_a_cheaper_tier_does_not_lower_the_worst_case():
 
 @pytest.mark.parametrize("dear", RATES)
 def test_only_a_price_without_any_cost_is_free(dear):
-    """A price is free only if no kind of token costs anything, in any tier or service, nor anything by the piece."""
+    """A price is free only if no kind of token has a cost in any tier or service, and nothing has one by the piece."""
     free = make_rates()
     one = dataclasses.replace(free, **{dear: 1})
     assert Price(free).is_free
@@ -218,7 +218,7 @@ def test_only_a_price_without_any_cost_is_free(dear):
 
 
 def test_a_usage_without_tokens_has_no_cost():
-    """Where nothing was counted the cost of a priced request is unknown, of a free one nothing; and no worst case."""
+    """Without counted tokens, the cost of a priced request is unknown, and of a free one zero."""
     price = Price(make_rates(10**12, 10**12))
     assert price.cost(TokenUsage()) is None
     assert Price(make_rates()).cost(TokenUsage()) == 0
@@ -226,7 +226,7 @@ def test_a_usage_without_tokens_has_no_cost():
 
 
 def test_a_service_has_its_own_prices():
-    """What is served as priority or flex costs what that costs; what has no price of its own the ordinary (C7)."""
+    """Service tiers such as priority and flex have their own prices; a tier without any has the ordinary ones (C7)."""
     price = Price(
         make_rates(10 * 10**9, 10 * 10**9),
         services=(("priority", Price(make_rates(20 * 10**9, 20 * 10**9), ((100, make_rates(50 * 10**9)),))), ("flex", Price(make_rates(5 * 10**9)))),
@@ -257,7 +257,7 @@ def test_a_price_for_the_request_comes_on_top():
 
 
 def test_without_a_bound_there_is_no_worst_case():
-    """A request that nothing bounds can cost anything, where tokens have a price."""
+    """A request without a bound on its tokens has no worst case if tokens have a price."""
     price = Price(make_rates(10**9, 10**9))
     assert price.worst_case(None, 10) is None
     assert price.worst_case(10, None) is None

@@ -1,4 +1,4 @@
-"""Pseudonyms, and limits that are matched with real names while pseudonyms are kept."""
+"""Pseudonyms, and limits that match real names while only pseudonyms are stored."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def limit(per=("user",), overrides=(), **match):
 
 
 def counts(pseudonyms, rule, subjects, groups=None):
-    """The subjects for which a request counts on a limit, as the proxy would see it."""
+    """Return the subjects for which a request counts on a limit, as in the proxy."""
     limits = pseudonyms.applied_to(LimitSet([rule], groups))
     return [found.subject for found in limits.matching(pseudonyms.keep(subjects), "gpt", None)]
 
 
 def test_a_pseudonym_is_an_hmac_with_the_secret():
-    """A key's pseudonym is the beginning of an HMAC-SHA256 of LiteLLM's hash, so nobody can try keys out."""
+    """A key's pseudonym is the start of an HMAC-SHA256 of LiteLLM's hash, so keys cannot be guessed from it."""
     digest = hmac.new(b"s" * 32, b"key\0" + HASH.encode(), hashlib.sha256).digest()
     import base64  # noqa: PLC0415
 
@@ -48,14 +48,14 @@ def test_a_pseudonym_is_an_hmac_with_the_secret():
 
 @given(st.text(min_size=1))
 def test_pseudonyms_are_stable_readable_and_final(name):
-    """The same name gives the same pseudonym; a pseudonym's pseudonym is itself."""
+    """A name always has the same pseudonym, and a pseudonym's pseudonym is itself."""
     kept = HIDING.of_person(name)
     assert kept == Pseudonyms(b"s" * 32, hides_persons=True).of_person(name) == HIDING.of_person(kept)
     assert re.fullmatch("p-[a-z2-7]{16}", kept)
 
 
 def test_nobody_in_particular_has_no_pseudonym():
-    """The shared subjects, and LiteLLM's word for the master key, stay what they are."""
+    """Reserved subjects, and LiteLLM's name for the master key, are not replaced."""
     for name in (ANONYMOUS, INTERNAL, FORGOTTEN):
         assert HIDING.of_person(name) == name
         assert HIDING.keep(Subjects(user=name)).user == name
@@ -64,7 +64,7 @@ def test_nobody_in_particular_has_no_pseudonym():
 
 
 def test_what_is_written_has_no_real_name():
-    """With pseudonyms, no field that may be written down has a name or a hash; plain names are hidden nowhere."""
+    """With pseudonyms, no stored field contains a name or a hash; without them, names are stored unchanged."""
     subjects = Subjects(user="eva", api_key=HASH, api_key_alias="eva-laptop", end_user="eva@corp")
     assert not re.search(f"eva|{HASH}", str(HIDING.keep(subjects).kept()))
     assert HIDING.keep(subjects).called == "eva"
@@ -74,7 +74,7 @@ def test_what_is_written_has_no_real_name():
 
 
 def test_a_user_named_after_a_key_is_named_after_its_pseudonym():
-    """A key without alias and user lends its pseudonym, not its hash."""
+    """A user that is named after a key without alias gets the key's pseudonym, not its hash."""
     kept = PLAIN.keep(Subjects(user=key_name(HASH), api_key=HASH))
     assert kept.user == f"key-{PLAIN.of_key(HASH)[2:18]}"
     assert HASH[:16] not in str(HIDING.keep(Subjects(user=key_name(HASH), api_key=HASH)).kept())
@@ -105,7 +105,7 @@ def test_a_user_named_after_a_key_is_named_after_its_pseudonym():
     ids=str,
 )
 def test_the_yaml_is_matched_with_real_names(pseudonyms, match, groups, fits):
-    """Whatever is kept, `match` and `groups` fit the names that people have, and a key's alias, hash or pseudonym."""
+    """`match` and `groups` match real names and a key's alias, hash or pseudonym, with or without pseudonyms."""
     subjects = Subjects(user="eva", api_key=HASH, api_key_alias="eva-laptop", end_user="eva@corp")
     kept = pseudonyms.keep(subjects)
     assert counts(pseudonyms, limit(**match), subjects, groups) == ([kept.user] if fits else [])
@@ -113,41 +113,41 @@ def test_the_yaml_is_matched_with_real_names(pseudonyms, match, groups, fits):
 
 
 def test_overrides_are_matched_with_real_names():
-    """An override for somebody holds for their pseudonym, also where only that is known."""
+    """An override for a name applies to its pseudonym, even if only the pseudonym is known."""
     rule = limit(overrides=(Override(Match((("user", ("eva",)),)), 7), Override(Match((("user", ("b*",)),)), 9)))
     limits = HIDING.applied_to(LimitSet([rule]))
     for name, amount in (("eva", 7), ("bo", 9), ("zoe", 1)):
         (found,) = limits.matching(HIDING.keep(Subjects(user=name)), None, None)
         assert found.amount_at(0) == amount
     assert limits.account(rule, HIDING.of_person("eva")).amount_at(0) == 7
-    # Whom a glob fits cannot be found from the pseudonym, until somebody says the name.
+    # A glob cannot match a pseudonym until the name is known.
     assert limits.account(rule, HIDING.of_person("bo")).amount_at(0) == 1
     known = limits.knowing({HIDING.of_person("bo"): "bo"})
     assert known.account(rule, HIDING.of_person("bo")).amount_at(0) == 9
 
 
 def test_nobody_can_claim_anothers_pseudonym():
-    """Who calls themselves by the pseudonym of another is another still."""
+    """A user name that equals another user's pseudonym is a different user."""
     claimed = HIDING.keep(Subjects(user=HIDING.of_person("eva")))
     assert claimed.user != HIDING.of_person("eva")
     assert counts(HIDING, limit(user="eva"), Subjects(user=HIDING.of_person("eva"))) == []
 
 
 def test_an_alias_cannot_pass_for_another_key():
-    """Whoever makes a key chooses its alias: one that looks like a hash or a pseudonym fits nothing."""
+    """The creator of a key chooses its alias, so one that looks like a hash or a pseudonym matches nothing."""
     for alias in (OTHER_HASH, PLAIN.of_key(OTHER_HASH), MASTER_KEY):
         rule = limit(per=("api_key",), api_key=alias)
         assert counts(PLAIN, rule, Subjects(user="eva", api_key=HASH, api_key_alias=alias)) == []
 
 
 def test_pseudonyms_change_no_limits_key():
-    """What is spent stays spent: a limit's accounts do not depend on how its names are kept."""
+    """Spend is kept: a limit's key does not depend on pseudonyms."""
     rule = limit(user="eva", api_key=HASH)
     assert [found.key for found in HIDING.applied_to(LimitSet([rule])).limits] == [rule.key]
 
 
 def test_adjustments_outlive_what_is_learnt():
-    """A set that learns a name keeps its adjustments."""
+    """A set of limits that learns a name keeps its adjustments."""
     from usage_plugin.domain.operations import Adjustment  # noqa: PLC0415
 
     rule = limit()
@@ -157,5 +157,5 @@ def test_adjustments_outlive_what_is_learnt():
 
 
 def test_a_key_itself_is_never_kept():
-    """Should a key itself come so far, it is hashed, and its pseudonym is that of its hash."""
+    """If a raw key arrives, it is hashed first, and its pseudonym is that of its hash."""
     assert PLAIN.of_key("sk-1234") == PLAIN.of_key(HASH)

@@ -1,4 +1,4 @@
-"""Whether a limit can refuse somebody a request because of its cost or tokens, before the model is known."""
+"""Whether a limit may refuse a request because of its cost or tokens, before the model is known."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def limit(**fields: Any) -> Limit:
     ids=str,
 )
 def test_limits_that_can_stop_spending(fields: dict[str, Any], may: bool) -> None:
-    """Limits on any model count, since a request may be sent to another one; those on absent dimensions do not."""
+    """Limits on any model count, since the model may change; those on absent dimensions do not."""
     limits = LimitSet([limit(**fields)])
     assert limits.may_stop_spending(ANN) is may
     assert limits.may_stop_spending(ANN) is may
 
 
 def test_without_limits_nothing_stops() -> None:
-    """No limits, no refusals."""
+    """Without limits nothing is refused."""
     assert not LimitSet([]).may_stop_spending(ANN)

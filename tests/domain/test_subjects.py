@@ -37,19 +37,19 @@ def clean(value, **options):
     ],
 )
 def test_names_are_trimmed_and_normalised_and_otherwise_kept(sent, kept):
-    """A name is trimmed and brought to Unicode's normal form C; all else of it stays."""
+    """A name is trimmed and normalized to Unicode's form C; the rest is unchanged."""
     assert clean(sent) == kept
 
 
 @pytest.mark.parametrize("sent", [None, "", " ", "\t\n", "\u3000"])
 def test_what_is_empty_names_nobody(sent):
-    """Nothing, or nothing but white space, names nobody and is no error."""
+    """Missing, empty and blank values return None, without an error."""
     assert clean(sent) is None
 
 
 @pytest.mark.parametrize("sent", [1, 0, True, False, 1.5, b"ann", ["ann"], {"user": "ann"}, object], ids=repr)
 def test_only_text_is_a_name(sent):
-    """Numbers, lists and objects are refused and never turned into text."""
+    """Numbers, lists and objects are rejected and never converted to text."""
     with pytest.raises(SubjectNameError, match="must be text"):
         clean(sent)
 
@@ -71,14 +71,14 @@ def test_only_text_is_a_name(sent):
     ids=ascii,
 )
 def test_unprintable_characters_are_refused(sent):
-    """Control characters, invisible ones, reversals, surrogates and the separator of subjects cannot be in a name."""
+    """Control characters, invisible ones, reversals, surrogates and the separator of subjects are rejected."""
     with pytest.raises(SubjectNameError, match="unprintable"):
         clean(sent)
 
 
 @pytest.mark.parametrize("sent", ["x" * (LONGEST_NAME + 1), "ä" * 257, "x" * 5_000_000], ids=len)
 def test_long_names_are_refused(sent):
-    """A name has at most 256 characters, and the refusal does not repeat it."""
+    """A name has at most 256 characters, and the error does not repeat it."""
     with pytest.raises(SubjectNameError, match="256 are allowed") as caught:
         clean(sent)
     assert len(str(caught.value)) < 200
@@ -88,14 +88,14 @@ def test_long_names_are_refused(sent):
     "sent", ['{"user_id": "ann"}', "{}", "[]", '["ann"]', '  {"a": 1}', "{not even json", "[1, 2]"]
 )
 def test_json_is_never_taken_verbatim(sent):
-    """What is shaped like JSON is refused, and the error says how to map it."""
+    """Text that looks like JSON is rejected, and the error explains how to map it."""
     with pytest.raises(SubjectNameError, match="json_field"):
         clean(sent)
 
 
 @given(st.text())
 def test_a_name_that_is_kept_is_clean(sent):
-    """Whatever text was sent, what is kept is short, printable, trimmed, normal and no JSON, and clean for ever."""
+    """For any text, the stored name is short, printable, trimmed, normalized, not JSON, and stable."""
     try:
         kept = clean(sent)
     except SubjectNameError:
@@ -112,7 +112,7 @@ def test_a_name_that_is_kept_is_clean(sent):
 
 
 def test_case_is_kept_unless_asked_otherwise():
-    """Names that differ in case are two people, unless names are to be case-folded."""
+    """Names that differ in case are two users, unless case-folding is enabled."""
     assert clean("Ann") == "Ann"
     assert clean("Ann", casefold=True) == clean("ANN", casefold=True) == "ann"
     assert clean("STRASSE", casefold=True) == clean("straße", casefold=True) == "strasse"
@@ -120,7 +120,7 @@ def test_case_is_kept_unless_asked_otherwise():
 
 @given(st.text())
 def test_a_case_folded_name_is_clean_too(sent):
-    """Case-folding keeps names short, normal and stable."""
+    """Case-folded names are short, normalized and stable."""
     try:
         kept = clean(sent, casefold=True)
     except SubjectNameError:
@@ -133,7 +133,7 @@ def test_a_case_folded_name_is_clean_too(sent):
 
 @pytest.mark.parametrize("sent", ["\u01f0", "ß" * LONGEST_NAME], ids=["not normal when folded", "longer when folded"])
 def test_case_folding_comes_before_the_other_rules(sent):
-    """Where folding makes a name longer or undoes its normal form, the rules hold for what is kept."""
+    """If folding makes a name longer or not normalized, the rules still hold for the stored name."""
     try:
         kept = clean(sent, casefold=True)
     except SubjectNameError:
@@ -143,13 +143,13 @@ def test_case_folding_comes_before_the_other_rules(sent):
 
 
 def test_the_error_says_what_is_wrong_with_which_name():
-    """The error names the dimension, so that a client knows what to change."""
+    """The error names the dimension, so that a client knows which name to change."""
     with pytest.raises(SubjectNameError, match="The end user"):
         clean_name(7, what="end user")
 
 
 def test_names_that_are_remembered_stay_few_and_short():
-    """However many names come, and however long they are, what is remembered of them is bounded."""
+    """For any number and length of names, the cache of names is bounded."""
     for number in range(10_000):
         clean(f"user-{number}")
         clean(f"  user-{number}{' ' * LONGEST_NAME}")
@@ -159,7 +159,7 @@ def test_names_that_are_remembered_stay_few_and_short():
 
 
 def test_a_name_that_was_refused_is_refused_again():
-    """What cannot be taken is not remembered as taken."""
+    """A rejected name is not cached as a valid one."""
     for _ in range(2):
         with pytest.raises(SubjectNameError, match="unprintable"):
             clean("a\x00b")

@@ -58,7 +58,7 @@ def make_event(**changes):
 
 @given(events)
 def test_an_event_survives_the_way_through_text(event):
-    """Every event is read back from its line of JSON exactly as it was."""
+    """Every event is decoded from its line of JSON without any change."""
     line = encode_event(event)
     assert "\n" not in line
     assert decode_event(line) == event
@@ -67,26 +67,26 @@ def test_an_event_survives_the_way_through_text(event):
 
 @given(events, st.dictionaries(st.text(min_size=1).map(lambda name: f"future_{name}"), st.none() | st.text() | counts))
 def test_fields_of_a_newer_schema_are_passed_over(event, unknown):
-    """A record that a newer version wrote is read as far as it is known."""
+    """A record of a newer version is decoded without its unknown fields."""
     record = {**json.loads(encode_event(event)), **unknown, "v": SCHEMA + 1}
     assert decode_event(json.dumps(record)) == event
 
 
 def test_what_is_empty_is_left_out():
-    """A record holds what differs from the defaults and its schema's number, so that the outbox stays small."""
+    """A record contains only the schema's number and values that differ from the defaults, so the outbox is small."""
     assert to_record(make_event()) == {
         "v": 1, "event_id": "e1", "started_at": 1, "status": "success", "call_type": "acompletion",
     }  # fmt: skip
 
 
 def test_an_unknown_cost_and_a_cost_of_nothing_are_told_apart():
-    """A cost of None, which means that no price is known, is not read back as 0, nor 0 as None."""
+    """A cost of None, which means that no price is known, is not decoded as 0, nor 0 as None."""
     assert decode_event(encode_event(make_event(cost=None))).cost is None
     assert decode_event(encode_event(make_event(cost=0))).cost == 0
 
 
 def test_a_record_without_optional_fields_gets_the_defaults():
-    """A record of an older version, without the newer fields, is read with their defaults."""
+    """A record of an older version is decoded with the defaults of newer fields."""
     assert (
         from_record({"v": 1, "event_id": "e1", "started_at": 1, "status": "success", "call_type": "acompletion"})
         == make_event()
@@ -94,20 +94,20 @@ def test_a_record_without_optional_fields_gets_the_defaults():
 
 
 def test_nan_is_never_written():
-    """What is no number is written as null, which everybody can read, and the rest of the event as it is."""
+    """NaN is written as null, which every parser accepts, and the rest of the event is unchanged."""
     event = decode_event(encode_event(make_event(cost=5, usage={"x": float("nan"), "y": 1})))
     assert (event.cost, event.usage) == (5, {"x": None, "y": 1})
 
 
 @pytest.mark.parametrize("character", [*map(chr, range(160)), "\u2028", "é", "💸", '"', "\\"])
 def test_texts_are_written_as_everybody_writes_them(character):
-    """A text in a record is found by searching for how the standard library writes it: that is how persons are."""
+    """A text in a record has the standard library's encoding, since erasure searches for it."""
     assert json.dumps(character, ensure_ascii=False) in encode_event(make_event(user=character))
 
 
 @pytest.mark.parametrize("unusual", [{"user": "\ud800"}, {"cost": 2**64}])
 def test_what_does_not_fit_is_left_to_whoever_keeps_it(unusual):
-    """Half a surrogate pair, or a number of more than 64 bits, gets into a record, for the ledger to refuse."""
+    """A lone surrogate, or a number of more than 64 bits, is encoded, and the ledger rejects it."""
     (value,) = unusual.values()
     assert json.dumps(value, ensure_ascii=False) in encode_event(make_event(**unusual))
 
@@ -120,13 +120,13 @@ def test_events_cannot_be_changed():
 
 @pytest.mark.parametrize(("status", "failed"), [("success", 0), ("failure", 1), ("cancelled", 0), ("recovered", 0)])
 def test_every_status_is_a_request_and_only_failures_are_failed(status, failed):
-    """Requests count all four statuses, failed requests only failures."""
+    """All four statuses count as requests, and only failures as failed requests."""
     totals = totals_of(make_event(status=status))
     assert (totals.requests, totals.failed_requests) == (1, failed)
 
 
 def test_totals_of_an_event_are_its_numbers():
-    """The sums of one event are its tokens and its cost, and an unknown cost adds nothing."""
+    """The totals of one event are its tokens and its cost; an unknown cost adds nothing."""
     event = make_event(
         input_tokens=1, output_tokens=2, cached_input_tokens=3, cache_write_tokens=4, reasoning_tokens=5, cost=6
     )
@@ -137,7 +137,7 @@ def test_totals_of_an_event_are_its_numbers():
 @settings(max_examples=25)
 @given(st.lists(events, max_size=5))
 def test_totals_add_up(found):
-    """Sums of many events are exact, in whatever order they are added."""
+    """Sums of many events are exact, in any order of addition."""
     forward = backward = UsageTotals()
     for event in found:
         forward = forward.plus(totals_of(event))
@@ -149,7 +149,7 @@ def test_totals_add_up(found):
 
 
 def test_event_ids_are_uuids_of_version_7():
-    """An event id is a well-formed UUID with the version and variant of RFC 9562, and the time in its first 48 bits."""
+    """An event id is a valid UUID with the version and variant of RFC 9562, and the time in its first 48 bits."""
     before = time.time_ns() // 1_000_000
     text = new_event_id()
     after = time.time_ns() // 1_000_000
@@ -161,7 +161,7 @@ def test_event_ids_are_uuids_of_version_7():
 
 
 def test_event_ids_are_unique_and_random():
-    """Ids made in one millisecond differ, and in all of their random bits."""
+    """Ids of one millisecond differ, and all their random bits vary."""
     made = [uuid.UUID(new_event_id()).int for _ in range(5_000)]
     assert len(set(made)) == len(made)
     random_bits = [bit for bit in range(80) if bit not in (62, 63) and bit not in range(76, 80)]
@@ -169,7 +169,7 @@ def test_event_ids_are_unique_and_random():
 
 
 def test_event_ids_of_later_milliseconds_sort_later():
-    """Ids sort by the time at which they were made."""
+    """Ids sort by the time of their creation."""
     first = new_event_id()
     while (later := new_event_id())[:13] == first[:13]:
         pass

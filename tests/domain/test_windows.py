@@ -34,13 +34,13 @@ ZONES = (
 
 
 def instant(text, zone="UTC"):
-    """Read local time in a zone; `fold=1` by a trailing `*`."""
+    """Return the instant of a local time in a zone; a trailing `*` means `fold=1`."""
     moment = datetime.fromisoformat(text.rstrip("*")).replace(tzinfo=ZoneInfo(zone), fold=int(text.endswith("*")))
     return to_instant(moment)
 
 
 def shown(window, zone="UTC"):
-    """Write a window in local time, for comparison."""
+    """Return a window's start and end in local time, for comparison."""
     return tuple(f"{to_datetime(edge, ZoneInfo(zone)):%Y-%m-%d %H:%M:%S}" for edge in window)
 
 
@@ -54,7 +54,7 @@ def shown(window, zone="UTC"):
         ("month", "2026-11-18 15:04:05.678", "2026-11-01 00:00:00", "2026-12-01 00:00:00"),
         ("quarter", "2026-11-18 15:04:05.678", "2026-10-01 00:00:00", "2027-01-01 00:00:00"),
         ("year", "2026-11-18 15:04:05.678", "2026-01-01 00:00:00", "2027-01-01 00:00:00"),
-        # Edges: the first and the last instant of a window, over the end of a year, and 29 February.
+        # Edges: the first and the last instant of a window, the end of a year, and 29 February.
         ("minute", "2026-12-31 23:59:59.999999", "2026-12-31 23:59:00", "2027-01-01 00:00:00"),
         ("hour", "2026-12-31 23:59:59.999999", "2026-12-31 23:00:00", "2027-01-01 00:00:00"),
         ("day", "2026-12-31 23:59:59.999999", "2026-12-31 00:00:00", "2027-01-01 00:00:00"),
@@ -81,12 +81,12 @@ def test_calendar_windows_begin_and_end_where_the_calendar_says(kind, at, start,
 
 
 def test_a_request_window_is_the_instant_itself():
-    """A window of one request holds its instant and no other."""
+    """A window of one request contains only its instant."""
     assert window_at(WindowRule("request"), 1234567, ZoneInfo("UTC")) == Window(1234567, 1234568)
 
 
 def test_a_lifetime_window_holds_every_instant():
-    """A lifetime window is the same whenever it is asked for."""
+    """A lifetime window is the same at every instant."""
     zone = ZoneInfo("Asia/Kolkata")
     first = window_at(WindowRule("lifetime"), instant("1970-01-02"), zone)
     assert first == window_at(WindowRule("lifetime"), instant("2999-12-31"), zone)
@@ -98,7 +98,7 @@ rules = st.one_of(
     st.sampled_from([WindowRule(kind) for kind in WINDOW_KINDS if kind not in ENDLESS]),
     st.integers(0, 6).map(lambda day: WindowRule("week", week_starts=day)),
 )
-"""The rules whose windows follow each other."""
+"""Rules with consecutive windows."""
 instants = st.integers(instant("2000-01-01"), instant("2040-01-01"))
 zones = st.sampled_from(ZONES).map(ZoneInfo)
 
@@ -121,7 +121,7 @@ def test_windows_tile_time(rule, at, zone):
 
 @given(rules, instants, instants, zones)
 def test_two_instants_are_in_one_window_or_in_windows_apart(rule, one, other, zone):
-    """Two instants share a window exactly when each lies in the other's."""
+    """Two instants share a window exactly if each is in the other's window."""
     assume(one != other)
     first, second = window_at(rule, one, zone), window_at(rule, other, zone)
     assert (first == second) == (first.start <= other < first.end)
@@ -129,7 +129,7 @@ def test_two_instants_are_in_one_window_or_in_windows_apart(rule, one, other, zo
 
 @given(st.lists(st.tuples(rules, instants, zones), max_size=6))
 def test_a_clock_that_jumps_back_finds_the_windows_it_left(asked):
-    """What was asked before, later or earlier, for this rule or another, changes no answer."""
+    """Earlier queries, for any instant and rule, do not change a result."""
     first = [window_at(*question) for question in asked]
     for question, found in reversed(list(zip(asked, first, strict=True))):
         assert window_at(*question) == found
@@ -144,7 +144,7 @@ def test_a_clock_that_jumps_back_finds_the_windows_it_left(asked):
     ],
 )
 def test_a_request_after_the_clock_was_set_back_counts_in_the_earlier_window(kind, earlier, later):
-    """A clock that is set back over the edge of a window gives the window before, as if it had never been ahead."""
+    """If the clock is set back over the edge of a window, the previous window applies again."""
     before = window_at(WindowRule(kind), instant(earlier), ZoneInfo("UTC"))
     after = window_at(WindowRule(kind), instant(later), ZoneInfo("UTC"))
     assert before.end == after.start
@@ -153,7 +153,7 @@ def test_a_request_after_the_clock_was_set_back_counts_in_the_earlier_window(kin
 
 @given(st.sampled_from(["day", "week", "month", "quarter", "year"]).map(WindowRule), instants, zones)
 def test_windows_of_days_begin_with_a_local_day(rule, at, zone):
-    """A window of one or more days begins with the first instant of a local day, whatever the clocks do."""
+    """A window of one or more days starts with the first instant of a local day, even when clocks change."""
     start = window_at(rule, at, zone).start
     assert local_date(start, zone) > local_date(start - 1, zone)
 
@@ -171,7 +171,7 @@ def test_windows_of_days_begin_with_a_local_day(rule, at, zone):
     ],
 )
 def test_a_week_begins_on_the_day_that_is_named(week_starts, at, start):
-    """A week is the seven days from the last day of that name on, over the end of a month or a year too."""
+    """A week is the seven days from the last such weekday on, even over the end of a month or a year."""
     window = window_at(WindowRule("week", week_starts=week_starts), instant(at), ZoneInfo("UTC"))
     assert shown(window)[0] == f"{start} 00:00:00"
     assert window.end - window.start == 7 * 24 * HOUR
@@ -179,27 +179,27 @@ def test_a_week_begins_on_the_day_that_is_named(week_starts, at, start):
 
 @given(st.integers(0, 6), instants, zones)
 def test_every_week_begins_on_its_day(week_starts, at, zone):
-    """Whatever day a week begins on, it begins with that day in its zone and is seven dates long."""
+    """A week starts with its weekday in its zone and has seven dates."""
     window = window_at(WindowRule("week", week_starts=week_starts), at, zone)
     first, last = local_date(window.start, zone), local_date(window.end - 1, zone)
-    # Samoa skipped a whole day: there a week begins with the day after.
+    # Samoa skipped a whole day, so that week starts with the day after.
     assert first.weekday() == week_starts or first == date(2011, 12, 31)
     assert (last - first).days in (5, 6)
 
 
-# ── windows that roll, and sessions ──────────────────────────────────────────────────────────────────────────────────
+# ── rolling windows and sessions ─────────────────────────────────────────────────────────────────────────────────────
 
 rolling = st.integers(10, 90 * 86_400).map(lambda seconds: WindowRule("rolling", length=seconds * MICROSECONDS))
 
 
 def counts(rule, spent_at, asked_at):
-    """Whether a request counts what was spent at an instant: its bucket is not older than the oldest that counts."""
+    """Whether a request counts the spend of an instant: its bucket is not older than the oldest that counts."""
     return window_at(rule, spent_at, ZoneInfo("UTC")).start >= since_at(rule, asked_at)
 
 
 @given(rolling, instants, st.data())
 def test_what_is_spent_counts_for_the_length_of_a_rolling_window(rule, spent_at, data):
-    """Spend counts for each request from that instant on for the window's length, and for none a bucket later."""
+    """Spend counts for all requests within the window's length, and for none later than one more bucket."""
     for later in (0, 1, rule.length - 1, data.draw(st.integers(0, rule.length - 1))):
         assert counts(rule, spent_at, spent_at + later)
     for later in (
@@ -211,7 +211,7 @@ def test_what_is_spent_counts_for_the_length_of_a_rolling_window(rule, spent_at,
 
 @given(rolling, instants)
 def test_a_bucket_ends_where_it_no_longer_counts(rule, at):
-    """The account of a bucket is needed up to its end, by the last request that counts it, and not after."""
+    """The account of a bucket is needed until its end, by the last request that counts it, and not longer."""
     window = window_at(rule, at, ZoneInfo("Asia/Kathmandu"))
     assert counts(rule, at, window.end - 1)
     assert not counts(rule, at, window.end)
@@ -219,7 +219,7 @@ def test_a_bucket_ends_where_it_no_longer_counts(rule, at):
 
 @given(rolling, instants, zones)
 def test_buckets_tile_time(rule, at, zone):
-    """Buckets follow each other without gap or overlap, wherever the zone is, and begin with the epoch."""
+    """Buckets have no gap and no overlap, in any zone, and start at the epoch."""
     window = window_at(rule, at, zone)
     assert window.start <= at < window.start + rule.bucket
     assert window_at(rule, window.start + rule.bucket, zone).start == window.start + rule.bucket
@@ -232,13 +232,13 @@ def test_buckets_tile_time(rule, at, zone):
     ("seconds", "bucket"), [(10, 1), (59, 1), (60, 1), (61, 61 / 60), (5 * 3600, 300), (86_400, 1440)]
 )
 def test_a_bucket_is_a_sixtieth_and_never_below_a_second(seconds, bucket):
-    """A window has sixty buckets; a shorter one than a minute has fewer, of a second each."""
+    """A window has sixty buckets; one shorter than a minute has fewer, of one second each."""
     rule = WindowRule("rolling", length=seconds * MICROSECONDS)
     assert rule.bucket == int(bucket * MICROSECONDS)
 
 
 def test_a_rolling_window_of_five_hours():
-    """At 12:07 what was spent since 7:05 counts, on the bucket of 12:05, which counts until 17:10."""
+    """At 12:07, spend since 7:05 counts; the bucket is that of 12:05, which counts until 17:10."""
     rule = WindowRule("rolling", length=5 * HOUR)
     at = instant("2026-11-18 12:07")
     assert shown(window_at(rule, at, ZoneInfo("UTC"))) == ("2026-11-18 12:05:00", "2026-11-18 17:10:00")
@@ -247,7 +247,7 @@ def test_a_rolling_window_of_five_hours():
 
 @given(rolling, instants)
 def test_a_rolling_window_knows_no_earlier_answer(rule, at):
-    """The next bucket is found although the one before has not ended, also after the clock was set back."""
+    """The next bucket is found before the previous one has ended, and also after the clock was set back."""
     first = window_at(rule, at, ZoneInfo("UTC"))
     second = window_at(rule, at + rule.bucket, ZoneInfo("UTC"))
     assert second.start == first.start + rule.bucket
@@ -256,14 +256,14 @@ def test_a_rolling_window_knows_no_earlier_answer(rule, at):
 
 @given(rules, instants)
 def test_calendar_windows_have_no_buckets(rule, at):
-    """What does not roll is one account."""
+    """A window that does not roll is one account."""
     assert since_at(rule, at) is None
     assert since_at(WindowRule("session"), at) is since_at(WindowRule("lifetime"), at) is None
 
 
 @given(instants, st.integers(0, 60 * 86_400 * MICROSECONDS))
 def test_a_session_is_one_account_that_ends_when_it_is_idle(at, later):
-    """Each request of a session counts on the same account, which ends 30 days after the last of them."""
+    """All requests of a session count on one account, which ends 30 days after the last of them."""
     rule = WindowRule("session")
     first, second = (window_at(rule, moment, ZoneInfo("UTC")) for moment in (at, at + later))
     assert first.start == second.start == 0
@@ -285,13 +285,13 @@ def test_a_session_is_one_account_that_ends_when_it_is_idle(at, later):
     ],
 )
 def test_lengths_are_written_in_their_largest_unit(seconds, words):
-    """A length is written in the largest unit of which it is several."""
+    """A length is written in the largest unit of which it is a multiple."""
     assert duration_words(seconds * MICROSECONDS) == words
 
 
 @given(instants, zones)
 def test_a_day_window_holds_one_local_date(at, zone):
-    """All of a day's window has the same local date, which is the date events of that window are reported on."""
+    """A day's window has one local date, the date under which its events are reported."""
     window = window_at(WindowRule("day"), at, zone)
     assert local_date(window.start, zone) == local_date(window.end - 1, zone) == local_date(at, zone)
 
@@ -304,7 +304,7 @@ def test_a_day_window_holds_one_local_date(at, zone):
         ("Europe/Berlin", "2026-10-26", 24),
         ("America/New_York", "2026-03-08", 23),
         ("America/New_York", "2026-11-01", 25),
-        # Clocks change at midnight itself: the day begins at one, or its last hour comes twice.
+        # Clocks change at midnight: the day starts at one, or its last hour occurs twice.
         ("America/Asuncion", "2023-10-01", 23),
         ("America/Asuncion", "2024-03-23", 25),
         ("Africa/Cairo", "2026-04-24", 23),
@@ -316,7 +316,7 @@ def test_a_day_window_holds_one_local_date(at, zone):
     ],
 )
 def test_a_day_is_as_long_as_its_clocks_make_it(zone, day, hours):
-    """On the days when clocks change a day window is an hour, or half an hour, shorter or longer."""
+    """On days when clocks change, a day's window is an hour, or half an hour, shorter or longer."""
     window = window_at(WindowRule("day"), instant(f"{day} 12:00", zone), ZoneInfo(zone))
     assert (window.end - window.start) / HOUR == hours
 
@@ -331,7 +331,7 @@ def test_a_day_is_as_long_as_its_clocks_make_it(zone, day, hours):
     ],
 )
 def test_a_midnight_that_is_skipped_or_comes_twice_is_the_first_instant_of_the_day(zone, day, start):
-    """Where clocks change at midnight, the day begins with the jump, or with the first of the two midnights."""
+    """If clocks change at midnight, the day starts after the skipped time, or with the first of two midnights."""
     begins = start_of_day(date.fromisoformat(day), ZoneInfo(zone))
     assert f"{to_datetime(begins):%Y-%m-%d %H:%M:%S}" == start
     assert local_date(begins, ZoneInfo(zone)).isoformat() == day
@@ -352,7 +352,7 @@ def test_a_midnight_that_is_skipped_or_comes_twice_is_the_first_instant_of_the_d
     ],
 )
 def test_hours_follow_the_zones_clock(zone, at, start, end):
-    """An hour begins with the zone's full hour; the hour that comes twice is two windows."""
+    """An hour starts with the zone's full hour; an hour that occurs twice is two windows."""
     assert shown(window_at(WindowRule("hour"), instant(at, zone), ZoneInfo(zone))) == (start, end)
 
 
@@ -360,7 +360,7 @@ def test_hours_follow_the_zones_clock(zone, at, start, end):
     "change", ["2026-10-03 15:30", "2026-04-04 15:00"], ids=["half an hour forward", "half an hour back"]
 )
 def test_hours_do_not_overlap_where_clocks_change_by_half_an_hour(change):
-    """On Lord Howe Island, too, no hour begins before the hour before it has ended."""
+    """On Lord Howe Island, too, no hour starts before the previous one has ended."""
     zone = ZoneInfo("Australia/Lord_Howe")
     jump = instant(change)
     before, after = window_at(WindowRule("hour"), jump - 1, zone), window_at(WindowRule("hour"), jump, zone)
@@ -376,12 +376,12 @@ def test_hours_do_not_overlap_where_clocks_change_by_half_an_hour(change):
     ],
 )
 def test_windows_begin_at_local_midnight_also_at_odd_offsets(kind, at, start, end):
-    """In a zone 5 hours 45 minutes ahead, days, months and years begin at 18:15 UTC."""
+    """In a zone 5 hours 45 minutes ahead, days, months and years start at 18:15 UTC."""
     assert shown(window_at(WindowRule(kind), instant(at, "Asia/Kathmandu"), ZoneInfo("Asia/Kathmandu"))) == (start, end)
 
 
 def test_weeks_over_a_change_of_clocks_have_another_length():
-    """A week with a change of clocks in it is an hour shorter or longer, and begins on a Monday all the same."""
+    """A week with a change of clocks is an hour shorter or longer, and still starts on a Monday."""
     zone = ZoneInfo("Europe/Berlin")
     spring = window_at(WindowRule("week"), instant("2026-03-27 12:00", "Europe/Berlin"), zone)
     autumn = window_at(WindowRule("week"), instant("2026-10-21 12:00", "Europe/Berlin"), zone)
@@ -390,7 +390,7 @@ def test_weeks_over_a_change_of_clocks_have_another_length():
 
 
 def test_a_day_that_a_zone_skipped_has_no_length():
-    """Samoa had no 30 December 2011: its day before ends where its day after begins."""
+    """Samoa had no 30 December 2011: the day before ends where the day after starts."""
     zone = ZoneInfo("Pacific/Apia")
     before = window_at(WindowRule("day"), instant("2011-12-29 12:00", "Pacific/Apia"), zone)
     assert local_date(before.end, zone) == date(2011, 12, 31)
@@ -400,7 +400,7 @@ def test_a_day_that_a_zone_skipped_has_no_length():
 
 
 def test_a_span_of_days_includes_both_ends():
-    """A span of days is half-open behind its last day."""
+    """A span of days includes its last day, and ends at the start of the next one."""
     zone = ZoneInfo("Europe/Berlin")
     span = days_window(date(2026, 10, 24), date(2026, 10, 25), zone)
     assert shown(span, "Europe/Berlin") == ("2026-10-24 00:00:00", "2026-10-26 00:00:00")
@@ -409,19 +409,19 @@ def test_a_span_of_days_includes_both_ends():
 
 @given(st.integers(-(10**15), 10**17))
 def test_instants_survive_the_way_through_datetimes(at):
-    """An instant becomes a datetime and the same instant again, to the microsecond, in any zone."""
+    """An instant is unchanged by conversion to a datetime and back, to the microsecond, in any zone."""
     assert to_instant(to_datetime(at)) == at
     assert to_instant(to_datetime(at, ZoneInfo("Europe/Berlin"))) == at
 
 
 def test_instants_are_microseconds_since_1970():
-    """Instants count microseconds since 1970 UTC, wherever the datetime's zone is."""
+    """Instants count microseconds since 1970 UTC, for a datetime in any zone."""
     assert to_instant(datetime(1970, 1, 1, tzinfo=timezone.utc)) == 0
     assert to_instant(datetime(1970, 1, 1, 1, 0, 0, 1, tzinfo=timezone(timedelta(hours=1)))) == 1
 
 
 def test_a_clock_that_goes_back_over_midnight_does_not_end_the_new_day() -> None:
-    """In the hour that is shown twice it is the new day, in whichever order one asks."""
+    """An hour that occurs twice belongs to the new day, in any order of queries."""
     zone = ZoneInfo("America/St_Johns")
     midnight = to_instant(datetime(2010, 11, 7, tzinfo=zone))
     instants = [midnight - 1, midnight, midnight + 30 * 60_000_000, midnight + 3 * 3_600_000_000]
@@ -434,6 +434,6 @@ def test_a_clock_that_goes_back_over_midnight_does_not_end_the_new_day() -> None
 
 
 def test_a_week_begins_on_monday() -> None:
-    """Also over the end of a year."""
+    """A week starts on Monday, also over the end of a year."""
     assert monday_of(date(2027, 1, 3)) == date(2026, 12, 28)
     assert monday_of(date(2026, 11, 23)) == date(2026, 11, 23)

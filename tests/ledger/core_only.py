@@ -1,4 +1,4 @@
-"""A ledger backend that keeps the core itself and takes the other parts of the SQLite ledger."""
+"""A ledger backend with a core of its own that uses the other parts of the SQLite ledger."""
 
 from __future__ import annotations
 

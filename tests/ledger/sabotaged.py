@@ -1,6 +1,6 @@
-"""Ledgers that are broken on purpose, each in one way, and the promise by which that is noticed.
+"""Ledgers with one deliberate fault each, and the promise whose test must detect it.
 
-`test_sabotage.py` runs the contract on them in a pytest of its own; this file is not collected otherwise.
+`test_sabotage.py` runs the contract on them in a separate pytest; this file is not collected otherwise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SABOTAGES: dict[str, set[str]] = {}
-"""For each promise the contracts by which a ledger is tested that breaks it."""
+"""For each promise, the contract classes of the ledgers that break it."""
 
 CONTRACTS = {
     SqliteLedger: LedgerContract,
@@ -39,7 +39,7 @@ CONTRACTS = {
 
 
 class SabotagedBackend(SqliteLedgerBackend):
-    """Opens a SQLite ledger, and sabotages one of its parts."""
+    """Open a SQLite ledger, and sabotage one of its parts."""
 
     def __init__(self, part_class: type) -> None:
         self._class = part_class
@@ -67,7 +67,7 @@ class RenamesTheWriter(SabotagedBackend):
 
 
 def breaks(*tests: str, backend: type[SabotagedBackend] = SabotagedBackend) -> Callable[[type], type]:
-    """Make the contract of a broken part, and note the promises that it breaks."""
+    """Create the contract class of a broken part, and record the promises that it breaks."""
 
     def register(part_class: type) -> type:
         contract = f"Test{part_class.__name__}"
@@ -420,7 +420,7 @@ class SettlesInTwoSteps(SqliteLedger):
 
 
 def breaks_liveness(test: str) -> Callable[[type], type]:
-    """Make the contract of broken liveness, and note the promise that it breaks."""
+    """Create the contract class of broken liveness detection, and record the promise that it breaks."""
 
     def register(workers_class: type) -> type:
         contract = f"Test{workers_class.__name__}"

@@ -1,4 +1,4 @@
-"""Every registered ledger keeps the contracts of its parts, and so does one that takes parts of another."""
+"""Every registered ledger keeps the contracts of its parts, and so does one that uses parts of another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was erased from the ledger is gone from its files."""
+"""Erased records are also gone from the bytes of the ledger's files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def test_no_byte_is_left_of_what_was_erased(tmp_path: Path) -> None:
-    """After compacting, neither the file nor its log has the name, however the pages were filled and split before."""
+    """After compacting, the name is in neither the file nor its log, for any earlier filling and splitting of pages."""
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     names = [f"person-{number:04}@example" for number in range(300)]
     for number, name in enumerate(names):

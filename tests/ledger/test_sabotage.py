@@ -1,4 +1,4 @@
-"""The contracts of a ledger's parts can fail: each promise is broken on purpose, and noticed."""
+"""The contracts of a ledger's parts can fail: each promise has a ledger that breaks it, and its test detects that."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[Broken, str]:
 
 @pytest.mark.parametrize("broken", BROKEN, ids="-".join)
 def test_a_broken_ledger_is_noticed(failures: dict[Broken, str], broken: Broken) -> None:
-    """The promise that a ledger breaks fails."""
+    """The test of a promise fails for a ledger that breaks it."""
     assert_noticed(failures, broken)
 
 
 def test_each_promise_can_be_broken() -> None:
-    """There is no promise that nothing breaks."""
+    """Each promise has a ledger that breaks it."""
     assert set(SABOTAGES) == {
         promise
         for contract in (*CONTRACTS.values(), LedgerDurability, WorkersContract)

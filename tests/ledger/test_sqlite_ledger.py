@@ -1,4 +1,4 @@
-"""What is particular to the SQLite ledger; the contract is in test_contract.py."""
+"""Properties of the SQLite ledger itself; the contract is in test_contract.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def operations(opened: OpenLedger) -> OperationsLog:
 
 
 def test_a_free_row_may_be_taken_by_another_worker(ledger: Ledger, path: Path) -> None:
-    """Rows of ended reservations serve again; one that the keeper dropped and another worker has now stays the other's."""
+    """Free rows are reused; one that the keeper deleted and another worker now uses stays that worker's."""
     other = open_sqlite_ledger(path).ledger
     settle_one(ledger, "a")
     other.maintain(END)
@@ -73,7 +73,7 @@ def test_a_free_row_may_be_taken_by_another_worker(ledger: Ledger, path: Path) -
 
 
 def test_the_newest_entry_stays(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The newest entry stays, however much is acknowledged, so the next number is always new."""
+    """The newest entry is always kept, for any acknowledgement, so the next number is always new."""
     monkeypatch.setattr(outbox, "KEPT_ENTRIES", 1)
     seqs = []
     for number in range(5):
@@ -89,7 +89,7 @@ def test_the_newest_entry_stays(ledger: Ledger, monkeypatch: pytest.MonkeyPatch)
 def test_what_was_settled_is_known_when_its_entry_is_gone(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ids are copied before their entries are deleted, though no keeper has come by."""
+    """Ids are copied before their entries are deleted, even if the keeper has not copied them yet."""
     monkeypatch.setattr(outbox, "KEPT_ENTRIES", 1)
     for number in range(5):
         settle_one(ledger, str(number))
@@ -101,7 +101,7 @@ def test_what_was_settled_is_known_when_its_entry_is_gone(
 
 
 def test_ended_ids_are_forgotten(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ids that have ended go after two spans of ten minutes, tombstones after a day, a slice at a time."""
+    """Ended ids are deleted after two generations of ten minutes, tombstones after a day, a slice at a time."""
     monkeypatch.setattr(memory, "_SLICE", 2)
     now = END
     ledger.agree(10**12)
@@ -122,7 +122,7 @@ def test_ended_ids_are_forgotten(ledger: Ledger, path: Path, monkeypatch: pytest
 
 
 def test_many_that_wait_are_measured_by_a_sample(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number is exact, however many wait; the size of more than a few is that of every nth."""
+    """The number of waiting events is exact; above a few, their size is estimated from every nth."""
     monkeypatch.setattr(outbox, "_SAMPLE", 3)
     for number in range(1, 11):
         record_new(ledger, [], "ä" * number)
@@ -131,7 +131,7 @@ def test_many_that_wait_are_measured_by_a_sample(ledger: Ledger, monkeypatch: py
 
 
 def test_anomalies_are_bounded(operations: OperationsLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a number of them, what they concern is not told apart any more."""
+    """Above a maximum number of rows, further concerns are counted together."""
     monkeypatch.setattr(operations_module, "KEPT_ANOMALIES", 2)
     for concerns, times in (("gpt", 1), ("o1", 1), ("o3", 1), ("gpt", 2), ("o4", 4)):
         operations.count_anomalies([Anomaly("unpriced", concerns, times, 1, 1, 2)])
@@ -143,7 +143,7 @@ def test_anomalies_are_bounded(operations: OperationsLog, monkeypatch: pytest.Mo
 
 
 def test_what_must_never_be_is_found(ledger: Ledger, path: Path) -> None:
-    """Holds without a reservation, reservations without their holds, and sums below zero; a good ledger has none."""
+    """Holds without a reservation, reservations without holds and negative sums are reported, and nothing else."""
     ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 2, None)], "e")
     record_new(ledger, [Charge(ANN, END, 5)], "e")
     assert ledger.verify() == []
@@ -162,7 +162,7 @@ def test_what_must_never_be_is_found(ledger: Ledger, path: Path) -> None:
 
 
 def test_a_damaged_file_is_found(ledger: Ledger, path: Path) -> None:
-    """A page that was overwritten is told, not raised."""
+    """An overwritten page is reported, not raised."""
     for number in range(500):
         ledger.reserve(str(number), "w", 5, [hold(AccountKey(1, 0, str(number)), 1, None)], "e" * 50)
     ledger.close()
@@ -176,7 +176,7 @@ def test_a_damaged_file_is_found(ledger: Ledger, path: Path) -> None:
 
 
 def test_only_the_last_refusals_can_be_looked_up(operations: OperationsLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Older details go; the counts stay."""
+    """Older details are deleted; the counts stay."""
     monkeypatch.setattr(operations_module, "KEPT_REFUSALS", 2)
     row = RefusalCount(10, "daily", "ann", "spent", 2)
     operations.count_refusals([row], [("R1", 1, "{}"), ("R2", 2, "{}")])
@@ -186,7 +186,7 @@ def test_only_the_last_refusals_can_be_looked_up(operations: OperationsLog, monk
 
 
 def test_accounts_are_looked_at_in_turns(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call looks at the next few accounts only, however many there are, and begins again after the last."""
+    """Each call examines only the next few accounts of any number, and restarts after the last."""
     monkeypatch.setattr(maintenance, "_RANGES", 2)
     monkeypatch.setattr(maintenance, "_RANGE", 2)
     record_new(ledger, [Charge(AccountKey(1, start, "ann"), 100, 1) for start in range(10)], "e")
@@ -200,7 +200,7 @@ def test_accounts_are_looked_at_in_turns(ledger: Ledger, monkeypatch: pytest.Mon
 
 
 def test_the_log_does_not_grow_for_ever(opened: OpenLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once it is worth copying, the write-ahead log is copied and cut."""
+    """Above a size, the write-ahead log is copied and restarts at its beginning."""
     log = path.with_name("ledger.db-wal")
     monkeypatch.setattr(wal, "COPY_EVERY", 0)
     monkeypatch.setattr(wal, "LONGEST_LOG", 2**20)
@@ -214,7 +214,7 @@ def test_the_log_does_not_grow_for_ever(opened: OpenLedger, path: Path, monkeypa
 
 
 def test_an_idle_ledger_writes_nothing(opened: OpenLedger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log is copied only if something was written, by whichever connection."""
+    """The log is copied only after a write by any connection."""
     monkeypatch.setattr(wal, "COPY_EVERY", 0)
     other = open_sqlite_ledger(path)
     sizes = []
@@ -234,7 +234,7 @@ def test_an_idle_ledger_writes_nothing(opened: OpenLedger, path: Path, monkeypat
 
 
 def test_a_busy_ledger_says_so_at_once(ledger: Ledger, path: Path) -> None:
-    """While another process writes, every verb of the request path raises LedgerBusyError and does nothing."""
+    """While another process writes, every verb of the request path raises LedgerBusyError and changes nothing."""
     ledger.reserve("a", "w", 5, [hold(ANN, 1, None)], "e")
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -248,7 +248,7 @@ def test_a_busy_ledger_says_so_at_once(ledger: Ledger, path: Path) -> None:
 
 
 def test_an_error_within_a_transaction_leaves_none_open(ledger: Ledger) -> None:
-    """A number or a text that SQLite cannot keep is a LedgerError, and the next request is served."""
+    """A number or a text that SQLite cannot store raises LedgerError, and the next request is served."""
     for amount, event in ((2**70, "e"), (1, "\ud800")):
         with pytest.raises(LedgerError):
             ledger.reserve("a", "w", 5, [hold(ANN, amount, None)], event)
@@ -261,14 +261,14 @@ def test_an_error_within_a_transaction_leaves_none_open(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("unusual", [AccountKey(1, 0, "\ud800"), AccountKey(2**70, 0, "ann")])
 def test_what_sqlite_cannot_look_up_is_an_error_of_the_ledger(ledger: Ledger, unusual: AccountKey) -> None:
-    """Asking for a text or a number that SQLite cannot keep is a LedgerError, and the next question is answered."""
+    """A query for a text or a number that SQLite cannot store raises LedgerError, and the next query is answered."""
     with pytest.raises(LedgerError):
         ledger.balances([ANN, unusual])
     assert ledger.balances([ANN]) == {ANN: Balance(0, 0)}
 
 
 def test_workers_can_start_at_the_same_instant(tmp_path: Path) -> None:
-    """Whoever opens a new file first, the others wait; SQLite alone would give up at once."""
+    """Workers that open a new file at once wait for the first one; SQLite alone would fail at once."""
     for number in range(10):
         path = tmp_path / f"{number}.db"
         together = threading.Barrier(6)
@@ -285,7 +285,7 @@ def test_workers_can_start_at_the_same_instant(tmp_path: Path) -> None:
 
 
 def test_files_are_private(ledger: Ledger, path: Path) -> None:
-    """The folder is the owner's only, and so are the file and what SQLite keeps beside it."""
+    """Only the owner can read the folder, the file and SQLite's files next to it."""
     del ledger
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     for file in path.parent.iterdir():
@@ -293,7 +293,7 @@ def test_files_are_private(ledger: Ledger, path: Path) -> None:
 
 
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
-    """A file that is no database, and one from a newer version, are errors that name the file."""
+    """A file that is not a database, and one from a newer version, raise errors that name the file."""
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"not a database, but long enough to be looked at" * 50)
     with pytest.raises(LedgerError, match=r"broken\.db"):
@@ -314,7 +314,7 @@ def test_the_wal_reset_bug_is_known_by_version() -> None:
 
 
 def spender(path: Path, worker: int, start: threading.Event) -> None:
-    """Ask for 5 of 1,000 until refused, settling at 2, as several processes at once."""
+    """Reserve 5 of 1,000 until rejected, and settle each at 2; several processes run this at once."""
     ledger = open_sqlite_ledger(path).ledger
     start.wait()
     number = 0
@@ -335,7 +335,7 @@ def spender(path: Path, worker: int, start: threading.Event) -> None:
 
 
 def keep_log_short(path: Path, start: threading.Event, stop: threading.Event) -> None:
-    """Copy the log all the time, and have it begin anew as often as possible."""
+    """Copy the log continuously, and make it restart at its beginning as often as possible."""
     wal.COPY_EVERY = 0
     wal.LONGEST_LOG = 2**17
     opened = open_sqlite_ledger(path)
@@ -349,7 +349,7 @@ def keep_log_short(path: Path, start: threading.Event, stop: threading.Event) ->
 
 
 def test_limits_hold_while_the_log_is_copied(path: Path) -> None:
-    """Four processes never pass the limit, and lose no event, beside one that has the log begin anew all the time."""
+    """Four processes never exceed the limit and lose no event while another one continuously restarts the log."""
     context = multiprocessing.get_context("spawn")
     start = context.Event()
     processes = [context.Process(target=spender, args=(path, worker, start)) for worker in range(4)]
@@ -376,7 +376,7 @@ def test_limits_hold_while_the_log_is_copied(path: Path) -> None:
 
 
 def serve_until_killed(path: Path, number: int, report: Connection) -> None:
-    """Settle one request after the other and tell each; keep the log short in between."""
+    """Settle one request after another and report each; keep the log short in between."""
     wal.COPY_EVERY = 0
     wal.LONGEST_LOG = 2**16
     opened = open_sqlite_ledger(path)
@@ -391,7 +391,7 @@ def serve_until_killed(path: Path, number: int, report: Connection) -> None:
 
 
 def test_a_process_that_is_killed_while_it_copies_the_log_loses_nothing(path: Path) -> None:
-    """Whatever was settled is there after SIGKILL, also where the log has just begun anew."""
+    """All settled requests are present after SIGKILL, even if the log has just restarted."""
     context = multiprocessing.get_context("spawn")
     told: list[int] = []
     for kills, pause in enumerate((0.02, 0.05, 0.1), start=1):

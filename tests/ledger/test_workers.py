@@ -1,4 +1,4 @@
-"""File locks keep the contract of liveness."""
+"""File locks keep the contract of liveness detection."""
 
 from __future__ import annotations
 

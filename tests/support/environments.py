@@ -1,4 +1,4 @@
-"""Python environments of their own, for what is tried as somebody would install it."""
+"""Isolated Python environments, for tests of an installation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.proxy.conftest import ROOT
 
 
 def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
-    """Run a command that must succeed, and give what it prints."""
+    """Run a command that must succeed, and return its output."""
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
@@ -26,7 +26,7 @@ def call(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
 
 
 def make_environment(folder: Path) -> Path:
-    """Make an environment; give its Python."""
+    """Create an environment and return the path of its Python."""
     # In two steps: `venv` itself installs pip without PYTHONPATH, and so without the write guard.
     call(sys.executable, "-m", "venv", "--without-pip", folder)
     python = folder / "bin" / "python"
@@ -35,7 +35,7 @@ def make_environment(folder: Path) -> Path:
 
 
 def lend(python: Path, *folders: Path) -> str:
-    """Lend an environment what is installed in this one, and folders; what it has itself comes first, in the result."""
+    """Make this environment's packages and some folders importable in another, after its own; return its site path."""
     site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=python.parent).strip()
     lines = [sysconfig.get_path("purelib"), *map(str, folders)]
     Path(site, "lent.pth").write_text("".join(f"{line}\n" for line in lines))

@@ -1,6 +1,6 @@
 """The write guard of the suite: a test that writes, deletes or listens outside of its own folders fails.
 
-Temporary files and the home directory lead into pytest's temporary folder, for child processes too.
+Temporary files and the home directory are in pytest's temporary folder, for child processes too.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ OWN_CACHES = (".pytest_cache", ".hypothesis")
 """Folders of pytest and Hypothesis in the root of the repository."""
 
 KEPT_PROXY = "build/kept-proxy"
-"""Where a proxy that outlives the run has its files; commands of the tests write to its ledger (tests/proxy/kept.py)."""
+"""The folder of a proxy that outlives the run; commands of the tests write to its ledger (tests/proxy/kept.py)."""
 
 OWNER = "WRITE_GUARD_OWNER"
-"""Environment variable: set where a pytest checks the reports, so that one which a test starts leaves them alone."""
+"""Environment variable: set while a pytest checks the reports; a pytest that a test starts then leaves them alone."""
 
 _checks: list[Path] = []
 
 
 def python_path(*folders: str | Path) -> str:
-    """Return a PYTHONPATH for a child process that has the write guard, and these folders after it."""
+    """Return a PYTHONPATH for a child process: the write guard first, then these folders."""
     return os.pathsep.join([write_guard.FOLDER, *map(str, folders)])
 
 
 def guard_variables() -> dict[str, str]:
-    """Return what a child process needs of the environment to be guarded, PYTHONPATH apart."""
+    """Return the environment variables that guard a child process, without PYTHONPATH."""
     return {name: os.environ[name] for name in (write_guard.ROOTS, write_guard.REPORTS, OWNER, "HOME", "TMPDIR")}
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Guard this process and its children; a pytest that a test starts keeps to the folders of that test."""
+    """Guard this process and its children; a pytest started by a test may write only to that test's folders."""
     base: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
     if write_guard.ROOTS not in os.environ:
         for name in OWN_CACHES:
             (config.rootpath / name).mkdir(exist_ok=True)
-        # pytest deletes the folders of its earlier runs, which lie side by side.
+        # pytest deletes the folders of its earlier runs, which are in the same parent folder.
         own = base.parent if base.name.startswith("pytest-") else base
         kept = [config.rootpath / KEPT_PROXY] if config.getoption("--kept-proxy", default=False) else []
         roots = (own, *(config.rootpath / it for it in OWN_CACHES), *kept)
@@ -70,7 +70,7 @@ def _nothing_outside() -> Iterator[None]:
 
 
 def pytest_sessionfinish() -> None:
-    """Fail the run for what was touched after its last test, by fixtures and processes that ended late."""
+    """Fail the run for violations after its last test, by fixtures and processes that ended late."""
     _check_reports()
 
 

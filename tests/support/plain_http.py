@@ -1,4 +1,4 @@
-"""HTTP to servers on this machine, without the trusted certificates of TLS: reading them takes 22 ms for each client."""
+"""HTTP to servers on this machine without loading TLS certificates, which takes 22 ms for each client."""
 
 from __future__ import annotations
 

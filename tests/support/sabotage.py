@@ -1,4 +1,4 @@
-"""Runs a contract on what is broken on purpose, in a pytest of its own, and says what failed."""
+"""Run a contract on deliberately broken implementations, in a separate pytest, and return its failures."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Broken = tuple[str, str]
 
 
 PATIENCE = 240
-"""Seconds after which the contract is taken for stuck; it takes some twenty."""
+"""Seconds after which the contract counts as stuck; it takes about twenty."""
 
-# What is broken may leave threads and processes behind that never end: nothing of theirs is waited for.
+# Broken code may leave threads and processes that never end, so none of them is waited for.
 _RUN = "import os, sys, pytest; code = pytest.main(); sys.stdout.flush(); os._exit(code)"
 
 
 def failures_in(module: Path, broken: Sequence[Broken], folder: Path) -> dict[Broken, str]:
-    """Run those tests, and give what each that failed says; what they print goes to a file of the folder."""
+    """Run those tests and return the message of each failure; their output goes to a file in the folder."""
     chosen = [f"{module}::{contract}::{test}" for contract, test in broken]
-    # Where CI is set, pytest would work out the whole difference of what it compares, for minutes.
+    # With CI set, pytest would compute complete differences of compared values, for minutes.
     options = [
         "-v",
         "-rfE",
@@ -61,6 +61,6 @@ def failures_in(module: Path, broken: Sequence[Broken], folder: Path) -> dict[Br
 
 
 def assert_noticed(failures: dict[Broken, str], broken: Broken) -> None:
-    """The test failed, and not because the sabotage itself is broken."""
+    """Check that the test failed, and not because of an error in the sabotage itself."""
     assert broken in failures, "it passed"
     assert not failures[broken].startswith(("NameError", "TypeError", "AttributeError")), failures[broken]

@@ -1,4 +1,4 @@
-"""How long the soak may take: `make soak` as it is, half an hour of chaos; with SOAK_MINUTES less of everything."""
+"""The length of the soak: `make soak` has half an hour of chaos; with SOAK_MINUTES every part is shorter."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MINUTES = float(os.environ.get("SOAK_MINUTES", FULL))
 
 
 def share_of(times: int, least: int) -> int:
-    """Say how often something is done that the full soak does so many times."""
+    """Return a number of repetitions, scaled to the length of this soak."""
     return max(least, round(times * min(1.0, MINUTES / FULL)))
 
 
 REPETITIONS = (pytest.mark.soak, pytest.mark.skipif(MINUTES < FULL, reason="only in the full soak"))
-"""Marks for more of what `make test` proves already."""
+"""Marks for repetitions of promises that `make test` already tests."""

@@ -1,4 +1,4 @@
-"""Waiting for an event that another thread or process brings about, for as long as a busy machine may take."""
+"""Wait for an event that another thread or process causes, with a deadline that allows for a busy machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 SECONDS = 120.0
-"""A deadline and not a duration: it is reached only when the test fails."""
+"""A deadline and not a duration: only a failing test reaches it."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.005, 0.1
 NOT_YET = (AssertionError, sqlite3.Error)
-"""Errors of a look that mean the same as a false result, until the deadline."""
+"""Errors of a look that count as a false result until the deadline."""
 
 
 async def eventually(look: Callable[[], Found], seconds: float = SECONDS, *, blocking: bool = False) -> Found:
-    """Return the first true result of `look`; a blocking look is made in a thread, and the event loop goes on."""
+    """Return the first true result of `look`; a blocking look runs in a thread and does not block the event loop."""
     patience = _Patience(seconds)
     while not (found := await asyncio.to_thread(patience.look, look) if blocking else patience.look(look)):
         await asyncio.sleep(patience.pause())
@@ -39,7 +39,7 @@ def wait_until(look: Callable[[], Found], seconds: float = SECONDS) -> Found:
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[float]:
-    """Record when a method is called from now on: the event to wait for before a test says that nothing happened."""
+    """Record the times of all later calls of a method; a test waits for one before it asserts that nothing happened."""
     original, calls = getattr(owner, name), []
 
     @functools.wraps(original)
@@ -52,14 +52,14 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[fl
 
 
 class _Patience:
-    """The deadline of one wait, and its pauses, which grow."""
+    """The deadline of one wait, and its increasing pauses."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._pause = FIRST_PAUSE
 
     def look(self, look: Callable[[], Found]) -> Found | None:
-        """Return what there is; raise once a look that began after the deadline finds nothing."""
+        """Return the result; raise an error if a look that began after the deadline still has none."""
         late = time.monotonic() > self._deadline
         try:
             found = look()

@@ -1,4 +1,4 @@
-"""Admission beyond the plain case: rolling windows, slots, waiting, downgrades, and what goes on without a ledger."""
+"""Admission in special cases: rolling windows, slots, waiting, downgrades, and requests without a ledger."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def spend(runtime: Runtime, clock: Any, cost: int = CENT, **how: Any) -> N
     request = await take(runtime, clock, cost=cost, **how)
     model = request.admitted.event.model
     runtime.recorder.record(request, Outcome(status="success", model=model, cost=cost, cost_source="computed"))
-    # Where the keeper writes just then, it is settled a moment later; until then it is reserved and not spent.
+    # If the keeper is writing at this moment, the settlement waits; until then the amount is reserved, not spent.
     await runtime.recorder.drain(60)
 
 
@@ -193,7 +193,7 @@ async def test_who_has_waited_does_not_wait_again(start: Callable[..., Runtime])
 async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES, "  admission: {max_wait: 60s}")
     await spend(runtime, clock, 2 * CENT)
-    # The fake clock does not move: a wait would never end.
+    # The fake clock does not advance, so a wait would never end.
     assert (await asyncio.wait_for(refused(runtime, clock), 30)).reason == "spent"
 
 
@@ -221,7 +221,7 @@ DOWN = """
 
 
 def another(given: Ask | None) -> Any:
-    """Give this request in place of whatever does not fit, and remember what was asked for."""
+    """Return a callback that offers this request instead of a rejected one, and records its calls."""
 
     async def other(asked: Ask, obstacle: Any) -> Ask | None:
         other.asked.append((asked, obstacle))  # type: ignore[attr-defined]
@@ -287,7 +287,7 @@ async def test_a_request_for_the_cheap_model_is_not_downgraded_to_it(
 
 
 async def test_a_tighter_bound_is_asked_for_where_it_may_help(start: Callable[..., Runtime], clock: FakeClock) -> None:
-    """Once, before anybody waits or goes to another model; what fits is never counted."""
+    """The callback runs once, before any wait or downgrade, and never for a request that fits."""
     runtime = start(DOWN)
     tightened, downgraded = another(ask(clock, cost=1 * CENT, model="opus-4")), another(None)
     outcome = (
@@ -307,7 +307,7 @@ async def test_a_tighter_bound_is_asked_for_where_it_may_help(start: Callable[..
 async def test_a_tighter_bound_that_does_not_help_changes_nothing(
     start: Callable[..., Runtime], clock: FakeClock
 ) -> None:
-    """The request is refused, or goes to another model, by what it may cost now."""
+    """The request is refused or downgraded, by its new, tighter bound."""
     runtime = start(DOWN)
     to_mini = another(ask(clock, model="mini"))
     outcome = (
@@ -324,7 +324,7 @@ async def test_a_tighter_bound_that_does_not_help_changes_nothing(
     assert refused.reason == "too_large"
 
 
-# ── what is lost ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── lost requests ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ async def test_what_is_lost_is_charged_by_policy(
 
 
 def break_ledger(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Make verbs of this worker's ledger fail, as a damaged disk would."""
+    """Make methods of this worker's ledger fail, as a damaged disk would."""
 
     def fail(*_: object) -> None:
         raise LedgerError("disk I/O error")
@@ -369,7 +369,7 @@ def break_ledger(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, *names: str)
 
 
 async def counted(runtime: Runtime, kind: str) -> Anomaly:
-    """Hand over what this worker has counted, however often the keeper is writing just then."""
+    """Flush this worker's counts and return the anomaly; retry while the keeper is writing."""
     for _ in range(500):
         runtime.imperfections.flush()
         for found in runtime.operations.anomalies():
@@ -415,7 +415,7 @@ async def test_without_a_ledger_requests_are_let_through_if_the_operator_says_so
 
 @pytest.fixture
 def _nobody_measures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the worker's thread from finding that the outbox is not full."""
+    """Prevent the worker's thread from measuring the outbox and resetting the test's value."""
     monkeypatch.setattr("usage_plugin.runtime.change_watcher.ChangeWatcher._measure_outbox", lambda *_: None)
 
 
@@ -448,13 +448,13 @@ async def test_a_full_outbox_can_be_served_on_with_a_gap(start: Callable[..., Ru
     assert (gap.concerns, gap.times, gap.amount) == ("gpt", 1, 2 * CENT)
 
 
-# ── what was not foreseen ────────────────────────────────────────────────────────────────────────────────────────────
+# ── unforeseen changes ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_limit_that_came_meanwhile_is_charged_as_reserved(
     start: Callable[..., Runtime], clock: FakeClock
 ) -> None:
-    """What is charged as reserved is charged on every limit in force, not only on those that held it."""
+    """A charge as reserved is made on all limits in force, not only on those that held it."""
     runtime = start(PENNIES)
     request = await take(runtime, clock)
     runtime.rules.replace(

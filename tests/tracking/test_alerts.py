@@ -1,4 +1,4 @@
-"""Thresholds are told once, over all workers and restarts; what a plugin does with it harms nobody."""
+"""Each threshold is alerted once, across workers and restarts, and a failing plugin affects no other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, name: str, told: Callable[[Alert], None]) -> str:
-    """Make an importable plugin that is told of alerts."""
+    """Create an importable plugin that is notified of alerts."""
 
     def usage_threshold_crossed(alert: Alert) -> None:
         told(alert)
@@ -68,7 +68,7 @@ def short(told: list[Alert]) -> list[tuple[str, int, int]]:
 async def test_each_threshold_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Crossing tells; staying above, another worker and a restart do not tell again; another subject or window does."""
+    """Each threshold is alerted once, across workers and restarts, for each subject and window."""
     told: list[Alert] = []
     name = plugin(monkeypatch, "tells", told.append)
     clock = FakeClock()
@@ -104,7 +104,7 @@ async def test_each_threshold_is_told_once(
 
 
 async def test_a_settlement_that_had_to_wait_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What passes a threshold while another process writes is told once it is written: no request may come after it."""
+    """A settlement that waits for another process is alerted as soon as it is written, without a further request."""
     told: list[Alert] = []
     clock = FakeClock()
     runtime = start(tmp_path, clock, plugin(monkeypatch, "tells", told.append))
@@ -120,7 +120,7 @@ async def test_a_settlement_that_had_to_wait_is_told_of(tmp_path: Path, monkeypa
 
 
 async def test_a_rolling_limit_is_armed_anew_each_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rolling window never ends, so its thresholds are told once a day."""
+    """A rolling window never ends, so its thresholds are alerted once a day."""
     told: list[Alert] = []
     clock = FakeClock()
     runtime = start(tmp_path, clock, plugin(monkeypatch, "tells", told.append))
@@ -142,7 +142,7 @@ async def test_a_rolling_limit_is_armed_anew_each_day(tmp_path: Path, monkeypatc
 async def test_plugins_that_misbehave_are_isolated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One plugin raises, one hangs: both are named and counted, the third is told, and requests notice nothing."""
+    """One plugin raises, one hangs: both are named and counted, the third is notified, and requests are not delayed."""
     monkeypatch.setattr(listeners_module, "PATIENCE", 0.2)
     told: list[Alert] = []
     hanging, waking = threading.Event(), threading.Event()
@@ -180,7 +180,7 @@ async def test_plugins_that_misbehave_are_isolated(
 
 
 async def test_what_is_remembered_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With more accounts than are remembered, each is told once all the same: the ledger knows."""
+    """With more accounts than fit into memory, each is still alerted once, since the ledger has a record."""
     monkeypatch.setattr(alerts_module, "MOST_REMEMBERED", 3)
     told: list[Alert] = []
     clock = FakeClock()

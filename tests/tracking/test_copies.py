@@ -1,4 +1,4 @@
-"""A store that keeps copies of profiles and limits has them, and only what has changed is handed over."""
+"""A store that mirrors profiles and limits receives them, and later only the changed ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from usage_plugin.tracking.copies import Copies
 
 
 class CopyingStore(MemoryStore):
-    """Keeps what it is handed."""
+    """Keep the received profiles and limits."""
 
     def __init__(self):
         super().__init__(ZoneInfo("UTC"))
@@ -35,7 +35,7 @@ def limit(name: str) -> LimitConfig:
 
 
 async def test_what_has_changed_is_handed_over_once(tmp_path: Path) -> None:
-    """All at first; then a profile that was put, and the limits when they are others."""
+    """All are sent at first, then each changed profile, and the limits when they have changed."""
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     opened.profiles.put([UserProfile(f"user-{number:04d}") for number in range(600)])
     store, steps, limits = CopyingStore(), [], (limit("a"),)
@@ -55,7 +55,7 @@ async def test_what_has_changed_is_handed_over_once(tmp_path: Path) -> None:
 
 
 async def test_a_store_without_the_ability_is_left_alone(tmp_path: Path) -> None:
-    """It need not know that there are such things."""
+    """A store that does not mirror profiles and limits receives none."""
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     steps: list[int] = []
     await Copies(opened.profiles, MemoryStore(ZoneInfo("UTC")), tuple, lambda: steps.append(1)).bring_up_to_date()

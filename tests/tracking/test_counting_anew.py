@@ -1,4 +1,4 @@
-"""After an import limits count their windows again, where history can tell all that they hold."""
+"""After an import, limits count their windows again if the history has all the data for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def counting_after(operations: OperationsLog) -> set[int]:
 
 
 def test_limits_of_calendar_windows_are_counted_anew(tmp_path: Path) -> None:
-    """Those that count no history, or that only events or pruned days could tell of, stay as they are."""
+    """Limits that count no history, or whose windows need events or pruned days, keep their amounts."""
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     kept = {one.key for one in LIMITS.limits if one.name not in ("day", "month")}
     assert counting_after(opened.operations) == kept
@@ -42,7 +42,7 @@ def test_limits_of_calendar_windows_are_counted_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["gap", "unstorable"])
 def test_where_events_were_lost_nothing_becomes_less(tmp_path: Path, kind: str) -> None:
-    """Accounts know of them, and history does not."""
+    """Accounts contain lost events and the history does not, so their amounts are kept."""
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     opened.operations.count_anomalies([Anomaly(kind, "gpt", 1, 5, 0, 0)])
     assert counting_after(opened.operations) == {one.key for one in LIMITS.limits}

@@ -1,4 +1,4 @@
-"""Work that is done later: its reservation outlives its worker, and its result is charged once."""
+"""Deferred work: its reservation outlives its worker, and its result is charged once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEAD = "999999-dead"
 
 
 def leave_behind(opened: OpenLedger, provider_id: str | None, *, started_at: int) -> str:
-    """Reserve for a worker that is dead by now; with an id, for work that is done later."""
+    """Reserve for a worker that is dead by now; with a provider's id, for deferred work."""
     event = make_event(status="recovered", started_at=started_at)
     opened.ledger.reserve(event.event_id, DEAD, event.started_at, [], encode_event(event))
     if provider_id is not None:
@@ -32,7 +32,7 @@ def leave_behind(opened: OpenLedger, provider_id: str | None, *, started_at: int
 
 
 async def test_any_worker_settles_a_result_and_only_once(tmp_path: Path) -> None:
-    """Who finds the reservation by the provider's id settles it; another one that found it too changes nothing."""
+    """The first worker that finds the reservation by the provider's id settles it; a second one changes nothing."""
     clock = FakeClock()
     runtime = Runtime(configure(tmp_path), clock=clock)
     request = await admitted(runtime, clock)
@@ -53,7 +53,7 @@ async def test_any_worker_settles_a_result_and_only_once(tmp_path: Path) -> None
 
 
 async def test_the_keeper_spares_what_waits_for_a_result(tmp_path: Path) -> None:
-    """Of a dead worker's reservations those are kept whose result may still come, for two days."""
+    """A dead worker's reservation with a pending result is kept for two days."""
     parts = Parts(configure(tmp_path))
     opened = parts.open_ledger()
     ledger = opened.ledger

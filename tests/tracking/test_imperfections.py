@@ -1,4 +1,4 @@
-"""What is not known exactly is counted: summed, bounded, and handed over once."""
+"""Anomalies are summed, bounded in number, and handed over once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_they_add_up(operations: OperationsLog, clock: FakeClock, imperfections:
 
 
 def test_names_are_short_and_few(operations: OperationsLog, imperfections: Imperfections) -> None:
-    """Clients choose some of the names: long ones are cut, and from the 501st of a kind on they are one."""
+    """Clients choose some of the names: long ones are cut, and beyond 500 of a kind the rest is counted together."""
     imperfections.count("duplicate", "x" * 1000)
     for flushed in range(2):
         for number in range(MOST_CONCERNED):
@@ -69,7 +69,7 @@ def test_names_are_short_and_few(operations: OperationsLog, imperfections: Imper
 def test_a_busy_ledger_gets_them_later(
     operations: OperationsLog, imperfections: Imperfections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What could not be handed over is kept for the next time."""
+    """Counts that could not be written are kept for the next flush."""
     imperfections.count("orphaned", "gpt")
     with monkeypatch.context() as patch:
         patch.setattr(operations, "count_anomalies", _busy)

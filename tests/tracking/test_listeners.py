@@ -1,4 +1,4 @@
-"""Listeners: bounded queues, the rarer things first, nothing twice, and failures that are counted in the end."""
+"""Listeners: bounded queues, rare notifications first, each once, and failures that are finally counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Counts:
-    """Stands for the ledger where failures are handed over."""
+    """A substitute for the ledger that receives failures."""
 
     def __init__(self) -> None:
         self.counted: list[Anomaly] = []
@@ -44,7 +44,7 @@ def handed_over(failures: Failures) -> dict[str, int]:
 
 
 def test_queues_are_bounded_by_number_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes on top of a full queue is counted and dropped, for this plugin only."""
+    """Notifications beyond a full queue are counted and dropped, for this plugin only."""
     monkeypatch.setattr(listeners_module, "MOST_WAITING", 5)
     monkeypatch.setattr(listeners_module, "MOST_BYTES", 1_000)
     waking, told = threading.Event(), []
@@ -68,7 +68,7 @@ def test_queues_are_bounded_by_number_and_by_bytes(monkeypatch: pytest.MonkeyPat
 
 
 def test_rarer_things_go_first() -> None:
-    """An alert does not wait behind a flood of events."""
+    """An alert is sent before queued events."""
     told: list[object] = []
     failures = Failures(FakeClock())
     hooked = [Hooked("mine", told.append)]
@@ -83,7 +83,7 @@ def test_rarer_things_go_first() -> None:
 
 
 def test_many_threads_may_tell() -> None:
-    """Nothing is lost or told twice, whoever tells it while the plugin is at work."""
+    """With concurrent senders, each notification arrives exactly once."""
     told: list[object] = []
     listeners, failures = listen(mine=told.append)
     listeners.start()
@@ -103,7 +103,7 @@ def test_many_threads_may_tell() -> None:
 
 
 def test_failures_wait_for_the_ledger(caplog: pytest.LogCaptureFixture) -> None:
-    """While the ledger is busy failures add up; then they are counted once, with one line for each plugin and hook."""
+    """Failures add up while the ledger is busy; then they are counted once, with one log line per plugin and hook."""
     failures = Failures(FakeClock())
     counts = Counts()
     counts.is_busy = True

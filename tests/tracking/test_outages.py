@@ -1,4 +1,4 @@
-"""The store fails, hangs, disappears or refuses an event: history is late, nothing is lost, nothing comes twice."""
+"""When the store fails, hangs, disappears or refuses an event, history is late, but nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CLOCK = SystemClock()
 
 
 class Fragile(UsageStore):
-    """The real store, with something between it and the flusher that goes wrong on demand."""
+    """The real store with injected faults between it and the flusher."""
 
     def __init__(self, store: UsageStore, trouble: Trouble) -> None:
         self._store = store
@@ -85,7 +85,7 @@ class Trouble:
         self.hanging: threading.Event | None = None
         self.hung = 0
         self.opened: list[float] = []
-        """When."""
+        """The times of all openings."""
 
     async def meet(self, events: Sequence[UsageEvent]) -> None:
         if self.hanging:
@@ -98,7 +98,7 @@ class Trouble:
 
 
 class Setting:
-    """A keeper with a store that can be troubled, and a ledger to look at."""
+    """A keeper whose store can be made to fail, with its ledger."""
 
     def __init__(self, folder: Path) -> None:
         self.parts = Parts(configure(folder))
@@ -163,7 +163,7 @@ def reserve_for_a_dead_worker(ledger: Ledger, **fields: Any) -> UsageEvent:
 
 
 async def test_housekeeping_goes_on_without_the_store(setting: Setting) -> None:
-    """While the store fails, what dead workers left open is recovered and counted, and the problem can be read."""
+    """While the store fails, dead workers' reservations are recovered and counted, and the problem is reported."""
     setting.trouble.error = StorageUnavailableError("unplugged")
     setting.settle(*events_of(3))
     await eventually(lambda: setting.problems() == {"store": "unplugged"})
@@ -180,7 +180,7 @@ async def test_housekeeping_goes_on_without_the_store(setting: Setting) -> None:
 
 
 async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call that does not return is given up and another connection opened; when it does return, nothing doubles."""
+    """A call that hangs is abandoned for a new connection; if it returns later, nothing is duplicated."""
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(700))
     await eventually(lambda: setting.trouble.hung >= 1)
@@ -189,7 +189,7 @@ async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest
     lost = reserve_for_a_dead_worker(setting.ledger)
     await eventually(lambda: not setting.ledger.open_reservations())
     setting.trouble.hanging = None
-    # A disk that is slow for a while does not hang.
+    # A disk that is slow for a while must not count as hanging.
     monkeypatch.setattr(patience, "PATIENCE", 5)
     await eventually(lambda: setting.ledger.acknowledged() == 701)
     assert len(setting.trouble.opened) >= 2
@@ -202,7 +202,7 @@ async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest
 
 
 async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that hangs for ever costs a few threads, not one more each time."""
+    """A store that hangs for ever occupies a few threads, not one more for each attempt."""
     monkeypatch.setattr(patience, "MOST_LEFT_BEHIND", 2)
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(1))
@@ -221,7 +221,7 @@ async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.Mo
 async def test_pauses_grow_and_end_at_once_when_it_works(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A failing store is asked less and less often, never less than each half minute."""
+    """Retries of a failing store become less frequent, down to one every half minute."""
     monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.4)
     await eventually(lambda: setting.trouble.opened)
     setting.trouble.error = StorageUnavailableError("unplugged")
@@ -251,7 +251,7 @@ async def test_an_event_that_never_fits_is_set_aside(
     error: Exception,
     reason: str,
 ) -> None:
-    """Events that the store refuses for good, or stumbles over, go to a private file, are counted, and hold up nothing."""
+    """An event that the store always refuses, or fails on, goes to a private file, is counted, and delays no other."""
     monkeypatch.setattr(flusher_module, "STUMBLES_FOR", 0.3)
     setting.trouble.poisonous, setting.trouble.poison = {"eve"}, error
     good, bad = events_of(900), events_of(2, user="eve", cost=70)
@@ -269,7 +269,7 @@ async def test_an_event_that_never_fits_is_set_aside(
 
 
 async def test_a_bug_that_passes_sets_nothing_aside(setting: Setting) -> None:
-    """A store that fails over single events for a while, in the middle of finding out over which, has all of them."""
+    """If single events fail only for a while, even during the search for them, all of them are stored."""
     setting.trouble.poisonous, setting.trouble.poison = {"eve"}, RuntimeError("a moment")
     setting.settle(*events_of(5), *events_of(3, user="eve"), *events_of(5))
     await eventually(lambda: "RuntimeError: a moment" in setting.problems().get("store", ""))
@@ -282,7 +282,7 @@ async def test_a_bug_that_passes_sets_nothing_aside(setting: Setting) -> None:
 
 
 async def test_what_was_set_aside_is_not_set_aside_again(tmp_path: Path) -> None:
-    """The last event of the outbox is refused: a restart sends it again, and finds it in the file."""
+    """If the last event of the outbox was set aside, a restart finds it in the file and does not add it again."""
     setting = Setting(tmp_path)
     setting.trouble.poisonous = {"eve"}
     setting.settle(*events_of(2), *events_of(1, user="eve"))
@@ -298,7 +298,7 @@ async def test_what_was_set_aside_is_not_set_aside_again(tmp_path: Path) -> None
 
 
 async def test_an_entry_that_cannot_be_read_holds_up_nothing(setting: Setting) -> None:
-    """Damaged text in the outbox is kept as it is, beside the store."""
+    """Damaged text in the outbox is kept unchanged in the file next to the store, and delays no other event."""
     (first,) = events_of(1)
     setting.trouble.error = StorageUnavailableError("wait")
     setting.settle(first)
@@ -314,12 +314,12 @@ async def test_an_entry_that_cannot_be_read_holds_up_nothing(setting: Setting) -
 async def test_a_store_that_refuses_everything_is_not_believed(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A broken store does not empty the outbox into the file: after a few events in a row it counts as down."""
+    """A broken store does not move the outbox into the file: after a few refusals in a row it counts as unavailable."""
     monkeypatch.setattr(flusher_module, "MOST_IN_A_ROW", 3)
     setting.trouble.poisonous = {"ann"}
     setting.settle(*events_of(10))
     await eventually(lambda: "one event after the other" in setting.problems().get("store", ""))
-    # At the end of a try, not within one: what a working store has refused would be set aside.
+    # At the end of an attempt: within one, events refused by a working store would be set aside.
     taken_back = calls_of(monkeypatch, flusher_module.Unstorable, "take_back")
     await eventually(lambda: len(taken_back) > 1)
     setting.trouble.poisonous = set()
@@ -330,7 +330,7 @@ async def test_a_store_that_refuses_everything_is_not_believed(
 
 
 async def test_a_lost_answer_doubles_nothing(setting: Setting) -> None:
-    """The store took the batch, but said that it did not."""
+    """If the store has added a batch but reports an error, the retry adds nothing."""
     setting.trouble.after = StorageUnavailableError("connection lost")
     setting.settle(*events_of(10))
     await eventually(lambda: bool(setting.problems()))
@@ -340,7 +340,7 @@ async def test_a_lost_answer_doubles_nothing(setting: Setting) -> None:
 
 
 async def test_moving_comes_to_an_end_under_more_than_the_store_can_take(tmp_path: Path) -> None:
-    """While events come faster than the store takes them, the rest of the keeper's work has its turn all the same."""
+    """If events arrive faster than the store accepts them, the keeper still does its other work."""
     setting = Setting(tmp_path)
     batches = 0
 
@@ -363,7 +363,7 @@ async def test_moving_comes_to_an_end_under_more_than_the_store_can_take(tmp_pat
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "damaged"])
 async def test_the_file_goes_away_under_us(setting: Setting, how: str) -> None:
-    """The store's file is deleted, replaced by another, or damaged: nothing goes to a ghost."""
+    """If the store's file is deleted, replaced or damaged, no event is written to the old file."""
     path = setting.parts.config.data_dir / "usage.db"
     setting.settle(*events_of(5))
     await eventually(lambda: setting.ledger.acknowledged() == 5)
@@ -396,7 +396,7 @@ async def test_the_file_goes_away_under_us(setting: Setting, how: str) -> None:
 
 
 def asyncio_run(step: Any) -> Any:
-    """Read the store beside the running loop."""
+    """Read the store in another thread's event loop."""
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.append(asyncio.run(step())))
     thread.start()
@@ -407,7 +407,7 @@ def asyncio_run(step: Any) -> Any:
 async def test_a_store_that_lost_more_than_the_outbox_keeps_leaves_a_gap(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a deleted store had and nobody has any more is counted as a gap, not passed over."""
+    """Events that neither a deleted store nor the outbox has are counted as a gap."""
     setting.settle(*events_of(2_600))
     await eventually(lambda: setting.ledger.acknowledged() == 2_600)
     for path in setting.parts.config.data_dir.glob("usage.db*"):
@@ -420,14 +420,14 @@ async def test_a_store_that_lost_more_than_the_outbox_keeps_leaves_a_gap(
 
 
 async def test_the_words_of_the_dead_are_swept(setting: Setting) -> None:
-    """What a dead worker left word of does not stay for ever."""
+    """The notes of a dead worker are deleted."""
     until_free(lambda: setting.operations.note(NOTE + "999999-dead", "digest"))
     until_free(lambda: setting.operations.note(NOTE + setting.workers.name, "digest"))
     await eventually(lambda: list(setting.operations.notes(NOTE)) == [NOTE + setting.workers.name])
 
 
 async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error of the ledger's own interrupts the keeper for a moment."""
+    """An error of the ledger interrupts the keeper only for a moment."""
     kind = type(setting.ledger)
     broken = threading.Event()
     maintain = kind.maintain
@@ -448,7 +448,7 @@ async def test_a_keeper_outlives_a_broken_ledger(setting: Setting, monkeypatch: 
 async def test_a_ledger_that_is_deleted_admits_nothing_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Who starts next would count in another file: until then nothing is held, and what is open is not lost."""
+    """New workers would use another file, so no reservation succeeds until it is back; open requests are kept."""
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     clock = FakeClock()
     limit = "\n    - {name: daily, per: user, window: day, max_cost: 1}"
@@ -481,7 +481,7 @@ async def test_a_ledger_that_is_deleted_admits_nothing_more(
 
 
 async def test_a_clock_that_jumps_ahead_makes_no_limit_forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock is ten days ahead for a while: what was spent today still counts when it is put right."""
+    """If the clock is ten days ahead for a while, today's spend still counts after its correction."""
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.05)
     maintained: list[int] = []
     maintain = SqliteLedger.maintain
@@ -526,12 +526,12 @@ keeper.stop(10)
 
 
 async def test_a_full_disk_delays_history(tmp_path: Path) -> None:
-    """The keeper can write no more, to the store or the ledger: everything waits, and drains when there is room."""
+    """If the keeper cannot write to the store or the ledger, events wait, and drain when there is space."""
     setting = Setting(tmp_path)
     setting.settle(*events_of(3_000))
     log = tmp_path / "log"
     with log.open("w") as stderr:
-        # No file may grow beyond this; only for the process of the keeper, as other disks have room.
+        # The maximum file size, for the keeper's process only: other disks have space.
         process = subprocess.Popen(
             [sys.executable, "-c", FULL_DISK, str(setting.parts.config.path), "400000"],
             stdin=subprocess.PIPE, stderr=stderr, text=True,
@@ -558,7 +558,7 @@ async def test_a_full_disk_delays_history(tmp_path: Path) -> None:
 
 
 def test_a_power_cut_cannot_leave_the_store_ahead(tmp_path: Path) -> None:
-    """Before anything reaches the store, the ledger has brought it to its own disk."""
+    """The ledger syncs its events to disk before the store receives them."""
     setting = Setting(tmp_path)
     setting.settle(*events_of(3))
     done: list[str] = []

@@ -1,4 +1,4 @@
-"""Forgetting a person beside a keeper that goes on with its work."""
+"""A person is forgotten while the keeper continues its work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from usage_plugin.tracking.flusher import Unstorable
 
 
 class Beside(PartitionedStore):
-    """While somebody is forgotten, a keeper that has just begun hands over copies of all profiles."""
+    """A store that receives copies of all profiles from a keeper while a user is forgotten."""
 
     kept: ProfileStore
 
@@ -29,7 +29,7 @@ class Beside(PartitionedStore):
 
 
 async def test_no_copy_of_a_profile_comes_back(tmp_path: Path) -> None:
-    """Whoever hands profiles over meanwhile, there is no copy of a forgotten person's in the end."""
+    """After a person is forgotten, no copy of the profile remains, even if one was sent meanwhile."""
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     opened.profiles.put([UserProfile("ann", email="ann@x"), UserProfile("bo")])
     async with open_store(tmp_path, ZoneInfo("UTC")) as store:

@@ -1,8 +1,8 @@
-"""A power cut, or a kill, at any instant: the books open, agree with each other, and lose at most the last second.
+"""A power cut or a kill at any instant: ledger and store open, agree, and lose at most the last second.
 
-A process works on a ledger and a store with all its might. It is stopped again and again, and its files are copied as
-they are at that instant: what a kill leaves. For a power cut the copy of the ledger's log is cut at a random point
-behind what had been brought to the disk, since nothing else is promised to be there.
+A process works on a ledger and a store at full speed. It is stopped repeatedly, and its files are copied as they are at
+that instant: the state after a kill. For a power cut, the copy of the ledger's log is cut at a random point after its
+last sync. Only synced data is certain to survive.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ for number in itertools.count():
 
 
 def frames_of(folder: Path) -> tuple[int, int]:
-    """How many frames the log has, and how many of them SQLite is copying or has copied: it has synced those itself."""
+    """Return the log's number of frames, and the number that SQLite is copying or has copied, and so has synced."""
     index = (folder / "ledger.db-shm").read_bytes()
     (frames,) = struct.unpack_from("=I", index, 16)
     (attempted,) = struct.unpack_from("=I", index, 96 + 4 + 5 * 4 + 8)
@@ -97,13 +97,13 @@ def frames_of(folder: Path) -> tuple[int, int]:
 
 
 def cut_power(folder: Path, synced: bytes, chance: random.Random) -> int:
-    """Cut the copied log behind what is on the disk for sure, in the middle of a frame as a rule; say what is lost."""
+    """Cut the copied log after its synced part, usually in the middle of a frame; return the number of lost bytes."""
     path = folder / "ledger.db-wal"
     log = path.read_bytes()
     frames, copied = frames_of(folder)
     frame = struct.unpack_from(">I", log, 8)[0] + FRAME_HEADER
     sure = struct.unpack("=I", synced[8:12])[0] if log[16:24] == synced[:8] else 0
-    # In between the log begins anew: the index does not know yet, and the file has only part of the new frames.
+    # While the log restarts, its index is outdated, and the file has only a part of the new frames.
     least, most = HEADER + max(sure, copied) * frame, min(HEADER + frames * frame, len(log))
     kept = chance.randint(min(least, most), most)
     torn = bytes(chance.randrange(256) for _ in range(min(len(log) - kept, chance.choice([0, 100, 3000]))))
@@ -112,7 +112,10 @@ def cut_power(folder: Path, synced: bytes, chance: random.Random) -> int:
 
 
 async def check(config: Config) -> tuple[int, int]:
-    """Open the copies as the next keeper does, and see that everything is there once; give what was stored before."""
+    """Open the copies as the next keeper does, and check that each event is present once; return the counts of events.
+
+    The first is of all events, the second of those that were in the store before.
+    """
     parts = Parts(config)
     opened = parts.open_ledger()
     ledger = opened.ledger
@@ -135,7 +138,7 @@ async def check(config: Config) -> tuple[int, int]:
     assert all(decode_event(event).event_id in ids for event in known.values())
     assert {event.event_id for event in before} <= ids
     (limit,) = config.limit_set().limits
-    # There is one account, or none if all that was ever written is lost.
+    # There is one account, or none if all writes are lost.
     balances = [account.balance for account in ledger.accounts(limit.key, 0)]
     assert len(balances) <= 1
     assert sum(balance.reserved for balance in balances) == 0
@@ -147,7 +150,7 @@ async def check(config: Config) -> tuple[int, int]:
 
 @pytest.mark.parametrize("how", ["kill", "power"])
 def test_the_books_agree_whenever_it_ends(tmp_path: Path, how: str) -> None:
-    """Whatever instant it is, every event that the ledger knows is there once, and accounts equal their events."""
+    """At any instant, each event of the ledger is present once, and the account equals the sum of its events."""
     config = configure(tmp_path, LIMITS)
     synced = tmp_path / "synced"
     process = subprocess.Popen(
@@ -161,7 +164,7 @@ def test_the_books_agree_whenever_it_ends(tmp_path: Path, how: str) -> None:
         assert process.stdout.readline() == "works\n"
         deadline = time.monotonic() + 200
         number = 0
-        # So often, and until it has done enough, however slow the machine is.
+        # At least this many times, and until there was enough work, even on a slow machine.
         while number < TIMES or (not has_done_enough(seen, lost, how) and time.monotonic() < deadline):
             number += 1
             time.sleep(chance.random() * 0.06)
@@ -186,6 +189,6 @@ def test_the_books_agree_whenever_it_ends(tmp_path: Path, how: str) -> None:
 
 
 def has_done_enough(seen: list[tuple[int, int]], lost: int, how: str) -> bool:
-    """Say whether events came, the store was filled meanwhile, and power cuts had something to take away."""
+    """Whether there were enough events, flushes and, for power cuts, lost bytes."""
     events, stored = seen[-1][0], {stored for _, stored in seen}
     return events > 500 and len(stored) > 3 and (how == "kill" or lost > 100_000)

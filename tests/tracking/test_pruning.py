@@ -1,4 +1,4 @@
-"""History goes when it has been kept long enough or is too much: in slices, beside everything else, never all at once."""
+"""History is pruned by age and by size: in slices, concurrently with all other work, never all at once."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ALWAYS = Window(0, FOREVER)
 
 
 class History:
-    """A ledger, a store with a number of events each day up to noon, and the pruner beside them."""
+    """A ledger, a store with a number of events on each day before noon, and a pruner."""
 
     def __init__(self, folder: Path, *, backend: str = "sqlite", **retention: Any) -> None:
         self.parts = Parts(configure(folder, more=f"  storage: {{backend: {backend}}}"))
@@ -59,7 +59,7 @@ class History:
         return events
 
     async def run(self, store: UsageStore) -> None:
-        """Turn until the run is over."""
+        """Take turns until the run is finished."""
         before = last_run(self.operations)
         for _ in range(1_000):
             await self.pruner.turn(self.operations, store, self.attempt)
@@ -78,7 +78,7 @@ async def sums(store: UsageStore) -> int:
 
 @pytest.mark.parametrize("backend", ["sqlite", "memory"])
 async def test_what_is_too_old_goes_and_its_sums_stay(tmp_path: Path, backend: str) -> None:
-    """Events go after `events`, daily sums after `daily`, to the day."""
+    """Events are deleted after `events`, daily sums after `daily`, exact to the day."""
     history = History(tmp_path, backend=backend, events=90, daily=100)
     async with history.parts.open_store() as store:
         events = await history.fill(store, 120)
@@ -92,7 +92,7 @@ async def test_what_is_too_old_goes_and_its_sums_stay(tmp_path: Path, backend: s
 
 
 async def test_nothing_goes_where_everything_is_kept(tmp_path: Path) -> None:
-    """`unlimited` is without end."""
+    """`unlimited` keeps everything for ever."""
     history = History(tmp_path, events=None, daily=None)
     async with history.parts.open_store() as store:
         await history.fill(store, 5_000, 1)
@@ -104,7 +104,7 @@ async def test_nothing_goes_where_everything_is_kept(tmp_path: Path) -> None:
 async def test_a_slice_is_short_and_the_outbox_is_looked_at_between_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However much is too old, no transaction deletes more than 1,000 records, and a turn is over soon."""
+    """For any amount of old records, a transaction deletes at most 1,000, and a turn ends soon."""
     monkeypatch.setattr(pruning, "TURN", 0.0)
     history = History(tmp_path, events=1, daily=None)
     async with history.parts.open_store() as store:
@@ -156,7 +156,7 @@ async def test_requests_and_flushes_go_on_while_history_is_pruned(tmp_path: Path
 
 
 async def test_a_store_that_is_too_large_loses_its_oldest_events(tmp_path: Path) -> None:
-    """Above max_size the oldest events go before their time, and their sums stay."""
+    """Above max_size the oldest events are deleted before their time, and their sums stay."""
     history = History(tmp_path)
     async with history.parts.open_store() as store:
         await history.fill(store, 60, 100)
@@ -175,7 +175,7 @@ async def test_a_store_that_is_too_large_loses_its_oldest_events(tmp_path: Path)
 
 
 async def test_a_days_events_stay_however_small_the_store_must_be(tmp_path: Path) -> None:
-    """What cannot be made to fit is named, and the events of the newest day are kept."""
+    """If a store cannot become small enough, the problem is reported and the newest day's events are kept."""
     history = History(tmp_path, max_size=10_000)
     async with history.parts.open_store() as store:
         await history.fill(store, 20, 100)
@@ -190,7 +190,7 @@ async def test_a_days_events_stay_however_small_the_store_must_be(tmp_path: Path
 
 
 async def test_a_wrong_clock_does_not_delete_everything(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """After a jump of ten years each run takes one day more, also if requests come meanwhile, and status says so."""
+    """After the clock jumps by ten years, each run deletes one day, even with new requests, and `status` reports it."""
     history = History(tmp_path)
     async with history.parts.open_store() as store:
         await history.fill(store, 90)
@@ -207,7 +207,7 @@ async def test_a_wrong_clock_does_not_delete_everything(tmp_path: Path, caplog: 
             history.clock.advance(timedelta(hours=1))
             await history.run(store)
             assert await days_left(store) == 91 - hour
-        # Set right again, it is as before.
+        # After the correction, pruning is as before.
         history.clock.set(datetime(2026, 11, 23, 18, tzinfo=timezone.utc))
         await history.run(store)
         assert problems(history.operations) == []
@@ -215,7 +215,7 @@ async def test_a_wrong_clock_does_not_delete_everything(tmp_path: Path, caplog: 
 
 
 async def test_a_clock_that_was_never_right_deletes_nothing_at_first(tmp_path: Path) -> None:
-    """Before anything was pruned the newest event says what day it is; without events nothing is pruned."""
+    """Before the first run, the newest event gives the current day; without events nothing is pruned."""
     history = History(tmp_path)
     history.clock.set(datetime(2046, 1, 1, tzinfo=timezone.utc))
     async with history.parts.open_store() as store:
@@ -227,7 +227,7 @@ async def test_a_clock_that_was_never_right_deletes_nothing_at_first(tmp_path: P
 
 
 async def test_it_runs_once_an_hour(tmp_path: Path) -> None:
-    """A run is begun soon after the start, and again an hour after the last one, whoever made that."""
+    """A run starts soon after the worker does, and then one hour after the last run of any worker."""
     history = History(tmp_path)
     async with history.parts.open_store() as store:
         await history.fill(store, 100)
@@ -243,7 +243,7 @@ async def test_it_runs_once_an_hour(tmp_path: Path) -> None:
 
 
 async def test_a_run_that_fails_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that goes away in the middle delays pruning and loses nothing else."""
+    """A store that becomes unavailable during a run delays pruning and loses no other records."""
     history = History(tmp_path)
     async with history.parts.open_store() as store:
         await history.fill(store, 100, 100)
@@ -266,7 +266,7 @@ async def test_a_run_that_fails_begins_anew(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_an_end_is_not_held_up(tmp_path: Path) -> None:
-    """A worker that ends stops pruning at once."""
+    """A worker that stops also stops pruning at once."""
     history = History(tmp_path)
     history.attempt.end()
     async with history.parts.open_store() as store:
@@ -276,7 +276,7 @@ async def test_an_end_is_not_held_up(tmp_path: Path) -> None:
 
 
 async def test_a_new_limit_says_what_it_cannot_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A limit whose window is longer than events are kept, and that daily sums cannot seed, is named when it is new."""
+    """A new limit whose window exceeds the retention of events, and which daily sums cannot backfill, is named."""
     limits = """
     - {name: long, per: user, window: {rolling: 100d}, max_cost: 1}
     - {name: tags, per: tag, window: year, max_cost: 1}
@@ -303,7 +303,7 @@ async def test_a_new_limit_says_what_it_cannot_count(tmp_path: Path, caplog: pyt
 
 
 async def test_a_new_limit_says_whom_pseudonyms_hide(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With pseudonyms a new limit counts the history of who is written out, and names itself if globs hide others."""
+    """With pseudonyms, a new limit counts the history of literal names; if its globs miss others, it is named."""
     limits = """
     - {name: exact, per: user, match: {user: [eva]}, window: day, max_cost: 1}
     - {name: glob, per: user, match: {user: "b*"}, window: day, max_cost: 1}

@@ -1,4 +1,4 @@
-"""What can be asked of the history, on every backend, while a part of it is still on its way into the store."""
+"""Queries of the history, on every backend, while a part of it is still in the outbox."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FILTERS = st.sampled_from(
 async def reading(
     backend: str, folder: Path, events: Sequence[UsageEvent], stored: int, imported: int = 0
 ) -> AsyncIterator[UsageReader]:
-    """A reader of a history of which so many events are in the store, and the rest in the outbox."""
+    """A reader of a history with the given number of events in the store, and the rest in the outbox."""
     ledger = LedgerOpening(SqliteLedgerBackend(), folder / "ledger").open().ledger
     try:
         async with StoreOpening(BACKENDS[backend], folder / "store").open() as store:
@@ -101,7 +101,7 @@ def dearest_first(groups: Iterable[tuple[tuple[str | None, ...], UsageTotals]]) 
 async def test_the_parts_are_the_whole(
     backend: str, fields: list[dict[str, Any]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """By whatever bucket, grouping, filter and zone: the sum of the parts is the total, to the nano-dollar."""
+    """For any bucket, grouping, filter and zone, the parts add up to the total, to the nano-dollar."""
     events = [make_event(event_id=f"e{number:03}", **one) for number, one in enumerate(fields)]
     stored = data.draw(st.integers(0, len(events)))
     first, last = sorted((data.draw(DAYS), data.draw(DAYS)))
@@ -134,7 +134,7 @@ async def test_the_parts_are_the_whole(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_a_stream_of_days_goes_on_behind_any_row(backend: str, tmp_path: Path) -> None:
-    """Whether its day still grows or not, every row comes once, days in order."""
+    """After any row, of a day that changes or not, a stream continues with each later row once, ordered by day."""
     events = [
         make_event(event_id=f"e{n}", user=f"u{n % 7}", started_at=start_of_day(FIRST, BERLIN) + n * 6 * 3_600_000_000)
         for n in range(24)
@@ -154,7 +154,7 @@ async def test_a_stream_of_days_goes_on_behind_any_row(backend: str, tmp_path: P
 
 
 async def test_a_row_that_is_gone_is_missed(tmp_path: Path) -> None:
-    """Nothing is left out silently: who goes on behind what is no longer there is told."""
+    """A stream cannot continue after a row that no longer exists: it raises an error instead of skipping rows."""
     events = [make_event(event_id=str(n), user=f"u{n}") for n in range(3)]
     day = local_date(events[0].started_at, BERLIN)
     async with reading("sqlite", tmp_path, events, stored=3) as reader:
@@ -166,7 +166,7 @@ async def test_a_row_that_is_gone_is_missed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 async def test_another_zone_needs_all_events(backend: str, tmp_path: Path) -> None:
-    """Where days were imported as sums, days of another zone cannot be made, and that is said."""
+    """Days of another zone cannot be computed from imported daily sums, and the error explains it."""
     events = [make_event(event_id="1", started_at=start_of_day(FIRST, BERLIN) + 5)]
     async with reading(backend, tmp_path, events, stored=1, imported=1) as reader:
         with pytest.raises(HistoryError, match="of 2 requests from 2026-09-19 to 2026-09-20") as raised:
@@ -179,7 +179,7 @@ async def test_another_zone_needs_all_events(backend: str, tmp_path: Path) -> No
 @settings(max_examples=20)
 @given(fields=st.lists(EVENTS, min_size=1, max_size=60), points=st.lists(st.integers(1, 100), min_size=1, max_size=4))
 async def test_percentiles_are_values_that_occur(fields: list[dict[str, Any]], points: list[int]) -> None:
-    """The nearest rank: the smallest value that at least so many per cent do not exceed."""
+    """A percentile is the nearest rank: the smallest value that at least that percentage of values does not exceed."""
     events = [make_event(event_id=str(number), **one) for number, one in enumerate(fields)]
 
     async def stream() -> AsyncIterator[UsageEvent]:
@@ -201,7 +201,7 @@ async def test_percentiles_are_values_that_occur(fields: list[dict[str, Any]], p
 
 
 async def test_no_percentage_is_taken_that_is_none() -> None:
-    """What is named is the value."""
+    """A percentage outside of 1 to 100 is an error that contains the value."""
 
     async def nothing() -> AsyncIterator[UsageEvent]:
         for _ in ():
@@ -215,7 +215,7 @@ async def test_no_percentage_is_taken_that_is_none() -> None:
 
 @pytest.mark.parametrize(("backend", "users"), [("sqlite", 9_000), ("memory", 9_000), ("hybrid", 900)])
 async def test_many_groups_come_in_order(backend: str, users: int, tmp_path: Path) -> None:
-    """The dearest of thousands first, of equal ones those with more requests, then by name; wherever they are yet."""
+    """Thousands of groups are ordered by cost, then requests, then name, for any part of them in the outbox."""
     costs = [(number * 7919) % 500 for number in range(users)]
     sums = [
         make_sum(day=FIRST, user=f"u{number:05}", totals=UsageTotals(requests=1 + number % 2, cost=cost))

@@ -1,4 +1,4 @@
-"""The rows of an answer: a sequence like any other, and hardly an object."""
+"""Packed rows: a sequence of report rows in few objects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rows_of(parts: list[list[tuple[tuple[str | None, ...], UsageTotals]]]) -> Ro
 def test_they_are_a_sequence(
     parts: list[list[tuple[tuple[str | None, ...], UsageTotals]]], at: int, cut: slice
 ) -> None:
-    """As long as a list of the same, equal to it, and with the same at every place; no name and amount is too odd."""
+    """Packed rows equal a list of the same rows, in length and at each position, for any names and amounts."""
     rows = rows_of(parts)
     expected = [ReportRow(*one) for part in parts for one in part]
     assert rows == expected
@@ -46,7 +46,7 @@ def test_they_are_a_sequence(
 
 
 def test_they_are_read_as_other_rows() -> None:
-    """Of the same groups, made when they are read."""
+    """Rows of another type are created from the same groups when they are read."""
     rows = rows_of([[(("ann",), UsageTotals(cost=7))], [(("bo",), UsageTotals(cost=5))]])
     assert rows.read_as(lambda group, totals: (*group, totals.cost)) == [("ann", 7), ("bo", 5)]
     assert rows != "ab"
@@ -55,7 +55,7 @@ def test_they_are_read_as_other_rows() -> None:
 
 
 def test_a_long_answer_is_no_work_for_the_garbage_collector() -> None:
-    """Not a row of it is an object that a collection would go through."""
+    """Individual rows are not objects that the garbage collector would traverse."""
     gc.collect()
     before = len(gc.get_objects())
     rows = rows_of([[((f"u{number}",), UsageTotals(cost=10**12 + number)) for number in range(500)]] * 100)

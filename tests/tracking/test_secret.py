@@ -1,4 +1,4 @@
-"""The secret of the data folder: made once, private, and missed when it is gone."""
+"""The secret of the data folder is created once, is private, and its loss is reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start(operations, path, now=0, *, hides_persons=False) -> Pseudonyms:
 
 
 def test_the_secret_is_made_once(path: Path) -> None:
-    """Of many workers that start at once one makes the secret, all have the same, and only the owner can read it."""
+    """If many workers start at once, one creates the secret, all use it, and only its owner can read it."""
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(lambda _: make_secret(path), range(32)))
     assert found == {read_secret(path)}
@@ -47,14 +47,14 @@ def test_the_secret_is_made_once(path: Path) -> None:
 
 
 def test_no_secret_is_made_by_reading(path: Path) -> None:
-    """Readers find no secret where there is none."""
+    """Reading does not create a missing secret."""
     assert read_secret(path) is None
     assert not path.exists()
 
 
 @pytest.mark.parametrize("text", ["", "ab" * 31, "ab" * 33, "zz" * 32, "Ü"])
 def test_what_is_no_secret_is_refused(path: Path, text: str) -> None:
-    """A file that was cut or overwritten is named, and nothing is put in its place."""
+    """A truncated or overwritten file is named in the error, and is not replaced."""
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(SecretError, match=r"secret (is no secret|cannot be read)"):
@@ -63,14 +63,14 @@ def test_what_is_no_secret_is_refused(path: Path, text: str) -> None:
 
 
 def test_a_known_secret_is_no_trouble(operations, path: Path) -> None:
-    """A restart with the same secret says nothing."""
+    """A restart with the same secret reports nothing."""
     start(operations, path)
     pseudonyms = start(operations, path, DAY)
     assert secret_trouble(operations, pseudonyms, path, DAY) is None
 
 
 def test_a_lost_secret_is_named(operations, path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A secret that is gone is missed by readers, and its successor is named at the start and for 30 days."""
+    """A missing secret is reported to readers, and its replacement at the start and for 30 days."""
     assert secret_trouble(operations, None, path, 0) is None
     first = start(operations, path)
     kept = path.read_text()
@@ -91,7 +91,7 @@ def test_a_lost_secret_is_named(operations, path: Path, caplog: pytest.LogCaptur
 
 
 def test_another_way_to_keep_names_is_told(operations, path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Who switches to pseudonyms or back is told once that accounts begin anew."""
+    """A change to or from pseudonyms is reported once: accounts start from zero."""
     start(operations, path)
     for hides, told in ((True, 1), (True, 1), (False, 2)):
         with caplog.at_level(logging.WARNING, "usage_plugin"):

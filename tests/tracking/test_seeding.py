@@ -1,4 +1,4 @@
-"""A new limit counts what its windows already hold, to the nano-dollar, whatever is going on meanwhile."""
+"""A new limit is backfilled with the exact use of its windows, to the nano-dollar, during any concurrent work."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ MORE = f"""
   timezone: {ZONE}
   groups: {{power: [ann, "b*"]}}
 """
-NOW = datetime(2026, 11, 1, 6, 40, tzinfo=timezone.utc)  # In New York the hour from one to two, for the second time.
+NOW = datetime(2026, 11, 1, 6, 40, tzinfo=timezone.utc)  # in New York, the second hour from one to two
 
 
 class Data:
-    """A ledger and a store, filled by hand."""
+    """A ledger and a store with test data."""
 
     def __init__(self, folder: Path, limits: str = MANY) -> None:
         self.parts = Parts(configure(folder, limits, MORE))
@@ -96,7 +96,7 @@ class Data:
         }
 
     def expected(self, events: list[UsageEvent]) -> dict[AccountKey, int]:
-        """What the recorder would have charged, had the limits been there all the time."""
+        """Return the charges that the recorder would have made if the limits had always existed."""
         spent: Counter[AccountKey] = Counter()
         now = self.clock.now()
         limits = self.rules.limits
@@ -144,7 +144,7 @@ def random_events(chance: random.Random, count: int) -> list[UsageEvent]:
 
 @pytest.mark.parametrize("luck", range(8))
 async def test_seeded_accounts_equal_the_events(tmp_path: Path, luck: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits of every kind begin with the sum over exactly the events that they would have counted."""
+    """After the backfill, limits of every kind contain the exact sum of the events that they would have counted."""
     chance = random.Random(luck)
     monkeypatch.setattr(seeding, "_AT_ONCE", chance.choice([1, 3, 250]))
     data = Data(tmp_path)
@@ -165,7 +165,7 @@ async def test_seeded_accounts_equal_the_events(tmp_path: Path, luck: int, monke
 async def test_what_is_settled_while_accounts_are_set_counts_once(
     tmp_path: Path, luck: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On accounts that are set already, on those that are not yet, and on new ones: all are exact in the end."""
+    """Settlements during a backfill count once, on accounts that are already set, not yet set, or new."""
     chance = random.Random(luck)
     monkeypatch.setattr(seeding, "_AT_ONCE", 2)
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
@@ -193,7 +193,7 @@ async def test_what_is_settled_while_accounts_are_set_counts_once(
 
 
 async def test_many_accounts_are_corrected_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit that finds thousands of users does not keep requests waiting until all of them are set."""
+    """Thousands of accounts are corrected in chunks, so that requests do not wait for all of them."""
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
     (limit,) = data.rules.limits.limits
     window = limit.window_at(data.clock.now())
@@ -203,7 +203,7 @@ async def test_many_accounts_are_corrected_a_few_at_a_time(tmp_path: Path, monke
 
     def watched(correction_id: str, differences: list[Charge]) -> None:
         corrected.append(len(differences))
-        # Between the snapshot and the correction, which comes twice, as one does whose answer was lost.
+        # Between the snapshot and the correction, which is repeated as after a lost response.
         events.append(make_event(started_at=data.clock.now(), user="u3", cost=1))
         record_new(data.ledger, [Charge(key, window.end, 1)], encode_event(events[-1]))
         assert correct(correction_id, differences)
@@ -221,7 +221,7 @@ async def test_many_accounts_are_corrected_a_few_at_a_time(tmp_path: Path, monke
 
 
 async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:
-    """What a new limit counted before it was seeded is in the sums already; holds are left as they are."""
+    """A backfill sets amounts: the earlier charges of a new limit do not count twice, and holds are unchanged."""
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
     (limit,) = data.rules.limits.limits
     window = limit.window_at(data.clock.now())
@@ -234,7 +234,7 @@ async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:
         data.ledger.reserve("open", "w", data.clock.now(), [Hold(key, window.end, 3, None, 3)], "{}")
         await data.seed(store)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}
-        # Once is enough: what is settled from here on is charged by whoever settles it.
+        # One backfill is enough: later settlements charge the limit themselves.
         record_new(data.ledger, [], encode_event(make_event(started_at=data.clock.now(), cost=100)))
         await data.seed(store)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}
@@ -244,7 +244,7 @@ async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:
 
 
 async def test_what_a_clock_that_was_ahead_has_dated_counts(tmp_path: Path) -> None:
-    """The clock ran days ahead and was put right: what was booked in a window then is in its account still."""
+    """Events dated by a clock that ran days ahead still count in the accounts of their windows."""
     data = Data(tmp_path)
     now = data.clock.now()
     events = [make_event(started_at=now + days * 86_400_000_000, cost=days) for days in (1, 5, 20, 90)]
@@ -258,7 +258,7 @@ async def test_what_a_clock_that_was_ahead_has_dated_counts(tmp_path: Path) -> N
 
 
 async def test_seeding_waits_for_every_worker(tmp_path: Path) -> None:
-    """As long as one living worker goes by other rules, something may be settled past the new limit."""
+    """A backfill waits until all live workers have the new limit, since others would not charge it."""
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
     data.settle(make_event(started_at=data.clock.now(), cost=5))
     other = data.parts.workers()
@@ -276,7 +276,7 @@ async def test_seeding_waits_for_every_worker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("store_works", [True, False], ids=["with the store", "while the store is away"])
 async def test_a_limit_that_comes_back_is_seeded_again(tmp_path: Path, store_works: bool) -> None:
-    """A limit that was out of the YAML for a while has missed something, and catches up, whatever the store did."""
+    """A limit that was removed and restored is backfilled again, even if the store was unavailable meanwhile."""
     text = "\n    - {name: day, per: user, window: day, max_cost: 1}"
     data = Data(tmp_path, text)
     with_limit, without = data.parts.config.limit_set(), LimitSet([])
@@ -284,7 +284,7 @@ async def test_a_limit_that_comes_back_is_seeded_again(tmp_path: Path, store_wor
     async def go_by(limits: LimitSet, *, seeds: bool = True) -> None:
         data.rules.replace(limits)
         data.operations.note(NOTE + data.workers.name, data.rules.digest)
-        # Every second, and without the store.
+        # Runs every second, and without the store.
         data.seeder.forget_old(data.operations)
         if seeds:
             await data.seed(store)
@@ -299,7 +299,7 @@ async def test_a_limit_that_comes_back_is_seeded_again(tmp_path: Path, store_wor
 
 
 async def test_a_lost_ledger_is_seeded_from_the_store(tmp_path: Path) -> None:
-    """If the ledger's file is lost and the store's is not, limits go on where they were."""
+    """If the ledger's file is lost but the store's is not, limits are backfilled with their previous amounts."""
     data = Data(tmp_path)
     events = random_events(random.Random(1), 100)
     async with data.parts.open_store() as store:
@@ -324,7 +324,7 @@ async def spend(runtime: Runtime, clock: FakeClock, cost: int = CENT, **who: Any
 
 
 def spent(runtime: Runtime, name: str, subject: str = "ann") -> int:
-    """What a limit's accounts of a subject have spent in all."""
+    """Return the total spend of a limit's accounts for a subject."""
     return sum(
         account.balance.spent
         for limit in runtime.limits.limits
@@ -346,7 +346,7 @@ TWO = ONE + "\n    - {name: month, per: user, window: month, max_cost: 1000}"
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_limit_added_under_load_misses_nothing(tmp_path: Path) -> None:
-    """Two workers settle as fast as they can while a limit is written into the YAML: in the end the sums are equal."""
+    """A limit added to the YAML while two workers settle at full speed ends with the exact sum."""
     clock = FakeClock()
     workers = [Runtime(configure(tmp_path, ONE), clock=clock) for _ in range(2)]
     going = True
@@ -379,7 +379,7 @@ async def test_a_limit_added_under_load_misses_nothing(tmp_path: Path) -> None:
 async def test_the_yaml_is_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A valid change is in force within seconds, an invalid one is refused and named once, and what needs a restart waits."""
+    """A valid change applies within seconds, an invalid one is reported once, and keys that need a restart wait."""
     clock = FakeClock()
     runtime = Runtime(configure(tmp_path, ONE), clock=clock)
     await spend(runtime, clock)
@@ -406,7 +406,7 @@ async def test_the_yaml_is_followed(
 
 @pytest.mark.usefixtures("hasty")
 async def test_adjustments_are_followed_and_end(tmp_path: Path) -> None:
-    """An adjustment made by another process is in force within a second, and ends by itself."""
+    """An adjustment made by another process applies within a second, and ends by itself."""
     clock = FakeClock()
     runtime = Runtime(configure(tmp_path, ONE), clock=clock)
     opened = Parts(runtime.config).open_ledger()

@@ -1,4 +1,4 @@
-"""What-ifs: recorded events ask again, and the limits decide as they do live."""
+"""Simulation: recorded events are requested again, and limits decide as they do live."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def limits_of(*limits: dict[str, Any]) -> LimitSet:
 
 
 class Asked(NamedTuple):
-    """A request that a client makes: when, how long it takes, what it may cost and costs."""
+    """A client's request: its time, its duration, its reserved cost and its actual cost."""
 
     at: int
     lasts: int
@@ -74,7 +74,7 @@ class Asked(NamedTuple):
 
 
 class Live:
-    """The parts of a worker, on a ledger of their own, and a clock that is set to what is asked."""
+    """The components of a worker, with a ledger of their own, and a clock that is set to each request's time."""
 
     def __init__(self, opened: OpenLedger, limits: LimitSet) -> None:
         self.clock = FakeClock()
@@ -90,7 +90,7 @@ class Live:
         self.refused: list[str] = []
 
     async def serve(self, requests: Sequence[Asked]) -> None:
-        """Admit each request when it comes, and settle each when it ends."""
+        """Admit each request at its start, and settle it at its end."""
         for number, asked in enumerate(requests):
             self._settle_up_to(asked.at)
             self._set(asked.at)
@@ -139,7 +139,7 @@ async def live(requests: Sequence[Asked], limits: LimitSet) -> Live:
 async def replayed(
     events: Sequence[UsageEvent], limits: LimitSet, *, before: Sequence[Charge] = (), **options: Any
 ) -> tuple[list[str | None], Simulation]:
-    """Replay events in the order of their admission; give the call ids of the refused, and all that came of it."""
+    """Replay events in order of admission; return the call ids of the refused requests, and the simulation."""
     refused = []
     with TemporaryDirectory() as folder, ledger_in(folder) as opened:
         replay = Replay(opened, limits, **options)
@@ -157,7 +157,7 @@ async def replayed(
 
 @st.composite
 def some_requests(draw: st.DrawFn, *, at_once: bool) -> list[Asked]:
-    """Requests in the order of their coming; `at_once`: while others are in flight."""
+    """Generate requests in order of their start; with `at_once`, some overlap."""
     at, requests = NOON + 11 * HOUR, []
     for _ in range(draw(st.integers(1, 40))):
         held = draw(st.integers(0, 10)) * CENT
@@ -184,7 +184,7 @@ async def both(requests: Sequence[Asked]) -> tuple[list[str], list[str | None], 
 @given(some_requests(at_once=False))
 @settings(max_examples=25)
 async def test_a_replay_refuses_those_whom_the_limits_refused_live(requests: list[Asked]) -> None:
-    """Recorded without limits, and asked one after the other under limits: a replay of the former refuses as the latter."""
+    """A replay of events recorded without limits refuses the same requests as live limits, if no two overlap."""
     lived, refused, found = await both(requests)
     assert refused == lived
     assert found.refused.only_in_flight == 0
@@ -194,7 +194,7 @@ async def test_a_replay_refuses_those_whom_the_limits_refused_live(requests: lis
 @given(some_requests(at_once=True))
 @settings(max_examples=40)
 async def test_what_was_in_flight_is_in_flight_in_a_replay(requests: list[Asked]) -> None:
-    """The same holds for requests that overlap, since each holds until the instant at which it ended."""
+    """The same is true for overlapping requests, since each one holds until it ends."""
     lived, refused, _ = await both(requests)
     assert refused == lived
 
@@ -205,7 +205,7 @@ def asked_of(at: int, lasts: int, *, held: int = 4 * CENT, cost: int = CENT, **f
 
 
 async def test_a_refusal_by_what_was_in_flight_is_told_apart() -> None:
-    """Counted is what would have fitted with everything settled; not what would not have."""
+    """A refusal counts as `only_in_flight` if the request would fit after all others have settled."""
     limits = limits_of(DAILY)
     in_flight = [asked_of(0, HOUR), asked_of(1, HOUR), asked_of(2, HOUR)]
     refused, found = await replayed(in_flight, limits)
@@ -216,7 +216,7 @@ async def test_a_refusal_by_what_was_in_flight_is_told_apart() -> None:
 
 
 async def test_what_fits_soon_waits_as_it_does_live() -> None:
-    """A request waits for room as long as `admission.max_wait` says, and is admitted when it is there."""
+    """A request waits for room for up to `admission.max_wait`, and is admitted when there is room."""
     events = [
         asked_of(0, SECOND),
         asked_of(1, SECOND),
@@ -231,7 +231,7 @@ async def test_what_fits_soon_waits_as_it_does_live() -> None:
 
 
 async def test_who_waits_is_counted_once() -> None:
-    """However often a request looks for room, it is one refusal and one dry run."""
+    """A request counts as one refusal and one dry run, for any number of attempts while it waits."""
     limits = limits_of(DAILY, {**DAILY, "name": "tried", "max_cost": "0.05", "dry_run": True})
     events = [asked_of(at, 60 * SECOND) for at in range(3)]
     _, found = await replayed(events, limits, max_wait=timedelta(seconds=2))
@@ -242,7 +242,7 @@ async def test_who_waits_is_counted_once() -> None:
 
 
 async def test_tallies_say_who_when_and_how_much() -> None:
-    """Who was refused by which limit, when first, how many requests and how much they had cost."""
+    """Tallies have the limit, the refused user, the first time, the number of requests and their cost."""
     team = {"name": "team", "per": "team", "window": "day", "max_cost": "0.05"}
     events = [asked_of(at * SECOND, 0, cost=3 * CENT, team="research", user=user) for at, user in enumerate("abab")]
     refused, found = await replayed(events, limits_of(team))
@@ -256,7 +256,7 @@ async def test_tallies_say_who_when_and_how_much() -> None:
 
 
 async def test_limits_that_do_not_block_refuse_nobody() -> None:
-    """Dry runs, warnings and downgrades are counted beside, and the request goes on as it was."""
+    """Dry runs, warnings and downgrades are counted separately, and the request is not changed."""
     limits = limits_of(
         {**DAILY, "name": "tried", "max_cost": "0.01", "dry_run": True},
         {**DAILY, "name": "told", "max_cost": "0.01", "action": "warn"},
@@ -270,14 +270,14 @@ async def test_limits_that_do_not_block_refuse_nobody() -> None:
 
 
 async def test_an_event_that_does_not_tell_what_it_held_holds_what_it_cost() -> None:
-    """That is counted, since it refuses fewer; what cost nothing held nothing, and is sure."""
+    """An event without its hold holds its cost and is counted, unless it cost nothing: a replay may refuse too few."""
     events = [asked_of(0, 0, held=0, cost=9 * CENT), asked_of(1, 0, held=0, cost=CENT), asked_of(2, 0, held=0, cost=0)]
     refused, found = await replayed(events, limits_of(DAILY))
     assert (refused, found.held_as_cost) == ([], 2)
 
 
 async def test_what_has_no_price_is_refused_as_it_is_live() -> None:
-    """A model without a price cannot be used under a cost limit, unless that lets it pass."""
+    """A model without a price is refused under a cost limit, unless the limit allows it."""
     event = asked_of(0, 0, held=0, cost=None)
     refused, found = await replayed([event], limits_of(DAILY))
     assert len(refused) == 1
@@ -286,7 +286,7 @@ async def test_what_has_no_price_is_refused_as_it_is_live() -> None:
 
 
 async def test_health_checks_are_charged_and_never_refused() -> None:
-    """They never asked."""
+    """Health checks were never subject to admission."""
     limits = limits_of({"name": "all", "per": "global", "window": "day", "max_cost": "0.05"})
     checks = [asked_of(at, 0, held=0, cost=3 * CENT, user=INTERNAL) for at in range(2)]
     refused, found = await replayed([*checks, asked_of(2, 0, cost=CENT, held=CENT)], limits)
@@ -294,7 +294,7 @@ async def test_health_checks_are_charged_and_never_refused() -> None:
 
 
 async def test_what_the_windows_held_counts() -> None:
-    """A replay begins with what was charged before it."""
+    """A replay includes the charges made before it."""
     limits = limits_of(DAILY)
     charges = [
         demand.charge() for demand in charged_by(asked_of(-HOUR, 0, cost=9 * CENT), subjects_of(make_event()), limits)
@@ -304,7 +304,7 @@ async def test_what_the_windows_held_counts() -> None:
 
 
 async def test_memory_is_bounded_by_tallies_and_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond so many names the rest is counted together: no refusal is missing from the sums."""
+    """Beyond a maximum number of names, the rest is counted together, and all sums are complete."""
     monkeypatch.setattr(simulation, "MOST_TALLIED", 3)
     events = [asked_of(at, 0, held=11 * CENT, user=f"u{at}") for at in range(10)]
     _, found = await replayed(events, limits_of(DAILY))
@@ -314,7 +314,7 @@ async def test_memory_is_bounded_by_tallies_and_nothing_is_lost(monkeypatch: pyt
 
 
 async def test_the_ledger_of_a_long_replay_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Accounts of closed windows are dropped as live."""
+    """Accounts of closed windows are deleted as they are live."""
     monkeypatch.setattr(simulation, "_TIDY_EVERY", 10)
     with TemporaryDirectory() as folder, ledger_in(folder) as opened:
         limits = limits_of({"name": "rate", "per": "user", "window": "minute", "max_requests": 1})

@@ -1,4 +1,4 @@
-"""Admission, recording, the cache, the flusher and the keeper, on the real ledger and the real store."""
+"""Admission, recording, the cache, the flusher and the keeper, with the real ledger and the real store."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LIMITS = """
 def configure(folder: Path, limits: str = LIMITS, more: str = "") -> Config:
     path = folder / "config.yaml"
     if "admission:" not in more:
-        # What is busy is to be seen, not waited for.
+        # Tests of a busy account expect the refusal, not a wait.
         more += "\n  admission: {max_wait: 0s}"
     path.write_text(f"usage_plugin:\n  data_dir: ./data\n{more}\n  limits:{limits or ' []'}\n")
     return load_config(path)
@@ -119,7 +119,7 @@ def success(cost: int = CENT, **how: Any) -> Outcome:
 
 
 async def test_reserved_money_counts_until_it_is_settled(runtime: Runtime, clock: FakeClock) -> None:
-    """What is in flight cannot be spent again: busy, then admitted once it has settled for less."""
+    """An amount in flight is not available: a request is refused as busy, and admitted after a smaller settlement."""
     first = await admitted(runtime, clock, cost=90 * CENT)
     refused = await admit(runtime, ask(clock, cost=20 * CENT))
     assert isinstance(refused, Refusal)
@@ -129,7 +129,7 @@ async def test_reserved_money_counts_until_it_is_settled(runtime: Runtime, clock
 
 
 async def test_spent_and_too_large_are_told_apart(runtime: Runtime, clock: FakeClock) -> None:
-    """What will not fit in this window is spent; what fits in no window is too large."""
+    """A request that no longer fits in this window is refused as spent; one that fits in no window, as too large."""
     runtime.recorder.record(await admitted(runtime, clock, cost=95 * CENT), success(95 * CENT))
     spent = await admit(runtime, ask(clock, cost=6 * CENT))
     large = await admit(runtime, ask(clock, cost=101 * CENT))
@@ -141,7 +141,7 @@ async def test_spent_and_too_large_are_told_apart(runtime: Runtime, clock: FakeC
 
 
 async def test_a_new_window_is_a_new_account(runtime: Runtime, clock: FakeClock) -> None:
-    """At midnight nothing is reset; a request is booked in the window of its admission, however late it ends."""
+    """A request counts in the window of its admission, even if it ends after midnight; no account is reset."""
     late = await admitted(runtime, clock, cost=90 * CENT)
     clock.set(datetime(2026, 11, 23, 23, 59, 30, tzinfo=timezone.utc))
     waiting = await admit(runtime, ask(clock, cost=90 * CENT))
@@ -157,7 +157,7 @@ async def test_a_new_window_is_a_new_account(runtime: Runtime, clock: FakeClock)
 
 
 async def test_a_window_that_ends_soon_is_worth_waiting_for(runtime: Runtime, clock: FakeClock) -> None:
-    """Fewer than sixty seconds before the reset a spent limit says when to come back."""
+    """Less than sixty seconds before the reset, a refusal by a spent limit has `retry_after`."""
     runtime.recorder.record(await admitted(runtime, clock, cost=100 * CENT), success(100 * CENT))
     clock.set(datetime(2026, 11, 23, 23, 59, 30, tzinfo=timezone.utc))
     refused = await admit(runtime, ask(clock))
@@ -166,7 +166,7 @@ async def test_a_window_that_ends_soon_is_worth_waiting_for(runtime: Runtime, cl
 
 
 async def test_the_dearest_fallback_is_held(runtime: Runtime, clock: FakeClock) -> None:
-    """A cheap model with a dear fallback holds for the dear one, on its limits too; what is billed is charged."""
+    """A cheap model with an expensive fallback holds the fallback's cost, on its limits too, and is charged its own."""
     dear = Candidate("opus-1", "anthropic", True, 40 * CENT)
     request = await admitted(runtime, clock, cost=CENT, fallbacks=(dear,))
     daily, opus = runtime.limits.limits[0], runtime.limits.limits[2]
@@ -188,7 +188,7 @@ async def test_without_room_for_the_fallback_it_is_switched_off(runtime: Runtime
 
 
 async def test_what_has_no_price_or_no_bound_is_refused(runtime: Runtime, clock: FakeClock) -> None:
-    """Under a cost limit, an unknown price and an unbounded request each have a reason of their own."""
+    """Under a cost limit, a request without a price and one without a bound have different reasons for refusal."""
     unpriced = await admit(runtime, ask(clock, cost=None))
     request = ask(clock)
     unbounded = await admit(
@@ -200,7 +200,7 @@ async def test_what_has_no_price_or_no_bound_is_refused(runtime: Runtime, clock:
 
 
 async def test_every_tag_has_its_own_account(runtime: Runtime, clock: FakeClock) -> None:
-    """A request with two tags counts on both; one that is used up refuses it."""
+    """A request with two tags counts on both, and one used-up tag refuses it."""
     for _ in range(33):
         runtime.recorder.record(
             await admitted(runtime, clock, cost=0, tags=("a", "b")), success(0, tokens=TokenUsage(10, 20))
@@ -213,7 +213,7 @@ async def test_every_tag_has_its_own_account(runtime: Runtime, clock: FakeClock)
 
 
 async def test_a_dry_run_is_reported_and_not_felt(runtime: Runtime, clock: FakeClock) -> None:
-    """A dry-run limit counts and says what it would have refused; the request goes on."""
+    """A dry-run limit counts and reports its refusals, and the request is admitted."""
     decision, unfelt = await runtime.admission.admit(ask(clock, cost=20 * CENT))
     assert isinstance(decision, Admitted)
     assert [(refusal.demand.limit.name, refusal.felt) for refusal in unfelt if refusal.demand] == [("tried", False)]
@@ -234,7 +234,7 @@ async def test_enforcement_can_be_switched_off(
 
 
 async def test_a_clock_that_goes_back_breaks_nothing(runtime: Runtime, clock: FakeClock) -> None:
-    """Durations are monotonic, and a request admitted earlier than its predecessor is booked in its own window."""
+    """Durations are monotonic, and a request admitted after a backward clock change counts in its own window."""
     request = await admitted(runtime, clock)
     clock.advance(timedelta(seconds=2))
     clock.set(datetime(2026, 11, 22, 1, tzinfo=timezone.utc))
@@ -248,7 +248,7 @@ async def test_a_clock_that_goes_back_breaks_nothing(runtime: Runtime, clock: Fa
 
 
 async def test_a_request_is_recorded_once(runtime: Runtime, clock: FakeClock) -> None:
-    """The first terminal event wins; a second settles nothing."""
+    """The first terminal event counts; a second one settles nothing."""
     request = await admitted(runtime, clock)
     assert runtime.recorder.record(request, success()) is not None
     assert runtime.recorder.record(request, Outcome(status="failure")) is None
@@ -256,14 +256,14 @@ async def test_a_request_is_recorded_once(runtime: Runtime, clock: FakeClock) ->
 
 
 async def test_excess_is_flagged(runtime: Runtime, clock: FakeClock) -> None:
-    """What a provider charges beyond the worst case is charged and marked."""
+    """A cost above the reserved worst case is charged and marked."""
     recorded = runtime.recorder.record(await admitted(runtime, clock, cost=CENT), success(3 * CENT))
     assert recorded is not None
     assert (recorded.event.excess, recorded.event.reserved) == (2 * CENT, CENT)
 
 
 async def test_a_cache_hit_counts_nothing_but_a_request(runtime: Runtime, clock: FakeClock) -> None:
-    """A cache hit is a request with zero tokens and zero cost; what was replayed is kept as raw usage."""
+    """A cache hit is a request with zero tokens and zero cost; the cached response's usage is kept as raw usage."""
     recorded = runtime.recorder.record(
         await admitted(runtime, clock, api_key="k"), success(0, cache_hit=True, usage={"prompt_tokens": 10})
     )
@@ -272,7 +272,7 @@ async def test_a_cache_hit_counts_nothing_but_a_request(runtime: Runtime, clock:
 
 
 async def test_settling_waits_for_a_busy_ledger(runtime: Runtime, clock: FakeClock) -> None:
-    """While another process holds the lock, settlements wait in order, are written later, and none is lost."""
+    """While another process holds the lock, settlements wait in order, and all of them are written later."""
     requests = [await admitted(runtime, clock, user=f"u{number}") for number in range(3)]
     other = sqlite3.connect(runtime.config.data_dir / "ledger.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -294,7 +294,7 @@ async def test_settling_waits_for_a_busy_ledger(runtime: Runtime, clock: FakeClo
 async def test_what_has_waited_is_written_between_others_and_faster_than_more_comes(
     runtime: Runtime, clock: FakeClock
 ) -> None:
-    """Hundreds of settlements that have waited do not keep the loop, and those that come meanwhile do not pile up."""
+    """Hundreds of waiting settlements do not block the event loop, and they drain faster than new ones arrive."""
     requests = [await admitted(runtime, clock, user=f"u{number}") for number in range(700)]
     other = sqlite3.connect(runtime.config.data_dir / "ledger.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -315,7 +315,7 @@ async def test_what_has_waited_is_written_between_others_and_faster_than_more_co
 
 
 async def test_admission_waits_for_a_busy_ledger(runtime: Runtime, clock: FakeClock) -> None:
-    """A request that meets a busy ledger is admitted as soon as it is free, and the loop works meanwhile."""
+    """A request that finds the ledger busy is admitted once it is free, and the event loop runs meanwhile."""
     other = sqlite3.connect(runtime.config.data_dir / "ledger.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     waiting = asyncio.create_task(admit(runtime, ask(clock)))
@@ -357,7 +357,7 @@ async def flush(parts: Parts) -> int:
 
 
 async def test_readers_see_the_outbox_and_the_store_as_one(tmp_path: Path, clock: FakeClock) -> None:
-    """The answers are the same before, between and after flushing; nothing is seen twice."""
+    """The results are the same before, between and after flushes, and nothing is counted twice."""
     parts = Parts(configure(tmp_path))
     early = [make_event(started_at=clock.now() + number) for number in range(3)]
     late = [make_event(started_at=clock.now() + number, user="bo") for number in (1, 5)]
@@ -376,7 +376,7 @@ async def test_readers_see_the_outbox_and_the_store_as_one(tmp_path: Path, clock
 
 
 async def test_flushing_again_after_a_lost_acknowledgement_is_safe(tmp_path: Path, clock: FakeClock) -> None:
-    """If the keeper dies between storing and acknowledging, the next one finds out and repeats nothing."""
+    """If the keeper dies between storing and acknowledging, the next one detects that and repeats nothing."""
     parts = Parts(configure(tmp_path))
     settle(parts, *(make_event(started_at=clock.now()) for _ in range(3)))
     ledger = parts.open_ledger().ledger
@@ -412,7 +412,7 @@ async def test_a_ledger_that_is_older_than_the_store_goes_on_behind_it(tmp_path:
 
 
 async def test_a_store_that_was_restored_gets_back_what_it_lacks(tmp_path: Path, clock: FakeClock) -> None:
-    """After the store was replaced by an older copy, what the outbox still has is sent again."""
+    """After the store was replaced by an older copy, all events that are still in the outbox are sent again."""
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     await flush(parts)
@@ -434,7 +434,7 @@ def day_cache(size: int = 3) -> UsageCache:
 
 
 async def test_the_cache_is_bounded_and_forgets_the_least_used(tmp_path: Path, clock: FakeClock) -> None:
-    """However many users are asked for, the cache keeps its size; old days go at clean-up."""
+    """The cache keeps its size for any number of users, and a clean-up removes old days."""
     parts = Parts(configure(tmp_path, more="  cache: {size: 3}"))
     settle(parts, *(make_event(started_at=clock.now(), user=f"u{number}") for number in range(10)))
     async with reading(parts.config, clock) as reader:
@@ -450,7 +450,7 @@ async def test_the_cache_is_bounded_and_forgets_the_least_used(tmp_path: Path, c
 
 
 async def test_the_cache_sees_what_other_workers_record(tmp_path: Path, clock: FakeClock) -> None:
-    """A cached sum stays right when another process records, before and after the outbox is flushed."""
+    """A cached sum stays correct when another process records, before and after the outbox is flushed."""
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
     async with reading(parts.config, clock) as reader:
@@ -468,7 +468,7 @@ async def test_the_cache_sees_what_other_workers_record(tmp_path: Path, clock: F
 async def test_a_sum_is_right_while_events_move_into_the_store(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, kept: int
 ) -> None:
-    """What moves between the look into the store and the look into the outbox is counted, once."""
+    """An event that moves from the outbox into the store between the two reads is counted once."""
     monkeypatch.setattr("usage_plugin.ledgers.sqlite.outbox.KEPT_ENTRIES", kept)
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
@@ -491,7 +491,7 @@ async def test_a_sum_is_right_while_events_move_into_the_store(
 
 
 async def test_months_are_cached_like_days(tmp_path: Path, clock: FakeClock) -> None:
-    """A month is read once from the store, and then kept current by what is recorded on any of its days."""
+    """A month is read once from the store; later records of any of its days update it."""
     parts = Parts(configure(tmp_path))
     settle(parts, *(make_event(started_at=clock.now() - days * 86_400_000_000) for days in (0, 9, 23)))
     await flush(parts)
@@ -509,7 +509,7 @@ async def test_months_are_cached_like_days(tmp_path: Path, clock: FakeClock) -> 
 async def test_the_cache_forgets_what_it_cannot_catch_up_with(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If entries left the outbox before they were seen, everything cached is loaded anew."""
+    """If entries left the outbox before the cache has read them, all cached sums are reloaded."""
     monkeypatch.setattr("usage_plugin.ledgers.sqlite.outbox.KEPT_ENTRIES", 1)
     parts = Parts(configure(tmp_path))
     settle(parts, make_event(started_at=clock.now()))
@@ -521,7 +521,7 @@ async def test_the_cache_forgets_what_it_cannot_catch_up_with(
 
 
 async def test_recording_keeps_the_cache_current(runtime: Runtime, clock: FakeClock) -> None:
-    """What this worker records is in its cache at once."""
+    """Records of this worker are in its cache at once."""
     runtime.recorder.record(await admitted(runtime, clock), success())
     keys = user_day("ann", TODAY), user_month("ann", TODAY)
     runtime.cache.catch_up(runtime.ledger)
@@ -538,7 +538,7 @@ async def test_recording_keeps_the_cache_current(runtime: Runtime, clock: FakeCl
 
 
 def test_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
-    """A worker lives as long as its process; the kernel says so, no heartbeat."""
+    """A worker counts as alive for as long as its process runs; the kernel decides that, not a heartbeat."""
     code = "import sys,time; from pathlib import Path; from usage_plugin.ledgers.file_locks import FileLockedWorkers;"
     code += f"w=FileLockedWorkers(Path({str(tmp_path)!r})); w.join(); print(w.name, w.try_to_keep(), flush=True); time.sleep(60)"
     other = subprocess.Popen(
@@ -564,7 +564,7 @@ def test_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
 
 
 async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
-    """What is settled reaches the store by itself, and what a dead worker left open is settled as reserved."""
+    """Settled events reach the store by themselves, and a dead worker's open reservations are settled as reserved."""
     parts = Parts(configure(tmp_path))
     ledger = parts.open_ledger().ledger
     dead = make_event(status="recovered")
@@ -579,7 +579,7 @@ async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
 
 
 async def test_the_keeper_never_touches_the_living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reservations of workers that are alive stay open, however long they take."""
+    """Reservations of live workers stay open for any length of time."""
     swept = calls_of(monkeypatch, FileLockedWorkers, "sweep")
     runtime = Runtime(configure(tmp_path))
     clock = FakeClock(datetime.now(timezone.utc))
@@ -591,7 +591,7 @@ async def test_the_keeper_never_touches_the_living(tmp_path: Path, monkeypatch: 
 
 
 async def test_closing_flushes_what_is_settled(tmp_path: Path) -> None:
-    """After an orderly end, the store has everything and the outbox nothing."""
+    """After an orderly end, the store has all events and the outbox none."""
     runtime = Runtime(configure(tmp_path))
     clock = FakeClock(datetime.now(timezone.utc))
     for number in range(50):
@@ -605,7 +605,7 @@ async def test_closing_flushes_what_is_settled(tmp_path: Path) -> None:
 
 
 async def test_closing_waits_for_who_writes(tmp_path: Path, clock: FakeClock) -> None:
-    """Counts, refusals and alerts that are in memory only are written also if the ledger is busy just then."""
+    """Counts, refusals and alerts in memory are written even if the ledger is busy during the end."""
     limits = "    - {name: daily, per: user, window: day, max_cost: 1, alert_at: [50]}"
     runtime = Runtime(configure(tmp_path, f"\n{limits}"), clock=clock)
     runtime.recorder.record(await admitted(runtime, clock, cost=60 * CENT), success(60 * CENT))
@@ -628,7 +628,7 @@ async def test_closing_waits_for_who_writes(tmp_path: Path, clock: FakeClock) ->
 
 @pytest.mark.parametrize("failures", [0, 1])
 async def test_an_end_before_the_first_turn_flushes_as_well(tmp_path: Path, clock: FakeClock, failures: int) -> None:
-    """Told to stop while it was still opening the ledger, or had just failed to: the store has everything even so."""
+    """If the end comes while the ledger is being opened, or just failed to open, the store still gets all events."""
     parts = Parts(configure(tmp_path))
     settle(parts, *(make_event(started_at=clock.now()) for _ in range(3)))
     workers = parts.workers()
@@ -657,7 +657,7 @@ async def test_an_end_before_the_first_turn_flushes_as_well(tmp_path: Path, cloc
 
 
 async def test_an_end_just_after_a_failure_flushes_as_well(tmp_path: Path, clock: FakeClock) -> None:
-    """The store failed a moment ago and would be tried again after a pause: an orderly end does not wait for that."""
+    """An orderly end just after a failure of the store retries at once, without the usual pause."""
     parts = Parts(configure(tmp_path))
     settle(parts, *(make_event(started_at=clock.now()) for _ in range(3)))
     failed = threading.Event()
@@ -685,7 +685,7 @@ async def test_an_end_just_after_a_failure_flushes_as_well(tmp_path: Path, clock
 async def test_a_store_that_fails_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:
-    """While the store cannot be opened, recording goes on; when it can, everything drains in order."""
+    """While the store cannot be opened, recording continues; afterwards all events drain in order."""
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
     parts = Parts(configure(tmp_path))
@@ -719,7 +719,7 @@ async def test_a_store_that_fails_loses_nothing(
 
 
 def test_lock_files_are_private(tmp_path: Path) -> None:
-    """Lock files tell only their owner that somebody lives."""
+    """Only the owner can read lock files."""
     workers = FileLockedWorkers(tmp_path / "workers")
     workers.join()
     assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "workers").rglob("*"))
@@ -728,7 +728,7 @@ def test_lock_files_are_private(tmp_path: Path) -> None:
 
 
 async def test_what_nobody_can_tell_is_charged_as_reserved(runtime: Runtime, clock: FakeClock) -> None:
-    """An orphan is charged what is held, on every account in its own unit, and its event says the reserved cost."""
+    """An orphan is charged its holds, on each account in its own unit, and its event has the reserved cost."""
     request = await admitted(runtime, clock, cost=4 * CENT, tags=("a",))
     held = {demand.account: demand.amount for demand in request.admitted.demands}
     assert sorted(held.values()) == [30, 4 * CENT, 4 * CENT]
@@ -741,7 +741,7 @@ async def test_what_nobody_can_tell_is_charged_as_reserved(runtime: Runtime, clo
 
 
 async def test_excess_is_measured_where_least_was_held(runtime: Runtime, clock: FakeClock) -> None:
-    """A cost on an account that nothing was held on is excess, although the dearest way was reserved."""
+    """A cost on an account without a hold is excess, although the most expensive candidate was reserved."""
     request = await admitted(runtime, clock, cost=9 * CENT)
     recorded = runtime.recorder.record(request, success(9 * CENT, model="opus-9"))
     assert recorded is not None

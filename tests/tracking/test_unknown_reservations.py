@@ -1,4 +1,4 @@
-"""Reservations whose fate is not known: settled without being known, and failed though they may hold."""
+"""Reservations in an unknown state: unknown ones that are settled, and failed ones that may hold an amount."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["clock", "configure", "runtime"]
 async def test_what_the_ledger_does_not_know_is_recorded(
     runtime: Runtime, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A request whose reservation is gone is charged and recorded all the same, once, and counted."""
+    """A request whose reservation is missing is still charged and recorded, once, and counted."""
     request = await admitted(runtime, clock)
     accounts = [demand.account for demand in request.admitted.demands]
     runtime.opened.file.connection.execute("UPDATE reservations SET open = 0, event_id = 'lost'")
@@ -37,7 +37,7 @@ async def test_what_the_ledger_does_not_know_is_recorded(
 async def test_a_reservation_that_failed_holds_nothing(
     runtime: Runtime, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reservation that was committed though an error came is given back when the request is refused."""
+    """A reservation that was committed despite an error is freed when the request is refused."""
     reserve = runtime.ledger.reserve
 
     def committed_all_the_same(*what: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Installs the write guard in every Python process that a test starts: its folder comes first in PYTHONPATH."""
+"""Install the write guard in each Python process that a test starts: this folder is the first in its PYTHONPATH."""
 
 import write_guard
 

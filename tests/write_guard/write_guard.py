@@ -1,8 +1,8 @@
-"""Refuses every write, deletion and listening socket outside of the folders of the test run, and reports it.
+"""Reject and report each write, deletion and listening socket outside of the folders of the test run.
 
-An audit hook of this process; `sitecustomize` installs it in child processes. It sees what Python and SQLite open, not
-what a shell or a native library does: `tests/system_snapshot.py` compares the machine's folders for that. Imports the
-standard library only, since it runs before everything else.
+An audit hook of this process; `sitecustomize` installs it in child processes. It covers files opened by Python and
+SQLite, but not by a shell or a native library: for those, `tests/system_snapshot.py` compares the machine's folders.
+It imports only the standard library, since it runs before all other code.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOTS = "WRITE_GUARD_ROOTS"
-"""Environment variable: the folders that may be written to, joined like PATH."""
+"""Environment variable: the writable folders, joined like PATH."""
 
 REPORTS = "WRITE_GUARD_REPORTS"
 """Environment variable: the folder in which each process reports its violations."""
@@ -30,7 +30,7 @@ _installed: list[bool] = []
 
 
 def install(environment: Mapping[str, str] = os.environ) -> None:
-    """Guard this process, once, if the environment names the folders; there is no way back."""
+    """Guard this process if the environment names the folders; a guard cannot be removed."""
     if _installed or ROOTS not in environment:
         return
     _installed.append(True)
@@ -58,7 +58,7 @@ def _report(folder: str, violation: str) -> None:
 
 
 def reported(folder: str) -> list[str]:
-    """Return the violations reported so far, and forget them."""
+    """Return the violations reported so far, and delete them."""
     found: list[str] = []
     for name in sorted(os.listdir(folder)):
         path = os.path.join(folder, name)
@@ -86,7 +86,7 @@ def _outside(roots: tuple[str, ...], path: Any, folder: Any = -1, *, follow: boo
 def _is_allowed(place: str, roots: tuple[str, ...]) -> bool:
     if any(place == root or place.startswith(root + os.sep) for root in roots):
         return True
-    # The second is where multiprocessing keeps memory that it shares with children.
+    # The second path is multiprocessing's memory that is shared with children.
     if place.startswith((f"/proc/{os.getpid()}/", f"/dev/shm/pym-{os.getpid()}-")) or "__pycache__" in place.split(
         os.sep
     ):
@@ -113,7 +113,7 @@ def _symlink(roots: tuple[str, ...], _: Any, target: Any, folder: Any = -1) -> I
 
 
 def _mkdir(roots: tuple[str, ...], path: Any, _: int, folder: Any = -1) -> Iterator[str]:
-    # That a folder is there already is often found out by trying to make it.
+    # Code often creates a folder only to find out whether it exists.
     yield from (place for place in _outside(roots, path, folder) if not os.path.isdir(place))
 
 
@@ -145,7 +145,7 @@ def _bind(roots: tuple[str, ...], _: Any, address: Any) -> Iterator[str]:
 
 
 def _start(_: tuple[str, ...], program: Any, arguments: Any, *rest: Any) -> Iterator[str]:
-    """Yield a program that is started without the guard."""
+    """Yield a program that starts without the guard."""
     environment = rest[-1]
     if environment is None:
         return

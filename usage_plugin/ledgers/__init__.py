@@ -1,1 +1,1 @@
-"""Ledgers: the SQLite ledger, and the file locks by which the workers of one host know each other."""
+"""Ledgers: the SQLite ledger, and the file locks that detect the live workers of one host."""

@@ -19,19 +19,19 @@ _KEEPER = "keeper.lock"
 
 
 class FileLockedWorkers(Workers):
-    """The workers of one data folder, by their lock files."""
+    """Detect the live workers of one data folder by their lock files."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder, which is made when a worker joins."""
+        """Use a folder; `join` creates it."""
         self._folder = folder
         self._mine: int | None = None
         self._keeping: int | None = None
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
     def join(self) -> None:
-        """Take this worker's own lock, for as long as the process lives."""
+        """Take this worker's own lock until the process ends."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # Under its name only once it is locked: until then others would take us for dead.
+        # Renamed only once it is locked: other workers would take an unlocked file for a dead worker's.
         joining = self._folder / f"joining-{self.name}"
         self._mine = try_lock(joining)
         joining.rename(self._path(self.name))
@@ -49,25 +49,25 @@ class FileLockedWorkers(Workers):
         return self._keeping is not None
 
     def living(self) -> list[str]:
-        """List the workers that are alive."""
+        """List the live workers."""
         return [name for name in self._names() if self._is_alive(name)]
 
     def is_dead(self, name: str) -> bool:
-        """Whether a worker is gone; one without a lock file is."""
+        """Whether a worker is dead; a worker without a lock file is dead."""
         return name != self.name and not self._is_alive(name)
 
     def sweep(self) -> None:
-        """Remove the lock files of the dead."""
+        """Remove the lock files of dead workers."""
         for name in self._names():
             if name != self.name:
                 held = try_lock(self._path(name), create=False)
                 if held is not None:
-                    # Unlinked while locked: no process can come to hold a file that is gone.
+                    # Unlinked while locked: no process can lock a file that is already removed.
                     self._path(name).unlink(missing_ok=True)
                     os.close(held)
 
     def leave(self) -> None:
-        """Let go of all locks, the keeper's too."""
+        """Release all locks, the keeper's too."""
         self.stop_keeping()
         if self._mine is not None:
             self._path(self.name).unlink(missing_ok=True)
@@ -75,7 +75,7 @@ class FileLockedWorkers(Workers):
             self._mine = None
 
     def stop_keeping(self) -> None:
-        """Let another worker become the keeper."""
+        """Release the keeper's lock, so that another worker can take it."""
         if self._keeping is not None:
             os.close(self._keeping)
             self._keeping = None

@@ -1,1 +1,1 @@
-"""Pricing: model names to price sheets, and usage as providers report it to a cost."""
+"""Pricing: map model names to price sheets, and a provider's reported usage to a cost."""

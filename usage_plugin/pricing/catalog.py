@@ -1,9 +1,9 @@
-"""LiteLLM's catalog: its names of models, its discounts, its regions; the only module here that imports LiteLLM.
+"""LiteLLM's catalog of model names, discounts and regions; the only module of this package that imports LiteLLM.
 
-A model's name leads to an entry of the price map as LiteLLM would find it: LiteLLM names the candidates,
-provider by provider, and says whether an entry is that provider's. They are looked up in the map as it was at the
-start: later the router registers deployments under names of their own in the shared one, and LiteLLM's complete look-up
-asks some providers (Ollama, Hugging Face) over the network.
+A model name is mapped to an entry of the price map in the same way as by LiteLLM. LiteLLM lists the candidates for
+each provider, and decides whether an entry belongs to that provider. They are looked up in the map as it was at the
+start, since the router later registers deployments in the shared one, under names of their own. LiteLLM's complete
+look-up is not used: it queries some providers (Ollama, Hugging Face) over the network.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _ORDER = (
     "combined_model_name", "region_free_combined_model_name", "split_model", "combined_stripped_model_name",
     "stripped_model_name", "provider_prefixed_model_name",
 )  # fmt: skip
-"""The candidates in LiteLLM's order (`litellm.utils.get_model_info_helper`); older versions lack some."""
+"""The kinds of candidates in LiteLLM's order (`litellm.utils.get_model_info_helper`); older versions lack some."""
 
 _SIGNING_IN = frozenset({"github_copilot", "chatgpt"})
-"""Providers for which LiteLLM signs in over the network as soon as it is asked who serves a model."""
+"""Providers for which LiteLLM signs in over the network as soon as it resolves a model's provider."""
 
 
 @contextmanager
 def unprinted() -> Iterator[None]:
-    """Keep LiteLLM from printing its list of providers where it knows none."""
+    """Stop LiteLLM from printing its list of providers when it does not know a model's."""
     shown, litellm.suppress_debug_info = litellm.suppress_debug_info, True
     try:
         yield
@@ -46,12 +46,12 @@ def unprinted() -> Iterator[None]:
 
 
 def provider_of(model: str, provider: object = None, api_base: object = None) -> tuple[str, str | None]:
-    """Return a model's name without its provider, and the provider as LiteLLM routes to it; None if it knows none.
+    """Return a model's name without its provider, and the provider that LiteLLM routes to; None if it is unknown.
 
     Args:
         model: as in `litellm_params.model`.
-        provider: `litellm_params.custom_llm_provider`, if there is one.
-        api_base: `litellm_params.api_base`, which names some providers.
+        provider: `litellm_params.custom_llm_provider`, if it is set.
+        api_base: `litellm_params.api_base`, which identifies some providers.
     """
     named = str(provider) if provider else None
     prefix, _, bare = model.partition("/")
@@ -62,9 +62,9 @@ def provider_of(model: str, provider: object = None, api_base: object = None) ->
             name, found, _, _ = litellm.get_llm_provider(
                 model, custom_llm_provider=named, api_base=api_base if isinstance(api_base, str) else None
             )
-    except Exception:  # noqa: BLE001  # LiteLLM raises for models it does not know
+    except Exception:  # noqa: BLE001  # LiteLLM raises an error for an unknown model
         return model, named
-    # The same prices under either name, as LiteLLM takes them.
+    # LiteLLM too uses the same prices for both names.
     return name, "vertex_ai" if found == "vertex_ai_beta" else found
 
 
@@ -72,9 +72,9 @@ def entry_name(price_map: Mapping[str, Any], model: str, provider: str | None) -
     """Return the name of the entry that prices a model; None if there is none.
 
     Args:
-        price_map: LiteLLM's, as it was shipped.
-        model: with or without its provider in front.
-        provider: as `provider_of` finds it.
+        price_map: LiteLLM's map as it was shipped.
+        model: the model's name, with or without a provider's prefix.
+        provider: the result of `provider_of`.
     """
     for name in _candidates(price_map, model, provider):
         entry = price_map.get(name)
@@ -86,10 +86,10 @@ def entry_name(price_map: Mapping[str, Any], model: str, provider: str | None) -
 def _candidates(price_map: Mapping[str, Any], model: str, provider: str | None) -> Iterator[str]:
     """Yield the names of a model in LiteLLM's order: those of its cost calculation, then those of its look-up."""
     aliases = {**litellm.azure_llms, **litellm.azure_embedding_models}
-    # The prefix chooses the provider's API; LiteLLM takes it off before it calls.
+    # The prefix selects the provider's API; LiteLLM removes it before the call.
     model = aliases.get(model, model).removeprefix("responses/")
     if provider == "together_ai" and "input_cost_per_token" not in price_map.get(f"together_ai/{model}", ()):
-        # Models without a price of their own cost what their size says.
+        # Models without their own price are priced by their size.
         for call_type in (CallTypes.completion, CallTypes.embedding):
             yield get_model_params_and_category(model, call_type=call_type)
     qualified = _qualified(price_map, model, provider)
@@ -106,7 +106,7 @@ def _candidates(price_map: Mapping[str, Any], model: str, provider: str | None) 
 
 
 def _qualified(price_map: Mapping[str, Any], model: str, provider: str | None) -> str:
-    """Put the provider in front, and leave out what stands between it and a name of the map, such as `converse/`."""
+    """Prefix a name with its provider, without segments that the map omits between the two, such as `converse/`."""
     segments = model.split("/")
     if provider is None or segments[0] in litellm.provider_list:
         return model
@@ -121,12 +121,12 @@ _is_azure_router = getattr(azure_ai, "is_azure_model_router", None) or azure_ai.
 
 
 def picks_the_model(served_model: str) -> bool:
-    """Whether the provider chooses the model that answers: a model router, whose own price is only a fee."""
+    """Whether the provider selects the model that answers: a model router, whose own price is only a fee."""
     return _is_azure_router(served_model) or served_model.rpartition("/")[2] == "auto"
 
 
 def adjustment_of(provider: str | None) -> Adjustment:
-    """Return what `cost_discount_config` and `cost_margin_config` make of a provider's prices."""
+    """Return the adjustment that `cost_discount_config` and `cost_margin_config` make to a provider's prices."""
     discounts, margins = litellm.cost_discount_config, litellm.cost_margin_config
     if not discounts and not margins:
         return NO_ADJUSTMENT
@@ -139,22 +139,22 @@ def adjustment_of(provider: str | None) -> Adjustment:
 
 
 def _decimal(value: object) -> Decimal:
-    """Read a share or an amount; a margin may be negative, which is a discount."""
+    """Parse a share or an amount; a negative margin is a discount."""
     sign = -1 if isinstance(value, int | float) and value < 0 else 1
     atto = atto_each(sign * value if isinstance(value, int | float) else value)
     return Decimal(0) if atto is None else sign * Decimal(atto).scaleb(-18)
 
 
 def residency_of(provider: str | None, api_base: object) -> str | None:
-    """Return the region of OpenAI's whose host a deployment calls; None for its ordinary host."""
+    """Return OpenAI's region for the host that a deployment calls; None for the default host."""
     region: str | None = infer_openai_data_residency(provider, api_base if isinstance(api_base, str) else None)
     return region
 
 
 def location_of(provider: str | None, parameters: Mapping[str, Any], model: str) -> str | None:
-    """Return the region of Vertex AI that a deployment calls; None where it is not on Vertex AI."""
+    """Return the Vertex AI region that a deployment calls; None if it does not use Vertex AI."""
     try:
-        # From 1.106 on; older versions bill every region alike.
+        # LiteLLM 1.106 and later; older versions have one price for all regions.
         from litellm.litellm_core_utils.litellm_logging import resolve_vertex_location_for_cost  # noqa: PLC0415
     except ImportError:
         return None

@@ -1,7 +1,7 @@
-"""Price sheets: an entry of LiteLLM's price map, or of the proxy's YAML, read as the domain's `Price`.
+"""Price sheets: parse an entry of LiteLLM's price map, or of the proxy's YAML, into the domain's `Price`.
 
-Zero is a price, a missing one is unknown. LiteLLM is imported only where a model's name is not plain, so that the
-command line lists the models of most configurations at once.
+Zero is a price; a missing price is unknown. LiteLLM is imported only for model names that need it, so the command line
+lists the models of most configurations without that delay.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 Route = Literal["text", "embedding", "image", "speech", "transcription", "rerank", "moderation", "other"]
-"""What the price of a request depends on: the same key means another thing on another route."""
+"""The kind of request that selects its prices: one key has different meanings on different routes."""
 
 _BY_CALL_TYPE: Mapping[str, Route] = {
     "aembedding": "embedding",
@@ -37,7 +37,7 @@ _BY_CALL_TYPE: Mapping[str, Route] = {
 
 
 def route_of(call_type: str) -> Route:
-    """Say what the price of a call type depends on."""
+    """Return the route of a call type."""
     return _BY_CALL_TYPE.get(call_type, "other")
 
 
@@ -45,20 +45,20 @@ SERVICES = {
     "flex": "_flex", "balanced": "_balanced", "priority": "_priority", "fast": "_priority", "ultrafast": "_ultrafast",
     "batch": "_batches",
 }  # fmt: skip
-"""Tiers of service, and the ends of the keys that price them."""
+"""Service tiers, and the suffix of the keys that price each."""
 
 CHEAPER_SERVICES = frozenset({"flex", "batch"})
-"""Those that cost at most the ordinary price where no price of their own is known."""
+"""Service tiers that cost at most the ordinary price where they have no price of their own."""
 
 _TOKEN_PRICES = ("input_cost_per_token", "output_cost_per_token")
 _TIER = re.compile(r"_above_(\d+)(k?)_tokens(?=$|_)")
-# Those that we count ourselves; a price by the second, the pixel or the page is LiteLLM's to work out.
+# Counted by us; LiteLLM calculates a price for a second, a pixel or a page.
 _IMAGE_PRICES = ("output_cost_per_image", "input_cost_per_image")
 _NOT_COUNTED = re.compile(r"cost_per_(\w*_)?(second|pixel|page|credit|session|text_message)|cost_per_image_")
 NO_UPLIFT = Decimal(1)
 _HALF = Decimal("0.5")
-# List prices that LiteLLM has in its code and not in its map: Google's grounding, xAI's and OpenAI's searches, Groq's
-# browser (https://ai.google.dev/pricing, https://docs.x.ai/developers/pricing, https://groq.com/pricing).
+# List prices in LiteLLM's code that its map lacks: Google's grounding, xAI's and OpenAI's searches, Groq's browser
+# (https://ai.google.dev/pricing, https://docs.x.ai/developers/pricing, https://groq.com/pricing).
 _GOOGLE = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})
 _SEARCH_OF_GOOGLE = 35 * 10**15
 _MAPS_BY_PROMPT = 25 * 10**15
@@ -70,15 +70,15 @@ _MAP_FILE = "model_prices_and_context_window_backup.json"
 
 
 def is_price_key(key: str) -> bool:
-    """Whether a key of `litellm_params` or `model_info` states a price, or a part of one."""
+    """Whether a key of `litellm_params` or `model_info` has a price, or a part of one."""
     return "cost" in key or key.endswith("pricing") or "uplift_multiplier" in key or key == "provider_specific_entry"
 
 
 def own_or_mapped(own: Mapping[str, Any], mapped: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the sheet of a deployment: the prices of its own, and those of LiteLLM's map where it states none.
+    """Return the sheet of a deployment: its own prices, with those of LiteLLM's map where it has none.
 
-    An ordinary price of its own replaces every variant of the same price in the map, above thresholds and for tiers of
-    service: those belong to another list. Prices of zero for input and output make a deployment free.
+    An ordinary price of its own replaces all variants of that price in the map: those above thresholds and those of
+    service tiers. They belong to another list. Prices of zero for input and output make a deployment free.
     """
     stated = {key for key, value in own.items() if value is not None and is_price_key(key)}
     if not stated:
@@ -101,7 +101,7 @@ def _is_zero(price: object) -> bool:
 
 
 def _kind_of_price(key: str) -> str:
-    """Return a price's key without thresholds and tiers of service: `input_cost_per_token_above_200k_tokens_flex`."""
+    """Return a price's key without thresholds and service tier: `input_cost_per_token_above_200k_tokens_flex`."""
     key = _TIER.sub("", key)
     for end in SERVICES.values():
         key = key.removesuffix(end)
@@ -109,13 +109,13 @@ def _kind_of_price(key: str) -> str:
 
 
 def read_price(sheet: Mapping[str, Any], route: Route = "text", *, uplift: Decimal = NO_UPLIFT) -> Price | None:
-    """Turn an entry of a price map into the price of a route; None if it lacks what the route is billed by.
+    """Parse an entry of a price map into the price of a route; None if it lacks the prices that the route is billed by.
 
     Args:
         sheet: keys such as `input_cost_per_token` and `output_cost_per_token_above_200k_tokens_priority`.
         route: an embedding has no output, so its price may be missing; images, speech and reranking may be billed
             by the piece.
-        uplift: by which the region of the deployment multiplies the prices of tokens.
+        uplift: the factor of the deployment's region for the prices of tokens.
     """
     units = _unit_rates(sheet, route)
     if units is None:
@@ -124,7 +124,7 @@ def read_price(sheet: Mapping[str, Any], route: Route = "text", *, uplift: Decim
     price = _token_price(sheet, steps, "", route)
     if price is None or (price.is_free and any(units)):
         if route == "moderation" and not any(units) and not _costs_otherwise(sheet):
-            return Price(None)  # Nobody takes money for it, so no map has a price.
+            return Price(None)  # No provider charges for moderation, so no map has a price for it.
         return Price(None, units=units) if any(units) else None
     if price.is_free and _costs_otherwise(sheet):
         return None
@@ -147,14 +147,14 @@ def read_price(sheet: Mapping[str, Any], route: Route = "text", *, uplift: Decim
 
 
 def with_container(price_map: Mapping[str, Any], entry: Mapping[str, Any], provider: str | None) -> Mapping[str, Any]:
-    """Add what a provider asks for a sandbox that runs code: LiteLLM's map has it in an entry of its own."""
+    """Add a provider's fee for a code sandbox, which LiteLLM's map has in a separate entry."""
     container = price_map.get(f"{provider}/container")
     fee = container.get("code_interpreter_cost_per_session") if isinstance(container, dict) else None
     return entry if fee is None else {"code_interpreter_cost_per_session": fee, **entry}
 
 
 def _scaled(price: Price, multiplier: Decimal) -> Price:
-    """Multiply the prices of tokens, rounded up to whole atto-dollars."""
+    """Multiply the prices of tokens; round up to whole atto-dollars."""
     if multiplier == NO_UPLIFT:
         return price
 
@@ -168,12 +168,12 @@ def _scaled(price: Price, multiplier: Decimal) -> Price:
 
 
 def uplift_of(sheet: Mapping[str, Any], *, residency: str | None, location: str | None) -> Decimal:
-    """Return by which a region multiplies the prices of tokens.
+    """Return the factor of a region for the prices of tokens.
 
     Args:
-        sheet: of the deployment.
-        residency: the region of OpenAI's whose host it calls.
-        location: the region of Vertex AI that it calls; None where it is not on Vertex AI.
+        sheet: the deployment's sheet.
+        residency: OpenAI's region for the host that the deployment calls.
+        location: the Vertex AI region that it calls; None if it does not use Vertex AI.
     """
     named = [sheet.get(f"regional_processing_uplift_multiplier_{residency}")] if residency else []
     if location is not None and location.lower() != "global":
@@ -186,7 +186,7 @@ def _multiplier(value: object) -> Decimal:
 
 
 def _modes(sheet: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
-    """Read by which modes of the provider multiply its prices, such as Anthropic's `fast`, in millionths."""
+    """Return the price factor of each mode of the provider, such as Anthropic's `fast`, in millionths."""
     entry = sheet.get("provider_specific_entry")
     if not isinstance(entry, dict):
         return ()
@@ -195,7 +195,7 @@ def _modes(sheet: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
 
 
 def _tool_rates(sheet: Mapping[str, Any], *, is_free: bool) -> ToolRates:
-    """Read the fees for tool calls; where a provider has a list price that the sheet lacks, LiteLLM's constant."""
+    """Return the fees for tool calls; LiteLLM's constant is used for a list price that the sheet lacks."""
     provider = str(sheet.get("litellm_provider") or "")
     is_google = provider in _GOOGLE
     by_prompt = is_google and sheet.get("web_search_billing_unit") != "per_query"
@@ -219,7 +219,7 @@ def _tool_rates(sheet: Mapping[str, Any], *, is_free: bool) -> ToolRates:
 
 
 def _search_rate(sheet: Mapping[str, Any], provider: str) -> int | None:
-    """Read the fee of a web search: Perplexity asks the one of a small context unless another is asked for."""
+    """Return the fee of a web search: Perplexity's default is its fee for a small context."""
     stated = sheet.get("search_context_cost_per_query")
     if isinstance(stated, dict):
         stated = stated.get(f"{_SEARCH_SIZE}{'low' if provider == 'perplexity' else 'medium'}")
@@ -227,7 +227,7 @@ def _search_rate(sheet: Mapping[str, Any], provider: str) -> int | None:
 
 
 def _search_sizes(sheet: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
-    """Read what a web search costs by the size of its context, where it is not always the same."""
+    """Return the fee of a web search by context size; empty if all sizes cost the same."""
     stated = sheet.get("search_context_cost_per_query")
     sizes = stated.items() if isinstance(stated, dict) else ()
     rates = [
@@ -240,7 +240,7 @@ _SEARCH_SIZE = "search_context_size_"
 
 
 def _off_peak(sheet: Mapping[str, Any], route: Route) -> OffPeak | None:
-    """Read the hours in which other rates apply, as LiteLLM's map writes them; None where there are none."""
+    """Parse the hours with other rates, in the format of LiteLLM's map; None if there are none."""
     stated = sheet.get("off_peak_pricing")
     if not isinstance(stated, dict):
         return None
@@ -275,7 +275,7 @@ def _listed(value: object) -> Sequence[Any]:
 
 
 def _minutes(window: object) -> tuple[int, int] | None:
-    """Read a window such as `16:30-00:30` as minutes of a day; None if it is not one."""
+    """Parse a window such as `16:30-00:30` into minutes of a day; None if it is invalid."""
     match = re.fullmatch(r"\s*(\d?\d):(\d\d)\s*-\s*(\d?\d):(\d\d)\s*", str(window))
     numbers = [int(number) for number in match.groups()] if match else []
     if not numbers or max(numbers[::2]) > 23 or max(numbers[1::2]) > 59:
@@ -284,7 +284,7 @@ def _minutes(window: object) -> tuple[int, int] | None:
 
 
 def is_priced_by_litellm(sheet: Mapping[str, Any], route: Route) -> bool:
-    """Say whether the route is billed by what LiteLLM counts and we do not: seconds, pixels, pages."""
+    """Whether the route is billed by units that only LiteLLM counts: seconds, pixels, pages."""
     return route not in ("text", "embedding") and any(
         _NOT_COUNTED.search(key) and (atto_each(value) or 0) > 0 for key, value in sheet.items()
     )
@@ -304,7 +304,7 @@ def _token_price(
 
 
 def _ranged_price(sheet: Mapping[str, Any], ranges: Sequence[Any], route: Route) -> Price | None:
-    """Read a table of rates by ranges of input tokens, as Alibaba's models have: the first one is the base."""
+    """Parse a table of rates by range of input tokens, as Alibaba's models have; the first range is the base."""
     tiers = []
     for entry in ranges:
         limits = entry.get("range") if isinstance(entry, dict) else None
@@ -321,13 +321,13 @@ def _ranged_price(sheet: Mapping[str, Any], ranges: Sequence[Any], route: Route)
 
 
 def _steps(sheet: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """List the numbers of input tokens above which the sheet has other prices, and how its keys say so."""
+    """List the numbers of input tokens above which the sheet has other prices, each with its part of the keys."""
     found = {
         (int(match[1]) * (1000 if match[2] else 1), match[0])
         for key, value in sheet.items()
         if value is not None and "_above_" in key and key.startswith(_STEPPED) and (match := _TIER.search(key))
     }
-    # xAI asks for more as soon as the threshold is reached.
+    # xAI's higher price starts at the threshold itself.
     inclusive = _is_of(sheet, "xai")
     return sorted((threshold - inclusive, step) for threshold, step in found)
 
@@ -338,10 +338,10 @@ _STEPPED = (
 
 
 def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: Route) -> Rates | None:
-    """Read the rates of a tier of service, above a number of tokens; what is not named there is the ordinary price."""
+    """Return the rates of a service tier above a number of tokens; missing ones default to the ordinary price."""
 
     def own(key: str) -> int | None:
-        """Read the nearest price that is named; None if that is no price."""
+        """Return the most specific price; None if it is missing or invalid."""
         ends = [f"{step}{end}" for step in steps for end in dict.fromkeys((service, ""))]
         named = [sheet[key + end] for end in ends if sheet.get(key + end) is not None]
         return atto_each(named[0]) if named else None
@@ -351,12 +351,12 @@ def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: 
 
     input_rate = own("input_cost_per_token")
     if input_rate is None and sheet.get("input_cost_per_token") is None and _bills_input_otherwise(sheet):
-        # LiteLLM takes its tokens for free too: video is billed by the second, and its price is counted by LiteLLM.
+        # LiteLLM too prices its input tokens at zero: video is billed by the second, and LiteLLM calculates that price.
         input_rate = 0
     output_rate = own("output_cost_per_token")
     image_output = own("output_cost_per_image_token")
     if not output_rate and image_output is not None and sheet.get("output_cost_per_token") in (None, 0):
-        # LiteLLM does the same: all that such a model puts out is images.
+        # As in LiteLLM: the whole output of such a model is images.
         output_rate = image_output
     if output_rate is None and route in _WITHOUT_OUTPUT and sheet.get("output_cost_per_token") is None:
         output_rate = 0
@@ -364,16 +364,16 @@ def _rates(sheet: Mapping[str, Any], steps: Sequence[str], service: str, route: 
         output_rate = own("output_cost_per_audio_token")
     if input_rate is None or output_rate is None:
         return None
-    # Fireworks bills cached tokens at half the price, as LiteLLM knows; no sheet says so.
+    # Fireworks bills cached tokens at half the price; LiteLLM does the same, but no sheet contains it.
     kept = -(-input_rate // 2) if _is_of(sheet, "fireworks_ai") else input_rate
     cached = first("cache_read_input_token_cost", "input_cost_per_token_cache_hit", otherwise=kept)
     written = first("cache_creation_input_token_cost", otherwise=input_rate)
     reasoning = first("output_cost_per_reasoning_token", otherwise=output_rate)
     if service and sheet.get(f"output_cost_per_token{service}") is not None:
-        # The ordinary price of reasoning is not that of a service with an output price of its own.
+        # If a service tier has its own output price, the ordinary reasoning price does not apply to it.
         reasoning = _first_known(atto_each(sheet.get(f"output_cost_per_reasoning_token{service}")), output_rate)
     elif steps != ("",):
-        # Above a threshold it has rarely a price of its own, and is never the cheaper.
+        # Above a threshold, reasoning rarely has its own price, and never costs less than output.
         reasoning = max(reasoning, output_rate)
     return Rates(
         input=input_rate,
@@ -409,7 +409,7 @@ _WITHOUT_OUTPUT = ("embedding", "rerank", "moderation")
 
 
 def _unit_rates(sheet: Mapping[str, Any], route: Route) -> UnitRates | None:
-    """Read what is billed by the piece on a route; None if the sheet has such a price that is no number."""
+    """Return the prices by the piece on a route; None if one of them is invalid."""
     keys = {
         "image": _IMAGE_PRICES if route == "image" else (),
         "character": ("input_cost_per_character",) if route == "speech" else (),
@@ -424,12 +424,12 @@ def _unit_rates(sheet: Mapping[str, Any], route: Route) -> UnitRates | None:
         if None in prices:
             return None
         rates[unit] = max((price for price in prices if price is not None), default=0)
-    # Never too little: rounded up, by less than a nano-dollar in a month of sound.
+    # Rounded up, so never too low: by less than a nano-dollar in a month of audio.
     return UnitRates(millisecond=-(-rates.pop("second") // 1_000), **rates)
 
 
 def _costs_otherwise(sheet: Mapping[str, Any]) -> bool:
-    """Whether something other than tokens and tools costs: a query, an image, a second."""
+    """Whether the sheet has a price for something other than tokens and tools: a query, an image, a second."""
     return any(
         "cost" in key and key not in _TOOL_PRICES and (atto_each(value) or 0) > 0 for key, value in sheet.items()
     )
@@ -442,9 +442,9 @@ _TOOL_PRICES = frozenset({
 
 
 def map_entry(price_map: Mapping[str, Any], name: str, provider: object = None) -> Mapping[str, Any]:
-    """Find the entry of a map for a provider's model; empty if there is none.
+    """Return the map's entry for a provider's model; empty if there is none.
 
-    An entry without the provider in its name counts only if it says that it is that provider's: `groq/gpt-4o` is
+    An entry without the provider in its name counts only if its `litellm_provider` is that provider: `groq/gpt-4o` is
     not OpenAI's `gpt-4o`.
     """
     prefix, _, bare = name.partition("/")
@@ -468,7 +468,7 @@ _BY_MODE: Mapping[str, Route] = {
 def unpriced_models(model_list: object) -> list[str]:
     """List the `model_name`s of a proxy's `model_list` that have a deployment without a price.
 
-    Wildcards are passed over: what they stand for is known only when somebody asks.
+    Wildcards are skipped: their models are known only when requests arrive.
     """
     return sorted(
         {
@@ -480,9 +480,9 @@ def unpriced_models(model_list: object) -> list[str]:
 
 
 def configured_rates(model_list: object) -> dict[str, Rates]:
-    """Find what the tokens of each `model_name` cost, in requests of ordinary length.
+    """Return the rates of each `model_name`, for requests of ordinary length.
 
-    Left out are names whose deployments differ in price, and those that are billed by anything else than tokens.
+    Names are omitted if their deployments differ in price, or are billed by anything other than tokens.
     """
     found: defaultdict[str, set[Rates | None]] = defaultdict(set)
     for name, sheet, route in _deployments(model_list):
@@ -492,7 +492,7 @@ def configured_rates(model_list: object) -> dict[str, Rates]:
 
 
 def _deployments(model_list: object) -> Iterator[tuple[str, Mapping[str, Any], Route]]:
-    """Yield the `model_name` of each deployment, its price sheet and the route that it serves; no wildcards."""
+    """Yield each deployment's `model_name`, price sheet and route; wildcards are skipped."""
     price_map = shipped_price_map()
     for entry in model_list if isinstance(model_list, list) else ():
         if not isinstance(entry, dict):
@@ -507,11 +507,11 @@ def _deployments(model_list: object) -> Iterator[tuple[str, Mapping[str, Any], R
 
 
 _PLAIN = frozenset({"openai", "anthropic", "gemini"})
-"""Providers whose models' names are those of the map."""
+"""Providers whose model names are the names in the map."""
 
 
 def _mapped(price_map: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Find the entry that prices a deployment; LiteLLM is asked, whose import takes seconds, where it is not plain."""
+    """Return the entry that prices a deployment; other providers need LiteLLM, whose import takes seconds."""
     name, base_model = str(own.get("model") or ""), str(own.get("base_model") or "")
     prefix, _, bare = name.partition("/")
     if prefix in _PLAIN and not (base_model or own.get("custom_llm_provider")):
@@ -533,7 +533,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def shipped_price_map() -> dict[str, Any]:
-    """Read the map that LiteLLM ships; empty without LiteLLM."""
+    """Load the price map that LiteLLM ships; empty if LiteLLM is not installed."""
     found = find_spec("litellm")
     if found is None or found.origin is None:
         return {}

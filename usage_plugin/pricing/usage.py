@@ -1,9 +1,9 @@
-"""Usage as providers report it, read into billable quantities.
+"""Parse a provider's reported usage into billable quantities.
 
-The one reader for whole answers and streams, for every provider and every route. Providers disagree about names, about
-what is part of what, and about types; null, text in place of a number and nonsense count as nothing reported. Totals
-win over parts: the rest of a total beyond prompt and completion is output, unless it is exactly the number of cached
-tokens.
+The only parser for complete responses and streams, for all providers and routes. Providers use different names and
+types, and disagree on which count is part of which. Null, text that is not a number and invalid values count as not
+reported. Totals take precedence over parts. If a total exceeds prompt and completion, the rest is output, unless it is
+exactly the number of cached tokens.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _TICKS_PER_NANO = 10
 
 _EVERYWHERE = ("global", "not_available")
 _TRAFFIC = {"ON_DEMAND_PRIORITY": "priority", "ON_DEMAND_FLEX": "flex", "FLEX": "flex", "BATCH": "batch"}
-"""Gemini's `trafficType`, as tiers of service; every other one is the ordinary tier."""
+"""Gemini's `trafficType` as a service tier; all other values are the ordinary tier."""
 
 
 class Reported(NamedTuple):
-    """What a provider reports of one request.
+    """The usage that a provider reports for one request.
 
     Attributes:
-        tokens: every kind that has a price of its own.
-        tools: tools that it called by itself.
-        service: the tier of service, as it names it; `default` for the ordinary one, None if it names none.
+        tokens: counts of each kind of token that has a price of its own.
+        tools: calls of tools that the provider ran itself.
+        service: the provider's name of the service tier; `default` for the ordinary one, None if it is not reported.
         modes: modes that multiply the price, such as `fast`.
-        billed: what it says it billed, in nano-dollars; None if it does not say so in a unit that is known.
-        stated: a cost that it states in a unit that is not known.
-        search_size: the size of the context that its searches filled.
-        milliseconds: of sound that it took down.
+        billed: the billed amount that it reports, in nano-dollars; None if there is none in a known unit.
+        stated: a reported cost in an unknown unit.
+        search_size: the context size of its web searches.
+        milliseconds: the length of the transcribed audio.
     """
 
     tokens: TokenUsage = NO_TOKENS
@@ -62,11 +62,11 @@ NOTHING = Reported()
 
 
 def read_usage(usage: Mapping[str, Any], *, provider: str | None = None) -> Reported:
-    """Read a usage object, in whichever provider's form.
+    """Parse a usage object in any provider's format.
 
     Args:
-        usage: OpenAI's chat or Responses form, Anthropic's, Gemini's, Bedrock's, Cohere's, or LiteLLM's mixture.
-        provider: LiteLLM's name of the provider that served; some report what others do not under the same names.
+        usage: the format of OpenAI's chat or Responses API, Anthropic, Gemini, Bedrock or Cohere, or LiteLLM's mixture.
+        provider: LiteLLM's name of the provider that served; some give the same field names another meaning.
     """
     if "promptTokenCount" in usage or "totalTokenCount" in usage:
         usage = _of_gemini(usage)
@@ -88,7 +88,7 @@ def read_usage(usage: Mapping[str, Any], *, provider: str | None = None) -> Repo
 
 
 def milliseconds(seconds: object) -> int:
-    """Read a number of seconds; 0 if it is none."""
+    """Return a number of seconds in milliseconds; 0 if it is invalid."""
     return math.ceil((_amount(seconds) or 0) * 1_000)
 
 
@@ -110,7 +110,7 @@ def _tokens(usage: Mapping[str, Any], provider: str | None) -> TokenUsage:
     total_input = count(usage, "prompt_tokens", "input_tokens")
     output = count(usage, "completion_tokens", "output_tokens")
     if (cached or written) and _ANTHROPIC & usage.keys() and not prompt and not any(map(usage.get, _WHOLE)):
-        # Anthropic's form leaves out of the input what was cached.
+        # Anthropic's input tokens exclude cached and cache-write tokens.
         total_input += cached + written
     reasoning = count(answer, "reasoning_tokens")
     citations = 0
@@ -122,10 +122,10 @@ def _tokens(usage: Mapping[str, Any], provider: str | None) -> TokenUsage:
         else:
             output += unlisted
     elif reasoning > output and usage.get("total_tokens") is None:
-        # Counted apart from the rest, since it cannot be a part of it.
+        # Added, since the larger reasoning count cannot be part of the output.
         output += reasoning
     if provider == "perplexity":
-        # Counted apart, and in no total (https://docs.perplexity.ai/getting-started/pricing).
+        # Counted separately, and in no total (https://docs.perplexity.ai/getting-started/pricing).
         reasoning = count(usage, "reasoning_tokens") or reasoning
         citations = count(usage, "citation_tokens")
         output += reasoning
@@ -143,7 +143,7 @@ def _tokens(usage: Mapping[str, Any], provider: str | None) -> TokenUsage:
         reasoning_tokens=reasoning,
         cache_write_1h_tokens=count(of_written, "ephemeral_1h_input_tokens"),
         cached_audio_tokens=cached_audio,
-        # The cached ones are among these.
+        # The cached ones are part of these.
         audio_input_tokens=max(0, count(prompt, "audio_tokens") - cached_audio),
         image_input_tokens=max(0, count(prompt, "image_tokens") - count(of_cached, "image_tokens")),
         audio_output_tokens=count(answer, "audio_tokens"),
@@ -155,7 +155,7 @@ def _tokens(usage: Mapping[str, Any], provider: str | None) -> TokenUsage:
 
 
 def _has_parts(details: Mapping[str, Any]) -> bool:
-    """Whether details list more than text and the tokens read from a cache: most report zeros for the rest."""
+    """Whether details have parts other than text and tokens read from a cache; most report zeros for the rest."""
     for name, value in details.items():  # noqa: SIM110  # a generator takes twice as long
         if value and name not in _PLAIN_PARTS:
             return True
@@ -165,7 +165,7 @@ def _has_parts(details: Mapping[str, Any]) -> bool:
 _PLAIN_PARTS = frozenset({"cached_tokens", "text_tokens"})
 _ANTHROPIC = frozenset({"cache_read_input_tokens", "cache_creation_input_tokens"})
 _WHOLE = ("prompt_tokens", "total_tokens")
-"""Fields of the forms whose input holds what was cached; Anthropic's has neither."""
+"""Fields of the formats whose input includes cached tokens; Anthropic's has neither."""
 
 _COUNTED = frozenset({
     "prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "total_tokens", "promptTokenCount",
@@ -174,7 +174,7 @@ _COUNTED = frozenset({
 
 
 def is_counted(usage: Mapping[str, Any]) -> bool:
-    """Whether a usage object has a form that `read_usage` knows, and says something."""
+    """Whether a usage object has a format that `read_usage` knows, with at least one count."""
     for name, value in usage.items():  # noqa: SIM110  # a generator takes twice as long
         if value and name in _COUNTED:
             return True
@@ -182,7 +182,7 @@ def is_counted(usage: Mapping[str, Any]) -> bool:
 
 
 def _of_gemini(usage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Put Gemini's usage into OpenAI's form: thoughts and the prompts of tools are counted apart from the rest."""
+    """Convert Gemini's usage to OpenAI's format; it counts thoughts and tool prompts separately from the rest."""
 
     def by_kind(name: str) -> dict[str, int]:
         parts = usage.get(name)
@@ -210,18 +210,18 @@ def _of_gemini(usage: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tier_of(fields: Mapping[str, Any]) -> str | None:
-    """Return the tier of service that an answer, or a frame of one, names as OpenAI or Bedrock does; None if none."""
+    """Return the service tier that a response or a frame names in OpenAI's or Bedrock's form; None if it is missing."""
     named = fields.get("service_tier") or mapping(fields.get("serviceTier")).get("type")
     return named if isinstance(named, str) and named else None
 
 
 def tier_of_traffic(traffic: object) -> str | None:
-    """Return the tier of service that Gemini's `trafficType` names; None if it names none."""
+    """Return the service tier for Gemini's `trafficType`; None if it is missing."""
     return _TRAFFIC.get(traffic.upper(), "default") if isinstance(traffic, str) and traffic else None
 
 
 def _of_bedrock(usage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Put the usage of Bedrock's Converse into OpenAI's form: what was cached is counted apart from the rest."""
+    """Convert the usage of Bedrock's Converse to OpenAI's format; it counts cached tokens separately from the rest."""
     cached = count(usage, "cacheReadInputTokens", "cacheReadInputTokenCount")
     written = count(usage, "cacheWriteInputTokens", "cacheWriteInputTokenCount")
     details = usage.get("cacheDetails")
@@ -238,7 +238,7 @@ def _of_bedrock(usage: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _of_cohere(usage: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Put Cohere's usage into OpenAI's form: what it billed, else what it counted."""
+    """Convert Cohere's usage to OpenAI's format: its billed units, or else its token counts."""
     billed, counted = mapping(usage.get("billed_units")), mapping(usage.get("tokens"))
     whole = billed if count(billed, "input_tokens", "output_tokens", "total_tokens") else counted
     return {
@@ -261,7 +261,7 @@ def _tool_calls(usage: Mapping[str, Any]) -> ToolCalls:
         or count(mapping(run), "web_search_calls")
         or count(details, "web_search_requests")
         or count(usage, "num_search_queries")
-        # Perplexity asks a fee for each request, by the context that its searches fill.
+        # Perplexity charges a fee for each request, by the context size of its searches.
         or (size is not None)
     )
     return ToolCalls(
@@ -272,9 +272,9 @@ def _tool_calls(usage: Mapping[str, Any]) -> ToolCalls:
 
 
 def grounding_calls(candidates: list[Any]) -> ToolCalls:
-    """Count the look-ups behind the candidates of Gemini's own answers, each distinct query once.
+    """Count the searches behind the candidates of Gemini's own responses, each distinct query once.
 
-    A candidate that shows maps has looked there at least once (https://ai.google.dev/gemini-api/docs/maps-grounding).
+    A candidate that shows maps made at least one search there (https://ai.google.dev/gemini-api/docs/maps-grounding).
     """
     on_web: set[str] = set()
     on_maps: set[str] = set()
@@ -307,9 +307,9 @@ def _modes(usage: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _billed(usage: Mapping[str, Any], provider: str | None) -> Nano | None:
-    """Read what a provider says it billed, from the providers that say so in US dollars."""
+    """Return the billed amount that a provider reports, for the providers that report it in US dollars."""
     if provider == "xai":
-        # LiteLLM writes `cost` beside them, with the operator's margin in it.
+        # LiteLLM adds `cost` to the same object, including the operator's margin.
         ticks = count(usage, "cost_in_usd_ticks")
         return -(-ticks // _TICKS_PER_NANO) if ticks else None
     if provider not in _STATES_USD:
@@ -319,13 +319,13 @@ def _billed(usage: Mapping[str, Any], provider: str | None) -> Nano | None:
     if total is None:
         return None
     if provider == "openrouter" and usage.get("is_byok") is True:
-        # The key is the operator's own: OpenRouter bills its fee, and the model's provider bills the rest.
+        # With the operator's own key, OpenRouter bills only its fee, and the model's provider bills the rest.
         total += _amount(mapping(usage.get("cost_details")).get("upstream_inference_cost")) or 0
     return _nano(total)
 
 
 _STATES_USD = ("openrouter", "perplexity")
-"""Providers whose `usage.cost` is what they bill, in USD."""
+"""Providers whose `usage.cost` is the billed amount in USD."""
 
 
 def _nano(usd: float | None) -> Nano | None:
@@ -347,12 +347,12 @@ def _amount(value: object) -> float | None:
 
 
 def known_service(name: str | None) -> str | None:
-    """Return a tier of service that has prices of its own; None for the ordinary one and for what is not known."""
+    """Return a service tier that has its own prices; None for the ordinary tier and for unknown ones."""
     return name.lower() if name is not None and name.lower() in SERVICES else None
 
 
 def numbers(usage: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]:
-    """Flatten a usage to its numbers other than zero: what a later repricing needs, and no text."""
+    """Flatten a usage object to its nonzero numbers: enough to reprice it later, and without text."""
     found: list[tuple[str, int]] = []
     for key, value in usage.items():
         # Most fields are empty.
@@ -367,7 +367,7 @@ def numbers(usage: Mapping[str, Any], prefix: str = "") -> list[tuple[str, int]]
 
 
 def count(usage: Mapping[str, Any], *names: str) -> int:
-    """Read the first of these fields that is a number above zero, also where it came as text or with a point."""
+    """Return the first of these fields that is a number above zero; integers in text or as floats are accepted."""
     if not usage:
         return 0
     for name in names:
@@ -388,7 +388,7 @@ def _number(value: object) -> int:
 
 
 class _Models(dict[type[Any], bool]):
-    """Which types are pydantic's models: each look at an instance would go through pydantic's own, slow check."""
+    """Whether a type is a pydantic model, by type: pydantic's own check of each instance is slow."""
 
     def __missing__(self, kind: type[Any]) -> bool:
         self[kind] = issubclass(kind, BaseModel)
@@ -399,11 +399,11 @@ _is_model = _Models()
 
 
 def mapping(value: Any) -> Mapping[str, Any]:  # pydantic models, dicts, None
-    """Return the fields of a dict or a model; empty for anything else."""
+    """Return the fields of a dict or a model; empty for other values."""
     if isinstance(value, dict):
         return value
     if value is not None and _is_model[type(value)]:
-        # Its own dictionaries: dumping the model, or walking through it, costs more than all that is read from it.
+        # The model's own dictionaries: `model_dump` or iteration would cost more than reading the fields needed.
         extra = value.__pydantic_extra__
         return {**vars(value), **extra} if extra else vars(value)
     return {}
@@ -417,7 +417,7 @@ def fields_of(answer: Any) -> Mapping[str, Any]:  # any of LiteLLM's objects
 
 
 def field(holder: Any, name: str) -> Any:  # any of LiteLLM's objects
-    """Read a field that may be missing; to ask a pydantic model for an attribute that it lacks is slow."""
+    """Return a field that may be missing; getattr for a missing attribute of a pydantic model is slow."""
     if isinstance(holder, dict):
         return holder.get(name)
     if _is_model[type(holder)]:

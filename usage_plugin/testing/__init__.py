@@ -1,14 +1,14 @@
-"""Help for tests, ours and those of plugin authors; installed with the package, with the extra `testing`.
+"""Test kit for this package and for plugin authors; installed with the package, with the extra `testing`.
 
-`StoreContract`, the contracts of a ledger's parts (`LedgerContract`, `OperationsLogContract`, `ProfileStoreContract`,
-`ErasableContract`) and `WorkersContract` are what backends must promise: subclass them in a test module, name the
-backend, and run pytest. `FakeClock`, `make_event` and `make_sum` make what tests need. The package proper never imports
-any of this.
+`StoreContract`, `WorkersContract` and the contracts of a ledger's parts (`LedgerContract`, `OperationsLogContract`,
+`ProfileStoreContract`, `ErasableContract`) contain the promises that a backend must keep. Subclass them in a test
+module, name the backend, and run pytest. `FakeClock`, `make_event` and `make_sum` create test data. The package itself
+never imports this one.
 """
 
 import pytest
 
-# Before they are imported: otherwise a third party's failure reads `AssertionError` and nothing else.
+# Before they are imported: otherwise a failure in a plugin's own tests shows only `AssertionError`.
 pytest.register_assert_rewrite(
     "usage_plugin.testing.books",
     "usage_plugin.testing.durability",

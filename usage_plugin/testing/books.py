@@ -1,4 +1,4 @@
-"""A plain model of a store: dictionaries and loops, nothing clever. Contracts compare stores with it."""
+"""A simple model of a store, from dictionaries and loops, with which contracts compare stores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Contents(NamedTuple):
 
 
 async def contents_of(store: UsageStore) -> Contents:
-    """Read everything; fail if a combination of names comes twice in a day."""
+    """Read the complete contents; fail if a combination of names occurs twice in a day."""
     sums: dict[DailySum, UsageTotals] = {}
     for one in await days_of(store):
         key = one._replace(totals=_NOTHING)
@@ -47,25 +47,25 @@ async def contents_of(store: UsageStore) -> Contents:
 async def days_of(
     store: UsageStore, first: date = FIRST_DAY, last: date = LAST_DAY, usage_filter: UsageFilter = EVERYTHING
 ) -> list[DailySum]:
-    """Read the daily sums of a span, or all."""
+    """Read the daily sums of a span, or all of them."""
     return [one async for sums in store.daily(first, last, usage_filter) for one in sums]
 
 
 async def events_of(
     store: UsageStore, window: Window = ALWAYS, usage_filter: UsageFilter = EVERYTHING
 ) -> list[UsageEvent]:
-    """Read the events of a window, or all."""
+    """Read the events of a window, or all of them."""
     return [event async for event in store.events(window, usage_filter)]
 
 
 async def totals_in(store: UsageStore, usage_filter: UsageFilter = EVERYTHING) -> UsageTotals:
-    """Sum up everything that a filter takes."""
+    """Return the totals of all events that match a filter."""
     groups = (await store.aggregate((), FIRST_DAY, LAST_DAY, usage_filter)).groups
     return groups.get((), _NOTHING)
 
 
 async def prune_all(store: UsageStore, events_before: int, days_before: date, *, most: int) -> int:
-    """Prune until nothing is left to prune; return the number of deleted records."""
+    """Prune until no records are left to prune; return the number of deleted records."""
     gone = 0
     while count := await store.prune(events_before=events_before, days_before=days_before, most=most):
         gone += count
@@ -73,16 +73,16 @@ async def prune_all(store: UsageStore, events_before: int, days_before: date, *,
 
 
 async def forget_all(store: UsageStore, user: str, *, most: int) -> None:
-    """Forget until nothing is left to forget."""
+    """Forget a user until no records are left to forget."""
     while await store.forget(user, most=most):
         pass
 
 
 class Books:
-    """The expected contents of a store after the same verbs."""
+    """The expected contents of a store after the same operations."""
 
     def __init__(self, zone: ZoneInfo) -> None:
-        """Start empty."""
+        """Start with an empty store."""
         self._zone = zone
         self._events: dict[str, UsageEvent] = {}
         self._sums: defaultdict[DailySum, UsageTotals] = defaultdict(UsageTotals)
@@ -125,14 +125,14 @@ class Books:
             self._add(key.without(user)._replace(totals=self._sums.pop(key)))
 
     def contents(self) -> Contents:
-        """The contents, as `contents_of` reads them."""
+        """Return the contents in the form of `contents_of`."""
         events = sorted(self._events.values(), key=lambda event: (event.started_at, event.event_id))
         return Contents(events, dict(self._sums), dict(self._watermarks))
 
     def aggregate(
         self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter
     ) -> dict[tuple[str | None, ...], UsageTotals]:
-        """Sum the days from first to last."""
+        """Return the sums of the days from first to last."""
         groups: defaultdict[tuple[str | None, ...], UsageTotals] = defaultdict(UsageTotals)
         for key, totals in self._sums.items():
             if first <= key.day <= last and usage_filter.takes(key):
@@ -141,7 +141,7 @@ class Books:
 
 
 def books_with(events: int) -> Books:
-    """Return a model of the first events of the writer `w`, in Berlin."""
+    """Return a model with the first events of the writer `w`, in Berlin's zone."""
     books = Books(BERLIN)
     books.append("w", batch_of("w", 1, events))
     return books

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Charge, Ledger
 
 NOON = 1_795_435_200_000_000
-"""2026-11-23 12:00 UTC."""
+"""The instant 2026-11-23 12:00 UTC."""
 TODAY = date(2026, 11, 23)
 MINUTE = 60_000_000
 DAY = 24 * 60 * MINUTE
@@ -30,7 +30,7 @@ RecordT = TypeVar("RecordT")
 
 
 def make_event(**fields: Any) -> UsageEvent:
-    """Make an event: a success of ann's, 10 tokens in and 5 out, for $0.01."""
+    """Return an event: ann's successful request, with 10 input and 5 output tokens, for $0.01."""
     event: dict[str, Any] = {
         "event_id": new_event_id(),
         "started_at": NOON,
@@ -48,14 +48,14 @@ def make_event(**fields: Any) -> UsageEvent:
 
 
 def make_sum(**fields: Any) -> DailySum:
-    """Make a sum: two requests of ann's today, one of them failed, for 3 cents."""
+    """Return a sum: ann's two requests of today, one of them failed, for 3 cents."""
     names: dict[str, Any] = {**dict.fromkeys(ROLLUP_DIMENSIONS), "user": "ann", "model": "unknown"}
     totals = UsageTotals(requests=2, failed_requests=1, input_tokens=20, output_tokens=10, cost=30_000_000)
     return DailySum(**{"day": TODAY, **names, "totals": totals, **fields})
 
 
 def make_rates(prompt: int = 0, answer: int = 0, **parts: int) -> Rates:
-    """Make rates in atto-dollars; an omitted part has the rate of its whole."""
+    """Return rates in atto-dollars; an omitted part has the rate of its whole."""
     of_input = ("cached_input", "cache_write", "audio_input", "image_input", "video_input", "citation")
     rates = dict.fromkeys(of_input, prompt)
     rates |= dict.fromkeys(("reasoning", "audio_output", "image_output", "video_output"), answer)
@@ -66,28 +66,28 @@ def make_rates(prompt: int = 0, answer: int = 0, **parts: int) -> Rates:
 
 
 def numbered_from(first: int, records: Iterable[RecordT]) -> list[tuple[int, RecordT]]:
-    """Number records, as a writer does."""
+    """Number records consecutively, as a writer does."""
     return list(enumerate(records, first))
 
 
 def event_of(writer: str, number: int) -> UsageEvent:
-    """Make the event of a writer's number; the same arguments always make the same event."""
+    """Return the event of a writer's number; the same arguments always return the same event."""
     user = ("ann", "bo", "zoë")[number % 3]
     return make_event(event_id=f"{writer}-{number:06}", started_at=NOON + number * MINUTE, user=user, cost=number)
 
 
 def batch_of(writer: str, first: int, count: int) -> list[tuple[int, UsageEvent]]:
-    """Make numbered events of a writer."""
+    """Return consecutively numbered events of a writer."""
     return numbered_from(first, (event_of(writer, number) for number in range(first, first + count)))
 
 
 def sums_batch(count: int = 3) -> list[tuple[int, DailySum]]:
-    """Make numbered sums of days."""
+    """Return numbered daily sums."""
     return numbered_from(1, (make_sum(user=f"old {number}") for number in range(count)))
 
 
 def hold(account: AccountKey, amount: int, maximum: int | None) -> Hold:
-    """Make a hold that is charged in full if its worker dies."""
+    """Return a hold that is charged in full if its worker dies."""
     return Hold(account, END, amount, maximum, if_lost=amount)
 
 
@@ -99,7 +99,7 @@ def record_new(ledger: Ledger, charges: Sequence[Charge], event: str | None) -> 
 
 
 def settle_open(ledger: Ledger, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled:
-    """Settle a reservation that is open."""
+    """Settle an open reservation."""
     settled = ledger.settle(event_id, charges, event)
     assert isinstance(settled, Settled), settled
     return settled

@@ -1,7 +1,7 @@
-"""Processes that work on a store or a ledger concurrently with the test, and die there.
+"""Processes that work on a store or a ledger concurrently with the test, and can be killed.
 
-They are forked from a server that has imported everything already: about twenty milliseconds each. A backend gets there
-pickled, its class by reference, so it must be in an importable module.
+They are forked from a server that has imported all modules: about 20 ms each. A backend is sent to them pickled, its
+class by reference, so it must be in an importable module.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 AnswerT = TypeVar("AnswerT")
 
 PATIENCE = 120
-"""Seconds after which a child counts as stuck."""
+"""Seconds after which a child process counts as stuck."""
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["usage_plugin.testing.children"])
@@ -51,7 +51,7 @@ def start(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Conn
 
 
 def reports(process: BaseProcess, receiving: Connection) -> list[Any]:
-    """Wait for the end of a child, and return its reports."""
+    """Wait for a child to end, and return its reports."""
     told = []
     try:
         while True:
@@ -76,7 +76,7 @@ async def append_some(store: UsageStore, writer: str, batches: int, tell: Callab
 
 
 def append_in_a_child(opening: StoreOpening, writer: str, batches: int, report: Connection) -> None:
-    """Append the given number of batches."""
+    """Append the given number of batches, and report each acknowledged number."""
 
     async def work() -> None:
         async with opening.open() as store:
@@ -86,7 +86,7 @@ def append_in_a_child(opening: StoreOpening, writer: str, batches: int, report: 
 
 
 def die_at_a_call(opening: StoreOpening, points: Sequence[str], number: int, report: Connection) -> None:
-    """Open, append events and sums, close; die at the n-th low-level call, or report that there are fewer."""
+    """Open a store, append events and sums, close it; die at the n-th low-level call, or report that there is none."""
     faults = Faults({point: Exception() for point in points})
 
     async def work() -> None:
@@ -109,7 +109,7 @@ class Attempt(NamedTuple):
 
 
 def append_to_a_full_disk(opening: StoreOpening, report: Connection) -> None:
-    """Append a batch under a limit of file size; raise the limit until the batch fits, and report each attempt."""
+    """Append a batch under a limit on file size; raise the limit until the batch fits, and report each attempt."""
 
     async def work() -> None:
         async with opening.open() as store:
@@ -142,7 +142,7 @@ def _files_up_to(size: int) -> Iterator[None]:
 
 
 def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
-    """Query a ledger repeatedly while others write."""
+    """Retry a call of a ledger while other processes write."""
     while True:
         try:
             return ask()
@@ -151,12 +151,12 @@ def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
 
 
 def meeting(children: int) -> Barrier:
-    """Make the barrier at which the given number of children wait for each other."""
+    """Return a barrier at which the given number of children wait for each other."""
     return _context.Barrier(children, timeout=PATIENCE)
 
 
 def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: Barrier, report: Connection) -> None:
-    """Request 20 of 100 the given number of times, concurrently with others; report the admitted requests."""
+    """Reserve 20 of 100 the given number of times, concurrently with others; report the admitted requests."""
     ledger = opening.open().ledger
     others.wait()
     for number in range(count):
@@ -167,7 +167,7 @@ def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: 
 
 
 def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) -> None:
-    """Request 5 of 500 until refused, settle at 2 and report each event."""
+    """Reserve 5 of 500 until rejected; settle each at 2 and report its event."""
     ledger = opening.open().ledger
     for number in itertools.count():
         name = f"{worker}-{number}"
@@ -179,7 +179,7 @@ def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) ->
 
 
 def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) -> None:
-    """Settle one request after the other and report each; do the housekeeping in between."""
+    """Settle one request after another and report each; do the housekeeping in between."""
     opened = opening.open()
     ledger = opened.ledger
     while True:
@@ -194,7 +194,7 @@ def serve_until_killed(opening: LedgerOpening, number: int, report: Connection) 
 
 
 def live_until_killed(see: Callable[[Path], Workers], place: Path, report: Connection) -> None:
-    """Join, become the keeper, and report the name."""
+    """Join, become the keeper, and report the worker's name."""
     worker = see(place)
     worker.join()
     assert worker.try_to_keep()

@@ -9,10 +9,10 @@ from usage_plugin.domain.windows import to_instant
 
 
 class FakeClock(Clock):
-    """A clock that changes only when it is set."""
+    """A clock that changes only when a test sets it."""
 
     def __init__(self, at: datetime = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)) -> None:
-        """Start at a moment."""
+        """Start at the given time."""
         self._now = to_instant(at)
         self._monotonic = 0
 
@@ -21,14 +21,14 @@ class FakeClock(Clock):
         return self._now
 
     def monotonic(self) -> int:
-        """Microseconds since the clock was made, independent of later settings."""
+        """Microseconds since the clock was created, independent of changes by `set`."""
         return self._monotonic
 
     def advance(self, span: timedelta) -> None:
-        """Let time pass."""
+        """Advance both clocks by a span."""
         self._now += span // timedelta(microseconds=1)
         self._monotonic += span // timedelta(microseconds=1)
 
     def set(self, at: datetime) -> None:
-        """Set the wall clock, forwards or back, as an administrator or NTP does."""
+        """Set the wall clock forwards or backwards, as an administrator or NTP does."""
         self._now = to_instant(at)

@@ -1,4 +1,4 @@
-"""Generated data for the contract of stores: the events of a report by Hypothesis, verbs in any order at random."""
+"""Generated data for the contract of stores: events of a report by Hypothesis, random operations in any order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DRAWN = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    # Each example opens a store of its own; the contract is inherited by many classes.
+    # Each example opens a store of its own; many classes inherit the contract.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors, HealthCheck.too_slow],
 )
 _DAYS = [TODAY + timedelta(days=days) for days in (-40, -31, -30, -1, 0, 1, 30)]
@@ -39,7 +39,7 @@ _NAMES = {
     "status": ("success", "failure", "cancelled", "recovered"),
 }
 _MOST = 10**17
-"""Nano-dollars; beyond 2^53 no float holds them all."""
+"""Nano-dollars; above 2^53, a float cannot represent every integer."""
 
 DAYS = st.sampled_from(_DAYS)
 EVENTS = st.fixed_dictionaries(
@@ -57,7 +57,7 @@ EVENTS = st.fixed_dictionaries(
 
 
 def some_verbs(rng: Random, count: int) -> Iterator[tuple[Any, ...]]:
-    """Generate the operations on a store: a verb with its arguments."""
+    """Generate operations on a store: a method name with its arguments."""
     for _ in range(count):
         verb = rng.choice(("append", "append", "append again", "append sums", "prune", "forget", "reopen"))
         if verb == "append":

@@ -276,7 +276,7 @@ class Durability:
 
 
 def _cancelling(task: asyncio.Task[None]) -> Callable[[Exception], None]:
-    """Make a function that cancels a task from any thread; the call itself continues."""
+    """Return a function that cancels a task from any thread; the call itself continues."""
     loop = asyncio.get_running_loop()
 
     def cancel(_: Exception) -> None:

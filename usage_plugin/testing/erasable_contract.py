@@ -3,7 +3,7 @@
     class TestMyErasable(ErasableContract):
         backend = MyLedgerBackend()
 
-The docstrings are the promises. Nothing here knows a ledger: what is particular to one is tested with it.
+The docstrings are the promises. They hold for every ledger; properties of one ledger are tested with that ledger.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ErasableContract(OpensLedger):
 
     @staticmethod
     def _fill_with_names(opened: OpenLedger) -> None:
-        """Leave something everywhere for subjects that have `eva` among their names, or only in them."""
+        """Create records of each kind for subjects that have `eva` as one of their names, or as a part of one."""
         for subject in ("eva", "team\x1feva", "evan", "medieval", "team\x1feva-2", "eva\x1fmodel"):
             record_new(opened.ledger, [Charge(AccountKey(1, 0, subject), END, 5)], json.dumps({"user": subject}))
             count = RefusalCount(1, "daily", subject, "spent", 2)

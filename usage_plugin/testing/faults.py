@@ -1,7 +1,7 @@
-"""Faults: the n-th low-level call of a store fails, or its process dies there.
+"""Fault injection: the n-th low-level call of a store fails, or its process dies there.
 
-A call is one of these: a function of the standard library that changes files, a statement of SQLite, every few steps
-within one. The tests of a backend can name further functions.
+A call is a function of the standard library that changes files, a statement of SQLite, or every few steps within one.
+The tests of a backend can name further functions.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ FILE_CALLS = (
     "os.truncate",
     "os.ftruncate",
 )
-"""Functions that fail with an `OSError`; one that the system lacks is skipped."""
+"""Functions that fail with an `OSError`; those that the system lacks are skipped."""
 
 _STEPS = 30
 """The number of steps of SQLite's virtual machine that count as one call."""
 
 
 class Faults:
-    """Counts calls while it is armed, and acts at one of them."""
+    """Counts calls while it is armed, and injects a fault at one of them."""
 
     def __init__(self, points: Mapping[str, Exception]) -> None:
-        """Watch the usual calls and some more.
+        """Watch the usual calls and further ones.
 
         Args:
-            points: dotted names of functions, each with the error of its driver that it fails with.
+            points: dotted names of functions, each with its driver's error that the fault raises.
         """
         disk_failed = OSError(errno.EIO, os.strerror(errno.EIO))
         usual = {name: disk_failed for name in FILE_CALLS if _is_there(name)}
@@ -73,12 +73,12 @@ class Faults:
     def at(
         self, number: int, act: Callable[[Exception], None] | None = None, *, lasting: bool = False
     ) -> Iterator[None]:
-        """Arm the call of this number, counted from 1: by default it fails.
+        """Arm the call of this number, counted from 1; by default it fails.
 
         Args:
-            number: which call.
-            act: gets the error that the call would fail with.
-            lasting: whether all later calls act too.
+            number: the number of the call.
+            act: called with the error that the call would raise.
+            lasting: whether all later calls are affected too.
         """
         self._left, self._act, self._is_lasting, self.happened = number, act or fail, lasting, False
         try:
@@ -114,7 +114,7 @@ class Faults:
         class Connection(sqlite3.Connection):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
-                # An exception of the handler interrupts the statement.
+                # An exception in the handler interrupts the statement.
                 self.set_progress_handler(step, _STEPS)
 
             def execute(self, *args: Any) -> sqlite3.Cursor:
@@ -138,7 +138,7 @@ def _is_there(name: str) -> bool:
 
 
 def fail(error: Exception) -> None:
-    """Raise a fresh copy: an error that is raised twice keeps the first one's traceback."""
+    """Raise a new copy of the error: one that is raised twice keeps its first traceback."""
     raise type(error)(*error.args)
 
 
@@ -148,7 +148,7 @@ def die(_: Exception) -> None:
 
 
 def growing() -> Iterator[int]:
-    """Count 1, 2, 3 … and by larger steps later, so that a hundred calls are tried at some thirty."""
+    """Yield 1, 2, 3 … and later larger steps, so that a hundred calls need about thirty attempts."""
     number = 1
     while True:
         yield number

@@ -1,7 +1,7 @@
-"""Hostile names: some cannot come through the proxy's door, but a store may not rely on the door.
+"""Hostile names: the proxy rejects some of them, but a store must not rely on that.
 
-A store that is still broken may use a name as a path. So names that leave a folder lead into a *canary* folder of the
-test and nowhere else, absolute ones and the home directory included. The contract checks that the canary stays empty.
+A store with a bug may use a name as a path. So names that leave a folder lead only into a *canary* folder of the test,
+including absolute names and the home directory. The contract checks that the canary stays empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from usage_plugin.testing.openings import LedgerOpening, StoreOpening
 
 HOME_VARIABLES = ("HOME", "USERPROFILE")
-"""Where `~` and `$HOME` lead; a contract points them at its canary."""
+"""Environment variables for `~` and `$HOME`; a contract sets them to its canary."""
 
 # fmt: off
 _NAMES = (
@@ -28,7 +28,7 @@ _NAMES = (
     "%", "%2e%2e", "_", "*", "a*", "[a]", "{a}", "$HOME", "$HOME/x", "`id`", "a;b", "a,b", "a|b", "#", "?", "=1+1",
     "null", "None", "'", '"', "''", "'; DROP TABLE events; --", 'x" OR "1"="1', "a\\'b", "0", "1e3", "true",
     "ann", "Ann", "ANN", "an", "anna", "ann.", ".ann", "ann_", "ann~1", "ann (1)", "ann ", " ann",
-    # One in another's capitals, or in another's normal form.
+    # Variants of one name in other cases and other normal forms.
     "straße", "STRASSE", "strasse", "\u1e9e", "\u0130", "i", "\u0131",
     "\u00e9", "e\u0301", "\ufb01", "fi", "\u00c5", "\u212b", "A\u030a",
     "😀", "𝒜𝓃𝓃", "👩\u200d👩\u200d👧", "אבג", "مرحبا", "名前", "\uff41\uff4e\uff4e", "\u0430nn",
@@ -39,7 +39,7 @@ _NAMES = (
 
 
 def hostile_names(data_dir: Path, canary: Path) -> tuple[str, ...]:
-    """Return every hostile name; those that leave the data folder lead into the canary.
+    """Return all hostile names; those that leave the data folder lead into the canary.
 
     Args:
         data_dir: the folder of the store.
@@ -50,7 +50,7 @@ def hostile_names(data_dir: Path, canary: Path) -> tuple[str, ...]:
     """
     absolute = str(canary / "absolute")
     relative = os.path.relpath(canary / "relative", data_dir)
-    # As many steps up as there is room for: from any folder they end at the root, and turn to the canary there.
+    # As many `../` as fit into a name: from any folder they lead to the root, and from there to the canary.
     steps = (LONGEST_NAME - len(absolute)) // len("../")
     rooted = "../" * max(0, steps) + str(canary / "rooted").lstrip("/")
     if steps <= len(data_dir.parts) or len(relative) > LONGEST_NAME:
@@ -59,11 +59,11 @@ def hostile_names(data_dir: Path, canary: Path) -> tuple[str, ...]:
 
 
 class HostileNames:
-    """The part of a contract that has hostile names."""
+    """The part of a contract that tests hostile names."""
 
     @pytest.fixture
     def canary(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-        """A folder outside of the data folder, and the home directory, in which nothing may appear."""
+        """A folder outside of the data folder that is also the home directory; it must stay empty."""
         folder = tmp_path_factory.mktemp("canary")
         for name in HOME_VARIABLES:
             monkeypatch.setenv(name, str(folder))
@@ -72,5 +72,5 @@ class HostileNames:
 
     @pytest.fixture
     def hostile(self, opening: StoreOpening | LedgerOpening, canary: Path) -> tuple[str, ...]:
-        """Hostile names, none of which can harm the machine of the person who runs the contract."""
+        """Hostile names that cannot harm the machine on which the contract runs."""
         return hostile_names(opening.data_dir, canary)

@@ -3,8 +3,8 @@
     class TestMyLedger(LedgerContract):
         backend = MyLedgerBackend()
 
-The docstrings are the promises. Nothing here knows a ledger: what is particular to one is tested with it. The other
-parts have contracts of their own: `OperationsLogContract`, `ProfileStoreContract` and `ErasableContract`.
+The docstrings are the promises. They hold for every ledger; properties of one ledger are tested with that ledger. The
+other parts have contracts of their own: `OperationsLogContract`, `ProfileStoreContract` and `ErasableContract`.
 """
 
 from __future__ import annotations

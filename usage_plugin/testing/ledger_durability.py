@@ -1,4 +1,4 @@
-"""Promises of a ledger in any order of verbs, between processes, and after any fault: a part of `LedgerContract`."""
+"""Promises of a ledger for any order of operations, between processes and after faults: a part of `LedgerContract`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class LedgerDurability(OpensLedger):
-    """The promises that hold in any order of verbs, and after any fault."""
+    """The promises for any order of operations, and after any fault."""
 
     def test_whatever_is_done_in_whatever_order(self, opening: LedgerOpening) -> None:
         """After any verbs in any order, by two workers, the ledger equals a plain model, and limits held."""

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class OpensLedger:
-    """Opens the ledger under test.
+    """Open the ledger under test.
 
     Attributes:
-        backend: opens the ledger under test.
-        options: its options, as in the YAML.
-        fault_points: as in `StoreContract`.
+        backend: the backend of the ledger under test.
+        options: the backend's options, as in the YAML.
+        fault_points: see `StoreContract`.
     """
 
     backend: ClassVar[LedgerBackend[Any]]
@@ -32,12 +32,12 @@ class OpensLedger:
 
     @pytest.fixture
     def opening(self, tmp_path: Path) -> LedgerOpening:
-        """How the ledger is opened; override it for a ledger that is not in `data_dir`."""
+        """The way to open the ledger; override it for a ledger outside of `data_dir`."""
         return LedgerOpening(self.backend, tmp_path / "data" / "usage", self.options)
 
     @pytest.fixture
     def opened(self, opening: LedgerOpening) -> Iterator[OpenLedger]:
-        """A new ledger, open, and still sound after the test."""
+        """A new ledger, open; its records must be valid after the test too."""
         opened = opening.open()
         yield opened
         assert opened.ledger.verify() == []
@@ -45,7 +45,7 @@ class OpensLedger:
 
     @pytest.fixture
     def faults(self) -> Iterator[Faults]:
-        """Faults of low-level calls."""
+        """Fault injection for low-level calls."""
         faults = Faults(self.fault_points)
         with faults.installed():
             yield faults

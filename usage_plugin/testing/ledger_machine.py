@@ -1,8 +1,8 @@
-"""A Hypothesis state machine drives two workers on one ledger against a model of plain dicts.
+"""A Hypothesis state machine compares two workers on one ledger with a model of plain dicts.
 
-Requests are reserved on a calendar window, a rolling one and a session, settled on the accounts they held and on others
-(the rules have changed since), released, abandoned, lost with their worker and recovered. Verbs are repeated, and come
-for unknown ids. Time passes, amounts are adjusted.
+Requests are reserved on a calendar window, a rolling one and a session. They are settled on the accounts they held and
+on others, as if limits had changed since. Some are released, abandoned, or lost with their worker and recovered. Calls
+are repeated, and made for unknown ids. Time passes, and amounts are adjusted.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ WORKERS = st.sampled_from((0, 1))
 SUBJECTS = st.sampled_from(("ann", "bo"))
 AMOUNTS = st.integers(0, 30)
 NUMBERS = st.integers(0, 10**6)
-"""Choose one of the open requests, or of those that have ended."""
+"""A number that selects an open or an ended request."""
 
 
 class Books(NamedTuple):
-    """What the model knows of an account: its end, what was spent, and what its open requests hold."""
+    """The model's state of an account: its end and its spent amount."""
 
     end: int
     spent: int
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Do anything in any order; the books must be the model's."""
+    """Run operations in any order; the ledger must equal the model."""
 
     def __init__(self, opening: LedgerOpening) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.adjustments: list[Adjustment] = []
         self.largest: defaultdict[tuple[int, str], int] = defaultdict(lambda: USUAL)
         self.overdrawn: set[tuple[int, str]] = set()
-        """Limits and subjects that were charged more than was held for it."""
+        """Limits and subjects that were charged more than was held."""
 
     # ── the model ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -76,7 +76,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
 
     def buckets(self, account: AccountKey, since: int) -> list[Account]:
-        """The accounts of a rolling window, oldest first."""
+        """Return the accounts of a rolling window, oldest first."""
         return [
             Account(key, books.end, Balance(books.spent, self.reserved(key)))
             for key, books in sorted(self.books.items())
@@ -88,7 +88,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.books[account] = Books(max(books.end, end), books.spent + amount)
 
     def maximum(self, limit_key: int, subject: str) -> int:
-        """Give the amount in force; what is in force is asked of the ledger."""
+        """Return the amount in force; the ledger provides the adjustments in force."""
         in_force = [
             adjustment
             for adjustment in self.workers[0].operations.adjustments(self.now)
@@ -115,7 +115,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return known[number % len(known)]
 
     def known_ended(self) -> list[str]:
-        """The last ids that have ended, and that the ledger must still know."""
+        """Return the last ended ids that the ledger must still know."""
         return [event_id for event_id, at in self.ended.items() if self.now - at < KNOWN][-3:]
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -250,7 +250,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(worker=WORKERS, subject=SUBJECTS, wanted=st.integers(0, 100))
     def backfill(self, worker: int, subject: str, wanted: int) -> None:
-        """Set what an account has spent by a correction, while the other worker charges it."""
+        """Correct the spent amount of an account while the other worker charges it."""
         self.number += 1
         account = AccountKey(NEW, 0, subject)
         seq, balances = self.workers[worker].ledger.snapshot([account])
@@ -265,7 +265,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.touch(difference.account, difference.window_end, difference.amount)
         assert self.books[account].spent == wanted + 3
 
-    # ── everything else ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── all other operations ─────────────────────────────────────────────────────────────────────────────────────────
 
     @rule(passed=st.sampled_from((BUCKET, WINDOW - BUCKET, WINDOW)))
     def time_passes(self, passed: int) -> None:
@@ -295,7 +295,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.open_again(worker)
 
     def open_again(self, worker: int) -> None:
-        """A new process repeats nothing that an earlier one has sent."""
+        """A new process repeats no call of an earlier one."""
         self.workers[worker] = self.opening.open()
         self.answers = {event_id: sent for event_id, sent in self.answers.items() if sent[0] != worker}
 
@@ -325,7 +325,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if file is not None:
             file.shorten_log()
 
-    # ── what must always hold ────────────────────────────────────────────────────────────────────────────────────────
+    # ── invariants ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @invariant()
     def the_books_agree(self) -> None:

@@ -1,4 +1,4 @@
-"""How a contract opens the store or the ledger under test, in its own process or, pickled, in another."""
+"""The way a contract opens the store or the ledger under test: in its own process or, pickled, in another."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _new_name() -> str:
 
 @dataclass(frozen=True, slots=True)
 class StoreOpening:
-    """The way to open a store, here or in another process."""
+    """The way to open a store, in this or another process."""
 
     backend: StorageBackend[Any]
     data_dir: Path
@@ -44,20 +44,20 @@ class StoreOpening:
     zone: ZoneInfo = BERLIN
 
     def open(self) -> AbstractAsyncContextManager[UsageStore]:
-        """Open it for the length of a context."""
+        """Open the store for the length of a context."""
         options = self.backend.options_model.model_validate(dict(self.options))
         return self.backend.open(
             options, BackendContext(self.data_dir, self.zone, storage_backends=_builtin_backends())
         )
 
     def another(self) -> StoreOpening:
-        """Make another one, of a new store."""
+        """Return the opening of another, new store."""
         return replace(self, data_dir=self.data_dir / _new_name())
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerOpening:
-    """The way to open a ledger, here or in another process."""
+    """The way to open a ledger, in this or another process."""
 
     backend: LedgerBackend[Any]
     data_dir: Path
@@ -68,13 +68,13 @@ class LedgerOpening:
         return self.backend.options_model.model_validate(dict(self.options)), BackendContext(self.data_dir, BERLIN)
 
     def open(self) -> OpenLedger:
-        """Open it for the calling thread."""
+        """Open the ledger for the calling thread."""
         return self.backend.open(*self._arguments)
 
     def exists(self) -> bool:
-        """Whether there is one."""
+        """Whether the ledger exists."""
         return self.backend.exists(*self._arguments)
 
     def another(self) -> LedgerOpening:
-        """Make another one, of a new ledger."""
+        """Return the opening of another, new ledger."""
         return replace(self, data_dir=self.data_dir / _new_name())

@@ -3,7 +3,7 @@
     class TestMyOperationsLog(OperationsLogContract):
         backend = MyLedgerBackend()
 
-The docstrings are the promises. Nothing here knows a ledger: what is particular to one is tested with it.
+The docstrings are the promises. They hold for every ledger; properties of one ledger are tested with that ledger.
 """
 
 from __future__ import annotations

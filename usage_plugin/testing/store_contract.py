@@ -3,8 +3,8 @@
     class TestMyStore(StoreContract):
         backend = MyBackend()
 
-The docstrings are the promises, in the order in which docs/writing-a-backend.md lists them. Nothing here knows a
-backend: tests of one backend's own behaviour are elsewhere.
+The docstrings are the promises, in the order of the lists in docs/writing-a-backend.md. They hold for every backend;
+properties of one backend are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ class StoreContract(Durability, HostileNames):
     """The promises of a store.
 
     Attributes:
-        backend: opens the store under test.
-        options: its options, as in the YAML.
-        durable: False for a store that loses everything when it is closed; it promises less.
-        fault_points: functions of a backend's own module whose failing is tried, by their dotted names, with the
-            error that their driver would raise. Files and SQLite need none.
+        backend: the backend of the store under test.
+        options: the backend's options, as in the YAML.
+        durable: False for a store that loses its contents when it is closed; it has fewer promises.
+        fault_points: dotted names of functions in a backend's own module that must be tested with faults, each with the
+            error that its driver would raise. Files and SQLite need none.
     """
 
     backend: ClassVar[StorageBackend[Any]]
@@ -86,7 +86,7 @@ class StoreContract(Durability, HostileNames):
     fault_points: ClassVar[Mapping[str, Exception]] = {}
 
     def __init_subclass__(cls) -> None:
-        """Remove the promises that a store does not make."""
+        """Remove the tests of promises that a store does not make."""
         super().__init_subclass__()
         if not cls.durable:
             for name in promises(Durability):
@@ -554,5 +554,5 @@ class StoreContract(Durability, HostileNames):
 
 
 def promises(contract: type) -> list[str]:
-    """List the tests that a class defines, in their order."""
+    """List the names of the tests that a class defines, in their order."""
     return [name for name in vars(contract) if name.startswith("test_")]

@@ -1,4 +1,4 @@
-"""Promises of liveness: one promise, one test, one sentence.
+"""Promises of liveness detection: one promise, one test, one sentence.
 
     class TestMyWorkers(WorkersContract):
         def see(self, place: Path) -> Workers:
@@ -25,7 +25,7 @@ class WorkersContract:
 
     @abstractmethod
     def see(self, place: Path) -> Workers:
-        """Return the view of one more worker of a place; called in other processes, too."""
+        """Return one more worker of a place; called in other processes too."""
 
     def test_a_worker_lives_from_joining_to_leaving(self, tmp_path: Path) -> None:
         """A worker is alive for all others from its joining to its leaving, and others are dead."""

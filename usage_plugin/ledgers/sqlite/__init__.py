@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SqliteLedgerBackend(LedgerBackend[NoOptions]):
-    """Keeps the ledger in `ledger.db` in the data folder."""
+    """Keep the ledger in `ledger.db` in the data folder."""
 
     name = "sqlite"
     options_model = NoOptions
@@ -32,13 +32,13 @@ class SqliteLedgerBackend(LedgerBackend[NoOptions]):
         return _file(context).is_file()
 
     def open(self, options: NoOptions, context: BackendContext) -> OpenLedger:
-        """Open the file, creating it if there is none."""
+        """Open the file; create it if it is missing."""
         del options
         return open_sqlite_ledger(_file(context))
 
 
 def open_sqlite_ledger(path: Path) -> OpenLedger:
-    """Open a file for the calling thread, creating it if there is none.
+    """Open a file for the calling thread; create it if it is missing.
 
     Raises:
         LedgerError: the file cannot be opened, or is not a ledger.

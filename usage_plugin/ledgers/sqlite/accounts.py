@@ -1,4 +1,4 @@
-"""How accounts are read and changed: amounts by account, and statements that SQLite keeps prepared."""
+"""Read and change accounts: the change of each account, and SQL statements that SQLite keeps prepared."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import AccountKey, Charge, Hold
 
 Change: TypeAlias = tuple[int, int, int]
-"""What to add to an account: window_end (the later one stays), spent, reserved."""
+"""A change of an account: window_end (the later one is kept), amounts to add to spent and reserved."""
 
 MOST = 2**63 - 1
-"""The most that an account counts: 9.2 billion USD. Beyond that SQLite would make floats of integers."""
+"""The maximum amount of an account: 9.2 billion USD. Above it SQLite would convert integers to floats."""
 
 
 def encoded(holds: Sequence[Hold]) -> str:
-    """Write the holds of a reservation as JSON."""
+    """Encode the holds of a reservation as JSON."""
     return encode_record([(*account, end, amount, if_lost) for account, end, amount, _, if_lost, _ in holds])
 
 
 def changes_of(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[AccountKey, Change]:
-    """Work out what to add to each account."""
+    """Return the change of each account when a reservation's holds are replaced by charges."""
     changes = {account: (end, 0, -amount) for account, end, amount, _, _, _ in holds}
     for account, end, amount in charges:
         known_end, spent, reserved = changes.get(account, (end, 0, 0))
@@ -34,21 +34,24 @@ def changes_of(holds: Sequence[Hold], charges: Sequence[Charge]) -> dict[Account
 
 
 def _bounded_sum(column: str) -> str:
-    """Sum a column up to 2^63 - 1, in halves: SQLite's own sum raises beyond that."""
+    """Return SQL for the sum of a column, at most 2^63 - 1.
+
+    It adds 32-bit halves, since SQLite's own sum raises an error above that.
+    """
     high, low = f"coalesce(sum({column} >> 32), 0)", f"coalesce(sum({column} & 4294967295), 0)"
     return f"min({high} * 4294967296 + {low}, {MOST})"
 
 
 @cache
 def reserving(sums: tuple[bool, ...]) -> str:
-    """Read as `reading`, and in the same statement whether the request was abandoned: then there is a row -1."""
+    """Return the statement of `reading`, with one more row numbered -1 if the request was abandoned."""
     abandoned = "SELECT -1, 0, 0 FROM tombstones WHERE event_id = ?"
     return f"{reading(sums)} UNION ALL {abandoned}" if sums else abandoned
 
 
 @cache
 def reading(sums: tuple[bool, ...]) -> str:
-    """One look-up for each account, or one sum, in one statement; SQLite keeps it prepared."""
+    """Return one statement that reads all accounts: a look-up or a sum for each. SQLite keeps it prepared."""
     balance = "spent, reserved FROM accounts WHERE limit_key = ? AND window_start = ?"
     total = (
         f"{_bounded_sum('spent')}, {_bounded_sum('reserved')} FROM accounts WHERE limit_key = ? AND window_start >= ?"

@@ -1,4 +1,4 @@
-"""Records of a name in the ledger's file: find them for an export, and erase them without a trace."""
+"""Records of a name in the ledger's file: find them for an export, and erase them from the file completely."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _IS_NAMED = f"instr(char({ord(SEPARATOR)}) || subject || char({ord(SEPARATOR)}),
 
 
 class SqliteErasable(Erasable):
-    """The records of an open file. Each verb scans whole tables: none of them is for the request path."""
+    """The records in an open file. Each verb scans whole tables, so none is for the request path."""
 
     def __init__(self, file: LedgerFile) -> None:
         """Use an open file."""
@@ -31,9 +31,9 @@ class SqliteErasable(Erasable):
         self._path, self._execute, self._writing = file.path, file.execute, file.writing
 
     def find(self, name: str) -> NameMatches:
-        """List all records whose subject contains a name, in one snapshot of the file."""
+        """List all records whose subject contains this name, in one snapshot of the file."""
         named = (f"{SEPARATOR}{name}{SEPARATOR}",)
-        # As JSON has it, so that no part of another name is found.
+        # In JSON with its quotes, so that it does not match a part of another name.
         written = (json.dumps(name, ensure_ascii=False),)
         with self._file.reading():
             return NameMatches(
@@ -85,7 +85,7 @@ class SqliteErasable(Erasable):
             )
 
     def erase(self, matches: NameMatches) -> None:
-        """Delete all of them, a slice at a time, and the rows that ended reservations have left."""
+        """Delete all matches in slices, and the rows left by ended reservations."""
         self._erase(
             "DELETE FROM accounts WHERE limit_key = ? AND window_start = ? AND subject = ? AND reserved = 0",
             [account.key for account in matches.accounts],
@@ -97,7 +97,7 @@ class SqliteErasable(Erasable):
         )
         self._erase("DELETE FROM refusals WHERE ref = ?", [(ref,) for ref, _ in matches.refusals])
         self._erase("DELETE FROM adjustments WHERE number = ?", [(one.number,) for one in matches.adjustments])
-        # The number stays: none is given out twice.
+        # The number stays, so that it is never used again.
         self._erase("UPDATE outbox SET event = '' WHERE seq = ?", [(entry.seq,) for entry in matches.entries])
         with self._writing():
             self._execute("UPDATE ledger SET adjustments_version = adjustments_version + 1")
@@ -110,7 +110,7 @@ class SqliteErasable(Erasable):
                 self._file.connection.executemany(statement, rows[start : start + _SLICE])
 
     def compact(self) -> None:
-        """Rewrite the file and empty its log, waiting for other writers."""
+        """Rewrite the file and empty its log; wait for other writers."""
         with translated(self._path):
             self._execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
             try:

@@ -1,7 +1,7 @@
-"""The ledger's file: one connection with its transactions, its errors, its place and its write-ahead log.
+"""The ledger's file: one connection with its transactions, errors, identity and write-ahead log.
 
-Each part of the ledger is a class over one `LedgerFile`. The connection never waits for a lock: `LedgerBusyError` comes
-at once, and the caller decides how to retry.
+Each part of the ledger is a class over one `LedgerFile`. The connection never waits for a lock: it raises
+`LedgerBusyError` at once, and the caller decides how to retry.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 _START_TIMEOUT = 30.0
 _SLICE = 500
 _DRIVERS = (sqlite3.Error, OSError, OverflowError, UnicodeError)
-"""Errors of the driver."""
+"""Errors that the driver raises."""
 
 
 class LedgerFile:
-    """One open file. One object serves one thread; open another for another.
+    """One open file. An object serves one thread; each thread opens its own.
 
     Attributes:
-        path: of the file.
-        connection: never in a transaction between two verbs.
-        execute: the connection's, for one statement.
-        writer: identifies this ledger's outbox for ever.
+        path: the path of the file.
+        connection: the connection; never in a transaction between two verbs.
+        execute: the connection's method that executes one statement.
+        writer: the permanent id of this ledger's outbox.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, creating it if there is none.
+        """Open the file; create it if it is missing.
 
         Raises:
             LedgerError: the file cannot be opened, or is not a ledger.
@@ -53,21 +53,21 @@ class LedgerFile:
                 path, timeout=_START_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
             )
             self.execute = self.connection.execute
-            # Small pages, since a commit writes each that it touched; but an event fits.
+            # Small pages, since a commit writes each page that it changed; large enough for an event.
             self.execute("PRAGMA page_size = 2048")
             use_write_ahead_log(self.connection, _START_TIMEOUT)
-            # NORMAL: no fsync for each commit. A killed process loses nothing; a power cut the last second.
+            # NORMAL: no fsync for each commit. A killed process loses nothing; a power cut loses the last second.
             self.execute("PRAGMA synchronous = NORMAL")
             self.execute("PRAGMA cache_size = -2000")
             self.execute("PRAGMA wal_autocheckpoint = 0")
-            # Only where a long reader kept the log from beginning anew does it give the space back.
+            # It frees disk space only after a long read has kept the log from restarting at its beginning.
             self.execute(f"PRAGMA journal_size_limit = {2 * LONGEST_LOG}")
             migrate(self.connection, resources.files(__package__) / "migrations", path)
             self.writer = self._identify()
             self.execute("PRAGMA busy_timeout = 0")
 
     def _identify(self) -> str:
-        """Give this ledger its name for ever, once; readers must not wait for a lock to learn it."""
+        """Return this ledger's permanent id; create it once. Readers must not wait for a lock to read it."""
         if (row := self.execute("SELECT writer FROM ledger").fetchone()) is None:
             self.execute(
                 "INSERT INTO ledger (writer, acknowledged, adjustments_version, copies)"
@@ -92,12 +92,12 @@ class LedgerFile:
         return _Writing(self.path, self.execute, self.rollback)
 
     def rollback(self) -> None:
-        """Leave no transaction open after any error: the next request needs the connection."""
+        """End any open transaction after an error: the next request needs the connection."""
         if self.connection.in_transaction:
             self.execute("ROLLBACK")
 
     def delete_older(self, table: str, column: str, before: int) -> None:
-        """Delete a slice of the rows that are older; the column has an index, so looking costs nothing."""
+        """Delete a slice of the rows older than `before`; the column has an index, so a check for them is cheap."""
         oldest = f"SELECT {column} FROM {table} WHERE {column} < ? LIMIT 1"
         if self.execute(oldest, (before,)).fetchone():
             with self.writing():
@@ -108,19 +108,19 @@ class LedgerFile:
                 )
 
     def sync(self) -> None:
-        """Bring the write-ahead log to the disk."""
+        """Sync the write-ahead log to disk."""
         with translated(self.path):
             self._log.sync()
 
     def check_place(self) -> None:
-        """Check that the open file is the one under its name."""
+        """Check that the ledger file was not deleted or replaced."""
         with translated(self.path):
             is_here = identity(self.path) == self._identity
         if not is_here:
             raise LedgerError(f"The ledger {self.path} was deleted or replaced while it was open.")
 
     def shorten_log(self) -> None:
-        """Copy the write-ahead log into the file, once a second."""
+        """Checkpoint the write-ahead log into the file, once a second."""
         with translated(self.path):
             self._log.shorten()
 
@@ -131,9 +131,9 @@ class LedgerFile:
 
 
 class _Writing:
-    """A transaction that writes.
+    """A write transaction.
 
-    A class, since events are recorded in it, and a generator costs as much as a statement.
+    A class and not a generator, since it is on the path of recording, where a generator costs as much as a statement.
     """
 
     __slots__ = ("_execute", "_path", "_rollback")
@@ -166,7 +166,7 @@ class _Writing:
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn the driver's errors into ours, also about numbers and texts that SQLite cannot keep."""
+    """Convert the driver's errors to `LedgerError`, including those for numbers and texts that SQLite cannot store."""
     try:
         yield
     except _DRIVERS as error:
@@ -174,8 +174,8 @@ def translated(path: Path) -> Iterator[None]:
 
 
 def translate(error: Exception, path: Path) -> LedgerError:
-    """Say in our words what the driver said."""
-    # Python 3.10's sqlite3 has no error codes, only these words.
+    """Return the `LedgerError` for an error of the driver."""
+    # Python 3.10's sqlite3 has no error codes, only this message.
     if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
         return LedgerBusyError(f"{path} is locked by another process.")
     return LedgerError(f"The ledger {path} does not work: {error}.")

@@ -1,6 +1,6 @@
-"""The accounts, reservations and outbox in SQLite: every verb is one short transaction on an open connection.
+"""The accounts, reservations and outbox in SQLite: each verb is one short transaction on an open connection.
 
-It runs on the event loop itself: about 40 µs a verb, against over 200 µs through a thread. Few statements stand inside
+It runs on the event loop itself: about 40 µs a verb, against over 200 µs through a thread. Few statements run inside
 the lock, because another thread may take the GIL between two of them.
 """
 
@@ -53,19 +53,19 @@ class SqliteLedger(Ledger):
         self._outbox = Outbox(file, self._ended)
         self._path, self._execute, self._writing, self._rollback = file.path, file.execute, file.writing, file.rollback
         self._own: dict[str, tuple[int, Sequence[Hold], tuple[Balance, ...]]] = {}
-        """Slot, holds and answer of each reservation made and not finished here, to save looking them up."""
+        """Slot, holds and earlier balances of each open reservation made by this object; saves a look-up."""
         self._in_doubt: set[str] = set()
-        """Reservations that failed here: they may have been committed all the same."""
+        """Ids of reservations that raised an error here: they may have been committed nevertheless."""
         self._free: list[int] = []
-        """Slots in which reservations made here were finished here."""
+        """Free slots: of reservations that were made and ended by this object."""
         cursor = file.connection.cursor()
         self._do, self._do_for_each = cursor.execute, cursor.executemany
-        """For the verbs of the request path: `_execute` makes a cursor for each statement, so that many can be read."""
+        """For the request path; `_execute` creates a cursor for each statement, so that several can be read at once."""
 
-    # The verbs of the request path spell the transaction out: a context manager costs as much as a statement.
+    # The verbs of the request path write out the transaction: a context manager costs as much as a statement.
 
     def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
-        """Hold on every account, or on none if one has no room."""
+        """Reserve on every account, or on none if one has no room."""
         row = (
             event_id,
             worker,
@@ -95,12 +95,12 @@ class SqliteLedger(Ledger):
             self._doubt(event_id)
             raise translate(error, self._path) from error
         if self._free:
-            self._free.pop()  # it was taken, or there was none
+            self._free.pop()  # either the reservation took it, or the list is empty
         self._own[event_id] = (slot, tuple(holds), balances)
         return Reserved(True, balances)
 
     def _balances_before(self, event_id: str, holds: Sequence[Hold]) -> tuple[tuple[Balance, ...], bool]:
-        """Read what is held and spent where a request would hold, and whether that request was abandoned."""
+        """Return the balances before a reservation, and whether the request was abandoned."""
         values: list[int | str] = []
         for (limit_key, window_start, subject), _, _, _, _, oldest in holds:
             values += (limit_key, window_start if oldest is None else oldest, subject)
@@ -130,7 +130,7 @@ class SqliteLedger(Ledger):
         self._in_doubt.add(event_id)
 
     def _repeated(self, row: tuple[str, str, int, str, str], holds: Sequence[Hold]) -> Reserved | None:
-        """Return the answer to a reservation that is open already; None if it is not."""
+        """Return the result of a reservation that is already open; None if it is not."""
         event_id = row[0]
         with translated(self._path):
             found = self._execute(
@@ -145,7 +145,7 @@ class SqliteLedger(Ledger):
             if tuple(content) != row:
                 raise ReservationConflictError(f"{event_id} is reserved already, with other content.")
             if event_id not in self._own:
-                # It was committed, though an error said otherwise. What it holds itself was not there before.
+                # It was committed although an error was raised. Its own holds are not part of the balances before it.
                 after, _ = self._balances_before(event_id, holds)
                 before = tuple(
                     balance._replace(reserved=balance.reserved - hold.amount)
@@ -156,7 +156,7 @@ class SqliteLedger(Ledger):
         return Reserved(True, self._own[event_id][2])
 
     def _fill_slot(self, row: tuple[str, str, int, str, str]) -> int:
-        """Keep a reservation in a free slot; it leaves the list only once that is committed."""
+        """Store a reservation in a free slot and return the slot, which leaves the list only after the commit."""
         while self._free:
             slot = self._free[-1]
             filled = self._do(
@@ -166,7 +166,7 @@ class SqliteLedger(Ledger):
             )
             if filled.rowcount:
                 return slot
-            # The keeper has dropped it.
+            # The keeper has deleted the slot.
             self._free.pop()
         made = self._do(
             "INSERT INTO reservations (open, event_id, worker, started_at, holds, event) VALUES (1, ?, ?, ?, ?, ?)", row
@@ -174,7 +174,7 @@ class SqliteLedger(Ledger):
         return made.lastrowid or 0
 
     def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | NotSettled:
-        """Free the reservation's holds, add the charges, append the event."""
+        """Free the reservation's holds, add the charges and append the event."""
         do = self._do
         try:
             do("BEGIN IMMEDIATE")
@@ -196,7 +196,7 @@ class SqliteLedger(Ledger):
         return settled
 
     def recover(self, event_id: str) -> Settled | None:
-        """Settle with what each hold says is charged, and the event the reservation carries."""
+        """Settle with the charge that each hold specifies for a lost worker, and with the reservation's own event."""
         with self._writing():
             found = self._take_anybodys(event_id)
             if found is None:
@@ -208,7 +208,7 @@ class SqliteLedger(Ledger):
         return settled
 
     def release(self, event_id: str) -> bool:
-        """Free the holds, and leave no trace in the outbox."""
+        """Free the holds without an entry in the outbox."""
         with self._writing():
             holds = self._take(event_id)
             if holds is not None:
@@ -218,7 +218,7 @@ class SqliteLedger(Ledger):
         return holds is not None
 
     def abandon(self, event_id: str) -> bool:
-        """Free the holds, if there are any, and leave a tombstone."""
+        """Free the holds, if there are any, and record a tombstone."""
         with self._writing():
             holds = self._take(event_id)
             if holds is None and self._ended.has(event_id):
@@ -229,7 +229,7 @@ class SqliteLedger(Ledger):
         return True
 
     def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
-        """Give back what a reservation of this worker holds on some accounts."""
+        """Free the holds of this worker's reservation on some accounts."""
         if event_id not in self._own:
             return
         slot, holds, before = self._own[event_id]
@@ -256,18 +256,18 @@ class SqliteLedger(Ledger):
         return recorded
 
     def _take(self, event_id: str) -> Sequence[Hold] | None:
-        """Free the slot of a reservation and give its holds; None if it is not open any more."""
+        """Free the slot of a reservation and return its holds; None if it is no longer open."""
         own = self._own.get(event_id)
         if own is None:
             found = self._take_anybodys(event_id)
             return found[0] if found else None
         slot, holds, _ = own
-        # Another worker may have recovered it, and the slot serve another reservation since.
+        # Another worker may have recovered it, and another reservation may use the slot since.
         taken = self._do("UPDATE reservations SET open = 0 WHERE slot = ? AND open AND event_id = ?", (slot, event_id))
         return holds if taken.rowcount else None
 
     def _take_anybodys(self, event_id: str) -> tuple[list[Hold], str] | None:
-        """Look through all reservations, which are few; give the holds and the event."""
+        """Free any worker's reservation and return its holds and event; it scans all reservations, which are few."""
         row = self._do(
             "UPDATE reservations SET open = 0 WHERE open AND event_id = ? RETURNING holds, event", (event_id,)
         ).fetchone()
@@ -280,7 +280,7 @@ class SqliteLedger(Ledger):
         return holds, row[1]
 
     def _finished(self, event_id: str) -> None:
-        """Forget a reservation, if it was made here, and use its slot again."""
+        """Forget a reservation that this object made, and add its slot to the free ones."""
         own = self._own.pop(event_id, None)
         if own is not None:
             self._free.append(own[0])
@@ -298,9 +298,9 @@ class SqliteLedger(Ledger):
         return Settled(seq, balances)
 
     def _add(self, changes: Mapping[AccountKey, Change]) -> None:
-        """Add to accounts, and open those that are new.
+        """Add changes to accounts; insert the missing ones.
 
-        Not in one upsert: that takes longer, and longer still where it gives the balances back.
+        Not one upsert: that takes longer, and longer still with RETURNING.
         """
         if not changes:
             return
@@ -312,7 +312,7 @@ class SqliteLedger(Ledger):
             rows,
         )
         if changed.rowcount < len(rows):
-            # Those that were there are changed already, and stay as they are.
+            # Existing accounts have been updated already, and are ignored here.
             self._do_for_each(
                 "INSERT INTO accounts (window_end, spent, reserved, limit_key, window_start, subject)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -320,11 +320,11 @@ class SqliteLedger(Ledger):
             )
 
     def _alone(self, accounts: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
-        """Read accounts, each by itself."""
+        """Read the balance of each account."""
         return dict(zip(accounts, self._balances(accounts, [None] * len(accounts)), strict=True))
 
     def _balances(self, accounts: Sequence[AccountKey], since: Sequence[int | None]) -> list[Balance]:
-        """Read accounts; since a bucket, the sum over it and all later ones."""
+        """Read accounts; with `since`, the sum over that bucket and all later ones."""
         if not accounts:
             return []
         values: list[int | str] = []
@@ -337,7 +337,7 @@ class SqliteLedger(Ledger):
         return balances
 
     def open_reservations(self) -> list[OpenReservation]:
-        """List what is reserved and not settled, oldest first."""
+        """List the open reservations, oldest first."""
         with translated(self._path):
             rows = self._execute(
                 "SELECT event_id, worker, started_at, event FROM reservations WHERE open ORDER BY started_at"
@@ -345,13 +345,13 @@ class SqliteLedger(Ledger):
             return [OpenReservation(*row) for row in rows]
 
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
-        """Read accounts and the newest number of the outbox, in one snapshot of the file."""
+        """Read accounts and the last number of the outbox, in one snapshot of the file."""
         with self._file.reading():
             (seq,) = self._execute("SELECT coalesce(max(seq), 0) FROM outbox").fetchone()
             return Snapshot(seq, self._alone(keys))
 
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
-        """Read accounts; those that do not exist have spent nothing."""
+        """Read accounts; a missing account has spent nothing."""
         with translated(self._path):
             return self._alone(keys)
 
@@ -374,7 +374,7 @@ class SqliteLedger(Ledger):
         return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
 
     def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
-        """Add differences to what accounts have spent, in one transaction."""
+        """Add differences to the spent amounts of accounts, in one transaction."""
         bounded = [one._replace(amount=min(one.amount, MOST)) for one in differences]
         with self._writing():
             if self._ended.has(correction_id):
@@ -388,15 +388,15 @@ class SqliteLedger(Ledger):
         return self._outbox.entries(after, most, durable=durable)
 
     def waiting(self) -> Waiting:
-        """Return how much the store does not have yet."""
+        """Return the number and size of the events that the store does not have yet."""
         return self._outbox.waiting()
 
     def acknowledged(self) -> int:
-        """Return the number up to which the store has everything."""
+        """Return the number up to which the store has all events."""
         return self._outbox.acknowledged()
 
     def acknowledge(self, seq: int) -> None:
-        """Record that the store has everything up to this number, and delete all but the last entries."""
+        """Record that the store has all events up to this number, and delete all but the last entries."""
         self._outbox.acknowledge(seq)
 
     def agree(self, stored: int) -> None:
@@ -404,16 +404,16 @@ class SqliteLedger(Ledger):
         self._outbox.agree(stored)
 
     def maintain(self, now: int) -> None:
-        """Delete a slice of what is old, and bring the write-ahead log to the disk."""
+        """Delete a slice of the old records, and sync the write-ahead log to disk."""
         self._maintenance.delete_old(now)
         with translated(self._path):
             self._ended.maintain(now)
         self._file.sync()
 
     def verify(self) -> list[str]:
-        """Describe damage."""
+        """List descriptions of damage."""
         return self._maintenance.verify()
 
     def close(self) -> None:
-        """Close the file, with all its parts."""
+        """Close the file, and with it all parts of the ledger."""
         self._file.close()

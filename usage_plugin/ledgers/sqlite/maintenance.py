@@ -1,4 +1,4 @@
-"""Housekeeping of accounts and reservations: delete in slices what no longer counts, and search for damage."""
+"""Housekeeping of accounts and reservations: delete old rows in slices, and detect damage."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SLOTS_EVERY = _DAY // 144
 _RANGES, _RANGE = 4, 500
 _MOST_NAMED = 20
 _BEFORE_ALL: tuple[str | bytes, int, int] = ("", -(2**63), -(2**63))
-_AFTER_ALL = (b"", 2**63 - 1, 2**63 - 1)  # for SQLite any bytes come after all texts
+_AFTER_ALL = (b"", 2**63 - 1, 2**63 - 1)  # SQLite sorts a blob after every text
 
 
 class Maintenance:
-    """Housekeeping of one open file; it remembers where the last slice ended."""
+    """Housekeeping of one open file, with a cursor for the accounts already examined."""
 
     def __init__(self, file: LedgerFile) -> None:
         """Use an open file."""
@@ -35,16 +35,16 @@ class Maintenance:
         self._slots_dropped = 0
 
     def delete_old(self, now: int) -> None:
-        """Delete a slice of closed accounts, and now and then the slots of ended reservations."""
+        """Delete a slice of closed accounts, and every ten minutes the slots of ended reservations."""
         with translated(self._path):
             self._drop_closed_accounts(now - _DAY)
             self._drop_free_slots(now)
 
     def _drop_closed_accounts(self, closed: int) -> None:
-        """Look at the next accounts in the order of their keys, and drop those that count nowhere any more.
+        """Examine the next accounts in key order, and delete those that no longer count.
 
-        A few at a time, since workers wait while they are dropped; found by SQLite and not by Python, which would
-        take turns with the event loop of this process.
+        A few at a time, since other workers wait during a deletion. SQLite selects them and not Python, which would
+        block this process's event loop.
         """
         for _ in range(_RANGES):
             first = self._looked_up_to
@@ -62,20 +62,20 @@ class Maintenance:
             if self._execute(f"SELECT 1 {old} LIMIT 1", values).fetchone():
                 with self._writing():
                     self._execute(f"DELETE {old}", values)
-            # Only now: a range that found the ledger busy is looked at again.
+            # Only now: a range for which the ledger was busy is examined again.
             self._looked_up_to = last or _BEFORE_ALL
             if last is None:
                 return
 
     def _drop_free_slots(self, now: int) -> None:
-        """Drop what reservations have left free, those of dead processes among them; the living make new ones."""
+        """Delete free slots, including those of dead processes; live workers insert new ones."""
         if not self._slots_dropped <= now < self._slots_dropped + _SLOTS_EVERY:
             with self._writing():
                 self._execute("DELETE FROM reservations WHERE NOT open")
             self._slots_dropped = now
 
     def verify(self) -> list[str]:
-        """Describe damage, in one snapshot of the file."""
+        """List descriptions of damage, from one snapshot of the file."""
         try:
             with self._file.reading():
                 return [*self._damage(), *self._wrong_holds(), *self._negative_sums()]
@@ -89,7 +89,7 @@ class Maintenance:
         return [f"The file is damaged: {row[0]}." for row in rows if row[0] != "ok"]
 
     def _wrong_holds(self) -> Iterator[str]:
-        """Compare what the accounts say is reserved with what the open reservations hold."""
+        """Compare the reserved amounts of the accounts with the holds of the open reservations."""
         held: Counter[tuple[int, str, int]] = Counter()
         for (holds,) in self._execute("SELECT holds FROM reservations WHERE open"):
             for limit_key, window_start, subject, _, amount, _ in json.loads(holds):

@@ -1,7 +1,7 @@
-"""Ids that have ended, kept for a while: the same id is charged once, however often and late it is sent.
+"""Ended ids, kept for a while: an id is charged once, regardless of how often and how late it is sent.
 
-The request path writes nothing for it: an entry of the outbox carries its id, and the keeper copies new ids into a
-table once a second. A question copies the rest first, so that the answer is complete.
+The request path writes nothing for this, since an entry of the outbox has its id. The keeper copies new ids into a
+table once a second. A look-up copies the rest first, so its answer is complete.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from usage_plugin.ledgers.sqlite.file import LedgerFile
 
 GENERATION = 600_000_000
-"""Microseconds. An id is known for one generation at least, and for two at most: 7 MB at 100 requests a second."""
+"""Microseconds. An id is kept for one to two generations: 7 MB at 100 requests a second."""
 _KEPT_TOMBSTONES = 144
 """Generations: one day."""
 _COPIED = 100
-"""Ids copied in one transaction: 0.2 ms."""
+"""The number of ids copied in one transaction: 0.2 ms."""
 _SLICE = 2_000
 
 
 class EndedIds:
-    """The memory of ended ids in an open file."""
+    """The record of ended ids in an open file."""
 
     def __init__(self, file: LedgerFile) -> None:
         """Use an open file."""
@@ -29,7 +29,7 @@ class EndedIds:
         self._execute = file.execute
 
     def has(self, event_id: str) -> bool:
-        """Whether an id has ended; asked within a transaction that writes."""
+        """Whether an id has ended; call it within a write transaction."""
         self.copy_up_to(self._newest())
         found = self._execute(
             "SELECT 1 FROM ledger JOIN ended ON ended.generation IN (ledger.generation, ledger.generation - 1)"
@@ -39,17 +39,17 @@ class EndedIds:
         return found.fetchone() is not None
 
     def add(self, event_id: str) -> None:
-        """Remember an id that leaves no entry in the outbox; within a transaction that writes."""
+        """Record an ended id that has no entry in the outbox; call it within a write transaction."""
         self._execute("INSERT OR IGNORE INTO ended SELECT generation, ? FROM ledger", (event_id,))
 
     def bury(self, event_id: str) -> None:
-        """Remember an abandoned id; within a transaction that writes."""
+        """Record an abandoned id; call it within a write transaction."""
         self.add(event_id)
         self._execute("INSERT OR REPLACE INTO tombstones SELECT ?, generation FROM ledger", (event_id,))
 
     def copy_up_to(self, last: int) -> None:
-        """Copy the ids of entries up to a number; within a transaction that writes, and before they are deleted."""
-        # Never ahead of the outbox, for any number that a store acknowledges: the next entry is a new one.
+        """Copy the ids of entries up to a number; call it in a write transaction, before the entries are deleted."""
+        # At most the last number of the outbox, although a store may acknowledge more: the next entry has a new id.
         last = min(last, self._newest())
         if self._remembered() < last:
             self._execute(
@@ -60,7 +60,7 @@ class EndedIds:
             self._execute("UPDATE ledger SET remembered = ?", (last,))
 
     def maintain(self, now: int) -> None:
-        """Copy new ids out of the outbox, some at a time, and forget a slice of the old ones."""
+        """Copy new ids out of the outbox in chunks, and delete a slice of the old ones."""
         while (last := self._last_of_next()) is not None:
             with self._file.writing():
                 self.copy_up_to(last)
@@ -72,7 +72,7 @@ class EndedIds:
         self._forget("tombstones", _KEPT_TOMBSTONES)
 
     def _last_of_next(self) -> int | None:
-        """Return the last number of the entries to copy next; numbers may be far apart after a restore."""
+        """Return the last number of the next chunk of entries; numbers can have large gaps after a restore."""
         (last,) = self._execute(
             "SELECT max(seq) FROM (SELECT seq FROM outbox WHERE seq > (SELECT remembered FROM ledger)"
             " ORDER BY seq LIMIT ?)",

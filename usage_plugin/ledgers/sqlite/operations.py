@@ -37,7 +37,7 @@ class SqliteOperationsLog(OperationsLog):
         self._path, self._execute, self._writing = file.path, file.execute, file.writing
 
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
-        """Add up refusals, and keep the last ones for look-up."""
+        """Add to the counts of refusals, and keep the details of the most recent ones for look-up."""
         with self._writing():
             self._file.connection.executemany(
                 "INSERT INTO refusal_counts (minute, limit_name, subject, reason, count) VALUES (?, ?, ?, ?, ?)"
@@ -61,13 +61,13 @@ class SqliteOperationsLog(OperationsLog):
             return [RefusalCount(*row) for row in rows]
 
     def refusal(self, ref: str) -> str | None:
-        """Find the details of a refusal by the ref the client was told."""
+        """Return the details of a refusal by the ref that the client received."""
         with translated(self._path):
             row = self._execute("SELECT details FROM refusals WHERE ref = ?", (ref,)).fetchone()
             return None if row is None else str(row[0])
 
     def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
-        """Add up anomalies; once there are 2,000 rows, new ones are counted as `(others)` of their kind."""
+        """Add to the counts of anomalies; beyond 2,000 rows, new ones are counted as `(others)` of their kind."""
         with self._writing():
             (known,) = self._execute("SELECT count(*) FROM imperfections").fetchone()
             for anomaly in anomalies:
@@ -86,13 +86,13 @@ class SqliteOperationsLog(OperationsLog):
                 )
 
     def anomalies(self) -> list[Anomaly]:
-        """List all that were counted, by kind and by what they concern."""
+        """List all counted anomalies, by kind and concern."""
         with translated(self._path):
             rows = self._execute("SELECT kind, concerns, times, amount, first_at, last_at FROM imperfections")
             return [Anomaly(*row) for row in sorted(rows)]
 
     def alert(self, key: AlertKey, at: int, details: str = "") -> bool:
-        """Note that a threshold was passed; what was noted before is found without the write lock."""
+        """Record that a threshold was crossed; an existing record is found without the write lock."""
         with translated(self._path):
             noted = self._execute(
                 "SELECT 1 FROM alerts WHERE (limit_key, subject, window_start, threshold) = (?, ?, ?, ?)", key
@@ -108,7 +108,7 @@ class SqliteOperationsLog(OperationsLog):
             return added.rowcount == 1
 
     def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
-        """List what was noted of these subjects."""
+        """List the recorded alerts of these subjects."""
         with translated(self._path):
             rows = self._execute(
                 "SELECT number, limit_key, subject, window_start, threshold, at, details, acknowledged_at,"
@@ -119,7 +119,7 @@ class SqliteOperationsLog(OperationsLog):
             return [NotedAlert(number, AlertKey(*rest[:4]), *rest[4:]) for number, *rest in rows]
 
     def acknowledge_alert(self, number: int, at: int, actor: str) -> bool:
-        """Note who has seen to an alert."""
+        """Record the person that acknowledged an alert."""
         with self._writing():
             noted = self._execute(
                 "UPDATE alerts SET acknowledged_at = ?, acknowledged_by = ?"
@@ -129,7 +129,7 @@ class SqliteOperationsLog(OperationsLog):
             return noted.rowcount == 1
 
     def adjust(self, adjustment: Adjustment) -> Adjustment:
-        """Put a change of an amount in force."""
+        """Apply an adjustment."""
         with self._writing():
             added = self._execute(
                 "INSERT INTO adjustments"
@@ -141,7 +141,7 @@ class SqliteOperationsLog(OperationsLog):
             return adjustment._replace(number=added.lastrowid or 0)
 
     def end_adjustment(self, number: int, at: int) -> bool:
-        """End one early."""
+        """End an adjustment early."""
         with self._writing():
             ended = self._execute(
                 "UPDATE adjustments SET ended_at = ?1 WHERE number = ?2 AND ended_at IS NULL AND until > ?1",
@@ -152,7 +152,7 @@ class SqliteOperationsLog(OperationsLog):
             return ended.rowcount == 1
 
     def adjustments(self, since: int | None = None) -> list[Adjustment]:
-        """List those in force at `since` or later; all that are still kept, if None."""
+        """List the adjustments in force at `since` or later; all stored ones if None."""
         with translated(self._path):
             rows = self._execute(
                 "SELECT number, limit_name, subject, amount, before, made_at, until, actor, reason, ended_at"
@@ -162,13 +162,13 @@ class SqliteOperationsLog(OperationsLog):
             return [Adjustment(*row) for row in rows]
 
     def adjustments_version(self) -> int:
-        """Give the number that changes with each adjustment made or ended."""
+        """Return the number that changes when an adjustment is made or ended."""
         with translated(self._path):
             (version,) = self._execute("SELECT adjustments_version FROM ledger").fetchone()
             return int(version)
 
     def note(self, name: str, text: str | None) -> None:
-        """Leave a short text, or take it away."""
+        """Store a short text under a name, or delete it if None."""
         with self._writing():
             if text is None:
                 self._execute("DELETE FROM notes WHERE name = ?", (name,))
@@ -176,7 +176,7 @@ class SqliteOperationsLog(OperationsLog):
                 self._execute("INSERT OR REPLACE INTO notes (name, text) VALUES (?, ?)", (name, text))
 
     def notes(self, prefix: str) -> dict[str, str]:
-        """Read the notes whose names begin so."""
+        """Return the notes whose names start with a prefix."""
         with translated(self._path):
             rows = self._execute(
                 "SELECT name, text FROM notes WHERE substr(name, 1, length(?1)) = ?1 ORDER BY name", (prefix,)
@@ -184,7 +184,7 @@ class SqliteOperationsLog(OperationsLog):
             return dict(rows.fetchall())
 
     def audit(self, entry: AuditEntry) -> None:
-        """Keep an entry of the audit."""
+        """Append an entry to the audit."""
         with self._writing():
             self._execute(
                 "INSERT INTO audit (at, action, subject, actor, reason, counts) VALUES (?, ?, ?, ?, ?, ?)",
@@ -192,17 +192,17 @@ class SqliteOperationsLog(OperationsLog):
             )
 
     def audited(self) -> list[AuditEntry]:
-        """List the audit, oldest first."""
+        """List the entries of the audit, oldest first."""
         with translated(self._path):
             rows = self._execute("SELECT number, at, action, subject, actor, reason, counts FROM audit ORDER BY number")
             return [AuditEntry._make((*row, json.loads(counts))) for *row, counts in rows]
 
     def maintain(self, now: int) -> None:
-        """Delete a slice of the records that are older than they are kept."""
+        """Delete a slice of the records whose retention is over."""
         with translated(self._path):
             delete_older = self._file.delete_older
             delete_older("refusal_counts", "minute", now // 60_000_000 - KEPT_REFUSAL_MINUTES)
             delete_older("alerts", "at", now - _YEAR)
             delete_older("imperfections", "last_at", now - _YEAR)
-            # Those that could be in force in the year for which the audit promises to have them.
+            # The audit promises adjustments for a year after they could be in force.
             delete_older("adjustments", "until", now - _YEAR)

@@ -1,4 +1,4 @@
-"""The outbox in the ledger's file, but for appending to it, which is part of settling."""
+"""The outbox in the ledger's file, without appending, which is a part of settling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
     from usage_plugin.ledgers.sqlite.memory import EndedIds
 
 KEPT_ENTRIES = 2_000
-"""Acknowledged outbox entries that stay, so that caches of other workers can catch up from them."""
+"""The number of acknowledged entries that are kept, so that other workers' caches can catch up from them."""
 _SAMPLE = 500
 
 
 class Outbox:
-    """Entries of an open file, and how far the store has them."""
+    """The entries in an open file, and the number up to which the store has them."""
 
     def __init__(self, file: LedgerFile, ended: EndedIds) -> None:
-        """Use an open file, and the memory that keeps ids of entries that are deleted."""
+        """Use an open file, and the record that keeps the ids of deleted entries."""
         self._file = file
         self._ended = ended
         self._path, self._execute, self._writing = file.path, file.execute, file.writing
@@ -37,10 +37,10 @@ class Outbox:
         return entries
 
     def waiting(self) -> Waiting:
-        """Return how much the store does not have yet.
+        """Return the number and size of the events that the store does not have yet.
 
-        Numbers have no gaps there, so that their count needs no counting. The size is exact up to 500 entries; of
-        more, every nth is measured, so that it costs the same however long the store is away.
+        Unacknowledged numbers have no gaps, so the count is a subtraction. The size is exact up to 500 entries. Above
+        that it is estimated from every nth entry, so the call costs the same for any length of an outage.
         """
         with translated(self._path):
             first, last = self._execute(
@@ -59,13 +59,13 @@ class Outbox:
             return Waiting(events, size * events // measured)
 
     def acknowledged(self) -> int:
-        """Return the number up to which the store has everything."""
+        """Return the number up to which the store has all events."""
         with translated(self._path):
             (seq,) = self._execute("SELECT acknowledged FROM ledger").fetchone()
             return int(seq)
 
     def acknowledge(self, seq: int) -> None:
-        """Record that the store has everything up to this number, and delete all but the last entries."""
+        """Record that the store has all events up to this number, and delete all but the last entries."""
         with self._writing():
             self._execute("UPDATE ledger SET acknowledged = max(acknowledged, ?)", (seq,))
             self._ended.copy_up_to(seq - KEPT_ENTRIES)
@@ -81,7 +81,7 @@ class Outbox:
                 self._execute(
                     "UPDATE outbox SET seq = seq + ? WHERE seq > ? AND seq <= ?", (behind, acknowledged, stored)
                 )
-                # Where nothing was moved, an empty entry takes the number; readers pass it over.
+                # If no entry was renumbered, an empty entry takes the number; readers skip it.
                 self._execute(
                     "INSERT INTO outbox (seq, event)"
                     " SELECT ?1, '' WHERE ?1 > (SELECT coalesce(max(seq), 0) FROM outbox)",

@@ -21,7 +21,7 @@ class SqliteProfileStore(ProfileStore):
         self._path, self._execute, self._writing = file.path, file.execute, file.writing
 
     def put(self, profiles: Sequence[UserProfile]) -> None:
-        """Keep profiles that are newer than those in the file."""
+        """Store profiles that are newer than those in the file."""
         rows = [(profile.user, profile.updated_at, encode_profile(profile)) for profile in profiles]
         with self._writing():
             for row in rows:

@@ -1,11 +1,12 @@
-"""The write-ahead log: SQLite appends what is written to it, and somebody has to copy it into the file: the keeper.
+"""The write-ahead log: SQLite appends each commit to it, and the keeper copies (checkpoints) it into the file.
 
-Writers do not wait meanwhile, above all not for the disk. Only for the last bit they do, when the log has become long
-and begins anew: it may not be overwritten before everything is copied and on the disk.
+Writers do not wait during that copy, and never for its disk I/O. They wait only for its last part, before a long log
+restarts at its beginning. It may be overwritten only when everything is copied and synced.
 
-Versions before 3.51.3 have a bug that damages the file (https://sqlite.org/wal.html#walresetbug). It takes a log that
-is copied wholly, and begins anew at the instant at which somebody looks for what is to copy. So that is done only
-while something is left to copy for certain, or while nobody can write.
+Versions before 3.51.3 have a bug that damages the file: https://sqlite.org/wal.html#walresetbug
+
+For that, a completely copied log must restart in the instant in which another connection checks for frames to copy.
+So the check runs only while some frames certainly remain uncopied, or while no process can write.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 COPY_EVERY = 1.0
-"""Seconds."""
+"""The interval between copies, in seconds."""
 LONGEST_LOG = 32 * 2**20
-"""Bytes after which the log begins anew."""
+"""Bytes above which the log restarts at its beginning."""
 _FRAME_HEADER = 24
 _WAIT = 0.1
 _TRIES = 5
@@ -30,14 +31,14 @@ _READERS_TAKE = 0.0001
 _bring_to_disk = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 _SYNCED: dict[tuple[int, int], int] = {}
-"""Descriptors by device and inode. Never closed: that would drop all locks that SQLite has on the file here."""
+"""Descriptors by device and inode. Never closed: that would drop all locks of SQLite on the file in this process."""
 
 
 class WriteAheadLog:
-    """The log of one file, with two connections of its own from when it is first shortened."""
+    """The log of one file, with two connections of its own, opened when it is first shortened."""
 
     def __init__(self, path: Path) -> None:
-        """Take the path of the file; the log is beside it."""
+        """Use the path of the file; the log is in the same folder."""
         self._path = path
         self._copying: sqlite3.Connection | None = None
         self._pinning: sqlite3.Connection | None = None
@@ -46,9 +47,9 @@ class WriteAheadLog:
         self._page_size = 0
 
     def sync(self) -> None:
-        """Bring the log to the disk; what is not in it any more is there already."""
+        """Sync the log to disk; frames that are no longer in it were synced already."""
         with suppress(FileNotFoundError):
-            # SQLite has no locks on the log, so it may be opened and closed beside it, unlike the file.
+            # SQLite has no locks on the log, so unlike the file it may be opened and closed here.
             handle = os.open(self._path.with_name(f"{self._path.name}-wal"), os.O_RDONLY)
             try:
                 _bring_to_disk(handle)
@@ -56,7 +57,7 @@ class WriteAheadLog:
                 os.close(handle)
 
     def shorten(self) -> None:
-        """Copy the log once a second, if somebody has written; have it begin anew if it is long."""
+        """Copy the log once a second, if there were writes; make it restart at its beginning if it is long."""
         now = time.monotonic()
         if now < self._copied_at + COPY_EVERY:
             return
@@ -66,7 +67,7 @@ class WriteAheadLog:
             return
         self._copied_at = now
         if self._copy(copying, pinning) >= LONGEST_LOG:
-            # Twice, so that hardly anything is left for the instant at which nobody can write.
+            # Twice, so that little is left for the time in which no process can write.
             self._sync_file()
             self._copy(copying, pinning)
             self._sync_file()
@@ -84,14 +85,14 @@ class WriteAheadLog:
         return self._copying, self._pinning
 
     def _copy(self, copying: sqlite3.Connection, pinning: sqlite3.Connection) -> int:
-        """Copy the log up to this instant, but never all of it; give its length in bytes.
+        """Copy the log up to now, but never all of it; return its length in bytes.
 
-        While something is left, no writer can begin the log anew, at an instant at which it would wait for the disk.
+        While a part is left, no writer can restart the log and wait for the disk.
         """
         pinning.execute("BEGIN")
         try:
             pinning.execute("SELECT copies FROM ledger").fetchone()
-            # Written behind the pinned instant, so it is left.
+            # Written after the pinned snapshot, so it is not copied.
             copying.execute("UPDATE ledger SET copies = copies + 1")
             _, frames, _ = copying.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         finally:
@@ -100,20 +101,20 @@ class WriteAheadLog:
 
     @staticmethod
     def _copy_rest(copying: sqlite3.Connection, pinning: sqlite3.Connection) -> None:
-        """Copy all that is left while nobody can write; whoever writes next begins the log anew."""
+        """Copy the rest while no process can write; the next writer restarts the log."""
         pinning.execute("BEGIN IMMEDIATE")
         try:
             for _ in range(_TRIES):
                 _, frames, copied = copying.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 if copied == frames:
                     break
-                # Somebody reads just now what is to be overwritten.
+                # A reader still uses a page that would be overwritten.
                 time.sleep(_READERS_TAKE)
         finally:
             pinning.execute("ROLLBACK")
 
     def _sync_file(self) -> None:
-        """Bring the file itself to the disk, so that SQLite has little of that to do while nobody can write."""
+        """Sync the file itself, so that SQLite has little to sync while no process can write."""
         status = self._path.stat()
         file = (status.st_dev, status.st_ino)
         if file not in _SYNCED:
