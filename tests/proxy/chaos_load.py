@@ -31,7 +31,7 @@ class Sent:
 
     Attributes:
         outcome: As the client saw it: `answered` (to the last byte), `refused` (by this plugin), `failed` (any other
-            status), `broken` (an incomplete answer), `left` (the client hung up) or `lost` (the connection failed).
+            status), `broken` (incomplete answer), `left` (the client hung up) or `lost` (connection failure).
     """
 
     call_id: str

@@ -61,7 +61,7 @@ def with_callback(folder: Path, code: str) -> Path:
 
 @pytest.fixture
 def own_temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for temporary files that nobody else uses."""
+    """A folder for temporary files that nothing else uses."""
     return tmp_path_factory.mktemp("temporary")
 
 

@@ -254,7 +254,7 @@ async def send(http: httpx.AsyncClient, upstream: Upstream, row: Row, user: str)
 
 
 def fill(proxy: Proxy, upstream: Upstream, all_rows: Sequence[Row], *, seconds: float = 30) -> Books:
-    """Send all rows at once, wait until all are settled, and read the books."""
+    """Send all rows at once, wait until all are settled, and return the books."""
     mark = secrets.token_hex(3)
     users = {f"{row.user}-{mark}-{row.id}": row for row in all_rows}
     answers: dict[str, list[int | None]] = {row.id: [] for row in all_rows}
@@ -292,7 +292,7 @@ def books(proxies: Callable[[int], Proxy], upstream: Upstream) -> Books:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_every_ending_is_one_event(books: Books, row: Row) -> None:
-    """However a request ends: one event, the right status, the right cost, nothing held any more."""
+    """However a request ends, it has one event with the right status and cost, and nothing remains held."""
     books.check(row)
 
 
@@ -354,7 +354,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def odd_proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    """Run a proxy with all that changes the order of hooks: guards before and after the plugin, the plugin twice, pings, …"""
+    """Run a proxy with all that changes when hooks fire: guards on both sides of the plugin, the plugin twice, pings, …"""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "guard.py").write_text(GUARD)
     limits = [
@@ -419,7 +419,7 @@ def odd_books(odd_proxy: Proxy, upstream: Upstream) -> Books:
 
 @pytest.mark.parametrize("row", ODD_ROWS, ids=lambda row: row.id)
 def test_every_odd_ending_is_one_event(odd_books: Books, row: Row) -> None:
-    """The same holds with guards that refuse, cancellation on disconnect, pings in streams, and a callback named twice."""
+    """The same holds with refusing guards, cancellation on disconnect, pings in streams, and a callback named twice."""
     odd_books.check(row)
 
 

@@ -309,7 +309,7 @@ def of_the_router(bank: Bank) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
 
 
 def of_settings(bank: Bank) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Return the settings that operators write for the whole proxy: caches, guardrails, tags, other callbacks, files."""
+    """Return the settings that operators write for a whole proxy: caches, guardrails, tags, other callbacks, files."""
     models = [
         openai(bank, "gpt", tags=["default", "free"]), openai(bank, "gpt", tags=["paid"]), claude(bank, "claude", tags=["default"]),
     ]  # fmt: skip
@@ -358,7 +358,7 @@ async def test_no_configuration_makes_a_limit_refuse(kind: str, bank: Bank, tmp_
 
 
 async def test_no_other_kind_of_model_is_refused(plain: Proxy) -> None:
-    """Embeddings, images and the like, configured as in LiteLLM's documentation, are served, with each kind of fallback."""
+    """Embeddings, images and the like, configured as LiteLLM documents, are served, as is each kind of fallback."""
     requests: list[Request] = [
         (name, route, {"model": name, **body}, {}) for name, (route, body) in OTHER_ROUTES.items()
     ]

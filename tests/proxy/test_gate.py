@@ -175,7 +175,7 @@ def test_what_costs_nothing_passes(books: Books, fake: AnyProvider) -> None:
 
 
 def test_a_background_response_is_charged_once_when_it_is_done(books: Books, fake: AnyProvider) -> None:
-    """A background response is held until a look-up shows its usage: over a restart, by any user, any number of times."""
+    """A background response is held until a look-up, by any user and after a restart, shows its usage; charged once."""
     open_before = books.proxy.cli("status")["reservations"]["open"]
     made = books.ask(NO_LIMIT, "/v1/responses", BACKGROUND).json()
     assert books.ask("another", f"/v1/responses/{made['id']}", method="GET").status_code in (200, 403)
