@@ -354,7 +354,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def odd_proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    """Run a proxy with all that changes when hooks fire: guards before and after the plugin, a second plugin, pings, …"""
+    """Run a proxy with all that changes when hooks fire: guards before and after, the plugin twice, pings, …"""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "guard.py").write_text(GUARD)
     limits = [

@@ -122,7 +122,7 @@ def test_a_gateway_that_sends_back_what_the_client_wrote_is_not_believed(size: i
 
 
 def test_frames_of_providers_that_write_usage_elsewhere() -> None:
-    """Usage is found in Cohere's last frame, in Groq's own field, in an array of Gemini's frames, and after reranking."""
+    """Usage is found in Cohere's last frame, Groq's own field, an array of Gemini's frames, and a reranking answer."""
     billed = {"billed_units": {"input_tokens": 5, "output_tokens": 2}}
     cohere = json.dumps({"type": "message-end", "delta": {"finish_reason": "COMPLETE", "usage": billed}}).encode()
     assert read(cohere + b"\n", 9, kind="application/stream+json").usage == billed

@@ -45,7 +45,7 @@ def worst(found):
 
 
 def test_a_request_is_held_at_its_dearest_deployment(ask):
-    """The most expensive deployment counts, and a single one without a price makes the amount unknown."""
+    """Of deployments with the same billing the most expensive counts; one without a price makes the cost unknown."""
     cheap = worst(ask(TEXT, MICRO))
     assert cheap == ask(TEXT, MICRO).input_tokens * 1_000 + 100 * 2_000
     dear = {"input_cost_per_token": 5e-06, "output_cost_per_token": 5e-06}
@@ -85,7 +85,7 @@ def test_images_in_the_body_count_no_more_than_the_context(ask):
 
 
 def test_what_is_referred_to_counts_as_the_context(ask):
-    """Referenced content is bounded by the model's context, at any input price; for an unknown context it has no bound."""
+    """Referenced content is bounded by the model's context, at its highest input price; without one it has no bound."""
     body = {**TEXT, "messages": [{"role": "user", "content": [URL]}]}
     assert ask(body, MICRO, context=8_000).input_tokens == 8_000
     assert worst(ask(body, SPOKEN, context=8_000)) == 8_000 * 10_000 + 100 * 2_000

@@ -86,7 +86,7 @@ def test_a_request_of_messages_is_read_as_it_would_be_among_other_fields(body, k
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_a_role_and_a_content_count_as_in_a_message_with_more(role, content):
-    """The fast path for a message of two strings counts them as the slow path does, which an additional name selects."""
+    """The fast path for a message of two strings counts them as the slow path does; another name selects the latter."""
     with_name = {"role": role, "content": content, "": ""}
     assert input_bound({"messages": [{"role": role, "content": content}]}) == input_bound({"messages": [with_name]})
 
@@ -146,7 +146,7 @@ def test_long_text_counts_where_it_stands(call_type, body):
 
 @given(messages, st.sampled_from(["acompletion", "anthropic_messages"]))
 def test_a_conversation_is_bounded_by_all_its_text(found, call_type):
-    """A conversation is bounded by the bytes of all its strings, and the overhead of chat templates for each message."""
+    """A conversation is bounded by the bytes of all its strings, plus a chat template's overhead for each message."""
     bound = input_bound({"messages": found})
     assert bound >= sum(map(bytes_of, strings(found))) + PER_MESSAGE * len(found)
 
@@ -477,7 +477,7 @@ GEMINI = "agenerate_content"
 
 
 def test_geminis_native_requests_are_bounded():
-    """Contents, system instructions and functions of generateContent count by their bytes, and its output limit is found."""
+    """Contents, system instructions and functions of generateContent count by bytes, and its output limit is found."""
     body = {
         "contents": [{"role": "user", "parts": [{"text": LONG}, {"functionResponse": {"name": "f", "response": {"a": LONG}}}]}],
         "systemInstruction": {"parts": [{"text": LONG}]},

@@ -1,4 +1,4 @@
-"""The fields that a client may send: those of ordinary clients pass, LiteLLM's own tables are known, controls are found."""
+"""The fields that a client may send: ordinary clients' fields pass, LiteLLM's own tables are known, controls are not."""
 
 from __future__ import annotations
 
