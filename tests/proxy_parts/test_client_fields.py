@@ -1,4 +1,4 @@
-"""The fields that a client may send: ordinary clients' fields pass, LiteLLM's own tables are known, controls are not."""
+"""The fields that a client may send: ordinary ones pass, those of LiteLLM's tables are known, controls are detected."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_the_contact_ends_every_refusal(refusing, contact, end):
 
 
 def test_the_fields_are_the_documented_ones(refusing):
-    """A refusal by one of the caller's own limits has all facts in machine-readable fields, amounts as decimal strings."""
+    """A refusal by one of the caller's own limits has all facts in its fields, with amounts as decimal strings."""
     fields = refusing.refusal_error(refusal(), Config()).provider_specific_fields
     assert fields == {
         "reason": "spent", "limit": "daily", "subject": {"user": "ann"}, "unit": "usd", "max": "5.00", "spent": "4.98",
@@ -207,7 +207,7 @@ def test_amounts_of_others_are_not_shown(refusing, limit, reason):
     )  # fmt: skip
     error = refusing.refusal_error(found, Config())
     assert set(error.provider_specific_fields) == {"reason", "limit", "resets_at", "ref"}
-    headers = {name: value for name, value in error.headers.items() if name != "retry-after-ms"}  # by chance
+    headers = {name: value for name, value in error.headers.items() if name != "retry-after-ms"}  # random
     told = json.dumps([error.message, headers, error.provider_specific_fields])
     assert limit.name in error.message
     assert not [amount for amount in ("777", "666", "555", "888", "0.88", "secret-team") if amount in told]

@@ -161,7 +161,7 @@ def test_the_command_line_reads_every_shape(tmp_path: Path, shape: str) -> None:
     ],
 )  # fmt: skip
 def test_what_litellm_refuses_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
-    """An include that LiteLLM does not start with is an error of ours as well, and names the file."""
+    """An include that LiteLLM refuses to start with is an error of the plugin too, and names the file."""
     path = write(tmp_path, files)
     with pytest.raises(Exception, match=r".+"):
         as_litellm_reads(path)

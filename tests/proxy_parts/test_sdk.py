@@ -93,7 +93,7 @@ async def test_each_way_to_call_is_one_event(tracker: UsageTracker, provider: di
 
 
 async def test_metadata_says_whose_it_is(tracker: UsageTracker, provider: dict[str, Any]) -> None:
-    """`user`, else `user_id`, names the user; session, team and tags come from the metadata; an invalid name is omitted."""
+    """`user`, else `user_id`, names the user; session, team and tags are in the metadata; invalid names are omitted."""
     anonymous = {name: value for name, value in chat(provider).items() if name != "user"}
     async with recorded_calls(tracker):
         metadata = {"session_id": "s1", "team": "garden", "tags": ["a", "b"], "user_id": "kim"}

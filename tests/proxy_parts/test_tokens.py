@@ -13,7 +13,7 @@ WORDS = "Which wood makes a good handle for a spade, and why? " * 200
 
 @pytest.fixture(scope="module")
 def tokens(litellm):
-    from usage_plugin.proxy import tokens  imports LiteLLM, which sets the tokenizers' location
+    from usage_plugin.proxy import tokens  # noqa: PLC0415  # imports LiteLLM, which sets the tokenizers' location
 
     return tokens
 
@@ -36,7 +36,7 @@ def way(served, provider="openai"):
     ],
 )  # fmt: skip
 def test_one_encoding_that_is_at_hand(tokens, ways, encoding):
-    """If all ways to bill a request share an encoding, its tokenizer on disk is used; nothing is downloaded."""
+    """A request is counted if all its deployments share a tokenizer that is on disk; nothing is downloaded."""
     assert tokens.encoding_for(ways) == encoding
 
 
