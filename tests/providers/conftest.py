@@ -101,7 +101,7 @@ def provider() -> Iterator[Provider]:
 
 @cache
 def service_account(url: str) -> str:
-    """A key of Google's whose tokens come from the fake."""
+    """Return a Google service account key whose tokens come from the fake."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     facts = {
