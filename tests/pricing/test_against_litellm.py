@@ -211,5 +211,5 @@ def test_drawn_usages_cost_what_litellm_says(litellm: Any, price_map: dict[str, 
 
 
 def test_every_reasoned_difference_is_needed() -> None:
-    """The list has at most six rules."""
+    """The list stays short, at most six rules: each one has a name and decides something."""
     assert len(REASONED) <= 6

@@ -46,7 +46,7 @@ def test_every_kind_of_token_may_have_its_price():
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf"), -1e-06, "free", True, [], "absent"], ids=repr)
 @pytest.mark.parametrize("key", ["input_cost_per_token", "output_cost_per_token"])
 def test_without_the_price_of_a_token_there_is_none(key, missing):
-    """A missing, negative, infinite or invalid price of input or output is unknown, and never zero."""
+    """A missing, negative, non-finite or invalid price of input or output is unknown, and never zero."""
     entry = sheet(**{key: missing})
     if missing == "absent":
         del entry[key]

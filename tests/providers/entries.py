@@ -118,13 +118,13 @@ _ALLOWED = re.compile(r"[\d\s.e+\-*/()]+")
 
 
 def value_of(arithmetic: str) -> Decimal:
-    """Return the value of an arithmetic of the corpus: numbers, + - * / and parentheses, in decimals."""
+    """Return the value of an entry's `arithmetic`: numbers, + - * / and parentheses, in decimals."""
     assert _ALLOWED.fullmatch(arithmetic), arithmetic
     decimals = _PRICE.sub(lambda number: f"Decimal('{number.group()}')", arithmetic)
     return Decimal(eval(decimals, {"Decimal": Decimal}))
 
 
 def prices_in(arithmetic: str) -> set[Decimal]:
-    """Return the prices in an arithmetic: the numbers that are not whole."""
+    """Return the prices in an entry's `arithmetic`: the numbers that are not whole."""
     numbers = (Decimal(number) for number in _PRICE.findall(arithmetic))
     return {number for number in numbers if number != number.to_integral_value()}

@@ -488,7 +488,7 @@ async def test_who_left_frees_the_slot_and_keeps_the_money_held(odd_proxy: Proxy
 
 @pytest.mark.usefixtures("odd_books")
 def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
-    """Orphans, estimates, unmetered and unpriced requests are counted by the subject they concern."""
+    """Orphans, estimates, unmetered and unpriced requests are counted by kind and by the model they concern."""
 
     def counted() -> dict[tuple[str, str], int]:
         found = imperfections(odd_proxy)

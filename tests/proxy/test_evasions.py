@@ -32,7 +32,7 @@ def test_no_field_takes_the_bound_away(proxy: Proxy, where: str) -> None:
 
 
 def test_a_deployment_is_billed_by_its_own_name(proxy: Proxy) -> None:
-    """Under its id, or under its provider's name, a model counts on the limits of its `model_name`."""
+    """Under its id, or under its provider's name, a model counts towards the limits of its `model_name`."""
     user = f"mixed-{secrets.token_hex(4)}"
     first = proxy.post("/v1/chat/completions", chat("cent", user))
     names = [first.headers["x-litellm-model-id"], "openai/cent-up"]

@@ -340,7 +340,7 @@ CONFIGURATIONS = {"deployments": of_deployments, "routing": of_the_router, "sett
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 async def test_no_configuration_makes_a_limit_refuse(kind: str, bank: Bank, tmp_path: Path) -> None:
-    """A plain request is served by each configured model, on three routes, whole and streamed."""
+    """A plain request to each model of each configuration is served, on three routes, whole and streamed."""
     (tmp_path / "ours.py").write_text(CALLBACKS)
     included = {"model_list": [openai(bank, "from a file", tags=["default"])]}
     (tmp_path / "included.yaml").write_text(yaml.safe_dump(included))

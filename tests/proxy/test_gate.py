@@ -167,7 +167,7 @@ def test_a_health_check_is_charged_to_the_user_who_asks(books: Books) -> None:
 
 
 def test_what_costs_nothing_passes(books: Books, fake: AnyProvider) -> None:
-    """Files, threads and look-ups neither cost nor count, and a user with no money left may use them."""
+    """Files, threads and look-ups neither cost nor count, and a user who may spend nothing may use them."""
     assert books.ask(BROKE, "/v1/vector_stores/vs_1", {"name": "x"}).status_code == 200
     assert books.ask(BROKE, "/v1/responses/resp_1", method="GET").status_code != 402
     assert "/v1/vector_stores/vs_1" in fake.paths()
@@ -175,7 +175,7 @@ def test_what_costs_nothing_passes(books: Books, fake: AnyProvider) -> None:
 
 
 def test_a_background_response_is_charged_once_when_it_is_done(books: Books, fake: AnyProvider) -> None:
-    """A background response is held until a look-up, by any user and after a restart, shows its usage; charged once."""
+    """A background response is held until any user's look-up shows its usage, even after a restart; charged once."""
     open_before = books.proxy.cli("status")["reservations"]["open"]
     made = books.ask(NO_LIMIT, "/v1/responses", BACKGROUND).json()
     assert books.ask("another", f"/v1/responses/{made['id']}", method="GET").status_code in (200, 403)

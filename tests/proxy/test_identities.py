@@ -165,7 +165,7 @@ def test_limits_hold_over_all_sessions_of_an_agent(guarded: Proxy) -> None:
     ],
 )  # fmt: skip
 def test_a_json_claim_is_recorded_under_its_best_field(proxies: Callable[[int], Proxy], claim: Any, user: str) -> None:
-    """A JSON claim, whole or truncated, names a user without configuration, and the request is served."""
+    """A JSON claim, whole or truncated, names a user even without configuration, and the request is served."""
     name = f"json-{secrets.token_hex(8)}"
     sent = json.loads(json.dumps(claim).replace("%s", name))
     proxy = proxies(1)

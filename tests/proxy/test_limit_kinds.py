@@ -329,7 +329,7 @@ ENDS: list[tuple[bool, dict[str, Any]]] = [
 
 
 async def test_a_slot_is_free_after_every_end(kinds: Proxy, upstream: Upstream) -> None:
-    """With two requests at a time and every kind of end, no slot is lost, and none stays held with the money."""
+    """With two requests at a time and every kind of end, no slot is lost or remains held along with the money."""
 
     async def one(user: str, route: str, gate: asyncio.Semaphore, stream: bool, plan: dict[str, Any]) -> None:
         async with gate:
@@ -619,7 +619,7 @@ async def test_what_nothing_bounds_is_refused_unless_allowed(kinds: Proxy) -> No
 async def doors_of(proxy: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
     """Yield one connection to each worker, opening connections until all workers have one.
 
-    A connection stays with its worker. Without them, one worker might get all requests.
+    A connection stays with its worker. Otherwise one worker might get all requests.
     """
     doors: dict[str, openai.AsyncOpenAI] = {}
     async with AsyncExitStack() as stack:

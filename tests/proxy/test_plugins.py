@@ -134,7 +134,7 @@ def test_plugins_see_what_happens_in_the_proxy(proxy: Proxy, chat: Chat) -> None
 
 
 def test_a_stream_that_is_collected_sets_no_context_variable(proxy: Proxy) -> None:
-    """A collected stream sets no context variable: it sometimes crashes Python before 3.12 (python/cpython#148891).
+    """A collected stream sets no context variable, as that can crash Python before 3.12 (python/cpython#148891).
 
     Later versions keep LiteLLM's finalizer.
     """
@@ -144,7 +144,7 @@ def test_a_stream_that_is_collected_sets_no_context_variable(proxy: Proxy) -> No
 
 
 def test_garbage_collections_pass_over_what_was_there_at_the_start(proxy: Proxy) -> None:
-    """Collections skip LiteLLM's modules: their hundreds of thousands of objects would stop requests for 0.3 s."""
+    """Garbage collection skips LiteLLM's modules, whose 100,000s of objects would stop all requests for 0.3 s."""
     found = proxy.folder / "apart.txt"
 
     def are_apart() -> bool:

@@ -125,7 +125,7 @@ def test_free_models_are_never_refused_by_cost(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("model", ["unpriced", "nan"])
 def test_models_without_a_price_are_refused_under_a_cost_limit(proxy: Proxy, model: str) -> None:
-    """Without a price, or with one that is not a number, a model is a 400 under a cost limit, else merely recorded."""
+    """A model whose price is missing or not a number is a 400 under a cost limit, else recorded without a cost."""
     user = unique("dollar")
     answer = proxy.post(CHAT, chat(user, model=model))
     assert answer.status_code == 400

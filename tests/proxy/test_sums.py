@@ -87,7 +87,7 @@ async def send(
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=soak.REPETITIONS)])
 async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: Upstream, times: int) -> None:
-    """Over 1,000 (one worker: 500) mixed requests on five routes, streams, failures and cache hits, all sums agree."""
+    """Over 1,000 mixed requests (500 with one worker) on five routes, with failures and cache hits, all sums agree."""
     upstream.reset()
     mark = secrets.token_hex(3)
     users = [f"mixed-{mark}-{name}" for name in ("ann", "bo", "eva", "zoë", "../../x")]

@@ -101,7 +101,7 @@ def marked(body: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 async def test_no_attack_spends_more_than_the_limit(attacked: Proxy, bank: Bank) -> None:
-    """For 25 concurrent requests of a user with five cents, the provider bills at most that, and all is recorded."""
+    """For 25 concurrent requests of a user with five cents, the provider bills at most that, and all is on record."""
     users = {name: f"who-a{secrets.token_hex(5)}" for name in ATTACKS}
     requests = [
         (route, users[name], marked(body, users[name]))

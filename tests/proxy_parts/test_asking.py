@@ -85,7 +85,7 @@ def test_images_in_the_body_count_no_more_than_the_context(ask):
 
 
 def test_what_is_referred_to_counts_as_the_context(ask):
-    """Referenced content is bounded by the model's context, at its highest input price; without one it has no bound."""
+    """Referenced content is bounded by the model's context, at its highest input price, and unbounded without one."""
     body = {**TEXT, "messages": [{"role": "user", "content": [URL]}]}
     assert ask(body, MICRO, context=8_000).input_tokens == 8_000
     assert worst(ask(body, SPOKEN, context=8_000)) == 8_000 * 10_000 + 100 * 2_000

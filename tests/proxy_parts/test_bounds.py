@@ -140,7 +140,7 @@ def test_text_is_bounded_by_its_bytes_wherever_it_stands(call_type, body, text):
 
 @pytest.mark.parametrize(("call_type", "body"), WAYS.values(), ids=WAYS.keys())
 def test_long_text_counts_where_it_stands(call_type, body):
-    """A longer text raises the bound by as many bytes."""
+    """A longer text raises the bound by at least as many tokens as bytes."""
     assert input_bound(body(LONG)) - input_bound(body("")) >= bytes_of(LONG)
 
 
@@ -394,7 +394,7 @@ def test_a_limit_of_ours_replaces_every_limit_that_is_none(call_type, field, bod
 
 @pytest.mark.parametrize("odd", [{"n": -3}, {"n": True}, {"n": "3 of them"}, {"n": "5e1"}, {"n": 2.5}], ids=str)
 def test_a_number_of_answers_that_is_none_bounds_nothing(odd):
-    """A provider may interpret an answer count that is not a whole number, so the request is not bounded."""
+    """A provider may accept an answer count that is not a valid whole number, so the request is not bounded."""
     assert not output_is_bounded({"max_tokens": 5, **odd})
 
 

@@ -198,7 +198,7 @@ def test_a_disputed_cost_is_charged_as_the_policy_says(policy, figure, cost, sou
 
 @pytest.mark.parametrize("figure", [0.000246, 0.0, None])
 def test_an_undisputed_cost_says_nothing(figure):
-    """A cost is not disputed if LiteLLM's figure agrees or is missing, or is zero, which means nothing (B1)."""
+    """A cost is not disputed if LiteLLM's figure agrees, is missing, or is zero, which has no meaning (B1)."""
     outcome = read_outcome(OneDeployment(PRICE), served(litellm_cost=figure), CHAT, make_event())
     assert (outcome.disputed_by, outcome.disputed, outcome.cost) == (0, "", 246_000)
 

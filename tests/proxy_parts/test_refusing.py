@@ -41,7 +41,7 @@ def make_limit(**changes):
 
 
 def rule_of(kind):
-    """Return a rule of a kind; a rolling one has 5 h."""
+    """Return a window rule of a kind; a rolling window has 5 h."""
     return WindowRule(kind, length=5 * 3600 * SECOND if kind == "rolling" else 0)
 
 
