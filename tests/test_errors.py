@@ -10,7 +10,10 @@ from pathlib import Path
 from usage_plugin import errors
 
 PACKAGE = Path(errors.__file__).parent
-ELSEWHERE = {"plain_files.NotPlainError", "tracking.patience.LeftBehindError", "proxy.second_line.StoppedError"}
+ELSEWHERE = {
+    "atomic_files.NotRegularFileError", "locks.LockTimeoutError", "tracking.patience.LeftBehindError",
+    "proxy.second_line.StoppedError",
+}  # fmt: skip
 """Error classes outside of the tree; the docstring of `errors` says why."""
 
 

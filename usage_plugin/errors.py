@@ -35,9 +35,10 @@
        ├─ UnknownProfileError           no user profile has this name
        └─ UnknownRefError               no refusal has this ref
 
-Backends raise these and never their driver's own; nothing here knows a driver. Three errors are not in the tree,
-because they are not caught by name outside of their module. `plain_files.NotPlainError` is an `OSError`, like the other
-errors of reading. `patience.LeftBehindError` ends a thread. `second_line.StoppedError` must be LiteLLM's own class.
+Backends raise these and never their driver's own; nothing here knows a driver. Four errors are not in the tree,
+because they are not caught by name outside of their module. `atomic_files.NotRegularFileError` is an `OSError`, like the
+other errors of reading. Callers of `locked` turn `locks.LockTimeoutError` into an error of their own.
+`patience.LeftBehindError` ends a thread. `second_line.StoppedError` must be LiteLLM's own class.
 """
 
 from __future__ import annotations

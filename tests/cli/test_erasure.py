@@ -199,7 +199,7 @@ def test_without_the_secret_no_record_is_erased(run, filled):
     result = run("forget", NAME, "--yes")
     assert result.exit_code == 1
     assert "Secret not found" in result.stderr
-    assert filled.ledger.profile(NAME)
+    assert filled.profiles.get(NAME)
 
 
 def test_events_on_their_way_are_brought_to_the_store_first(run, books):

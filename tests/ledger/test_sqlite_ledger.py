@@ -302,7 +302,7 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(newer)
     connection.execute("PRAGMA user_version = 999")
     connection.close()
-    with pytest.raises(StorageVersionError, match="schema 999"):
+    with pytest.raises(StorageVersionError, match="expected schema 4 or older; found 999"):
         open_sqlite_ledger(newer)
 
 
