@@ -1,9 +1,9 @@
-"""A batch job that keeps to a budget, without the proxy: each step's highest cost is held before it starts.
+"""A batch job that keeps to a budget, without the proxy: each step's maximum cost is held before it starts.
 
     python examples/batch_job.py --data-dir ./data/batch --user ann --steps 5
 
-Each user may spend five cents a day. A step reserves its highest possible cost, works, and settles its real cost. When
-the rest of the day's budget is too small for another step, the job stops and prints the time of the next reset.
+Each user may spend five cents a day. A step reserves its maximum cost, works, and settles its actual cost. When the
+rest of the day's budget is too small for another step, the job stops and prints the time of the next reset.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from usage_plugin.api import BudgetExceededError, UsageTracker, open_tracker
 
 LIMITS = [{"name": "daily", "per": "user", "window": "day", "max_cost": "0.05"}]
 MOST = Decimal("0.02")
-"""The highest cost of a step."""
+"""The maximum cost of a step."""
 
 
 async def work(step: int) -> tuple[Decimal, int]:
-    """Stand in for a call of a model; return its cost and its tokens."""
+    """Simulate a call of a model; return its cost and its tokens."""
     await asyncio.sleep(0)
     return Decimal("0.012"), 800 + step
 
 
 async def run(tracker: UsageTracker, user: str, steps: int) -> int:
-    """Do the steps, or as many as the budget allows; return their number."""
+    """Run the steps, or as many as the budget allows; return their number."""
     for step in range(steps):
         try:
             async with tracker.reserve_budget(user, MOST, model="gpt-4o-mini", session_id="batch") as held:
@@ -40,7 +40,7 @@ async def run(tracker: UsageTracker, user: str, steps: int) -> int:
 
 
 async def main() -> None:
-    """Read the command line, and work."""
+    """Parse the command line, and run the job."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", default="./data/batch")
     parser.add_argument("--user", default="ann")

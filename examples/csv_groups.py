@@ -1,4 +1,4 @@
-"""Says which groups people are in, from a CSV file with the columns user and group; a line for each membership.
+"""Groups of users from a CSV file with the columns user and group, one line per membership.
 
     plugins:
       - {path: ./csv_groups.py, options: {file: ./people.csv}}
@@ -6,7 +6,7 @@
     limits:
       - {name: interns, per: user, match: {group: interns}, window: day, max_cost: 1}
 
-The file is read again when it changes. An invalid one is rejected and named, and the groups read before stay.
+The file is read again when it changes. An invalid file is rejected with an error, and the previous groups remain.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ MOST_BYTES = 64_000_000
 
 
 class Options(plugins.Options):
-    """Where the file is, from the folder of the YAML; and whether `Ann` and `ann` are one, as `identity.casefold`."""
+    """The file, relative to the folder of the YAML; whether `Ann` and `ann` are one user, as `identity.casefold`."""
 
     file: Path
     casefold: bool = False
 
 
 class CsvGroups(plugins.IdentityResolver):
-    """Keeps the whole file in memory, so that asking costs one look into a dictionary."""
+    """Keep the whole file in memory, so that each request costs one dictionary look-up."""
 
     name = "csv_groups"
 
     def __init__(self, path: Path, *, casefold: bool) -> None:
-        """Read nothing yet."""
+        """Store the path; `refresh` reads the file."""
         self._path = path
         self._casefold = casefold
         self._looked_at: tuple[int, ...] = ()
@@ -43,18 +43,18 @@ class CsvGroups(plugins.IdentityResolver):
         self._groups: dict[str, tuple[str, ...]] = {}
 
     def groups_of(self, user: str) -> tuple[str, ...]:
-        """Look a user up; a user who is not in the file is in no group."""
+        """Return the groups of a user, or none if the file does not have the user."""
         return self._groups.get(user, ())
 
     def refresh(self) -> str:
-        """Read the file if it has changed; its digest is the version, so that all workers call it the same."""
+        """Read the file if it has changed; return its digest as the version, the same in all workers."""
         found = self._path.stat()
         look = (found.st_mtime_ns, found.st_size, found.st_ino)
         if look != self._looked_at:
             if found.st_size > MOST_BYTES:
                 raise ValueError(f"{self._path} has {found.st_size} bytes; {MOST_BYTES} are allowed")
             content = self._path.read_bytes()
-            # Put in place as a whole, since others ask meanwhile.
+            # Replace the groups in one step, because other threads read them meanwhile.
             self._groups = self._read(content.decode("utf-8-sig"))
             self._version = hashlib.blake2b(content, digest_size=8).hexdigest()
             self._looked_at = look
@@ -75,13 +75,13 @@ class CsvGroups(plugins.IdentityResolver):
 
 
 class Plugin:
-    """Registers the resolver."""
+    """Register the resolver."""
 
     def __init__(self, options: Options, context: BackendContext) -> None:
-        """Make it; it reads the file when it is chosen."""
+        """Create the resolver, which reads the file once it is chosen."""
         self._resolver = CsvGroups(context.config_dir / options.file, casefold=options.casefold)
 
     @hookimpl
     def usage_register_identity_resolvers(self) -> list[plugins.IdentityResolver]:
-        """Give the one resolver."""
+        """Return the resolver."""
         return [self._resolver]

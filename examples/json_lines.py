@@ -3,7 +3,8 @@
     plugins:
       - {path: ./json_lines.py, options: {file: /var/log/usage.jsonl}}
 
-At most once: events that are queued when the proxy is killed are missing. The complete history is in the store.
+Delivery is at most once: events that are queued when the proxy is killed are missing. The store has the complete
+history.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from usage_plugin.plugins import BackendContext, UsageEvent, encode_event, hooki
 
 
 class Options(plugins.Options):
-    """Where the lines go; a relative path starts from the folder of the YAML."""
+    """The output file; a relative path starts from the folder of the YAML."""
 
     file: Path
 
 
 class Plugin:
-    """Appends; several workers may do so at once, since each line is one write."""
+    """Append to the file; several workers may do so at once, because each line is one write."""
 
     def __init__(self, options: Options, context: BackendContext) -> None:
-        """Open nothing: commands that only read make this object too."""
+        """Store the path without opening the file, because read-only commands create this object too."""
         self._path = context.config_dir / options.file
 
     @hookimpl

@@ -1,7 +1,7 @@
 """Start the LiteLLM proxy with an example config, and print commands to try. `make run` calls this.
 
-LiteLLM refuses a weak master key, so a random one is made on first use and kept, readable by its owner only, in
-`data/master_key`.
+LiteLLM refuses a weak master key, so a random one is created on first use. It is stored in `data/master_key`, readable
+only by its owner.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEY_FILE = Path("data/master_key")
 
 
 def master_key() -> str:
-    """Give the key of LITELLM_MASTER_KEY, or the one on disk, making it on first use."""
+    """Return the key of LITELLM_MASTER_KEY, or the stored one, which is created on first use."""
     if key := os.environ.get("LITELLM_MASTER_KEY"):
         return key
     if not KEY_FILE.exists():
@@ -28,11 +28,11 @@ def master_key() -> str:
 
 
 def main() -> None:
-    """Print commands to try, then become the proxy."""
+    """Print commands to try, then replace this process by the proxy."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default="config.example.yaml")
     parser.add_argument("--port", default="4000")
-    # LiteLLM would listen on every address of the machine.
+    # By default LiteLLM would listen on every address of the machine.
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     arguments = parser.parse_args()
     binaries = Path(sys.executable).parent

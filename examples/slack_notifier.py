@@ -3,8 +3,8 @@
     plugins:
       - {path: ./slack_notifier.py, options: {webhook: os.environ/SLACK_WEBHOOK}}
 
-Clients try again in storms, so the like of a refusal is posted once an hour. A post that fails is counted by the proxy
-as `not_told`, under this plugin's name.
+Clients often retry in bursts, so similar refusals are posted once an hour. The proxy counts a failed post as
+`not_told`, under this plugin's name.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ class Options(plugins.Options):
 
 
 class Plugin:
-    """Posts, one message after the other, in the thread that the proxy gives this plugin."""
+    """Post messages one by one, in the thread that the proxy gives this plugin."""
 
     def __init__(self, options: Options, context: BackendContext) -> None:  # noqa: ARG002  # all plugins get both
-        """Remember the options."""
+        """Store the options."""
         self._options = options
         self._posted: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     @hookimpl
     def usage_threshold_crossed(self, alert: Alert) -> None:
-        """Post an alert; each comes once."""
+        """Post an alert; each one is sent once."""
         if self._options.alerts:
             amounts = f"{_amount(alert.unit, alert.amount)} of {_amount(alert.unit, alert.maximum)}"
             self._post(f"{_who(alert.subject)} passed {alert.threshold} % of limit {alert.limit}: {amounts}.")
 
     @hookimpl
     def usage_request_refused(self, refusal: RefusedRequest) -> None:
-        """Post a refusal, unless the like of it was posted a while ago."""
+        """Post a refusal, unless a similar one was posted recently."""
         limit = refusal.limit or refusal.reason
         who = _who(refusal.subject) if refusal.limit else refusal.user
         if self._options.refusals and not self._is_quiet(limit, who):

@@ -1,8 +1,8 @@
 """The `duckdb` backend: the history of usage_plugin in one DuckDB file, for analysts and their tools.
 
-A DuckDB file belongs to one process at a time, but several may have a store open. So a store takes the file when there
-is work, by a lock file next to it. It releases the file when no more work comes, or others have waited long enough.
-Each verb is one transaction, in a thread of the store's own.
+Only one process at a time can open a DuckDB file, but several may have a store open. So a store takes the file when
+there is work, with a lock file next to it. It releases the file when no more work comes, or after a maximum time, so
+that others get a turn. Each verb is one transaction, in the store's own thread.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ ResultT = TypeVar("ResultT")
 
 PAGE = 1_000
 LONGEST_WAIT, LONGEST_HOLD, LINGER = 10.0, 0.25, 0.02
-"""Seconds: a verb waits for the file; a store keeps it from others; it keeps it though nothing is asked for."""
+"""Seconds: the longest wait of a verb for the file; the longest hold before others get a turn; the idle time before
+release."""
 
 _NAMES = ", ".join(ROLLUP_DIMENSIONS)
 _SUMS = ", ".join(UsageTotals._fields)
@@ -79,7 +80,7 @@ CREATE TABLE IF NOT EXISTS daily (
 
 
 def run(connection: duckdb.DuckDBPyConnection, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Run a statement; every statement comes through here, so that tests can let each of them fail."""
+    """Run a statement; every statement uses this function, so that tests can make each of them fail."""
     return connection.execute(query, values).fetchall()
 
 
@@ -87,7 +88,7 @@ class DuckdbStore(UsageStore):
     """The history in one DuckDB file."""
 
     def __init__(self, path: Path, zone: ZoneInfo, config: Mapping[str, Any]) -> None:
-        """Use a file; nothing is opened yet."""
+        """Set the file, without opening it."""
         self._path = path
         self._zone = zone
         self._config = dict(config)
@@ -98,7 +99,7 @@ class DuckdbStore(UsageStore):
         self._taken_at = 0.0
 
     async def do(self, work: Callable[[duckdb.DuckDBPyConnection], ResultT]) -> ResultT:
-        """Do something in one transaction, in the store's thread: the event loop serves requests meanwhile."""
+        """Run work in one transaction, in the store's thread: the event loop serves requests meanwhile."""
         self._is_wanted.set()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._do, work)
 
@@ -111,7 +112,7 @@ class DuckdbStore(UsageStore):
                 result = work(self._connection)
                 run(self._connection, "COMMIT")
             except BaseException:
-                self._let_go()  # a connection that is closed rolls back
+                self._let_go()  # closing a connection rolls back
                 raise
         self._thread.submit(self._linger)
         return result
@@ -138,15 +139,15 @@ class DuckdbStore(UsageStore):
             self._let_go()
 
     async def close(self) -> None:
-        """Let go of the file and of the thread."""
+        """Release the file and the thread."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._let_go)
         self._thread.shutdown(wait=False)
 
     def prepare(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """Make the tables of a new file; refuse one of another zone.
+        """Create the tables of a new file; refuse a file of another zone.
 
         Raises:
-            StorageError: the days of the file are another zone's.
+            StorageError: The days of the file are in another zone.
         """
         run(connection, SCHEMA)
         run(connection, "INSERT INTO store SELECT ? WHERE NOT EXISTS (FROM store)", [str(self._zone)])
@@ -179,7 +180,7 @@ class DuckdbStore(UsageStore):
         await self.do(lambda connection: _add_sums(connection, _behind_the_watermark(connection, writer, sums)))
 
     async def watermark(self, writer: str) -> int:
-        """Give the number of the writer's last event or sum."""
+        """Return the number of the writer's last event or sum."""
         return await self.do(lambda connection: _watermark(connection, writer))
 
     async def aggregate(self, by: Sequence[Grouping], first: date, last: date, usage_filter: UsageFilter) -> Aggregate:
@@ -267,7 +268,7 @@ class DuckdbStore(UsageStore):
         return int((await self.do(lambda connection: run(connection, query)))[0][0])
 
     async def health(self) -> None:
-        """Write something that changes nothing."""
+        """Write a value that changes nothing."""
         await self.do(lambda connection: run(connection, "UPDATE store SET zone = zone"))
 
 
@@ -279,7 +280,7 @@ def _watermark(connection: duckdb.DuckDBPyConnection, writer: str) -> int:
 def _behind_the_watermark(
     connection: duckdb.DuckDBPyConnection, writer: str, numbered: Sequence[tuple[int, ResultT]]
 ) -> list[ResultT]:
-    """Take what is not stored yet, and move the watermark, in the transaction that stores it."""
+    """Return the records after the watermark, and move it, in the transaction that stores them."""
     last = _watermark(connection, writer)
     fresh = [(seq, record) for seq, record in numbered if seq > last]
     if fresh:
@@ -288,7 +289,7 @@ def _behind_the_watermark(
 
 
 def _already_stored(connection: duckdb.DuckDBPyConnection, events: Sequence[UsageEvent]) -> set[str]:
-    """Find events that came under another number: a ledger that was restored can send them again."""
+    """Return the events that are stored under another number: a restored ledger can send them again."""
     if not events:
         return set()
     instants = [event.started_at for event in events]
@@ -301,7 +302,7 @@ def _already_stored(connection: duckdb.DuckDBPyConnection, events: Sequence[Usag
 
 
 def _add_sums(connection: duckdb.DuckDBPyConnection, sums: Sequence[DailySum]) -> None:
-    """Add to the days: one row for each day and combination of names."""
+    """Add to the daily sums: one row for each day and combination of names."""
     added: dict[tuple[Any, ...], UsageTotals] = {}
     for one in sums:
         key = (one.day, *one.names)
@@ -316,7 +317,7 @@ def _add_sums(connection: duckdb.DuckDBPyConnection, sums: Sequence[DailySum]) -
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert by columns: thirty times as fast as by rows."""
+    """Insert by columns, which is thirty times as fast as by rows."""
     if rows:
         types = run(connection, "SELECT data_type FROM duckdb_columns() WHERE table_name = ?", [table])
         columns = ", ".join(f"unnest(?::{kind}[])" for (kind,) in types)
@@ -340,7 +341,7 @@ def _daily_of(row: tuple[Any, ...]) -> DailySum:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """Turn the driver's errors into ours: those that pass by themselves, and those that do not."""
+    """Translate the driver's errors into the plugin's: temporary ones, and permanent ones."""
     try:
         yield
     except (duckdb.OperationalError, duckdb.InternalError, OSError) as error:
@@ -351,7 +352,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Have the file alone, among processes and within this one; the system lets go of it if the process dies."""
+    """Lock the file, among processes and within this one; the system releases the lock if the process dies."""
     handle = os.open(path.with_name(f"{path.name}.lock"), os.O_CREAT | os.O_RDWR, 0o600)
     try:
         deadline = time.monotonic() + LONGEST_WAIT
@@ -372,8 +373,8 @@ class DuckdbOptions(Options):
     """Options of the `duckdb` backend.
 
     Attributes:
-        path: the file; a relative one begins at the data folder.
-        memory_limit: what DuckDB may take, as it writes it.
+        path: The file; a relative path starts from the data folder.
+        memory_limit: The maximum memory, in DuckDB's notation.
     """
 
     path: Path = Path("usage.duckdb")
@@ -381,14 +382,14 @@ class DuckdbOptions(Options):
 
 
 class DuckdbBackend(StorageBackend[DuckdbOptions]):
-    """Keeps the history in `usage.duckdb` in the data folder."""
+    """Keep the history in `usage.duckdb` in the data folder."""
 
     name = "duckdb"
     options_model = DuckdbOptions
 
     @asynccontextmanager
     async def open(self, options: DuckdbOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
-        """Open the file, creating it if there is none."""
+        """Open the file, or create it if it is missing."""
         path = context.data_dir / options.path
         with _translated(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,4 +1,4 @@
-"""The example of a backend keeps the contract: from the tree, and installed from its own wheel beside ours."""
+"""The example backend keeps the contract: from the tree, and installed from its own wheel next to the plugin's."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EXAMPLE = ROOT / "examples" / "duckdb_backend"
 
 
 def test_its_tests_are_five_lines() -> None:
-    """A third party needs no more than a subclass."""
+    """A third party needs only a subclass to test its store."""
     lines = (EXAMPLE / "tests" / "test_contract.py").read_text().splitlines()
     assert [line for line in lines if line.startswith(("class ", "    "))] == lines[-3:]
 
 
 def test_it_keeps_the_contract_from_the_tree(tmp_path: Path) -> None:
-    """A promise of each kind; all of them take longer, and are tried on the wheel."""
+    """The store keeps one promise of each kind; all promises take longer, and are tested on the wheel."""
     chosen = (
         "comes_back or sending or gaps or half_open or filters or days or imported or forgotten or reopening or disk"
     )
@@ -48,12 +48,12 @@ def test_it_keeps_the_contract_from_the_tree(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_its_wheel_keeps_the_contract(tmp_path: Path) -> None:
-    """Built, installed beside our own wheel into a new environment, and found through its entry point."""
+    """The wheel is built, installed into a new environment next to the plugin's, and found through its entry point."""
     for project in (ROOT, EXAMPLE):
         call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "wheels", cwd=project)
     python = make_environment(tmp_path / "venv")
     call(python, "-m", "pip", "install", "--no-index", "--no-deps", *(tmp_path / "wheels").iterdir(), cwd=tmp_path)
-    # What the two depend on.
+    # The dependencies of the two wheels.
     site = lend(python)
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
     shutil.copy(EXAMPLE / "pyproject.toml", tmp_path)

@@ -1,4 +1,4 @@
-"""LiteLLM as it is right after its import: its price map is the one that was shipped."""
+"""LiteLLM in its state right after the import: its price map is the one in the package."""
 
 from __future__ import annotations
 

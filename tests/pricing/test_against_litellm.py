@@ -1,4 +1,4 @@
-"""Names and arithmetic against LiteLLM's own: the whole price map, in every documented spelling, and drawn usages."""
+"""Names and arithmetic compared with LiteLLM's: the whole price map, in every documented spelling, and drawn usages."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 PRICED_BY_TOKENS = ("chat", "responses", "completion", "embedding")
 ASKS_ITS_PROVIDER = ("ollama", "ollama_chat", "lemonade", "huggingface", "github_copilot", "chatgpt")
-"""LiteLLM looks these up over the network, or signs in first."""
+"""Providers whose models LiteLLM looks up over the network, or only after signing in."""
 
 USAGES = 20
-"""Drawn for each kind of price sheet."""
+"""The number of usages drawn for each kind of price sheet."""
 
 
 def family(provider: object) -> str:
-    """Name the provider that a map's family of models is reached by."""
+    """Return the provider that serves a family of models in the map."""
     name = str(provider or "")
     found = [known for known in ("vertex_ai", "fireworks_ai", "bedrock") if name.startswith(known)]
     return found[0] if found and name != "bedrock_mantle" else name
 
 
 def spellings(name: str, entry: dict[str, Any]) -> Iterator[str]:
-    """List how an entry may be written in `litellm_params.model`."""
+    """Yield each way to write an entry in `litellm_params.model`."""
     provider, mode = family(entry.get("litellm_provider")), entry.get("mode")
     bare = name.removeprefix(f"{provider}/")
     yield name
@@ -65,7 +65,7 @@ def test_every_spelling_of_the_map_is_priced_as_litellm_prices_it(litellm: Any, 
             compared += 1
             found = entry_name(price_map, model, provider)
             if entry.get("mode") not in PRICED_BY_TOKENS:
-                # What LiteLLM counts by other units: the entry is the same.
+                # Entries that LiteLLM bills by other units: the entry must be the same.
                 theirs = _known_name(litellm, price_map, model, provider)
                 if found != theirs:
                     wrong.append((spelling, found, theirs))
@@ -82,7 +82,7 @@ def test_every_spelling_of_the_map_is_priced_as_litellm_prices_it(litellm: Any, 
 
 
 def test_names_that_are_read_without_litellm_mean_the_same(litellm: Any, price_map: dict[str, Any]) -> None:
-    """The short way to an entry, which asks nobody, leads to the entry that LiteLLM finds."""
+    """The fast look-up of an entry, without LiteLLM, finds the same entry as LiteLLM."""
     from usage_plugin.pricing.catalog import entry_name, provider_of  # noqa: PLC0415
     from usage_plugin.pricing.sheets import _PLAIN, _mapped  # noqa: PLC0415
 
@@ -100,7 +100,7 @@ def test_names_that_are_read_without_litellm_mean_the_same(litellm: Any, price_m
 def _known_name(litellm: Any, price_map: dict[str, Any], model: str, provider: str) -> str | None:
     try:
         name: str = litellm.get_model_info(model, provider)["key"]
-    except Exception:  # noqa: BLE001  # LiteLLM raises plain exceptions where it has no price
+    except Exception:  # noqa: BLE001  # LiteLLM raises plain exceptions if it has no price
         return None
     return name if name in price_map else None
 
@@ -128,7 +128,7 @@ def _their_cost(litellm: Any, model: str, provider: str, entry: dict[str, Any]) 
 
 
 def kinds_of_sheets(price_map: dict[str, Any]) -> dict[tuple[str, frozenset[str]], tuple[str, str, str]]:
-    """Take one entry for each provider and each set of prices that an entry states."""
+    """Return one entry for each provider and each set of prices that an entry states."""
     from usage_plugin.pricing.catalog import entry_name, provider_of  # noqa: PLC0415
 
     kinds: dict[tuple[str, frozenset[str]], tuple[str, str, str]] = {}
@@ -146,7 +146,7 @@ def kinds_of_sheets(price_map: dict[str, Any]) -> dict[tuple[str, frozenset[str]
 
 
 def drawn_usage(rng: random.Random, provider: str) -> dict[str, Any]:
-    """Draw a usage whose parts fit into their whole, in any of the kinds that have prices of their own."""
+    """Draw a usage whose parts fit into their total, with any of the kinds that have separate prices."""
     prompt = rng.randrange(600_000 if rng.random() < 0.3 else 5_000)
     completion = rng.randrange(5_000)
     of_prompt = _drawn_parts(rng, prompt, ("cached_tokens", "cache_creation_tokens", "audio_tokens", "image_tokens"))
@@ -176,7 +176,7 @@ def _drawn_parts(rng: random.Random, whole: int, names: tuple[str, ...]) -> dict
 
 @pytest.mark.parametrize("usages", [USAGES, pytest.param(50 * USAGES, marks=pytest.mark.soak)])
 def test_drawn_usages_cost_what_litellm_says(litellm: Any, price_map: dict[str, Any], usages: int) -> None:
-    """For every kind of price sheet our integers and LiteLLM's floats agree, or a rule says why they do not."""
+    """For every kind of price sheet LiteLLM's floats and the plugin's integers agree, or a rule explains why not."""
     rng = random.Random(f"usages {usages}")
     compared, wrong, reasoned = 0, [], Counter[str]()
     for name, model, provider in kinds_of_sheets(price_map).values():
@@ -211,5 +211,5 @@ def test_drawn_usages_cost_what_litellm_says(litellm: Any, price_map: dict[str, 
 
 
 def test_every_reasoned_difference_is_needed() -> None:
-    """The list stays short: a rule is there only if it has a name and decides something."""
+    """The list stays short, at most six rules: each one has a name and decides something."""
     assert len(REASONED) <= 6

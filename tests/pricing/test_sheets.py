@@ -25,14 +25,14 @@ def sheet(**prices):
 
 
 def test_a_sheet_with_two_prices_is_enough():
-    """Input and output prices make a price; cached and cache-write tokens then cost as input, reasoning as output."""
+    """Input and output prices suffice; cached and cache-write tokens then cost as input, reasoning as output."""
     base = read_price(sheet()).base
     assert (base.input, base.cached_input, base.cache_write) == (MICRO, MICRO, MICRO)
     assert (base.output, base.reasoning) == (2 * MICRO, 2 * MICRO)
 
 
 def test_every_kind_of_token_may_have_its_price():
-    """Cached, cache-write and reasoning tokens cost what the sheet says."""
+    """Cached, cache-write and reasoning tokens have the prices of the sheet."""
     base = read_price(
         sheet(
             cache_read_input_token_cost=1e-07,
@@ -46,7 +46,7 @@ def test_every_kind_of_token_may_have_its_price():
 @pytest.mark.parametrize("missing", [None, float("nan"), float("inf"), -1e-06, "free", True, [], "absent"], ids=repr)
 @pytest.mark.parametrize("key", ["input_cost_per_token", "output_cost_per_token"])
 def test_without_the_price_of_a_token_there_is_none(key, missing):
-    """A missing, negative, not finite or meaningless price of input or output is unknown, and never zero."""
+    """A missing, negative, non-finite or invalid price of input or output is unknown, and never zero."""
     entry = sheet(**{key: missing})
     if missing == "absent":
         del entry[key]
@@ -54,7 +54,7 @@ def test_without_the_price_of_a_token_there_is_none(key, missing):
 
 
 def test_zero_is_a_price():
-    """A model that costs nothing has a price, of nothing."""
+    """A model that costs nothing has a price of zero."""
     price = read_price(sheet(input_cost_per_token=0, output_cost_per_token=0.0))
     assert price.is_free
     assert price.cost(TokenUsage(10, 10)) == 0
@@ -62,7 +62,7 @@ def test_zero_is_a_price():
 
 @pytest.mark.parametrize("nonsense", [None, float("nan"), -1e-06, "x"], ids=repr)
 def test_an_unknown_part_price_is_that_of_its_whole(nonsense):
-    """A part's price that makes no sense is not zero but that of the whole."""
+    """An invalid price of a part falls back to the price of the whole, not to zero."""
     base = read_price(
         sheet(
             cache_read_input_token_cost=nonsense,
@@ -74,7 +74,7 @@ def test_an_unknown_part_price_is_that_of_its_whole(nonsense):
 
 
 def test_embeddings_need_no_output_price():
-    """An embedding has no output, so its price may lack that of output; a chat's may not."""
+    """An embedding has no output, so its sheet may lack an output price; a chat's may not."""
     entry = {"input_cost_per_token": 2e-08}
     assert read_price(entry) is None
     assert read_price(entry, "embedding").cost(TokenUsage(input_tokens=1_000)) == 20_000
@@ -94,28 +94,28 @@ def test_tiers_are_read_in_order():
 
 
 def test_a_tier_keeps_what_it_does_not_change():
-    """A tier that names only one price has the base's for the others."""
+    """A tier that states only one price takes the others from the base."""
     price = read_price(sheet(output_cost_per_token_above_200k_tokens=6e-06, cache_read_input_token_cost=1e-07))
     ((_, rates),) = price.tiers
     assert (rates.input, rates.output, rates.cached_input) == (MICRO, 6 * MICRO, MICRO // 10)
 
 
 def test_cached_tokens_of_a_tier_cost_as_its_input_where_no_cache_price_is_known():
-    """Without any cache price, cached tokens cost as other input of the tier, not as cheap input below it."""
+    """Without any cache price, cached tokens cost as the tier's input, not as the cheaper input below the threshold."""
     price = read_price(sheet(input_cost_per_token_above_200k_tokens=4e-06))
     ((_, rates),) = price.tiers
     assert (rates.cached_input, rates.cache_write) == (4 * MICRO, 4 * MICRO)
 
 
 def test_reasoning_tokens_of_a_tier_are_not_cheaper_than_their_own_price():
-    """A price of reasoning tokens counts in tiers too, which have none of their own."""
+    """A price of reasoning tokens also applies in tiers without one."""
     price = read_price(sheet(output_cost_per_reasoning_token=9e-06, output_cost_per_token_above_200k_tokens=6e-06))
     ((_, rates),) = price.tiers
     assert rates.reasoning >= 9 * MICRO
 
 
 def test_cache_writes_for_an_hour_are_within_the_worst_case():
-    """Anthropic bills cache writes for an hour dearer than for five minutes; the worst case covers them."""
+    """Anthropic's cache writes for an hour are more expensive than for five minutes; the worst case covers them."""
     price = read_price(sheet(cache_creation_input_token_cost=1.25e-06, cache_creation_input_token_cost_above_1hr=2e-06))
     assert price.worst_case(1_000, 0) >= 2_000_000
 
@@ -139,7 +139,7 @@ def test_cache_writes_for_an_hour_are_within_the_worst_case():
     ids=str,
 )
 def test_keys_that_are_no_token_tier_change_no_token_price(strange):
-    """Keys of other prices, and strange ones, leave the price of an ordinary request as it is."""
+    """Keys of other prices, and unknown ones, do not change the price of an ordinary request."""
     price = read_price(sheet(**strange))
     assert price.cost(TokenUsage(300_000, 10)) == 300_000 * 1_000 + 10 * 2_000
 
@@ -163,7 +163,7 @@ def test_keys_that_are_no_token_tier_change_no_token_price(strange):
     ids=str,
 )
 def test_any_price_of_the_yaml_is_a_price_of_its_own(own, taken):
-    """Every key that states a price counts, zero included; without one the map's entry is the sheet."""
+    """Every key that states a price counts, including zero; without one the map's entry is the sheet."""
     mapped = sheet()
     assert (own_or_mapped(own, mapped) is mapped) == (taken == "mapped")
 
@@ -178,18 +178,18 @@ MAPPED = {
 @pytest.mark.parametrize(
     ("own", "filled"),
     [
-        # An ordinary price replaces its variants, which belong to another list.
+        # An ordinary price replaces its variants, which belong to another price list.
         ({"input_cost_per_token": 5e-6}, {"output_cost_per_token", "output_cost_per_token_priority", "cache_read_input_token_cost", "max_tokens"}),
         ({"output_cost_per_token": 5e-6}, {*MAPPED} - {"output_cost_per_token", "output_cost_per_token_priority"}),
-        # A variant replaces itself.
+        # A variant replaces only itself.
         ({"input_cost_per_token_priority": 5e-6}, {*MAPPED} - {"input_cost_per_token_priority"}),
         ({"cache_read_input_token_cost": 5e-6}, {*MAPPED} - {"cache_read_input_token_cost"}),
-        # What costs nothing by its own YAML is free.
+        # A model with zero prices in the YAML is free.
         ({"input_cost_per_token": 0, "output_cost_per_token": "0"}, set()),
     ],
 )  # fmt: skip
 def test_the_map_fills_in_what_the_yaml_leaves_out(own, filled):
-    """A sheet has the YAML's prices, and the map's for everything that the YAML does not state."""
+    """A sheet has the YAML's prices, and the map's for every price that the YAML does not state."""
     made = own_or_mapped(own, MAPPED)
     assert {key for key, value in made.items() if value == MAPPED.get(key) and key not in own} == filled
     assert {key: made[key] for key in own} == own
@@ -226,12 +226,12 @@ def model(name="m", info=None, **parameters):
     ids=lambda value: str(value.get("litellm_params")) if isinstance(value, dict) else None,
 )
 def test_models_without_a_price_are_listed(entry, unpriced):
-    """A model is listed if neither its entry nor LiteLLM's map has a price for it; wildcards are passed over."""
+    """A model is listed if neither its entry nor LiteLLM's map has a price for it; wildcards are skipped."""
     assert unpriced_models([entry]) == (["m"] if unpriced else [])
 
 
 def test_a_model_with_one_unpriced_deployment_is_listed_once():
-    """A model of several deployments is listed if one of them has no price, once, in order of names."""
+    """A model with several deployments is listed once, in order of names, if one of them has no price."""
     entries = [
         model("b", model="openai/x"),
         model("a", model="openai/x"),
@@ -242,7 +242,7 @@ def test_a_model_with_one_unpriced_deployment_is_listed_once():
 
 
 def test_the_rates_of_models_are_read_from_the_list():
-    """Those of each name, as its deployments or LiteLLM's map say; none where they differ, or other things cost."""
+    """Each name has the rates of its deployments or LiteLLM's map, unless they differ or other units are billed."""
     rates = configured_rates(
         [
             model("own", model="openai/x", input_cost_per_token=1e-06, output_cost_per_token="2e-6"),
@@ -284,13 +284,13 @@ def test_the_rates_of_models_are_read_from_the_list():
     ids=repr,
 )
 def test_a_strange_model_list_is_no_error(models):
-    """Whatever stands under model_list is LiteLLM's to complain about."""
+    """Any invalid value of model_list is ignored: LiteLLM reports the error."""
     assert isinstance(unpriced_models(models), list)
     assert configured_rates(models) == {}
 
 
 def test_free_tokens_do_not_make_a_model_free_that_costs_otherwise():
-    """A model whose tokens are free but whose queries, images or seconds are not has no price for tokens."""
+    """A model with free tokens whose queries, images or seconds cost something has no price for tokens."""
     free = {"input_cost_per_token": 0, "output_cost_per_token": 0}
     assert read_price(free).is_free
     assert read_price({**free, "input_cost_per_query": 0.002}) is None
@@ -298,7 +298,7 @@ def test_free_tokens_do_not_make_a_model_free_that_costs_otherwise():
 
 
 def test_a_service_has_its_own_keys():
-    """A tier of service has the prices that end in its name, above a threshold too; what it does not name is ordinary."""
+    """A service tier has the prices with its suffix, also above a threshold; otherwise the ordinary prices apply."""
     price = read_price(sheet(
         cache_read_input_token_cost=1e-07,
         input_cost_per_token_priority=3e-06, output_cost_per_token_priority=4e-06,
@@ -315,14 +315,14 @@ def test_a_service_has_its_own_keys():
 
 
 def test_a_service_whose_price_is_nonsense_has_none():
-    """A tier of service with a meaningless price is not known; the ordinary one is."""
+    """A service tier with an invalid price is unknown; the ordinary tier is known."""
     price = read_price(sheet(input_cost_per_token_priority="x", input_cost_per_token_flex=1e-07))
     assert price.served_as("priority") is None
     assert price.served_as("flex").base.output == 2 * MICRO
 
 
 def test_sounds_and_images_have_their_own_keys():
-    """Audio and image tokens cost what the sheet says, else what other tokens cost."""
+    """Audio and image tokens have the prices of the sheet, or else those of other tokens."""
     base = read_price(sheet(
         input_cost_per_audio_token=4e-05, output_cost_per_audio_token=8e-05, input_cost_per_image_token=5e-06,
         cache_read_input_token_cost=5e-07, cache_read_input_audio_token_cost=6e-07,
@@ -332,7 +332,7 @@ def test_sounds_and_images_have_their_own_keys():
 
 
 def test_keeping_for_an_hour_has_a_price_above_a_threshold_too():
-    """Cache writes for an hour cost their own price, also in the tier that has one."""
+    """Cache writes for an hour have their own price, also in the tier that states one."""
     price = read_price(sheet(
         cache_creation_input_token_cost=1.25e-06, cache_creation_input_token_cost_above_1hr=2e-06,
         cache_creation_input_token_cost_above_200k_tokens=2.5e-06, cache_creation_input_token_cost_above_1hr_above_200k_tokens=4e-06,
@@ -351,7 +351,7 @@ def test_thresholds_are_written_in_two_ways(threshold, key):
 
 @pytest.mark.parametrize("own", [{"litellm_provider": "xai"}, {"model": "xai/grok"}], ids=str)
 def test_xai_asks_for_more_as_soon_as_the_threshold_is_reached(own):
-    """At xAI the dearer rates apply at the threshold already."""
+    """xAI's higher rates already apply at the threshold."""
     price = read_price(sheet(input_cost_per_token_above_200k_tokens=9e-06, **own))
     assert price.cost(TokenUsage(199_999)) == 199_999 * 1_000
     assert price.cost(TokenUsage(200_000)) == 200_000 * 9_000
@@ -364,7 +364,7 @@ RANGES = [
 
 
 def test_a_table_of_ranges_is_a_price():
-    """Rates by ranges of input tokens, as Alibaba's models have, are tiers; the last one has no end."""
+    """Rates by ranges of input tokens, as Alibaba's models have, are tiers; the last range is open-ended."""
     price = read_price({"tiered_pricing": RANGES})
     assert price.cost(TokenUsage(32_000, 1)) == 32_000 * 1_000 + 2_000
     assert price.cost(TokenUsage(32_001, 1)) == 32_001 * 2_000 + 4_000
@@ -378,7 +378,7 @@ def test_a_table_of_ranges_is_a_price():
     ids=str,
 )  # fmt: skip
 def test_a_strange_table_is_no_price(ranges):
-    """A table that cannot be understood is no price, and no error."""
+    """An invalid table is not a price, and raises nothing."""
     assert read_price({"tiered_pricing": ranges, "output_cost_per_token": 1e-06}) is None
 
 
@@ -394,7 +394,7 @@ def test_a_strange_table_is_no_price(ranges):
     ],
 )  # fmt: skip
 def test_what_is_billed_by_the_piece_has_a_price(route, entry, units, cost):
-    """Images, characters, queries and requests have prices on the route that is billed by them; zeros beside do not count."""
+    """Images, characters, queries and requests have prices on the route that bills them; other zeros are ignored."""
     price = read_price(entry, route)
     assert price.cost(TokenUsage(), units=units) == cost == price.worst_case(None, None, Reach(units=units))
     if route != "text":
@@ -404,7 +404,7 @@ def test_what_is_billed_by_the_piece_has_a_price(route, entry, units, cost):
 
 
 def test_an_image_model_that_is_billed_by_the_token_has_a_price():
-    """Where only image tokens have an output price, that is the output's."""
+    """If only image tokens have an output price, it is the price of the output."""
     entry = {"input_cost_per_token": 5e-06, "input_cost_per_image_token": 1e-05, "output_cost_per_image_token": 4e-05}
     price = read_price(entry, "image")
     assert price.cost(TokenUsage(10, 100, image_input_tokens=4)) == 6 * 5_000 + 4 * 10_000 + 100 * 40_000
@@ -412,7 +412,7 @@ def test_an_image_model_that_is_billed_by_the_token_has_a_price():
 
 
 def test_moderation_is_free_where_no_price_says_otherwise():
-    """Nobody takes money for moderation, so no list has a price for it; one that has, counts."""
+    """Moderation is free everywhere, so no list has a price for it; a price in a sheet still counts."""
     assert read_price({}, "moderation").is_free
     assert not read_price(sheet(), "moderation").is_free
 
@@ -430,7 +430,7 @@ def test_moderation_is_free_where_no_price_says_otherwise():
     ],
 )
 def test_what_only_litellm_can_count_is_told_apart_from_what_has_no_price(route, entry, priced):
-    """Seconds, pixels and pages are LiteLLM's to count: such a request has a price, but no bound."""
+    """Only LiteLLM can count seconds, pixels and pages: such a request has a price, but no bound."""
     assert is_priced_by_litellm(entry, route) == priced
     assert read_price(entry, route) is None
 
@@ -447,7 +447,7 @@ def test_every_call_type_has_a_route():
 
 
 def test_every_entry_of_litellms_map_is_read():
-    """Each of LiteLLM's thousands of entries is a price or none on every route, and nearly all chat models have one (C1)."""
+    """Each of LiteLLM's over 1,000 entries is read on every route, and nearly all chat models have a price (C1)."""
     entries = shipped_price_map()
     routes = ("text", "embedding", "image", "speech", "transcription", "rerank", "moderation", "other")
     assert len(entries) > 1_000
@@ -479,7 +479,7 @@ tokens = st.integers(0, 400_000)
 
 @given(sheets, st.sampled_from(["text", "embedding", "image", "speech", "transcription", "rerank"]), st.data())
 def test_no_sheet_makes_a_usage_dearer_than_its_worst_case(found, route, data):
-    """Whatever a sheet says, what a provider reports within the bounds costs at most what was held (C4, C6, C7)."""
+    """With any sheet, a reported usage within the bounds costs at most the held amount (C4, C6, C7)."""
     price = read_price(found, route)
     if price is None:
         return

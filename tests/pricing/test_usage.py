@@ -1,4 +1,4 @@
-"""The one reader of usage: every provider's form becomes the same billable quantities."""
+"""The single reader of usage: every provider's format becomes the same billable quantities."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ANTHROPIC = {
         (CHAT, TokenUsage(100, 20, 60, 0, 8)),
         (RESPONSES, TokenUsage(100, 20, 60, 0, 8)),
         (ANTHROPIC, TokenUsage(100, 20, 60, 10, 0)),
-        # LiteLLM's form of an Anthropic answer on the chat route: the prompt holds the cached tokens already.
+        # LiteLLM's format of an Anthropic answer on the chat route: the prompt already includes the cached tokens.
         ({"prompt_tokens": 100, "completion_tokens": 20, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 10}, TokenUsage(100, 20, 60, 10, 0)),
         ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_tokens_details": {"cached_tokens": 60, "cache_creation_tokens": 10}}, TokenUsage(100, 20, 60, 10, 0)),
         ({"prompt_tokens": 7, "total_tokens": 7}, TokenUsage(7, 0)),
@@ -47,16 +47,16 @@ ANTHROPIC = {
          TokenUsage(100, 20, 60, 0, 0, 0, 10, 20, 5, 9, 3)),
         ({"input_tokens": 50, "output_tokens": 20, "input_tokens_details": {"text_tokens": 40, "image_tokens": 10}}, TokenUsage(50, 20, image_input_tokens=10)),
         ({}, TokenUsage()),
-        # Numbers as text and with a point.
+        # Numbers as strings and as floats.
         ({"prompt_tokens": "100", "completion_tokens": 20.0}, TokenUsage(100, 20)),
-        # A total above the parts is output that nobody itemised; a total alone is input.
+        # A total above the sum of its parts is output without details; a total alone is input.
         ({"prompt_tokens": 1000, "completion_tokens": 150, "total_tokens": 1430, "completion_tokens_details": {"reasoning_tokens": 280}}, TokenUsage(1000, 430, reasoning_tokens=280)),
         ({"prompt_tokens": 100, "completion_tokens": None, "total_tokens": 130}, TokenUsage(100, 30)),
         ({"total_tokens": 26_000}, TokenUsage(26_000, 0)),
         ({"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 90}, TokenUsage(100, 20)),
-        # What a total has beyond the parts may be exactly what was cached.
+        # The part of a total above the sum of its parts may be exactly the cached tokens.
         ({"prompt_tokens": 40, "completion_tokens": 20, "total_tokens": 120, "cache_read_input_tokens": 60}, TokenUsage(100, 20, 60)),
-        # Reasoning that cannot be a part of the completion is counted apart.
+        # Reasoning that cannot be part of the completion is counted separately.
         ({"prompt_tokens": 100, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 30}}, TokenUsage(100, 35, reasoning_tokens=30)),
         # DeepSeek, Cohere, Bedrock's Converse, a transcription.
         ({"prompt_tokens": 100, "completion_tokens": 20, "prompt_cache_hit_tokens": 60, "prompt_cache_miss_tokens": 40}, TokenUsage(100, 20, 60)),
@@ -69,7 +69,7 @@ ANTHROPIC = {
     ],
 )  # fmt: skip
 def test_tokens_are_read_from_every_providers_form(usage, tokens):
-    """OpenAI's chat and Responses forms and Anthropic's become the same counts, cached tokens within the input."""
+    """OpenAI's chat and Responses formats and Anthropic's give the same counts, with cached tokens within the input."""
     assert tokens_in(usage) == tokens
 
 
@@ -85,12 +85,12 @@ def test_tokens_are_read_from_every_providers_form(usage, tokens):
     ],
 )
 def test_nulls_and_nonsense_count_as_none(usage):
-    """Null, negative, and fields of the wrong type are no tokens and no error."""
+    """Null, negative values and fields of the wrong type count as zero tokens, and raise nothing."""
     assert tokens_in(usage) == TokenUsage()
 
 
 def test_a_null_in_the_other_providers_field_changes_nothing():
-    """A null under OpenAI's name does not make Anthropic's cached tokens vanish."""
+    """A null under OpenAI's name does not remove Anthropic's cached tokens."""
     assert tokens_in({**ANTHROPIC, "prompt_tokens": None}) == TokenUsage(100, 20, 60, 10, 0)
 
 
@@ -115,12 +115,12 @@ usages = st.dictionaries(
 
 @given(usages)
 def test_no_usage_is_too_strange_to_be_read(usage):
-    """Whatever a provider reports is read as counts that are whole, not negative and small enough to be stored."""
+    """Any provider's report is read as counts that are whole, not negative and small enough to be stored."""
     assert all(isinstance(count, int) and 0 <= count < 2**62 for count in tokens_in(usage))
 
 
 def test_pydantic_models_are_read_like_mappings():
-    """LiteLLM hands usage over as models, with models in them, as well as mappings."""
+    """LiteLLM passes usage as nested models as well as mappings."""
 
     class Details(BaseModel):
         cached_tokens: int = 60
@@ -135,7 +135,7 @@ def test_pydantic_models_are_read_like_mappings():
 
 
 def test_geminis_own_usage_is_read():
-    """Gemini counts thoughts, and what its tools read, beside the rest; sounds and images by their kind."""
+    """Gemini counts thoughts and the input of its tools separately from the rest, and audio and images by kind."""
     usage = {
         "promptTokenCount": 100, "toolUsePromptTokenCount": 7, "cachedContentTokenCount": 40, "candidatesTokenCount": 20, "thoughtsTokenCount": 5,
         "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 70}, {"modality": "AUDIO", "tokenCount": 30}],
@@ -162,7 +162,7 @@ PERPLEXITY = {
 
 
 def test_perplexity_counts_reasoning_and_citations_apart():
-    """What is in no total is added: citations to the input, reasoning to the output, and searches are calls."""
+    """Numbers outside the totals are added: citations to the input, reasoning to the output, and searches as calls."""
     found = read_usage(PERPLEXITY, provider="perplexity")
     assert found.tokens == TokenUsage(7407, 76_504, reasoning_tokens=73_248, citation_tokens=7299)
     assert found.tools == ToolCalls(searches=74)
@@ -193,12 +193,12 @@ def test_perplexity_counts_reasoning_and_citations_apart():
     ids=str,
 )
 def test_what_a_provider_bills_is_read_in_a_known_unit(provider, usage, billed):
-    """Only providers whose figure is in US dollars are believed, and a key of the operator's own costs both bills."""
+    """Only figures known to be in US dollars are used; with the operator's own key, both bills are added."""
     assert read_usage(usage, provider=provider).billed == billed
 
 
 def test_modes_tiers_and_tools_are_read():
-    """A fast mode, a region, a tier and the calls of tools are what the usage says, whatever was asked."""
+    """A fast mode, a region, a tier and tool calls come from the usage, not from the request."""
     usage = {
         "speed": "fast",
         "inference_geo": "us",

@@ -37,7 +37,7 @@ BASES: dict[str, dict[str, Any]] = {
     "voyage": {"api_base": "{url}/v1"},
     "vertex_ai": {"api_base": "{url}", "api_key": None, "vertex_project": "p", "vertex_location": "us-central1", "vertex_credentials": "{key}"},
 }  # fmt: skip
-"""How LiteLLM is led to the fake, by provider; the others are given `{url}/v1`."""
+"""The parameters that point LiteLLM to the fake, by provider; all others get `{url}/v1`."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -54,7 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """The proxies, by their `litellm_settings`."""
 
 ADMISSION: dict[str, dict[str, Any]] = {"flat": {"on_unmetered": "0.05"}}
-"""What the proxies have under `admission` apart from the grace."""
+"""The `admission` settings of the proxies, apart from the grace period."""
 
 
 PASS_THROUGH = {
@@ -64,7 +64,7 @@ PASS_THROUGH = {
     "mistral_pass": "/mistral/v1/chat/completions",
     "gemini_pass": "/gemini/v1beta/models",
 }
-"""LiteLLM's routes that hand a request on as it is, to the address in the environment."""
+"""LiteLLM's pass-through routes, which forward a request unchanged to the address in the environment."""
 
 
 class Recorded(NamedTuple):
@@ -101,7 +101,7 @@ def provider() -> Iterator[Provider]:
 
 @cache
 def service_account(url: str) -> str:
-    """A key of Google's whose tokens come from the fake."""
+    """Return a Google service account key whose tokens come from the fake."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
     facts = {
@@ -115,7 +115,7 @@ def service_account(url: str) -> str:
 
 
 def model_of(call: Call, url: str) -> dict[str, Any]:
-    """The entry of `model_list` for an entry of the corpus."""
+    """Return the entry of `model_list` for an entry of the corpus."""
     params = {"api_key": "none", **call.entry.params}
     if "api_base" in params:
         params["api_base"] = params["api_base"].format(url=url)
@@ -129,7 +129,7 @@ def model_of(call: Call, url: str) -> dict[str, Any]:
 
 
 def config_for(calls: list[Call], url: str, settings: str) -> dict[str, Any]:
-    """The YAML of a proxy with the deployments of these calls."""
+    """Return the YAML of a proxy with the deployments of these calls."""
     entries = {call.entry.name: call for call in calls}
     limits = [
         {"name": name, "per": "user", "match": {"user": f"{name}.*"}, "window": "day", **call.entry.limit}
@@ -157,7 +157,7 @@ def config_for(calls: list[Call], url: str, settings: str) -> dict[str, Any]:
 
 
 def request_of(call: Call, text: str) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-    """The path, the body and the files of a call."""
+    """Return the path, the body and the files of a call."""
     entry, model = call.entry, call.entry.name
     stream = {"stream": True} if call.way == "stream" else {}
     messages = [{"role": "user", "content": text}]
@@ -197,7 +197,7 @@ def request_of(call: Call, text: str) -> tuple[str, dict[str, Any], dict[str, An
 
 
 def sound(seconds: int) -> bytes:
-    """A WAV file of silence: 8,000 samples of one byte each second."""
+    """Return a WAV file of silence: 8,000 samples of one byte per second."""
     size = 8_000 * seconds
     head = b"RIFF" + (36 + size).to_bytes(4, "little") + b"WAVEfmt " + (16).to_bytes(4, "little")
     head += (1).to_bytes(2, "little") * 2 + (8_000).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little")
@@ -210,14 +210,14 @@ def send(proxy: Proxy, call: Call) -> tuple[int, str, str]:
     body = {name: value for name, value in body.items() if name != "text" and value is not None}
     headers = {"Authorization": f"Bearer {proxy.key}", "x-u": call.key}
     if call.route == "gemini_pass":
-        # LiteLLM reads the key of this route as Google does.
+        # LiteLLM reads the key of this route from the same header as Google.
         headers["x-goog-api-key"] = proxy.key
     what: dict[str, Any] = {"data": body, "files": files} if files else {"json": body}
     with plain_http.Client(timeout=60, headers=headers, base_url=proxy.url) as client:
         try:
             response = client.post(path, **what)
         except httpx.RemoteProtocolError as error:
-            # An answer that breaks off.
+            # The answer breaks off.
             return 599, repr(error), ""
         for _ in range(call.entry.polled):
             client.get(f"{path.removesuffix('/responses')}/responses/{response.json()['id']}").raise_for_status()
@@ -226,18 +226,18 @@ def send(proxy: Proxy, call: Call) -> tuple[int, str, str]:
 
 
 def answer_of(call: Call) -> dict[str, Any]:
-    """The answer as the fake provider stores it."""
+    """Return the answer in the form that the fake provider stores."""
     answer = call.entry.answer
     if not call.entry.polls:
         return answer
-    # A later request about the response is known by its id.
+    # A later request about the response is identified by its id.
     name = {"id": f"resp_case-{call.key}"}
     polls = [{**poll, "body": {**name, **poll.get("body", {})}} for poll in call.entry.polls]
     return {**answer, "body": {**name, **answer.get("body", {})}, "polls": polls}
 
 
 def run(folder: Any, provider: Provider, calls: list[Call], settings: str) -> dict[str, Recorded]:
-    """Send all the calls through one proxy and read its events."""
+    """Send all the calls through one proxy, and return their outcomes by key."""
     for call in calls:
         provider.answers(call.key, answer_of(call))
     names = (
@@ -290,7 +290,10 @@ def run(folder: Any, provider: Provider, calls: list[Call], settings: str) -> di
 def recorded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, provider: Provider
 ) -> Callable[[Call], Recorded]:
-    """The outcome of each call. All selected calls are sent together, through one proxy for each settings."""
+    """Return a function that gives the outcome of a call.
+
+    All selected calls are sent together, through one proxy for each settings.
+    """
     found = [item.callspec.params["call"] for item in request.session.items if hasattr(item, "callspec") and "call" in item.callspec.params]  # fmt: skip
     done: dict[str, dict[str, Recorded]] = {}
 

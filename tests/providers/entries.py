@@ -2,27 +2,28 @@
 
 Each file under `corpus/` is a list of entries. One entry is one deployment and one answer:
 
-- `name`, `kind`: its own name, and the class of inputs that it stands for.
-- `deployment`: `litellm_params`; `api_base` and keys are filled in by provider. `model_info` goes where LiteLLM has it.
+- `name`, `kind`: the name of the entry, and the class of inputs that it represents.
+- `deployment`: `litellm_params`; `api_base` and keys are added by provider. `model_info` goes where LiteLLM expects it.
 - `routes`: `chat`, `messages`, `responses`, `completions`, `gemini`, `embeddings`, `rerank`, `images`, `speech`,
   `transcription`, and LiteLLM's pass-through routes `anthropic`, `openai_pass`, `openrouter_pass`, `mistral_pass` and
-  `gemini_pass`, which serve the model without its deployment; or `pass`, any other of these, with its `path`, in which
-  `{name}` is the entry's own name. Its body has the fields of `request` alone.
-- `ways`: `whole` and `stream`; both unless said otherwise.
-- `request`: further fields of the body, `answer`: see `wire`.
-- `expected`: `cost` as a decimal string, null where no price is known, or `estimated` where the provider reported no
-  usage: then the event has some cost, marked as estimated; or `charged`: it has some cost. `arithmetic` says how the cost comes about: its value must be
-  `cost`, and each price in it must be in the sheet or under `published`. `off_peak` has both for another time of day. `input`, `output`, `cached`, `written`
-  and `reasoning` are tokens. Other keys are fields of the event. `status` is success unless said
-  otherwise; null is any.
-- `sheet`: the entry of LiteLLM's price map with these prices; several where an answer is billed by several.
-- `rule`: the provider's own rule, where it decides between two readings or against LiteLLM's arithmetic.
-- `limit`, `requests` and `admitted`: a limit of the caller, the number of requests, sent one after the other, and how
-  many of them may pass.
-- `polls` and `polled`: the answers to `GET /v1/responses/ID`, the last one again and again, and how many are asked for.
-  The expected numbers are the sums over all events then. `sent` under `expected` is part of the body that the provider got.
-- `needs`: a module that LiteLLM needs for this provider, and that an installation need not have.
-- `one_by_one`: send each request only when the one before is settled.
+  `gemini_pass`, which serve the model without its deployment. Any other pass-through route is `pass`, with its `path`,
+  in which `{name}` is the name of the entry. Its body has only the fields of `request`.
+- `ways`: `whole` and `stream`; both by default.
+- `request`: further fields of the body. `answer`: see `wire`.
+- `expected`: `cost` is a decimal string, or null if no price is known. `estimated` means that the provider reported no
+  usage: the event has some cost, marked as estimated. `charged` means that the event has some cost.
+  `arithmetic` shows the calculation: its value must be `cost`, and each price in it must be in the sheet or under
+  `published`. `off_peak` has both for another time of day. `input`, `output`, `cached`, `written` and `reasoning` are
+  tokens. Other keys are fields of the event. `status` is success by default; null is any.
+- `sheet`: the entry of LiteLLM's price map with these prices; several if several of them bill an answer.
+- `rule`: the provider's own rule, if it decides between two readings or against LiteLLM's arithmetic.
+- `limit`, `requests` and `admitted`: a limit of the caller, the number of requests, sent one after the other, and the
+  number that may pass.
+- `polls` and `polled`: the answers to `GET /v1/responses/ID`, the last one repeatedly, and the number of polls. The
+  expected numbers are then the sums over all events. `sent` under `expected` is part of the body that the provider
+  received.
+- `needs`: a module that LiteLLM needs for this provider, and that an installation may lack.
+- `one_by_one`: send each request only after the previous one is settled.
 - `settings`: the proxy that the entry needs, by its name in `conftest.SETTINGS`.
 """
 
@@ -117,13 +118,13 @@ _ALLOWED = re.compile(r"[\d\s.e+\-*/()]+")
 
 
 def value_of(arithmetic: str) -> Decimal:
-    """Work out an arithmetic of the corpus: numbers, + - * / and parentheses, in decimals."""
+    """Return the value of an entry's `arithmetic`: numbers, + - * / and parentheses, in decimals."""
     assert _ALLOWED.fullmatch(arithmetic), arithmetic
     decimals = _PRICE.sub(lambda number: f"Decimal('{number.group()}')", arithmetic)
     return Decimal(eval(decimals, {"Decimal": Decimal}))
 
 
 def prices_in(arithmetic: str) -> set[Decimal]:
-    """Find the prices: the numbers that are not whole."""
+    """Return the prices in an entry's `arithmetic`: the numbers that are not whole."""
     numbers = (Decimal(number) for number in _PRICE.findall(arithmetic))
     return {number for number in numbers if number != number.to_integral_value()}

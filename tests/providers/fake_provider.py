@@ -1,8 +1,9 @@
-"""A model provider as a process: it answers on every provider's paths, exactly as a test asks.
+"""A model provider as a process: it answers on every provider's paths, with the answers that a test stores.
 
-`PUT /_answers/KEY` stores an answer (see `wire`). A request that contains the words `case=KEY` in its body, or `case-KEY` in its path, gets it.
-`GET /_requests/KEY` lists the paths and bodies that came with this key, so that a test can check them.
-Run it with `python -m tests.providers.fake_provider PORT`; nothing here knows usage_plugin or LiteLLM.
+`PUT /_answers/KEY` stores an answer (see `wire`). It is sent to each request that contains `case=KEY` in its body, or
+`case-KEY` in its path. `GET /_requests/KEY` lists the paths and bodies received with this key.
+
+Run it with `python -m tests.providers.fake_provider PORT`; it does not depend on usage_plugin or LiteLLM.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ unknown: list[str] = []
 
 
 async def store(request: Request) -> Response:
-    """PUT /_answers/KEY."""
+    """PUT /_answers/KEY: store an answer."""
     answers[request.path_params["key"]] = await request.json()
     return Response(status_code=204)
 
 
 async def seen(request: Request) -> Response:
-    """GET /_requests/KEY."""
+    """GET /_requests/KEY: list the requests with this key."""
     return JSONResponse(requests[request.path_params["key"]])
 
 
 async def unanswered(request: Request) -> Response:
-    """GET /_unknown: the paths that no answer was stored for."""
+    """GET /_unknown: list the paths without a stored answer."""
     return JSONResponse(unknown)
 
 
@@ -55,14 +56,14 @@ async def token(request: Request) -> Response:
 
 
 async def answer(request: Request) -> Response:
-    """Any path of any provider."""
+    """Answer any path of any provider."""
     content = await request.body()
     path = request.url.path
     found = _KEY.search(content) or _KEY.search(path.encode())
     try:
         body = json.loads(content) if content else {}
     except ValueError:
-        # A form with a file in it.
+        # The body is a form with a file.
         body = {}
     key = found.group(1).decode() if found else ""
     requests[key].append({"path": path, "body": body})

@@ -1,4 +1,4 @@
-"""Every answer of the corpus, sent by a fake provider through the real proxy, has the cost that was worked out by hand."""
+"""Every answer of the corpus, sent by a fake provider through the real proxy, has the cost worked out by hand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_recorded_cost_is_the_expected_one(call: Call, recorded: Callable[[C
         pytest.fail(f"admitted {admitted} of {entry.requests} | {summary} | {found.bodies[0][:300]}", pytrace=False)
     if entry.admitted is not None and not admitted:
         return
-    # Refusals are events too; where a limit is part of the entry, they are expected.
+    # Refusals are events too; an entry with a limit expects them.
     passed = [event for event in found.events if entry.admitted is None or event["status"] != "failure"]
     if entry.polls:
         passed = [summed(passed)] if passed else []
@@ -60,14 +60,14 @@ def test_the_recorded_cost_is_the_expected_one(call: Call, recorded: Callable[[C
 
 
 def summed(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """The sums over the events of one response that was asked for again and again."""
+    """Return the sums over the events of one response that was polled repeatedly."""
     costs = [Decimal(event["cost"]) for event in events if event["cost"] is not None]
     sums = {name: sum(event[name] for event in events) for name in ("input_tokens", "output_tokens")}
     return {**events[0], **sums, "cost": str(sum(costs, Decimal()))}
 
 
 def differences(entry: Entry, event: dict[str, Any]) -> list[str]:
-    """Name the fields that are not as expected."""
+    """Return the fields that differ from the expected values."""
     given = entry.expected
     if "off_peak" in given and is_off_peak(entry, event):
         given = {**given, **given["off_peak"]}
@@ -88,7 +88,7 @@ def differences(entry: Entry, event: dict[str, Any]) -> list[str]:
 
 
 def is_off_peak(entry: Entry, event: dict[str, Any]) -> bool:
-    """Whether the event began at an hour at which the provider is cheaper, as LiteLLM reads the map's windows."""
+    """Whether the event began in a cheaper hour of the provider, as LiteLLM reads the map's windows."""
     (sheet,) = entry.sheet
     return _is_off_peak(MAP[sheet]["off_peak_pricing"], datetime.fromisoformat(event["started_at"]))
 
@@ -121,7 +121,7 @@ MAP: dict[str, Any] = json.loads(
 
 
 def numbers(value: Any) -> Iterator[Decimal]:
-    """List the numbers in a price sheet, however deep."""
+    """Yield the numbers in a price sheet, at any depth."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):

@@ -1,23 +1,23 @@
-"""The wire formats of model providers: how each writes an answer and its usage, whole and as a stream.
+"""The wire formats of model providers: each one's answer and usage, whole and as a stream.
 
-An *answer* is a mapping that a test gives. `usage` is the provider's own usage object, exactly as it is to be sent.
-The other keys are optional:
+An *answer* is a mapping that a test gives. `usage` is the provider's own usage object, exactly as it is sent. The other
+keys are optional:
 
-- `model`: the model that the answer names; else the one that was asked for.
+- `model`: the model that the answer names; by default the requested one.
 - `body`: further top-level fields of the answer, such as `service_tier`; in a stream, of each chunk or final event.
 - `message`, `candidate`, `output`: further fields of the message, of Gemini's candidate, further items of a response.
 - `usages`: other usage objects for single formats, by name.
-- `stream`: where a chat stream carries its usage. `extra_chunk` (OpenAI, asked for with `stream_options`),
+- `stream`: the place of the usage in a chat stream. `extra_chunk` (OpenAI, requested with `stream_options`),
   `last_choice` (in the chunk with the finish reason), `every_chunk` (growing up to the total), `twice`
   (last choice, then an extra chunk), `x_groq` (Groq's own field, then as OpenAI), `absent`.
-- `start`: of Anthropic's streams, fields that message_start reports otherwise than the end does.
-- `delta`: of Anthropic's streams, the whole usage of message_delta; by default every number, as the total so far.
-- `first`: of Gemini's streams, the usage of every chunk but the last.
+- `start`: for Anthropic's streams, fields that differ between message_start and the end.
+- `delta`: for Anthropic's streams, the whole usage of message_delta; by default every number, as the current total.
+- `first`: for Gemini's streams, the usage of every chunk but the last.
 - `cut`: hang up after this number of frames.
-- `padding`: a field of this many characters in front of a whole answer, as a picture has them.
+- `padding`: a field of this many characters before a whole answer, like those with pictures.
 - `encoding`: `gzip` or `deflate`: compress a whole answer.
-- `text`: of the whole answer, which is no JSON then.
-- `headers`: of the answer.
+- `text`: the text of the whole answer, which is then not JSON.
+- `headers`: the headers of the answer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Sent(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The parts of a request that decide the answer."""
+    """The parts of a request that determine the answer."""
 
     model: str
     stream: bool
@@ -60,7 +60,7 @@ def whole(body: Mapping[str, Any]) -> Sent:
 
 
 def events(items: Iterable[Mapping[str, Any]], *, named: bool = False, done: bool = False) -> Sent:
-    """Write server-sent events; `named` ones carry their type as the event's name."""
+    """Return server-sent events; `named` ones have their type as the event's name."""
     frames = [
         (f"event: {item['type']}\n" if named else "").encode() + b"data: " + json.dumps(item).encode() + b"\n\n"
         for item in items
@@ -73,7 +73,7 @@ def usage_of(answer: Mapping[str, Any], name: str) -> Any:
 
 
 def chat(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """OpenAI's chat completions, which most providers write."""
+    """OpenAI's chat completions, which most providers use."""
     usage = usage_of(answer, "chat")
     head = {"id": "chatcmpl-1", "created": 1, "model": answer.get("model", asked.model), **answer.get("body", {})}
     if not asked.stream:
@@ -82,7 +82,7 @@ def chat(asked: Asked, answer: Mapping[str, Any]) -> Sent:
         return whole({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
     chunk = {**head, "object": "chat.completion.chunk"}
     place = answer.get("stream", "extra_chunk")
-    # OpenAI sends it only if asked; a provider that sends it anyway puts it elsewhere.
+    # OpenAI sends it only on request; a provider that always sends it uses another place.
     wanted = (asked.body.get("stream_options") or {}).get("include_usage")
     items: list[dict[str, Any]] = []
     for at, part in enumerate(PARTS):
@@ -105,7 +105,7 @@ def chat(asked: Asked, answer: Mapping[str, Any]) -> Sent:
 
 
 def grown(usage: Any, at: int, of: int) -> Any:
-    """The usage after some of the parts: the output grows, the rest is known from the start."""
+    """Return the usage after some of the parts: the output grows, and the rest is known from the start."""
     if not isinstance(usage, dict) or not isinstance(usage.get("completion_tokens"), int):
         return usage
     output = usage["completion_tokens"] * at // of
@@ -128,7 +128,7 @@ def completions(asked: Asked, answer: Mapping[str, Any]) -> Sent:
 
 
 def as_responses(usage: Any) -> Any:
-    """Rename chat's usage as OpenAI's Responses API writes the same numbers."""
+    """Return chat's usage with the names of OpenAI's Responses API for the same numbers."""
     if not isinstance(usage, dict) or "input_tokens" in usage:
         return usage
     names = {
@@ -175,7 +175,7 @@ def anthropic_events(asked: Asked, answer: Mapping[str, Any]) -> list[dict[str, 
     if isinstance(usage, dict):
         begun = {name: value for name, value in usage.items() if name != "server_tool_use"}
         begun |= {"output_tokens": 1, **answer.get("start", {})}
-    # As Anthropic documents it: the usage of message_delta is cumulative.
+    # The usage of message_delta is cumulative, as Anthropic documents.
     counted = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
     end = usage
     if isinstance(usage, dict):
@@ -202,14 +202,14 @@ def anthropic_whole(asked: Asked, answer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def messages(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """Anthropic's Messages API: `input_tokens` leaves the cached ones out."""
+    """Anthropic's Messages API: `input_tokens` excludes the cached ones."""
     if not asked.stream:
         return whole(anthropic_whole(asked, answer))
     return events(anthropic_events(asked, answer), named=True)
 
 
 def gemini(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """Gemini's generateContent: thoughts and the prompts of tools are not in prompt and candidates."""
+    """Gemini's generateContent: prompt and candidates exclude thoughts and the prompts of tools."""
     usage = answer.get("usage")
 
     def part(text: str, usage: Any, *, last: bool) -> dict[str, Any]:
@@ -228,10 +228,10 @@ def gemini(asked: Asked, answer: Mapping[str, Any]) -> Sent:
 
 
 def aws_frame(kind: str, payload: Mapping[str, Any]) -> bytes:
-    """Frame one event of AWS's binary stream: lengths, checksum, headers, payload, checksum."""
+    """Return one event of AWS's binary stream: lengths, checksum, headers, payload, checksum."""
     headers = b""
     for name, value in ((":event-type", kind), (":content-type", JSON), (":message-type", "event")):
-        # 7 says that the value is text.
+        # 7 is the type of text.
         headers += bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
     content = json.dumps(payload).encode()
     prelude = struct.pack(">II", 16 + len(headers) + len(content), len(headers))
@@ -240,7 +240,7 @@ def aws_frame(kind: str, payload: Mapping[str, Any]) -> bytes:
 
 
 def converse(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """Bedrock's Converse: `inputTokens` leaves the cached ones out."""
+    """Bedrock's Converse: `inputTokens` excludes the cached ones."""
     usage = answer.get("usage")
     further = answer.get("body", {})
     if not asked.stream:
@@ -268,7 +268,7 @@ def invoke(asked: Asked, answer: Mapping[str, Any]) -> Sent:
 
 
 def cohere_chat(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """Cohere's chat, second version: billed tokens next to used ones."""
+    """Cohere's chat, second version: billed tokens in addition to used ones."""
     usage = answer.get("usage")
     if not asked.stream:
         message = {"role": "assistant", "content": [{"type": "text", "text": TEXT}]}
@@ -282,36 +282,36 @@ def cohere_chat(asked: Asked, answer: Mapping[str, Any]) -> Sent:
     ]
     items.append({"type": "content-end", "index": 0})
     items.append({"type": "message-end", "id": "c1", "delta": {"finish_reason": "COMPLETE", "usage": usage}})
-    # LiteLLM does not ask for server-sent events, so Cohere sends one object a line.
+    # LiteLLM does not request server-sent events, so Cohere sends one object per line.
     return Sent("application/stream+json", tuple(json.dumps(item).encode() + b"\n" for item in items))
 
 
 def embeddings(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """OpenAI's embeddings, which Voyage, Mistral and others write too."""
+    """OpenAI's embeddings, which Voyage, Mistral and others use too."""
     data = [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}]
     body = {"object": "list", "data": data, "model": answer.get("model", asked.model), **answer.get("body", {})}
     return whole({**body, "usage": answer.get("usage")})
 
 
 def body_alone(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """A format that each provider writes its own way: the test gives the body."""
+    """A format that differs between providers: the test gives the body."""
     return whole(answer.get("body", {}))
 
 
 def images(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """OpenAI's images: token-priced models report a usage."""
+    """OpenAI's images: models priced per token report a usage."""
     data = [{"b64_json": "AAAA"}] * answer.get("images", asked.body.get("n") or 1)
     body = {"created": 1, "data": data, **answer.get("body", {})}
     return whole(body if answer.get("usage") is None else {**body, "usage": answer["usage"]})
 
 
 def speech(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """Sound, and nothing about its cost."""
+    """Audio, without any usage."""
     return Sent("audio/mpeg", (b"RIFF" * 100,))
 
 
 def transcription(asked: Asked, answer: Mapping[str, Any]) -> Sent:
-    """OpenAI's transcriptions: billed by the token or by the second, as the usage says."""
+    """OpenAI's transcriptions: billed by the token or by the second, according to the usage."""
     body = {"text": TEXT, **answer.get("body", {})}
     return whole(body if answer.get("usage") is None else {**body, "usage": answer["usage"]})
 
@@ -346,7 +346,7 @@ FORMATS: tuple[tuple[str, Callable[[Asked, Mapping[str, Any]], Sent]], ...] = (
 
 
 def asked_of(path: str, body: Mapping[str, Any]) -> Asked:
-    """Read which model a request asks for and whether it wants a stream: in the body, else in the path."""
+    """Return the requested model and whether a stream is requested: from the body, else from the path."""
     model = body.get("model")
     if not isinstance(model, str):
         parts = path.split("/")
@@ -357,10 +357,10 @@ def asked_of(path: str, body: Mapping[str, Any]) -> Asked:
 
 
 def answer_for(path: str, body: Mapping[str, Any], answer: Mapping[str, Any]) -> Sent:
-    """Write the answer in the format of this path.
+    """Return the answer in the format of this path.
 
     Raises:
-        LookupError: no format has this path.
+        LookupError: No format has this path.
     """
     if "text" in answer:
         return Sent(JSON, (answer["text"].encode(),))
@@ -371,7 +371,7 @@ def answer_for(path: str, body: Mapping[str, Any], answer: Mapping[str, Any]) ->
 
 
 def padded(sent: Sent, length: int) -> Sent:
-    """Put a long text, with every kind of character that JSON escapes, in front of a whole answer."""
+    """Return a whole answer with a long text before it, with every kind of character that JSON escapes."""
     if not length or len(sent.frames) > 1:
         return sent
     text = json.dumps(('{"usage": {"prompt_tokens": 1}} \\ [ \n é' * (length // 40 + 1))[:length])
@@ -379,5 +379,5 @@ def padded(sent: Sent, length: int) -> Sent:
 
 
 def compressed(content: bytes, encoding: str) -> bytes:
-    """Compress an answer as `content-encoding` names it."""
+    """Return an answer compressed as `content-encoding` names it."""
     return {"gzip": gzip.compress, "deflate": zlib.compress}[encoding](content)

@@ -1,9 +1,10 @@
-"""A model provider that answers on every path, and counts each request it receives, whatever its path and method.
+"""A model provider that answers every path and method, and counts each request it receives.
 
-Answers look enough like OpenAI's for LiteLLM to go on with them: a chat, embeddings, the search of a vector store, a
-response or a batch that is done later. `GET /_received` lists what came, `POST /_reset` forgets it. What a later
-look-up of a response or a batch answers is set with `POST /_finish`.
-Run it with `python -m tests.proxy.any_provider PORT`; nothing here knows usage_plugin.
+Its answers resemble OpenAI's closely enough for LiteLLM to process them. It has chats, embeddings, vector store
+searches, and responses and batches that complete later. `GET /_received` lists the requests received, and `POST /_reset`
+clears the list. `POST /_finish` sets the result that a later look-up of a response or a batch returns.
+
+Run it with `python -m tests.proxy.any_provider PORT`; it does not depend on usage_plugin.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CHUNK = "The answer is 42. " * 10
 
 
 def usage_of(body: dict[str, Any]) -> dict[str, int]:
-    """As many tokens in as the text has characters; as many out as are allowed, at most 1,000."""
+    """Return one input token for each character of the text, and the maximum allowed output, at most 1,000 tokens."""
     most = [body[name] for name in ("max_tokens", "max_completion_tokens") if body.get(name)]
     asked, given = len(json.dumps(body.get("messages", ""))), min([1_000, *most])
     return {"prompt_tokens": asked, "completion_tokens": given, "total_tokens": asked + given}
@@ -59,7 +60,7 @@ def chat(body: dict[str, Any]) -> Response:
 
 
 def begun(kind: str, body: dict[str, Any]) -> Response:
-    """Work that is done later: the answer says that it has begun."""
+    """Return the first answer of work that completes later; its status is queued or validating."""
     number = f"{'resp' if kind == 'response' else 'batch'}_{next(numbers):032x}"
     facts = {"id": number, "object": kind, "created_at": 1, "model": body.get("model")}
     if kind == "response":
@@ -77,7 +78,7 @@ def begun(kind: str, body: dict[str, Any]) -> Response:
 
 
 async def answer(request: Request) -> Response:
-    """Any path: one answer that fits many of them."""
+    """Answer any path; one answer fits many of them."""
     raw = await request.body()
     try:
         body = json.loads(raw)
@@ -90,7 +91,7 @@ async def answer(request: Request) -> Response:
     if request.method == "GET" and last in later:
         return JSONResponse(later[last])
     if path.endswith("/content"):
-        # What a batch has put out.
+        # The output file of a batch.
         usage = {"prompt_tokens": 1_000, "completion_tokens": 300, "total_tokens": 1_300}
         done = {"id": "chatcmpl-1", "object": "chat.completion", "model": "gpt-5.1", "choices": [], "usage": usage}
         line = {"id": "r", "custom_id": "1", "response": {"status_code": 200, "request_id": "q", "body": done}}
@@ -131,7 +132,7 @@ async def answer(request: Request) -> Response:
 
 
 async def meet(websocket: WebSocket) -> None:
-    """Any path, as a WebSocket."""
+    """Accept a WebSocket on any path."""
     received.append({"method": "WS", "path": websocket.url.path, "body": {}})
     await websocket.close()
 
@@ -146,7 +147,7 @@ async def reset(_request: Request) -> Response:
 
 
 async def finish(request: Request) -> Response:
-    """POST /_finish: what all begun work of a kind looks like from now on."""
+    """POST /_finish: set the result of all deferred work of one kind."""
     body = await request.json()
     for number, facts in later.items():
         if facts["object"] == body["object"]:

@@ -1,6 +1,6 @@
-"""What a hostile client may write into a request: every field that LiteLLM or a provider knows, with values that lie.
+"""Fields that a hostile client can put into a request: every field known to LiteLLM or a provider, with false values.
 
-The names are collected from the installed LiteLLM, so that a new version brings its new ones along.
+The names are collected from the installed LiteLLM, so that the new fields of a new version are included.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _PLACES = ("", "", "", "extra_body", "extra_body", "generationConfig", "config",
 
 
 def names() -> list[str]:
-    """Every field that the installed LiteLLM knows, of its own or of a provider."""
+    """Return every field that the installed LiteLLM knows, its own and the providers'."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import litellm  # noqa: PLC0415
@@ -109,7 +109,7 @@ def names() -> list[str]:
 
         found = {*MORE_NAMES, *SPECIAL, *OPENAI_CHAT_COMPLETION_PARAMS}
         found |= {*ResponsesAPIRequestParams.__annotations__, *AnthropicMessagesRequest.__annotations__}
-        # LiteLLM refuses or drops these two families by itself, hundreds of them.
+        # LiteLLM itself refuses or drops these two families, which have hundreds of fields.
         uninteresting = {*CustomPricingLiteLLMParams.model_fields, *StandardCallbackDynamicParams.__annotations__}
         found |= {*all_litellm_params} - uninteresting
         for provider in litellm.provider_list:
@@ -129,7 +129,7 @@ def names() -> list[str]:
 
 
 def _configs_not_yet_loaded() -> Iterable[str]:
-    """LiteLLM's classes that are imported on their first use: without them the names depend on what ran before."""
+    """Return LiteLLM's lazily imported classes; without them the names would depend on the code that ran before."""
     try:
         from litellm._lazy_imports_registry import LLM_CONFIG_NAMES  # noqa: PLC0415
     except ImportError:  # older versions import them at once
@@ -138,7 +138,7 @@ def _configs_not_yet_loaded() -> Iterable[str]:
 
 
 def drawn(random: random.Random, known: Sequence[str], most: int) -> list[tuple[str, str, Any]]:
-    """Draw up to some fields, each with the place where it is put and a value."""
+    """Draw between one and `most` fields, each with its place in the body and a value."""
     return [
         attack(random, random.choice(known if random.random() < 0.5 else [*SPECIAL]))
         for _ in range(random.randint(1, most))
@@ -152,7 +152,7 @@ def attack(random: random.Random, name: str) -> tuple[str, str, Any]:
 
 
 def laid_over(body: dict[str, Any], attacks: Sequence[tuple[str, str, Any]]) -> dict[str, Any]:
-    """Put attacks into a body."""
+    """Return the body with the attacks added."""
     body = dict(body)
     for place, name, value in attacks:
         if not place:

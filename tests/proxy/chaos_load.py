@@ -1,4 +1,4 @@
-"""Mixed load that keeps books of its own: what was sent under which id, and what the client saw of it."""
+"""Mixed load that keeps its own books: each request that was sent, by call id, and the outcome that the client saw."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ if TYPE_CHECKING:
 KINDS = ("chat", "chat", "chat", "text", "embed", "resp", "claude", "cached", "fallback")
 CLIENTS = 40
 USER_SECONDS = 20.0
-"""Users with small limits spend them quickly; then others come."""
+"""Users with small limits exhaust them quickly; new users then replace them."""
 LAST = ("data: [DONE]", "event: response.completed", "event: message_stop")
 
 
 @dataclass(slots=True)
 class Sent:
-    """One request, under a call id that nobody else uses.
+    """One request, under a unique call id.
 
-    `outcome` is what the client saw: answered (to the last byte), refused (by us), failed (any other status),
-    broken (an answer that did not end as it should), left (the client hung up), lost (the connection did).
+    Attributes:
+        outcome: As the client saw it: `answered` (to the last byte), `refused` (by this plugin), `failed` (any other
+            status), `broken` (incomplete answer), `left` (the client hung up) or `lost` (connection failure).
     """
 
     call_id: str
@@ -45,7 +46,7 @@ class Sent:
 
 
 class Load:
-    """Sends requests until told to stop."""
+    """Send requests until stopped."""
 
     def __init__(self, proxy: Proxy, rng: random.Random, mark: str) -> None:
         self._proxy = proxy
@@ -55,7 +56,10 @@ class Load:
         self.sent: list[Sent] = []
 
     async def run(self, seconds: float, *, at_least: int = 0, leaving: bool = True) -> None:
-        """Send for so long and so many, with clients that hang up or without, and wait for what is under way."""
+        """Send for `seconds` and until `at_least` requests are sent, then wait for those in flight.
+
+        With `leaving`, some clients hang up.
+        """
         until, enough = time.monotonic() + seconds, len(self.sent) + at_least
         async with plain_http.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=None)) as client:
             await asyncio.gather(*(self._client(client, until, enough, leaving=leaving) for _ in range(CLIENTS)))
@@ -142,7 +146,7 @@ class Load:
 
 
 def request_of(sent: Sent) -> tuple[str, dict[str, Any]]:
-    """Write the request in the format of its route; the padding is there since a token is at least a byte."""
+    """Return the request in the format of its route, padded because a token is at least one byte."""
     text = json.dumps({**sent.plan, "padding": "x" * sent.plan["in"]})
     common: dict[str, Any] = {"user": sent.user, "stream": sent.stream}
     if sent.kind == "text":

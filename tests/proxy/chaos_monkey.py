@@ -1,4 +1,4 @@
-"""The monkey: kills workers and whole proxies, and takes the store away, at random."""
+"""The chaos monkey: kills workers and whole proxies, and makes the store unavailable, at random."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Monkey:
-    """Does one thing after the other, and keeps a diary."""
+    """Perform one fault after another, and keep a diary of them."""
 
     def __init__(self, proxy: Proxy, rng: random.Random, fault: Path) -> None:
         self._proxy = proxy
@@ -32,7 +32,7 @@ class Monkey:
         self.diary: list[str] = []
 
     async def rage(self, seconds: float) -> None:
-        """Break something every few seconds, now and then the whole proxy."""
+        """Cause a fault every few seconds; some of them stop the whole proxy."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             await asyncio.sleep(self._random.uniform(1, 10))
@@ -42,7 +42,7 @@ class Monkey:
             await deed()
 
     async def kill_worker(self) -> None:
-        # By the locks that they hold: a process id alone may be somebody else's by now.
+        # Find workers by the locks they hold: by now, a process id alone may be another process's.
         if living := FileLockedWorkers(self._data / "workers").living():
             victim = int(self._random.choice(living).partition("-")[0])
             self._note(f"kill worker {victim} of {len(living)}")
@@ -58,7 +58,7 @@ class Monkey:
         self._note("store: works")
 
     async def lock_store(self, seconds: float | None = None) -> None:
-        """Hold the store's write lock, longer than it waits for it at times."""
+        """Hold the store's write lock, sometimes for longer than the store waits for it."""
         self._note("store: locked")
         await asyncio.to_thread(self._lock, seconds or self._random.uniform(1, 15))
         self._note("store: unlocked")
@@ -73,7 +73,7 @@ class Monkey:
             connection.close()
 
     async def restart(self, how: signal.Signals | None = None) -> None:
-        """End the whole proxy, mostly by SIGKILL, and start it again."""
+        """Stop the whole proxy, usually with SIGKILL, and start it again."""
         how = how or self._random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
         self._note(f"end the proxy by {how.name}")
         await asyncio.to_thread(self._proxy.stop, how)

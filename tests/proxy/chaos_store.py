@@ -1,7 +1,7 @@
-"""A store that fails as told: the SQLite store, with a fault in front of `append`.
+"""A store that fails on command: the SQLite store, with a fault before `append`.
 
-It is copied beside its entry point (`install`) and knows the package's public parts only, as a third party's would.
-The file named by CHAOS_FAULT says what goes wrong at the moment; readers are left alone.
+The module is copied next to its entry point (`install`) and uses only the package's public API, as a third party's
+would. The file named by CHAOS_FAULT holds the current fault; reads are not affected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 FAULTS = ("refuse", "forget", "hang", "bug")
-"""It does not write; it writes and does not say so; it takes long; it fails with what no store may raise."""
+"""In order: it does not write; it writes and reports a failure; it is slow; it raises an error that stores must not
+raise."""
 
 
 class FlakyBackend(SqliteBackend):
@@ -62,7 +63,7 @@ def usage_register_storage_backends() -> list[StorageBackend[Any]]:
 
 
 def install(folder: Path) -> None:
-    """Make a folder that, on PYTHONPATH, is an installed package with this plugin."""
+    """Create a folder that is, on PYTHONPATH, an installed package with this plugin."""
     about = folder / "chaos_store-1.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: chaos-store\nVersion: 1\n")

@@ -1,4 +1,4 @@
-"""The real LiteLLM proxy as a process, in front of the fake upstream. Starts cost 15 seconds and more: share them."""
+"""The real LiteLLM proxy as a process, in front of the fake upstream. A start takes 15 seconds or more: share it."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 START_SECONDS = 600
-"""A deadline and not a duration: a start has ended when the proxy answers, or its process is gone."""
+"""A deadline, not a duration: waiting ends as soon as the proxy answers or its process has ended."""
 WORKER_SECONDS = 120
-"""How long a worker may take for an answer to its supervisor: importing LiteLLM takes long."""
+"""The maximum time a worker may take to answer its supervisor; importing LiteLLM is slow."""
 COMMANDS = ThreadPoolExecutor(1)
-"""Runs our commands in this process: a process of its own takes 0.7 s of CPU, and the tests run some thousand commands.
-One thread, since click's runner replaces `sys.stdout`, and not the test's, which may have an event loop."""
+"""Run this plugin's commands in the test process: a separate process takes 0.7 s of CPU, and the tests run some
+thousand commands. They need one thread, because click's runner replaces `sys.stdout`. It is not the test's thread,
+which may run an event loop."""
 
-# Prices in USD for each token; the tests multiply them as integers of nano-dollars.
+# Prices in USD per token; the tests multiply them as integers of nano-dollars.
 PRICES = {
     "cent": {"input_cost_per_token": 0, "output_cost_per_token": 0.00001},
     "chat": {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015, "cache_read_input_token_cost": 0.0000003},
@@ -76,7 +77,7 @@ PRICES = {
 
 PROVIDERS = {"claude": "anthropic", "claude-kept": "anthropic", "ranks": "cohere", "native": "gemini"}
 SERVED = {"twin": "tiered"}
-"""Deployments of one provider's model at another price."""
+"""Deployments that serve the provider's model of another deployment, at a price of their own."""
 
 
 def free_port() -> int:
@@ -86,7 +87,7 @@ def free_port() -> int:
 
 
 def noon_zone() -> str:
-    """A zone in which it is about noon, so that no test runs over the end of a day."""
+    """Return a zone in which it is about noon, so that no test runs past the end of a day."""
     offset = 12 - datetime.now(timezone.utc).hour
     return "UTC" if not offset else f"Etc/GMT{-offset:+d}"
 
@@ -112,7 +113,7 @@ class Upstream:
 
 @contextmanager
 def fake_provider(module: str, ready: str) -> Iterator[str]:
-    """A fake provider as a process; gives its URL once it answers the path `ready`."""
+    """Run a fake provider as a process, and yield its URL once it answers the path `ready`."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-m", module, str(port)], cwd=ROOT)
@@ -162,7 +163,7 @@ class Proxy:
     """A LiteLLM proxy with the plugin: its process, its files and its clients."""
 
     has_own_plugins = False
-    """Whether plugins are installed for the processes of this test only: then its commands are processes, too."""
+    """Whether plugins are installed only for this test's processes; if so, its commands also run as processes."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], *, workers: int = 1, environment: dict[str, str] | None = None
@@ -178,7 +179,7 @@ class Proxy:
 
     @classmethod
     def attached(cls, kept: Kept) -> Proxy:
-        """The proxy that `make kept-proxy` keeps; stopping it does nothing."""
+        """Return the proxy that `make kept-proxy` keeps; stopping it has no effect."""
         folder = Path(kept.folder)
         proxy = cls(folder, yaml.safe_load((folder / "config.yaml").read_text()))
         proxy.key, proxy.port, proxy.url = kept.key, kept.port, f"http://127.0.0.1:{kept.port}"
@@ -200,7 +201,7 @@ class Proxy:
         try:
             wait_for(f"{self.url}/health/liveliness", self.process)
             deadline = time.monotonic() + START_SECONDS
-            # Workers that were killed meanwhile have been replaced, and counted.
+            # Workers that were killed meanwhile have been replaced, and their replacements are counted.
             while self._started_workers() - began < self.workers:
                 assert time.monotonic() < deadline, "not all workers came up"
                 time.sleep(0.2)
@@ -222,7 +223,7 @@ class Proxy:
             os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.send_signal(how)
-        # Its supervisor hears nothing while it waits for the answer of a worker that was killed just then.
+        # The supervisor handles no signals while it waits for the answer of a worker that was killed just then.
         self.process.wait(WORKER_SECONDS + 60)
         self.process = None
 
@@ -238,7 +239,7 @@ class Proxy:
         )  # fmt: skip
 
     def cli(self, *arguments: str) -> Any:
-        """Run a command of ours with --format json, while the proxy runs or not."""
+        """Run one of this plugin's commands with --format json; the proxy may be running or stopped."""
         command = ["--config", str(self.config_path), *arguments, "--format", "json"]
         run = run_as_process if self.has_own_plugins else run_here
         code, out, err = COMMANDS.submit(run, command).result(120)
@@ -246,7 +247,7 @@ class Proxy:
         return json.loads(out)
 
     def limit(self, name: str, **subject: str) -> dict[str, Any]:
-        """One account, by the limit's name and its subject."""
+        """Return one account, by the limit's name and its subject."""
         (found,) = [row for row in self.cli("limits")["limits"] if row["name"] == name and row["subject"] == subject]
         return found
 
@@ -254,7 +255,7 @@ class Proxy:
         return self.cli("events", "--user", user, "--last", str(last))["events"]
 
     def settled(self, *, seconds: float = 60, but: int = 0) -> None:
-        """Wait until at most so many requests hold something: streams are settled a moment after their last byte."""
+        """Wait until at most `but` reservations are open: streams are settled a moment after their last byte."""
         deadline = time.monotonic() + seconds
         while (status := self.cli("status"))["reservations"]["open"] > but:
             assert time.monotonic() < deadline, status
@@ -270,7 +271,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
-    """A proxy's YAML with all the models, and our section."""
+    """Return a proxy's YAML with all the models and the plugin's section."""
     models = []
     for name, prices in PRICES.items():
         provider, base = PROVIDERS.get(name, "openai"), f"{upstream.url}/v1"
@@ -322,7 +323,7 @@ def running(folder: Path, config: dict[str, Any], **options: Any) -> Iterator[Pr
 
 
 def shared_config(upstream: Upstream) -> dict[str, Any]:
-    """The YAML of the proxies that tests share."""
+    """Return the YAML of the proxies that tests share."""
     section = {"limits": LIMITS, "contact": "Ask #ai-platform for more", "admission": {"orphan_grace": "10s"}}
     return proxy_config(upstream, section)
 
@@ -331,7 +332,7 @@ def shared_config(upstream: Upstream) -> dict[str, Any]:
 def proxies(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
 ) -> Iterator[Callable[[int], Proxy]]:
-    """The same proxy with as many workers as asked for, each started once and kept."""
+    """Return a function that gives the proxy with the requested number of workers; each is started once and kept."""
     started: dict[int, Proxy] = {}
     if kept := request.config.stash.get(KEPT, None):
         started[1] = Proxy.attached(kept)

@@ -1,18 +1,28 @@
-"""A model provider of our own: OpenAI's and Anthropic's wire formats with usage the test chooses.
+"""A fake model provider: OpenAI's, Anthropic's and Gemini's wire formats, with usage that the test chooses.
 
-The text of a request is a JSON *plan*, so each test says what its answer will cost:
-`{"in": 100, "out": 20, "cached": 40, "reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`.
-Beside them `cache_write`, `cache_write_1h` (part of it), `audio_in`, `audio_out`, `image_in` and `service_tier` (what
-it was served as). `"silent": true` leaves the usage out, and a model named `broken…` always fails.
-How an answer goes wrong: `"fail_first": n` with a `"mark"` fails so many times, then answers; of a stream, `"hold"` waits
-before the first frame and `"pause"` after each, `"stall": n` stands still after n frames for longer than any test waits,
-`"drop": n` hangs up after n frames, `"error": n` sends an error frame.
-`"wordy": true` makes the parts of a stream as long as its tokens say, and `"obeys": true` answers no more tokens than
-the request allows.
-Whatever was handed out is summed by model under `GET /handed_out`, and `POST /reset` forgets it.
-What was handed out for a plan with an `"id"` is kept under `GET /answers`, with the share of a stream that was sent,
-and the output limits that the request named.
-Run it with `python -m tests.proxy.fake_upstream PORT`; nothing here knows usage_plugin.
+The text of a request is a JSON *plan*, so each test sets the usage of its answer: `{"in": 100, "out": 20, "cached": 40,
+"reasoning": 5, "status": 500, "delay": 0.1, "chunks": 4}`. Further keys are `cache_write`, `cache_write_1h` (part of
+it), `audio_in`, `audio_out`, `image_in` and `service_tier` (the tier that was served). `"silent": true` omits the
+usage. A model named `broken…` always fails.
+
+Faults of any answer:
+
+- `"fail_first": n` with a `"mark"` fails n times, then answers.
+
+Faults and delays of a stream:
+
+- `"hold"` waits before the first frame, and `"pause"` after each.
+- `"stall": n` stalls after n frames for longer than any test waits.
+- `"drop": n` hangs up after n frames.
+- `"error": n` sends an error frame after n frames.
+
+`"wordy": true` makes the parts of a stream as long as its token count. `"obeys": true` returns at most the number of
+output tokens that the request allows.
+
+`GET /handed_out` returns the usage handed out, summed by model, and `POST /reset` clears it. For a plan with an `"id"`,
+`GET /answers` returns its usage, the share of the stream that was sent, and the output limits of the request.
+
+Run it with `python -m tests.proxy.fake_upstream PORT`; it does not depend on usage_plugin.
 """
 
 from __future__ import annotations
@@ -43,7 +53,7 @@ seen: Counter[str] = Counter()
 
 
 def text_of(body: dict[str, Any]) -> str:
-    """Find the text that carries the plan, in any of the wire formats."""
+    """Return the text that carries the plan, in any of the wire formats."""
     value = body.get("messages") or body.get("input") or body.get("prompt") or body.get("query") or ""
     while isinstance(value, list) and value:
         value = value[-1]
@@ -53,7 +63,7 @@ def text_of(body: dict[str, Any]) -> str:
 
 
 def plan_of(body: dict[str, Any]) -> dict[str, Any]:
-    """Read the plan; a text that is none gets a small fixed usage."""
+    """Return the plan; a text that is not a plan gets a small fixed usage."""
     plan = {"in": 10, "out": 5, "cached": 0, "reasoning": 0, "status": 200, "delay": 0.0, "chunks": 3}
     plan |= dict.fromkeys(("cache_write", "cache_write_1h", "audio_in", "audio_out", "image_in"), 0)
     try:
@@ -64,24 +74,24 @@ def plan_of(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def count(model: str, plan: dict[str, Any]) -> None:
-    """Add what this answer handed out to the sums."""
+    """Add the usage of this answer to the sums."""
     sums = handed_out[model]
     sums["requests"] += 1
     for key in ("in", "out", "cached", "reasoning"):
         sums[key] += plan[key]
     if "id" in plan:
-        # `share` grows as a stream is sent: what nobody fetches is not made.
+        # `share` grows as a stream is sent: frames that are not fetched are not generated.
         kept = by_id[plan["id"]]
         kept |= {"model": model, "share": 1.0, **{key: plan[key] for key in ("in", "out", "cached", "reasoning")}}
 
 
 def bounds_in(body: dict[str, Any]) -> list[int]:
-    """Find the output limits that a request names."""
+    """Return the output limits that a request names."""
     return [body[name] for name in ("max_tokens", "max_completion_tokens", "max_output_tokens") if name in body]
 
 
 async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Response | None]:
-    """Read the body, wait as planned, and give the error answer if one is planned."""
+    """Read the body, wait as planned, and return the error answer if the plan has one."""
     body = await request.json()
     plan = plan_of(body)
     handed_out[body["model"]]["calls"] += 1
@@ -104,12 +114,12 @@ async def begin(request: Request) -> tuple[dict[str, Any], dict[str, Any], Respo
 
 
 def words(plan: dict[str, Any]) -> str:
-    """One part of a stream: as long as its tokens say in wordy ones, which get cut."""
+    """Return one part of a stream; in a wordy stream, which may be cut, it is as long as its share of the tokens."""
     return "hi " * max(1, plan["out"] // plan["chunks"]) if plan.get("wordy") else "hi "
 
 
 def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, done: bool) -> StreamingResponse:
-    """Send server-sent events, letting the loop breathe between them."""
+    """Send server-sent events, yielding to the event loop between them."""
 
     async def send() -> AsyncIterator[str]:
         await asyncio.sleep(plan.get("hold", 0))
@@ -134,7 +144,7 @@ def frames(items: list[dict[str, Any]], plan: dict[str, Any], *, named: bool, do
 
 
 def openai_usage(plan: dict[str, Any]) -> dict[str, Any]:
-    """Usage as chat and text completions report it."""
+    """Return the usage in the format of chat and text completions."""
     return {
         "prompt_tokens": plan["in"],
         "completion_tokens": plan["out"],
@@ -148,7 +158,7 @@ def openai_usage(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def given(plan: dict[str, Any], **fields: str) -> dict[str, Any]:
-    """Fields of an answer whose value the plan gives; providers leave out what is nothing."""
+    """Return the fields of an answer that have a value in the plan; providers omit zero values."""
     return {field: plan[key] for field, key in fields.items() if plan.get(key)}
 
 
@@ -254,7 +264,7 @@ async def responses(request: Request) -> Response:
 
 
 async def messages(request: Request) -> Response:
-    """POST /v1/messages, in Anthropic's format: input_tokens leaves the cached ones out."""
+    """POST /v1/messages, in Anthropic's format: input_tokens excludes the cached ones."""
     body, plan, error = await begin(request)
     if error:
         return error
@@ -297,13 +307,13 @@ async def messages(request: Request) -> Response:
 
 
 async def raw(request: Request) -> Response:
-    """POST /raw: what a pass-through route leads to; nothing tells what it cost."""
+    """POST /raw: the target of a pass-through route; nothing in its answer shows the cost."""
     _, _, error = await begin(request)
     return error or JSONResponse({"fine": True})
 
 
 async def images(request: Request) -> Response:
-    """POST /v1/images/generations: priced by the image, or by the token where the plan asks for `usage`."""
+    """POST /v1/images/generations: priced per image, or per token if the plan asks for `usage`."""
     body, plan, error = await begin(request)
     if error:
         return error
@@ -319,7 +329,7 @@ async def images(request: Request) -> Response:
 
 
 async def speech(request: Request) -> Response:
-    """POST /v1/audio/speech: nothing but sound comes back."""
+    """POST /v1/audio/speech: the answer is audio only."""
     body, _, error = await begin(request)
     if error:
         return error
@@ -328,7 +338,7 @@ async def speech(request: Request) -> Response:
 
 
 async def rerank(request: Request) -> Response:
-    """POST /v1/rerank, in Cohere's format: billed by the search unit."""
+    """POST /v1/rerank, in Cohere's format: billed per search unit."""
     body, plan, error = await begin(request)
     if error:
         return error
@@ -346,7 +356,10 @@ async def moderations(request: Request) -> Response:
 
 
 async def generate_content(request: Request) -> Response:
-    """POST /models/NAME:generateContent and :streamGenerateContent, in Gemini's format: thoughts come beside the output."""
+    """POST /models/NAME:generateContent and :streamGenerateContent, in Gemini's format.
+
+    Thoughts are counted separately from the output.
+    """
     body = await request.json()
     name, _, verb = request.url.path.rpartition("/")[2].partition(":")
     plan = plan_of({"input": body["contents"][-1]["parts"][-1]["text"]})
@@ -368,7 +381,7 @@ async def generate_content(request: Request) -> Response:
 
 
 async def show_handed_out(_request: Request) -> Response:
-    """GET /handed_out: by model, the calls received, the requests answered and the tokens handed out."""
+    """GET /handed_out: for each model, the calls received, the requests answered and the tokens handed out."""
     return JSONResponse({model: dict(sums) for model, sums in handed_out.items()})
 
 
@@ -378,12 +391,12 @@ async def show_seen(_request: Request) -> Response:
 
 
 async def show_answers(_request: Request) -> Response:
-    """GET /answers: by the id of each plan, the calls received, the tokens of the answer and the share that was sent."""
+    """GET /answers: for each plan's id, the calls received, the tokens of the answer and the share that was sent."""
     return JSONResponse(by_id)
 
 
 async def reset(_request: Request) -> Response:
-    """POST /reset: forget what was handed out."""
+    """POST /reset: clear the sums of the usage handed out."""
     handed_out.clear()
     return JSONResponse({})
 
@@ -413,5 +426,5 @@ app = Starlette(
 )
 
 if __name__ == "__main__":
-    # Connections are kept for long: one that closes just as LiteLLM uses it again would fail a request.
+    # Keep connections open for long: one that closes just as LiteLLM reuses it would fail a request.
     uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="critical", timeout_keep_alive=600)

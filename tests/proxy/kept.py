@@ -1,11 +1,11 @@
-"""A proxy that stays up between test runs, so that one test takes seconds instead of a start of the proxy.
+"""A proxy that keeps running between test runs, so that one test takes seconds, without a start of the proxy.
 
     make kept-proxy                                       # in one terminal, until Ctrl-C
     .venv/bin/pytest --kept-proxy tests/proxy/test_costs.py -k flex    # in another, as often as you like
 
-It is the proxy of the fixture `proxies` with one worker, and its fake provider. Tests that ask for several workers, or
-for a proxy of their own, start it as ever. The kept proxy runs the code of its start. If the package or the fake
-provider has changed since, a run with `--kept-proxy` ends at once and says so.
+It is the proxy of the fixture `proxies` with one worker, and its fake provider. Tests that need several workers, or
+their own proxy, start it as usual. The kept proxy runs the code that was current at its start. If the package or the
+fake provider has changed since then, a run with `--kept-proxy` stops at once with an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STATE = FOLDER / "state.json"
 
 
 class Kept(NamedTuple):
-    """The running proxy and its provider, as `STATE` has them."""
+    """The running proxy and its provider, as stored in `STATE`."""
 
     pid: int
     code: str
@@ -37,7 +37,7 @@ class Kept(NamedTuple):
 
 
 def code_digest() -> str:
-    """Return a digest of the code of the proxy and its provider: the package and the proxy's part of the tests."""
+    """Return a digest of the code of the proxy and its provider: the package, and the proxy files of the tests."""
     digest = hashlib.sha256()
     for folder, names in (("usage_plugin", "**/*.py"), ("tests/proxy", "*upstream.py"), ("tests/proxy", "conftest.py")):
         for path in sorted((ROOT / folder).glob(names)):
@@ -49,7 +49,7 @@ def read_kept() -> Kept:
     """Return the kept proxy.
 
     Raises:
-        pytest.UsageError: none is running, or it runs other code than there is now.
+        pytest.UsageError: No kept proxy is running, or its code differs from the current code.
     """
     try:
         kept = Kept(**json.loads(STATE.read_text()))
@@ -66,7 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Look before any test runs."""
+    """Find the kept proxy before any test runs."""
     if config.getoption("--kept-proxy"):
         config.stash[KEPT] = read_kept()
 
@@ -75,7 +75,7 @@ KEPT = pytest.StashKey[Kept]()
 
 
 def keep() -> None:
-    """Start the proxy and its provider, and keep them until the process is interrupted."""
+    """Start the proxy and its provider, and keep them running until the process is interrupted."""
     from tests.proxy.conftest import Upstream, fake_provider, running, shared_config  # noqa: PLC0415  # imports this
 
     FOLDER.mkdir(parents=True, exist_ok=True)

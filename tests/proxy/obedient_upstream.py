@@ -1,9 +1,9 @@
-"""A provider that believes nobody: it obeys the fields of its own API, and bills whatever it gives out.
+"""A provider that makes no assumptions: it obeys the fields of its own API, and bills everything that it generates.
 
-It answers any path in the shape that the path calls for. An answer is as long as the API's own output limit allows, and as
-`MOST` where there is none; the input is billed by the byte of everything that it reads. A stored conversation is read up to
-the context of the model. Fields that make a real provider charge more (tiers, searches, other models) cost a fortune here.
-Bills are kept by the mark that a request has in its text.
+It answers any path in the shape that the path requires. An answer is as long as the API's own output limit allows, or
+`MOST` without a limit. Each byte of everything it reads is billed as input. A stored conversation is read up to the
+model's context. Fields that make a real provider charge more (tiers, searches, other models) cost a fortune here. Bills
+are kept by the mark in the text of a request.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 MOST = 20_000
 INPUT = 1_000
 OUTPUT = 10_000
-"""Nano-dollars for each token: as the deployments of the tests are priced."""
+"""Nano-dollars per token, as the deployments of the tests are priced."""
 FORTUNE = 10**12
 CONTEXTS = {"o3": 200_000}
-"""The most input tokens that a model reads, as LiteLLM's map has them."""
+"""The maximum input tokens that a model reads, as in LiteLLM's map."""
 STORED = ("conversation", "previous_response_id")
-"""Fields of /responses that make the provider read what it keeps, up to the context of the model."""
+"""Fields of /responses that make the provider read its stored content, up to the model's context."""
 
 MARK = re.compile(r"who-[0-9a-z]+")
 
 bills: defaultdict[str, dict[str, int]] = defaultdict(lambda: {"calls": 0, "nano": 0})
 seen: dict[str, Any] = {}
 models: dict[str, int] = {}
-"""How many times as much a model costs, by the name that the provider is called with; any other costs a fortune."""
+"""The price multiple of each model, by the name that the provider receives; any other model costs a fortune."""
 
 
 def number(*values: Any) -> int | None:
-    """The first output limit that is one; a provider would refuse what is none."""
+    """Return the first valid output limit; a real provider would refuse an invalid one."""
     for value in values:
         read = int(value) if isinstance(value, str) and value.isdigit() else value
         if isinstance(read, int | float) and not isinstance(read, bool) and read > 0:
@@ -53,14 +53,14 @@ def number(*values: Any) -> int | None:
 
 
 def of(body: Any, *path: str) -> Any:
-    """A field within a field; None if there is none."""
+    """Return a nested field, or None if it is missing."""
     for name in path:
         body = body.get(name) if isinstance(body, dict) else None
     return body
 
 
 def fields_of(family: str, path: str, body: dict[str, Any]) -> tuple[int | None, Any, list[Any], list[Any]]:
-    """The output limit, the number of answers, what is read as input, and what costs a fortune."""
+    """Return the output limit, the number of answers, the parts read as input, and the fields that cost a fortune."""
     if path.endswith("/responses"):
         text = [body.get(n) for n in ("input", "instructions", "tools", "text", "prompt")]
         return (
@@ -126,14 +126,14 @@ def fields_of(family: str, path: str, body: dict[str, Any]) -> tuple[int | None,
         costs += [body.get("preset"), body.get("models"), body.get("provider")]
     answers = max(number(body.get("n")) or 1, number(body.get("best_of")) or 1)
     prompts = body.get("prompt")
-    # A chat has no prompts: only the older API answers each text of a list.
+    # A chat has a single prompt: only the older API answers each text of a list.
     if "/chat" not in path and isinstance(prompts, list) and prompts and isinstance(prompts[0], str):
         answers *= len(prompts)
     return number(body.get("max_completion_tokens"), body.get("max_tokens")), answers, text, costs
 
 
 def runs_tools(tools: Any) -> bool:
-    """Whether there is a tool that the provider runs, in whatever shape."""
+    """Whether one of the tools, in any shape, is run by the provider."""
     text = json.dumps(tools)
     return any(
         name in text
@@ -150,7 +150,7 @@ def runs_tools(tools: Any) -> bool:
 
 
 def size(value: Any) -> int:
-    """The bytes of all text in a value, keys included."""
+    """Return the bytes of all text in a value, including keys."""
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogatepass"))
     if isinstance(value, dict):
@@ -161,7 +161,7 @@ def size(value: Any) -> int:
 
 
 async def answer(request: Request) -> Response:
-    """POST anything."""
+    """POST to any path."""
     raw = (await request.body()).decode()
     body = json.loads(raw)
     path = request.url.path
@@ -190,7 +190,7 @@ async def answer(request: Request) -> Response:
     ):
         nano += FORTUNE
     bills[mark]["calls"] += 1
-    # A provider that fails takes no money.
+    # A provider does not charge for a failure.
     bills[mark]["nano"] += 0 if family == "broken" else nano
     seen[mark] = {"path": path, "body": body}
     usage = (tokens, output * answers)
@@ -201,7 +201,7 @@ async def answer(request: Request) -> Response:
 
 
 def reply(family: str, path: str, body: Mapping[str, Any], usage: tuple[int, int], *, is_stream: bool) -> Response:
-    """An answer in the family's shape, with the true usage wherever the API has one."""
+    """Return an answer in the family's shape, with the true usage where the API reports it."""
     tokens, output = usage
     model = str(body.get("model") or "m")
     if path.endswith("/responses"):
@@ -321,7 +321,7 @@ def reply(family: str, path: str, body: Mapping[str, Any], usage: tuple[int, int
 
 
 def events_of(events: list[dict[str, Any]], *, named: bool = False, done: bool = False) -> Response:
-    """Server-sent events."""
+    """Return server-sent events."""
 
     def lines() -> Iterator[str]:
         for at, event in enumerate(events):
@@ -340,12 +340,12 @@ async def show(_request: Request) -> Response:
 
 
 async def show_seen(_request: Request) -> Response:
-    """GET /seen: the last request of each mark, as it came."""
+    """GET /seen: the last request of each mark, as received."""
     return JSONResponse(seen)
 
 
 async def set_models(request: Request) -> Response:
-    """PUT /models: how many times as much some models cost."""
+    """PUT /models: set the price multiples of some models."""
     models.update(await request.json())
     return JSONResponse(models)
 

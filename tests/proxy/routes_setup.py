@@ -1,4 +1,4 @@
-"""A proxy in front of `any_provider`: every provider's address leads there, and so does whatever LiteLLM may look up."""
+"""A proxy in front of `any_provider`: every provider's address, and all that LiteLLM may look up, points to it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class AnyProvider:
         plain_http.post(f"{self.url}/_finish", json={"object": kind, "status": "completed", **facts})
 
     def environment(self) -> dict[str, str]:
-        """Lead every provider that LiteLLM knows from the environment here."""
+        """Return the variables that point every provider that LiteLLM reads from the environment to this one."""
         bases = {f"{name}_API_BASE": self.url for name in KEYS}
         keys = {f"{name}_API_KEY": "none" for name in KEYS}
         return {**bases, **keys, "OPENAI_BASE_URL": f"{self.url}/v1", "LANGFUSE_HOST": self.url}
@@ -61,7 +61,7 @@ def provider() -> Iterator[AnyProvider]:
 
 
 def routes_config(fake: AnyProvider, **admission: Any) -> dict[str, Any]:
-    """A proxy's YAML with all that lets LiteLLM reach a provider, and our section."""
+    """Return a proxy's YAML with all the ways LiteLLM can reach a provider, and the plugin's section."""
 
     def model(name: str, served: str, **parameters: Any) -> dict[str, Any]:
         base = {"api_base": f"{fake.url}/v1", "api_key": "none", **parameters}

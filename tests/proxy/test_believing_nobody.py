@@ -1,7 +1,7 @@
-"""Whatever a client writes into a request: the provider bills at most what is held, or the request is refused.
+"""For every request that a client can write, the provider bills at most the held amount, or the request is refused.
 
-The provider obeys the fields of its own API and no others, and bills what it gives out. The requests are drawn from every
-field name that the installed LiteLLM knows, with values that lie, alone and together.
+The provider obeys only the fields of its own API, and bills everything that it generates. The requests are drawn from
+every field name that the installed LiteLLM knows, with false values, alone and combined.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def config(bank: Bank, limits: list[dict[str, Any]]) -> dict[str, Any]:
     models = [deployment(name, model, bank.url + path) for name, (model, path) in FAMILIES.items()]
     return {
         "model_list": [*models, deployment("dear", "openai/dear-x", f"{bank.url}/openai/v1", TIMES_DEAR)],
-        # What a provider does not know LiteLLM then drops, an output limit too.
+        # LiteLLM then drops the fields that a provider does not know, even an output limit.
         "litellm_settings": {"callbacks": ["usage_plugin.proxy.callback"], "drop_params": True},
         "router_settings": {"num_retries": 0, "disable_cooldowns": True},
         "general_settings": {"master_key": "os.environ/LITELLM_MASTER_KEY"},
@@ -109,14 +109,14 @@ def config(bank: Bank, limits: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def bounded(bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy on which each user may spend much: so that what is sent is bounded, and rarely refused."""
+    """Run a proxy with a large limit for each user, so that requests are bounded and rarely refused."""
     limits = [{"name": "daily", "per": "user", "window": "day", "max_cost": 500}]
     with running(tmp_path_factory.mktemp("bounded"), config(bank, limits)) as proxy:
         yield proxy
 
 
 def base_of(draw: random.Random, route: str, model: str, mark: str) -> tuple[str, dict[str, Any]]:
-    """An ordinary request on a route."""
+    """Return an ordinary request for a route."""
     message = [{"role": "user", "content": f"{mark} hi"}]
     limit = draw.choice([None, 16, 300])
     if route.startswith(":"):
@@ -139,7 +139,7 @@ def base_of(draw: random.Random, route: str, model: str, mark: str) -> tuple[str
 
 
 async def send_all(proxy: Proxy, requests: list[tuple[str, str, dict[str, Any]]]) -> list[tuple[int, str]]:
-    """Send requests, each of a user of its own; gives the statuses and the beginnings of the answers."""
+    """Send requests, each as a separate user; return the statuses and the beginnings of the answers."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(client: httpx.AsyncClient, route: str, user: str, body: dict[str, Any]) -> tuple[int, str]:
@@ -148,7 +148,7 @@ async def send_all(proxy: Proxy, requests: list[tuple[str, str, dict[str, Any]]]
             try:
                 answer = await client.post(proxy.url + route, content=json.dumps(body), headers=headers)
             except httpx.TransportError as error:
-                # LiteLLM hangs up over some bodies; the provider may have been paid all the same.
+                # LiteLLM closes the connection on some bodies; the provider may have charged all the same.
                 return HUNG_UP, repr(error)
             return answer.status_code, answer.text[:400]
 
@@ -157,7 +157,7 @@ async def send_all(proxy: Proxy, requests: list[tuple[str, str, dict[str, Any]]]
 
 
 def recorded(proxy: Proxy) -> tuple[dict[str, int], dict[str, int]]:
-    """What was held and what was charged, by user, in nano-dollars."""
+    """Return the held and the charged amounts by user, in nano-dollars."""
     held: defaultdict[str, int] = defaultdict(int)
     charged: defaultdict[str, int] = defaultdict(int)
     for event in proxy.cli("events", "--last", "100000")["events"]:
@@ -167,7 +167,7 @@ def recorded(proxy: Proxy) -> tuple[dict[str, int], dict[str, int]]:
 
 
 async def check(proxy: Proxy, bank: Bank, drawn: list[tuple[str, str, list[Any]]], seed: int) -> dict[str, int]:
-    """Send attacks, and compare what was billed for each with what was held and charged."""
+    """Send attacks, and compare the bill of each with its held and charged amounts."""
     draw = random.Random(seed)
     marks = [f"who-{seed}x{at}" for at in range(len(drawn))]
     requests = []
@@ -204,16 +204,16 @@ def combinations(seed: int, count: int, most: int) -> list[tuple[str, str, list[
 
 
 async def test_no_field_gets_past_what_is_held(bounded: Proxy, bank: Bank) -> None:
-    """One to three fields of every name that LiteLLM knows, on any route: billed at most what is held and charged."""
+    """A request with one to three fields known to LiteLLM, on any route, costs at most its hold and its charge."""
     counts = await check(bounded, bank, combinations(1, 700, 3), 1)
-    # The test says nothing if all is refused.
+    # The test proves nothing if every request is refused.
     assert counts["sent"] > 100, counts
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("route", ROUTES)
 async def test_no_name_alone_gets_past_what_is_held(bounded: Proxy, bank: Bank, route: str) -> None:
-    """Every name on every route, with three values each; in a short soak with one."""
+    """Every name alone, on every route with three values (in a short soak, one), is billed at most the hold."""
     seed = 100 + ROUTES.index(route)
     draw = random.Random(seed)
     singles = [
@@ -227,5 +227,5 @@ async def test_no_name_alone_gets_past_what_is_held(bounded: Proxy, bank: Bank, 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3, 3 + soak.share_of(5, 1)))
 async def test_no_names_together_get_past_what_is_held(bounded: Proxy, bank: Bank, seed: int) -> None:
-    """Ten thousand pairs and triples of names; in a short soak two thousand."""
+    """Ten thousand pairs and triples of names (in a short soak, two thousand) are billed at most the hold."""
     await check(bounded, bank, combinations(seed, 2_000, 3), seed)

@@ -1,4 +1,4 @@
-"""Chaos: whatever dies and fails, the books agree in the end with what the provider and the clients saw."""
+"""Chaos: after any crashes and failures, the books agree in the end with the provider and the clients."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LIMITS = [
 
 
 class Chaos:
-    """The proxy with its load and its monkey, on one seed."""
+    """The proxy with its load and its monkey, from one seed."""
 
     def __init__(self, folder: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
         seed = os.environ.get("CHAOS_SEED") or secrets.token_hex(4)
@@ -61,7 +61,7 @@ class Chaos:
         self.monkey = Monkey(self.proxy, random.Random(f"monkey {seed}"), fault)
 
     async def end(self) -> None:
-        """Recover after a last kill, serve a little more in peace, and end in order."""
+        """Recover after a final kill, serve some more requests without faults, and shut down in order."""
         await self.monkey.restart(signal.SIGKILL)
         await self.load.run(4, at_least=50, leaving=False)
         await asyncio.to_thread(self.proxy.settled)
@@ -70,7 +70,7 @@ class Chaos:
         print(self.load.outcomes())
 
     async def check(self) -> None:
-        """Hold the books against what the clients and the provider saw."""
+        """Compare the books with the outcomes that the clients and the provider saw."""
         config = load_config(self.proxy.config_path)
         plugins = Plugins((*BUILTIN_PLUGINS, "tests.proxy.chaos_store"), entry_points=False)
         async with open_reader(config, plugins=plugins) as reader:
@@ -88,7 +88,7 @@ class Chaos:
 
 
 def one_event_each(sent: list[Sent], events: list[dict[str, Any]], answers: dict[str, Any]) -> list[str]:
-    """Every admitted request has exactly one event, no refused one has any, and nobody else has."""
+    """Return the requests that break the rule: one event for each admitted request, and no other events."""
     counts = Counter(event["call_id"] for event in events)
     problems = []
     for request in sent:
@@ -102,7 +102,7 @@ def one_event_each(sent: list[Sent], events: list[dict[str, Any]], answers: dict
             fine = count <= 1
         if not fine:
             problems.append(f"{count} events, {called} calls: {request}")
-        # Where only the model asked for fits, it is tried without its fallback.
+        # If only the requested model fits under the limit, it is tried without its fallback.
         planned = request.plan.get("status", 200) != 200 or request.plan.get("fail_first") or request.kind == "fallback"
         if request.outcome == "failed" and not planned:
             problems.append(f"an unplanned failure: {request}")
@@ -110,7 +110,7 @@ def one_event_each(sent: list[Sent], events: list[dict[str, Any]], answers: dict
 
 
 def paid_for(sent: list[Sent], events: list[dict[str, Any]], answers: dict[str, Any]) -> list[str]:
-    """What was handed out to an answered request is what its event says; more only where that is an estimate."""
+    """Return the answered requests whose event does not match the provider's usage; only an estimate may be higher."""
     by_id = {event["call_id"]: event for event in events}
     problems = []
     handed_out = Decimal()
@@ -133,7 +133,7 @@ def paid_for(sent: list[Sent], events: list[dict[str, Any]], answers: dict[str, 
 
 
 def within_limits(proxy: Proxy, events: list[dict[str, Any]]) -> list[str]:
-    """Nothing is held any more, no account passes its limit, and events, report and accounts say the same."""
+    """Return open holds, accounts above their limit, and differences between events, report and accounts."""
     spent: dict[str, Decimal] = defaultdict(Decimal)
     excess: dict[str, Decimal] = defaultdict(Decimal)
     for event in events:
@@ -167,7 +167,7 @@ def chaos(tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.timeout(600)
 async def test_the_books_survive_a_minute_of_chaos(chaos: Chaos) -> None:
-    """With a worker and then the proxy killed, a failing store and clients that hang up, every request has its event."""
+    """Every request has its event after killed workers, a killed proxy, a failing store and clients that hang up."""
     raging = asyncio.create_task(chaos.load.run(16, at_least=300))
     await asyncio.sleep(3)
     await chaos.monkey.fail_store("forget", 2)
@@ -183,7 +183,7 @@ async def test_the_books_survive_a_minute_of_chaos(chaos: Chaos) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 async def test_the_books_survive_long_chaos(chaos: Chaos) -> None:
-    """For SOAK_MINUTES (30) workers, proxies and the store die at random under mixed load, and the books agree."""
+    """For SOAK_MINUTES (30) workers, proxies and the store fail at random under mixed load, and the books agree."""
     seconds = 60 * soak.MINUTES
     await asyncio.gather(chaos.load.run(seconds), chaos.monkey.rage(seconds))
     await chaos.end()

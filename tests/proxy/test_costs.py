@@ -1,4 +1,4 @@
-"""What an event says it cost is what the price list and the provider's usage make it, whatever LiteLLM says."""
+"""The cost of an event follows from the price list and the provider's usage, regardless of the cost LiteLLM logs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def user_of(what: str) -> str:
 
 
 def request(route: str, model: str, user: str, plan: dict[str, Any], **body: Any) -> dict[str, Any]:
-    """A body for any of the three routes that carries a plan."""
+    """Return a body that carries a plan, for any of the three routes."""
     text = json.dumps(plan)
     if route == RESPONSES:
         return {"model": model, "user": user, "input": text, "max_output_tokens": 500, **body}
@@ -40,7 +40,7 @@ def event_of(proxy: Proxy, route: str, user: str, body: dict[str, Any]) -> dict[
 
 
 def settled(proxy: Proxy, user: str, count: int) -> list[dict[str, Any]]:
-    """Wait for so many events: streams are settled a moment after their last byte."""
+    """Wait for `count` events, and return them: streams are settled a moment after their last byte."""
     deadline = time.monotonic() + 60
     while len(events := proxy.events(user)) < count:
         assert time.monotonic() < deadline, events
@@ -50,18 +50,18 @@ def settled(proxy: Proxy, user: str, count: int) -> list[dict[str, Any]]:
 
 
 def each(model: str, key: str, *otherwise: str) -> int:
-    """A price in atto-dollars, of the first key that the list has."""
+    """Return the price in atto-dollars under the first key that the list has."""
     key = next(name for name in (key, *otherwise) if name in PRICES[model])
     return int(Decimal(repr(PRICES[model][key])).scaleb(18))
 
 
 def cost_of(model: str, plan: dict[str, int], *, end: str = "") -> Decimal:
-    """The cost in USD: integers of atto-dollars, rounded to the nano-dollar at the end.
+    """Return the cost in USD: integers of atto-dollars, rounded to the nano-dollar at the end.
 
     Args:
-        model: of the price list.
-        plan: what the upstream hands out.
-        end: of the keys that apply, for a tier of tokens or of service.
+        model: The model in the price list.
+        plan: The usage that the upstream reports.
+        end: The suffix of the keys that apply, for a token tier or a service tier.
     """
     kinds = {name: plan.get(name, 0) for name in ("in", "out", "cached", "cache_write", "cache_write_1h", "audio_in", "audio_out")}  # fmt: skip
     price_in, price_out = "input_cost_per_token", "output_cost_per_token"
@@ -103,7 +103,7 @@ VECTORS = [
 def test_every_kind_of_token_costs_its_own_price(
     proxy: Proxy, route: str, model: str, plan: dict[str, int], end: str, *, stream: bool
 ) -> None:
-    """Cached, cache-write, audio and long prompts, whole and streamed, cost what integers make of them (C4, C5, C6)."""
+    """Cached, cache-write, audio and long prompts, whole and streamed, cost the exact integer sum (C4, C5, C6)."""
     user = user_of("vector")
     event = event_of(proxy, route, user, request(route, model, user, plan, stream=stream))
     assert (event["input_tokens"], event["output_tokens"]) == (plan["in"], plan["out"])
@@ -127,7 +127,7 @@ SERVICES = [
 def test_the_tier_of_service_that_was_served_is_billed(
     proxy: Proxy, route: str, model: str, asked: str, served: str, end: str, *, stream: bool
 ) -> None:
-    """What is asked for as priority is held at its price, and billed as it was served (C7)."""
+    """A request for the priority tier is held at its price, and billed at the tier that was served (C7)."""
     user = user_of("service")
     plan = {"in": 100, "out": 50, "service_tier": served}
     event = event_of(proxy, route, user, request(route, model, user, plan, stream=stream, service_tier=asked))
@@ -138,7 +138,7 @@ def test_the_tier_of_service_that_was_served_is_billed(
 
 
 def test_flex_is_cheaper(proxy: Proxy) -> None:
-    """What is served as flex costs the price of flex (C7)."""
+    """A request that is served as flex costs the flex price (C7)."""
     user = user_of("flex")
     plan = {"in": 100, "out": 50, "cached": 20, "service_tier": "flex"}
     event = event_of(proxy, CHAT, user, request(CHAT, "tiered", user, plan, service_tier="flex"))
@@ -146,7 +146,7 @@ def test_flex_is_cheaper(proxy: Proxy) -> None:
 
 
 def test_a_service_of_unknown_price_is_refused(proxy: Proxy) -> None:
-    """A dearer tier of service that the price list does not know has no worst case."""
+    """A more expensive service tier that the price list does not have is refused, because it has no worst case."""
     user = user_of("scale")
     for model, service in (("tiered", "scale"), ("chat", "priority")):
         answer = proxy.post(CHAT, request(CHAT, model, user, {}, service_tier=service))
@@ -155,7 +155,7 @@ def test_a_service_of_unknown_price_is_refused(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_earlier_traffic_changes_no_price(proxy: Proxy, *, stream: bool) -> None:
-    """LiteLLM logs 0 for messages and responses after a text completion on the same deployment; we do not (B1, C8)."""
+    """A text completion changes no later price, though LiteLLM then logs 0 for messages and responses (B1, C8)."""
     before = proxy.post(
         "/v1/completions", {"model": "tiered", "user": user_of("text"), "prompt": "{}", "max_tokens": 9}
     )
@@ -168,7 +168,7 @@ def test_earlier_traffic_changes_no_price(proxy: Proxy, *, stream: bool) -> None
 
 
 def test_two_deployments_of_one_model_keep_their_own_prices(proxy: Proxy) -> None:
-    """A free deployment of a provider's model makes no other one free, before or after it is called (C8)."""
+    """A free deployment of a provider's model makes no other deployment free, before or after it is called (C8)."""
     plan = {"in": 100, "out": 50}
     for model in ("tiered", "twin", "tiered"):
         user = user_of("twin")
@@ -179,7 +179,7 @@ def test_two_deployments_of_one_model_keep_their_own_prices(proxy: Proxy) -> Non
 
 @pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
 def test_geminis_native_route_costs_its_tokens(proxy: Proxy, verb: str) -> None:
-    """Gemini's own format is held and billed like others, though LiteLLM logs its streams at no cost."""
+    """Gemini's own format is held and billed like others, although LiteLLM logs its streams at no cost."""
     user = user_of("native")
     plan = {"in": 100, "out": 50, "cached": 20, "reasoning": 10}
     body = {"contents": [{"role": "user", "parts": [{"text": json.dumps(plan)}]}], "user": user, "generationConfig": {"maxOutputTokens": 200}}  # fmt: skip
@@ -190,7 +190,7 @@ def test_geminis_native_route_costs_its_tokens(proxy: Proxy, verb: str) -> None:
 
 
 def test_an_answer_out_of_the_cache_costs_nothing(proxy: Proxy) -> None:
-    """A cache hit is a request that costs nothing, on a model of every kind of price (L11)."""
+    """A cache hit is a request that costs nothing, on a model with every kind of price (L11)."""
     user = user_of("cached")
     body = request(CHAT, "tiered", user, {"in": 50, "out": 5, "mark": user}, cache={"use-cache": True})
     for count in (1, 2):
@@ -211,7 +211,7 @@ def test_an_image_is_priced_by_the_image(proxy: Proxy) -> None:
 
 
 def test_speech_is_priced_by_the_character(proxy: Proxy) -> None:
-    """What is to be spoken is held and charged by its characters."""
+    """Text to be spoken is held and charged by its characters."""
     user = user_of("speech")
     text = "Grüße, 世界!" * 10
     event = event_of(proxy, "/v1/audio/speech", user, {"model": "voice", "user": user, "input": text, "voice": "alloy"})
@@ -229,14 +229,14 @@ def test_reranking_is_priced_by_the_query(proxy: Proxy) -> None:
 
 
 def test_moderation_is_free(proxy: Proxy) -> None:
-    """A moderation costs nothing, though no list has a price for it."""
+    """A moderation costs nothing, although no list has a price for it."""
     user = user_of("moderation")
     event = event_of(proxy, "/v1/moderations", user, {"model": "judge", "user": user, "input": "hi"})
     assert (event["cost"], event["reserved"]) == ("0.00", "0.00")
 
 
 def test_what_nothing_bounds_is_refused_under_a_limit(proxy: Proxy) -> None:
-    """Images that are billed by the token have no bound; what has no price at all is said to have none (C1, C3)."""
+    """Images billed per token have no bound; models without any price are reported as unpriced (C1, C3)."""
     body = {"model": "gpt-image", "user": user_of("image"), "prompt": "a cat"}
     answer = proxy.post("/v1/images/generations", body)
     assert answer.headers["x-usage-refusal"] == "unbounded"
@@ -249,9 +249,10 @@ def test_what_nothing_bounds_is_refused_under_a_limit(proxy: Proxy) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("route", [CHAT, RESPONSES])
 def test_text_without_usage_is_estimated(proxy: Proxy, route: str, *, stream: bool) -> None:
-    """An answer whose provider says nothing of its usage costs something (C2).
+    """An answer costs something even if its provider reports no usage (C2).
 
-    A whole one is charged as reserved, and marked; of a stream LiteLLM counts the text, and does not say that it did.
+    A whole answer is charged as reserved, and marked as estimated. For a stream, LiteLLM counts the text itself,
+    without saying so.
     """
     user = user_of("silent")
     event = event_of(proxy, route, user, request(route, "tiered", user, {"silent": True}, stream=stream))

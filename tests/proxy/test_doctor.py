@@ -1,4 +1,4 @@
-"""The doctor sends real requests: through a proxy of its own, and through one that runs."""
+"""The doctor sends real requests: through a temporary proxy, and through one that is already running."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ callback = CustomLogger()
 
 
 def doctor(config: Path, *arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
-    """Run the doctor as people do; its exit code, its findings, and all that it said."""
+    """Run the doctor as users do; return its exit code, its findings, and all its output."""
     done = subprocess.run(
         [BIN / "usage-plugin", "--config", config, "doctor", *arguments, "--format", "json"],
         capture_output=True, text=True, check=False, timeout=250, cwd=config.parent,
@@ -50,7 +50,7 @@ def problems(document: dict[str, Any]) -> list[str]:
 
 
 def with_callback(folder: Path, code: str) -> Path:
-    """The example's YAML, with a callback of the user's own beside it."""
+    """Write the example's YAML with the user's own callback next to it, and return its path."""
     document = yaml.safe_load((ROOT / "config.example.yaml").read_text())
     document["litellm_settings"]["callbacks"].append("mine.callback")
     path = folder / "config.yaml"
@@ -61,12 +61,12 @@ def with_callback(folder: Path, code: str) -> Path:
 
 @pytest.fixture
 def own_temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for temporary files that nobody else uses."""
+    """A folder for temporary files that nothing else uses."""
     return tmp_path_factory.mktemp("temporary")
 
 
 def test_a_temporary_proxy_proves_a_good_configuration(tmp_path: Path, own_temporary: Path) -> None:
-    """Without --url, every route is proved on a proxy of the doctor's own, and nothing of it is left."""
+    """Without --url, every route is proved on a temporary proxy, and nothing of that proxy remains."""
     config = with_callback(tmp_path, CALLBACK)
     code, document, _ = doctor(config, TMPDIR=str(own_temporary))
     assert (code, document["ok"], problems(document)) == (0, True, [])
@@ -83,7 +83,7 @@ def test_a_temporary_proxy_proves_a_good_configuration(tmp_path: Path, own_tempo
 
 
 def working_in(folder: Path) -> list[str]:
-    """Processes that work in a folder or below it."""
+    """Return the processes whose working directory is a folder or below it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
@@ -93,7 +93,7 @@ def working_in(folder: Path) -> list[str]:
 
 
 def test_a_running_proxy_is_proved(proxy: Proxy) -> None:
-    """With --url the same requests go through the running proxy, whose books show them; the key is never said."""
+    """With --url the same requests go through the running proxy and its books; the key never appears in the output."""
     _, document, said = doctor(
         proxy.config_path, "--url", f"{proxy.url}/", "--model", "chat", "--embedding-model", "embed",
         LITELLM_MASTER_KEY=proxy.key,
@@ -116,7 +116,7 @@ def test_a_running_proxy_is_proved(proxy: Proxy) -> None:
 
 @pytest.mark.soak
 def test_a_callback_that_breaks_the_proxy_is_a_problem(tmp_path: Path) -> None:
-    """A proxy that does not start is a problem, with what it said last."""
+    """A proxy that does not start is a problem, reported with its last output."""
     code, document, _ = doctor(with_callback(tmp_path, "raise RuntimeError('my callback is broken')\n"))
     assert code == 1
     assert any("did not start" in found and "my callback is broken" in found for found in problems(document))
@@ -124,7 +124,7 @@ def test_a_callback_that_breaks_the_proxy_is_a_problem(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_another_callback_that_takes_our_requests_away_is_seen(tmp_path: Path) -> None:
-    """Whoever replaces the callbacks after the start takes the gate away, and the doctor sees it."""
+    """A callback that replaces the others after the start removes the gate, and the doctor detects it."""
     code, document, _ = doctor(with_callback(tmp_path, CALLBACK + "import litellm\n\n\nclass Thief(CustomLogger):\n"
         "    async def async_pre_call_hook(self, user_api_key_dict, cache, data, call_type):\n"
         "        litellm.callbacks[:] = [self]\n\n\ncallback = Thief()\n"))  # fmt: skip
@@ -146,13 +146,13 @@ def test_a_package_that_hides_ours_is_a_problem(tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_doctor_that_is_sent_away_leaves_nothing(tmp_path: Path, own_temporary: Path, how: signal.Signals) -> None:
-    """Whoever has no time to wait for the temporary proxy does not have to clean up after it."""
+    """A doctor that is interrupted while its temporary proxy runs leaves nothing behind."""
     config = with_callback(tmp_path, CALLBACK)
     process = subprocess.Popen(
         [BIN / "usage-plugin", "--config", config, "doctor"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**clean_environment(), "TMPDIR": str(own_temporary)},
-        # What runs in the background of a script ignores Ctrl-C, and so would its children.
+        # A background process of a script ignores Ctrl-C, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  # no threads here
     )  # fmt: skip
     deadline = time.monotonic() + 60

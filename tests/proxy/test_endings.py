@@ -1,7 +1,7 @@
 """Every way a request can end: one event, the right status, the right cost, and nothing reserved afterwards.
 
-All rows are sent at once, each under a user of its own; the tests read what was recorded. The rows that need other
-settings, or somebody else's hooks, go to a second proxy.
+All rows are sent at once, each by a separate user; the tests read the recorded events. Rows that need other settings,
+or hooks of other callbacks, go to a second proxy.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.proxy
 
 Cost = Literal["full", "reserved", "part", "something", "flat", "nothing", "any"]
-"""What the one event costs: what the provider's usage says; what was held; a part of it, estimated; more than zero;
-what the operator says; zero; whatever it is."""
+"""The cost of the one event, in order: the provider's usage; the held amount; a part of it, estimated; more than zero;
+the operator's flat amount; zero; any cost."""
 
 ROUTES = {
     "chat": ("/v1/chat/completions", "cent"),
@@ -53,17 +53,17 @@ ROUTES = {
 FLAT = Decimal("0.03")
 GEM = {"input_cost_per_token": 0.000001, "output_cost_per_token": 0.000002}
 BEGUN_OR_NOT = "begun or not"
-"""LiteLLM may tell of the failure in the status, or in a stream that has begun."""
+"""LiteLLM may report the failure in the status, or in a stream that has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A request, how its client behaves, and what is to be recorded of it.
+    """A request, the behaviour of its client, and its expected record.
 
     Attributes:
-        leave: the client hangs up once the upstream has the request, or at the first words of the answer.
-        answers: the HTTP status, or its first figure; None if the client did not wait for it.
-        status: of the event; None if there is to be none.
+        leave: When the client hangs up: once the upstream has the request, or at the first words of the answer.
+        answers: The HTTP status, or its first digit; None if the client did not wait for it.
+        status: The status of the event; None if no event is expected.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Row:
         return {"in": 100, "out": 20, "cached": 0, "chunks": 6, **self.plan}
 
     def request(self, user: str) -> dict[str, Any]:
-        """Make the body. A real provider counts at most one token for each byte, so the text is long enough."""
+        """Return the body. A real provider counts at most one token per byte, so the text is padded."""
         plan = {**self.full_plan, "mark": user, "padding": "x" * self.full_plan["in"]}
         text = json.dumps(plan)
         message = [{"role": "user", "content": text}]
@@ -129,7 +129,7 @@ FOUR = (*THREE, "bridged")
 
 
 def rows(name: str, routes: Sequence[str] = THREE, streams: Sequence[bool] = BOTH, **how: Any) -> list[Row]:
-    """Make a row for each route, streamed and not."""
+    """Return a row for each route, streamed and not."""
     return [Row(name=name, route=route, stream=stream, **how) for route in routes for stream in streams]
 
 
@@ -158,7 +158,7 @@ ROWS = [
     *rows("fallback-too-dear", ("chat",), model="broken-dear", plan={"out": 10}, **FAILING),
     *rows("upstream-drops", FOUR, STREAMED, plan={"drop": 4, "pause": 0.1}, **BROKEN),
     *rows("upstream-error-frame", ("chat", "responses", "bridged"), STREAMED, plan={"error": 4, "pause": 0.1}, **BROKEN),
-    # In Anthropic's format LiteLLM hands the frame through, and takes it for a success.
+    # In Anthropic's format LiteLLM passes the frame on, and treats it as a success.
     *rows("upstream-error-frame", ("messages",), STREAMED, plan={"error": 4}, cost="something"),
     *rows("refused-by-us", (*FOUR, "text"), user="blocked", answers=402, status=None),
     *rows("unpriced-model", ("chat",), model="no-such-model", answers=400, status=None),
@@ -172,7 +172,7 @@ ROWS = [
 
 @dataclass(frozen=True, kw_only=True)
 class Books:
-    """What was answered to each row, and what was recorded of it."""
+    """The answers to each row, and the events and accounts recorded for it."""
 
     answers: dict[str, list[int | None]]
     bodies: dict[str, list[str]]
@@ -180,8 +180,8 @@ class Books:
     accounts: dict[str, dict[str, Any]]
 
     def check(self, row: Row) -> None:
-        """One event for each request, its status, its cost; and nothing held."""
-        # A thread of LiteLLM's changes what another one reads, now and then: a 500 that is recorded as one event, too.
+        """Check that each request has one event with its status and cost, and that nothing is held."""
+        # A thread of LiteLLM's sometimes changes data that another one reads: the 500 is also recorded as one event.
         raced = any(LITELLM_RACE in body for body in self.bodies[row.id])
         for answer in () if raced else self.answers[row.id]:
             assert row.answers in (answer, answer and answer // 100, BEGUN_OR_NOT), self.bodies[row.id]
@@ -198,7 +198,7 @@ class Books:
 
 
 def check_cost(event: dict[str, Any], row: Row) -> None:
-    """Compare an event's cost with what the row says."""
+    """Compare an event's cost with the row's expectation."""
     cost, reserved = (Decimal(event[name]) if event[name] is not None else None for name in ("cost", "reserved"))
     assert reserved is not None
     if row.cost == "full":
@@ -227,7 +227,7 @@ def check_cost(event: dict[str, Any], row: Row) -> None:
 
 
 async def send(http: httpx.AsyncClient, upstream: Upstream, row: Row, user: str) -> tuple[int | None, str]:
-    """Send one request, and behave as the row says."""
+    """Send one request, and behave as the row describes."""
     route, body = ROUTES[row.route][0], row.request(user)
     headers = {"x-litellm-end-user-id": user, **row.headers}
     if row.leave is None:
@@ -254,7 +254,7 @@ async def send(http: httpx.AsyncClient, upstream: Upstream, row: Row, user: str)
 
 
 def fill(proxy: Proxy, upstream: Upstream, all_rows: Sequence[Row], *, seconds: float = 30) -> Books:
-    """Send all rows at once, wait until all are settled, and read the books."""
+    """Send all rows at once, wait until all are settled, and return the books."""
     mark = secrets.token_hex(3)
     users = {f"{row.user}-{mark}-{row.id}": row for row in all_rows}
     answers: dict[str, list[int | None]] = {row.id: [] for row in all_rows}
@@ -292,7 +292,7 @@ def books(proxies: Callable[[int], Proxy], upstream: Upstream) -> Books:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_every_ending_is_one_event(books: Books, row: Row) -> None:
-    """However a request ends: one event, the right status, the right cost, nothing held any more."""
+    """However a request ends, it has one event with the right status and cost, and nothing remains held."""
     books.check(row)
 
 
@@ -354,7 +354,7 @@ ODD = {
 
 @pytest.fixture(scope="module")
 def odd_proxy(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    """A proxy with everything that changes when hooks fire: guards before and after us, us twice, pings, …"""
+    """Run a proxy with all that changes when hooks fire: guards before and after, the plugin twice, pings, …"""
     folder = tmp_path_factory.mktemp("odd")
     (folder / "guard.py").write_text(GUARD)
     limits = [
@@ -390,13 +390,13 @@ ODD_ROWS = [
     *rows("success", (*FOUR, "text"), BOTH),
     *rows("refused-before-first", ("chat", "messages"), BOTH, answers=400, status=None),
     *rows("refused-before-last", ("chat", "messages"), BOTH, **REFUSED, cost="nothing"),
-    # The provider had answered before the refusal; what it was still at when it was refused is charged as held.
+    # The provider had answered before the refusal; a call still in progress at the refusal is charged as held.
     *rows("refused-beside-last", THREE, WHOLE, **REFUSED),
     *rows("refused-beside-first", THREE, WHOLE, plan={"delay": 5}, **REFUSED, cost="reserved"),
     *rows("refused-beside-last", THREE, STREAMED, answers=BEGUN_OR_NOT, status="failure", cost="reserved"),
     *rows("refused-by-a-guardrail", THREE, WHOLE, **REFUSED),
     *rows("refused-after-first", THREE, WHOLE, **REFUSED),
-    # A callback that comes after us refuses what is settled as a success: it has been paid for either way.
+    # A callback after the plugin refuses an answer that is settled as a success: it was paid for in either case.
     *rows("refused-after-last", THREE, WHOLE, answers=4),
     *rows("refused-amid-first", ("chat", "responses"), STREAMED, **BROKEN),
     *rows("left-whole", FOUR, WHOLE, plan={"delay": 5}, leave="waiting", cost="reserved", **LEFT),
@@ -419,13 +419,13 @@ def odd_books(odd_proxy: Proxy, upstream: Upstream) -> Books:
 
 @pytest.mark.parametrize("row", ODD_ROWS, ids=lambda row: row.id)
 def test_every_odd_ending_is_one_event(odd_books: Books, row: Row) -> None:
-    """The same where guards refuse, clients' leaving cancels, pings keep streams open, and the callback is named twice."""
+    """The same holds with refusing guards, cancellation on disconnect, pings in streams, and a callback named twice."""
     odd_books.check(row)
 
 
 @pytest.mark.usefixtures("odd_books")
 def test_a_health_check_is_charged(odd_proxy: Proxy) -> None:
-    """It costs as much as another request, and is charged to the user who asks for it."""
+    """A health check costs as much as another request, and is charged to the user who requests it."""
     user = f"nobody-{secrets.token_hex(4)}"
     headers = {**bearer(odd_proxy), "x-litellm-end-user-id": user}
     assert plain_http.get(f"{odd_proxy.url}/health?model=text", headers=headers, timeout=60).status_code == 200
@@ -436,7 +436,7 @@ def test_a_health_check_is_charged(odd_proxy: Proxy) -> None:
 
 
 def test_what_costs_nothing_is_not_recorded(proxies: Callable[[int], Proxy]) -> None:
-    """Lists, counting tokens, and looking up what was answered before are no requests of a model."""
+    """Lists, token counts and look-ups of earlier answers are not requests to a model, and are not recorded."""
     proxy = proxies(1)
     user = f"dollar-{secrets.token_hex(4)}"
     headers = {**bearer(proxy), "x-litellm-end-user-id": user}
@@ -453,7 +453,7 @@ def test_what_costs_nothing_is_not_recorded(proxies: Callable[[int], Proxy]) -> 
 
 @pytest.mark.parametrize("stream", BOTH, ids=["whole", "stream"])
 def test_a_cache_hit_costs_nothing(proxies: Callable[[int], Proxy], stream: bool) -> None:
-    """An answer out of LiteLLM's cache is a success that costs nothing and has no tokens."""
+    """An answer from LiteLLM's cache is a success that costs nothing and has no tokens."""
     proxy = proxies(1)
     user = f"dollar-{secrets.token_hex(4)}"
     row = Row(name="cached", stream=stream, body={"cache": {"use-cache": True}})
@@ -469,7 +469,7 @@ def test_a_cache_hit_costs_nothing(proxies: Callable[[int], Proxy], stream: bool
 
 @pytest.mark.usefixtures("odd_books")
 async def test_who_left_frees_the_slot_and_keeps_the_money_held(odd_proxy: Proxy, upstream: Upstream) -> None:
-    """Of a request whose client left before the first chunk, the slot is free at once and the money after the grace."""
+    """If a client leaves before the first chunk, its slot is free at once, and its money after the grace period."""
     user = f"single-{secrets.token_hex(4)}"
     left = Row(name="left", stream=True, plan={"hold": 30}, leave="waiting")
     async with plain_http.AsyncClient(base_url=odd_proxy.url, headers=bearer(odd_proxy), timeout=60) as http:
@@ -488,7 +488,7 @@ async def test_who_left_frees_the_slot_and_keeps_the_money_held(odd_proxy: Proxy
 
 @pytest.mark.usefixtures("odd_books")
 def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
-    """Orphans, estimates, unmetered and unpriced requests are counted by what they concern."""
+    """Orphans, estimates, unmetered and unpriced requests are counted by kind and by the model they concern."""
 
     def counted() -> dict[tuple[str, str], int]:
         found = imperfections(odd_proxy)
@@ -502,7 +502,7 @@ def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
 
 
 def imperfections(proxy: Proxy) -> dict[tuple[str, str], int]:
-    """Read what the ledger has counted."""
+    """Return the anomalies that the ledger has counted."""
     opened = open_sqlite_ledger(proxy.folder / "data" / "ledger.db")
     try:
         return {(found.kind, found.concerns): found.times for found in opened.operations.anomalies()}

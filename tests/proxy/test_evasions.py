@@ -1,4 +1,4 @@
-"""What a hostile client sends to use more than it is held for: each is bounded, refused, or billed all the same."""
+"""Requests of hostile clients that try to use more than their hold: each is bounded, refused, or billed in full."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chat(model: str, user: str, plan: dict[str, Any] | None = None, **more: Any)
 
 @pytest.mark.parametrize("where", ["body", "extra_body"])
 def test_no_field_takes_the_bound_away(proxy: Proxy, where: str) -> None:
-    """LiteLLM drops the parameters a request names; the output limit would be one of them."""
+    """LiteLLM drops the parameters that a request names; a request that names its output limit there is refused."""
     drop = {"additional_drop_params": ["max_tokens"]}
     user = f"mixed-{secrets.token_hex(4)}"
     answer = proxy.post("/v1/chat/completions", chat("cent", user, **(drop if where == "body" else {where: drop})))
@@ -32,7 +32,7 @@ def test_no_field_takes_the_bound_away(proxy: Proxy, where: str) -> None:
 
 
 def test_a_deployment_is_billed_by_its_own_name(proxy: Proxy) -> None:
-    """Under its id, or under its provider's name, a model counts on the limits of its `model_name`."""
+    """Under its id, or under its provider's name, a model counts towards the limits of its `model_name`."""
     user = f"mixed-{secrets.token_hex(4)}"
     first = proxy.post("/v1/chat/completions", chat("cent", user))
     names = [first.headers["x-litellm-model-id"], "openai/cent-up"]
@@ -45,7 +45,7 @@ def test_a_deployment_is_billed_by_its_own_name(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("name", ["timeout", "request_timeout", "stream_timeout"])
 def test_who_gives_up_early_pays_what_was_held(proxy: Proxy, name: str, upstream: Any) -> None:
-    """The provider is at work, and bills it; so there is one attempt, and it is charged."""
+    """A request that times out early is attempted once and charged, because the provider is at work and bills it."""
     user = f"mixed-{secrets.token_hex(4)}"
     plan = {"delay": 1.5, "mark": user}
     body = chat("cent", user, plan, **{name: 0.3}, num_retries=3, stream=name == "stream_timeout")
@@ -68,7 +68,7 @@ def test_who_gives_up_early_pays_what_was_held(proxy: Proxy, name: str, upstream
     ],
 )
 def test_what_the_provider_runs_is_not_taken_for_a_clients_tool(proxy: Proxy, tool: dict[str, Any]) -> None:
-    """LiteLLM looks for such keys whatever the type says."""
+    """A tool that the provider runs is refused as unbounded, because LiteLLM reads such keys for any tool type."""
     user = f"mixed-{secrets.token_hex(4)}"
     answer = proxy.post("/v1/chat/completions", chat("cent", user, tools=[tool]))
     assert (answer.status_code, answer.headers.get("x-usage-refusal")) == (400, "unbounded")

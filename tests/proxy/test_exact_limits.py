@@ -22,7 +22,7 @@ REQUESTS = 400
 
 
 async def send(client: openai.AsyncOpenAI, user: str, *, stream: bool, worst_tokens: int) -> Any:
-    """One request that costs exactly $0.01: a thousand tokens of output, whatever it was allowed."""
+    """Send one request that costs exactly $0.01: 1,000 tokens of output, regardless of its bound."""
     plan = json.dumps({"in": 7, "out": 1000})
     answer = await client.chat.completions.create(
         model="cent", user=user, max_tokens=worst_tokens, stream=stream, messages=[{"role": "user", "content": plan}]
@@ -83,7 +83,7 @@ async def test_exactly_what_fits_is_admitted(any_proxy: Proxy, stream: bool) -> 
 
 
 async def test_a_wide_worst_case_neither_overspends_nor_wastes(any_proxy: Proxy) -> None:
-    """With a worst case of five times the cost, and clients that wait as told, $0.95 to $1.00 is spent."""
+    """With a worst case of five times the cost, and clients that wait as instructed, $0.95 to $1.00 is spent."""
     user = f"dollar-{secrets.token_hex(4)}"
 
     async def one(client: openai.AsyncOpenAI) -> str:

@@ -1,7 +1,7 @@
-"""No false refusals: a plain, generous limit refuses nothing that ordinary clients send, whole or streamed.
+"""No false refusals: an ordinary, generous limit refuses no request of ordinary clients, whole or streamed.
 
-The clients' requests are in `client_shapes.yaml`; the configurations are those of LiteLLM's documentation that change
-how a request is routed, rewritten or priced. Models have the prices of LiteLLM's own map, as most operators' have.
+The clients' requests are in `client_shapes.yaml`. The configurations are those of LiteLLM's documentation that change
+how a request is routed, rewritten or priced. Models have the prices of LiteLLM's own map, as for most operators.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ OTHER_ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 OWN_PRICES = {"input_cost_per_token": 0.000001, "output_cost_per_token": 0.000002}
 EVERYWHERE = ("gpt", "thinking", "claude", "gem", "vllm")
-"""The providers behind one proxy: a client does not know which one its model has."""
+"""The providers behind one proxy: a client does not know which provider serves its model."""
 
 
 class Sent(NamedTuple):
-    """A request and what came back."""
+    """A request and its answer."""
 
     what: str
     status: int
@@ -105,7 +105,7 @@ Request = tuple[str, str, dict[str, Any], dict[str, str]]
 
 
 async def send_all(proxy: Proxy, requests: list[Request]) -> list[Sent]:
-    """Send requests, each of a user of its own."""
+    """Send requests, each as a separate user."""
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(
@@ -122,7 +122,7 @@ async def send_all(proxy: Proxy, requests: list[Request]) -> list[Sent]:
 
 
 def streamed(route: str, body: dict[str, Any], *, stream: bool) -> tuple[str, dict[str, Any]]:
-    """Make a request a streamed or a whole one."""
+    """Return the request as a streamed or a whole one."""
     if "enerateContent" in route:
         path = route.partition(":")[0]
         return f"{path}:streamGenerateContent?alt=sse" if stream else f"{path}:generateContent", body
@@ -131,21 +131,21 @@ def streamed(route: str, body: dict[str, Any], *, stream: bool) -> tuple[str, di
 
 
 def check(sent: list[Sent]) -> None:
-    """Fail with all that was not served."""
+    """Fail with all requests that were not served."""
     failed = [str(one._replace(text=one.text[:400])) for one in sent if not one.is_served]
     if failed:
         pytest.fail("\n".join([f"{len(failed)} of {len(sent)}", *failed]), pytrace=False)
 
 
 async def check_that_limits_hold(proxy: Proxy, model: str) -> None:
-    """Fail if the proxy would serve everything: a field of unknown cost is refused on it."""
+    """Fail if the proxy would serve everything: it must refuse a field of unknown cost."""
     body = {"model": model, "messages": HI, "user": "ann", "nobody_knows_this": 1}
     (sent,) = await send_all(proxy, [("unknown field", "/v1/chat/completions", body, {})])
     assert (sent.status, sent.refusal) == (400, "unbounded"), sent
 
 
 def other_kinds(url: str) -> list[dict[str, Any]]:
-    """Models that are no chat, as LiteLLM's documentation configures them, and two chats of which one falls back."""
+    """Return non-chat models as in LiteLLM's documentation, and two chat models, one of which falls back."""
 
     def entry(name: str, model: str, **info: Any) -> dict[str, Any]:
         base = {"api_base": url if model.startswith("cohere/") else f"{url}/v1", "api_key": "none"}
@@ -165,7 +165,7 @@ def other_kinds(url: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def plain(bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy with models of each provider and of each kind, and a fallback for each reason."""
+    """Run a proxy with models of each provider and each kind, and a fallback for each reason."""
     models = [deployment(bank, name, *where) for name, where in MODELS.items()]
     reasons = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
     router = {reason: [{"small": ["large"]}] for reason in reasons}
@@ -177,7 +177,7 @@ def plain(bank: Bank, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prox
 
 
 async def test_no_clients_request_is_refused(plain: Proxy) -> None:
-    """Each client's request, as it is and in the other form, to each provider that an operator may have behind the name."""
+    """Each client's request is served, whole and streamed, by each provider that may be behind the model's name."""
     requests = []
     for name, shape in SHAPES.items():
         for model in shape.get("models", EVERYWHERE):
@@ -227,7 +227,7 @@ def with_info(entry: dict[str, Any], **info: Any) -> dict[str, Any]:
 
 
 def of_deployments(bank: Bank) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What operators write at a deployment."""
+    """Return the settings that operators write for a deployment."""
     no_key = {
         "model_name": "credential",
         "litellm_params": {"model": "openai/gpt-4o", "litellm_credential_name": "shared"},
@@ -277,7 +277,7 @@ def of_deployments(bank: Bank) -> tuple[dict[str, Any], dict[str, dict[str, Any]
 
 
 def of_the_router(bank: Bank) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What operators write about routing."""
+    """Return the settings that operators write about routing."""
     broken = {"model": "openai/gpt-4o", "path": "/broken/v1"}
     models = [
         openai(bank, "gpt", weight=9, rpm=1000, tpm=10_000_000),
@@ -309,7 +309,7 @@ def of_the_router(bank: Bank) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
 
 
 def of_settings(bank: Bank) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """What operators write for the whole proxy: caches, guardrails, tags, other callbacks, files."""
+    """Return the settings that operators write for a whole proxy: caches, guardrails, tags, other callbacks, files."""
     models = [
         openai(bank, "gpt", tags=["default", "free"]), openai(bank, "gpt", tags=["paid"]), claude(bank, "claude", tags=["default"]),
     ]  # fmt: skip
@@ -340,7 +340,7 @@ CONFIGURATIONS = {"deployments": of_deployments, "routing": of_the_router, "sett
 
 @pytest.mark.parametrize("kind", CONFIGURATIONS)
 async def test_no_configuration_makes_a_limit_refuse(kind: str, bank: Bank, tmp_path: Path) -> None:
-    """A plain request to each model that is configured some way, on three routes, whole and streamed."""
+    """A plain request to each model of each configuration is served, on three routes, whole and streamed."""
     (tmp_path / "ours.py").write_text(CALLBACKS)
     included = {"model_list": [openai(bank, "from a file", tags=["default"])]}
     (tmp_path / "included.yaml").write_text(yaml.safe_dump(included))
@@ -358,7 +358,7 @@ async def test_no_configuration_makes_a_limit_refuse(kind: str, bank: Bank, tmp_
 
 
 async def test_no_other_kind_of_model_is_refused(plain: Proxy) -> None:
-    """Embeddings, images and the like, as LiteLLM's documentation configures them, beside a fallback for each reason."""
+    """Embeddings, images and the like, configured as LiteLLM documents, are served, as is each kind of fallback."""
     requests: list[Request] = [
         (name, route, {"model": name, **body}, {}) for name, (route, body) in OTHER_ROUTES.items()
     ]

@@ -1,4 +1,4 @@
-"""What becomes of requests on routes of which LiteLLM tells no hook: held, metered or refused, through a real proxy."""
+"""Requests on routes for which LiteLLM calls no hook are held, metered or refused, through a real proxy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fake() -> Iterator[AnyProvider]:
 
 @pytest.fixture(scope="module")
 def proxy(fake: AnyProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """Two workers, and what cannot be metered costs a flat amount."""
+    """A proxy with two workers that charges a flat amount for requests that cannot be metered."""
     config = routes_config(fake, on_unmetered=str(FLAT))
     with running(tmp_path_factory.mktemp("gate"), config, workers=2, environment=fake.environment()) as started:
         yield started
@@ -49,7 +49,7 @@ def books(proxy: Proxy, fake: AnyProvider) -> Books:
 
 
 class Books:
-    """Requests of one new user for each test, and what is on the books of that user."""
+    """Requests of one new user for each test, and that user's books."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
@@ -69,7 +69,7 @@ class Books:
 def test_a_completion_without_a_hook_is_held(
     books: Books, fake: AnyProvider, path: str, body: dict[str, Any], *, stream: bool
 ) -> None:
-    """It is reserved at its worst, bounded by an output limit of ours, and settled once, at what it cost."""
+    """The request is held at its worst case, bounded by the plugin's output limit, and settled once, at its cost."""
     response = books.ask(RICH, path, {**body, "stream": stream})
     assert response.status_code == 200, response.text
     assert response.headers["x-usage-limit"] == "plenty"
@@ -85,7 +85,7 @@ def test_a_completion_without_a_hook_is_held(
 
 @pytest.mark.parametrize(("query", "queries"), [("hi", 1), (["hi", "there"], 2)])
 def test_a_search_of_the_web_is_held_at_its_price(books: Books, query: object, queries: int) -> None:
-    """It names a tool, whose provider has a price for each query: the dearest of its ways to search is held."""
+    """A web search names a tool, whose provider has a price per query: the most expensive way to search is held."""
     response = books.ask(RICH, "/v1/search/web", {"query": query})
     assert response.status_code == 200, response.text
     (event,) = books.events(RICH)
@@ -118,7 +118,7 @@ def test_a_search_of_the_web_is_held_at_its_price(books: Books, query: object, q
 def test_who_may_spend_nothing_reaches_no_provider(
     books: Books, fake: AnyProvider, path: str, body: dict[str, Any], status: int
 ) -> None:
-    """The refusal is the same as on other routes, and nothing is on the books."""
+    """The refusal is the same as on other routes, and nothing is recorded."""
     response = books.ask(BROKE, path, body)
     assert response.status_code == status, response.text
     if status != 404:
@@ -142,7 +142,7 @@ def test_who_may_spend_nothing_reaches_no_provider(
 def test_a_metered_route_costs_the_flat_amount(
     books: Books, fake: AnyProvider, path: str, body: dict[str, Any]
 ) -> None:
-    """It is held for the user who asks, and charged once when the request is over, since nothing tells its cost."""
+    """The flat amount is held for the user, and charged once at the end, because nothing reports the cost."""
     response = books.ask(RICH, path, body)
     assert fake.received()
     assert response.headers["x-usage-limit"] == "plenty"
@@ -160,14 +160,14 @@ def test_a_metered_route_costs_the_reported_usage_where_the_model_has_a_price(bo
 
 
 def test_a_health_check_is_charged_to_the_user_who_asks(books: Books) -> None:
-    """Each model that is asked is an event of that user, with its own cost."""
+    """Each model that a health check calls is an event of the requesting user, with its own cost."""
     assert books.ask(RICH, "/health?model=cheap", method="GET").status_code == 200
     (event,) = books.events(RICH)
     assert (event["call_type"], event["model"], event["cost_source"]) == ("health_check", "cheap", "computed")
 
 
 def test_what_costs_nothing_passes(books: Books, fake: AnyProvider) -> None:
-    """Files, threads and look-ups neither cost nor count, and who may spend nothing may use them."""
+    """Files, threads and look-ups neither cost nor count, and a user who may spend nothing may use them."""
     assert books.ask(BROKE, "/v1/vector_stores/vs_1", {"name": "x"}).status_code == 200
     assert books.ask(BROKE, "/v1/responses/resp_1", method="GET").status_code != 402
     assert "/v1/vector_stores/vs_1" in fake.paths()
@@ -175,7 +175,7 @@ def test_what_costs_nothing_passes(books: Books, fake: AnyProvider) -> None:
 
 
 def test_a_background_response_is_charged_once_when_it_is_done(books: Books, fake: AnyProvider) -> None:
-    """It is held until a look-up shows what it used, over a restart, whoever looks it up, and however often."""
+    """A background response is held until any user's look-up shows its usage, even after a restart; charged once."""
     open_before = books.proxy.cli("status")["reservations"]["open"]
     made = books.ask(NO_LIMIT, "/v1/responses", BACKGROUND).json()
     assert books.ask("another", f"/v1/responses/{made['id']}", method="GET").status_code in (200, 403)
@@ -193,7 +193,7 @@ def test_a_background_response_is_charged_once_when_it_is_done(books: Books, fak
 
 
 def test_a_batch_is_charged_once_when_it_is_done(books: Books, fake: AnyProvider) -> None:
-    """What its files say is charged at the prices of batches, which LiteLLM knows."""
+    """The usage in a batch's output file is charged at batch prices, which LiteLLM knows."""
     open_before = books.proxy.cli("status")["reservations"]["open"]
     made = books.ask(NO_LIMIT, "/v1/batches", BATCH).json()
     assert not books.events(NO_LIMIT, held=open_before + 1)

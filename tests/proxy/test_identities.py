@@ -1,4 +1,4 @@
-"""Who a request is of, on the real proxy: agents that claim a session, header identity on every route, `custom_auth`."""
+"""The user of a request on the real proxy: session claims of agents, header identity on every route, `custom_auth`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MESSAGES: list[Any] = [{"role": "user", "content": PLAN}]
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Proxy]:
-    """A proxy whose keys a `custom_auth` looks at, with a header as the first source and pass-through routes."""
+    """Run a proxy whose keys a `custom_auth` checks, with a header as the first source and pass-through routes."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "own_auth.py").write_text(AUTH)
     config = proxy_config(upstream, {"limits": LIMITS, "identity": {"user": ["header:X-U", "key", "end_user"]}})
@@ -69,7 +69,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 
 
 def claude_code(proxy: Proxy, user_id: Any, **headers: str) -> httpx.Response:
-    """Send what Claude Code sends."""
+    """Send a request as Claude Code does."""
     body = {"model": "claude", "max_tokens": 512, "messages": MESSAGES, "metadata": {"user_id": user_id}}
     return proxy.post("/v1/messages?beta=true", body, **{
         "user-agent": "claude-cli/2.1.86 (external, cli)", "anthropic-beta": "claude-code-20250219", **headers,
@@ -86,7 +86,7 @@ def older_form(device: str, session: str, account: str = "") -> str:
 
 @contextmanager
 def anthropic_client(proxy: Proxy, calls: list[Any], path: str = "", **options: Any) -> Iterator[anthropic.Anthropic]:
-    """Anthropic's own client, which notes each call."""
+    """Yield Anthropic's own client, which appends each call to `calls`."""
     http_client = anthropic.DefaultHttpxClient(event_hooks={"request": [calls.append]})
     with http_client, anthropic.Anthropic(
         base_url=f"{proxy.url}{path}", auth_token=proxy.key, timeout=60, http_client=http_client, **options
@@ -102,7 +102,7 @@ def anthropic_client(proxy: Proxy, calls: list[Any], path: str = "", **options: 
 def test_claude_code_is_one_user_over_its_sessions(
     proxies: Callable[[int], Proxy], form: Callable[..., str], account: str
 ) -> None:
-    """With the callback line alone Claude Code is served, its account or device is the user, its sessions are sessions."""
+    """Claude Code works with the callback line alone: its account or device is the user; its sessions are sessions."""
     proxy, device = proxies(1), secrets.token_hex(32)
     account = account and account + secrets.token_hex(6)
     sessions = [str(uuid.uuid4()) for _ in range(3)]
@@ -117,7 +117,7 @@ def test_claude_code_is_one_user_over_its_sessions(
 
 
 def test_an_updated_claude_code_is_the_same_user(proxies: Callable[[int], Proxy]) -> None:
-    """The older form and JSON of one device are one user, on every route and in every field."""
+    """The older form and the JSON form of one device are one user, on every route and in every field."""
     proxy, device = proxies(1), secrets.token_hex(32)
     for form in (json_form, older_form):
         assert claude_code(proxy, form(device, str(uuid.uuid4()))).status_code == 200
@@ -129,7 +129,7 @@ def test_an_updated_claude_code_is_the_same_user(proxies: Callable[[int], Proxy]
 
 
 def test_the_agent_of_a_session_is_kept(proxies: Callable[[int], Proxy]) -> None:
-    """What a session and its subagents cost can be told; the headers name both."""
+    """The costs of a session and its subagents are reported separately, because the headers name both."""
     proxy, device, session = proxies(1), secrets.token_hex(32), str(uuid.uuid4())
     for agent in ({}, {"x-claude-code-agent-id": "explorer"}, {"x-claude-code-agent-id": "explorer"}):
         claim = json_form(device, str(uuid.uuid4()))
@@ -165,7 +165,7 @@ def test_limits_hold_over_all_sessions_of_an_agent(guarded: Proxy) -> None:
     ],
 )  # fmt: skip
 def test_a_json_claim_is_recorded_under_its_best_field(proxies: Callable[[int], Proxy], claim: Any, user: str) -> None:
-    """JSON without configuration, whole or cut off, is a user; the request is served."""
+    """A JSON claim, whole or truncated, names a user even without configuration, and the request is served."""
     name = f"json-{secrets.token_hex(8)}"
     sent = json.loads(json.dumps(claim).replace("%s", name))
     proxy = proxies(1)
@@ -177,7 +177,7 @@ def test_a_json_claim_is_recorded_under_its_best_field(proxies: Callable[[int], 
     "claim", ["x" * 400, "a\nb", "{", '["bo"]', "(anonymous)", '{"session_id": "s"}', ["bo"], True]
 )
 def test_no_claim_breaks_a_client(proxies: Callable[[int], Proxy], claim: object) -> None:
-    """A claim that is no name is served as well."""
+    """A request with a claim that is not a valid name is served as well."""
     body = {"model": "chat", "messages": MESSAGES, "user": claim}
     assert proxies(1).post("/v1/chat/completions", body).status_code == 200
     if isinstance(claim, str):
@@ -189,7 +189,7 @@ def test_no_claim_breaks_a_client(proxies: Callable[[int], Proxy], claim: object
     ["bo\n%s", f"{'x' * 400}%s", '["%s"]', '{"name": "once-%s", "session_id": "#"}', '{"seat": "%s", "turn": "#"}'],
 )
 def test_no_claim_escapes_its_limit(guarded: Proxy, claim: str) -> None:
-    """A name that is not valid leads to the same user each time, and so does JSON: limits for it hold."""
+    """An invalid name, like a JSON claim, leads to the same user each time: its limits hold."""
     claim, statuses = claim.replace("%s", secrets.token_hex(4)), []
     for session in ("a", "b"):
         body = {"model": "chat", "messages": MESSAGES, "user": claim.replace("#", session)}
@@ -228,11 +228,11 @@ ORDINARY: dict[str, tuple[str, dict[str, Any]]] = {
     ("route", "body"), [*PASS_THROUGH.values(), *ORDINARY.values()], ids=[*PASS_THROUGH, *ORDINARY]
 )
 def test_a_header_names_the_user_on_every_route(guarded: Proxy, route: str, body: dict[str, Any]) -> None:
-    """What names the user on an ordinary route names the same user on pass-through routes, and limits hold there."""
+    """The source of the user on an ordinary route names the same user on pass-through routes, and limits hold there."""
     user = f"once-{secrets.token_hex(8)}"
-    # On a pass-through route the whole body is the client's: it must not bring headers of its own.
+    # On a pass-through route the whole body is the client's: it must not add headers.
     body = {**body, "proxy_server_request": {"headers": {"x-u": "another"}}} if body in PASS_THROUGH.values() else body
-    # Gemini's clients send their key in a header of its own.
+    # Gemini's clients send their key in a separate header.
     headers = {"x-u": user, "x-goog-api-key": guarded.key}
     answers = [guarded.post(route, body, **headers) for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 402, 402]
@@ -243,7 +243,7 @@ def test_a_header_names_the_user_on_every_route(guarded: Proxy, route: str, body
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_pass_through_stream_of_a_gateway_has_its_cost(guarded: Proxy, stream: bool) -> None:
-    """What the provider reports is charged to the user of the header, also where its host is not the provider's own."""
+    """The provider's reported usage is charged to the header's user, even if the host is not the provider's own."""
     user = f"ann-{secrets.token_hex(8)}"
     plan = {"in": 25_000, "out": 200, "cached": 20_000, "cache_write": 4_000, "cache_write_1h": 3_000}
     body = {"model": "claude-sonnet-4-5", "max_tokens": 300, "stream": stream}
@@ -251,24 +251,24 @@ def test_a_pass_through_stream_of_a_gateway_has_its_cost(guarded: Proxy, stream:
     assert guarded.post("/anthropic/v1/messages", body, **{"x-u": user}).status_code == 200
     guarded.settled()
     (event,) = guarded.events(user)
-    # 1000 × 3 $ + 1000 × 3.75 $ + 3000 × 6 $ + 20000 × 0.30 $ + 200 × 15 $, by the million.
+    # 1000 × 3 $ + 1000 × 3.75 $ + 3000 × 6 $ + 20000 × 0.30 $ + 200 × 15 $, per million.
     assert (event["cost"], event["input_tokens"], event["output_tokens"]) == ("0.03375", 25_000, 200)
     assert not event["estimated"]
 
 
 def test_a_pass_through_stream_of_openais_has_its_cost(guarded: Proxy) -> None:
-    """A gateway of OpenAI's as well, where the client asks for usage."""
+    """A gateway to OpenAI is charged as well, if the client asks for usage."""
     user = f"bo-{secrets.token_hex(8)}"
     body = {"model": "gpt-4o-mini", "messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True}}
     assert guarded.post("/openai/v1/chat/completions", body, **{"x-u": user}).status_code == 200
     guarded.settled()
     (event,) = guarded.events(user)
-    # 100 × 0.15 $ + 20 × 0.60 $, by the million.
+    # 100 × 0.15 $ + 20 × 0.60 $, per million.
     assert (event["cost"], event["input_tokens"], event["output_tokens"]) == ("0.000027", 100, 20)
 
 
 def test_a_key_is_never_a_users_name(guarded: Proxy) -> None:
-    """A key that stands in a header is not kept, even if the YAML asks for that header."""
+    """A key in a header is not stored, even if the YAML names that header."""
     found = guarded.cli("events", "--last", "100000")["events"]
     assert found
     assert guarded.key not in json.dumps(found)
@@ -278,7 +278,7 @@ def test_a_key_is_never_a_users_name(guarded: Proxy) -> None:
 
 
 def sent_with(proxy: Proxy, key: str, body: dict[str, Any], route: str = "/v1/chat/completions") -> dict[str, Any]:
-    """Send a request with a key, and find its event."""
+    """Send a request with a key, and return its event."""
     tag = secrets.token_hex(8)
     headers = {"Authorization": f"Bearer {key}", "x-litellm-tags": tag}
     answer = plain_http.post(f"{proxy.url}{route}", json={**body, "messages": MESSAGES}, headers=headers, timeout=60)
@@ -288,7 +288,7 @@ def sent_with(proxy: Proxy, key: str, body: dict[str, Any], route: str = "/v1/ch
 
 
 def test_the_master_key_behind_a_custom_auth_names_nobody(guarded: Proxy) -> None:
-    """With it the request itself names the user, in any way that its route has."""
+    """With the master key the request itself names the user, by any field that its route has."""
     claude = {"model": "claude", "max_tokens": 50}
     for body, route, user in (
         ({"model": "chat", "user": "carol"}, "/v1/chat/completions", "carol"),
@@ -302,7 +302,7 @@ def test_the_master_key_behind_a_custom_auth_names_nobody(guarded: Proxy) -> Non
 
 
 def test_any_other_key_behind_a_custom_auth_names_itself(guarded: Proxy) -> None:
-    """A key with a user is that user's, not the request's; one without has its own name, an admin's as well."""
+    """A key with a user names that user, not the request's; a key without one has its own name, even an admin's key."""
     body = {"model": "chat", "user": "carol"}
     eve = sent_with(guarded, "sk-eve", body)
     assert (eve["user"], eve["end_user"]) == ("eve", "carol")
@@ -358,7 +358,7 @@ def test_a_refusal_has_anthropics_shape(
 
 
 def test_a_wrong_request_is_refused_in_anthropics_shape(guarded: Proxy) -> None:
-    """What is wrong in itself, or has no price, is an `invalid_request_error`."""
+    """A request that is invalid, or has no price, is an `invalid_request_error`."""
     for user, model in (("ann", "claude,chat"), (f"priced-{secrets.token_hex(4)}", "unpriced")):
         body = {"model": model, "max_tokens": 50, "messages": MESSAGES}
         answer = guarded.post("/v1/messages", body, **{"x-u": user})
@@ -368,7 +368,7 @@ def test_a_wrong_request_is_refused_in_anthropics_shape(guarded: Proxy) -> None:
 
 
 def test_other_routes_keep_the_shape_of_openai(guarded: Proxy) -> None:
-    """Only requests in Anthropic's format are answered in it."""
+    """Only requests in Anthropic's format get refusals in Anthropic's format."""
     body = {"model": "chat", "messages": MESSAGES}
     error = guarded.post("/v1/chat/completions", body, **{"x-u": f"blocked-{secrets.token_hex(4)}"}).json()["error"]
     assert (error["type"], error["param"]) == ("request_exceeds_limit", "blocked")

@@ -1,4 +1,4 @@
-"""A running proxy and the command line see one configuration, in whatever files its parts are."""
+"""A running proxy and the command line see one configuration, whichever files its parts are in."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ask(proxy: Proxy, user: str) -> httpx.Response:
 
 
 def test_the_section_of_an_included_file_is_in_force(proxy: Proxy) -> None:
-    """A limit in a file that an included file includes refuses, and its message has the variable of the YAML."""
+    """A limit in a nested included file refuses, and its message contains the value of the YAML's variable."""
     assert ask(proxy, "ann").status_code == 200
     refused = ask(proxy, "blocked")
     assert refused.status_code == 402
@@ -76,7 +76,7 @@ def test_the_section_of_an_included_file_is_in_force(proxy: Proxy) -> None:
 
 
 def test_the_model_of_a_variable_is_priced_as_its_value(proxy: Proxy) -> None:
-    """The event is computed by the sheet of the variable's value."""
+    """The cost of the event is computed with the price sheet of the variable's value."""
     ask(proxy, "bo")
     proxy.settled()
     (event,) = proxy.events("bo")
@@ -85,7 +85,7 @@ def test_the_model_of_a_variable_is_priced_as_its_value(proxy: Proxy) -> None:
 
 
 def test_check_and_the_start_line_name_the_same(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rule that fits nothing and the callback after ours are named by both, in the same words."""
+    """`check` and the start line report a rule without a match and a later callback in the same words."""
     monkeypatch.setenv("THE_MODEL", "openai/gpt-4o-mini")
     checked = proxy.cli("check")
     assert checked["limits"] == ["none", "daily", "dear"]
@@ -101,7 +101,7 @@ def test_check_and_the_start_line_name_the_same(proxy: Proxy, monkeypatch: pytes
 
 
 def test_an_included_file_is_re_read(proxy: Proxy) -> None:
-    """A change of the included file is in force within seconds; an unusable one changes nothing and stops nobody."""
+    """A change of the included file takes effect within seconds; an unusable one changes and blocks nothing."""
     section = proxy.folder / "parts" / "usage.yaml"
     for text, expected in ((SECTION % 7, "7.00"), ("usage_plugin: {limits: [[[[", "7.00"), (SECTION % 9, "9.00")):
         section.write_text(text)

@@ -1,7 +1,7 @@
-"""Every kind of limit, and everything that can be said of one, end to end: with the real client, over two workers.
+"""Every kind of limit, with every setting, end to end: with the real client and two workers.
 
-One proxy of its own, because the YAML is changed while it runs and requests may be clamped. Each test has its limits
-and users of its own, by the prefix of their names.
+The tests have a proxy of their own, because the YAML changes while it runs and requests may be clamped. Each test has
+its own limits and users, by the prefix of their names.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GRACE = 10
 
 
 def own(name: str, **limit: Any) -> dict[str, Any]:
-    """Make a limit for each user whose name begins with the first word of the limit's."""
+    """Return a limit for each user whose name begins with the first word of the limit's name."""
     return {
         "name": name,
         "per": "user",
@@ -102,7 +102,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory, config: dict[str, Any]) -> I
         yield proxy
 
 
-# ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ CELLS = [(route, stream) for route in ROUTES for stream in (False, True)]
 
 
 def connection(proxy: Proxy) -> openai.AsyncOpenAI:
-    # Without TLS nothing is verified; loading all certificates takes longer than the request.
+    # Without TLS there is nothing to verify; loading all certificates takes longer than the request.
     limits = httpx.Limits(max_connections=1)
     return proxy.client(http_client=httpx.AsyncClient(verify=False, limits=limits, timeout=60))
 
@@ -143,7 +143,7 @@ async def ask(
     client: openai.AsyncOpenAI | None = None,
     **more: Any,
 ) -> Answer:
-    """Send one request, over a connection of its own if none is given, to whichever worker. As planned it costs $0.01."""
+    """Send one request to any worker, by default over its own connection. As planned it costs $0.01."""
     text = json.dumps({"in": 0, "out": 1000, **(plan or {})})
     bound = {} if tokens is None else {"max_output_tokens" if route == "responses" else "max_tokens": tokens}
     messages: Any = [{"role": "user", "content": text}]
@@ -175,7 +175,7 @@ def unique(prefix: str) -> str:
 
 
 def accounts(proxy: Proxy, user: str) -> dict[str, dict[str, Any]]:
-    """Read how a user's accounts stand, by the names of the limits, at one moment."""
+    """Return a user's accounts at one moment, by the names of the limits."""
     return {row["name"]: row for row in proxy.cli("limits")["limits"] if row["subject"].get("user") == user}
 
 
@@ -184,7 +184,7 @@ def balance(account: dict[str, Any]) -> tuple[Decimal, Decimal]:
 
 
 class Books:
-    """The accounts of some users at one moment, and their events if they are asked for."""
+    """The accounts of some users at one moment, and their events if requested."""
 
     def __init__(self, proxy: Proxy, users: Iterable[str]) -> None:
         self.users = tuple(users)
@@ -205,7 +205,7 @@ class Books:
 
 
 async def settled(proxy: Proxy, *users: str) -> Books:
-    """Wait until none of these users holds anything, and read the books."""
+    """Wait until none of these users has an open hold, and return the books."""
 
     def nothing_held() -> Books | None:
         books = Books(proxy, users)
@@ -222,7 +222,7 @@ def in_minutes(stamp: str) -> float:
 
 
 async def test_a_rolling_limit_says_when_it_gives_way(kinds: Proxy) -> None:
-    """What was spent within the hour counts, on every route; the refusal says when enough of it has rolled away."""
+    """Spend within the hour counts on every route; a refusal reports when enough of it expires."""
     user = unique("rolling")
     for route, left in (("chat", "0.02"), ("messages", "0.01"), ("responses", "0.00")):
         answer = await ask(kinds, user, route=route)
@@ -252,7 +252,7 @@ SESSIONS: list[tuple[str, Callable[[str], dict[str, Any]]]] = [
 
 
 async def test_a_session_has_an_account_of_its_own(kinds: Proxy) -> None:
-    """Two requests a session, however the client names it; another session, or none, is not touched."""
+    """A session allows two requests, however the client names it; another session, or none, is not affected."""
     user = unique("session")
 
     async def one(route: str, named: Callable[[str], dict[str, Any]]) -> None:
@@ -274,7 +274,7 @@ async def test_a_session_has_an_account_of_its_own(kinds: Proxy) -> None:
 
 
 async def test_a_week_begins_where_it_is_said(kinds: Proxy) -> None:
-    """`week_starts` moves the first day; without it a week begins on Monday."""
+    """`week_starts` sets the first day of the week; by default a week begins on Monday."""
     user = unique("weekly")
     answer = await ask(kinds, user)
     assert answer.status == 200
@@ -289,11 +289,11 @@ async def test_a_week_begins_where_it_is_said(kinds: Proxy) -> None:
     assert [account["spent"] for account in found.values()] == [1, 1]
 
 
-# ── requests at the same time ────────────────────────────────────────────────────────────────────────────────────────
+# ── concurrent requests ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_third_request_waits_for_a_slot(kinds: Proxy, upstream: Upstream) -> None:
-    """Two run at once. The third is admitted as soon as one ends, and is told to come back if none does in time."""
+    """Two requests run at once; a third is admitted as soon as one ends, or asked to retry if none ends in time."""
 
     async def three(user: str, delay: float) -> tuple[list[Answer], float]:
         first = [asyncio.create_task(ask(kinds, user, {"delay": delay, "mark": user})) for _ in range(2)]
@@ -329,7 +329,7 @@ ENDS: list[tuple[bool, dict[str, Any]]] = [
 
 
 async def test_a_slot_is_free_after_every_end(kinds: Proxy, upstream: Upstream) -> None:
-    """Two at a time, each ending in its own way, again and again: no slot is lost, and none is kept with the money."""
+    """With two requests at a time and every kind of end, no slot is lost or remains held along with the money."""
 
     async def one(user: str, route: str, gate: asyncio.Semaphore, stream: bool, plan: dict[str, Any]) -> None:
         async with gate:
@@ -378,7 +378,7 @@ async def test_a_slot_is_free_after_every_end(kinds: Proxy, upstream: Upstream) 
 
 
 async def test_what_one_limit_refuses_holds_nothing_on_the_others(kinds: Proxy) -> None:
-    """Five limits count a request; the last one refuses, and the other four look as if it had never been."""
+    """Of five limits that count a request the last refuses, and the other four do not change."""
     user = unique("both")
     assert (await ask(kinds, user)).status == 200
     before = (await settled(kinds, user)).accounts[user]
@@ -417,7 +417,7 @@ async def test_tokens_are_counted_where_bytes_do_not_fit(kinds: Proxy) -> None:
 
 
 async def test_a_spent_limit_sends_requests_to_a_cheaper_model(kinds: Proxy, upstream: Upstream) -> None:
-    """The dear model answers until its money is spent, then the cheap one does, until another limit refuses."""
+    """The expensive model answers until its money is spent, then the cheap one, until another limit refuses."""
 
     users = {cell: unique("down") for cell in CELLS}
     models = {"chat": "chat", "messages": "claude", "responses": "resp"}
@@ -457,7 +457,7 @@ async def test_a_spent_limit_sends_requests_to_a_cheaper_model(kinds: Proxy, ups
 
 
 async def test_who_asks_for_the_cheap_model_is_not_downgraded(kinds: Proxy) -> None:
-    """A limit that counts the cheap model too says nothing of a downgrade where the model stays the same."""
+    """A limit that also counts the cheap model reports no downgrade if the model stays the same."""
     user = unique("same")
     answers = [await ask(kinds, user) for _ in range(2)]
     assert [answer.status for answer in answers] == [200, 200]
@@ -466,7 +466,7 @@ async def test_who_asks_for_the_cheap_model_is_not_downgraded(kinds: Proxy) -> N
 
 
 async def test_a_dry_run_downgrades_nothing(kinds: Proxy) -> None:
-    """It is counted what would have been downgraded; the request goes where it was sent."""
+    """A dry run counts the downgrades that would happen, and sends the request to the requested model."""
     user = unique("drydown")
     answer = await ask(kinds, user, model="chat")
     assert answer.status == 200
@@ -485,7 +485,7 @@ async def test_a_dry_run_downgrades_nothing(kinds: Proxy) -> None:
 
 
 async def test_an_answer_is_cut_to_what_the_money_reaches_for(kinds: Proxy, upstream: Upstream) -> None:
-    """Asked for ten thousand tokens with money for less, the provider gets the lower bound, on every route."""
+    """With a bound of ten thousand tokens and money for less, the provider gets the lower bound, on every route."""
 
     models = {"chat": ("cent", "chat"), "messages": ("cent", "claude"), "responses": ("cent",)}
     cells = {unique("clamp"): (route, stream, model) for route, stream in CELLS for model in models[route]}
@@ -512,7 +512,7 @@ async def test_an_answer_is_cut_to_what_the_money_reaches_for(kinds: Proxy, upst
 async def test_an_answer_is_cut_to_what_is_left_and_never_too_short(
     kinds: Proxy, left: int, clamped: int | None
 ) -> None:
-    """Of the limit's money some is spent; the next request names no bound and gets the rest, if that is of use."""
+    """If part of the limit is spent, the next request without a bound gets the rest, unless the rest is too small."""
     user = unique("clamp")
     spent = 5000 - left
     assert (await ask(kinds, user, {"out": spent}, tokens=spent)).status == 200
@@ -541,13 +541,13 @@ WHOLE_ONLY: list[dict[str, Any]] = [
 
 
 async def test_where_half_an_answer_is_useless_none_is_cut(kinds: Proxy) -> None:
-    """Tools, formats and thinking are answered in full or refused."""
+    """Requests with tools, formats and thinking are answered in full or refused."""
     refused = await asyncio.gather(*(ask(kinds, unique("clamp"), tokens=10_000, **more) for more in WHOLE_ONLY))
     assert [answer.why for answer in refused] == [(402, "too_large", "clamp")] * len(WHOLE_ONLY)
 
 
 async def test_the_shortest_of_several_limits_decides(kinds: Proxy) -> None:
-    """Cut for one limit, a request may have to be cut again for another."""
+    """A request that is clamped for one limit may be clamped further for another."""
     user = unique("clamptwo")
     answer = await ask(kinds, user, {"out": 50_000, "obeys": True}, tokens=10_000)
     assert (answer.status, answer.headers["x-usage-clamped-to"]) == (200, "3000")
@@ -566,7 +566,7 @@ async def test_a_cut_answer_waits_for_what_others_hold(kinds: Proxy, upstream: U
 
 
 async def test_clamping_uses_the_limit_up(kinds: Proxy) -> None:
-    """Of 40 requests of $0.03 at once 16 fit into $0.50, and what they leave is used by a shorter answer."""
+    """Of 40 concurrent requests of $0.03, 16 fit into $0.50, and a shorter answer uses the remainder."""
     user = unique("clampload")
     plan = {"out": 3000, "obeys": True}
     answers = await asyncio.gather(*(ask(kinds, user, plan, tokens=3000, stream=n % 2 == 0) for n in range(40)))
@@ -580,7 +580,7 @@ async def test_clamping_uses_the_limit_up(kinds: Proxy) -> None:
 
 
 async def test_those_who_wait_get_exactly_what_is_left(kinds: Proxy) -> None:
-    """64 at once of exactly $0.01 against $0.30, without a retry: 30 succeed. Then nobody waits for spent money."""
+    """Of 64 concurrent requests of exactly $0.01 against $0.30, 30 succeed without a retry; later ones do not wait."""
     user = unique("waits")
     answers = await asyncio.gather(*(ask(kinds, user, {"delay": 0.2}, stream=n % 2 == 0) for n in range(64)))
     assert Counter(answer.status == 200 for answer in answers) == {True: 30, False: 34}
@@ -595,11 +595,11 @@ async def test_those_who_wait_get_exactly_what_is_left(kinds: Proxy) -> None:
     assert min(took) < 1, took
 
 
-# ── what nothing bounds ──────────────────────────────────────────────────────────────────────────────────────────────
+# ── requests without a bound ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_what_nothing_bounds_is_refused_unless_allowed(kinds: Proxy) -> None:
-    """A tool that the provider runs may cost anything: refused, or let through and charged with what it did cost."""
+    """A tool that the provider runs has no cost bound: it is refused, or allowed and charged at its actual cost."""
     denied, allowed = unique("bounded"), unique("unbounded")
     tools = [{"type": "web_search_preview"}]
     answers = [await ask(kinds, user, route="responses", tools=tools) for user in (denied, allowed)]
@@ -617,7 +617,10 @@ async def test_what_nothing_bounds_is_refused_unless_allowed(kinds: Proxy) -> No
 
 @asynccontextmanager
 async def doors_of(proxy: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
-    """Open connections until each worker has one, which stays with it: else one worker may get all that is asked."""
+    """Yield one connection to each worker, opening connections until all workers have one.
+
+    A connection stays with its worker. Otherwise one worker might get all requests.
+    """
     doors: dict[str, openai.AsyncOpenAI] = {}
     async with AsyncExitStack() as stack:
         for _ in range(20):
@@ -637,7 +640,7 @@ async def doors_of(proxy: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
 
 
 def held_by(proxy: Proxy, users: list[str]) -> dict[str, str] | None:
-    """Say which worker holds a reservation of which user, once each of them has one."""
+    """Return the worker that holds the reservation of each user, or None until each user has one."""
     opened = open_sqlite_ledger(proxy.folder / "data" / "ledger.db")
     try:
         found = {decode_event(held.event).user: held.worker for held in opened.ledger.open_reservations()}
@@ -649,7 +652,7 @@ def held_by(proxy: Proxy, users: list[str]) -> dict[str, str] | None:
 async def in_force(
     proxy: Proxy, doors: list[openai.AsyncOpenAI], user: str, status: int, *, seconds: float, out: int = 1
 ) -> float:
-    """Ask each worker until all answer so; give the seconds that took."""
+    """Send requests to each worker until all answer with this status; return the elapsed seconds."""
     began = time.monotonic()
     while True:
         asked = [ask(proxy, user, {"out": out}, tokens=out, client=door) for door in doors]
@@ -675,7 +678,7 @@ async def doors(kinds: Proxy) -> AsyncIterator[list[openai.AsyncOpenAI]]:
 async def test_an_amount_is_raised_paused_and_put_back_while_the_proxy_runs(
     kinds: Proxy, doors: list[openai.AsyncOpenAI]
 ) -> None:
-    """Each change is in force within seconds in both workers, ends by itself or when told to, and is kept."""
+    """Each adjustment takes effect within seconds in both workers, ends by itself or by command, and is recorded."""
     user, other = unique("raised"), unique("raised")
     assert (await ask(kinds, user)).status == (await ask(kinds, other)).status == 200
     assert (await ask(kinds, user)).status == 402
@@ -726,7 +729,10 @@ def our_lines(proxy: Proxy, *words: str) -> list[str]:
 
 
 def config_problems(proxy: Proxy, readable: Path) -> list[dict[str, Any]]:
-    """Read what the proxy says of its YAML; the command line cannot use that file either, so it gets another."""
+    """Return the problems that the proxy reports about its YAML.
+
+    The command line cannot read that YAML either, so it gets another file.
+    """
     found = proxy.cli("status", "--config", str(readable))["problems"]
     return [problem for problem in found if problem["name"] == "config"]
 
@@ -734,7 +740,7 @@ def config_problems(proxy: Proxy, readable: Path) -> list[dict[str, Any]]:
 async def test_the_yaml_is_read_again_when_it_changes(
     kinds: Proxy, config: dict[str, Any], doors: list[openai.AsyncOpenAI]
 ) -> None:
-    """A new limit counts what its window holds, or begins now; a YAML that is wrong changes nothing until it is right."""
+    """A new limit counts its window's past spend, or starts now; an invalid YAML has no effect until corrected."""
     late, now = unique("late"), unique("now")
     for user in (late, now):
         assert (await ask(kinds, user, {"out": 5000}, tokens=5000)).status == 200
@@ -766,7 +772,7 @@ async def test_the_yaml_is_read_again_when_it_changes(
 
 
 async def test_an_alert_is_told_once_over_workers_and_restarts(kinds: Proxy, config: dict[str, Any]) -> None:
-    """Each threshold is one line in the log, whichever workers pass it, and also after a restart."""
+    """Each threshold is logged once, whichever workers cross it, and also after a restart."""
     write(kinds, config)
     user, quiet = unique("alert"), unique("alert")
 
@@ -779,7 +785,7 @@ async def test_an_alert_is_told_once_over_workers_and_restarts(kinds: Proxy, con
     (line,) = await eventually(lambda: our_lines(kinds, "limit.threshold_crossed", user), blocking=True)
     assert "threshold=50" in line
     assert "limit='alert'" in line
-    # Whatever a worker has not told yet it tells at its end.
+    # A worker reports its pending alerts when it shuts down.
     kinds.stop()
     kinds.start()
     await spend(4)

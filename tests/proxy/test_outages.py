@@ -1,4 +1,4 @@
-"""The real proxy, while its store is away, while its outbox is full, and while its YAML is edited."""
+"""The real proxy while its store is unavailable, while its outbox is full, and while its YAML is edited."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.proxy
 
 USER = "mixed-outage"
-# An event of these has some 4,500 bytes, so that a megabyte is soon full.
+# An event with these tags has some 4,500 bytes, so that a megabyte is soon full.
 TAGS = [f"{number:02d}{'x' * 250}" for number in range(16)]
 
 
@@ -41,7 +41,7 @@ def body(**plan: Any) -> dict[str, Any]:
 
 
 class Client:
-    """Sends requests of a cent each, and counts what became of them."""
+    """Send requests of a cent each, and count the answers and refusals."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.openai = proxy.client()
@@ -63,7 +63,7 @@ class Client:
             await asyncio.gather(*(self.send(5) for _ in range(4)))
 
     async def answers_again(self, seconds: float = 30) -> None:
-        """Each worker measures the outbox itself, once a second."""
+        """Wait until no worker refuses; each worker measures the outbox itself, once a second."""
         deadline = time.monotonic() + seconds
         refused = -1
         while refused != len(self.refused):
@@ -73,7 +73,7 @@ class Client:
 
 
 async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> None:
-    """Without its store the proxy answers until the outbox is full, then refuses; afterwards nothing is lost or doubled."""
+    """Without its store the proxy answers until the outbox is full, then refuses; no event is lost or duplicated."""
     config = proxy_config(
         upstream,
         {
@@ -105,7 +105,7 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
         assert refusal.status_code == 503
         assert refusal.response.headers["x-usage-refusal"] == "outbox_full"
         assert refusal.type == "storage_unavailable"
-        # The worker that refused need not be the keeper, who writes the notes.
+        # The worker that refused need not be the keeper, which records the problems.
         await eventually(lambda: len(problems(opened.operations)) == 2)
         status = proxy.cli("status")
         assert status["outbox"]["bytes"] >= 1_000_000
@@ -127,7 +127,7 @@ async def test_the_store_comes_and_goes(tmp_path: Path, upstream: Upstream) -> N
 
 
 async def add_a_limit(proxy: Proxy, client: Client) -> None:
-    """Write a new limit into the YAML under load: it counts what is there already, and what comes, exactly."""
+    """Add a limit to the YAML under load: it counts exactly the existing and the new spend."""
     config = yaml.safe_load(proxy.config_path.read_text())
     config["usage_plugin"]["limits"].append({"name": "late", "per": "user", "window": "week", "max_cost": 1000})
     proxy.config_path.write_text(yaml.safe_dump(config))
@@ -147,7 +147,7 @@ def account(proxy: Proxy, name: str, *, user: bool = True) -> str:
 
 
 def check(proxy: Proxy, client: Client) -> None:
-    """Every answered request is one event, and the account is their sum."""
+    """Check that every answered request is one event, and that the account is their sum."""
     events = proxy.events(USER)
     assert len(events) == len({event["event_id"] for event in events}) == client.answered
     assert all(event["status"] == "success" for event in events)

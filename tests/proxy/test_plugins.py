@@ -1,4 +1,4 @@
-"""Plugins in a real proxy: they are told what happened there, and say who people are."""
+"""Plugins in a real proxy: they receive its events, and identify users and groups."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def usage_event_recorded(event):
 
 
 def written(path: Path) -> str:
-    """What a plugin has written into a file, once it has: there is a moment at which it is there and empty."""
+    """Return the text that a plugin has written to a file; a new file is empty for a moment."""
     found = ""
 
     def look() -> bool:
@@ -121,7 +121,7 @@ def ask(proxy: Proxy, **headers: str) -> Any:
 
 
 def test_plugins_see_what_happens_in_the_proxy(proxy: Proxy, chat: Chat) -> None:
-    """A resolver names the user from a header, a CSV the group whose limit refuses, and both ends are told of."""
+    """A resolver names the user from a header, a CSV the group whose limit refuses, and both outcomes are reported."""
     assert ask(proxy, **{"X-Badge": "ann"}).status_code == 200
     (event,) = proxy.events("ann")
     wait_until(lambda: f"ann {parse_usd(event['cost'])}" in proxy.log_path.read_text())
@@ -134,14 +134,17 @@ def test_plugins_see_what_happens_in_the_proxy(proxy: Proxy, chat: Chat) -> None
 
 
 def test_a_stream_that_is_collected_sets_no_context_variable(proxy: Proxy) -> None:
-    """Or Python before 3.12 crashes now and then (python/cpython#148891); later ones keep LiteLLM's finalizer."""
+    """A collected stream sets no context variable, as that can crash Python before 3.12 (python/cpython#148891).
+
+    Later versions keep LiteLLM's finalizer.
+    """
     assert ask(proxy, **{"X-Badge": "bo"}).status_code == 200
     expected = [] if sys.version_info < (3, 12) else ["trace_id", "session_id"]
     assert written(proxy.folder / "collected.txt") == f"set: {expected}"
 
 
 def test_garbage_collections_pass_over_what_was_there_at_the_start(proxy: Proxy) -> None:
-    """Those of LiteLLM's modules, hundreds of thousands of objects, would stop all requests for a third of a second."""
+    """Garbage collection skips LiteLLM's modules, whose 100,000s of objects would stop all requests for 0.3 s."""
     found = proxy.folder / "apart.txt"
 
     def are_apart() -> bool:
@@ -154,7 +157,7 @@ def test_garbage_collections_pass_over_what_was_there_at_the_start(proxy: Proxy)
 
 
 def test_a_resolver_that_fails_charges_nobody(proxy: Proxy) -> None:
-    """The client is told to try again, nobody is charged, and `status` counts it."""
+    """The client gets a retryable error, no user is charged, and `status` counts the failure."""
     refused = ask(proxy, **{"X-Badge": "broken"})
     assert refused.status_code == 503
     assert refused.json()["error"]["type"] == "identity_unavailable"

@@ -1,4 +1,4 @@
-"""The real proxy with pseudonyms: whom requests belong to is written down nowhere, and limits count all the same."""
+"""The real proxy with pseudonyms: the persons behind requests are recorded nowhere, and limits count all the same."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def private(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Ite
 
 
 def test_no_name_and_no_key_is_written_down(private: Proxy) -> None:
-    """Names, aliases, keys and LiteLLM's hashes stand in no file of ours and no line of our log."""
+    """Names, aliases, keys and LiteLLM's hashes are in none of the plugin's files and log lines."""
     as_eva = {"Authorization": f"Bearer {KEY}"}
     for _ in range(2):
         assert private.post(CHAT, chat(CLAIM), **as_eva).status_code == 200
@@ -80,7 +80,7 @@ def test_no_name_and_no_key_is_written_down(private: Proxy) -> None:
 
 
 def test_somebody_is_forgotten_while_the_proxy_runs(private: Proxy) -> None:
-    """A person is forgotten beside a running proxy: afterwards only the audit has the pseudonym, and requests go on."""
+    """After a person is forgotten during operation, only the audit has the pseudonym, and requests continue."""
     as_eva = {"Authorization": f"Bearer {KEY}"}
     pseudonym = private.events(NAME)[0]["user"]
     private.settled()

@@ -1,4 +1,4 @@
-"""What clients see: answers with headers, refusals with reasons, and never a 500 of ours."""
+"""The proxy as clients see it: answers with headers, refusals with reasons, and never a 500 from the plugin."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CHAT = "/v1/chat/completions"
 
 
 def test_answers_say_what_is_left(proxy: Proxy) -> None:
-    """A whole answer tells its cost and how the caller's tightest limit stands; a stream tells the latter."""
+    """A whole answer reports its cost and the caller's most constrained limit; a stream reports only the latter."""
     user = unique("dollar")
     answer = proxy.post(CHAT, chat(user))
     assert answer.status_code == 200
@@ -68,7 +68,7 @@ ROUTES = [
 
 @pytest.mark.parametrize(("route", "body"), ROUTES)
 def test_a_refusal_is_the_same_on_every_route(proxy: Proxy, route: str, body: Any) -> None:
-    """Status and headers are the contract on all routes; the fields come where LiteLLM keeps them."""
+    """Status and headers are the contract on all routes; the refusal's fields are wherever LiteLLM keeps them."""
     model = "embed" if route == "/v1/embeddings" else "chat"
     answer = proxy.post(route, body(unique("blocked"), model))
     assert answer.status_code == 402, answer.text
@@ -86,7 +86,7 @@ def test_a_refusal_is_the_same_on_every_route(proxy: Proxy, route: str, body: An
 
 
 def test_a_request_larger_than_the_limit_is_told_so(proxy: Proxy) -> None:
-    """What no waiting can make fit is refused as larger than the whole limit, per request and per day."""
+    """A request that no wait can make fit is refused as larger than the whole limit, per request and per day."""
     for user, tokens, limit in ((unique("single"), 2001, "single"), (unique("dollar"), 100_001, "dollar")):
         answer = proxy.post(CHAT, chat(user, max_tokens=tokens))
         assert (answer.status_code, answer.headers["x-usage-refusal"]) == (402, "too_large")
@@ -96,7 +96,7 @@ def test_a_request_larger_than_the_limit_is_told_so(proxy: Proxy) -> None:
 
 
 def test_a_rate_limit_says_when_to_come_back(proxy: Proxy) -> None:
-    """A window that ends within a minute is worth waiting for: 429 with the seconds to wait."""
+    """A limit whose window ends within a minute answers 429 with the seconds to wait."""
     user = unique("rate")
     statuses = [proxy.post(CHAT, chat(user)).status_code for _ in range(8)]
     assert statuses.count(200) in range(3, 7), "three a minute; the minute may have changed once"
@@ -109,7 +109,7 @@ def test_a_rate_limit_says_when_to_come_back(proxy: Proxy) -> None:
 
 
 def test_token_limits_hold_bound_and_settle_actual(proxy: Proxy) -> None:
-    """A token limit reserves the bound and charges what was used."""
+    """A token limit reserves the bound and charges the actual usage."""
     user = unique("tokens")
     assert proxy.post(CHAT, chat(user, {"in": 10, "out": 90})).status_code == 200
     account = proxy.limit("tokens", user=user)
@@ -117,7 +117,7 @@ def test_token_limits_hold_bound_and_settle_actual(proxy: Proxy) -> None:
 
 
 def test_free_models_are_never_refused_by_cost(proxy: Proxy) -> None:
-    """A request that costs nothing passes a cost limit of zero; one that does not pass has a price."""
+    """A request that costs nothing passes a cost limit of zero; a request with a price does not."""
     user = unique("blocked")
     assert proxy.post(CHAT, chat(user, model="free")).status_code == 200
     assert proxy.post(CHAT, chat(user)).status_code == 402
@@ -125,7 +125,7 @@ def test_free_models_are_never_refused_by_cost(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("model", ["unpriced", "nan"])
 def test_models_without_a_price_are_refused_under_a_cost_limit(proxy: Proxy, model: str) -> None:
-    """No price, or one that is no number: 400 under a cost limit, recorded without a cost elsewhere."""
+    """A model whose price is missing or not a number is a 400 under a cost limit, else recorded without a cost."""
     user = unique("dollar")
     answer = proxy.post(CHAT, chat(user, model=model))
     assert answer.status_code == 400
@@ -135,14 +135,14 @@ def test_models_without_a_price_are_refused_under_a_cost_limit(proxy: Proxy, mod
 
 
 def test_unpriced_models_can_be_allowed(proxy: Proxy) -> None:
-    """`allow_unpriced` lets a model without a price pass one limit; the company-wide one still refuses it."""
+    """`allow_unpriced` admits a model without a price under one limit; the company-wide one still refuses it."""
     answer = proxy.post(CHAT, chat(unique("local"), model="unpriced"))
     assert answer.status_code == 400
     assert answer.headers["x-usage-limit"] == "everything"
 
 
 def test_everybodys_limit_shows_no_amounts(proxy: Proxy) -> None:
-    """Amounts are shown on limits that are the caller's own; of everyone's, the name and the reset."""
+    """Amounts are shown for the caller's own limits; for shared limits, only the name and the reset."""
     user = unique("shared")
     answers = [proxy.post(CHAT, chat(user)) for _ in range(2)]
     refused = answers[-1]
@@ -164,7 +164,7 @@ def test_dry_runs_and_warnings_are_not_felt(proxy: Proxy) -> None:
 
 
 def test_a_refusal_can_be_looked_up(proxy: Proxy) -> None:
-    """The ref of a refusal leads to its facts, and `status` counts it."""
+    """The ref of a refusal leads to its facts, and `status` counts the refusal."""
     user = unique("blocked")
     ref = proxy.post(CHAT, chat(user)).json()["error"]["provider_specific_fields"]["ref"]
     facts = wait_until(lambda: proxy.cli("explain", ref))
@@ -199,7 +199,7 @@ def test_a_refusal_can_be_looked_up(proxy: Proxy) -> None:
     ids=lambda body: body[:60].decode() or "empty",
 )
 def test_bad_bodies_are_never_a_500_of_ours(proxy: Proxy, body: bytes) -> None:
-    """Whatever is sent, the client gets LiteLLM's usual answer or our 400; our log shows no bug."""
+    """Any body gets LiteLLM's usual answer or the plugin's 400, and the plugin's log shows no bug."""
     before = proxy.log_path.read_text().count("admission.failed")
     answer = proxy.post(CHAT, body)
     assert "usage plugin failed" not in answer.text
@@ -217,7 +217,7 @@ def test_a_list_of_models_is_refused(proxy: Proxy) -> None:
 
 
 def test_five_megabytes_are_bounded_and_answered(proxy: Proxy) -> None:
-    """A prompt of 5 MB is bounded by its bytes; with a free input it is answered."""
+    """A prompt of 5 MB is bounded by its bytes; with free input it is answered."""
     user = unique("dollar")
     body = chat(user)
     body["messages"].insert(0, {"role": "user", "content": "é" * 2_500_000})
@@ -231,7 +231,7 @@ def test_five_megabytes_are_bounded_and_answered(proxy: Proxy) -> None:
     ["../../x", "a/b\\c", "zoë", "名前", "'; DROP TABLE accounts; --", "*", "[red]x[/red]", "a" * 256],
 )
 def test_hostile_names_are_only_names(proxy: Proxy, name: str) -> None:
-    """A name that looks like a path, a glob, SQL or markup is recorded as it is, and is nothing else."""
+    """A name that looks like a path, a glob, SQL or markup is recorded unchanged and has no other effect."""
     assert proxy.post(CHAT, chat(name)).status_code == 200
     assert {event["user"] for event in proxy.events(name, last=1)} == {name}
 
@@ -244,7 +244,7 @@ def test_hostile_names_are_only_names(proxy: Proxy, name: str) -> None:
     ],
 )  # fmt: skip
 def test_invalid_names_get_a_substitute(proxy: Proxy, name: str, user: str) -> None:
-    """Too long, unprintable or JSON: the request is served, and recorded under a name that is always the same."""
+    """A request with a name that is too long, unprintable or JSON is served, and recorded under a fixed substitute."""
     found = []
     for _ in range(2):
         body = chat(name, metadata={"tags": [mark := unique("tag")]})
@@ -256,7 +256,7 @@ def test_invalid_names_get_a_substitute(proxy: Proxy, name: str, user: str) -> N
 
 
 def test_nobody_named_is_the_shared_subject(proxy: Proxy) -> None:
-    """Without a user, the request counts for the shared subject."""
+    """A request without a user counts for the shared subject."""
     assert proxy.post(CHAT, chat(None, metadata={"tags": ["nightly"], "session_id": "s1"})).status_code == 200
     event = proxy.events("(anonymous)", last=1)[0]
     assert event["api_key"] == "litellm_proxy_master_key"
@@ -265,7 +265,7 @@ def test_nobody_named_is_the_shared_subject(proxy: Proxy) -> None:
 
 
 def test_no_secret_and_no_content_is_kept(proxy: Proxy) -> None:
-    """Neither prompts, nor answers, nor keys reach our files or our log lines; files are the owner's only."""
+    """Prompts, answers and keys never reach the plugin's files or log lines; only the owner can read the files."""
     secret = f"secret-{secrets.token_hex(8)}"
     body = chat(unique("dollar"))
     body["messages"].insert(0, {"role": "user", "content": secret})
@@ -283,7 +283,7 @@ def test_no_secret_and_no_content_is_kept(proxy: Proxy) -> None:
 
 
 def test_no_log_and_a_chosen_call_id_change_nothing(proxy: Proxy) -> None:
-    """A client can neither switch recording off nor make two requests one."""
+    """A client can neither disable recording nor merge two requests into one."""
     user = unique("dollar")
     for _ in range(2):
         body = chat(user, **{"no-log": True})
@@ -295,7 +295,7 @@ def test_no_log_and_a_chosen_call_id_change_nothing(proxy: Proxy) -> None:
 
 
 def test_the_output_bound_is_put_into_the_request(proxy: Proxy) -> None:
-    """Without max_tokens, the configured default bounds the request, and the event says so."""
+    """Without max_tokens, the configured default bounds the request, and the event records it."""
     user = unique("dollar")
     body = chat(user)
     del body["max_tokens"]
@@ -306,7 +306,7 @@ def test_the_output_bound_is_put_into_the_request(proxy: Proxy) -> None:
 
 
 async def test_failures_cost_nothing_and_are_recorded(proxy: Proxy) -> None:
-    """A request whose provider fails is one event of status failure; its hold is let go."""
+    """A request whose provider fails is one event with status failure; its hold is released."""
     user = unique("dollar")
     async with proxy.client() as client:
         for stream in (False, True):
@@ -320,7 +320,7 @@ async def test_failures_cost_nothing_and_are_recorded(proxy: Proxy) -> None:
 
 
 def test_the_event_has_every_field(proxy: Proxy) -> None:
-    """An event shows who asked what of whom, what it took and what it cost."""
+    """An event records the user, the requested and the served model, the usage and the cost."""
     user = unique("mixed")
     proxy.post(
         CHAT,
@@ -351,7 +351,7 @@ def test_the_event_has_every_field(proxy: Proxy) -> None:
     ids=json.dumps,
 )
 def test_a_bound_cannot_be_hidden(proxy: Proxy, hidden: dict[str, Any]) -> None:
-    """What a provider may take for a larger output or more answers is what is reserved."""
+    """The reserved amount covers everything that a provider may read as a larger output or as more answers."""
     answer = proxy.post(CHAT, chat(unique("dollar"), **hidden))
     assert (answer.status_code, answer.headers["x-usage-refusal"]) == (402, "too_large")
 
@@ -360,7 +360,7 @@ def test_a_bound_cannot_be_hidden(proxy: Proxy, hidden: dict[str, Any]) -> None:
     "odd", [{"max_completion_tokens": -1}, {"max_tokens": 0}, {"extra_body": {"max_tokens": None}, "max_tokens": None}]
 )
 def test_what_names_no_bound_gets_the_default(proxy: Proxy, odd: dict[str, Any]) -> None:
-    """Where the client's number is none, ours is put in its place, under every name."""
+    """An invalid output limit of the client is replaced by the default, under every name."""
     user = unique("dollar")
     assert proxy.post(CHAT, chat(user, **odd)).status_code == 200
     (event,) = proxy.events(user)
@@ -368,7 +368,7 @@ def test_what_names_no_bound_gets_the_default(proxy: Proxy, odd: dict[str, Any])
 
 
 def test_another_model_cannot_be_hidden(proxy: Proxy) -> None:
-    """LiteLLM would send extra_body.model to the provider and bill the other one."""
+    """LiteLLM would send extra_body.model to the provider and bill the other model."""
     answer = proxy.post(CHAT, chat(unique("dollar"), extra_body={"model": "dear"}))
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "extra_body.model"
@@ -384,7 +384,7 @@ def test_a_fallback_is_one_event_of_what_was_billed(proxy: Proxy) -> None:
 
 
 def test_a_fallback_that_does_not_fit_is_switched_off(proxy: Proxy) -> None:
-    """Where only the model asked for fits, the request is admitted, and never turns to the dear one."""
+    """If only the requested model fits, the request is admitted and never falls back to the expensive one."""
     user = unique("dollar")
     assert proxy.post(CHAT, chat(user, model="broken-dear")).status_code == 500
     (event,) = proxy.events(user)
@@ -400,7 +400,7 @@ def test_a_fallback_that_does_not_fit_is_switched_off(proxy: Proxy) -> None:
     ids=json.dumps,
 )
 def test_fallbacks_cannot_bring_more_than_a_name(proxy: Proxy, fallbacks: list[Any]) -> None:
-    """LiteLLM lays the parameters of a body's fallback over the request, after it was bounded."""
+    """Only names are allowed as fallbacks: LiteLLM merges a fallback's parameters into the already bounded request."""
     answer = proxy.post(CHAT, chat(unique("dollar"), model="broken", fallbacks=fallbacks))
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "fallbacks")
     named = chat(unique("dollar"), model="broken", fallbacks=["cent"])
@@ -409,7 +409,7 @@ def test_fallbacks_cannot_bring_more_than_a_name(proxy: Proxy, fallbacks: list[A
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_an_answer_without_usage_is_never_free(proxy: Proxy, stream: bool) -> None:
-    """If nobody says what a paid answer used, it costs what was reserved or what LiteLLM counts itself."""
+    """If neither provider nor LiteLLM reports usage, a paid answer costs the reserved amount or LiteLLM's own count."""
     user = unique("dollar")
     assert proxy.post(CHAT, chat(user, {"silent": True}, stream=stream)).status_code == 200
     proxy.settled()
@@ -420,7 +420,7 @@ def test_an_answer_without_usage_is_never_free(proxy: Proxy, stream: bool) -> No
 
 
 def test_requests_without_a_model_have_no_price(proxy: Proxy) -> None:
-    """Nobody knows what they would cost, so a cost limit refuses them."""
+    """A request without a model has an unknown cost, so a cost limit refuses it."""
     user = unique("rate")
     body = {name: value for name, value in chat(user).items() if name != "model"}
     answer = proxy.post(CHAT, body)

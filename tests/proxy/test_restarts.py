@@ -1,4 +1,4 @@
-"""Nothing is lost and nothing counts twice when the proxy ends, politely or not."""
+"""No event is lost or counted twice when the proxy ends, by SIGTERM or by SIGKILL."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def body(tokens: int = 1000, **plan: Any) -> dict[str, Any]:
 
 
 async def test_the_books_survive_sigterm_and_sigkill(tmp_path: Path, upstream: Upstream) -> None:
-    """After SIGTERM and after SIGKILL the limit still holds, every event is there once, and the lost request is charged.
+    """After SIGTERM and SIGKILL the limit holds, every event is recorded once, and the lost request is charged.
 
-    At SIGTERM a stream is under way, the ends of others are still to be logged, and a client has just left.
+    At SIGTERM one stream is in flight, the ends of others are not logged yet, and a client has just left.
     """
     (tmp_path / "slow.py").write_text(SLOW)
     config = proxy_config(upstream, {"limits": LIMITS})
@@ -85,7 +85,7 @@ async def test_the_books_survive_sigterm_and_sigkill(tmp_path: Path, upstream: U
 
 
 async def spend(proxy: Proxy, times: int) -> None:
-    """Send requests of a cent each, half of them streams, up to the very end of the process."""
+    """Send requests of a cent each, half of them streams, until the process ends."""
 
     async def one(client: openai.AsyncOpenAI, number: int) -> None:
         answer: Any = await client.chat.completions.create(**body(), stream=bool(number % 2))

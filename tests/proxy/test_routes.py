@@ -1,6 +1,6 @@
-"""Every route of the installed LiteLLM, asked through a real proxy: no request that can cost something passes unseen.
+"""Every route of the installed LiteLLM, called through a real proxy: no request that can cost something goes unseen.
 
-The routes come from LiteLLM's own table, so a new version brings its own new tests.
+The routes come from LiteLLM's own table, so the routes of a new version are tested as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PARTS = {
     "model": "cheap", "model_name": "gem", "provider": "openai", "endpoint": "v1/chat/completions",
     "search_tool_name": "web",
 }  # fmt: skip
-"""What stands in a route's path in place of a parameter."""
+"""The values that replace the parameters of a route's path."""
 ENDPOINTS = {
     "/azure/": "openai/deployments/az/chat/completions", "/anthropic/": "v1/messages", "/gemini/": "v1beta/models/gem:generateContent",
     "/cohere/": "v2/chat", "/bedrock/": "model/x/converse", "/vertex": "v1/projects/p/locations/l/publishers/google/models/m:generateContent",
@@ -49,11 +49,12 @@ FORM = {"model": "cheap", "prompt": "hi", "purpose": "batch", "request": json.du
 DISTURBING = re.compile(
     r"/(add|delete)/allowed_ip|/debug/|/config/|/cache/|/reload/|/schedule/|/update/|/session/logout"
 )
-"""Routes that change the proxy under the other requests. The patterns classify them; nothing of them asks a provider."""
+"""Routes that change the proxy during other requests. Only the patterns classify them; none of them calls a
+provider."""
 
 
 class Asked(NamedTuple):
-    """What became of a route: its requests, and those that the provider got."""
+    """The outcome of a route: its requests, and the requests that the provider received."""
 
     method: str
     path: str
@@ -63,7 +64,10 @@ class Asked(NamedTuple):
 
 
 def listed() -> list[tuple[str, str]]:
-    """The routes of the installed LiteLLM, from its own table; its modules warn too much to be imported here."""
+    """Return the routes of the installed LiteLLM, from its own table.
+
+    A child process imports the modules, because they cause too many warnings.
+    """
     script = (
         "import json\nfrom usage_plugin.proxy.routes import listing\nfrom usage_plugin.proxy.routes_page import app_with_everything\n"
         "print(json.dumps([(route.method, route.path) for route in listing(app_with_everything())]))"
@@ -82,7 +86,7 @@ def all_routes() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def sweep_routes(all_routes: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Whatever changes something, and what reads and may cost something all the same."""
+    """Return the routes that change something, and those that read and may cost something all the same."""
     return [
         (method, path)
         for method, path in all_routes
@@ -99,20 +103,20 @@ def fake() -> Iterator[AnyProvider]:
 
 @pytest.fixture(scope="module")
 def open_proxy(fake: AnyProvider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    """A proxy that admits what it cannot meter, and records it."""
+    """Run a proxy that admits and records requests that it cannot meter."""
     with running(tmp_path_factory.mktemp("open"), routes_config(fake), environment=fake.environment()) as proxy:
         yield proxy
 
 
 def filled(path: str) -> str:
-    """A route's path with something in place of its parameters."""
+    """Return a route's path with its parameters filled in."""
     endpoint = next((there for begin, there in ENDPOINTS.items() if path.startswith(begin)), PARTS["endpoint"])
     parts = {**PARTS, "endpoint": endpoint}
     return re.sub(r"\{([a-z_]+)[^}]*\}", lambda match: parts.get(match[1], "x"), path)
 
 
 def ask(proxy: Proxy, fake: AnyProvider, method: str, path: str, user: str) -> Asked:
-    """Ask a route as a user: with a body of JSON, and with a form and a file."""
+    """Call a route as a user: with a JSON body, and with a form and a file."""
     fake.reset()
     there = filled(path)
     headers = {"Authorization": f"Bearer {proxy.key}", "x-litellm-end-user-id": user}
@@ -123,7 +127,7 @@ def ask(proxy: Proxy, fake: AnyProvider, method: str, path: str, user: str) -> A
     if "/generateContent" in there or "responses" in there:
         body.pop("messages")
     with plain_http.Client(base_url=proxy.url, headers=headers, timeout=30) as client:
-        # A stream of events has no end: its status is enough.
+        # An event stream does not end: its status is enough.
         with client.stream(method, there, json=body) as response:
             statuses = [response.status_code]
             if method != "GET":
@@ -169,17 +173,17 @@ NO_HOOK = {
     "/v1/rag/query", "/v1/rag/ingest", "/queue/chat/completions", "/v1/threads/{thread_id}/runs", "/vllm/{endpoint:path}",
     "/azure/{endpoint:path}",
 }  # fmt: skip
-"""Routes on which LiteLLM calls no hook before it asks the provider."""
+"""Routes on which LiteLLM calls no hook before it calls the provider."""
 REACH_FOR_NOTHING = frozenset({
     "counts or estimates, and generates nothing", "stops work", "stores data that no model reads yet",
     "caches, exports and traces",
 })  # fmt: skip
-"""Why a request may reach a provider and cost nothing, as `docs/routes.md` says it."""
+"""Reasons for which a request may reach a provider and cost nothing, as in `docs/routes.md`."""
 
 
 @pytest.mark.timeout(SWEEP_SECONDS)
 def test_nothing_reaches_a_provider_for_who_may_spend_nothing(asked_by_the_broke: list[Asked]) -> None:
-    """A user with `max_cost: 0` reaches a provider for free work only, although metered requests are admitted."""
+    """A user with `max_cost: 0` reaches a provider only for free work, although metered requests are admitted."""
     reached = [asked for asked in asked_by_the_broke if asked.received]
     passed = [asked for asked in reached if rule_of(asked.method, filled(asked.path)).reason not in REACH_FOR_NOTHING]
     print(f"\n{len(passed)} of {len(asked_by_the_broke)} routes reach a provider; {len(reached)} do so for nothing")
@@ -188,7 +192,7 @@ def test_nothing_reaches_a_provider_for_who_may_spend_nothing(asked_by_the_broke
 
 
 def test_every_refusal_is_one_of_ours(asked_by_the_broke: list[Asked]) -> None:
-    """A metered or refused route answers 400 or 402, unless LiteLLM refuses before anybody is authenticated."""
+    """A metered or refused route answers 400 or 402, unless LiteLLM refuses before authentication."""
     others = {401, 403, 404, 503}
     odd = [
         asked
@@ -204,7 +208,7 @@ def test_every_refusal_is_one_of_ours(asked_by_the_broke: list[Asked]) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(SWEEP_SECONDS)
 def test_the_sweep_reaches_providers_where_it_may(asked_by_all: list[Asked]) -> None:
-    """The same requests of a user without a limit reach the provider on routes of every kind: the sweep can fail."""
+    """The same requests by a user without a limit reach the provider on routes of every kind: the sweep can fail."""
     reached = [asked for asked in asked_by_all if asked.received]
     kinds = Counter(verdict_of(asked.method, asked.path) for asked in reached)
     print(f"\n{len(reached)} of {len(asked_by_all)} routes that may cost something reach a provider: {dict(kinds)}")
@@ -216,7 +220,7 @@ def test_the_sweep_reaches_providers_where_it_may(asked_by_all: list[Asked]) -> 
 @pytest.mark.soak
 @pytest.mark.timeout(SWEEP_SECONDS)
 def test_whatever_reaches_a_provider_is_on_the_books(open_proxy: Proxy, asked_by_all: list[Asked]) -> None:
-    """Each request that reached the provider is an event of the user who asked; a batch is one once it is done."""
+    """Each request that reached the provider is an event of the requesting user; a batch is one after it completes."""
     reached = [asked for asked in asked_by_all if asked.received]
     later = [asked for asked in reached if asked.path.endswith("/batches")]
     open_proxy.settled(but=len(later))

@@ -1,4 +1,4 @@
-"""The real proxy with a hybrid store, whose database is deleted and spoilt while requests run."""
+"""The real proxy with a hybrid store, whose database is deleted and corrupted while requests run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.proxy
 
 
 async def test_no_request_fails_for_the_database(tmp_path: Path, upstream: Upstream) -> None:
-    """While the database is deleted and damaged, every request is answered and reported, and the database comes back."""
+    """While the database is deleted and corrupted, every request is answered and reported; the database is rebuilt."""
     config = proxy_config(upstream, {"limits": LIMITS, "storage": {"backend": "hybrid"}})
     database = tmp_path / "data" / "usage.db"
     text = json.dumps({"in": 0, "out": 1000})

@@ -1,4 +1,4 @@
-"""What the upstream handed out, what the events say, what the report says and what the limits say is one number."""
+"""The upstream's usage, the events, the report and the limits all give the same sum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.proxy
 
 REQUESTS = {1: 500, 4: 1000}
-"""By the number of workers: several can go wrong in more ways, and are faster."""
+"""Requests by the number of workers: several workers have more failure modes, and are faster."""
 MODELS = ("chat", "text", "embed", "resp", "claude")
 AT_ONCE = 32
 
@@ -53,7 +53,7 @@ async def drain(answer: Any) -> None:
 async def send(
     kind: str, client: openai.AsyncOpenAI, http: httpx.AsyncClient, user: str, plan: dict[str, Any], *, stream: bool
 ) -> None:
-    # A real provider counts at most one token for each byte it gets.
+    # A real provider counts at most one token per byte it receives.
     text = json.dumps({**plan, "padding": "x" * plan["in"]})
     if kind in ("chat", "cached"):
         extra = {"cache": {"use-cache": True}} if kind == "cached" else {}
@@ -87,7 +87,7 @@ async def send(
 
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=soak.REPETITIONS)])
 async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: Upstream, times: int) -> None:
-    """Over 1,000 (one worker: 500) mixed requests on five routes, stream and not, with failures and cache hits, every sum agrees."""
+    """Over 1,000 mixed requests (500 with one worker) on five routes, with failures and cache hits, all sums agree."""
     upstream.reset()
     mark = secrets.token_hex(3)
     users = [f"mixed-{mark}-{name}" for name in ("ann", "bo", "eva", "zoë", "../../x")]
@@ -127,7 +127,7 @@ async def test_all_books_agree_to_the_nano_dollar(one_or_many: Proxy, upstream: 
 
     planned = sum(plan.get("status", 200) != 200 for _, _, plan, _ in jobs)
     assert results == {"answered": requests - planned, "failed": planned}
-    # What other tests had left running may still have been answered meanwhile.
+    # Requests that other tests left running may also have been answered meanwhile.
     handed = {name: sums for name, sums in upstream.handed_out().items() if name.removesuffix("-up") in MODELS}
     expected = sum((cost_of(model.removesuffix("-up"), sums) for model, sums in handed.items()), Decimal())
     events = [event for user in users for event in one_or_many.events(user)]

@@ -1,6 +1,6 @@
-"""A limit of five cents, and what hostile clients and other callbacks do to spend more: 25 at once, with 1 and 2 workers.
+"""A five-cent limit against hostile clients and other callbacks: 25 requests at once, with one and two workers.
 
-The provider is the obedient one. Its bill for a user never passes the limit, and no less is recorded than it bills.
+The provider is the obedient one. Its bill for a user never exceeds the limit, and at least its bill is recorded.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def marked(body: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 async def test_no_attack_spends_more_than_the_limit(attacked: Proxy, bank: Bank) -> None:
-    """Twenty-five at once of a user with five cents: the provider bills at most that, and nothing goes unrecorded."""
+    """For 25 concurrent requests of a user with five cents, the provider bills at most that, and all is on record."""
     users = {name: f"who-a{secrets.token_hex(5)}" for name in ATTACKS}
     requests = [
         (route, users[name], marked(body, users[name]))
@@ -116,7 +116,7 @@ async def test_no_attack_spends_more_than_the_limit(attacked: Proxy, bank: Bank)
         assert billed <= FIVE_CENTS, name
         assert charged.get(user, 0) >= billed, name
     for (_, user, body), (status, text) in zip(requests, answers, strict=True):
-        # A model that fails says so, where the limit has no room for its fallback.
+        # A model that fails answers 500 if the limit has no room for its fallback.
         expected = status in (200, 400, 402, 429) or (status, body["model"]) == (500, "broken")
         assert expected, (user, status, text)
 
@@ -126,7 +126,7 @@ async def test_no_attack_spends_more_than_the_limit(attacked: Proxy, bank: Bank)
 async def test_a_client_does_not_say_which_model_is_billed(
     attacked: Proxy, bank: Bank, route: str, holder: str
 ) -> None:
-    """The router writes the model into the metadata; on some routes a client's own would stay there."""
+    """The router writes the model into the metadata, but some routes would keep a client's own value."""
     user = f"who-b{secrets.token_hex(5)}"
     bodies: dict[str, Any] = {
         "/v1/responses": {"input": "MARK hi"},
@@ -141,7 +141,10 @@ async def test_a_client_does_not_say_which_model_is_billed(
 
 
 async def one(proxy: Proxy, bank: Bank, body: dict[str, Any], route: str = CHAT) -> tuple[int, str, dict[str, Any]]:
-    """Send a request of a user who may spend much, but nothing on the dear model; give what the provider got."""
+    """Send a request of a user who may spend much, but nothing on the expensive model.
+
+    Return its status and text, and the body that the provider received.
+    """
     user = f"who-b{secrets.token_hex(5)}"
     ((status, text),) = await send_all(proxy, [(route, user, marked(body, user))])
     return status, text, bank.seen().get(user, {}).get("body", {})
@@ -151,7 +154,7 @@ async def one(proxy: Proxy, bank: Bank, body: dict[str, Any], route: str = CHAT)
 async def test_a_model_that_another_callback_chose_is_refused_like_any_other(
     attacked: Proxy, bank: Bank, route: str
 ) -> None:
-    """The limit on the model that the request really goes to refuses it, before it is sent, with status and fields."""
+    """The limit on the model that is really called refuses the request before it is sent, with status and fields."""
     said = "MARK TO-DEAR"
     bodies: dict[str, Any] = {
         "/v1/responses": {"input": said},
@@ -175,7 +178,7 @@ async def test_a_model_that_another_callback_chose_is_refused_like_any_other(
 async def test_what_another_callback_changes_is_served_where_it_fits(
     attacked: Proxy, bank: Bank, said: str, model: str, most: int
 ) -> None:
-    """Another model, more text or another output limit is admitted again, at what is really sent."""
+    """A request whose model, text or output limit changes is admitted again, as it is really sent."""
     body = {"model": "gpt", "max_tokens": 100, "messages": [{"role": "user", "content": f"MARK {said}"}]}
     status, text, sent = await one(attacked, bank, body)
     assert status == 200, text
@@ -183,7 +186,7 @@ async def test_what_another_callback_changes_is_served_where_it_fits(
 
 
 async def test_a_fallback_that_nobody_named_is_held_before_it_is_sent(attacked: Proxy, bank: Bank) -> None:
-    """A fallback that another callback names after admission is admitted by itself, or stops the request."""
+    """A fallback that another callback names after admission is admitted separately, or stops the request."""
     body = {"model": "broken", "max_tokens": 100}
     to_cheap = {**body, "messages": [{"role": "user", "content": "MARK TURN-CHEAP"}]}
     status, text, sent = await one(attacked, bank, to_cheap)
@@ -206,7 +209,7 @@ async def test_a_fallback_that_nobody_named_is_held_before_it_is_sent(attacked: 
 async def test_the_operators_own_output_limit_is_what_is_sent(
     attacked: Proxy, bank: Bank, model: str, asked: dict[str, Any], sent: set[int]
 ) -> None:
-    """A limit in litellm_params wins over our default at that very deployment, and what the client asks for over both."""
+    """A limit in litellm_params overrides the default for that deployment only; the client's limit overrides both."""
     found = set()
     for _ in range(12 if len(sent) > 1 else 2):
         status, text, body = await one(attacked, bank, {"model": model, **asked, **HI})
@@ -221,7 +224,7 @@ async def test_the_operators_own_output_limit_is_what_is_sent(
 
 
 async def test_a_model_that_thinks_first_gets_room_for_it(attacked: Proxy, bank: Bank) -> None:
-    """Where there is money for it, the default of a reasoning model does not cut it off; else the ordinary one counts."""
+    """A reasoning model gets a larger default output limit if the money allows it, otherwise the ordinary one."""
     status, text, sent = await one(attacked, bank, {"model": "thinking", **HI})
     assert (status, sent["max_completion_tokens"]) == (200, 25_000), text
     user = f"who-a{secrets.token_hex(5)}"
@@ -243,14 +246,14 @@ async def test_a_model_that_thinks_first_gets_room_for_it(attacked: Proxy, bank:
     ids=str,
 )
 async def test_a_refusal_names_the_field(attacked: Proxy, bank: Bank, body: dict[str, Any], field: str) -> None:
-    """What a client with a limit may not send is named, so that it can be left out."""
+    """A refusal names the field that a client with a limit may not send, so that the client can omit it."""
     status, text, sent = await one(attacked, bank, {"model": "gpt", "max_tokens": 5, **HI, **body})
     assert (status, sent) == (400, {})
     assert field in text
 
 
 async def test_without_a_limit_everything_passes(attacked: Proxy, bank: Bank) -> None:
-    """Where no limit can refuse the caller anything, the plugin refuses no field either."""
+    """If no limit can refuse the caller anything, the plugin does not refuse any field either."""
     body = {
         "model": "gpt", **HI, "nobody_knows_this": 1, "extra_body": {"top_k": 1, "another": {"a": 1}},
         "num_retries": 0, "drop_params": True, "fallbacks": [{"model": "vllm", "max_tokens": 7}],

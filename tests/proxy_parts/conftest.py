@@ -1,4 +1,4 @@
-"""What the pure parts of the adapter are fed with. LiteLLM is imported once, which takes seconds."""
+"""Fixtures for the pure parts of the adapter. LiteLLM is imported once, which takes seconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def litellm():
-    """LiteLLM, with the models that it builds on first use built: they warn about themselves."""
+    """LiteLLM, with its lazily built models already built, because they emit warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import litellm  # noqa: PLC0415
@@ -22,7 +22,7 @@ def litellm():
 
 @pytest.fixture(scope="session")
 def key(litellm):
-    """Make LiteLLM's own object for an authenticated key."""
+    """Return a function that makes LiteLLM's own object for an authenticated key."""
     from litellm.proxy._types import UserAPIKeyAuth  # noqa: PLC0415
 
     def key(**fields):

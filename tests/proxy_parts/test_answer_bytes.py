@@ -1,4 +1,4 @@
-"""The usage in an answer's bytes is found in whatever parts, sizes and encodings they come, and nothing else is."""
+"""Finding the usage in an answer's bytes, in chunks of any size and in any encoding, without false finds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def without_long_texts(value: Any) -> Any:
 
 @given(st.lists(OBJECTS, min_size=1, max_size=3), st.integers(1, 60), st.sampled_from([None, 2]))
 def test_the_scanner_finds_what_a_parser_finds(objects: list[dict[str, Any]], size: int, indent: int | None) -> None:
-    """The wanted members of all objects of an array, cut into parts of any size, are those that a parser sees."""
+    """The wanted members of all objects of an array, in chunks of any size, are those that a JSON parser finds."""
     content, scanner = json.dumps(objects, indent=indent).encode(), MemberScanner()
     found = [answer for at in range(0, len(content), size) for answer in scanner.feed(content[at : at + size])]
     assert found == [
@@ -46,7 +46,7 @@ def test_the_scanner_finds_what_a_parser_finds(objects: list[dict[str, Any]], si
 
 
 def read(content: bytes, size: int, kind: str = "application/json", **headers: str) -> AnswerReport:
-    """Read an answer in parts of a size."""
+    """Read an answer in chunks of a size, and return its report."""
     report = AnswerReport()
     named = {"Content-Type": kind, **{name.replace("_", "-"): value for name, value in headers.items()}}
     report.begin(200, [(name.encode(), value.encode()) for name, value in named.items()])
@@ -64,14 +64,14 @@ ANSWER = json.dumps({"model": "m", "data": [{"b64_json": "A" * 50_000}], "usage"
     ("encoding", "compress"), [("identity", bytes), ("gzip", gzip.compress), ("deflate", zlib.compress)]
 )
 def test_a_compressed_answer_is_read(encoding: str, compress: Any, size: int) -> None:
-    """In one part or in many, an encoded answer says what a plain one does."""
+    """A compressed answer, in one chunk or in many, yields the usage of the plain one."""
     report = read(compress(ANSWER), size, content_encoding=encoding)
     assert (report.usage, report.model) == (USAGE, "m")
 
 
 @pytest.mark.parametrize("size", [1000, 10**9])
 def test_what_cannot_be_read_says_nothing(size: int) -> None:
-    """Another encoding, a broken one, errors, sound and cut answers leave no usage, and raise nothing."""
+    """Unsupported and corrupt encodings, errors, audio and truncated answers yield no usage, and raise nothing."""
     assert not read(ANSWER, size, content_encoding="br").usage
     assert not read(ANSWER, size, content_encoding="gzip").usage
     assert not read(ANSWER, size, kind="audio/mpeg").usage
@@ -85,7 +85,7 @@ def test_what_cannot_be_read_says_nothing(size: int) -> None:
 
 
 def test_memory_does_not_grow_with_an_answer_in_parts() -> None:
-    """An answer of five megabytes that comes in parts is read in less than two, since nothing of it is kept."""
+    """An answer of five megabytes in chunks is read in less than two, because none of it is kept."""
     part = b'{"embedding": [0.123456, 0.234567], "text": "a \\" b"}, ' * 2000
     report = AnswerReport()
     report.begin(200, [(b"content-type", b"application/json")])
@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_an_answer_in_parts() -> None:
 
 @pytest.mark.parametrize("size", [100_000, 10**9])
 def test_the_last_frame_of_a_stream_may_be_huge(size: int) -> None:
-    """The frame that ends a stream of pictures has them all in it, and the usage behind them."""
+    """The last frame of a stream of pictures contains all of them, and its usage is found after them."""
     output = [{"type": "image_generation_call", "result": "A" * 3_000_000}, {"type": "web_search_call"}]
     response = {"model": "gpt-5", "output": output, "usage": {"input_tokens": 7, "output_tokens": 5}}
     frames = [{"type": "response.created", "response": {"model": "gpt-5"}}, {"type": "response.completed", "response": response}]  # fmt: skip
@@ -115,14 +115,14 @@ def test_the_last_frame_of_a_stream_may_be_huge(size: int) -> None:
 
 @pytest.mark.parametrize("size", [5, 10**9])
 def test_a_gateway_that_sends_back_what_the_client_wrote_is_not_believed(size: int) -> None:
-    """Usage counts only where a provider writes it."""
+    """Usage counts only in the places where a provider writes it, not in the client's own echoed fields."""
     told = {"metadata": {"usage": {"prompt_tokens": 1}}, "message": {"usage": {"prompt_tokens": 2}}, "usage": USAGE}
     assert read(json.dumps(told).encode(), size).usage == USAGE
     assert not read(json.dumps({"metadata": {"usage": {"prompt_tokens": 1}}}).encode(), size).usage
 
 
 def test_frames_of_providers_that_write_usage_elsewhere() -> None:
-    """Cohere's end of a stream, Groq's own field, an array of Gemini's frames, and what reranking used."""
+    """Usage is found in Cohere's last frame, Groq's own field, an array of Gemini's frames, and a reranking answer."""
     billed = {"billed_units": {"input_tokens": 5, "output_tokens": 2}}
     cohere = json.dumps({"type": "message-end", "delta": {"finish_reason": "COMPLETE", "usage": billed}}).encode()
     assert read(cohere + b"\n", 9, kind="application/stream+json").usage == billed

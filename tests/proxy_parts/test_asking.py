@@ -1,4 +1,4 @@
-"""What a request is held at: its bounds at the prices of every deployment that may serve it."""
+"""The amount a request is held at: its bounds at the prices of every deployment that may serve it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ URL = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 
 @pytest.fixture
 def ask(litellm):
-    """Ask for a request that one deployment, or several, may serve."""
+    """Return a function that plans a request which one or several deployments may serve."""
     from usage_plugin.proxy.asking import Asking  # noqa: PLC0415  # imports LiteLLM
     from usage_plugin.proxy.prices import Deployment  # noqa: PLC0415
 
@@ -45,7 +45,7 @@ def worst(found):
 
 
 def test_a_request_is_held_at_its_dearest_deployment(ask):
-    """Of several deployments that are billed alike the dearest counts, and one without a price makes all unknown."""
+    """Of deployments with the same billing the most expensive counts; one without a price makes the cost unknown."""
     cheap = worst(ask(TEXT, MICRO))
     assert cheap == ask(TEXT, MICRO).input_tokens * 1_000 + 100 * 2_000
     dear = {"input_cost_per_token": 5e-06, "output_cost_per_token": 5e-06}
@@ -61,7 +61,7 @@ def test_a_request_is_held_at_its_dearest_deployment(ask):
     [(None, None, 1), ("auto", None, 1), ("flex", None, 1), ("priority", None, 3), ("fast", None, 3), (None, "priority", 3), ("ultrafast", None, None), ("scale", None, None)],
 )  # fmt: skip
 def test_a_dearer_service_is_held_at_its_price(ask, service, own, times):
-    """What may be served as priority is held at that price, whoever asks for it; one of unknown price has no bound (C7)."""
+    """A request that may be served as priority is held at that price; a tier of unknown price has no bound (C7)."""
     found = ask({**TEXT, "service_tier": service}, DEAR, service=own)
     plain = worst(ask(TEXT, DEAR))
     assert worst(found) == (None if times is None else plain * times)
@@ -70,13 +70,13 @@ def test_a_dearer_service_is_held_at_its_price(ask, service, own, times):
 
 
 def test_the_service_asked_for_stands_in_the_draft(ask):
-    """The tier that is asked for is remembered, for answers that do not tell theirs."""
+    """The requested tier is kept in the draft, for answers that do not report theirs."""
     assert ask({**TEXT, "service_tier": "priority"}, DEAR).draft.service_tier == "priority"
     assert ask(TEXT, DEAR).draft.service_tier is None
 
 
 def test_images_in_the_body_count_no_more_than_the_context(ask):
-    """An image that is sent has a bound, of at most the model's context, at the dearest price of input."""
+    """An image in the body is bounded by at most the model's context, at the most expensive input price."""
     body = {**TEXT, "messages": [{"role": "user", "content": [IMAGE]}]}
     assert 50_000 < ask(body, MICRO).input_tokens < 51_000
     assert ask(body, MICRO, context=8_000).input_tokens == 8_000
@@ -85,7 +85,7 @@ def test_images_in_the_body_count_no_more_than_the_context(ask):
 
 
 def test_what_is_referred_to_counts_as_the_context(ask):
-    """What a body only refers to may be as long as the model's context, and anything; of an unknown one nothing is known."""
+    """Referenced content is bounded by the model's context, at its highest input price, and unbounded without one."""
     body = {**TEXT, "messages": [{"role": "user", "content": [URL]}]}
     assert ask(body, MICRO, context=8_000).input_tokens == 8_000
     assert worst(ask(body, SPOKEN, context=8_000)) == 8_000 * 10_000 + 100 * 2_000
@@ -94,7 +94,7 @@ def test_what_is_referred_to_counts_as_the_context(ask):
 
 
 def test_a_spoken_answer_is_held_at_the_price_of_sounds(ask):
-    """An answer that may be spoken costs the sheet's price of sounds; without one it has no bound."""
+    """An answer that may be spoken costs the audio price of the sheet; without one it has no bound."""
     body = {**TEXT, "modalities": ["text", "audio"]}
     plain = worst(ask(TEXT, SPOKEN))
     assert worst(ask(body, SPOKEN)) == plain + 100 * 18_000
@@ -121,14 +121,14 @@ def test_a_spoken_answer_is_held_at_the_price_of_sounds(ask):
     ids=str,
 )
 def test_other_routes_are_held_by_the_piece(ask, kind, body, sheet, cost):
-    """Images, speech and reranking are held by what they are billed by; a sound that is sent has no bound."""
+    """Images, speech and reranking are held by their billing unit; audio in the body has no bound."""
     found = ask(body, sheet, kind=kind)
     assert worst(found) == cost
     assert found.primary[0].priced
 
 
 def test_a_transcription_is_not_bounded_by_its_prompt(ask):
-    """The sound is not in what hooks see, so nothing of a transcription is bounded."""
+    """The audio is not visible to hooks, so nothing of a transcription is bounded."""
     found = ask({"prompt": "x", "max_tokens": 5}, MICRO, kind="transcription")
     assert found.input_tokens is None
     assert worst(found) is None

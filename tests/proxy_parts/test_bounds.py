@@ -75,18 +75,18 @@ plain = st.fixed_dictionaries({
     "system": texts | st.lists(parts, max_size=2) | anything, "max_tokens": anything, "max_completion_tokens": anything,
     "response_format": anything, "instructions": texts, "stream": st.booleans(), "temperature": anything,
 })  # fmt: skip
-"""What most requests are: messages, and none of the fields that are looked into."""
+"""The body of most requests: messages, and none of the fields that are inspected."""
 
 
 @given(plain, st.sampled_from(["acompletion", "anthropic_messages"]))
 def test_a_request_of_messages_is_read_as_it_would_be_among_other_fields(body, kind):
-    """The short way for what most requests are gives what the long way does, which a field of no meaning leads to."""
+    """The fast path for ordinary requests gives the same result as the slow path, which a meaningless field selects."""
     assert read(kind, body) == read(kind, {**body, "background": None})
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_a_role_and_a_content_count_as_in_a_message_with_more(role, content):
-    """The short way for a message of two texts counts them as one counts that has a name, too."""
+    """The fast path for a message of two strings counts them as the slow path does; another name selects the latter."""
     with_name = {"role": role, "content": content, "": ""}
     assert input_bound({"messages": [{"role": role, "content": content}]}) == input_bound({"messages": [with_name]})
 
@@ -96,7 +96,7 @@ def bytes_of(text):
 
 
 def strings(value):
-    """All text in a value, keys left out."""
+    """Return all text in a value, without keys."""
     if isinstance(value, str):
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
@@ -134,31 +134,31 @@ WAYS = {
 @settings(max_examples=25)
 @given(text=texts)
 def test_text_is_bounded_by_its_bytes_wherever_it_stands(call_type, body, text):
-    """No text is counted with fewer tokens than it has bytes of UTF-8, in whatever field it comes."""
+    """Text in any field counts at least as many tokens as it has bytes of UTF-8."""
     assert input_bound(body(text)) >= bytes_of(text)
 
 
 @pytest.mark.parametrize(("call_type", "body"), WAYS.values(), ids=WAYS.keys())
 def test_long_text_counts_where_it_stands(call_type, body):
-    """Making a text longer raises the bound by as many bytes."""
+    """A longer text raises the bound by at least as many tokens as bytes."""
     assert input_bound(body(LONG)) - input_bound(body("")) >= bytes_of(LONG)
 
 
 @given(messages, st.sampled_from(["acompletion", "anthropic_messages"]))
 def test_a_conversation_is_bounded_by_all_its_text(found, call_type):
-    """A conversation is bounded by the bytes of all its strings, and by what templates add to each message."""
+    """A conversation is bounded by the bytes of all its strings, plus a chat template's overhead for each message."""
     bound = input_bound({"messages": found})
     assert bound >= sum(map(bytes_of, strings(found))) + PER_MESSAGE * len(found)
 
 
 def test_empty_messages_count_too():
-    """A chat template adds tokens to each message, and 50 empty ones were seen to be 203."""
+    """A chat template adds tokens to each message: 50 empty ones were measured at 203."""
     assert input_bound({"messages": [{"role": "user", "content": ""}] * 50}) >= 203
     assert input_bound({"messages": [{"role": "user", "content": "hi"}]}) >= 8
 
 
 def test_tools_cost_more_than_their_bytes():
-    """A provider's preamble for tools, up to 530 tokens, is in the bound as soon as there is a tool."""
+    """A provider's preamble for tools, up to 530 tokens, is in the bound if there is at least one tool."""
     tool = {"name": "f", "input_schema": {}}
     without = input_bound({"messages": []})
     assert input_bound({"messages": [], "tools": [tool]}) - without >= ANY_TOOLS >= 530
@@ -175,7 +175,7 @@ def test_tools_cost_more_than_their_bytes():
     ],
 )
 def test_numbers_of_tokens_are_counted_as_tokens(call_type, body, tokens):
-    """A prompt of token numbers is as many tokens as it has numbers, and not many more."""
+    """A prompt of token numbers counts at least its count of numbers, and not many more."""
     assert tokens <= input_bound(body) <= tokens + 1_000
 
 
@@ -201,7 +201,7 @@ REFERENCES = {
 @pytest.mark.parametrize("part", REFERENCES.values(), ids=REFERENCES.keys())
 @pytest.mark.parametrize("call_type", ["acompletion", "anthropic_messages"])
 def test_a_part_that_is_no_text_is_not_bounded_by_bytes(call_type, part):
-    """Images, files and whatever is not known to be text have no bound in bytes, wherever they stand."""
+    """Images, files and parts that may not be text have no bound in bytes, in any position."""
     assert input_bound({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]}) is None
 
 
@@ -218,7 +218,7 @@ ITEMS = {
 
 @pytest.mark.parametrize("item", ITEMS.values(), ids=ITEMS.keys())
 def test_an_item_that_refers_to_something_is_not_bounded_by_bytes(item):
-    """Items of the Responses API that stand for what they do not contain have no bound in bytes."""
+    """Items of the Responses API that refer to content outside the body have no bound in bytes."""
     assert input_bound({"input": [{"role": "user", "content": "x"}, item]}) is None
 
 
@@ -234,7 +234,7 @@ def test_an_item_that_refers_to_something_is_not_bounded_by_bytes(item):
     ],
 )
 def test_a_body_that_refers_to_earlier_ones_is_not_bounded_by_bytes(call_type, body):
-    """Earlier responses, conversations, audio and stored prompts are not in the body, so its bytes bound nothing."""
+    """A body that refers to earlier responses, conversations, audio or stored prompts is not bounded by its bytes."""
     assert input_bound(body) is None
 
 
@@ -254,7 +254,7 @@ def test_a_second_field_does_not_hide_the_first(call_type, other):
 
 
 def test_what_the_sdk_adds_to_the_body_is_bounded_too():
-    """LiteLLM merges `extra_body` over the request for OpenAI-like providers, so what stands in it counts."""
+    """LiteLLM merges `extra_body` into the request for OpenAI-like providers, so its text counts."""
     body = {
         "messages": [{"role": "user", "content": "x"}],
         "max_tokens": 1,
@@ -272,7 +272,7 @@ def test_what_the_sdk_adds_to_the_body_is_bounded_too():
     anything, max_size=4,
 ))  # fmt: skip
 def test_no_body_is_too_strange_to_be_bounded(call_type, body):
-    """Whatever JSON a client sends has a bound of whole numbers or none, and never raises."""
+    """Any JSON body has an integer bound or none, and never raises."""
     found = read(call_type, body)
     bound = found.input_tokens
     assert bound is None or (isinstance(bound, int) and bound >= 0)
@@ -284,7 +284,7 @@ def test_no_body_is_too_strange_to_be_bounded(call_type, body):
 
 
 def test_a_body_that_is_nested_too_deeply_is_not_bounded():
-    """Nesting that would exhaust the stack is no error but a body without a bound."""
+    """Nesting that would exhaust the stack leaves the body without a bound, and raises nothing."""
     message = {"role": "user", "content": "x"}
     for _ in range(20_000):
         message = {"role": "user", "content": [message]}
@@ -315,7 +315,7 @@ def test_a_body_that_is_nested_too_deeply_is_not_bounded():
     ids=str,
 )
 def test_the_output_limit_of_a_request_is_found_whatever_it_is_called(body, asked):
-    """The largest output limit that a request names, under any name and in any notation, is what it allows; nonsense is none."""
+    """The allowed output is the largest valid output limit of a request, under any name and in any notation."""
     assert asked_output(body) == asked
 
 
@@ -330,12 +330,12 @@ def test_the_output_limit_of_a_request_is_found_whatever_it_is_called(body, aske
     ids=str,
 )  # fmt: skip
 def test_every_answer_has_the_output_bound_for_itself(body, count):
-    """n and best_of ask for several answers, to each of several prompts."""
+    """n and best_of request several answers, to each of several prompts."""
     assert answers(body) == count
 
 
 def test_no_number_of_prompts_is_cut_to_fewer_answers():
-    """Each prompt is answered, however many there are: a bound may be large, and never smaller than the answers."""
+    """Each prompt is answered, however many there are: a bound may be large, but never below the number of answers."""
     assert answers({"prompt": ["x"] * 12_000, "n": 2}) >= 24_000
 
 
@@ -370,7 +370,7 @@ def test_no_number_of_prompts_is_cut_to_fewer_answers():
     ids=str,
 )
 def test_what_the_provider_runs_by_itself_is_not_bounded(body, bounded):
-    """Background work and tools that the provider runs, and bills, have no bound; tools of the client have."""
+    """Background work, and tools that the provider runs and bills, have no bound; tools of the client have one."""
     assert output_is_bounded(body) == bounded
 
 
@@ -384,7 +384,7 @@ def test_what_the_provider_runs_by_itself_is_not_bounded(body, bounded):
     ids=str,
 )  # fmt: skip
 def test_a_limit_of_ours_replaces_every_limit_that_is_none(call_type, field, body):
-    """The output limit that is injected has the API's name, and no other name is left that says something else."""
+    """The injected output limit has the API's name, and no contradicting limit remains under another name."""
     body = copy.deepcopy(body)
     assert inject_output(call_type, body, field, 4096)
     assert body[field] == 4096
@@ -394,7 +394,7 @@ def test_a_limit_of_ours_replaces_every_limit_that_is_none(call_type, field, bod
 
 @pytest.mark.parametrize("odd", [{"n": -3}, {"n": True}, {"n": "3 of them"}, {"n": "5e1"}, {"n": 2.5}], ids=str)
 def test_a_number_of_answers_that_is_none_bounds_nothing(odd):
-    """What is no whole number may still be one to a provider, so the request is not bounded."""
+    """A provider may accept an answer count that is not a valid whole number, so the request is not bounded."""
     assert not output_is_bounded({"max_tokens": 5, **odd})
 
 
@@ -409,7 +409,7 @@ def test_a_number_of_answers_that_is_none_bounds_nothing(odd):
     ids=str,
 )
 def test_a_larger_output_cannot_be_hidden_deeper(hidden):
-    """An output limit that is nested, or taken away by null, is found."""
+    """An output limit that is nested, or removed by null, is found."""
     assert asked_output({"max_tokens": 5, **hidden}) in (None, 9_000)
 
 
@@ -422,7 +422,7 @@ def test_a_larger_output_cannot_be_hidden_deeper(hidden):
     ids=str,
 )  # fmt: skip
 def test_what_is_billed_by_other_prices_is_not_bounded(dear):
-    """A tier of service that nobody knows, or an answer that is an image, is not bounded by tokens at known prices."""
+    """An unknown service tier, or an image as an answer, is not bounded by tokens at known prices."""
     assert not output_is_bounded({"max_tokens": 5, **dear})
 
 
@@ -437,7 +437,7 @@ INLINE = {
 
 @pytest.mark.parametrize(("part", "tokens"), INLINE.values(), ids=INLINE.keys())
 def test_an_image_or_a_sound_in_the_body_has_a_bound_of_its_own(part, tokens):
-    """Images and sounds that are sent have a bound, not by the bytes of their encoding, and may have other prices."""
+    """Images and audio in the body have their own bound, not their encoded bytes, and may have other prices."""
     message = {"role": "user", "content": [{"type": "text", "text": "x"}, part]}
     found = read("acompletion", {"messages": [message]})
     assert tokens <= found.input_tokens <= tokens + 500
@@ -448,13 +448,13 @@ def test_an_image_or_a_sound_in_the_body_has_a_bound_of_its_own(part, tokens):
 
 
 def test_what_is_referred_to_may_be_a_sound_or_an_image():
-    """A request by reference is priced as the dearest kind of token; one of text is not."""
+    """A request by reference is priced as the most expensive kind of token; a request of text is not."""
     assert read("aresponses", {"input": "x", "previous_response_id": "r"}).reach.media_input
     assert not read("aresponses", {"input": "x"}).reach.media_input
 
 
 def test_a_spoken_answer_is_bounded_at_the_price_of_sounds():
-    """An answer that may be spoken is bounded by its output limit, and priced as sound."""
+    """An answer that may be spoken is bounded by its output limit, and priced as audio."""
     found = read("acompletion", {"messages": [], "max_tokens": 5, "modalities": ["text", "audio"]})
     assert found.output_is_bounded
     assert found.reach.media_output
@@ -466,7 +466,7 @@ def test_a_spoken_answer_is_bounded_at_the_price_of_sounds():
     [("priority", {"priority"}), ("Flex", {"flex"}), ("fast", {"fast"}), ("auto", set()), ("default", set()), ("standard_only", set()), (None, set())],
 )  # fmt: skip
 def test_the_tier_of_service_that_is_asked_for_is_known(asked, services):
-    """A tier of service that may be served counts in the worst case; `auto` is the ordinary one."""
+    """A service tier that may be served counts in the worst case; `auto` is the ordinary one."""
     for body in ({"service_tier": asked}, {"extra_body": {"service_tier": asked}}):
         found = read("acompletion", {"messages": [], **body})
         assert set(found.reach.services) == services
@@ -477,7 +477,7 @@ GEMINI = "agenerate_content"
 
 
 def test_geminis_native_requests_are_bounded():
-    """Contents, system instructions and functions of generateContent count as their bytes, its output limit is found."""
+    """Contents, system instructions and functions of generateContent count by bytes, and its output limit is found."""
     body = {
         "contents": [{"role": "user", "parts": [{"text": LONG}, {"functionResponse": {"name": "f", "response": {"a": LONG}}}]}],
         "systemInstruction": {"parts": [{"text": LONG}]},
@@ -501,7 +501,7 @@ def test_geminis_native_requests_are_bounded():
     ids=str,
 )
 def test_geminis_parts_are_bounded_like_others(part, tokens):
-    """Images and sounds in a native request are bounded, documents and files are not."""
+    """Images and audio in a native request are bounded; documents and files are not."""
     found = read(GEMINI, {"contents": [{"role": "user", "parts": [part]}]})
     if tokens is None:
         assert found.input_tokens is None
@@ -516,7 +516,7 @@ def test_geminis_parts_are_bounded_like_others(part, tokens):
     ids=str,
 )
 def test_an_output_limit_is_injected_where_gemini_reads_it(body, place):
-    """The limit stands where LiteLLM looks for it, and what else stood there stays."""
+    """The limit is inserted where LiteLLM reads it, and other fields there remain."""
     before = copy.deepcopy(body)
     assert inject_output(GEMINI, body, "maxOutputTokens", 4096)
     assert body[place] == {**before.get(place, {}), "maxOutputTokens": 4096}
@@ -525,7 +525,7 @@ def test_an_output_limit_is_injected_where_gemini_reads_it(body, place):
 
 @pytest.mark.parametrize("tool", [{"googleSearch": {}}, {"functionDeclarations": [], "googleSearch": {}}], ids=str)
 def test_geminis_own_tools_are_not_bounded(tool):
-    """A search that Gemini makes is billed beside the tokens."""
+    """A search by Gemini is billed in addition to the tokens, so it has no bound."""
     assert not read(GEMINI, {"contents": "x", "tools": [tool]}).output_is_bounded
 
 
@@ -548,7 +548,7 @@ def test_geminis_own_tools_are_not_bounded(tool):
     ids=str,
 )
 def test_what_is_billed_by_the_piece_is_counted(call_type, body, units):
-    """Images, characters to be spoken and queries with their documents are counted at most, or said to be unknown."""
+    """Images, spoken characters and queries with their documents have a maximum count, or are marked as unknown."""
     assert read(call_type, body).reach.units == units
 
 
@@ -563,7 +563,7 @@ LARGE = {
 
 @pytest.mark.parametrize("body", LARGE.values(), ids=LARGE.keys())
 def test_five_megabytes_do_not_stall_the_loop(body):
-    """A body of 5 MB is bounded within milliseconds of the processor, far fewer than it took to parse."""
+    """A body of 5 MB is bounded within 30 ms of CPU time, far less than parsing it takes."""
     taken = []
     for _ in range(10):
         started = time.thread_time()
@@ -573,13 +573,13 @@ def test_five_megabytes_do_not_stall_the_loop(body):
 
 
 def test_a_number_too_long_to_be_read_bounds_nothing():
-    """Cut short it would be another number."""
+    """A truncated number would be a different number, so it bounds nothing."""
     body = {"messages": [], "max_tokens": "0" * 22 + "199999"}
     assert read("acompletion", body).asked_output is None
 
 
 def test_a_body_with_too_many_places_is_not_bounded():
-    """Not all of them are looked at, so one may hide what the others say."""
+    """Not all places of such a body are inspected, and one of them may hide a different limit."""
     nested = {name: {other: {} for other in _NESTED} for name in _NESTED}
     found = read("acompletion", {"messages": [], "max_tokens": 5, **nested})
     assert (found.input_tokens, found.output_is_bounded) == (None, False)

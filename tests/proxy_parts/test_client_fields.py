@@ -1,4 +1,4 @@
-"""Which fields a client may send: what ordinary clients send passes, LiteLLM's own tables are known, controls are not."""
+"""The fields that a client may send: ordinary ones pass, those of LiteLLM's tables are known, controls are detected."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ UNDECIDED = {
     "safeguards": "not documented",
     "include_server_side_tool_invocations": "a tool that the provider runs",
 }
-"""What LiteLLM's tables have and we call unbounded, each with the reason."""
+"""Fields of LiteLLM's tables that the plugin treats as unbounded, each with the reason."""
 
 
 @pytest.mark.usefixtures("litellm")
 def test_every_field_of_litellms_tables_is_known():
-    """A field that a new LiteLLM brings is harmless, bounded, a control, or in the list of those with a reason."""
+    """Each field of a new LiteLLM is harmless, bounded, a control, or in the list of those with a reason."""
     from litellm import constants  # noqa: PLC0415
     from litellm.types.llms.anthropic import AnthropicMessagesRequest  # noqa: PLC0415
     from litellm.types.llms.openai import ResponsesAPIRequestParams  # noqa: PLC0415
@@ -78,7 +78,7 @@ def test_every_field_of_litellms_tables_is_known():
     ids=str,
 )  # fmt: skip
 def test_controls_are_found(body, controls):
-    """What leads LiteLLM to another call is named, unless it says nothing."""
+    """A field that leads LiteLLM to another call is named, unless its value has no effect."""
     from usage_plugin.proxy.client_fields import controls_of  # noqa: PLC0415
 
     assert controls_of({"messages": HI, **body}) == controls
@@ -86,7 +86,7 @@ def test_controls_are_found(body, controls):
 
 @pytest.mark.usefixtures("litellm")
 def test_what_the_operator_adds_is_no_clients_control():
-    """LiteLLM puts a key's own router settings into the body that hooks get; the body as it came does not have them."""
+    """LiteLLM adds a key's router settings to the body that hooks get; the body as received does not have them."""
     from usage_plugin.proxy.client_fields import controls_of  # noqa: PLC0415
 
     override = {"router_settings_override": {"num_retries": 1}}
@@ -106,7 +106,7 @@ def test_what_the_operator_adds_is_no_clients_control():
     ids=str,
 )  # fmt: skip
 def test_what_nobody_knows_bounds_nothing(body):
-    """A field of unknown meaning, in whatever place, or a known one with an unknown value makes a request unbounded."""
+    """An unknown field in any place, or a known one with an unknown value, makes a request unbounded."""
     from usage_plugin.proxy import bounds  # noqa: PLC0415
 
     assert not bounds.read("acompletion", {"messages": HI, "max_tokens": 5, **body}).output_is_bounded
@@ -119,7 +119,7 @@ def test_what_nobody_knows_bounds_nothing(body):
 )  # fmt: skip
 @pytest.mark.parametrize("shape", ["{}", "[{}]", '{{"functionDeclarations": [{{"description": {}}}]}}', "[[{}]]"])
 def test_words_count_in_whatever_shape_and_place(field, shape):
-    """What a provider may read as a part of the prompt counts by its bytes, also as an object, a list or a text."""
+    """Text that a provider may read as part of the prompt counts by its bytes, also within an object or a list."""
     import json  # noqa: PLC0415
 
     from usage_plugin.proxy import bounds  # noqa: PLC0415
@@ -155,7 +155,7 @@ FUNCTION = {"type": "function", "name": "f", "description": "d" * 1000, "paramet
     ids=str,
 )  # fmt: skip
 def test_only_tools_that_the_client_runs_are_bounded(tool, is_bounded):
-    """A tool in a namespace is judged like any other; a search of tools is the client's only if it says so."""
+    """A tool in a namespace is judged like any other; a tool search is the client's only if it is declared so."""
     from usage_plugin.proxy import bounds  # noqa: PLC0415
 
     assert bounds.read("aresponses", {"input": "hi", "tools": [tool]}).output_is_bounded == is_bounded
@@ -163,7 +163,7 @@ def test_only_tools_that_the_client_runs_are_bounded(tool, is_bounded):
 
 @pytest.mark.usefixtures("litellm")
 def test_tools_in_a_namespace_count_with_its_description():
-    """LiteLLM writes the description of a namespace into each of its tools for providers that know no namespaces."""
+    """For providers without namespaces LiteLLM adds a namespace's description to each of its tools."""
     from usage_plugin.proxy import bounds  # noqa: PLC0415
 
     namespace = {"type": "namespace", "name": "n", "description": "s" * 2000, "tools": [FUNCTION] * 10}

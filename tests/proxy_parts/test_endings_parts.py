@@ -1,4 +1,4 @@
-"""What cannot be made to happen at a real proxy: our own bugs, older LiteLLM versions, hooks out of order."""
+"""Cases that cannot be produced at a real proxy: the plugin's own bugs, older LiteLLM versions, hooks out of order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ usage_plugin:
 
 
 class Plugin:
-    """The handler on a runtime of its own, outside of any proxy."""
+    """The handler on its own runtime, outside of any proxy."""
 
     def __init__(self, runtime: Runtime, key: Callable[..., Any]) -> None:
         from usage_plugin.proxy.handler import UsageHandler_PROXY_  # noqa: PLC0415  # imports LiteLLM
@@ -42,7 +42,7 @@ class Plugin:
         self.hooks = UsageHandler_PROXY_(runtime, PriceBook())
 
     async def admit(self, user: str = "ann", kind: str = "acompletion") -> dict[str, Any]:
-        """Let a request start; gives its body as LiteLLM keeps it."""
+        """Admit a request, and return its body as LiteLLM keeps it."""
         data = {"model": "m", "messages": [], "max_tokens": 50, "litellm_call_id": "call-1"}
         await self.hooks.async_pre_call_hook(self.key(user_id=user), None, data, kind)
         return data
@@ -67,7 +67,7 @@ class Plugin:
         await self.written()
 
     async def written(self) -> None:
-        """Wait for settlements that found the keeper writing."""
+        """Wait for settlements that were queued while the keeper was writing."""
         while self.runtime.recorder.pending:
             await asyncio.sleep(0.001)
 
@@ -80,7 +80,7 @@ class Plugin:
         return len(self.runtime.ledger.open_reservations())
 
     def counted(self) -> Counter[str]:
-        for _ in range(20):  # the keeper may be writing just then
+        for _ in range(20):  # the keeper may be writing at this moment
             self.runtime.imperfections.flush()
             time.sleep(0.002)
         counts: Counter[str] = Counter()
@@ -112,7 +112,7 @@ async def plugin(
 
 
 async def test_a_request_is_admitted_once(plugin: Plugin) -> None:
-    """A callback that is listed twice, and a hook that LiteLLM calls again, hold nothing more."""
+    """A callback that is listed twice, and a hook that LiteLLM calls again, do not add a second hold."""
     data = await plugin.admit()
     await plugin.hooks.async_pre_call_hook(plugin.key(user_id="ann"), None, data, "acompletion")
     assert plugin.open == 1
@@ -121,7 +121,7 @@ async def test_a_request_is_admitted_once(plugin: Plugin) -> None:
 
 
 async def test_a_settled_request_lets_go_of_its_answer(plugin: Plugin) -> None:
-    """Once it is settled nothing of ours holds the body or the answer, however long the exchange is remembered."""
+    """After settlement the plugin keeps no reference to body or answer, however long it remembers the exchange."""
     data = await plugin.admit()
     request = plugin.hooks._underway.of_hook(data)
     answer = {"usage": {"prompt_tokens": 7}}
@@ -133,7 +133,7 @@ async def test_a_settled_request_lets_go_of_its_answer(plugin: Plugin) -> None:
 
 
 async def test_what_is_told_again_is_counted_and_not_charged(plugin: Plugin) -> None:
-    """The log of a whole answer is expected; whatever else tells of a settled request is a duplicate."""
+    """The log of a whole answer is expected; another report of a settled request is an uncharged duplicate."""
     data = await plugin.admit()
     await plugin.answer(data)
     await plugin.log(data)
@@ -145,7 +145,7 @@ async def test_what_is_told_again_is_counted_and_not_charged(plugin: Plugin) -> 
 
 
 async def test_what_was_never_admitted_is_charged_to_the_proxy(plugin: Plugin) -> None:
-    """A success without our stamp is somebody's request all the same: the proxy's own."""
+    """A success without the plugin's stamp is charged to the proxy itself."""
     await plugin.log({}, tokens=9)
     (event,) = plugin.events
     assert (event.user, event.status, event.input_tokens) == ("(internal)", "success", 9)
@@ -155,7 +155,7 @@ async def test_what_was_never_admitted_is_charged_to_the_proxy(plugin: Plugin) -
 
 
 async def test_a_stamp_cannot_be_made_up(plugin: Plugin) -> None:
-    """A client that puts an id of ours into its metadata reaches nobody's request, and its own is recorded."""
+    """A client that puts an event id into its metadata affects no other request, and its own is recorded."""
     data = {"model": "m", "messages": [], "max_tokens": 50, "metadata": {"usage_plugin_event": "x"}}
     await plugin.hooks.async_pre_call_hook(plugin.key(user_id="ann"), None, data, "acompletion")
     await plugin.answer(data)
@@ -163,7 +163,7 @@ async def test_a_stamp_cannot_be_made_up(plugin: Plugin) -> None:
 
 
 async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If our own code fails after the hold was taken, the request does not start, and the hold is let go."""
+    """If the plugin fails after the hold was taken, the request does not start, and the hold is released."""
     from litellm.proxy._types import ProxyException  # noqa: PLC0415
 
     monkeypatch.setattr("usage_plugin.proxy.underway.metadata_of", lambda _data: 1 / 0)
@@ -181,7 +181,7 @@ async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, mon
 async def test_a_bug_at_the_end_charges_what_was_held(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    """If an answer cannot be understood or settled, the client gets it, and it is charged as reserved."""
+    """If an answer cannot be parsed or settled, the client still gets it, and it is charged as reserved."""
     data = await plugin.admit()
     monkeypatch.setattr(broken, lambda *_args, **_kwargs: 1 / 0)
     assert (await plugin.answer(data))["usage"]["prompt_tokens"] == 7
@@ -191,7 +191,7 @@ async def test_a_bug_at_the_end_charges_what_was_held(
 
 
 async def test_a_bug_in_a_hook_leaves_the_hold_for_the_end(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a hook of ours fails, nothing is raised; the request is settled when the worker ends, at the latest."""
+    """If a hook fails, nothing is raised; the request is settled at the latest when the worker ends."""
     data = await plugin.admit()
     monkeypatch.setattr("usage_plugin.proxy.outcomes.inline_usage", lambda _response: 1 / 0)
     assert await plugin.answer(data)
@@ -204,7 +204,7 @@ async def test_a_bug_in_a_hook_leaves_the_hold_for_the_end(plugin: Plugin, monke
 async def serve(
     plugin: Plugin, *, status: int = 200, whole: bool = True, leaves: bool = False, broken: bool = False
 ) -> dict[str, Any]:
-    """Serve a request that no hook tells anything more of; gives its body."""
+    """Serve a request about which no further hook reports, and return its body."""
     from usage_plugin.proxy.exchange import ExchangeWrapper  # noqa: PLC0415  # imports LiteLLM
 
     data: dict[str, Any] = {}
@@ -249,7 +249,7 @@ async def serve(
 async def test_an_end_that_nobody_tells_of_is_what_it_was_on_the_wire(
     plugin: Plugin, how: dict[str, Any], status: str
 ) -> None:
-    """After the grace it is charged as reserved, with the status that the client saw."""
+    """After the grace period the request is charged as reserved, with the status that the client saw."""
     await serve(plugin, **how)
     assert plugin.open == 1
     await eventually(lambda: plugin.open == 0)
@@ -257,9 +257,9 @@ async def test_an_end_that_nobody_tells_of_is_what_it_was_on_the_wire(
 
 
 async def test_a_worker_that_stood_still_hears_what_was_logged_meanwhile(plugin: Plugin) -> None:
-    """If the loop stands still for longer than the grace, the log that is queued behind it settles the request."""
+    """If the event loop is blocked for longer than the grace period, the log queued behind it settles the request."""
     data = await serve(plugin)
-    time.sleep(1.5)  # that is what stands still
+    time.sleep(1.5)  # block the event loop
     for _ in range(20):  # LiteLLM's queue takes a few turns
         await asyncio.sleep(0.001)
     await plugin.log(data)
@@ -267,7 +267,7 @@ async def test_a_worker_that_stood_still_hears_what_was_logged_meanwhile(plugin:
 
 
 class ProviderError:
-    """Makes the errors that LiteLLM raises for a provider's."""
+    """Create the errors that LiteLLM raises for a provider's."""
 
     def __new__(cls, name: str) -> Exception:
         import litellm  # noqa: PLC0415
@@ -291,7 +291,7 @@ async def send(plugin: Plugin, data: dict[str, Any]) -> None:
     ids=["our-patience", "the-clients-patience", "reserved"],
 )
 async def test_what_a_timeout_costs(plugin: Plugin, timeout: int | None, charged: bool) -> None:
-    """A slow provider uses up nobody's limit, unless the operator says so; a client's own short patience does."""
+    """A slow provider costs the user nothing, unless the operator says so; a short timeout set by the client does."""
     data = await plugin.admit()
     await send(plugin, data)
     await plugin.fail({**data, "timeout": timeout}, ProviderError("Timeout"))
@@ -301,7 +301,7 @@ async def test_what_a_timeout_costs(plugin: Plugin, timeout: int | None, charged
 
 
 async def test_a_refusing_provider_costs_nothing(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error instead of an answer is free, also where LiteLLM does not say which attempt it ended."""
+    """An error instead of an answer is free, even if LiteLLM does not report the attempt that it ended."""
     data = await plugin.admit()
     await send(plugin, data)
     await plugin.hooks.async_post_call_failure_deployment_hook(data, ValueError(), None)
@@ -314,7 +314,7 @@ async def test_a_refusing_provider_costs_nothing(plugin: Plugin, monkeypatch: py
 
 
 async def test_a_provider_that_breaks_off_is_charged_as_reserved(plugin: Plugin) -> None:
-    """Once a provider has taken a request and begun, nobody knows what it bills."""
+    """Once a provider has accepted a request and begun, its bill is unknown, so the reserved amount is charged."""
     data = await plugin.admit()
     await send(plugin, data)
     await plugin.fail(data, ProviderError("InternalServerError"))
@@ -322,7 +322,7 @@ async def test_a_provider_that_breaks_off_is_charged_as_reserved(plugin: Plugin)
 
 
 async def test_an_answer_after_the_refusal_is_charged(plugin: Plugin) -> None:
-    """Somebody's hook refuses while the provider is at work: its answer, when it comes, is what is charged."""
+    """If another hook refuses while the provider is at work, the provider's later answer is charged."""
     data = await plugin.admit()
     await send(plugin, data)
     await plugin.fail(data, ValueError("refused"))
@@ -336,7 +336,7 @@ async def test_an_answer_after_the_refusal_is_charged(plugin: Plugin) -> None:
 
 @pytest.mark.parametrize("unmetered", ["deny", "allow", "0.25"])
 async def test_unmetered_routes_follow_the_policy(plugin: Plugin, unmetered: str) -> None:
-    """A route that nothing meters is refused, let through and marked, or charged a flat sum, held from the start."""
+    """An unmetered route is refused, admitted and marked, or charged a flat amount, which is held from the start."""
     from litellm.proxy._types import ProxyException  # noqa: PLC0415
 
     kind = "pass_through_endpoint"

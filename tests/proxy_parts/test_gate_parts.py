@@ -1,4 +1,4 @@
-"""The gate on a runtime of its own: unknown routes, further calls of a request, and refusals that LiteLLM passes over."""
+"""The gate on its own runtime: unknown routes, further calls of a request, and refusals that LiteLLM ignores."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def plugin(tmp_path: Path, key: Callable[..., Any], monkeypatch: pytest.Mo
 
 
 async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> exchange.Exchange:
-    """Have LiteLLM authenticate a request; the exchange tells what became of it."""
+    """Have LiteLLM authenticate a request, and return the exchange with its outcome."""
     here = exchange.Exchange(path, (), method)
     token = exchange.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
@@ -67,7 +67,7 @@ async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> 
 async def test_a_route_is_refused_for_who_has_a_limit(
     plugin: Plugin, user: str, path: str, *, is_refused: bool
 ) -> None:
-    """An unclassified one by any limit that can stop a request, a refused one by limits on cost or tokens."""
+    """An unclassified route is refused under any limit that can stop it, a refused one under cost or token limits."""
     if is_refused:
         with pytest.raises(Exception, match=f"Nothing bounds what POST {path} may use"):
             await arrive(plugin, user, path)
@@ -77,7 +77,7 @@ async def test_a_route_is_refused_for_who_has_a_limit(
 
 
 async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
-    """Where LiteLLM goes on in spite of it, its hooks stop the request, and so does a second authentication."""
+    """If LiteLLM continues despite a refusal, its hooks stop the request, and so does a second authentication."""
     here = exchange.Exchange("/v1/new/thing")
     token = exchange.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
@@ -98,7 +98,7 @@ async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
 
 
 async def test_a_further_call_belongs_to_the_same_user(plugin: Plugin) -> None:
-    """What a guardrail asks in the course of a request is an event of its own, and not the proxy's."""
+    """A guardrail's call within a request is a separate event of the same user, not of the proxy."""
     here = exchange.Exchange("/v1/chat/completions")
     token = exchange.current.set(here)
     try:

@@ -1,4 +1,4 @@
-"""The parts of the handler that need no proxy: which calls can cost something, what overrides a request."""
+"""The parts of the handler that need no proxy: the calls that can cost something, and the overrides of a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
     ],
 )  # fmt: skip
 def test_what_can_cost_is_metered(litellm, call_type):
-    """Every call type that is not known to be free is metered, new ones too."""
+    """Every call type that is not known to be free is metered, including new ones."""
     from usage_plugin.proxy.underway import is_free  # noqa: PLC0415  # imports LiteLLM
 
     assert not is_free(call_type)
@@ -29,7 +29,7 @@ def test_what_can_cost_is_metered(litellm, call_type):
     ],
 )  # fmt: skip
 def test_look_ups_are_not_metered(litellm, call_type):
-    """Listings, look-ups and deletions cost nothing and are let pass."""
+    """Listings, look-ups and deletions cost nothing and are admitted."""
     from usage_plugin.proxy.underway import is_free  # noqa: PLC0415
 
     assert is_free(call_type)
@@ -47,7 +47,7 @@ def test_look_ups_are_not_metered(litellm, call_type):
     ],
 )
 def test_fallbacks_that_override_are_seen(litellm, fallbacks, overriding):
-    """A fallback that brings parameters of its own is seen, however it is nested."""
+    """A fallback with its own parameters is detected, however it is nested."""
     from usage_plugin.proxy.prices import overriding_fallbacks  # noqa: PLC0415
 
     assert overriding_fallbacks(fallbacks) is overriding
@@ -63,7 +63,7 @@ def test_fallbacks_that_override_are_seen(litellm, fallbacks, overriding):
     ],
 )
 def test_the_provider_is_the_one_litellm_routes_to(litellm, served, provider):
-    """Holds and charges name one provider, not the family that a price map puts a model in."""
+    """Holds and charges name the provider that LiteLLM calls, not the model's family in a price map."""
     from usage_plugin.pricing.catalog import provider_of  # noqa: PLC0415
 
     assert provider_of(served) == (served.partition("/")[2], provider)

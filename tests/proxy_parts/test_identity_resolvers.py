@@ -1,4 +1,4 @@
-"""Identity resolvers name users, where no key does, and what they do wrong charges nobody else."""
+"""Identity resolvers name the users of requests whose key has none; their failures never charge another user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Badges(IdentityResolver):
 
 
 class Who:
-    """Resolves requests by a resolver."""
+    """Resolve requests with a resolver."""
 
     def __init__(self, key: Any) -> None:
         self.badges = Badges()
@@ -54,7 +54,7 @@ def who(litellm: Any, key: Any) -> Who:
 
 
 def test_a_resolver_finds_who_it_is(who: Who) -> None:
-    """A user may come out of the headers or a verified token; what a resolver does not know the next source may."""
+    """A user may come from the headers or a verified token; if a resolver does not know it, the next source may."""
     assert who(headers={"X-Badge": "ann"}, claim="bo").user == "ann"
     assert who(headers={"X-Badge": "ann"}, jwt_claims={"email": "eva@corp"}).user == "eva@corp"
     assert who(claim="bo").user == "bo"
@@ -65,7 +65,7 @@ def test_a_resolver_finds_who_it_is(who: Who) -> None:
 
 
 def test_its_names_are_names_like_others(who: Who) -> None:
-    """What a resolver answers is trimmed, folded and refused as any name."""
+    """A resolver's answer is trimmed, folded and refused like any name."""
     who.badges.answer = "  Ann "
     assert who(config={"casefold": True}).user == "ann"
     who.badges.answer = "x" * 300
@@ -74,14 +74,14 @@ def test_its_names_are_names_like_others(who: Who) -> None:
 
 
 def test_a_key_of_ones_own_is_not_asked_about(who: Who) -> None:
-    """Whose key it is beats every source, and no resolver is called."""
+    """The owner of a key takes precedence over every source, and no resolver is called."""
     assert who(user_id="eva", headers={"x-badge": "ann"}).user == "eva"
     assert who.badges.seen == []
 
 
 @pytest.mark.parametrize("answer", [ValueError("oops"), 5, ["ann"]], ids=repr)
 def test_one_that_raises_refuses_the_request(who: Who, answer: Any) -> None:
-    """Where a resolver fails nobody else is charged: the client gets 503, and the failure is counted."""
+    """If a resolver fails, no other user is charged: the client gets 503, and the failure is counted."""
     from usage_plugin.proxy.handler import _as_answer  # noqa: PLC0415
 
     who.badges.answer = answer
@@ -97,7 +97,7 @@ def test_one_that_raises_refuses_the_request(who: Who, answer: Any) -> None:
 def test_one_that_takes_its_time_is_named_once(
     who: Who, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A resolver that holds up the worker is a line in the log."""
+    """A resolver that blocks the worker is logged once."""
     monkeypatch.setattr(resolvers_module, "SLOW_NS", -1)
     for _ in range(3):
         who(headers={"x-badge": "ann"})

@@ -32,7 +32,7 @@ numbers = st.none() | st.integers() | st.floats() | st.text(max_size=3) | st.boo
     "answer", [None, {}, {"usage": None}, SimpleNamespace(), SimpleNamespace(usage=None), "text", 5]
 )
 def test_an_answer_without_usage_has_none(answer):
-    """An answer without usage, whatever it is, has an empty one."""
+    """An answer of any kind without usage has an empty usage."""
     assert inline_usage(answer) == {}
 
 
@@ -47,7 +47,7 @@ def test_logged_usage_prefers_the_whole():
     assert not any(logged_usage({"standard_logging_object": None}).values())
 
 
-# ── what it cost ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── cost ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class OneDeployment:
@@ -127,7 +127,7 @@ def served(**changes):
     ],
 )  # fmt: skip
 def test_costs_are_computed_or_litellms_or_unknown(prices, usage, changes, cost, source):
-    """A cost is our arithmetic where a price is known, else LiteLLM's figure if it says something, else unknown and marked so."""
+    """A cost is computed if a price is known, else LiteLLM's figure if it has one, else unknown and marked so."""
     outcome = read_outcome(prices, served(**changes), usage, make_event())
     assert (outcome.cost, outcome.cost_source) == (cost, source)
 
@@ -138,7 +138,7 @@ def test_costs_are_computed_or_litellms_or_unknown(prices, usage, changes, cost,
     [(PRICE, {}, True), (PRICE, {"prompt_tokens": 0, "completion_tokens": 0}, True), (PRICE, CHAT, False), (FREE, {}, False), (PICTURE, {}, True), (None, {}, False)],
 )  # fmt: skip
 def test_a_success_of_which_nothing_is_known_is_charged_as_reserved(prices, usage, as_reserved, status):
-    """Where neither the provider nor LiteLLM says what a paid answer used, it costs what was held (C2)."""
+    """If neither the provider nor LiteLLM reports the usage of a paid answer, it costs the held amount (C2)."""
     outcome = read_outcome(OneDeployment(prices), served(litellm_cost=0.0), usage, make_event(), status=status)
     assert outcome.as_reserved == (as_reserved and status == "success")
 
@@ -159,7 +159,7 @@ def test_a_success_of_which_nothing_is_known_is_charged_as_reserved(prices, usag
     ],
 )
 def test_the_service_that_was_served_is_billed(told, usage, asked, cost, service, estimated):
-    """The tier an answer tells decides the price (C7); one that nobody tells is billed as asked, and so is an estimate."""
+    """The tier in an answer decides the price (C7); without one, and for an estimate, the requested tier is billed."""
     outcome = read_outcome(
         OneDeployment(TIERED),
         served(service=told, litellm_cost=None),
@@ -177,7 +177,7 @@ def test_the_service_that_was_served_is_billed(told, usage, asked, cost, service
     ],
 )  # fmt: skip
 def test_costs_disagree_above_a_hundredth_and_a_micro_dollar(computed, litellm, disagrees):
-    """Two costs differ if they are more than 1 % and more than a micro-dollar apart; what is unknown agrees (C5)."""
+    """Costs differ if they are more than 1 % and more than a micro-dollar apart; an unknown cost never differs (C5)."""
     assert disagreement(computed, litellm) == disagrees
 
 
@@ -189,7 +189,7 @@ def test_costs_disagree_above_a_hundredth_and_a_micro_dollar(computed, litellm, 
     ],
 )  # fmt: skip
 def test_a_disputed_cost_is_charged_as_the_policy_says(policy, figure, cost, source):
-    """Where ours and LiteLLM's cost differ, the higher is charged unless the operator says otherwise, and it is marked."""
+    """If the computed and LiteLLM's cost differ, the higher is charged by default, and the charge is marked."""
     outcome = read_outcome(OneDeployment(PRICE), served(litellm_cost=figure), CHAT, make_event(), on_disputed=policy)
     assert (outcome.cost, outcome.cost_source) == (cost, source)
     assert outcome.disputed_by == abs(246_000 - round(figure * 1e9))
@@ -198,13 +198,13 @@ def test_a_disputed_cost_is_charged_as_the_policy_says(policy, figure, cost, sou
 
 @pytest.mark.parametrize("figure", [0.000246, 0.0, None])
 def test_an_undisputed_cost_says_nothing(figure):
-    """LiteLLM's figure agrees, or is none; its zero says nothing (B1)."""
+    """A cost is not disputed if LiteLLM's figure agrees, is missing, or is zero, which has no meaning (B1)."""
     outcome = read_outcome(OneDeployment(PRICE), served(litellm_cost=figure), CHAT, make_event())
     assert (outcome.disputed_by, outcome.disputed, outcome.cost) == (0, "", 246_000)
 
 
 def test_a_disputed_cost_is_logged_once_for_each_model(caplog):
-    """A model that LiteLLM prices otherwise is logged the first time, and no endless list of them is kept."""
+    """A model that LiteLLM prices differently is logged the first time, and the list of such models is bounded."""
     check = CrossCheck()
     check.look(read_outcome(OneDeployment(PRICE), served(model="c", litellm_cost=0.000246), CHAT, make_event()))
     for model in ["a", "b", "a", *map(str, range(5_000))]:
@@ -222,7 +222,7 @@ def test_a_disputed_cost_is_logged_once_for_each_model(caplog):
     spoken=st.none() | st.text(max_size=5) | st.lists(st.integers(), max_size=2),
 )  # fmt: skip
 def test_units_are_counted_in_whatever_comes(data, meta, spoken):
-    """Images, queries and characters are counted where there are any, and nothing raises."""
+    """Images, queries and characters are counted where there are any, and no input raises."""
     units = served_inline({"input": spoken}, SimpleNamespace(data=data, meta=meta)).units
     assert units.images == (len(data) if isinstance(data, list) else 0)
     assert units.characters == (len(spoken) if isinstance(spoken, str) else 0)
@@ -230,7 +230,7 @@ def test_units_are_counted_in_whatever_comes(data, meta, spoken):
 
 
 def test_an_outcome_names_who_served():
-    """An outcome names the model that was billed, the deployment, the provider and what the provider calls it."""
+    """An outcome names the billed model, the deployment, the provider, and the provider's name for the model."""
     outcome = read_outcome(OneDeployment(PRICE), served(model="fallback"), CHAT, make_event(model="asked"))
     assert (outcome.model, outcome.served_model, outcome.deployment, outcome.provider) == (
         "fallback",
@@ -245,7 +245,7 @@ def test_an_outcome_names_who_served():
 
 
 def test_an_outcome_keeps_numbers_and_no_text():
-    """The usage that is kept has the provider's numbers, flattened, and nothing that could be a prompt or an answer."""
+    """The stored usage has the provider's numbers, flattened, and nothing that could be a prompt or an answer."""
     usage = {**CHAT, "note": "a secret", "list": ["a secret"], "a secret": 5, "price": 1.5, "flag": True, "none": None}
     kept = read_outcome(OneDeployment(PRICE), served(), usage, make_event()).usage
     assert kept == {
@@ -262,18 +262,18 @@ def test_a_usage_of_endless_fields_is_cut():
 
 
 def test_status_error_and_estimate_are_passed_on():
-    """How a request ended stands in its outcome."""
+    """The status, error and estimate of a request are in its outcome."""
     outcome = read_outcome(
         OneDeployment(PRICE), served(), CHAT, make_event(), status="failure", error="Timeout", estimated=True
     )
     assert (outcome.status, outcome.error, outcome.estimated) == ("failure", "Timeout", True)
 
 
-# ── what LiteLLM says of who served ──────────────────────────────────────────────────────────────────────────────────
+# ── the served deployment as LiteLLM reports it ──────────────────────────────────────────────────────────────────────
 
 
 def test_who_served_is_read_while_the_answer_is_on_its_way():
-    """The group, deployment, provider and cost are found in the answer's hidden parameters and the request's metadata."""
+    """Group, deployment, provider and cost are found in the answer's hidden parameters and the request's metadata."""
     answer = SimpleNamespace(_hidden_params={"model_id": "dep-1", "response_cost": 0.25, "cache_hit": True})
     logging = SimpleNamespace(model_call_details={
         "custom_llm_provider": "openai", "litellm_params": {"metadata": {"model_group": "gpt", "deployment": "openai/gpt-4o"}},
@@ -284,7 +284,7 @@ def test_who_served_is_read_while_the_answer_is_on_its_way():
 
 
 def test_who_served_is_read_from_a_callback():
-    """The same is found in what a callback gets, on routes that keep it in either metadata."""
+    """The same is found in a callback's arguments, on routes that keep it in either metadata."""
     kwargs = {
         "standard_logging_object": {"model_id": "dep-1", "custom_llm_provider": "anthropic", "response_cost": None, "cache_hit": None},
         "litellm_params": {"metadata": {"user_id": "x"}, "litellm_metadata": {"model_group": "claude", "deployment": "anthropic/claude"}},
@@ -300,7 +300,7 @@ def test_who_served_is_read_from_a_callback():
     ],
 )  # fmt: skip
 def test_missing_fields_are_nobody(kwargs):
-    """Whatever LiteLLM leaves out is None, and no error."""
+    """A field that LiteLLM omits is None, and raises nothing."""
     found = served_logged(kwargs)
     assert (found.model, found.deployment_id, found.provider, found.cache_hit) == (None, None, None, False)
     for answer in (None, {}, SimpleNamespace(_hidden_params=None), {"_hidden_params": {"model_id": None}}):

@@ -1,4 +1,4 @@
-"""The output limit that a deployment obeys, as LiteLLM translates it, and the one that it is sent by default."""
+"""The output limit that a deployment obeys, as LiteLLM translates it, and the limit that it gets by default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BOTH = ("max_tokens", "max_completion_tokens")
 
 @pytest.fixture
 def limit(litellm):  # imported first
-    """Find the output limit of a provider's model on a route."""
+    """Return a function that finds the output limit of a provider's model on a route."""
     from usage_plugin.proxy.output_limits import output_limit  # noqa: PLC0415  # imports LiteLLM
     from usage_plugin.proxy.prices import Deployment  # noqa: PLC0415
 
@@ -36,12 +36,12 @@ def limit(litellm):  # imported first
     ],
 )  # fmt: skip
 def test_litellm_is_asked_which_field_it_passes_on(limit, provider, kind, fields):
-    """A field counts only if what LiteLLM makes of it for this provider still holds the number."""
+    """A field counts only if LiteLLM's translation for this provider still contains the number."""
     assert limit(provider, kind).fields == fields
 
 
 def test_a_field_that_the_operator_drops_bounds_nothing(limit):
-    """additional_drop_params of a deployment takes an output limit out."""
+    """additional_drop_params of a deployment removes an output limit."""
     assert limit("openai", additional_drop_params=["max_tokens"]).fields == ("max_completion_tokens",)
     assert limit("openai", additional_drop_params=[*BOTH]).fields == ()
 
@@ -58,7 +58,7 @@ def test_a_field_that_the_operator_drops_bounds_nothing(limit):
     ],
 )
 def test_the_operators_number_is_the_default(limit, kind, parameters, default, is_sent):
-    """What litellm_params say under a field that is obeyed is sent by LiteLLM itself; under another one we put it in."""
+    """LiteLLM itself sends a value of litellm_params under an obeyed field; under another the plugin inserts it."""
     assert limit("openai", kind, **parameters)[1:] == (default, is_sent)
 
 
@@ -71,6 +71,6 @@ def test_the_operators_number_is_the_default(limit, kind, parameters, default, i
     ],
 )  # fmt: skip
 def test_a_model_that_thinks_first_has_a_larger_default(limit, admission, reasons, most, default):
-    """Unless the operator says otherwise, and never more than the model gives."""
+    """The default is larger unless the operator sets it, and never exceeds the model's maximum output."""
     found = limit("openai", admission=AdmissionConfig(**admission), reasons=reasons, most_output=most)
     assert found.default == default

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def deployments(litellm, monkeypatch):
-    """Looks a provider's model up as the running proxy does, through a real router."""
+    """Return a function that looks a provider's model up as the running proxy does, through a real router."""
     from usage_plugin.proxy import prices  # noqa: PLC0415  # imports LiteLLM
 
     def look_up(served, **parameters):
@@ -21,15 +21,15 @@ def deployments(litellm, monkeypatch):
     return look_up
 
 
-@pytest.mark.filterwarnings("ignore")  # LiteLLM's: its look-ups build models that warn about themselves
+@pytest.mark.filterwarnings("ignore")  # LiteLLM's warnings: its look-ups build models that warn about themselves
 @pytest.mark.parametrize(
     "name", ["openai/gpt-4o-mini", "openai/our-own", "ollama/our-own", "ollama_chat/our-own", "hosted_vllm/x"]
 )
 def test_looking_a_price_up_uses_no_network(deployments, monkeypatch, name):
-    """Prices are looked up on the request path, so nobody is asked over the network, an Ollama server neither."""
+    """Prices are looked up on the request path, so no server is called over the network, not even an Ollama server."""
     from usage_plugin.proxy import prices  # noqa: PLC0415
 
-    deployments(name)  # The router may ask when it is made; what follows may not.
+    deployments(name)  # The router may use the network when it is created; the look-up may not.
     tried = []
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: tried.append(address))
     assert len(prices.PriceBook().deployments("m", None)) == 1
@@ -52,7 +52,7 @@ def test_the_check_and_the_proxy_know_the_same_prices(deployments, name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_known_model_has_the_maps_price_and_sizes(deployments):
-    """A model of LiteLLM's map has its price and sizes; an unknown one has no price, and no zeros."""
+    """A model of LiteLLM's map has its price and sizes; an unknown one has no price, rather than zeros."""
     (known,) = deployments("openai/gpt-4o-mini")
     assert known.price_on("acompletion").base.input == 150 * 10**9
     assert known.most_output == 16_384
@@ -62,7 +62,7 @@ def test_a_known_model_has_the_maps_price_and_sizes(deployments):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_custom_price_is_completed_from_the_map(deployments):
-    """A price of the YAML counts, and the map's where the YAML states none; no zero stands in for a missing one."""
+    """A price in the YAML counts, completed by the map's; a missing price is never replaced by zero."""
     (own,) = deployments("openai/gpt-4o-mini", input_cost_per_token=1e-6, output_cost_per_token=2e-6)
     rates = own.price_on("acompletion").base
     assert (rates.input, rates.output, rates.cached_input) == (10**12, 2 * 10**12, 75 * 10**9)
@@ -107,7 +107,7 @@ VECTORS = [
 @pytest.mark.parametrize("vector", VECTORS, ids=["cached", "long", "reasoning", "audio"])
 @pytest.mark.parametrize("service", [None, "flex", "priority"])
 def test_litellms_own_arithmetic_agrees_on_its_whole_map(litellm, vector, service):
-    """On every chat model of LiteLLM's map our integers and its floats come to the same cost (C4, C5, C6, C7)."""
+    """On every chat model of LiteLLM's map its floats and the plugin's integers give the same cost (C4, C5, C6, C7)."""
     from litellm.litellm_core_utils.llm_cost_calc.utils import generic_cost_per_token  # noqa: PLC0415
 
     from usage_plugin.pricing.sheets import read_price, shipped_price_map  # noqa: PLC0415
@@ -118,7 +118,7 @@ def test_litellms_own_arithmetic_agrees_on_its_whole_map(litellm, vector, servic
     compared = 0
     for name, entry in shipped_price_map().items():
         price = read_price(entry)
-        # A price that depends on the hour, or that comes on top, is not in the function we compare with.
+        # The compared function does not know prices that depend on the hour, or that are added on top.
         if price is None or entry.get("mode") != "chat" or "off_peak_pricing" in entry or price.units.request:
             continue
         if service is None or price.served_as(service) is not None:

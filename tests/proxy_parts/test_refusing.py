@@ -41,7 +41,7 @@ def make_limit(**changes):
 
 
 def rule_of(kind):
-    """A rule of a kind; a rolling one is of 5 h."""
+    """Return a window rule of a kind; a rolling window has 5 h."""
     return WindowRule(kind, length=5 * 3600 * SECOND if kind == "rolling" else 0)
 
 
@@ -51,7 +51,7 @@ def demand(limit=None, subject="ann", maximum=5 * USD, amount=120_000_000, at=AT
 
 
 def refusal(reason="spent", **changes):
-    """Ann has spent 4.98 of 5 USD today and asks for 0.12 more."""
+    """Return a refusal: Ann has spent 4.98 of 5 USD today and asks for 0.12 more."""
     return Refusal(**{
         "reason": reason, "ref": "01JD8Z", "at": AT, "user": "ann", "model": "gpt", "demand": demand(),
         "balance": Balance(4_980_000_000, 0), **changes,
@@ -79,7 +79,7 @@ REASONS = {
 
 @pytest.mark.parametrize(("found", "status", "kind"), REASONS.values(), ids=REASONS.keys())
 def test_each_reason_has_its_status_and_type(refusing, found, status, kind):
-    """Only what a short wait lifts is a 429; what is spent or too large is a 402, what cannot be priced or bounded a 400."""
+    """A refusal that a short wait lifts is a 429, spent or too large is a 402, unpriced or unbounded is a 400."""
     error = refusing.refusal_error(found, Config())
     assert int(error.code) == status
     assert error.type == kind
@@ -89,7 +89,7 @@ def test_each_reason_has_its_status_and_type(refusing, found, status, kind):
 
 @pytest.mark.parametrize(("found", "status", "kind"), REASONS.values(), ids=REASONS.keys())
 def test_headers_say_whether_to_try_again(refusing, found, status, kind):
-    """A refusal that waiting lifts says how long, from 1 to 60 seconds; any other tells clients not to try again."""
+    """A refusal that waiting lifts has a wait from 1 to 60 seconds; any other disables retries."""
     headers = refusing.refusal_headers(found)
     assert headers["x-usage-refusal"] == found.reason
     assert headers.get("x-usage-limit") == (found.demand.limit.name if found.demand else None)
@@ -105,7 +105,7 @@ def test_headers_say_whether_to_try_again(refusing, found, status, kind):
 
 @pytest.mark.parametrize("wait", [1, 500_000, SECOND, 30 * SECOND, 59_999_999, 60 * SECOND])
 def test_waits_are_jittered_within_their_bounds(refusing, wait):
-    """No two clients are sent back at the same instant, none before the wait is over, and none after more than 60 seconds."""
+    """Clients retry at different instants, never before the wait is over, and never after more than 60 seconds."""
     waits = [int(refusing.refusal_headers(window_ends(retry_after=wait))["retry-after-ms"]) for _ in range(50)]
     assert all(min(60_000, wait / 1_000) <= found <= min(60_000, wait / 1_000 + 1_001) for found in waits)
     assert len(set(waits)) > 1 or wait >= 59 * SECOND
@@ -114,7 +114,7 @@ def test_waits_are_jittered_within_their_bounds(refusing, wait):
 
 @pytest.mark.parametrize("status", [402, 403, 429])
 def test_the_status_of_spent_can_be_chosen(refusing, status):
-    """admission.status_when_spent sets the status of what is spent, and of nothing else; nobody is told to retry."""
+    """admission.status_when_spent sets the status of spent limits only, and disables retries."""
     config = Config.model_validate({"admission": {"status_when_spent": status}})
     assert int(refusing.refusal_error(refusal(), config).code) == status
     assert refusing.refusal_error(refusal(), config).headers["x-should-retry"] == "false"
@@ -122,7 +122,7 @@ def test_the_status_of_spent_can_be_chosen(refusing, status):
 
 
 def test_the_sentence_is_the_documented_one(refusing):
-    """A person is told who has used how much of what, what the request may cost, when the limit resets, and whom to ask."""
+    """The message has the user's spend and limit, the maximum cost of the request, the reset, and the contact."""
     assert refusing.sentence(refusal(), "Ask #ai-platform for more") == (
         "ann has used 4.98 of 5.00 USD today (limit daily); this request may cost up to 0.12. "
         "Resets 2026-11-24 00:00 UTC, in 7 h. Ask #ai-platform for more. Ref 01JD8Z"
@@ -159,7 +159,7 @@ def test_the_sentence_is_the_documented_one(refusing):
     ],
 )  # fmt: skip
 def test_sentences_are_for_people(refusing, found, expected):
-    """Each reason, unit and window has words of its own."""
+    """Each reason, unit and window has its own wording."""
     assert refusing.sentence(found, "") == expected
 
 
@@ -173,14 +173,14 @@ def test_sentences_are_for_people(refusing, found, expected):
     ],
 )
 def test_the_contact_ends_every_refusal(refusing, contact, end):
-    """The contact stands before the ref, as a sentence."""
+    """The contact precedes the ref, as a sentence."""
     assert refusing.sentence(refusal(), contact).endswith(end)
     if contact:
         assert all(contact in refusing.sentence(found, contact) for found, _, _ in REASONS.values())
 
 
 def test_the_fields_are_the_documented_ones(refusing):
-    """A refusal by a limit of the caller's own carries all facts for programs, amounts as decimal strings."""
+    """A refusal by one of the caller's own limits has all facts in its fields, with amounts as decimal strings."""
     fields = refusing.refusal_error(refusal(), Config()).provider_specific_fields
     assert fields == {
         "reason": "spent", "limit": "daily", "subject": {"user": "ann"}, "unit": "usd", "max": "5.00", "spent": "4.98",
@@ -200,14 +200,14 @@ OTHERS = {
 @pytest.mark.parametrize("limit", OTHERS.values(), ids=OTHERS.keys())
 @pytest.mark.parametrize("reason", ["spent", "busy", "too_large"])
 def test_amounts_of_others_are_not_shown(refusing, limit, reason):
-    """A limit that is not the caller's own shows its name and its reset, and no amount and no subject."""
+    """A limit that is not the caller's own shows its name and its reset, but no amounts and no subject."""
     found = refusal(
         reason, demand=demand(limit, subject="secret-team", maximum=777 * USD, amount=888_000_000), balance=Balance(666 * USD, 555 * USD),
         retry_after=SECOND if reason == "busy" else None,
     )  # fmt: skip
     error = refusing.refusal_error(found, Config())
     assert set(error.provider_specific_fields) == {"reason", "limit", "resets_at", "ref"}
-    headers = {name: value for name, value in error.headers.items() if name != "retry-after-ms"}  # by chance
+    headers = {name: value for name, value in error.headers.items() if name != "retry-after-ms"}  # random
     told = json.dumps([error.message, headers, error.provider_specific_fields])
     assert limit.name in error.message
     assert not [amount for amount in ("777", "666", "555", "888", "0.88", "secret-team") if amount in told]
@@ -223,7 +223,7 @@ def test_amounts_of_the_callers_own_are_shown(refusing, per):
 
 
 def test_token_amounts_are_numbers(refusing):
-    """Amounts that are no money are whole numbers."""
+    """Amounts other than money are whole numbers."""
     found = refusal(demand=demand(make_limit(unit="output_tokens"), maximum=1000, amount=200), balance=Balance(900, 5))
     fields = refusing.refusal_error(found, Config()).provider_specific_fields
     assert (fields["unit"], fields["max"], fields["spent"], fields["reserved"], fields["needed"]) == (
@@ -238,7 +238,7 @@ def test_token_amounts_are_numbers(refusing):
 @pytest.mark.parametrize("window", WINDOW_KINDS)
 @pytest.mark.parametrize("reason", ["spent", "busy", "too_large", "unpriced", "unbounded"])
 def test_every_reason_can_be_told_of_every_window(refusing, window, reason):
-    """A refusal by a limit of any window, a lifetime's too, can be written as an answer."""
+    """A refusal by a limit with any window, including a lifetime, can be serialised."""
     found = refusal(
         reason, demand=demand(make_limit(window=rule_of(window))), retry_after=SECOND if reason == "busy" else None
     )
@@ -252,7 +252,7 @@ def test_every_reason_can_be_told_of_every_window(refusing, window, reason):
 
 @pytest.mark.parametrize("window", [kind for kind in WINDOW_KINDS if kind != "request"])
 def test_answers_tell_how_the_tightest_limit_stands(refusing, window):
-    """The headers of an answer name the limit, what is left of it, in which unit and until when, for any window."""
+    """An answer's headers have the limit, its remaining amount, unit and reset, for any window."""
     headers = refusing.standing_headers(
         Standing(demand(make_limit(window=rule_of(window))), Balance(4_000_000_000, 500_000_000))
     )
@@ -264,27 +264,27 @@ def test_answers_tell_how_the_tightest_limit_stands(refusing, window):
 
 
 def test_nothing_left_is_told_as_nothing(refusing):
-    """What is left is never negative."""
+    """The remaining amount is never negative."""
     headers = refusing.standing_headers(Standing(demand(), Balance(6 * USD, 0)))
     assert headers["x-usage-remaining"] == "0.00"
 
 
 def test_a_blocked_subject_is_told_so(refusing):
-    """A limit of 0 is told as an amount of 0, not as one that is missing."""
+    """A limit of 0 is reported as an amount of 0, not as a missing one."""
     found = refusal("too_large", demand=demand(maximum=0, amount=1), balance=Balance())
     assert "0.00 USD" in refusing.sentence(found, "")
     assert refusing.refusal_error(found, Config()).provider_specific_fields["max"] == "0.00"
 
 
 def test_a_wrong_request_is_a_400(refusing):
-    """What is wrong in the request itself is a 400 that names the parameter, and is not to be tried again."""
+    """An invalid request is a 400 that names the parameter, and is not retried."""
     error = refusing.bad_request("The end user must be text.", param="user")
     assert (int(error.code), error.param, error.type) == (400, "user", "invalid_request_error")
     assert error.headers["x-should-retry"] == "false"
 
 
 def test_hostile_names_are_told_as_they_are(refusing):
-    """Names from requests are quoted in sentences and fields and get into no header."""
+    """Names from requests are quoted in sentences and fields, and appear in no header."""
     found = refusal(user="[red]ann[/red] 用户", demand=demand(subject="[red]ann[/red] 用户"))
     error = refusing.refusal_error(found, Config())
     assert error.message.startswith("[red]ann[/red] 用户 has used")
@@ -292,7 +292,7 @@ def test_hostile_names_are_told_as_they_are(refusing):
 
 
 def test_a_model_name_with_the_separator_in_it_can_be_told(refusing):
-    """A model name is the client's: one that holds the separator of subjects does not break the refusal."""
+    """A model name comes from the client: one that contains the separator of subjects does not break the refusal."""
     limit = make_limit(per=("user", "model"))
     error = refusing.refusal_error(refusal(demand=demand(limit, subject="ann\x1fa\x1fb"), model="a\x1fb"), Config())
     assert error.provider_specific_fields["subject"]["user"] == "ann"

@@ -43,13 +43,13 @@ EXPECTED = {
     ("verdict", "line"), [(verdict, line) for verdict, lines in EXPECTED.items() for line in lines], ids=str
 )
 def test_a_route_has_its_verdict(verdict: str, line: str) -> None:
-    """The first pattern that fits decides; what no pattern names is free to read and unclassified to write."""
+    """The first matching pattern decides; a route without one is free to read and unclassified to write."""
     method, path = line.split(" ")
     assert rule_of(method, path).verdict == verdict
 
 
 def test_what_the_configuration_passes_through_is_metered() -> None:
-    """It may have any path: its function tells."""
+    """A configured pass-through route may have any path: its function identifies it."""
 
     def endpoint() -> None:
         pass
@@ -60,6 +60,6 @@ def test_what_the_configuration_passes_through_is_metered() -> None:
 
 
 def test_each_pattern_says_what_it_means() -> None:
-    """A dot in a path is a dot, and every rule has a reason."""
+    """A dot in a pattern matches only a dot, and every rule has a reason."""
     assert all(rule.reason and rule.patterns for rule in RULES)
     assert _expression("[/v1]/a/*/b/**") == "(?:/v1)?/a/[^/]+/b/.+"

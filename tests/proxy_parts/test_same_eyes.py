@@ -1,4 +1,4 @@
-"""The command line reads the proxy's YAML as LiteLLM does: what is included, and what comes from the environment."""
+"""The command line reads the proxy's YAML as LiteLLM does: included files, and values from the environment."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ NESTED = {
     "an include of an include", "an include that is found beside the first file", "an include that is there twice",
     "files that include each other",
 }  # fmt: skip
-"""What LiteLLM before 1.106 does not read: there only the first file's includes count."""
+"""Files that LiteLLM before 1.106 does not read: there only the first file's includes count."""
 READS_NESTED = find_spec("litellm.proxy.common_utils.config_includes") is not None
 
 ENVIRONMENT = {
@@ -127,7 +127,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_both_see_the_same_document(tmp_path: Path, shape: str) -> None:
-    """Section for section, LiteLLM's own configuration is what ours is."""
+    """Each section of the configuration is the same as LiteLLM's."""
     if shape in NESTED and not READS_NESTED:
         pytest.skip("this LiteLLM reads no includes of includes")
     path = write(tmp_path, SHAPES[shape])
@@ -140,7 +140,7 @@ def test_both_see_the_same_document(tmp_path: Path, shape: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_command_line_reads_every_shape(tmp_path: Path, shape: str) -> None:
-    """The limit is in force, in whatever file it stands, and its paths begin where the proxy's YAML is."""
+    """The limit is in force, whichever file it is in, and its paths are relative to the proxy's YAML."""
     path = write(tmp_path, SHAPES[shape])
     config = load_config(path)
     assert [limit.name for limit in config.limits] == ["d"]
@@ -161,7 +161,7 @@ def test_the_command_line_reads_every_shape(tmp_path: Path, shape: str) -> None:
     ],
 )  # fmt: skip
 def test_what_litellm_refuses_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
-    """An include that LiteLLM does not start with is an error of ours as well, and names the file."""
+    """An include that LiteLLM refuses to start with is an error of the plugin too, and names the file."""
     path = write(tmp_path, files)
     with pytest.raises(Exception, match=r".+"):
         as_litellm_reads(path)
@@ -170,7 +170,7 @@ def test_what_litellm_refuses_is_refused(tmp_path: Path, files: dict[str, str], 
 
 
 def test_a_section_in_two_files_is_refused(tmp_path: Path) -> None:
-    """LiteLLM would let the last one count, and the limits of the other would be gone without a word."""
+    """LiteLLM would use the last section, and silently lose the limits of the other."""
     path = write(tmp_path, {"config.yaml": f"include: [b.yaml]\nmodel_list: []\n{OURS}", "b.yaml": OURS})
     with pytest.raises(
         ConfigError, match=r"usage_plugin: found in .*config\.yaml and .*b\.yaml; write it in one of them"
@@ -179,7 +179,7 @@ def test_a_section_in_two_files_is_refused(tmp_path: Path) -> None:
 
 
 def test_mistakes_name_the_file_they_are_in(tmp_path: Path) -> None:
-    """The line counts in the included file."""
+    """An error gives the line number within the included file."""
     path = write(
         tmp_path,
         {"config.yaml": "include: [b.yaml]\nmodel_list: []\n", "b.yaml": "# one\nusage_plugin: {cache: {size: 0}}\n"},
@@ -206,7 +206,7 @@ def test_variables_of_the_yaml_are_there_for_our_section(tmp_path: Path, monkeyp
 
 
 def test_models_from_the_environment_are_priced_as_their_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set, the model has the price of its value; not set, it is listed and said why."""
+    """If the variable is set, the model has its value's price; otherwise it is listed with the reason."""
     path = write(tmp_path, SHAPES["models from the environment"])
     text = CliRunner().invoke(main, ["--config", str(path), "check"]).output
     assert text.split("cost limits:")[1].split() == ["u"]
@@ -229,7 +229,7 @@ DOCUMENT = st.dictionaries(
 @pytest.mark.skipif(not READS_NESTED, reason="this LiteLLM reads no includes of includes")
 @given(st.lists(st.tuples(DOCUMENT, st.lists(st.integers(0, 3), max_size=3)), min_size=1, max_size=4))
 def test_any_files_are_merged_alike(tmp_path_factory: pytest.TempPathFactory, drawn: list[Any]) -> None:
-    """Whatever includes whatever, the result is LiteLLM's."""
+    """Any combination of includes gives the same result as in LiteLLM."""
     folder = tmp_path_factory.mktemp("merged")
     for at, (document, includes) in enumerate(drawn):
         text = {**document, "include": [f"{n}.yaml" for n in includes if n < len(drawn)]}

@@ -1,4 +1,4 @@
-"""The LiteLLM SDK without its proxy, against a provider of our own: each call becomes one event, priced and attributed."""
+"""The LiteLLM SDK without its proxy, against a fake provider: each call becomes one event, priced and attributed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-# LiteLLM and the models it builds on first use warn about themselves.
+# LiteLLM and its lazily built models emit warnings.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -29,7 +29,7 @@ pytestmark = [
 
 LIMITS = [{"name": "daily", "per": "user", "window": "day", "max_cost": 1}]
 COST = Decimal("0.00045")
-"""Of 100 tokens in and 20 out, of gpt-4o by LiteLLM's map."""
+"""The cost of 100 tokens in and 20 out on gpt-4o, by LiteLLM's map."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ async def tracker(tmp_path: Path) -> AsyncIterator[UsageTracker]:
 
 @pytest.fixture
 def _own_price_map(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the prices of a call, which LiteLLM keeps in its map for good, be gone after the test."""
+    """Remove the prices of a call after the test, because LiteLLM keeps them in its map."""
     with monkeypatch.context() as patched:
         patched.setattr(litellm, "model_cost", copy.deepcopy(litellm.model_cost))
         yield
@@ -63,7 +63,7 @@ async def events_of(tracker: UsageTracker) -> list[UsageEvent]:
 
 
 async def test_each_way_to_call_is_one_event(tracker: UsageTracker, provider: dict[str, Any]) -> None:
-    """Async, sync, streamed, embeddings: one event each, with the tokens and the price of LiteLLM's map."""
+    """Async, sync, streamed, embeddings: each is one event, with its tokens and the price of LiteLLM's map."""
 
     def stream() -> None:
         for _ in litellm.completion(**chat(provider), stream=True, stream_options={"include_usage": True}):
@@ -93,7 +93,7 @@ async def test_each_way_to_call_is_one_event(tracker: UsageTracker, provider: di
 
 
 async def test_metadata_says_whose_it_is(tracker: UsageTracker, provider: dict[str, Any]) -> None:
-    """`user` names the user, else `user_id`; session, team and tags stand in the metadata; a bad name is left out."""
+    """`user`, else `user_id`, names the user; session, team and tags are in the metadata; invalid names are omitted."""
     anonymous = {name: value for name, value in chat(provider).items() if name != "user"}
     async with recorded_calls(tracker):
         metadata = {"session_id": "s1", "team": "garden", "tags": ["a", "b"], "user_id": "kim"}
@@ -113,7 +113,7 @@ async def test_metadata_says_whose_it_is(tracker: UsageTracker, provider: dict[s
 
 @pytest.mark.usefixtures("_own_price_map")
 async def test_prices_of_the_call_itself_count_first(tracker: UsageTracker, provider: dict[str, Any]) -> None:
-    """Also where the map has others, and for that call alone; a model without any is recorded as unpriced."""
+    """A call's own prices override the map, and only for that call; a model without any is recorded as unpriced."""
     own = {"input_cost_per_token": 0.001, "output_cost_per_token": 0.002}
     async with recorded_calls(tracker):
         await litellm.acompletion(**chat(provider, "openai/gpt-4.1-nano"), **own)
@@ -127,7 +127,7 @@ async def test_prices_of_the_call_itself_count_first(tracker: UsageTracker, prov
 
 
 async def test_failures_and_retries(tracker: UsageTracker, provider: dict[str, Any]) -> None:
-    """A call that fails is one failure at no cost; one that a retry saves is one success."""
+    """A call that fails is one failure at no cost; a call that a retry saves is one success."""
 
     def sync_failure() -> None:
         with pytest.raises(litellm.exceptions.InternalServerError):
@@ -146,7 +146,7 @@ async def test_failures_and_retries(tracker: UsageTracker, provider: dict[str, A
 
 
 async def test_a_router_s_attempts_are_told_one_by_one(tracker: UsageTracker, provider: dict[str, Any]) -> None:
-    """The one that failed and the fallback that answered, by their names in the router."""
+    """The failed attempt and the fallback's answer are recorded separately, by their names in the router."""
     models = [
         {"model_name": name, "litellm_params": {**provider, "model": model}}
         for name, model in (("first", "openai/broken"), ("second", "openai/gpt-4o"))
@@ -165,7 +165,7 @@ async def test_a_router_s_attempts_are_told_one_by_one(tracker: UsageTracker, pr
 async def test_a_stream_that_is_not_read_to_its_end_is_said_to_be_missing(
     tracker: UsageTracker, provider: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody tells of it, so there is no event; the log counts it. Inside a reservation it can be charged."""
+    """An abandoned stream is not reported, so it has no event; the log counts it, and a reservation can charge it."""
     monkeypatch.setattr("usage_plugin.proxy.sdk.LAST_WORDS_SECONDS", 0.1)
     monkeypatch.setattr(logging.getLogger("usage_plugin"), "propagate", True)
     async with recorded_calls(tracker) as recorder:
@@ -178,7 +178,7 @@ async def test_a_stream_that_is_not_read_to_its_end_is_said_to_be_missing(
 
 
 async def test_a_reservation_keeps_to_the_limit(tracker: UsageTracker, provider: dict[str, Any]) -> None:
-    """The SDK has no gate: what is reserved around the calls is."""
+    """The SDK has no gate: a reservation around the calls enforces the limit."""
     async with tracker.reserve_budget("ann", "0.90", model="gpt-4o") as held:
         answer = await litellm.acompletion(**chat(provider))
         held.settle(litellm.completion_cost(answer), input_tokens=answer.usage.prompt_tokens)
@@ -189,7 +189,7 @@ async def test_a_reservation_keeps_to_the_limit(tracker: UsageTracker, provider:
 
 
 async def test_persons_with_pseudonyms_have_them_here_too(tmp_path: Path, provider: dict[str, Any]) -> None:
-    """What is kept of the user is a pseudonym, and the limits of the name count."""
+    """The stored user is a pseudonym, and the limits of the name count."""
     section = {"data_dir": str(tmp_path), "limits": LIMITS, "privacy": {"user": "pseudonym"}}
     async with open_tracker(section) as tracker:
         async with recorded_calls(tracker):
@@ -200,7 +200,7 @@ async def test_persons_with_pseudonyms_have_them_here_too(tmp_path: Path, provid
 
 
 async def test_names_are_folded_as_the_proxy_folds_them(tmp_path: Path, provider: dict[str, Any]) -> None:
-    """With `identity.casefold`, users and teams that differ by case only share limits here too."""
+    """With `identity.casefold`, users and teams that differ only by case share limits here too."""
     section = {"data_dir": str(tmp_path), "limits": LIMITS, "identity": {"casefold": True}}
     async with open_tracker(section) as tracker:
         async with recorded_calls(tracker):

@@ -1,4 +1,4 @@
-"""Counting by the provider's own tokenizer: never less than the provider counts, and only where it can help."""
+"""Counting by the provider's own tokenizer: never less than the provider counts, and only if it can help."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORDS = "Which wood makes a good handle for a spade, and why? " * 200
 
 @pytest.fixture(scope="module")
 def tokens(litellm):
-    from usage_plugin.proxy import tokens  # noqa: PLC0415  # imports LiteLLM, which says where its tokenizers are
+    from usage_plugin.proxy import tokens  # noqa: PLC0415  # imports LiteLLM, which sets the tokenizers' location
 
     return tokens
 
@@ -36,13 +36,13 @@ def way(served, provider="openai"):
     ],
 )  # fmt: skip
 def test_one_encoding_that_is_at_hand(tokens, ways, encoding):
-    """Every way to bill the request counts alike, by a tokenizer that lies on the disk; nothing is downloaded."""
+    """A request is counted if all its deployments share a tokenizer that is on disk; nothing is downloaded."""
     assert tokens.encoding_for(ways) == encoding
 
 
 @given(st.lists(st.text(min_size=1) | st.just(WORDS), min_size=1, max_size=4))
 async def test_the_counted_bound_is_never_too_low(litellm, tokens, contents):
-    """Bytes less what counting saves are at least what LiteLLM counts for the whole request, its template included."""
+    """The bytes less the savings are at least LiteLLM's count for the whole request, including its template."""
     from usage_plugin.proxy import bounds  # noqa: PLC0415  # imports LiteLLM
 
     messages = [{"role": "user", "content": content} for content in contents]
@@ -64,7 +64,7 @@ async def test_the_counted_bound_is_never_too_low(litellm, tokens, contents):
     {"instructions": WORDS},
 ])  # fmt: skip
 async def test_texts_are_counted_wherever_they_stand(tokens, body):
-    """English takes less than a third of its bytes, on every route."""
+    """On every route, English text takes less than a third as many tokens as bytes."""
     saved = await tokens.Tokenizer().savings(body, "o200k_base")
     assert saved > len(WORDS) * 2 / 3
     assert saved <= tokens.most_savings(body)
@@ -79,5 +79,5 @@ async def test_texts_are_counted_wherever_they_stand(tokens, body):
     {"messages": None},
 ])  # fmt: skip
 def test_what_is_not_worth_counting(tokens, body):
-    """Short texts, what is no text, and what no model would take are not counted."""
+    """Short texts, non-texts, and texts too long for any model are not counted."""
     assert tokens.most_savings(body) == 0
