@@ -36,9 +36,9 @@
        └─ UnknownRefError               no refusal has this ref
 
 Backends raise these and never their driver's own; nothing here knows a driver. Four errors are not in the tree,
-because they are not caught by name outside of their module. `atomic_files.NotRegularFileError` is an `OSError`, like the
-other errors of reading. Callers of `locked` turn `locks.LockTimeoutError` into an error of their own.
-`patience.LeftBehindError` ends a thread. `second_line.StoppedError` must be LiteLLM's own class.
+because they are not caught by name outside of their module. `atomic_files.NotRegularFileError` is an `OSError`, like
+the other errors of reading. Callers of `locked` turn `locks.LockTimeoutError` into an error of their own.
+`supervisor.LeftBehindError` ends a thread. `outgoing_check.StoppedError` must be LiteLLM's own class.
 """
 
 from __future__ import annotations

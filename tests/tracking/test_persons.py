@@ -7,7 +7,6 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from usage_plugin.backends.partitioned.partitioned_store import PartitionedStore, open_store
-
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.profiles import ProfileStore, UserProfile
