@@ -35,7 +35,7 @@ from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.tracking.keeper import ROUND_EVERY, SHORTEN_EVERY
+from usage_plugin.tracking.maintenance.keeper import ROUND_EVERY, SHORTEN_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Callable

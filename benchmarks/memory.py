@@ -22,7 +22,7 @@ from benchmarks.previous import InMemory
 from benchmarks.recording import record, user_name
 from usage_plugin.config import config_of
 from usage_plugin.runtime import Runtime
-from usage_plugin.tracking.tracker import UsageReader
+from usage_plugin.tracking.history.reader import UsageReader
 
 if TYPE_CHECKING:
     from pathlib import Path

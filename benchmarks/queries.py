@@ -38,7 +38,7 @@ from usage_plugin.domain.store import DailySum, UsageFilter
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import month_of, start_of_day
 from usage_plugin.runtime import Runtime
-from usage_plugin.tracking.tracker import UsageReader
+from usage_plugin.tracking.history.reader import UsageReader
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

@@ -30,7 +30,7 @@ from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, Yardstick, percentile, show, wants_json
 from benchmarks.three_limits import MODEL, SECTION
 from usage_plugin.config import DATA_DIR_VARIABLE, load_config
-from usage_plugin.proxy import exchange, handler, outcomes
+from usage_plugin.proxy import handler, request_scope, usage_parsing
 from usage_plugin.proxy.prices import PriceBook
 from usage_plugin.runtime import Runtime
 
@@ -177,7 +177,7 @@ class Drive:
     async def one(self) -> float:
         """Take one request through both hooks; return the time spent in them, in microseconds."""
         key, data = self._client.request()
-        exchange.current.set(exchange.Exchange())
+        request_scope.current.set(request_scope.Exchange())
         started = time.perf_counter_ns()
         await self._hooks.async_pre_call_hook(user_api_key_dict=key, cache=None, data=data, call_type="acompletion")
         admitted = time.perf_counter_ns()
@@ -187,7 +187,7 @@ class Drive:
         ended = time.perf_counter_ns()
         self.yardstick.measure()
         await asyncio.sleep(0)  # yield to the loop, as in a proxy
-        here = exchange.current.get()
+        here = request_scope.current.get()
         if here is None or not here.requests or not here.requests[-1].settled:
             raise RuntimeError("A request of the benchmark was not settled.")
         return ((ended - answered) + (admitted - started)) / 1000
@@ -241,7 +241,7 @@ async def split(drive: Drive, hooks: handler.UsageHandler_PROXY_, runtime: Runti
     watches.wrap(runtime.admission, "admit", ADMISSION)
     watches.wrap(runtime.ledger, "reserve", RESERVE)
     for function in ("reported_usage", "served_inline", "read_outcome"):
-        watches.wrap(outcomes, function, READING)
+        watches.wrap(usage_parsing, function, READING)
     watches.wrap(runtime.recorder, "record", RECORDING)
     watches.wrap(runtime.ledger, "settle", SETTLE)
     blocks: dict[str, list[list[float]]] = {

@@ -22,7 +22,7 @@ from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, show, wants_json
 from benchmarks.ticking import longest_stall
 from usage_plugin.config import DATA_DIR_VARIABLE, load_config
-from usage_plugin.proxy import exchange, handler
+from usage_plugin.proxy import handler, request_scope
 from usage_plugin.proxy.prices import PriceBook
 from usage_plugin.runtime import Runtime
 
@@ -60,7 +60,7 @@ async def measure(folder: Path) -> list[Figure]:
     users = iter(range(10**9))
 
     async def ask(prompt: str, *, admitted: bool) -> None:
-        exchange.current.set(exchange.Exchange())
+        request_scope.current.set(request_scope.Exchange())
         user = f"user {next(users)}"
         data: dict[str, Any] = {
             "model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 10, "metadata": {},

@@ -40,8 +40,8 @@ def test_the_rooms_keep_to_their_contracts():
     ("module", "line", "broken"),
     [
         ("domain/money.py", "import litellm", ["The domain imports the standard library only", "Only the adapter knows LiteLLM"]),
-        ("tracking/recorder.py", "import litellm", ["Only the adapter knows LiteLLM"]),
-        ("domain/usage.py", "import usage_plugin.tracking.recorder", ["Edges sit on the runtime"]),
+        ("tracking/admission/settlement.py", "import litellm", ["Only the adapter knows LiteLLM"]),
+        ("domain/usage.py", "import usage_plugin.tracking.admission.settlement", ["Edges sit on the runtime"]),
         ("backends/memory.py", "import usage_plugin.backends.sqlite.sqlite_store", ["Backends do not know each other"]),
     ],
 )  # fmt: skip

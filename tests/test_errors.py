@@ -11,8 +11,8 @@ from usage_plugin import errors
 
 PACKAGE = Path(errors.__file__).parent
 ELSEWHERE = {
-    "atomic_files.NotRegularFileError", "locks.LockTimeoutError", "tracking.patience.LeftBehindError",
-    "proxy.second_line.StoppedError",
+    "atomic_files.NotRegularFileError", "locks.LockTimeoutError", "tracking.maintenance.supervisor.LeftBehindError",
+    "proxy.outgoing_check.StoppedError",
 }  # fmt: skip
 """Error classes outside of the tree; the docstring of `errors` says why."""
 

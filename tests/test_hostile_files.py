@@ -22,7 +22,7 @@ from usage_plugin.atomic_files import NotRegularFileError, open_regular, read_re
 from usage_plugin.config import ConfigFile, load_config, with_limits
 from usage_plugin.config.yaml_text import compose, construct
 from usage_plugin.errors import ConfigError, UsagePluginError
-from usage_plugin.tracking.secret import make_secret
+from usage_plugin.tracking.privacy.secret import make_secret
 
 EXECUTABLE = Path(sys.executable).with_name("usage-plugin")
 SECONDS = 5

@@ -18,7 +18,7 @@ from usage_plugin.api.profiles import ProfileFields
 from usage_plugin.api.validation import Attribution, Facts, UsageFacts
 from usage_plugin.errors import LedgerError, MoneyError, SubjectNameError, UsagePluginError
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.standings import Standings
+from usage_plugin.tracking.history.balances import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

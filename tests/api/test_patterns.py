@@ -15,7 +15,7 @@ from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.testing.builders import DAY, NOON, make_event, make_rates, make_sum, numbered_from
-from usage_plugin.tracking import patterns as searching
+from usage_plugin.tracking.analysis import patterns as searching
 
 if TYPE_CHECKING:
     from usage_plugin.testing.clock import FakeClock

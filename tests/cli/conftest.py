@@ -24,9 +24,9 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON, make_event
-from usage_plugin.tracking.admission import Demand, Refusal
-from usage_plugin.tracking.flusher import Flusher
-from usage_plugin.tracking.refusals import RefusalLog
+from usage_plugin.tracking.admission.decide import Demand, Refusal
+from usage_plugin.tracking.admission.refusals import RefusalLog
+from usage_plugin.tracking.maintenance.flusher import Flusher
 
 EXECUTABLE = Path(sys.executable).with_name("usage-plugin")
 REF = "0123ABCD"

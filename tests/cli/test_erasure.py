@@ -19,7 +19,7 @@ from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.windows import Window
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.testing.builders import NOON
-from usage_plugin.tracking import persons
+from usage_plugin.tracking.privacy import erasure
 
 DAY = 86_400_000_000
 LONG_AGO = NOON - 40 * DAY
@@ -212,7 +212,7 @@ def test_events_on_their_way_are_brought_to_the_store_first(run, books):
 
 def test_nothing_is_forgotten_while_the_store_is_behind(run, books, monkeypatch):
     """With a proxy whose store rejects events, erasure fails and deletes nothing; the audit has no counts."""
-    monkeypatch.setattr(persons, "PATIENCE", 0.2)
+    monkeypatch.setattr(erasure, "PATIENCE", 0.2)
     workers = books.parts.workers()
     workers.join()
     books.add(user=NAME)

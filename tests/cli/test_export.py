@@ -25,7 +25,7 @@ from usage_plugin.cli.export.columns import COLUMN_TYPES, DAYS, EVENTS
 from usage_plugin.cli.export.formats import arrow_types
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import DAY, MINUTE, NOON
-from usage_plugin.tracking import tracker
+from usage_plugin.tracking.history import reader
 
 PAGE = (ROOT / "docs" / "exports.md").read_text()
 FULL = {
@@ -163,7 +163,7 @@ def test_an_empty_export_is_whole(run, books, tmp_path):
 
 def test_row_groups_are_bounded(run, books, tmp_path, monkeypatch):
     """However many rows there are, no row group has more than the bound, and pages are not left out."""
-    monkeypatch.setattr(tracker, "PAGE", 4)
+    monkeypatch.setattr(reader, "PAGE", 4)
     monkeypatch.setattr(formats, "ROW_GROUP", 8)
     for number in range(22):
         books.add(started_at=NOON + number)

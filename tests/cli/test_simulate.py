@@ -9,7 +9,7 @@ from datetime import date
 import pytest
 
 from usage_plugin.testing.builders import NOON
-from usage_plugin.tracking import simulation
+from usage_plugin.tracking.analysis import simulation
 
 SECOND = 1_000_000
 DAY = 24 * 3_600 * SECOND

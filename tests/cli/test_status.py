@@ -9,8 +9,8 @@ from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import NOON
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.problems import Problems
-from usage_plugin.tracking.secret import note_secret
+from usage_plugin.tracking.notifications.health import Problems
+from usage_plugin.tracking.privacy.secret import note_secret
 
 REF = "0123ABCD"
 SECOND = 1_000_000

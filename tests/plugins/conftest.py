@@ -18,12 +18,12 @@ from tests.proxy.conftest import ROOT
 from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, success
 from usage_plugin.runtime import Runtime
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import keeper as keeper_module
+from usage_plugin.tracking.maintenance import keeper as keeper_module
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from usage_plugin.tracking.admission import Admitted, Refusal
+    from usage_plugin.tracking.admission.decide import Admitted, Refusal
 
 LIMITS = """
     - {name: daily, per: user, window: day, max_cost: 1, alert_at: [50]}

@@ -9,7 +9,7 @@ import pytest
 
 from tests.plugins.conftest import CENT, not_told
 from tests.support.waiting import eventually
-from usage_plugin.tracking import listeners as listeners_module
+from usage_plugin.tracking.notifications import subscribers as listeners_module
 
 if TYPE_CHECKING:
     from tests.plugins.conftest import Workplace

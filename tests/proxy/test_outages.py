@@ -17,7 +17,7 @@ from tests.proxy.conftest import LIMITS, Proxy, proxy_config
 from tests.support.waiting import eventually
 from usage_plugin.config import load_config
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.problems import problems
+from usage_plugin.tracking.notifications.health import problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.proxy.answer_bytes import AnswerReport
 from usage_plugin.proxy.json_members import MemberScanner
+from usage_plugin.proxy.pass_through_usage import AnswerReport
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
 WANTED = ("usage", "model", "choices")

@@ -166,7 +166,7 @@ async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, mon
     """If the plugin fails after the hold was taken, the request does not start, and the hold is released."""
     from litellm.proxy._types import ProxyException  # noqa: PLC0415
 
-    monkeypatch.setattr("usage_plugin.proxy.underway.metadata_of", lambda _data: 1 / 0)
+    monkeypatch.setattr("usage_plugin.proxy.inflight.metadata_of", lambda _data: 1 / 0)
     with pytest.raises(ProxyException) as raised:
         await plugin.admit()
     assert raised.value.code == "503"
@@ -176,7 +176,7 @@ async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, mon
 
 @pytest.mark.parametrize(
     "broken",
-    ["usage_plugin.proxy.outcomes.read_outcome", "usage_plugin.tracking.recorder._excess"],
+    ["usage_plugin.proxy.usage_parsing.read_outcome", "usage_plugin.tracking.admission.settlement._excess"],
 )
 async def test_a_bug_at_the_end_charges_what_was_held(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, broken: str
@@ -193,7 +193,7 @@ async def test_a_bug_at_the_end_charges_what_was_held(
 async def test_a_bug_in_a_hook_leaves_the_hold_for_the_end(plugin: Plugin, monkeypatch: pytest.MonkeyPatch) -> None:
     """If a hook fails, nothing is raised; the request is settled at the latest when the worker ends."""
     data = await plugin.admit()
-    monkeypatch.setattr("usage_plugin.proxy.outcomes.inline_usage", lambda _response: 1 / 0)
+    monkeypatch.setattr("usage_plugin.proxy.usage_parsing.inline_usage", lambda _response: 1 / 0)
     assert await plugin.answer(data)
     assert plugin.open == 1
     plugin.hooks.close()
@@ -205,7 +205,7 @@ async def serve(
     plugin: Plugin, *, status: int = 200, whole: bool = True, leaves: bool = False, broken: bool = False
 ) -> dict[str, Any]:
     """Serve a request about which no further hook reports, and return its body."""
-    from usage_plugin.proxy.exchange import ExchangeWrapper  # noqa: PLC0415  # imports LiteLLM
+    from usage_plugin.proxy.request_scope import ExchangeWrapper  # noqa: PLC0415  # imports LiteLLM
 
     data: dict[str, Any] = {}
 
@@ -306,7 +306,7 @@ async def test_a_refusing_provider_costs_nothing(plugin: Plugin, monkeypatch: py
     await send(plugin, data)
     await plugin.hooks.async_post_call_failure_deployment_hook(data, ValueError(), None)
     await plugin.fail(data, ProviderError("InternalServerError"))
-    monkeypatch.setattr("usage_plugin.proxy.endings._ATTEMPTS_ARE_TOLD", False)
+    monkeypatch.setattr("usage_plugin.proxy.settlement._ATTEMPTS_ARE_TOLD", False)
     data = await plugin.admit()
     await send(plugin, data)
     await plugin.fail(data, ProviderError("InternalServerError"))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.proxy_parts.test_endings_parts import Plugin
 from usage_plugin.config import load_config
-from usage_plugin.proxy import exchange
+from usage_plugin.proxy import request_scope
 from usage_plugin.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ async def plugin(tmp_path: Path, key: Callable[..., Any], monkeypatch: pytest.Mo
     await runtime.close()
 
 
-async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> exchange.Exchange:
+async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> request_scope.Exchange:
     """Have LiteLLM authenticate a request, and return the exchange with its outcome."""
-    here = exchange.Exchange(path, (), method)
-    token = exchange.current.set(here)
+    here = request_scope.Exchange(path, (), method)
+    token = request_scope.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     try:
         await plugin.hooks.authenticated(plugin.key(user_id=user), request, {}, path)
     finally:
-        exchange.current.reset(token)
+        request_scope.current.reset(token)
     return here
 
 
@@ -78,8 +78,8 @@ async def test_a_route_is_refused_for_who_has_a_limit(
 
 async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
     """If LiteLLM continues despite a refusal, its hooks stop the request, and so does a second authentication."""
-    here = exchange.Exchange("/v1/new/thing")
-    token = exchange.current.set(here)
+    here = request_scope.Exchange("/v1/new/thing")
+    token = request_scope.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     key = plugin.key(user_id="limited")
     try:
@@ -94,17 +94,17 @@ async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
                 await again
             assert other.value is first.value
     finally:
-        exchange.current.reset(token)
+        request_scope.current.reset(token)
 
 
 async def test_a_further_call_belongs_to_the_same_user(plugin: Plugin) -> None:
     """A guardrail's call within a request is a separate event of the same user, not of the proxy."""
-    here = exchange.Exchange("/v1/chat/completions")
-    token = exchange.current.set(here)
+    here = request_scope.Exchange("/v1/chat/completions")
+    token = request_scope.current.set(here)
     try:
         data = await plugin.admit("ann")
         await plugin.log({}, tokens=9)
         await plugin.answer(data)
     finally:
-        exchange.current.reset(token)
+        request_scope.current.reset(token)
     assert [(event.user, event.input_tokens) for event in plugin.events] == [("ann", 9), ("ann", 7)]

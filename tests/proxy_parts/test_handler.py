@@ -15,7 +15,7 @@ import pytest
 )  # fmt: skip
 def test_what_can_cost_is_metered(litellm, call_type):
     """Every call type that is not known to be free is metered, including new ones."""
-    from usage_plugin.proxy.underway import is_free  # noqa: PLC0415  # imports LiteLLM
+    from usage_plugin.proxy.inflight import is_free  # noqa: PLC0415  # imports LiteLLM
 
     assert not is_free(call_type)
 
@@ -30,7 +30,7 @@ def test_what_can_cost_is_metered(litellm, call_type):
 )  # fmt: skip
 def test_look_ups_are_not_metered(litellm, call_type):
     """Listings, look-ups and deletions cost nothing and are admitted."""
-    from usage_plugin.proxy.underway import is_free  # noqa: PLC0415
+    from usage_plugin.proxy.inflight import is_free  # noqa: PLC0415
 
     assert is_free(call_type)
 

@@ -13,7 +13,7 @@ from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.plugins.interface import Claim, IdentityResolver
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.failures import Failures
+from usage_plugin.tracking.notifications.plugin_failures import Failures
 
 
 class Badges(IdentityResolver):

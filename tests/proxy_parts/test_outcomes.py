@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usage_plugin.domain.prices import NO_ADJUSTMENT, Price, ToolCalls, ToolRates, UnitRates, Units
-from usage_plugin.proxy.outcomes import (
+from usage_plugin.proxy.usage_parsing import (
     CrossCheck,
     Served,
     disagreement,

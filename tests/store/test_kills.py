@@ -16,7 +16,7 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.usage import UsageTotals, totals_of
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.books import contents_of
-from usage_plugin.tracking.flusher import Flusher
+from usage_plugin.tracking.maintenance.flusher import Flusher
 
 ROOT = Path(__file__).parents[2]
 DURABLE = ("sqlite", "partitioned", "hybrid")
@@ -29,7 +29,7 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event
-from usage_plugin.tracking.flusher import Flusher
+from usage_plugin.tracking.maintenance.flusher import Flusher
 
 async def work():
     parts = Parts(load_config(Path(sys.argv[1])))

@@ -18,9 +18,9 @@ from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerError
 from usage_plugin.runtime import Runtime
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.admission import Admitted, Downgrade, Refusal
-from usage_plugin.tracking.demands import Ask, Candidate
-from usage_plugin.tracking.recorder import OpenRequest, Outcome
+from usage_plugin.tracking.admission.decide import Admitted, Downgrade, Refusal
+from usage_plugin.tracking.admission.requirements import Ask, Candidate
+from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,7 +200,7 @@ async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime
 async def test_the_number_of_those_who_wait_is_bounded(
     start: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usage_plugin.tracking.admission.MOST_WAITING", 3)
+    monkeypatch.setattr("usage_plugin.tracking.admission.decide.MOST_WAITING", 3)
     clock = SystemClock()
     runtime = start(PENNIES, "  admission: {max_wait: 60s}", clock=clock)
     held = await take(runtime, clock, cost=2 * CENT)

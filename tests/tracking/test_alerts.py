@@ -20,9 +20,9 @@ from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS, Runtime
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import alerts as alerts_module
-from usage_plugin.tracking import keeper as keeper_module
-from usage_plugin.tracking import listeners as listeners_module
+from usage_plugin.tracking.admission import alerts as alerts_module
+from usage_plugin.tracking.maintenance import keeper as keeper_module
+from usage_plugin.tracking.notifications import subscribers as listeners_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable

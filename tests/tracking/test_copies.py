@@ -9,7 +9,7 @@ from usage_plugin.backends.memory import MemoryStore
 from usage_plugin.config import LimitConfig
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.tracking.copies import Copies
+from usage_plugin.tracking.maintenance.mirror import Copies
 
 
 class CopyingStore(MemoryStore):

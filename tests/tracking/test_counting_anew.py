@@ -12,7 +12,7 @@ from usage_plugin.domain.limits import Limit, LimitSet
 from usage_plugin.domain.operations import Anomaly, OperationsLog
 from usage_plugin.domain.windows import WindowRule
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.tracking.seeding import COUNTING, count_history_anew
+from usage_plugin.tracking.maintenance.backfill import COUNTING, count_history_anew
 
 
 def limit(kind: str, **changes: object) -> Limit:

@@ -11,8 +11,8 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import deferred
-from usage_plugin.tracking.recorder import OpenRequest
+from usage_plugin.tracking.admission import deferred
+from usage_plugin.tracking.admission.settlement import OpenRequest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from usage_plugin.domain.operations import OperationsLog
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.imperfections import LONGEST_NAME, MOST_CONCERNED, OTHERS, Imperfections
+from usage_plugin.tracking.notifications.anomalies import LONGEST_NAME, MOST_CONCERNED, OTHERS, Imperfections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

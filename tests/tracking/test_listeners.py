@@ -11,9 +11,9 @@ from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import listeners as listeners_module
-from usage_plugin.tracking.failures import Failures
-from usage_plugin.tracking.listeners import Hooked, Listeners
+from usage_plugin.tracking.notifications import subscribers as listeners_module
+from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.subscribers import Hooked, Listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,15 +29,15 @@ from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import flusher as flusher_module
-from usage_plugin.tracking import keeper as keeper_module
-from usage_plugin.tracking import patience
-from usage_plugin.tracking.admission import Refusal
-from usage_plugin.tracking.flusher import Flusher, until_free
-from usage_plugin.tracking.keeper import Keeper
-from usage_plugin.tracking.problems import problems
-from usage_plugin.tracking.rules import NOTE
-from usage_plugin.tracking.tracker import ALWAYS
+from usage_plugin.tracking.admission.active_limits import NOTE
+from usage_plugin.tracking.admission.decide import Refusal
+from usage_plugin.tracking.history.reader import ALWAYS
+from usage_plugin.tracking.maintenance import flusher as flusher_module
+from usage_plugin.tracking.maintenance import keeper as keeper_module
+from usage_plugin.tracking.maintenance import supervisor
+from usage_plugin.tracking.maintenance.flusher import Flusher, until_free
+from usage_plugin.tracking.maintenance.keeper import Keeper
+from usage_plugin.tracking.notifications.health import problems
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -143,7 +143,7 @@ class Setting:
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     monkeypatch.setattr(keeper_module, "SHORTEN_EVERY", 0.05)
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.1)
     made = Setting(tmp_path)
     made.start()
     yield made
@@ -184,13 +184,13 @@ async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(700))
     await eventually(lambda: setting.trouble.hung >= 1)
-    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(supervisor, "PATIENCE", 0.5)
     await eventually(lambda: "no answer" in setting.problems().get("store", ""))
     lost = reserve_for_a_dead_worker(setting.ledger)
     await eventually(lambda: not setting.ledger.open_reservations())
     setting.trouble.hanging = None
     # A disk that is slow for a while must not count as hanging.
-    monkeypatch.setattr(patience, "PATIENCE", 5)
+    monkeypatch.setattr(supervisor, "PATIENCE", 5)
     await eventually(lambda: setting.ledger.acknowledged() == 701)
     assert len(setting.trouble.opened) >= 2
     waking.set()
@@ -203,15 +203,15 @@ async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest
 
 async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that hangs for ever occupies a few threads, not one more for each attempt."""
-    monkeypatch.setattr(patience, "MOST_LEFT_BEHIND", 2)
+    monkeypatch.setattr(supervisor, "MOST_LEFT_BEHIND", 2)
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(1))
     await eventually(lambda: setting.trouble.hung == 1)
-    monkeypatch.setattr(patience, "PATIENCE", 0.5)
+    monkeypatch.setattr(supervisor, "PATIENCE", 0.5)
     await eventually(lambda: setting.trouble.hung == 2)
     await asyncio.sleep(1)
     assert setting.trouble.hung == 2
-    monkeypatch.setattr(patience, "PATIENCE", 5)
+    monkeypatch.setattr(supervisor, "PATIENCE", 5)
     setting.trouble.hanging = None
     waking.set()
     await eventually(lambda: setting.ledger.acknowledged() == 1)
@@ -222,7 +222,7 @@ async def test_pauses_grow_and_end_at_once_when_it_works(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Retries of a failing store become less frequent, down to one every half minute."""
-    monkeypatch.setattr(patience, "LONGEST_PAUSE", 0.4)
+    monkeypatch.setattr(supervisor, "LONGEST_PAUSE", 0.4)
     await eventually(lambda: setting.trouble.opened)
     setting.trouble.error = StorageUnavailableError("unplugged")
     setting.settle(*events_of(1))
@@ -507,8 +507,8 @@ from pathlib import Path
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking import patience
-from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.maintenance import supervisor
+from usage_plugin.tracking.maintenance.keeper import Keeper
 patience.FIRST_PAUSE = 0.2
 patience.LONGEST_PAUSE = 0.5
 parts = Parts(load_config(Path(sys.argv[1])))

@@ -11,9 +11,9 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.profiles import ProfileStore, UserProfile
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.tracking import persons
-from usage_plugin.tracking.copies import Copies
-from usage_plugin.tracking.flusher import Unstorable
+from usage_plugin.tracking.maintenance.flusher import Unstorable
+from usage_plugin.tracking.maintenance.mirror import Copies
+from usage_plugin.tracking.privacy import erasure
 
 
 class Beside(PartitionedStore):
@@ -35,8 +35,8 @@ async def test_no_copy_of_a_profile_comes_back(tmp_path: Path) -> None:
         store.__class__ = Beside
         store.kept = opened.profiles
         await Copies(opened.profiles, store, tuple, lambda: None).bring_up_to_date()
-        await persons.forget(
-            persons.Person(frozenset({"ann"}), LimitSet(())),
+        await erasure.forget(
+            erasure.Person(frozenset({"ann"}), LimitSet(())),
             opened,
             store,
             Unstorable(tmp_path / "unstorable.jsonl", SystemClock()),

@@ -26,8 +26,8 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.flusher import Flusher
-from usage_plugin.tracking.tracker import ALWAYS
+from usage_plugin.tracking.history.reader import ALWAYS
+from usage_plugin.tracking.maintenance.flusher import Flusher
 
 LIMITS = "\n    - {name: all, per: global, window: lifetime, max_cost: unlimited}"
 TIMES = 15
@@ -43,9 +43,9 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.ledgers.sqlite import wal
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event
-from usage_plugin.tracking import keeper as keeper_module
-from usage_plugin.tracking.flusher import until_free
-from usage_plugin.tracking.keeper import Keeper
+from usage_plugin.tracking.maintenance import keeper as keeper_module
+from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.maintenance.keeper import Keeper
 
 keeper_module.ROUND_EVERY = keeper_module.SHORTEN_EVERY = wal.COPY_EVERY = 0.02
 # Begun anew often, so that some instant hits that.

@@ -21,11 +21,11 @@ from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.books import days_of
 from usage_plugin.testing.builders import NOON, make_event, record_new
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import pruning
-from usage_plugin.tracking.flusher import Flusher
-from usage_plugin.tracking.patience import Attempt
-from usage_plugin.tracking.problems import problems
-from usage_plugin.tracking.pruning import Pruner, Retention, last_run
+from usage_plugin.tracking.maintenance import retention
+from usage_plugin.tracking.maintenance.flusher import Flusher
+from usage_plugin.tracking.maintenance.retention import Pruner, Retention, last_run
+from usage_plugin.tracking.maintenance.supervisor import Attempt
+from usage_plugin.tracking.notifications.health import problems
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +105,7 @@ async def test_a_slice_is_short_and_the_outbox_is_looked_at_between_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For any amount of old records, a transaction deletes at most 1,000, and a turn ends soon."""
-    monkeypatch.setattr(pruning, "TURN", 0.0)
+    monkeypatch.setattr(retention, "TURN", 0.0)
     history = History(tmp_path, events=1, daily=None)
     async with history.parts.open_store() as store:
         events = await history.fill(store, 3, 2_000)
@@ -164,7 +164,7 @@ async def test_a_store_that_is_too_large_loses_its_oldest_events(tmp_path: Path)
         history.retention = history.retention._replace(max_size=whole // 2)
         await history.run(store)
         assert await store.size() <= whole // 2
-        oldest = await pruning.oldest_event(store)
+        oldest = await retention.oldest_event(store)
         assert oldest is not None
         assert NOON - 40 * DAY < oldest.started_at < NOON - 10 * DAY
         assert await sums(store) == 6_000
@@ -288,7 +288,8 @@ async def test_a_new_limit_says_what_it_cannot_count(tmp_path: Path, caplog: pyt
     opened = parts.open_ledger()
     ledger = opened.ledger
     opened.operations.note(
-        pruning.NOTE, f'{{"at": {NOON}, "today": {NOON}, "events_before": {NOON - 90 * DAY}, "records": 1, "size": 1}}'
+        retention.NOTE,
+        f'{{"at": {NOON}, "today": {NOON}, "events_before": {NOON - 90 * DAY}, "records": 1, "size": 1}}',
     )
     record_new(ledger, [], encode_event(make_event(cost=CENT)))
     async with parts.open_store() as store:

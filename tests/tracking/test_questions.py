@@ -23,10 +23,10 @@ from usage_plugin.runtime import BUILTIN_PLUGINS
 from usage_plugin.testing.builders import make_event, make_sum, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.testing.openings import BERLIN, LedgerOpening, StoreOpening
-from usage_plugin.tracking.cache import UsageCache
-from usage_plugin.tracking.percentiles import percentiles
-from usage_plugin.tracking.rows import ReportRow
-from usage_plugin.tracking.tracker import DayPosition, UsageReader
+from usage_plugin.tracking.analysis.percentiles import percentiles
+from usage_plugin.tracking.history.cache import UsageCache
+from usage_plugin.tracking.history.packed_rows import ReportRow
+from usage_plugin.tracking.history.reader import DayPosition, UsageReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence

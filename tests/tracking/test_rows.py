@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usage_plugin.domain.usage import UsageTotals
-from usage_plugin.tracking.rows import ReportRow, Rows
+from usage_plugin.tracking.history.packed_rows import ReportRow, Rows
 
 NAMES = st.none() | st.text(max_size=5)
 GROUPS = st.tuples(st.tuples(NAMES, NAMES), st.builds(UsageTotals, cost=st.integers(-(2**70), 2**70)))

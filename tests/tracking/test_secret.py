@@ -12,7 +12,7 @@ import pytest
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.errors import SecretError
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.tracking.secret import make_secret, note_secret, read_secret, secret_trouble
+from usage_plugin.tracking.privacy.secret import make_secret, note_secret, read_secret, secret_trouble
 
 DAY = 86_400_000_000
 

@@ -24,12 +24,12 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import keeper as keeper_module
-from usage_plugin.tracking import seeding
-from usage_plugin.tracking.flusher import Flusher, until_free
-from usage_plugin.tracking.problems import problems
-from usage_plugin.tracking.rules import NOTE, RulesInForce
-from usage_plugin.tracking.seeding import Seeder
+from usage_plugin.tracking.admission.active_limits import NOTE, RulesInForce
+from usage_plugin.tracking.maintenance import backfill
+from usage_plugin.tracking.maintenance import keeper as keeper_module
+from usage_plugin.tracking.maintenance.backfill import Seeder
+from usage_plugin.tracking.maintenance.flusher import Flusher, until_free
+from usage_plugin.tracking.notifications.health import problems
 
 if TYPE_CHECKING:
     from usage_plugin.domain.store import UsageStore
@@ -146,7 +146,7 @@ def random_events(chance: random.Random, count: int) -> list[UsageEvent]:
 async def test_seeded_accounts_equal_the_events(tmp_path: Path, luck: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the backfill, limits of every kind contain the exact sum of the events that they would have counted."""
     chance = random.Random(luck)
-    monkeypatch.setattr(seeding, "_AT_ONCE", chance.choice([1, 3, 250]))
+    monkeypatch.setattr(backfill, "_AT_ONCE", chance.choice([1, 3, 250]))
     data = Data(tmp_path)
     events = random_events(chance, chance.choice([0, 5, 400]))
     stored = chance.randint(0, len(events))
@@ -167,7 +167,7 @@ async def test_what_is_settled_while_accounts_are_set_counts_once(
 ) -> None:
     """Settlements during a backfill count once, on accounts that are already set, not yet set, or new."""
     chance = random.Random(luck)
-    monkeypatch.setattr(seeding, "_AT_ONCE", 2)
+    monkeypatch.setattr(backfill, "_AT_ONCE", 2)
     data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
     (limit,) = data.rules.limits.limits
     window = limit.window_at(data.clock.now())
@@ -363,7 +363,7 @@ async def test_a_limit_added_under_load_misses_nothing(tmp_path: Path) -> None:
     await asyncio.sleep(0.3)
     configure(tmp_path, TWO)
     await eventually(lambda: all(len(runtime.limits.limits) == 2 for runtime in workers))
-    counting = seeding.COUNTING
+    counting = backfill.COUNTING
     await eventually(lambda: workers[0].operations.notes(counting).get(counting, "").count(",") == 1)
     await asyncio.sleep(0.3)
     going = False

@@ -20,15 +20,15 @@ from usage_plugin.domain.usage import TokenUsage, UsageEvent, new_event_id, subj
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import simulation
-from usage_plugin.tracking.admission import Admission, AdmissionPolicy, Refusal
-from usage_plugin.tracking.alerts import Alerts
-from usage_plugin.tracking.cache import UsageCache
-from usage_plugin.tracking.demands import Ask, Candidate, charged_by
-from usage_plugin.tracking.imperfections import Imperfections
-from usage_plugin.tracking.recorder import OpenRequest, Outcome, Recorder
-from usage_plugin.tracking.rules import RulesInForce
-from usage_plugin.tracking.simulation import OTHERS, Replay, Simulation, TallyKey
+from usage_plugin.tracking.admission.active_limits import RulesInForce
+from usage_plugin.tracking.admission.alerts import Alerts
+from usage_plugin.tracking.admission.decide import Admission, AdmissionPolicy, Refusal
+from usage_plugin.tracking.admission.requirements import Ask, Candidate, charged_by
+from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Recorder
+from usage_plugin.tracking.analysis import simulation
+from usage_plugin.tracking.analysis.simulation import OTHERS, Replay, Simulation, TallyKey
+from usage_plugin.tracking.history.cache import UsageCache
+from usage_plugin.tracking.notifications.anomalies import Imperfections
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

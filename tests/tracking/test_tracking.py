@@ -26,14 +26,14 @@ from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking import keeper as keeper_module
-from usage_plugin.tracking import patience
-from usage_plugin.tracking.admission import Admitted, Refusal
-from usage_plugin.tracking.cache import UsageCache, user_day, user_month
-from usage_plugin.tracking.demands import Ask, Candidate
-from usage_plugin.tracking.flusher import Flusher
-from usage_plugin.tracking.keeper import Keeper
-from usage_plugin.tracking.recorder import OpenRequest, Outcome
+from usage_plugin.tracking.admission.decide import Admitted, Refusal
+from usage_plugin.tracking.admission.requirements import Ask, Candidate
+from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
+from usage_plugin.tracking.history.cache import UsageCache, user_day, user_month
+from usage_plugin.tracking.maintenance import keeper as keeper_module
+from usage_plugin.tracking.maintenance import supervisor
+from usage_plugin.tracking.maintenance.flusher import Flusher
+from usage_plugin.tracking.maintenance.keeper import Keeper
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -687,7 +687,7 @@ async def test_a_store_that_fails_loses_nothing(
 ) -> None:
     """While the store cannot be opened, recording continues; afterwards all events drain in order."""
     monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE", 0.1)
     parts = Parts(configure(tmp_path))
     broken, refused = True, []
 

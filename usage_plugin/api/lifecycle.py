@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from usage_plugin.api.tracker import UsageTracker
 from usage_plugin.config import Config, config_of, find_config, load_config
 from usage_plugin.runtime import Runtime
-from usage_plugin.tracking.tracker import UsageReader
+from usage_plugin.tracking.history.reader import UsageReader
 
 if TYPE_CHECKING:
     import os

@@ -30,12 +30,12 @@ from usage_plugin.domain.store import (
 )
 from usage_plugin.domain.windows import FOREVER, Window, WindowRule, days_window, to_instant
 from usage_plugin.errors import UsagePluginError
-from usage_plugin.tracking.forecasting import FORECAST_WINDOWS, Forecaster
-from usage_plugin.tracking.patterns import MOST_USERS, Known, find_patterns
-from usage_plugin.tracking.percentiles import percentiles
-from usage_plugin.tracking.standings import Standings
-from usage_plugin.tracking.steps import in_steps
-from usage_plugin.tracking.tracker import DayPosition, named
+from usage_plugin.tracking.analysis.forecasting import FORECAST_WINDOWS, Forecaster
+from usage_plugin.tracking.analysis.patterns import MOST_USERS, Known, find_patterns
+from usage_plugin.tracking.analysis.percentiles import percentiles
+from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.history.chunking import in_steps
+from usage_plugin.tracking.history.reader import DayPosition, named
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import EventDimension, HourGrouping, RollupDimension
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
     from usage_plugin.runtime import Runtime
-    from usage_plugin.tracking.forecasting import ForecastWindow
-    from usage_plugin.tracking.percentiles import EventGrouping, Measure
-    from usage_plugin.tracking.rows import Group
-    from usage_plugin.tracking.tracker import UsageReader
+    from usage_plugin.tracking.analysis.forecasting import ForecastWindow
+    from usage_plugin.tracking.analysis.percentiles import EventGrouping, Measure
+    from usage_plugin.tracking.history.packed_rows import Group
+    from usage_plugin.tracking.history.reader import UsageReader
 
 Bucket = Literal["hour", "day", "week", "month"]
 

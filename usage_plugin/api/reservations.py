@@ -11,10 +11,10 @@ from usage_plugin.api.validation import outcome_of
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.errors import BudgetExceededError, LedgerError, NotAdmittedError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.admission import Refusal
-from usage_plugin.tracking.recorder import OpenRequest
-from usage_plugin.tracking.refusal_words import sentence
-from usage_plugin.tracking.refusals import describe
+from usage_plugin.tracking.admission.decide import Refusal
+from usage_plugin.tracking.admission.refusal_text import sentence
+from usage_plugin.tracking.admission.refusals import describe
+from usage_plugin.tracking.admission.settlement import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from usage_plugin.api.validation import Facts
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Runtime
-    from usage_plugin.tracking.admission import Admitted
-    from usage_plugin.tracking.demands import Ask
+    from usage_plugin.tracking.admission.decide import Admitted
+    from usage_plugin.tracking.admission.requirements import Ask
 
 _BY_LIMIT = frozenset({"spent", "busy", "too_large"})
 

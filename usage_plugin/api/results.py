@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.profiles import UserProfile
     from usage_plugin.domain.store import DailySum
     from usage_plugin.domain.usage import UsageTotals
-    from usage_plugin.tracking.forecasting import Outlook
-    from usage_plugin.tracking.percentiles import Measure
+    from usage_plugin.tracking.analysis.forecasting import Outlook
+    from usage_plugin.tracking.analysis.percentiles import Measure
 
 Money = Decimal | str | int | float
 """Accepted types of an amount in USD. A float is converted by its decimal representation, rounded to nano-dollars."""

@@ -13,7 +13,7 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import UsageTotals, totals_of
 from usage_plugin.domain.windows import MICROSECONDS, Window, month_of, start_of_day, to_datetime
-from usage_plugin.tracking.standings import Standings
+from usage_plugin.tracking.history.balances import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from usage_plugin.domain.operations import NotedAlert
     from usage_plugin.domain.store import Grouping
     from usage_plugin.runtime import Runtime
-    from usage_plugin.tracking.rows import ReportRow
-    from usage_plugin.tracking.standings import AccountStanding
-    from usage_plugin.tracking.tracker import UsageReader
+    from usage_plugin.tracking.history.balances import AccountStanding
+    from usage_plugin.tracking.history.packed_rows import ReportRow
+    from usage_plugin.tracking.history.reader import UsageReader
 
 _BY: tuple[Grouping, ...] = ("day", "model", "provider", "team", "api_key", "organization", "end_user")
 _ACTIVE_FOR = 24 * 3_600 * MICROSECONDS

@@ -30,9 +30,9 @@ from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.errors import LedgerError, UsagePluginError
-from usage_plugin.tracking.admission import unheld
-from usage_plugin.tracking.demands import Ask, Candidate
-from usage_plugin.tracking.recorder import OpenRequest
+from usage_plugin.tracking.admission.decide import unheld
+from usage_plugin.tracking.admission.requirements import Ask, Candidate
+from usage_plugin.tracking.admission.settlement import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.api.results import Money, UsageSummary
     from usage_plugin.domain.subjects import Subjects
-    from usage_plugin.tracking.recorder import Outcome
+    from usage_plugin.tracking.admission.settlement import Outcome
 
 CALL_TYPE = "library"
 """The call type of events that a program records."""

@@ -25,9 +25,9 @@ from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import AdjustmentError, MoneyError
-from usage_plugin.tracking.flusher import until_free
-from usage_plugin.tracking.refusals import plain_amount
-from usage_plugin.tracking.standings import Standings
+from usage_plugin.tracking.admission.refusals import plain_amount
+from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.maintenance.flusher import until_free
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

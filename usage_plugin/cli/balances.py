@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.cli.output import Column, thousands
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.tracking.refusals import format_amount, plain_amount
+from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from usage_plugin.domain.limits import Limit, Unit
-    from usage_plugin.tracking.standings import AccountStanding
+    from usage_plugin.tracking.history.balances import AccountStanding
 
 
 COLUMNS = (

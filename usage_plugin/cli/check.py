@@ -15,8 +15,8 @@ from usage_plugin.errors import UsagePluginError
 from usage_plugin.pricing.sheets import unpriced_models
 from usage_plugin.proxy.config_warnings import CALLBACK, config_warnings
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.failures import Failures
-from usage_plugin.tracking.refusals import format_amount
+from usage_plugin.tracking.admission.refusals import format_amount
+from usage_plugin.tracking.notifications.plugin_failures import Failures
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,9 +25,9 @@ from usage_plugin.domain.operations import AuditEntry
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.tracking.flusher import until_free
-from usage_plugin.tracking.persons import Person, bring_to_store, forget, leave_no_trace, names_in, tell_plugins
-from usage_plugin.tracking.refusals import plain_amount
+from usage_plugin.tracking.admission.refusals import plain_amount
+from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.privacy.erasure import Person, bring_to_store, forget, leave_no_trace, names_in, tell_plugins
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping

@@ -12,7 +12,7 @@ from usage_plugin.cli.output import Column, Output, console, escape_control, tab
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.tracking.tracker import has_names, named
+from usage_plugin.tracking.history.reader import has_names, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,8 +24,8 @@ from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import UnknownEventError, UnknownRefError
-from usage_plugin.tracking.refusals import format_amount, plain_amount
-from usage_plugin.tracking.standings import AccountStanding, Standings
+from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
+from usage_plugin.tracking.history.balances import AccountStanding, Standings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -14,9 +14,9 @@ from usage_plugin.domain.forecast import Backtest, Errors
 from usage_plugin.domain.money import NANO_PER_USD, format_usd
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension
 from usage_plugin.domain.windows import WindowRule, local_date
-from usage_plugin.tracking.forecasting import Forecaster
-from usage_plugin.tracking.refusals import format_amount, plain_amount
-from usage_plugin.tracking.standings import Standings
+from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
+from usage_plugin.tracking.analysis.forecasting import Forecaster
+from usage_plugin.tracking.history.balances import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import UsageFilter
     from usage_plugin.domain.windows import WindowKind
     from usage_plugin.runtime import Reader
-    from usage_plugin.tracking.forecasting import Outlook
+    from usage_plugin.tracking.analysis.forecasting import Outlook
 
 _CENT, _MICRO = 10**7, 10**3
 _COLUMNS = (

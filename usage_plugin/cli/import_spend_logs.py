@@ -14,7 +14,7 @@ from usage_plugin.cli.progress import Bar
 from usage_plugin.domain.money import format_usd
 from usage_plugin.migration.spend_logs import IdentityRules, Imported, import_spend_logs
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.seeding import count_history_anew
+from usage_plugin.tracking.maintenance.backfill import count_history_anew
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.cli.balances import COLUMNS, cells, plain
 from usage_plugin.cli.output import Output, table
-from usage_plugin.tracking.standings import AccountStanding, Standings
+from usage_plugin.tracking.history.balances import AccountStanding, Standings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

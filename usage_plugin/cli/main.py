@@ -45,8 +45,8 @@ from usage_plugin.cli.output import Output
 from usage_plugin.config import find_config, load_config
 from usage_plugin.domain.patterns import PATTERN_TYPES
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.forecasting import FORECAST_WINDOWS
-from usage_plugin.tracking.patterns import MOST_USERS
+from usage_plugin.tracking.analysis.forecasting import FORECAST_WINDOWS
+from usage_plugin.tracking.analysis.patterns import MOST_USERS
 
 if TYPE_CHECKING:
     from datetime import datetime

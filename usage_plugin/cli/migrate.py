@@ -18,7 +18,7 @@ from usage_plugin.errors import UsagePluginError
 from usage_plugin.migration.background import DONE, FAILED
 from usage_plugin.migration.directory_migration import MigrationContext, migrate, preview
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.seeding import count_history_anew
+from usage_plugin.tracking.maintenance.backfill import count_history_anew
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ from usage_plugin.cli.progress import counting_bar
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.pricing.sheets import configured_rates
-from usage_plugin.tracking.patterns import LATELY_DAYS, Known, find_patterns
-from usage_plugin.tracking.standings import Standings
+from usage_plugin.tracking.analysis.patterns import LATELY_DAYS, Known, find_patterns
+from usage_plugin.tracking.history.balances import Standings
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from usage_plugin.cli.date_ranges import TypedDates
     from usage_plugin.domain.patterns import Pattern
     from usage_plugin.runtime import Reader
-    from usage_plugin.tracking.patterns import Found
+    from usage_plugin.tracking.analysis.patterns import Found
 
 _COLUMNS = (
     Column("type"), Column("description"), Column("impact USD", number=True), Column("users"),

@@ -14,7 +14,7 @@ from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import UnknownProfileError
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.flusher import until_free
+from usage_plugin.tracking.maintenance.flusher import until_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

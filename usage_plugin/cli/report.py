@@ -11,7 +11,7 @@ from usage_plugin.cli.output import Column, Output, at_terminal, console, table,
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.store import EVENT_DIMENSIONS, GROUPINGS, ROLLUP_DIMENSIONS, EventDimension, Grouping
 from usage_plugin.domain.usage import sum_totals
-from usage_plugin.tracking.tracker import Top
+from usage_plugin.tracking.history.reader import Top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,9 +13,16 @@ from usage_plugin.cli.progress import Bar
 from usage_plugin.config import with_limits
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.windows import days_window, to_datetime
-from usage_plugin.tracking.pruning import last_run
-from usage_plugin.tracking.seeding import lacks_history
-from usage_plugin.tracking.simulation import OTHERS, Replay, Simulation, Tally, count_what_windows_held, simulate
+from usage_plugin.tracking.analysis.simulation import (
+    OTHERS,
+    Replay,
+    Simulation,
+    Tally,
+    count_what_windows_held,
+    simulate,
+)
+from usage_plugin.tracking.maintenance.backfill import lacks_history
+from usage_plugin.tracking.maintenance.retention import last_run
 
 if TYPE_CHECKING:
     from datetime import date
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from usage_plugin.cli.date_ranges import TypedDates
     from usage_plugin.domain.limits import Action, Limit, LimitSet
     from usage_plugin.runtime import Reader
-    from usage_plugin.tracking.simulation import Effect, TallyKey
+    from usage_plugin.tracking.analysis.simulation import Effect, TallyKey
 
 _NUMBERS = (
     Column("requests", number=True), Column("cost USD", number=True), Column("only in flight", number=True),

@@ -17,9 +17,9 @@ from usage_plugin.domain.windows import to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageError
 from usage_plugin.migration.background import Report, reported
-from usage_plugin.tracking.problems import Problem, problems
-from usage_plugin.tracking.pruning import last_run, oldest_event
-from usage_plugin.tracking.secret import secret_trouble
+from usage_plugin.tracking.maintenance.retention import last_run, oldest_event
+from usage_plugin.tracking.notifications.health import Problem, problems
+from usage_plugin.tracking.privacy.secret import secret_trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Limits: the rules of the YAML, and the matching of requests to them.
 
 For a request and the model that will be billed, `LimitSet.matching` returns the limits that count it, each with its
-subject and amount. It decides nothing: `tracking.admission` decides, with the ledger.
+subject and amount. It decides nothing: `tracking.admission.decide` decides, with the ledger.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from usage_plugin.migration.legacy_records import ImportFinding
 from usage_plugin.migration.legacy_sources import STATE_FILE, LegacySource, find_sources, formats_of, identify, rename
 from usage_plugin.migration.outcome import Outcome, Progress
 from usage_plugin.migration.staging import StagingDatabase
-from usage_plugin.tracking.flusher import until_free
+from usage_plugin.tracking.maintenance.flusher import until_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from usage_plugin.plugins.interface import Claim
-    from usage_plugin.tracking.failures import Failures
+    from usage_plugin.tracking.notifications.plugin_failures import Failures
 
 REFRESH_INTERVAL = 1.0
 HANG_TIMEOUT = 30.0

@@ -12,8 +12,8 @@ from litellm.responses.utils import ResponsesAPIRequestUtils
 
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.proxy.underway import RequestUnderWay
-from usage_plugin.tracking import deferred
+from usage_plugin.proxy.inflight import RequestUnderWay
+from usage_plugin.tracking.admission import deferred
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

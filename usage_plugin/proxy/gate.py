@@ -15,19 +15,19 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import new_ref
 from usage_plugin.proxy import routes
 from usage_plugin.proxy.identity import resolve
-from usage_plugin.proxy.refusing import bad_request
+from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.unmetered import admit_unmetered
-from usage_plugin.tracking.admission import Admitted, Decision, Refusal
-from usage_plugin.tracking.demands import Demand
+from usage_plugin.tracking.admission.decide import Admitted, Decision, Refusal
+from usage_plugin.tracking.admission.requirements import Demand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.limits import Matched
-    from usage_plugin.proxy.asking import Sending
-    from usage_plugin.proxy.exchange import Exchange
-    from usage_plugin.proxy.negotiating import Negotiator
     from usage_plugin.proxy.prices import PriceBook
+    from usage_plugin.proxy.remedies import Negotiator
+    from usage_plugin.proxy.request_plan import Sending
+    from usage_plugin.proxy.request_scope import Exchange
     from usage_plugin.runtime import Runtime
 
 _RAG = "rag/query"

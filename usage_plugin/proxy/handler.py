@@ -22,30 +22,30 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import IdentityRequiredError, ResolverFailedError, SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import bounds, exchange
-from usage_plugin.proxy.answer_bytes import AnswerReport
-from usage_plugin.proxy.asking import Asking, gives_up_early
+from usage_plugin.proxy import bounds, request_scope
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
-from usage_plugin.proxy.endings import Endings
 from usage_plugin.proxy.gate import Gate
-from usage_plugin.proxy.handed_through import reads_bytes
 from usage_plugin.proxy.identity import resolve
-from usage_plugin.proxy.negotiating import Negotiator
-from usage_plugin.proxy.refusing import bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.inflight import RequestUnderWay, Underway, is_free
+from usage_plugin.proxy.outgoing_check import SecondLine, StoppedError, ask_for_usage
+from usage_plugin.proxy.pass_through_prices import reads_bytes
+from usage_plugin.proxy.pass_through_usage import AnswerReport
+from usage_plugin.proxy.refusal_response import bad_request, negotiated_headers, refusal_error, standing_headers
+from usage_plugin.proxy.remedies import Negotiator
+from usage_plugin.proxy.request_plan import Asking, gives_up_early
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
-from usage_plugin.proxy.second_line import SecondLine, StoppedError, ask_for_usage
+from usage_plugin.proxy.settlement import Endings
 from usage_plugin.proxy.streams import NATIVE, Report
-from usage_plugin.proxy.underway import RequestUnderWay, Underway, is_free
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
-from usage_plugin.tracking.admission import Decision, Refusal
+from usage_plugin.tracking.admission.decide import Decision, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
     from usage_plugin.domain.usage import Status
-    from usage_plugin.proxy.asking import Sending
     from usage_plugin.proxy.prices import PriceBook
+    from usage_plugin.proxy.request_plan import Sending
     from usage_plugin.runtime import Runtime
 
 log = get_logger()
@@ -81,7 +81,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         Raises:
             ProxyException: The refusal that LiteLLM sends to the client.
         """
-        here = exchange.current.get()
+        here = request_scope.current.get()
         if here is None:
             return
         _stop_if_refused(here)
@@ -118,7 +118,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> dict[str, Any] | None:
         """Admit a request, or raise the error that LiteLLM turns into the refusal."""
         kind = str(getattr(call_type, "value", call_type))
-        here = exchange.current.get()
+        here = request_scope.current.get()
         _stop_if_refused(here)
         if here is not None and kind in LOOK_UPS:
             here.looked_up = data
@@ -135,7 +135,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             raise answer from None
         return data
 
-    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: exchange.Exchange | None) -> None:
+    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: request_scope.Exchange | None) -> None:
         runtime = self._runtime
         started = runtime.clock.monotonic()
         subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
@@ -151,7 +151,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         decision: Decision,
         subjects: Subjects,
         data: dict[str, Any],
-        here: exchange.Exchange | None,
+        here: request_scope.Exchange | None,
         started: int,
         *,
         unmetered: bool,
@@ -196,7 +196,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
         From here on the request may cost something, even if it is stopped later.
         """
-        request, here = self._underway.of_hook(kwargs), exchange.current.get()
+        request, here = self._underway.of_hook(kwargs), request_scope.current.get()
         _stop_if_refused(here)
         if request is None and here is not None and here.subjects is None and not here.requests:
             request = await self._notice(here)
@@ -217,12 +217,12 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     def _stopped(self, refusal: Refusal) -> StoppedError:
         error = refusal_error(refusal, self._runtime.config)
-        here = exchange.current.get()
+        here = request_scope.current.get()
         if here is not None:
             here.refuse(error)
         return StoppedError(error)
 
-    async def _notice(self, here: exchange.Exchange) -> RequestUnderWay | None:
+    async def _notice(self, here: request_scope.Exchange) -> RequestUnderWay | None:
         """Admit a call that the gate never saw, on a route that LiteLLM authenticates in its own way."""
         here.rule = rule = rule_of(here.method, here.path)
         if rule.verdict in ("free", "held"):
@@ -265,7 +265,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if request is None and data.get("response_id"):
                 self._endings.looked_up(data, response)
             recorded = self._endings.answered(request, data, response) if request is not None else None
-            here = exchange.current.get()
+            here = request_scope.current.get()
             if here is not None and recorded is not None:
                 here.standing = recorded.standing or here.standing
                 here.cost = recorded.event.cost
@@ -313,7 +313,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     # ── the exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @staticmethod
-    def answer_begins(here: exchange.Exchange) -> None:
+    def answer_begins(here: request_scope.Exchange) -> None:
         """Write the headers of an answer at the last moment, since only then are their values known."""
         with _NothingRaised("answer_begins"):
             if here.standing is not None:
@@ -337,7 +337,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             self._endings.close()
 
 
-def _stop_if_refused(here: exchange.Exchange | None) -> None:
+def _stop_if_refused(here: request_scope.Exchange | None) -> None:
     """Raise the gate's refusal again, since LiteLLM lets some tool requests continue without a user to refuse."""
     if here is not None and here.refused is not None:
         raise here.refused
@@ -348,7 +348,7 @@ def _model_group(kwargs: Mapping[str, Any]) -> object:
     return metadata.get("model_group") if isinstance(metadata, dict) else None
 
 
-def _is_free_route(here: exchange.Exchange | None, kind: str) -> bool:
+def _is_free_route(here: request_scope.Exchange | None, kind: str) -> bool:
     """Whether the route costs nothing, although LiteLLM calls its hook there."""
     return here is not None and here.rule is not None and here.rule.verdict == "free" and kind not in UNMETERED
 

@@ -20,7 +20,7 @@ from usage_plugin.domain.pseudonyms import MASTER_KEY, is_key_hash, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.errors import IdentityRequiredError, SubjectNameError
 from usage_plugin.plugins.interface import Claim
-from usage_plugin.proxy import exchange
+from usage_plugin.proxy import request_scope
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -197,7 +197,7 @@ def _headers(body: Mapping[str, Any]) -> Mapping[str, str]:
 
     They come from the connection: on pass-through routes LiteLLM passes none, since the whole body is the client's.
     """
-    here = exchange.current.get()
+    here = request_scope.current.get()
     if here is not None:
         return here.client_headers
     found = (body.get("proxy_server_request") or {}).get("headers") or {}

@@ -27,9 +27,9 @@ from usage_plugin.errors import SubjectNameError
 from usage_plugin.log import get_logger
 from usage_plugin.pricing.catalog import adjustment_of, entry_name, provider_of
 from usage_plugin.pricing.sheets import is_price_key, own_or_mapped, route_of, with_container
-from usage_plugin.proxy import outcomes
+from usage_plugin.proxy import usage_parsing
+from usage_plugin.proxy.inflight import is_free
 from usage_plugin.proxy.prices import Deployment
-from usage_plugin.proxy.underway import is_free
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.api import UsageTracker
     from usage_plugin.domain.usage import Status
-    from usage_plugin.tracking.recorder import Outcome
+    from usage_plugin.tracking.admission.settlement import Outcome
 
 LAST_WORDS_SECONDS = 5.0
 """The maximum wait at the end, in seconds, for calls that LiteLLM has not reported yet."""
@@ -81,7 +81,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
         self._loop = asyncio.get_running_loop()
         self._map = {name: dict(entry) for name, entry in litellm.model_cost.items() if isinstance(entry, dict)}
         self._begun: OrderedDict[str, None] = OrderedDict()
-        self._disputes = outcomes.CrossCheck()
+        self._disputes = usage_parsing.CrossCheck()
 
     async def wait(self, seconds: float = LAST_WORDS_SECONDS) -> None:
         """Wait until LiteLLM has reported every call that has begun, for a maximum number of seconds."""
@@ -140,10 +140,10 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
     def _outcome(self, kwargs: Mapping[str, Any], response: Any, draft: UsageEvent, status: Status) -> Outcome:
         error = kwargs.get("exception")
         sheet = _Sheet(self._map, kwargs)
-        outcome = outcomes.read_outcome(
+        outcome = usage_parsing.read_outcome(
             sheet,
-            outcomes.served_logged(kwargs, response),
-            outcomes.logged_usage(kwargs, response),
+            usage_parsing.served_logged(kwargs, response),
+            usage_parsing.logged_usage(kwargs, response),
             draft,
             status=status,
             error=type(error).__name__ if error is not None else None,

@@ -19,13 +19,13 @@ from litellm.responses.streaming_iterator import BaseResponsesAPIStreamingIterat
 
 from usage_plugin.domain.prices import NO_TOOL_CALLS, ToolCalls
 from usage_plugin.pricing.usage import field, fields_of, grounding_calls, mapping, tier_of
-from usage_plugin.proxy import exchange
+from usage_plugin.proxy import request_scope
 from usage_plugin.proxy.json_members import MemberScanner
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from usage_plugin.proxy.underway import RequestUnderWay
+    from usage_plugin.proxy.inflight import RequestUnderWay
 
 Stream: TypeAlias = Any
 """A stream as one of LiteLLM's calls made it: one of `_STREAMS`."""
@@ -214,5 +214,5 @@ def _reports_here() -> list[Report]:
 
 
 def _requests_here() -> list[RequestUnderWay]:
-    here = exchange.current.get()
+    here = request_scope.current.get()
     return [request for request in here.requests if not request.settled] if here is not None else []

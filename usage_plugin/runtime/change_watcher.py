@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from usage_plugin.errors import ConfigError, LedgerError, PluginError
 from usage_plugin.log import get_logger
-from usage_plugin.tracking.admission import AdmissionPolicy
-from usage_plugin.tracking.problems import Problems
-from usage_plugin.tracking.rules import NOTE
+from usage_plugin.tracking.admission.active_limits import NOTE
+from usage_plugin.tracking.admission.decide import AdmissionPolicy
+from usage_plugin.tracking.notifications.health import Problems
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.pseudonyms import Pseudonyms
     from usage_plugin.plugins.identity_resolvers import Resolvers
-    from usage_plugin.tracking.admission import Admission, Pressure
-    from usage_plugin.tracking.recorder import Recorder
-    from usage_plugin.tracking.rules import RulesInForce
+    from usage_plugin.tracking.admission.active_limits import RulesInForce
+    from usage_plugin.tracking.admission.decide import Admission, Pressure
+    from usage_plugin.tracking.admission.settlement import Recorder
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
 """The keys of the YAML that are read only at the start."""

@@ -28,9 +28,9 @@ from usage_plugin.plugins.interface import (
 )
 from usage_plugin.plugins.interface_checks import check_verbs
 from usage_plugin.plugins.manager import Plugins
-from usage_plugin.tracking import secret
-from usage_plugin.tracking.cache import UsageCache
-from usage_plugin.tracking.flusher import Unstorable
+from usage_plugin.tracking.history.cache import UsageCache
+from usage_plugin.tracking.maintenance.flusher import Unstorable
+from usage_plugin.tracking.privacy import secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.plugins.interface import Restoration
-    from usage_plugin.tracking.failures import Failures
+    from usage_plugin.tracking.notifications.plugin_failures import Failures
 
 BUILTIN_PLUGINS = (
     "usage_plugin.ledgers.sqlite",

@@ -12,9 +12,9 @@ from usage_plugin.domain.pseudonyms import is_key_pseudonym, is_pseudonym
 from usage_plugin.errors import NothingRecordedError, PluginError, SecretError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.runtime.composition import Parts
-from usage_plugin.tracking.failures import Failures
-from usage_plugin.tracking.persons import Person
-from usage_plugin.tracking.tracker import UsageReader
+from usage_plugin.tracking.history.reader import UsageReader
+from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.privacy.erasure import Person
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

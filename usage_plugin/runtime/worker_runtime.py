@@ -17,19 +17,19 @@ from usage_plugin.migration.background import AutomaticMigration
 from usage_plugin.runtime.change_watcher import ChangeWatcher, admission_policy
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.runtime.data_folder import prepare_data_folder
-from usage_plugin.tracking import secret
-from usage_plugin.tracking.admission import Admission, Pressure
-from usage_plugin.tracking.alerts import Alerts
-from usage_plugin.tracking.failures import Failures
-from usage_plugin.tracking.flusher import LAST_PATIENCE
-from usage_plugin.tracking.imperfections import Imperfections
-from usage_plugin.tracking.keeper import Keeper
-from usage_plugin.tracking.listeners import Listeners
-from usage_plugin.tracking.pruning import Pruner, Retention
-from usage_plugin.tracking.recorder import Recorder
-from usage_plugin.tracking.refusals import RefusalLog
-from usage_plugin.tracking.rules import RulesInForce
-from usage_plugin.tracking.seeding import Seeder
+from usage_plugin.tracking.admission.active_limits import RulesInForce
+from usage_plugin.tracking.admission.alerts import Alerts
+from usage_plugin.tracking.admission.decide import Admission, Pressure
+from usage_plugin.tracking.admission.refusals import RefusalLog
+from usage_plugin.tracking.admission.settlement import Recorder
+from usage_plugin.tracking.maintenance.backfill import Seeder
+from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE
+from usage_plugin.tracking.maintenance.keeper import Keeper
+from usage_plugin.tracking.maintenance.retention import Pruner, Retention
+from usage_plugin.tracking.notifications.anomalies import Imperfections
+from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.subscribers import Listeners
+from usage_plugin.tracking.privacy import secret
 
 if TYPE_CHECKING:
     from usage_plugin.domain.limits import LimitSet

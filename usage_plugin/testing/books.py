@@ -11,7 +11,7 @@ from usage_plugin.domain.usage import UsageEvent, UsageTotals
 from usage_plugin.domain.windows import local_date
 from usage_plugin.testing.builders import batch_of
 from usage_plugin.testing.openings import BERLIN
-from usage_plugin.tracking.tracker import ALWAYS
+from usage_plugin.tracking.history.reader import ALWAYS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

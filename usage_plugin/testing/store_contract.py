@@ -58,7 +58,7 @@ from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.faults import Faults
 from usage_plugin.testing.hostile import HostileNames
 from usage_plugin.testing.openings import BERLIN, StoreOpening
-from usage_plugin.tracking.tracker import ALWAYS
+from usage_plugin.tracking.history.reader import ALWAYS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence

@@ -11,7 +11,7 @@ from usage_plugin.domain.store import ROLLUP_DIMENSIONS, daily_sum
 from usage_plugin.domain.usage import UsageTotals, to_record
 from usage_plugin.domain.windows import start_of_hour
 from usage_plugin.encoding import encode_record
-from usage_plugin.tracking.steps import unhurried
+from usage_plugin.tracking.history.chunking import unhurried
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

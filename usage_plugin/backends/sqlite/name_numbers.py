@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS
-from usage_plugin.tracking.steps import in_steps
+from usage_plugin.tracking.history.chunking import in_steps
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -47,7 +47,7 @@ from usage_plugin.domain.usage import UsageEvent, UsageTotals, from_record
 from usage_plugin.domain.windows import days_window, hour_name, start_of_day
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.sqlite_file import identity
-from usage_plugin.tracking.steps import in_steps, taken
+from usage_plugin.tracking.history.chunking import in_steps, taken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence

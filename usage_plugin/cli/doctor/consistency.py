@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from usage_plugin.cli.doctor.findings import Finding, ok, problem, warning
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageError
-from usage_plugin.tracking.problems import problems
-from usage_plugin.tracking.secret import secret_trouble
+from usage_plugin.tracking.notifications.health import problems
+from usage_plugin.tracking.privacy.secret import secret_trouble
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ from usage_plugin.cli.progress import BarInTime
 from usage_plugin.domain.pseudonyms import NOBODY
 from usage_plugin.domain.store import DailySum
 from usage_plugin.domain.windows import days_window
-from usage_plugin.tracking.tracker import PAGE, pages
+from usage_plugin.tracking.history.reader import PAGE, pages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from usage_plugin.contrib.chroma.vector_store import Vectors
-    from usage_plugin.tracking.tracker import UsageReader
+    from usage_plugin.tracking.history.reader import UsageReader
 
 MOST_USERS = 10_000
 """The number of users of a week whose sums are in memory; a week with more users is read in several passes."""

@@ -1,0 +1,205 @@
+"""Requests under way: the admitted requests that are not settled, and how a hook's request is found among them.
+
+A request is identified by an id of our own in its metadata, which cannot be guessed. Call ids and response ids are
+chosen by clients and providers, and repeat.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from usage_plugin.proxy import request_scope
+from usage_plugin.tracking.admission.settlement import OpenRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.request_plan import Sending
+    from usage_plugin.proxy.streams import Report, Stream
+    from usage_plugin.tracking.admission.decide import Admitted, Refusal
+
+STAMP = "usage_plugin_event"
+"""The key of our id in the request's metadata; it is never sent to a provider."""
+
+_METADATA = ("litellm_metadata", "metadata")
+_REMEMBERED = 10_000
+
+_FREE_CALLS = re.compile(
+    r"^a?_?(get|list|delete|cancel|retrieve|upload|file_)|_(retrieve|list|delete|(?<!generate_)content|character|job)$"
+    r"|create_(file|assistants|thread|container|sandbox)$|add_message$|^vector_store_file|^avector_store_file"
+)
+"""Call types of look-ups and of storage: LiteLLM calls the hook for them too. All others can cost."""
+
+Settler = Literal["inline", "success", "failure", "orphan", "deferred"]
+"""How a request was settled.
+
+- `inline`: before a whole answer is sent
+- `success`: by the log of a success
+- `failure`: by the failure hook
+- `orphan`: without any hook
+- `deferred`: not yet, since its settlement waits for a result
+"""
+
+
+class RequestUnderWay(OpenRequest):
+    """An admitted request, with its state as reported by the hooks.
+
+    Attributes:
+        answer: The provider's answer, from LiteLLM's innermost call.
+        stream: LiteLLM's stream, from its innermost call.
+        report: The report of the provider's own frames, or of the bytes sent to the client.
+        logged: The arguments of a success log that came before the last frame was read.
+        is_over: Whether the last byte is sent.
+        sent: Whether a provider has received the request and not answered yet.
+        broken: Whether the last attempt was logged as a failure.
+        cut: Whether only a part of the answer was delivered.
+        failed: The status sent to the client, while the provider may still be working and will charge for it.
+        error: The name of the failure's exception.
+        unmetered: Whether the route reports no usage.
+        fills_exchange: Whether each call to a provider in its exchange belongs to it, with any call id.
+        sending: Its bounds, compared with the outgoing request; None if no limit depends on them.
+        stopped: The refusal, if the outgoing request exceeds the limits.
+    """
+
+    __slots__ = (
+        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "report", "sending",
+        "sent", "stopped", "stream", "unmetered",
+    )  # fmt: skip
+
+    def __init__(
+        self, admitted: Admitted, started: int, *, unmetered: bool = False, fills_exchange: bool = False
+    ) -> None:
+        """Create it from an admitted request; `started` is in the monotonic clock's time."""
+        super().__init__(admitted, started)
+        self.answer: Any = None
+        self.stream: Stream | None = None
+        self.report: Report | None = None
+        self.logged: tuple[Mapping[str, Any], Any] | None = None
+        self.is_over = False
+        self.sent = False
+        self.broken = False
+        self.cut = False
+        self.failed: Status | None = None
+        self.error: str | None = None
+        self.unmetered = unmetered
+        self.fills_exchange = unmetered or fills_exchange
+        self.sending: Sending | None = None
+        self.stopped: Refusal | None = None
+
+    @property
+    def models(self) -> tuple[str | None, str | None]:
+        """The requested name of the model, which may be an alias, and the router's own."""
+        return self.admitted.event.requested_model, self.admitted.event.model
+
+
+class Underway:
+    """The requests in progress in this worker."""
+
+    def __init__(self) -> None:
+        """Start without any request."""
+        self._open: dict[str, RequestUnderWay] = {}
+        self._settled: OrderedDict[str, Settler] = OrderedDict()
+
+    def add(self, request: RequestUnderWay, data: dict[str, Any], here: request_scope.Exchange | None) -> None:
+        """Stamp an admitted request, and keep it until it is settled."""
+        self._open[request.event_id] = request
+        if here is not None:
+            here.requests = [known for known in here.requests if not known.settled] + [request]
+        metadata_of(data)[STAMP] = request.event_id
+
+    def forget(self, request: RequestUnderWay, settler: Settler) -> None:
+        """Remove a settled request; its settler is remembered for a while."""
+        self._open.pop(request.event_id, None)
+        self._settled[request.event_id] = settler
+        if len(self._settled) > _REMEMBERED:
+            self._settled.popitem(last=False)
+
+    def left(self) -> list[RequestUnderWay]:
+        """Return the requests that are not settled."""
+        return list(self._open.values())
+
+    def of_hook(self, data: Mapping[str, Any]) -> RequestUnderWay | None:
+        """Return the request of the body that a hook gets."""
+        return self._stamped(data) or _of_exchange(data.get("litellm_call_id"))
+
+    def of_log(self, kwargs: Mapping[str, Any]) -> RequestUnderWay | None:
+        """Return the request of a logging callback."""
+        return self._stamped(_parameters(kwargs)) or _of_exchange(kwargs.get("litellm_call_id"))
+
+    @staticmethod
+    def is_foreign(kwargs: Mapping[str, Any]) -> bool:
+        """Whether a logged call was never admitted, such as a health check or a guardrail's own call."""
+        if _stamps(_parameters(kwargs)):
+            return False
+        here, call_id = request_scope.current.get(), kwargs.get("litellm_call_id")
+        return here is None or all(request.admitted.event.call_id != call_id for request in here.requests)
+
+    def repetition(self, holder: Mapping[str, Any], *, by: Settler) -> Literal["expected", "again"] | None:
+        """Return whether a settled request is reported again, as expected or not; None if the request is unknown.
+
+        Args:
+            holder: The body that a hook gets, or the `kwargs` of a logging callback.
+            by: The hook that reports.
+        """
+        for stamp in (*_stamps(holder), *_stamps(_parameters(holder))):
+            settler = self._settled.get(stamp)
+            if settler in ("inline", "deferred") and by == "success":
+                # Every whole answer is logged once after it was settled inline.
+                self._settled[stamp] = "success"
+                return "expected"
+            if settler is not None:
+                return "again"
+        return None
+
+    def _stamped(self, holder: Mapping[str, Any]) -> RequestUnderWay | None:
+        for name in _METADATA:
+            metadata = holder.get(name)
+            if isinstance(metadata, dict):
+                stamp = metadata.get(STAMP)
+                if isinstance(stamp, str) and stamp in self._open:
+                    return self._open[stamp]
+        return None
+
+
+@lru_cache(maxsize=256)
+def is_free(call_type: str) -> bool:
+    """Whether calls of this type cost nothing, with any result."""
+    return _FREE_CALLS.search(call_type) is not None
+
+
+def metadata_of(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the metadata that stays in the proxy: on some routes `metadata` is the provider's own parameter."""
+    name = "litellm_metadata" if "litellm_metadata" in data else "metadata"
+    if not isinstance(data.get(name), dict):
+        data[name] = {}
+    found: dict[str, Any] = data[name]
+    return found
+
+
+def _parameters(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = kwargs.get("litellm_params")
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def _stamps(holder: Mapping[str, Any]) -> list[str]:
+    """Return possible ids of ours; clients can send some too, but cannot guess a valid one."""
+    found = (holder.get(name) for name in _METADATA)
+    stamps = (metadata.get(STAMP) for metadata in found if isinstance(metadata, dict))
+    return [stamp for stamp in stamps if isinstance(stamp, str)]
+
+
+def _of_exchange(call_id: object) -> RequestUnderWay | None:
+    """Return the request of this exchange; the call id distinguishes it from calls by guardrails in the meantime.
+
+    A request that the gate admits has no call id yet. An unmetered route has none, and its failure hook gets no body.
+    """
+    here = request_scope.current.get()
+    if here is None:
+        return None
+    return next(
+        (r for r in here.requests if not r.settled and (r.fills_exchange or r.admitted.event.call_id == call_id)), None
+    )

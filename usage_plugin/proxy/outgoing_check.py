@@ -1,0 +1,235 @@
+"""The second line of defense: compare the outgoing request to a provider with its hold.
+
+Between admission and sending, later callbacks, the router and its fallbacks may have changed the model, the messages or
+the output limit. Usually nothing has changed: the body is read once more, and its numbers are at most those of the
+hold.
+
+Otherwise the hold is released and the request is admitted again in its new form, for the chosen deployment. If that is
+refused, it is not sent, and neither are its retries and fallbacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from functools import lru_cache
+from operator import le
+from typing import TYPE_CHECKING, Any
+
+import litellm
+from fastapi import HTTPException
+from litellm.proxy._types import ProxyException
+
+from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.log import get_logger
+from usage_plugin.pricing.catalog import unprinted
+from usage_plugin.pricing.sheets import route_of
+from usage_plugin.proxy import bounds
+from usage_plugin.proxy.output_limits import output_limit
+from usage_plugin.tracking.admission.decide import Refusal, unheld
+
+if TYPE_CHECKING:
+    from usage_plugin.domain.prices import Reach
+    from usage_plugin.proxy.inflight import RequestUnderWay
+    from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.remedies import Negotiator
+    from usage_plugin.proxy.request_plan import Asking, Sending
+    from usage_plugin.runtime import Runtime
+
+_METADATA = ("litellm_metadata", "metadata")
+_MOST_TRIES = 200
+_PAUSE = 0.002
+
+log = get_logger()
+
+
+class StoppedError(ProxyException, HTTPException):  # type: ignore[misc]  # LiteLLM's class is untyped
+    """The request is not sent.
+
+    LiteLLM treats an `HTTPException` with status 400 as a guardrail's decision: it neither retries nor falls back. As a
+    `ProxyException` it carries the message, the type and the fields for the client.
+    """
+
+    def __init__(self, refusal: ProxyException) -> None:
+        """Copy the message, the type and the fields of the refusal."""
+        ProxyException.__init__(
+            self,
+            message=refusal.message,
+            type=refusal.type,
+            param=refusal.param,
+            code=int(refusal.code or 400),
+            headers=refusal.headers,
+            provider_specific_fields=refusal.provider_specific_fields,
+        )
+        self.status_code = 400
+        self.detail = refusal.message
+
+
+class SecondLine:
+    """Checks outgoing requests; each handler has one."""
+
+    def __init__(self, runtime: Runtime, asking: Asking, negotiator: Negotiator) -> None:
+        """Create it from the worker's runtime, the reader of requests and the negotiator."""
+        self._runtime = runtime
+        self._asking = asking
+        self._negotiator = negotiator
+
+    async def look(self, request: RequestUnderWay, kwargs: dict[str, Any], kind: str) -> Refusal | None:
+        """Compare the outgoing request with its hold; return the refusal if it must not be sent.
+
+        Args:
+            request: The admitted request.
+            kwargs: The arguments of the call to the provider. Our output limit is set here where the body could not
+                hold it.
+            kind: LiteLLM's call type.
+        """
+        sending = request.sending
+        if request.stopped is not None:
+            return request.stopped
+        if sending is None or kind != sending.kind:
+            # No limit depends on it, or it is the translated form of a request that has been compared.
+            return None
+        way, is_expected = self._way(request, sending, kwargs)
+        if way is None:
+            # No deployment was chosen: LiteLLM calls the provider by the model's name, as admitted.
+            return None
+        if is_expected:
+            _put_in(sending, kwargs, way)
+            if self._is_held(sending, kwargs, way):
+                return None
+        return await self._admit_again(request, kwargs, kind, way)
+
+    def _way(
+        self, request: RequestUnderWay, sending: Sending, kwargs: dict[str, Any]
+    ) -> tuple[Deployment | None, bool]:
+        """Return the chosen deployment, and whether the request was admitted for it."""
+        deployment_id, group = _chosen(kwargs)
+        if deployment_id is None:
+            return None, False
+        for way in sending.ways:
+            if way.deployment_id == deployment_id:
+                return way, True
+        return self._asking.deployment(request.admitted.subjects, group, deployment_id), False
+
+    def _is_held(self, sending: Sending, kwargs: dict[str, Any], way: Deployment) -> bool:
+        """Whether the outgoing request is within the bounds of the admitted one."""
+        then, now = sending.bound, bounds.read(sending.kind, kwargs, trusted=True)
+        most = None if then.input_tokens is None else then.input_tokens + _own_input(way, sending.kind)
+        if most is not None and (now.input_tokens is None or now.input_tokens > most):
+            return False
+        if sending.counts_output and sending.output_tokens is not None and route_of(sending.kind) == "text":
+            fields = output_limit(way, sending.kind, self._runtime.config.admission).fields
+            if fields and now.named.isdisjoint(fields):
+                return False
+            if (now.largest_output + now.predicted) * now.answers > sending.output_tokens:
+                return False
+            if not now.output_is_bounded:
+                return False
+        return _is_within(now.reach, then.reach, way)
+
+    async def _admit_again(
+        self, request: RequestUnderWay, kwargs: dict[str, Any], kind: str, way: Deployment
+    ) -> Refusal | None:
+        admitted = request.admitted
+        body = {**kwargs, "model": way.model}
+        if admitted.holds and not await self._release(request):
+            return None
+        decision, sending = await self._negotiator.admit_again(admitted, body, kind, way)
+        outcome = decision.outcome
+        for refusal in decision.unfelt:
+            self._runtime.refusals.add(refusal)
+        log.info(
+            "request.changed",
+            event_id=request.event_id,
+            model=way.model,
+            admitted=not isinstance(outcome, Refusal),
+        )
+        if isinstance(outcome, Refusal):
+            # Its hold is released, and nothing will be charged.
+            request.admitted = unheld(admitted.event, admitted.subjects)
+            request.stopped = outcome
+            return outcome
+        request.admitted, request.sending = outcome, sending
+        if sending is not None:
+            # Only a copy of the body was read, so set the limits in the call itself.
+            if sending.injected is not None:
+                bounds.inject_output(kind, kwargs, *sending.injected)
+            _put_in(sending._replace(injected=None), kwargs, way)
+        return None
+
+    async def _release(self, request: RequestUnderWay) -> bool:
+        """Release the hold; return False if the ledger fails, so that the first hold stays."""
+        for _ in range(_MOST_TRIES):
+            try:
+                self._runtime.ledger.release(request.event_id)
+            except LedgerBusyError:
+                await asyncio.sleep(_PAUSE)
+            except LedgerError:
+                break
+            else:
+                return True
+        log.error("ledger.not_released", event_id=request.event_id)
+        return False
+
+
+def ask_for_usage(kwargs: dict[str, Any], kind: str, admitted: str) -> None:
+    """Request the usage at the end of a stream, where LiteLLM translates a route into chat without requesting it."""
+    if kind != "acompletion" or admitted == kind or not kwargs.get("stream"):
+        return
+    options = kwargs.get("stream_options")
+    if not isinstance(options, dict) and _reports_usage(str(kwargs.get("model")), kwargs.get("custom_llm_provider")):
+        kwargs["stream_options"] = {"include_usage": True}
+
+
+@lru_cache(maxsize=1_000)
+def _reports_usage(model: str, provider: str | None) -> bool:
+    """Whether a provider accepts the option that requests the usage of a stream."""
+    with unprinted(), suppress(Exception):  # LiteLLM raises an error for unknown models
+        bare, named, _, _ = litellm.get_llm_provider(model, custom_llm_provider=provider)
+        return "stream_options" in (litellm.get_supported_openai_params(bare, custom_llm_provider=named) or ())
+    return False
+
+
+def _chosen(kwargs: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Return the id of the deployment that the router chose, and its `model_name`."""
+    for name in _METADATA:
+        metadata = kwargs.get(name)
+        if not isinstance(metadata, dict):
+            continue
+        info = metadata.get("model_info")
+        if isinstance(info, dict) and isinstance(info.get("id"), str):
+            group = metadata.get("model_group")
+            return info["id"], group if isinstance(group, str) else None
+    info = kwargs.get("model_info")
+    if isinstance(info, dict) and isinstance(info.get("id"), str):
+        return info["id"], None
+    return None, None
+
+
+def _put_in(sending: Sending, kwargs: dict[str, Any], way: Deployment) -> None:
+    """Set our output limit for a deployment that needs a different one than the body has."""
+    own = sending.limits.get(way.deployment_id)
+    if own is None:
+        return
+    for name in ("config", "generationConfig"):
+        # The router's own copy is only shallow.
+        if isinstance(kwargs.get(name), dict):
+            kwargs[name] = {**kwargs[name]}
+    if sending.injected is not None:
+        bounds.take_out_output(sending.kind, kwargs, sending.injected[0])
+    bounds.inject_output(sending.kind, kwargs, *own)
+
+
+def _own_input(way: Deployment, kind: str) -> int:
+    own: bounds.Bounds | None = way.bounds.get(kind)
+    return (own.input_tokens or 0) if own is not None else 0
+
+
+def _is_within(now: Reach, then: Reach, way: Deployment) -> bool:
+    return (
+        now.media_input <= then.media_input
+        and now.media_output <= then.media_output
+        and {*now.services} <= {*then.services, way.service}
+        and {*now.modes} <= {*then.modes}
+        and (then.units is None or (now.units is not None and all(map(le, now.units, then.units))))
+    )

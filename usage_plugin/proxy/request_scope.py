@@ -1,0 +1,231 @@
+"""The exchange: one HTTP request and its answer, seen from outside LiteLLM.
+
+An ASGI wrapper around the whole proxy puts an `Exchange` into a context variable, where hooks find it in any task that
+LiteLLM runs them in. It is filled and never replaced, since a context variable set in a child task is invisible to
+others.
+
+The values that hooks leave in it become headers of the answer, on every route. The wrapper also reports when the
+request is really over: after the last byte, or when the client disconnected.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.proxy.refusal_response import anthropic_body
+from usage_plugin.proxy.routes import WEBSOCKET
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+
+    from litellm.proxy._types import ProxyException
+
+    from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.subjects import Subjects
+    from usage_plugin.domain.usage import Status
+    from usage_plugin.proxy.inflight import RequestUnderWay
+    from usage_plugin.proxy.routes import Rule
+    from usage_plugin.proxy.streams import Report
+    from usage_plugin.tracking.admission.requirements import Standing
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_ERROR = 400
+"""The lowest HTTP status of an error."""
+
+current: ContextVar[Exchange | None] = ContextVar("usage_plugin_exchange", default=None)
+
+
+class Exchange:
+    """One request: its route, its user, and the values that the hooks leave for the answer.
+
+    Attributes:
+        method: The HTTP method, or `routes.WEBSOCKET`.
+        path: The path, without the prefix under which the proxy is mounted.
+        rule: The rule of the route, once LiteLLM has authenticated the request.
+        looked_up: The body of a request for deferred work, as hooks get it.
+        subjects: Returns the parties of the request; None before it is authenticated.
+        output_limit: The output limit that the gate set, where LiteLLM does not forward the request's own body.
+        refused: The gate's error, raised again wherever LiteLLM continues in spite of it.
+        ended: When the request was over, in seconds of the monotonic clock; None until then.
+        headers: Added to the answer; they replace headers of the same name.
+        status: The status of our refusal; some versions of LiteLLM turn it into a 500 on some routes.
+        body: The body of our refusal, where it differs from the one that LiteLLM writes.
+        standing: The status of the caller's most constrained limit.
+        cost: The cost of the request in nano-dollars, once it is known.
+        ending: The outcome on the wire. `cancelled` if the client left before the whole answer was sent. `success` if
+            it was sent and its status is not an error.
+        report: Reads the usage from the answer sent to the client, where that is the provider's own.
+        requests: The admitted requests: one, except for websockets and where LiteLLM calls the hook again.
+    """
+
+    __slots__ = (
+        "_asked", "_client_headers", "body", "cost", "ended", "ending", "headers", "looked_up", "method",
+        "output_limit", "path", "refused", "report", "requests", "rule", "standing", "status", "subjects",
+    )  # fmt: skip
+
+    def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = (), method: str = "POST") -> None:
+        """Create an exchange from the request's path, headers and method, in ASGI's form."""
+        self.path = path
+        self.method = method
+        self._asked = asked
+        self._client_headers: Mapping[str, str] | None = None
+        self.rule: Rule | None = None
+        self.subjects: Callable[[], Subjects] | None = None
+        self.looked_up: Mapping[str, Any] | None = None
+        self.output_limit: int | None = None
+        self.refused: ProxyException | None = None
+        self.headers: dict[str, str] = {}
+        self.status: int | None = None
+        self.body: bytes | None = None
+        self.standing: Standing | None = None
+        self.cost: Nano | None = None
+        self.ending: Status = "failure"
+        self.ended: float | None = None
+        self.report: Report | None = None
+        self.requests: list[RequestUnderWay] = []
+
+    @property
+    def client_headers(self) -> Mapping[str, str]:
+        """The request's headers by lower-case name; the last value of a repeated name counts, as in LiteLLM."""
+        if self._client_headers is None:
+            self._client_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._asked}
+        return self._client_headers
+
+    def refuse(self, answer: ProxyException, *, replace: bool = False) -> None:
+        """Answer with this error.
+
+        Args:
+            answer: The error that is raised.
+            replace: Whether to send this error instead of the one LiteLLM derives from it. Errors in Anthropic's format
+                always are.
+        """
+        self.status, self.headers = int(answer.code), answer.headers
+        self.body = anthropic_body(answer, self.path)
+        if replace:
+            self.refused = answer
+            openai_body = json.dumps({"error": answer.to_dict()}, ensure_ascii=False)
+            self.body = self.body or openai_body.encode("utf-8", "replace")
+
+
+class ExchangeWrapper:
+    """Wraps the proxy's ASGI app."""
+
+    def __init__(
+        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[RequestUnderWay, Status], None]
+    ) -> None:
+        """Call `on_start` before an answer's headers are sent, and `on_end` when an admitted request is over.
+
+        Neither may raise an error.
+        """
+        self._app = app
+        self._on_start = on_start
+        self._on_end = on_end
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        path = scope.get("path", "").removeprefix(scope.get("root_path") or "")
+        exchange = Exchange(path, scope.get("headers", ()), scope.get("method", WEBSOCKET))
+        answer = _Answer(exchange, scope, receive, send, self._on_start)
+        token = current.set(exchange)
+        try:
+            await self._app(scope, answer.receive, answer.send)
+        finally:
+            current.reset(token)
+            exchange.ended = time.monotonic()
+            if exchange.requests:
+                # `subjects` keeps the whole body alive, and the requests have their parties.
+                exchange.subjects = None
+            for request in exchange.requests:
+                self._on_end(request, exchange.ending)
+
+
+class _Answer:
+    """Sends the answer of one exchange and observes its parts."""
+
+    __slots__ = ("_exchange", "_is_sent", "_on_start", "_receive", "_scope", "_send", "_status")
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        on_start: Callable[[Exchange], None],
+    ) -> None:
+        self._exchange = exchange
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._on_start = on_start
+        self._is_sent = False
+        self._status = 0
+
+    async def send(self, message: Message) -> None:
+        exchange, kind = self._exchange, message["type"]
+        if kind == "http.response.start":
+            self._on_start(exchange)
+            message = _with_ours(message, exchange)
+            self._status = message["status"]
+            if exchange.report is not None:
+                exchange.report.begin(message["status"], message.get("headers", ()))
+        elif exchange.body is not None and kind in ("http.response.body", "websocket.close"):
+            if not self._is_sent:
+                self._is_sent = True
+                await self._send_refusal(message, exchange.body)
+            return
+        elif kind == "http.response.body":
+            self._is_sent = _sends_the_last(message, exchange, self._status)
+        await self._send(message)
+
+    async def _send_refusal(self, message: Message, refusal: bytes) -> None:
+        """Send our own error instead of LiteLLM's; on a WebSocket as far as the server supports it."""
+        if message["type"] == "http.response.body":
+            await self._send({"type": "http.response.body", "body": refusal})
+        elif "websocket.http.response" in (self._scope.get("extensions") or {}):
+            begun: Message = {"type": "websocket.http.response.start", "status": self._exchange.status, "headers": []}
+            await self._send(_with_ours(begun, self._exchange))
+            await self._send({"type": "websocket.http.response.body", "body": refusal})
+        else:
+            await self._send(message)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] in ("http.disconnect", "websocket.disconnect") and not self._is_sent:
+            self._exchange.ending = "cancelled"
+        return message
+
+
+def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
+    """Read a part of an answer's body, and return whether it is the last one."""
+    if exchange.report is not None:
+        exchange.report.read_bytes(message.get("body", b""))
+    is_last = not message.get("more_body")
+    if is_last and status < _ERROR and exchange.ending != "cancelled":
+        exchange.ending = "success"
+    return is_last
+
+
+def _with_ours(message: Message, exchange: Exchange) -> Message:
+    ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
+    dropped = set(ours)
+    if exchange.body is not None:
+        ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.body)).encode()}
+        # LiteLLM's body may be compressed; ours is not.
+        dropped |= {*ours, b"content-encoding", b"transfer-encoding"}
+    kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in dropped]
+    return {**message, "status": exchange.status or message["status"], "headers": [*kept, *ours.items()]}
+
+
+def _latin(value: str) -> bytes:
+    """Encode a header value, replacing characters that HTTP cannot carry with question marks."""
+    return value.encode("latin-1", "replace")

@@ -1,0 +1,475 @@
+"""Admission: decide whether a request may start, and hold its worst case on every account that it is charged on.
+
+The hold makes limits exact. It covers the most expensive way to bill the request, on all accounts or on none, in one
+transaction of the ledger. A refusal has the limit, the reason, and whether waiting helps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
+from usage_plugin.domain.usage import new_ref
+from usage_plugin.domain.windows import MICROSECONDS
+from usage_plugin.encoding import encode_event
+from usage_plugin.errors import LedgerBusyError, LedgerError, UsagePluginError
+from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.admission.requirements import (
+    Ask,
+    Candidate,
+    Demand,
+    OnLost,
+    Standing,
+    demands_of,
+    tightest_of_callers_own,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Hold, Ledger, Reserved
+    from usage_plugin.domain.refusals import Reason
+    from usage_plugin.domain.subjects import Subjects
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.tracking.admission.active_limits import RulesInForce
+    from usage_plugin.tracking.admission.requirements import Problem
+    from usage_plugin.tracking.notifications.anomalies import Imperfections
+
+SOON = 60 * MICROSECONDS
+"""If a window ends within this time, in microseconds, a request that does not fit is `busy` instead of `spent`."""
+
+SPIN_NS = 300_000
+"""How long a transaction is retried without a pause while the ledger is locked: others take about 50 µs."""
+
+MOST_WAITING = 256
+"""The maximum number of requests of one worker that wait for others to settle. More are refused as `busy` at once."""
+
+FIRST_LOOK = 0.01
+"""The pause before a waiting request is first tried again, in seconds."""
+
+_RAREST_LOOK = 0.1
+_LONGEST_DELAY = 0.005
+_GIVE_UP_NS = 5_000_000_000
+_SEVERITY: dict[Reason, int] = {
+    "unmetered": 4, "unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "outbox_full": 0,
+    "unavailable": 0,
+}  # fmt: skip
+
+log = get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionPolicy:
+    """Settings that apply to all limits; `docs/configuration.md` explains them.
+
+    Attributes:
+        enforce: whether requests are refused. If False, everything is held and recorded.
+        max_wait: the maximum time in microseconds that a request waits for other requests to settle, before it is
+            refused as `busy`.
+        admit_without_ledger: whether requests are admitted while the ledger does not work.
+        admit_without_outbox: whether requests are admitted while the outbox takes no more events.
+    """
+
+    enforce: bool = True
+    max_wait: int = 0
+    on_lost: OnLost = "charge"
+    admit_without_ledger: bool = False
+    admit_without_outbox: bool = False
+
+
+class Pressure:
+    """State of the worker that admission depends on. Plain attributes, since they are read for each request."""
+
+    __slots__ = ("leaves_gaps", "ledger_gone", "outbox_full")
+
+    def __init__(self) -> None:
+        """Start without any pressure."""
+        self.outbox_full = False
+        """Whether the outbox takes no more events."""
+        self.leaves_gaps = False
+        """Whether requests are served although the outbox is full; their events are not kept."""
+        self.ledger_gone = ""
+        """The reason to hold nothing, if the ledger's file was deleted: a worker that starts next uses another file."""
+
+
+class Admitted(NamedTuple):
+    """The result for a request that may start. It must be settled by its event's id.
+
+    Attributes:
+        event: the event to record if the actual usage is never known: the reserved cost, status `recovered`.
+        demands: the amounts held, one for each account.
+        balances: balances of the accounts before this hold. For a rolling limit, the sum over its window.
+        without_fallbacks: whether only the primary model fits, so that fallbacks must be disabled.
+        standing: the status of the most constrained of the caller's own limits, including this hold.
+        warnings: names of the exceeded limits with `action: warn`.
+        holds: False if the ledger did not work, so that nothing is held.
+    """
+
+    event: UsageEvent
+    subjects: Subjects
+    demands: tuple[Demand, ...]
+    balances: Mapping[AccountKey, Balance]
+    without_fallbacks: bool
+    standing: Standing | None
+    warnings: tuple[str, ...]
+    holds: bool = True
+
+
+def unheld(event: UsageEvent, subjects: Subjects) -> Admitted:
+    """Return an admission for a request that was never checked. It is recorded and charged; nothing was held."""
+    return Admitted(event, subjects, (), {}, False, None, (), holds=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Downgrade:
+    """The result for a request that may start only with another model.
+
+    Attributes:
+        demand: the demand that did not fit, on a limit with `action: downgrade`.
+        balance: the account's balance, as in `Refusal`.
+        model: the `model_name` to request instead.
+    """
+
+    demand: Demand
+    balance: Balance
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The result for a request that may not start.
+
+    Attributes:
+        ref: the identifier by which support can find the refusal.
+        demand: the demand that did not fit; None if the cause is not a limit (the ledger does not work).
+        balance: the account's balance before this request. For a rolling limit, the sum over its window.
+        retry_after: microseconds to wait; None if waiting does not help.
+        rolled_away_at: the time at which enough spend has expired, for a rolling limit.
+        route: the route's method and path, if no request of that route may start.
+        fields: the fields of unknown cost, if they are the reason.
+    """
+
+    reason: Reason
+    ref: str
+    at: int
+    user: str
+    model: str | None
+    demand: Demand | None = None
+    balance: Balance = NOTHING
+    retry_after: int | None = None
+    rolled_away_at: int | None = None
+    route: str | None = None
+    fields: tuple[str, ...] = ()
+
+    @property
+    def felt(self) -> bool:
+        """Whether the refusal is enforced. False for dry runs, which are only counted."""
+        return self.demand is None or not self.demand.limit.dry_run
+
+
+class Other(Protocol):
+    """A function that returns a replacement for a request that does not fit; None if there is none."""
+
+    async def __call__(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
+        """Return a replacement for the request, given the result that blocked it."""
+
+
+class Decision(NamedTuple):
+    """The outcome for a request, and the refusals by dry-run limits, which are not enforced."""
+
+    outcome: Admitted | Refusal
+    unfelt: Sequence[Refusal]
+
+
+class Admission:
+    """Admit or refuse requests, with one ledger transaction each."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        rules: RulesInForce,
+        clock: Clock,
+        *,
+        worker: str,
+        imperfections: Imperfections,
+        policy: AdmissionPolicy | None = None,
+        pressure: Pressure | None = None,
+    ) -> None:
+        """Set the ledger, the active limits and the policy."""
+        self._ledger = ledger
+        self._rules = rules
+        self._clock = clock
+        self._worker = worker
+        self._imperfections = imperfections
+        self._away_since: int | None = None
+        self.policy = policy or AdmissionPolicy()
+        self._pressure = pressure or Pressure()
+        self._waiting = 0
+
+    async def admit(
+        self, ask: Ask, *, tightened: Other | None = None, downgraded: Other | None = None, patient: bool = True
+    ) -> Decision:
+        """Decide on a request. Wait for a moment if it would fit once other requests settle.
+
+        Args:
+            ask: the request.
+            tightened: returns the request with tighter bounds, if it does not fit. Called at most once.
+            downgraded: returns the request for another model, if a limit requires that. Called at most once. Without
+                it such limits only count.
+            patient: False for a request that has already waited.
+        """
+        if self._pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
+            return Decision(_refuse("outbox_full", ask), ())
+        ask, decision = await self._decide(ask, tightened, downgraded)
+        if not patient or self._waiting >= MOST_WAITING or not self.policy.max_wait:
+            return decision
+        if not is_worth_waiting(decision.outcome):
+            return decision
+        self._waiting += 1
+        try:
+            return await self._wait(ask, decision, downgraded)
+        finally:
+            self._waiting -= 1
+
+    async def _wait(self, ask: Ask, decision: Decision, downgraded: Other | None) -> Decision:
+        """Retry until there is room, waiting no longer helps, or `max_wait` is over."""
+        deadline = time.monotonic() + self.policy.max_wait / MICROSECONDS
+        delay = FIRST_LOOK
+        while is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
+            delay = next_look(delay)
+            # The time of admission is now, not the time of arrival: a window may have ended in between.
+            ask = ask._replace(draft=ask.draft._replace(started_at=self._clock.now()))
+            ask, decision = await self._decide(ask, None, downgraded)
+        return decision
+
+    async def _decide(self, ask: Ask, tightened: Other | None, downgraded: Other | None) -> tuple[Ask, Decision]:
+        """Decide once, without waiting. Return the request too: it may have been tightened or downgraded."""
+        decision = await self._decide_once(ask)
+        obstacle = _obstacle(decision)
+        if tightened and obstacle and (tighter := await tightened(ask, obstacle)):
+            ask, decision = tighter, await self._decide_once(tighter)
+        if not isinstance(decision, Downgrade):
+            return ask, decision
+        other = await downgraded(ask, decision) if downgraded else None
+        ask = (other or ask)._replace(is_downgraded=True)
+        decision = await self._decide_once(ask)
+        if isinstance(decision, Downgrade):
+            raise UsagePluginError("A request was downgraded twice.")
+        return ask, decision
+
+    async def _decide_once(self, ask: Ask) -> Decision | Downgrade:
+        decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
+        if not ask.fallbacks or _obstacle(decision) is None:
+            return decision
+        # It does not fit with the most expensive fallback. Without fallbacks it may.
+        alone = await self._decide_among(ask, ask.primary)
+        if isinstance(alone, Decision) and isinstance(alone.outcome, Admitted):
+            return alone._replace(outcome=alone.outcome._replace(without_fallbacks=True))
+        # If the primary alone is refused too, its reason is returned: waiting may make room for the primary.
+        return alone
+
+    async def _decide_among(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision | Downgrade:
+        policy = self.policy
+        everything, unknown = demands_of(ask, candidates, self._rules.limits, policy.on_lost)
+        demands = [demand for demand in everything if demand.limit.has_accounts]
+        impossible: list[Refusal] = []
+        if policy.enforce and (unknown or len(demands) < len(everything)):
+            impossible = _impossible(ask, everything, unknown)
+        unfelt = [refusal for refusal in impossible if not refusal.felt]
+        if len(unfelt) < len(impossible):
+            return Decision(_worst(refusal for refusal in impossible if refusal.felt), unfelt)
+        event = _worst_case_event(ask, candidates)
+        holds = [demand.hold(enforced=self._can_stop(demand, ask)) for demand in demands]
+        try:
+            reserved = await self._reserve(_lost_event(event, candidates, policy.on_lost), holds)
+        except LedgerError as error:
+            if self._away_since is None:
+                self._away_since = self._clock.monotonic()
+            log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
+            if policy.enforce and not policy.admit_without_ledger:
+                self._abandon(event.event_id)
+                return Decision(_refuse("unavailable", ask), unfelt)
+            event = event._replace(degraded=True)
+            return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
+        if self._away_since is not None:
+            self._imperfections.count("ledger_away", "ledger", self._clock.monotonic() - self._away_since)
+            self._away_since = None
+        before = list(zip(demands, reserved.balances, strict=True))
+        passed = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
+        unfelt += [self._judge(ask, demand, balance, reserved) for demand, balance in passed if demand.limit.dry_run]
+        if not reserved.admitted:
+            stopping = [pair for pair in passed if self._can_stop(pair[0], ask)]
+            for demand, balance in stopping:
+                if demand.limit.downgrade_to is not None:
+                    return Downgrade(demand, balance, demand.limit.downgrade_to)
+            return Decision(_worst(self._judge(ask, *pair, reserved) for pair in stopping), unfelt)
+        standing = tightest_of_callers_own(
+            Standing(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
+        )
+        warned = [d.limit.name for d, _ in passed if d.limit.action == "warn" and not d.limit.dry_run]
+        balances = {demand.account: balance for demand, balance in before}
+        admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, standing, tuple(warned))
+        return Decision(admitted, unfelt)
+
+    def _abandon(self, event_id: str) -> None:
+        """Abandon a reservation that failed. It may have been written nevertheless, and nothing would settle it."""
+        with suppress(LedgerError):
+            self._ledger.abandon(event_id)
+
+    def _can_stop(self, demand: Demand, ask: Ask) -> bool:
+        """Whether a demand that does not fit prevents the request from starting unchanged."""
+        limit = demand.limit
+        if limit.dry_run or not self.policy.enforce:
+            return False
+        if limit.action == "downgrade":
+            return not ask.is_downgraded and limit.downgrade_to != ask.draft.requested_model
+        return limit.action == "block"
+
+    def _judge(self, ask: Ask, demand: Demand, balance: Balance, reserved: Reserved) -> Refusal:
+        """Return a refusal with the reason why a request does not fit on an account, and whether waiting helps."""
+        maximum = demand.maximum or 0
+        if demand.amount > maximum:
+            return _refuse("too_large", ask, demand, balance=balance)
+        rolled_away_at = self._rolled_away_at(demand, balance, reserved)
+        if balance.spent + demand.amount <= maximum:
+            return _refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
+        left = (rolled_away_at or demand.window.end) - ask.draft.started_at
+        if left <= SOON:
+            return _refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
+        return _refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
+
+    def _rolled_away_at(self, demand: Demand, balance: Balance, reserved: Reserved) -> int | None:
+        """Return when enough spend has expired from a rolling window to admit the request. None for other windows."""
+        if demand.since is None:
+            return None
+        over = balance.spent + demand.amount - (demand.maximum or 0)
+        buckets = reserved.buckets.get(demand.account)
+        if buckets is None:
+            # The ledger reports buckets only for limits that it refused by, which excludes dry runs.
+            with suppress(LedgerError):
+                buckets = self._ledger.accounts(demand.limit.key, demand.since, demand.subject)
+        for bucket in buckets or ():
+            over -= bucket.balance.spent
+            if over <= 0:
+                return bucket.window_end
+        return demand.window.end
+
+    async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
+        """Reserve in the ledger. Retry while another process is writing, for up to five seconds."""
+        if self._pressure.ledger_gone:
+            raise LedgerError(self._pressure.ledger_gone)
+        encoded = encode_event(event)
+        started = time.monotonic_ns()
+        delay = 0.0002
+        while True:
+            try:
+                return self._ledger.reserve(event.event_id, self._worker, event.started_at, holds, encoded)
+            except LedgerBusyError:
+                waited = time.monotonic_ns() - started
+                if waited > _GIVE_UP_NS:
+                    raise
+                if waited > SPIN_NS:
+                    # After that, pause with `sleep`, so that the event loop can do other work.
+                    await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
+                    delay = min(_LONGEST_DELAY, delay * 1.5)
+                else:
+                    os.sched_yield()  # the process that holds the lock may need this core
+
+
+def _obstacle(decision: Decision | Downgrade) -> Refusal | Downgrade | None:
+    """Return the result if a limit blocks the request. Fewer ways to bill it, or a tighter bound, may make it fit."""
+    if isinstance(decision, Downgrade):
+        return decision
+    return decision.outcome if isinstance(decision.outcome, Refusal) and decision.outcome.demand else None
+
+
+def next_look(delay: float) -> float:
+    """Return the next pause of a waiting request, in seconds, given the last one."""
+    return min(_RAREST_LOOK, delay * 1.5)
+
+
+def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
+    """Whether a request would fit once other requests settle. Held amounts are freed soon, spent amounts are not."""
+    if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
+        return False
+    return outcome.balance.spent + outcome.demand.amount <= (outcome.demand.maximum or 0)
+
+
+def _impossible(
+    ask: Ask, demands: Sequence[Demand], unknown: Sequence[tuple[Demand, Problem, str | None]]
+) -> list[Refusal]:
+    """Return the refusals that need no account: unknown amounts, and requests too large for a per-request limit."""
+    refusals = [
+        _refuse(problem, ask, demand, model)
+        for demand, problem, model in unknown
+        if demand.maximum is not None and demand.limit.action == "block"
+    ]
+    refusals += [
+        _refuse("too_large", ask, demand)
+        for demand in demands
+        if not demand.limit.has_accounts and demand.limit.action == "block" and not demand.fits(NOTHING)
+    ]
+    return refusals
+
+
+def _worst_case_event(ask: Ask, candidates: Sequence[Candidate]) -> UsageEvent:
+    """Return the event to record if the actual usage is never known: the full amounts held, marked as reserved."""
+    costs = [cost for candidate in candidates if (cost := candidate.held_cost) is not None]
+    reserved = max(costs, default=0)
+    return ask.draft.changed(
+        status="recovered",
+        input_tokens=ask.input_tokens or 0,
+        output_tokens=ask.output_tokens or 0,
+        cost=reserved if costs else None,
+        cost_source="reserved" if costs else "unpriced",
+        reserved=reserved,
+        estimated=True,
+    )
+
+
+def _lost_event(worst: UsageEvent, candidates: Sequence[Candidate], on_lost: OnLost) -> UsageEvent:
+    """Return the event to record if the worker dies, by the policy `on_lost`."""
+    if on_lost == "charge":
+        return worst
+    inputs = max((candidate.input_cost for candidate in candidates), default=0) if on_lost == "charge_input" else 0
+    return worst._replace(
+        input_tokens=worst.input_tokens if on_lost == "charge_input" else 0,
+        output_tokens=0,
+        cost=None if worst.cost is None else min(inputs, worst.cost),
+    )
+
+
+def _refuse(
+    reason: Reason,
+    ask: Ask,
+    demand: Demand | None = None,
+    model: str | None = None,
+    *,
+    balance: Balance = NOTHING,
+    retry_after: int | None = None,
+    rolled_away_at: int | None = None,
+) -> Refusal:
+    return Refusal(
+        reason=reason,
+        ref=new_ref(),
+        at=ask.draft.started_at,
+        user=ask.subjects.user,
+        model=model or ask.draft.requested_model,
+        demand=demand,
+        balance=balance,
+        retry_after=retry_after,
+        rolled_away_at=rolled_away_at,
+    )
+
+
+def _worst(refusals: Iterable[Refusal]) -> Refusal:
+    """Return the refusal to report to the client: the most severe one; among equals, the most used limit."""
+    return max(refusals, key=lambda r: (_SEVERITY[r.reason], r.balance.spent / ((r.demand and r.demand.maximum) or 1)))

@@ -1,0 +1,144 @@
+"""Refusals: counted instead of stored one by one, since clients retry in bursts, and a refusal must stay cheap.
+
+Each worker counts them in bounded memory, and writes the counts to the ledger once a second. If a worker is killed,
+its unwritten counts are lost. No decision depends on these numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.domain.money import format_usd
+from usage_plugin.domain.operations import RefusalCount
+from usage_plugin.domain.refusals import RefusedRequest
+from usage_plugin.domain.windows import to_datetime, to_instant
+from usage_plugin.errors import LedgerError
+from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.notifications.subscribers import Audience
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from usage_plugin.domain.limits import Unit
+    from usage_plugin.domain.operations import OperationsLog
+    from usage_plugin.tracking.admission.decide import Refusal
+
+MOST_COUNTED = 10_000
+MOST_DETAILED = 1_000
+OTHERS = "(others)"
+
+log = get_logger()
+
+
+def format_amount(unit: Unit, amount: int) -> str:
+    """Return an amount as text in its unit: USD as a decimal, counts as whole numbers."""
+    return format_usd(amount) if unit == "usd" else str(amount)
+
+
+def plain_amount(unit: Unit, amount: int) -> str | int:
+    """Return an amount for JSON: USD as a decimal string, counts as numbers."""
+    return format_usd(amount) if unit == "usd" else amount
+
+
+def subject_names(refusal: Refusal) -> dict[str, str]:
+    """Return the names of the limit's subject, by dimension."""
+    return refusal.demand.limit.names_of(refusal.demand.subject) if refusal.demand else {}
+
+
+def describe(refusal: Refusal) -> dict[str, Any]:
+    """Return the facts of a refusal under the names of the public contract. USD amounts are decimal strings."""
+    facts: dict[str, Any] = {
+        "ref": refusal.ref,
+        "at": to_datetime(refusal.at).isoformat(),
+        "reason": refusal.reason,
+        "user": refusal.user,
+        "model": refusal.model,
+        "dry_run": not refusal.felt,
+    }
+    demand = refusal.demand
+    if demand is not None:
+        unit = demand.limit.unit
+        facts |= {
+            "limit": demand.limit.name,
+            "subject": subject_names(refusal),
+            "unit": unit,
+            "max": None if demand.maximum is None else plain_amount(unit, demand.maximum),
+            "spent": plain_amount(unit, refusal.balance.spent),
+            "reserved": plain_amount(unit, refusal.balance.reserved),
+            "needed": plain_amount(unit, demand.amount),
+            "resets_at": resets.isoformat() if (resets := reset_of(refusal)) else None,
+        }
+    return facts
+
+
+def reset_of(refusal: Refusal) -> datetime | None:
+    """Return the time in UTC at which there is room again without other events; None if there is no such time."""
+    if refusal.demand is None:
+        return None
+    if refusal.rolled_away_at is not None:
+        return to_datetime(refusal.rolled_away_at)
+    return refusal.demand.limit.reset_of(refusal.demand.window)
+
+
+def as_told(refusal: Refusal) -> RefusedRequest:
+    """Return a refusal in the form in which plugins are notified."""
+    demand = refusal.demand
+    if demand is None:
+        return RefusedRequest(refusal.ref, refusal.at, refusal.reason, refusal.user, refusal.model)
+    resets = reset_of(refusal)
+    return RefusedRequest(
+        ref=refusal.ref,
+        at=refusal.at,
+        reason=refusal.reason,
+        user=refusal.user,
+        model=refusal.model,
+        limit=demand.limit.name,
+        subject=subject_names(refusal),
+        unit=demand.limit.unit,
+        maximum=demand.maximum,
+        spent=refusal.balance.spent,
+        reserved=refusal.balance.reserved,
+        needed=demand.amount,
+        resets_at=None if resets is None else to_instant(resets),
+    )
+
+
+class RefusalLog:
+    """Count refusals until they are flushed, and notify plugins of those that are enforced."""
+
+    def __init__(self, operations: OperationsLog, audience: Audience[RefusedRequest] | None = None) -> None:
+        """Start with no counts."""
+        self._operations = operations
+        self._audience = audience or Audience()
+        self._counts: Counter[tuple[int, str, str, str]] = Counter()
+        self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
+
+    def add(self, refusal: Refusal) -> None:
+        """Count a refusal and keep its details."""
+        limit = refusal.demand.limit.name if refusal.demand else ""
+        subject = refusal.demand.subject if refusal.demand else refusal.user
+        reason = refusal.reason if refusal.felt else f"dry_run:{refusal.reason}"
+        key = (refusal.at // 60_000_000, limit, subject, reason)
+        if key not in self._counts and len(self._counts) >= MOST_COUNTED:
+            key = (key[0], limit, OTHERS, reason)
+        self._counts[key] += 1
+        self._details.append(refusal)
+        if self._audience.anybody and refusal.felt:
+            self._audience.tell(as_told(refusal))
+
+    def flush(self, patience: float = 0.0) -> None:
+        """Write the counts to the ledger; wait up to `patience` seconds. After a failure the next call retries."""
+        if not self._counts:
+            return
+        counts = [RefusalCount(*key, count) for key, count in self._counts.items()]
+        details = [(r.ref, r.at, json.dumps(describe(r), ensure_ascii=False)) for r in self._details]
+        try:
+            until_free(lambda: self._operations.count_refusals(counts, details), patience)
+        except LedgerError as error:
+            log.debug("ledger.refusals_delayed", **short_error(error))
+            return
+        self._counts.clear()
+        self._details.clear()

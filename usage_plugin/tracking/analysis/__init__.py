@@ -1,0 +1,1 @@
+"""Analysis: patterns, forecasts, percentiles and simulations over the history."""

@@ -1,0 +1,546 @@
+"""The tracker: all queries of the history, complete up to the last settled request.
+
+A result combines the store's data with the events of the outbox that the store does not have yet. The ledger is always
+read before the store. So an event that is flushed between the two reads is seen twice, and counted once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from contextlib import suppress
+from copy import copy
+from datetime import date, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+
+from usage_plugin.domain.store import (
+    EVENT_DIMENSIONS,
+    HOUR_GROUPINGS,
+    ROLLUP_DIMENSIONS,
+    DailySum,
+    EventDimension,
+    EventPosition,
+    Grouping,
+    HourGrouping,
+    KeepsHours,
+    Ranks,
+    Sorts,
+    UsageFilter,
+    daily_sum,
+)
+from usage_plugin.domain.usage import UsageTotals, sum_totals, totals_of
+from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
+from usage_plugin.encoding import decode_event
+from usage_plugin.errors import HistoryError, StorageUnavailableError
+from usage_plugin.tracking.history.cache import OUTBOX_PAGE, user_day, user_month
+from usage_plugin.tracking.history.chunking import in_steps
+from usage_plugin.tracking.history.packed_rows import ReportRow, Rows, WaitingSums, in_order, merged
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from zoneinfo import ZoneInfo
+
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.ledger import Ledger
+    from usage_plugin.domain.store import Aggregate, RollupDimension, UsageStore
+    from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.tracking.history.cache import UsageCache, UserSpan
+    from usage_plugin.tracking.history.packed_rows import Group
+
+PAGE = 1_000
+ALWAYS = Window(0, FOREVER)
+RecordT = TypeVar("RecordT")
+_NO_FILTER = UsageFilter()
+_DAY = timedelta(days=1)
+
+
+class Top(NamedTuple):
+    """The most expensive groups of a report, the number of all groups, and their total."""
+
+    rows: Sequence[ReportRow]
+    in_all: int
+    total: UsageTotals
+
+
+class DayPage(NamedTuple):
+    """A page of daily sums.
+
+    Attributes:
+        rows: one or more rows. Days are in order, and the sums of a day are in the store's order.
+        growing: whether the outbox has requests of that day; then its sums are ordered by names.
+    """
+
+    rows: Sequence[DailySum]
+    growing: bool
+
+
+class DayPosition(NamedTuple):
+    """The row after which a stream of daily sums continues."""
+
+    day: date
+    names: tuple[str | None, ...]
+    growing: bool
+
+
+class UsageReader:
+    """Read usage: reports, events, and a user's sums from the cache."""
+
+    def __init__(self, ledger: Ledger, store: UsageStore, cache: UsageCache, zone: ZoneInfo, clock: Clock) -> None:
+        """Set the parts. `zone` is the time zone of days."""
+        self._ledger = ledger
+        self._store = store
+        self._cache = cache
+        self._zone = zone
+        self._clock = clock
+        self._frozen: dict[str, list[tuple[int, UsageEvent]]] | None = None
+
+    async def frozen(self) -> UsageReader:
+        """Return a reader with the outbox as it is now. The outbox is read once for all following queries."""
+        same = copy(self)
+        by_user: defaultdict[str, list[tuple[int, UsageEvent]]] = defaultdict(list)
+        async for page in self._outbox(self._ledger.acknowledged()):
+            for seq, event in page:
+                by_user[event.user].append((seq, event))
+        same._frozen = by_user  # noqa: SLF001  # the same class
+        return same
+
+    def today(self) -> date:
+        """Return the current day in the configured zone."""
+        return local_date(self._clock.now(), self._zone)
+
+    async def report(
+        self,
+        by: Sequence[Grouping | EventDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter = _NO_FILTER,
+        *,
+        zone: ZoneInfo | None = None,
+    ) -> Rows[ReportRow]:
+        """Return sums of the days from `first` to `last`, both included.
+
+        The most expensive group is first. If the first grouping is day, week or month, rows are ordered by name.
+
+        Args:
+            by: the groupings. Session and agent are summed from the remaining events.
+            first: a day of the zone.
+            last: a day of the zone.
+            usage_filter: the names that count.
+            zone: the time zone of the days; the configured one by default. Days of another zone are summed from the
+                remaining events.
+
+        Raises:
+            HistoryError: some events of those days were deleted, or were imported as sums.
+        """
+        sums = _only_of_sums(by)
+        if sums is None or (zone is not None and str(zone) != str(self._zone)):
+            groups = await self._sums_of_events(zone or self._zone, by, first, last, usage_filter)
+        else:
+            waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, sums))
+            names = _only_names(sums)
+            if names and isinstance(self._store, Sorts):
+                with suppress(StorageUnavailableError):
+                    return await self._sorted(self._store, names, first, last, usage_filter, waiting)
+            groups, watermarks = await self._store.aggregate(sums, first, last, usage_filter)
+            await self._complete(groups, waiting, watermarks)
+        chronological = bool(by) and by[0] in ("day", "week", "month")
+        return await _rows(groups, chronological=chronological)
+
+    async def top(
+        self,
+        by: Sequence[Grouping | EventDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter = _NO_FILTER,
+        *,
+        most: int,
+    ) -> Top:
+        """Return the most expensive groups of the days from `first` to `last`.
+
+        If the store supports ranking, the other groups are not read.
+        """
+        names = _only_names(by)
+        if names is not None and isinstance(self._store, Ranks):
+            with suppress(StorageUnavailableError):
+                return await self._ranked(self._store, names, first, last, usage_filter, most)
+        found = await self.report(by, first, last, usage_filter)
+        total = UsageTotals()
+        async for part in in_steps(found):
+            total = sum_totals([total, *(row.totals for row in part)])
+        dearest = found if names else await in_order(found, _order)
+        return Top(dearest[:most], len(found), total)
+
+    async def _ranked(
+        self,
+        store: Ranks,
+        by: Sequence[RollupDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        most: int,
+    ) -> Top:
+        waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, by))
+        ranking = await store.ranking(by, first, last, usage_filter, most=most, also=waiting.groups)
+        groups = dict(ranking.groups)
+        await self._complete(groups, waiting, ranking.watermarks)
+        new = len(groups) - len(ranking.groups)
+        rows = await _rows(groups, chronological=False)
+        # Read the total afterwards, so that no group exceeds it even if events are recorded meanwhile.
+        total = sum_totals(row.totals for row in await self.report((), first, last, usage_filter))
+        return Top(rows[:most], ranking.in_all + new, total)
+
+    async def _sorted(
+        self,
+        store: Sorts,
+        by: Sequence[RollupDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        waiting: WaitingSums,
+    ) -> Rows[ReportRow]:
+        rows = Rows(ReportRow)
+        watermarks: Mapping[str, int] = {}
+        late: dict[Group, UsageTotals] = {}
+        async for page in store.in_order_of_cost(by, first, last, usage_filter):
+            late |= {group: page.groups.pop(group) for group in waiting.groups & page.groups.keys()}
+            rows.add(page.groups.items())
+            watermarks = page.watermarks
+        await self._complete(late, waiting, watermarks)
+        if not late:
+            return rows
+        return await merged([rows, await _rows(late, chronological=False)], _order)
+
+    async def hours(
+        self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter = _NO_FILTER
+    ) -> Rows[ReportRow]:
+        """Return sums of the hours of the days from `first` to `last`, ordered by the groups' names.
+
+        An hour is named by its start with its offset, such as `2026-10-25T02:00+01:00`. Imported days have no hours.
+        """
+        counted = partial(self._in_hours, by)
+        waiting = await self._waiting_sums(first, last, usage_filter, counted)
+        stored = await self._kept_hours(by, first, last, usage_filter)
+        groups: dict[Group, UsageTotals] = {}
+        if stored is None:
+            async for event in self.events(days_window(first, last, self._zone), usage_filter):
+                _add(groups, *counted(event))
+        else:
+            groups = stored.groups
+            await self._complete(groups, waiting, stored.watermarks)
+        return await _rows(groups, chronological=True)
+
+    async def _kept_hours(
+        self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
+    ) -> Aggregate | None:
+        if not isinstance(self._store, KeepsHours) or not usage_filter.wanted().keys() <= set(HOUR_GROUPINGS):
+            return None
+        with suppress(StorageUnavailableError):
+            return await self._store.aggregate_hours(by, first, last, usage_filter)
+        return None
+
+    def _in_hours(self, by: Sequence[HourGrouping], event: UsageEvent) -> tuple[Group, UsageTotals]:
+        named = {
+            "hour": hour_name(start_of_hour(event.started_at, self._zone), self._zone),
+            "model": event.model,
+            "provider": event.provider,
+        }
+        return tuple(named[grouping] for grouping in by), totals_of(event)
+
+    async def days(self, first: date, last: date, usage_filter: UsageFilter = _NO_FILTER) -> AsyncIterator[DailySum]:
+        """Yield the sums of the days from `first` to `last`, by day and names, in bounded memory."""
+        async for page in self.day_pages(first, last, usage_filter):
+            for one in page.rows:
+                yield one
+
+    async def day_pages(
+        self,
+        first: date,
+        last: date,
+        usage_filter: UsageFilter = _NO_FILTER,
+        *,
+        after: DayPosition | None = None,
+    ) -> AsyncIterator[DayPage]:
+        """Yield pages of the sums of the days from `first` to `last`, yielding to the event loop in between.
+
+        A stream cannot report the store's watermark. So a day with requests in the outbox is summed as in `report`,
+        with all sums of that day in memory.
+
+        Raises:
+            HistoryError: the row of `after` was not found at its position: it was erased or pruned, or its day has no
+                more requests in the outbox.
+        """
+        stream = self._day_pages(first if after is None else after.day, last, usage_filter, after)
+        sought = None if after is None else (after.day, after.names)
+        async for page in stream:
+            rows = page.rows
+            if sought is not None and rows:
+                found = next((at for at, one in enumerate(rows) if (one.day, one.names) == sought), None)
+                if found is None and rows[-1].day <= sought[0]:
+                    continue
+                if found is None:
+                    break
+                rows, sought = rows[found + 1 :], None
+            if rows:
+                yield DayPage(rows, page.growing)
+        if sought is not None:
+            raise _moved(sought[0])
+
+    async def _day_pages(
+        self, first: date, last: date, usage_filter: UsageFilter, after: DayPosition | None
+    ) -> AsyncIterator[DayPage]:
+        waiting = self._waiting(days_window(first, last, self._zone), usage_filter)
+        growing = {local_date(event.started_at, self._zone) async for _, event in waiting}
+        if after is not None and (after.day in growing) != after.growing:
+            raise _moved(after.day)
+        for day in sorted(growing):
+            if first < day:
+                async for rows in self._store.daily(first, day - _DAY, usage_filter):
+                    yield DayPage(rows, growing=False)
+            async for rows in pages(self._sums_of(day, usage_filter)):
+                yield DayPage(rows, growing=True)
+            first = day + _DAY
+        if first <= last:
+            async for rows in self._store.daily(first, last, usage_filter):
+                yield DayPage(rows, growing=False)
+
+    async def _sums_of(self, day: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
+        rows = await self.report(ROLLUP_DIMENSIONS, day, day, usage_filter)
+        for row in sorted(rows, key=lambda row: _order(row, chronological=True)):
+            yield DailySum._make((day, *row.group, row.totals))
+
+    async def events(
+        self,
+        window: Window = ALWAYS,
+        usage_filter: UsageFilter = _NO_FILTER,
+        *,
+        after: EventPosition | None = None,
+        newest_first: bool = False,
+    ) -> AsyncIterator[UsageEvent]:
+        """Yield events in the order of admission, including those in the outbox; resume after the position `after`."""
+        waiting = {}
+        async for _, event in self._waiting(window, usage_filter):
+            position = EventPosition(event.started_at, event.event_id)
+            if after is None or (position < after if newest_first else position > after):
+                waiting[position] = event
+        queue = sorted(waiting, reverse=not newest_first)
+        async for event in self._store.events(window, usage_filter, after=after, newest_first=newest_first):
+            position = EventPosition(event.started_at, event.event_id)
+            while queue and (queue[-1] > position if newest_first else queue[-1] < position):
+                yield waiting[queue.pop()]
+            if queue and queue[-1] == position:
+                queue.pop()
+            yield event
+        while queue:
+            yield waiting[queue.pop()]
+
+    def settled_after(self, seq: int) -> list[tuple[int, UsageEvent]]:
+        """Return a page of the outbox's events with a number above `seq`, to follow new events."""
+        return self._page(seq, PAGE)
+
+    async def user_day(self, user: str, day: date | None = None) -> UsageTotals:
+        """Return a user's sums of a day (today by default), from the cache if it has them."""
+        return await self._sums(user_day(user, day or self.today()))
+
+    async def user_month(self, user: str, day: date | None = None) -> UsageTotals:
+        """Return a user's sums of the month of a day (today by default), from the cache if it has them."""
+        return await self._sums(user_month(user, day or self.today()))
+
+    async def _sums(self, key: UserSpan) -> UsageTotals:
+        await self._catch_up()
+        cached = self._cache.get(key)
+        if cached is not None:
+            return cached
+        usage_filter = UsageFilter(user=key.user)
+        span = days_window(key.first, key.last, self._zone)
+        while True:
+            stored = await self._store.aggregate((), key.first, key.last, usage_filter)
+            watermark = seen = stored.watermarks.get(self._ledger.writer, 0)
+            later: list[tuple[int, UsageEvent]] = []
+            has_gap = False
+            async for page in self._outbox(watermark):
+                has_gap |= page[0][0] != seen + 1
+                seen = page[-1][0]
+                later += _of(page, span, usage_filter)
+            # No `await` in between: the cache must not be ahead of the events counted here.
+            is_behind = self._cache.catch_up(self._ledger)
+            page = self._page(seen)
+            later += _of(page, span, usage_filter)
+            has_gap |= bool(page) and page[0][0] != seen + 1
+            if is_behind or len(page) == OUTBOX_PAGE:
+                continue
+            # With a gap, the flusher has moved many events meanwhile, and the outbox has dropped some of them.
+            if not has_gap or self._ledger.acknowledged() <= watermark:
+                break
+        totals = stored.groups.get((), UsageTotals())
+        for seq, event in later:
+            if seq <= self._cache.seq:
+                totals = totals.plus(totals_of(event))
+        if watermark <= self._cache.seq:
+            self._cache.put(key, totals)
+        return totals
+
+    async def _catch_up(self) -> None:
+        lags = True
+        while lags:
+            lags = self._cache.catch_up(self._ledger)
+            await asyncio.sleep(0)
+
+    async def _sums_of_events(
+        self,
+        zone: ZoneInfo,
+        by: Sequence[Grouping | EventDimension],
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+    ) -> dict[Group, UsageTotals]:
+        """Return sums of a zone's days from events, if all events of the configured zone's days around them exist."""
+        span = days_window(first, last, zone)
+        own = local_date(span.start, self._zone), local_date(span.end - 1, self._zone)
+        expected = sum(row.totals.requests for row in await self.report((), *own, usage_filter))
+        groups: dict[Group, UsageTotals] = {}
+        async for event in self.events(days_window(*own, self._zone), usage_filter):
+            expected -= 1
+            if span.start <= event.started_at < span.end:
+                _add(groups, *_in_days(zone, by, event))
+        if expected > 0:
+            raise HistoryError(
+                f"{_summed_from_events(zone, by)} are summed from events, and of {expected:,} requests from {own[0]} to"
+                f" {own[1]} there are none any more, or they were imported as sums.",
+                hint=f"Ask for later days. Kept as sums are days of {self._zone}, by {', '.join(ROLLUP_DIMENSIONS)}.",
+            )
+        return groups
+
+    async def _waiting(self, window: Window, usage_filter: UsageFilter) -> AsyncIterator[tuple[int, UsageEvent]]:
+        """Yield the outbox's events after the acknowledged ones. The store, read afterwards, has the rest."""
+        async for page in self._unstored(usage_filter.user):
+            for entry in _of(page, window, usage_filter):
+                yield entry
+
+    async def _waiting_sums(
+        self,
+        first: date,
+        last: date,
+        usage_filter: UsageFilter,
+        counted: Callable[[UsageEvent], tuple[Group, UsageTotals]],
+    ) -> WaitingSums:
+        waiting, window = WaitingSums(), days_window(first, last, self._zone)
+        async for page in self._unstored(usage_filter.user):
+            waiting.add((seq, counted(event)) for seq, event in _of(page, window, usage_filter))
+        return waiting
+
+    async def _unstored(self, user: str | None) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
+        """Yield pages of the outbox with at least the events of a user, or with all events."""
+        if self._frozen is None:
+            async for page in self._outbox(self._ledger.acknowledged()):
+                yield page
+        elif user is not None:
+            yield self._frozen.get(user, [])
+        else:
+            for page in self._frozen.values():
+                yield page
+                await asyncio.sleep(0)
+
+    async def _complete(
+        self, groups: dict[Group, UsageTotals], waiting: WaitingSums, watermarks: Mapping[str, int]
+    ) -> None:
+        """Add the events that the store did not have when it was read."""
+        async for group, totals in waiting.behind(watermarks.get(self._ledger.writer, 0)):
+            _add(groups, group, totals)
+
+    async def _outbox(self, after: int) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
+        """Yield pages of the outbox after a number, yielding to the event loop in between.
+
+        Acknowledged events that are still in the outbox are included.
+        """
+        while page := self._page(after):
+            yield page
+            if len(page) < OUTBOX_PAGE:
+                return
+            after = page[-1][0]
+            await asyncio.sleep(0)
+
+    def _page(self, after: int, most: int = OUTBOX_PAGE) -> list[tuple[int, UsageEvent]]:
+        return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(after, most)]
+
+
+def _of(
+    page: Sequence[tuple[int, UsageEvent]], window: Window, usage_filter: UsageFilter
+) -> Iterator[tuple[int, UsageEvent]]:
+    return (
+        (seq, event)
+        for seq, event in page
+        if window.start <= event.started_at < window.end and usage_filter.takes(event)
+    )
+
+
+def _in_days(zone: ZoneInfo, by: Sequence[Grouping | EventDimension], event: UsageEvent) -> tuple[Group, UsageTotals]:
+    one = daily_sum(event, zone)
+    sums = _only_of_sums(by)
+    if sums is not None:
+        return one.group(sums), one.totals
+    groups = (
+        getattr(event, name) if name in EVENT_DIMENSIONS else one.group((cast("Grouping", name),))[0] for name in by
+    )
+    return tuple(groups), one.totals
+
+
+def _summed_from_events(zone: ZoneInfo, by: Sequence[Grouping | EventDimension]) -> str:
+    named = [name for name in by if name in EVENT_DIMENSIONS]
+    return f"Groups by {' and '.join(named)}" if named else f"Days of {zone}"
+
+
+def _only_of_sums(by: Sequence[Grouping | EventDimension]) -> Sequence[Grouping] | None:
+    """Return the groupings if sums are kept by all of them; else None."""
+    return cast("Sequence[Grouping]", by) if set(EVENT_DIMENSIONS).isdisjoint(by) else None
+
+
+async def named(events: AsyncIterator[UsageEvent], names: Mapping[EventDimension, str]) -> AsyncIterator[UsageEvent]:
+    """Yield the events of a stream that have these names."""
+    async for event in events:
+        if has_names(event, names):
+            yield event
+
+
+def has_names(event: UsageEvent, names: Mapping[EventDimension, str]) -> bool:
+    """Whether an event has these names."""
+    return all(getattr(event, dimension) == name for dimension, name in names.items())
+
+
+def _add(groups: dict[Group, UsageTotals], group: Group, totals: UsageTotals) -> None:
+    groups[group] = groups.get(group, UsageTotals()).plus(totals)
+
+
+async def _rows(groups: dict[Group, UsageTotals], *, chronological: bool) -> Rows[ReportRow]:
+    """Return the groups as sorted rows. This empties `groups`."""
+    items = (groups.popitem() for _ in range(len(groups)))
+    return await in_order(items, partial(_order, chronological=chronological))
+
+
+def _only_names(by: Sequence[Grouping | EventDimension]) -> Sequence[RollupDimension] | None:
+    """Return the groupings if none of them is a time; else None."""
+    return cast("Sequence[RollupDimension]", by) if set(by) <= set(ROLLUP_DIMENSIONS) else None
+
+
+def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]:
+    names = tuple([name or "" for name in row.group])
+    return names if chronological else (-row.totals.cost, -row.totals.requests, names)
+
+
+async def pages(rows: AsyncIterator[RecordT]) -> AsyncIterator[list[RecordT]]:
+    """Yield a stream in pages of `PAGE` rows; the last page has the rest."""
+    page: list[RecordT] = []
+    async for one in rows:
+        page.append(one)
+        if len(page) == PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _moved(day: date) -> HistoryError:
+    return HistoryError(
+        f"The row of {day} behind which to go on is not where it was: it was forgotten or pruned, or its day is over.",
+        hint=f"Begin with {day} anew.",
+    )

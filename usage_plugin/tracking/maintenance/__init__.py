@@ -1,0 +1,1 @@
+"""Maintenance: the keeper's background work, such as flushing, backfill and retention."""

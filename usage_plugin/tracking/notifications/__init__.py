@@ -1,0 +1,1 @@
+"""Notifications: subscribers of events, and the counters and notes that operators read."""

@@ -1,0 +1,1 @@
+"""Privacy: erasure of a person's records, and the secret behind pseudonyms."""
