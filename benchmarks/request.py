@@ -177,7 +177,7 @@ class Drive:
     async def one(self) -> float:
         """Take one request through both hooks; return the time spent in them, in microseconds."""
         key, data = self._client.request()
-        request_scope.current.set(request_scope.Exchange())
+        request_scope.current.set(request_scope.RequestScope())
         started = time.perf_counter_ns()
         await self._hooks.async_pre_call_hook(user_api_key_dict=key, cache=None, data=data, call_type="acompletion")
         admitted = time.perf_counter_ns()

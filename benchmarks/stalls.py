@@ -60,7 +60,7 @@ async def measure(folder: Path) -> list[Figure]:
     users = iter(range(10**9))
 
     async def ask(prompt: str, *, admitted: bool) -> None:
-        request_scope.current.set(request_scope.Exchange())
+        request_scope.current.set(request_scope.RequestScope())
         user = f"user {next(users)}"
         data: dict[str, Any] = {
             "model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 10, "metadata": {},

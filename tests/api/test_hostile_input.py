@@ -18,7 +18,7 @@ from usage_plugin.api.profiles import ProfileFields
 from usage_plugin.api.validation import Attribution, Facts, UsageFacts
 from usage_plugin.errors import LedgerError, MoneyError, SubjectNameError, UsagePluginError
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.history.balances import AccountBalances
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -56,7 +56,7 @@ class Desk:
         assert not runtime.recorder.pending
         with closing(sqlite3.connect(runtime.ledger.location)) as database:
             (events,) = database.execute("SELECT count(*) FROM outbox").fetchone()
-        standings = Standings(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
+        standings = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
         (company,) = standings.all_of(runtime.limits.find("company")) or [None]
         return events, company.balance.spent if company else 0, company.balance.reserved if company else 0
 

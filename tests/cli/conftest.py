@@ -24,7 +24,7 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON, make_event
-from usage_plugin.tracking.admission.decide import Demand, Refusal
+from usage_plugin.tracking.admission.decide import Refusal, Requirement
 from usage_plugin.tracking.admission.refusals import RefusalLog
 from usage_plugin.tracking.maintenance.flusher import Flusher
 
@@ -219,7 +219,7 @@ def refuse(books):
         matched = books.limits.account(rule, subject)
         refusal = Refusal(**{
             "reason": "spent", "ref": REF if not next(used) else f"{next(refs):08d}", "at": NOON - MINUTE, "user": user, "model": "gpt",
-            "demand": Demand.of(matched, NOON, 120_000_000),
+            "demand": Requirement.of(matched, NOON, 120_000_000),
             "balance": Balance(4_980_000_000, 10_000_000), **changes,
         })  # fmt: skip
         log = RefusalLog(books.operations)

@@ -9,7 +9,7 @@ from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.testing.builders import NOON
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.notifications.health import Problems
+from usage_plugin.tracking.notifications.health import HealthNotes
 from usage_plugin.tracking.privacy.secret import note_secret
 
 REF = "0123ABCD"
@@ -42,7 +42,7 @@ def test_status_of_an_idle_folder(run, books, config_path):
 
 def test_a_problem_is_red_but_not_with_no_color(run, books, monkeypatch):
     """A terminal shows problems in red, folded under one another; with NO_COLOR set, as plain text."""
-    Problems(FakeClock()).tell(books.operations, "store", "the disk is full, " * 10)
+    HealthNotes(FakeClock()).tell(books.operations, "store", "the disk is full, " * 10)
 
     def shown():
         screen = io.StringIO()
@@ -179,7 +179,7 @@ def test_status_shows_adjustments_in_force(run, books):
 
 def test_status_shows_problems_that_workers_tell_of(run, books):
     """A problem that a worker noted is shown, with control characters escaped."""
-    Problems(FakeClock()).tell(books.operations, "store", "disk \x1b[31mfull")
+    HealthNotes(FakeClock()).tell(books.operations, "store", "disk \x1b[31mfull")
     books.operations.note("other", "nothing")
     (found,) = run.json("status")["problems"]
     assert (found["name"], found["since"]) == ("store", to_datetime(FakeClock().now()).isoformat())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.domain.prices import RATES, Price, Rates, Reach, UnitRates, Units, atto_each
+from usage_plugin.domain.prices import RATES, Price, PriceExposure, Rates, UnitRates, Units, atto_each
 from usage_plugin.domain.usage import TokenUsage
 from usage_plugin.testing.builders import make_rates
 
@@ -25,7 +25,7 @@ services = st.lists(st.tuples(st.sampled_from(["flex", "priority"]), st.builds(P
 )
 prices = st.builds(Price, rates, tiers, services, st.builds(UnitRates, atto, atto, atto, atto, atto))
 counts = st.integers(0, 400_000)
-WIDE = Reach(media_input=True, media_output=True)
+WIDE = PriceExposure(media_input=True, media_output=True)
 
 
 @given(prices | st.builds(Price, st.none(), units=st.builds(UnitRates, atto, atto, atto, atto, atto)), st.data())
@@ -235,8 +235,8 @@ def test_a_service_has_its_own_prices():
     assert [price.cost(tokens, service=name) for name in (None, "priority", "flex", "scale")] == [110, 220, 50, 110]
     assert price.cost(TokenUsage(200), service="priority") == 200 * 50
     assert price.worst_case(10, 1) == 110
-    assert price.worst_case(10, 1, Reach(services=("flex",))) == 110
-    assert price.worst_case(200, 0, Reach(services=("priority",))) == 200 * 50
+    assert price.worst_case(10, 1, PriceExposure(services=("flex",))) == 110
+    assert price.worst_case(200, 0, PriceExposure(services=("priority",))) == 200 * 50
 
 
 def test_what_is_billed_by_the_piece_is_counted_by_the_piece():
@@ -245,8 +245,8 @@ def test_what_is_billed_by_the_piece_is_counted_by_the_piece():
     assert price.cost(TokenUsage(), units=Units(images=3)) == 120_000_001
     assert price.cost(TokenUsage(50, 50), units=Units(images=1)) == 40_000_001
     assert price.cost(TokenUsage(), units=Units()) is None
-    assert price.worst_case(None, None, Reach(units=Units(images=3))) == 120_000_001
-    assert price.worst_case(None, None, Reach(units=None)) is None
+    assert price.worst_case(None, None, PriceExposure(units=Units(images=3))) == 120_000_001
+    assert price.worst_case(None, None, PriceExposure(units=None)) is None
 
 
 def test_a_price_for_the_request_comes_on_top():

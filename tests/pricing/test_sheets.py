@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.domain.prices import Reach, Units
+from usage_plugin.domain.prices import PriceExposure, Units
 from usage_plugin.domain.usage import TokenUsage
 from usage_plugin.pricing.sheets import (
     configured_rates,
@@ -396,7 +396,7 @@ def test_a_strange_table_is_no_price(ranges):
 def test_what_is_billed_by_the_piece_has_a_price(route, entry, units, cost):
     """Images, characters, queries and requests have prices on the route that bills them; other zeros are ignored."""
     price = read_price(entry, route)
-    assert price.cost(TokenUsage(), units=units) == cost == price.worst_case(None, None, Reach(units=units))
+    assert price.cost(TokenUsage(), units=units) == cost == price.worst_case(None, None, PriceExposure(units=units))
     if route != "text":
         assert read_price(entry, "text") is None
     nonsense = {key: float("nan") if value else value for key, value in entry.items()}
@@ -454,7 +454,7 @@ def test_every_entry_of_litellms_map_is_read():
     for entry in entries.values():
         for route in routes:
             price = read_price(entry, route)
-            assert price is None or price.worst_case(10**6, 10**6, Reach(True, True, ("priority", "flex"))) >= 0
+            assert price is None or price.worst_case(10**6, 10**6, PriceExposure(True, True, ("priority", "flex"))) >= 0
     chat = [entry for entry in entries.values() if entry.get("mode") == "chat"]
     assert sum(read_price(entry) is not None for entry in chat) / len(chat) > 0.9
 
@@ -494,4 +494,6 @@ def test_no_sheet_makes_a_usage_dearer_than_its_worst_case(found, route, data):
     services = tuple(data.draw(st.sets(st.sampled_from(["flex", "priority", "fast"]))))
     service = data.draw(st.sampled_from([None, "unknown", *services]))
     cost = price.cost(usage, service=service, units=units)
-    assert cost is None or cost <= price.worst_case(input_bound, output_bound, Reach(True, True, services, most))
+    assert cost is None or cost <= price.worst_case(
+        input_bound, output_bound, PriceExposure(True, True, services, most)
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.proxy_parts.test_endings_parts import Plugin
+from tests.proxy_parts.test_settlement import Plugin
 from usage_plugin.config import load_config
 from usage_plugin.proxy import request_scope
 from usage_plugin.runtime import Runtime
@@ -37,9 +37,9 @@ async def plugin(tmp_path: Path, key: Callable[..., Any], monkeypatch: pytest.Mo
     await runtime.close()
 
 
-async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> request_scope.Exchange:
+async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> request_scope.RequestScope:
     """Have LiteLLM authenticate a request, and return the exchange with its outcome."""
-    here = request_scope.Exchange(path, (), method)
+    here = request_scope.RequestScope(path, (), method)
     token = request_scope.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     try:
@@ -78,7 +78,7 @@ async def test_a_route_is_refused_for_who_has_a_limit(
 
 async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
     """If LiteLLM continues despite a refusal, its hooks stop the request, and so does a second authentication."""
-    here = request_scope.Exchange("/v1/new/thing")
+    here = request_scope.RequestScope("/v1/new/thing")
     token = request_scope.current.set(here)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     key = plugin.key(user_id="limited")
@@ -99,7 +99,7 @@ async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
 
 async def test_a_further_call_belongs_to_the_same_user(plugin: Plugin) -> None:
     """A guardrail's call within a request is a separate event of the same user, not of the proxy."""
-    here = request_scope.Exchange("/v1/chat/completions")
+    here = request_scope.RequestScope("/v1/chat/completions")
     token = request_scope.current.set(here)
     try:
         data = await plugin.admit("ann")

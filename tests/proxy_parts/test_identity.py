@@ -14,9 +14,9 @@ from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.proxy import request_scope
 from usage_plugin.proxy.identity import resolve
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 
-NO_RESOLVERS = Resolvers({}, Failures(FakeClock()))
+NO_RESOLVERS = Resolvers({}, PluginFailures(FakeClock()))
 MASTER = "litellm_proxy_master_key"
 
 
@@ -338,7 +338,7 @@ def connected(monkeypatch):
 
     def connected(**headers):
         asked = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-        here = request_scope.Exchange("/anthropic/v1/messages", asked)
+        here = request_scope.RequestScope("/anthropic/v1/messages", asked)
         monkeypatch.setattr(request_scope, "current", SimpleNamespace(get=lambda: here))
 
     return connected
@@ -354,7 +354,7 @@ def test_headers_are_those_of_the_connection(connected, who):
 def test_of_two_headers_with_one_name_the_last_counts(connected, monkeypatch, who):
     """Of two headers with the same name the last one counts, as in LiteLLM."""
     asked = [(b"x-u", b"ann"), (b"x-u", b"bo")]
-    monkeypatch.setattr(request_scope, "current", SimpleNamespace(get=lambda: request_scope.Exchange("/", asked)))
+    monkeypatch.setattr(request_scope, "current", SimpleNamespace(get=lambda: request_scope.RequestScope("/", asked)))
     assert who({"user": "header:x-u"}, api_key=MASTER).user == "bo"
 
 

@@ -13,7 +13,7 @@ from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.plugins.interface import Claim, IdentityResolver
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 
 
 class Badges(IdentityResolver):
@@ -35,7 +35,7 @@ class Who:
 
     def __init__(self, key: Any) -> None:
         self.badges = Badges()
-        self.failures = Failures(FakeClock())
+        self.failures = PluginFailures(FakeClock())
         self.resolvers = Resolvers({"badges": self.badges}, self.failures)
         self.resolvers.choose(["badges"], [])
         self._key = key

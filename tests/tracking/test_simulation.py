@@ -20,7 +20,7 @@ from usage_plugin.domain.usage import TokenUsage, UsageEvent, new_event_id, subj
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.admission.active_limits import RulesInForce
+from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
 from usage_plugin.tracking.admission.decide import Admission, AdmissionPolicy, Refusal
 from usage_plugin.tracking.admission.requirements import Ask, Candidate, charged_by
@@ -28,7 +28,7 @@ from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Rec
 from usage_plugin.tracking.analysis import simulation
 from usage_plugin.tracking.analysis.simulation import OTHERS, Replay, Simulation, TallyKey
 from usage_plugin.tracking.history.cache import UsageCache
-from usage_plugin.tracking.notifications.anomalies import Imperfections
+from usage_plugin.tracking.notifications.anomalies import Anomalies
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,7 +79,7 @@ class Live:
     def __init__(self, opened: OpenLedger, limits: LimitSet) -> None:
         self.clock = FakeClock()
         ledger = opened.ledger
-        rules, counts = RulesInForce(limits), Imperfections(opened.operations, self.clock)
+        rules, counts = ActiveLimits(limits), Anomalies(opened.operations, self.clock)
         self.admission = Admission(
             ledger, rules, self.clock, worker="w", imperfections=counts, policy=AdmissionPolicy(max_wait=0)
         )

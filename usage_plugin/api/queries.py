@@ -33,7 +33,7 @@ from usage_plugin.errors import UsagePluginError
 from usage_plugin.tracking.analysis.forecasting import FORECAST_WINDOWS, Forecaster
 from usage_plugin.tracking.analysis.patterns import MOST_USERS, Known, find_patterns
 from usage_plugin.tracking.analysis.percentiles import percentiles
-from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.history.balances import AccountBalances
 from usage_plugin.tracking.history.chunking import in_steps
 from usage_plugin.tracking.history.reader import DayPosition, named
 
@@ -187,7 +187,7 @@ class UsageQueries:
         """
         runtime, usage_filter = self._runtime, self._filter(names)
         zone = runtime.config.timezone
-        standings = Standings(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
+        standings = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
         forecaster = Forecaster(self._reader, standings, zone)
         if limit is None:
             if window not in FORECAST_WINDOWS:
@@ -299,7 +299,7 @@ class UsageQueries:
         runtime = self._runtime
         end = end or self._reader.today() + _DAY
         first, last = _days(start or end - 30 * _DAY, end)
-        balances = Standings(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
+        balances = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
         known = Known(prices or {}, runtime.limits, balances, runtime.config.timezone)
         found = await find_patterns(self._reader, first, last, known, most_users=most_users)
         return [pattern_of(pattern) for pattern in found.patterns]

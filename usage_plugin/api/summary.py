@@ -13,7 +13,7 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import UsageTotals, totals_of
 from usage_plugin.domain.windows import MICROSECONDS, Window, month_of, start_of_day, to_datetime
-from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.history.balances import AccountBalances
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.operations import NotedAlert
     from usage_plugin.domain.store import Grouping
     from usage_plugin.runtime import Runtime
-    from usage_plugin.tracking.history.balances import AccountStanding
+    from usage_plugin.tracking.history.balances import AccountBalance
     from usage_plugin.tracking.history.packed_rows import ReportRow
     from usage_plugin.tracking.history.reader import UsageReader
 
@@ -111,14 +111,14 @@ def _matching(
     return {(matched.limit.key, matched.subject): matched for matched in reversed(found)}
 
 
-def _accounts(runtime: Runtime, matching: Mapping[tuple[int, str], Matched], now: int) -> list[AccountStanding]:
+def _accounts(runtime: Runtime, matching: Mapping[tuple[int, str], Matched], now: int) -> list[AccountBalance]:
     """Return the accounts, in the order of the YAML."""
-    balances = Standings(runtime.ledger, runtime.operations, runtime.limits, now)
+    balances = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, now)
     order = {limit.key: number for number, limit in enumerate(runtime.limits.limits)}
     return [balances.of(matching[key]) for key in sorted(matching, key=lambda key: (order[key[0]], key[1]))]
 
 
-def _limit(account: AccountStanding, zone: ZoneInfo) -> UserLimit:
+def _limit(account: AccountBalance, zone: ZoneInfo) -> UserLimit:
     limit, unit = account.limit, account.limit.unit
     resets = limit.reset_of(account.window)
     return UserLimit(
@@ -134,7 +134,7 @@ def _limit(account: AccountStanding, zone: ZoneInfo) -> UserLimit:
     )
 
 
-def _alerts(runtime: Runtime, accounts: Iterable[AccountStanding], since: int, now: int) -> list[UserAlert]:
+def _alerts(runtime: Runtime, accounts: Iterable[AccountBalance], since: int, now: int) -> list[UserAlert]:
     by_account = {(account.limit.key, account.subject): account for account in accounts}
     noted = runtime.operations.alerts(since, {subject for _, subject in by_account})
     zone = runtime.config.timezone
@@ -145,7 +145,7 @@ def _alerts(runtime: Runtime, accounts: Iterable[AccountStanding], since: int, n
     ]
 
 
-def _alert(noted: NotedAlert, alert: Alert, account: AccountStanding, now: int, zone: ZoneInfo) -> UserAlert:
+def _alert(noted: NotedAlert, alert: Alert, account: AccountBalance, now: int, zone: ZoneInfo) -> UserAlert:
     still_exceeded = (
         now < alert.window.end
         and account.amount is not None

@@ -26,7 +26,7 @@ from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import AdjustmentError, MoneyError
 from usage_plugin.tracking.admission.refusals import plain_amount
-from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.history.balances import AccountBalances
 from usage_plugin.tracking.maintenance.flusher import until_free
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
         raise click.BadParameter(f"--reason: expected 1 to {LONGEST_REASON} characters; it is kept.")
     now = reader.clock.now()
     length = read_duration(wanted.duration, "--for", LONGEST_DAYS)
-    before = Standings(reader.ledger, reader.operations, reader.limits, now).of(reader.limits.account(limit, subject))
+    before = AccountBalances(reader.ledger, reader.operations, reader.limits, now).of(
+        reader.limits.account(limit, subject)
+    )
     made = until_free(
         lambda: reader.operations.adjust(
             Adjustment(
@@ -262,7 +264,7 @@ def _show(reader: Reader, output: Output, changed: list[Adjustment], title: str)
     now = reader.clock.now()
     reader.limits = reader.limits.adjusted(reader.operations.adjustments(now))
     limit = next(limit for limit in reader.limits.limits if limit.name == changed[0].limit)
-    account = Standings(reader.ledger, reader.operations, reader.limits, now).of(
+    account = AccountBalances(reader.ledger, reader.operations, reader.limits, now).of(
         reader.limits.account(limit, changed[0].subject)
     )
     rows = [plain_adjustment(reader, one) for one in changed]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from usage_plugin.domain.limits import Limit, Unit
-    from usage_plugin.tracking.history.balances import AccountStanding
+    from usage_plugin.tracking.history.balances import AccountBalance
 
 
 COLUMNS = (
@@ -22,7 +22,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def cells(account: AccountStanding) -> list[str]:
+def cells(account: AccountBalance) -> list[str]:
     """Return the table cells of an account, in the order of `COLUMNS`."""
     limit = account.limit
     return [
@@ -38,7 +38,7 @@ def cells(account: AccountStanding) -> list[str]:
     ]
 
 
-def remarks(account: AccountStanding) -> Sequence[str]:
+def remarks(account: AccountBalance) -> Sequence[str]:
     """Return deviations from the default: a limit that does not block, an override or an adjustment in force."""
     limit, source = account.limit, account.source
     found: list[str] = ["dry run"] if limit.dry_run else [] if limit.action == "block" else [limit.action]
@@ -66,7 +66,7 @@ def unit_words(unit: Unit) -> str:
     return "USD" if unit == "usd" else unit.replace("_", " ")
 
 
-def resets_words(account: AccountStanding) -> str:
+def resets_words(account: AccountBalance) -> str:
     """Return the end of an account's window, in the limit's own time zone."""
     if not account.limit.has_accounts:
         return "each request"
@@ -74,7 +74,7 @@ def resets_words(account: AccountStanding) -> str:
     return f"{resets.astimezone(account.limit.zone):%Y-%m-%d %H:%M %Z}" if resets else "never"
 
 
-def plain(account: AccountStanding) -> dict[str, Any]:
+def plain(account: AccountBalance) -> dict[str, Any]:
     """Return an account as JSON."""
     limit, source = account.limit, account.source
     unit = limit.unit

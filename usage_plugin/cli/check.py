@@ -16,7 +16,7 @@ from usage_plugin.pricing.sheets import unpriced_models
 from usage_plugin.proxy.config_warnings import CALLBACK, config_warnings
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.admission.refusals import format_amount
-from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def run(path: Path, output: Output) -> None:
     try:
         config = load_config(path)
         parts = Parts(config)
-        parts.resolvers(Failures(SystemClock()))
+        parts.resolvers(PluginFailures(SystemClock()))
         facts["plugins"] = [found.name for found in parts.plugins.brought]
         limits = config.limit_set().limits
         facts["limits"] = [limit.name for limit in limits]

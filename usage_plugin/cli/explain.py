@@ -25,7 +25,7 @@ from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import UnknownEventError, UnknownRefError
 from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
-from usage_plugin.tracking.history.balances import AccountStanding, Standings
+from usage_plugin.tracking.history.balances import AccountBalance, AccountBalances
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -124,7 +124,7 @@ def _sum_of(facts: Mapping[str, Any]) -> str:
     return why
 
 
-def _current_verdict(facts: Mapping[str, Any], rows: Sequence[AccountStanding]) -> str:
+def _current_verdict(facts: Mapping[str, Any], rows: Sequence[AccountBalance]) -> str:
     """Return whether the refusing limit would admit the same request now, in words."""
     if facts.get("limit") is None:
         return "The refusal was not caused by a limit."
@@ -187,12 +187,12 @@ async def _find(reader: Reader, event_id: str) -> tuple[UsageEvent, bool]:
     )
 
 
-def _account_of(reader: Reader, matched: Matched, event: UsageEvent) -> AccountStanding:
+def _account_of(reader: Reader, matched: Matched, event: UsageEvent) -> AccountBalance:
     """Return an account in the event's window: its current state, or its final state if the window has ended."""
     now = reader.clock.now()
     still_counts = matched.limit.window_at(event.started_at).end > now
     rolling = matched.limit.since_at(now) is not None
-    return Standings(
+    return AccountBalances(
         reader.ledger, reader.operations, reader.limits, now if still_counts and rolling else event.started_at
     ).of(matched)
 
@@ -261,17 +261,17 @@ def _provider_of(reader: Reader, model: str | None) -> str | None:
     return providers.pop() if len(providers) == 1 else None
 
 
-def _accounts(reader: Reader, matched: Iterable[Matched]) -> list[AccountStanding]:
-    accounts = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
+def _accounts(reader: Reader, matched: Iterable[Matched]) -> list[AccountBalance]:
+    accounts = AccountBalances(reader.ledger, reader.operations, reader.limits, reader.clock.now())
     return [accounts.of(one) for one in matched]
 
 
-def refuses_now(row: AccountStanding) -> bool:
+def refuses_now(row: AccountBalance) -> bool:
     """Whether a limit refuses every request that needs a positive amount."""
     return row.limit.blocks and row.remaining == 0
 
 
-def _verdict(rows: Sequence[AccountStanding]) -> str:
+def _verdict(rows: Sequence[AccountBalance]) -> str:
     """Return whether a request would be admitted now, in words."""
     refusing = [row for row in rows if refuses_now(row)]
     if refusing:
@@ -291,9 +291,9 @@ def _verdict(rows: Sequence[AccountStanding]) -> str:
     return f"A request now is admitted if it needs at most {' and '.join(bounds)}."
 
 
-def _most_constrained(rows: Sequence[AccountStanding]) -> list[AccountStanding]:
+def _most_constrained(rows: Sequence[AccountBalance]) -> list[AccountBalance]:
     """Return the limit with the smallest remaining amount for each unit."""
-    least: dict[str, AccountStanding] = {}
+    least: dict[str, AccountBalance] = {}
     for row in rows:
         known = least.get(row.limit.unit)
         if row.limit.blocks and row.remaining is not None and (known is None or row.remaining < (known.remaining or 0)):
@@ -315,5 +315,5 @@ def _unshown_limits(reader: Reader, given: Mapping[str, str]) -> str:
     return f"Other limits may count a request that also has {options}."
 
 
-def _plain(row: AccountStanding) -> dict[str, Any]:
+def _plain(row: AccountBalance) -> dict[str, Any]:
     return {**plain(row), "refuses_now": refuses_now(row)}

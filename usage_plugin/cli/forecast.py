@@ -16,7 +16,7 @@ from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension
 from usage_plugin.domain.windows import WindowRule, local_date
 from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
 from usage_plugin.tracking.analysis.forecasting import Forecaster
-from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.history.balances import AccountBalances
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ async def run(
 ) -> None:
     """Print the forecast, or the error of such forecasts on past days."""
     kept = reader.kept_filter(usage_filter)
-    standings = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
+    standings = AccountBalances(reader.ledger, reader.operations, reader.limits, reader.clock.now())
     forecaster = Forecaster(reader.tracker, standings, reader.config.timezone)
     if limit_name is not None:
         if by is not None or window is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.cli.balances import COLUMNS, cells, plain
 from usage_plugin.cli.output import Output, table
-from usage_plugin.tracking.history.balances import AccountStanding, Standings
+from usage_plugin.tracking.history.balances import AccountBalance, AccountBalances
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +19,7 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     """Print the accounts of the current windows."""
     title = "Limits" if user is None else f"Limits that count {user}"
     user = None if user is None else reader.kept("user", user)
-    accounts = Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now())
+    accounts = AccountBalances(reader.ledger, reader.operations, reader.limits, reader.clock.now())
     rows = [row for limit in reader.limits.limits for row in _rows(reader, accounts, limit, user)]
     if output.is_table:
         table(title, COLUMNS, [cells(row) for row in rows])
@@ -28,7 +28,7 @@ async def run(reader: Reader, *, output: Output, user: str | None) -> None:
     output.document({"limits": found}, found)
 
 
-def _rows(reader: Reader, accounts: Standings, limit: Limit, user: str | None) -> Iterable[AccountStanding]:
+def _rows(reader: Reader, accounts: AccountBalances, limit: Limit, user: str | None) -> Iterable[AccountBalance]:
     """Return the accounts of a limit; a requested user has one even before the first spend."""
     if not limit.has_accounts or (user is not None and not reader.limits.may_count(limit, {"user": user})):
         return []

@@ -12,7 +12,7 @@ from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
 from usage_plugin.pricing.sheets import configured_rates
 from usage_plugin.tracking.analysis.patterns import LATELY_DAYS, Known, find_patterns
-from usage_plugin.tracking.history.balances import Standings
+from usage_plugin.tracking.history.balances import AccountBalances
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -43,7 +43,7 @@ async def run(
     known = Known(
         configured_rates(read_proxy_section(reader.config.path, "model_list")),
         reader.limits,
-        Standings(reader.ledger, reader.operations, reader.limits, reader.clock.now()),
+        AccountBalances(reader.ledger, reader.operations, reader.limits, reader.clock.now()),
         reader.config.timezone,
     )
     with counting_bar("examining users") as advance:

@@ -271,7 +271,7 @@ class Adjustment(NamedTuple):
 NO_ADJUSTMENT = Adjustment()
 
 
-class Reach(NamedTuple):
+class PriceExposure(NamedTuple):
     """The features that a request may use beyond ordinary text. They decide the rates of its worst case.
 
     Attributes:
@@ -291,7 +291,7 @@ class Reach(NamedTuple):
     modes: tuple[str, ...] = ()
 
 
-ONLY_TEXT = Reach()
+ONLY_TEXT = PriceExposure()
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,7 +383,7 @@ class Price:
         self,
         input_tokens: int | None,
         output_tokens: int | None,
-        reach: Reach = ONLY_TEXT,
+        reach: PriceExposure = ONLY_TEXT,
         adjustment: Adjustment = NO_ADJUSTMENT,
     ) -> Nano | None:
         """Return the maximum cost of a request of at most these tokens, rounded up; None if nothing bounds it."""
@@ -408,7 +408,7 @@ class Price:
             atto = adjustment.atto(atto)
         return min(LARGEST_REQUEST, -(-atto // _ATTO_PER_NANO))
 
-    def _reached(self, reach: Reach) -> Sequence[Price]:
+    def _reached(self, reach: PriceExposure) -> Sequence[Price]:
         """Return the prices at which a request may be billed."""
         if not reach.services and self.off_peak is None:
             return (self,)
@@ -431,7 +431,7 @@ def _rates_for(price: Price, input_tokens: int) -> Rates | None:
     return rates
 
 
-def _highest(price: Price, input_tokens: int, output_tokens: int, reach: Reach) -> int:
+def _highest(price: Price, input_tokens: int, output_tokens: int, reach: PriceExposure) -> int:
     highest = 0 if price.base is None else _at(price.base, input_tokens, output_tokens, reach)
     for threshold, rates in price.tiers:
         if input_tokens > threshold:
@@ -439,7 +439,7 @@ def _highest(price: Price, input_tokens: int, output_tokens: int, reach: Reach) 
     return highest
 
 
-def _at(rates: Rates, input_tokens: int, output_tokens: int, reach: Reach) -> int:
+def _at(rates: Rates, input_tokens: int, output_tokens: int, reach: PriceExposure) -> int:
     each_input = (rates.highest if reach.media_input else rates.highest_text)[0]
     each_output = (rates.highest if reach.media_output else rates.highest_text)[1]
     return input_tokens * each_input + output_tokens * each_output

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from usage_plugin.plugins.interface import Claim
-    from usage_plugin.tracking.notifications.plugin_failures import Failures
+    from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 
 REFRESH_INTERVAL = 1.0
 HANG_TIMEOUT = 30.0
@@ -39,7 +39,7 @@ log = get_logger()
 class Resolvers:
     """The resolvers in use, of the registered ones."""
 
-    def __init__(self, registered: Mapping[str, IdentityResolver], failures: Failures) -> None:
+    def __init__(self, registered: Mapping[str, IdentityResolver], failures: PluginFailures) -> None:
         """Keep the registered resolvers; none is in use yet."""
         self._registered = registered
         self._failures = failures
@@ -142,7 +142,7 @@ class Resolvers:
 class _Watch:
     """Refresh one resolver once a second, in a thread of its own, so that it blocks nothing else."""
 
-    def __init__(self, name: str, resolver: IdentityResolver, failures: Failures) -> None:
+    def __init__(self, name: str, resolver: IdentityResolver, failures: PluginFailures) -> None:
         """Refresh the resolver for the first time.
 
         Raises:

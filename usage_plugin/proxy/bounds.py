@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
-from usage_plugin.domain.prices import ONLY_TEXT, Reach, Units
+from usage_plugin.domain.prices import ONLY_TEXT, PriceExposure, Units
 from usage_plugin.domain.usage import MOST_TOKENS
 from usage_plugin.pricing.sheets import SERVICES, route_of
 from usage_plugin.proxy.client_fields import HARMLESS, OWN
@@ -143,7 +143,7 @@ class Bounds(NamedTuple):
     output_is_bounded: bool
     asked_output: int | None
     answers: int
-    reach: Reach
+    reach: PriceExposure
     named: frozenset[str] = frozenset()
     largest_output: int = 0
     predicted: int = 0
@@ -199,7 +199,7 @@ def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> B
         predicted=sum([_text(place["prediction"]) for place in places if "prediction" in place]),
         models=models or (),
         unknown=unknown,
-        reach=Reach(
+        reach=PriceExposure(
             media_input=media.any or tokens is None,
             media_output=any(sounds),
             services=services or (),
@@ -220,7 +220,7 @@ def _of_messages(body: Mapping[str, Any]) -> Bounds:
         tokens += sum(words) + (ANY_TOOLS if words else 0)
     except (_NotBoundedError, RecursionError):
         tokens = None
-    reach = Reach(media_input=True) if media.any or tokens is None else ONLY_TEXT
+    reach = PriceExposure(media_input=True) if media.any or tokens is None else ONLY_TEXT
     if OUTPUT_FIELDS.isdisjoint(body):
         return Bounds(tokens, True, None, 1, reach)
     limits = OUTPUT_FIELDS & body.keys()

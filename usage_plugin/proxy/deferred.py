@@ -12,7 +12,7 @@ from litellm.responses.utils import ResponsesAPIRequestUtils
 
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.proxy.inflight import RequestUnderWay
+from usage_plugin.proxy.inflight import InflightRequest
 from usage_plugin.tracking.admission import deferred
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Deferred:
         """Create it from the worker's runtime."""
         self._runtime = runtime
 
-    def hold(self, request: RequestUnderWay, work: Work) -> bool:
+    def hold(self, request: InflightRequest, work: Work) -> bool:
         """Keep a reservation in the ledger until the result is known; return False if that is impossible."""
         if not request.admitted.holds:
             return False
@@ -64,7 +64,7 @@ class Deferred:
         self._runtime.recorder.free_slots(request)
         return True
 
-    def find(self, work: Work) -> RequestUnderWay | None:
+    def find(self, work: Work) -> InflightRequest | None:
         """Return the request that a result belongs to; None if it was settled before."""
         try:
             admitted = deferred.find(self._runtime.ledger, self._runtime.operations, work.provider_id)
@@ -74,7 +74,7 @@ class Deferred:
         if admitted is None:
             return None
         took = self._runtime.clock.now() - admitted.event.started_at
-        return RequestUnderWay(admitted, self._runtime.clock.monotonic() - max(0, took))
+        return InflightRequest(admitted, self._runtime.clock.monotonic() - max(0, took))
 
     def forget(self, work: Work) -> None:
         """Remove the note of work that has been settled."""

@@ -18,16 +18,16 @@ from usage_plugin.proxy.identity import resolve
 from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.unmetered import admit_unmetered
 from usage_plugin.tracking.admission.decide import Admitted, Decision, Refusal
-from usage_plugin.tracking.admission.requirements import Demand
+from usage_plugin.tracking.admission.requirements import Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.limits import Matched
     from usage_plugin.proxy.prices import PriceBook
-    from usage_plugin.proxy.remedies import Negotiator
+    from usage_plugin.proxy.remedies import Remedies
     from usage_plugin.proxy.request_plan import Sending
-    from usage_plugin.proxy.request_scope import Exchange
+    from usage_plugin.proxy.request_scope import RequestScope
     from usage_plugin.runtime import Runtime
 
 _RAG = "rag/query"
@@ -48,13 +48,15 @@ class Passage(NamedTuple):
 class Gate:
     """Decides by route; each handler has one."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, negotiator: Negotiator) -> None:
+    def __init__(self, runtime: Runtime, prices: PriceBook, negotiator: Remedies) -> None:
         """Create it from the worker's runtime, the price book and the negotiator."""
         self._runtime = runtime
         self._prices = prices
         self._negotiator = negotiator
 
-    def arrive(self, here: Exchange, key: Any, request: Any, body: Any, route: str) -> bool:  # LiteLLM's; Starlette's
+    def arrive(
+        self, here: RequestScope, key: Any, request: Any, body: Any, route: str
+    ) -> bool:  # LiteLLM's; Starlette's
         """Record the parties of a request, and return whether the gate must decide on it.
 
         On some routes a request is authenticated more than once; only the first time counts.
@@ -69,7 +71,7 @@ class Gate:
         here.subjects = lambda: self._subjects(key, request, body)
         return rule.verdict in ("metered", "refused", "unclassified") or rule.is_gated
 
-    async def pass_through(self, here: Exchange, request: Any, body: Any) -> Passage:  # Starlette's
+    async def pass_through(self, here: RequestScope, request: Any, body: Any) -> Passage:  # Starlette's
         """Decide on a request that LiteLLM has authenticated.
 
         Raises:
@@ -124,7 +126,7 @@ class Gate:
             _rewrite(request, changed)
         return Passage(subjects, decision, output_limit=limit, sending=sending)
 
-    def _refuse(self, rule: routes.Rule, here: Exchange, subjects: Subjects, model: object) -> Refusal | None:
+    def _refuse(self, rule: routes.Rule, here: RequestScope, subjects: Subjects, model: object) -> Refusal | None:
         """Return a refusal if any limit forbids this route, else None."""
         if not self._runtime.enforce:
             return None
@@ -132,7 +134,7 @@ class Gate:
         now = self._runtime.clock.now()
         is_free = name is not None and self._is_free(name, subjects)
         for matched in self._runtime.limits.matching(subjects, name, None):
-            demand = Demand.of(matched, now, 0)
+            demand = Requirement.of(matched, now, 0)
             if demand.maximum is None or not _refuses(rule, matched, is_free=is_free):
                 continue
             route = f"{here.method} {here.path[:_LONGEST_PATH]}"

@@ -26,15 +26,15 @@ from usage_plugin.proxy import bounds, request_scope
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import resolve
-from usage_plugin.proxy.inflight import RequestUnderWay, Underway, is_free
-from usage_plugin.proxy.outgoing_check import SecondLine, StoppedError, ask_for_usage
+from usage_plugin.proxy.inflight import InflightRequest, InflightRequests, is_free
+from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_for_usage
 from usage_plugin.proxy.pass_through_prices import reads_bytes
 from usage_plugin.proxy.pass_through_usage import AnswerReport
-from usage_plugin.proxy.refusal_response import bad_request, negotiated_headers, refusal_error, standing_headers
-from usage_plugin.proxy.remedies import Negotiator
-from usage_plugin.proxy.request_plan import Asking, gives_up_early
+from usage_plugin.proxy.refusal_response import bad_request, negotiated_headers, refusal_error, status_headers
+from usage_plugin.proxy.remedies import Remedies
+from usage_plugin.proxy.request_plan import RequestPlanner, gives_up_early
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
-from usage_plugin.proxy.settlement import Endings
+from usage_plugin.proxy.settlement import Settlement
 from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
 from usage_plugin.tracking.admission.decide import Decision, Refusal
@@ -62,12 +62,12 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Create the handler from the worker's runtime and the price book."""
         super().__init__()
         self._runtime = runtime
-        asking = Asking(runtime, prices)
-        self._negotiator = Negotiator(runtime, asking)
+        asking = RequestPlanner(runtime, prices)
+        self._negotiator = Remedies(runtime, asking)
         self._gate = Gate(runtime, prices, self._negotiator)
-        self._second_line = SecondLine(runtime, asking, self._negotiator)
-        self._underway = Underway()
-        self._endings = Endings(runtime, prices, self._underway, Deferred(runtime))
+        self._second_line = OutgoingCheck(runtime, asking, self._negotiator)
+        self._underway = InflightRequests()
+        self._endings = Settlement(runtime, prices, self._underway, Deferred(runtime))
 
     def __init_subclass__(cls) -> None:
         """Reject subclasses: LiteLLM would silently not call inherited hooks."""
@@ -135,7 +135,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             raise answer from None
         return data
 
-    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: request_scope.Exchange | None) -> None:
+    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: request_scope.RequestScope | None) -> None:
         runtime = self._runtime
         started = runtime.clock.monotonic()
         subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
@@ -151,13 +151,13 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         decision: Decision,
         subjects: Subjects,
         data: dict[str, Any],
-        here: request_scope.Exchange | None,
+        here: request_scope.RequestScope | None,
         started: int,
         *,
         unmetered: bool,
         fills: bool = False,
         sending: Sending | None = None,
-    ) -> RequestUnderWay:
+    ) -> InflightRequest:
         """Start an admitted request, or raise the refusal."""
         runtime = self._runtime
         outcome, unfelt = decision
@@ -168,7 +168,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             # The reason quotes the client's own fields, so it is only sent to the client and never stored.
             fields = sending.bound.unknown if sending is not None and outcome.reason == "unbounded" else ()
             raise refusal_error(replace(outcome, user=subjects.called, fields=fields), runtime.config)
-        request = RequestUnderWay(outcome, started, unmetered=unmetered, fills_exchange=fills)
+        request = InflightRequest(outcome, started, unmetered=unmetered, fills_exchange=fills)
         request.sending = sending
         try:
             self._underway.add(request, data, here)
@@ -222,7 +222,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             here.refuse(error)
         return StoppedError(error)
 
-    async def _notice(self, here: request_scope.Exchange) -> RequestUnderWay | None:
+    async def _notice(self, here: request_scope.RequestScope) -> InflightRequest | None:
         """Admit a call that the gate never saw, on a route that LiteLLM authenticates in its own way."""
         here.rule = rule = rule_of(here.method, here.path)
         if rule.verdict in ("free", "held"):
@@ -313,15 +313,15 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     # ── the exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @staticmethod
-    def answer_begins(here: request_scope.Exchange) -> None:
+    def answer_begins(here: request_scope.RequestScope) -> None:
         """Write the headers of an answer at the last moment, since only then are their values known."""
         with _NothingRaised("answer_begins"):
             if here.standing is not None:
-                here.headers |= standing_headers(here.standing)
+                here.headers |= status_headers(here.standing)
             if here.cost is not None:
                 here.headers["x-usage-cost"] = format_usd(here.cost)
 
-    def request_ended(self, request: RequestUnderWay, ending: Status) -> None:
+    def request_ended(self, request: InflightRequest, ending: Status) -> None:
         """Process the end of a request on the wire."""
         with _NothingRaised("request_ended"):
             self._endings.over(request, ending)
@@ -337,7 +337,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             self._endings.close()
 
 
-def _stop_if_refused(here: request_scope.Exchange | None) -> None:
+def _stop_if_refused(here: request_scope.RequestScope | None) -> None:
     """Raise the gate's refusal again, since LiteLLM lets some tool requests continue without a user to refuse."""
     if here is not None and here.refused is not None:
         raise here.refused
@@ -348,7 +348,7 @@ def _model_group(kwargs: Mapping[str, Any]) -> object:
     return metadata.get("model_group") if isinstance(metadata, dict) else None
 
 
-def _is_free_route(here: request_scope.Exchange | None, kind: str) -> bool:
+def _is_free_route(here: request_scope.RequestScope | None, kind: str) -> bool:
     """Whether the route costs nothing, although LiteLLM calls its hook there."""
     return here is not None and here.rule is not None and here.rule.verdict == "free" and kind not in UNMETERED
 

@@ -45,7 +45,7 @@ Settler = Literal["inline", "success", "failure", "orphan", "deferred"]
 """
 
 
-class RequestUnderWay(OpenRequest):
+class InflightRequest(OpenRequest):
     """An admitted request, with its state as reported by the hooks.
 
     Attributes:
@@ -96,37 +96,37 @@ class RequestUnderWay(OpenRequest):
         return self.admitted.event.requested_model, self.admitted.event.model
 
 
-class Underway:
+class InflightRequests:
     """The requests in progress in this worker."""
 
     def __init__(self) -> None:
         """Start without any request."""
-        self._open: dict[str, RequestUnderWay] = {}
+        self._open: dict[str, InflightRequest] = {}
         self._settled: OrderedDict[str, Settler] = OrderedDict()
 
-    def add(self, request: RequestUnderWay, data: dict[str, Any], here: request_scope.Exchange | None) -> None:
+    def add(self, request: InflightRequest, data: dict[str, Any], here: request_scope.RequestScope | None) -> None:
         """Stamp an admitted request, and keep it until it is settled."""
         self._open[request.event_id] = request
         if here is not None:
             here.requests = [known for known in here.requests if not known.settled] + [request]
         metadata_of(data)[STAMP] = request.event_id
 
-    def forget(self, request: RequestUnderWay, settler: Settler) -> None:
+    def forget(self, request: InflightRequest, settler: Settler) -> None:
         """Remove a settled request; its settler is remembered for a while."""
         self._open.pop(request.event_id, None)
         self._settled[request.event_id] = settler
         if len(self._settled) > _REMEMBERED:
             self._settled.popitem(last=False)
 
-    def left(self) -> list[RequestUnderWay]:
+    def left(self) -> list[InflightRequest]:
         """Return the requests that are not settled."""
         return list(self._open.values())
 
-    def of_hook(self, data: Mapping[str, Any]) -> RequestUnderWay | None:
+    def of_hook(self, data: Mapping[str, Any]) -> InflightRequest | None:
         """Return the request of the body that a hook gets."""
         return self._stamped(data) or _of_exchange(data.get("litellm_call_id"))
 
-    def of_log(self, kwargs: Mapping[str, Any]) -> RequestUnderWay | None:
+    def of_log(self, kwargs: Mapping[str, Any]) -> InflightRequest | None:
         """Return the request of a logging callback."""
         return self._stamped(_parameters(kwargs)) or _of_exchange(kwargs.get("litellm_call_id"))
 
@@ -155,7 +155,7 @@ class Underway:
                 return "again"
         return None
 
-    def _stamped(self, holder: Mapping[str, Any]) -> RequestUnderWay | None:
+    def _stamped(self, holder: Mapping[str, Any]) -> InflightRequest | None:
         for name in _METADATA:
             metadata = holder.get(name)
             if isinstance(metadata, dict):
@@ -192,7 +192,7 @@ def _stamps(holder: Mapping[str, Any]) -> list[str]:
     return [stamp for stamp in stamps if isinstance(stamp, str)]
 
 
-def _of_exchange(call_id: object) -> RequestUnderWay | None:
+def _of_exchange(call_id: object) -> InflightRequest | None:
     """Return the request of this exchange; the call id distinguishes it from calls by guardrails in the meantime.
 
     A request that the gate admits has no call id yet. An unmetered route has none, and its failure hook gets no body.

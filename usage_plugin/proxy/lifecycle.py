@@ -29,7 +29,7 @@ from usage_plugin.proxy.config_warnings import ConfigWarning, config_warnings
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
 from usage_plugin.proxy.pass_through_streams import read_streams_of_gateways
 from usage_plugin.proxy.prices import PriceBook
-from usage_plugin.proxy.request_scope import ExchangeWrapper
+from usage_plugin.proxy.request_scope import RequestScopeMiddleware
 from usage_plugin.proxy.streams import remember_streams
 from usage_plugin.runtime import Runtime
 
@@ -106,7 +106,7 @@ def _drop_finalizer_of_streams() -> None:
 def _wrap_app(handler: UsageHandler_PROXY_) -> None:
     # `add_middleware` raises an error once the app has started; its built stack can still be wrapped.
     app = proxy_server.app
-    app.middleware_stack = ExchangeWrapper(
+    app.middleware_stack = RequestScopeMiddleware(
         app.middleware_stack, on_start=handler.answer_begins, on_end=handler.request_ended
     )
 

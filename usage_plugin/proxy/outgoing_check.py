@@ -29,11 +29,11 @@ from usage_plugin.proxy.output_limits import output_limit
 from usage_plugin.tracking.admission.decide import Refusal, unheld
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.prices import Reach
-    from usage_plugin.proxy.inflight import RequestUnderWay
+    from usage_plugin.domain.prices import PriceExposure
+    from usage_plugin.proxy.inflight import InflightRequest
     from usage_plugin.proxy.prices import Deployment
-    from usage_plugin.proxy.remedies import Negotiator
-    from usage_plugin.proxy.request_plan import Asking, Sending
+    from usage_plugin.proxy.remedies import Remedies
+    from usage_plugin.proxy.request_plan import RequestPlanner, Sending
     from usage_plugin.runtime import Runtime
 
 _METADATA = ("litellm_metadata", "metadata")
@@ -65,16 +65,16 @@ class StoppedError(ProxyException, HTTPException):  # type: ignore[misc]  # Lite
         self.detail = refusal.message
 
 
-class SecondLine:
+class OutgoingCheck:
     """Checks outgoing requests; each handler has one."""
 
-    def __init__(self, runtime: Runtime, asking: Asking, negotiator: Negotiator) -> None:
+    def __init__(self, runtime: Runtime, asking: RequestPlanner, negotiator: Remedies) -> None:
         """Create it from the worker's runtime, the reader of requests and the negotiator."""
         self._runtime = runtime
         self._asking = asking
         self._negotiator = negotiator
 
-    async def look(self, request: RequestUnderWay, kwargs: dict[str, Any], kind: str) -> Refusal | None:
+    async def look(self, request: InflightRequest, kwargs: dict[str, Any], kind: str) -> Refusal | None:
         """Compare the outgoing request with its hold; return the refusal if it must not be sent.
 
         Args:
@@ -100,7 +100,7 @@ class SecondLine:
         return await self._admit_again(request, kwargs, kind, way)
 
     def _way(
-        self, request: RequestUnderWay, sending: Sending, kwargs: dict[str, Any]
+        self, request: InflightRequest, sending: Sending, kwargs: dict[str, Any]
     ) -> tuple[Deployment | None, bool]:
         """Return the chosen deployment, and whether the request was admitted for it."""
         deployment_id, group = _chosen(kwargs)
@@ -128,7 +128,7 @@ class SecondLine:
         return _is_within(now.reach, then.reach, way)
 
     async def _admit_again(
-        self, request: RequestUnderWay, kwargs: dict[str, Any], kind: str, way: Deployment
+        self, request: InflightRequest, kwargs: dict[str, Any], kind: str, way: Deployment
     ) -> Refusal | None:
         admitted = request.admitted
         body = {**kwargs, "model": way.model}
@@ -157,7 +157,7 @@ class SecondLine:
             _put_in(sending._replace(injected=None), kwargs, way)
         return None
 
-    async def _release(self, request: RequestUnderWay) -> bool:
+    async def _release(self, request: InflightRequest) -> bool:
         """Release the hold; return False if the ledger fails, so that the first hold stays."""
         for _ in range(_MOST_TRIES):
             try:
@@ -225,7 +225,7 @@ def _own_input(way: Deployment, kind: str) -> int:
     return (own.input_tokens or 0) if own is not None else 0
 
 
-def _is_within(now: Reach, then: Reach, way: Deployment) -> bool:
+def _is_within(now: PriceExposure, then: PriceExposure, way: Deployment) -> bool:
     return (
         now.media_input <= then.media_input
         and now.media_output <= then.media_output

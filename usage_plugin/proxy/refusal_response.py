@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.admission.decide import Refusal
-    from usage_plugin.tracking.admission.requirements import Standing
+    from usage_plugin.tracking.admission.requirements import AccountStatus
 
 _TYPES: dict[Reason, str] = {
     "spent": "budget_exceeded",
@@ -118,7 +118,7 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     }
 
 
-def standing_headers(standing: Standing) -> dict[str, str]:
+def status_headers(standing: AccountStatus) -> dict[str, str]:
     """Return headers with the status of the caller's most constrained limit."""
     limit = standing.demand.limit
     headers = {

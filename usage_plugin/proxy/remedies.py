@@ -15,15 +15,15 @@ from usage_plugin.log import get_logger
 from usage_plugin.proxy import bounds
 from usage_plugin.proxy.tokens import Tokenizer, most_savings
 from usage_plugin.tracking.admission.decide import Admitted, Decision, Downgrade, Refusal
-from usage_plugin.tracking.admission.requirements import demands_of
+from usage_plugin.tracking.admission.requirements import requirements_of
 
 if TYPE_CHECKING:
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.proxy.prices import Deployment
-    from usage_plugin.proxy.request_plan import Asking, Sending
+    from usage_plugin.proxy.request_plan import RequestPlanner, Sending
     from usage_plugin.runtime import Runtime
-    from usage_plugin.tracking.admission.requirements import Ask, Demand
+    from usage_plugin.tracking.admission.requirements import Ask, Requirement
 
 SHORTEST_ANSWER = 256
 """The minimum answer in tokens. A shorter one would be useless."""
@@ -42,10 +42,10 @@ _ALL_OR_NOTHING = (
 log = get_logger()
 
 
-class Negotiator:
+class Remedies:
     """Admits requests; each handler has one."""
 
-    def __init__(self, runtime: Runtime, asking: Asking) -> None:
+    def __init__(self, runtime: Runtime, asking: RequestPlanner) -> None:
         """Create the negotiator from the worker's runtime and the reader of requests."""
         self._runtime = runtime
         self._asking = asking
@@ -77,7 +77,7 @@ class _Negotiation:
     def __init__(
         self,
         runtime: Runtime,
-        asking: Asking,
+        asking: RequestPlanner,
         tokenizer: Tokenizer,
         subjects: Subjects,
         data: dict[str, Any],
@@ -241,9 +241,9 @@ class _Negotiation:
         draft = draft._replace(started_at=again.draft.started_at, clamped_to=tokens, injected_output_tokens=None)
         return again._replace(draft=draft, is_downgraded=draft.downgraded_by is not None)
 
-    def _fits(self, ask: Ask, refused: Demand, room: int) -> bool:
+    def _fits(self, ask: Ask, refused: Requirement, room: int) -> bool:
         """Whether the limit that refused has room for the request in its new form."""
-        demands, _ = demands_of(ask, ask.primary, self._runtime.limits, "charge")
+        demands, _ = requirements_of(ask, ask.primary, self._runtime.limits, "charge")
         return all(
             demand.amount <= room
             for demand in demands

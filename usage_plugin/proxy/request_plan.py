@@ -85,7 +85,7 @@ class _Output(NamedTuple):
     counts: bool = True
 
 
-class Asking:
+class RequestPlanner:
     """Reads requests; each handler has one."""
 
     def __init__(self, runtime: Runtime, prices: PriceBook) -> None:

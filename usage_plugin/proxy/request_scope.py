@@ -1,8 +1,8 @@
-"""The exchange: one HTTP request and its answer, seen from outside LiteLLM.
+"""The request scope: one HTTP request and its answer, the exchange, seen from outside LiteLLM.
 
-An ASGI wrapper around the whole proxy puts an `Exchange` into a context variable, where hooks find it in any task that
-LiteLLM runs them in. It is filled and never replaced, since a context variable set in a child task is invisible to
-others.
+An ASGI wrapper around the whole proxy puts a `RequestScope` into a context variable, where hooks find it in any task
+that LiteLLM runs them in. It is filled and never replaced, since a context variable set in a child task is invisible
+to others.
 
 The values that hooks leave in it become headers of the answer, on every route. The wrapper also reports when the
 request is really over: after the last byte, or when the client disconnected.
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import Status
-    from usage_plugin.proxy.inflight import RequestUnderWay
+    from usage_plugin.proxy.inflight import InflightRequest
     from usage_plugin.proxy.routes import Rule
     from usage_plugin.proxy.streams import Report
-    from usage_plugin.tracking.admission.requirements import Standing
+    from usage_plugin.tracking.admission.requirements import AccountStatus
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 _ERROR = 400
 """The lowest HTTP status of an error."""
 
-current: ContextVar[Exchange | None] = ContextVar("usage_plugin_exchange", default=None)
+current: ContextVar[RequestScope | None] = ContextVar("usage_plugin_exchange", default=None)
 
 
-class Exchange:
+class RequestScope:
     """One request: its route, its user, and the values that the hooks leave for the answer.
 
     Attributes:
@@ -84,12 +84,12 @@ class Exchange:
         self.headers: dict[str, str] = {}
         self.status: int | None = None
         self.body: bytes | None = None
-        self.standing: Standing | None = None
+        self.standing: AccountStatus | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
         self.ended: float | None = None
         self.report: Report | None = None
-        self.requests: list[RequestUnderWay] = []
+        self.requests: list[InflightRequest] = []
 
     @property
     def client_headers(self) -> Mapping[str, str]:
@@ -114,11 +114,11 @@ class Exchange:
             self.body = self.body or openai_body.encode("utf-8", "replace")
 
 
-class ExchangeWrapper:
+class RequestScopeMiddleware:
     """Wraps the proxy's ASGI app."""
 
     def __init__(
-        self, app: App, *, on_start: Callable[[Exchange], None], on_end: Callable[[RequestUnderWay, Status], None]
+        self, app: App, *, on_start: Callable[[RequestScope], None], on_end: Callable[[InflightRequest, Status], None]
     ) -> None:
         """Call `on_start` before an answer's headers are sent, and `on_end` when an admitted request is over.
 
@@ -134,7 +134,7 @@ class ExchangeWrapper:
             await self._app(scope, receive, send)
             return
         path = scope.get("path", "").removeprefix(scope.get("root_path") or "")
-        exchange = Exchange(path, scope.get("headers", ()), scope.get("method", WEBSOCKET))
+        exchange = RequestScope(path, scope.get("headers", ()), scope.get("method", WEBSOCKET))
         answer = _Answer(exchange, scope, receive, send, self._on_start)
         token = current.set(exchange)
         try:
@@ -156,11 +156,11 @@ class _Answer:
 
     def __init__(
         self,
-        exchange: Exchange,
+        exchange: RequestScope,
         scope: MutableMapping[str, Any],
         receive: Receive,
         send: Send,
-        on_start: Callable[[Exchange], None],
+        on_start: Callable[[RequestScope], None],
     ) -> None:
         self._exchange = exchange
         self._scope = scope
@@ -205,7 +205,7 @@ class _Answer:
         return message
 
 
-def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
+def _sends_the_last(message: Message, exchange: RequestScope, status: int) -> bool:
     """Read a part of an answer's body, and return whether it is the last one."""
     if exchange.report is not None:
         exchange.report.read_bytes(message.get("body", b""))
@@ -215,7 +215,7 @@ def _sends_the_last(message: Message, exchange: Exchange, status: int) -> bool:
     return is_last
 
 
-def _with_ours(message: Message, exchange: Exchange) -> Message:
+def _with_ours(message: Message, exchange: RequestScope) -> Message:
     ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
     dropped = set(ours)
     if exchange.body is not None:

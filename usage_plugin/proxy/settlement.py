@@ -27,7 +27,7 @@ from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import pass_through_prices, request_scope, usage_parsing
 from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
-from usage_plugin.proxy.inflight import RequestUnderWay, is_free
+from usage_plugin.proxy.inflight import InflightRequest, is_free
 from usage_plugin.proxy.pass_through_usage import AnswerReport
 from usage_plugin.proxy.streams import report_of
 from usage_plugin.tracking.admission.decide import unheld
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.usage import CostSource, Status
     from usage_plugin.proxy.deferred import Deferred, Work
-    from usage_plugin.proxy.inflight import Settler, Underway
+    from usage_plugin.proxy.inflight import InflightRequests, Settler
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.runtime import Runtime
 
@@ -57,10 +57,10 @@ _LONGEST_AFTERWARDS = 600.0
 log = get_logger()
 
 
-class Endings:
+class Settlement:
     """Settles requests. Nothing here raises an error, since the answer must reach the client in any case."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, underway: Underway, deferred: Deferred) -> None:
+    def __init__(self, runtime: Runtime, prices: PriceBook, underway: InflightRequests, deferred: Deferred) -> None:
         """Create it from the worker's runtime, the price book, and the requests in progress and deferred."""
         self._runtime = runtime
         self._prices = prices
@@ -68,7 +68,7 @@ class Endings:
         self._deferred = deferred
         self._disputes = usage_parsing.CrossCheck()
 
-    def answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> Recorded | None:
+    def answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that reports its usage; others are settled when they are logged."""
         # Use the provider's own answer, where LiteLLM has converted it for the client.
         answer = response if request.answer is None else request.answer
@@ -80,7 +80,7 @@ class Endings:
             return None
         return self._record(request, usage_parsing.served_inline(data, answer, raw), usage, by="inline")
 
-    def provider_answered(self, request: RequestUnderWay, data: Mapping[str, Any], response: Any) -> None:
+    def provider_answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> None:
         """Keep a whole answer for settlement: a guardrail may still withhold it, but the provider must be paid."""
         request.sent = request.cut = False
         if request.answer is None:
@@ -125,7 +125,7 @@ class Endings:
 
     def _settle_work(
         self,
-        request: RequestUnderWay,
+        request: InflightRequest,
         work: Work,
         served: usage_parsing.Served,
         usage: Mapping[str, Any],
@@ -144,7 +144,7 @@ class Endings:
             self._settle_as_reserved(request, status, by=by)
         self._deferred.forget(work)
 
-    def partly_delivered(self, request: RequestUnderWay, kwargs: Mapping[str, Any]) -> None:
+    def partly_delivered(self, request: InflightRequest, kwargs: Mapping[str, Any]) -> None:
         """Keep the usage of the part of a stream that was delivered before it broke."""
         request.broken = True
         usage = usage_parsing.logged_usage(kwargs)
@@ -172,7 +172,7 @@ class Endings:
         else:
             self._settle_logged(request, kwargs, response)
 
-    def _settle_logged(self, request: RequestUnderWay, kwargs: Mapping[str, Any], response: Any) -> None:
+    def _settle_logged(self, request: InflightRequest, kwargs: Mapping[str, Any], response: Any) -> None:
         """Settle with the logged usage; for a stream, with the usage in the provider's own frames."""
         status: Status = request.failed or ("cancelled" if request.cut else "success")
         if request.cut and self._charges_cut_as_reserved():
@@ -203,7 +203,7 @@ class Endings:
 
     def _settle_handed_through(
         self,
-        request: RequestUnderWay,
+        request: InflightRequest,
         report: AnswerReport,
         served: usage_parsing.Served,
         usage: Mapping[str, Any],
@@ -252,7 +252,7 @@ class Endings:
             outcome = self._flat(request, outcome)
         self._settle(request, outcome, by="success")
 
-    def failed(self, request: RequestUnderWay, error: Exception, *, hurried: bool) -> None:
+    def failed(self, request: InflightRequest, error: Exception, *, hurried: bool) -> None:
         """Settle a request that failed finally, or wait if a provider is still processing it.
 
         Args:
@@ -285,7 +285,7 @@ class Endings:
         else:
             self._settle(request, Outcome(status=status, error=request.error), by="failure")
 
-    def over(self, request: RequestUnderWay, ending: Status) -> None:
+    def over(self, request: InflightRequest, ending: Status) -> None:
         """Settle a request some time after its end on the wire, unless a hook settles it first: the log may be late.
 
         Args:
@@ -312,7 +312,7 @@ class Endings:
         for request in self._underway.left():
             self._settle_orphan(request, "cancelled")
 
-    def _settle_orphan(self, request: RequestUnderWay, status: Status) -> None:
+    def _settle_orphan(self, request: InflightRequest, status: Status) -> None:
         if request.settled:
             return
         if request.logged is not None:
@@ -334,7 +334,7 @@ class Endings:
             status = "failure"
         self._settle_as_reserved(request, request.failed or status, by="orphan")
 
-    def _settle_unmetered(self, request: RequestUnderWay, status: Status) -> None:
+    def _settle_unmetered(self, request: InflightRequest, status: Status) -> None:
         """Settle a request without any reported usage, as is usual on such routes: at its flat cost, if it has one."""
         if status == "failure" and not request.sent:
             self._settle(request, Outcome(status=status, error=request.error), by="orphan")
@@ -342,7 +342,7 @@ class Endings:
             outcome = self._flat(request, Outcome(status=status, error=request.error))
             self._settle(request, outcome, by="orphan")
 
-    def _flat(self, request: RequestUnderWay, outcome: Outcome) -> Outcome:
+    def _flat(self, request: InflightRequest, outcome: Outcome) -> Outcome:
         """Charge the flat cost that the operator configured for such requests; keep the rest of the outcome."""
         event = request.admitted.event
         flat = event.reserved
@@ -350,7 +350,7 @@ class Endings:
         source: CostSource = "reserved" if flat else "unpriced"
         return outcome._replace(cost=flat or None, cost_source=source, as_reserved=False, estimated=True)
 
-    def _settle_delivered(self, request: RequestUnderWay, status: Status) -> None:
+    def _settle_delivered(self, request: InflightRequest, status: Status) -> None:
         if request.delivered is None or (request.cut and self._charges_cut_as_reserved()):
             self._settle_as_reserved(request, status, by="failure")
             return
@@ -367,7 +367,7 @@ class Endings:
 
     def _record(
         self,
-        request: RequestUnderWay,
+        request: InflightRequest,
         served: usage_parsing.Served,
         usage: Mapping[str, Any],
         *,
@@ -393,10 +393,10 @@ class Endings:
             self._disputes.look(outcome)
             self._runtime.imperfections.count("disputed", outcome.model, outcome.disputed_by)
 
-    def _settle_as_reserved(self, request: RequestUnderWay, status: Status, *, by: Settler) -> Recorded | None:
+    def _settle_as_reserved(self, request: InflightRequest, status: Status, *, by: Settler) -> Recorded | None:
         return self._settle(request, Outcome(status=status, error=request.error, as_reserved=True), by=by)
 
-    def _settle(self, request: RequestUnderWay, outcome: Outcome, *, by: Settler) -> Recorded | None:
+    def _settle(self, request: InflightRequest, outcome: Outcome, *, by: Settler) -> Recorded | None:
         self._underway.forget(request, by)
         # Otherwise the answer, and with it the whole body, would live as long as the exchange, which timers may hold.
         request.delivered = request.answer = request.stream = request.logged = None

@@ -25,7 +25,7 @@ from usage_plugin.proxy.json_members import MemberScanner
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from usage_plugin.proxy.inflight import RequestUnderWay
+    from usage_plugin.proxy.inflight import InflightRequest
 
 Stream: TypeAlias = Any
 """A stream as one of LiteLLM's calls made it: one of `_STREAMS`."""
@@ -136,7 +136,7 @@ class Report:
             self.tools = ToolCalls._make(map(max, self.tools, found))
 
 
-def report_of(request: RequestUnderWay) -> Report | None:
+def report_of(request: InflightRequest) -> Report | None:
     """Return the report on a stream; None if there is none."""
     if request.stream is None:
         return request.report
@@ -213,6 +213,6 @@ def _reports_here() -> list[Report]:
     return [request.report for request in requests if request.report is not None]
 
 
-def _requests_here() -> list[RequestUnderWay]:
+def _requests_here() -> list[InflightRequest]:
     here = request_scope.current.get()
     return [request for request in here.requests if not request.settled] if here is not None else []

@@ -10,7 +10,7 @@ from usage_plugin.errors import ConfigError, LedgerError, PluginError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.admission.active_limits import NOTE
 from usage_plugin.tracking.admission.decide import AdmissionPolicy
-from usage_plugin.tracking.notifications.health import Problems
+from usage_plugin.tracking.notifications.health import HealthNotes
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.pseudonyms import Pseudonyms
     from usage_plugin.plugins.identity_resolvers import Resolvers
-    from usage_plugin.tracking.admission.active_limits import RulesInForce
+    from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.decide import Admission, Pressure
     from usage_plugin.tracking.admission.settlement import Recorder
 
@@ -42,7 +42,7 @@ class WatchedRuntime(Protocol):
     ledger: Ledger
     pseudonyms: Pseudonyms
     resolvers: Resolvers
-    rules: RulesInForce
+    rules: ActiveLimits
     admission: Admission
     recorder: Recorder
     pressure: Pressure
@@ -63,7 +63,7 @@ class ChangeWatcher:
         self._file = file
         self._loop = loop
         self._workers = workers
-        self._problems = Problems(runtime.clock)
+        self._problems = HealthNotes(runtime.clock)
         # The loop uses the rules of the start: it has settled nothing by others.
         self._used_by_loop = runtime.rules.digest
         self._announced = ""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.plugins.interface import Restoration
-    from usage_plugin.tracking.notifications.plugin_failures import Failures
+    from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 
 BUILTIN_PLUGINS = (
     "usage_plugin.ledgers.sqlite",
@@ -198,7 +198,7 @@ class Parts:
         """Return the file of events that the store has rejected for good."""
         return Unstorable(self.config.data_dir / "unstorable.jsonl", clock)
 
-    def resolvers(self, failures: Failures) -> Resolvers:
+    def resolvers(self, failures: PluginFailures) -> Resolvers:
         """Return the chosen resolvers, refreshed once.
 
         Raises:

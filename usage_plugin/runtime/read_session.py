@@ -13,7 +13,7 @@ from usage_plugin.errors import NothingRecordedError, PluginError, SecretError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.tracking.history.reader import UsageReader
-from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 from usage_plugin.tracking.privacy.erasure import Person
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class Reader:
 def _membership(parts: Parts, clock: Clock) -> Membership:
     """Return group membership; a failing resolver must not prevent reading, just as it does not stop a worker."""
     try:
-        return parts.resolvers(Failures(clock)).membership()
+        return parts.resolvers(PluginFailures(clock)).membership()
     except PluginError as error:
         log.warning("identity.groups_unknown", **short_error(error))
         return NO_MEMBERSHIP

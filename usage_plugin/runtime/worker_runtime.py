@@ -17,17 +17,17 @@ from usage_plugin.migration.background import AutomaticMigration
 from usage_plugin.runtime.change_watcher import ChangeWatcher, admission_policy
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.runtime.data_folder import prepare_data_folder
-from usage_plugin.tracking.admission.active_limits import RulesInForce
+from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
 from usage_plugin.tracking.admission.decide import Admission, Pressure
 from usage_plugin.tracking.admission.refusals import RefusalLog
 from usage_plugin.tracking.admission.settlement import Recorder
-from usage_plugin.tracking.maintenance.backfill import Seeder
+from usage_plugin.tracking.maintenance.backfill import Backfill
 from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE
 from usage_plugin.tracking.maintenance.keeper import Keeper
 from usage_plugin.tracking.maintenance.retention import Pruner, Retention
-from usage_plugin.tracking.notifications.anomalies import Imperfections
-from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.anomalies import Anomalies
+from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 from usage_plugin.tracking.notifications.subscribers import Listeners
 from usage_plugin.tracking.privacy import secret
 
@@ -55,11 +55,11 @@ class Runtime:
         self.plugins = parts.plugins
         self.config = config
         self.clock = clock or SystemClock()
-        self._failures = Failures(self.clock)
+        self._failures = PluginFailures(self.clock)
         self.resolvers = parts.resolvers(self._failures)
         self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
         self.pseudonyms = parts.make_pseudonyms()
-        self.rules = RulesInForce(config.limit_set(self.pseudonyms, self.resolvers.membership()))
+        self.rules = ActiveLimits(config.limit_set(self.pseudonyms, self.resolvers.membership()))
         self.pressure = Pressure()
         self.cache = parts.cache()
         self.opened = opened = parts.open_ledger()
@@ -75,7 +75,7 @@ class Runtime:
             events=self.plugins.listeners("usage_event_recorded"),
         )
         self.alerts = Alerts(self.clock, self._listeners.alerts)
-        self.imperfections = Imperfections(self.operations, self.clock)
+        self.imperfections = Anomalies(self.operations, self.clock)
         self.admission = Admission(
             self.ledger,
             self.rules,
@@ -98,7 +98,7 @@ class Runtime:
         self.refusals = RefusalLog(self.operations, self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None
         self._watcher = ChangeWatcher(self, file, asyncio.get_running_loop(), self._workers)
-        seeder = Seeder(self.rules, self._workers, config.timezone, self.clock)
+        seeder = Backfill(self.rules, self._workers, config.timezone, self.clock)
         self._keeper = Keeper(
             self._open_again,
             parts.open_store,

@@ -19,7 +19,7 @@ NOTE = "rules:"
 """The prefix of a worker's note with the digest of its rules; the worker's name follows."""
 
 
-class RulesInForce:
+class ActiveLimits:
     """The limits that are active now.
 
     Attributes:

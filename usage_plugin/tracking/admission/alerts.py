@@ -15,12 +15,12 @@ from usage_plugin.domain.operations import AlertKey
 from usage_plugin.domain.windows import local_date, start_of_day
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.admission.refusals import plain_amount
-from usage_plugin.tracking.notifications.subscribers import Audience
+from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.operations import OperationsLog
-    from usage_plugin.tracking.admission.requirements import Standing
+    from usage_plugin.tracking.admission.requirements import AccountStatus
 
 MOST_REMEMBERED = 10_000
 MOST_WAITING = 1_000
@@ -31,14 +31,14 @@ log = get_logger()
 class Alerts:
     """Detect crossed thresholds on the request path, and send alerts off it."""
 
-    def __init__(self, clock: Clock, audience: Audience[Alert] | None = None) -> None:
+    def __init__(self, clock: Clock, audience: Subscribers[Alert] | None = None) -> None:
         """Start with no alerts."""
         self._clock = clock
-        self._audience = audience or Audience()
+        self._audience = audience or Subscribers()
         self._noted: OrderedDict[AlertKey, None] = OrderedDict()
         self._waiting: deque[tuple[AlertKey, Alert]] = deque()
 
-    def seen(self, standing: Standing) -> None:
+    def seen(self, standing: AccountStatus) -> None:
         """Queue alerts for the thresholds that an account has crossed, after it was charged."""
         demand, balance = standing
         limit, maximum = demand.limit, demand.maximum

@@ -21,13 +21,13 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.requirements import (
+    AccountStatus,
     Ask,
     Candidate,
-    Demand,
     OnLost,
-    Standing,
-    demands_of,
-    tightest_of_callers_own,
+    Requirement,
+    most_constrained_own,
+    requirements_of,
 )
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.admission.active_limits import RulesInForce
+    from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.requirements import Problem
-    from usage_plugin.tracking.notifications.anomalies import Imperfections
+    from usage_plugin.tracking.notifications.anomalies import Anomalies
 
 SOON = 60 * MICROSECONDS
 """If a window ends within this time, in microseconds, a request that does not fit is `busy` instead of `spent`."""
@@ -114,10 +114,10 @@ class Admitted(NamedTuple):
 
     event: UsageEvent
     subjects: Subjects
-    demands: tuple[Demand, ...]
+    demands: tuple[Requirement, ...]
     balances: Mapping[AccountKey, Balance]
     without_fallbacks: bool
-    standing: Standing | None
+    standing: AccountStatus | None
     warnings: tuple[str, ...]
     holds: bool = True
 
@@ -137,7 +137,7 @@ class Downgrade:
         model: the `model_name` to request instead.
     """
 
-    demand: Demand
+    demand: Requirement
     balance: Balance
     model: str
 
@@ -161,7 +161,7 @@ class Refusal:
     at: int
     user: str
     model: str | None
-    demand: Demand | None = None
+    demand: Requirement | None = None
     balance: Balance = NOTHING
     retry_after: int | None = None
     rolled_away_at: int | None = None
@@ -194,11 +194,11 @@ class Admission:
     def __init__(
         self,
         ledger: Ledger,
-        rules: RulesInForce,
+        rules: ActiveLimits,
         clock: Clock,
         *,
         worker: str,
-        imperfections: Imperfections,
+        imperfections: Anomalies,
         policy: AdmissionPolicy | None = None,
         pressure: Pressure | None = None,
     ) -> None:
@@ -278,7 +278,7 @@ class Admission:
 
     async def _decide_among(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision | Downgrade:
         policy = self.policy
-        everything, unknown = demands_of(ask, candidates, self._rules.limits, policy.on_lost)
+        everything, unknown = requirements_of(ask, candidates, self._rules.limits, policy.on_lost)
         demands = [demand for demand in everything if demand.limit.has_accounts]
         impossible: list[Refusal] = []
         if policy.enforce and (unknown or len(demands) < len(everything)):
@@ -311,8 +311,8 @@ class Admission:
                 if demand.limit.downgrade_to is not None:
                     return Downgrade(demand, balance, demand.limit.downgrade_to)
             return Decision(_worst(self._judge(ask, *pair, reserved) for pair in stopping), unfelt)
-        standing = tightest_of_callers_own(
-            Standing(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
+        standing = most_constrained_own(
+            AccountStatus(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
         )
         warned = [d.limit.name for d, _ in passed if d.limit.action == "warn" and not d.limit.dry_run]
         balances = {demand.account: balance for demand, balance in before}
@@ -324,7 +324,7 @@ class Admission:
         with suppress(LedgerError):
             self._ledger.abandon(event_id)
 
-    def _can_stop(self, demand: Demand, ask: Ask) -> bool:
+    def _can_stop(self, demand: Requirement, ask: Ask) -> bool:
         """Whether a demand that does not fit prevents the request from starting unchanged."""
         limit = demand.limit
         if limit.dry_run or not self.policy.enforce:
@@ -333,7 +333,7 @@ class Admission:
             return not ask.is_downgraded and limit.downgrade_to != ask.draft.requested_model
         return limit.action == "block"
 
-    def _judge(self, ask: Ask, demand: Demand, balance: Balance, reserved: Reserved) -> Refusal:
+    def _judge(self, ask: Ask, demand: Requirement, balance: Balance, reserved: Reserved) -> Refusal:
         """Return a refusal with the reason why a request does not fit on an account, and whether waiting helps."""
         maximum = demand.maximum or 0
         if demand.amount > maximum:
@@ -346,7 +346,7 @@ class Admission:
             return _refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
         return _refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
 
-    def _rolled_away_at(self, demand: Demand, balance: Balance, reserved: Reserved) -> int | None:
+    def _rolled_away_at(self, demand: Requirement, balance: Balance, reserved: Reserved) -> int | None:
         """Return when enough spend has expired from a rolling window to admit the request. None for other windows."""
         if demand.since is None:
             return None
@@ -404,7 +404,7 @@ def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
 
 
 def _impossible(
-    ask: Ask, demands: Sequence[Demand], unknown: Sequence[tuple[Demand, Problem, str | None]]
+    ask: Ask, demands: Sequence[Requirement], unknown: Sequence[tuple[Requirement, Problem, str | None]]
 ) -> list[Refusal]:
     """Return the refusals that need no account: unknown amounts, and requests too large for a per-request limit."""
     refusals = [
@@ -450,7 +450,7 @@ def _lost_event(worst: UsageEvent, candidates: Sequence[Candidate], on_lost: OnL
 def _refuse(
     reason: Reason,
     ask: Ask,
-    demand: Demand | None = None,
+    demand: Requirement | None = None,
     model: str | None = None,
     *,
     balance: Balance = NOTHING,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.windows import WindowKind
     from usage_plugin.tracking.admission.decide import Refusal
-    from usage_plugin.tracking.admission.requirements import Demand
+    from usage_plugin.tracking.admission.requirements import Requirement
 
 _WINDOW_WORDS: dict[WindowKind, str] = {
     "request": "for one request",
@@ -78,7 +78,7 @@ def _remedy(fields: Sequence[str]) -> str:
     return f"The cost of these fields is unknown: {named}. Leave them out."
 
 
-def _account_sentence(refusal: Refusal, demand: Demand) -> str:
+def _account_sentence(refusal: Refusal, demand: Requirement) -> str:
     limit = demand.limit
     when = _when(limit)
     if not limit.is_callers_own:
@@ -96,7 +96,7 @@ def _account_sentence(refusal: Refusal, demand: Demand) -> str:
     return f"{refusal.user} has used {spent} of {maximum} {unit} {when} (limit {limit.name}){in_flight}; {may}."
 
 
-def _reset_sentence(refusal: Refusal, demand: Demand) -> str:
+def _reset_sentence(refusal: Refusal, demand: Requirement) -> str:
     if refusal.reason == "too_large":
         return ""
     if refusal.reason == "busy" and not waits_for_window(refusal):

@@ -17,7 +17,7 @@ from usage_plugin.domain.windows import to_datetime, to_instant
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.maintenance.flusher import until_free
-from usage_plugin.tracking.notifications.subscribers import Audience
+from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -109,10 +109,10 @@ def as_told(refusal: Refusal) -> RefusedRequest:
 class RefusalLog:
     """Count refusals until they are flushed, and notify plugins of those that are enforced."""
 
-    def __init__(self, operations: OperationsLog, audience: Audience[RefusedRequest] | None = None) -> None:
+    def __init__(self, operations: OperationsLog, audience: Subscribers[RefusedRequest] | None = None) -> None:
         """Start with no counts."""
         self._operations = operations
-        self._audience = audience or Audience()
+        self._audience = audience or Subscribers()
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
         self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
 

@@ -73,7 +73,7 @@ class Ask(NamedTuple):
     is_downgraded: bool = False
 
 
-class Demand(NamedTuple):
+class Requirement(NamedTuple):
     """The amount that a request needs from one account.
 
     Attributes:
@@ -95,7 +95,7 @@ class Demand(NamedTuple):
     since: int | None = None
 
     @classmethod
-    def of(cls, matched: Matched, at: int, amount: int, if_lost: int = 0) -> Demand:
+    def of(cls, matched: Matched, at: int, amount: int, if_lost: int = 0) -> Requirement:
         """Return the demand of a request at an instant on a limit that counts it."""
         window, account, maximum, since = matched.place_at(at)
         return cls(matched.limit, matched.subject, window, account, maximum, amount, if_lost, since)
@@ -114,10 +114,10 @@ class Demand(NamedTuple):
         return has_room(balance, self.amount, self.maximum)
 
 
-class Standing(NamedTuple):
+class AccountStatus(NamedTuple):
     """The status of an account: a demand on it, and its balance after that demand."""
 
-    demand: Demand
+    demand: Requirement
     balance: Balance
 
     @property
@@ -127,9 +127,9 @@ class Standing(NamedTuple):
         return max(0, (self.demand.maximum or 0) - spent - reserved)
 
 
-def demands_of(
+def requirements_of(
     ask: Ask, candidates: Sequence[Candidate], limits: LimitSet, on_lost: OnLost
-) -> tuple[list[Demand], list[tuple[Demand, Problem, str | None]]]:
+) -> tuple[list[Requirement], list[tuple[Requirement, Problem, str | None]]]:
     """Return the amount to hold on each account: the maximum over all candidates.
 
     Returns:
@@ -137,13 +137,13 @@ def demands_of(
         each with the reason and the model.
     """
     at = ask.draft.started_at
-    demands: dict[AccountKey, Demand] = {}
-    unknown: list[tuple[Demand, Problem, str | None]] = []
+    demands: dict[AccountKey, Requirement] = {}
+    unknown: list[tuple[Requirement, Problem, str | None]] = []
     for candidate in candidates:
         for matched in limits.matching(ask.subjects, candidate.model, candidate.provider):
             limit = matched.limit
             amount, problem = _amount(limit, candidate, ask)
-            demand = Demand.of(matched, at, amount, _if_lost(limit, candidate, ask, amount, on_lost))
+            demand = Requirement.of(matched, at, amount, _if_lost(limit, candidate, ask, amount, on_lost))
             if problem:
                 unknown.append((demand, problem, candidate.model))
             known = demands.setdefault(demand.account, demand)
@@ -152,7 +152,7 @@ def demands_of(
     return list(demands.values()), unknown
 
 
-def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[Demand]:
+def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[Requirement]:
     """Return the amount that an event adds to each account that it is charged on, in the window of its admission."""
     amounts = {
         "usd": event.cost or 0,
@@ -163,7 +163,7 @@ def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[
     }
     at = event.started_at
     return [
-        Demand.of(matched, at, amounts[matched.limit.unit])
+        Requirement.of(matched, at, amounts[matched.limit.unit])
         for matched in limits.matching(subjects, event.model, event.provider)
         if matched.limit.is_charged
     ]
@@ -203,7 +203,7 @@ def _if_lost(limit: Limit, candidate: Candidate, ask: Ask, amount: int, on_lost:
     return min(amount, candidate.input_cost if limit.unit == "usd" else (ask.input_tokens or 0))
 
 
-def tightest_of_callers_own(standings: Iterable[Standing]) -> Standing | None:
+def most_constrained_own(standings: Iterable[AccountStatus]) -> AccountStatus | None:
     """Return the status of the most constrained of the caller's own limits, for response headers.
 
     This is the limit with the smallest share left.

@@ -20,8 +20,8 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decide import SPIN_NS, Admitted, Pressure
-from usage_plugin.tracking.admission.requirements import Demand, Standing, charged_by, tightest_of_callers_own
-from usage_plugin.tracking.notifications.subscribers import Audience
+from usage_plugin.tracking.admission.requirements import AccountStatus, Requirement, charged_by, most_constrained_own
+from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Ledger
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
-    from usage_plugin.tracking.admission.active_limits import RulesInForce
+    from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.alerts import Alerts
     from usage_plugin.tracking.history.cache import UsageCache
-    from usage_plugin.tracking.notifications.anomalies import Imperfections
+    from usage_plugin.tracking.notifications.anomalies import Anomalies
 
 MOST_PENDING = 10_000
 """The maximum number of queued settlements in memory while the ledger does not take them. Beyond it the hold stays and
@@ -101,13 +101,13 @@ class Recorded(NamedTuple):
     """The recorded event, and the status of the most constrained of the caller's own limits afterwards."""
 
     event: UsageEvent
-    standing: Standing | None
+    standing: AccountStatus | None
 
 
 class _Settlement(NamedTuple):
     admitted: Admitted
     event: UsageEvent
-    demands: Sequence[Demand]
+    demands: Sequence[Requirement]
     encoded: str | None
     """None if the outbox is full, so that only the accounts are charged."""
 
@@ -118,13 +118,13 @@ class Recorder:
     def __init__(
         self,
         ledger: Ledger,
-        rules: RulesInForce,
+        rules: ActiveLimits,
         cache: UsageCache,
         clock: Clock,
         *,
-        imperfections: Imperfections,
+        imperfections: Anomalies,
         alerts: Alerts,
-        audience: Audience[UsageEvent] | None = None,
+        audience: Subscribers[UsageEvent] | None = None,
         pressure: Pressure | None = None,
     ) -> None:
         """Set the parts. Without an `audience`, events have no subscribers."""
@@ -134,7 +134,7 @@ class Recorder:
         self._clock = clock
         self._imperfections = imperfections
         self._alerts = alerts
-        self._audience = audience or Audience()
+        self._audience = audience or Subscribers()
         self._pressure = pressure or Pressure()
         self._pending: deque[_Settlement] = deque()
         self._retrying: asyncio.Task[None] | None = None
@@ -166,19 +166,19 @@ class Recorder:
             self._imperfections.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
 
-    def _count_overruns(self, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> None:
+    def _count_overruns(self, held: Mapping[AccountKey, int], charged: Sequence[Requirement]) -> None:
         """Count limits on which more was used than held. For cost, the event has `excess` instead."""
         for demand in charged:
             if demand.limit.unit != "usd" and demand.amount > held.get(demand.account, demand.amount):
                 self._imperfections.count("overrun", demand.limit.name)
 
-    def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> Standing | None:
+    def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Requirement]) -> AccountStatus | None:
         encoded = None if self._pressure.leaves_gaps else encode_event(event)
         if encoded is None:
             self._imperfections.count("gap", event.model, event.cost or 0)
-        return tightest_of_callers_own(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
+        return most_constrained_own(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
 
-    def _settle_or_wait(self, settlement: _Settlement) -> Sequence[Standing]:
+    def _settle_or_wait(self, settlement: _Settlement) -> Sequence[AccountStatus]:
         """Write a settlement now, or queue it behind those that wait. A queued one returns no account statuses yet."""
         if not self._pending:
             try:
@@ -218,7 +218,7 @@ class Recorder:
             disputed=outcome.disputed_by > 0,
         )
 
-    def _settle(self, settlement: _Settlement) -> Sequence[Standing]:
+    def _settle(self, settlement: _Settlement) -> Sequence[AccountStatus]:
         """Settle now, or raise after trying the lock for about 300 µs. Return the statuses of the charged accounts."""
         admitted, event, demands, encoded = settlement
         charges = [demand.charge() for demand in demands]
@@ -247,7 +247,7 @@ class Recorder:
             self._imperfections.count("unheld", event.model, event.cost or 0)
         return recorded
 
-    def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[Standing]:
+    def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[AccountStatus]:
         """Notify the cache, the subscribers and the alerts of a written settlement, whether or not it was queued."""
         admitted, event, demands, encoded = settlement
         if encoded is not None:
@@ -255,7 +255,7 @@ class Recorder:
             if self._audience.anybody:
                 self._audience.tell(event, len(encoded))
         standings = [
-            Standing(demand, balance if demand.since is None else _sum_after(demand, admitted, balance))
+            AccountStatus(demand, balance if demand.since is None else _sum_after(demand, admitted, balance))
             for demand in demands
             if (balance := settled.balances.get(demand.account)) is not None
         ]
@@ -323,7 +323,7 @@ class Recorder:
             await asyncio.wait([self._retrying], timeout=seconds)
 
 
-def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> Nano:
+def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence[Requirement]) -> Nano:
     """Return the cost above the amount held for it, on the account where that is most."""
     if not event.cost:
         return 0
@@ -331,7 +331,7 @@ def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence
     return max(0, event.cost - least)
 
 
-def _sum_after(demand: Demand, admitted: Admitted, bucket: Balance) -> Balance:
+def _sum_after(demand: Requirement, admitted: Admitted, bucket: Balance) -> Balance:
     """Return the sum of a rolling window after settling, as far as it is known: the ledger returns only one bucket."""
     before = admitted.balances.get(demand.account)
     return bucket if before is None else before._replace(spent=before.spent + demand.amount)

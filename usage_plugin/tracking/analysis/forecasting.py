@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.forecast import Backtest, Course
     from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.domain.store import RollupDimension
-    from usage_plugin.tracking.history.balances import AccountStanding, Standings
+    from usage_plugin.tracking.history.balances import AccountBalance, AccountBalances
     from usage_plugin.tracking.history.reader import UsageReader
 
 ForecastWindow = Literal["day", "week", "month", "quarter", "year"]
@@ -94,7 +94,7 @@ class Outlook(NamedTuple):
 class Forecaster:
     """Forecast usage from the daily sums of the configured zone."""
 
-    def __init__(self, reader: UsageReader, standings: Standings, zone: ZoneInfo) -> None:
+    def __init__(self, reader: UsageReader, standings: AccountBalances, zone: ZoneInfo) -> None:
         """Set the parts. `standings` has the instant of the forecast, and `zone` is the store's time zone."""
         self._reader = reader
         self._standings = standings
@@ -151,7 +151,7 @@ class Forecaster:
         ]
         return [await self._account(row, dimensions) for row in nlargest(most, accounts, key=_fullness)]
 
-    async def _account(self, row: AccountStanding, dimensions: Sequence[RollupDimension]) -> Outlook:
+    async def _account(self, row: AccountBalance, dimensions: Sequence[RollupDimension]) -> Outlook:
         limit = row.limit
         names = limit.names_of(row.subject)
         others = [dimension for dimension in dimensions if dimension not in names]
@@ -189,6 +189,6 @@ class Forecaster:
         return await asyncio.to_thread(backtest, series, begins)
 
 
-def _fullness(row: AccountStanding) -> tuple[float, int]:
+def _fullness(row: AccountBalance) -> tuple[float, int]:
     """Return a sort key: the used share of the amount. Unlimited accounts come last, by the amount spent."""
     return (-1.0 if row.amount is None else row.balance.spent / (row.amount or 1), row.balance.spent)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.patterns import Pattern
     from usage_plugin.domain.prices import Rates
     from usage_plugin.domain.store import Grouping
-    from usage_plugin.tracking.history.balances import Standings
+    from usage_plugin.tracking.history.balances import AccountBalances
     from usage_plugin.tracking.history.packed_rows import ReportRow
     from usage_plugin.tracking.history.reader import Top, UsageReader
 
@@ -109,7 +109,7 @@ class Known(NamedTuple):
 
     rates: Mapping[str, Rates]
     limits: LimitSet
-    standings: Standings
+    standings: AccountBalances
     zone: ZoneInfo
 
 

@@ -23,7 +23,7 @@ from usage_plugin.domain.subjects import INTERNAL
 from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import MICROSECONDS, Window, days_window, local_date
 from usage_plugin.errors import LedgerError
-from usage_plugin.tracking.admission.active_limits import RulesInForce
+from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.decide import (
     FIRST_LOOK,
     MOST_WAITING,
@@ -35,9 +35,9 @@ from usage_plugin.tracking.admission.decide import (
     is_worth_waiting,
     next_look,
 )
-from usage_plugin.tracking.admission.requirements import Ask, Candidate, Demand, charged_by
+from usage_plugin.tracking.admission.requirements import Ask, Candidate, Requirement, charged_by
 from usage_plugin.tracking.maintenance.backfill import amount_of, daily_dimensions, names_of
-from usage_plugin.tracking.notifications.anomalies import Imperfections
+from usage_plugin.tracking.notifications.anomalies import Anomalies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -178,10 +178,10 @@ class Replay:
         self._max_wait = max_wait // timedelta(microseconds=1)
         self._admission = Admission(
             opened.ledger,
-            RulesInForce(limits),
+            ActiveLimits(limits),
             self._clock,
             worker="replay",
-            imperfections=Imperfections(opened.operations, self._clock),
+            imperfections=Anomalies(opened.operations, self._clock),
             policy=AdmissionPolicy(),
         )
         self._due: list[tuple[int, int, int, _Open | _Waiting]] = []
@@ -290,14 +290,14 @@ class Replay:
             raise LedgerError("The ledger of the replay does not work, so nothing can be said.")
         self.found.refused.add(self._count(event, "refused", refusal.demand, refusal))
 
-    def _count(self, event: UsageEvent, effect: Effect, demand: Demand, refusal: Refusal | None = None) -> Tally:
+    def _count(self, event: UsageEvent, effect: Effect, demand: Requirement, refusal: Refusal | None = None) -> Tally:
         in_flight = refusal is not None and self._fits_once_settled(demand, refusal)
         reasons = Counter([refusal.reason] if refusal else ())
         one = Tally(1, event.cost or 0, int(in_flight), event.started_at, reasons)
         self.found.count(TallyKey(demand.limit.name, effect, demand.subject, event.user), one)
         return one
 
-    def _fits_once_settled(self, demand: Demand, refusal: Refusal) -> bool:
+    def _fits_once_settled(self, demand: Requirement, refusal: Refusal) -> bool:
         """Whether the request would fit if all requests in flight had been charged, and nothing were held."""
         if refusal.reason not in ("busy", "spent"):
             return False

@@ -23,7 +23,7 @@ class Source(NamedTuple):
     adjustment: Adjustment | None = None
 
 
-class AccountStanding(NamedTuple):
+class AccountBalance(NamedTuple):
     """The status of an account. For a rolling window, the sum of its buckets."""
 
     limit: Limit
@@ -41,7 +41,7 @@ class AccountStanding(NamedTuple):
         return max(0, self.amount - self.balance.spent - self.balance.reserved)
 
 
-class Standings:
+class AccountBalances:
     """Read the status of accounts at an instant."""
 
     def __init__(self, ledger: Ledger, operations: OperationsLog, limits: LimitSet, at: int) -> None:
@@ -56,7 +56,7 @@ class Standings:
             if found.ended_at is None or found.ended_at > at
         }
 
-    def of(self, matched: Matched) -> AccountStanding:
+    def of(self, matched: Matched) -> AccountBalance:
         """Return the status of one account. A subject that has spent nothing yet has one too."""
         limit, subject = matched.limit, matched.subject
         window = self._window(limit)
@@ -67,9 +67,9 @@ class Standings:
             balance = self._ledger.balances([key])[key]
         else:
             balance = _sum(self._ledger.accounts(limit.key, window.start, subject))
-        return AccountStanding(limit, subject, matched.amount_at(self.at), self._source(matched), balance, window)
+        return AccountBalance(limit, subject, matched.amount_at(self.at), self._source(matched), balance, window)
 
-    def all_of(self, limit: Limit) -> list[AccountStanding]:
+    def all_of(self, limit: Limit) -> list[AccountBalance]:
         """Return the status of each account of a limit that was used in the window."""
         window = self._window(limit)
         by_subject: dict[str, list[Account]] = {}
@@ -80,7 +80,7 @@ class Standings:
         for subject, accounts in by_subject.items():
             matched = self.limits.account(limit, subject)
             found.append(
-                AccountStanding(
+                AccountBalance(
                     limit, subject, matched.amount_at(self.at), self._source(matched), _sum(accounts), window
                 )
             )

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.store import Aggregate, UsageStore
     from usage_plugin.domain.usage import UsageEvent, UsageTotals
-    from usage_plugin.tracking.admission.active_limits import RulesInForce
+    from usage_plugin.tracking.admission.active_limits import ActiveLimits
 
 COUNTING = "limits:counting"
 """The note with the keys of the limits whose accounts are complete."""
@@ -56,10 +56,10 @@ _PATIENT_ROUNDS = 10
 log = get_logger()
 
 
-class Seeder:
+class Backfill:
     """Detect active limits that were not backfilled yet, and backfill them."""
 
-    def __init__(self, rules: RulesInForce, workers: Workers, zone: ZoneInfo, clock: Clock) -> None:
+    def __init__(self, rules: ActiveLimits, workers: Workers, zone: ZoneInfo, clock: Clock) -> None:
         """Set the parts. `zone` is the store's time zone, in which it keeps daily sums."""
         self._rules = rules
         self._workers = workers

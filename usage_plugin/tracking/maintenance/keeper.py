@@ -23,10 +23,10 @@ from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import active_limits
 from usage_plugin.tracking.admission.deferred import Waiting
 from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
-from usage_plugin.tracking.maintenance.mirror import Copies
+from usage_plugin.tracking.maintenance.mirror import Mirror
 from usage_plugin.tracking.maintenance.supervisor import LONGEST_PAUSE, Attempt, Persistent
-from usage_plugin.tracking.notifications.health import Problems
-from usage_plugin.tracking.notifications.subscribers import Audience
+from usage_plugin.tracking.notifications.health import HealthNotes
+from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.maintenance.backfill import Seeder
+    from usage_plugin.tracking.maintenance.backfill import Backfill
     from usage_plugin.tracking.maintenance.mirror import WrittenLimit
     from usage_plugin.tracking.maintenance.retention import Pruner
 
@@ -58,10 +58,10 @@ class Keeper:
         clock: Clock,
         *,
         unstorable: Unstorable,
-        seeder: Seeder | None = None,
+        seeder: Backfill | None = None,
         limits: Callable[[], Sequence[WrittenLimit]] = tuple,
         pruner: Pruner | None = None,
-        audience: Audience[UsageEvent] | None = None,
+        audience: Subscribers[UsageEvent] | None = None,
         chores: Sequence[Callable[[OpenLedger], None]] = (),
     ) -> None:
         """Set the parts. Ledger and store are opened by functions, since each thread needs its own connection.
@@ -83,12 +83,12 @@ class Keeper:
         self._workers = workers
         self._clock = clock
         self._unstorable = unstorable
-        self._audience = audience or Audience()
+        self._audience = audience or Subscribers()
         self._seeder = seeder
         self._limits = limits
         self._pruner = pruner
         self._chores = chores
-        self._problems = Problems(clock)
+        self._problems = HealthNotes(clock)
         self._moving = Persistent("store", self._move)
         self._trouble: str | None = None
         self._stopping = threading.Event()
@@ -203,7 +203,7 @@ class Keeper:
             async with self._open_store() as store:
                 flusher = Flusher(ledger, operations, store, self._unstorable, step=attempt.step)
                 await flusher.begin()
-                copies = Copies(opened.profiles, store, self._limits, attempt.step)
+                copies = Mirror(opened.profiles, store, self._limits, attempt.step)
                 while True:
                     is_last = attempt.is_ending
                     await flusher.flush_all()

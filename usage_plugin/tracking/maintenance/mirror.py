@@ -26,7 +26,7 @@ class WrittenLimit(Protocol):
         """Return the limit's entry in the YAML."""
 
 
-class Copies:
+class Mirror:
     """The copies of profiles and limits in one open store."""
 
     def __init__(

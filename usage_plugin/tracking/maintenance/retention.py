@@ -20,7 +20,7 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import FOREVER, Window, local_date, start_of_day, to_datetime
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.maintenance.flusher import until_free
-from usage_plugin.tracking.notifications.health import Problems
+from usage_plugin.tracking.notifications.health import HealthNotes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +129,7 @@ class Pruner:
         self._lacking = lacking
         self._zone = zone
         self._clock = clock
-        self._problems = Problems(clock)
+        self._problems = HealthNotes(clock)
         self._run: _Run | None = None
 
     async def turn(self, operations: OperationsLog, store: UsageStore, attempt: Attempt) -> None:

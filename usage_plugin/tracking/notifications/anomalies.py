@@ -40,7 +40,7 @@ OTHERS = "(others)"
 log = get_logger()
 
 
-class Imperfections:
+class Anomalies:
     """Count anomalies until they are flushed."""
 
     def __init__(self, operations: OperationsLog, clock: Clock) -> None:

@@ -28,7 +28,7 @@ def problems(operations: OperationsLog) -> list[Problem]:
     return [Problem(name.removeprefix(_PREFIX), **json.loads(notes[name])) for name in sorted(notes)]
 
 
-class Problems:
+class HealthNotes:
     """Write the notes of problems that this worker sees. Only the keeper writes them."""
 
     def __init__(self, clock: Clock) -> None:

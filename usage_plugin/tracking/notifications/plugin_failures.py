@@ -36,7 +36,7 @@ class _Failed(NamedTuple):
     why: Mapping[str, Any]
 
 
-class Failures:
+class PluginFailures:
     """Count failures until they are handed over, by kind, plugin and hook."""
 
     def __init__(self, clock: Clock) -> None:

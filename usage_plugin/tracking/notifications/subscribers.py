@@ -1,6 +1,6 @@
 """Listeners: plugins that are notified of events, each in its own thread, off the request path.
 
-Code that sends notifications has an `Audience`. Without subscribers, a notification costs one read of an attribute.
+Code that sends notifications has an `Subscribers`. Without subscribers, a notification costs one read of an attribute.
 Otherwise the payload is put into a bounded queue for each subscriber. A plugin that raises, hangs or is too slow loses
 notifications. The losses are counted under its name, and nothing else is affected. Delivery is at most once, and within
 the process only: notifications in the queues are lost if it is killed.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.alerts import Alert
     from usage_plugin.domain.refusals import RefusedRequest
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.notifications.plugin_failures import Failures
+    from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 
 MOST_WAITING = 1_000
 MOST_BYTES = 8_000_000
@@ -40,7 +40,7 @@ DRAINING = 2.0
 T = TypeVar("T")
 
 
-class Audience(Generic[T]):
+class Subscribers(Generic[T]):
     """Fan out one type of notification to its subscribers.
 
     Attributes:
@@ -78,7 +78,7 @@ class Listeners:
 
     def __init__(
         self,
-        failures: Failures,
+        failures: PluginFailures,
         *,
         alerts: Iterable[Hooked] = (),
         refusals: Iterable[Hooked] = (),
@@ -87,17 +87,17 @@ class Listeners:
         """Set the functions. If several notifications wait for one plugin, the rarer types are delivered first."""
         self._failures = failures
         self._by_plugin: dict[str, _Listener] = {}
-        self.alerts: Audience[Alert] = self._audience("usage_threshold_crossed", alerts)
-        self.refusals: Audience[RefusedRequest] = self._audience("usage_request_refused", refusals)
-        self.events: Audience[UsageEvent] = self._audience("usage_event_recorded", events)
+        self.alerts: Subscribers[Alert] = self._audience("usage_threshold_crossed", alerts)
+        self.refusals: Subscribers[RefusedRequest] = self._audience("usage_request_refused", refusals)
+        self.events: Subscribers[UsageEvent] = self._audience("usage_event_recorded", events)
 
-    def _audience(self, hook: str, hooked: Iterable[Hooked]) -> Audience[Any]:
+    def _audience(self, hook: str, hooked: Iterable[Hooked]) -> Subscribers[Any]:
         queues = []
         for plugin, function in hooked:
             if plugin not in self._by_plugin:
                 self._by_plugin[plugin] = _Listener(plugin, self._failures)
             queues.append(self._by_plugin[plugin].listen(hook, function))
-        return Audience(queues)
+        return Subscribers(queues)
 
     def start(self) -> None:
         """Start to deliver notifications."""
@@ -161,7 +161,7 @@ class _Queue:
 class _Listener:
     """One plugin's thread and queues."""
 
-    def __init__(self, plugin: str, failures: Failures) -> None:
+    def __init__(self, plugin: str, failures: PluginFailures) -> None:
         self.plugin = plugin
         self.failures = failures
         self._queues: list[_Queue] = []

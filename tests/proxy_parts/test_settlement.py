@@ -205,7 +205,7 @@ async def serve(
     plugin: Plugin, *, status: int = 200, whole: bool = True, leaves: bool = False, broken: bool = False
 ) -> dict[str, Any]:
     """Serve a request about which no further hook reports, and return its body."""
-    from usage_plugin.proxy.request_scope import ExchangeWrapper  # noqa: PLC0415  # imports LiteLLM
+    from usage_plugin.proxy.request_scope import RequestScopeMiddleware  # noqa: PLC0415  # imports LiteLLM
 
     data: dict[str, Any] = {}
 
@@ -227,7 +227,7 @@ async def serve(
     async def send(_message: Any) -> None:
         pass
 
-    wrapper = ExchangeWrapper(app, on_start=plugin.hooks.answer_begins, on_end=plugin.hooks.request_ended)
+    wrapper = RequestScopeMiddleware(app, on_start=plugin.hooks.answer_begins, on_end=plugin.hooks.request_ended)
     with contextlib.suppress(RuntimeError):
         await wrapper({"type": "http"}, receive, send)
     return data

@@ -24,10 +24,10 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.admission.active_limits import NOTE, RulesInForce
+from usage_plugin.tracking.admission.active_limits import NOTE, ActiveLimits
 from usage_plugin.tracking.maintenance import backfill
 from usage_plugin.tracking.maintenance import keeper as keeper_module
-from usage_plugin.tracking.maintenance.backfill import Seeder
+from usage_plugin.tracking.maintenance.backfill import Backfill
 from usage_plugin.tracking.maintenance.flusher import Flusher, until_free
 from usage_plugin.tracking.notifications.health import problems
 
@@ -71,8 +71,8 @@ class Data:
         self.ledger, self.operations = opened.ledger, opened.operations
         self.workers = self.parts.workers()
         self.workers.join()
-        self.rules = RulesInForce(self.parts.config.limit_set())
-        self.seeder = Seeder(self.rules, self.workers, self.parts.config.timezone, self.clock)
+        self.rules = ActiveLimits(self.parts.config.limit_set())
+        self.seeder = Backfill(self.rules, self.workers, self.parts.config.timezone, self.clock)
         self.operations.note(NOTE + self.workers.name, self.rules.digest)
 
     def settle(self, *events: UsageEvent) -> None:
@@ -238,7 +238,7 @@ async def test_seeding_sets_and_never_adds(tmp_path: Path) -> None:
         record_new(data.ledger, [], encode_event(make_event(started_at=data.clock.now(), cost=100)))
         await data.seed(store)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}
-        again = Seeder(data.rules, data.workers, data.parts.config.timezone, data.clock)
+        again = Backfill(data.rules, data.workers, data.parts.config.timezone, data.clock)
         await again.seed_new(data.ledger, data.operations, store, lambda: None)
         assert data.ledger.balances([key]) == {key: Balance(12, 3)}, "a restart does not seed again"
 

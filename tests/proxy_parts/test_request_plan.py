@@ -21,7 +21,7 @@ URL = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 def ask(litellm):
     """Return a function that plans a request which one or several deployments may serve."""
     from usage_plugin.proxy.prices import Deployment  # noqa: PLC0415
-    from usage_plugin.proxy.request_plan import Asking  # noqa: PLC0415  # imports LiteLLM
+    from usage_plugin.proxy.request_plan import RequestPlanner  # noqa: PLC0415  # imports LiteLLM
 
     def ask(body, *sheets, kind="acompletion", fallback=None, **facts):
         found = {"m": [Deployment("m", provider="openai", sheet=sheet, **facts) for sheet in sheets]}
@@ -34,7 +34,7 @@ def ask(litellm):
         runtime = SimpleNamespace(
             clock=SimpleNamespace(now=lambda: 1), config=Config(), enforce=True, limits=SimpleNamespace(matching=lambda *_: [], may_stop_spending=lambda _: False)
         )  # fmt: skip
-        return Asking(runtime, prices).read(Subjects(user="ann"), {"model": "m", **body}, kind).ask
+        return RequestPlanner(runtime, prices).read(Subjects(user="ann"), {"model": "m", **body}, kind).ask
 
     return ask
 

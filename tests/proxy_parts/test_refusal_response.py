@@ -10,7 +10,7 @@ from usage_plugin.domain.ledger import Balance
 from usage_plugin.domain.limits import Limit, Matched
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
 from usage_plugin.tracking.admission.decide import Refusal
-from usage_plugin.tracking.admission.requirements import Demand, Standing
+from usage_plugin.tracking.admission.requirements import AccountStatus, Requirement
 
 SECOND = 1_000_000
 USD = 10**9
@@ -47,7 +47,7 @@ def rule_of(kind):
 
 def demand(limit=None, subject="ann", maximum=5 * USD, amount=120_000_000, at=AT):
     limit = limit or make_limit()
-    return Demand.of(Matched(limit, subject, ((None, maximum),)), at, amount)
+    return Requirement.of(Matched(limit, subject, ((None, maximum),)), at, amount)
 
 
 def refusal(reason="spent", **changes):
@@ -253,8 +253,8 @@ def test_every_reason_can_be_told_of_every_window(refusal_response, window, reas
 @pytest.mark.parametrize("window", [kind for kind in WINDOW_KINDS if kind != "request"])
 def test_answers_tell_how_the_tightest_limit_stands(refusal_response, window):
     """An answer's headers have the limit, its remaining amount, unit and reset, for any window."""
-    headers = refusal_response.standing_headers(
-        Standing(demand(make_limit(window=rule_of(window))), Balance(4_000_000_000, 500_000_000))
+    headers = refusal_response.status_headers(
+        AccountStatus(demand(make_limit(window=rule_of(window))), Balance(4_000_000_000, 500_000_000))
     )
     assert headers["x-usage-limit"] == "daily"
     assert headers["x-usage-remaining"] == "0.50"
@@ -265,7 +265,7 @@ def test_answers_tell_how_the_tightest_limit_stands(refusal_response, window):
 
 def test_nothing_left_is_told_as_nothing(refusal_response):
     """The remaining amount is never negative."""
-    headers = refusal_response.standing_headers(Standing(demand(), Balance(6 * USD, 0)))
+    headers = refusal_response.status_headers(AccountStatus(demand(), Balance(6 * USD, 0)))
     assert headers["x-usage-remaining"] == "0.00"
 
 

@@ -9,7 +9,7 @@ from usage_plugin.backends.memory import MemoryStore
 from usage_plugin.config import LimitConfig
 from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.tracking.maintenance.mirror import Copies
+from usage_plugin.tracking.maintenance.mirror import Mirror
 
 
 class CopyingStore(MemoryStore):
@@ -39,7 +39,7 @@ async def test_what_has_changed_is_handed_over_once(tmp_path: Path) -> None:
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     opened.profiles.put([UserProfile(f"user-{number:04d}") for number in range(600)])
     store, steps, limits = CopyingStore(), [], (limit("a"),)
-    copies = Copies(opened.profiles, store, lambda: limits, lambda: steps.append(1))
+    copies = Mirror(opened.profiles, store, lambda: limits, lambda: steps.append(1))
     await copies.bring_up_to_date()
     written = {"name": "a", "per": ["user"], "window": "day", "max_cost": "5.00"}
     assert store.calls[0] == [written]
@@ -58,6 +58,6 @@ async def test_a_store_without_the_ability_is_left_alone(tmp_path: Path) -> None
     """A store that does not mirror profiles and limits receives none."""
     opened = open_sqlite_ledger(tmp_path / "ledger.db")
     steps: list[int] = []
-    await Copies(opened.profiles, MemoryStore(ZoneInfo("UTC")), tuple, lambda: steps.append(1)).bring_up_to_date()
+    await Mirror(opened.profiles, MemoryStore(ZoneInfo("UTC")), tuple, lambda: steps.append(1)).bring_up_to_date()
     assert steps == []
     opened.close()

@@ -12,7 +12,7 @@ from usage_plugin.domain.limits import LimitSet
 from usage_plugin.domain.profiles import ProfileStore, UserProfile
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.tracking.maintenance.flusher import Unstorable
-from usage_plugin.tracking.maintenance.mirror import Copies
+from usage_plugin.tracking.maintenance.mirror import Mirror
 from usage_plugin.tracking.privacy import erasure
 
 
@@ -23,7 +23,7 @@ class Beside(PartitionedStore):
 
     async def forget(self, user: str, *, most: int) -> int:
         forgotten = await super().forget(user, most=most)
-        await Copies(self.kept, self, tuple, lambda: None).bring_up_to_date()
+        await Mirror(self.kept, self, tuple, lambda: None).bring_up_to_date()
         return forgotten
 
 
@@ -34,7 +34,7 @@ async def test_no_copy_of_a_profile_comes_back(tmp_path: Path) -> None:
     async with open_store(tmp_path, ZoneInfo("UTC")) as store:
         store.__class__ = Beside
         store.kept = opened.profiles
-        await Copies(opened.profiles, store, tuple, lambda: None).bring_up_to_date()
+        await Mirror(opened.profiles, store, tuple, lambda: None).bring_up_to_date()
         await erasure.forget(
             erasure.Person(frozenset({"ann"}), LimitSet(())),
             opened,

@@ -11,7 +11,7 @@ from usage_plugin.domain.operations import OperationsLog
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.notifications.anomalies import LONGEST_NAME, MOST_CONCERNED, OTHERS, Imperfections
+from usage_plugin.tracking.notifications.anomalies import LONGEST_NAME, MOST_CONCERNED, OTHERS, Anomalies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,11 +31,11 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def imperfections(operations: OperationsLog, clock: FakeClock) -> Imperfections:
-    return Imperfections(operations, clock)
+def imperfections(operations: OperationsLog, clock: FakeClock) -> Anomalies:
+    return Anomalies(operations, clock)
 
 
-def test_they_add_up(operations: OperationsLog, clock: FakeClock, imperfections: Imperfections) -> None:
+def test_they_add_up(operations: OperationsLog, clock: FakeClock, imperfections: Anomalies) -> None:
     """Times and amounts add up by kind and concern, over several flushes, with the first and the last instant."""
     first = clock.now()
     imperfections.count("estimated", "gpt", 5)
@@ -53,7 +53,7 @@ def test_they_add_up(operations: OperationsLog, clock: FakeClock, imperfections:
     assert (estimated.first_at, estimated.last_at) == (first, first + 1_000_000)
 
 
-def test_names_are_short_and_few(operations: OperationsLog, imperfections: Imperfections) -> None:
+def test_names_are_short_and_few(operations: OperationsLog, imperfections: Anomalies) -> None:
     """Clients choose some of the names: long ones are cut, and beyond 500 of a kind the rest is counted together."""
     imperfections.count("duplicate", "x" * 1000)
     for flushed in range(2):
@@ -67,7 +67,7 @@ def test_names_are_short_and_few(operations: OperationsLog, imperfections: Imper
 
 
 def test_a_busy_ledger_gets_them_later(
-    operations: OperationsLog, imperfections: Imperfections, monkeypatch: pytest.MonkeyPatch
+    operations: OperationsLog, imperfections: Anomalies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts that could not be written are kept for the next flush."""
     imperfections.count("orphaned", "gpt")

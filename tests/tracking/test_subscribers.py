@@ -12,7 +12,7 @@ from usage_plugin.errors import LedgerBusyError
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.notifications import subscribers as listeners_module
-from usage_plugin.tracking.notifications.plugin_failures import Failures
+from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 from usage_plugin.tracking.notifications.subscribers import Hooked, Listeners
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ class Counts:
         self.counted += anomalies
 
 
-def listen(**functions: Callable[[object], object]) -> tuple[Listeners, Failures]:
-    failures = Failures(FakeClock())
+def listen(**functions: Callable[[object], object]) -> tuple[Listeners, PluginFailures]:
+    failures = PluginFailures(FakeClock())
     return Listeners(failures, events=[Hooked(name, told) for name, told in functions.items()]), failures
 
 
-def handed_over(failures: Failures) -> dict[str, int]:
+def handed_over(failures: PluginFailures) -> dict[str, int]:
     counts = Counts()
     failures.hand_over(counts)  # type: ignore[arg-type]
     return {found.concerns: found.times for found in counts.counted}
@@ -70,7 +70,7 @@ def test_queues_are_bounded_by_number_and_by_bytes(monkeypatch: pytest.MonkeyPat
 def test_rarer_things_go_first() -> None:
     """An alert is sent before queued events."""
     told: list[object] = []
-    failures = Failures(FakeClock())
+    failures = PluginFailures(FakeClock())
     hooked = [Hooked("mine", told.append)]
     listeners = Listeners(failures, alerts=hooked, refusals=hooked, events=hooked)
     for _ in range(3):
@@ -104,7 +104,7 @@ def test_many_threads_may_tell() -> None:
 
 def test_failures_wait_for_the_ledger(caplog: pytest.LogCaptureFixture) -> None:
     """Failures add up while the ledger is busy; then they are counted once, with one log line per plugin and hook."""
-    failures = Failures(FakeClock())
+    failures = PluginFailures(FakeClock())
     counts = Counts()
     counts.is_busy = True
     for _ in range(3):
