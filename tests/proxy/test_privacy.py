@@ -9,6 +9,7 @@ import pytest
 
 from tests.proxy.conftest import Upstream, proxy_config, running
 from tests.proxy.test_requests import CHAT, chat
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,7 +67,9 @@ def test_no_name_and_no_key_is_written_down(private: Proxy) -> None:
     assert accounts == {"corp": {"user": pseudonym}, "laptops": {"api_key": key}, "key": {"api_key": key}}
     assert private.cli("limits", "--user", NAME)["limits"]
     assert private.cli("explain", "--api-key", KEY)["subject"] == {"api_key": key}
-    assert private.cli("explain", told["provider_specific_fields"]["ref"])["user"] == pseudonym
+    # Refusals are written once a second, and so are alerts.
+    explained = wait_until(lambda: private.cli("explain", told["provider_specific_fields"]["ref"]))
+    assert explained["user"] == pseudonym
 
     secrets = (NAME, CLAIM, ALIAS, KEY, hashlib.sha256(KEY.encode()).hexdigest())
     for path in (private.folder / "data").rglob("*"):
@@ -74,6 +77,7 @@ def test_no_name_and_no_key_is_written_down(private: Proxy) -> None:
         if path.is_file():
             content = path.read_bytes()
             assert [name for name in secrets if name.encode() in content] == [], path
+    wait_until(lambda: "limit.threshold_crossed" in private.log_path.read_text())
     ours = [line for line in private.log_path.read_text().splitlines() if "usage_plugin" in line]
     assert [line for line in ours if "limit.threshold_crossed" in line]
     assert [line for line in ours for name in secrets if name in line] == []

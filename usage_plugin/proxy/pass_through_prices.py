@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.proxy.prices import Deployment, PriceBook
-    from usage_plugin.proxy.request_scope import Exchange
+    from usage_plugin.proxy.request_scope import RequestScope
     from usage_plugin.proxy.usage_parsing import Served
 
 _ROUTES: Mapping[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ class Offer(NamedTuple):
         return self.ways
 
 
-def reads_bytes(here: Exchange) -> bool:
+def reads_bytes(here: RequestScope) -> bool:
     """Whether the answer's bytes are read: look-ups and cancellations concern work that has been charged before."""
     if here.method != "POST" or here.rule is None or here.rule.call_type != PASS_THROUGH:
         return False
@@ -83,9 +83,12 @@ def offer(prices: PriceBook, served: Served, event: UsageEvent, path: str, url: 
     if own:
         return Offer(own, _as_priced(own[0], event))
     names = list(dict.fromkeys(name for name in (asked, served.answered) if name))
-    for provider, name in _candidates(names, path, url):
-        stated = [way for way in listed if way.states_price and way.provider == provider and _serves(way, name)]
-        found = next(iter(stated), None) or prices.in_map(
+    serving = _serving_providers(path, url)
+    for provider, name in _candidates(names, serving):
+        # A deployment of another provider may state a price for a model of the same name.
+        own_price = [way for way in listed if way.states_price and way.provider == provider and _serves(way, name)]
+        stated = next(iter(own_price), None) if provider in serving else None
+        found = stated or prices.in_map(
             provider, name, called=group or name, api_base=url, location=_location_in(url or path)
         )
         if found is not None:
@@ -125,12 +128,16 @@ def target_of(kwargs: Mapping[str, Any]) -> str | None:
     return url if isinstance(url, str) else None
 
 
-def _candidates(names: Sequence[str], path: str, url: str | None) -> Iterator[tuple[str, str]]:
-    """Yield possible providers with their names of the model, most likely first."""
+def _serving_providers(path: str, url: str | None) -> Sequence[str]:
+    """Return the possible providers of an answer, by its host and its route, most likely first."""
     by_host = _provider_of_host(urlsplit(url).netloc, urlsplit(url).path) if url else None
     route = path.strip("/").partition("/")[0]
-    providers = dict.fromkeys((*((by_host,) if by_host else ()), *_ROUTES.get(route, (route,))))
-    yield from ((provider, name) for provider in providers for name in names)
+    return list(dict.fromkeys((*((by_host,) if by_host else ()), *_ROUTES.get(route, (route,)))))
+
+
+def _candidates(names: Sequence[str], serving: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield providers with their names of the model, most likely first; last the providers that the names imply."""
+    yield from ((provider, name) for provider in serving for name in names)
     for name in names:
         bare, provider = provider_of(name)
         if provider is not None:
