@@ -120,7 +120,7 @@ def test_output_limits_for_no_model_are_named(warnings):
 def test_an_empty_group_is_named(warnings):
     """A limit for a group without members never applies, unless a resolver may provide some."""
     (warning,) = warnings(f"groups: {{power: []}}\nlimits: [{{{LIMIT}, match: {{group: power}}}}]\n")
-    assert "nobody is in group power" in warning
+    assert "group power has no members" in warning
 
 
 def test_a_model_from_a_variable_that_is_not_set_is_named(warnings, monkeypatch):

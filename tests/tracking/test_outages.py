@@ -509,8 +509,8 @@ from usage_plugin.domain.clock import SystemClock
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.maintenance import supervisor
 from usage_plugin.tracking.maintenance.keeper import Keeper
-patience.FIRST_PAUSE = 0.2
-patience.LONGEST_PAUSE = 0.5
+supervisor.FIRST_PAUSE = 0.2
+supervisor.LONGEST_PAUSE = 0.5
 parts = Parts(load_config(Path(sys.argv[1])))
 workers = parts.workers()
 workers.join()

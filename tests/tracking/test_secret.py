@@ -57,7 +57,7 @@ def test_what_is_no_secret_is_refused(path: Path, text: str) -> None:
     """A truncated or overwritten file is named in the error, and is not replaced."""
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(SecretError, match=r"secret (is no secret|cannot be read)"):
+    with pytest.raises(SecretError, match=r"secret (is not a valid secret|cannot be read)"):
         make_secret(path)
     assert path.read_text() == text
 

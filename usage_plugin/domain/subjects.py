@@ -124,7 +124,7 @@ def _cleaned(value: str, what: str, casefold: bool) -> str | None:
     if not name.isprintable():
         raise SubjectNameError(f"The {what} {name!r} has unprintable characters.")
     if name in RESERVED_NAMES:
-        raise SubjectNameError(f"The {what} cannot be {name}: that is who nobody is.")
+        raise SubjectNameError(f"{name!r} is a reserved name; the {what} must have another one.")
     if _is_json(name):
         raise SubjectNameError(
             f"The {what} is JSON, which no limit can be set for: {name[:60]!r}.",

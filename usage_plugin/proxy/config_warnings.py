@@ -159,7 +159,7 @@ def _empty_groups(config: Config) -> Iterator[ConfigWarning]:
             named = dict(match.conditions).get("group")
             if named and not any(config.groups.get(name) for name in named):
                 yield ConfigWarning(
-                    f"{what} {limit.name}: nobody is in group {' or '.join(named)}, so it never applies",
+                    f"{what} {limit.name}: group {' or '.join(named)} has no members, so it never applies",
                     "name its members under groups",
                 )
 

@@ -57,7 +57,7 @@ def read_secret(path: Path) -> bytes | None:
         raise SecretError(f"{path} cannot be read: {error}.", hint="It must be readable for the proxy.") from error
     if not re.fullmatch(rf"[0-9a-f]{{{2 * SECRET_BYTES}}}", text):
         raise SecretError(
-            f"{path} is no secret: {SECRET_BYTES} bytes in hexadecimal digits are expected.",
+            f"{path} is not a valid secret: expected {2 * SECRET_BYTES} hexadecimal digits.",
             hint="Put it back from a backup. If there is none, move it away: a new one is made.",
         )
     return bytes.fromhex(text)
@@ -105,7 +105,7 @@ def note_secret(operations: OperationsLog, pseudonyms: Pseudonyms, path: Path, n
             log.warning(
                 "privacy.changed",
                 user="pseudonym" if mine.hides_persons else "plain",
-                effect="accounts per user and end user begin anew; what was kept before keeps its names",
+                effect="accounts per user and end user begin at zero; earlier records keep their names",
             )
         if known.fingerprint == mine.fingerprint:
             mine = mine._replace(since=known.since, before=known.before)
@@ -114,7 +114,7 @@ def note_secret(operations: OperationsLog, pseudonyms: Pseudonyms, path: Path, n
             log.error(
                 "secret.changed",
                 file=str(path),
-                effect="accounts per api key and per pseudonym begin anew; put the old secret back if there is one",
+                effect="accounts per api key and per pseudonym begin at zero; restore the old secret if there is one",
             )
     if mine != known:
         until_free(lambda: operations.note(NOTE, json.dumps(mine._asdict())))
@@ -131,7 +131,7 @@ def secret_trouble(operations: OperationsLog, pseudonyms: Pseudonyms | None, pat
         return f"{path} is another one than the proxy started with; put the old one back before the next start"
     if known.before is not None and now < known.since + _TOLD_FOR:
         at = f"{to_datetime(known.since):%Y-%m-%d %H:%M} UTC"
-        return f"{path} is a new one since {at}: accounts per api key and per pseudonym began anew then"
+        return f"{path} is a new one since {at}: accounts per api key and per pseudonym began at zero then"
     return None
 
 
