@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 from tests.support.guarding import guard_variables, python_path
+from usage_plugin.domain.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "usage_plugin"
@@ -145,3 +147,18 @@ def _imported(node):
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """After the repeated removal of modules that import no remaining module, nothing remains; type imports count."""
+    graph = grimp.build_graph("usage_plugin", exclude_type_checking_imports=False, cache_dir=None)
+    remaining = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    while leaves := [module for module, imported in remaining.items() if not imported & remaining.keys()]:
+        for module in leaves:
+            del remaining[module]
+    assert not remaining
+
+
+def test_the_ledger_has_few_verbs():
+    """A ledger for another engine must be small enough to write."""
+    assert len(Ledger.__abstractmethods__) <= 20

@@ -32,7 +32,7 @@ def limit(per=("user",), overrides=(), **match):
 
 def counts(pseudonyms, rule, subjects, groups=None):
     """Return the subjects for which a request counts on a limit, as in the proxy."""
-    limits = pseudonyms.applied_to(LimitSet([rule], groups))
+    limits = LimitSet([rule], groups).under(pseudonyms)
     return [found.subject for found in limits.matching(pseudonyms.keep(subjects), "gpt", None)]
 
 
@@ -115,7 +115,7 @@ def test_the_yaml_is_matched_with_real_names(pseudonyms, match, groups, fits):
 def test_overrides_are_matched_with_real_names():
     """An override for a name applies to its pseudonym, even if only the pseudonym is known."""
     rule = limit(overrides=(Override(Match((("user", ("eva",)),)), 7), Override(Match((("user", ("b*",)),)), 9)))
-    limits = HIDING.applied_to(LimitSet([rule]))
+    limits = LimitSet([rule]).under(HIDING)
     for name, amount in (("eva", 7), ("bo", 9), ("zoe", 1)):
         (found,) = limits.matching(HIDING.keep(Subjects(user=name)), None, None)
         assert found.amount_at(0) == amount
@@ -143,7 +143,7 @@ def test_an_alias_cannot_pass_for_another_key():
 def test_pseudonyms_change_no_limits_key():
     """Spend is kept: a limit's key does not depend on pseudonyms."""
     rule = limit(user="eva", api_key=HASH)
-    assert [found.key for found in HIDING.applied_to(LimitSet([rule])).limits] == [rule.key]
+    assert [found.key for found in LimitSet([rule]).under(HIDING).limits] == [rule.key]
 
 
 def test_adjustments_outlive_what_is_learnt():
@@ -152,7 +152,7 @@ def test_adjustments_outlive_what_is_learnt():
 
     rule = limit()
     made = Adjustment(1, "l", HIDING.of_person("eva"), 5, 1, 0, 100, "root", "test")
-    limits = HIDING.applied_to(LimitSet([rule])).adjusted([made]).knowing({HIDING.of_person("eva"): "eva"})
+    limits = LimitSet([rule]).under(HIDING).adjusted([made]).knowing({HIDING.of_person("eva"): "eva"})
     assert limits.account(rule, HIDING.of_person("eva")).amount_at(50) == 5
 
 

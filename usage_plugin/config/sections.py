@@ -310,7 +310,7 @@ class Config(Section):
         groups: dict[str, tuple[str, ...]] = {name: self._folded(globs) for name, globs in self.groups.items()}
         limits = (limit.build(self.timezone, self.week_starts) for limit in self.limits)
         made = LimitSet(map(self._fold, limits), groups, membership=membership)
-        return made if pseudonyms is None else pseudonyms.applied_to(made)
+        return made if pseudonyms is None else made.under(pseudonyms)
 
     def _fold(self, limit: Limit) -> Limit:
         """Fold the names in a limit as those of requests are folded; models and groups keep their spelling."""

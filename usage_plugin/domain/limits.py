@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.operations import Adjustment
+    from usage_plugin.domain.pseudonyms import Pseudonyms
 
 Unit = Literal["usd", "total_tokens", "input_tokens", "output_tokens", "requests", "parallel_requests"]
 """The unit that a limit counts. Amounts in `usd` are nano-dollars; `parallel_requests` are held, and never spent."""
@@ -381,6 +382,14 @@ class LimitSet:
         hides = self.hides_persons if hides_persons is None else hides_persons
         return self._with(written={**self._written, **written}, hides_persons=hides)
 
+    def under(self, pseudonyms: Pseudonyms) -> LimitSet:
+        """Return the same set that knows the pseudonyms of all literal names in the YAML; globs have none."""
+        written = {pseudonyms.of_key(name): name for name in self.named("api_key") if is_key(name)}
+        if pseudonyms.hides_persons:
+            names = {name for key in _PERSONS for name in self.named(key)}
+            written |= {pseudonyms.of_person(name): name for name in names if not is_key(name)}
+        return self.knowing(written, hides_persons=pseudonyms.hides_persons)
+
     def alone(self, limit: Limit) -> LimitSet:
         """Return a set of one limit, with the same groups and names, and without adjustments."""
         return self._with(limits=[limit], adjustments=())
@@ -498,6 +507,7 @@ class LimitSet:
 
 
 _OF_MODELS = ("model", "provider")
+_PERSONS: tuple[MatchKey, ...] = ("user", "end_user", "api_key")
 _NOT_SPENDING = ("requests", "parallel_requests")
 
 

@@ -11,12 +11,9 @@ import functools
 import hashlib
 import hmac
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from usage_plugin.domain.subjects import RESERVED_NAMES, RealNames, Subjects
-
-if TYPE_CHECKING:
-    from usage_plugin.domain.limits import LimitSet
 
 SECRET_BYTES = 32
 MASTER_KEY = "litellm_proxy_master_key"
@@ -131,11 +128,3 @@ class Pseudonyms:
             end_user=None if end_user is None else hide(end_user),
             real=RealNames(user, end_user, alias),
         )
-
-    def applied_to(self, limits: LimitSet) -> LimitSet:
-        """Return limits that know the pseudonyms of all literal names in the YAML; for globs this is impossible."""
-        written = {self.of_key(name): name for name in limits.named("api_key") if is_key(name)}
-        if self.hides_persons:
-            names = {name for key in ("user", "end_user", "api_key") for name in limits.named(key)}
-            written |= {self.of_person(name): name for name in names if not is_key(name)}
-        return limits.knowing(written, hides_persons=self.hides_persons)

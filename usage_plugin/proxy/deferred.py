@@ -12,7 +12,7 @@ from litellm.responses.utils import ResponsesAPIRequestUtils
 
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.proxy.inflight import InflightRequest
+from usage_plugin.proxy.inflight_request import InflightRequest
 from usage_plugin.tracking.admission import deferred
 
 if TYPE_CHECKING:

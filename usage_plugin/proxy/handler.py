@@ -26,7 +26,8 @@ from usage_plugin.proxy import bounds, request_scope
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import resolve
-from usage_plugin.proxy.inflight import InflightRequest, InflightRequests, is_free
+from usage_plugin.proxy.inflight import InflightRequests, is_free
+from usage_plugin.proxy.inflight_request import InflightRequest
 from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_for_usage
 from usage_plugin.proxy.pass_through_prices import reads_bytes
 from usage_plugin.proxy.pass_through_usage import AnswerReport

@@ -29,7 +29,7 @@ from usage_plugin.proxy.config_warnings import ConfigWarning, config_warnings
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
 from usage_plugin.proxy.pass_through_streams import read_streams_of_gateways
 from usage_plugin.proxy.prices import PriceBook
-from usage_plugin.proxy.request_scope import RequestScopeMiddleware
+from usage_plugin.proxy.request_scope import RequestScopeMiddleware, requests_here
 from usage_plugin.proxy.streams import remember_streams
 from usage_plugin.runtime import Runtime
 
@@ -50,7 +50,7 @@ def start() -> UsageHandler_PROXY_:
     show_log()
     _check_not_shadowed()
     _drop_finalizer_of_streams()
-    remember_streams()
+    remember_streams(requests_here)
     read_streams_of_gateways()
     try:
         loop = asyncio.get_running_loop()

@@ -30,7 +30,7 @@ from usage_plugin.tracking.admission.decide import Refusal, unheld
 
 if TYPE_CHECKING:
     from usage_plugin.domain.prices import PriceExposure
-    from usage_plugin.proxy.inflight import InflightRequest
+    from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.prices import Deployment
     from usage_plugin.proxy.remedies import Remedies
     from usage_plugin.proxy.request_plan import RequestPlanner, Sending

@@ -10,7 +10,7 @@ import time
 from collections import OrderedDict
 from functools import cache, partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import litellm
 from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.prices import Adjustment, Price
     from usage_plugin.pricing.sheets import Route
+
+AnswerT = TypeVar("AnswerT")
 
 _ATTO_PER_NANO = 10**9
 _KEPT = 2_000
@@ -167,27 +169,30 @@ class PriceBook:
 
     def deployments(self, model: str, team: str | None) -> tuple[Deployment, ...]:
         """Return the deployments that can serve a `model_name`, an alias or a wildcard."""
-        found: tuple[Deployment, ...] = self._remembered((model, team), lambda: tuple(self._look_up(model, team)))
-        return found
+        key = (model, team)
+        found: tuple[Deployment, ...] | None = self._recent(key)
+        return self._keep(key, tuple(self._look_up(model, team))) if found is None else found
 
     def fallbacks(self, model: str, body: Mapping[str, Any]) -> Sequence[str]:
         """Return every model that the router may fall back to from this one, directly or through other fallbacks."""
         if _NAMING_FALLBACKS.isdisjoint(body):
-            found: list[str] = self._remembered((model, _FALLBACKS), lambda: self._find_fallbacks(model, {}))
-            return found
+            key = (model, _FALLBACKS)
+            found: list[str] | None = self._recent(key)
+            return self._keep(key, self._find_fallbacks(model, {})) if found is None else found
         return self._find_fallbacks(model, body)
 
-    def _remembered(self, key: tuple[str, object], look_up: Callable[[], Any]) -> Any:
-        """Return the cached result if it is only seconds old, else look it up again."""
+    def _recent(self, key: tuple[str, object]) -> Any:
+        """Return the router's answer of the last few seconds; None if there is none."""
         kept = self._kept.get(key)
-        now = time.monotonic()
-        if kept is None or kept[0] < now:
-            kept = (now + _KEPT_FOR_SECONDS, look_up())
-            self._kept[key] = kept
-            self._kept.move_to_end(key)
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return kept[1]
+        return kept[1] if kept is not None and kept[0] >= time.monotonic() else None
+
+    def _keep(self, key: tuple[str, object], answer: AnswerT) -> AnswerT:
+        """Keep an answer of the router for a few seconds, and return it."""
+        self._kept[key] = (time.monotonic() + _KEPT_FOR_SECONDS, answer)
+        self._kept.move_to_end(key)
+        if len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return answer
 
     @staticmethod
     def _find_fallbacks(model: str, body: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import Status
-    from usage_plugin.proxy.inflight import InflightRequest
+    from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.routes import Rule
     from usage_plugin.proxy.streams import Report
     from usage_plugin.tracking.admission.requirements import AccountStatus
@@ -112,6 +112,12 @@ class RequestScope:
             self.refused = answer
             openai_body = json.dumps({"error": answer.to_dict()}, ensure_ascii=False)
             self.body = self.body or openai_body.encode("utf-8", "replace")
+
+
+def requests_here() -> list[InflightRequest]:
+    """Return the unsettled requests of the current scope."""
+    here = current.get()
+    return [request for request in here.requests if not request.settled] if here is not None else []
 
 
 class RequestScopeMiddleware:

@@ -27,7 +27,7 @@ from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import pass_through_prices, request_scope, usage_parsing
 from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
-from usage_plugin.proxy.inflight import InflightRequest, is_free
+from usage_plugin.proxy.inflight import is_free
 from usage_plugin.proxy.pass_through_usage import AnswerReport
 from usage_plugin.proxy.streams import report_of
 from usage_plugin.tracking.admission.decide import unheld
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import CostSource, Status
     from usage_plugin.proxy.deferred import Deferred, Work
     from usage_plugin.proxy.inflight import InflightRequests, Settler
+    from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.runtime import Runtime
 

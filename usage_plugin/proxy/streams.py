@@ -8,7 +8,7 @@ Where the client gets the provider's frames, it is read from the bytes that are 
 from __future__ import annotations
 
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import orjson
 from litellm.litellm_core_utils.streaming_handler import CustomStreamWrapper
@@ -19,13 +19,10 @@ from litellm.responses.streaming_iterator import BaseResponsesAPIStreamingIterat
 
 from usage_plugin.domain.prices import NO_TOOL_CALLS, ToolCalls
 from usage_plugin.pricing.usage import field, fields_of, grounding_calls, mapping, tier_of
-from usage_plugin.proxy import request_scope
 from usage_plugin.proxy.json_members import MemberScanner
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from usage_plugin.proxy.inflight import InflightRequest
+    from collections.abc import Callable, Iterable, Sequence
 
 Stream: TypeAlias = Any
 """A stream as one of LiteLLM's calls made it: one of `_STREAMS`."""
@@ -136,7 +133,14 @@ class Report:
             self.tools = ToolCalls._make(map(max, self.tools, found))
 
 
-def report_of(request: InflightRequest) -> Report | None:
+class StreamedRequest(Protocol):
+    """A request, as far as its stream matters."""
+
+    stream: Stream | None
+    report: Report | None
+
+
+def report_of(request: StreamedRequest) -> Report | None:
     """Return the report on a stream; None if there is none."""
     if request.stream is None:
         return request.report
@@ -164,23 +168,26 @@ def _kept_by(stream: Stream) -> Report:
     return report
 
 
-def remember_streams() -> None:
-    """Wrap LiteLLM's streams so that requests know their streams; done once in a process."""
+def remember_streams(requests_here: Callable[[], Sequence[StreamedRequest]]) -> None:
+    """Wrap LiteLLM's streams so that requests know their streams; done once in a process.
+
+    `requests_here` returns the unsettled requests of the current request scope.
+    """
     for kind in _STREAMS:
         if not hasattr(kind.__init__, "__wrapped__"):
-            _remember(kind)
+            _remember(kind, requests_here)
     for kind, name in _PARSERS:
         if not hasattr(getattr(kind, name), "__wrapped__"):
-            _read_frames(kind, name)
+            _read_frames(kind, name, requests_here)
 
 
-def _remember(kind: type[Any]) -> None:
+def _remember(kind: type[Any], requests_here: Callable[[], Sequence[StreamedRequest]]) -> None:
     make = kind.__init__
 
     @wraps(make)
     def remembered(self: Stream, *args: Any, **kwargs: Any) -> None:
         make(self, *args, **kwargs)
-        for request in _requests_here():
+        for request in requests_here():
             # Where one API is served through another, the inner stream is made first, and only that one is kept.
             if request.stream is None:
                 request.stream = self
@@ -188,31 +195,25 @@ def _remember(kind: type[Any]) -> None:
     kind.__init__ = remembered
 
 
-def _read_frames(kind: type[Any], name: str) -> None:
+def _read_frames(kind: type[Any], name: str, requests_here: Callable[[], Sequence[StreamedRequest]]) -> None:
     parse = getattr(kind, name)
 
     @wraps(parse)
     def reading(self: Any, *args: Any, **kwargs: Any) -> Any:
         frame = args[0] if args else next(iter(kwargs.values()), None)
         if isinstance(frame, dict) and not _TELLING.isdisjoint(frame):
-            for report in _reports_here():
+            for report in _reports_of(requests_here()):
                 report.read(frame)
         elif isinstance(frame, str) and '"usage"' in frame:
-            for report in _reports_here():
+            for report in _reports_of(requests_here()):
                 report.read_line(frame.encode())
         return parse(self, *args, **kwargs)
 
     setattr(kind, name, reading)
 
 
-def _reports_here() -> list[Report]:
-    requests = _requests_here()
+def _reports_of(requests: Sequence[StreamedRequest]) -> list[Report]:
     for request in requests:
         if request.report is None:
             request.report = Report()
     return [request.report for request in requests if request.report is not None]
-
-
-def _requests_here() -> list[InflightRequest]:
-    here = request_scope.current.get()
-    return [request for request in here.requests if not request.settled] if here is not None else []

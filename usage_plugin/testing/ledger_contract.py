@@ -73,7 +73,7 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.open_reservations() == []
 
     def test_the_first_settlement_wins(self, ledger: Ledger) -> None:
-        """A second settlement and one of an unknown reservation have different answers, and neither changes anything."""
+        """Second settlements and unknown reservations have different answers, and neither changes anything."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "draft")
         assert ledger.settle("a", [Charge(ANN, END, 12)], "first")
         assert ledger.settle("a", [Charge(ANN, END, 99)], "second") is NotSettled.BEFORE

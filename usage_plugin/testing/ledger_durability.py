@@ -83,7 +83,7 @@ class LedgerDurability(OpensLedger):
             ledger = opening.open().ledger
             events = [entry.event for entry in ledger.outbox(0, 1_000_000)]
             assert {f"event-{number}" for number in told} <= set(events)
-            assert len(events) == len(set(events)) <= len(told) + kill, "one may have been interrupted before its report"
+            assert len(events) == len(set(events)) <= len(told) + kill, "one may lack its report"
             left = ledger.open_reservations()
             assert len(left) <= 1
             assert ledger.verify() == []

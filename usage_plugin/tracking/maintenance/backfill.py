@@ -101,7 +101,7 @@ class Backfill:
             since = to_datetime(run.events_before).isoformat()
             log.warning("limits.history_was_pruned", limits=lacking, counted_from=since)
         if limits.hides_persons and (unknown := [limit.name for limit in new if _has_globs_of_persons(limit, limits)]):
-            log.warning("limits.history_has_pseudonyms", limits=unknown, effect="accounts of names that only globs match begin at zero")
+            log.warning("limits.history_has_pseudonyms", limits=unknown, effect="names matched by globs begin at zero")
 
     def lacking(self, now: int, pruned: int) -> list[str]:
         """Return the limits that a backfill would undercount if events before `pruned` were deleted."""
