@@ -24,9 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt requirements-dev.txt
 run: install
 	@$(BIN)/python examples/run_proxy.py --config $(CONFIG) --port $(PORT) --host $(HOST)
 
-# Three processes for two cores: the tests of the proxy wait for much of their time.
 test: install
-	$(BIN)/pytest -m "not soak" --numprocesses 3
+	$(BIN)/pytest -m "not soak" --numprocesses 2
 
 # What starts no proxy, and few processes.
 test-fast: install
