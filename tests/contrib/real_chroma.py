@@ -15,7 +15,7 @@ import chromadb
 import pytest
 
 from tests.contrib.conftest import LAST_WEEK, THIS_WEEK, Place, requests
-from tests.soak import share_of
+from tests.support.soak import share_of
 from usage_plugin.contrib.chroma import vector_store as module
 from usage_plugin.contrib.chroma.vector_store import MOST_AT_ONCE, Vector, open_vectors
 from usage_plugin.domain.behaviour import distance, vector_of, week_of_use
