@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from usage_plugin.domain.prices import NO_TOOL_CALLS, NO_UNITS, ToolCalls, Units
+from usage_plugin.domain.prices import NO_UNITS, Units
 from usage_plugin.pricing.usage import count, is_counted, mapping
 from usage_plugin.proxy.json_members import MemberScanner
 from usage_plugin.proxy.streams import Report
@@ -135,12 +135,12 @@ class AnswerReport(Report):
         self._add(mapping(mapping(told.get("x_groq")).get("usage")))
         self._add(mapping(told.get("meta")))
         for answer in (told, told.get("response")):
-            if isinstance(answer, dict) and (found := tools_in(answer)) is not NO_TOOL_CALLS:
-                self.tools = ToolCalls._make(map(max, self.tools, found))
+            if isinstance(answer, dict):
+                self.add_tools(tools_in(answer))
 
     def _add(self, usage: Mapping[str, Any]) -> None:
         """Add usage from a place where other answers have none."""
         if is_counted(usage):
-            self.usage.update({name: value for name, value in usage.items() if value or not self.usage.get(name)})
+            self.add_usage(usage)
             queries = count(mapping(usage.get("billed_units")), "search_units")
             self.units = NO_UNITS._replace(queries=queries) if queries else self.units

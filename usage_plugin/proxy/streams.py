@@ -22,7 +22,7 @@ from usage_plugin.pricing.usage import field, fields_of, grounding_calls, mappin
 from usage_plugin.proxy.json_members import MemberScanner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 Stream: TypeAlias = Any
 """A stream as one of LiteLLM's calls made it: one of `_STREAMS`."""
@@ -123,13 +123,22 @@ class Report:
             usage = mapping(field(holder, "usage")) or mapping(field(holder, "usageMetadata"))
             if usage:
                 self.lacks_output = field(frame, "type") == "message_start"
-                self.usage.update({name: value for name, value in usage.items() if value or not self.usage.get(name)})
+                self.add_usage(usage)
             model = field(holder, "model") or field(holder, "modelVersion")
             if isinstance(model, str) and model:
                 self.model = model
             self.service = tier_of(fields_of(holder)) or self.service
         candidates = field(frame, "candidates")
-        if isinstance(candidates, list) and (found := grounding_calls(candidates)) is not NO_TOOL_CALLS:
+        if isinstance(candidates, list):
+            self.add_tools(grounding_calls(candidates))
+
+    def add_usage(self, usage: Mapping[str, Any]) -> None:
+        """Add the fields of a later usage; an empty one does not replace a number."""
+        self.usage.update({name: value for name, value in usage.items() if value or not self.usage.get(name)})
+
+    def add_tools(self, found: ToolCalls) -> None:
+        """Take the larger count of each tool: frames report the same calls again."""
+        if found is not NO_TOOL_CALLS:
             self.tools = ToolCalls._make(map(max, self.tools, found))
 
 
