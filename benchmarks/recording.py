@@ -30,7 +30,7 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_event_id
 from usage_plugin.domain.windows import local_date, to_datetime
 from usage_plugin.runtime import Parts, Runtime
-from usage_plugin.tracking.admission.decide import unheld
+from usage_plugin.tracking.admission.decisions import unheld
 from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
 from usage_plugin.tracking.maintenance.backfill import COUNTING
 

@@ -24,8 +24,9 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON, make_event
-from usage_plugin.tracking.admission.decide import Refusal, Requirement
+from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.refusals import RefusalLog
+from usage_plugin.tracking.admission.requirements import Requirement
 from usage_plugin.tracking.maintenance.flusher import Flusher
 
 EXECUTABLE = Path(sys.executable).with_name("usage-plugin")

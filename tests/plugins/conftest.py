@@ -23,7 +23,7 @@ from usage_plugin.tracking.maintenance import keeper as keeper_module
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from usage_plugin.tracking.admission.decide import Admitted, Refusal
+    from usage_plugin.tracking.admission.decisions import Admitted, Refusal
 
 LIMITS = """
     - {name: daily, per: user, window: day, max_cost: 1, alert_at: [50]}

@@ -16,7 +16,7 @@ from usage_plugin.encoding import decode_event
 from usage_plugin.errors import ConfigError
 from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.runtime import load_plugins
-from usage_plugin.tracking.admission.decide import Admitted
+from usage_plugin.tracking.admission.decisions import Admitted
 
 if TYPE_CHECKING:
     from tests.plugins.conftest import Chat, Workplace

@@ -23,7 +23,7 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.plugins.manager import HOOKS
 from usage_plugin.runtime import Parts, open_reader
 from usage_plugin.testing.builders import make_event
-from usage_plugin.tracking.admission.decide import Admitted
+from usage_plugin.tracking.admission.decisions import Admitted
 
 if TYPE_CHECKING:
     from tests.plugins.conftest import Workplace

@@ -12,7 +12,7 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import ConfigError, PluginError
 from usage_plugin.plugins import identity_resolvers as resolvers_module
 from usage_plugin.runtime import open_reader
-from usage_plugin.tracking.admission.decide import Admitted
+from usage_plugin.tracking.admission.decisions import Admitted
 
 if TYPE_CHECKING:
     from tests.plugins.conftest import Workplace

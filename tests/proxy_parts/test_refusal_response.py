@@ -9,7 +9,7 @@ from usage_plugin.config import Config
 from usage_plugin.domain.ledger import Balance
 from usage_plugin.domain.limits import Limit, Matched
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
-from usage_plugin.tracking.admission.decide import Refusal
+from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.requirements import AccountStatus, Requirement
 
 SECOND = 1_000_000

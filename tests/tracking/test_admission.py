@@ -18,7 +18,7 @@ from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerError
 from usage_plugin.runtime import Runtime
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.admission.decide import Admitted, Downgrade, Refusal
+from usage_plugin.tracking.admission.decisions import Admitted, Downgrade, Refusal
 from usage_plugin.tracking.admission.requirements import Ask, Candidate
 from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
 

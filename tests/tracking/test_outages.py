@@ -30,7 +30,7 @@ from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.active_limits import NOTE
-from usage_plugin.tracking.admission.decide import Refusal
+from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.history.reader import ALWAYS
 from usage_plugin.tracking.maintenance import flusher as flusher_module
 from usage_plugin.tracking.maintenance import keeper as keeper_module

@@ -22,7 +22,8 @@ from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
-from usage_plugin.tracking.admission.decide import Admission, AdmissionPolicy, Refusal
+from usage_plugin.tracking.admission.decide import Admission, AdmissionPolicy
+from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.requirements import Ask, Candidate, charged_by
 from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Recorder
 from usage_plugin.tracking.analysis import simulation

@@ -26,7 +26,7 @@ from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.admission.decide import Admitted, Refusal
+from usage_plugin.tracking.admission.decisions import Admitted, Refusal
 from usage_plugin.tracking.admission.requirements import Ask, Candidate
 from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
 from usage_plugin.tracking.history.cache import UsageCache, user_day, user_month

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tests.tracking.test_tracking import CENT, admit, admitted, ask, clock, configure, runtime, success
 from usage_plugin.domain.ledger import AccountKey, Balance
 from usage_plugin.errors import LedgerError
-from usage_plugin.tracking.admission.decide import Refusal
+from usage_plugin.tracking.admission.decisions import Refusal
 
 if TYPE_CHECKING:
     import pytest

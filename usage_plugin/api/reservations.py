@@ -11,9 +11,8 @@ from usage_plugin.api.validation import outcome_of
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.errors import BudgetExceededError, LedgerError, NotAdmittedError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.admission.decide import Refusal
+from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.refusal_text import sentence
-from usage_plugin.tracking.admission.refusals import describe
 from usage_plugin.tracking.admission.settlement import OpenRequest
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from usage_plugin.api.validation import Facts
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Runtime
-    from usage_plugin.tracking.admission.decide import Admitted
+    from usage_plugin.tracking.admission.decisions import Admitted
     from usage_plugin.tracking.admission.requirements import Ask
 
 _BY_LIMIT = frozenset({"spent", "busy", "too_large"})
@@ -120,6 +119,6 @@ def _error(refusal: Refusal, contact: str) -> NotAdmittedError:
     return kind(
         sentence(refusal, contact),
         reason=refusal.reason,
-        facts=describe(refusal),
+        facts=refusal.facts,
         retry_after=None if refusal.retry_after is None else refusal.retry_after / 1e6,
     )

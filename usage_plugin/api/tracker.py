@@ -30,7 +30,7 @@ from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.errors import LedgerError, UsagePluginError
-from usage_plugin.tracking.admission.decide import unheld
+from usage_plugin.tracking.admission.decisions import unheld
 from usage_plugin.tracking.admission.requirements import Ask, Candidate
 from usage_plugin.tracking.admission.settlement import OpenRequest
 

@@ -19,13 +19,13 @@ from rich.text import Text
 from usage_plugin.cli.balances import amount_words, plain, resets_words, subject_words, unit_words
 from usage_plugin.cli.date_ranges import read_duration
 from usage_plugin.cli.output import Column, Output, console, escape_control, table
+from usage_plugin.domain.amounts import plain_amount
 from usage_plugin.domain.money import parse_usd
 from usage_plugin.domain.operations import Adjustment
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import AdjustmentError, MoneyError
-from usage_plugin.tracking.admission.refusals import plain_amount
 from usage_plugin.tracking.history.balances import AccountBalances
 from usage_plugin.tracking.maintenance.flusher import until_free
 

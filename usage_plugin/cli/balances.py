@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.cli.output import Column, thousands
+from usage_plugin.domain.amounts import format_amount, plain_amount
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,11 +21,11 @@ from usage_plugin.cli.export.columns import DAYS
 from usage_plugin.cli.export.destination import destination, prints_to_terminal
 from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.cli.progress import status_line
+from usage_plugin.domain.amounts import plain_amount
 from usage_plugin.domain.operations import AuditEntry
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.tracking.admission.refusals import plain_amount
 from usage_plugin.tracking.maintenance.flusher import until_free
 from usage_plugin.tracking.privacy.erasure import Person, bring_to_store, forget, leave_no_trace, names_in, tell_plugins
 

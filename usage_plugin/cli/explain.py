@@ -18,13 +18,13 @@ from usage_plugin.cli.balances import COLUMNS, amount_words, cells, plain, reset
 from usage_plugin.cli.events import plain_event
 from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
 from usage_plugin.config import read_proxy_section
+from usage_plugin.domain.amounts import format_amount, plain_amount
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
 from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import Window, to_datetime
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import UnknownEventError, UnknownRefError
-from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
 from usage_plugin.tracking.history.balances import AccountBalance, AccountBalances
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from rich.text import Text
 from usage_plugin.cli.balances import amount_words, subject_words, unit_words
 from usage_plugin.cli.output import Column, Output, console, escape_control, table
 from usage_plugin.cli.progress import Bar
+from usage_plugin.domain.amounts import format_amount, plain_amount
 from usage_plugin.domain.forecast import Backtest, Errors
 from usage_plugin.domain.money import NANO_PER_USD, format_usd
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension
 from usage_plugin.domain.windows import WindowRule, local_date
-from usage_plugin.tracking.admission.refusals import format_amount, plain_amount
 from usage_plugin.tracking.analysis.forecasting import Forecaster
 from usage_plugin.tracking.history.balances import AccountBalances
 

@@ -17,7 +17,7 @@ from usage_plugin.proxy import routes
 from usage_plugin.proxy.identity import resolve
 from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.unmetered import admit_unmetered
-from usage_plugin.tracking.admission.decide import Admitted, Decision, Refusal
+from usage_plugin.tracking.admission.decisions import Admitted, Decision, Refusal
 from usage_plugin.tracking.admission.requirements import Requirement
 
 if TYPE_CHECKING:

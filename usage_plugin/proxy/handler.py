@@ -38,7 +38,7 @@ from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
 from usage_plugin.proxy.settlement import Settlement
 from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
-from usage_plugin.tracking.admission.decide import Decision, Refusal
+from usage_plugin.tracking.admission.decisions import Decision, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

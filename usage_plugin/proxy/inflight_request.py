@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import Status
     from usage_plugin.proxy.request_plan import Sending
     from usage_plugin.proxy.streams import Report, Stream
-    from usage_plugin.tracking.admission.decide import Admitted, Refusal
+    from usage_plugin.tracking.admission.decisions import Admitted, Refusal
 
 
 class InflightRequest(OpenRequest):

@@ -26,7 +26,7 @@ from usage_plugin.pricing.catalog import unprinted
 from usage_plugin.pricing.sheets import route_of
 from usage_plugin.proxy import bounds
 from usage_plugin.proxy.output_limits import output_limit
-from usage_plugin.tracking.admission.decide import Refusal, unheld
+from usage_plugin.tracking.admission.decisions import Refusal, unheld
 
 if TYPE_CHECKING:
     from usage_plugin.domain.prices import PriceExposure

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from litellm.proxy._types import ProxyException
 
+from usage_plugin.domain.amounts import format_amount
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.encoding import encode_record
-from usage_plugin.tracking.admission.refusal_text import sentence, waits_for_window
-from usage_plugin.tracking.admission.refusals import describe, format_amount, reset_of
+from usage_plugin.tracking.admission.refusal_text import sentence
 
 if TYPE_CHECKING:
     from usage_plugin.config import Config
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.admission.decide import Refusal
+    from usage_plugin.tracking.admission.decisions import Refusal
     from usage_plugin.tracking.admission.requirements import AccountStatus
 
 _TYPES: dict[Reason, str] = {
@@ -85,7 +85,7 @@ def anthropic_body(error: ProxyException, path: str) -> bytes | None:
 
 def error_type(refusal: Refusal) -> str:
     """Return the `error.type` of a refusal."""
-    if refusal.reason == "busy" and waits_for_window(refusal):
+    if refusal.reason == "busy" and refusal.waits_for_window:
         return "rate_limit_exceeded"
     return _TYPES[refusal.reason]
 
@@ -106,7 +106,7 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     headers: dict[str, str] = {"x-usage-refusal": refusal.reason}
     if refusal.demand:
         headers["x-usage-limit"] = refusal.demand.limit.name
-    if refusal.reason in ("spent", "busy") and waits_for_window(refusal) and (resets := reset_of(refusal)):
+    if refusal.reason in ("spent", "busy") and refusal.waits_for_window and (resets := refusal.resets_at):
         headers["x-usage-resets-at"] = resets.isoformat()
     if refusal.retry_after is None and refusal.reason not in _NOT_WORKING:
         return headers | {"x-should-retry": "false"}
@@ -142,7 +142,7 @@ def negotiated_headers(event: UsageEvent) -> dict[str, str]:
 
 def _fields(refusal: Refusal) -> dict[str, Any]:
     """Return the machine-readable facts; amounts only if the limit is the caller's own."""
-    facts = describe(refusal)
+    facts = refusal.facts
     shown = ["reason", "limit", "resets_at", "ref"]
     if refusal.demand and refusal.demand.limit.is_callers_own:
         shown = ["reason", "limit", "subject", "unit", "max", "spent", "reserved", "needed", "resets_at", "ref"]

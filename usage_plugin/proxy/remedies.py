@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import bounds
 from usage_plugin.proxy.tokens import Tokenizer, most_savings
-from usage_plugin.tracking.admission.decide import Admitted, Decision, Downgrade, Refusal
+from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal
 from usage_plugin.tracking.admission.requirements import requirements_of
 
 if TYPE_CHECKING:

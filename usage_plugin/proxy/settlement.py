@@ -30,7 +30,7 @@ from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_
 from usage_plugin.proxy.inflight import is_free
 from usage_plugin.proxy.pass_through_usage import AnswerReport
 from usage_plugin.proxy.streams import report_of
-from usage_plugin.tracking.admission.decide import unheld
+from usage_plugin.tracking.admission.decisions import unheld
 from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Recorded
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.alerts import Alert, encode_alert
+from usage_plugin.domain.amounts import plain_amount
 from usage_plugin.domain.operations import AlertKey
 from usage_plugin.domain.windows import local_date, start_of_day
 from usage_plugin.log import get_logger
-from usage_plugin.tracking.admission.refusals import plain_amount
 from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from usage_plugin.domain.ledger import NOTHING, AccountKey, Balance
-from usage_plugin.domain.usage import new_ref
+from usage_plugin.domain.ledger import NOTHING, Balance
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal, refuse
 from usage_plugin.tracking.admission.requirements import (
     AccountStatus,
     Ask,
@@ -31,12 +31,11 @@ from usage_plugin.tracking.admission.requirements import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Hold, Ledger, Reserved
     from usage_plugin.domain.refusals import Reason
-    from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.requirements import Problem
@@ -99,93 +98,11 @@ class Pressure:
         """The reason to hold nothing, if the ledger's file was deleted: a worker that starts next uses another file."""
 
 
-class Admitted(NamedTuple):
-    """The result for a request that may start. It must be settled by its event's id.
-
-    Attributes:
-        event: the event to record if the actual usage is never known: the reserved cost, status `recovered`.
-        demands: the amounts held, one for each account.
-        balances: balances of the accounts before this hold. For a rolling limit, the sum over its window.
-        without_fallbacks: whether only the primary model fits, so that fallbacks must be disabled.
-        standing: the status of the most constrained of the caller's own limits, including this hold.
-        warnings: names of the exceeded limits with `action: warn`.
-        holds: False if the ledger did not work, so that nothing is held.
-    """
-
-    event: UsageEvent
-    subjects: Subjects
-    demands: tuple[Requirement, ...]
-    balances: Mapping[AccountKey, Balance]
-    without_fallbacks: bool
-    standing: AccountStatus | None
-    warnings: tuple[str, ...]
-    holds: bool = True
-
-
-def unheld(event: UsageEvent, subjects: Subjects) -> Admitted:
-    """Return an admission for a request that was never checked. It is recorded and charged; nothing was held."""
-    return Admitted(event, subjects, (), {}, False, None, (), holds=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Downgrade:
-    """The result for a request that may start only with another model.
-
-    Attributes:
-        demand: the demand that did not fit, on a limit with `action: downgrade`.
-        balance: the account's balance, as in `Refusal`.
-        model: the `model_name` to request instead.
-    """
-
-    demand: Requirement
-    balance: Balance
-    model: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """The result for a request that may not start.
-
-    Attributes:
-        ref: the identifier by which support can find the refusal.
-        demand: the demand that did not fit; None if the cause is not a limit (the ledger does not work).
-        balance: the account's balance before this request. For a rolling limit, the sum over its window.
-        retry_after: microseconds to wait; None if waiting does not help.
-        rolled_away_at: the time at which enough spend has expired, for a rolling limit.
-        route: the route's method and path, if no request of that route may start.
-        fields: the fields of unknown cost, if they are the reason.
-    """
-
-    reason: Reason
-    ref: str
-    at: int
-    user: str
-    model: str | None
-    demand: Requirement | None = None
-    balance: Balance = NOTHING
-    retry_after: int | None = None
-    rolled_away_at: int | None = None
-    route: str | None = None
-    fields: tuple[str, ...] = ()
-
-    @property
-    def felt(self) -> bool:
-        """Whether the refusal is enforced. False for dry runs, which are only counted."""
-        return self.demand is None or not self.demand.limit.dry_run
-
-
 class Other(Protocol):
     """A function that returns a replacement for a request that does not fit; None if there is none."""
 
     async def __call__(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
         """Return a replacement for the request, given the result that blocked it."""
-
-
-class Decision(NamedTuple):
-    """The outcome for a request, and the refusals by dry-run limits, which are not enforced."""
-
-    outcome: Admitted | Refusal
-    unfelt: Sequence[Refusal]
 
 
 class Admission:
@@ -226,7 +143,7 @@ class Admission:
             patient: False for a request that has already waited.
         """
         if self._pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
-            return Decision(_refuse("outbox_full", ask), ())
+            return Decision(refuse("outbox_full", ask), ())
         ask, decision = await self._decide(ask, tightened, downgraded)
         if not patient or self._waiting >= MOST_WAITING or not self.policy.max_wait:
             return decision
@@ -296,7 +213,7 @@ class Admission:
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
             if policy.enforce and not policy.admit_without_ledger:
                 self._abandon(event.event_id)
-                return Decision(_refuse("unavailable", ask), unfelt)
+                return Decision(refuse("unavailable", ask), unfelt)
             event = event._replace(degraded=True)
             return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
         if self._away_since is not None:
@@ -337,14 +254,14 @@ class Admission:
         """Return a refusal with the reason why a request does not fit on an account, and whether waiting helps."""
         maximum = demand.maximum or 0
         if demand.amount > maximum:
-            return _refuse("too_large", ask, demand, balance=balance)
+            return refuse("too_large", ask, demand, balance=balance)
         rolled_away_at = self._rolled_away_at(demand, balance, reserved)
         if balance.spent + demand.amount <= maximum:
-            return _refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
+            return refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
         left = (rolled_away_at or demand.window.end) - ask.draft.started_at
         if left <= SOON:
-            return _refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
-        return _refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
+            return refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
+        return refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
 
     def _rolled_away_at(self, demand: Requirement, balance: Balance, reserved: Reserved) -> int | None:
         """Return when enough spend has expired from a rolling window to admit the request. None for other windows."""
@@ -408,12 +325,12 @@ def _impossible(
 ) -> list[Refusal]:
     """Return the refusals that need no account: unknown amounts, and requests too large for a per-request limit."""
     refusals = [
-        _refuse(problem, ask, demand, model)
+        refuse(problem, ask, demand, model)
         for demand, problem, model in unknown
         if demand.maximum is not None and demand.limit.action == "block"
     ]
     refusals += [
-        _refuse("too_large", ask, demand)
+        refuse("too_large", ask, demand)
         for demand in demands
         if not demand.limit.has_accounts and demand.limit.action == "block" and not demand.fits(NOTHING)
     ]
@@ -444,29 +361,6 @@ def _lost_event(worst: UsageEvent, candidates: Sequence[Candidate], on_lost: OnL
         input_tokens=worst.input_tokens if on_lost == "charge_input" else 0,
         output_tokens=0,
         cost=None if worst.cost is None else min(inputs, worst.cost),
-    )
-
-
-def _refuse(
-    reason: Reason,
-    ask: Ask,
-    demand: Requirement | None = None,
-    model: str | None = None,
-    *,
-    balance: Balance = NOTHING,
-    retry_after: int | None = None,
-    rolled_away_at: int | None = None,
-) -> Refusal:
-    return Refusal(
-        reason=reason,
-        ref=new_ref(),
-        at=ask.draft.started_at,
-        user=ask.subjects.user,
-        model=model or ask.draft.requested_model,
-        demand=demand,
-        balance=balance,
-        retry_after=retry_after,
-        rolled_away_at=rolled_away_at,
     )
 
 

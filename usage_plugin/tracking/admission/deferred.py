@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.encoding import decode_event
-from usage_plugin.tracking.admission.decide import Admitted
+from usage_plugin.tracking.admission.decisions import Admitted
 from usage_plugin.tracking.maintenance.flusher import until_free
 
 if TYPE_CHECKING:

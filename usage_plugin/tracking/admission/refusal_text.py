@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from usage_plugin.domain.amounts import format_amount
 from usage_plugin.domain.windows import MICROSECONDS, duration_words, to_instant
-from usage_plugin.tracking.admission.refusals import format_amount, reset_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.limits import Limit, Unit
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.windows import WindowKind
-    from usage_plugin.tracking.admission.decide import Refusal
+    from usage_plugin.tracking.admission.decisions import Refusal
     from usage_plugin.tracking.admission.requirements import Requirement
 
 _WINDOW_WORDS: dict[WindowKind, str] = {
@@ -99,9 +99,9 @@ def _account_sentence(refusal: Refusal, demand: Requirement) -> str:
 def _reset_sentence(refusal: Refusal, demand: Requirement) -> str:
     if refusal.reason == "too_large":
         return ""
-    if refusal.reason == "busy" and not waits_for_window(refusal):
+    if refusal.reason == "busy" and not refusal.waits_for_window:
         return "Try again in a moment."
-    resets = reset_of(refusal)
+    resets = refusal.resets_at
     if resets is None:
         return ""
     left = _rough((to_instant(resets) - refusal.at) // MICROSECONDS)
@@ -123,9 +123,3 @@ def _rough(seconds: int) -> str:
         if seconds >= length:
             return f"{seconds // {'days': 86_400, 'h': 3_600, 'min': 60}[name]} {name}"
     return f"{max(1, seconds)} s"
-
-
-def waits_for_window(refusal: Refusal) -> bool:
-    """Whether a request would not fit even if all requests in flight were released."""
-    demand = refusal.demand
-    return demand is not None and refusal.balance.spent + demand.amount > (demand.maximum or 0)

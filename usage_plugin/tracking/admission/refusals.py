@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.operations import RefusalCount
 from usage_plugin.domain.refusals import RefusedRequest
-from usage_plugin.domain.windows import to_datetime, to_instant
+from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.maintenance.flusher import until_free
 from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-    from usage_plugin.domain.limits import Unit
     from usage_plugin.domain.operations import OperationsLog
-    from usage_plugin.tracking.admission.decide import Refusal
+    from usage_plugin.tracking.admission.decisions import Refusal
 
 MOST_COUNTED = 10_000
 MOST_DETAILED = 1_000
@@ -33,62 +29,12 @@ OTHERS = "(others)"
 log = get_logger()
 
 
-def format_amount(unit: Unit, amount: int) -> str:
-    """Return an amount as text in its unit: USD as a decimal, counts as whole numbers."""
-    return format_usd(amount) if unit == "usd" else str(amount)
-
-
-def plain_amount(unit: Unit, amount: int) -> str | int:
-    """Return an amount for JSON: USD as a decimal string, counts as numbers."""
-    return format_usd(amount) if unit == "usd" else amount
-
-
-def subject_names(refusal: Refusal) -> dict[str, str]:
-    """Return the names of the limit's subject, by dimension."""
-    return refusal.demand.limit.names_of(refusal.demand.subject) if refusal.demand else {}
-
-
-def describe(refusal: Refusal) -> dict[str, Any]:
-    """Return the facts of a refusal under the names of the public contract. USD amounts are decimal strings."""
-    facts: dict[str, Any] = {
-        "ref": refusal.ref,
-        "at": to_datetime(refusal.at).isoformat(),
-        "reason": refusal.reason,
-        "user": refusal.user,
-        "model": refusal.model,
-        "dry_run": not refusal.felt,
-    }
-    demand = refusal.demand
-    if demand is not None:
-        unit = demand.limit.unit
-        facts |= {
-            "limit": demand.limit.name,
-            "subject": subject_names(refusal),
-            "unit": unit,
-            "max": None if demand.maximum is None else plain_amount(unit, demand.maximum),
-            "spent": plain_amount(unit, refusal.balance.spent),
-            "reserved": plain_amount(unit, refusal.balance.reserved),
-            "needed": plain_amount(unit, demand.amount),
-            "resets_at": resets.isoformat() if (resets := reset_of(refusal)) else None,
-        }
-    return facts
-
-
-def reset_of(refusal: Refusal) -> datetime | None:
-    """Return the time in UTC at which there is room again without other events; None if there is no such time."""
-    if refusal.demand is None:
-        return None
-    if refusal.rolled_away_at is not None:
-        return to_datetime(refusal.rolled_away_at)
-    return refusal.demand.limit.reset_of(refusal.demand.window)
-
-
 def as_told(refusal: Refusal) -> RefusedRequest:
     """Return a refusal in the form in which plugins are notified."""
     demand = refusal.demand
     if demand is None:
         return RefusedRequest(refusal.ref, refusal.at, refusal.reason, refusal.user, refusal.model)
-    resets = reset_of(refusal)
+    resets = refusal.resets_at
     return RefusedRequest(
         ref=refusal.ref,
         at=refusal.at,
@@ -96,7 +42,7 @@ def as_told(refusal: Refusal) -> RefusedRequest:
         user=refusal.user,
         model=refusal.model,
         limit=demand.limit.name,
-        subject=subject_names(refusal),
+        subject=demand.limit.names_of(demand.subject),
         unit=demand.limit.unit,
         maximum=demand.maximum,
         spent=refusal.balance.spent,
@@ -134,7 +80,7 @@ class RefusalLog:
         if not self._counts:
             return
         counts = [RefusalCount(*key, count) for key, count in self._counts.items()]
-        details = [(r.ref, r.at, json.dumps(describe(r), ensure_ascii=False)) for r in self._details]
+        details = [(r.ref, r.at, json.dumps(r.facts, ensure_ascii=False)) for r in self._details]
         try:
             until_free(lambda: self._operations.count_refusals(counts, details), patience)
         except LedgerError as error:

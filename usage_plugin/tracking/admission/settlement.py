@@ -19,7 +19,7 @@ from usage_plugin.domain.usage import NO_TOKENS
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.admission.decide import SPIN_NS, Admitted, Pressure
+from usage_plugin.tracking.admission.decide import SPIN_NS, Pressure
 from usage_plugin.tracking.admission.requirements import AccountStatus, Requirement, charged_by, most_constrained_own
 from usage_plugin.tracking.notifications.subscribers import Subscribers
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.alerts import Alerts
+    from usage_plugin.tracking.admission.decisions import Admitted
     from usage_plugin.tracking.history.cache import UsageCache
     from usage_plugin.tracking.notifications.anomalies import Anomalies
 

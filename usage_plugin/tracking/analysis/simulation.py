@@ -29,12 +29,10 @@ from usage_plugin.tracking.admission.decide import (
     MOST_WAITING,
     Admission,
     AdmissionPolicy,
-    Admitted,
-    Downgrade,
-    Refusal,
     is_worth_waiting,
     next_look,
 )
+from usage_plugin.tracking.admission.decisions import Admitted, Downgrade, Refusal
 from usage_plugin.tracking.admission.requirements import Ask, Candidate, Requirement, charged_by
 from usage_plugin.tracking.maintenance.backfill import amount_of, daily_dimensions, names_of
 from usage_plugin.tracking.notifications.anomalies import Anomalies
