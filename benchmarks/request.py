@@ -237,7 +237,7 @@ async def split(drive: Drive, hooks: handler.UsageHandler_PROXY_, runtime: Runti
     """Measure again with stopwatches around the parts."""
     watches = Stopwatches()
     watches.wrap(handler, "resolve", IDENTITY)
-    watches.wrap(hooks._negotiator._asking, "read", ASKING)
+    watches.wrap(hooks._admission.planner, "plan", ASKING)
     watches.wrap(runtime.admission, "admit", ADMISSION)
     watches.wrap(runtime.ledger, "reserve", RESERVE)
     for function in ("reported_usage", "served_inline", "read_outcome"):

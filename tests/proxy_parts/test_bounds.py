@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from usage_plugin.domain.prices import Units
 from usage_plugin.proxy.bounds import (
-    _NESTED,
     ANY_TOOLS,
     CHARACTERS_PER_AUDIO_TOKEN,
+    NESTED,
     PER_IMAGE,
     PER_MESSAGE,
-    inject_output,
     read,
 )
+from usage_plugin.proxy.output_limits import write
 
 LONG = "Grüße, 世界 👩‍🔬 " * 200
 
@@ -386,7 +386,7 @@ def test_what_the_provider_runs_by_itself_is_not_bounded(body, bounded):
 def test_a_limit_of_ours_replaces_every_limit_that_is_none(call_type, field, body):
     """The injected output limit has the API's name, and no contradicting limit remains under another name."""
     body = copy.deepcopy(body)
-    assert inject_output(call_type, body, field, 4096)
+    assert write(call_type, body, field, 4096)
     assert body[field] == 4096
     assert asked_output(body) == 4096
     assert body.get("extra_body", {}).get("top_k", 5) == 5
@@ -518,9 +518,9 @@ def test_geminis_parts_are_bounded_like_others(part, tokens):
 def test_an_output_limit_is_injected_where_gemini_reads_it(body, place):
     """The limit is inserted where LiteLLM reads it, and other fields there remain."""
     before = copy.deepcopy(body)
-    assert inject_output(GEMINI, body, "maxOutputTokens", 4096)
+    assert write(GEMINI, body, "maxOutputTokens", 4096)
     assert body[place] == {**before.get(place, {}), "maxOutputTokens": 4096}
-    assert not inject_output(GEMINI, {"generationConfig": "x"}, "maxOutputTokens", 4096)
+    assert not write(GEMINI, {"generationConfig": "x"}, "maxOutputTokens", 4096)
 
 
 @pytest.mark.parametrize("tool", [{"googleSearch": {}}, {"functionDeclarations": [], "googleSearch": {}}], ids=str)
@@ -580,6 +580,6 @@ def test_a_number_too_long_to_be_read_bounds_nothing():
 
 def test_a_body_with_too_many_places_is_not_bounded():
     """Not all places of such a body are inspected, and one of them may hide a different limit."""
-    nested = {name: {other: {} for other in _NESTED} for name in _NESTED}
+    nested = {name: {other: {} for other in NESTED} for name in NESTED}
     found = read("acompletion", {"messages": [], "max_tokens": 5, **nested})
     assert (found.input_tokens, found.output_is_bounded) == (None, False)

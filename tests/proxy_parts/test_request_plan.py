@@ -34,7 +34,7 @@ def ask(litellm):
         runtime = SimpleNamespace(
             clock=SimpleNamespace(now=lambda: 1), config=Config(), enforce=True, limits=SimpleNamespace(matching=lambda *_: [], may_stop_spending=lambda _: False)
         )  # fmt: skip
-        return RequestPlanner(runtime, prices).read(Subjects(user="ann"), {"model": "m", **body}, kind).ask
+        return RequestPlanner(runtime, prices).plan(Subjects(user="ann"), {"model": "m", **body}, kind).ask
 
     return ask
 

@@ -23,7 +23,7 @@ from usage_plugin.tracking.admission.requirements import Ask, Candidate
 from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 HOUR = timedelta(hours=1)
 
@@ -179,15 +179,35 @@ async def test_a_request_waits_no_longer_than_it_may(start: Callable[..., Runtim
     assert clock.monotonic() - began >= 1_000_000
 
 
-async def test_who_has_waited_does_not_wait_again(start: Callable[..., Runtime]) -> None:
+async def test_a_request_cut_to_the_free_room_does_not_wait(start: Callable[..., Runtime]) -> None:
+    """It fits without waiting. If other requests were faster, it is cut again, and refused in the end."""
     clock = SystemClock()
     runtime = start(
         '    - {name: daily, per: user, window: day, max_cost: "0.03"}', "  admission: {max_wait: 60s}", clock=clock
     )
     await take(runtime, clock, cost=2 * CENT)
-    decision = await asyncio.wait_for(runtime.admission.admit(ask(clock, cost=2 * CENT), patient=False), 30)
+    await spend(runtime, clock, CENT // 2)
+    forms = OtherForms(shorter=[ask(clock, cost=CENT)])
+    decision = await asyncio.wait_for(runtime.admission.admit(ask(clock, cost=3 * CENT), forms), 30)
     assert isinstance(decision.outcome, Refusal)
     assert decision.outcome.reason == "busy"
+    assert forms.rooms == [CENT // 2, CENT // 2, 5 * CENT // 2]
+
+
+async def test_a_request_is_cut_to_the_unspent_rest_and_waits_for_it(start: Callable[..., Runtime]) -> None:
+    """If nothing fits into the room that is free now, the shorter request waits until other requests settle."""
+    clock = SystemClock()
+    runtime = start(PENNIES, "  admission: {max_wait: 60s}", clock=clock)
+    await spend(runtime, clock, CENT)
+    held = await take(runtime, clock, cost=CENT)
+    forms = OtherForms(shorter=[None, ask(clock, cost=CENT)])
+    waiting = asyncio.ensure_future(runtime.admission.admit(ask(clock, cost=2 * CENT), forms))
+    await eventually(lambda: runtime.admission.waiting == 1)
+    runtime.recorder.record(held, Outcome(status="failure", error="Timeout"))
+    outcome = (await asyncio.wait_for(waiting, 60)).outcome
+    assert isinstance(outcome, Admitted)
+    assert forms.rooms == [0, CENT]
+    assert runtime.admission.waiting == 0
 
 
 async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime], clock: FakeClock) -> None:
@@ -200,7 +220,7 @@ async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime
 async def test_the_number_of_those_who_wait_is_bounded(
     start: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usage_plugin.tracking.admission.decide.MOST_WAITING", 3)
+    monkeypatch.setattr("usage_plugin.tracking.admission.remedies.MOST_WAITING", 3)
     clock = SystemClock()
     runtime = start(PENNIES, "  admission: {max_wait: 60s}", clock=clock)
     held = await take(runtime, clock, cost=2 * CENT)
@@ -220,15 +240,37 @@ DOWN = """
 """
 
 
-def another(given: Ask | None) -> Any:
-    """Return a callback that offers this request instead of a rejected one, and records its calls."""
+class OtherForms:
+    """The other forms of a request, given by the test; records which were asked for."""
 
-    async def other(asked: Ask, obstacle: Any) -> Ask | None:
-        other.asked.append((asked, obstacle))  # type: ignore[attr-defined]
-        return given
+    def __init__(
+        self,
+        *,
+        tighter: Ask | None = None,
+        other: Callable[[str], Ask] | None = None,
+        shorter: Sequence[Ask | None] = (),
+    ) -> None:
+        self.tokenisations: list[Refusal | Downgrade] = []
+        self.downgrades: list[Downgrade] = []
+        self.rooms: list[int] = []
+        self._tighter = tighter
+        self._other = other
+        self._shorter = iter(shorter)
 
-    other.asked = []  # type: ignore[attr-defined]
-    return other
+    async def tokenised(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
+        self.tokenisations.append(obstacle)
+        return self._tighter
+
+    def downgraded(self, ask: Ask, obstacle: Downgrade) -> Ask | None:
+        self.downgrades.append(obstacle)
+        return self._other(obstacle.model) if self._other else None
+
+    def without_thinking_room(self) -> Ask | None:
+        return None
+
+    def shortened(self, ask: Ask, obstacle: Refusal, room: int) -> Ask | None:
+        self.rooms.append(room)
+        return next(self._shorter, None)
 
 
 async def test_a_request_goes_to_another_model_when_the_dear_one_is_spent(
@@ -236,14 +278,10 @@ async def test_a_request_goes_to_another_model_when_the_dear_one_is_spent(
 ) -> None:
     runtime = start(DOWN)
     await spend(runtime, clock, 2 * CENT, model="opus-4")
-    wishes: list[Downgrade] = []
-
-    async def downgraded(_: Ask, downgrade: Any) -> Ask:
-        wishes.append(downgrade)
-        return ask(clock, model=downgrade.model)
-
-    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded=downgraded)).outcome
-    assert [(wish.demand.limit.name, wish.balance.spent, wish.model) for wish in wishes] == [("dear", 2 * CENT, "mini")]
+    forms = OtherForms(other=lambda model: ask(clock, model=model))
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), forms)).outcome
+    (wish,) = forms.downgrades
+    assert (wish.demand.limit.name, wish.balance.spent, wish.model) == ("dear", 2 * CENT, "mini")
     assert isinstance(outcome, Admitted)
     assert outcome.event.model == "mini"
 
@@ -254,8 +292,8 @@ async def test_a_downgrade_happens_once(
 ) -> None:
     runtime = start(DOWN)
     await spend(runtime, clock, 2 * CENT, model="opus-4")
-    to_opus = another(ask(clock, model="opus-mini")) if downgraded else None
-    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded=to_opus)).outcome
+    to_opus = OtherForms(other=lambda _: ask(clock, model="opus-mini")) if downgraded else None
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), to_opus)).outcome
     assert isinstance(outcome, Admitted), "the limit that caused it counts and does not block"
     assert {demand.limit.name for demand in outcome.demands} == {"dear", "all"}
 
@@ -265,8 +303,8 @@ async def test_a_limit_that_blocks_still_blocks_what_was_downgraded(
 ) -> None:
     runtime = start(DOWN)
     await spend(runtime, clock, 5 * CENT, model="mini")
-    to_mini = another(ask(clock, model="mini"))
-    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), downgraded=to_mini)).outcome
+    to_mini = OtherForms(other=lambda _: ask(clock, model="mini"))
+    outcome = (await runtime.admission.admit(ask(clock, model="opus-4"), to_mini)).outcome
     assert isinstance(outcome, Refusal)
     assert outcome.reason == "spent"
 
@@ -276,9 +314,9 @@ async def test_a_request_for_the_cheap_model_is_not_downgraded_to_it(
 ) -> None:
     runtime = start(DOWN.replace('"opus*"', '"*"'))
     await spend(runtime, clock, 2 * CENT, model="mini")
-    never = another(None)
-    outcome = (await runtime.admission.admit(ask(clock, model="mini"), downgraded=never)).outcome
-    assert not never.asked
+    never = OtherForms()
+    outcome = (await runtime.admission.admit(ask(clock, model="mini"), never)).outcome
+    assert not never.downgrades
     assert isinstance(outcome, Admitted)
     assert {demand.limit.name for demand in outcome.demands} == {"dear", "all"}
 
@@ -287,21 +325,17 @@ async def test_a_request_for_the_cheap_model_is_not_downgraded_to_it(
 
 
 async def test_a_tighter_bound_is_asked_for_where_it_may_help(start: Callable[..., Runtime], clock: FakeClock) -> None:
-    """The callback runs once, before any wait or downgrade, and never for a request that fits."""
+    """It is asked for once, before any wait or downgrade, and never for a request that fits."""
     runtime = start(DOWN)
-    tightened, downgraded = another(ask(clock, cost=1 * CENT, model="opus-4")), another(None)
-    outcome = (
-        await runtime.admission.admit(
-            ask(clock, cost=3 * CENT, model="opus-4"), tightened=tightened, downgraded=downgraded
-        )
-    ).outcome
+    forms = OtherForms(tighter=ask(clock, cost=1 * CENT, model="opus-4"))
+    outcome = (await runtime.admission.admit(ask(clock, cost=3 * CENT, model="opus-4"), forms)).outcome
     assert isinstance(outcome, Admitted)
-    assert (outcome.event.reserved, len(tightened.asked), downgraded.asked) == (1 * CENT, 1, [])
-    unasked = another(None)
+    assert (outcome.event.reserved, len(forms.tokenisations), forms.downgrades) == (1 * CENT, 1, [])
+    unasked = OtherForms()
     assert isinstance(
-        (await runtime.admission.admit(ask(clock, cost=1 * CENT, model="mini"), tightened=unasked)).outcome, Admitted
+        (await runtime.admission.admit(ask(clock, cost=1 * CENT, model="mini"), unasked)).outcome, Admitted
     )
-    assert not unasked.asked
+    assert not unasked.tokenisations
 
 
 async def test_a_tighter_bound_that_does_not_help_changes_nothing(
@@ -309,17 +343,11 @@ async def test_a_tighter_bound_that_does_not_help_changes_nothing(
 ) -> None:
     """The request is refused or downgraded, by its new, tighter bound."""
     runtime = start(DOWN)
-    to_mini = another(ask(clock, model="mini"))
-    outcome = (
-        await runtime.admission.admit(
-            ask(clock, cost=4 * CENT, model="opus-4"),
-            tightened=another(ask(clock, cost=3 * CENT, model="opus-4")),
-            downgraded=to_mini,
-        )
-    ).outcome
+    forms = OtherForms(tighter=ask(clock, cost=3 * CENT, model="opus-4"), other=lambda _: ask(clock, model="mini"))
+    outcome = (await runtime.admission.admit(ask(clock, cost=4 * CENT, model="opus-4"), forms)).outcome
     assert isinstance(outcome, Admitted)
-    assert (outcome.event.model, to_mini.asked[0][1].demand.amount) == ("mini", 3 * CENT)
-    refused = (await runtime.admission.admit(ask(clock, cost=9 * CENT, model="mini"), tightened=another(None))).outcome
+    assert (outcome.event.model, forms.downgrades[0].demand.amount) == ("mini", 3 * CENT)
+    refused = (await runtime.admission.admit(ask(clock, cost=9 * CENT, model="mini"), OtherForms())).outcome
     assert isinstance(refused, Refusal)
     assert refused.reason == "too_large"
 

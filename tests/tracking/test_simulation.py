@@ -22,8 +22,9 @@ from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
-from usage_plugin.tracking.admission.decide import Admission, AdmissionPolicy
+from usage_plugin.tracking.admission.decide import AdmissionPolicy, Decider
 from usage_plugin.tracking.admission.decisions import Refusal
+from usage_plugin.tracking.admission.remedies import Admission
 from usage_plugin.tracking.admission.requirements import Ask, Candidate, charged_by
 from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Recorder
 from usage_plugin.tracking.analysis import simulation
@@ -81,9 +82,10 @@ class Live:
         self.clock = FakeClock()
         ledger = opened.ledger
         rules, counts = ActiveLimits(limits), Anomalies(opened.operations, self.clock)
-        self.admission = Admission(
+        decider = Decider(
             ledger, rules, self.clock, worker="w", imperfections=counts, policy=AdmissionPolicy(max_wait=0)
         )
+        self.admission = Admission(decider, self.clock)
         cache = UsageCache(size=10, retention_days=7, zone=ZoneInfo("UTC"))
         self.recorder = Recorder(ledger, rules, cache, self.clock, imperfections=counts, alerts=Alerts(self.clock))
         self._open: list[tuple[int, OpenRequest, Outcome]] = []

@@ -60,11 +60,11 @@ OUTPUT_FIELDS = frozenset({
     "maxOutputTokens", "maxTokens", "n_predict", "max_length", "max_gen_len",
 })  # fmt: skip
 _ANSWERS_FIELDS = frozenset({"n", "best_of", "candidate_count", "candidateCount", "num_return_sequences"})
-_NESTED = frozenset({
+NESTED = frozenset({
     "extra_body", "options", "parameters", "generationConfig", "generation_config", "inferenceConfig", "config",
 })  # fmt: skip
 _MODALITIES = frozenset({"modalities", "responseModalities", "response_modalities"})
-_MOST_PLACES = 20
+MOST_PLACES = 20
 _LONGEST_NUMBER = 20
 _LONG_TEXT = 200
 _ORDINARY_SERVICES = ("", "auto", "default", "standard", "standard_only")
@@ -82,7 +82,7 @@ _JUDGED = frozenset(
 )
 """Fields that may cost extra, depending on their values."""
 _LOOKED_INTO = (
-    _REFERENCES | _ANSWERS_FIELDS | _NESTED | _MODALITIES | _PROVIDER_RUN | _PROMPTS | _GEMINI_CONTENTS | _PREDICTION
+    _REFERENCES | _ANSWERS_FIELDS | NESTED | _MODALITIES | _PROVIDER_RUN | _PROMPTS | _GEMINI_CONTENTS | _PREDICTION
     | _JUDGED | {"tools"}
 )  # fmt: skip
 """All fields that can make a request more than messages with an output limit."""
@@ -101,7 +101,7 @@ _WORDS = frozenset({
 """Harmless fields with text that a provider may add to the prompt."""
 COSTING = (_LOOKED_INTO | _MESSAGES | _OTHER_TEXT | _WORDS) - {"service_tier"}
 """Fields in a deployment's parameters that can add to a request's cost."""
-_COUNTED_APART = _MESSAGES | _PROMPTS | _GEMINI_CONTENTS | _NESTED | OUTPUT_FIELDS | {"tools"}
+_COUNTED_APART = _MESSAGES | _PROMPTS | _GEMINI_CONTENTS | NESTED | OUTPUT_FIELDS | {"tools"}
 _NOT_COUNTED = (
     (HARMLESS - _WORDS) | _COUNTED_APART | _ANSWERS_FIELDS | _MODALITIES | _REFERENCES
     | {"service_tier", "speed", "background", "route"}
@@ -110,7 +110,7 @@ _NOT_COUNTED_IN_BODY = (_NOT_COUNTED | OWN) - _WORDS
 """All other fields count by their bytes, known or unknown, in any shape."""
 
 _WITHOUT_PROMPT = ("aresponses", "anthropic_messages")
-_GEMINI = ("agenerate_content", "agenerate_content_stream")
+GEMINI = ("agenerate_content", "agenerate_content_stream")
 _FILES_APART = ("transcription", "atranscription", "image_edit", "aimage_edit")
 """Call types whose audio or images are outside the body that hooks see."""
 _SPEEDS = ("fast",)
@@ -173,7 +173,7 @@ def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> B
         return _of_messages(body)
     if trusted:
         body = {name: value for name, value in body.items() if name in _KNOWN}
-    places = _places(body)
+    places = places_of(body)
     count = _answers(body, places)
     media = _Media()
     tokens = None if call_type in _FILES_APART or route_of(call_type) == "other" else _input(body, places, media)
@@ -185,7 +185,7 @@ def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> B
     return Bounds(
         input_tokens=tokens,
         output_is_bounded=count <= MOST_ANSWERS
-        and len(places) <= _MOST_PLACES
+        and len(places) <= MOST_PLACES
         and services is not None
         and None not in sounds
         and not unknown
@@ -194,7 +194,7 @@ def read(call_type: str, body: Mapping[str, Any], *, trusted: bool = False) -> B
         and all(map(_output_is_bounded, places)),
         asked_output=asked,
         answers=count,
-        named=_named(_holder(call_type, body)),
+        named=_named(holder_of(call_type, body)),
         largest_output=largest,
         predicted=sum([_text(place["prediction"]) for place in places if "prediction" in place]),
         models=models or (),
@@ -239,7 +239,7 @@ def _input(body: Mapping[str, Any], places: list[Any], media: _Media) -> int | N
         return None
     if isinstance(body.get("prompt"), dict):
         return None
-    if len(places) > _MOST_PLACES:
+    if len(places) > MOST_PLACES:
         return None
     try:
         return PER_REQUEST + sum(_input_of(place, media, is_body=place is body) for place in places)
@@ -254,7 +254,7 @@ def _input_of(place: Mapping[str, Any], media: _Media, *, is_body: bool) -> int:
     bound += sum([_prompt(place[field], media) for field in _PROMPTS & there])
     bound += sum([_gemini(place[field], media) for field in _GEMINI_CONTENTS & there])
     # A nested field that is not an object counts as text of this place.
-    bound += sum([_text(place[field]) for field in _NESTED & there if not isinstance(place[field], dict)])
+    bound += sum([_text(place[field]) for field in NESTED & there if not isinstance(place[field], dict)])
     # Test each field: a difference of sets would scan the whole of the larger set.
     apart = _NOT_COUNTED_IN_BODY if is_body else _NOT_COUNTED
     words = [_text(value) for field, value in place.items() if field not in apart]
@@ -332,7 +332,7 @@ def _unknown(body: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> tu
             if value is None:
                 continue
             if name in known:
-                if name in _NESTED and not isinstance(value, dict):
+                if name in NESTED and not isinstance(value, dict):
                     # A value of another type hides its fields.
                     found.append(name)
             elif not str(name).startswith("_litellm_"):
@@ -413,9 +413,9 @@ def _asked_output(body: Mapping[str, Any], places: list[Any]) -> tuple[int | Non
     return (None if not numbers or None in numbers or 0 in numbers else largest), largest
 
 
-def _holder(call_type: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+def holder_of(call_type: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the object in which a route reads its output limit."""
-    if call_type not in _GEMINI:
+    if call_type not in GEMINI:
         return body
     # LiteLLM reads `config`, else `generationConfig`.
     holder = body.get("generationConfig") if body.get("config") is None else body["config"]
@@ -430,68 +430,9 @@ def _named(holder: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(named) if named else _NOTHING
 
 
-def inject_output(call_type: str, body: dict[str, Any], field: str, most: int, *, over_all: bool = False) -> bool:
-    """Set an output limit in the request; return False if its place holds another type.
-
-    Args:
-        call_type: LiteLLM's call type.
-        body: The request.
-        field: The field that the route and the provider obey.
-        most: The limit.
-        over_all: Whether to overwrite the limit's other spellings too. Those that are not numbers are always removed.
-    """
-    holder: Any = body
-    if call_type in _GEMINI:
-        name = "generationConfig" if body.get("config") is None else "config"
-        holder = body[name] = {} if body.get(name) is None else body[name]
-    if not isinstance(holder, dict):
-        return False
-    for place in () if body.keys().isdisjoint(_LIMITED) else _places(body):
-        for name in OUTPUT_FIELDS & place.keys():
-            if not whole(place[name]):
-                # It would remove a limit elsewhere, or the provider would reject two limits in one request.
-                del place[name]
-            elif over_all:
-                place[name] = most
-    holder[field] = most
-    return True
-
-
-_LIMITED = OUTPUT_FIELDS | _NESTED
-
-
-def take_out_output(call_type: str, body: dict[str, Any], field: str) -> None:
-    """Remove an output limit that `inject_output` set."""
-    holder = _holder(call_type, body)
-    if isinstance(holder, dict):
-        holder.pop(field, None)
-
-
-def drop_senseless_output(call_type: str, body: dict[str, Any]) -> None:
-    """Remove output limits that are not numbers, such as n8n's -1, so that the operator's own limit is sent."""
-    holder = _holder(call_type, body)
-    if isinstance(holder, dict):
-        for name in [name for name in OUTPUT_FIELDS & holder.keys() if not whole(holder[name])]:
-            del holder[name]
-
-
-def complete(body: dict[str, Any], most: int | None) -> None:
-    """Set in an outgoing completion the fields that could not be set in the request itself.
-
-    Args:
-        body: The call as LiteLLM makes it.
-        most: The output limit for a call without one.
-    """
-    if body.get("stream"):
-        options = body.get("stream_options")
-        body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-    if most is not None and all(body.get(field) is None for field in OUTPUT_FIELDS & body.keys()):
-        body["max_tokens"] = most
-
-
 def names_any(body: Mapping[str, Any], fields: Iterable[str]) -> bool:
     """Whether any of these fields reaches the provider with a value, from any place."""
-    places = _places(body)
+    places = places_of(body)
     return any(place.get(field) for field in fields for place in places)
 
 
@@ -506,15 +447,15 @@ def _answers(body: Mapping[str, Any], places: list[Any]) -> int:
     return min(MOST_COUNT, max(counts) * max(1, several))
 
 
-def _places(body: Mapping[str, Any]) -> list[Any]:
+def places_of(body: Mapping[str, Any]) -> list[Any]:
     """Return the objects whose fields reach the provider: LiteLLM merges `extra_body` over the body, nested ones too.
 
-    The list ends soon after `_MOST_PLACES` objects; a body with more is treated as unbounded.
+    The list ends soon after `MOST_PLACES` objects; a body with more is treated as unbounded.
     """
     places: list[Any] = [body]
     for place in places:
-        places += [nested for field in _NESTED & place.keys() if isinstance(nested := place[field], dict)]
-        if len(places) > _MOST_PLACES:
+        places += [nested for field in NESTED & place.keys() if isinstance(nested := place[field], dict)]
+        if len(places) > MOST_PLACES:
             break
     return places
 

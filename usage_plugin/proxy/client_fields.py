@@ -128,7 +128,7 @@ CONTROLS = OWN - FREE - HARMLESS - _HEADERS
 """Fields that LiteLLM obeys, and that a client with a limit may not send."""
 
 _LOOKED_AT = CONTROLS | _HEADERS
-ASKS_FOR_ATTENTION = _LOOKED_AT | {
+NEEDS_CHECK = _LOOKED_AT | {
     "extra_body", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks", "num_retries", "max_retries",
 }  # fmt: skip
 """A body without any of these has nothing to reject or to remove."""

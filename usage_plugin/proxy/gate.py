@@ -14,10 +14,11 @@ import orjson
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import new_ref
 from usage_plugin.proxy import routes
+from usage_plugin.proxy.client_rules import with_usage
 from usage_plugin.proxy.identity import resolve
 from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.unmetered import admit_unmetered
-from usage_plugin.tracking.admission.decisions import Admitted, Decision, Refusal
+from usage_plugin.tracking.admission.decisions import Decision, Refusal
 from usage_plugin.tracking.admission.requirements import Requirement
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.limits import Matched
     from usage_plugin.proxy.prices import PriceBook
-    from usage_plugin.proxy.remedies import Remedies
-    from usage_plugin.proxy.request_plan import Sending
+    from usage_plugin.proxy.request_admission import RequestAdmission
+    from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.proxy.request_scope import RequestScope
     from usage_plugin.runtime import Runtime
 
@@ -42,17 +43,17 @@ class Passage(NamedTuple):
     decision: Decision | None
     is_unmetered: bool = False
     output_limit: int | None = None
-    sending: Sending | None = None
+    outgoing: OutgoingBounds | None = None
 
 
 class Gate:
     """Decides by route; each handler has one."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, negotiator: Remedies) -> None:
-        """Create it from the worker's runtime, the price book and the negotiator."""
+    def __init__(self, runtime: Runtime, prices: PriceBook, admission: RequestAdmission) -> None:
+        """Create it from the worker's runtime, the price book and the admission of requests."""
         self._runtime = runtime
         self._prices = prices
-        self._negotiator = negotiator
+        self._admission = admission
 
     def arrive(
         self, here: RequestScope, key: Any, request: Any, body: Any, route: str
@@ -107,8 +108,8 @@ class Gate:
             if reranking and not (isinstance(reranking, dict) and not reranking.get("enabled")):
                 completion["background"] = True  # This calls another model, whose price is unknown before.
             # The outgoing request contains the texts found, so it is not compared with the one that is held.
-            decision, _ = await self._negotiator.admit(subjects, completion, call_type)
-            sending = None
+            decision, _ = await self._admission.admit(subjects, completion, call_type)
+            outgoing = None
             changed = {**body, "model": completion["model"]}
             limit = completion.get("max_tokens")
         else:
@@ -117,14 +118,11 @@ class Gate:
                 raise bad_request("This route takes its model from the body only.", param="model")
             changed, limit = dict(body), None
             if changed.get("stream"):
-                options = changed.get("stream_options")
-                changed["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-            decision, sending = await self._negotiator.admit(subjects, changed, call_type)
-            if isinstance(decision.outcome, Admitted) and decision.outcome.without_fallbacks:
-                changed["disable_fallbacks"] = True
+                changed["stream_options"] = with_usage(changed.get("stream_options"))
+            decision, outgoing = await self._admission.admit(subjects, changed, call_type)
         if changed != body:
             _rewrite(request, changed)
-        return Passage(subjects, decision, output_limit=limit, sending=sending)
+        return Passage(subjects, decision, output_limit=limit, outgoing=outgoing)
 
     def _refuse(self, rule: routes.Rule, here: RequestScope, subjects: Subjects, model: object) -> Refusal | None:
         """Return a refusal if any limit forbids this route, else None."""

@@ -22,7 +22,8 @@ from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import IdentityRequiredError, ResolverFailedError, SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import bounds, request_scope
+from usage_plugin.proxy import output_limits, request_scope
+from usage_plugin.proxy.client_rules import gives_up_early, with_usage
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import resolve
@@ -32,8 +33,8 @@ from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_f
 from usage_plugin.proxy.pass_through_prices import reads_bytes
 from usage_plugin.proxy.pass_through_usage import AnswerReport
 from usage_plugin.proxy.refusal_response import bad_request, negotiated_headers, refusal_error, status_headers
-from usage_plugin.proxy.remedies import Remedies
-from usage_plugin.proxy.request_plan import RequestPlanner, gives_up_early
+from usage_plugin.proxy.request_admission import RequestAdmission
+from usage_plugin.proxy.request_plan import RequestPlanner
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
 from usage_plugin.proxy.settlement import Settlement
 from usage_plugin.proxy.streams import NATIVE, Report
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.usage import Status
     from usage_plugin.proxy.prices import PriceBook
-    from usage_plugin.proxy.request_plan import Sending
+    from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.runtime import Runtime
 
 log = get_logger()
@@ -63,10 +64,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Create the handler from the worker's runtime and the price book."""
         super().__init__()
         self._runtime = runtime
-        asking = RequestPlanner(runtime, prices)
-        self._negotiator = Remedies(runtime, asking)
-        self._gate = Gate(runtime, prices, self._negotiator)
-        self._second_line = OutgoingCheck(runtime, asking, self._negotiator)
+        planner = RequestPlanner(runtime, prices)
+        self._admission = RequestAdmission(runtime, planner)
+        self._gate = Gate(runtime, prices, self._admission)
+        self._outgoing_check = OutgoingCheck(runtime, planner, self._admission)
         self._underway = InflightRequests()
         self._endings = Settlement(runtime, prices, self._underway, Deferred(runtime))
 
@@ -103,7 +104,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                     started,
                     unmetered=passage.is_unmetered,
                     fills=True,
-                    sending=passage.sending,
+                    outgoing=passage.outgoing,
                 )
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
             answer = _as_answer(error, here.path)
@@ -140,12 +141,12 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         runtime = self._runtime
         started = runtime.clock.monotonic()
         subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
-        unmetered, sending = kind in UNMETERED, None
+        unmetered, outgoing = kind in UNMETERED, None
         if unmetered:
             decision = await admit_unmetered(runtime, subjects, data, kind)
         else:
-            decision, sending = await self._negotiator.admit(subjects, data, kind)
-        self._begin(decision, subjects, data, here, started, unmetered=unmetered, sending=sending)
+            decision, outgoing = await self._admission.admit(subjects, data, kind)
+        self._begin(decision, subjects, data, here, started, unmetered=unmetered, outgoing=outgoing)
 
     def _begin(
         self,
@@ -157,7 +158,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         *,
         unmetered: bool,
         fills: bool = False,
-        sending: Sending | None = None,
+        outgoing: OutgoingBounds | None = None,
     ) -> InflightRequest:
         """Start an admitted request, or raise the refusal."""
         runtime = self._runtime
@@ -167,18 +168,16 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if isinstance(outcome, Refusal):
             runtime.refusals.add(outcome)
             # The reason quotes the client's own fields, so it is only sent to the client and never stored.
-            fields = sending.bound.unknown if sending is not None and outcome.reason == "unbounded" else ()
+            fields = outgoing.bound.unknown if outgoing is not None and outcome.reason == "unbounded" else ()
             raise refusal_error(replace(outcome, user=subjects.called, fields=fields), runtime.config)
         request = InflightRequest(outcome, started, unmetered=unmetered, fills_exchange=fills)
-        request.sending = sending
+        request.outgoing = outgoing
         try:
             self._underway.add(request, data, here)
             if here is not None and outcome.event.call_type in NATIVE:
                 here.report = request.report = Report()
             elif unmetered and here is not None and reads_bytes(here):
                 here.report = request.report = AnswerReport(here.path)
-            if outcome.without_fallbacks:
-                data["disable_fallbacks"] = True
             if here is not None:
                 here.standing = outcome.standing
                 here.headers |= negotiated_headers(outcome.event)
@@ -208,9 +207,11 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if request.fills_exchange and not request.unmetered and "messages" in kwargs and here is not None:
             if request.admitted.without_fallbacks and _model_group(kwargs) not in request.models:
                 raise bad_request("Only the model asked for fits, and no fallback.", param="model")
-            bounds.complete(kwargs, here.output_limit)
-        if request.sending is not None:
-            refusal = await self._second_line.look(request, kwargs, kind)
+            if kwargs.get("stream"):
+                kwargs["stream_options"] = with_usage(kwargs.get("stream_options"))
+            output_limits.write_missing(kwargs, here.output_limit)
+        if request.outgoing is not None:
+            refusal = await self._outgoing_check.check(request, kwargs, kind)
             if refusal is not None:
                 raise self._stopped(refusal)
         request.sent, request.broken = True, False

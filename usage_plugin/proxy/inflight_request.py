@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.usage import Status
-    from usage_plugin.proxy.request_plan import Sending
+    from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.proxy.streams import Report, Stream
     from usage_plugin.tracking.admission.decisions import Admitted, Refusal
 
@@ -31,12 +31,12 @@ class InflightRequest(OpenRequest):
         error: The name of the failure's exception.
         unmetered: Whether the route reports no usage.
         fills_exchange: Whether each call to a provider in its exchange belongs to it, with any call id.
-        sending: Its bounds, compared with the outgoing request; None if no limit depends on them.
+        outgoing: The bounds that its outgoing form is compared with; None if no limit depends on them.
         stopped: The refusal, if the outgoing request exceeds the limits.
     """
 
     __slots__ = (
-        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "report", "sending",
+        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "outgoing", "report",
         "sent", "stopped", "stream", "unmetered",
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ class InflightRequest(OpenRequest):
         self.error: str | None = None
         self.unmetered = unmetered
         self.fills_exchange = unmetered or fills_exchange
-        self.sending: Sending | None = None
+        self.outgoing: OutgoingBounds | None = None
         self.stopped: Refusal | None = None
 
     @property

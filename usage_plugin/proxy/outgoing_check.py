@@ -24,16 +24,15 @@ from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger
 from usage_plugin.pricing.catalog import unprinted
 from usage_plugin.pricing.sheets import route_of
-from usage_plugin.proxy import bounds
-from usage_plugin.proxy.output_limits import output_limit
+from usage_plugin.proxy import bounds, output_limits
 from usage_plugin.tracking.admission.decisions import Refusal, unheld
 
 if TYPE_CHECKING:
     from usage_plugin.domain.prices import PriceExposure
     from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.prices import Deployment
-    from usage_plugin.proxy.remedies import Remedies
-    from usage_plugin.proxy.request_plan import RequestPlanner, Sending
+    from usage_plugin.proxy.request_admission import RequestAdmission
+    from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlanner
     from usage_plugin.runtime import Runtime
 
 _METADATA = ("litellm_metadata", "metadata")
@@ -68,13 +67,13 @@ class StoppedError(ProxyException, HTTPException):  # type: ignore[misc]  # Lite
 class OutgoingCheck:
     """Checks outgoing requests; each handler has one."""
 
-    def __init__(self, runtime: Runtime, asking: RequestPlanner, negotiator: Remedies) -> None:
-        """Create it from the worker's runtime, the reader of requests and the negotiator."""
+    def __init__(self, runtime: Runtime, planner: RequestPlanner, admission: RequestAdmission) -> None:
+        """Create it from the worker's runtime, the planner and the admission of requests."""
         self._runtime = runtime
-        self._asking = asking
-        self._negotiator = negotiator
+        self._planner = planner
+        self._admission = admission
 
-    async def look(self, request: InflightRequest, kwargs: dict[str, Any], kind: str) -> Refusal | None:
+    async def check(self, request: InflightRequest, kwargs: dict[str, Any], kind: str) -> Refusal | None:
         """Compare the outgoing request with its hold; return the refusal if it must not be sent.
 
         Args:
@@ -83,45 +82,45 @@ class OutgoingCheck:
                 hold it.
             kind: LiteLLM's call type.
         """
-        sending = request.sending
+        outgoing = request.outgoing
         if request.stopped is not None:
             return request.stopped
-        if sending is None or kind != sending.kind:
+        if outgoing is None or kind != outgoing.call_type:
             # No limit depends on it, or it is the translated form of a request that has been compared.
             return None
-        way, is_expected = self._way(request, sending, kwargs)
+        way, is_expected = self._way(request, outgoing, kwargs)
         if way is None:
             # No deployment was chosen: LiteLLM calls the provider by the model's name, as admitted.
             return None
         if is_expected:
-            _put_in(sending, kwargs, way)
-            if self._is_held(sending, kwargs, way):
+            _put_in(outgoing, kwargs, way)
+            if self._is_held(outgoing, kwargs, way):
                 return None
         return await self._admit_again(request, kwargs, kind, way)
 
     def _way(
-        self, request: InflightRequest, sending: Sending, kwargs: dict[str, Any]
+        self, request: InflightRequest, outgoing: OutgoingBounds, kwargs: dict[str, Any]
     ) -> tuple[Deployment | None, bool]:
         """Return the chosen deployment, and whether the request was admitted for it."""
         deployment_id, group = _chosen(kwargs)
         if deployment_id is None:
             return None, False
-        for way in sending.ways:
+        for way in outgoing.deployments:
             if way.deployment_id == deployment_id:
                 return way, True
-        return self._asking.deployment(request.admitted.subjects, group, deployment_id), False
+        return self._planner.deployment(request.admitted.subjects, group, deployment_id), False
 
-    def _is_held(self, sending: Sending, kwargs: dict[str, Any], way: Deployment) -> bool:
+    def _is_held(self, outgoing: OutgoingBounds, kwargs: dict[str, Any], way: Deployment) -> bool:
         """Whether the outgoing request is within the bounds of the admitted one."""
-        then, now = sending.bound, bounds.read(sending.kind, kwargs, trusted=True)
-        most = None if then.input_tokens is None else then.input_tokens + _own_input(way, sending.kind)
+        then, now = outgoing.bound, bounds.read(outgoing.call_type, kwargs, trusted=True)
+        most = None if then.input_tokens is None else then.input_tokens + _own_input(way, outgoing.call_type)
         if most is not None and (now.input_tokens is None or now.input_tokens > most):
             return False
-        if sending.counts_output and sending.output_tokens is not None and route_of(sending.kind) == "text":
-            fields = output_limit(way, sending.kind, self._runtime.config.admission).fields
+        if outgoing.output.is_counted and outgoing.output_tokens is not None and route_of(outgoing.call_type) == "text":
+            fields = output_limits.output_limit(way, outgoing.call_type, self._runtime.config.admission).fields
             if fields and now.named.isdisjoint(fields):
                 return False
-            if (now.largest_output + now.predicted) * now.answers > sending.output_tokens:
+            if (now.largest_output + now.predicted) * now.answers > outgoing.output_tokens:
                 return False
             if not now.output_is_bounded:
                 return False
@@ -131,10 +130,9 @@ class OutgoingCheck:
         self, request: InflightRequest, kwargs: dict[str, Any], kind: str, way: Deployment
     ) -> Refusal | None:
         admitted = request.admitted
-        body = {**kwargs, "model": way.model}
         if admitted.holds and not await self._release(request):
             return None
-        decision, sending = await self._negotiator.admit_again(admitted, body, kind, way)
+        decision, outgoing = await self._admission.admit_again(admitted, kwargs, kind, way)
         outcome = decision.outcome
         for refusal in decision.unfelt:
             self._runtime.refusals.add(refusal)
@@ -149,12 +147,13 @@ class OutgoingCheck:
             request.admitted = unheld(admitted.event, admitted.subjects)
             request.stopped = outcome
             return outcome
-        request.admitted, request.sending = outcome, sending
-        if sending is not None:
-            # Only a copy of the body was read, so set the limits in the call itself.
-            if sending.injected is not None:
-                bounds.inject_output(kind, kwargs, *sending.injected)
-            _put_in(sending._replace(injected=None), kwargs, way)
+        request.admitted, request.outgoing = outcome, outgoing
+        if outgoing is not None:
+            # The plan leaves the call as it is, so set the limits in it.
+            output = outgoing.output
+            if output.injected is not None:
+                output_limits.write(kind, kwargs, *output.injected)
+            _put_in(outgoing._replace(output=output._replace(injected=None)), kwargs, way)
         return None
 
     async def _release(self, request: InflightRequest) -> bool:
@@ -206,18 +205,15 @@ def _chosen(kwargs: dict[str, Any]) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _put_in(sending: Sending, kwargs: dict[str, Any], way: Deployment) -> None:
+def _put_in(outgoing: OutgoingBounds, kwargs: dict[str, Any], way: Deployment) -> None:
     """Set our output limit for a deployment that needs a different one than the body has."""
-    own = sending.limits.get(way.deployment_id)
+    output = outgoing.output
+    own = output.by_deployment.get(way.deployment_id)
     if own is None:
         return
-    for name in ("config", "generationConfig"):
-        # The router's own copy is only shallow.
-        if isinstance(kwargs.get(name), dict):
-            kwargs[name] = {**kwargs[name]}
-    if sending.injected is not None:
-        bounds.take_out_output(sending.kind, kwargs, sending.injected[0])
-    bounds.inject_output(sending.kind, kwargs, *own)
+    if output.injected is not None:
+        output_limits.remove(outgoing.call_type, kwargs, output.injected[0])
+    output_limits.write(outgoing.call_type, kwargs, *own)
 
 
 def _own_input(way: Deployment, kind: str) -> int:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.pseudonyms import Pseudonyms
     from usage_plugin.plugins.identity_resolvers import Resolvers
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
-    from usage_plugin.tracking.admission.decide import Admission, Pressure
+    from usage_plugin.tracking.admission.decide import Decider, Pressure
     from usage_plugin.tracking.admission.settlement import Recorder
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
@@ -43,7 +43,7 @@ class WatchedRuntime(Protocol):
     pseudonyms: Pseudonyms
     resolvers: Resolvers
     rules: ActiveLimits
-    admission: Admission
+    decider: Decider
     recorder: Recorder
     pressure: Pressure
     enforce: bool
@@ -131,7 +131,7 @@ class ChangeWatcher:
             log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
         config = config.model_copy(update=kept)
         runtime.config = config
-        runtime.admission.policy = admission_policy(config, enforce=runtime.enforce)
+        runtime.decider.policy = admission_policy(config, enforce=runtime.enforce)
         self._replace_rules()
 
     def _replace_rules(self) -> None:

@@ -19,8 +19,9 @@ from usage_plugin.runtime.composition import Parts
 from usage_plugin.runtime.data_folder import prepare_data_folder
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
-from usage_plugin.tracking.admission.decide import Admission, Pressure
+from usage_plugin.tracking.admission.decide import Decider, Pressure
 from usage_plugin.tracking.admission.refusals import RefusalLog
+from usage_plugin.tracking.admission.remedies import Admission
 from usage_plugin.tracking.admission.settlement import Recorder
 from usage_plugin.tracking.maintenance.backfill import Backfill
 from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE
@@ -76,7 +77,7 @@ class Runtime:
         )
         self.alerts = Alerts(self.clock, self._listeners.alerts)
         self.imperfections = Anomalies(self.operations, self.clock)
-        self.admission = Admission(
+        self.decider = Decider(
             self.ledger,
             self.rules,
             self.clock,
@@ -85,6 +86,7 @@ class Runtime:
             policy=admission_policy(config, enforce=self.enforce),
             pressure=self.pressure,
         )
+        self.admission = Admission(self.decider, self.clock)
         self.recorder = Recorder(
             self.ledger,
             self.rules,

@@ -12,12 +12,12 @@ import random
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import NOTHING, Balance
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.encoding import encode_event
-from usage_plugin.errors import LedgerBusyError, LedgerError, UsagePluginError
+from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal, refuse
 from usage_plugin.tracking.admission.requirements import (
@@ -47,13 +47,6 @@ SOON = 60 * MICROSECONDS
 SPIN_NS = 300_000
 """How long a transaction is retried without a pause while the ledger is locked: others take about 50 µs."""
 
-MOST_WAITING = 256
-"""The maximum number of requests of one worker that wait for others to settle. More are refused as `busy` at once."""
-
-FIRST_LOOK = 0.01
-"""The pause before a waiting request is first tried again, in seconds."""
-
-_RAREST_LOOK = 0.1
 _LONGEST_DELAY = 0.005
 _GIVE_UP_NS = 5_000_000_000
 _SEVERITY: dict[Reason, int] = {
@@ -98,15 +91,8 @@ class Pressure:
         """The reason to hold nothing, if the ledger's file was deleted: a worker that starts next uses another file."""
 
 
-class Other(Protocol):
-    """A function that returns a replacement for a request that does not fit; None if there is none."""
-
-    async def __call__(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
-        """Return a replacement for the request, given the result that blocked it."""
-
-
-class Admission:
-    """Admit or refuse requests, with one ledger transaction each."""
+class Decider:
+    """Decides on requests, with one ledger transaction each."""
 
     def __init__(
         self,
@@ -127,64 +113,14 @@ class Admission:
         self._imperfections = imperfections
         self._away_since: int | None = None
         self.policy = policy or AdmissionPolicy()
-        self._pressure = pressure or Pressure()
-        self._waiting = 0
+        self.pressure = pressure or Pressure()
 
-    async def admit(
-        self, ask: Ask, *, tightened: Other | None = None, downgraded: Other | None = None, patient: bool = True
-    ) -> Decision:
-        """Decide on a request. Wait for a moment if it would fit once other requests settle.
-
-        Args:
-            ask: the request.
-            tightened: returns the request with tighter bounds, if it does not fit. Called at most once.
-            downgraded: returns the request for another model, if a limit requires that. Called at most once. Without
-                it such limits only count.
-            patient: False for a request that has already waited.
-        """
-        if self._pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
+    async def decide(self, ask: Ask) -> Decision | Downgrade:
+        """Decide once, and hold the amounts of an admitted request. Without fallbacks, if only then it fits."""
+        if self.pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
             return Decision(refuse("outbox_full", ask), ())
-        ask, decision = await self._decide(ask, tightened, downgraded)
-        if not patient or self._waiting >= MOST_WAITING or not self.policy.max_wait:
-            return decision
-        if not is_worth_waiting(decision.outcome):
-            return decision
-        self._waiting += 1
-        try:
-            return await self._wait(ask, decision, downgraded)
-        finally:
-            self._waiting -= 1
-
-    async def _wait(self, ask: Ask, decision: Decision, downgraded: Other | None) -> Decision:
-        """Retry until there is room, waiting no longer helps, or `max_wait` is over."""
-        deadline = time.monotonic() + self.policy.max_wait / MICROSECONDS
-        delay = FIRST_LOOK
-        while is_worth_waiting(decision.outcome) and (left := deadline - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, delay * random.uniform(0.5, 1)))  # noqa: S311  # jitter
-            delay = next_look(delay)
-            # The time of admission is now, not the time of arrival: a window may have ended in between.
-            ask = ask._replace(draft=ask.draft._replace(started_at=self._clock.now()))
-            ask, decision = await self._decide(ask, None, downgraded)
-        return decision
-
-    async def _decide(self, ask: Ask, tightened: Other | None, downgraded: Other | None) -> tuple[Ask, Decision]:
-        """Decide once, without waiting. Return the request too: it may have been tightened or downgraded."""
-        decision = await self._decide_once(ask)
-        obstacle = _obstacle(decision)
-        if tightened and obstacle and (tighter := await tightened(ask, obstacle)):
-            ask, decision = tighter, await self._decide_once(tighter)
-        if not isinstance(decision, Downgrade):
-            return ask, decision
-        other = await downgraded(ask, decision) if downgraded else None
-        ask = (other or ask)._replace(is_downgraded=True)
-        decision = await self._decide_once(ask)
-        if isinstance(decision, Downgrade):
-            raise UsagePluginError("A request was downgraded twice.")
-        return ask, decision
-
-    async def _decide_once(self, ask: Ask) -> Decision | Downgrade:
         decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
-        if not ask.fallbacks or _obstacle(decision) is None:
+        if not ask.fallbacks or obstacle_of(decision) is None:
             return decision
         # It does not fit with the most expensive fallback. Without fallbacks it may.
         alone = await self._decide_among(ask, ask.primary)
@@ -281,8 +217,8 @@ class Admission:
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
         """Reserve in the ledger. Retry while another process is writing, for up to five seconds."""
-        if self._pressure.ledger_gone:
-            raise LedgerError(self._pressure.ledger_gone)
+        if self.pressure.ledger_gone:
+            raise LedgerError(self.pressure.ledger_gone)
         encoded = encode_event(event)
         started = time.monotonic_ns()
         delay = 0.0002
@@ -301,23 +237,11 @@ class Admission:
                     os.sched_yield()  # the process that holds the lock may need this core
 
 
-def _obstacle(decision: Decision | Downgrade) -> Refusal | Downgrade | None:
-    """Return the result if a limit blocks the request. Fewer ways to bill it, or a tighter bound, may make it fit."""
+def obstacle_of(decision: Decision | Downgrade) -> Refusal | Downgrade | None:
+    """Return the result if a limit blocks the request, else None. In another form the request may fit."""
     if isinstance(decision, Downgrade):
         return decision
     return decision.outcome if isinstance(decision.outcome, Refusal) and decision.outcome.demand else None
-
-
-def next_look(delay: float) -> float:
-    """Return the next pause of a waiting request, in seconds, given the last one."""
-    return min(_RAREST_LOOK, delay * 1.5)
-
-
-def is_worth_waiting(outcome: Admitted | Refusal) -> bool:
-    """Whether a request would fit once other requests settle. Held amounts are freed soon, spent amounts are not."""
-    if not isinstance(outcome, Refusal) or outcome.reason != "busy" or outcome.demand is None:
-        return False
-    return outcome.balance.spent + outcome.demand.amount <= (outcome.demand.maximum or 0)
 
 
 def _impossible(

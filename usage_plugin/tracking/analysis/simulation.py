@@ -22,17 +22,11 @@ from usage_plugin.domain.ledger import AccountKey, Charge
 from usage_plugin.domain.subjects import INTERNAL
 from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import MICROSECONDS, Window, days_window, local_date
-from usage_plugin.errors import LedgerError
+from usage_plugin.errors import LedgerError, UsagePluginError
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
-from usage_plugin.tracking.admission.decide import (
-    FIRST_LOOK,
-    MOST_WAITING,
-    Admission,
-    AdmissionPolicy,
-    is_worth_waiting,
-    next_look,
-)
+from usage_plugin.tracking.admission.decide import AdmissionPolicy, Decider
 from usage_plugin.tracking.admission.decisions import Admitted, Downgrade, Refusal
+from usage_plugin.tracking.admission.remedies import FIRST_LOOK, MOST_WAITING, is_worth_waiting, next_look
 from usage_plugin.tracking.admission.requirements import Ask, Candidate, Requirement, charged_by
 from usage_plugin.tracking.maintenance.backfill import amount_of, daily_dimensions, names_of
 from usage_plugin.tracking.notifications.anomalies import Anomalies
@@ -174,7 +168,7 @@ class Replay:
         self._limits = limits
         self._clock = _ReplayClock()
         self._max_wait = max_wait // timedelta(microseconds=1)
-        self._admission = Admission(
+        self._decider = Decider(
             opened.ledger,
             ActiveLimits(limits),
             self._clock,
@@ -249,21 +243,20 @@ class Replay:
         now = self._clock.at
         event = waiting.event._replace(started_at=now)
         ask = waiting.ask if first else waiting.ask._replace(draft=waiting.ask.draft._replace(started_at=now))
-        sent_elsewhere: list[Downgrade] = []
-
-        async def downgraded(ask: Ask, obstacle: Refusal | Downgrade) -> None:
-            del ask  # the usage with the other model is unknown
-            if isinstance(obstacle, Downgrade):
-                sent_elsewhere.append(obstacle)
-
-        outcome, unfelt = await self._admission.admit(ask, downgraded=downgraded)
+        decision = await self._decider.decide(ask)
+        if isinstance(decision, Downgrade):
+            if first:
+                self._count(event, "downgraded", decision.demand)
+            # The usage with the other model is unknown, so the limit only counts.
+            decision = await self._decider.decide(ask._replace(is_downgraded=True))
+        if isinstance(decision, Downgrade):
+            raise UsagePluginError("A request was downgraded twice.")
+        outcome, unfelt = decision
         if first:
             # Count each request once, not for each retry.
             for refusal in unfelt:
                 if refusal.demand is not None:
                     self._count(event, "dry run", refusal.demand, refusal)
-            for obstacle in sent_elsewhere:
-                self._count(event, "downgraded", obstacle.demand)
         if isinstance(outcome, Admitted):
             self._open(event, outcome)
             self.found.waited += not first

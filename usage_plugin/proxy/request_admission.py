@@ -1,0 +1,172 @@
+"""Admit a request of LiteLLM: plan it, let admission decide, and apply the plan that was admitted.
+
+If it does not fit, `tracking.admission.remedies` asks for the request in other forms, which are planned here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from usage_plugin.log import get_logger
+from usage_plugin.proxy import bounds
+from usage_plugin.proxy.request_plan import AS_IT_ARRIVED, Form
+from usage_plugin.proxy.tokens import Tokenizer, most_savings
+from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal
+from usage_plugin.tracking.admission.requirements import requirements_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from usage_plugin.domain.subjects import Subjects
+    from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlan, RequestPlanner
+    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.admission.requirements import Ask, Requirement
+
+SHORTEST_ANSWER = 256
+"""The minimum answer in tokens. A shorter one would be useless."""
+
+_OUTPUT_UNITS = frozenset({"usd", "total_tokens", "output_tokens"})
+_INPUT_UNITS = frozenset({"usd", "total_tokens", "input_tokens"})
+# Half of such an answer is worthless, or is spent before the answer begins.
+_ALL_OR_NOTHING = (
+    "tools", "functions", "response_format", "thinking", "reasoning", "reasoning_effort", "text", "output_format",
+    "output_config", "responseSchema", "response_schema", "responseJsonSchema", "response_json_schema",
+    "responseMimeType", "response_mime_type", "thinkingConfig", "thinking_config",
+)  # fmt: skip
+
+log = get_logger()
+
+
+class RequestAdmission:
+    """Admits requests; each handler has one."""
+
+    def __init__(self, runtime: Runtime, planner: RequestPlanner) -> None:
+        """Create it from the worker's runtime and the planner."""
+        self.runtime = runtime
+        self.planner = planner
+        self.tokenizer = Tokenizer()
+
+    async def admit(
+        self, subjects: Subjects, data: dict[str, Any], call_type: str
+    ) -> tuple[Decision, OutgoingBounds | None]:
+        """Decide on a request. The body of an admitted one may then name another model, or ask for a shorter answer.
+
+        Returns:
+            The decision, and the bounds that the outgoing request is compared with.
+
+        Raises:
+            ProxyException: The request cannot be admitted as it is written.
+        """
+        alternatives = _Alternatives(self, subjects, data, call_type, AS_IT_ARRIVED)
+        decision = await self.runtime.admission.admit(alternatives.plan.ask, alternatives)
+        plan, outcome = alternatives.plan, decision.outcome
+        if isinstance(outcome, Admitted):
+            plan.apply(data, without_fallbacks=outcome.without_fallbacks)
+        return decision, plan.outgoing
+
+    async def admit_again(
+        self, request: Admitted, kwargs: Mapping[str, Any], call_type: str, deployment: Deployment
+    ) -> tuple[Decision, OutgoingBounds | None]:
+        """Decide again on a request that changed after its admission, just before it is sent to one deployment.
+
+        Its holds must have been released. It keeps its id, and `kwargs` are not changed.
+        """
+        form = Form(deployment=deployment, admitted=request.event)
+        body = {**kwargs, "model": deployment.model}
+        alternatives = _Alternatives(self, request.subjects, body, call_type, form)
+        decision = await self.runtime.admission.admit(alternatives.plan.ask, alternatives)
+        return decision, alternatives.plan.outgoing
+
+
+class _Alternatives:
+    """One request and its other forms; `plan` is the one that was decided on last."""
+
+    __slots__ = ("_admission", "_call_type", "_data", "_form", "_subjects", "plan")
+
+    def __init__(
+        self, admission: RequestAdmission, subjects: Subjects, data: Mapping[str, Any], call_type: str, form: Form
+    ) -> None:
+        self._admission = admission
+        self._subjects = subjects
+        self._data = data
+        self._call_type = call_type
+        self._form = form
+        self.plan = self._planned(form)
+
+    def _planned(self, form: Form) -> RequestPlan:
+        return self._admission.planner.plan(self._subjects, self._data, self._call_type, form)
+
+    def _take(self, form: Form) -> Ask:
+        """Go on with the request in this form."""
+        self._form, self.plan = form, self._planned(form)
+        return self.plan.ask
+
+    async def tokenised(self, ask: Ask, obstacle: Refusal | Downgrade) -> Ask | None:
+        """Count the request's texts with the provider's tokenizer, if that can make the request fit."""
+        demand = obstacle.demand
+        if self._form.counted_tokens or ask.input_tokens is None or demand is None:
+            return None
+        if demand.limit.unit not in _INPUT_UNITS:
+            return None
+        # If the uncounted amount is within the maximum, the counted one must fit into the unspent rest. Otherwise it
+        # must fit into the maximum, and the count decides whether the request is too large or the money is spent.
+        room = maximum = demand.maximum or 0
+        if demand.amount <= maximum:
+            room -= obstacle.balance.spent
+        body = self.plan.body
+        most = most_savings(body)
+        encoding = self._admission.planner.encoding(self._subjects, body) if most else None
+        if encoding is None:
+            return None
+        if not self._fits(self._planned(self._form._replace(counted_tokens=most)).ask, demand, room):
+            return None
+        counted = await self._admission.tokenizer.savings(body, encoding)
+        return self._take(self._form._replace(counted_tokens=counted))
+
+    def downgraded(self, ask: Ask, obstacle: Downgrade) -> Ask:
+        """Plan the request for another model, whose tokenizer may be a different one."""
+        limit = obstacle.demand.limit.name
+        log.info("request.downgraded", limit=limit, user=ask.subjects.user, model=obstacle.model)
+        return self._take(self._form._replace(model=obstacle.model, downgraded_by=limit, counted_tokens=0))
+
+    def without_thinking_room(self) -> Ask | None:
+        """Plan our ordinary output limit, if the larger one is ours and the client asks for no thinking."""
+        injected = self.plan.outgoing.output.injected if self.plan.outgoing is not None else None
+        ordinary = self._admission.runtime.config.admission.output_tokens_of(self.plan.ask.draft.requested_model or "")
+        if self._form.deployment is not None or injected is None or injected[1] <= ordinary:
+            return None
+        if bounds.names_any(self._data, ("thinking",)):
+            return None
+        return self._take(self._form._replace(has_room_for_thinking=False))
+
+    def shortened(self, ask: Ask, obstacle: Refusal, room: int) -> Ask | None:
+        """Plan the longest answer that fits into `room` of the limit that refused; None if it would be too short."""
+        demand = obstacle.demand
+        field = self.plan.outgoing.output.field if self.plan.outgoing is not None else None
+        if self._admission.runtime.config.admission.on_short_budget != "clamp" or self._form.deployment is not None:
+            return None
+        if demand is None or demand.limit.unit not in _OUTPUT_UNITS or field is None or not ask.output_tokens:
+            return None
+        if bounds.names_any(self._data, _ALL_OR_NOTHING):
+            return None
+        longest, low, high = None, SHORTEST_ANSWER, ask.output_tokens - 1
+        while low <= high:
+            # Try the shortest first: it usually decides.
+            middle = low if longest is None else (low + high) // 2
+            form = self._form._replace(output_limit=(field, middle))
+            shorter = self._planned(form).ask
+            if (shorter.output_tokens or 0) >= ask.output_tokens or not self._fits(shorter, demand, room):
+                high = middle - 1
+            else:
+                longest, low = form, middle + 1
+        return None if longest is None else self._take(longest)
+
+    def _fits(self, ask: Ask, refused: Requirement, room: int) -> bool:
+        """Whether the limit that refused has room for the request in another form."""
+        demands, _ = requirements_of(ask, ask.primary, self._admission.runtime.limits, "charge")
+        return all(
+            demand.amount <= room
+            for demand in demands
+            if (demand.limit.key, demand.subject) == (refused.limit.key, refused.subject)
+        )
