@@ -8,14 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usage_plugin.domain.prices import Units
-from usage_plugin.proxy.bounds import (
-    ANY_TOOLS,
-    CHARACTERS_PER_AUDIO_TOKEN,
-    NESTED,
-    PER_IMAGE,
-    PER_MESSAGE,
-    read,
-)
+from usage_plugin.proxy.body_fields import NESTED
+from usage_plugin.proxy.bounds import read
+from usage_plugin.proxy.input_bounds import ANY_TOOLS, CHARACTERS_PER_AUDIO_TOKEN, PER_IMAGE, PER_MESSAGE
 from usage_plugin.proxy.output_limits import write
 
 LONG = "Grüße, 世界 👩‍🔬 " * 200

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.pricing.sheets import route_of
-from usage_plugin.proxy.bounds import GEMINI, MOST_PLACES, NESTED, OUTPUT_FIELDS, Bounds, holder_of, places_of, whole
+from usage_plugin.proxy.body_fields import GEMINI, MOST_PLACES, NESTED, OUTPUT_FIELDS, holder_of, places_of, whole
 from usage_plugin.proxy.output_fields import obeyed_fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.config.sections import AdmissionConfig
+    from usage_plugin.proxy.bounds import Bounds
     from usage_plugin.proxy.prices import Deployment
 
 _WITHOUT_OUTPUT = ("embedding", "moderation", "rerank")

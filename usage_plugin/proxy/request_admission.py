@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import bounds
+from usage_plugin.proxy.body_fields import names_any
 from usage_plugin.proxy.request_plan import AS_IT_ARRIVED, Form
 from usage_plugin.proxy.tokens import Tokenizer, most_savings
 from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal
@@ -136,7 +136,7 @@ class _Alternatives:
         ordinary = self._admission.runtime.config.admission.output_tokens_of(self.plan.ask.draft.requested_model or "")
         if self._form.deployment is not None or injected is None or injected[1] <= ordinary:
             return None
-        if bounds.names_any(self._data, ("thinking",)):
+        if names_any(self._data, ("thinking",)):
             return None
         return self._take(self._form._replace(has_room_for_thinking=False))
 
@@ -148,7 +148,7 @@ class _Alternatives:
             return None
         if demand is None or demand.limit.unit not in _OUTPUT_UNITS or field is None or not ask.output_tokens:
             return None
-        if bounds.names_any(self._data, _ALL_OR_NOTHING):
+        if names_any(self._data, _ALL_OR_NOTHING):
             return None
         longest, low, high = None, SHORTEST_ANSWER, ask.output_tokens - 1
         while low <= high:

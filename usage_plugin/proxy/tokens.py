@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import tiktoken
 from litellm.litellm_core_utils import default_encoding  # also tells tiktoken the folder of LiteLLM's own encodings
 
-from usage_plugin.proxy import bounds
+from usage_plugin.proxy.input_bounds import size_of, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,14 +42,14 @@ class Tokenizer:
 
     async def savings(self, body: Mapping[str, Any], encoding: str) -> int:
         """Return the number of tokens by which a body's bound by bytes is too high."""
-        texts = bounds.texts(body)
+        long_texts = texts(body)
         async with self._turn:
-            return await asyncio.to_thread(_savings, texts, encoding)
+            return await asyncio.to_thread(_savings, long_texts, encoding)
 
 
 def most_savings(body: Mapping[str, Any]) -> int:
     """Return the maximum tokens that counting can save, without counting; 0 if the texts are too short or too long."""
-    size = sum(map(bounds.size_of, bounds.texts(body)))
+    size = sum(map(size_of, texts(body)))
     return size - size // BYTES_PER_TOKEN if size <= MOST_BYTES else 0
 
 
@@ -78,6 +78,6 @@ def _is_at_hand(encoding: str) -> bool:
     return Path(default_encoding.cache_dir, name).is_file()
 
 
-def _savings(texts: Iterable[str], encoding: str) -> int:
+def _savings(long_texts: Iterable[str], encoding: str) -> int:
     encode = tiktoken.get_encoding(encoding).encode_ordinary
-    return sum(max(0, bounds.size_of(text) - len(encode(text))) for text in texts)
+    return sum(max(0, size_of(text) - len(encode(text))) for text in long_texts)

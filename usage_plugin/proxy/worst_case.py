@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.pricing.sheets import CHEAPER_SERVICES, SERVICES, route_of
 from usage_plugin.proxy import bounds
+from usage_plugin.proxy.body_fields import COSTING
 from usage_plugin.tracking.admission.requirements import Candidate
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _bounds_of_operator(deployment: Deployment, call_type: str) -> bounds.Bounds
     """Return the bounds of the operator's parameters for a deployment; None if none of them costs anything."""
     if call_type not in deployment.bounds:
         parameters = deployment.parameters
-        costing = {name: parameters[name] for name in bounds.COSTING & parameters.keys()}
+        costing = {name: parameters[name] for name in COSTING & parameters.keys()}
         deployment.bounds[call_type] = bounds.read(call_type, costing, trusted=True) if costing else None
     own: bounds.Bounds | None = deployment.bounds[call_type]
     return own
