@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.domain.limits import Limit, LimitSet, Match, Override, fits, glob_of, literal_of
+from usage_plugin.domain.globs import fits, glob_of, literal_of
+from usage_plugin.domain.limits import Limit, LimitSet, Match, Override
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.windows import WindowRule
 

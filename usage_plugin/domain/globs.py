@@ -1,15 +1,45 @@
-"""Globs: decide whether several patterns have a common name."""
+"""Globs: match names against patterns, and decide whether several patterns have a common name."""
 
 from __future__ import annotations
 
+import functools
+import re
+from fnmatch import translate
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _MOST_STATES = 100_000
 _OTHER = "\0"
 """A placeholder for every character that no pattern names."""
+
+_BRACKETED = re.compile(r"\[([*?[])\]")
+_SPECIAL = re.compile(r"[*?[]")
+
+
+def literal_of(glob: str) -> str | None:
+    """Return the only name that a glob fits, with bracketed signs resolved: `a*b` for `a[*]b`; None if more fit."""
+    return None if _SPECIAL.search(_BRACKETED.sub("", glob)) else _BRACKETED.sub(r"\1", glob)
+
+
+def glob_of(name: str) -> str:
+    """Return the glob that fits only this name."""
+    return _SPECIAL.sub(r"[\g<0>]", name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _checker(globs: tuple[str, ...]) -> Callable[[str], object]:
+    names = [literal_of(glob) for glob in globs]
+    if None not in names:
+        # Compiling a pattern takes a hundred times as long, and there may be an override for each of many users.
+        return frozenset(names).__contains__
+    return re.compile("|".join(translate(glob) for glob in globs)).match
+
+
+def fits(globs: tuple[str, ...], name: str) -> bool:
+    """Whether one of the globs fits the whole name; `*` also matches slashes."""
+    return bool(globs) and bool(_checker(globs)(name))
 
 
 class _Token(NamedTuple):

@@ -6,16 +6,14 @@ subject and amount. It decides nothing: `tracking.admission.decide` decides, wit
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import re
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from fnmatch import translate
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from usage_plugin.domain.globs import fits, literal_of
 from usage_plugin.domain.ledger import AccountKey
 from usage_plugin.domain.pseudonyms import is_key, is_key_pseudonym, is_pseudonym
 from usage_plugin.domain.subjects import OWN_DIMENSIONS, SEPARATOR, Dimension, Subjects
@@ -41,34 +39,6 @@ MatchKey = Literal[Dimension, "group"]
 _REMEMBERED = 4096
 _LONGEST_REQUEST = 86_400 * MICROSECONDS
 """The time that an account of parallel requests is kept after its last request began."""
-
-
-_BRACKETED = re.compile(r"\[([*?[])\]")
-_SPECIAL = re.compile(r"[*?[]")
-
-
-def literal_of(glob: str) -> str | None:
-    """Return the only name that a glob fits, with bracketed signs resolved: `a*b` for `a[*]b`; None if more fit."""
-    return None if _SPECIAL.search(_BRACKETED.sub("", glob)) else _BRACKETED.sub(r"\1", glob)
-
-
-def glob_of(name: str) -> str:
-    """Return the glob that fits only this name."""
-    return _SPECIAL.sub(r"[\g<0>]", name)
-
-
-@functools.lru_cache(maxsize=1024)
-def _checker(globs: tuple[str, ...]) -> Callable[[str], object]:
-    names = [literal_of(glob) for glob in globs]
-    if None not in names:
-        # Compiling a pattern takes a hundred times as long, and there may be an override for each of many users.
-        return frozenset(names).__contains__
-    return re.compile("|".join(translate(glob) for glob in globs)).match
-
-
-def fits(globs: tuple[str, ...], name: str) -> bool:
-    """Whether one of the globs fits the whole name; `*` also matches slashes."""
-    return bool(globs) and bool(_checker(globs)(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from usage_plugin.domain.limits import glob_of
+from usage_plugin.domain.globs import glob_of
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.subjects import clean_name
 from usage_plugin.errors import SubjectNameError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.config.proxy_yaml import text_of
 from usage_plugin.config.yaml_text import FROM_ENVIRONMENT
-from usage_plugin.domain.limits import fits
+from usage_plugin.domain.globs import fits
 from usage_plugin.errors import ConfigError
 from usage_plugin.proxy.served_names import ServedNames
 

@@ -9,8 +9,7 @@ import difflib
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usage_plugin.domain.globs import meet
-from usage_plugin.domain.limits import fits
+from usage_plugin.domain.globs import fits, meet
 from usage_plugin.pricing.sheets import map_entry, shipped_price_map
 
 if TYPE_CHECKING:

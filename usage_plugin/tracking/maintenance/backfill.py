@@ -13,8 +13,9 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from usage_plugin.domain.globs import literal_of
 from usage_plugin.domain.ledger import AccountKey, Charge
-from usage_plugin.domain.limits import NO_MEMBERSHIP, literal_of
+from usage_plugin.domain.limits import NO_MEMBERSHIP
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
