@@ -77,7 +77,7 @@ def loaded_by(statement):
 
 def test_the_domain_loads_the_standard_library_only():
     """Importing the ledger's port loads no driver, no framework and no LiteLLM."""
-    loaded = loaded_by("import usage_plugin.domain.ledger, usage_plugin.domain.limits, usage_plugin.domain.usage")
+    loaded = loaded_by("import usage_plugin.domain.ledger, usage_plugin.domain.limit_set, usage_plugin.domain.usage")
     assert not loaded & {"litellm", "pluggy", "pydantic", "structlog", "sqlite3", "aiosqlite", "yaml", "click", "rich"}
     strangers = {
         name for name in loaded if name.startswith("usage_plugin.") and not name.startswith("usage_plugin.domain")

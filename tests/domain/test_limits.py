@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usage_plugin.domain.globs import fits
-from usage_plugin.domain.limits import Limit, LimitSet, Match, Override
+from usage_plugin.domain.limit_set import LimitSet
+from usage_plugin.domain.limits import Limit, Match, Override
 from usage_plugin.domain.operations import Adjustment
 from usage_plugin.domain.subjects import DIMENSIONS, SEPARATOR, Subjects
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule

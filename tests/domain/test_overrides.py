@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usage_plugin.domain.globs import fits, glob_of, literal_of
-from usage_plugin.domain.limits import Limit, LimitSet, Match, Override
+from usage_plugin.domain.limit_set import LimitSet
+from usage_plugin.domain.limits import Limit, Match, Override
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.windows import WindowRule
 

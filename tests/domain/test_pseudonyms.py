@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usage_plugin.domain.limits import Limit, LimitSet, Match, Override
+from usage_plugin.domain.limit_set import LimitSet
+from usage_plugin.domain.limits import Limit, Match, Override
 from usage_plugin.domain.pseudonyms import MASTER_KEY, Pseudonyms, key_name
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL, Subjects
 from usage_plugin.domain.windows import WindowRule

@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from usage_plugin.domain.limits import Limit, LimitSet, Match, WindowRule
+from usage_plugin.domain.limit_set import LimitSet
+from usage_plugin.domain.limits import Limit, Match, WindowRule
 from usage_plugin.domain.subjects import Subjects
 
 ANN = Subjects(user="ann", team="red")

@@ -7,7 +7,8 @@ import pytest
 
 from usage_plugin.config import Config
 from usage_plugin.domain.ledger import Balance
-from usage_plugin.domain.limits import Limit, Matched
+from usage_plugin.domain.limit_set import Matched
+from usage_plugin.domain.limits import Limit
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
 from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.requirements import AccountStatus, Requirement

@@ -16,7 +16,7 @@ from tests.support.waiting import calls_of, eventually
 from tests.tracking.test_tracking import CENT, admitted, configure, success
 from usage_plugin.config import ConfigFile
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
-from usage_plugin.domain.limits import LimitSet
+from usage_plugin.domain.limit_set import LimitSet
 from usage_plugin.domain.operations import Adjustment
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import UsageEvent, subjects_of, totals_of

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from usage_plugin.backends.partitioned.partitioned_store import PartitionedStore, open_store
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.limits import LimitSet
+from usage_plugin.domain.limit_set import LimitSet
 from usage_plugin.domain.profiles import ProfileStore, UserProfile
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.tracking.maintenance.flusher import Unstorable

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from usage_plugin.domain.limits import Limit, LimitSet
+from usage_plugin.domain.limit_set import LimitSet
+from usage_plugin.domain.limits import Limit
 from usage_plugin.domain.operations import Anomaly, OperationsLog
 from usage_plugin.domain.windows import WindowRule
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger

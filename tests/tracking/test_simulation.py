@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from usage_plugin.config import config_of
-from usage_plugin.domain.limits import LimitSet
+from usage_plugin.domain.limit_set import LimitSet
 from usage_plugin.domain.subjects import INTERNAL
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, new_event_id, subjects_of
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.limits import LimitSet, Matched
+    from usage_plugin.domain.limit_set import LimitSet, Matched
     from usage_plugin.domain.operations import NotedAlert
     from usage_plugin.domain.store import Grouping
     from usage_plugin.runtime import Runtime

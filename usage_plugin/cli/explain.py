@@ -30,7 +30,8 @@ from usage_plugin.tracking.history.balances import AccountBalance, AccountBalanc
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from usage_plugin.domain.limits import Limit, Matched
+    from usage_plugin.domain.limit_set import Matched
+    from usage_plugin.domain.limits import Limit
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Reader
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
     from usage_plugin.cli.date_ranges import TypedDates
-    from usage_plugin.domain.limits import Action, Limit, LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
+    from usage_plugin.domain.limits import Action, Limit
     from usage_plugin.runtime import Reader
     from usage_plugin.tracking.analysis.simulation import Effect, TallyKey
 

@@ -27,7 +27,8 @@ from usage_plugin.config.field_types import (
 )
 from usage_plugin.config.limit_config import LimitConfig, Section
 from usage_plugin.domain.globs import fits
-from usage_plugin.domain.limits import NO_MEMBERSHIP, Limit, LimitSet, Match, Membership
+from usage_plugin.domain.limit_set import NO_MEMBERSHIP, LimitSet, Membership
+from usage_plugin.domain.limits import Limit, Match
 from usage_plugin.domain.subjects import spelled
 
 if TYPE_CHECKING:

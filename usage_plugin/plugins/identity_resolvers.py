@@ -1,7 +1,7 @@
 """The resolvers that the YAML chooses, isolated so that their failures and delays do little harm.
 
 `user_of` is called on the request path, where no earlier source of `identity.user` has an answer. Groups are part of
-the active limits (`domain.limits.Membership`), which cache their matches, so few requests need them. Each resolver
+the active limits (`domain.limit_set.Membership`), which cache their matches, so few requests need them. Each resolver
 refreshes its data in a thread of its own.
 """
 
@@ -12,7 +12,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.limits import NO_MEMBERSHIP, Membership
+from usage_plugin.domain.limit_set import NO_MEMBERSHIP, Membership
 from usage_plugin.errors import ConfigError, PluginError, ResolverFailedError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.plugins.interface import IdentityResolver

@@ -24,7 +24,7 @@ from usage_plugin.tracking.admission.requirements import Requirement
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usage_plugin.domain.limits import Matched
+    from usage_plugin.domain.limit_set import Matched
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.proxy.request_admission import RequestAdmission
     from usage_plugin.proxy.request_plan import OutgoingBounds

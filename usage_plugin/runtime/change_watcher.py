@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from usage_plugin.config import Config, ConfigFile
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
     from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.pseudonyms import Pseudonyms

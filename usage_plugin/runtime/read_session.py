@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.clock import Clock, SystemClock
-from usage_plugin.domain.limits import NO_MEMBERSHIP
+from usage_plugin.domain.limit_set import NO_MEMBERSHIP
 from usage_plugin.domain.pseudonyms import is_key_pseudonym, is_pseudonym
 from usage_plugin.errors import NothingRecordedError, PluginError, SecretError
 from usage_plugin.log import get_logger, short_error
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from usage_plugin.config import Config
-    from usage_plugin.domain.limits import LimitSet, Membership
+    from usage_plugin.domain.limit_set import LimitSet, Membership
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageFilter, UsageStore
     from usage_plugin.plugins.manager import Plugins

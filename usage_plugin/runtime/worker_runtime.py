@@ -33,7 +33,7 @@ from usage_plugin.tracking.notifications.subscribers import Listeners
 from usage_plugin.tracking.privacy import secret
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.plugins.manager import Plugins
 

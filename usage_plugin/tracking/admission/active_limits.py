@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
     from usage_plugin.domain.operations import Adjustment, OperationsLog
 
 NOTE = "rules:"

@@ -13,7 +13,8 @@ from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, has_ro
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from usage_plugin.domain.limits import Limit, LimitSet, Matched
+    from usage_plugin.domain.limit_set import LimitSet, Matched
+    from usage_plugin.domain.limits import Limit
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent

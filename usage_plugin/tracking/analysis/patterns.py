@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.limits import LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.patterns import Pattern
     from usage_plugin.domain.prices import Rates

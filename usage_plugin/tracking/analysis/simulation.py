@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from datetime import date
     from zoneinfo import ZoneInfo
 
-    from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
+    from usage_plugin.domain.limits import Limit
     from usage_plugin.domain.money import Nano
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.refusals import Reason

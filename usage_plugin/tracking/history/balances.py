@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from usage_plugin.domain.ledger import Account, Ledger
-    from usage_plugin.domain.limits import Limit, LimitSet, Matched
+    from usage_plugin.domain.limit_set import LimitSet, Matched
+    from usage_plugin.domain.limits import Limit
     from usage_plugin.domain.operations import Adjustment, OperationsLog
     from usage_plugin.domain.windows import Window
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.globs import literal_of
 from usage_plugin.domain.ledger import AccountKey, Charge
-from usage_plugin.domain.limits import NO_MEMBERSHIP
+from usage_plugin.domain.limit_set import NO_MEMBERSHIP
 from usage_plugin.domain.pseudonyms import is_key
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, RollupDimension, UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, Subjects
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger, OutboxEntry
-    from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
+    from usage_plugin.domain.limits import Limit
     from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.store import Aggregate, UsageStore

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
     from usage_plugin.domain.erasure import Erasable
-    from usage_plugin.domain.limits import Limit, LimitSet
+    from usage_plugin.domain.limit_set import LimitSet
+    from usage_plugin.domain.limits import Limit
     from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
