@@ -92,7 +92,7 @@ def test_the_domain_loads_the_standard_library_only():
         "usage_plugin.cli",
         "usage_plugin.proxy",
         "usage_plugin.runtime",
-        "usage_plugin.pricing.sheets",
+        "usage_plugin.pricing.model_list",
     ],
 )
 def test_importing_an_edge_does_not_load_litellm(module):

@@ -19,6 +19,6 @@ def litellm() -> Any:
 
 @pytest.fixture(scope="session")
 def price_map(litellm: Any) -> dict[str, Any]:
-    from usage_plugin.pricing.sheets import shipped_price_map  # noqa: PLC0415
+    from usage_plugin.pricing.price_map import shipped_price_map  # noqa: PLC0415
 
     return shipped_price_map()

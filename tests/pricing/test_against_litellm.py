@@ -11,7 +11,8 @@ import pytest
 
 from tests.pricing.reasoned_differences import REASONED, Compared, reason_of
 from usage_plugin.domain.usage import TokenUsage
-from usage_plugin.pricing.sheets import SERVICES, read_price, with_container
+from usage_plugin.pricing.price_map import with_container
+from usage_plugin.pricing.sheets import SERVICES, read_price
 from usage_plugin.pricing.usage import read_usage
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def test_every_spelling_of_the_map_is_priced_as_litellm_prices_it(litellm: Any, 
 def test_names_that_are_read_without_litellm_mean_the_same(litellm: Any, price_map: dict[str, Any]) -> None:
     """The fast look-up of an entry, without LiteLLM, finds the same entry as LiteLLM."""
     from usage_plugin.pricing.catalog import entry_name, provider_of  # noqa: PLC0415
-    from usage_plugin.pricing.sheets import _PLAIN, _mapped  # noqa: PLC0415
+    from usage_plugin.pricing.model_list import _PLAIN, _mapped  # noqa: PLC0415
 
     compared = 0
     for name, entry in price_map.items():

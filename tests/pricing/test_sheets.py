@@ -6,15 +6,9 @@ from hypothesis import strategies as st
 
 from usage_plugin.domain.prices import PriceExposure, Units
 from usage_plugin.domain.usage import TokenUsage
-from usage_plugin.pricing.sheets import (
-    configured_rates,
-    is_priced_by_litellm,
-    own_or_mapped,
-    read_price,
-    route_of,
-    shipped_price_map,
-    unpriced_models,
-)
+from usage_plugin.pricing.model_list import configured_rates, unpriced_models
+from usage_plugin.pricing.price_map import shipped_price_map
+from usage_plugin.pricing.sheets import is_priced_by_litellm, own_or_mapped, read_price, route_of
 
 MICRO = 10**12
 """Atto-dollars in a micro-dollar, the usual price of a token."""

@@ -42,7 +42,7 @@ def test_looking_a_price_up_uses_no_network(deployments, monkeypatch, name):
 )
 def test_the_check_and_the_proxy_know_the_same_prices(deployments, name):
     """`usage-plugin check` lists a model exactly if the running proxy would refuse it under a cost limit."""
-    from usage_plugin.pricing.sheets import unpriced_models  # noqa: PLC0415
+    from usage_plugin.pricing.model_list import unpriced_models  # noqa: PLC0415
 
     (found,) = deployments(name)
     refused = not found.is_priced_on("acompletion")
@@ -110,7 +110,8 @@ def test_litellms_own_arithmetic_agrees_on_its_whole_map(litellm, vector, servic
     """On every chat model of LiteLLM's map its floats and the plugin's integers give the same cost (C4, C5, C6, C7)."""
     from litellm.litellm_core_utils.llm_cost_calc.utils import generic_cost_per_token  # noqa: PLC0415
 
-    from usage_plugin.pricing.sheets import read_price, shipped_price_map  # noqa: PLC0415
+    from usage_plugin.pricing.price_map import shipped_price_map  # noqa: PLC0415
+    from usage_plugin.pricing.sheets import read_price  # noqa: PLC0415
     from usage_plugin.pricing.usage import read_usage  # noqa: PLC0415
 
     usage = litellm.Usage(**vector)

@@ -47,7 +47,7 @@ from usage_plugin.errors import (
     UnknownLimitError,
     UsagePluginError,
 )
-from usage_plugin.pricing.sheets import configured_rates
+from usage_plugin.pricing.model_list import configured_rates
 
 __all__ = [
     "BudgetExceededError",

@@ -289,7 +289,7 @@ class UsageQueries:
         Args:
             start: the first day; by default 29 days before the last.
             end: the day after the last; by default tomorrow.
-            prices: current prices by model, as `usage_plugin.pricing.sheets.configured_rates` reads them from a
+            prices: current prices by model, as `usage_plugin.api.configured_rates` reads them from a
                 `model_list`. Without them no cheaper model is searched, and missed caching has no price.
             most_users: the number of users to examine individually, by recent spend; with 0 no user is named.
 

@@ -13,7 +13,7 @@ from usage_plugin.domain.amounts import format_amount
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.windows import duration_words, to_datetime
 from usage_plugin.errors import UsagePluginError
-from usage_plugin.pricing.sheets import unpriced_models
+from usage_plugin.pricing.model_list import unpriced_models
 from usage_plugin.proxy.config_warnings import CALLBACK, config_warnings
 from usage_plugin.runtime import Parts
 from usage_plugin.tracking.notifications.plugin_failures import PluginFailures

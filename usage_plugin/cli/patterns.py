@@ -10,7 +10,7 @@ from usage_plugin.cli.output import Column, Output, console, table, thousands
 from usage_plugin.cli.progress import counting_bar
 from usage_plugin.config import read_proxy_section
 from usage_plugin.domain.money import format_usd
-from usage_plugin.pricing.sheets import configured_rates
+from usage_plugin.pricing.model_list import configured_rates
 from usage_plugin.tracking.analysis.patterns import LATELY_DAYS, Known, find_patterns
 from usage_plugin.tracking.history.balances import AccountBalances
 

@@ -1,27 +1,23 @@
 """Price sheets: parse an entry of LiteLLM's price map, or of the proxy's YAML, into the domain's `Price`.
 
-Zero is a price; a missing price is unknown. LiteLLM is imported only for model names that need it, so the command line
-lists the models of most configurations without that delay.
+Zero is a price; a missing price is unknown.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections import defaultdict
 from dataclasses import replace
 from decimal import Decimal
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from usage_plugin.domain.prices import RATES, OffPeak, Price, Rates, ToolRates, UnitRates, atto_each
+from usage_plugin.domain.prices import RATES, OffPeak, Price, Rates, UnitRates, atto_each
 from usage_plugin.domain.usage import MOST_TOKENS
+from usage_plugin.pricing.tool_fees import tool_rates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 Route = Literal["text", "embedding", "image", "speech", "transcription", "rerank", "moderation", "other"]
 """The kind of request that selects its prices: one key has different meanings on different routes."""
@@ -57,16 +53,6 @@ _IMAGE_PRICES = ("output_cost_per_image", "input_cost_per_image")
 _NOT_COUNTED = re.compile(r"cost_per_(\w*_)?(second|pixel|page|credit|session|text_message)|cost_per_image_")
 NO_UPLIFT = Decimal(1)
 _HALF = Decimal("0.5")
-# List prices in LiteLLM's code that its map lacks: Google's grounding, xAI's and OpenAI's searches, Groq's browser
-# (https://ai.google.dev/pricing, https://docs.x.ai/developers/pricing, https://groq.com/pricing).
-_GOOGLE = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})
-_SEARCH_OF_GOOGLE = 35 * 10**15
-_MAPS_BY_PROMPT = 25 * 10**15
-_MAPS_BY_QUERY = 14 * 10**15
-_SEARCH_OF_XAI = 5 * 10**15
-_FILE_SEARCH = 25 * 10**14
-_PAGE_OF_GROQ = 10**15
-_MAP_FILE = "model_prices_and_context_window_backup.json"
 
 
 def is_price_key(key: str) -> bool:
@@ -140,17 +126,10 @@ def read_price(sheet: Mapping[str, Any], route: Route = "text", *, uplift: Decim
         _scaled(price, uplift),
         services=tuple(services),
         units=units,
-        tools=_tool_rates(sheet, is_free=price.is_free),
+        tools=tool_rates(sheet, is_free=price.is_free),
         modes=_modes(sheet),
         off_peak=_off_peak(sheet, route),
     )
-
-
-def with_container(price_map: Mapping[str, Any], entry: Mapping[str, Any], provider: str | None) -> Mapping[str, Any]:
-    """Add a provider's fee for a code sandbox, which LiteLLM's map has in a separate entry."""
-    container = price_map.get(f"{provider}/container")
-    fee = container.get("code_interpreter_cost_per_session") if isinstance(container, dict) else None
-    return entry if fee is None else {"code_interpreter_cost_per_session": fee, **entry}
 
 
 def _scaled(price: Price, multiplier: Decimal) -> Price:
@@ -192,51 +171,6 @@ def _modes(sheet: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
         return ()
     multipliers = ((str(name).lower(), atto_each(value)) for name, value in entry.items())
     return tuple((name, value // 10**12) for name, value in multipliers if value)
-
-
-def _tool_rates(sheet: Mapping[str, Any], *, is_free: bool) -> ToolRates:
-    """Return the fees for tool calls; LiteLLM's constant is used for a list price that the sheet lacks."""
-    provider = str(sheet.get("litellm_provider") or "")
-    is_google = provider in _GOOGLE
-    by_prompt = is_google and sheet.get("web_search_billing_unit") != "per_query"
-    search = _search_rate(sheet, provider)
-    maps = atto_each(sheet.get("google_maps_grounding_cost_per_query"))
-    if is_google and not is_free and sheet.get("mode") in (None, "chat"):
-        search = _SEARCH_OF_GOOGLE if search is None else search
-        maps = (_MAPS_BY_PROMPT if by_prompt else _MAPS_BY_QUERY) if maps is None else maps
-    if provider == "xai" and search is None and not is_free:
-        search = _SEARCH_OF_XAI
-    return ToolRates(
-        search=search or 0,
-        map_search=maps or 0,
-        page=_PAGE_OF_GROQ if provider == "groq" and search else 0,
-        file_search=atto_each(sheet.get("file_search_cost_per_1k_calls"))
-        or (_FILE_SEARCH if provider == "openai" and not is_free else 0),
-        code_session=atto_each(sheet.get("code_interpreter_cost_per_session")) or 0,
-        by_prompt=by_prompt,
-        search_by_size=_search_sizes(sheet),
-    )
-
-
-def _search_rate(sheet: Mapping[str, Any], provider: str) -> int | None:
-    """Return the fee of a web search: Perplexity's default is its fee for a small context."""
-    stated = sheet.get("search_context_cost_per_query")
-    if isinstance(stated, dict):
-        stated = stated.get(f"{_SEARCH_SIZE}{'low' if provider == 'perplexity' else 'medium'}")
-    return atto_each(stated)
-
-
-def _search_sizes(sheet: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
-    """Return the fee of a web search by context size; empty if all sizes cost the same."""
-    stated = sheet.get("search_context_cost_per_query")
-    sizes = stated.items() if isinstance(stated, dict) else ()
-    rates = [
-        (str(size).removeprefix(_SEARCH_SIZE), rate) for size, each in sizes if (rate := atto_each(each)) is not None
-    ]
-    return tuple(rates) if len({rate for _, rate in rates}) > 1 else ()
-
-
-_SEARCH_SIZE = "search_context_size_"
 
 
 def _off_peak(sheet: Mapping[str, Any], route: Route) -> OffPeak | None:
@@ -439,104 +373,3 @@ _TOOL_PRICES = frozenset({
     "search_context_cost_per_query", "google_maps_grounding_cost_per_query", "file_search_cost_per_1k_calls",
     "code_interpreter_cost_per_session",
 })  # fmt: skip
-
-
-def map_entry(price_map: Mapping[str, Any], name: str, provider: object = None) -> Mapping[str, Any]:
-    """Return the map's entry for a provider's model; empty if there is none.
-
-    An entry without the provider in its name counts only if its `litellm_provider` is that provider: `groq/gpt-4o` is
-    not OpenAI's `gpt-4o`.
-    """
-    prefix, _, bare = name.partition("/")
-    if name in price_map:
-        found = price_map[name]
-    elif provider and f"{provider}/{name}" in price_map:
-        found = price_map[f"{provider}/{name}"]
-    elif bare and bare in price_map and str(price_map[bare].get("litellm_provider") or "").endswith(prefix):
-        found = price_map[bare]
-    else:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-_BY_MODE: Mapping[str, Route] = {
-    "embedding": "embedding", "image_generation": "image", "image_edit": "image", "audio_speech": "speech",
-    "audio_transcription": "transcription", "rerank": "rerank", "moderation": "moderation", "video_generation": "other",
-}  # fmt: skip
-
-
-def unpriced_models(model_list: object) -> list[str]:
-    """List the `model_name`s of a proxy's `model_list` that have a deployment without a price.
-
-    Wildcards are skipped: their models are known only when requests arrive.
-    """
-    return sorted(
-        {
-            name
-            for name, sheet, route in _deployments(model_list)
-            if read_price(sheet, route) is None and not is_priced_by_litellm(sheet, route)
-        }
-    )
-
-
-def configured_rates(model_list: object) -> dict[str, Rates]:
-    """Return the rates of each `model_name`, for requests of ordinary length.
-
-    Names are omitted if their deployments differ in price, or are billed by anything other than tokens.
-    """
-    found: defaultdict[str, set[Rates | None]] = defaultdict(set)
-    for name, sheet, route in _deployments(model_list):
-        price = read_price(sheet, route)
-        found[name].add(price.base if price is not None and not any(price.units) else None)
-    return {name: rates for name, every in found.items() if len(every) == 1 and (rates := next(iter(every)))}
-
-
-def _deployments(model_list: object) -> Iterator[tuple[str, Mapping[str, Any], Route]]:
-    """Yield each deployment's `model_name`, price sheet and route; wildcards are skipped."""
-    price_map = shipped_price_map()
-    for entry in model_list if isinstance(model_list, list) else ():
-        if not isinstance(entry, dict):
-            continue
-        parameters, info = (_mapping(entry.get(name)) for name in ("litellm_params", "model_info"))
-        own = {**parameters, **info}
-        if "*" in str(own.get("base_model") or parameters.get("model") or ""):
-            continue
-        mapped = _mapped(price_map, own)
-        route = _BY_MODE.get(str({**mapped, **own}.get("mode")), "text")
-        yield str(entry.get("model_name")), own_or_mapped(own, mapped), route
-
-
-_PLAIN = frozenset({"openai", "anthropic", "gemini"})
-"""Providers whose model names are the names in the map."""
-
-
-def _mapped(price_map: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the entry that prices a deployment; other providers need LiteLLM, whose import takes seconds."""
-    name, base_model = str(own.get("model") or ""), str(own.get("base_model") or "")
-    prefix, _, bare = name.partition("/")
-    if prefix in _PLAIN and not (base_model or own.get("custom_llm_provider")):
-        for spelling in (name, bare):
-            entry = _mapping(price_map.get(spelling))
-            if entry.get("litellm_provider") == prefix:
-                return entry
-    if not price_map:
-        return {}
-    from usage_plugin.pricing.catalog import entry_name, provider_of  # noqa: PLC0415
-
-    model, provider = provider_of(name, own.get("custom_llm_provider"), own.get("api_base"))
-    found = entry_name(price_map, base_model or model, provider)
-    return {} if found is None else _mapping(price_map[found])
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def shipped_price_map() -> dict[str, Any]:
-    """Load the price map that LiteLLM ships; empty if LiteLLM is not installed."""
-    found = find_spec("litellm")
-    if found is None or found.origin is None:
-        return {}
-    path = Path(found.origin).parent / _MAP_FILE
-    entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return entries

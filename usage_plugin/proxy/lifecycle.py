@@ -24,7 +24,7 @@ import usage_plugin
 from usage_plugin.config import CONFIG_VARIABLE, Config, ProxyYaml, find_config, load_config
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger, short_error, show_log
-from usage_plugin.pricing.sheets import unpriced_models
+from usage_plugin.pricing.model_list import unpriced_models
 from usage_plugin.proxy.config_warnings import ConfigWarning, config_warnings
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
 from usage_plugin.proxy.pass_through_streams import read_streams_of_gateways

@@ -25,15 +25,8 @@ from usage_plugin.pricing.catalog import (
     provider_of,
     residency_of,
 )
-from usage_plugin.pricing.sheets import (
-    NO_UPLIFT,
-    is_priced_by_litellm,
-    own_or_mapped,
-    read_price,
-    route_of,
-    uplift_of,
-    with_container,
-)
+from usage_plugin.pricing.price_map import with_container
+from usage_plugin.pricing.sheets import NO_UPLIFT, is_priced_by_litellm, own_or_mapped, read_price, route_of, uplift_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -26,7 +26,8 @@ from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import SubjectNameError
 from usage_plugin.log import get_logger
 from usage_plugin.pricing.catalog import adjustment_of, entry_name, provider_of
-from usage_plugin.pricing.sheets import is_price_key, own_or_mapped, route_of, with_container
+from usage_plugin.pricing.price_map import with_container
+from usage_plugin.pricing.sheets import is_price_key, own_or_mapped, route_of
 from usage_plugin.proxy import usage_parsing
 from usage_plugin.proxy.inflight import is_free
 from usage_plugin.proxy.prices import Deployment

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.globs import fits, meet
-from usage_plugin.pricing.sheets import map_entry, shipped_price_map
+from usage_plugin.pricing.price_map import map_entry, shipped_price_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -12,7 +12,7 @@ from usage_plugin.cli.doctor.findings import Finding, ok, problem, warning
 from usage_plugin.config import CONFIG_VARIABLE, ENFORCE_VARIABLE, Config, ProxyYaml, proxy_yaml_of
 from usage_plugin.config.proxy_yaml import text_of
 from usage_plugin.errors import ConfigError
-from usage_plugin.pricing.sheets import unpriced_models
+from usage_plugin.pricing.model_list import unpriced_models
 from usage_plugin.proxy.config_warnings import CALLBACK, config_warnings
 
 if TYPE_CHECKING:
