@@ -17,10 +17,10 @@ from tests.migration.conftest import House, Quiet
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS
 from usage_plugin.domain.usage import UsageEvent
+from usage_plugin.domain.windows import ALWAYS
 from usage_plugin.errors import RejectedError, StorageUnavailableError
 from usage_plugin.migration.spend_logs import IdentityRules, Imported, event_of, import_spend_logs
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.history.reader import ALWAYS
 
 KEY = "88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"
 NAMING = IdentityRules(("key", "end_user"), casefold=False, json_field=None, keep=lambda subjects: subjects)

@@ -14,9 +14,9 @@ from usage_plugin.domain.ledger import AccountKey, Charge, Hold
 from usage_plugin.domain.money import LARGEST_REQUEST
 from usage_plugin.domain.store import DailySum, UsageFilter, UsageStore
 from usage_plugin.domain.usage import UsageTotals
+from usage_plugin.domain.windows import ALWAYS
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON, make_event, record_new
-from usage_plugin.tracking.history.reader import ALWAYS
 
 STORES = ("memory", "sqlite", "partitioned", "hybrid")
 MOST = 2**63 - 1

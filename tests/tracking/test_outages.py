@@ -22,7 +22,7 @@ from tests.tracking.test_tracking import CENT, admit, admitted, ask, configure, 
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter, UsageStore
 from usage_plugin.domain.usage import UsageEvent
-from usage_plugin.domain.windows import to_datetime
+from usage_plugin.domain.windows import ALWAYS, to_datetime
 from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerError, StorageError, StorageUnavailableError
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
@@ -31,7 +31,6 @@ from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.active_limits import NOTE
 from usage_plugin.tracking.admission.decisions import Refusal
-from usage_plugin.tracking.history.reader import ALWAYS
 from usage_plugin.tracking.maintenance import flusher as flusher_module
 from usage_plugin.tracking.maintenance import keeper as keeper_module
 from usage_plugin.tracking.maintenance import supervisor

@@ -24,9 +24,9 @@ from tests.tracking.test_tracking import configure
 from usage_plugin.config import Config, load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.store import UsageFilter
+from usage_plugin.domain.windows import ALWAYS
 from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.history.reader import ALWAYS
 from usage_plugin.tracking.maintenance.flusher import Flusher
 
 LIMITS = "\n    - {name: all, per: global, window: lifetime, max_cost: unlimited}"

@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 from tests.tracking.test_tracking import CENT, admitted, configure, success
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.usage import UsageEvent
-from usage_plugin.domain.windows import FOREVER, Window
+from usage_plugin.domain.windows import ALWAYS
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.runtime import Parts, Runtime
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 DAY = 86_400_000_000
 HOUR = DAY // 24
-ALWAYS = Window(0, FOREVER)
 
 
 class History:

@@ -54,6 +54,10 @@ class Window(NamedTuple):
     end: int
 
 
+ALWAYS = Window(0, FOREVER)
+"""The window of all instants."""
+
+
 def to_instant(moment: datetime) -> int:
     """Convert an aware datetime to microseconds since 1970 UTC."""
     return (moment - _EPOCH) // timedelta(microseconds=1)
@@ -150,7 +154,7 @@ def window_at(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
     if rule.kind == "session":
         return Window(0, instant + SESSION_IDLE)
     if rule.kind == "lifetime":
-        return Window(0, FOREVER)
+        return ALWAYS
     if rule.kind == "request":
         return Window(instant, instant + 1)
     latest = _latest.get((rule, zone))

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.store import DailySum, UsageFilter, daily_sum
 from usage_plugin.domain.usage import UsageEvent, UsageTotals
-from usage_plugin.domain.windows import local_date
+from usage_plugin.domain.windows import ALWAYS, local_date
 from usage_plugin.testing.builders import batch_of
 from usage_plugin.testing.openings import BERLIN
-from usage_plugin.tracking.history.reader import ALWAYS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

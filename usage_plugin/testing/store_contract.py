@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from usage_plugin.domain.store import GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, UsageFilter
 from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.usage import UsageTotals, totals_of
-from usage_plugin.domain.windows import Window, days_window, start_of_day
+from usage_plugin.domain.windows import ALWAYS, Window, days_window, start_of_day
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.testing.books import (
     EVERYTHING,
@@ -58,7 +58,6 @@ from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.faults import Faults
 from usage_plugin.testing.hostile import HostileNames
 from usage_plugin.testing.openings import BERLIN, StoreOpening
-from usage_plugin.tracking.history.reader import ALWAYS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence

@@ -30,7 +30,7 @@ from usage_plugin.domain.store import (
     daily_sum,
 )
 from usage_plugin.domain.usage import UsageTotals, sum_totals, totals_of
-from usage_plugin.domain.windows import FOREVER, Window, days_window, hour_name, local_date, start_of_hour
+from usage_plugin.domain.windows import ALWAYS, Window, days_window, hour_name, local_date, start_of_hour
 from usage_plugin.encoding import decode_event
 from usage_plugin.errors import HistoryError, StorageUnavailableError
 from usage_plugin.tracking.history.cache import OUTBOX_PAGE, user_day, user_month
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.history.packed_rows import Group
 
 PAGE = 1_000
-ALWAYS = Window(0, FOREVER)
 RecordT = TypeVar("RecordT")
 _NO_FILTER = UsageFilter()
 _DAY = timedelta(days=1)
