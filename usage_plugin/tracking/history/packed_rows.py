@@ -1,13 +1,11 @@
 """A memory-compact sequence of report rows.
 
 A row is about ten small objects. Freeing a list of 100,000 rows blocks all requests for 60 ms, and full garbage
-collections scan all of them. So a result is kept as bytes, and a row is created when it is read. The outbox's addition
-to a result is kept as bytes too, until it is known which of its events the store has.
+collections scan all of them. So a result is kept as bytes, and a row is created when it is read.
 """
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import marshal
 from bisect import bisect_right
@@ -19,7 +17,7 @@ from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.tracking.history.chunking import in_steps
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 Group: TypeAlias = tuple[str | None, ...]
 """The names of a group, in the requested order."""
@@ -129,32 +127,3 @@ async def packed(groups: Iterable[ReportRow]) -> Rows[ReportRow]:
     async for part in in_steps(groups):
         rows.add(part)
     return rows
-
-
-class WaitingSums:
-    """The amounts that outbox events add to a result, by event number, since the store may already include some.
-
-    Attributes:
-        groups: the groups with additions.
-    """
-
-    __slots__ = ("_parts", "groups")
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self.groups: set[Group] = set()
-        self._parts: list[bytes] = []
-
-    def add(self, sums: Iterable[tuple[int, tuple[Group, UsageTotals]]]) -> None:
-        """Add the sums of a page of numbered events."""
-        part = [(seq, group, tuple(totals)) for seq, (group, totals) in sums]
-        self.groups.update(group for _, group, _ in part)
-        self._parts.append(marshal.dumps(part))
-
-    async def behind(self, watermark: int) -> AsyncIterator[tuple[Group, UsageTotals]]:
-        """Yield the sums of events after a number, yielding to the event loop in between."""
-        for part in self._parts:
-            for seq, group, sums in marshal.loads(part):  # noqa: S302  # our own bytes
-                if seq > watermark:
-                    yield group, UsageTotals._make(sums)
-            await asyncio.sleep(0)

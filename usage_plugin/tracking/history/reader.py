@@ -1,13 +1,11 @@
-"""The tracker: all queries of the history, complete up to the last settled request.
+"""Queries of the history, complete up to the last settled request.
 
-A result combines the store's data with the events of the outbox that the store does not have yet. The ledger is always
-read before the store. So an event that is flushed between the two reads is seen twice, and counted once.
+A result combines the store's data with the events of the outbox that the store does not have yet
+(`history.outbox_reader`).
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
 from contextlib import suppress
 from copy import copy
 from datetime import date, timedelta
@@ -31,21 +29,23 @@ from usage_plugin.domain.store import (
 )
 from usage_plugin.domain.usage import UsageTotals, sum_totals, totals_of
 from usage_plugin.domain.windows import ALWAYS, Window, days_window, hour_name, local_date, start_of_hour
-from usage_plugin.encoding import decode_event
 from usage_plugin.errors import HistoryError, StorageUnavailableError
-from usage_plugin.tracking.history.cache import OUTBOX_PAGE, user_day, user_month
+from usage_plugin.tracking.history.cache import user_day, user_month
 from usage_plugin.tracking.history.chunking import in_steps
-from usage_plugin.tracking.history.packed_rows import ReportRow, Rows, WaitingSums, in_order, merged
+from usage_plugin.tracking.history.outbox_reader import OutboxReader
+from usage_plugin.tracking.history.packed_rows import ReportRow, Rows, in_order, merged
+from usage_plugin.tracking.history.user_sums import UserSums
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.store import Aggregate, RollupDimension, UsageStore
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.history.cache import UsageCache, UserSpan
+    from usage_plugin.tracking.history.cache import UsageCache
+    from usage_plugin.tracking.history.outbox_reader import WaitingSums
     from usage_plugin.tracking.history.packed_rows import Group
 
 PAGE = 1_000
@@ -87,21 +87,16 @@ class UsageReader:
 
     def __init__(self, ledger: Ledger, store: UsageStore, cache: UsageCache, zone: ZoneInfo, clock: Clock) -> None:
         """Set the parts. `zone` is the time zone of days."""
-        self._ledger = ledger
         self._store = store
-        self._cache = cache
         self._zone = zone
         self._clock = clock
-        self._frozen: dict[str, list[tuple[int, UsageEvent]]] | None = None
+        self._outbox = OutboxReader(ledger)
+        self._user_sums = UserSums(ledger, store, cache, zone)
 
     async def frozen(self) -> UsageReader:
         """Return a reader with the outbox as it is now. The outbox is read once for all following queries."""
         same = copy(self)
-        by_user: defaultdict[str, list[tuple[int, UsageEvent]]] = defaultdict(list)
-        async for page in self._outbox(self._ledger.acknowledged()):
-            for seq, event in page:
-                by_user[event.user].append((seq, event))
-        same._frozen = by_user  # noqa: SLF001  # the same class
+        same._outbox = await self._outbox.frozen()  # noqa: SLF001  # the same class
         return same
 
     def today(self) -> date:
@@ -136,13 +131,15 @@ class UsageReader:
         if sums is None or (zone is not None and str(zone) != str(self._zone)):
             groups = await self._sums_of_events(zone or self._zone, by, first, last, usage_filter)
         else:
-            waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, sums))
+            waiting = await self._outbox.sums(
+                days_window(first, last, self._zone), usage_filter, partial(_in_days, self._zone, sums)
+            )
             names = _only_names(sums)
             if names and isinstance(self._store, Sorts):
                 with suppress(StorageUnavailableError):
                     return await self._sorted(self._store, names, first, last, usage_filter, waiting)
             groups, watermarks = await self._store.aggregate(sums, first, last, usage_filter)
-            await self._complete(groups, waiting, watermarks)
+            await _complete(groups, waiting, watermarks)
         chronological = bool(by) and by[0] in ("day", "week", "month")
         return await _rows(groups, chronological=chronological)
 
@@ -179,10 +176,12 @@ class UsageReader:
         usage_filter: UsageFilter,
         most: int,
     ) -> Top:
-        waiting = await self._waiting_sums(first, last, usage_filter, partial(_in_days, self._zone, by))
+        waiting = await self._outbox.sums(
+            days_window(first, last, self._zone), usage_filter, partial(_in_days, self._zone, by)
+        )
         ranking = await store.ranking(by, first, last, usage_filter, most=most, also=waiting.groups)
         groups = dict(ranking.groups)
-        await self._complete(groups, waiting, ranking.watermarks)
+        await _complete(groups, waiting, ranking.watermarks)
         new = len(groups) - len(ranking.groups)
         rows = await _rows(groups, chronological=False)
         # Read the total afterwards, so that no group exceeds it even if events are recorded meanwhile.
@@ -205,7 +204,7 @@ class UsageReader:
             late |= {group: page.groups.pop(group) for group in waiting.groups & page.groups.keys()}
             rows.add(page.groups.items())
             watermarks = page.watermarks
-        await self._complete(late, waiting, watermarks)
+        await _complete(late, waiting, watermarks)
         if not late:
             return rows
         return await merged([rows, await _rows(late, chronological=False)], _order)
@@ -218,7 +217,7 @@ class UsageReader:
         An hour is named by its start with its offset, such as `2026-10-25T02:00+01:00`. Imported days have no hours.
         """
         counted = partial(self._in_hours, by)
-        waiting = await self._waiting_sums(first, last, usage_filter, counted)
+        waiting = await self._outbox.sums(days_window(first, last, self._zone), usage_filter, counted)
         stored = await self._kept_hours(by, first, last, usage_filter)
         groups: dict[Group, UsageTotals] = {}
         if stored is None:
@@ -226,7 +225,7 @@ class UsageReader:
                 _add(groups, *counted(event))
         else:
             groups = stored.groups
-            await self._complete(groups, waiting, stored.watermarks)
+            await _complete(groups, waiting, stored.watermarks)
         return await _rows(groups, chronological=True)
 
     async def _kept_hours(
@@ -288,8 +287,8 @@ class UsageReader:
     async def _day_pages(
         self, first: date, last: date, usage_filter: UsageFilter, after: DayPosition | None
     ) -> AsyncIterator[DayPage]:
-        waiting = self._waiting(days_window(first, last, self._zone), usage_filter)
-        growing = {local_date(event.started_at, self._zone) async for _, event in waiting}
+        waiting = self._outbox.waiting(days_window(first, last, self._zone), usage_filter)
+        growing = {local_date(event.started_at, self._zone) async for event in waiting}
         if after is not None and (after.day in growing) != after.growing:
             raise _moved(after.day)
         for day in sorted(growing):
@@ -318,7 +317,7 @@ class UsageReader:
     ) -> AsyncIterator[UsageEvent]:
         """Yield events in the order of admission, including those in the outbox; resume after the position `after`."""
         waiting = {}
-        async for _, event in self._waiting(window, usage_filter):
+        async for event in self._outbox.waiting(window, usage_filter):
             position = EventPosition(event.started_at, event.event_id)
             if after is None or (position < after if newest_first else position > after):
                 waiting[position] = event
@@ -335,55 +334,15 @@ class UsageReader:
 
     def settled_after(self, seq: int) -> list[tuple[int, UsageEvent]]:
         """Return a page of the outbox's events with a number above `seq`, to follow new events."""
-        return self._page(seq, PAGE)
+        return self._outbox.page(seq, PAGE)
 
     async def user_day(self, user: str, day: date | None = None) -> UsageTotals:
         """Return a user's sums of a day (today by default), from the cache if it has them."""
-        return await self._sums(user_day(user, day or self.today()))
+        return await self._user_sums.of(user_day(user, day or self.today()))
 
     async def user_month(self, user: str, day: date | None = None) -> UsageTotals:
         """Return a user's sums of the month of a day (today by default), from the cache if it has them."""
-        return await self._sums(user_month(user, day or self.today()))
-
-    async def _sums(self, key: UserSpan) -> UsageTotals:
-        await self._catch_up()
-        cached = self._cache.get(key)
-        if cached is not None:
-            return cached
-        usage_filter = UsageFilter(user=key.user)
-        span = days_window(key.first, key.last, self._zone)
-        while True:
-            stored = await self._store.aggregate((), key.first, key.last, usage_filter)
-            watermark = seen = stored.watermarks.get(self._ledger.writer, 0)
-            later: list[tuple[int, UsageEvent]] = []
-            has_gap = False
-            async for page in self._outbox(watermark):
-                has_gap |= page[0][0] != seen + 1
-                seen = page[-1][0]
-                later += _of(page, span, usage_filter)
-            # No `await` in between: the cache must not be ahead of the events counted here.
-            is_behind = self._cache.catch_up(self._ledger)
-            page = self._page(seen)
-            later += _of(page, span, usage_filter)
-            has_gap |= bool(page) and page[0][0] != seen + 1
-            if is_behind or len(page) == OUTBOX_PAGE:
-                continue
-            # With a gap, the flusher has moved many events meanwhile, and the outbox has dropped some of them.
-            if not has_gap or self._ledger.acknowledged() <= watermark:
-                break
-        totals = stored.groups.get((), UsageTotals())
-        for seq, event in later:
-            if seq <= self._cache.seq:
-                totals = totals.plus(totals_of(event))
-        if watermark <= self._cache.seq:
-            self._cache.put(key, totals)
-        return totals
-
-    async def _catch_up(self) -> None:
-        lags = True
-        while lags:
-            lags = self._cache.catch_up(self._ledger)
-            await asyncio.sleep(0)
+        return await self._user_sums.of(user_month(user, day or self.today()))
 
     async def _sums_of_events(
         self,
@@ -410,67 +369,11 @@ class UsageReader:
             )
         return groups
 
-    async def _waiting(self, window: Window, usage_filter: UsageFilter) -> AsyncIterator[tuple[int, UsageEvent]]:
-        """Yield the outbox's events after the acknowledged ones. The store, read afterwards, has the rest."""
-        async for page in self._unstored(usage_filter.user):
-            for entry in _of(page, window, usage_filter):
-                yield entry
 
-    async def _waiting_sums(
-        self,
-        first: date,
-        last: date,
-        usage_filter: UsageFilter,
-        counted: Callable[[UsageEvent], tuple[Group, UsageTotals]],
-    ) -> WaitingSums:
-        waiting, window = WaitingSums(), days_window(first, last, self._zone)
-        async for page in self._unstored(usage_filter.user):
-            waiting.add((seq, counted(event)) for seq, event in _of(page, window, usage_filter))
-        return waiting
-
-    async def _unstored(self, user: str | None) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
-        """Yield pages of the outbox with at least the events of a user, or with all events."""
-        if self._frozen is None:
-            async for page in self._outbox(self._ledger.acknowledged()):
-                yield page
-        elif user is not None:
-            yield self._frozen.get(user, [])
-        else:
-            for page in self._frozen.values():
-                yield page
-                await asyncio.sleep(0)
-
-    async def _complete(
-        self, groups: dict[Group, UsageTotals], waiting: WaitingSums, watermarks: Mapping[str, int]
-    ) -> None:
-        """Add the events that the store did not have when it was read."""
-        async for group, totals in waiting.behind(watermarks.get(self._ledger.writer, 0)):
-            _add(groups, group, totals)
-
-    async def _outbox(self, after: int) -> AsyncIterator[list[tuple[int, UsageEvent]]]:
-        """Yield pages of the outbox after a number, yielding to the event loop in between.
-
-        Acknowledged events that are still in the outbox are included.
-        """
-        while page := self._page(after):
-            yield page
-            if len(page) < OUTBOX_PAGE:
-                return
-            after = page[-1][0]
-            await asyncio.sleep(0)
-
-    def _page(self, after: int, most: int = OUTBOX_PAGE) -> list[tuple[int, UsageEvent]]:
-        return [(entry.seq, decode_event(entry.event)) for entry in self._ledger.outbox(after, most)]
-
-
-def _of(
-    page: Sequence[tuple[int, UsageEvent]], window: Window, usage_filter: UsageFilter
-) -> Iterator[tuple[int, UsageEvent]]:
-    return (
-        (seq, event)
-        for seq, event in page
-        if window.start <= event.started_at < window.end and usage_filter.takes(event)
-    )
+async def _complete(groups: dict[Group, UsageTotals], waiting: WaitingSums, watermarks: Mapping[str, int]) -> None:
+    """Add the events that the store did not have when it was read."""
+    async for group, totals in waiting.behind(watermarks):
+        _add(groups, group, totals)
 
 
 def _in_days(zone: ZoneInfo, by: Sequence[Grouping | EventDimension], event: UsageEvent) -> tuple[Group, UsageTotals]:
