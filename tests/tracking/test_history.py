@@ -160,7 +160,7 @@ async def test_a_row_that_is_gone_is_missed(tmp_path: Path) -> None:
     async with reading("sqlite", tmp_path, events, stored=3) as reader:
         rows = [one async for one in reader.days(day, day)]
         for names, growing in (((None,) * 7, True), (rows[0].names, False)):
-            with pytest.raises(HistoryError, match=f"Begin with {day} anew"):
+            with pytest.raises(HistoryError, match=f"Start again from {day}"):
                 _ = [page async for page in reader.day_pages(day, day, after=DayPosition(day, names, growing))]
 
 

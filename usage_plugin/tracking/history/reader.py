@@ -164,8 +164,8 @@ class UsageReader:
         total = UsageTotals()
         async for part in in_steps(found):
             total = sum_totals([total, *(row.totals for row in part)])
-        dearest = found if names else await in_order(found, _order)
-        return Top(dearest[:most], len(found), total)
+        by_cost = found if names else await in_order(found, _order)
+        return Top(by_cost[:most], len(found), total)
 
     async def _ranked(
         self,
@@ -443,6 +443,6 @@ async def pages(rows: AsyncIterator[RecordT]) -> AsyncIterator[list[RecordT]]:
 
 def _moved(day: date) -> HistoryError:
     return HistoryError(
-        f"The row of {day} behind which to go on is not where it was: it was forgotten or pruned, or its day is over.",
-        hint=f"Begin with {day} anew.",
+        f"The row of {day} to continue after was not found: it was erased or pruned, or its day is over.",
+        hint=f"Start again from {day}.",
     )
