@@ -22,12 +22,16 @@ from usage_plugin.testing import (
 from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.ledger_durability import LedgerDurability
 from usage_plugin.testing.store_contract import StoreContract, promises
+from usage_plugin.testing.store_deletion import StoreDeletion
+from usage_plugin.testing.store_sums import StoreSums
 
 PAGE = ROOT / "docs" / "writing-a-backend.md"
 EXAMPLE = ROOT / "examples" / "duckdb_backend"
 CORE_ONLY = ROOT / "tests" / "ledger" / "core_only.py"
 CONTRACTS = [
     StoreContract,
+    StoreSums,
+    StoreDeletion,
     Durability,
     LedgerContract,
     LedgerDurability,

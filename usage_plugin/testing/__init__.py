@@ -21,6 +21,8 @@ pytest.register_assert_rewrite(
     "usage_plugin.testing.operations_contract",
     "usage_plugin.testing.profiles_contract",
     "usage_plugin.testing.store_contract",
+    "usage_plugin.testing.store_deletion",
+    "usage_plugin.testing.store_sums",
     "usage_plugin.testing.workers_contract",
 )
 

@@ -4,7 +4,7 @@
         backend = MyBackend()
 
 The docstrings are the promises, in the order of the lists in docs/writing-a-backend.md. They hold for every backend;
-properties of one backend are tested elsewhere.
+properties of one backend are tested elsewhere. `store_sums`, `store_deletion` and `durability` have parts of them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,14 @@ import asyncio
 import random
 import tracemalloc
 from contextlib import AsyncExitStack
-from datetime import date, timedelta
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 import pytest_asyncio
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from usage_plugin.domain.store import GROUPINGS, ROLLUP_DIMENSIONS, EventPosition, UsageFilter
-from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import UsageTotals, totals_of
-from usage_plugin.domain.windows import ALWAYS, Window, days_window, start_of_day
+from usage_plugin.domain.store import ROLLUP_DIMENSIONS, EventPosition, UsageFilter
+from usage_plugin.domain.usage import totals_of
+from usage_plugin.domain.windows import ALWAYS, Window, days_window
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.testing.books import (
     EVERYTHING,
@@ -41,23 +36,22 @@ from usage_plugin.testing.books import (
     totals_in,
 )
 from usage_plugin.testing.builders import (
-    DAY,
     MINUTE,
     NOON,
     TODAY,
     batch_of,
     event_of,
     make_event,
-    make_sum,
     numbered_from,
     sums_batch,
 )
-from usage_plugin.testing.children import append_some
-from usage_plugin.testing.drawn import DAYS, DRAWN, EVENTS, some_verbs
+from usage_plugin.testing.drawn import some_verbs
 from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.faults import Faults
 from usage_plugin.testing.hostile import HostileNames
 from usage_plugin.testing.openings import BERLIN, StoreOpening
+from usage_plugin.testing.store_deletion import StoreDeletion
+from usage_plugin.testing.store_sums import StoreSums
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -68,7 +62,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.asyncio
-class StoreContract(Durability, HostileNames):
+class StoreContract(StoreSums, StoreDeletion, Durability, HostileNames):
     """The promises of a store.
 
     Attributes:
@@ -274,102 +268,7 @@ class StoreContract(Durability, HostileNames):
         assert seen == len(held)
         assert streaming < holding / 3, f"{streaming:,} bytes while streaming; {holding:,} hold everything"
 
-    # ── sums ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @given(
-        fields=st.lists(EVENTS, min_size=1, max_size=20),
-        by=st.lists(st.lists(st.sampled_from(GROUPINGS), unique=True, max_size=4), min_size=1, max_size=6),
-        span=st.tuples(DAYS, DAYS),
-        wanted=st.fixed_dictionaries({"user": st.sampled_from((None, "ann")), "model": st.sampled_from((None, "gpt"))}),
-    )
-    @settings(DRAWN, max_examples=20)
-    async def test_sums_are_exact_by_every_grouping(
-        self,
-        opening: StoreOpening,
-        fields: list[dict[str, Any]],
-        by: list[list[Any]],
-        span: tuple[date, date],
-        wanted: dict[str, str | None],
-    ) -> None:
-        """For every grouping and filter, groups are the sums of their events, to the nano-dollar."""
-        events = [make_event(event_id=f"e{number:03}", **one) for number, one in enumerate(fields)]
-        books = Books(BERLIN)
-        books.append("w", numbered_from(1, events))
-        async with opening.another().open() as store:
-            await store.append("w", numbered_from(1, events))
-            for grouping in by:
-                for first, last in ((FIRST_DAY, LAST_DAY), span):
-                    sums = await store.aggregate(grouping, first, last, UsageFilter(**wanted))
-                    assert sums.groups == books.aggregate(grouping, first, last, UsageFilter(**wanted))
-                    assert all(isinstance(number, int) for totals in sums.groups.values() for number in totals)
-
-    async def test_days_are_the_stores_zones(self, store: UsageStore) -> None:
-        """A day is from midnight to midnight in the store's zone, also when clocks change; spans include both ends."""
-        changes = (date(2026, 3, 29), date(2026, 10, 25), TODAY, date(2026, 12, 31))
-        edges = [
-            (day + timedelta(days=days), start_of_day(day + timedelta(days=days + after), BERLIN) - after)
-            for day in changes
-            for days in (0, 1)
-            for after in (0, 1)
-        ]
-        await store.append("w", numbered_from(1, (make_event(started_at=at) for _, at in edges)))
-        groups = (await store.aggregate(("day",), FIRST_DAY, LAST_DAY, EVERYTHING)).groups
-        assert groups.keys() == {(day.isoformat(),) for day, _ in edges}
-        assert {totals.requests for totals in groups.values()} == {2}
-        days = [one.day for one in await days_of(store, TODAY, TODAY + timedelta(days=1))]
-        assert days == [TODAY, TODAY + timedelta(days=1)]
-        months = (await store.aggregate(("month",), changes[0], changes[-1], EVERYTHING)).groups
-        assert {group: totals.requests for group, totals in months.items()} == {
-            ("2026-03",): 4,
-            ("2026-10",): 4,
-            ("2026-11",): 4,
-            ("2026-12",): 2,
-        }
-
-    async def test_daily_sums_stream_by_day(self, store: UsageStore) -> None:
-        """Daily sums are ordered by day, with each combination of names once a day, for any number of events."""
-        users = [f"u{number}" for number in range(8)]
-        models = [f"m{number}" for number in range(50)]
-        events = [
-            make_event(user=user, model=model, started_at=NOON - day * DAY)
-            for user in users for model in models for day in range(3) for _ in range(1 + day)
-        ]  # fmt: skip
-        await store.append("w", numbered_from(1, events))
-        days = [TODAY - timedelta(days=2), TODAY - timedelta(days=1), TODAY]
-        sums = await days_of(store, days[0], TODAY)
-        runs = [(*run, len(list(found))) for run, found in groupby((one.day, one.totals.requests) for one in sums)]
-        assert runs == [(day, 3 - at, 400) for at, day in enumerate(days)]
-        assert len({(one.day, one.names) for one in sums}) == len(sums)
-        wanted = UsageFilter(user="u7", model="m1")
-        assert [one.day for one in await days_of(store, days[0], days[1], wanted)] == days[:2]
-
-    async def test_imported_sums_add_to_the_days(self, store: UsageStore) -> None:
-        """Sums of days without events are in the reports with those of events, and never among the events."""
-        sums = [make_sum(), make_sum(model="gpt", provider="openai"), make_sum(), make_sum(day=date(2024, 2, 29))]
-        books = Books(BERLIN)
-        for one in (books, store):
-            for done in (one.append("w", batch_of("w", 1, 2)), one.append_sums("old", numbered_from(1, sums))):
-                if done is not None:
-                    await done
-        assert await contents_of(store) == books.contents()
-        by_model = (await store.aggregate(("day", "model"), FIRST_DAY, TODAY, UsageFilter(user="ann"))).groups
-        assert by_model["2026-11-23", "unknown"].cost == 60_000_000
-        assert by_model["2024-02-29", "unknown"] == sums[-1].totals
-
-    async def test_sums_and_watermarks_belong_together(self, store: UsageStore) -> None:
-        """Sums contain exactly the records up to their watermarks, also during concurrent appends."""
-        writers = ("one", "two")
-        appending = asyncio.gather(*(append_some(store, name, 40, lambda _: None) for name in writers))
-        readings = 0
-        while not appending.done():
-            sums = await store.aggregate((), FIRST_DAY, LAST_DAY, EVERYTHING)
-            counted = sums.groups.get((), UsageTotals()).requests
-            assert counted == sum(sums.watermarks.values())
-            readings += 1
-            await asyncio.sleep(0)
-        await appending
-        assert readings
-        assert (await totals_in(store)).requests == sum([await store.watermark(name) for name in writers])
+    # ── all verbs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def test_whatever_is_done_in_whatever_order(self, opening: StoreOpening) -> None:
         """After any verbs in any order the store equals a plain model."""
@@ -436,115 +335,7 @@ class StoreContract(Durability, HostileNames):
         assert {path.name for path in tmp_path.iterdir()} <= {"data"}
         assert {path.name for path in opening.data_dir.parent.glob("*")} <= {opening.data_dir.name}
 
-    # ── deletion ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def test_old_events_go_and_their_sums_stay(self, store: UsageStore) -> None:
-        """Pruning deletes events admitted before an instant, keeps their sums, and the events do not return."""
-        batch = batch_of("w", 1, 6)
-        await store.append("w", batch)
-        whole = await totals_in(store)
-        assert await prune_all(store, batch[3][1].started_at, FIRST_DAY, most=100) == 3
-        await store.append("w", batch)
-        assert await events_of(store) == [event for _, event in batch[3:]]
-        assert await totals_in(store) == whole
-
-    async def test_old_days_go_with_their_events(self, store: UsageStore) -> None:
-        """Pruning deletes sums of days before a day of the store's zone, imported or not, and all that day's events."""
-        midnight = start_of_day(TODAY, BERLIN)
-        events = [make_event(started_at=at) for at in (midnight - DAY, midnight - 1, midnight, midnight + 1)]
-        await store.append("w", numbered_from(1, events))
-        await store.append_sums("old", [(1, make_sum(day=date(2024, 2, 29))), (2, make_sum(day=TODAY))])
-        await prune_all(store, 0, TODAY, most=100)
-        assert await events_of(store) == events[2:]
-        assert (await totals_in(store)).requests == 4
-        assert {one.day for one in await days_of(store)} == {TODAY}
-
-    async def test_pruning_goes_by_slices(self, store: UsageStore) -> None:
-        """Pruning deletes at most the given number of records, and returns the number; 0 when there are no more."""
-        await store.append("w", batch_of("w", 1, 10))
-        await store.append_sums("old", sums_batch(4))
-        counts = [await store.prune(events_before=2 * NOON, days_before=LAST_DAY, most=3) for _ in range(10)]
-        assert max(counts) <= 3
-        assert 0 not in counts[: counts.index(0)]
-        assert set(counts[counts.index(0) :]) == {0}
-        left = await contents_of(store)
-        assert (left.events, left.sums, left.watermarks) == ([], {}, {"w": 10, "old": 4})
-
-    async def test_a_user_is_forgotten_and_all_sums_stay(self, store: UsageStore) -> None:
-        """No event names a forgotten user, as user or end user; their sums move to (forgotten), and add up."""
-        events = [make_event(team="t") for _ in range(3)] + [
-            make_event(user="bo", end_user="ann"),
-            make_event(user="bo"),
-        ]
-        await store.append("w", numbered_from(1, events))
-        await store.append_sums("old", [(1, make_sum(team="t"))])
-        whole = await totals_in(store)
-        books = Books(BERLIN)
-        books.append("w", numbered_from(1, events))
-        books.append_sums("old", [(1, make_sum(team="t"))])
-        books.forget("ann")
-        await forget_all(store, "ann", most=2)
-        assert await contents_of(store) == books.contents()
-        assert await totals_in(store) == whole
-        assert (await totals_in(store, UsageFilter(team="t"))).cost == 60_000_000
-        await store.append("w", numbered_from(1, events))
-        assert await contents_of(store) == books.contents()
-
-    async def test_forgetting_takes_nobody_else(self, store: UsageStore) -> None:
-        """Similar names, and teams and models of the same name, stay; an unknown user is not an error."""
-        names = ("ann", "Ann", "an", "anna", "ann%", "a_n", "%", "ANN", "ann ")
-        events = [make_event(started_at=NOON + number, user=name, session="ann") for number, name in enumerate(names)]
-        events.append(make_event(started_at=NOON + 100, user="bo", team="ann", model="ann", api_key="ann"))
-        await store.append("w", numbered_from(1, events))
-        await forget_all(store, "ann", most=100)
-        await forget_all(store, "%", most=100)
-        assert await events_of(store) == [event for event in events if event.user not in ("ann", "%")]
-        assert await store.forget("nobody", most=100) == 0
-        assert (await totals_in(store, UsageFilter(team="ann"))).requests == 1
-
-    async def test_forgetting_the_forgotten_changes_nothing(self, store: UsageStore) -> None:
-        """Forgetting (forgotten) changes nothing: its sums stay."""
-        await store.append("w", batch_of("w", 1, 9))
-        await forget_all(store, "ann", most=100)
-        before = await contents_of(store)
-        assert await store.forget(FORGOTTEN, most=100) == 0
-        assert await contents_of(store) == before
-
-    async def test_forgetting_goes_by_slices(self, store: UsageStore) -> None:
-        """Forgetting deletes or moves at most the given number of records; 0 means that there are no more."""
-        await store.append("w", numbered_from(1, (make_event(model=f"m{number}") for number in range(5))))
-        counts = [await store.forget("ann", most=3) for _ in range(8)]
-        assert max(counts) <= 3
-        assert sum(counts) >= 5
-        assert 0 not in counts[: counts.index(0)]
-        assert set(counts[counts.index(0) :]) == {0}
-
-    async def test_forgetting_beside_appends_loses_no_sum(self, store: UsageStore) -> None:
-        """Records of a user that arrive while the user is forgotten all count, and all names stay readable."""
-
-        async def append() -> None:
-            for number in range(1, 41):
-                await store.append("w", [(number, make_event(started_at=NOON + number))])
-
-        appending = asyncio.create_task(append())
-        while not appending.done():
-            await store.forget("ann", most=100)
-            await asyncio.sleep(0)
-        await appending
-        await forget_all(store, "ann", most=100)
-        found = await store.aggregate(["user"], date.min, date.max, UsageFilter())
-        assert {user: totals.requests for (user,), totals in found.groups.items()} == {FORGOTTEN: 40}
-        assert await events_of(store) == []
-
-    async def test_the_size_is_what_is_in_use(self, store: UsageStore) -> None:
-        """The size grows with stored records, and shrinks when they are deleted."""
-        empty = await store.size()
-        events = [make_event(user=f"user {number % 20}", session="s" * 500) for number in range(2_000)]
-        await store.append("w", numbered_from(1, events))
-        full = await store.size()
-        assert full > empty + 100_000
-        await prune_all(store, 2 * NOON, FIRST_DAY, most=10_000)
-        assert await store.size() < empty + (full - empty) // 2
+    # ── health ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def test_a_healthy_store_says_nothing(self, store: UsageStore) -> None:
         """Health does not raise if an event would be accepted, and stores nothing."""
