@@ -30,7 +30,7 @@ from benchmarks.disk import temporary_folder
 from benchmarks.figures import Figure, Yardstick, percentile, show, wants_json
 from benchmarks.three_limits import MODEL, SECTION
 from usage_plugin.config import DATA_DIR_VARIABLE, load_config
-from usage_plugin.proxy import handler, request_scope, usage_parsing
+from usage_plugin.proxy import charges, handler, request_scope, usage_parsing
 from usage_plugin.proxy.prices import PriceBook
 from usage_plugin.runtime import Runtime
 
@@ -240,8 +240,9 @@ async def split(drive: Drive, hooks: handler.UsageHandler_PROXY_, runtime: Runti
     watches.wrap(hooks._admission.planner, "plan", ASKING)
     watches.wrap(runtime.admission, "admit", ADMISSION)
     watches.wrap(runtime.ledger, "reserve", RESERVE)
-    for function in ("reported_usage", "served_inline", "read_outcome"):
-        watches.wrap(usage_parsing, function, READING)
+    watches.wrap(usage_parsing, "reported_usage", READING)
+    watches.wrap(usage_parsing, "served_inline", READING)
+    watches.wrap(charges, "read_outcome", READING)
     watches.wrap(runtime.recorder, "record", RECORDING)
     watches.wrap(runtime.ledger, "settle", SETTLE)
     blocks: dict[str, list[list[float]]] = {

@@ -176,7 +176,7 @@ async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, mon
 
 @pytest.mark.parametrize(
     "broken",
-    ["usage_plugin.proxy.usage_parsing.read_outcome", "usage_plugin.tracking.admission.settlement._excess"],
+    ["usage_plugin.proxy.charges.read_outcome", "usage_plugin.tracking.admission.settlement._excess"],
 )
 async def test_a_bug_at_the_end_charges_what_was_held(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, broken: str

@@ -28,7 +28,7 @@ from usage_plugin.log import get_logger
 from usage_plugin.pricing.catalog import adjustment_of, entry_name, provider_of
 from usage_plugin.pricing.price_map import with_container
 from usage_plugin.pricing.sheets import is_price_key, own_or_mapped, route_of
-from usage_plugin.proxy import usage_parsing
+from usage_plugin.proxy import charges, usage_parsing
 from usage_plugin.proxy.inflight import is_free
 from usage_plugin.proxy.prices import Deployment
 
@@ -82,7 +82,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
         self._loop = asyncio.get_running_loop()
         self._map = {name: dict(entry) for name, entry in litellm.model_cost.items() if isinstance(entry, dict)}
         self._begun: OrderedDict[str, None] = OrderedDict()
-        self._disputes = usage_parsing.CrossCheck()
+        self._disputes = charges.CrossCheck()
 
     async def wait(self, seconds: float = LAST_WORDS_SECONDS) -> None:
         """Wait until LiteLLM has reported every call that has begun, for a maximum number of seconds."""
@@ -141,7 +141,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
     def _outcome(self, kwargs: Mapping[str, Any], response: Any, draft: UsageEvent, status: Status) -> Outcome:
         error = kwargs.get("exception")
         sheet = _Sheet(self._map, kwargs)
-        outcome = usage_parsing.read_outcome(
+        outcome = charges.read_outcome(
             sheet,
             usage_parsing.served_logged(kwargs, response),
             usage_parsing.logged_usage(kwargs, response),

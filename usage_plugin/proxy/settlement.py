@@ -25,7 +25,7 @@ from usage_plugin.domain.subjects import INTERNAL, Subjects
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
-from usage_plugin.proxy import pass_through_prices, request_scope, usage_parsing
+from usage_plugin.proxy import charges, pass_through_prices, request_scope, usage_parsing
 from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
 from usage_plugin.proxy.inflight import is_free
 from usage_plugin.proxy.pass_through_usage import AnswerReport
@@ -67,7 +67,7 @@ class Settlement:
         self._prices = prices
         self._underway = underway
         self._deferred = deferred
-        self._disputes = usage_parsing.CrossCheck()
+        self._disputes = charges.CrossCheck()
 
     def answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that reports its usage; others are settled when they are logged."""
@@ -215,7 +215,7 @@ class Settlement:
         is_whole = not (request.cut or request.failed or report.lacks_output)
         event = request.admitted.event
         if pass_through_prices.is_free(kwargs, report.path):
-            outcome = usage_parsing.read_outcome(
+            outcome = charges.read_outcome(
                 pass_through_prices.Offer((), event), served, report.usage, event, status=status
             )
             self._settle(request, outcome._replace(cost=0, cost_source="litellm"), by="success")
@@ -240,7 +240,7 @@ class Settlement:
                     self._prices, served, event, report.path, pass_through_prices.target_of(kwargs)
                 )
             policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
-            outcome = usage_parsing.read_outcome(
+            outcome = charges.read_outcome(
                 offer, served._replace(model=served.model or event.model or served.answered), report.usage, offer.event,
                 status=status, error=request.error, estimated=not is_whole, on_disputed=policy,
             )  # fmt: skip
@@ -379,7 +379,7 @@ class Settlement:
         event = request.admitted.event
         try:
             policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
-            outcome = usage_parsing.read_outcome(self._prices, served, usage, event, on_disputed=policy, **how)
+            outcome = charges.read_outcome(self._prices, served, usage, event, on_disputed=policy, **how)
             self._cross_check(outcome)
         except Exception:
             log.exception("outcome.unreadable", hook=by, event_id=event.event_id)
@@ -435,7 +435,7 @@ class Settlement:
             model=served.model or served.served_model,
         )
         policy = self._runtime.config.admission.disputed_cost_of(draft.model)
-        outcome = usage_parsing.read_outcome(self._prices, served, usage, draft, on_disputed=policy)
+        outcome = charges.read_outcome(self._prices, served, usage, draft, on_disputed=policy)
         recorded = self._write(OpenRequest(unheld(draft, subjects), self._runtime.clock.monotonic()), outcome)
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
