@@ -15,6 +15,8 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.domain.subjects import INTERNAL, Subjects
+from usage_plugin.errors import UsagePluginError
 from usage_plugin.proxy.refusal_response import anthropic_body
 from usage_plugin.proxy.routes import WEBSOCKET
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from litellm.proxy._types import ProxyException
 
     from usage_plugin.domain.money import Nano
-    from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import Status
     from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.routes import Rule
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 _ERROR = 400
 """The lowest HTTP status of an error."""
+
+_LONGEST_AFTERWARDS = 600.0
+"""Seconds after a request during which its later calls to providers are charged to the same user."""
 
 current: ContextVar[RequestScope | None] = ContextVar("usage_plugin_exchange", default=None)
 
@@ -118,6 +122,22 @@ def requests_here() -> list[InflightRequest]:
     """Return the unsettled requests of the current scope."""
     here = current.get()
     return [request for request in here.requests if not request.settled] if here is not None else []
+
+
+def subjects_here() -> Subjects:
+    """Return the parties of the current request; calls outside of any request belong to the proxy itself."""
+    here = current.get()
+    if here is None or (here.ended is not None and time.monotonic() - here.ended > _LONGEST_AFTERWARDS):
+        # A task that LiteLLM started during a request, and that outlives it, keeps its context.
+        return Subjects(user=INTERNAL)
+    if here.requests:
+        return here.requests[0].admitted.subjects
+    if here.subjects is None:
+        return Subjects(user=INTERNAL)
+    try:
+        return here.subjects()
+    except UsagePluginError:
+        return Subjects()
 
 
 class RequestScopeMiddleware:

@@ -15,15 +15,12 @@ LiteLLM's failure log is not used: it reports the first attempt, and a retry may
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING, Any
 
 import openai
 from litellm.integrations.custom_logger import CustomLogger
 
-from usage_plugin.domain.subjects import INTERNAL, Subjects
 from usage_plugin.domain.usage import UsageEvent, new_event_id
-from usage_plugin.errors import UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import charges, pass_through_prices, request_scope, usage_parsing
 from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
@@ -51,9 +48,6 @@ _ATTEMPTS_ARE_TOLD = hasattr(CustomLogger, "async_post_call_failure_deployment_h
 
 _NEVER_TOLD = frozenset({"atext_completion"})
 """For streams of these call types LiteLLM never reports a failed attempt."""
-
-_LONGEST_AFTERWARDS = 600.0
-"""Seconds after a request during which its later calls to providers are charged to the same user."""
 
 log = get_logger()
 
@@ -425,7 +419,7 @@ class Settlement:
         call_type = str(logged.get("call_type") or kwargs.get("call_type") or "")
         if served.cache_hit or is_free(call_type) or not (any(usage.values()) or served.litellm_cost):
             return
-        subjects = _asking()
+        subjects = request_scope.subjects_here()
         draft = UsageEvent(
             event_id=new_event_id(),
             started_at=self._runtime.clock.now(),
@@ -439,22 +433,6 @@ class Settlement:
         recorded = self._write(OpenRequest(unheld(draft, subjects), self._runtime.clock.monotonic()), outcome)
         if recorded is not None:
             self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
-
-
-def _asking() -> Subjects:
-    """Return the parties of the current request; calls outside of any request belong to the proxy itself."""
-    here = request_scope.current.get()
-    if here is None or (here.ended is not None and time.monotonic() - here.ended > _LONGEST_AFTERWARDS):
-        # A task that LiteLLM started during a request, and that outlives it, keeps its context.
-        return Subjects(user=INTERNAL)
-    if here.requests:
-        return here.requests[0].admitted.subjects
-    if here.subjects is None:
-        return Subjects(user=INTERNAL)
-    try:
-        return here.subjects()
-    except UsagePluginError:
-        return Subjects()
 
 
 def _is_mocked(kwargs: Mapping[str, Any]) -> bool:
