@@ -15,6 +15,7 @@ LiteLLM's failure log is not used: it reports the first attempt, and a retry may
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -65,15 +66,13 @@ class Settlement:
 
     def answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that reports its usage; others are settled when they are logged."""
+        if request.fills_exchange:
+            # It has no stamp. If it were settled here, its log event would count as another request.
+            return None
         # Use the provider's own answer, where LiteLLM has converted it for the client.
         answer = response if request.answer is None else request.answer
-        raw = usage_parsing.raw_answer(data)
-        usage = usage_parsing.reported_usage(raw, answer)
-        if not usage or request.fills_exchange:
-            # A request that fills its exchange has no stamp. If it were settled here, its log event would count as
-            # another request.
-            return None
-        return self._record(request, usage_parsing.served_inline(data, answer, raw), usage, by="inline")
+        served, usage = usage_parsing.read_answer(data, answer)
+        return self._record(request, served, usage, by="inline") if usage else None
 
     def provider_answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> None:
         """Keep a whole answer for settlement: a guardrail may still withhold it, but the provider must be paid."""
@@ -81,15 +80,8 @@ class Settlement:
         if request.answer is None:
             # Where one API is served through another, the inner call is reported first, and only that one is kept.
             request.answer = response
-        answer = request.answer
-
-        def delivered() -> tuple[usage_parsing.Served, Mapping[str, Any]]:
-            """Read the answer only if it is needed: nearly always it is settled a moment later."""
-            raw = usage_parsing.raw_answer(data)
-            usage = usage_parsing.reported_usage(raw, answer)
-            return usage_parsing.served_inline(data, answer, raw), usage
-
-        request.delivered = delivered
+        # Read it only if it is needed: nearly always it is settled a moment later.
+        request.delivered = partial(usage_parsing.read_answer, data, request.answer)
         if request.failed:
             self._settle_delivered(request, request.failed)
             return

@@ -62,7 +62,13 @@ NOTHING_SERVED = Served(None, None, None, None, None, cache_hit=False)
 """Stands for LiteLLM's report on an answer that it never logs."""
 
 
-def raw_answer(data: Mapping[str, Any]) -> Mapping[str, Any]:
+def read_answer(data: Mapping[str, Any], answer: Any) -> tuple[Served, Mapping[str, Any]]:  # any of LiteLLM's answers
+    """Read the report and the usage of a whole answer, its original first; the usage is empty if it has none."""
+    raw = _raw_answer(data)
+    return served_inline(data, answer, raw), (inline_usage(raw) if raw else {}) or inline_usage(answer)
+
+
+def _raw_answer(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a provider's original answer, where LiteLLM keeps it: LiteLLM's own form of it loses fields.
 
     Empty for providers whose answers LiteLLM forwards with all fields, and where there is no JSON.
@@ -131,11 +137,6 @@ def served_streamed(served: Served, report: Report) -> Served:
         service=report.service or served.service,
         tools=larger_counts(served.tools, report.tools),
     )
-
-
-def reported_usage(raw: Mapping[str, Any], answer: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers
-    """Return the usage of the original answer, else of LiteLLM's form of it; empty if neither has any."""
-    return (inline_usage(raw) if raw else {}) or inline_usage(answer)
 
 
 def inline_usage(response: Any) -> Mapping[str, Any]:  # any of LiteLLM's answers, or a provider's
