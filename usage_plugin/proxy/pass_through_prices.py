@@ -1,7 +1,7 @@
-"""Handed through: find the model and the price of an answer that LiteLLM forwards unchanged.
+"""Pass-through prices: find the model and the price of an answer that LiteLLM forwards unchanged.
 
-The usage comes from the answer's bytes (`answer_bytes`). The price comes from LiteLLM's map, by the provider of the
-host, of the route or of the model's name. Two prices have precedence:
+The usage comes from the answer's bytes (`pass_through_usage`). The price comes from LiteLLM's map, by the provider of
+the host, of the route or of the model's name. Two prices have precedence:
 
 - that of the router's deployment that served the answer, or whose stated price is for the same model of the same
   provider
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from usage_plugin.domain.usage import UsageEvent
+    from usage_plugin.proxy.pass_through_usage import AnswerReport
     from usage_plugin.proxy.prices import Deployment, PriceBook
     from usage_plugin.proxy.request_scope import RequestScope
     from usage_plugin.proxy.usage_parsing import Served
@@ -65,7 +66,28 @@ def reads_bytes(here: RequestScope) -> bool:
     return not here.path.endswith("/cancel")
 
 
-def offer(prices: PriceBook, served: Served, event: UsageEvent, path: str, url: str | None) -> Offer:
+def priced(
+    prices: PriceBook, served: Served, event: UsageEvent, report: AnswerReport, kwargs: Mapping[str, Any]
+) -> tuple[Served, Offer]:
+    """Return the known facts and the prices of an answer with usage; the operator's stated cost has precedence.
+
+    Args:
+        prices: LiteLLM's map, and the router's deployments.
+        served: The known facts about the answer.
+        event: The event of the request.
+        report: The report of the answer's bytes.
+        kwargs: The arguments of LiteLLM's log.
+    """
+    stated = stated_cost(kwargs)
+    if stated is not None:
+        return served._replace(provider=None, litellm_cost=stated), Offer((), event)
+    if "billed_units" in report.usage:
+        # Cohere states the units it bills, but LiteLLM prices all the units that were counted.
+        served = served._replace(litellm_cost=None)
+    return served, _offer(prices, served, event, report.path, _target_of(kwargs))
+
+
+def _offer(prices: PriceBook, served: Served, event: UsageEvent, path: str, url: str | None) -> Offer:
     """Return the prices of an answer that LiteLLM forwarded unchanged.
 
     Args:
@@ -122,7 +144,7 @@ def is_free(kwargs: Mapping[str, Any], path: str) -> bool:
     )
 
 
-def target_of(kwargs: Mapping[str, Any]) -> str | None:
+def _target_of(kwargs: Mapping[str, Any]) -> str | None:
     """Return the URL that a request was forwarded to; None if LiteLLM does not report it."""
     url = (kwargs.get("passthrough_logging_payload") or {}).get("url")
     return url if isinstance(url, str) else None

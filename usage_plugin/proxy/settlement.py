@@ -214,17 +214,7 @@ class Settlement:
             return
         served = usage_parsing.served_streamed(served, report)._replace(units=report.units)
         try:
-            stated = pass_through_prices.stated_cost(kwargs)
-            if stated is not None:
-                offer = pass_through_prices.Offer((), event)
-                served = served._replace(provider=None, litellm_cost=stated)
-            else:
-                if "billed_units" in report.usage:
-                    # Cohere states the units it bills, but LiteLLM prices all the units that were counted.
-                    served = served._replace(litellm_cost=None)
-                offer = pass_through_prices.offer(
-                    self._prices, served, event, report.path, pass_through_prices.target_of(kwargs)
-                )
+            served, offer = pass_through_prices.priced(self._prices, served, event, report, kwargs)
             policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
             outcome = charges.read_outcome(
                 offer, served._replace(model=served.model or event.model or served.answered), report.usage, offer.event,
