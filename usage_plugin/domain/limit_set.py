@@ -135,10 +135,10 @@ class LimitSet:
             if adjustment.ended_at is None:
                 amounts = self._adjusted.setdefault((adjustment.limit, adjustment.subject), [])
                 amounts.append((adjustment.until, adjustment.amount))
-        asked: set[MatchKey] = set().union(*[limit.match_keys for limit in self.limits])
-        self._matches_names = bool(asked)
+        match_keys: set[MatchKey] = set().union(*[limit.match_keys for limit in self.limits])
+        self._matches_names = bool(match_keys)
         """Whether any limit matches by names."""
-        used: set[str] = {*asked, *[dimension for limit in self.limits for dimension in limit.per]}
+        used: set[str] = {*match_keys, *[dimension for limit in self.limits for dimension in limit.per]}
         if "group" in used:
             used.add("user")
         self._uses_model = "model" in used

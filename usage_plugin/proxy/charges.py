@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 DisputePolicy = Literal["higher", "computed", "litellm"]
 """Which cost is charged if ours and LiteLLM's differ."""
 
-_MOST_TOLD = 1_000
+_MOST_LOGGED = 1_000
 
 _TOKEN_ROUTES = frozenset({"acompletion", "atext_completion", "aembedding", "aresponses", "anthropic_messages"})
 
@@ -70,8 +70,8 @@ def read_outcome(
     provider = (deployment.provider if deployment else None) or served.provider
     reported = read_usage(usage, provider=provider)
     price = deployment.price_on(admitted.call_type) if deployment else None
-    told = reported.service or served.service
-    service = known_service(told or admitted.service_tier or (deployment.service if deployment else None))
+    stated = reported.service or served.service
+    service = known_service(stated or admitted.service_tier or (deployment.service if deployment else None))
     charge = (
         _Charge(0, "none")
         if served.cache_hit
@@ -85,7 +85,7 @@ def read_outcome(
         and status == "success"
     )
     # An answer without a tier is billed at the request's tier; one without usage, by LiteLLM's count.
-    is_guessed = charge.source == "computed" and service is not None and not (told and _has_price(price, service))
+    is_guessed = charge.source == "computed" and service is not None and not (stated and _has_price(price, service))
     is_guessed |= charge.source == "litellm" and not any((*reported.tokens, *served.units._replace(characters=0)))
     return Outcome(
         status=status,
@@ -144,10 +144,12 @@ def _charge(  # noqa: PLR0911  # one case after the other  # all that decides
         if deployment is not None and _ignores_the_answer(figure, deployment, price, reported, served, admitted):
             return _Charge(computed, "computed")
         is_ours = on_disputed == "computed" or (on_disputed == "higher" and computed >= figure)
-        told = f"computed {format_usd(computed)}, LiteLLM {format_usd(figure)}; {_quantities(reported)}"
+        amounts = f"computed {format_usd(computed)}, LiteLLM {format_usd(figure)}; {_quantities(reported)}"
         difference = abs(computed - figure)
         return (
-            _Charge(computed, "computed", difference, told) if is_ours else _Charge(figure, "litellm", difference, told)
+            _Charge(computed, "computed", difference, amounts)
+            if is_ours
+            else _Charge(figure, "litellm", difference, amounts)
         )
     if figure is not None:
         return _Charge(figure, "litellm")
@@ -231,12 +233,12 @@ class CrossCheck:
 
     def __init__(self) -> None:
         """Start without any logged model."""
-        self._told: set[str | None] = set()
+        self._logged: set[str | None] = set()
 
     def look(self, outcome: Outcome) -> None:
         """Log a model's first disputed cost."""
-        if outcome.disputed_by and outcome.model not in self._told and len(self._told) < _MOST_TOLD:
-            self._told.add(outcome.model)
+        if outcome.disputed_by and outcome.model not in self._logged and len(self._logged) < _MOST_LOGGED:
+            self._logged.add(outcome.model)
             log.warning("cost.disputed", model=outcome.model, charged=outcome.cost_source, why=outcome.disputed)
 
 

@@ -1,4 +1,4 @@
-"""Endings: settle each request once, however it ends and however many hooks report the end.
+"""Settlement: settle each request once, however it ends and however many hooks report the end.
 
 These methods are called in this order, as far as they apply (found by experiment, `tests/proxy/test_endings.py`):
 
@@ -56,11 +56,11 @@ log = get_logger()
 class Settlement:
     """Settles requests. Nothing here raises an error, since the answer must reach the client in any case."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, underway: InflightRequests, deferred: Deferred) -> None:
+    def __init__(self, runtime: Runtime, prices: PriceBook, inflight: InflightRequests, deferred: Deferred) -> None:
         """Create it from the worker's runtime, the price book, and the requests in progress and deferred."""
         self._runtime = runtime
         self._prices = prices
-        self._underway = underway
+        self._inflight = inflight
         self._deferred = deferred
         self._disputes = charges.CrossCheck()
 
@@ -87,7 +87,7 @@ class Settlement:
             return
         work = work_of(response)
         if work is not None and work.status is None and self._deferred.hold(request, work):
-            self._underway.forget(request, "deferred")
+            self._inflight.forget(request, "deferred")
             request.settled, request.delivered = True, None
 
     def looked_up(self, data: Mapping[str, Any], response: Any) -> None:
@@ -141,15 +141,15 @@ class Settlement:
 
     def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
         """Settle a request that LiteLLM logs as a success, unless it is settled. Commits before the first await."""
-        request = self._underway.of_log(kwargs)
+        request = self._inflight.of_log(kwargs)
         if request is None and kwargs.get("call_type") in LOOK_UPS:
             self._look_up_logged(kwargs, response)
             return
         if request is None:
-            repetition = self._underway.repetition(kwargs, by="success")
+            repetition = self._inflight.repetition(kwargs, by="success")
             if repetition == "again":
                 self._runtime.imperfections.count("duplicate", str(kwargs.get("model") or ""))
-            elif repetition is None and self._underway.is_foreign(kwargs):
+            elif repetition is None and self._inflight.is_foreign(kwargs):
                 self._record_foreign(kwargs, response)
             return
         request.cut = _client_left(kwargs)
@@ -286,7 +286,7 @@ class Settlement:
 
     def close(self) -> None:
         """Settle the remaining requests when the worker ends: by then all requests are over and logging is complete."""
-        for request in self._underway.left():
+        for request in self._inflight.left():
             self._settle_orphan(request, "cancelled")
 
     def _settle_orphan(self, request: InflightRequest, status: Status) -> None:
@@ -374,8 +374,8 @@ class Settlement:
         return self._settle(request, Outcome(status=status, error=request.error, as_reserved=True), by=by)
 
     def _settle(self, request: InflightRequest, outcome: Outcome, *, by: Settler) -> Recorded | None:
-        self._underway.forget(request, by)
-        # Otherwise the answer, and with it the whole body, would live as long as the exchange, which timers may hold.
+        self._inflight.forget(request, by)
+        # Otherwise the answer, and with it the whole body, would live as long as the scope, which timers may hold.
         request.delivered = request.answer = request.stream = request.logged = None
         return self._write(request, outcome)
 
