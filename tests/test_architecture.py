@@ -162,3 +162,17 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_the_ledger_has_few_verbs():
     """A ledger for another engine must be small enough to write."""
     assert len(Ledger.__abstractmethods__) <= 20
+
+
+MAX_LINES = 450
+LONGER_FOR_NOW = {"proxy/bounds.py", "proxy/request_plan.py", "tracking/admission/decide.py"}
+"""Modules that are being split."""
+
+
+def test_no_module_is_long():
+    """A module can be read in one sitting."""
+    lines = {
+        path.relative_to(PACKAGE).as_posix(): len(path.read_text(encoding="utf-8").splitlines())
+        for path in PACKAGE.rglob("*.py")
+    }
+    assert {module: count for module, count in lines.items() if count > MAX_LINES}.keys() <= LONGER_FOR_NOW
