@@ -236,7 +236,7 @@ async def measure(folder: Path) -> list[Figure]:
 async def split(drive: Drive, hooks: handler.UsageHandler_PROXY_, runtime: Runtime) -> list[Figure]:
     """Measure again with stopwatches around the parts."""
     watches = Stopwatches()
-    watches.wrap(handler, "resolve", IDENTITY)
+    watches.wrap(hooks._identification, "subjects_of", IDENTITY)
     watches.wrap(hooks._admission.planner, "plan", ASKING)
     watches.wrap(runtime.admission, "admit", ADMISSION)
     watches.wrap(runtime.ledger, "reserve", RESERVE)

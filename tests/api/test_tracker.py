@@ -70,7 +70,7 @@ async def test_an_unknown_price_is_counted(tracker: UsageTracker) -> None:
 
     def counted() -> list[tuple[str, str]]:
         # While the keeper writes, a flush leaves the counts for the next one.
-        tracker._runtime.imperfections.flush()
+        tracker._runtime.anomalies.flush()
         return [(one.kind, one.concerns) for one in tracker._runtime.operations.anomalies()]
 
     assert await eventually(counted) == [("unpriced", "new")]

@@ -451,7 +451,7 @@ def test_a_damaged_file_is_a_problem(examine, books, config_path):
     assert said(examine()["problem"], "ledger.db")
 
 
-def test_every_kind_of_imperfection_is_counted(run, books):
+def test_every_kind_of_anomaly_is_counted(run, books):
     """Each kind has a line, also with 0, its total over all models, and its most frequent ones."""
     books.add()
     books.operations.count_anomalies([
@@ -460,7 +460,7 @@ def test_every_kind_of_imperfection_is_counted(run, books):
         Anomaly("gap", "", 1, 0, NOON, NOON),
         Anomaly("new-kind", "x", 1, 0, NOON, NOON),
     ])  # fmt: skip
-    found = run.json("doctor", "--static")["imperfections"]
+    found = run.json("doctor", "--static")["anomalies"]
     assert {(row["kind"], row["concerns"], row["times"]) for row in found} == {
         ("estimated", "gpt", 3), ("estimated", "claude", 5), ("gap", "", 1), ("new-kind", "x", 1),
     }  # fmt: skip

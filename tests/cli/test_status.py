@@ -35,6 +35,7 @@ def test_status_of_an_idle_folder(run, books, config_path):
         "migration": None,
         "refusals": [],
         "blocked": [],
+        "anomalies": [],
         "imperfections": [],
         "adjustments": [],
     }
@@ -160,7 +161,7 @@ def test_status_shows_anomalies(run, books):
         Anomaly("estimated", "gpt", 3, 10_000_000, NOON - DAY, NOON - MINUTE),
         Anomaly("recovered", "", 1, 0, NOON - 30 * DAY, NOON - 8 * DAY),
     ])  # fmt: skip
-    (found,) = run.json("status")["imperfections"]
+    (found,) = run.json("status")["anomalies"]
     assert (found["kind"], found["concerns"], found["times"]) == ("estimated", "gpt", 3)
     text = " ".join(run.ok("status").split())
     assert "estimated 3 0.01 USD 2026-11-23 11:59 UTC gpt 3" in text

@@ -81,7 +81,7 @@ def test_what_the_page_says_to_type_works(example_proxy: tuple[Path, int], names
     assert "✗" not in said
 
 
-def test_every_kind_of_imperfection_is_documented() -> None:
+def test_every_kind_of_anomaly_is_documented() -> None:
     """docs/doctor.md has a row for each kind that is always counted."""
     rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "doctor.md").read_text(), re.MULTILINE)
     assert set(KINDS) <= set(rows)

@@ -491,7 +491,7 @@ def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
     """Orphans, estimates, unmetered and unpriced requests are counted by kind and by the model they concern."""
 
     def counted() -> dict[tuple[str, str], int]:
-        found = imperfections(odd_proxy)
+        found = anomalies(odd_proxy)
         assert {kind for kind, _ in found} >= {"orphaned", "estimated", "unmetered", "unpriced"}
         return found
 
@@ -501,7 +501,7 @@ def test_what_is_not_known_exactly_is_counted(odd_proxy: Proxy) -> None:
     assert found["unpriced", "image"] == 1
 
 
-def imperfections(proxy: Proxy) -> dict[tuple[str, str], int]:
+def anomalies(proxy: Proxy) -> dict[tuple[str, str], int]:
     """Return the anomalies that the ledger has counted."""
     opened = open_sqlite_ledger(proxy.folder / "data" / "ledger.db")
     try:

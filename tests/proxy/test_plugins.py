@@ -164,7 +164,7 @@ def test_a_resolver_that_fails_charges_nobody(proxy: Proxy) -> None:
     assert "no such badge" not in refused.text
 
     def counted() -> dict[str, int]:
-        return {found["concerns"]: found["times"] for found in proxy.cli("status")["imperfections"]}
+        return {found["concerns"]: found["times"] for found in proxy.cli("status")["anomalies"]}
 
     wait_until(lambda: counted().get("badges") == 1)
     assert "no such badge" in proxy.log_path.read_text()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from usage_plugin.config import Config
+from usage_plugin.config import ActiveConfig, Config
 from usage_plugin.domain.subjects import Subjects
 
 MICRO = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06}
@@ -31,10 +31,10 @@ def ask(litellm):
             fallbacks=lambda model, data: ["other"] if fallback else [],
             is_listed=lambda model: True,
         )
-        runtime = SimpleNamespace(
-            clock=SimpleNamespace(now=lambda: 1), config=Config(), enforce=True, limits=SimpleNamespace(matching=lambda *_: [], may_stop_spending=lambda _: False)
-        )  # fmt: skip
-        return RequestPlanner(runtime, prices).plan(Subjects(user="ann"), {"model": "m", **body}, kind).ask
+        limits = SimpleNamespace(limits=SimpleNamespace(matching=lambda *_: [], may_stop_spending=lambda _: False))
+        clock = SimpleNamespace(now=lambda: 1)
+        planner = RequestPlanner(prices, limits, ActiveConfig(Config(), enforce=True), clock)
+        return planner.plan(Subjects(user="ann"), {"model": "m", **body}, kind).ask
 
     return ask
 

@@ -81,7 +81,7 @@ class Plugin:
 
     def counted(self) -> Counter[str]:
         for _ in range(20):  # the keeper may be writing at this moment
-            self.runtime.imperfections.flush()
+            self.runtime.anomalies.flush()
             time.sleep(0.002)
         counts: Counter[str] = Counter()
         for found in self.runtime.operations.anomalies():
@@ -123,7 +123,7 @@ async def test_a_request_is_admitted_once(plugin: Plugin) -> None:
 async def test_a_settled_request_lets_go_of_its_answer(plugin: Plugin) -> None:
     """After settlement the plugin keeps no reference to body or answer, however long it remembers the exchange."""
     data = await plugin.admit()
-    request = plugin.hooks._underway.of_hook(data)
+    request = plugin.hooks._inflight.of_hook(data)
     answer = {"usage": {"prompt_tokens": 7}}
     await plugin.hooks.async_post_call_success_deployment_hook(data, answer, None)
     assert request.delivered is not None

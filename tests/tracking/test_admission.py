@@ -399,7 +399,7 @@ def break_ledger(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, *names: str)
 async def counted(runtime: Runtime, kind: str) -> Anomaly:
     """Flush this worker's counts and return the anomaly; retry while the keeper is writing."""
     for _ in range(500):
-        runtime.imperfections.flush()
+        runtime.anomalies.flush()
         for found in runtime.operations.anomalies():
             if found.kind == kind:
                 return found

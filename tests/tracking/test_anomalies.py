@@ -31,21 +31,21 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture
-def imperfections(operations: OperationsLog, clock: FakeClock) -> Anomalies:
+def anomalies(operations: OperationsLog, clock: FakeClock) -> Anomalies:
     return Anomalies(operations, clock)
 
 
-def test_they_add_up(operations: OperationsLog, clock: FakeClock, imperfections: Anomalies) -> None:
+def test_they_add_up(operations: OperationsLog, clock: FakeClock, anomalies: Anomalies) -> None:
     """Times and amounts add up by kind and concern, over several flushes, with the first and the last instant."""
     first = clock.now()
-    imperfections.count("estimated", "gpt", 5)
-    imperfections.count("estimated", "gpt", 7)
-    imperfections.count("orphaned", None)
-    imperfections.flush()
+    anomalies.count("estimated", "gpt", 5)
+    anomalies.count("estimated", "gpt", 7)
+    anomalies.count("orphaned", None)
+    anomalies.flush()
     clock.advance(timedelta(seconds=1))
-    imperfections.count("estimated", "gpt", 1)
-    imperfections.flush()
-    imperfections.flush()
+    anomalies.count("estimated", "gpt", 1)
+    anomalies.flush()
+    anomalies.flush()
     found = {(row.kind, row.concerns): row for row in operations.anomalies()}
     assert set(found) == {("estimated", "gpt"), ("orphaned", "")}
     estimated = found["estimated", "gpt"]
@@ -53,13 +53,13 @@ def test_they_add_up(operations: OperationsLog, clock: FakeClock, imperfections:
     assert (estimated.first_at, estimated.last_at) == (first, first + 1_000_000)
 
 
-def test_names_are_short_and_few(operations: OperationsLog, imperfections: Anomalies) -> None:
+def test_names_are_short_and_few(operations: OperationsLog, anomalies: Anomalies) -> None:
     """Clients choose some of the names: long ones are cut, and beyond 500 of a kind the rest is counted together."""
-    imperfections.count("duplicate", "x" * 1000)
+    anomalies.count("duplicate", "x" * 1000)
     for flushed in range(2):
         for number in range(MOST_CONCERNED):
-            imperfections.count("unmetered", f"model-{flushed}-{number}")
-        imperfections.flush()
+            anomalies.count("unmetered", f"model-{flushed}-{number}")
+        anomalies.flush()
     found = {(row.kind, row.concerns): row.times for row in operations.anomalies()}
     assert found["duplicate", "x" * LONGEST_NAME] == 1
     assert found["unmetered", OTHERS] == MOST_CONCERNED
@@ -67,17 +67,17 @@ def test_names_are_short_and_few(operations: OperationsLog, imperfections: Anoma
 
 
 def test_a_busy_ledger_gets_them_later(
-    operations: OperationsLog, imperfections: Anomalies, monkeypatch: pytest.MonkeyPatch
+    operations: OperationsLog, anomalies: Anomalies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counts that could not be written are kept for the next flush."""
-    imperfections.count("orphaned", "gpt")
+    anomalies.count("orphaned", "gpt")
     with monkeypatch.context() as patch:
         patch.setattr(operations, "count_anomalies", _busy)
-        imperfections.flush()
+        anomalies.flush()
     assert operations.anomalies() == []
-    imperfections.flush()
+    anomalies.flush()
     assert [row.times for row in operations.anomalies()] == [1]
 
 
-def _busy(_imperfections: object) -> None:
+def _busy(_anomalies: object) -> None:
     raise LedgerBusyError

@@ -82,12 +82,10 @@ class Live:
         self.clock = FakeClock()
         ledger = opened.ledger
         rules, counts = ActiveLimits(limits), Anomalies(opened.operations, self.clock)
-        decider = Decider(
-            ledger, rules, self.clock, worker="w", imperfections=counts, policy=AdmissionPolicy(max_wait=0)
-        )
+        decider = Decider(ledger, rules, self.clock, worker="w", anomalies=counts, policy=AdmissionPolicy(max_wait=0))
         self.admission = Admission(decider, self.clock)
         cache = UsageCache(size=10, retention_days=7, zone=ZoneInfo("UTC"))
-        self.recorder = Recorder(ledger, rules, cache, self.clock, imperfections=counts, alerts=Alerts(self.clock))
+        self.recorder = Recorder(ledger, rules, cache, self.clock, anomalies=counts, alerts=Alerts(self.clock))
         self._open: list[tuple[int, OpenRequest, Outcome]] = []
         self.recorded: list[UsageEvent] = []
         self.refused: list[str] = []

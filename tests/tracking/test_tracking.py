@@ -438,7 +438,7 @@ async def test_the_cache_is_bounded_and_forgets_the_least_used(tmp_path: Path, c
     parts = Parts(configure(tmp_path, more="  cache: {size: 3}"))
     settle(parts, *(make_event(started_at=clock.now(), user=f"u{number}") for number in range(10)))
     async with reading(parts.config, clock) as reader:
-        cache = reader.tracker._cache
+        cache = reader.tracker._user_sums._cache
         for number in range(10):
             assert (await reader.tracker.user_day(f"u{number}")).cost == CENT
         assert len(cache) == 3
@@ -499,7 +499,7 @@ async def test_months_are_cached_like_days(tmp_path: Path, clock: FakeClock) -> 
         assert (await reader.tracker.user_month("ann")).requests == 2
         assert (await reader.tracker.user_month("ann", date(2026, 10, 5))).requests == 1
         settle(parts, make_event(started_at=clock.now()), make_event(started_at=clock.now(), user="bo"))
-        cache = reader.tracker._cache
+        cache = reader.tracker._user_sums._cache
         assert (await reader.tracker.user_month("ann", date(2026, 11, 30))).requests == 3
         assert len(cache) == 2
         cache.clean_up(date(2026, 12, 7))
@@ -612,7 +612,7 @@ async def test_closing_waits_for_who_writes(tmp_path: Path, clock: FakeClock) ->
     refused = await admit(runtime, ask(clock, cost=60 * CENT))
     assert isinstance(refused, Refusal)
     runtime.refusals.add(refused)
-    runtime.imperfections.count("orphaned", "gpt")
+    runtime.anomalies.count("orphaned", "gpt")
     path = runtime.config.data_dir / "ledger.db"
     other = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")

@@ -30,7 +30,7 @@ async def test_what_the_ledger_does_not_know_is_recorded(
     assert runtime.ledger.balances(accounts) == {account: Balance(3 * CENT, 0) for account in accounts}
     assert len(runtime.ledger.outbox(0, 10)) == 1
     assert "ledger.reservation_unknown" in caplog.text
-    runtime.imperfections.flush()
+    runtime.anomalies.flush()
     assert [(found.kind, found.times) for found in runtime.operations.anomalies()] == [("unheld", 1)]
 
 

@@ -56,7 +56,8 @@ async def run(reader: Reader, *, output: Output) -> None:
         "history": await _history(reader),
         "refusals": refusals,
         "blocked": blocked,
-        "imperfections": plain_counts(anomalies),
+        "anomalies": plain_counts(anomalies),
+        "imperfections": plain_counts(anomalies),  # deprecated
         "adjustments": [plain_adjustment(reader, one) for one in adjustments],
         "migration": _migration(reported(reader.operations)),
     }

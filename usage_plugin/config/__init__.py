@@ -1,13 +1,14 @@
 """The section `usage_plugin:` of the proxy's YAML, validated strictly.
 
 `load_config` returns a `Config`, or raises a `ConfigError` that lists every mistake with its line, path, value and
-remedy. `ConfigFile` detects changes of the file.
+remedy. `ConfigFile` detects changes of the file; `ActiveConfig` holds the configuration in force.
 
 `field_types` parses single values; `limit_config` and `sections` define the keys, `deprecated_keys` their old names.
 `yaml_text` parses YAML. `proxy_yaml` merges included files as LiteLLM does. `loader` finds and loads the section.
 Of LiteLLM, this package knows only the environment variable of its file, and its way of merging.
 """
 
+from usage_plugin.config.active_config import ActiveConfig
 from usage_plugin.config.limit_config import LimitConfig
 from usage_plugin.config.loader import (
     CONFIG_VARIABLE,
@@ -41,6 +42,7 @@ __all__ = [
     "ENFORCE_VARIABLE",
     "RESOLVER",
     "SECTION",
+    "ActiveConfig",
     "AdmissionConfig",
     "CacheConfig",
     "Config",

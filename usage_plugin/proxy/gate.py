@@ -15,21 +15,21 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import new_ref
 from usage_plugin.proxy import routes
 from usage_plugin.proxy.client_rules import with_usage
-from usage_plugin.proxy.identity import resolve
 from usage_plugin.proxy.refusal_response import bad_request
-from usage_plugin.proxy.unmetered import admit_unmetered
 from usage_plugin.tracking.admission.decisions import Decision, Refusal
 from usage_plugin.tracking.admission.requirements import Requirement
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.limit_set import Matched
+    from usage_plugin.proxy.identity import Identification
     from usage_plugin.proxy.prices import PriceBook
     from usage_plugin.proxy.request_admission import RequestAdmission
     from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.proxy.request_scope import RequestScope
-    from usage_plugin.runtime import Runtime
+    from usage_plugin.proxy.unmetered import UnmeteredAdmission
 
 _RAG = "rag/query"
 _LONGEST_PATH = 100
@@ -49,11 +49,20 @@ class Passage(NamedTuple):
 class Gate:
     """Decides by route; each handler has one."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, admission: RequestAdmission) -> None:
-        """Create it from the worker's runtime, the price book and the admission of requests."""
-        self._runtime = runtime
-        self._prices = prices
+    def __init__(
+        self,
+        admission: RequestAdmission,
+        unmetered: UnmeteredAdmission,
+        identification: Identification,
+        prices: PriceBook,
+        clock: Clock,
+    ) -> None:
+        """Create it from the two kinds of admission, the identification of parties, the price book and the clock."""
         self._admission = admission
+        self._unmetered = unmetered
+        self._identification = identification
+        self._prices = prices
+        self._clock = clock
 
     def arrive(
         self, here: RequestScope, key: Any, request: Any, body: Any, route: str
@@ -93,7 +102,7 @@ class Gate:
                 return Passage(subjects, Decision(refusal, ()))
         if rule.call_type is None:
             return Passage(subjects, None)
-        decision = await admit_unmetered(self._runtime, subjects, body, rule.call_type)
+        decision = await self._unmetered.admit(subjects, body, rule.call_type)
         return Passage(subjects, decision, is_unmetered=True)
 
     async def _hold(self, rule: routes.Rule, subjects: Subjects, request: Any, body: dict[str, Any]) -> Passage:
@@ -126,12 +135,12 @@ class Gate:
 
     def _refuse(self, rule: routes.Rule, here: RequestScope, subjects: Subjects, model: object) -> Refusal | None:
         """Return a refusal if any limit forbids this route, else None."""
-        if not self._runtime.enforce:
+        if not self._admission.config.enforce:
             return None
         name = model if isinstance(model, str) and model else None
-        now = self._runtime.clock.now()
+        now = self._clock.now()
         is_free = name is not None and self._is_free(name, subjects)
-        for matched in self._runtime.limits.matching(subjects, name, None):
+        for matched in self._admission.limits.limits.matching(subjects, name, None):
             demand = Requirement.of(matched, now, 0)
             if demand.maximum is None or not _refuses(rule, matched, is_free=is_free):
                 continue
@@ -142,14 +151,13 @@ class Gate:
         return None
 
     def _is_free(self, model: str, subjects: Subjects) -> bool:
-        prices = [way.price_on("") for way in self._prices.deployments(model, subjects.team)]
+        prices = [deployment.price_on("") for deployment in self._prices.deployments(model, subjects.team)]
         return bool(prices) and all(price is not None and price.is_free for price in prices)
 
     def _subjects(self, key: Any, request: Any, body: Any) -> Subjects:  # LiteLLM's; Starlette's
         named = dict(body) if isinstance(body, dict) else {}
         named["proxy_server_request"] = {"headers": dict(request.headers)}
-        runtime = self._runtime
-        return runtime.pseudonyms.keep(resolve(runtime.config.identity, key, named, runtime.resolvers))
+        return self._identification.subjects_of(key, named)
 
 
 def _refuses(rule: routes.Rule, matched: Matched, *, is_free: bool) -> bool:

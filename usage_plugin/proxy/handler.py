@@ -26,7 +26,7 @@ from usage_plugin.proxy import output_limits, request_scope
 from usage_plugin.proxy.client_rules import gives_up_early, with_usage
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.gate import Gate
-from usage_plugin.proxy.identity import resolve
+from usage_plugin.proxy.identity import Identification
 from usage_plugin.proxy.inflight import InflightRequests, is_free
 from usage_plugin.proxy.inflight_request import InflightRequest
 from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_for_usage
@@ -38,7 +38,7 @@ from usage_plugin.proxy.request_plan import RequestPlanner
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
 from usage_plugin.proxy.settlement import Settlement
 from usage_plugin.proxy.streams import NATIVE, Report
-from usage_plugin.proxy.unmetered import UNMETERED, admit_unmetered
+from usage_plugin.proxy.unmetered import UNMETERED, UnmeteredAdmission
 from usage_plugin.tracking.admission.decisions import Decision, Refusal
 
 if TYPE_CHECKING:
@@ -63,13 +63,22 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     def __init__(self, runtime: Runtime, prices: PriceBook) -> None:
         """Create the handler from the worker's runtime and the price book."""
         super().__init__()
-        self._runtime = runtime
-        planner = RequestPlanner(runtime, prices)
-        self._admission = RequestAdmission(runtime, planner)
-        self._gate = Gate(runtime, prices, self._admission)
-        self._outgoing_check = OutgoingCheck(runtime, planner, self._admission)
-        self._underway = InflightRequests()
-        self._endings = Settlement(runtime, prices, self._underway, Deferred(runtime))
+        config, clock, limits = runtime.active_config, runtime.clock, runtime.rules
+        self._config = config
+        self._clock = clock
+        self._refusals = runtime.refusals
+        self._anomalies = runtime.anomalies
+        self._identification = Identification(config, runtime.pseudonyms, runtime.resolvers)
+        planner = RequestPlanner(prices, limits, config, clock)
+        self._admission = RequestAdmission(runtime.admission, planner, limits, config)
+        self._unmetered = UnmeteredAdmission(runtime.admission, config, clock)
+        self._gate = Gate(self._admission, self._unmetered, self._identification, prices, clock)
+        self._outgoing_check = OutgoingCheck(self._admission, planner, runtime.ledger, runtime.refusals)
+        self._inflight = InflightRequests()
+        deferred = Deferred(runtime.ledger, runtime.operations, runtime.recorder, clock)
+        self._settlement = Settlement(
+            self._inflight, deferred, prices, runtime.recorder, runtime.anomalies, config, clock
+        )
 
     def __init_subclass__(cls) -> None:
         """Reject subclasses: LiteLLM would silently not call inherited hooks."""
@@ -90,7 +99,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         try:
             if not self._gate.arrive(here, key, request, body, route):
                 return
-            started = self._runtime.clock.monotonic()
+            started = self._clock.monotonic()
             passage = await self._gate.pass_through(here, request, body)
             if passage.decision is not None:
                 here.output_limit = passage.output_limit
@@ -125,7 +134,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         if here is not None and kind in LOOK_UPS:
             here.looked_up = data
         try:
-            if is_free(kind) or _is_free_route(here, kind) or self._underway.of_hook(data) is not None:
+            if is_free(kind) or _is_free_route(here, kind) or self._inflight.of_hook(data) is not None:
                 # A look-up, or a request that is admitted already: by the gate, by a second listing of this callback,
                 # or before LiteLLM chose a fallback.
                 return None
@@ -138,12 +147,11 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         return data
 
     async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: request_scope.RequestScope | None) -> None:
-        runtime = self._runtime
-        started = runtime.clock.monotonic()
-        subjects = runtime.pseudonyms.keep(resolve(runtime.config.identity, key, data, runtime.resolvers))
+        started = self._clock.monotonic()
+        subjects = self._identification.subjects_of(key, data)
         unmetered, outgoing = kind in UNMETERED, None
         if unmetered:
-            decision = await admit_unmetered(runtime, subjects, data, kind)
+            decision = await self._unmetered.admit(subjects, data, kind)
         else:
             decision, outgoing = await self._admission.admit(subjects, data, kind)
         self._begin(decision, subjects, data, here, started, unmetered=unmetered, outgoing=outgoing)
@@ -161,19 +169,18 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         outgoing: OutgoingBounds | None = None,
     ) -> InflightRequest:
         """Start an admitted request, or raise the refusal."""
-        runtime = self._runtime
         outcome, unfelt = decision
         for refusal in unfelt:
-            runtime.refusals.add(refusal)
+            self._refusals.add(refusal)
         if isinstance(outcome, Refusal):
-            runtime.refusals.add(outcome)
+            self._refusals.add(outcome)
             # The reason quotes the client's own fields, so it is only sent to the client and never stored.
             fields = outgoing.bound.unknown if outgoing is not None and outcome.reason == "unbounded" else ()
-            raise refusal_error(replace(outcome, user=subjects.called, fields=fields), runtime.config)
+            raise refusal_error(replace(outcome, user=subjects.called, fields=fields), self._config.current)
         request = InflightRequest(outcome, started, unmetered=unmetered, fills_exchange=fills)
         request.outgoing = outgoing
         try:
-            self._underway.add(request, data, here)
+            self._inflight.add(request, data, here)
             if here is not None and outcome.event.call_type in NATIVE:
                 here.report = request.report = Report()
             elif unmetered and here is not None and reads_bytes(here):
@@ -185,7 +192,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 log.warning("limit.passed", limit=name, user=subjects.user, action="warn")
         except Exception as error:
             # A bug of the plugin: the request does not start, so it must not keep a hold.
-            self._endings.failed(request, error, hurried=False)
+            self._settlement.failed(request, error, hurried=False)
             raise
         return request
 
@@ -196,7 +203,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
         From here on the request may cost something, even if it is stopped later.
         """
-        request, here = self._underway.of_hook(kwargs), request_scope.current.get()
+        request, here = self._inflight.of_hook(kwargs), request_scope.current.get()
         _stop_if_refused(here)
         if request is None and here is not None and here.subjects is None and not here.requests:
             request = await self._notice(here)
@@ -218,7 +225,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         request.answer = request.stream = None
 
     def _stopped(self, refusal: Refusal) -> StoppedError:
-        error = refusal_error(refusal, self._runtime.config)
+        error = refusal_error(refusal, self._config.current)
         here = request_scope.current.get()
         if here is not None:
             here.refuse(error)
@@ -229,8 +236,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         here.rule = rule = rule_of(here.method, here.path)
         if rule.verdict in ("free", "held"):
             return None
-        started = self._runtime.clock.monotonic()
-        decision = await admit_unmetered(self._runtime, Subjects(), {}, rule.call_type or PASS_THROUGH)
+        started = self._clock.monotonic()
+        decision = await self._unmetered.admit(Subjects(), {}, rule.call_type or PASS_THROUGH)
         try:
             return self._begin(decision, Subjects(), {}, here, started, unmetered=True)
         except ProxyException as answer:
@@ -245,7 +252,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         fallback_depth: int | None = None,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Record that a provider rejected the request; a retry or a fallback may follow."""
-        request = self._underway.of_hook(request_data)
+        request = self._inflight.of_hook(request_data)
         if request is not None:
             request.sent = False
 
@@ -256,17 +263,17 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         call_type: Any,  # noqa: ARG002  # LiteLLM's
     ) -> None:
         """Record that a provider answered."""
-        request = self._underway.of_hook(request_data)
+        request = self._inflight.of_hook(request_data)
         if request is not None:
-            self._endings.provider_answered(request, request_data, response)
+            self._settlement.provider_answered(request, request_data, response)
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002  # LiteLLM's
         """Settle a whole answer before it is sent, so that neither SIGTERM nor a slow logger can lose it."""
         with _NothingRaised("async_post_call_success_hook"):
-            request = self._underway.of_hook(data)
+            request = self._inflight.of_hook(data)
             if request is None and data.get("response_id"):
-                self._endings.looked_up(data, response)
-            recorded = self._endings.answered(request, data, response) if request is not None else None
+                self._settlement.looked_up(data, response)
+            recorded = self._settlement.answered(request, data, response) if request is not None else None
             here = request_scope.current.get()
             if here is not None and recorded is not None:
                 here.standing = recorded.standing or here.standing
@@ -282,7 +289,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> None:
         """Settle a stream, and each answer that the inline hook could not settle."""
         with _NothingRaised("async_log_success_event"):
-            self._endings.logged(kwargs, response_obj)
+            self._settlement.logged(kwargs, response_obj)
 
     async def async_log_failure_event(
         self,
@@ -293,9 +300,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> None:
         """Record the delivered part of a broken stream; it is settled only if the request really fails."""
         with _NothingRaised("async_log_failure_event"):
-            request = self._underway.of_log(kwargs)
+            request = self._inflight.of_log(kwargs)
             if request is not None:
-                self._endings.partly_delivered(request, kwargs)
+                self._settlement.partly_delivered(request, kwargs)
 
     async def async_post_call_failure_hook(
         self,
@@ -306,11 +313,11 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> None:
         """Settle a request that failed finally, after all retries and fallbacks."""
         with _NothingRaised("async_post_call_failure_hook"):
-            request = self._underway.of_hook(request_data)
+            request = self._inflight.of_hook(request_data)
             if request is not None:
-                self._endings.failed(request, original_exception, hurried=gives_up_early(request_data))
-            elif self._underway.repetition(request_data, by="failure"):
-                self._runtime.imperfections.count("duplicate", str(request_data.get("model") or ""))
+                self._settlement.failed(request, original_exception, hurried=gives_up_early(request_data))
+            elif self._inflight.repetition(request_data, by="failure"):
+                self._anomalies.count("duplicate", str(request_data.get("model") or ""))
 
     # ── the exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -326,17 +333,17 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     def request_ended(self, request: InflightRequest, ending: Status) -> None:
         """Process the end of a request on the wire."""
         with _NothingRaised("request_ended"):
-            self._endings.over(request, ending)
+            self._settlement.over(request, ending)
 
     @property
     def has_unsettled(self) -> bool:
         """Whether any request is not settled yet."""
-        return bool(self._underway.left())
+        return bool(self._inflight.left())
 
     def close(self) -> None:
         """Settle the remaining requests when the worker ends."""
         with _NothingRaised("close"):
-            self._endings.close()
+            self._settlement.close()
 
 
 def _stop_if_refused(here: request_scope.RequestScope | None) -> None:

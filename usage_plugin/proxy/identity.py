@@ -25,7 +25,8 @@ from usage_plugin.proxy import request_scope
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from usage_plugin.config import IdentityConfig
+    from usage_plugin.config import ActiveConfig, IdentityConfig
+    from usage_plugin.domain.pseudonyms import Pseudonyms
     from usage_plugin.plugins.identity_resolvers import Resolvers
 
 _PLACEHOLDER = "default_user_id"
@@ -42,6 +43,20 @@ _PROXY = "litellm.proxy.proxy_server"
 _KEY_SETTING = "litellm_key_header_name"
 _KEY_HEADERS = frozenset(header.value.lower() for header in SpecialHeaders)
 """Headers that carry keys: they never name a user, and plugins never get them."""
+
+
+class Identification:
+    """Names the parties of requests, by the configuration in force."""
+
+    def __init__(self, config: ActiveConfig, pseudonyms: Pseudonyms, resolvers: Resolvers) -> None:
+        """Create it from the configuration, the pseudonyms of the data folder, and the resolvers of plugins."""
+        self._config = config
+        self._pseudonyms = pseudonyms
+        self._resolvers = resolvers
+
+    def subjects_of(self, key: Any, body: Mapping[str, Any]) -> Subjects:  # UserAPIKeyAuth
+        """Return the parties of a request under the names that are stored; errors as in `resolve`."""
+        return self._pseudonyms.keep(resolve(self._config.current.identity, key, body, self._resolvers))
 
 
 def resolve(

@@ -188,7 +188,7 @@ def _announce(runtime: Runtime) -> None:
         "usage_plugin.started",
         version=usage_plugin.__version__,
         limits=[limit.name for limit in config.limits],
-        enforce=runtime.enforce,
+        enforce=runtime.active_config.enforce,
         unpriced_models=unpriced,
         warnings=[str(warning) for warning in warnings],
         ledger=runtime.ledger.location,

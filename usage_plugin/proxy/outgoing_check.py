@@ -28,12 +28,13 @@ from usage_plugin.proxy import bounds, output_limits
 from usage_plugin.tracking.admission.decisions import Refusal, unheld
 
 if TYPE_CHECKING:
+    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.prices import PriceExposure
     from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.prices import Deployment
     from usage_plugin.proxy.request_admission import RequestAdmission
     from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlanner
-    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.admission.refusals import RefusalLog
 
 _METADATA = ("litellm_metadata", "metadata")
 _MOST_TRIES = 200
@@ -67,79 +68,84 @@ class StoppedError(ProxyException, HTTPException):  # type: ignore[misc]  # Lite
 class OutgoingCheck:
     """Checks outgoing requests; each handler has one."""
 
-    def __init__(self, runtime: Runtime, planner: RequestPlanner, admission: RequestAdmission) -> None:
-        """Create it from the worker's runtime, the planner and the admission of requests."""
-        self._runtime = runtime
-        self._planner = planner
+    def __init__(
+        self, admission: RequestAdmission, planner: RequestPlanner, ledger: Ledger, refusals: RefusalLog
+    ) -> None:
+        """Create it from the admission of requests, the planner, the ledger and the log of refusals."""
         self._admission = admission
+        self._planner = planner
+        self._ledger = ledger
+        self._refusals = refusals
 
-    async def check(self, request: InflightRequest, kwargs: dict[str, Any], kind: str) -> Refusal | None:
+    async def check(self, request: InflightRequest, kwargs: dict[str, Any], call_type: str) -> Refusal | None:
         """Compare the outgoing request with its hold; return the refusal if it must not be sent.
 
         Args:
             request: The admitted request.
             kwargs: The arguments of the call to the provider. Our output limit is set here where the body could not
                 hold it.
-            kind: LiteLLM's call type.
+            call_type: LiteLLM's call type.
         """
         outgoing = request.outgoing
         if request.stopped is not None:
             return request.stopped
-        if outgoing is None or kind != outgoing.call_type:
+        if outgoing is None or call_type != outgoing.call_type:
             # No limit depends on it, or it is the translated form of a request that has been compared.
             return None
-        way, is_expected = self._way(request, outgoing, kwargs)
-        if way is None:
+        deployment, is_expected = self._chosen_deployment(request, outgoing, kwargs)
+        if deployment is None:
             # No deployment was chosen: LiteLLM calls the provider by the model's name, as admitted.
             return None
         if is_expected:
-            _put_in(outgoing, kwargs, way)
-            if self._is_held(outgoing, kwargs, way):
+            _put_in(outgoing, kwargs, deployment)
+            if self._is_held(outgoing, kwargs, deployment):
                 return None
-        return await self._admit_again(request, kwargs, kind, way)
+        return await self._admit_again(request, kwargs, call_type, deployment)
 
-    def _way(
+    def _chosen_deployment(
         self, request: InflightRequest, outgoing: OutgoingBounds, kwargs: dict[str, Any]
     ) -> tuple[Deployment | None, bool]:
         """Return the chosen deployment, and whether the request was admitted for it."""
         deployment_id, group = _chosen(kwargs)
         if deployment_id is None:
             return None, False
-        for way in outgoing.deployments:
-            if way.deployment_id == deployment_id:
-                return way, True
+        for deployment in outgoing.deployments:
+            if deployment.deployment_id == deployment_id:
+                return deployment, True
         return self._planner.deployment(request.admitted.subjects, group, deployment_id), False
 
-    def _is_held(self, outgoing: OutgoingBounds, kwargs: dict[str, Any], way: Deployment) -> bool:
+    def _is_held(self, outgoing: OutgoingBounds, kwargs: dict[str, Any], deployment: Deployment) -> bool:
         """Whether the outgoing request is within the bounds of the admitted one."""
         then, now = outgoing.bound, bounds.read(outgoing.call_type, kwargs, trusted=True)
-        most = None if then.input_tokens is None else then.input_tokens + _own_input(way, outgoing.call_type)
+        most = None if then.input_tokens is None else then.input_tokens + _own_input(deployment, outgoing.call_type)
         if most is not None and (now.input_tokens is None or now.input_tokens > most):
             return False
-        if outgoing.output.is_counted and outgoing.output_tokens is not None and route_of(outgoing.call_type) == "text":
-            fields = output_limits.output_limit(way, outgoing.call_type, self._runtime.config.admission).fields
+        counts_output = outgoing.output.is_counted and route_of(outgoing.call_type) == "text"
+        if counts_output and outgoing.output_tokens is not None:
+            admission = self._admission.config.current.admission
+            fields = output_limits.output_limit(deployment, outgoing.call_type, admission).fields
             if fields and now.named.isdisjoint(fields):
                 return False
             if (now.largest_output + now.predicted) * now.answers > outgoing.output_tokens:
                 return False
             if not now.output_is_bounded:
                 return False
-        return _is_within(now.reach, then.reach, way)
+        return _is_within(now.reach, then.reach, deployment)
 
     async def _admit_again(
-        self, request: InflightRequest, kwargs: dict[str, Any], kind: str, way: Deployment
+        self, request: InflightRequest, kwargs: dict[str, Any], call_type: str, deployment: Deployment
     ) -> Refusal | None:
         admitted = request.admitted
         if admitted.holds and not await self._release(request):
             return None
-        decision, outgoing = await self._admission.admit_again(admitted, kwargs, kind, way)
+        decision, outgoing = await self._admission.admit_again(admitted, kwargs, call_type, deployment)
         outcome = decision.outcome
         for refusal in decision.unfelt:
-            self._runtime.refusals.add(refusal)
+            self._refusals.add(refusal)
         log.info(
             "request.changed",
             event_id=request.event_id,
-            model=way.model,
+            model=deployment.model,
             admitted=not isinstance(outcome, Refusal),
         )
         if isinstance(outcome, Refusal):
@@ -152,15 +158,15 @@ class OutgoingCheck:
             # The plan leaves the call as it is, so set the limits in it.
             output = outgoing.output
             if output.injected is not None:
-                output_limits.write(kind, kwargs, *output.injected)
-            _put_in(outgoing._replace(output=output._replace(injected=None)), kwargs, way)
+                output_limits.write(call_type, kwargs, *output.injected)
+            _put_in(outgoing._replace(output=output._replace(injected=None)), kwargs, deployment)
         return None
 
     async def _release(self, request: InflightRequest) -> bool:
         """Release the hold; return False if the ledger fails, so that the first hold stays."""
         for _ in range(_MOST_TRIES):
             try:
-                self._runtime.ledger.release(request.event_id)
+                self._ledger.release(request.event_id)
             except LedgerBusyError:
                 await asyncio.sleep(_PAUSE)
             except LedgerError:
@@ -171,9 +177,9 @@ class OutgoingCheck:
         return False
 
 
-def ask_for_usage(kwargs: dict[str, Any], kind: str, admitted: str) -> None:
+def ask_for_usage(kwargs: dict[str, Any], call_type: str, admitted: str) -> None:
     """Request the usage at the end of a stream, where LiteLLM translates a route into chat without requesting it."""
-    if kind != "acompletion" or admitted == kind or not kwargs.get("stream"):
+    if call_type != "acompletion" or admitted == call_type or not kwargs.get("stream"):
         return
     options = kwargs.get("stream_options")
     if not isinstance(options, dict) and _reports_usage(str(kwargs.get("model")), kwargs.get("custom_llm_provider")):
@@ -205,10 +211,10 @@ def _chosen(kwargs: dict[str, Any]) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _put_in(outgoing: OutgoingBounds, kwargs: dict[str, Any], way: Deployment) -> None:
+def _put_in(outgoing: OutgoingBounds, kwargs: dict[str, Any], deployment: Deployment) -> None:
     """Set our output limit for a deployment that needs a different one than the body has."""
     output = outgoing.output
-    own = output.by_deployment.get(way.deployment_id)
+    own = output.by_deployment.get(deployment.deployment_id)
     if own is None:
         return
     if output.injected is not None:
@@ -216,16 +222,16 @@ def _put_in(outgoing: OutgoingBounds, kwargs: dict[str, Any], way: Deployment) -
     output_limits.write(outgoing.call_type, kwargs, *own)
 
 
-def _own_input(way: Deployment, kind: str) -> int:
-    own: bounds.Bounds | None = way.bounds.get(kind)
+def _own_input(deployment: Deployment, call_type: str) -> int:
+    own: bounds.Bounds | None = deployment.bounds.get(call_type)
     return (own.input_tokens or 0) if own is not None else 0
 
 
-def _is_within(now: PriceExposure, then: PriceExposure, way: Deployment) -> bool:
+def _is_within(now: PriceExposure, then: PriceExposure, deployment: Deployment) -> bool:
     return (
         now.media_input <= then.media_input
         and now.media_output <= then.media_output
-        and {*now.services} <= {*then.services, way.service}
+        and {*now.services} <= {*then.services, deployment.service}
         and {*now.modes} <= {*then.modes}
         and (then.units is None or (now.units is not None and all(map(le, now.units, then.units))))
     )

@@ -17,10 +17,12 @@ from usage_plugin.tracking.admission.requirements import requirements_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from usage_plugin.config import ActiveConfig
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.proxy.prices import Deployment
     from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlan, RequestPlanner
-    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.admission.active_limits import ActiveLimits
+    from usage_plugin.tracking.admission.remedies import Admission
     from usage_plugin.tracking.admission.requirements import Ask, Requirement
 
 SHORTEST_ANSWER = 256
@@ -41,10 +43,14 @@ log = get_logger()
 class RequestAdmission:
     """Admits requests; each handler has one."""
 
-    def __init__(self, runtime: Runtime, planner: RequestPlanner) -> None:
-        """Create it from the worker's runtime and the planner."""
-        self.runtime = runtime
+    def __init__(
+        self, admission: Admission, planner: RequestPlanner, limits: ActiveLimits, config: ActiveConfig
+    ) -> None:
+        """Create it from the admission of the worker, the planner, the limits and the configuration."""
+        self._admission = admission
         self.planner = planner
+        self.limits = limits
+        self.config = config
         self.tokenizer = Tokenizer()
 
     async def admit(
@@ -59,7 +65,7 @@ class RequestAdmission:
             ProxyException: The request cannot be admitted as it is written.
         """
         alternatives = _Alternatives(self, subjects, data, call_type, AS_IT_ARRIVED)
-        decision = await self.runtime.admission.admit(alternatives.plan.ask, alternatives)
+        decision = await self._admission.admit(alternatives.plan.ask, alternatives)
         plan, outcome = alternatives.plan, decision.outcome
         if isinstance(outcome, Admitted):
             plan.apply(data, without_fallbacks=outcome.without_fallbacks)
@@ -75,19 +81,19 @@ class RequestAdmission:
         form = Form(deployment=deployment, admitted=request.event)
         body = {**kwargs, "model": deployment.model}
         alternatives = _Alternatives(self, request.subjects, body, call_type, form)
-        decision = await self.runtime.admission.admit(alternatives.plan.ask, alternatives)
+        decision = await self._admission.admit(alternatives.plan.ask, alternatives)
         return decision, alternatives.plan.outgoing
 
 
 class _Alternatives:
     """One request and its other forms; `plan` is the one that was decided on last."""
 
-    __slots__ = ("_admission", "_call_type", "_data", "_form", "_subjects", "plan")
+    __slots__ = ("_call_type", "_data", "_form", "_parts", "_subjects", "plan")
 
     def __init__(
-        self, admission: RequestAdmission, subjects: Subjects, data: Mapping[str, Any], call_type: str, form: Form
+        self, parts: RequestAdmission, subjects: Subjects, data: Mapping[str, Any], call_type: str, form: Form
     ) -> None:
-        self._admission = admission
+        self._parts = parts
         self._subjects = subjects
         self._data = data
         self._call_type = call_type
@@ -95,7 +101,7 @@ class _Alternatives:
         self.plan = self._planned(form)
 
     def _planned(self, form: Form) -> RequestPlan:
-        return self._admission.planner.plan(self._subjects, self._data, self._call_type, form)
+        return self._parts.planner.plan(self._subjects, self._data, self._call_type, form)
 
     def _take(self, form: Form) -> Ask:
         """Go on with the request in this form."""
@@ -116,12 +122,12 @@ class _Alternatives:
             room -= obstacle.balance.spent
         body = self.plan.body
         most = most_savings(body)
-        encoding = self._admission.planner.encoding(self._subjects, body) if most else None
+        encoding = self._parts.planner.encoding(self._subjects, body) if most else None
         if encoding is None:
             return None
         if not self._fits(self._planned(self._form._replace(counted_tokens=most)).ask, demand, room):
             return None
-        counted = await self._admission.tokenizer.savings(body, encoding)
+        counted = await self._parts.tokenizer.savings(body, encoding)
         return self._take(self._form._replace(counted_tokens=counted))
 
     def downgraded(self, ask: Ask, obstacle: Downgrade) -> Ask:
@@ -133,7 +139,7 @@ class _Alternatives:
     def without_thinking_room(self) -> Ask | None:
         """Plan our ordinary output limit, if the larger one is ours and the client asks for no thinking."""
         injected = self.plan.outgoing.output.injected if self.plan.outgoing is not None else None
-        ordinary = self._admission.runtime.config.admission.output_tokens_of(self.plan.ask.draft.requested_model or "")
+        ordinary = self._parts.config.current.admission.output_tokens_of(self.plan.ask.draft.requested_model or "")
         if self._form.deployment is not None or injected is None or injected[1] <= ordinary:
             return None
         if names_any(self._data, ("thinking",)):
@@ -144,7 +150,7 @@ class _Alternatives:
         """Plan the longest answer that fits into `room` of the limit that refused; None if it would be too short."""
         demand = obstacle.demand
         field = self.plan.outgoing.output.field if self.plan.outgoing is not None else None
-        if self._admission.runtime.config.admission.on_short_budget != "clamp" or self._form.deployment is not None:
+        if self._parts.config.current.admission.on_short_budget != "clamp" or self._form.deployment is not None:
             return None
         if demand is None or demand.limit.unit not in _OUTPUT_UNITS or field is None or not ask.output_tokens:
             return None
@@ -164,7 +170,7 @@ class _Alternatives:
 
     def _fits(self, ask: Ask, refused: Requirement, room: int) -> bool:
         """Whether the limit that refused has room for the request in another form."""
-        demands, _ = requirements_of(ask, ask.primary, self._admission.runtime.limits, "charge")
+        demands, _ = requirements_of(ask, ask.primary, self._parts.limits.limits, "charge")
         return all(
             demand.amount <= room
             for demand in demands

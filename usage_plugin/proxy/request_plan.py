@@ -22,8 +22,10 @@ from usage_plugin.tracking.admission.requirements import Ask
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from usage_plugin.config import ActiveConfig
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.subjects import Subjects
-    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.admission.active_limits import ActiveLimits
 
 _OF_OUTPUT = ("output_tokens", "total_tokens")
 
@@ -103,10 +105,12 @@ class RequestPlan(NamedTuple):
 class RequestPlanner:
     """Plans requests; each handler has one."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook) -> None:
-        """Create the planner from the worker's runtime and the price book."""
-        self._runtime = runtime
+    def __init__(self, prices: PriceBook, limits: ActiveLimits, config: ActiveConfig, clock: Clock) -> None:
+        """Create the planner from the price book, the limits, the configuration and the clock."""
         self._prices = prices
+        self._limits = limits
+        self._config = config
+        self._clock = clock
 
     def plan(
         self, subjects: Subjects, data: Mapping[str, Any], call_type: str, form: Form = AS_IT_ARRIVED
@@ -132,7 +136,7 @@ class RequestPlanner:
         if model and "," in model and not self._prices.is_listed(model):
             # LiteLLM would call every model of the list, and log only one of them, without a cost.
             raise bad_request(f"One model a request, please: {model[:100]!r} names several.", param="model")
-        is_limited = self._runtime.enforce and self._runtime.limits.may_stop_spending(subjects)
+        is_limited = self._config.enforce and self._limits.limits.may_stop_spending(subjects)
         if not chosen:
             client_rules.apply_rules(body, call_type, is_limited=is_limited)
         if form.output_limit is not None:
@@ -151,13 +155,13 @@ class RequestPlanner:
             call_type,
             deployments,
             each,
-            self._runtime.config.admission,
+            self._config.current.admission,
             has_room_for_thinking=form.has_room_for_thinking,
             is_counted=lambda: self._counts_output(subjects, deployments, call_type),
         )
         most = worst_case.largest(output.tokens)
         # The input's part of the cost is as expensive to work out as the whole.
-        splits_input = self._runtime.config.admission.on_lost == "charge_input"
+        splits_input = self._config.current.admission.on_lost == "charge_input"
         candidates = [
             worst_case.candidate(deployment, call_type, bound_of_one, tokens, self._prices, splits_input=splits_input)
             for deployment, bound_of_one, tokens in zip(deployments, each, output.tokens, strict=True)
@@ -207,7 +211,7 @@ class RequestPlanner:
         before = form.admitted
         draft = UsageEvent(
             event_id=before.event_id if before else new_event_id(),
-            started_at=self._runtime.clock.now(),
+            started_at=self._clock.now(),
             status="recovered",
             call_type=call_type,
             **subjects.kept(),
@@ -233,12 +237,12 @@ class RequestPlanner:
 
     def _counts_output(self, subjects: Subjects, deployments: Sequence[Deployment], call_type: str) -> bool:
         """Whether any limit that can stop this request counts its output."""
-        if not self._runtime.enforce:
+        if not self._config.enforce:
             return False
         for deployment in deployments:
             price = deployment.price_on(call_type)
             costs = price is not None and not price.is_free
-            for matched in self._runtime.limits.matching(subjects, deployment.model, deployment.provider):
+            for matched in self._limits.limits.matching(subjects, deployment.model, deployment.provider):
                 unit = matched.limit.unit
                 if matched.can_stop and (unit in _OF_OUTPUT or (costs and unit == "usd")):
                     return True

@@ -34,12 +34,15 @@ from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Rec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from usage_plugin.config import ActiveConfig
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.usage import CostSource, Status
     from usage_plugin.proxy.deferred import Deferred, Work
     from usage_plugin.proxy.inflight import InflightRequests, Settler
     from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.prices import PriceBook
-    from usage_plugin.runtime import Runtime
+    from usage_plugin.tracking.admission.settlement import Recorder
+    from usage_plugin.tracking.notifications.anomalies import Anomalies
 
 CLIENT_GONE = 499
 """The status of LiteLLM's exception for a request whose client has disconnected."""
@@ -56,12 +59,24 @@ log = get_logger()
 class Settlement:
     """Settles requests. Nothing here raises an error, since the answer must reach the client in any case."""
 
-    def __init__(self, runtime: Runtime, prices: PriceBook, inflight: InflightRequests, deferred: Deferred) -> None:
-        """Create it from the worker's runtime, the price book, and the requests in progress and deferred."""
-        self._runtime = runtime
-        self._prices = prices
+    def __init__(
+        self,
+        inflight: InflightRequests,
+        deferred: Deferred,
+        prices: PriceBook,
+        recorder: Recorder,
+        anomalies: Anomalies,
+        config: ActiveConfig,
+        clock: Clock,
+    ) -> None:
+        """Create it from the requests in progress and deferred, the price book, and the parts that record them."""
         self._inflight = inflight
         self._deferred = deferred
+        self._prices = prices
+        self._recorder = recorder
+        self._anomalies = anomalies
+        self._config = config
+        self._clock = clock
         self._disputes = charges.CrossCheck()
 
     def answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> Recorded | None:
@@ -148,7 +163,7 @@ class Settlement:
         if request is None:
             repetition = self._inflight.repetition(kwargs, by="success")
             if repetition == "again":
-                self._runtime.imperfections.count("duplicate", str(kwargs.get("model") or ""))
+                self._anomalies.count("duplicate", str(kwargs.get("model") or ""))
             elif repetition is None and self._inflight.is_foreign(kwargs):
                 self._record_foreign(kwargs, response)
             return
@@ -215,7 +230,7 @@ class Settlement:
         served = usage_parsing.served_streamed(served, report)._replace(units=report.units)
         try:
             served, offer = pass_through_prices.priced(self._prices, served, event, report, kwargs)
-            policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
+            policy = self._config.current.admission.disputed_cost_of(served.model or event.model)
             outcome = charges.read_outcome(
                 offer, served._replace(model=served.model or event.model or served.answered), report.usage, offer.event,
                 status=status, error=request.error, estimated=not is_whole, on_disputed=policy,
@@ -277,9 +292,9 @@ class Settlement:
         if request.logged is not None and not request.settled:
             self._settle_logged(request, *request.logged)
         if not request.settled:
-            self._runtime.recorder.free_slots(request)
+            self._recorder.free_slots(request)
             loop = asyncio.get_running_loop()
-            half = self._runtime.config.admission.orphan_grace.total_seconds() / 2
+            half = self._config.current.admission.orphan_grace.total_seconds() / 2
             # In two halves: if the worker stalls, the second half starts afterwards, so pending log events are
             # processed first.
             loop.call_later(half, loop.call_later, half, self._settle_orphan, request, ending)
@@ -305,7 +320,7 @@ class Settlement:
             self._settle_unmetered(request, request.failed or status)
             return
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
-        self._runtime.imperfections.count("orphaned", event.model or event.call_type, event.cost or 0)
+        self._anomalies.count("orphaned", event.model or event.call_type, event.cost or 0)
         if request.broken and status == "success":
             # LiteLLM ends some broken streams as if they were complete.
             status = "failure"
@@ -323,7 +338,7 @@ class Settlement:
         """Charge the flat cost that the operator configured for such requests; keep the rest of the outcome."""
         event = request.admitted.event
         flat = event.reserved
-        self._runtime.imperfections.count("unmetered", event.model or event.call_type, flat)
+        self._anomalies.count("unmetered", event.model or event.call_type, flat)
         source: CostSource = "reserved" if flat else "unpriced"
         return outcome._replace(cost=flat or None, cost_source=source, as_reserved=False, estimated=True)
 
@@ -340,7 +355,7 @@ class Settlement:
         self._record(request, served, usage, by="failure", status=status, error=request.error, estimated=request.cut)
 
     def _charges_cut_as_reserved(self) -> bool:
-        return self._runtime.config.admission.on_cut_stream == "reserved"
+        return self._config.current.admission.on_cut_stream == "reserved"
 
     def _record(
         self,
@@ -354,7 +369,7 @@ class Settlement:
         """Settle with LiteLLM's report; if it is unreadable, settle as reserved and mark that on the event."""
         event = request.admitted.event
         try:
-            policy = self._runtime.config.admission.disputed_cost_of(served.model or event.model)
+            policy = self._config.current.admission.disputed_cost_of(served.model or event.model)
             outcome = charges.read_outcome(self._prices, served, usage, event, on_disputed=policy, **how)
             self._cross_check(outcome)
         except Exception:
@@ -368,7 +383,7 @@ class Settlement:
         """Count each cost on which LiteLLM's figure differs from ours, and log it once for each model."""
         if outcome.disputed_by:
             self._disputes.look(outcome)
-            self._runtime.imperfections.count("disputed", outcome.model, outcome.disputed_by)
+            self._anomalies.count("disputed", outcome.model, outcome.disputed_by)
 
     def _settle_as_reserved(self, request: InflightRequest, status: Status, *, by: Settler) -> Recorded | None:
         return self._settle(request, Outcome(status=status, error=request.error, as_reserved=True), by=by)
@@ -381,7 +396,7 @@ class Settlement:
 
     def _write(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
         try:
-            recorded = self._runtime.recorder.record(request, outcome)
+            recorded = self._recorder.record(request, outcome)
         except Exception:
             log.exception("record.failed", event_id=request.event_id)
             if outcome.as_reserved:
@@ -390,7 +405,7 @@ class Settlement:
             request.settled = False
             return self._write(request, Outcome(status=outcome.status, error=outcome.error, as_reserved=True))
         if recorded is not None:
-            self._runtime.imperfections.look(recorded.event)
+            self._anomalies.look(recorded.event)
         return recorded
 
     def _record_foreign(self, kwargs: Mapping[str, Any], response: Any) -> None:
@@ -404,17 +419,17 @@ class Settlement:
         subjects = request_scope.subjects_here()
         draft = UsageEvent(
             event_id=new_event_id(),
-            started_at=self._runtime.clock.now(),
+            started_at=self._clock.now(),
             status="success",
             call_type=call_type,
             **subjects.kept(),
             model=served.model or served.served_model,
         )
-        policy = self._runtime.config.admission.disputed_cost_of(draft.model)
+        policy = self._config.current.admission.disputed_cost_of(draft.model)
         outcome = charges.read_outcome(self._prices, served, usage, draft, on_disputed=policy)
-        recorded = self._write(OpenRequest(unheld(draft, subjects), self._runtime.clock.monotonic()), outcome)
+        recorded = self._write(OpenRequest(unheld(draft, subjects), self._clock.monotonic()), outcome)
         if recorded is not None:
-            self._runtime.imperfections.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
+            self._anomalies.count("unheld", recorded.event.model or call_type, recorded.event.cost or 0)
 
 
 def _is_mocked(kwargs: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from usage_plugin.tracking.notifications.health import HealthNotes
 if TYPE_CHECKING:
     import asyncio
 
-    from usage_plugin.config import Config, ConfigFile
+    from usage_plugin.config import ActiveConfig, Config, ConfigFile
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.limit_set import LimitSet
@@ -34,9 +34,9 @@ log = get_logger()
 
 
 class WatchedRuntime(Protocol):
-    """The parts of a worker that depend on changes; the watcher replaces `config`."""
+    """The parts of a worker that depend on changes."""
 
-    config: Config
+    active_config: ActiveConfig
     clock: Clock
     opened: OpenLedger
     ledger: Ledger
@@ -46,7 +46,10 @@ class WatchedRuntime(Protocol):
     decider: Decider
     recorder: Recorder
     pressure: Pressure
-    enforce: bool
+
+    @property
+    def config(self) -> Config:
+        """The configuration in force."""
 
     @property
     def limits(self) -> LimitSet:
@@ -130,8 +133,8 @@ class ChangeWatcher:
                 log.warning("config.warning", message=deprecation.text, hint=deprecation.remedy)
             log.info("config.reread", limits=[limit.name for limit in config.limits], path=str(config.path))
         config = config.model_copy(update=kept)
-        runtime.config = config
-        runtime.decider.policy = admission_policy(config, enforce=runtime.enforce)
+        runtime.active_config.current = config
+        runtime.decider.policy = admission_policy(config, enforce=runtime.active_config.enforce)
         self._replace_rules()
 
     def _replace_rules(self) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from usage_plugin.config import ENFORCE_VARIABLE, Config, ConfigFile
+from usage_plugin.config import ENFORCE_VARIABLE, ActiveConfig, Config, ConfigFile
 from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import LedgerError
@@ -54,11 +54,11 @@ class Runtime:
         prepare_data_folder(config.data_dir)
         self.parts = parts = Parts(config, plugins)
         self.plugins = parts.plugins
-        self.config = config
+        enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
+        self.active_config = ActiveConfig(config, enforce=enforce)
         self.clock = clock or SystemClock()
         self._failures = PluginFailures(self.clock)
         self.resolvers = parts.resolvers(self._failures)
-        self.enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
         self.pseudonyms = parts.make_pseudonyms()
         self.rules = ActiveLimits(config.limit_set(self.pseudonyms, self.resolvers.membership()))
         self.pressure = Pressure()
@@ -76,14 +76,14 @@ class Runtime:
             events=self.plugins.listeners("usage_event_recorded"),
         )
         self.alerts = Alerts(self.clock, self._listeners.alerts)
-        self.imperfections = Anomalies(self.operations, self.clock)
+        self.anomalies = Anomalies(self.operations, self.clock)
         self.decider = Decider(
             self.ledger,
             self.rules,
             self.clock,
             worker=self._workers.name,
-            imperfections=self.imperfections,
-            policy=admission_policy(config, enforce=self.enforce),
+            anomalies=self.anomalies,
+            policy=admission_policy(config, enforce=enforce),
             pressure=self.pressure,
         )
         self.admission = Admission(self.decider, self.clock)
@@ -92,7 +92,7 @@ class Runtime:
             self.rules,
             self.cache,
             self.clock,
-            imperfections=self.imperfections,
+            anomalies=self.anomalies,
             alerts=self.alerts,
             audience=self._listeners.events,
             pressure=self.pressure,
@@ -130,6 +130,11 @@ class Runtime:
         return self.parts.open_ledger()
 
     @property
+    def config(self) -> Config:
+        """The configuration in force now."""
+        return self.active_config.current
+
+    @property
     def limits(self) -> LimitSet:
         """The limits in force now."""
         return self.rules.limits
@@ -142,7 +147,7 @@ class Runtime:
             await asyncio.sleep(TICK_SECONDS)
             try:
                 self.refusals.flush()
-                self.imperfections.flush()
+                self.anomalies.flush()
                 if self.clock.monotonic() - cleaned > every:
                     cleaned = self.clock.monotonic()
                     self.cache.clean_up(local_date(self.clock.now(), self.config.timezone))
@@ -166,7 +171,7 @@ class Runtime:
             await self.recorder.drain(seconds)
             # This is the last chance to write.
             self.refusals.flush(patience=LAST_PATIENCE)
-            self.imperfections.flush(patience=LAST_PATIENCE)
+            self.anomalies.flush(patience=LAST_PATIENCE)
         finally:
             self._keeper.stop(seconds)
             if self._migration:

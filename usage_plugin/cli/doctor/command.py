@@ -90,7 +90,8 @@ def run(path: Path, output: Output, *, target: Target | None, static: bool) -> N
             "ok": all(finding.level != "problem" for finding in findings),
             "findings": rows,
             "requests": [rendering.plain_result(result) for result in examination.results],
-            "imperfections": plain_counts(examination.anomalies or ()),
+            "anomalies": plain_counts(examination.anomalies or ()),
+            "imperfections": plain_counts(examination.anomalies or ()),  # deprecated
         }
         output.document(document, rows)
     if any(finding.level == "problem" for finding in findings):

@@ -101,7 +101,7 @@ class Decider:
         clock: Clock,
         *,
         worker: str,
-        imperfections: Anomalies,
+        anomalies: Anomalies,
         policy: AdmissionPolicy | None = None,
         pressure: Pressure | None = None,
     ) -> None:
@@ -110,7 +110,7 @@ class Decider:
         self._rules = rules
         self._clock = clock
         self._worker = worker
-        self._imperfections = imperfections
+        self._anomalies = anomalies
         self._away_since: int | None = None
         self.policy = policy or AdmissionPolicy()
         self.pressure = pressure or Pressure()
@@ -153,7 +153,7 @@ class Decider:
             event = event._replace(degraded=True)
             return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
         if self._away_since is not None:
-            self._imperfections.count("ledger_away", "ledger", self._clock.monotonic() - self._away_since)
+            self._anomalies.count("ledger_away", "ledger", self._clock.monotonic() - self._away_since)
             self._away_since = None
         before = list(zip(demands, reserved.balances, strict=True))
         passed = [(demand, balance) for demand, balance in before if not demand.fits(balance)]

@@ -123,7 +123,7 @@ class Recorder:
         cache: UsageCache,
         clock: Clock,
         *,
-        imperfections: Anomalies,
+        anomalies: Anomalies,
         alerts: Alerts,
         audience: Subscribers[UsageEvent] | None = None,
         pressure: Pressure | None = None,
@@ -133,7 +133,7 @@ class Recorder:
         self._rules = rules
         self._cache = cache
         self._clock = clock
-        self._imperfections = imperfections
+        self._anomalies = anomalies
         self._alerts = alerts
         self._audience = audience or Subscribers()
         self._pressure = pressure or Pressure()
@@ -164,19 +164,19 @@ class Recorder:
                 event = event._replace(excess=excess)
             self._count_overruns(amounts, demands)
         if event.degraded:
-            self._imperfections.count("degraded", event.model, event.cost or 0)
+            self._anomalies.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
 
     def _count_overruns(self, held: Mapping[AccountKey, int], charged: Sequence[Requirement]) -> None:
         """Count limits on which more was used than held. For cost, the event has `excess` instead."""
         for demand in charged:
             if demand.limit.unit != "usd" and demand.amount > held.get(demand.account, demand.amount):
-                self._imperfections.count("overrun", demand.limit.name)
+                self._anomalies.count("overrun", demand.limit.name)
 
     def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Requirement]) -> AccountStatus | None:
         encoded = None if self._pressure.leaves_gaps else encode_event(event)
         if encoded is None:
-            self._imperfections.count("gap", event.model, event.cost or 0)
+            self._anomalies.count("gap", event.model, event.cost or 0)
         return most_constrained_own(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
 
     def _settle_or_wait(self, settlement: _Settlement) -> Sequence[AccountStatus]:
@@ -245,7 +245,7 @@ class Recorder:
         recorded = self._ledger.record(event.event_id, charges, encoded)
         if recorded:
             log.warning("ledger.reservation_unknown", event_id=event.event_id, cost=event.cost)
-            self._imperfections.count("unheld", event.model, event.cost or 0)
+            self._anomalies.count("unheld", event.model, event.cost or 0)
         return recorded
 
     def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[AccountStatus]:
@@ -283,7 +283,7 @@ class Recorder:
     def _give_up(self, settlement: _Settlement) -> None:
         event = settlement.event
         log.error("ledger.settlement_given_up", event_id=event.event_id, cost=event.cost)
-        self._imperfections.count("gap", event.model, event.cost or 0)
+        self._anomalies.count("gap", event.model, event.cost or 0)
 
     async def _retry(self) -> None:
         delay = _FIRST_DELAY

@@ -174,7 +174,7 @@ class Replay:
             ActiveLimits(limits),
             self._clock,
             worker="replay",
-            imperfections=Anomalies(opened.operations, self._clock),
+            anomalies=Anomalies(opened.operations, self._clock),
             policy=AdmissionPolicy(),
         )
         self._due: list[tuple[int, int, int, _Open | _Waiting]] = []

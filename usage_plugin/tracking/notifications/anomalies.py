@@ -83,6 +83,6 @@ class Anomalies:
         try:
             until_free(lambda: self._operations.count_anomalies(list(self._counts.values())), patience)
         except LedgerError as error:
-            log.debug("ledger.imperfections_delayed", **short_error(error))
+            log.debug("ledger.anomalies_delayed", **short_error(error))
             return
         self._counts.clear()
