@@ -10,7 +10,7 @@ from contextlib import suppress
 from copy import copy
 from datetime import date, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from usage_plugin.domain.store import (
     EVENT_DIMENSIONS,
@@ -25,13 +25,21 @@ from usage_plugin.domain.store import (
     Ranks,
     Sorts,
     UsageFilter,
-    daily_sum,
 )
-from usage_plugin.domain.usage import UsageTotals, sum_totals, totals_of
-from usage_plugin.domain.windows import ALWAYS, Window, days_window, hour_name, local_date, start_of_hour
+from usage_plugin.domain.usage import UsageTotals, sum_totals
+from usage_plugin.domain.windows import ALWAYS, Window, days_window, local_date
 from usage_plugin.errors import HistoryError, StorageUnavailableError
 from usage_plugin.tracking.history.cache import user_day, user_month
 from usage_plugin.tracking.history.chunking import in_steps
+from usage_plugin.tracking.history.grouping import (
+    add_to,
+    in_days,
+    in_hours,
+    only_names,
+    only_sums,
+    row_order,
+    sorted_rows,
+)
 from usage_plugin.tracking.history.outbox_reader import OutboxReader
 from usage_plugin.tracking.history.packed_rows import ReportRow, Rows, in_order, merged
 from usage_plugin.tracking.history.user_sums import UserSums
@@ -127,21 +135,21 @@ class UsageReader:
         Raises:
             HistoryError: some events of those days were deleted, or were imported as sums.
         """
-        sums = _only_of_sums(by)
+        sums = only_sums(by)
         if sums is None or (zone is not None and str(zone) != str(self._zone)):
             groups = await self._sums_of_events(zone or self._zone, by, first, last, usage_filter)
         else:
             waiting = await self._outbox.sums(
-                days_window(first, last, self._zone), usage_filter, partial(_in_days, self._zone, sums)
+                days_window(first, last, self._zone), usage_filter, partial(in_days, self._zone, sums)
             )
-            names = _only_names(sums)
+            names = only_names(sums)
             if names and isinstance(self._store, Sorts):
                 with suppress(StorageUnavailableError):
                     return await self._sorted(self._store, names, first, last, usage_filter, waiting)
             groups, watermarks = await self._store.aggregate(sums, first, last, usage_filter)
             await _complete(groups, waiting, watermarks)
         chronological = bool(by) and by[0] in ("day", "week", "month")
-        return await _rows(groups, chronological=chronological)
+        return await sorted_rows(groups, chronological=chronological)
 
     async def top(
         self,
@@ -156,7 +164,7 @@ class UsageReader:
 
         If the store supports ranking, the other groups are not read.
         """
-        names = _only_names(by)
+        names = only_names(by)
         if names is not None and isinstance(self._store, Ranks):
             with suppress(StorageUnavailableError):
                 return await self._ranked(self._store, names, first, last, usage_filter, most)
@@ -164,7 +172,7 @@ class UsageReader:
         total = UsageTotals()
         async for part in in_steps(found):
             total = sum_totals([total, *(row.totals for row in part)])
-        by_cost = found if names else await in_order(found, _order)
+        by_cost = found if names else await in_order(found, row_order)
         return Top(by_cost[:most], len(found), total)
 
     async def _ranked(
@@ -177,13 +185,13 @@ class UsageReader:
         most: int,
     ) -> Top:
         waiting = await self._outbox.sums(
-            days_window(first, last, self._zone), usage_filter, partial(_in_days, self._zone, by)
+            days_window(first, last, self._zone), usage_filter, partial(in_days, self._zone, by)
         )
         ranking = await store.ranking(by, first, last, usage_filter, most=most, also=waiting.groups)
         groups = dict(ranking.groups)
         await _complete(groups, waiting, ranking.watermarks)
         new = len(groups) - len(ranking.groups)
-        rows = await _rows(groups, chronological=False)
+        rows = await sorted_rows(groups, chronological=False)
         # Read the total afterwards, so that no group exceeds it even if events are recorded meanwhile.
         total = sum_totals(row.totals for row in await self.report((), first, last, usage_filter))
         return Top(rows[:most], ranking.in_all + new, total)
@@ -207,7 +215,7 @@ class UsageReader:
         await _complete(late, waiting, watermarks)
         if not late:
             return rows
-        return await merged([rows, await _rows(late, chronological=False)], _order)
+        return await merged([rows, await sorted_rows(late, chronological=False)], row_order)
 
     async def hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter = _NO_FILTER
@@ -216,17 +224,17 @@ class UsageReader:
 
         An hour is named by its start with its offset, such as `2026-10-25T02:00+01:00`. Imported days have no hours.
         """
-        counted = partial(self._in_hours, by)
+        counted = partial(in_hours, self._zone, by)
         waiting = await self._outbox.sums(days_window(first, last, self._zone), usage_filter, counted)
         stored = await self._kept_hours(by, first, last, usage_filter)
         groups: dict[Group, UsageTotals] = {}
         if stored is None:
             async for event in self.events(days_window(first, last, self._zone), usage_filter):
-                _add(groups, *counted(event))
+                add_to(groups, *counted(event))
         else:
             groups = stored.groups
             await _complete(groups, waiting, stored.watermarks)
-        return await _rows(groups, chronological=True)
+        return await sorted_rows(groups, chronological=True)
 
     async def _kept_hours(
         self, by: Sequence[HourGrouping], first: date, last: date, usage_filter: UsageFilter
@@ -236,14 +244,6 @@ class UsageReader:
         with suppress(StorageUnavailableError):
             return await self._store.aggregate_hours(by, first, last, usage_filter)
         return None
-
-    def _in_hours(self, by: Sequence[HourGrouping], event: UsageEvent) -> tuple[Group, UsageTotals]:
-        named = {
-            "hour": hour_name(start_of_hour(event.started_at, self._zone), self._zone),
-            "model": event.model,
-            "provider": event.provider,
-        }
-        return tuple(named[grouping] for grouping in by), totals_of(event)
 
     async def days(self, first: date, last: date, usage_filter: UsageFilter = _NO_FILTER) -> AsyncIterator[DailySum]:
         """Yield the sums of the days from `first` to `last`, by day and names, in bounded memory."""
@@ -304,7 +304,7 @@ class UsageReader:
 
     async def _sums_of(self, day: date, usage_filter: UsageFilter) -> AsyncIterator[DailySum]:
         rows = await self.report(ROLLUP_DIMENSIONS, day, day, usage_filter)
-        for row in sorted(rows, key=lambda row: _order(row, chronological=True)):
+        for row in sorted(rows, key=lambda row: row_order(row, chronological=True)):
             yield DailySum._make((day, *row.group, row.totals))
 
     async def events(
@@ -360,7 +360,7 @@ class UsageReader:
         async for event in self.events(days_window(*own, self._zone), usage_filter):
             expected -= 1
             if span.start <= event.started_at < span.end:
-                _add(groups, *_in_days(zone, by, event))
+                add_to(groups, *in_days(zone, by, event))
         if expected > 0:
             raise HistoryError(
                 f"{_summed_from_events(zone, by)} are summed from events, and of {expected:,} requests from {own[0]} to"
@@ -373,28 +373,12 @@ class UsageReader:
 async def _complete(groups: dict[Group, UsageTotals], waiting: WaitingSums, watermarks: Mapping[str, int]) -> None:
     """Add the events that the store did not have when it was read."""
     async for group, totals in waiting.behind(watermarks):
-        _add(groups, group, totals)
-
-
-def _in_days(zone: ZoneInfo, by: Sequence[Grouping | EventDimension], event: UsageEvent) -> tuple[Group, UsageTotals]:
-    one = daily_sum(event, zone)
-    sums = _only_of_sums(by)
-    if sums is not None:
-        return one.group(sums), one.totals
-    groups = (
-        getattr(event, name) if name in EVENT_DIMENSIONS else one.group((cast("Grouping", name),))[0] for name in by
-    )
-    return tuple(groups), one.totals
+        add_to(groups, group, totals)
 
 
 def _summed_from_events(zone: ZoneInfo, by: Sequence[Grouping | EventDimension]) -> str:
     named = [name for name in by if name in EVENT_DIMENSIONS]
     return f"Groups by {' and '.join(named)}" if named else f"Days of {zone}"
-
-
-def _only_of_sums(by: Sequence[Grouping | EventDimension]) -> Sequence[Grouping] | None:
-    """Return the groupings if sums are kept by all of them; else None."""
-    return cast("Sequence[Grouping]", by) if set(EVENT_DIMENSIONS).isdisjoint(by) else None
 
 
 async def named(events: AsyncIterator[UsageEvent], names: Mapping[EventDimension, str]) -> AsyncIterator[UsageEvent]:
@@ -407,26 +391,6 @@ async def named(events: AsyncIterator[UsageEvent], names: Mapping[EventDimension
 def has_names(event: UsageEvent, names: Mapping[EventDimension, str]) -> bool:
     """Whether an event has these names."""
     return all(getattr(event, dimension) == name for dimension, name in names.items())
-
-
-def _add(groups: dict[Group, UsageTotals], group: Group, totals: UsageTotals) -> None:
-    groups[group] = groups.get(group, UsageTotals()).plus(totals)
-
-
-async def _rows(groups: dict[Group, UsageTotals], *, chronological: bool) -> Rows[ReportRow]:
-    """Return the groups as sorted rows. This empties `groups`."""
-    items = (groups.popitem() for _ in range(len(groups)))
-    return await in_order(items, partial(_order, chronological=chronological))
-
-
-def _only_names(by: Sequence[Grouping | EventDimension]) -> Sequence[RollupDimension] | None:
-    """Return the groupings if none of them is a time; else None."""
-    return cast("Sequence[RollupDimension]", by) if set(by) <= set(ROLLUP_DIMENSIONS) else None
-
-
-def _order(row: ReportRow, *, chronological: bool = False) -> tuple[object, ...]:
-    names = tuple([name or "" for name in row.group])
-    return names if chronological else (-row.totals.cost, -row.totals.requests, names)
 
 
 async def pages(rows: AsyncIterator[RecordT]) -> AsyncIterator[list[RecordT]]:
