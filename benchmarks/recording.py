@@ -31,7 +31,7 @@ from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_e
 from usage_plugin.domain.windows import local_date, to_datetime
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.tracking.admission.decisions import unheld
-from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
+from usage_plugin.tracking.admission.recorder import OpenRequest, Outcome
 from usage_plugin.tracking.maintenance.backfill import COUNTING
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from benchmarks.figures import Figure, Yardstick, percentile, show, wants_json
 from benchmarks.three_limits import MODEL, SECTION
 from usage_plugin.config import DATA_DIR_VARIABLE, load_config
 from usage_plugin.proxy import charges, handler, request_scope, usage_parsing
-from usage_plugin.proxy.prices import PriceBook
+from usage_plugin.proxy.price_book import PriceBook
 from usage_plugin.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from benchmarks.figures import Figure, show, wants_json
 from benchmarks.ticking import longest_stall
 from usage_plugin.config import DATA_DIR_VARIABLE, load_config
 from usage_plugin.proxy import handler, request_scope
-from usage_plugin.proxy.prices import PriceBook
+from usage_plugin.proxy.price_book import PriceBook
 from usage_plugin.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -42,8 +42,8 @@ def test_the_rooms_keep_to_their_contracts():
     ("module", "line", "broken"),
     [
         ("domain/money.py", "import litellm", ["The domain imports the standard library only", "Only the adapter knows LiteLLM"]),
-        ("tracking/admission/settlement.py", "import litellm", ["Only the adapter knows LiteLLM"]),
-        ("domain/usage.py", "import usage_plugin.tracking.admission.settlement", ["Edges sit on the runtime"]),
+        ("tracking/admission/recorder.py", "import litellm", ["Only the adapter knows LiteLLM"]),
+        ("domain/usage.py", "import usage_plugin.tracking.admission.recorder", ["Edges sit on the runtime"]),
         ("backends/memory.py", "import usage_plugin.backends.sqlite.sqlite_store", ["Backends do not know each other"]),
     ],
 )  # fmt: skip

@@ -56,8 +56,8 @@ class Desk:
         assert not runtime.recorder.pending
         with closing(sqlite3.connect(runtime.ledger.location)) as database:
             (events,) = database.execute("SELECT count(*) FROM outbox").fetchone()
-        standings = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
-        (company,) = standings.all_of(runtime.limits.find("company")) or [None]
+        balances = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
+        (company,) = balances.all_of(runtime.limits.find("company")) or [None]
         return events, company.balance.spent if company else 0, company.balance.reserved if company else 0
 
 

@@ -25,8 +25,8 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON, make_event
 from usage_plugin.tracking.admission.decisions import Refusal
+from usage_plugin.tracking.admission.demands import Demand
 from usage_plugin.tracking.admission.refusals import RefusalLog
-from usage_plugin.tracking.admission.requirements import Requirement
 from usage_plugin.tracking.maintenance.flusher import Flusher
 
 EXECUTABLE = Path(sys.executable).with_name("usage-plugin")
@@ -220,7 +220,7 @@ def refuse(books):
         matched = books.limits.account(rule, subject)
         refusal = Refusal(**{
             "reason": "spent", "ref": REF if not next(used) else f"{next(refs):08d}", "at": NOON - MINUTE, "user": user, "model": "gpt",
-            "demand": Requirement.of(matched, NOON, 120_000_000),
+            "demand": Demand.of(matched, NOON, 120_000_000),
             "balance": Balance(4_980_000_000, 10_000_000), **changes,
         })  # fmt: skip
         log = RefusalLog(books.operations)

@@ -17,7 +17,7 @@ import pytest
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, NotSettled, Settled
 from usage_plugin.domain.operations import Anomaly, RefusalCount
 from usage_plugin.errors import LedgerBusyError, LedgerError, StorageVersionError
-from usage_plugin.ledgers.sqlite import maintenance, memory, open_sqlite_ledger, outbox, wal
+from usage_plugin.ledgers.sqlite import ended_ids, maintenance, open_sqlite_ledger, outbox, wal
 from usage_plugin.ledgers.sqlite import operations as operations_module
 from usage_plugin.sqlite_file import has_wal_reset_bug
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one
@@ -102,7 +102,7 @@ def test_what_was_settled_is_known_when_its_entry_is_gone(
 
 def test_ended_ids_are_forgotten(ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended ids are deleted after two generations of ten minutes, tombstones after a day, a slice at a time."""
-    monkeypatch.setattr(memory, "_SLICE", 2)
+    monkeypatch.setattr(ended_ids, "_SLICE", 2)
     now = END
     ledger.agree(10**12)
     ledger.maintain(now)
@@ -112,13 +112,13 @@ def test_ended_ids_are_forgotten(ledger: Ledger, path: Path, monkeypatch: pytest
     kept = []
     with closing(sqlite3.connect(path)) as looking:
         for _ in range(150):
-            now += memory.GENERATION
+            now += ended_ids.GENERATION
             ledger.maintain(now)
             kept.append(
                 [looking.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("ended", "tombstones")]
             )
     assert [ended for ended, _ in kept[:5]] == [6, 4, 2, 0, 0]
-    assert [tombstones for _, tombstones in kept].index(0) == memory._KEPT_TOMBSTONES
+    assert [tombstones for _, tombstones in kept].index(0) == ended_ids._KEPT_TOMBSTONES
 
 
 def test_many_that_wait_are_measured_by_a_sample(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,9 +132,9 @@ async def test_usage_request_refused(workplace: Workplace) -> None:
     """
     runtime = workplace.start("[{path: mine.py}]", limits=limits)
     decision = await runtime.admission.admit(ask(workplace.clock, cost=2 * CENT))
-    for unfelt in decision.unfelt:
-        runtime.refusals.add(unfelt)
-    assert [refusal.felt for refusal in decision.unfelt] == [False]
+    for dry_run_refusals in decision.dry_run_refusals:
+        runtime.refusals.add(dry_run_refusals)
+    assert [refusal.is_enforced for refusal in decision.dry_run_refusals] == [False]
     await workplace.spend(runtime, 95 * CENT, user="bo")
     ref = await workplace.refuse(runtime, 10 * CENT, user="bo")
     told = told_to(runtime)

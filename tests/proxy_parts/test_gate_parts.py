@@ -29,7 +29,7 @@ usage_plugin:
 
 @pytest.fixture
 async def plugin(tmp_path: Path, key: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Plugin]:
-    monkeypatch.setattr("usage_plugin.proxy.prices._router", lambda: None)  # no price is known
+    monkeypatch.setattr("usage_plugin.proxy.price_book._router", lambda: None)  # no price is known
     path = tmp_path / "config.yaml"
     path.write_text(YAML)
     runtime = Runtime(load_config(path))

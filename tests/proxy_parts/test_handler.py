@@ -48,7 +48,7 @@ def test_look_ups_are_not_metered(litellm, call_type):
 )
 def test_fallbacks_that_override_are_seen(litellm, fallbacks, overriding):
     """A fallback with its own parameters is detected, however it is nested."""
-    from usage_plugin.proxy.prices import overriding_fallbacks  # noqa: PLC0415
+    from usage_plugin.proxy.price_book import overriding_fallbacks  # noqa: PLC0415
 
     assert overriding_fallbacks(fallbacks) is overriding
 

@@ -13,7 +13,7 @@ BOTH = ("max_tokens", "max_completion_tokens")
 def limit(litellm):  # imported first
     """Return a function that finds the output limit of a provider's model on a route."""
     from usage_plugin.proxy.output_limits import output_limit  # noqa: PLC0415  # imports LiteLLM
-    from usage_plugin.proxy.prices import Deployment  # noqa: PLC0415
+    from usage_plugin.proxy.price_book import Deployment  # noqa: PLC0415
 
     def limit(provider, kind="acompletion", admission=None, *, reasons=False, most_output=None, **parameters):
         way = Deployment("m", served_model=f"{provider}/m", provider=provider, most_output=most_output)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usage_plugin.proxy.json_members import MemberScanner
-from usage_plugin.proxy.pass_through_usage import AnswerReport
+from usage_plugin.proxy.pass_through_usage import PassThroughReport
 
 USAGE = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
 WANTED = ("usage", "model", "choices")
@@ -45,9 +45,9 @@ def test_the_scanner_finds_what_a_parser_finds(objects: list[dict[str, Any]], si
     ]
 
 
-def read(content: bytes, size: int, kind: str = "application/json", **headers: str) -> AnswerReport:
+def read(content: bytes, size: int, kind: str = "application/json", **headers: str) -> PassThroughReport:
     """Read an answer in chunks of a size, and return its report."""
-    report = AnswerReport()
+    report = PassThroughReport()
     named = {"Content-Type": kind, **{name.replace("_", "-"): value for name, value in headers.items()}}
     report.begin(200, [(name.encode(), value.encode()) for name, value in named.items()])
     for at in range(0, len(content), size):
@@ -77,7 +77,7 @@ def test_what_cannot_be_read_says_nothing(size: int) -> None:
     assert not read(ANSWER, size, kind="audio/mpeg").usage
     assert not read(b"no JSON: " + b"x" * 5000, size).usage
     assert not read(ANSWER[:-1], size).usage
-    refused = AnswerReport()
+    refused = PassThroughReport()
     refused.begin(429, [(b"content-type", b"application/json")])
     refused.read_bytes(ANSWER)
     refused.end()
@@ -87,7 +87,7 @@ def test_what_cannot_be_read_says_nothing(size: int) -> None:
 def test_memory_does_not_grow_with_an_answer_in_parts() -> None:
     """An answer of five megabytes in chunks is read in less than two, because none of it is kept."""
     part = b'{"embedding": [0.123456, 0.234567], "text": "a \\" b"}, ' * 2000
-    report = AnswerReport()
+    report = PassThroughReport()
     report.begin(200, [(b"content-type", b"application/json")])
     report.read_bytes(b'{"data": [')
     tracemalloc.start()

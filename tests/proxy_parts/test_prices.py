@@ -8,14 +8,14 @@ import pytest
 @pytest.fixture
 def deployments(litellm, monkeypatch):
     """Return a function that looks a provider's model up as the running proxy does, through a real router."""
-    from usage_plugin.proxy import prices  # noqa: PLC0415  # imports LiteLLM
+    from usage_plugin.proxy import price_book  # noqa: PLC0415  # imports LiteLLM
 
     def look_up(served, **parameters):
-        book = prices.PriceBook()
+        book = price_book.PriceBook()
         router = litellm.Router(
             [{"model_name": "m", "litellm_params": {"model": served, "api_key": "x", **parameters}}]
         )
-        monkeypatch.setattr(prices, "_router", lambda: router)
+        monkeypatch.setattr(price_book, "_router", lambda: router)
         return book.deployments("m", None)
 
     return look_up
@@ -27,12 +27,12 @@ def deployments(litellm, monkeypatch):
 )
 def test_looking_a_price_up_uses_no_network(deployments, monkeypatch, name):
     """Prices are looked up on the request path, so no server is called over the network, not even an Ollama server."""
-    from usage_plugin.proxy import prices  # noqa: PLC0415
+    from usage_plugin.proxy import price_book  # noqa: PLC0415
 
     deployments(name)  # The router may use the network when it is created; the look-up may not.
     tried = []
     monkeypatch.setattr(socket.socket, "connect", lambda _, address: tried.append(address))
-    assert len(prices.PriceBook().deployments("m", None)) == 1
+    assert len(price_book.PriceBook().deployments("m", None)) == 1
     assert tried == []
 
 
@@ -90,7 +90,7 @@ def test_a_custom_price_is_completed_from_the_map(deployments):
 )
 def test_fallbacks_are_found_in_every_notation(litellm, fallbacks, model, targets):
     """The fallbacks of a model are found in the router's notation and in those that a body may use."""
-    from usage_plugin.proxy.prices import _targets  # noqa: PLC0415
+    from usage_plugin.proxy.price_book import _targets  # noqa: PLC0415
 
     assert _targets(fallbacks, model) == targets
 

@@ -11,7 +11,7 @@ from usage_plugin.domain.limit_set import Matched
 from usage_plugin.domain.limits import Limit
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowRule
 from usage_plugin.tracking.admission.decisions import Refusal
-from usage_plugin.tracking.admission.requirements import AccountStatus, Requirement
+from usage_plugin.tracking.admission.demands import AccountStatus, Demand
 
 SECOND = 1_000_000
 USD = 10**9
@@ -48,7 +48,7 @@ def rule_of(kind):
 
 def demand(limit=None, subject="ann", maximum=5 * USD, amount=120_000_000, at=AT):
     limit = limit or make_limit()
-    return Requirement.of(Matched(limit, subject, ((None, maximum),)), at, amount)
+    return Demand.of(Matched(limit, subject, ((None, maximum),)), at, amount)
 
 
 def refusal(reason="spent", **changes):

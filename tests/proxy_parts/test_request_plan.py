@@ -20,7 +20,7 @@ URL = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 @pytest.fixture
 def ask(litellm):
     """Return a function that plans a request which one or several deployments may serve."""
-    from usage_plugin.proxy.prices import Deployment  # noqa: PLC0415
+    from usage_plugin.proxy.price_book import Deployment  # noqa: PLC0415
     from usage_plugin.proxy.request_plan import RequestPlanner  # noqa: PLC0415  # imports LiteLLM
 
     def ask(body, *sheets, kind="acompletion", fallback=None, **facts):

@@ -35,7 +35,7 @@ class Plugin:
 
     def __init__(self, runtime: Runtime, key: Callable[..., Any]) -> None:
         from usage_plugin.proxy.handler import UsageHandler_PROXY_  # noqa: PLC0415  # imports LiteLLM
-        from usage_plugin.proxy.prices import PriceBook  # noqa: PLC0415
+        from usage_plugin.proxy.price_book import PriceBook  # noqa: PLC0415
 
         self.runtime = runtime
         self.key = key
@@ -103,7 +103,7 @@ def cut() -> str:
 async def plugin(
     key: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unmetered: str, cut: str
 ) -> AsyncIterator[Plugin]:
-    monkeypatch.setattr("usage_plugin.proxy.prices._router", lambda: None)  # no price is known
+    monkeypatch.setattr("usage_plugin.proxy.price_book._router", lambda: None)  # no price is known
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG.format(unmetered=unmetered, cut=cut))
     runtime = Runtime(load_config(path))
@@ -176,7 +176,7 @@ async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, mon
 
 @pytest.mark.parametrize(
     "broken",
-    ["usage_plugin.proxy.charges.read_outcome", "usage_plugin.tracking.admission.settlement._excess"],
+    ["usage_plugin.proxy.charges.read_outcome", "usage_plugin.tracking.admission.recorder._excess"],
 )
 async def test_a_bug_at_the_end_charges_what_was_held(
     plugin: Plugin, monkeypatch: pytest.MonkeyPatch, broken: str

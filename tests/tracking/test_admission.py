@@ -19,8 +19,8 @@ from usage_plugin.errors import LedgerError
 from usage_plugin.runtime import Runtime
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.decisions import Admitted, Downgrade, Refusal
-from usage_plugin.tracking.admission.requirements import Ask, Candidate
-from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
+from usage_plugin.tracking.admission.demands import Ask, Candidate
+from usage_plugin.tracking.admission.recorder import OpenRequest, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -459,16 +459,16 @@ async def test_without_enforcing_a_ledger_that_does_not_work_stops_nobody(
 @pytest.mark.usefixtures("_nobody_measures")
 async def test_a_full_outbox_refuses(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES)
-    runtime.pressure.outbox_full = True
+    runtime.faults.outbox_full = True
     assert (await refused(runtime, clock)).reason == "outbox_full"
-    runtime.pressure.outbox_full = False
+    runtime.faults.outbox_full = False
     await take(runtime, clock)
 
 
 @pytest.mark.usefixtures("_nobody_measures")
 async def test_a_full_outbox_can_be_served_on_with_a_gap(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES, "  storage: {on_outbox_full: allow}")
-    runtime.pressure.outbox_full = runtime.pressure.leaves_gaps = True
+    runtime.faults.outbox_full = runtime.faults.drops_events = True
     await spend(runtime, clock, 2 * CENT)
     assert runtime.ledger.outbox(0, 10) == []
     assert (await refused(runtime, clock)).balance.spent == 2 * CENT, "limits hold all the same"

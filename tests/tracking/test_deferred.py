@@ -11,8 +11,8 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.admission import deferred
-from usage_plugin.tracking.admission.settlement import OpenRequest
+from usage_plugin.tracking.admission import deferred_reservations
+from usage_plugin.tracking.admission.recorder import OpenRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ def leave_behind(opened: OpenLedger, provider_id: str | None, *, started_at: int
     event = make_event(status="recovered", started_at=started_at)
     opened.ledger.reserve(event.event_id, DEAD, event.started_at, [], encode_event(event))
     if provider_id is not None:
-        deferred.defer(opened.operations, provider_id, event.event_id)
+        deferred_reservations.defer(opened.operations, provider_id, event.event_id)
     return event.event_id
 
 
@@ -36,17 +36,17 @@ async def test_any_worker_settles_a_result_and_only_once(tmp_path: Path) -> None
     clock = FakeClock()
     runtime = Runtime(configure(tmp_path), clock=clock)
     request = await admitted(runtime, clock)
-    assert deferred.find(runtime.ledger, runtime.operations, "resp_1") is None
-    deferred.defer(runtime.operations, "resp_1", request.event_id)
-    found = [deferred.find(runtime.ledger, runtime.operations, "resp_1") for _ in range(2)]
+    assert deferred_reservations.find(runtime.ledger, runtime.operations, "resp_1") is None
+    deferred_reservations.defer(runtime.operations, "resp_1", request.event_id)
+    found = [deferred_reservations.find(runtime.ledger, runtime.operations, "resp_1") for _ in range(2)]
     for one in found:
         assert one is not None
         assert one.event.event_id == request.event_id
         assert one.subjects == request.admitted.subjects
         runtime.recorder.record(OpenRequest(one, clock.monotonic()), success(7))
-    assert deferred.find(runtime.ledger, runtime.operations, "resp_1") is None, "it is not open any more"
-    deferred.forget(runtime.operations, "resp_1")
-    assert runtime.operations.notes(deferred.NOTE) == {}
+    assert deferred_reservations.find(runtime.ledger, runtime.operations, "resp_1") is None, "it is not open any more"
+    deferred_reservations.forget(runtime.operations, "resp_1")
+    assert runtime.operations.notes(deferred_reservations.NOTE) == {}
     account = request.admitted.demands[0].account
     assert runtime.ledger.balances([account])[account] == (7, 0)
     await runtime.close()
@@ -60,10 +60,10 @@ async def test_the_keeper_spares_what_waits_for_a_result(tmp_path: Path) -> None
     now = time.time_ns() // 1000
     waiting = leave_behind(opened, "batch_1", started_at=now)
     leave_behind(opened, None, started_at=now)
-    leave_behind(opened, "batch_2", started_at=now - deferred.LONGEST_DEFERRED - 1)
+    leave_behind(opened, "batch_2", started_at=now - deferred_reservations.LONGEST_DEFERRED - 1)
     runtime = Runtime(parts.config)
     await eventually(lambda: [found.event_id for found in ledger.open_reservations()] == [waiting])
-    await eventually(lambda: list(opened.operations.notes(deferred.NOTE).values()) == [waiting])
+    await eventually(lambda: list(opened.operations.notes(deferred_reservations.NOTE).values()) == [waiting])
     await runtime.close()
     assert [found.event_id for found in ledger.open_reservations()] == [waiting]
     opened.close()

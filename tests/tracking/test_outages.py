@@ -459,14 +459,14 @@ async def test_a_ledger_that_is_deleted_admits_nothing_more(
     (data / "away").mkdir()
     for path in data.glob("ledger.db*"):
         path.rename(data / "away" / path.name)
-    await eventually(lambda: runtime.pressure.ledger_gone)
+    await eventually(lambda: runtime.faults.ledger_gone)
     refused = await admit(runtime, ask(clock))
     assert isinstance(refused, Refusal)
     assert refused.reason == "unavailable"
     assert caplog.text.count("ledger.gone") == 1
     for path in (data / "away").iterdir():
         path.rename(data / path.name)
-    await eventually(lambda: not runtime.pressure.ledger_gone)
+    await eventually(lambda: not runtime.faults.ledger_gone)
     runtime.recorder.record(await admitted(runtime, clock), success())
     for path in data.glob("ledger.db*"):
         path.unlink()

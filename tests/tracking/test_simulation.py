@@ -24,9 +24,9 @@ from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
 from usage_plugin.tracking.admission.decide import AdmissionPolicy, Decider
 from usage_plugin.tracking.admission.decisions import Refusal
+from usage_plugin.tracking.admission.demands import Ask, Candidate, charged_by
+from usage_plugin.tracking.admission.recorder import OpenRequest, Outcome, Recorder
 from usage_plugin.tracking.admission.remedies import Admission
-from usage_plugin.tracking.admission.requirements import Ask, Candidate, charged_by
-from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Recorder
 from usage_plugin.tracking.analysis import simulation
 from usage_plugin.tracking.analysis.simulation import OTHERS, Replay, Simulation, TallyKey
 from usage_plugin.tracking.history.cache import UsageCache

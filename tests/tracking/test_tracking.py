@@ -27,8 +27,8 @@ from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.decisions import Admitted, Refusal
-from usage_plugin.tracking.admission.requirements import Ask, Candidate
-from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome
+from usage_plugin.tracking.admission.demands import Ask, Candidate
+from usage_plugin.tracking.admission.recorder import OpenRequest, Outcome
 from usage_plugin.tracking.history.cache import UsageCache, user_day, user_month
 from usage_plugin.tracking.maintenance import keeper as keeper_module
 from usage_plugin.tracking.maintenance import supervisor
@@ -214,11 +214,13 @@ async def test_every_tag_has_its_own_account(runtime: Runtime, clock: FakeClock)
 
 async def test_a_dry_run_is_reported_and_not_felt(runtime: Runtime, clock: FakeClock) -> None:
     """A dry-run limit counts and reports its refusals, and the request is admitted."""
-    decision, unfelt = await runtime.admission.admit(ask(clock, cost=20 * CENT))
+    decision, dry_run_refusals = await runtime.admission.admit(ask(clock, cost=20 * CENT))
     assert isinstance(decision, Admitted)
-    assert [(refusal.demand.limit.name, refusal.felt) for refusal in unfelt if refusal.demand] == [("tried", False)]
-    assert decision.standing is not None
-    assert decision.standing.demand.limit.name == "daily"
+    assert [(refusal.demand.limit.name, refusal.is_enforced) for refusal in dry_run_refusals if refusal.demand] == [
+        ("tried", False)
+    ]
+    assert decision.account_status is not None
+    assert decision.account_status.demand.limit.name == "daily"
 
 
 async def test_enforcement_can_be_switched_off(
@@ -279,7 +281,7 @@ async def test_settling_waits_for_a_busy_ledger(runtime: Runtime, clock: FakeClo
     for request in requests:
         recorded = runtime.recorder.record(request, success())
         assert recorded is not None
-        assert recorded.standing is None
+        assert recorded.account_status is None
     assert runtime.recorder.pending == 3
     await asyncio.sleep(0.01)
     assert runtime.recorder.pending == 3

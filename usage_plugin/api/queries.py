@@ -187,8 +187,8 @@ class UsageQueries:
         """
         runtime, usage_filter = self._runtime, self._filter(names)
         zone = runtime.config.timezone
-        standings = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
-        forecaster = Forecaster(self._reader, standings, zone)
+        balances = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
+        forecaster = Forecaster(self._reader, balances, zone)
         if limit is None:
             if window not in FORECAST_WINDOWS:
                 raise UsagePluginError(f"window: expected one of {', '.join(FORECAST_WINDOWS)}; found {window}.")

@@ -12,8 +12,8 @@ from usage_plugin.domain.money import to_decimal
 from usage_plugin.errors import BudgetExceededError, LedgerError, NotAdmittedError, UsagePluginError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decisions import Refusal
+from usage_plugin.tracking.admission.recorder import OpenRequest
 from usage_plugin.tracking.admission.refusal_text import sentence
-from usage_plugin.tracking.admission.settlement import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.runtime import Runtime
     from usage_plugin.tracking.admission.decisions import Admitted
-    from usage_plugin.tracking.admission.requirements import Ask
+    from usage_plugin.tracking.admission.demands import Ask
 
 _BY_LIMIT = frozenset({"spent", "busy", "too_large"})
 

@@ -31,8 +31,8 @@ from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.errors import LedgerError, UsagePluginError
 from usage_plugin.tracking.admission.decisions import unheld
-from usage_plugin.tracking.admission.requirements import Ask, Candidate
-from usage_plugin.tracking.admission.settlement import OpenRequest
+from usage_plugin.tracking.admission.demands import Ask, Candidate
+from usage_plugin.tracking.admission.recorder import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.api.results import Money, UsageSummary
     from usage_plugin.domain.subjects import Subjects
-    from usage_plugin.tracking.admission.settlement import Outcome
+    from usage_plugin.tracking.admission.recorder import Outcome
 
 CALL_TYPE = "library"
 """The call type of events that a program records."""

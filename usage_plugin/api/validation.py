@@ -10,7 +10,7 @@ from usage_plugin.domain.money import LARGEST_REQUEST, format_usd
 from usage_plugin.domain.subjects import ANONYMOUS, MOST_TAGS, Subjects, clean_name
 from usage_plugin.domain.usage import MOST_TOKENS, Status, TokenUsage
 from usage_plugin.errors import MoneyError, SubjectNameError, UsagePluginError
-from usage_plugin.tracking.admission.settlement import Outcome
+from usage_plugin.tracking.admission.recorder import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

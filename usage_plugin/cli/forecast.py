@@ -53,8 +53,8 @@ async def run(
 ) -> None:
     """Print the forecast, or the error of such forecasts on past days."""
     kept = reader.kept_filter(usage_filter)
-    standings = AccountBalances(reader.ledger, reader.operations, reader.limits, reader.clock.now())
-    forecaster = Forecaster(reader.tracker, standings, reader.config.timezone)
+    balances = AccountBalances(reader.ledger, reader.operations, reader.limits, reader.clock.now())
+    forecaster = Forecaster(reader.tracker, balances, reader.config.timezone)
     if limit_name is not None:
         if by is not None or window is not None:
             raise click.UsageError("--limit has its own subjects and window: omit --by and --window.")

@@ -170,7 +170,7 @@ class Limit:
         return since_at(self.window, instant)
 
     def reset_of(self, window: Window) -> datetime | None:
-        """Return the time at which the current spend of a window has expired completely; None if no date brings that.
+        """Return the time at which all current spend of a window has expired; None if it never expires by time alone.
 
         In a rolling window, spend expires bucket by bucket before that time.
         """

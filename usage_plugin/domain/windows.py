@@ -144,8 +144,8 @@ _latest: dict[tuple[WindowRule, ZoneInfo], Window] = {}
 def window_at(rule: WindowRule, instant: int, zone: ZoneInfo) -> Window:
     """Return the window of a rule that contains an instant.
 
-    A `request` window is the instant itself. For a rolling window this is the bucket, which ends when no request
-    counts it any more: long after the next bucket has begun. A session has one account, which ends after
+    A `request` window is the instant itself. For a rolling window it is the bucket. Its end is the time
+    at which it leaves the window, not the next bucket's start. A session has one account, which ends after
     `SESSION_IDLE` without a request.
     """
     if rule.kind == "rolling":

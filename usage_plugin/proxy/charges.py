@@ -21,7 +21,7 @@ from usage_plugin.errors import MoneyError
 from usage_plugin.log import get_logger
 from usage_plugin.pricing.usage import known_service, numbers, read_usage
 from usage_plugin.proxy.usage_parsing import larger_counts
-from usage_plugin.tracking.admission.settlement import Outcome
+from usage_plugin.tracking.admission.recorder import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.prices import Price
     from usage_plugin.domain.usage import CostSource, Status, UsageEvent
     from usage_plugin.pricing.usage import Reported
-    from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.price_book import Deployment
     from usage_plugin.proxy.usage_parsing import Served
 
 DisputePolicy = Literal["higher", "computed", "litellm"]

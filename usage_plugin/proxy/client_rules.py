@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.proxy.body_fields import whole
 from usage_plugin.proxy.client_fields import NEEDS_CHECK, controls_in_extra_body, controls_of
-from usage_plugin.proxy.prices import FALLBACK_LISTS, overriding_fallbacks
+from usage_plugin.proxy.price_book import FALLBACK_LISTS, overriding_fallbacks
 from usage_plugin.proxy.refusal_response import bad_request
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from litellm.responses.utils import ResponsesAPIRequestUtils
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.proxy.inflight_request import InflightRequest
-from usage_plugin.tracking.admission import deferred
+from usage_plugin.tracking.admission import deferred_reservations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.usage import Status
-    from usage_plugin.tracking.admission.settlement import Recorder
+    from usage_plugin.tracking.admission.recorder import Recorder
 
 LOOK_UPS = frozenset({"aget_responses", "aretrieve_batch"})
 """LiteLLM's call types for looking up deferred work."""
@@ -63,7 +63,7 @@ class Deferred:
         if not request.admitted.holds:
             return False
         try:
-            deferred.defer(self._operations, work.provider_id, request.event_id)
+            deferred_reservations.defer(self._operations, work.provider_id, request.event_id)
         except LedgerError as error:
             log.error("request.not_deferred", event_id=request.event_id, **short_error(error))  # noqa: TRY400
             return False
@@ -73,7 +73,7 @@ class Deferred:
     def find(self, work: Work) -> InflightRequest | None:
         """Return the request that a result belongs to; None if it was settled before."""
         try:
-            admitted = deferred.find(self._ledger, self._operations, work.provider_id)
+            admitted = deferred_reservations.find(self._ledger, self._operations, work.provider_id)
         except LedgerError as error:
             log.error("request.not_found", **short_error(error))  # noqa: TRY400
             return None
@@ -85,7 +85,7 @@ class Deferred:
     def forget(self, work: Work) -> None:
         """Remove the note of work that has been settled."""
         try:
-            deferred.forget(self._operations, work.provider_id)
+            deferred_reservations.forget(self._operations, work.provider_id)
         except LedgerError as error:
             log.debug("request.note_left", **short_error(error))
 

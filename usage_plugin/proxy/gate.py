@@ -2,7 +2,7 @@
 
 LiteLLM calls its pre-call hook on most routes that cost something, but not on all. Every request passes the gate, since
 one function authenticates each of them, and `lifecycle` wraps that one. Requests that the hook decides on pass
-unchanged. All others, which no hook sees or may see, are held, recorded or refused here, for the authenticated user.
+unchanged. The gate holds, records or refuses the rest, for the authenticated user.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from usage_plugin.proxy import routes
 from usage_plugin.proxy.client_rules import with_usage
 from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.tracking.admission.decisions import Decision, Refusal
-from usage_plugin.tracking.admission.requirements import Requirement
+from usage_plugin.tracking.admission.demands import Demand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.limit_set import Matched
     from usage_plugin.proxy.identity import Identification
-    from usage_plugin.proxy.prices import PriceBook
+    from usage_plugin.proxy.price_book import PriceBook
     from usage_plugin.proxy.request_admission import RequestAdmission
     from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.proxy.request_scope import RequestScope
@@ -36,7 +36,7 @@ _LONGEST_PATH = 100
 _COUNTS = ("requests", "parallel_requests")
 
 
-class Passage(NamedTuple):
+class GateDecision(NamedTuple):
     """The gate's decision: `decision` is None if there is nothing to hold or to record."""
 
     subjects: Subjects
@@ -64,24 +64,24 @@ class Gate:
         self._prices = prices
         self._clock = clock
 
-    def arrive(
-        self, here: RequestScope, key: Any, request: Any, body: Any, route: str
+    def register(
+        self, scope: RequestScope, key: Any, request: Any, body: Any, route: str
     ) -> bool:  # LiteLLM's; Starlette's
         """Record the parties of a request, and return whether the gate must decide on it.
 
         On some routes a request is authenticated more than once; only the first time counts.
         """
-        if here.subjects is not None:
+        if scope.subjects is not None:
             return False
-        rule = routes.rule_of(here.method, here.path, request.scope.get("endpoint"))
+        rule = routes.rule_of(scope.method, scope.path, request.scope.get("endpoint"))
         if rule.verdict == "unclassified":
             # The proxy may be mounted under several prefixes, which LiteLLM has removed from `route`.
-            rule = routes.rule_of(here.method, route)
-        here.rule = rule
-        here.subjects = lambda: self._subjects(key, request, body)
+            rule = routes.rule_of(scope.method, route)
+        scope.rule = rule
+        scope.subjects = lambda: self._subjects(key, request, body)
         return rule.verdict in ("metered", "refused", "unclassified") or rule.is_gated
 
-    async def pass_through(self, here: RequestScope, request: Any, body: Any) -> Passage:  # Starlette's
+    async def decide(self, scope: RequestScope, request: Any, body: Any) -> GateDecision:  # Starlette's
         """Decide on a request that LiteLLM has authenticated.
 
         Raises:
@@ -89,23 +89,23 @@ class Gate:
             SubjectNameError: The user's name is invalid.
             ResolverFailedError: A resolver did not answer.
         """
-        rule = here.rule
-        subjects = here.subjects() if here.subjects is not None else Subjects()
+        rule = scope.rule
+        subjects = scope.subjects() if scope.subjects is not None else Subjects()
         body = body if isinstance(body, dict) else {}
         if rule is None:
-            return Passage(subjects, None)
+            return GateDecision(subjects, None)
         if rule.is_gated:
             return await self._hold(rule, subjects, request, body)
         if rule.verdict != "metered":
-            refusal = self._refuse(rule, here, subjects, body.get("model") or request.query_params.get("model"))
+            refusal = self._refuse(rule, scope, subjects, body.get("model") or request.query_params.get("model"))
             if refusal is not None:
-                return Passage(subjects, Decision(refusal, ()))
+                return GateDecision(subjects, Decision(refusal, ()))
         if rule.call_type is None:
-            return Passage(subjects, None)
+            return GateDecision(subjects, None)
         decision = await self._unmetered.admit(subjects, body, rule.call_type)
-        return Passage(subjects, decision, is_unmetered=True)
+        return GateDecision(subjects, decision, is_unmetered=True)
 
-    async def _hold(self, rule: routes.Rule, subjects: Subjects, request: Any, body: dict[str, Any]) -> Passage:
+    async def _hold(self, rule: routes.Rule, subjects: Subjects, request: Any, body: dict[str, Any]) -> GateDecision:
         """Admit a completion as the hook would, and write the changes into the request that LiteLLM reads."""
         if not isinstance(body.get("model"), str):
             raise bad_request("Name the model in the body.", param="model")
@@ -131,9 +131,9 @@ class Gate:
             decision, outgoing = await self._admission.admit(subjects, changed, call_type)
         if changed != body:
             _rewrite(request, changed)
-        return Passage(subjects, decision, output_limit=limit, outgoing=outgoing)
+        return GateDecision(subjects, decision, output_limit=limit, outgoing=outgoing)
 
-    def _refuse(self, rule: routes.Rule, here: RequestScope, subjects: Subjects, model: object) -> Refusal | None:
+    def _refuse(self, rule: routes.Rule, scope: RequestScope, subjects: Subjects, model: object) -> Refusal | None:
         """Return a refusal if any limit forbids this route, else None."""
         if not self._admission.config.enforce:
             return None
@@ -141,10 +141,10 @@ class Gate:
         now = self._clock.now()
         is_free = name is not None and self._is_free(name, subjects)
         for matched in self._admission.limits.limits.matching(subjects, name, None):
-            demand = Requirement.of(matched, now, 0)
+            demand = Demand.of(matched, now, 0)
             if demand.maximum is None or not _refuses(rule, matched, is_free=is_free):
                 continue
-            route = f"{here.method} {here.path[:_LONGEST_PATH]}"
+            route = f"{scope.method} {scope.path[:_LONGEST_PATH]}"
             return Refusal(
                 reason="unbounded", ref=new_ref(), at=now, user=subjects.user, model=name, demand=demand, route=route
             )

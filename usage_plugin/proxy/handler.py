@@ -31,7 +31,7 @@ from usage_plugin.proxy.inflight import InflightRequests, is_free
 from usage_plugin.proxy.inflight_request import InflightRequest
 from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_for_usage
 from usage_plugin.proxy.pass_through_prices import reads_bytes
-from usage_plugin.proxy.pass_through_usage import AnswerReport
+from usage_plugin.proxy.pass_through_usage import PassThroughReport
 from usage_plugin.proxy.refusal_response import bad_request, negotiated_headers, refusal_error, status_headers
 from usage_plugin.proxy.request_admission import RequestAdmission
 from usage_plugin.proxy.request_plan import RequestPlanner
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from usage_plugin.domain.usage import Status
-    from usage_plugin.proxy.prices import PriceBook
+    from usage_plugin.proxy.price_book import PriceBook
     from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.runtime import Runtime
 
@@ -84,7 +84,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Reject subclasses: LiteLLM would silently not call inherited hooks."""
         raise UsagePluginError("UsageHandler_PROXY_ cannot be subclassed: LiteLLM would not call its hooks.")
 
-    # ── admission ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── admission ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def authenticated(self, key: Any, request: Any, body: Any, route: str) -> None:  # LiteLLM's; Starlette's
         """Record the parties of an authenticated request, and admit it on routes where LiteLLM calls no pre-call hook.
@@ -92,32 +92,31 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         Raises:
             ProxyException: The refusal that LiteLLM sends to the client.
         """
-        here = request_scope.current.get()
-        if here is None:
+        scope = request_scope.current.get()
+        if scope is None:
             return
-        _stop_if_refused(here)
+        _stop_if_refused(scope)
         try:
-            if not self._gate.arrive(here, key, request, body, route):
+            if not self._gate.register(scope, key, request, body, route):
                 return
             started = self._clock.monotonic()
-            passage = await self._gate.pass_through(here, request, body)
-            if passage.decision is not None:
-                here.output_limit = passage.output_limit
-                # No hook gets this body, so a stamp in it would never be read. The exchange leads to the request
-                # instead.
+            decided = await self._gate.decide(scope, request, body)
+            if decided.decision is not None:
+                scope.output_limit = decided.output_limit
+                # No hook gets this body, so a stamp would not be read. Hooks find the request by its scope.
                 self._begin(
-                    passage.decision,
-                    passage.subjects,
+                    decided.decision,
+                    decided.subjects,
                     {},
-                    here,
+                    scope,
                     started,
-                    unmetered=passage.is_unmetered,
-                    fills=True,
-                    outgoing=passage.outgoing,
+                    unmetered=decided.is_unmetered,
+                    owns_all_calls=True,
+                    outgoing=decided.outgoing,
                 )
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
-            answer = _as_answer(error, here.path)
-            here.refuse(answer, replace=True)
+            answer = _as_answer(error, scope.path)
+            scope.refuse(answer, replace=True)
             raise answer from None
 
     async def async_pre_call_hook(
@@ -129,24 +128,24 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> dict[str, Any] | None:
         """Admit a request, or raise the error that LiteLLM turns into the refusal."""
         kind = str(getattr(call_type, "value", call_type))
-        here = request_scope.current.get()
-        _stop_if_refused(here)
-        if here is not None and kind in LOOK_UPS:
-            here.looked_up = data
+        scope = request_scope.current.get()
+        _stop_if_refused(scope)
+        if scope is not None and kind in LOOK_UPS:
+            scope.looked_up = data
         try:
-            if is_free(kind) or _is_free_route(here, kind) or self._inflight.of_hook(data) is not None:
+            if is_free(kind) or _is_free_route(scope, kind) or self._inflight.of_hook(data) is not None:
                 # A look-up, or a request that is admitted already: by the gate, by a second listing of this callback,
                 # or before LiteLLM chose a fallback.
                 return None
-            await self._admit(user_api_key_dict, data, kind, here)
+            await self._admit(user_api_key_dict, data, kind, scope)
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
             answer = _as_answer(error, kind)
-            if here is not None:
-                here.refuse(answer)
+            if scope is not None:
+                scope.refuse(answer)
             raise answer from None
         return data
 
-    async def _admit(self, key: Any, data: dict[str, Any], kind: str, here: request_scope.RequestScope | None) -> None:
+    async def _admit(self, key: Any, data: dict[str, Any], kind: str, scope: request_scope.RequestScope | None) -> None:
         started = self._clock.monotonic()
         subjects = self._identification.subjects_of(key, data)
         unmetered, outgoing = kind in UNMETERED, None
@@ -154,40 +153,40 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             decision = await self._unmetered.admit(subjects, data, kind)
         else:
             decision, outgoing = await self._admission.admit(subjects, data, kind)
-        self._begin(decision, subjects, data, here, started, unmetered=unmetered, outgoing=outgoing)
+        self._begin(decision, subjects, data, scope, started, unmetered=unmetered, outgoing=outgoing)
 
     def _begin(
         self,
         decision: Decision,
         subjects: Subjects,
         data: dict[str, Any],
-        here: request_scope.RequestScope | None,
+        scope: request_scope.RequestScope | None,
         started: int,
         *,
         unmetered: bool,
-        fills: bool = False,
+        owns_all_calls: bool = False,
         outgoing: OutgoingBounds | None = None,
     ) -> InflightRequest:
         """Start an admitted request, or raise the refusal."""
-        outcome, unfelt = decision
-        for refusal in unfelt:
+        outcome, dry_run_refusals = decision
+        for refusal in dry_run_refusals:
             self._refusals.add(refusal)
         if isinstance(outcome, Refusal):
             self._refusals.add(outcome)
             # The reason quotes the client's own fields, so it is only sent to the client and never stored.
             fields = outgoing.bound.unknown if outgoing is not None and outcome.reason == "unbounded" else ()
             raise refusal_error(replace(outcome, user=subjects.called, fields=fields), self._config.current)
-        request = InflightRequest(outcome, started, unmetered=unmetered, fills_exchange=fills)
+        request = InflightRequest(outcome, started, unmetered=unmetered, owns_all_calls=owns_all_calls)
         request.outgoing = outgoing
         try:
-            self._inflight.add(request, data, here)
-            if here is not None and outcome.event.call_type in NATIVE:
-                here.report = request.report = Report()
-            elif unmetered and here is not None and reads_bytes(here):
-                here.report = request.report = AnswerReport(here.path)
-            if here is not None:
-                here.standing = outcome.standing
-                here.headers |= negotiated_headers(outcome.event)
+            self._inflight.add(request, data, scope)
+            if scope is not None and outcome.event.call_type in NATIVE:
+                scope.report = request.report = Report()
+            elif unmetered and scope is not None and reads_bytes(scope):
+                scope.report = request.report = PassThroughReport(scope.path)
+            if scope is not None:
+                scope.account_status = outcome.account_status
+                scope.headers |= negotiated_headers(outcome.event)
             for name in outcome.warnings:
                 log.warning("limit.passed", limit=name, user=subjects.user, action="warn")
         except Exception as error:
@@ -196,27 +195,27 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             raise
         return request
 
-    # ── recording ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── recording ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
         """Stop a request that exceeds its hold; else record that it is now sent to a provider.
 
         From here on the request may cost something, even if it is stopped later.
         """
-        request, here = self._inflight.of_hook(kwargs), request_scope.current.get()
-        _stop_if_refused(here)
-        if request is None and here is not None and here.subjects is None and not here.requests:
-            request = await self._notice(here)
+        request, scope = self._inflight.of_hook(kwargs), request_scope.current.get()
+        _stop_if_refused(scope)
+        if request is None and scope is not None and scope.subjects is None and not scope.requests:
+            request = await self._notice(scope)
         if request is None:
             return
         kind = str(getattr(call_type, "value", call_type))
         ask_for_usage(kwargs, kind, request.admitted.event.call_type)
-        if request.fills_exchange and not request.unmetered and "messages" in kwargs and here is not None:
+        if request.owns_all_calls and not request.unmetered and "messages" in kwargs and scope is not None:
             if request.admitted.without_fallbacks and _model_group(kwargs) not in request.models:
                 raise bad_request("Only the model asked for fits, and no fallback.", param="model")
             if kwargs.get("stream"):
                 kwargs["stream_options"] = with_usage(kwargs.get("stream_options"))
-            output_limits.write_missing(kwargs, here.output_limit)
+            output_limits.write_missing(kwargs, scope.output_limit)
         if request.outgoing is not None:
             refusal = await self._outgoing_check.check(request, kwargs, kind)
             if refusal is not None:
@@ -226,22 +225,22 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
 
     def _stopped(self, refusal: Refusal) -> StoppedError:
         error = refusal_error(refusal, self._config.current)
-        here = request_scope.current.get()
-        if here is not None:
-            here.refuse(error)
+        scope = request_scope.current.get()
+        if scope is not None:
+            scope.refuse(error)
         return StoppedError(error)
 
-    async def _notice(self, here: request_scope.RequestScope) -> InflightRequest | None:
+    async def _notice(self, scope: request_scope.RequestScope) -> InflightRequest | None:
         """Admit a call that the gate never saw, on a route that LiteLLM authenticates in its own way."""
-        here.rule = rule = rule_of(here.method, here.path)
+        scope.rule = rule = rule_of(scope.method, scope.path)
         if rule.verdict in ("free", "held"):
             return None
         started = self._clock.monotonic()
         decision = await self._unmetered.admit(Subjects(), {}, rule.call_type or PASS_THROUGH)
         try:
-            return self._begin(decision, Subjects(), {}, here, started, unmetered=True)
+            return self._begin(decision, Subjects(), {}, scope, started, unmetered=True)
         except ProxyException as answer:
-            here.refuse(answer, replace=True)
+            scope.refuse(answer, replace=True)
             raise
 
     async def async_post_call_failure_deployment_hook(
@@ -274,10 +273,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if request is None and data.get("response_id"):
                 self._settlement.looked_up(data, response)
             recorded = self._settlement.answered(request, data, response) if request is not None else None
-            here = request_scope.current.get()
-            if here is not None and recorded is not None:
-                here.standing = recorded.standing or here.standing
-                here.cost = recorded.event.cost
+            scope = request_scope.current.get()
+            if scope is not None and recorded is not None:
+                scope.account_status = recorded.account_status or scope.account_status
+                scope.cost = recorded.event.cost
         return response
 
     async def async_log_success_event(
@@ -319,16 +318,16 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             elif self._inflight.repetition(request_data, by="failure"):
                 self._anomalies.count("duplicate", str(request_data.get("model") or ""))
 
-    # ── the exchange ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── the HTTP request ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @staticmethod
-    def answer_begins(here: request_scope.RequestScope) -> None:
+    def answer_begins(scope: request_scope.RequestScope) -> None:
         """Write the headers of an answer at the last moment, since only then are their values known."""
         with _NothingRaised("answer_begins"):
-            if here.standing is not None:
-                here.headers |= status_headers(here.standing)
-            if here.cost is not None:
-                here.headers["x-usage-cost"] = format_usd(here.cost)
+            if scope.account_status is not None:
+                scope.headers |= status_headers(scope.account_status)
+            if scope.cost is not None:
+                scope.headers["x-usage-cost"] = format_usd(scope.cost)
 
     def request_ended(self, request: InflightRequest, ending: Status) -> None:
         """Process the end of a request on the wire."""
@@ -346,10 +345,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             self._settlement.close()
 
 
-def _stop_if_refused(here: request_scope.RequestScope | None) -> None:
+def _stop_if_refused(scope: request_scope.RequestScope | None) -> None:
     """Raise the gate's refusal again, since LiteLLM lets some tool requests continue without a user to refuse."""
-    if here is not None and here.refused is not None:
-        raise here.refused
+    if scope is not None and scope.refused is not None:
+        raise scope.refused
 
 
 def _model_group(kwargs: Mapping[str, Any]) -> object:
@@ -357,9 +356,9 @@ def _model_group(kwargs: Mapping[str, Any]) -> object:
     return metadata.get("model_group") if isinstance(metadata, dict) else None
 
 
-def _is_free_route(here: request_scope.RequestScope | None, kind: str) -> bool:
+def _is_free_route(scope: request_scope.RequestScope | None, kind: str) -> bool:
     """Whether the route costs nothing, although LiteLLM calls its hook there."""
-    return here is not None and here.rule is not None and here.rule.verdict == "free" and kind not in UNMETERED
+    return scope is not None and scope.rule is not None and scope.rule.verdict == "free" and kind not in UNMETERED
 
 
 class _NothingRaised:

@@ -212,9 +212,9 @@ def _headers(body: Mapping[str, Any]) -> Mapping[str, str]:
 
     They come from the connection: on pass-through routes LiteLLM passes none, since the whole body is the client's.
     """
-    here = request_scope.current.get()
-    if here is not None:
-        return here.client_headers
+    scope = request_scope.current.get()
+    if scope is not None:
+        return scope.client_headers
     found = (body.get("proxy_server_request") or {}).get("headers") or {}
     return {str(name).lower(): value for name, value in found.items()}
 

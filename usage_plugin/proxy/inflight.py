@@ -49,11 +49,11 @@ class InflightRequests:
         self._open: dict[str, InflightRequest] = {}
         self._settled: OrderedDict[str, Settler] = OrderedDict()
 
-    def add(self, request: InflightRequest, data: dict[str, Any], here: request_scope.RequestScope | None) -> None:
+    def add(self, request: InflightRequest, data: dict[str, Any], scope: request_scope.RequestScope | None) -> None:
         """Stamp an admitted request, and keep it until it is settled."""
         self._open[request.event_id] = request
-        if here is not None:
-            here.requests = [known for known in here.requests if not known.settled] + [request]
+        if scope is not None:
+            scope.requests = [known for known in scope.requests if not known.settled] + [request]
         metadata_of(data)[STAMP] = request.event_id
 
     def forget(self, request: InflightRequest, settler: Settler) -> None:
@@ -69,19 +69,19 @@ class InflightRequests:
 
     def of_hook(self, data: Mapping[str, Any]) -> InflightRequest | None:
         """Return the request of the body that a hook gets."""
-        return self._stamped(data) or _of_exchange(data.get("litellm_call_id"))
+        return self._stamped(data) or _of_scope(data.get("litellm_call_id"))
 
     def of_log(self, kwargs: Mapping[str, Any]) -> InflightRequest | None:
         """Return the request of a logging callback."""
-        return self._stamped(_parameters(kwargs)) or _of_exchange(kwargs.get("litellm_call_id"))
+        return self._stamped(_parameters(kwargs)) or _of_scope(kwargs.get("litellm_call_id"))
 
     @staticmethod
     def is_foreign(kwargs: Mapping[str, Any]) -> bool:
         """Whether a logged call was never admitted, such as a health check or a guardrail's own call."""
         if _stamps(_parameters(kwargs)):
             return False
-        here, call_id = request_scope.current.get(), kwargs.get("litellm_call_id")
-        return here is None or all(request.admitted.event.call_id != call_id for request in here.requests)
+        scope, call_id = request_scope.current.get(), kwargs.get("litellm_call_id")
+        return scope is None or all(request.admitted.event.call_id != call_id for request in scope.requests)
 
     def repetition(self, holder: Mapping[str, Any], *, by: Settler) -> Literal["expected", "again"] | None:
         """Return whether a settled request is reported again, as expected or not; None if the request is unknown.
@@ -137,14 +137,14 @@ def _stamps(holder: Mapping[str, Any]) -> list[str]:
     return [stamp for stamp in stamps if isinstance(stamp, str)]
 
 
-def _of_exchange(call_id: object) -> InflightRequest | None:
-    """Return the request of this exchange; the call id distinguishes it from calls by guardrails in the meantime.
+def _of_scope(call_id: object) -> InflightRequest | None:
+    """Return the unsettled request of this HTTP request. The call id excludes calls that guardrails made.
 
     A request that the gate admits has no call id yet. An unmetered route has none, and its failure hook gets no body.
     """
-    here = request_scope.current.get()
-    if here is None:
+    scope = request_scope.current.get()
+    if scope is None:
         return None
     return next(
-        (r for r in here.requests if not r.settled and (r.fills_exchange or r.admitted.event.call_id == call_id)), None
+        (r for r in scope.requests if not r.settled and (r.owns_all_calls or r.admitted.event.call_id == call_id)), None
     )

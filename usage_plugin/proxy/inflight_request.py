@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.tracking.admission.settlement import OpenRequest
+from usage_plugin.tracking.admission.recorder import OpenRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,21 +27,21 @@ class InflightRequest(OpenRequest):
         sent: Whether a provider has received the request and not answered yet.
         broken: Whether the last attempt was logged as a failure.
         cut: Whether only a part of the answer was delivered.
-        failed: The status sent to the client, while the provider may still be working and will charge for it.
+        failed: The status that the client got, while the provider may still be working, and bill the request.
         error: The name of the failure's exception.
         unmetered: Whether the route reports no usage.
-        fills_exchange: Whether each call to a provider in its exchange belongs to it, with any call id.
+        owns_all_calls: Whether every provider call of this HTTP request belongs to it, regardless of the call id.
         outgoing: The bounds that its outgoing form is compared with; None if no limit depends on them.
         stopped: The refusal, if the outgoing request exceeds the limits.
     """
 
     __slots__ = (
-        "answer", "broken", "cut", "error", "failed", "fills_exchange", "is_over", "logged", "outgoing", "report",
+        "answer", "broken", "cut", "error", "failed", "is_over", "logged", "outgoing", "owns_all_calls", "report",
         "sent", "stopped", "stream", "unmetered",
     )  # fmt: skip
 
     def __init__(
-        self, admitted: Admitted, started: int, *, unmetered: bool = False, fills_exchange: bool = False
+        self, admitted: Admitted, started: int, *, unmetered: bool = False, owns_all_calls: bool = False
     ) -> None:
         """Create it from an admitted request; `started` is in the monotonic clock's time."""
         super().__init__(admitted, started)
@@ -56,7 +56,7 @@ class InflightRequest(OpenRequest):
         self.failed: Status | None = None
         self.error: str | None = None
         self.unmetered = unmetered
-        self.fills_exchange = unmetered or fills_exchange
+        self.owns_all_calls = unmetered or owns_all_calls
         self.outgoing: OutgoingBounds | None = None
         self.stopped: Refusal | None = None
 

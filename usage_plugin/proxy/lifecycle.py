@@ -27,8 +27,8 @@ from usage_plugin.log import get_logger, short_error, show_log
 from usage_plugin.pricing.model_list import unpriced_models
 from usage_plugin.proxy.config_warnings import ConfigWarning, config_warnings
 from usage_plugin.proxy.handler import UsageHandler_PROXY_
-from usage_plugin.proxy.pass_through_streams import read_streams_of_gateways
-from usage_plugin.proxy.prices import PriceBook
+from usage_plugin.proxy.litellm_endpoint_patch import read_streams_of_gateways
+from usage_plugin.proxy.price_book import PriceBook
 from usage_plugin.proxy.request_scope import RequestScopeMiddleware, requests_here
 from usage_plugin.proxy.streams import remember_streams
 from usage_plugin.runtime import Runtime

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.prices import PriceExposure
     from usage_plugin.proxy.inflight_request import InflightRequest
-    from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.price_book import Deployment
     from usage_plugin.proxy.request_admission import RequestAdmission
     from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlanner
     from usage_plugin.tracking.admission.refusals import RefusalLog
@@ -140,7 +140,7 @@ class OutgoingCheck:
             return None
         decision, outgoing = await self._admission.admit_again(admitted, kwargs, call_type, deployment)
         outcome = decision.outcome
-        for refusal in decision.unfelt:
+        for refusal in decision.dry_run_refusals:
             self._refusals.add(refusal)
         log.info(
             "request.changed",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.config.sections import AdmissionConfig
     from usage_plugin.proxy.bounds import Bounds
-    from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.price_book import Deployment
 
 _WITHOUT_OUTPUT = ("embedding", "moderation", "rerank")
 _ON_RESPONSES = frozenset({"aresponses", "anthropic_messages"})

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.proxy.pass_through_usage import AnswerReport
-    from usage_plugin.proxy.prices import Deployment, PriceBook
+    from usage_plugin.proxy.pass_through_usage import PassThroughReport
+    from usage_plugin.proxy.price_book import Deployment, PriceBook
     from usage_plugin.proxy.request_scope import RequestScope
     from usage_plugin.proxy.usage_parsing import Served
 
@@ -59,15 +59,15 @@ class Offer(NamedTuple):
         return self.ways
 
 
-def reads_bytes(here: RequestScope) -> bool:
+def reads_bytes(scope: RequestScope) -> bool:
     """Whether the answer's bytes are read: look-ups and cancellations concern work that has been charged before."""
-    if here.method != "POST" or here.rule is None or here.rule.call_type != PASS_THROUGH:
+    if scope.method != "POST" or scope.rule is None or scope.rule.call_type != PASS_THROUGH:
         return False
-    return not here.path.endswith("/cancel")
+    return not scope.path.endswith("/cancel")
 
 
 def priced(
-    prices: PriceBook, served: Served, event: UsageEvent, report: AnswerReport, kwargs: Mapping[str, Any]
+    prices: PriceBook, served: Served, event: UsageEvent, report: PassThroughReport, kwargs: Mapping[str, Any]
 ) -> tuple[Served, Offer]:
     """Return the known facts and the prices of an answer with usage; the operator's stated cost has precedence.
 

@@ -38,7 +38,7 @@ _HOLDERS = ("message", "response", "delta", "x_groq")
 """The members in which a frame without usage may hold it, including Cohere's `delta` and Groq's own field."""
 
 
-class AnswerReport(Report):
+class PassThroughReport(Report):
     """The report of an answer that LiteLLM forwards unchanged.
 
     Attributes:

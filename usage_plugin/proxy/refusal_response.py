@@ -1,4 +1,6 @@
-"""Refusing: a refusal in the form the client gets. The headers are the machine contract; `sentence` is for people.
+"""Refusal response: a refusal in the form that the client gets.
+
+The headers are the contract for programs; `sentence` is for people.
 
 Measured with six SDKs: after a 429 with a long Retry-After some sleep for days, and after one without it some retry at
 once. After a 402 none retries. So a 429 is only sent where a short wait helps.
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.admission.decisions import Refusal
-    from usage_plugin.tracking.admission.requirements import AccountStatus
+    from usage_plugin.tracking.admission.demands import AccountStatus
 
 _TYPES: dict[Reason, str] = {
     "spent": "budget_exceeded",
@@ -118,15 +120,15 @@ def refusal_headers(refusal: Refusal) -> dict[str, str]:
     }
 
 
-def status_headers(standing: AccountStatus) -> dict[str, str]:
+def status_headers(account_status: AccountStatus) -> dict[str, str]:
     """Return headers with the status of the caller's most constrained limit."""
-    limit = standing.demand.limit
+    limit = account_status.demand.limit
     headers = {
         "x-usage-limit": limit.name,
-        "x-usage-remaining": format_amount(limit.unit, standing.remaining),
+        "x-usage-remaining": format_amount(limit.unit, account_status.remaining),
         "x-usage-unit": limit.unit,
     }
-    resets = limit.reset_of(standing.demand.window)
+    resets = limit.reset_of(account_status.demand.window)
     return headers | {"x-usage-resets-at": resets.isoformat()} if resets else headers
 
 

@@ -12,18 +12,18 @@ from usage_plugin.proxy.body_fields import names_any
 from usage_plugin.proxy.request_plan import AS_IT_ARRIVED, Form
 from usage_plugin.proxy.tokens import Tokenizer, most_savings
 from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal
-from usage_plugin.tracking.admission.requirements import requirements_of
+from usage_plugin.tracking.admission.demands import demands_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.config import ActiveConfig
     from usage_plugin.domain.subjects import Subjects
-    from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.price_book import Deployment
     from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlan, RequestPlanner
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
+    from usage_plugin.tracking.admission.demands import Ask, Demand
     from usage_plugin.tracking.admission.remedies import Admission
-    from usage_plugin.tracking.admission.requirements import Ask, Requirement
 
 SHORTEST_ANSWER = 256
 """The minimum answer in tokens. A shorter one would be useless."""
@@ -168,9 +168,9 @@ class _Alternatives:
                 longest, low = form, middle + 1
         return None if longest is None else self._take(longest)
 
-    def _fits(self, ask: Ask, refused: Requirement, room: int) -> bool:
+    def _fits(self, ask: Ask, refused: Demand, room: int) -> bool:
         """Whether the limit that refused has room for the request in another form."""
-        demands, _ = requirements_of(ask, ask.primary, self._parts.limits.limits, "charge")
+        demands, _ = demands_of(ask, ask.primary, self._parts.limits.limits, "charge")
         return all(
             demand.amount <= room
             for demand in demands

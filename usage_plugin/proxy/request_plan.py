@@ -14,10 +14,10 @@ from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.proxy import bounds, client_rules, output_limits, worst_case
 from usage_plugin.proxy.client_rules import SEARCH
-from usage_plugin.proxy.prices import Deployment, PriceBook
+from usage_plugin.proxy.price_book import Deployment, PriceBook
 from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.tokens import encoding_for
-from usage_plugin.tracking.admission.requirements import Ask
+from usage_plugin.tracking.admission.demands import Ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

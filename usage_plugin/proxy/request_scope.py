@@ -1,4 +1,4 @@
-"""The request scope: one HTTP request and its answer, the exchange, seen from outside LiteLLM.
+"""The request scope: one HTTP request and its answer, seen from outside LiteLLM.
 
 An ASGI wrapper around the whole proxy puts a `RequestScope` into a context variable, where hooks find it in any task
 that LiteLLM runs them in. It is filled and never replaced, since a context variable set in a child task is invisible
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.routes import Rule
     from usage_plugin.proxy.streams import Report
-    from usage_plugin.tracking.admission.requirements import AccountStatus
+    from usage_plugin.tracking.admission.demands import AccountStatus
 
     Message = MutableMapping[str, Any]
     Receive = Callable[[], Awaitable[Message]]
@@ -43,7 +43,7 @@ _ERROR = 400
 _LONGEST_AFTERWARDS = 600.0
 """Seconds after a request during which its later calls to providers are charged to the same user."""
 
-current: ContextVar[RequestScope | None] = ContextVar("usage_plugin_exchange", default=None)
+current: ContextVar[RequestScope | None] = ContextVar("usage_plugin_request_scope", default=None)
 
 
 class RequestScope:
@@ -61,7 +61,7 @@ class RequestScope:
         headers: Added to the answer; they replace headers of the same name.
         status: The status of our refusal; some versions of LiteLLM turn it into a 500 on some routes.
         body: The body of our refusal, where it differs from the one that LiteLLM writes.
-        standing: The status of the caller's most constrained limit.
+        account_status: The status of the caller's most constrained limit.
         cost: The cost of the request in nano-dollars, once it is known.
         ending: The outcome on the wire. `cancelled` if the client left before the whole answer was sent. `success` if
             it was sent and its status is not an error.
@@ -70,15 +70,15 @@ class RequestScope:
     """
 
     __slots__ = (
-        "_asked", "_client_headers", "body", "cost", "ended", "ending", "headers", "looked_up", "method",
-        "output_limit", "path", "refused", "report", "requests", "rule", "standing", "status", "subjects",
+        "_client_headers", "_raw_headers", "account_status", "body", "cost", "ended", "ending", "headers", "looked_up",
+        "method", "output_limit", "path", "refused", "report", "requests", "rule", "status", "subjects",
     )  # fmt: skip
 
-    def __init__(self, path: str = "", asked: Iterable[tuple[bytes, bytes]] = (), method: str = "POST") -> None:
-        """Create an exchange from the request's path, headers and method, in ASGI's form."""
+    def __init__(self, path: str = "", raw_headers: Iterable[tuple[bytes, bytes]] = (), method: str = "POST") -> None:
+        """Create it from the request's path, headers and method, in ASGI's form."""
         self.path = path
         self.method = method
-        self._asked = asked
+        self._raw_headers = raw_headers
         self._client_headers: Mapping[str, str] | None = None
         self.rule: Rule | None = None
         self.subjects: Callable[[], Subjects] | None = None
@@ -88,7 +88,7 @@ class RequestScope:
         self.headers: dict[str, str] = {}
         self.status: int | None = None
         self.body: bytes | None = None
-        self.standing: AccountStatus | None = None
+        self.account_status: AccountStatus | None = None
         self.cost: Nano | None = None
         self.ending: Status = "failure"
         self.ended: float | None = None
@@ -99,7 +99,9 @@ class RequestScope:
     def client_headers(self) -> Mapping[str, str]:
         """The request's headers by lower-case name; the last value of a repeated name counts, as in LiteLLM."""
         if self._client_headers is None:
-            self._client_headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in self._asked}
+            self._client_headers = {
+                name.decode("latin-1"): value.decode("latin-1") for name, value in self._raw_headers
+            }
         return self._client_headers
 
     def refuse(self, answer: ProxyException, *, replace: bool = False) -> None:
@@ -120,22 +122,22 @@ class RequestScope:
 
 def requests_here() -> list[InflightRequest]:
     """Return the unsettled requests of the current scope."""
-    here = current.get()
-    return [request for request in here.requests if not request.settled] if here is not None else []
+    scope = current.get()
+    return [request for request in scope.requests if not request.settled] if scope is not None else []
 
 
 def subjects_here() -> Subjects:
     """Return the parties of the current request; calls outside of any request belong to the proxy itself."""
-    here = current.get()
-    if here is None or (here.ended is not None and time.monotonic() - here.ended > _LONGEST_AFTERWARDS):
+    scope = current.get()
+    if scope is None or (scope.ended is not None and time.monotonic() - scope.ended > _LONGEST_AFTERWARDS):
         # A task that LiteLLM started during a request, and that outlives it, keeps its context.
         return Subjects(user=INTERNAL)
-    if here.requests:
-        return here.requests[0].admitted.subjects
-    if here.subjects is None:
+    if scope.requests:
+        return scope.requests[0].admitted.subjects
+    if scope.subjects is None:
         return Subjects(user=INTERNAL)
     try:
-        return here.subjects()
+        return scope.subjects()
     except UsagePluginError:
         return Subjects()
 
@@ -154,42 +156,42 @@ class RequestScopeMiddleware:
         self._on_start = on_start
         self._on_end = on_end
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, asgi_scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
+        if asgi_scope["type"] not in ("http", "websocket"):
+            await self._app(asgi_scope, receive, send)
             return
-        path = scope.get("path", "").removeprefix(scope.get("root_path") or "")
-        exchange = RequestScope(path, scope.get("headers", ()), scope.get("method", WEBSOCKET))
-        answer = _Answer(exchange, scope, receive, send, self._on_start)
-        token = current.set(exchange)
+        path = asgi_scope.get("path", "").removeprefix(asgi_scope.get("root_path") or "")
+        scope = RequestScope(path, asgi_scope.get("headers", ()), asgi_scope.get("method", WEBSOCKET))
+        answer = _Answer(scope, asgi_scope, receive, send, self._on_start)
+        token = current.set(scope)
         try:
-            await self._app(scope, answer.receive, answer.send)
+            await self._app(asgi_scope, answer.receive, answer.send)
         finally:
             current.reset(token)
-            exchange.ended = time.monotonic()
-            if exchange.requests:
+            scope.ended = time.monotonic()
+            if scope.requests:
                 # `subjects` keeps the whole body alive, and the requests have their parties.
-                exchange.subjects = None
-            for request in exchange.requests:
-                self._on_end(request, exchange.ending)
+                scope.subjects = None
+            for request in scope.requests:
+                self._on_end(request, scope.ending)
 
 
 class _Answer:
-    """Sends the answer of one exchange and observes its parts."""
+    """Sends the answer of one request and observes its parts."""
 
-    __slots__ = ("_exchange", "_is_sent", "_on_start", "_receive", "_scope", "_send", "_status")
+    __slots__ = ("_asgi_scope", "_is_sent", "_on_start", "_receive", "_scope", "_send", "_status")
 
     def __init__(
         self,
-        exchange: RequestScope,
-        scope: MutableMapping[str, Any],
+        scope: RequestScope,
+        asgi_scope: MutableMapping[str, Any],
         receive: Receive,
         send: Send,
         on_start: Callable[[RequestScope], None],
     ) -> None:
-        self._exchange = exchange
         self._scope = scope
+        self._asgi_scope = asgi_scope
         self._receive = receive
         self._send = send
         self._on_start = on_start
@@ -197,29 +199,29 @@ class _Answer:
         self._status = 0
 
     async def send(self, message: Message) -> None:
-        exchange, kind = self._exchange, message["type"]
+        scope, kind = self._scope, message["type"]
         if kind == "http.response.start":
-            self._on_start(exchange)
-            message = _with_ours(message, exchange)
+            self._on_start(scope)
+            message = _with_ours(message, scope)
             self._status = message["status"]
-            if exchange.report is not None:
-                exchange.report.begin(message["status"], message.get("headers", ()))
-        elif exchange.body is not None and kind in ("http.response.body", "websocket.close"):
+            if scope.report is not None:
+                scope.report.begin(message["status"], message.get("headers", ()))
+        elif scope.body is not None and kind in ("http.response.body", "websocket.close"):
             if not self._is_sent:
                 self._is_sent = True
-                await self._send_refusal(message, exchange.body)
+                await self._send_refusal(message, scope.body)
             return
         elif kind == "http.response.body":
-            self._is_sent = _sends_the_last(message, exchange, self._status)
+            self._is_sent = _sends_the_last(message, scope, self._status)
         await self._send(message)
 
     async def _send_refusal(self, message: Message, refusal: bytes) -> None:
         """Send our own error instead of LiteLLM's; on a WebSocket as far as the server supports it."""
         if message["type"] == "http.response.body":
             await self._send({"type": "http.response.body", "body": refusal})
-        elif "websocket.http.response" in (self._scope.get("extensions") or {}):
-            begun: Message = {"type": "websocket.http.response.start", "status": self._exchange.status, "headers": []}
-            await self._send(_with_ours(begun, self._exchange))
+        elif "websocket.http.response" in (self._asgi_scope.get("extensions") or {}):
+            begun: Message = {"type": "websocket.http.response.start", "status": self._scope.status, "headers": []}
+            await self._send(_with_ours(begun, self._scope))
             await self._send({"type": "websocket.http.response.body", "body": refusal})
         else:
             await self._send(message)
@@ -227,29 +229,29 @@ class _Answer:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] in ("http.disconnect", "websocket.disconnect") and not self._is_sent:
-            self._exchange.ending = "cancelled"
+            self._scope.ending = "cancelled"
         return message
 
 
-def _sends_the_last(message: Message, exchange: RequestScope, status: int) -> bool:
+def _sends_the_last(message: Message, scope: RequestScope, status: int) -> bool:
     """Read a part of an answer's body, and return whether it is the last one."""
-    if exchange.report is not None:
-        exchange.report.read_bytes(message.get("body", b""))
+    if scope.report is not None:
+        scope.report.read_bytes(message.get("body", b""))
     is_last = not message.get("more_body")
-    if is_last and status < _ERROR and exchange.ending != "cancelled":
-        exchange.ending = "success"
+    if is_last and status < _ERROR and scope.ending != "cancelled":
+        scope.ending = "success"
     return is_last
 
 
-def _with_ours(message: Message, exchange: RequestScope) -> Message:
-    ours = {name.lower().encode("latin-1"): _latin(value) for name, value in exchange.headers.items()}
+def _with_ours(message: Message, scope: RequestScope) -> Message:
+    ours = {name.lower().encode("latin-1"): _latin(value) for name, value in scope.headers.items()}
     dropped = set(ours)
-    if exchange.body is not None:
-        ours |= {b"content-type": b"application/json", b"content-length": str(len(exchange.body)).encode()}
+    if scope.body is not None:
+        ours |= {b"content-type": b"application/json", b"content-length": str(len(scope.body)).encode()}
         # LiteLLM's body may be compressed; ours is not.
         dropped |= {*ours, b"content-encoding", b"transfer-encoding"}
     kept = [pair for pair in message.get("headers", ()) if pair[0].lower() not in dropped]
-    return {**message, "status": exchange.status or message["status"], "headers": [*kept, *ours.items()]}
+    return {**message, "status": scope.status or message["status"], "headers": [*kept, *ours.items()]}
 
 
 def _latin(value: str) -> bytes:

@@ -30,7 +30,7 @@ from usage_plugin.pricing.price_map import with_container
 from usage_plugin.pricing.sheets import is_price_key, own_or_mapped, route_of
 from usage_plugin.proxy import charges, usage_parsing
 from usage_plugin.proxy.inflight import is_free
-from usage_plugin.proxy.prices import Deployment
+from usage_plugin.proxy.price_book import Deployment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.api import UsageTracker
     from usage_plugin.domain.usage import Status
-    from usage_plugin.tracking.admission.settlement import Outcome
+    from usage_plugin.tracking.admission.recorder import Outcome
 
 LAST_WORDS_SECONDS = 5.0
 """The maximum wait at the end, in seconds, for calls that LiteLLM has not reported yet."""

@@ -26,10 +26,10 @@ from usage_plugin.log import get_logger
 from usage_plugin.proxy import charges, pass_through_prices, request_scope, usage_parsing
 from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
 from usage_plugin.proxy.inflight import is_free
-from usage_plugin.proxy.pass_through_usage import AnswerReport
+from usage_plugin.proxy.pass_through_usage import PassThroughReport
 from usage_plugin.proxy.streams import report_of
 from usage_plugin.tracking.admission.decisions import unheld
-from usage_plugin.tracking.admission.settlement import OpenRequest, Outcome, Recorded
+from usage_plugin.tracking.admission.recorder import OpenRequest, Outcome, Recorded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.deferred import Deferred, Work
     from usage_plugin.proxy.inflight import InflightRequests, Settler
     from usage_plugin.proxy.inflight_request import InflightRequest
-    from usage_plugin.proxy.prices import PriceBook
-    from usage_plugin.tracking.admission.settlement import Recorder
+    from usage_plugin.proxy.price_book import PriceBook
+    from usage_plugin.tracking.admission.recorder import Recorder
     from usage_plugin.tracking.notifications.anomalies import Anomalies
 
 CLIENT_GONE = 499
@@ -81,8 +81,8 @@ class Settlement:
 
     def answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that reports its usage; others are settled when they are logged."""
-        if request.fills_exchange:
-            # It has no stamp. If it were settled here, its log event would count as another request.
+        if request.owns_all_calls:
+            # Without a stamp, its later log event would be charged again, as a foreign call.
             return None
         # Use the provider's own answer, where LiteLLM has converted it for the client.
         answer = response if request.answer is None else request.answer
@@ -115,8 +115,8 @@ class Settlement:
 
     def _look_up_logged(self, kwargs: Mapping[str, Any], response: Any) -> None:
         """Settle a batch, whose cost only the log reports, or a response that was looked up as a stream."""
-        here = request_scope.current.get()
-        looked_up = here.looked_up if here is not None else None
+        scope = request_scope.current.get()
+        looked_up = scope.looked_up if scope is not None else None
         response = getattr(response, "response", response)
         work = finished_work(response, looked_up.get("response_id") if looked_up is not None else None)
         request = self._deferred.find(work) if work is not None else None
@@ -182,8 +182,8 @@ class Settlement:
             return
         served, usage = usage_parsing.served_logged(kwargs, response), usage_parsing.logged_usage(kwargs, response)
         report = report_of(request)
-        if isinstance(report, AnswerReport):
-            self._settle_handed_through(request, report, served, usage, kwargs, status)
+        if isinstance(report, PassThroughReport):
+            self._settle_pass_through(request, report, served, usage, kwargs, status)
             return
         is_unreported = False
         if report is not None and not (request.cut or served.cache_hit):
@@ -203,10 +203,10 @@ class Settlement:
             estimated=request.cut or is_unreported,
         )
 
-    def _settle_handed_through(
+    def _settle_pass_through(
         self,
         request: InflightRequest,
-        report: AnswerReport,
+        report: PassThroughReport,
         served: usage_parsing.Served,
         usage: Mapping[str, Any],
         kwargs: Mapping[str, Any],
@@ -261,10 +261,10 @@ class Settlement:
             request.sent = False
         if request.delivered is not None:
             self._settle_delivered(request, status)
-        elif isinstance(request.report, AnswerReport) and request.report.usage:
+        elif isinstance(request.report, PassThroughReport) and request.report.usage:
             # The answer broke off after it had reported some usage.
             request.failed = status
-            self._settle_handed_through(request, request.report, usage_parsing.NOTHING_SERVED, {}, {}, status)
+            self._settle_pass_through(request, request.report, usage_parsing.NOTHING_SERVED, {}, {}, status)
         elif late and not (hurried or self._charges_cut_as_reserved()):
             # The provider's bill is unknown, and a slow provider should not use up the caller's limit.
             self._settle(request, Outcome(status=status, error=request.error, estimated=True), by="failure")
@@ -287,7 +287,7 @@ class Settlement:
         request.is_over = True
         if request.report is not None:
             request.report.end()
-        if isinstance(request.report, AnswerReport):
+        if isinstance(request.report, PassThroughReport):
             request.cut = request.cut or ending == "cancelled"
         if request.logged is not None and not request.settled:
             self._settle_logged(request, *request.logged)
@@ -313,9 +313,9 @@ class Settlement:
         # Usually the client left before the first chunk. The provider's bill is unknown, so the hold is charged.
         event = request.admitted.event
         if request.unmetered:
-            if isinstance(request.report, AnswerReport) and request.report.usage:
+            if isinstance(request.report, PassThroughReport) and request.report.usage:
                 ended = request.failed or status
-                self._settle_handed_through(request, request.report, usage_parsing.NOTHING_SERVED, {}, {}, ended)
+                self._settle_pass_through(request, request.report, usage_parsing.NOTHING_SERVED, {}, {}, ended)
                 return
             self._settle_unmetered(request, request.failed or status)
             return

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from typing import Any
 
-    from usage_plugin.proxy.prices import Deployment
+    from usage_plugin.proxy.price_book import Deployment
 
 MOST_BYTES = 4_000_000
 """The maximum bytes to count. A longer text exceeds the context of every model with a known tokenizer."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id, new_ref
 from usage_plugin.tracking.admission.decisions import Decision, Refusal
-from usage_plugin.tracking.admission.requirements import Ask, Candidate
+from usage_plugin.tracking.admission.demands import Ask, Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

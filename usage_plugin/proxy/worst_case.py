@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from usage_plugin.pricing.sheets import CHEAPER_SERVICES, SERVICES, route_of
 from usage_plugin.proxy import bounds
 from usage_plugin.proxy.body_fields import COSTING
-from usage_plugin.tracking.admission.requirements import Candidate
+from usage_plugin.tracking.admission.demands import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from usage_plugin.domain.money import Nano
-    from usage_plugin.proxy.prices import Deployment, PriceBook
+    from usage_plugin.proxy.price_book import Deployment, PriceBook
 
 
 def bounds_of_each(

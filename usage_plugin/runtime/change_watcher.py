@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.pseudonyms import Pseudonyms
     from usage_plugin.plugins.identity_resolvers import Resolvers
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
-    from usage_plugin.tracking.admission.decide import Decider, Pressure
-    from usage_plugin.tracking.admission.settlement import Recorder
+    from usage_plugin.tracking.admission.decide import Decider, WorkerFaults
+    from usage_plugin.tracking.admission.recorder import Recorder
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
 """The keys of the YAML that are read only at the start."""
@@ -45,7 +45,7 @@ class WatchedRuntime(Protocol):
     rules: ActiveLimits
     decider: Decider
     recorder: Recorder
-    pressure: Pressure
+    faults: WorkerFaults
 
     @property
     def config(self) -> Config:
@@ -91,12 +91,12 @@ class ChangeWatcher:
             file.check_place()
         except LedgerError as error:
             gone = error.message
-        pressure = self._runtime.pressure
-        if gone and not pressure.ledger_gone:
+        faults = self._runtime.faults
+        if gone and not faults.ledger_gone:
             log.error("ledger.gone", message=gone, hint="Restore it, or restart the proxy with all its workers.")
-        elif pressure.ledger_gone and not gone:
+        elif faults.ledger_gone and not gone:
             log.info("ledger.is_back", path=self._runtime.ledger.location)
-        pressure.ledger_gone = gone
+        faults.ledger_gone = gone
 
     def _check_file(self, opened: OpenLedger) -> None:
         """Apply a changed YAML; an invalid one is rejected, and the previous one stays in force."""
@@ -167,11 +167,11 @@ class ChangeWatcher:
             self._used_by_loop = digest
 
     def _measure_outbox(self, opened: OpenLedger) -> None:
-        storage, pressure = self._runtime.config.storage, self._runtime.pressure
+        storage, faults = self._runtime.config.storage, self._runtime.faults
         full = opened.ledger.waiting().size >= storage.outbox_max
         if full != self._is_full:
-            self._is_full = pressure.outbox_full = full
-            pressure.leaves_gaps = full and storage.on_outbox_full == "allow"
+            self._is_full = faults.outbox_full = full
+            faults.drops_events = full and storage.on_outbox_full == "allow"
         if self._workers.keeps:
             problem = f"The outbox is full: {storage.outbox_max} bytes wait for the store." if full else None
             self._problems.tell(opened.operations, "outbox", problem)

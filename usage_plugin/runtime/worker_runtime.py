@@ -19,10 +19,10 @@ from usage_plugin.runtime.composition import Parts
 from usage_plugin.runtime.data_folder import prepare_data_folder
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
-from usage_plugin.tracking.admission.decide import Decider, Pressure
+from usage_plugin.tracking.admission.decide import Decider, WorkerFaults
+from usage_plugin.tracking.admission.recorder import Recorder
 from usage_plugin.tracking.admission.refusals import RefusalLog
 from usage_plugin.tracking.admission.remedies import Admission
-from usage_plugin.tracking.admission.settlement import Recorder
 from usage_plugin.tracking.maintenance.backfill import Backfill
 from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE
 from usage_plugin.tracking.maintenance.keeper import Keeper
@@ -61,7 +61,7 @@ class Runtime:
         self.resolvers = parts.resolvers(self._failures)
         self.pseudonyms = parts.make_pseudonyms()
         self.rules = ActiveLimits(config.limit_set(self.pseudonyms, self.resolvers.membership()))
-        self.pressure = Pressure()
+        self.faults = WorkerFaults()
         self.cache = parts.cache()
         self.opened = opened = parts.open_ledger()
         self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
@@ -84,7 +84,7 @@ class Runtime:
             worker=self._workers.name,
             anomalies=self.anomalies,
             policy=admission_policy(config, enforce=enforce),
-            pressure=self.pressure,
+            faults=self.faults,
         )
         self.admission = Admission(self.decider, self.clock)
         self.recorder = Recorder(
@@ -95,7 +95,7 @@ class Runtime:
             anomalies=self.anomalies,
             alerts=self.alerts,
             audience=self._listeners.events,
-            pressure=self.pressure,
+            faults=self.faults,
         )
         self.refusals = RefusalLog(self.operations, self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None

@@ -26,9 +26,9 @@ from usage_plugin.domain.ledger import (
 )
 from usage_plugin.errors import ReservationConflictError
 from usage_plugin.ledgers.sqlite.accounts import MOST, changes_of, encoded, reading, reserving
+from usage_plugin.ledgers.sqlite.ended_ids import EndedIds
 from usage_plugin.ledgers.sqlite.file import translate, translated
 from usage_plugin.ledgers.sqlite.maintenance import Maintenance
-from usage_plugin.ledgers.sqlite.memory import EndedIds
 from usage_plugin.ledgers.sqlite.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class SqliteLedger(Ledger):
             if holds is None and self._ended.has(event_id):
                 return False
             self._add(changes_of(holds or (), ()))
-            self._ended.bury(event_id)
+            self._ended.add_tombstone(event_id)
         self._finished(event_id)
         return True
 

@@ -8,8 +8,8 @@ from usage_plugin.domain.ledger import OutboxEntry, Waiting
 from usage_plugin.ledgers.sqlite.file import translated
 
 if TYPE_CHECKING:
+    from usage_plugin.ledgers.sqlite.ended_ids import EndedIds
     from usage_plugin.ledgers.sqlite.file import LedgerFile
-    from usage_plugin.ledgers.sqlite.memory import EndedIds
 
 KEPT_ENTRIES = 2_000
 """The number of acknowledged entries that are kept, so that other workers' caches can catch up from them."""

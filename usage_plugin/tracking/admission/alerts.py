@@ -20,7 +20,7 @@ from usage_plugin.tracking.notifications.subscribers import Subscribers
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.operations import OperationsLog
-    from usage_plugin.tracking.admission.requirements import AccountStatus
+    from usage_plugin.tracking.admission.demands import AccountStatus
 
 MOST_REMEMBERED = 10_000
 MOST_WAITING = 1_000
@@ -38,9 +38,9 @@ class Alerts:
         self._noted: OrderedDict[AlertKey, None] = OrderedDict()
         self._waiting: deque[tuple[AlertKey, Alert]] = deque()
 
-    def seen(self, standing: AccountStatus) -> None:
+    def seen(self, account_status: AccountStatus) -> None:
         """Queue alerts for the thresholds that an account has crossed, after it was charged."""
-        demand, balance = standing
+        demand, balance = account_status
         limit, maximum = demand.limit, demand.maximum
         if not maximum:
             return

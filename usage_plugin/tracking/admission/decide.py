@@ -20,14 +20,14 @@ from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal, refuse
-from usage_plugin.tracking.admission.requirements import (
+from usage_plugin.tracking.admission.demands import (
     AccountStatus,
     Ask,
     Candidate,
+    Demand,
     OnLost,
-    Requirement,
-    most_constrained_own,
-    requirements_of,
+    demands_of,
+    most_constrained_status,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
-    from usage_plugin.tracking.admission.requirements import Problem
+    from usage_plugin.tracking.admission.demands import Problem
     from usage_plugin.tracking.notifications.anomalies import Anomalies
 
 SOON = 60 * MICROSECONDS
@@ -76,19 +76,21 @@ class AdmissionPolicy:
     admit_without_outbox: bool = False
 
 
-class Pressure:
-    """State of the worker that admission depends on. Plain attributes, since they are read for each request."""
+class WorkerFaults:
+    """Faults of the worker that admission depends on. Plain attributes, since they are read for each request."""
 
-    __slots__ = ("leaves_gaps", "ledger_gone", "outbox_full")
+    __slots__ = ("drops_events", "ledger_gone", "outbox_full")
 
     def __init__(self) -> None:
-        """Start without any pressure."""
+        """Start without a fault."""
         self.outbox_full = False
         """Whether the outbox takes no more events."""
-        self.leaves_gaps = False
+        self.drops_events = False
         """Whether requests are served although the outbox is full; their events are not kept."""
         self.ledger_gone = ""
-        """The reason to hold nothing, if the ledger's file was deleted: a worker that starts next uses another file."""
+        """Why nothing is held: the ledger's file was deleted. The next worker creates another one, where holds of this
+        one do not count.
+        """
 
 
 class Decider:
@@ -103,7 +105,7 @@ class Decider:
         worker: str,
         anomalies: Anomalies,
         policy: AdmissionPolicy | None = None,
-        pressure: Pressure | None = None,
+        faults: WorkerFaults | None = None,
     ) -> None:
         """Set the ledger, the active limits and the policy."""
         self._ledger = ledger
@@ -113,11 +115,11 @@ class Decider:
         self._anomalies = anomalies
         self._away_since: int | None = None
         self.policy = policy or AdmissionPolicy()
-        self.pressure = pressure or Pressure()
+        self.faults = faults or WorkerFaults()
 
     async def decide(self, ask: Ask) -> Decision | Downgrade:
         """Decide once, and hold the amounts of an admitted request. Without fallbacks, if only then it fits."""
-        if self.pressure.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
+        if self.faults.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
             return Decision(refuse("outbox_full", ask), ())
         decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
         if not ask.fallbacks or obstacle_of(decision) is None:
@@ -131,14 +133,14 @@ class Decider:
 
     async def _decide_among(self, ask: Ask, candidates: Sequence[Candidate]) -> Decision | Downgrade:
         policy = self.policy
-        everything, unknown = requirements_of(ask, candidates, self._rules.limits, policy.on_lost)
+        everything, unknown = demands_of(ask, candidates, self._rules.limits, policy.on_lost)
         demands = [demand for demand in everything if demand.limit.has_accounts]
         impossible: list[Refusal] = []
         if policy.enforce and (unknown or len(demands) < len(everything)):
             impossible = _impossible(ask, everything, unknown)
-        unfelt = [refusal for refusal in impossible if not refusal.felt]
-        if len(unfelt) < len(impossible):
-            return Decision(_worst(refusal for refusal in impossible if refusal.felt), unfelt)
+        dry_run_refusals = [refusal for refusal in impossible if not refusal.is_enforced]
+        if len(dry_run_refusals) < len(impossible):
+            return Decision(_worst(refusal for refusal in impossible if refusal.is_enforced), dry_run_refusals)
         event = _worst_case_event(ask, candidates)
         holds = [demand.hold(enforced=self._can_stop(demand, ask)) for demand in demands]
         try:
@@ -149,35 +151,39 @@ class Decider:
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
             if policy.enforce and not policy.admit_without_ledger:
                 self._abandon(event.event_id)
-                return Decision(refuse("unavailable", ask), unfelt)
+                return Decision(refuse("unavailable", ask), dry_run_refusals)
             event = event._replace(degraded=True)
-            return Decision(Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), unfelt)
+            return Decision(
+                Admitted(event, ask.subjects, tuple(demands), {}, False, None, (), holds=False), dry_run_refusals
+            )
         if self._away_since is not None:
             self._anomalies.count("ledger_away", "ledger", self._clock.monotonic() - self._away_since)
             self._away_since = None
         before = list(zip(demands, reserved.balances, strict=True))
         passed = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
-        unfelt += [self._judge(ask, demand, balance, reserved) for demand, balance in passed if demand.limit.dry_run]
+        dry_run_refusals += [
+            self._judge(ask, demand, balance, reserved) for demand, balance in passed if demand.limit.dry_run
+        ]
         if not reserved.admitted:
             stopping = [pair for pair in passed if self._can_stop(pair[0], ask)]
             for demand, balance in stopping:
                 if demand.limit.downgrade_to is not None:
                     return Downgrade(demand, balance, demand.limit.downgrade_to)
-            return Decision(_worst(self._judge(ask, *pair, reserved) for pair in stopping), unfelt)
-        standing = most_constrained_own(
+            return Decision(_worst(self._judge(ask, *pair, reserved) for pair in stopping), dry_run_refusals)
+        account_status = most_constrained_status(
             AccountStatus(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
         )
         warned = [d.limit.name for d, _ in passed if d.limit.action == "warn" and not d.limit.dry_run]
         balances = {demand.account: balance for demand, balance in before}
-        admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, standing, tuple(warned))
-        return Decision(admitted, unfelt)
+        admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, account_status, tuple(warned))
+        return Decision(admitted, dry_run_refusals)
 
     def _abandon(self, event_id: str) -> None:
         """Abandon a reservation that failed. It may have been written nevertheless, and nothing would settle it."""
         with suppress(LedgerError):
             self._ledger.abandon(event_id)
 
-    def _can_stop(self, demand: Requirement, ask: Ask) -> bool:
+    def _can_stop(self, demand: Demand, ask: Ask) -> bool:
         """Whether a demand that does not fit prevents the request from starting unchanged."""
         limit = demand.limit
         if limit.dry_run or not self.policy.enforce:
@@ -186,7 +192,7 @@ class Decider:
             return not ask.is_downgraded and limit.downgrade_to != ask.draft.requested_model
         return limit.action == "block"
 
-    def _judge(self, ask: Ask, demand: Requirement, balance: Balance, reserved: Reserved) -> Refusal:
+    def _judge(self, ask: Ask, demand: Demand, balance: Balance, reserved: Reserved) -> Refusal:
         """Return a refusal with the reason why a request does not fit on an account, and whether waiting helps."""
         maximum = demand.maximum or 0
         if demand.amount > maximum:
@@ -199,7 +205,7 @@ class Decider:
             return refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
         return refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
 
-    def _rolled_away_at(self, demand: Requirement, balance: Balance, reserved: Reserved) -> int | None:
+    def _rolled_away_at(self, demand: Demand, balance: Balance, reserved: Reserved) -> int | None:
         """Return when enough spend has expired from a rolling window to admit the request. None for other windows."""
         if demand.since is None:
             return None
@@ -217,8 +223,8 @@ class Decider:
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
         """Reserve in the ledger. Retry while another process is writing, for up to five seconds."""
-        if self.pressure.ledger_gone:
-            raise LedgerError(self.pressure.ledger_gone)
+        if self.faults.ledger_gone:
+            raise LedgerError(self.faults.ledger_gone)
         encoded = encode_event(event)
         started = time.monotonic_ns()
         delay = 0.0002
@@ -245,7 +251,7 @@ def obstacle_of(decision: Decision | Downgrade) -> Refusal | Downgrade | None:
 
 
 def _impossible(
-    ask: Ask, demands: Sequence[Requirement], unknown: Sequence[tuple[Requirement, Problem, str | None]]
+    ask: Ask, demands: Sequence[Demand], unknown: Sequence[tuple[Demand, Problem, str | None]]
 ) -> list[Refusal]:
     """Return the refusals that need no account: unknown amounts, and requests too large for a per-request limit."""
     refusals = [

@@ -1,4 +1,4 @@
-"""Decisions: what admission decides on a request, with all facts that a client, a log or a plugin is told."""
+"""Decisions: the outcomes of admission, with all facts for the client, the log and plugins."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.domain.usage import UsageEvent
-    from usage_plugin.tracking.admission.requirements import AccountStatus, Ask, Requirement
+    from usage_plugin.tracking.admission.demands import AccountStatus, Ask, Demand
 
 
 class Admitted(NamedTuple):
@@ -29,17 +29,17 @@ class Admitted(NamedTuple):
         demands: the amounts held, one for each account.
         balances: balances of the accounts before this hold. For a rolling limit, the sum over its window.
         without_fallbacks: whether only the primary model fits, so that fallbacks must be disabled.
-        standing: the status of the most constrained of the caller's own limits, including this hold.
+        account_status: the status of the caller's own limit with the smallest share left, after this hold.
         warnings: names of the exceeded limits with `action: warn`.
         holds: False if the ledger did not work, so that nothing is held.
     """
 
     event: UsageEvent
     subjects: Subjects
-    demands: tuple[Requirement, ...]
+    demands: tuple[Demand, ...]
     balances: Mapping[AccountKey, Balance]
     without_fallbacks: bool
-    standing: AccountStatus | None
+    account_status: AccountStatus | None
     warnings: tuple[str, ...]
     holds: bool = True
 
@@ -59,7 +59,7 @@ class Downgrade:
         model: the `model_name` to request instead.
     """
 
-    demand: Requirement
+    demand: Demand
     balance: Balance
     model: str
 
@@ -83,7 +83,7 @@ class Refusal:
     at: int
     user: str
     model: str | None
-    demand: Requirement | None = None
+    demand: Demand | None = None
     balance: Balance = NOTHING
     retry_after: int | None = None
     rolled_away_at: int | None = None
@@ -91,7 +91,7 @@ class Refusal:
     fields: tuple[str, ...] = ()
 
     @property
-    def felt(self) -> bool:
+    def is_enforced(self) -> bool:
         """Whether the refusal is enforced. False for dry runs, which are only counted."""
         return self.demand is None or not self.demand.limit.dry_run
 
@@ -103,7 +103,7 @@ class Refusal:
 
     @cached_property
     def resets_at(self) -> datetime | None:
-        """The time in UTC at which there is room again without other events; None if there is no such time."""
+        """The time in UTC from which the request fits if nothing else is charged; None if there is no such time."""
         if self.demand is None:
             return None
         if self.rolled_away_at is not None:
@@ -119,7 +119,7 @@ class Refusal:
             "reason": self.reason,
             "user": self.user,
             "model": self.model,
-            "dry_run": not self.felt,
+            "dry_run": not self.is_enforced,
         }
         demand = self.demand
         if demand is not None:
@@ -141,13 +141,13 @@ class Decision(NamedTuple):
     """The outcome for a request, and the refusals by dry-run limits, which are not enforced."""
 
     outcome: Admitted | Refusal
-    unfelt: Sequence[Refusal]
+    dry_run_refusals: Sequence[Refusal]
 
 
 def refuse(
     reason: Reason,
     ask: Ask,
-    demand: Requirement | None = None,
+    demand: Demand | None = None,
     model: str | None = None,
     *,
     balance: Balance = NOTHING,

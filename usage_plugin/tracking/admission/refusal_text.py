@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.windows import WindowKind
     from usage_plugin.tracking.admission.decisions import Refusal
-    from usage_plugin.tracking.admission.requirements import Requirement
+    from usage_plugin.tracking.admission.demands import Demand
 
 _WINDOW_WORDS: dict[WindowKind, str] = {
     "request": "for one request",
@@ -41,7 +41,7 @@ _LONGEST_FIELD = 64
 _WITHOUT_LIMIT: dict[Reason, str] = {
     "unavailable": "The usage ledger does not answer, so this request cannot be admitted; try again.",
     "outbox_full": "Usage cannot be stored at the moment, so this request cannot be admitted; try again.",
-    "unmetered": "What this route costs cannot be metered, and this proxy admits no such request.",
+    "unmetered": "The cost of this route cannot be measured, and this proxy refuses such requests.",
 }
 
 
@@ -78,7 +78,7 @@ def _remedy(fields: Sequence[str]) -> str:
     return f"The cost of these fields is unknown: {named}. Leave them out."
 
 
-def _account_sentence(refusal: Refusal, demand: Requirement) -> str:
+def _account_sentence(refusal: Refusal, demand: Demand) -> str:
     limit = demand.limit
     when = _when(limit)
     if not limit.is_callers_own:
@@ -96,7 +96,7 @@ def _account_sentence(refusal: Refusal, demand: Requirement) -> str:
     return f"{refusal.user} has used {spent} of {maximum} {unit} {when} (limit {limit.name}){in_flight}; {may}."
 
 
-def _reset_sentence(refusal: Refusal, demand: Requirement) -> str:
+def _reset_sentence(refusal: Refusal, demand: Demand) -> str:
     if refusal.reason == "too_large":
         return ""
     if refusal.reason == "busy" and not refusal.waits_for_window:

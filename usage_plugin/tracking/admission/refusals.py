@@ -66,13 +66,13 @@ class RefusalLog:
         """Count a refusal and keep its details."""
         limit = refusal.demand.limit.name if refusal.demand else ""
         subject = refusal.demand.subject if refusal.demand else refusal.user
-        reason = refusal.reason if refusal.felt else f"dry_run:{refusal.reason}"
+        reason = refusal.reason if refusal.is_enforced else f"dry_run:{refusal.reason}"
         key = (refusal.at // 60_000_000, limit, subject, reason)
         if key not in self._counts and len(self._counts) >= MOST_COUNTED:
             key = (key[0], limit, OTHERS, reason)
         self._counts[key] += 1
         self._details.append(refusal)
-        if self._audience.anybody and refusal.felt:
+        if self._audience.anybody and refusal.is_enforced:
             self._audience.tell(as_told(refusal))
 
     def flush(self, patience: float = 0.0) -> None:

@@ -24,7 +24,7 @@ from usage_plugin.tracking.admission.decisions import Decision, Downgrade, Refus
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.tracking.admission.decide import Decider
-    from usage_plugin.tracking.admission.requirements import Ask
+    from usage_plugin.tracking.admission.demands import Ask
 
 MOST_WAITING = 256
 """The maximum number of requests of one worker that wait for others to settle. More are refused as `busy` at once."""

@@ -1,7 +1,7 @@
 """Forecasting: the spend at the end of a window, and the day on which a limit is used up, from the daily sums.
 
-A limit's past usage is derived from the sums as in the backfill of a new limit (`seeding`). `domain.forecast` computes
-the following days, in a thread, since the event loop must serve requests.
+A limit's past usage is derived from the sums as in the backfill of a new limit (`maintenance.backfill`). `domain.forecast`
+computes the following days, in a thread, since the event loop must serve requests.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ class Outlook(NamedTuple):
 class Forecaster:
     """Forecast usage from the daily sums of the configured zone."""
 
-    def __init__(self, reader: UsageReader, standings: AccountBalances, zone: ZoneInfo) -> None:
-        """Set the parts. `standings` has the instant of the forecast, and `zone` is the store's time zone."""
+    def __init__(self, reader: UsageReader, balances: AccountBalances, zone: ZoneInfo) -> None:
+        """Set the parts. `balances` has the instant of the forecast, and `zone` is the store's time zone."""
         self._reader = reader
-        self._standings = standings
+        self._balances = balances
         self._zone = zone
-        self._today = local_date(standings.at, zone)
+        self._today = local_date(balances.at, zone)
         self._past = self._today - timedelta(days=HISTORY_DAYS), self._today - timedelta(days=1)
 
     async def spend(
@@ -109,7 +109,7 @@ class Forecaster:
 
         Groups without a name in one of the dimensions are left out.
         """
-        window = window_at(rule, self._standings.at, self._zone)
+        window = window_at(rule, self._balances.at, self._zone)
         span = local_date(window.start, self._zone), self._today
         found = await self._reader.top(by, *span, usage_filter, most=most) if by else None
         groups = (
@@ -147,7 +147,7 @@ class Forecaster:
                 " of its accounts."
             )
         accounts = [
-            row for row in self._standings.all_of(limit) if wanted.items() <= limit.names_of(row.subject).items()
+            row for row in self._balances.all_of(limit) if wanted.items() <= limit.names_of(row.subject).items()
         ]
         return [await self._account(row, dimensions) for row in nlargest(most, accounts, key=_fullness)]
 
@@ -156,7 +156,7 @@ class Forecaster:
         names = limit.names_of(row.subject)
         others = [dimension for dimension in dimensions if dimension not in names]
         usage_filter = UsageFilter(**names)
-        counted = self._standings.limits.alone(limit)
+        counted = self._balances.limits.alone(limit)
         used: dict[str | None, int] = {}
         for found in await self._reader.report(("day", *others), *self._past, usage_filter):
             day, *rest = found.group
@@ -173,7 +173,7 @@ class Forecaster:
         series = Series(first, [used.get(day.isoformat(), 0) for day in days])
         ahead = (local_date(now.window.end - 1, self._zone) - self._today).days + 1
         whole = days_window(self._today, self._today, self._zone)
-        left = (whole.end - self._standings.at) * _MILLION // (whole.end - whole.start)
+        left = (whole.end - self._balances.at) * _MILLION // (whole.end - whole.start)
         made = await asyncio.to_thread(course, series, ahead, left_of_first=max(0, min(left, _MILLION)))
         return Outlook(now, self._today, made, series)
 

@@ -103,13 +103,13 @@ class Known(NamedTuple):
     Attributes:
         rates: today's prices by model; empty if they are unknown.
         limits: the active limits.
-        standings: the status of accounts.
+        balances: the balances of accounts.
         zone: the time zone of days.
     """
 
     rates: Mapping[str, Rates]
     limits: LimitSet
-    standings: AccountBalances
+    balances: AccountBalances
     zone: ZoneInfo
 
 
@@ -272,19 +272,17 @@ class _Search:
 
     async def states(self, users: Iterable[str]) -> AsyncIterator[LimitState]:
         """Yield the state of these users' accounts, for limits that count per user only and can refuse."""
-        limits, standings, zone = self._known.limits, self._known.standings, self._known.zone
+        limits, balances, zone = self._known.limits, self._known.balances, self._known.zone
         chosen = [limit for limit in limits.limits if limit.per == ("user",) and limit.blocks and limit.is_charged]
         chosen = [limit for limit in chosen if limit.window.kind in _ENDING]
         for number, user in enumerate(users, 1):
             for limit in chosen:
                 if not limits.may_count(limit, {"user": user}):
                     continue
-                found = standings.of(limits.account(limit, user))
+                found = balances.of(limits.account(limit, user))
                 if found.amount is not None:
                     spent = found.balance.spent
-                    yield LimitState(
-                        limit.name, user, limit.unit, found.amount, spent, found.window, standings.at, zone
-                    )
+                    yield LimitState(limit.name, user, limit.unit, found.amount, spent, found.window, balances.at, zone)
             if number % _PACE == 0:
                 await asyncio.sleep(0)
 

@@ -26,8 +26,8 @@ from usage_plugin.errors import LedgerError, UsagePluginError
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.decide import AdmissionPolicy, Decider
 from usage_plugin.tracking.admission.decisions import Admitted, Downgrade, Refusal
+from usage_plugin.tracking.admission.demands import Ask, Candidate, Demand, charged_by
 from usage_plugin.tracking.admission.remedies import FIRST_LOOK, MOST_WAITING, is_worth_waiting, next_look
-from usage_plugin.tracking.admission.requirements import Ask, Candidate, Requirement, charged_by
 from usage_plugin.tracking.maintenance.backfill import amount_of, daily_dimensions, names_of
 from usage_plugin.tracking.notifications.anomalies import Anomalies
 
@@ -252,10 +252,10 @@ class Replay:
             decision = await self._decider.decide(ask._replace(is_downgraded=True))
         if isinstance(decision, Downgrade):
             raise UsagePluginError("A request was downgraded twice.")
-        outcome, unfelt = decision
+        outcome, dry_run_refusals = decision
         if first:
             # Count each request once, not for each retry.
-            for refusal in unfelt:
+            for refusal in dry_run_refusals:
                 if refusal.demand is not None:
                     self._count(event, "dry run", refusal.demand, refusal)
         if isinstance(outcome, Admitted):
@@ -282,14 +282,14 @@ class Replay:
             raise LedgerError("The ledger of the replay does not work, so nothing can be said.")
         self.found.refused.add(self._count(event, "refused", refusal.demand, refusal))
 
-    def _count(self, event: UsageEvent, effect: Effect, demand: Requirement, refusal: Refusal | None = None) -> Tally:
+    def _count(self, event: UsageEvent, effect: Effect, demand: Demand, refusal: Refusal | None = None) -> Tally:
         in_flight = refusal is not None and self._fits_once_settled(demand, refusal)
         reasons = Counter([refusal.reason] if refusal else ())
         one = Tally(1, event.cost or 0, int(in_flight), event.started_at, reasons)
         self.found.count(TallyKey(demand.limit.name, effect, demand.subject, event.user), one)
         return one
 
-    def _fits_once_settled(self, demand: Requirement, refusal: Refusal) -> bool:
+    def _fits_once_settled(self, demand: Demand, refusal: Refusal) -> bool:
         """Whether the request would fit if all requests in flight had been charged, and nothing were held."""
         if refusal.reason not in ("busy", "spent"):
             return False

@@ -1,4 +1,4 @@
-"""Standings: the current status of accounts, with the current amount of the limit and its source."""
+"""Balances: the current status of accounts, with the current amount of the limit and its source."""
 
 from __future__ import annotations
 

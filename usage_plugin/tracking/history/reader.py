@@ -1,4 +1,4 @@
-"""Queries of the history, complete up to the last settled request.
+"""The reader: queries of the history, complete up to the last settled request.
 
 A result combines the store's data with the events of the outbox that the store does not have yet
 (`history.outbox_reader`).

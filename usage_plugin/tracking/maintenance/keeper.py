@@ -21,7 +21,7 @@ from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import active_limits
-from usage_plugin.tracking.admission.deferred import Waiting
+from usage_plugin.tracking.admission.deferred_reservations import Waiting
 from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
 from usage_plugin.tracking.maintenance.mirror import Mirror
 from usage_plugin.tracking.maintenance.supervisor import LONGEST_PAUSE, Attempt, Persistent

@@ -1,4 +1,4 @@
-"""Copies: write profiles and limits to a store that keeps copies, so that people find everything in one place.
+"""The mirror: write profiles and limits to a store that keeps copies, so that people find everything in one place.
 
 The ledger's profiles and the YAML's limits are authoritative. A store gets all of them when it is opened, and then
 only changes.

@@ -1,4 +1,4 @@
-"""Pruning: delete history that is past its retention or above the maximum size, in chunks.
+"""Retention: delete history that is past its retention or above the maximum size, in chunks.
 
 The keeper calls `turn` between flushes, in the store's thread. A chunk is one short transaction of the store, followed
 by a pause that is a multiple of its duration. A turn is short too, so that events are flushed in between. A run starts

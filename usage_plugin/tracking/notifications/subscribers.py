@@ -1,6 +1,6 @@
-"""Listeners: plugins that are notified of events, each in its own thread, off the request path.
+"""Subscribers: plugins that are notified of events, each in its own thread, off the request path.
 
-Code that sends notifications has an `Subscribers`. Without subscribers, a notification costs one read of an attribute.
+Code that sends notifications has a `Subscribers`. Without subscribers, a notification costs one read of an attribute.
 Otherwise the payload is put into a bounded queue for each subscriber. A plugin that raises, hangs or is too slow loses
 notifications. The losses are counted under its name, and nothing else is affected. Delivery is at most once, and within
 the process only: notifications in the queues are lost if it is killed.

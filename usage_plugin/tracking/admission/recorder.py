@@ -19,8 +19,8 @@ from usage_plugin.domain.usage import NO_TOKENS
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.admission.decide import SPIN_NS, Pressure
-from usage_plugin.tracking.admission.requirements import AccountStatus, Requirement, charged_by, most_constrained_own
+from usage_plugin.tracking.admission.decide import SPIN_NS, WorkerFaults
+from usage_plugin.tracking.admission.demands import AccountStatus, Demand, charged_by, most_constrained_status
 from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:
@@ -102,13 +102,13 @@ class Recorded(NamedTuple):
     """The recorded event, and the status of the most constrained of the caller's own limits afterwards."""
 
     event: UsageEvent
-    standing: AccountStatus | None
+    account_status: AccountStatus | None
 
 
 class _Settlement(NamedTuple):
     admitted: Admitted
     event: UsageEvent
-    demands: Sequence[Requirement]
+    demands: Sequence[Demand]
     encoded: str | None
     """None if the outbox is full, so that only the accounts are charged."""
 
@@ -126,7 +126,7 @@ class Recorder:
         anomalies: Anomalies,
         alerts: Alerts,
         audience: Subscribers[UsageEvent] | None = None,
-        pressure: Pressure | None = None,
+        faults: WorkerFaults | None = None,
     ) -> None:
         """Set the parts. Without an `audience`, events have no subscribers."""
         self._ledger = ledger
@@ -136,7 +136,7 @@ class Recorder:
         self._anomalies = anomalies
         self._alerts = alerts
         self._audience = audience or Subscribers()
-        self._pressure = pressure or Pressure()
+        self._faults = faults or WorkerFaults()
         self._pending: deque[_Settlement] = deque()
         self._retrying: asyncio.Task[None] | None = None
 
@@ -167,17 +167,17 @@ class Recorder:
             self._anomalies.count("degraded", event.model, event.cost or 0)
         return Recorded(event, self._charge(request.admitted, event, demands))
 
-    def _count_overruns(self, held: Mapping[AccountKey, int], charged: Sequence[Requirement]) -> None:
+    def _count_overruns(self, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> None:
         """Count limits on which more was used than held. For cost, the event has `excess` instead."""
         for demand in charged:
             if demand.limit.unit != "usd" and demand.amount > held.get(demand.account, demand.amount):
                 self._anomalies.count("overrun", demand.limit.name)
 
-    def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Requirement]) -> AccountStatus | None:
-        encoded = None if self._pressure.leaves_gaps else encode_event(event)
+    def _charge(self, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand]) -> AccountStatus | None:
+        encoded = None if self._faults.drops_events else encode_event(event)
         if encoded is None:
             self._anomalies.count("gap", event.model, event.cost or 0)
-        return most_constrained_own(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
+        return most_constrained_status(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
 
     def _settle_or_wait(self, settlement: _Settlement) -> Sequence[AccountStatus]:
         """Write a settlement now, or queue it behind those that wait. A queued one returns no account statuses yet."""
@@ -255,14 +255,14 @@ class Recorder:
             self._cache.add(settled.seq, event)
             if self._audience.anybody:
                 self._audience.tell(event, len(encoded))
-        standings = [
+        account_statuses = [
             AccountStatus(demand, balance if demand.since is None else _sum_after(demand, admitted, balance))
             for demand in demands
             if (balance := settled.balances.get(demand.account)) is not None
         ]
-        for standing in standings:
-            self._alerts.seen(standing)
-        return standings
+        for account_status in account_statuses:
+            self._alerts.seen(account_status)
+        return account_statuses
 
     def withdraw(self, event_id: str) -> bool:
         """Remove a queued settlement without writing it. Return whether there was one."""
@@ -324,7 +324,7 @@ class Recorder:
             await asyncio.wait([self._retrying], timeout=seconds)
 
 
-def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence[Requirement]) -> Nano:
+def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> Nano:
     """Return the cost above the amount held for it, on the account where that is most."""
     if not event.cost:
         return 0
@@ -332,7 +332,7 @@ def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence
     return max(0, event.cost - least)
 
 
-def _sum_after(demand: Requirement, admitted: Admitted, bucket: Balance) -> Balance:
+def _sum_after(demand: Demand, admitted: Admitted, bucket: Balance) -> Balance:
     """Return the sum of a rolling window after settling, as far as it is known: the ledger returns only one bucket."""
     before = admitted.balances.get(demand.account)
     return bucket if before is None else before._replace(spent=before.spent + demand.amount)

@@ -42,7 +42,7 @@ class EndedIds:
         """Record an ended id that has no entry in the outbox; call it within a write transaction."""
         self._execute("INSERT OR IGNORE INTO ended SELECT generation, ? FROM ledger", (event_id,))
 
-    def bury(self, event_id: str) -> None:
+    def add_tombstone(self, event_id: str) -> None:
         """Record an abandoned id; call it within a write transaction."""
         self.add(event_id)
         self._execute("INSERT OR REPLACE INTO tombstones SELECT ?, generation FROM ledger", (event_id,))

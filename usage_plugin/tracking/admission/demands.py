@@ -74,7 +74,7 @@ class Ask(NamedTuple):
     is_downgraded: bool = False
 
 
-class Requirement(NamedTuple):
+class Demand(NamedTuple):
     """The amount that a request needs from one account.
 
     Attributes:
@@ -96,7 +96,7 @@ class Requirement(NamedTuple):
     since: int | None = None
 
     @classmethod
-    def of(cls, matched: Matched, at: int, amount: int, if_lost: int = 0) -> Requirement:
+    def of(cls, matched: Matched, at: int, amount: int, if_lost: int = 0) -> Demand:
         """Return the demand of a request at an instant on a limit that counts it."""
         window, account, maximum, since = matched.place_at(at)
         return cls(matched.limit, matched.subject, window, account, maximum, amount, if_lost, since)
@@ -118,7 +118,7 @@ class Requirement(NamedTuple):
 class AccountStatus(NamedTuple):
     """The status of an account: a demand on it, and its balance after that demand."""
 
-    demand: Requirement
+    demand: Demand
     balance: Balance
 
     @property
@@ -128,9 +128,9 @@ class AccountStatus(NamedTuple):
         return max(0, (self.demand.maximum or 0) - spent - reserved)
 
 
-def requirements_of(
+def demands_of(
     ask: Ask, candidates: Sequence[Candidate], limits: LimitSet, on_lost: OnLost
-) -> tuple[list[Requirement], list[tuple[Requirement, Problem, str | None]]]:
+) -> tuple[list[Demand], list[tuple[Demand, Problem, str | None]]]:
     """Return the amount to hold on each account: the maximum over all candidates.
 
     Returns:
@@ -138,13 +138,13 @@ def requirements_of(
         each with the reason and the model.
     """
     at = ask.draft.started_at
-    demands: dict[AccountKey, Requirement] = {}
-    unknown: list[tuple[Requirement, Problem, str | None]] = []
+    demands: dict[AccountKey, Demand] = {}
+    unknown: list[tuple[Demand, Problem, str | None]] = []
     for candidate in candidates:
         for matched in limits.matching(ask.subjects, candidate.model, candidate.provider):
             limit = matched.limit
             amount, problem = _amount(limit, candidate, ask)
-            demand = Requirement.of(matched, at, amount, _if_lost(limit, candidate, ask, amount, on_lost))
+            demand = Demand.of(matched, at, amount, _if_lost(limit, candidate, ask, amount, on_lost))
             if problem:
                 unknown.append((demand, problem, candidate.model))
             known = demands.setdefault(demand.account, demand)
@@ -153,7 +153,7 @@ def requirements_of(
     return list(demands.values()), unknown
 
 
-def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[Requirement]:
+def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[Demand]:
     """Return the amount that an event adds to each account that it is charged on, in the window of its admission."""
     amounts = {
         "usd": event.cost or 0,
@@ -164,7 +164,7 @@ def charged_by(event: UsageEvent, subjects: Subjects, limits: LimitSet) -> list[
     }
     at = event.started_at
     return [
-        Requirement.of(matched, at, amounts[matched.limit.unit])
+        Demand.of(matched, at, amounts[matched.limit.unit])
         for matched in limits.matching(subjects, event.model, event.provider)
         if matched.limit.is_charged
     ]
@@ -204,17 +204,17 @@ def _if_lost(limit: Limit, candidate: Candidate, ask: Ask, amount: int, on_lost:
     return min(amount, candidate.input_cost if limit.unit == "usd" else (ask.input_tokens or 0))
 
 
-def most_constrained_own(standings: Iterable[AccountStatus]) -> AccountStatus | None:
+def most_constrained_status(account_statuses: Iterable[AccountStatus]) -> AccountStatus | None:
     """Return the status of the most constrained of the caller's own limits, for response headers.
 
     This is the limit with the smallest share left.
     """
     tightest, least = None, math.inf
-    for standing in standings:
-        demand = standing.demand
+    for account_status in account_statuses:
+        demand = account_status.demand
         if demand.maximum is None or not demand.limit.is_callers_own or demand.limit.dry_run:
             continue
-        share = standing.remaining / (demand.maximum or 1)
+        share = account_status.remaining / (demand.maximum or 1)
         if share < least:
-            tightest, least = standing, share
+            tightest, least = account_status, share
     return tightest
