@@ -25,10 +25,11 @@ from usage_plugin.runtime import Parts, Runtime
 from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.active_limits import NOTE, ActiveLimits
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.maintenance import backfill
 from usage_plugin.tracking.maintenance import keeper as keeper_module
 from usage_plugin.tracking.maintenance.backfill import Backfill
-from usage_plugin.tracking.maintenance.flusher import Flusher, until_free
+from usage_plugin.tracking.maintenance.flusher import Flusher
 from usage_plugin.tracking.notifications.health import problems
 
 if TYPE_CHECKING:
@@ -417,7 +418,7 @@ async def test_adjustments_are_followed_and_end(tmp_path: Path) -> None:
         (matched,) = runtime.limits.matching(Subjects(user="ann"), "gpt", None)
         return matched.amount_at(clock.now())
 
-    until_free(lambda: other.adjust(Adjustment(0, "day", "ann", 5 * CENT, None, clock.now(), until, "me", "test")))
+    wait_while_busy(lambda: other.adjust(Adjustment(0, "day", "ann", 5 * CENT, None, clock.now(), until, "me", "test")))
     await eventually(lambda: amount() == 5 * CENT)
     clock.advance(timedelta(hours=1))
     assert amount() == 1000 * 100 * CENT

@@ -31,10 +31,11 @@ from usage_plugin.testing.builders import make_event, record_new
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.active_limits import NOTE
 from usage_plugin.tracking.admission.decisions import Refusal
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.maintenance import flusher as flusher_module
 from usage_plugin.tracking.maintenance import keeper as keeper_module
 from usage_plugin.tracking.maintenance import supervisor
-from usage_plugin.tracking.maintenance.flusher import Flusher, until_free
+from usage_plugin.tracking.maintenance.flusher import Flusher
 from usage_plugin.tracking.maintenance.keeper import Keeper
 from usage_plugin.tracking.notifications.health import problems
 
@@ -121,7 +122,7 @@ class Setting:
 
     def settle(self, *events: UsageEvent) -> None:
         for event in events:
-            until_free(lambda event=event: record_new(self.ledger, [], encode_event(event)))
+            wait_while_busy(lambda event=event: record_new(self.ledger, [], encode_event(event)))
 
     async def stored(self) -> list[UsageEvent]:
         async with self.parts.open_store() as store:
@@ -157,7 +158,7 @@ def events_of(count: int, **fields: Any) -> list[UsageEvent]:
 
 def reserve_for_a_dead_worker(ledger: Ledger, **fields: Any) -> UsageEvent:
     lost = make_event(status="recovered", started_at=CLOCK.now(), **fields)
-    until_free(lambda: ledger.reserve(lost.event_id, "999999-dead", lost.started_at, [], encode_event(lost)))
+    wait_while_busy(lambda: ledger.reserve(lost.event_id, "999999-dead", lost.started_at, [], encode_event(lost)))
     return lost
 
 
@@ -301,7 +302,7 @@ async def test_an_entry_that_cannot_be_read_holds_up_nothing(setting: Setting) -
     (first,) = events_of(1)
     setting.trouble.error = StorageUnavailableError("wait")
     setting.settle(first)
-    settled = until_free(lambda: record_new(setting.ledger, [], '{"v": 1, "user": '))
+    settled = wait_while_busy(lambda: record_new(setting.ledger, [], '{"v": 1, "user": '))
     setting.settle(*events_of(1))
     setting.trouble.error = None
     await eventually(lambda: setting.ledger.acknowledged() == 3)
@@ -420,8 +421,8 @@ async def test_a_store_that_lost_more_than_the_outbox_keeps_leaves_a_gap(
 
 async def test_the_words_of_the_dead_are_swept(setting: Setting) -> None:
     """The notes of a dead worker are deleted."""
-    until_free(lambda: setting.operations.note(NOTE + "999999-dead", "digest"))
-    until_free(lambda: setting.operations.note(NOTE + setting.workers.name, "digest"))
+    wait_while_busy(lambda: setting.operations.note(NOTE + "999999-dead", "digest"))
+    wait_while_busy(lambda: setting.operations.note(NOTE + setting.workers.name, "digest"))
     await eventually(lambda: list(setting.operations.notes(NOTE)) == [NOTE + setting.workers.name])
 
 

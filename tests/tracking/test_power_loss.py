@@ -44,7 +44,7 @@ from usage_plugin.ledgers.sqlite import wal
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import make_event
 from usage_plugin.tracking.maintenance import keeper as keeper_module
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.maintenance.keeper import Keeper
 
 keeper_module.ROUND_EVERY = keeper_module.SHORTEN_EVERY = wal.COPY_EVERY = 0.02
@@ -82,9 +82,9 @@ for number in itertools.count():
     cost = chance.randint(1, 1000)
     event = make_event(cost=cost, started_at=clock.now())
     lost = encode_event(event._replace(status="recovered", cost=2 * cost))
-    until_free(lambda: ledger.reserve(event.event_id, workers.name, event.started_at, [Hold(account, end, 2 * cost, None, 2 * cost)], lost), 60)
+    wait_while_busy(lambda: ledger.reserve(event.event_id, workers.name, event.started_at, [Hold(account, end, 2 * cost, None, 2 * cost)], lost), 60)
     if chance.random() < 0.98:
-        until_free(lambda: ledger.settle(event.event_id, [Charge(account, end, cost)], encode_event(event)), 60)
+        wait_while_busy(lambda: ledger.settle(event.event_id, [Charge(account, end, cost)], encode_event(event)), 60)
 """
 
 

@@ -6,7 +6,6 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from usage_plugin.api.ledger_retry import retry_while_busy
 from usage_plugin.api.validation import outcome_of
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.errors import BudgetExceededError, LedgerError, NotAdmittedError, UsagePluginError
@@ -14,6 +13,7 @@ from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.recorder import OpenRequest
 from usage_plugin.tracking.admission.refusal_text import sentence
+from usage_plugin.tracking.ledger_retry import retry_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

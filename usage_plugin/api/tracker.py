@@ -7,7 +7,6 @@ import datetime as dt
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.api.ledger_retry import LONGEST_WAIT, retry_while_busy
 from usage_plugin.api.profiles import ProfileFields, checked_fields
 from usage_plugin.api.queries import UsageQueries
 from usage_plugin.api.reservations import Reservation, reserve
@@ -33,6 +32,7 @@ from usage_plugin.errors import LedgerError, UsagePluginError
 from usage_plugin.tracking.admission.decisions import unheld
 from usage_plugin.tracking.admission.demands import Ask, Candidate
 from usage_plugin.tracking.admission.recorder import OpenRequest
+from usage_plugin.tracking.ledger_retry import LONGEST_WAIT, retry_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -27,7 +27,7 @@ from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import AdjustmentError, MoneyError
 from usage_plugin.tracking.history.balances import AccountBalances
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,7 +76,7 @@ async def change(reader: Reader, *, output: Output, wanted: Change) -> None:
     before = AccountBalances(reader.ledger, reader.operations, reader.limits, now).of(
         reader.limits.account(limit, subject)
     )
-    made = until_free(
+    made = wait_while_busy(
         lambda: reader.operations.adjust(
             Adjustment(
                 number=0,
@@ -107,7 +107,7 @@ async def resume(reader: Reader, *, output: Output, limit_name: str, names: Mapp
     ended = [
         found
         for found in in_force
-        if until_free(partial(reader.operations.end_adjustment, found.number, now), LEDGER_WAIT)
+        if wait_while_busy(partial(reader.operations.end_adjustment, found.number, now), LEDGER_WAIT)
     ]
     words = subject_words(limit.names_of(subject))
     if not ended:

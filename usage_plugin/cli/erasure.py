@@ -26,7 +26,7 @@ from usage_plugin.domain.operations import AuditEntry
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import SEPARATOR, clean_name
 from usage_plugin.domain.windows import to_datetime
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.privacy.erasure import Person, bring_to_store, forget, leave_no_trace, names_in, tell_plugins
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def clean_reason(reason: str, person: Person | None) -> str:
 def audit(reader: Reader, action: str, subject: str, reason: str, counts: Counter[str]) -> None:
     """Record an action on the records of a person, named by pseudonym, or of `EVERYBODY`."""
     entry = AuditEntry(0, reader.clock.now(), action, subject, actor(), reason, dict(counts))
-    until_free(lambda: reader.operations.audit(entry), LEDGER_WAIT)
+    wait_while_busy(lambda: reader.operations.audit(entry), LEDGER_WAIT)
 
 
 async def _all_records(reader: Reader, person: Person) -> AsyncIterator[tuple[str, dict[str, Any]]]:

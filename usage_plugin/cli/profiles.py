@@ -14,7 +14,7 @@ from usage_plugin.domain.subjects import clean_name
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import UnknownProfileError
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +61,7 @@ def change(
     try:
         known = opened.profiles.get(user) or UserProfile(user, created_at=now)
         changed = known.changed(now, **fields, metadata={**known.metadata, CHANGED_BY: actor()})
-        until_free(lambda: opened.profiles.put([changed]), LEDGER_WAIT)
+        wait_while_busy(lambda: opened.profiles.put([changed]), LEDGER_WAIT)
     finally:
         opened.close()
     _show(output, iter([changed]), config.timezone)

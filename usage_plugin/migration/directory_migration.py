@@ -31,7 +31,7 @@ from usage_plugin.migration.legacy_records import ImportFinding
 from usage_plugin.migration.legacy_sources import STATE_FILE, LegacySource, find_sources, formats_of, identify, rename
 from usage_plugin.migration.outcome import Outcome, Progress
 from usage_plugin.migration.staging import StagingDatabase
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -303,7 +303,7 @@ class _Migration:
         self._progress.begin("Profiles", None)
         profiles = self._staging.profiles()
         while page := list(islice(profiles, _PROFILES)):
-            until_free(lambda page=page: kept.put(page))  # type: ignore[misc]
+            wait_while_busy(lambda page=page: kept.put(page))  # type: ignore[misc]
             self._outcome.profiles += len(page)
             self._progress.advance(len(page))
 

@@ -23,8 +23,8 @@ from usage_plugin.tracking.admission.decide import Decider, WorkerFaults
 from usage_plugin.tracking.admission.recorder import Recorder
 from usage_plugin.tracking.admission.refusals import RefusalLog
 from usage_plugin.tracking.admission.remedies import Admission
+from usage_plugin.tracking.ledger_retry import LAST_TIMEOUT
 from usage_plugin.tracking.maintenance.backfill import Backfill
-from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE
 from usage_plugin.tracking.maintenance.keeper import Keeper
 from usage_plugin.tracking.maintenance.retention import Pruner, Retention
 from usage_plugin.tracking.notifications.anomalies import Anomalies
@@ -170,8 +170,8 @@ class Runtime:
         try:
             await self.recorder.drain(seconds)
             # This is the last chance to write.
-            self.refusals.flush(patience=LAST_PATIENCE)
-            self.anomalies.flush(patience=LAST_PATIENCE)
+            self.refusals.flush(timeout=LAST_TIMEOUT)
+            self.anomalies.flush(timeout=LAST_TIMEOUT)
         finally:
             self._keeper.stop(seconds)
             if self._migration:

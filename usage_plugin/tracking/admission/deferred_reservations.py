@@ -13,7 +13,7 @@ from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.encoding import decode_event
 from usage_plugin.tracking.admission.decisions import Admitted
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger, OpenReservation
@@ -34,7 +34,7 @@ def defer(operations: OperationsLog, provider_id: str, event_id: str) -> None:
     Raises:
         LedgerError: the note could not be written.
     """
-    until_free(lambda: operations.note(_name(provider_id), event_id), _PATIENCE)
+    wait_while_busy(lambda: operations.note(_name(provider_id), event_id), _PATIENCE)
 
 
 def find(ledger: Ledger, operations: OperationsLog, provider_id: str) -> Admitted | None:
@@ -60,7 +60,7 @@ def forget(operations: OperationsLog, provider_id: str) -> None:
     Raises:
         LedgerError: the note is still there, which is harmless.
     """
-    until_free(lambda: operations.note(_name(provider_id), None), _PATIENCE)
+    wait_while_busy(lambda: operations.note(_name(provider_id), None), _PATIENCE)
 
 
 class Waiting:

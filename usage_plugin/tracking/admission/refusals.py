@@ -15,7 +15,7 @@ from usage_plugin.domain.refusals import RefusedRequest
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.notifications.subscribers import Subscribers
 
 if TYPE_CHECKING:
@@ -75,14 +75,14 @@ class RefusalLog:
         if self._audience.anybody and refusal.is_enforced:
             self._audience.tell(as_told(refusal))
 
-    def flush(self, patience: float = 0.0) -> None:
-        """Write the counts to the ledger; wait up to `patience` seconds. After a failure the next call retries."""
+    def flush(self, timeout: float = 0.0) -> None:
+        """Write the counts to the ledger; wait up to `timeout` seconds. After a failure the next call retries."""
         if not self._counts:
             return
         counts = [RefusalCount(*key, count) for key, count in self._counts.items()]
         details = [(r.ref, r.at, json.dumps(r.facts, ensure_ascii=False)) for r in self._details]
         try:
-            until_free(lambda: self._operations.count_refusals(counts, details), patience)
+            wait_while_busy(lambda: self._operations.count_refusals(counts, details), timeout)
         except LedgerError as error:
             log.debug("ledger.refusals_delayed", **short_error(error))
             return

@@ -1,7 +1,7 @@
 """Forecasting: the spend at the end of a window, and the day on which a limit is used up, from the daily sums.
 
-A limit's past usage is derived from the sums as in the backfill of a new limit (`maintenance.backfill`). `domain.forecast`
-computes the following days, in a thread, since the event loop must serve requests.
+A limit's past usage is derived from the sums as in the backfill of a new limit (`maintenance.backfill`).
+`domain.forecast` computes the following days, in a thread, since the event loop must serve requests.
 """
 
 from __future__ import annotations

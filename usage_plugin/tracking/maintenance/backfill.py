@@ -25,7 +25,7 @@ from usage_plugin.encoding import decode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.admission.active_limits import NOTE
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.maintenance.retention import last_run
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _counting(operations: OperationsLog) -> set[int]:
 
 def _count(operations: OperationsLog, keys: Iterable[int]) -> None:
     text = json.dumps(sorted(keys))
-    until_free(lambda: operations.note(COUNTING, text))
+    wait_while_busy(lambda: operations.note(COUNTING, text))
 
 
 class _Sum(NamedTuple):
@@ -249,7 +249,7 @@ class _History:
             self._add_outbox(ledger, limit, seq, step)
             differences = [Charge(one, sums[one].end, sums[one].amount - balances[one].spent) for one in some]
             # A new id for each correction, since each difference is from another snapshot.
-            until_free(partial(ledger.correct, new_event_id(), differences))
+            wait_while_busy(partial(ledger.correct, new_event_id(), differences))
             await asyncio.sleep(_REST)
 
     def _add_outbox(self, ledger: Ledger, limit: Limit, last: int, step: Callable[[], None]) -> None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.domain.operations import Anomaly
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.encoding import decode_event
-from usage_plugin.errors import LedgerBusyError, StorageError, StorageUnavailableError, StorageVersionError
+from usage_plugin.errors import StorageError, StorageUnavailableError, StorageVersionError
 from usage_plugin.log import get_logger
 from usage_plugin.tracking.history.chunking import unhurried
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,13 +39,6 @@ no more events are moved to the file."""
 STUMBLES_FOR = 15.0
 """The time, in seconds, for which an event is retried after an unexpected error of the store. The error may be a bug or
 temporary, and an event in the file is missing in the history."""
-
-LAST_PATIENCE = 1.0
-"""The time, in seconds, that each last write of in-memory data waits for the ledger's lock at an orderly end."""
-
-_LONGEST_WAIT = 5.0
-
-ResultT = TypeVar("ResultT")
 
 log = get_logger()
 
@@ -107,7 +100,7 @@ class Unstorable:
             log.error("event.unstorable", seq=one.seq, file=str(self._path), reason=one.reason)
         if refused:
             counted = [Anomaly("unstorable", "", 1, one.cost, now, now) for one in refused]
-            until_free(lambda: operations.count_anomalies(counted))
+            wait_while_busy(lambda: operations.count_anomalies(counted))
 
     def take_back(self) -> None:
         """Remove the unconfirmed events from the file. They are still in the outbox."""
@@ -196,11 +189,11 @@ class Flusher:
         if stored != acknowledged:
             log.warning("store.disagreed", stored=stored, acknowledged=acknowledged)
             missing = self._missing(stored, acknowledged)
-            until_free(lambda: self._ledger.agree(stored))
+            wait_while_busy(lambda: self._ledger.agree(stored))
             if missing:
                 log.error("store.lacks_events", events=missing)
                 now = self._unstorable.clock.now()
-                until_free(lambda: self._operations.count_anomalies([Anomaly("gap", "", missing, 0, now, now)]))
+                wait_while_busy(lambda: self._operations.count_anomalies([Anomaly("gap", "", missing, 0, now, now)]))
 
     def _missing(self, stored: int, acknowledged: int) -> int:
         """Return the number of events that an older store lacks and the outbox no longer has."""
@@ -226,9 +219,9 @@ class Flusher:
                 self._unstorable.take_back()
                 # Events taken before the failure are not sent again: the next attempt begins with the failed one.
                 if self._taken:
-                    until_free(lambda: ledger.acknowledge(self._taken))
+                    wait_while_busy(lambda: ledger.acknowledge(self._taken))
                 raise
-            until_free(lambda: ledger.acknowledge(entries[-1].seq))
+            wait_while_busy(lambda: ledger.acknowledge(entries[-1].seq))
             self._unstorable.confirm(self._operations)
         return len(entries)
 
@@ -275,19 +268,3 @@ class Flusher:
         else:
             self._unstorable.confirm(self._operations)
             self._taken = items[-1].entry.seq
-
-
-def until_free(step: Callable[[], ResultT], seconds: float = _LONGEST_WAIT) -> ResultT:
-    """Run a step on the ledger, and retry while workers are writing. Blocks, so do not call it on a shared event loop.
-
-    Raises:
-        LedgerBusyError: the ledger was still locked after this many seconds.
-    """
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return step()
-        except LedgerBusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.001)

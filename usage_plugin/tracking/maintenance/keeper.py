@@ -22,7 +22,8 @@ from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import active_limits
 from usage_plugin.tracking.admission.deferred_reservations import Waiting
-from usage_plugin.tracking.maintenance.flusher import LAST_PATIENCE, Flusher, Unstorable, until_free
+from usage_plugin.tracking.ledger_retry import LAST_TIMEOUT, wait_while_busy
+from usage_plugin.tracking.maintenance.flusher import Flusher, Unstorable
 from usage_plugin.tracking.maintenance.mirror import Mirror
 from usage_plugin.tracking.maintenance.supervisor import LONGEST_PAUSE, Attempt, Persistent
 from usage_plugin.tracking.notifications.health import HealthNotes
@@ -150,7 +151,7 @@ class Keeper:
             self._pause = ROUND_EVERY
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
-            _unless_busy(chore, opened, LAST_PATIENCE)
+            _unless_busy(chore, opened, LAST_TIMEOUT)
         if time.monotonic() < self._give_up_at:
             # A worker that was stopped at once may not have tried to become the keeper yet.
             self._workers.try_to_keep()
@@ -226,7 +227,7 @@ def _shorten_log(opened: OpenLedger) -> None:
         opened.file.shorten_log()
 
 
-def _unless_busy(step: Callable[[OpenLedger], None], opened: OpenLedger, patience: float = 0.0) -> None:
-    """Run a step on the ledger. If workers hold its lock for `patience` seconds, leave the step to the next turn."""
+def _unless_busy(step: Callable[[OpenLedger], None], opened: OpenLedger, timeout: float = 0.0) -> None:
+    """Run a step on the ledger. If workers hold its lock for `timeout` seconds, leave the step to the next turn."""
     with suppress(LedgerBusyError):
-        until_free(lambda: step(opened), patience)
+        wait_while_busy(lambda: step(opened), timeout)

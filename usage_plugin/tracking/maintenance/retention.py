@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.windows import FOREVER, Window, local_date, start_of_day, to_datetime
 from usage_plugin.log import get_logger
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.notifications.health import HealthNotes
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Pruner:
         run, self._run = self._run, None
         if self._retention() == _EVERYTHING:
             for name in ("clock", "retention"):
-                until_free(lambda name=name: self._problems.tell(operations, name, None))  # type: ignore[misc]
+                wait_while_busy(lambda name=name: self._problems.tell(operations, name, None))  # type: ignore[misc]
             return
         if run is None:
             if not self._is_due(operations):
@@ -191,7 +191,7 @@ class Pruner:
                 f" event recorded. If that is wrong, set it: with each hour another day of history goes."
             )
             log.warning("retention.careful", clock=to_datetime(now).isoformat(), days=late)
-        until_free(lambda: self._problems.tell(operations, "clock", problem))
+        wait_while_busy(lambda: self._problems.tell(operations, "clock", problem))
         kept = self._retention().events
         return _Run(today, newest, 0 if kept is None else max(0, today - kept * _DAY))
 
@@ -230,8 +230,8 @@ class Pruner:
                 f"The store has {size} bytes, more than retention.max_size, although only a day's events and the daily"
                 " sums are left; raise it."
             )
-        until_free(lambda: self._problems.tell(operations, "retention", problem))
-        until_free(lambda: operations.note(NOTE, json.dumps(pruned._asdict())))
+        wait_while_busy(lambda: self._problems.tell(operations, "retention", problem))
+        wait_while_busy(lambda: operations.note(NOTE, json.dumps(pruned._asdict())))
         log.info(
             "retention.pruned",
             records=run.records,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
@@ -76,12 +76,12 @@ class Anomalies:
             known.add(name)
         return name
 
-    def flush(self, patience: float = 0.0) -> None:
-        """Write the counts to the ledger; wait up to `patience` seconds. After a failure the next call retries."""
+    def flush(self, timeout: float = 0.0) -> None:
+        """Write the counts to the ledger; wait up to `timeout` seconds. After a failure the next call retries."""
         if not self._counts:
             return
         try:
-            until_free(lambda: self._operations.count_anomalies(list(self._counts.values())), patience)
+            wait_while_busy(lambda: self._operations.count_anomalies(list(self._counts.values())), timeout)
         except LedgerError as error:
             log.debug("ledger.anomalies_delayed", **short_error(error))
             return

@@ -16,7 +16,8 @@ from usage_plugin.domain.erasure import NameMatches
 from usage_plugin.domain.store import LeavesTraces
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.errors import NotFlushedError, NotForgottenError
-from usage_plugin.tracking.maintenance.flusher import Flusher, until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
+from usage_plugin.tracking.maintenance.flusher import Flusher
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -143,7 +144,7 @@ async def forget(
 
     for name in sorted(person.names):
         # Profiles first: until then the keeper may copy one into the store, and the copy is deleted with the history.
-        dropped = until_free(lambda name=name: opened.profiles.remove(name))  # type: ignore[misc]
+        dropped = wait_while_busy(lambda name=name: opened.profiles.remove(name))  # type: ignore[misc]
         done("profiles", int(dropped))
         while deleted := await store.forget(name, most=SLICE):
             done("history", deleted)
@@ -151,7 +152,7 @@ async def forget(
             await asyncio.sleep(_REST)
     done("unstorable", unstorable.blank(person.was_set_aside))
     found = _over(person.matches(opened.erasable), now, open_windows=open_windows)
-    until_free(lambda: opened.erasable.erase(found))
+    wait_while_busy(lambda: opened.erasable.erase(found))
     for kind, records in found._asdict().items():
         done("outbox" if kind == "entries" else kind, len(records))
 
@@ -196,7 +197,7 @@ async def leave_no_trace(erasable: Erasable, store: UsageStore, progress: Callab
         progress("files", 1)
         await store.compact()
     progress("files", 1)
-    until_free(erasable.compact)
+    wait_while_busy(erasable.compact)
 
 
 def names_in(text: str, names: Collection[str]) -> bool:

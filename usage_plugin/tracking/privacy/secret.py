@@ -17,7 +17,7 @@ from usage_plugin.domain.pseudonyms import SECRET_BYTES, Pseudonyms
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import SecretError
 from usage_plugin.log import get_logger
-from usage_plugin.tracking.maintenance.flusher import until_free
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +117,7 @@ def note_secret(operations: OperationsLog, pseudonyms: Pseudonyms, path: Path, n
                 effect="accounts per api key and per pseudonym begin at zero; restore the old secret if there is one",
             )
     if mine != known:
-        until_free(lambda: operations.note(NOTE, json.dumps(mine._asdict())))
+        wait_while_busy(lambda: operations.note(NOTE, json.dumps(mine._asdict())))
 
 
 def secret_trouble(operations: OperationsLog, pseudonyms: Pseudonyms | None, path: Path, now: int) -> str | None:
