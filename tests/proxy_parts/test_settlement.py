@@ -166,7 +166,7 @@ async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, mon
     """If the plugin fails after the hold was taken, the request does not start, and the hold is released."""
     from litellm.proxy._types import ProxyException  # noqa: PLC0415
 
-    monkeypatch.setattr("usage_plugin.proxy.inflight.metadata_of", lambda _data: 1 / 0)
+    monkeypatch.setattr("usage_plugin.proxy.inflight.proxy_metadata", lambda _data: 1 / 0)
     with pytest.raises(ProxyException) as raised:
         await plugin.admit()
     assert raised.value.code == "503"

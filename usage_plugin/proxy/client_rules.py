@@ -24,8 +24,6 @@ CLIENT_TIMEOUTS = frozenset({"timeout", "request_timeout", "stream_timeout"})
 _MOST_RETRIES = 3
 """The maximum retries: a provider may bill a failed attempt unnoticed. SDKs retry twice by default."""
 
-_METADATA = ("metadata", "litellm_metadata")
-_OF_THE_ROUTER = ("model_group", "model_info", "deployment")
 _STREAMS_WITH_OPTIONS = frozenset({"acompletion", "atext_completion"})
 
 
@@ -61,15 +59,6 @@ def gives_up_early(body: Mapping[str, Any]) -> bool:
     if body.keys().isdisjoint(CLIENT_TIMEOUTS):
         return False
     return any(body[name] is not None for name in CLIENT_TIMEOUTS & body.keys())
-
-
-def remove_names_of_router(data: Mapping[str, Any]) -> None:
-    """Remove the metadata keys that only the router may write: on some routes a client's values would set the price."""
-    for holder in _METADATA:
-        metadata = data.get(holder)
-        if isinstance(metadata, dict):
-            for name in _OF_THE_ROUTER:
-                metadata.pop(name, None)
 
 
 def _refuse_controls(body: dict[str, Any], call_type: str) -> None:

@@ -29,6 +29,7 @@ from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import Identification
 from usage_plugin.proxy.inflight import InflightRequests, is_free
 from usage_plugin.proxy.inflight_request import InflightRequest
+from usage_plugin.proxy.litellm_metadata import model_group
 from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_for_usage
 from usage_plugin.proxy.pass_through_prices import reads_bytes
 from usage_plugin.proxy.pass_through_usage import PassThroughReport
@@ -211,7 +212,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         kind = str(getattr(call_type, "value", call_type))
         ask_for_usage(kwargs, kind, request.admitted.event.call_type)
         if request.owns_all_calls and not request.unmetered and "messages" in kwargs and scope is not None:
-            if request.admitted.without_fallbacks and _model_group(kwargs) not in request.models:
+            if request.admitted.without_fallbacks and model_group(kwargs) not in request.models:
                 raise bad_request("Only the model asked for fits, and no fallback.", param="model")
             if kwargs.get("stream"):
                 kwargs["stream_options"] = with_usage(kwargs.get("stream_options"))
@@ -349,11 +350,6 @@ def _stop_if_refused(scope: request_scope.RequestScope | None) -> None:
     """Raise the gate's refusal again, since LiteLLM lets some tool requests continue without a user to refuse."""
     if scope is not None and scope.refused is not None:
         raise scope.refused
-
-
-def _model_group(kwargs: Mapping[str, Any]) -> object:
-    metadata = kwargs.get("metadata") or kwargs.get("litellm_metadata")
-    return metadata.get("model_group") if isinstance(metadata, dict) else None
 
 
 def _is_free_route(scope: request_scope.RequestScope | None, kind: str) -> bool:

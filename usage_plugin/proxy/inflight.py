@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from usage_plugin.proxy import request_scope
+from usage_plugin.proxy.litellm_metadata import metadata_in, proxy_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 STAMP = "usage_plugin_event"
 """The key of our id in the request's metadata; it is never sent to a provider."""
 
-_METADATA = ("litellm_metadata", "metadata")
 _REMEMBERED = 10_000
 
 _FREE_CALLS = re.compile(
@@ -54,7 +54,7 @@ class InflightRequests:
         self._open[request.event_id] = request
         if scope is not None:
             scope.requests = [known for known in scope.requests if not known.settled] + [request]
-        metadata_of(data)[STAMP] = request.event_id
+        proxy_metadata(data)[STAMP] = request.event_id
 
     def forget(self, request: InflightRequest, settler: Settler) -> None:
         """Remove a settled request; its settler is remembered for a while."""
@@ -101,12 +101,9 @@ class InflightRequests:
         return None
 
     def _stamped(self, holder: Mapping[str, Any]) -> InflightRequest | None:
-        for name in _METADATA:
-            metadata = holder.get(name)
-            if isinstance(metadata, dict):
-                stamp = metadata.get(STAMP)
-                if isinstance(stamp, str) and stamp in self._open:
-                    return self._open[stamp]
+        for stamp in _stamps(holder):
+            if stamp in self._open:
+                return self._open[stamp]
         return None
 
 
@@ -116,15 +113,6 @@ def is_free(call_type: str) -> bool:
     return _FREE_CALLS.search(call_type) is not None
 
 
-def metadata_of(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the metadata that stays in the proxy: on some routes `metadata` is the provider's own parameter."""
-    name = "litellm_metadata" if "litellm_metadata" in data else "metadata"
-    if not isinstance(data.get(name), dict):
-        data[name] = {}
-    found: dict[str, Any] = data[name]
-    return found
-
-
 def _parameters(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     parameters = kwargs.get("litellm_params")
     return parameters if isinstance(parameters, dict) else {}
@@ -132,8 +120,7 @@ def _parameters(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _stamps(holder: Mapping[str, Any]) -> list[str]:
     """Return possible ids of ours; clients can send some too, but cannot guess a valid one."""
-    found = (holder.get(name) for name in _METADATA)
-    stamps = (metadata.get(STAMP) for metadata in found if isinstance(metadata, dict))
+    stamps = [metadata.get(STAMP) for metadata in metadata_in(holder)]
     return [stamp for stamp in stamps if isinstance(stamp, str)]
 
 

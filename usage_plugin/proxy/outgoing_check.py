@@ -25,6 +25,7 @@ from usage_plugin.log import get_logger
 from usage_plugin.pricing.catalog import unprinted
 from usage_plugin.pricing.sheets import route_of
 from usage_plugin.proxy import bounds, output_limits
+from usage_plugin.proxy.litellm_metadata import chosen_deployment
 from usage_plugin.tracking.admission.decisions import Refusal, unheld
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlanner
     from usage_plugin.tracking.admission.refusals import RefusalLog
 
-_METADATA = ("litellm_metadata", "metadata")
 _MOST_TRIES = 200
 _PAUSE = 0.002
 
@@ -106,7 +106,7 @@ class OutgoingCheck:
         self, request: InflightRequest, outgoing: OutgoingBounds, kwargs: dict[str, Any]
     ) -> tuple[Deployment | None, bool]:
         """Return the chosen deployment, and whether the request was admitted for it."""
-        deployment_id, group = _chosen(kwargs)
+        deployment_id, group = chosen_deployment(kwargs)
         if deployment_id is None:
             return None, False
         for deployment in outgoing.deployments:
@@ -193,22 +193,6 @@ def _reports_usage(model: str, provider: str | None) -> bool:
         bare, named, _, _ = litellm.get_llm_provider(model, custom_llm_provider=provider)
         return "stream_options" in (litellm.get_supported_openai_params(bare, custom_llm_provider=named) or ())
     return False
-
-
-def _chosen(kwargs: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Return the id of the deployment that the router chose, and its `model_name`."""
-    for name in _METADATA:
-        metadata = kwargs.get(name)
-        if not isinstance(metadata, dict):
-            continue
-        info = metadata.get("model_info")
-        if isinstance(info, dict) and isinstance(info.get("id"), str):
-            group = metadata.get("model_group")
-            return info["id"], group if isinstance(group, str) else None
-    info = kwargs.get("model_info")
-    if isinstance(info, dict) and isinstance(info.get("id"), str):
-        return info["id"], None
-    return None, None
 
 
 def _put_in(outgoing: OutgoingBounds, kwargs: dict[str, Any], deployment: Deployment) -> None:

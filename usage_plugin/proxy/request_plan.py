@@ -14,6 +14,7 @@ from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.proxy import bounds, client_rules, output_limits, worst_case
 from usage_plugin.proxy.client_rules import SEARCH
+from usage_plugin.proxy.litellm_metadata import remove_names_of_router
 from usage_plugin.proxy.price_book import Deployment, PriceBook
 from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.tokens import encoding_for
@@ -94,7 +95,7 @@ class RequestPlan(NamedTuple):
             data: The body that was planned.
             without_fallbacks: Whether LiteLLM may not use fallbacks.
         """
-        client_rules.remove_names_of_router(data)
+        remove_names_of_router(data)
         for name in data.keys() - self.body.keys():
             del data[name]
         data.update(self.body)

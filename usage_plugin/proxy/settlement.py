@@ -26,6 +26,7 @@ from usage_plugin.log import get_logger
 from usage_plugin.proxy import charges, pass_through_prices, request_scope, usage_parsing
 from usage_plugin.proxy.deferred import LOOK_UPS, finished_work, is_batch, work_of
 from usage_plugin.proxy.inflight import is_free
+from usage_plugin.proxy.litellm_metadata import metadata_in
 from usage_plugin.proxy.pass_through_usage import PassThroughReport
 from usage_plugin.proxy.streams import report_of
 from usage_plugin.tracking.admission.decisions import unheld
@@ -438,6 +439,4 @@ def _is_mocked(kwargs: Mapping[str, Any]) -> bool:
 
 
 def _client_left(kwargs: Mapping[str, Any]) -> bool:
-    parameters = kwargs.get("litellm_params") or {}
-    found = (parameters.get(name) for name in ("metadata", "litellm_metadata"))
-    return any(isinstance(metadata, dict) and metadata.get("client_disconnected") for metadata in found)
+    return any(metadata.get("client_disconnected") for metadata in metadata_in(kwargs.get("litellm_params") or {}))

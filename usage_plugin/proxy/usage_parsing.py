@@ -23,6 +23,7 @@ from usage_plugin.pricing.usage import (
     tier_of,
     tier_of_traffic,
 )
+from usage_plugin.proxy.litellm_metadata import metadata_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -239,9 +240,8 @@ def _cites_the_web(choice: Any) -> bool:  # any of LiteLLM's answers
 def _routing_metadata(parameters: Mapping[str, Any], data: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the metadata with the router's model group; its place differs by route."""
     for holder in (parameters, data):
-        for name in ("metadata", "litellm_metadata"):
-            metadata = holder.get(name)
-            if isinstance(metadata, dict) and metadata.get("model_group"):
+        for metadata in metadata_in(holder):
+            if metadata.get("model_group"):
                 return metadata
     return {}
 
