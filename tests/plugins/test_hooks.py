@@ -230,7 +230,7 @@ async def test_no_thread_is_started_for_nobody(workplace: Workplace) -> None:
     """Without plugins no notification is sent, and no thread waits for one."""
     runtime = workplace.start("[]")
     await workplace.spend(runtime)
-    assert not runtime._listeners.events.anybody
+    assert not runtime._listeners.events.has_subscribers
     assert not [thread for thread in threading.enumerate() if "tells" in thread.name or "resolver" in thread.name]
 
 

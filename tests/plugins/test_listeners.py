@@ -9,7 +9,7 @@ import pytest
 
 from tests.plugins.conftest import CENT, not_told
 from tests.support.waiting import eventually
-from usage_plugin.tracking.notifications import subscribers as listeners_module
+from usage_plugin.tracking.notifications import publishers
 
 if TYPE_CHECKING:
     from tests.plugins.conftest import Workplace
@@ -25,7 +25,7 @@ async def test_one_that_raises_or_hangs_is_named_and_harms_nobody(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of three plugins one raises, one hangs, one receives everything; requests continue, and both failures are counted."""
-    monkeypatch.setattr(listeners_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(publishers, "PATIENCE", 0.2)
     workplace.write("raises.py", RAISES)
     workplace.write(
         "hangs.py",
@@ -80,7 +80,7 @@ async def test_what_waits_is_told_at_the_end(workplace: Workplace) -> None:
 
 async def test_one_that_hangs_does_not_hold_up_the_end(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the end a hanging plugin is abandoned, and its lost notifications are counted."""
-    monkeypatch.setattr(listeners_module.Listeners.stop, "__defaults__", (0.1,))
+    monkeypatch.setattr(publishers.Publishers.stop, "__defaults__", (0.1,))
     workplace.write(
         "hangs.py",
         """

@@ -24,7 +24,7 @@ from usage_plugin.plugins import MARK, PROJECT, hookspecs
 from usage_plugin.plugins.discovery import FIX_OR_DISABLE, find_plugins
 from usage_plugin.plugins.interface import BackendContext, IdentityResolver, LedgerBackend, StorageBackend
 from usage_plugin.plugins.interface_checks import abstract_leaves, describe_missing
-from usage_plugin.tracking.notifications.subscribers import Hooked
+from usage_plugin.tracking.notifications.publishers import Hooked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

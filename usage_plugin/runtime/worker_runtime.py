@@ -29,7 +29,7 @@ from usage_plugin.tracking.maintenance.keeper import Keeper
 from usage_plugin.tracking.maintenance.retention import Pruner, Retention
 from usage_plugin.tracking.notifications.anomalies import Anomalies
 from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
-from usage_plugin.tracking.notifications.subscribers import Listeners
+from usage_plugin.tracking.notifications.publishers import Publishers
 from usage_plugin.tracking.privacy import secret
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Runtime:
         self.rules.follow(self.operations, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()
-        self._listeners = Listeners(
+        self._listeners = Publishers(
             self._failures,
             alerts=self.plugins.listeners("usage_threshold_crossed"),
             refusals=self.plugins.listeners("usage_request_refused"),
@@ -94,7 +94,7 @@ class Runtime:
             self.clock,
             anomalies=self.anomalies,
             alerts=self.alerts,
-            audience=self._listeners.events,
+            publisher=self._listeners.events,
             faults=self.faults,
         )
         self.refusals = RefusalLog(self.operations, self._listeners.refusals)
@@ -110,7 +110,7 @@ class Runtime:
             seeder=seeder,
             limits=lambda: self.config.limits,
             pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
-            audience=self._listeners.events,
+            publisher=self._listeners.events,
             chores=(
                 *self._watcher.chores,
                 lambda opened: self.alerts.hand_over(opened.operations),

@@ -15,7 +15,7 @@ from usage_plugin.domain.amounts import plain_amount
 from usage_plugin.domain.operations import AlertKey
 from usage_plugin.domain.windows import local_date, start_of_day
 from usage_plugin.log import get_logger
-from usage_plugin.tracking.notifications.subscribers import Subscribers
+from usage_plugin.tracking.notifications.publishers import Publisher
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
@@ -31,10 +31,10 @@ log = get_logger()
 class Alerts:
     """Detect crossed thresholds on the request path, and send alerts off it."""
 
-    def __init__(self, clock: Clock, audience: Subscribers[Alert] | None = None) -> None:
+    def __init__(self, clock: Clock, publisher: Publisher[Alert] | None = None) -> None:
         """Start with no alerts."""
         self._clock = clock
-        self._audience = audience or Subscribers()
+        self._publisher = publisher or Publisher()
         self._noted: OrderedDict[AlertKey, None] = OrderedDict()
         self._waiting: deque[tuple[AlertKey, Alert]] = deque()
 
@@ -83,4 +83,4 @@ class Alerts:
             amount=plain_amount(alert.unit, alert.amount),
             max=plain_amount(alert.unit, alert.maximum),
         )
-        self._audience.tell(alert)
+        self._publisher.publish(alert)

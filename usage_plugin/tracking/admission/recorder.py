@@ -21,7 +21,7 @@ from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decide import SPIN_NS, WorkerFaults
 from usage_plugin.tracking.admission.demands import AccountStatus, Demand, charged_by, most_constrained_status
-from usage_plugin.tracking.notifications.subscribers import Subscribers
+from usage_plugin.tracking.notifications.publishers import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -125,17 +125,17 @@ class Recorder:
         *,
         anomalies: Anomalies,
         alerts: Alerts,
-        audience: Subscribers[UsageEvent] | None = None,
+        publisher: Publisher[UsageEvent] | None = None,
         faults: WorkerFaults | None = None,
     ) -> None:
-        """Set the parts. Without an `audience`, events have no subscribers."""
+        """Set the parts. Without a `publisher`, events have no subscribers."""
         self._ledger = ledger
         self._rules = rules
         self._cache = cache
         self._clock = clock
         self._anomalies = anomalies
         self._alerts = alerts
-        self._audience = audience or Subscribers()
+        self._publisher = publisher or Publisher()
         self._faults = faults or WorkerFaults()
         self._pending: deque[_Settlement] = deque()
         self._retrying: asyncio.Task[None] | None = None
@@ -253,8 +253,8 @@ class Recorder:
         admitted, event, demands, encoded = settlement
         if encoded is not None:
             self._cache.add(settled.seq, event)
-            if self._audience.anybody:
-                self._audience.tell(event, len(encoded))
+            if self._publisher.has_subscribers:
+                self._publisher.publish(event, len(encoded))
         account_statuses = [
             AccountStatus(demand, balance if demand.since is None else _sum_after(demand, admitted, balance))
             for demand in demands

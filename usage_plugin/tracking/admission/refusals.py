@@ -16,7 +16,7 @@ from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.ledger_retry import wait_while_busy
-from usage_plugin.tracking.notifications.subscribers import Subscribers
+from usage_plugin.tracking.notifications.publishers import Publisher
 
 if TYPE_CHECKING:
     from usage_plugin.domain.operations import OperationsLog
@@ -55,10 +55,10 @@ def as_told(refusal: Refusal) -> RefusedRequest:
 class RefusalLog:
     """Count refusals until they are flushed, and notify plugins of those that are enforced."""
 
-    def __init__(self, operations: OperationsLog, audience: Subscribers[RefusedRequest] | None = None) -> None:
+    def __init__(self, operations: OperationsLog, publisher: Publisher[RefusedRequest] | None = None) -> None:
         """Start with no counts."""
         self._operations = operations
-        self._audience = audience or Subscribers()
+        self._publisher = publisher or Publisher()
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
         self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
 
@@ -72,8 +72,8 @@ class RefusalLog:
             key = (key[0], limit, OTHERS, reason)
         self._counts[key] += 1
         self._details.append(refusal)
-        if self._audience.anybody and refusal.is_enforced:
-            self._audience.tell(as_told(refusal))
+        if self._publisher.has_subscribers and refusal.is_enforced:
+            self._publisher.publish(as_told(refusal))
 
     def flush(self, timeout: float = 0.0) -> None:
         """Write the counts to the ledger; wait up to `timeout` seconds. After a failure the next call retries."""

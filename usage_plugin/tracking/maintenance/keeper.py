@@ -27,7 +27,7 @@ from usage_plugin.tracking.maintenance.flusher import Flusher, Unstorable
 from usage_plugin.tracking.maintenance.mirror import Mirror
 from usage_plugin.tracking.maintenance.supervisor import LONGEST_PAUSE, Attempt, Persistent
 from usage_plugin.tracking.notifications.health import HealthNotes
-from usage_plugin.tracking.notifications.subscribers import Subscribers
+from usage_plugin.tracking.notifications.publishers import Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -62,7 +62,7 @@ class Keeper:
         seeder: Backfill | None = None,
         limits: Callable[[], Sequence[WrittenLimit]] = tuple,
         pruner: Pruner | None = None,
-        audience: Subscribers[UsageEvent] | None = None,
+        publisher: Publisher[UsageEvent] | None = None,
         chores: Sequence[Callable[[OpenLedger], None]] = (),
     ) -> None:
         """Set the parts. Ledger and store are opened by functions, since each thread needs its own connection.
@@ -76,7 +76,7 @@ class Keeper:
             seeder: backfills new limits.
             limits: returns the active limits, for a store that keeps copies of them.
             pruner: deletes history that is past its retention.
-            audience: the subscribers to recovered events.
+            publisher: notifies plugins of recovered events.
             chores: functions that this worker calls once a second, keeper or not.
         """
         self._open_ledger = open_ledger
@@ -84,7 +84,7 @@ class Keeper:
         self._workers = workers
         self._clock = clock
         self._unstorable = unstorable
-        self._audience = audience or Subscribers()
+        self._publisher = publisher or Publisher()
         self._seeder = seeder
         self._limits = limits
         self._pruner = pruner
@@ -181,7 +181,7 @@ class Keeper:
                 if (lost or waiting.is_late(reservation)) and ledger.recover(reservation.event_id):
                     event = decode_event(reservation.event)
                     recovered.append(event)
-                    self._audience.tell(event, len(reservation.event))
+                    self._publisher.publish(event, len(reservation.event))
         finally:
             if recovered:
                 log.warning("reservations.recovered", count=len(recovered))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.tracking.maintenance.flusher import Unstorable
-    from usage_plugin.tracking.notifications.subscribers import Hooked
+    from usage_plugin.tracking.notifications.publishers import Hooked
 
 SLICE = 1_000
 PATIENCE = 60.0

@@ -1,6 +1,6 @@
-"""Subscribers: plugins that are notified of events, each in its own thread, off the request path.
+"""Publishers: notify plugins of events, each plugin in its own thread, off the request path.
 
-Code that sends notifications has a `Subscribers`. Without subscribers, a notification costs one read of an attribute.
+Code that sends notifications has a `Publisher`. Without subscribers, a notification costs one read of an attribute.
 Otherwise the payload is put into a bounded queue for each subscriber. A plugin that raises, hangs or is too slow loses
 notifications. The losses are counted under its name, and nothing else is affected. Delivery is at most once, and within
 the process only: notifications in the queues are lost if it is killed.
@@ -40,21 +40,21 @@ DRAINING = 2.0
 T = TypeVar("T")
 
 
-class Subscribers(Generic[T]):
+class Publisher(Generic[T]):
     """Fan out one type of notification to its subscribers.
 
     Attributes:
-        anybody: whether there are subscribers. Check it before building a payload.
+        has_subscribers: whether there are subscribers. Check it before building a payload.
     """
 
-    __slots__ = ("_queues", "anybody")
+    __slots__ = ("_queues", "has_subscribers")
 
     def __init__(self, queues: Sequence[_Queue] = ()) -> None:
         """Set the subscribers' queues."""
         self._queues = queues
-        self.anybody = bool(queues)
+        self.has_subscribers = bool(queues)
 
-    def tell(self, thing: T, size: int = ROUGH_SIZE) -> None:
+    def publish(self, thing: T, size: int = ROUGH_SIZE) -> None:
         """Put a payload of about `size` bytes into each queue. Thread-safe, and never waits for a subscriber."""
         for queue in self._queues:
             queue.put(thing, size)
@@ -67,7 +67,7 @@ class Hooked(NamedTuple):
     function: Callable[[Any], object]
 
 
-class Listeners:
+class Publishers:
     """All plugins that subscribe to notifications.
 
     Attributes:
@@ -87,17 +87,17 @@ class Listeners:
         """Set the functions. If several notifications wait for one plugin, the rarer types are delivered first."""
         self._failures = failures
         self._by_plugin: dict[str, _Listener] = {}
-        self.alerts: Subscribers[Alert] = self._audience("usage_threshold_crossed", alerts)
-        self.refusals: Subscribers[RefusedRequest] = self._audience("usage_request_refused", refusals)
-        self.events: Subscribers[UsageEvent] = self._audience("usage_event_recorded", events)
+        self.alerts: Publisher[Alert] = self._publisher("usage_threshold_crossed", alerts)
+        self.refusals: Publisher[RefusedRequest] = self._publisher("usage_request_refused", refusals)
+        self.events: Publisher[UsageEvent] = self._publisher("usage_event_recorded", events)
 
-    def _audience(self, hook: str, hooked: Iterable[Hooked]) -> Subscribers[Any]:
+    def _publisher(self, hook: str, hooked: Iterable[Hooked]) -> Publisher[Any]:
         queues = []
         for plugin, function in hooked:
             if plugin not in self._by_plugin:
                 self._by_plugin[plugin] = _Listener(plugin, self._failures)
             queues.append(self._by_plugin[plugin].listen(hook, function))
-        return Subscribers(queues)
+        return Publisher(queues)
 
     def start(self) -> None:
         """Start to deliver notifications."""
@@ -205,12 +205,12 @@ class _Listener:
             self._arrived.wait()
             self._arrived.clear()
             is_last = self._is_ending
-            while not self._is_left and self._tell_next():
+            while not self._is_left and self._notify_next():
                 pass
             if is_last:
                 return
 
-    def _tell_next(self) -> bool:
+    def _notify_next(self) -> bool:
         """Deliver one notification. Return False if none waits."""
         for queue in self._queues:
             thing = queue.take()

@@ -11,9 +11,9 @@ from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
-from usage_plugin.tracking.notifications import subscribers as listeners_module
+from usage_plugin.tracking.notifications import publishers
 from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
-from usage_plugin.tracking.notifications.subscribers import Hooked, Listeners
+from usage_plugin.tracking.notifications.publishers import Hooked, Publishers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +32,9 @@ class Counts:
         self.counted += anomalies
 
 
-def listen(**functions: Callable[[object], object]) -> tuple[Listeners, PluginFailures]:
+def listen(**functions: Callable[[object], object]) -> tuple[Publishers, PluginFailures]:
     failures = PluginFailures(FakeClock())
-    return Listeners(failures, events=[Hooked(name, told) for name, told in functions.items()]), failures
+    return Publishers(failures, events=[Hooked(name, told) for name, told in functions.items()]), failures
 
 
 def handed_over(failures: PluginFailures) -> dict[str, int]:
@@ -45,12 +45,12 @@ def handed_over(failures: PluginFailures) -> dict[str, int]:
 
 def test_queues_are_bounded_by_number_and_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Notifications beyond a full queue are counted and dropped, for this plugin only."""
-    monkeypatch.setattr(listeners_module, "MOST_WAITING", 5)
-    monkeypatch.setattr(listeners_module, "MOST_BYTES", 1_000)
+    monkeypatch.setattr(publishers, "MOST_WAITING", 5)
+    monkeypatch.setattr(publishers, "MOST_BYTES", 1_000)
     waking, told = threading.Event(), []
     listeners, failures = listen(slow=lambda _: waking.wait(30), quick=told.append)
     for _ in range(8):
-        listeners.events.tell(make_event(), 10)
+        listeners.events.publish(make_event(), 10)
     assert handed_over(failures) == {"slow": 3, "quick": 3}
     listeners.start()
     listeners.stop(0.0)
@@ -58,7 +58,7 @@ def test_queues_are_bounded_by_number_and_by_bytes(monkeypatch: pytest.MonkeyPat
 
     listeners, failures = listen(quick=told.append)
     for _ in range(4):
-        listeners.events.tell(make_event(), 400)
+        listeners.events.publish(make_event(), 400)
     assert handed_over(failures) == {"quick": 2}
     told.clear()
     listeners.start()
@@ -72,11 +72,11 @@ def test_rarer_things_go_first() -> None:
     told: list[object] = []
     failures = PluginFailures(FakeClock())
     hooked = [Hooked("mine", told.append)]
-    listeners = Listeners(failures, alerts=hooked, refusals=hooked, events=hooked)
+    listeners = Publishers(failures, alerts=hooked, refusals=hooked, events=hooked)
     for _ in range(3):
-        listeners.events.tell("event")  # type: ignore[arg-type]
-    listeners.refusals.tell("refusal")  # type: ignore[arg-type]
-    listeners.alerts.tell("alert")  # type: ignore[arg-type]
+        listeners.events.publish("event")  # type: ignore[arg-type]
+    listeners.refusals.publish("refusal")  # type: ignore[arg-type]
+    listeners.alerts.publish("alert")  # type: ignore[arg-type]
     listeners.start()
     listeners.stop(10)
     assert told == ["alert", "refusal", "event", "event", "event"]
@@ -90,7 +90,7 @@ def test_many_threads_may_tell() -> None:
 
     def tell(first: int) -> None:
         for number in range(first, first + 200):
-            listeners.events.tell(number)  # type: ignore[arg-type]
+            listeners.events.publish(number)  # type: ignore[arg-type]
 
     threads = [threading.Thread(target=tell, args=(first,)) for first in (0, 200, 400, 600)]
     for thread in threads:
