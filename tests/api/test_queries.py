@@ -131,5 +131,5 @@ async def test_a_cursor_must_be_one(recorded: UsageTracker) -> None:
         with pytest.raises(UsagePluginError):
             _ = [row async for row in recorded.stream_usage(**SPAN, after=cursor)]
     (row, *_) = [row async for row in recorded.stream_usage(**SPAN, user="bo")]
-    with pytest.raises(HistoryError, match="Begin with 2026-11-23"):
+    with pytest.raises(HistoryError, match="Start again from 2026-11-23"):
         _ = [one async for one in recorded.stream_usage(**SPAN, user="ann", after=row.cursor)]
