@@ -54,7 +54,7 @@ _RANKED = frozenset({"query", "documents"})
 _INLINE = ("image_url", "source", "input_audio")
 
 
-class NotBoundedError(Exception):
+class _NotBoundedError(Exception):
     """The body refers to content outside it."""
 
 
@@ -75,7 +75,7 @@ def tokens_of_messages(body: Mapping[str, Any], media: Media) -> int | None:
         words = [text_size(value) for field, value in body.items() if field not in NOT_COUNTED_IN_BODY]
         # LiteLLM turns a schema into a tool for some providers.
         return tokens + sum(words) + (ANY_TOOLS if words else 0)
-    except (NotBoundedError, RecursionError):
+    except (_NotBoundedError, RecursionError):
         return None
 
 
@@ -89,7 +89,7 @@ def input_tokens(body: Mapping[str, Any], places: list[Any], media: Media) -> in
         return None
     try:
         return PER_REQUEST + sum(_input_of(place, media, is_body=place is body) for place in places)
-    except (NotBoundedError, RecursionError):
+    except (_NotBoundedError, RecursionError):
         return None
 
 
@@ -159,7 +159,7 @@ def content_size(value: object, each: int, media: Media) -> int:
         return _inline(value, media)
     if value.get("audio") is not None or (kind == "reasoning" and not value.get("encrypted_content")):
         # Only an id: the provider reads the content that it has stored.
-        raise NotBoundedError
+        raise _NotBoundedError
     total = 0
     for key, item in value.items():
         if key in ("content", "output"):
@@ -189,7 +189,7 @@ def _inline(part: Mapping[str, Any], media: Media) -> int:
     """Return the bound of an image or audio in the body.
 
     Raises:
-        NotBoundedError: The part has another type, or its content is not in the body.
+        _NotBoundedError: The part has another type, or its content is not in the body.
     """
     kind = part.get("type")
     found = part.get("image_url")
@@ -200,7 +200,7 @@ def _inline(part: Mapping[str, Any], media: Media) -> int:
     extra = PER_PART + sum(text_size(item) for name, item in part.items() if name not in _INLINE)
     if kind in ("image_url", "input_image") and isinstance(url, str) and url.startswith("data:image/"):
         if part.get("file_id"):
-            raise NotBoundedError
+            raise _NotBoundedError
         media.any = True
         return PER_IMAGE + extra
     if kind == "image" and source.get("type") == "base64":
@@ -209,7 +209,7 @@ def _inline(part: Mapping[str, Any], media: Media) -> int:
     if kind == "input_audio" and isinstance(sound, dict) and isinstance(sound.get("data"), str):
         media.any = True
         return extra + len(sound["data"]) // CHARACTERS_PER_AUDIO_TOKEN
-    raise NotBoundedError
+    raise _NotBoundedError
 
 
 def _gemini(value: object, media: Media) -> int:
@@ -228,9 +228,9 @@ def _gemini(value: object, media: Media) -> int:
             return PER_IMAGE
         if kind.startswith("audio/") and isinstance(data.get("data"), str):
             return PER_PART + len(data["data"]) // CHARACTERS_PER_AUDIO_TOKEN
-        raise NotBoundedError
+        raise _NotBoundedError
     if not _GEMINI_TEXT.issuperset(value):
-        raise NotBoundedError
+        raise _NotBoundedError
     return text_size(value)
 
 
