@@ -38,7 +38,7 @@
 Backends raise these and never their driver's own; nothing here knows a driver. Four errors are not in the tree,
 because they are not caught by name outside of their module. `atomic_files.NotRegularFileError` is an `OSError`, like
 the other errors of reading. Callers of `locked` turn `locks.LockTimeoutError` into an error of their own.
-`supervisor.LeftBehindError` ends a thread. `outgoing_check.StoppedError` must be LiteLLM's own class.
+`supervisor.AbandonedError` ends a thread. `outgoing_check.StoppedError` must be LiteLLM's own class.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.domain.ledger import Reserved, Settled, Waiting
+from usage_plugin.domain.ledger import OutboxBacklog, Reserved, Settled
 from usage_plugin.ledgers.file_locks import FileLockedWorkers
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
 from usage_plugin.ledgers.sqlite.erasable import SqliteErasable
@@ -329,7 +329,7 @@ class BeginsAnew(SqliteLedger):
 class MeasuresCharacters(SqliteLedger):
     def waiting(self):
         entries = self.outbox(self.acknowledged(), 1_000)
-        return Waiting(len(entries), sum(len(entry.event) for entry in entries))
+        return OutboxBacklog(len(entries), sum(len(entry.event) for entry in entries))
 
 
 @breaks("test_an_event_may_be_left_out")

@@ -41,7 +41,7 @@ class NoDeployment:
 
 
 PRICE = Price(make_rates(10**12, 10**13, cached_input=10**11))
-FREE = Price(make_rates())
+CLIENT_MAY_SEND = Price(make_rates())
 SEARCHING = Price(make_rates(10**12, 10**13, cached_input=10**11), tools=ToolRates(search=10**16))
 PICTURE = Price(None, units=UnitRates(image=4 * 10**16))
 TIERED = Price(
@@ -72,8 +72,8 @@ def served(**changes):
         (OneDeployment(PRICE), CHAT, {"litellm_cost": 0.0001}, 246_000, "computed"),
         (OneDeployment(PRICE), CHAT, {"litellm_cost": None}, 246_000, "computed"),
         (OneDeployment(PRICE), CHAT, {"cache_hit": True}, 0, "none"),
-        (OneDeployment(FREE), CHAT, {"litellm_cost": 0.0}, 0, "computed"),
-        (OneDeployment(FREE), {}, {"litellm_cost": None}, 0, "computed"),
+        (OneDeployment(CLIENT_MAY_SEND), CHAT, {"litellm_cost": 0.0}, 0, "computed"),
+        (OneDeployment(CLIENT_MAY_SEND), {}, {"litellm_cost": None}, 0, "computed"),
         (OneDeployment(PRICE), {}, {"litellm_cost": 0.25}, 250_000_000, "litellm"),
         (OneDeployment(PRICE), {}, {"litellm_cost": 0.0}, 0, "none"),
         (OneDeployment(None), CHAT, {"litellm_cost": 0.25}, 250_000_000, "litellm"),
@@ -104,7 +104,7 @@ def test_costs_are_computed_or_litellms_or_unknown(prices, usage, changes, cost,
 @pytest.mark.parametrize("status", ["success", "cancelled"])
 @pytest.mark.parametrize(
     ("prices", "usage", "as_reserved"),
-    [(PRICE, {}, True), (PRICE, {"prompt_tokens": 0, "completion_tokens": 0}, True), (PRICE, CHAT, False), (FREE, {}, False), (PICTURE, {}, True), (None, {}, False)],
+    [(PRICE, {}, True), (PRICE, {"prompt_tokens": 0, "completion_tokens": 0}, True), (PRICE, CHAT, False), (CLIENT_MAY_SEND, {}, False), (PICTURE, {}, True), (None, {}, False)],
 )  # fmt: skip
 def test_a_success_of_which_nothing_is_known_is_charged_as_reserved(prices, usage, as_reserved, status):
     """If neither the provider nor LiteLLM reports the usage of a paid answer, it costs the held amount (C2)."""
@@ -175,9 +175,9 @@ def test_an_undisputed_cost_says_nothing(figure):
 def test_a_disputed_cost_is_logged_once_for_each_model(caplog):
     """A model that LiteLLM prices differently is logged the first time, and the list of such models is bounded."""
     check = CrossCheck()
-    check.look(read_outcome(OneDeployment(PRICE), served(model="c", litellm_cost=0.000246), CHAT, make_event()))
+    check.log_once(read_outcome(OneDeployment(PRICE), served(model="c", litellm_cost=0.000246), CHAT, make_event()))
     for model in ["a", "b", "a", *map(str, range(5_000))]:
-        check.look(read_outcome(OneDeployment(PRICE), served(model=model), CHAT, make_event()))
+        check.log_once(read_outcome(OneDeployment(PRICE), served(model=model), CHAT, make_event()))
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1_000
     for line, model in zip(told, ("a", "b", "0"), strict=False):

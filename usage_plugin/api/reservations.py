@@ -71,7 +71,7 @@ class Reservation:
         recorded = self._runtime.recorder.record(self._request, outcome)
         if recorded is None:
             raise UsagePluginError(f"The reservation {self.event_id} was already settled or released.")
-        self._runtime.anomalies.look(recorded.event)
+        self._runtime.anomalies.count_event(recorded.event)
         return recorded.event
 
     async def release(self) -> None:

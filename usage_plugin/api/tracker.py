@@ -103,7 +103,7 @@ class UsageTracker(UsageQueries):
         recorded = runtime.recorder.record(request, outcome)
         if recorded is None:
             raise UsagePluginError(f"The event {draft.event_id} was already recorded.")
-        runtime.anomalies.look(recorded.event)
+        runtime.anomalies.count_event(recorded.event)
         return recorded.event
 
     @property

@@ -148,7 +148,7 @@ class OpenReservation(NamedTuple):
     event: str
 
 
-class Waiting(NamedTuple):
+class OutboxBacklog(NamedTuple):
     """The events that the store does not have yet: their number, and their bytes in the outbox."""
 
     events: int
@@ -258,7 +258,7 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    def waiting(self) -> Waiting:
+    def waiting(self) -> OutboxBacklog:
         """Return the number and the size of the events that the store lacks; cheap enough to call once a second."""
 
     @abstractmethod

@@ -243,7 +243,7 @@ _ONE = 1_000_000
 _WHOLE = 10**12
 
 
-class Adjustment(NamedTuple):
+class PriceAdjustment(NamedTuple):
     """An operator's discount or surcharge on a provider's prices.
 
     Attributes:
@@ -255,7 +255,7 @@ class Adjustment(NamedTuple):
     fixed: Nano = 0
 
     @classmethod
-    def of(cls, share: Decimal, fixed: Decimal) -> Adjustment:
+    def of(cls, share: Decimal, fixed: Decimal) -> PriceAdjustment:
         """Return the adjustment of a factor and an amount in USD; negative ones count as 0, so no cost is negative."""
         return cls(max(0, int(share * _WHOLE)), max(0, int(fixed.scaleb(9).to_integral_value(ROUND_CEILING))))
 
@@ -268,7 +268,7 @@ class Adjustment(NamedTuple):
         return min(LARGEST_REQUEST, -(-self.atto(nano * _ATTO_PER_NANO) // _ATTO_PER_NANO))
 
 
-NO_ADJUSTMENT = Adjustment()
+NO_ADJUSTMENT = PriceAdjustment()
 
 
 class PriceExposure(NamedTuple):
@@ -342,7 +342,7 @@ class Price:
         search_size: str | None = None,
         modes: Iterable[str] = (),
         at: datetime | None = None,
-        adjustment: Adjustment = NO_ADJUSTMENT,
+        adjustment: PriceAdjustment = NO_ADJUSTMENT,
     ) -> Nano | None:
         """Return the cost of a finished request, to the nearest nano-dollar (halves up).
 
@@ -384,7 +384,7 @@ class Price:
         input_tokens: int | None,
         output_tokens: int | None,
         reach: PriceExposure = ONLY_TEXT,
-        adjustment: Adjustment = NO_ADJUSTMENT,
+        adjustment: PriceAdjustment = NO_ADJUSTMENT,
     ) -> Nano | None:
         """Return the maximum cost of a request of at most these tokens, rounded up; None if nothing bounds it."""
         if (reach.tools is None and any(self.tools[:5])) or (reach.units is None and self.units.by_the_piece):

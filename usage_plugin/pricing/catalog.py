@@ -20,7 +20,7 @@ from litellm.llms.openai.data_residency import infer_openai_data_residency
 from litellm.llms.together_ai.cost_calculator import get_model_params_and_category
 from litellm.types.utils import CallTypes
 
-from usage_plugin.domain.prices import NO_ADJUSTMENT, Adjustment, atto_each
+from usage_plugin.domain.prices import NO_ADJUSTMENT, PriceAdjustment, atto_each
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -125,7 +125,7 @@ def picks_the_model(served_model: str) -> bool:
     return _is_azure_router(served_model) or served_model.rpartition("/")[2] == "auto"
 
 
-def adjustment_of(provider: str | None) -> Adjustment:
+def adjustment_of(provider: str | None) -> PriceAdjustment:
     """Return the adjustment that `cost_discount_config` and `cost_margin_config` make to a provider's prices."""
     discounts, margins = litellm.cost_discount_config, litellm.cost_margin_config
     if not discounts and not margins:
@@ -134,8 +134,8 @@ def adjustment_of(provider: str | None) -> Adjustment:
     margin = margins.get(provider or "", margins.get("global"))
     if isinstance(margin, dict):
         share *= 1 + _decimal(margin.get("percentage"))
-        return Adjustment.of(share, _decimal(margin.get("fixed_amount")))
-    return Adjustment.of(share * (1 + _decimal(margin)), Decimal(0))
+        return PriceAdjustment.of(share, _decimal(margin.get("fixed_amount")))
+    return PriceAdjustment.of(share * (1 + _decimal(margin)), Decimal(0))
 
 
 def _decimal(value: object) -> Decimal:

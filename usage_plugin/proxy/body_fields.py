@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.proxy.client_fields import HARMLESS, OWN
+from usage_plugin.proxy.client_fields import HARMLESS, LITELLM_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -46,10 +46,10 @@ _LOOKED_INTO = (
     | JUDGED | {"tools"}
 )  # fmt: skip
 """All fields that can make a request more than messages with an output limit."""
-PLAIN = (HARMLESS | OWN | MESSAGES | _OTHER_TEXT | OUTPUT_FIELDS) - _LOOKED_INTO
+PLAIN = (HARMLESS | LITELLM_FIELDS | MESSAGES | _OTHER_TEXT | OUTPUT_FIELDS) - _LOOKED_INTO
 """The fields of a plain request: messages with an output limit, and nothing else that costs extra."""
 KNOWN = PLAIN | _LOOKED_INTO
-KNOWN_BY_PROVIDERS = (KNOWN - OWN) | HARMLESS
+KNOWN_BY_PROVIDERS = (KNOWN - LITELLM_FIELDS) | HARMLESS
 """The known fields of an object that is forwarded to the provider unchanged, such as `extra_body`."""
 _WORDS = frozenset({
     "response_format", "responseFormat", "responseSchema", "response_schema", "responseJsonSchema",
@@ -65,7 +65,7 @@ NOT_COUNTED = (
     (HARMLESS - _WORDS) | _COUNTED_APART | ANSWERS_FIELDS | MODALITIES | REFERENCES
     | {"service_tier", "speed", "background", "route"}
 )  # fmt: skip
-NOT_COUNTED_IN_BODY = (NOT_COUNTED | OWN) - _WORDS
+NOT_COUNTED_IN_BODY = (NOT_COUNTED | LITELLM_FIELDS) - _WORDS
 """All other fields count by their bytes, known or unknown, in any shape."""
 
 GEMINI = ("agenerate_content", "agenerate_content_stream")

@@ -235,7 +235,7 @@ class CrossCheck:
         """Start without any logged model."""
         self._logged: set[str | None] = set()
 
-    def look(self, outcome: Outcome) -> None:
+    def log_once(self, outcome: Outcome) -> None:
         """Log a model's first disputed cost."""
         if outcome.disputed_by and outcome.model not in self._logged and len(self._logged) < _MOST_LOGGED:
             self._logged.add(outcome.model)

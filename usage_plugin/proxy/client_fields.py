@@ -1,8 +1,11 @@
 """Client fields: the fields of a request that cost nothing extra, and those that change the call from the bounded one.
 
-This is an allow-list. Three kinds of field are known: those that only shape the answer (`HARMLESS`), those that
-`bounds` reads, and LiteLLM's own (`OWN`), which never reach a provider. Of LiteLLM's own fields a client may send those
-in `FREE`; the others choose a provider, a credential, a price, a retry or a deployment.
+This is an allow-list. Three kinds of field are known:
+
+- `HARMLESS` fields only shape the answer.
+- `bounds` reads others.
+- `LITELLM_FIELDS` are LiteLLM's own, and never reach a provider. Of these a client may send `CLIENT_MAY_SEND`. The
+  others choose a provider, a credential, a price, a retry or a deployment.
 
 An unknown field may mean anything to a provider, so `bounds` treats the request as unbounded.
 `tests/proxy_parts/test_client_fields.py` compares the lists with LiteLLM's own tables, so that a new LiteLLM shows
@@ -50,7 +53,7 @@ _REASONING = {
     "reasoning", "reasoning_effort", "reasoningEffort", "reasoning_format", "reasoning_split", "reasoning_summary",
     "include_reasoning", "thinking", "thinking_budget", "enable_thinking", "thinkingConfig", "thinking_config", "think",
 }  # fmt: skip
-_WHO = {
+_IDS_AND_CACHES = {
     "user", "user_id", "metadata", "client_metadata", "requestMetadata", "labels", "store", "safety_identifier",
     "session_id", "chat_id", "message_id", "request_id", "trace_id", "name", "betas", "anthropic_beta",
     "anthropic_version", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "cache_control",
@@ -79,11 +82,11 @@ _PERPLEXITY = {
 """Options that narrow the search that each of Perplexity's answers makes anyway."""
 
 HARMLESS = frozenset(
-    {"model"} | _SAMPLING | _ENDS | _SHAPE | _REASONING | _WHO | _MEDIA | _CAMEL_CASE | _OLLAMA | _PERPLEXITY
+    {"model"} | _SAMPLING | _ENDS | _SHAPE | _REASONING | _IDS_AND_CACHES | _MEDIA | _CAMEL_CASE | _OLLAMA | _PERPLEXITY
 )  # fmt: skip
 """Fields that shape an answer within its output limit. Their text still counts as input."""
 
-FREE = frozenset({
+CLIENT_MAY_SEND = frozenset({
     "metadata", "litellm_metadata", "tags", "id", "litellm_trace_id", "litellm_session_id", "litellm_request_debug",
     "verbose", "no-log", "guardrails", "policies", "caching", "cache", "ttl", "cache_key", "preset_cache_key",
     "priority", "keepalive_seconds", "api_key", "api_version", "prompt_id", "prompt_variables", "prompt_version",
@@ -117,14 +120,14 @@ _ROUTING = {
 _HEADERS = frozenset({"headers", "extra_headers", "provider_specific_header"})
 """LiteLLM adds the connection's headers here too, so each header is judged by its name (`_has_priced`)."""
 
-OWN = frozenset({*all_litellm_params} | FREE | _ROUTING | _HEADERS) - {"prompt_id"}
+LITELLM_FIELDS = frozenset({*all_litellm_params} | CLIENT_MAY_SEND | _ROUTING | _HEADERS) - {"prompt_id"}
 """Fields that LiteLLM removes from a request: no provider gets them under this name."""
 
 _NULL: tuple[Any, ...] = (None, "", (), [], {})
 _UNSAID = (None, False)
 _INTERNAL = "_litellm_"
 
-CONTROLS = OWN - FREE - HARMLESS - _HEADERS
+CONTROLS = LITELLM_FIELDS - CLIENT_MAY_SEND - HARMLESS - _HEADERS
 """Fields that LiteLLM obeys, and that a client with a limit may not send."""
 
 _LOOKED_AT = CONTROLS | _HEADERS
@@ -171,7 +174,7 @@ def _has_priced(headers: object) -> bool:
 
 def is_own(name: object) -> bool:
     """Whether a field is LiteLLM's own, and not forwarded."""
-    return name in OWN or (isinstance(name, str) and name.startswith(_INTERNAL))
+    return name in LITELLM_FIELDS or (isinstance(name, str) and name.startswith(_INTERNAL))
 
 
 def _sent_by_client(body: Mapping[str, Any]) -> Mapping[str, Any]:

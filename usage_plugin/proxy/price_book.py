@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from usage_plugin.domain.money import Nano
-    from usage_plugin.domain.prices import Adjustment, Price
+    from usage_plugin.domain.prices import Price, PriceAdjustment
     from usage_plugin.pricing.sheets import Route
 
 AnswerT = TypeVar("AnswerT")
@@ -86,7 +86,7 @@ class Deployment:
         served_model: str = "",
         sheet: Mapping[str, Any] = MappingProxyType({}),
         states_price: bool = False,
-        adjustment: Adjustment = NO_ADJUSTMENT,
+        adjustment: PriceAdjustment = NO_ADJUSTMENT,
         uplift: Decimal = NO_UPLIFT,
         context: int | None = None,
         most_output: int | None = None,

@@ -150,7 +150,7 @@ class SdkRecorder_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets `no-log` s
             error=type(error).__name__ if error is not None else None,
             on_disputed="higher" if sheet.is_litellms else "computed",
         )
-        self._disputes.look(outcome)
+        self._disputes.log_once(outcome)
         if outcome.as_reserved:
             # The usage is unknown, and nothing was reserved.
             return outcome._replace(as_reserved=False, cost=None, cost_source="unpriced", estimated=True)

@@ -383,7 +383,7 @@ class Settlement:
     def _cross_check(self, outcome: Outcome) -> None:
         """Count each cost on which LiteLLM's figure differs from ours, and log it once for each model."""
         if outcome.disputed_by:
-            self._disputes.look(outcome)
+            self._disputes.log_once(outcome)
             self._anomalies.count("disputed", outcome.model, outcome.disputed_by)
 
     def _settle_as_reserved(self, request: InflightRequest, status: Status, *, by: Settler) -> Recorded | None:
@@ -406,7 +406,7 @@ class Settlement:
             request.settled = False
             return self._write(request, Outcome(status=outcome.status, error=outcome.error, as_reserved=True))
         if recorded is not None:
-            self._anomalies.look(recorded.event)
+            self._anomalies.count_event(recorded.event)
         return recorded
 
     def _record_foreign(self, kwargs: Mapping[str, Any], response: Any) -> None:

@@ -34,7 +34,7 @@ from usage_plugin.ledgers.sqlite.outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from usage_plugin.domain.ledger import OutboxEntry, Waiting
+    from usage_plugin.domain.ledger import OutboxBacklog, OutboxEntry
     from usage_plugin.ledgers.sqlite.accounts import Change
     from usage_plugin.ledgers.sqlite.file import LedgerFile
 
@@ -387,7 +387,7 @@ class SqliteLedger(Ledger):
         """Read entries with a number above `after`, ascending."""
         return self._outbox.entries(after, most, durable=durable)
 
-    def waiting(self) -> Waiting:
+    def waiting(self) -> OutboxBacklog:
         """Return the number and size of the events that the store does not have yet."""
         return self._outbox.waiting()
 

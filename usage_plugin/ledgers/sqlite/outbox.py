@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.ledger import OutboxEntry, Waiting
+from usage_plugin.domain.ledger import OutboxBacklog, OutboxEntry
 from usage_plugin.ledgers.sqlite.file import translated
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Outbox:
             self._file.sync()
         return entries
 
-    def waiting(self) -> Waiting:
+    def waiting(self) -> OutboxBacklog:
         """Return the number and size of the events that the store does not have yet.
 
         Unacknowledged numbers have no gaps, so the count is a subtraction. The size is exact up to 500 entries. Above
@@ -48,7 +48,7 @@ class Outbox:
                 " FROM ledger"
             ).fetchone()
             if first is None:
-                return Waiting(0, 0)
+                return OutboxBacklog(0, 0)
             events = last - first + 1
             measured, size = self._execute(
                 "WITH RECURSIVE chosen (seq) AS"
@@ -56,7 +56,7 @@ class Outbox:
                 " SELECT count(*), sum(length(CAST(event AS BLOB))) FROM chosen JOIN outbox USING (seq)",
                 (first, last, -(-events // _SAMPLE)),
             ).fetchone()
-            return Waiting(events, size * events // measured)
+            return OutboxBacklog(events, size * events // measured)
 
     def acknowledged(self) -> int:
         """Return the number up to which the store has all events."""

@@ -63,7 +63,7 @@ def forget(operations: OperationsLog, provider_id: str) -> None:
     wait_while_busy(lambda: operations.note(_name(provider_id), None), _PATIENCE)
 
 
-class Waiting:
+class DeferredReservations:
     """The reservations that wait for a deferred result, for the keeper."""
 
     def __init__(self, operations: OperationsLog, now: int) -> None:

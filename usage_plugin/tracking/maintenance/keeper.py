@@ -21,11 +21,11 @@ from usage_plugin.encoding import decode_event
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission import active_limits
-from usage_plugin.tracking.admission.deferred_reservations import Waiting
+from usage_plugin.tracking.admission.deferred_reservations import DeferredReservations
 from usage_plugin.tracking.ledger_retry import LAST_TIMEOUT, wait_while_busy
 from usage_plugin.tracking.maintenance.flusher import Flusher, Unstorable
 from usage_plugin.tracking.maintenance.mirror import Mirror
-from usage_plugin.tracking.maintenance.supervisor import LONGEST_PAUSE, Attempt, Persistent
+from usage_plugin.tracking.maintenance.supervisor import LONGEST_PAUSE, Attempt, SupervisedWork
 from usage_plugin.tracking.notifications.health import HealthNotes
 from usage_plugin.tracking.notifications.publishers import Publisher
 
@@ -90,7 +90,7 @@ class Keeper:
         self._pruner = pruner
         self._chores = chores
         self._problems = HealthNotes(clock)
-        self._moving = Persistent("store", self._move)
+        self._store_work = SupervisedWork("store", self._work_on_store)
         self._trouble: str | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage-plugin-keeper", daemon=True)
@@ -131,7 +131,7 @@ class Keeper:
             self._stopping.wait(self._pause)
             self._pause = min(LONGEST_PAUSE, self._pause * 2)
         if self._workers.keeps:
-            self._moving.end(max(0.0, self._give_up_at - time.monotonic()))
+            self._store_work.end(max(0.0, self._give_up_at - time.monotonic()))
         self._workers.stop_keeping()
 
     def _work(self, opened: OpenLedger) -> None:
@@ -144,7 +144,7 @@ class Keeper:
                     _unless_busy(chore, opened)
             if self._workers.try_to_keep():
                 # First, since it does not need the ledger.
-                self._moving.watch()
+                self._store_work.watch()
                 _unless_busy(_shorten_log, opened)
                 if is_round:
                     _unless_busy(self._housekeeping, opened)
@@ -157,7 +157,7 @@ class Keeper:
             self._workers.try_to_keep()
 
     def _housekeeping(self, opened: OpenLedger) -> None:
-        self._problems.tell(opened.operations, "store", self._moving.problem)
+        self._problems.tell(opened.operations, "store", self._store_work.problem)
         self._problems.tell(opened.operations, "database", self._trouble)
         # A clock that jumps ahead must not close windows: deleted accounts are lost when the clock is corrected.
         now = min(self._clock.now(), self._began + self._clock.monotonic())
@@ -171,7 +171,7 @@ class Keeper:
         """Settle the open reservations of dead workers, with the charges and events that the reservations carry."""
         ledger, operations = opened.ledger, opened.operations
         # Read notes before reservations: a reservation is always written before its note.
-        waiting = Waiting(operations, self._clock.now())
+        waiting = DeferredReservations(operations, self._clock.now())
         reservations = ledger.open_reservations()
         dead = {worker for worker in {r.worker for r in reservations} if self._workers.is_dead(worker)}
         recovered: list[UsageEvent] = []
@@ -196,7 +196,7 @@ class Keeper:
         now = self._clock.now()
         return [Anomaly("recovered", event.model or "", 1, event.cost or 0, now, now) for event in recovered]
 
-    async def _move(self, attempt: Attempt) -> None:
+    async def _work_on_store(self, attempt: Attempt) -> None:
         """Flush the outbox into the store, backfill and prune, in the store's own thread."""
         opened = self._open_ledger()
         ledger, operations = opened.ledger, opened.operations

@@ -29,7 +29,7 @@ hanging threads do not accumulate."""
 log = get_logger()
 
 
-class LeftBehindError(Exception):
+class AbandonedError(Exception):
     """This attempt was abandoned, and another has replaced it."""
 
 
@@ -57,7 +57,7 @@ class Attempt:
             LeftBehindError: the attempt was abandoned before this step.
         """
         if self._is_left_behind:
-            raise LeftBehindError
+            raise AbandonedError
         self._step_since = time.monotonic()
 
     def succeed(self) -> None:
@@ -78,7 +78,7 @@ class Attempt:
         if not self._told_to_end.done():
             self._told_to_end.set_result(None)
 
-    def leave_behind(self) -> None:
+    def abandon(self) -> None:
         """Abandon the attempt."""
         self._is_left_behind = True
         self.end()
@@ -89,7 +89,7 @@ class Attempt:
         return since is not None and time.monotonic() - since > PATIENCE
 
 
-class Persistent:
+class SupervisedWork:
     """Keep work running. Not thread-safe: only one thread may call it."""
 
     def __init__(self, name: str, work: Callable[[Attempt], Coroutine[Any, Any, None]]) -> None:
@@ -122,7 +122,7 @@ class Persistent:
         if not thread.is_alive():
             self._failed(str(attempt.error or "it ended by itself"), type(attempt.error).__name__)
         elif attempt.hangs():
-            attempt.leave_behind()
+            attempt.abandon()
             self._left_behind.append(thread)
             self._failed(f"no answer for {PATIENCE:.0f} s", "Timeout")
 
@@ -147,7 +147,7 @@ class Persistent:
         self._attempt.end()
         self._thread.join(max(0.0, give_up_at - time.monotonic()))
         if self._thread.is_alive():
-            self._attempt.leave_behind()
+            self._attempt.abandon()
         return self._attempt.error
 
     def _begin(self) -> None:
@@ -161,7 +161,7 @@ class Persistent:
     def _run(self, attempt: Attempt) -> None:
         try:
             asyncio.run(self._work(attempt))
-        except LeftBehindError:
+        except AbandonedError:
             log.info("background.came_back_late", work=self._name)
         except UsagePluginError as error:
             attempt.error = error

@@ -58,7 +58,7 @@ class Anomalies:
         times, total, first = (counted.times, counted.amount, counted.first_at) if counted else (0, 0, now)
         self._counts[kind, name] = Anomaly(kind, name, times + 1, total + amount, first, now)
 
-    def look(self, event: UsageEvent) -> None:
+    def count_event(self, event: UsageEvent) -> None:
         """Count the anomalies of a recorded event: an estimate, or no price."""
         concerns = event.model or event.call_type
         if event.estimated:
