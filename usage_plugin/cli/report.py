@@ -80,7 +80,7 @@ def _groupings(by: str) -> list[Grouping | EventDimension]:
     unknown = [name for name in names if name not in known]
     if unknown or not names or len(set(names)) < len(names):
         raise click.BadParameter(f"--by: expected one or more of {', '.join(known)}, each once; found {by!r}.")
-    return cast(list["Grouping | EventDimension"], names)
+    return cast("list[Grouping | EventDimension]", names)
 
 
 def _cells(totals: UsageTotals) -> list[str]:

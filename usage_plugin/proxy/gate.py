@@ -7,7 +7,7 @@ unchanged. The gate holds, records or refuses the rest, for the authenticated us
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -16,7 +16,8 @@ from usage_plugin.domain.usage import new_ref
 from usage_plugin.proxy import routes
 from usage_plugin.proxy.client_rules import with_usage
 from usage_plugin.proxy.refusal_response import bad_request
-from usage_plugin.tracking.admission.decisions import Decision, Refusal
+from usage_plugin.proxy.request_admission import RequestDecision
+from usage_plugin.tracking.admission.decisions import Admitted, Decision, Refusal
 from usage_plugin.tracking.admission.demands import Demand
 
 if TYPE_CHECKING:
@@ -27,23 +28,12 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.identity import Identification
     from usage_plugin.proxy.price_book import PriceBook
     from usage_plugin.proxy.request_admission import RequestAdmission
-    from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.proxy.request_scope import RequestScope
     from usage_plugin.proxy.unmetered import UnmeteredAdmission
 
 _RAG = "rag/query"
 _LONGEST_PATH = 100
 _COUNTS = ("requests", "parallel_requests")
-
-
-class GateDecision(NamedTuple):
-    """The gate's decision: `decision` is None if there is nothing to hold or to record."""
-
-    subjects: Subjects
-    decision: Decision | None
-    is_unmetered: bool = False
-    output_limit: int | None = None
-    outgoing: OutgoingBounds | None = None
 
 
 class Gate:
@@ -81,8 +71,8 @@ class Gate:
         scope.subjects = lambda: self._subjects(key, request, body)
         return rule.verdict in ("metered", "refused", "unclassified") or rule.is_gated
 
-    async def decide(self, scope: RequestScope, request: Any, body: Any) -> GateDecision:  # Starlette's
-        """Decide on a request that LiteLLM has authenticated.
+    async def decide(self, scope: RequestScope, request: Any, body: Any) -> RequestDecision | None:  # Starlette's
+        """Decide on a request that LiteLLM has authenticated; None if there is nothing to hold or to record.
 
         Raises:
             ProxyException: The request cannot be admitted as it is written.
@@ -93,20 +83,22 @@ class Gate:
         subjects = scope.subjects() if scope.subjects is not None else Subjects()
         body = body if isinstance(body, dict) else {}
         if rule is None:
-            return GateDecision(subjects, None)
+            return None
         if rule.is_gated:
-            return await self._hold(rule, subjects, request, body)
+            return await self._hold(rule, scope, subjects, request, body)
         if rule.verdict != "metered":
             refusal = self._refuse(rule, scope, subjects, body.get("model") or request.query_params.get("model"))
             if refusal is not None:
-                return GateDecision(subjects, Decision(refusal, ()))
+                return RequestDecision(subjects, Decision(refusal, ()))
         if rule.call_type is None:
-            return GateDecision(subjects, None)
+            return None
         decision = await self._unmetered.admit(subjects, body, rule.call_type)
-        return GateDecision(subjects, decision, is_unmetered=True)
+        return RequestDecision(subjects, decision, is_unmetered=True)
 
-    async def _hold(self, rule: routes.Rule, subjects: Subjects, request: Any, body: dict[str, Any]) -> GateDecision:
-        """Admit a completion as the hook would, and write the changes into the request that LiteLLM reads."""
+    async def _hold(
+        self, rule: routes.Rule, scope: RequestScope, subjects: Subjects, request: Any, body: dict[str, Any]
+    ) -> RequestDecision:
+        """Admit a completion as the hook would; its changes go into the request that LiteLLM reads."""
         if not isinstance(body.get("model"), str):
             raise bad_request("Name the model in the body.", param="model")
         call_type = rule.call_type or ""
@@ -116,22 +108,28 @@ class Gate:
             reranking = body.get("rerank")
             if reranking and not (isinstance(reranking, dict) and not reranking.get("enabled")):
                 completion["background"] = True  # This calls another model, whose price is unknown before.
+            decision, plan = await self._admission.admit(subjects, completion, call_type)
+
+            def apply_to_completion(admitted: Admitted) -> None:
+                plan.apply(completion, admitted)
+                scope.output_limit = completion.get("max_tokens")
+                _rewrite(request, body, {**body, "model": completion["model"]})
+
             # The outgoing request contains the texts found, so it is not compared with the one that is held.
-            decision, _ = await self._admission.admit(subjects, completion, call_type)
-            outgoing = None
-            changed = {**body, "model": completion["model"]}
-            limit = completion.get("max_tokens")
-        else:
-            if request.query_params.get("model") or _default_model():
-                # LiteLLM would replace the body's model by this one.
-                raise bad_request("This route takes its model from the body only.", param="model")
-            changed, limit = dict(body), None
-            if changed.get("stream"):
-                changed["stream_options"] = with_usage(changed.get("stream_options"))
-            decision, outgoing = await self._admission.admit(subjects, changed, call_type)
-        if changed != body:
-            _rewrite(request, changed)
-        return GateDecision(subjects, decision, output_limit=limit, outgoing=outgoing)
+            return RequestDecision(subjects, decision, apply=apply_to_completion)
+        if request.query_params.get("model") or _default_model():
+            # LiteLLM would replace the body's model by this one.
+            raise bad_request("This route takes its model from the body only.", param="model")
+        changed = dict(body)
+        if changed.get("stream"):
+            changed["stream_options"] = with_usage(changed.get("stream_options"))
+        decision, plan = await self._admission.admit(subjects, changed, call_type)
+
+        def apply(admitted: Admitted) -> None:
+            plan.apply(changed, admitted)
+            _rewrite(request, body, changed)
+
+        return RequestDecision(subjects, decision, outgoing=plan.outgoing, apply=apply)
 
     def _refuse(self, rule: routes.Rule, scope: RequestScope, subjects: Subjects, model: object) -> Refusal | None:
         """Return a refusal if any limit forbids this route, else None."""
@@ -177,8 +175,10 @@ def _default_model() -> bool:
     return bool(proxy_server.user_model or (proxy_server.general_settings or {}).get("completion_model"))
 
 
-def _rewrite(request: Any, body: Mapping[str, Any]) -> None:  # Starlette's
-    """Replace a request's body in all places from which LiteLLM may read it again."""
+def _rewrite(request: Any, before: Mapping[str, Any], body: Mapping[str, Any]) -> None:  # Starlette's
+    """Replace a changed body in all places from which LiteLLM may read it again."""
+    if body == before:
+        return
     request.scope.pop("parsed_body", None)
     vars(request).pop("_json", None)
     vars(request)["_body"] = orjson.dumps(body)  # Starlette's place for a body that was read

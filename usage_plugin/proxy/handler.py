@@ -13,6 +13,7 @@ Which hook is called when was found by experiment (`docs/how-it-works.md`). Thes
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -34,13 +35,13 @@ from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_f
 from usage_plugin.proxy.pass_through_prices import reads_bytes
 from usage_plugin.proxy.pass_through_usage import PassThroughReport
 from usage_plugin.proxy.refusal_response import bad_request, negotiated_headers, refusal_error, status_headers
-from usage_plugin.proxy.request_admission import RequestAdmission
+from usage_plugin.proxy.request_admission import RequestAdmission, RequestDecision
 from usage_plugin.proxy.request_plan import RequestPlanner
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
 from usage_plugin.proxy.settlement import Settlement
 from usage_plugin.proxy.streams import NATIVE, Report
 from usage_plugin.proxy.unmetered import UNMETERED, UnmeteredAdmission
-from usage_plugin.tracking.admission.decisions import Decision, Refusal
+from usage_plugin.tracking.admission.decisions import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.usage import Status
     from usage_plugin.proxy.price_book import PriceBook
-    from usage_plugin.proxy.request_plan import OutgoingBounds
     from usage_plugin.runtime import Runtime
 
 log = get_logger()
@@ -102,19 +102,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 return
             started = self._clock.monotonic()
             decided = await self._gate.decide(scope, request, body)
-            if decided.decision is not None:
-                scope.output_limit = decided.output_limit
+            if decided is not None:
                 # No hook gets this body, so a stamp would not be read. Hooks find the request by its scope.
-                self._begin(
-                    decided.decision,
-                    decided.subjects,
-                    {},
-                    scope,
-                    started,
-                    unmetered=decided.is_unmetered,
-                    owns_all_calls=True,
-                    outgoing=decided.outgoing,
-                )
+                self._begin(decided, {}, scope, started, owns_all_calls=True)
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
             answer = _as_answer(error, scope.path)
             scope.refuse(answer, replace=True)
@@ -149,27 +139,25 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     async def _admit(self, key: Any, data: dict[str, Any], kind: str, scope: request_scope.RequestScope | None) -> None:
         started = self._clock.monotonic()
         subjects = self._identification.subjects_of(key, data)
-        unmetered, outgoing = kind in UNMETERED, None
-        if unmetered:
+        if kind in UNMETERED:
             decision = await self._unmetered.admit(subjects, data, kind)
+            decided = RequestDecision(subjects, decision, is_unmetered=True)
         else:
-            decision, outgoing = await self._admission.admit(subjects, data, kind)
-        self._begin(decision, subjects, data, scope, started, unmetered=unmetered, outgoing=outgoing)
+            decision, plan = await self._admission.admit(subjects, data, kind)
+            decided = RequestDecision(subjects, decision, outgoing=plan.outgoing, apply=partial(plan.apply, data))
+        self._begin(decided, data, scope, started)
 
     def _begin(
         self,
-        decision: Decision,
-        subjects: Subjects,
+        decided: RequestDecision,
         data: dict[str, Any],
         scope: request_scope.RequestScope | None,
         started: int,
         *,
-        unmetered: bool,
         owns_all_calls: bool = False,
-        outgoing: OutgoingBounds | None = None,
     ) -> InflightRequest:
-        """Start an admitted request, or raise the refusal."""
-        outcome, dry_run_refusals = decision
+        """Change and start an admitted request, or raise the refusal."""
+        subjects, (outcome, dry_run_refusals), unmetered, outgoing, apply = decided
         for refusal in dry_run_refusals:
             self._refusals.add(refusal)
         if isinstance(outcome, Refusal):
@@ -180,6 +168,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         request = InflightRequest(outcome, started, unmetered=unmetered, owns_all_calls=owns_all_calls)
         request.outgoing = outgoing
         try:
+            if apply is not None:
+                apply(outcome)
             self._inflight.add(request, data, scope)
             if scope is not None and outcome.event.call_type in NATIVE:
                 scope.report = request.report = Report()
@@ -239,7 +229,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         started = self._clock.monotonic()
         decision = await self._unmetered.admit(Subjects(), {}, rule.call_type or PASS_THROUGH)
         try:
-            return self._begin(decision, Subjects(), {}, scope, started, unmetered=True)
+            return self._begin(RequestDecision(Subjects(), decision, is_unmetered=True), {}, scope, started)
         except ProxyException as answer:
             scope.refuse(answer, replace=True)
             raise

@@ -138,7 +138,7 @@ class OutgoingCheck:
         admitted = request.admitted
         if admitted.holds and not await self._release(request):
             return None
-        decision, outgoing = await self._admission.admit_again(admitted, kwargs, call_type, deployment)
+        decision, plan = await self._admission.admit_again(admitted, kwargs, call_type, deployment)
         outcome = decision.outcome
         for refusal in decision.dry_run_refusals:
             self._refusals.add(refusal)
@@ -153,6 +153,7 @@ class OutgoingCheck:
             request.admitted = unheld(admitted.event, admitted.subjects)
             request.stopped = outcome
             return outcome
+        outgoing = plan.outgoing
         request.admitted, request.outgoing = outcome, outgoing
         if outgoing is not None:
             # The plan leaves the call as it is, so set the limits in it.

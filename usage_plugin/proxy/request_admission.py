@@ -1,27 +1,27 @@
-"""Admit a request of LiteLLM: plan it, let admission decide, and apply the plan that was admitted.
+"""Admit a request of LiteLLM: plan it, and let admission decide.
 
 If it does not fit, `tracking.admission.remedies` asks for the request in other forms, which are planned here.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from usage_plugin.log import get_logger
 from usage_plugin.proxy.body_fields import names_any
 from usage_plugin.proxy.request_plan import AS_IT_ARRIVED, Form
 from usage_plugin.proxy.tokens import Tokenizer, most_savings
-from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal
 from usage_plugin.tracking.admission.demands import demands_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from usage_plugin.config import ActiveConfig
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.proxy.price_book import Deployment
     from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlan, RequestPlanner
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
+    from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal
     from usage_plugin.tracking.admission.demands import Ask, Demand
     from usage_plugin.tracking.admission.remedies import Admission
 
@@ -40,6 +40,24 @@ _ALL_OR_NOTHING = (
 log = get_logger()
 
 
+class RequestDecision(NamedTuple):
+    """A decision on a request, with all that is needed to start it.
+
+    Attributes:
+        subjects: The parties of the request.
+        decision: The decision of admission.
+        is_unmetered: Whether the route reports no usage.
+        outgoing: The bounds that the outgoing request is compared with, if it is.
+        apply: Changes the request, so that LiteLLM reads it as it was admitted.
+    """
+
+    subjects: Subjects
+    decision: Decision
+    is_unmetered: bool = False
+    outgoing: OutgoingBounds | None = None
+    apply: Callable[[Admitted], None] | None = None
+
+
 class RequestAdmission:
     """Admits requests; each handler has one."""
 
@@ -53,27 +71,22 @@ class RequestAdmission:
         self.config = config
         self.tokenizer = Tokenizer()
 
-    async def admit(
-        self, subjects: Subjects, data: dict[str, Any], call_type: str
-    ) -> tuple[Decision, OutgoingBounds | None]:
-        """Decide on a request. The body of an admitted one may then name another model, or ask for a shorter answer.
+    async def admit(self, subjects: Subjects, data: Mapping[str, Any], call_type: str) -> tuple[Decision, RequestPlan]:
+        """Decide on a request. It may be admitted for another model, or with a shorter answer.
 
         Returns:
-            The decision, and the bounds that the outgoing request is compared with.
+            The decision, and the plan that it is about. The plan of an admitted request must be applied to its body.
 
         Raises:
             ProxyException: The request cannot be admitted as it is written.
         """
         alternatives = _Alternatives(self, subjects, data, call_type, AS_IT_ARRIVED)
         decision = await self._admission.admit(alternatives.plan.ask, alternatives)
-        plan, outcome = alternatives.plan, decision.outcome
-        if isinstance(outcome, Admitted):
-            plan.apply(data, without_fallbacks=outcome.without_fallbacks)
-        return decision, plan.outgoing
+        return decision, alternatives.plan
 
     async def admit_again(
         self, request: Admitted, kwargs: Mapping[str, Any], call_type: str, deployment: Deployment
-    ) -> tuple[Decision, OutgoingBounds | None]:
+    ) -> tuple[Decision, RequestPlan]:
         """Decide again on a request that changed after its admission, just before it is sent to one deployment.
 
         Its holds must have been released. It keeps its id, and `kwargs` are not changed.
@@ -82,7 +95,7 @@ class RequestAdmission:
         body = {**kwargs, "model": deployment.model}
         alternatives = _Alternatives(self, request.subjects, body, call_type, form)
         decision = await self._admission.admit(alternatives.plan.ask, alternatives)
-        return decision, alternatives.plan.outgoing
+        return decision, alternatives.plan
 
 
 class _Alternatives:

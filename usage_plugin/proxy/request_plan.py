@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
+    from usage_plugin.tracking.admission.decisions import Admitted
 
 _OF_OUTPUT = ("output_tokens", "total_tokens")
 
@@ -88,18 +89,18 @@ class RequestPlan(NamedTuple):
     body: Mapping[str, Any]
     outgoing: OutgoingBounds | None
 
-    def apply(self, data: dict[str, Any], *, without_fallbacks: bool) -> None:
+    def apply(self, data: dict[str, Any], admitted: Admitted) -> None:
         """Write the changes into the body that arrived, which LiteLLM and later callbacks hold.
 
         Args:
             data: The body that was planned.
-            without_fallbacks: Whether LiteLLM may not use fallbacks.
+            admitted: The decision on this plan.
         """
         remove_names_of_router(data)
         for name in data.keys() - self.body.keys():
             del data[name]
         data.update(self.body)
-        if without_fallbacks:
+        if admitted.without_fallbacks:
             data["disable_fallbacks"] = True
 
 

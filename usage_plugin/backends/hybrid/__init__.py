@@ -98,7 +98,7 @@ async def _files(options: HybridOptions, context: BackendContext) -> AsyncIterat
     async with BackendPart("files", options.files, context).open() as files:
         if not isinstance(files, HandsOut) or not isinstance(files, KeepsCopies):
             raise _unfit(options)
-        yield cast(Files, files)
+        yield cast("Files", files)
 
 
 class HybridBackend(StorageBackend[HybridOptions]):
@@ -190,7 +190,7 @@ async def rebuild(part: BackendPart, files: Files, aside: str | None) -> AsyncIt
     Raises:
         StorageError: The files or the database cannot be used, or they disagree. The old database stays in place.
     """
-    renewable = cast(Renewable, part.backend)
+    renewable = cast("Renewable", part.backend)
     marks = await files.watermarks()
     async with part.backend.open(renewable.beside(part.options, part.context), part.context) as store:
         async for count in fill(store, files.sent({}, marks), marks):

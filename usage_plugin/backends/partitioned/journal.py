@@ -160,7 +160,7 @@ class Journal:
                             f"{self.path} is damaged at byte {lines}.", hint="Restore the folder from a backup."
                         )
                     return
-            yield JournalEntry(cast(Kind, kind), says, lines, end)
+            yield JournalEntry(cast("Kind", kind), says, lines, end)
             start = end
 
     def commit(self, writer: str, last: int, lines: Sequence[bytes]) -> None:
