@@ -11,7 +11,7 @@ from usage_plugin import errors
 
 PACKAGE = Path(errors.__file__).parent
 ELSEWHERE = {
-    "atomic_files.NotRegularFileError", "locks.LockTimeoutError", "tracking.maintenance.supervisor.AbandonedError",
+    "atomic_files.NotRegularFileError", "file_locks.LockTimeoutError", "tracking.maintenance.supervisor.AbandonedError",
     "proxy.outgoing_check.StoppedError",
 }  # fmt: skip
 """Error classes outside of the tree; the docstring of `errors` says why."""

@@ -37,7 +37,7 @@
 
 Backends raise these and never their driver's own; nothing here knows a driver. Four errors are not in the tree,
 because they are not caught by name outside of their module. `atomic_files.NotRegularFileError` is an `OSError`, like
-the other errors of reading. Callers of `locked` turn `locks.LockTimeoutError` into an error of their own.
+the other errors of reading. Callers of `locked` turn `file_locks.LockTimeoutError` into an error of their own.
 `supervisor.AbandonedError` ends a thread. `outgoing_check.StoppedError` must be LiteLLM's own class.
 """
 

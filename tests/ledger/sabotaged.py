@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import OutboxBacklog, Reserved, Settled
-from usage_plugin.ledgers.file_locks import FileLockedWorkers
+from usage_plugin.ledgers.live_workers import FileLockedWorkers
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
 from usage_plugin.ledgers.sqlite.erasable import SqliteErasable
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger

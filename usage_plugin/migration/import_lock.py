@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from usage_plugin.errors import MigrationError
-from usage_plugin.locks import LockTimeoutError, locked
+from usage_plugin.file_locks import LockTimeoutError, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

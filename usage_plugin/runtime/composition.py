@@ -15,7 +15,7 @@ from usage_plugin.domain.profiles import ProfileStore
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
-from usage_plugin.ledgers.file_locks import FileLockedWorkers
+from usage_plugin.ledgers.live_workers import FileLockedWorkers
 from usage_plugin.plugins.discovery import ConfiguredPlugin
 from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.plugins.interface import (

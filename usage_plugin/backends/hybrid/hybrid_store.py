@@ -29,7 +29,7 @@ from usage_plugin.domain.store import (
     UsageStore,
 )
 from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.locks import HeldLock
+from usage_plugin.file_locks import HeldLock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.locks import LockTimeoutError, locked
+from usage_plugin.file_locks import LockTimeoutError, locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

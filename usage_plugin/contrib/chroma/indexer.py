@@ -18,7 +18,7 @@ from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import ANONYMOUS, FORGOTTEN, INTERNAL
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import days_window, monday_of, to_datetime
-from usage_plugin.locks import HeldLock
+from usage_plugin.file_locks import HeldLock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

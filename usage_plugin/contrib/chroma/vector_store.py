@@ -22,7 +22,7 @@ from usage_plugin.domain.behaviour import VERSION
 from usage_plugin.domain.money import format_usd
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.errors import PluginError, VectorsError
-from usage_plugin.locks import locked
+from usage_plugin.file_locks import locked
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence

@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.liveness import Workers
-from usage_plugin.locks import try_lock
+from usage_plugin.file_locks import try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
