@@ -1,4 +1,7 @@
-"""A ledger with a core of its own maintains and closes both files: the core's, and the one of the lent parts."""
+"""A ledger with a core of its own maintains and closes both files: the core's, and the one of the lent parts.
+
+`examples/core_ledger` keeps the contract of the core; here are the lent parts, and the upkeep.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import pytest
 from usage_plugin.domain.open_ledger import OpenLedger
 from usage_plugin.domain.operations import RefusalCount
 from usage_plugin.errors import LedgerBusyError, LedgerError
-from usage_plugin.ledgers.sqlite import open_sqlite_ledger
+from usage_plugin.ledgers.sqlite import SqliteLedgerBackend, open_sqlite_ledger
 from usage_plugin.ledgers.sqlite.file import LedgerFile
+from usage_plugin.plugins.interface import BackendContext, NoOptions
+from usage_plugin.testing import OperationsLogContract, ProfileStoreContract
 from usage_plugin.testing.builders import settle_one
 
 FILES = ("core.db", "ledger.db")
@@ -22,6 +27,24 @@ def open_both(folder: Path, *, has_file: bool = True) -> OpenLedger:
     """Open a core and its lender, both in SQLite."""
     core, lender = (open_sqlite_ledger(folder / name) for name in FILES)
     return lender.with_core(core.ledger, core.erasable, file=core.file if has_file else None)
+
+
+class LendingBackend(SqliteLedgerBackend):
+    """Opens both; it is pickled into other processes."""
+
+    name = "lending"
+
+    def open(self, options: NoOptions, context: BackendContext) -> OpenLedger:
+        context.data_dir.mkdir(parents=True, exist_ok=True)
+        return open_both(context.data_dir)
+
+
+class TestLentOperationsLog(OperationsLogContract):
+    backend = LendingBackend()
+
+
+class TestLentProfileStore(ProfileStoreContract):
+    backend = LendingBackend()
 
 
 def rows_without_the_log(path: Path, table: str, folder: Path) -> int:
