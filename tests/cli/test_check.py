@@ -56,6 +56,7 @@ def test_a_good_file_as_json(run, config_path):
     assert run.json("check") == {
         "config": str(config_path), "ok": True, "problems": [], "warnings": [],
         "limits": ["daily", "team-month", "member", "company", "tighter", "warned"], "plugins": [], "unpriced_models": [],
+            "abilities": ["KeepsHours", "LeavesTraces", "Ranks", "Renewable", "Sorts"],
     }  # fmt: skip
     assert run.jsonl("check")[0]["ok"] is True
     assert run.csv("check")[0]["ok"] == "true"

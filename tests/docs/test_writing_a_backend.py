@@ -1,9 +1,10 @@
-"""docs/writing-a-backend.md has the literal code of the example, and lists each promise of the contracts."""
+"""docs/writing-a-backend.md and writing-a-ledger.md have the code of their examples, and each promise of the contracts."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from textwrap import dedent, indent
 
 import pytest
@@ -26,28 +27,34 @@ from usage_plugin.testing.store_deletion import StoreDeletion
 from usage_plugin.testing.store_sums import StoreSums
 
 PAGE = ROOT / "docs" / "writing-a-backend.md"
-EXAMPLE = ROOT / "examples" / "duckdb_backend"
-CORE_ONLY = ROOT / "tests" / "ledger" / "core_only.py"
-CONTRACTS = [
-    StoreContract,
-    StoreSums,
-    StoreDeletion,
-    Durability,
-    LedgerContract,
-    LedgerDurability,
-    OperationsLogContract,
-    ProfileStoreContract,
-    ErasableContract,
-    WorkersContract,
-]
+LEDGER_PAGE = ROOT / "docs" / "writing-a-ledger.md"
+EXAMPLES = {PAGE: ROOT / "examples" / "duckdb_backend", LEDGER_PAGE: ROOT / "examples" / "core_ledger"}
+CONTRACTS = {
+    StoreContract: PAGE,
+    StoreSums: PAGE,
+    StoreDeletion: PAGE,
+    Durability: PAGE,
+    LedgerContract: LEDGER_PAGE,
+    LedgerDurability: LEDGER_PAGE,
+    OperationsLogContract: LEDGER_PAGE,
+    ProfileStoreContract: LEDGER_PAGE,
+    ErasableContract: LEDGER_PAGE,
+    WorkersContract: LEDGER_PAGE,
+}
 
 
 @pytest.mark.parametrize(
-    "block", [*blocks(PAGE, "python"), *blocks(PAGE, "toml")], ids=lambda block: block.strip()[:40]
+    ("page", "block"),
+    [
+        pytest.param(page, block, id=f"{page.stem}-{block.strip()[:40]}")
+        for page in EXAMPLES
+        for block in (*blocks(page, "python"), *blocks(page, "toml"))
+    ],
 )
-def test_the_code_is_the_examples(block: str) -> None:
-    """Every block is a literal part of the example, for any indentation."""
-    files = [*EXAMPLE.glob("*.py"), *EXAMPLE.glob("tests/*.py"), EXAMPLE / "pyproject.toml", CORE_ONLY]
+def test_the_code_is_the_examples(page: Path, block: str) -> None:
+    """Every block is a literal part of the page's example, for any indentation."""
+    example = EXAMPLES[page]
+    files = [*example.glob("*.py"), *example.glob("tests/*.py"), example / "pyproject.toml"]
     assert any(indent(dedent(block), " " * depth) in path.read_text() for path in files for depth in (0, 4, 8)), block
 
 
@@ -56,7 +63,7 @@ def test_each_promise_is_listed(contract: type) -> None:
     """The list is numbered, in the order of the contract and in the words of its tests."""
     tests = [(name, inspect.getdoc(getattr(contract, name))) for name in promises(contract)]
     expected = "".join(f"{number}. {text} (`{name}`)\n" for number, (name, text) in enumerate(tests, 1))
-    assert expected in PAGE.read_text(), f"the list should be:\n{expected}"
+    assert expected in CONTRACTS[contract].read_text(), f"the list should be:\n{expected}"
 
 
 def test_each_verb_is_listed_with_its_signature() -> None:
@@ -70,9 +77,17 @@ def test_each_verb_is_listed_with_its_signature() -> None:
     assert blocks(PAGE, "py") == [expected], f"the list should be:\n{expected}"
 
 
-def test_the_test_file_is_complete() -> None:
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda page: page.stem)
+def test_the_test_file_is_complete(page: Path) -> None:
     """A reader can copy it."""
-    assert (EXAMPLE / "tests" / "test_contract.py").read_text() in blocks(PAGE, "python")
+    (tests,) = EXAMPLES[page].glob("tests/*.py")
+    assert tests.read_text() in blocks(page, "python")
+
+
+def test_the_ledger_is_complete() -> None:
+    """The module is short enough to be copied too."""
+    (module,) = EXAMPLES[LEDGER_PAGE].glob("*.py")
+    assert module.read_text() in blocks(LEDGER_PAGE, "python")
 
 
 def test_each_ability_is_listed() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.domain.ledger import OutboxBacklog, Reserved, Settled
+from usage_plugin.domain.ledger import Charge, OutboxBacklog, Reserved, Settled
 from usage_plugin.ledgers.live_workers import FileLockedWorkers
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
 from usage_plugin.ledgers.sqlite.erasable import SqliteErasable
@@ -193,6 +193,12 @@ class LeavesNoTombstone(SqliteLedger):
         return True
 
 
+@breaks("test_what_was_never_reserved_has_nothing_to_end")
+class BuriesTheUnknown(SqliteLedger):
+    def release(self, event_id):
+        return self.abandon(event_id)
+
+
 @breaks("test_a_request_without_limits_is_still_recorded")
 class NeedsALimit(SqliteLedger):
     def reserve(self, event_id, worker, started_at, holds, event):
@@ -213,6 +219,16 @@ class AcknowledgesBackwards(SqliteLedger):
 class NeverAgrees(SqliteLedger):
     def agree(self, stored):
         self.acknowledge(stored)
+
+
+@breaks("test_entries_with_new_numbers_follow_all_others")
+class TurnsTheOutboxRound(SqliteLedger):
+    def agree(self, stored):
+        super().agree(stored)
+        entries = self.outbox(stored, 10)
+        with self._writing():
+            for entry, other in zip(entries, entries[::-1], strict=True):
+                self._execute("UPDATE outbox SET event = ? WHERE seq = ?", (other.event, entry.seq))
 
 
 @breaks("test_accounts_are_listed_by_subject")
@@ -305,6 +321,19 @@ class KeepsWhatWasFreed(SqliteLedger):
         pass
 
 
+@breaks("test_what_was_freed_is_not_charged_when_the_worker_dies")
+class ChargesWhatWasFreed(SqliteLedger):
+    def free(self, event_id, accounts):
+        holds = self._own[event_id][1]
+        vars(self)["freed"] = [Charge(one.account, END, one.if_lost) for one in holds if one.account in accounts]
+        super().free(event_id, accounts)
+
+    def recover(self, event_id):
+        recovered = super().recover(event_id)
+        self.correct(f"{event_id} freed", self.freed)
+        return recovered
+
+
 @breaks("test_names_are_taken_as_they_are")
 class FoldsSubjects(SqliteLedger):
     def accounts(self, limit_key, since, subject=None):
@@ -355,6 +384,13 @@ class FindsOneNameOnly(SqliteErasable):
     def find(self, name):
         found = super().find(name)
         return found._replace(accounts=[one for one in found.accounts if one.key.subject == name])
+
+
+@breaks("test_a_name_is_found_as_json_has_it")
+class LooksForPlainText(SqliteErasable):
+    def find(self, name):
+        found = super().find(name)
+        return found._replace(entries=[entry for entry in found.entries if name in entry.event])
 
 
 @breaks("test_what_is_erased_is_gone")

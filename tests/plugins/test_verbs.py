@@ -1,4 +1,7 @@
-"""A store, ledger or backend without one of its methods is named by `check`, before anything calls it."""
+"""A store, ledger or backend without one of its methods is named by `check`, before anything calls it.
+
+`test_abilities.py` has the optional methods.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +89,7 @@ def test_a_misspelt_method_is_named_with_the_right_one(tmp_path: Path) -> None:
     )
     assert code == 1
     assert "(did you mean agregate?)" in text
+    assert "Each method is documented: python -m pydoc usage_plugin.plugins.storage.UsageStore" in text
 
 
 def test_a_method_that_cannot_be_called_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import asynccontextmanager
 from datetime import date
@@ -233,6 +234,29 @@ async def test_one_process_writes_to_the_database(folder: Folder) -> None:
         await other.append("x", batch_of("x", 1, 3))
         assert await count(other) == await count(store) == 6
         await eventually(lambda: folder.rows() == 6)
+    await folder.agree()
+
+
+async def test_closing_ends_also_if_its_cancellation_is_swallowed(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Python 3.12, `asyncio.wait_for` drops a cancellation that comes together with its result."""
+    waits = asyncio.wait_for
+
+    async def swallowing(awaitable: Any, timeout: float) -> Any:
+        try:
+            return await waits(awaitable, timeout)
+        except asyncio.CancelledError:
+            return None
+
+    monkeypatch.setattr(asyncio, "wait_for", swallowing)
+    opened = folder.opened()
+    store = await opened.__aenter__()
+    await store.append("w", batch_of("w", 1, 3))
+    closing = asyncio.create_task(opened.__aexit__(None, None, None))
+    await asyncio.wait([closing], timeout=20)
+    assert closing.done()
+    closing.result()
     await folder.agree()
 
 

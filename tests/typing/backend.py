@@ -18,6 +18,7 @@ from usage_plugin.plugins.storage import (
     ROLLUP_DIMENSIONS,
     Aggregate,
     BackendContext,
+    ConfigError,
     DailySum,
     EventPosition,
     Grouping,
@@ -26,6 +27,7 @@ from usage_plugin.plugins.storage import (
     KeepsCopies,
     KeepsHours,
     LeavesTraces,
+    NoOptions,
     Options,
     Ranking,
     Ranks,
@@ -46,6 +48,7 @@ from usage_plugin.plugins.storage import (
     UsageFilter,
     UsageStore,
     UsageTotals,
+    UserProfile,
     Window,
     bucket_name,
     daily_sum,
@@ -77,6 +80,7 @@ class ListStore(UsageStore):
     def __init__(self, context: BackendContext, most: int) -> None:
         self.context, self.most = context, most
         self.lines: list[str] = []
+        self.kept: dict[str, UserProfile] = {}
 
     async def append(self, writer: str, events: Sequence[tuple[int, UsageEvent]]) -> None:
         if len(self.lines) + len(events) > self.most:
@@ -171,10 +175,24 @@ class ListStore(UsageStore):
     def trouble(self) -> str | None:
         return None
 
+    async def keep_profiles(self, profiles: Sequence[UserProfile]) -> None:
+        self.kept = {profile.user: profile for profile in profiles}
+
+    async def profiles(self) -> AsyncIterator[UserProfile]:
+        for _, profile in sorted(self.kept.items()):
+            yield profile
+
+    async def keep_limits(self, limits: Sequence[Mapping[str, Any]]) -> None:
+        self.limits = [dict(limit) for limit in limits]
+
 
 class ListBackend(StorageBackend[ListOptions]):
     name = "list"
     options_model = ListOptions
+
+    def check(self, options: ListOptions, context: BackendContext) -> None:
+        if not options.most:
+            raise ConfigError(f"{context.data_dir} could keep nothing.", hint="Set most to a positive number.")
 
     @asynccontextmanager
     async def open(self, options: ListOptions, context: BackendContext) -> AsyncIterator[UsageStore]:
@@ -236,6 +254,10 @@ def moved(clock: FakeClock) -> int:
     return clock.now()
 
 
-def all_abilities(store: ListStore) -> tuple[Ranks, Sorts, KeepsHours, LeavesTraces, HandsOut, Reports]:
+def all_abilities(store: ListStore) -> tuple[Ranks, Sorts, KeepsHours, KeepsCopies, LeavesTraces, HandsOut, Reports]:
     """The store has the signatures of these protocols, mypy says."""
-    return store, store, store, store, store, store
+    return store, store, store, store, store, store, store
+
+
+def usual(backend: StorageBackend[NoOptions], context: BackendContext) -> None:
+    backend.check(NoOptions(), context)

@@ -36,18 +36,19 @@ def run(path: Path, output: Output) -> None:
     """
     facts: dict[str, Any] = {
         "config": str(path), "ok": False, "problems": [], "warnings": [], "limits": [], "plugins": [],
-        "unpriced_models": [],
+        "unpriced_models": [], "abilities": [],
     }  # fmt: skip
     try:
         config = load_config(path)
         parts = Parts(config)
         parts.resolvers(PluginFailures(SystemClock()))
         facts["plugins"] = [found.name for found in parts.plugins.brought]
+        facts["abilities"] = parts.store_abilities
         limits = config.limit_set().limits
         facts["limits"] = [limit.name for limit in limits]
         proxy_yaml = ProxyYaml(proxy_yaml_of(path))
         facts["unpriced_models"] = unpriced_models(proxy_yaml.value("model_list"))
-        facts["warnings"] = [str(warning) for warning in config_warnings(config, proxy_yaml)]
+        facts["warnings"] = [str(warning) for warning in config_warnings(config, proxy_yaml)] + parts.probable_mistakes
         facts["problems"] = _wiring(ProxyYaml(path))
     except UsagePluginError as error:
         facts["problems"] = [str(error)]
@@ -85,6 +86,8 @@ def _show(facts: dict[str, Any], limits: tuple[Limit, ...]) -> None:
         screen.print(Text(f"  {_describe(limit)}"))
     if facts["plugins"]:
         screen.print(Text(f"Plugins: {', '.join(facts['plugins'])}."))
+    if facts["plugins"] and facts["ok"]:
+        screen.print(Text(f"Abilities of the store: {', '.join(facts['abilities']) or 'none'}."))
     for warning in facts["warnings"]:
         screen.print(Text(f"Warning: {escape_control(warning)}.", style="yellow"))
     if facts["unpriced_models"]:

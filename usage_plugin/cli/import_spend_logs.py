@@ -45,7 +45,7 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
     opened = parts.open_ledger()
     try:
         with bar.shown():
-            async with parts.open_store() as store:
+            async with parts.open_store_for_import() as store:
                 imported = await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)
         if imported.rows:
             count_history_anew(opened.operations, config.limit_set(pseudonyms), config.timezone)

@@ -68,7 +68,7 @@ async def _migrate(config: Config, directory: Path) -> Outcome:
     bar = NotedBar(opened.operations, SystemClock(), str(directory))
     try:
         with bar.shown():
-            async with parts.open_store() as store:
+            async with parts.open_store_for_import() as store:
                 outcome = await migrate(directory, _context(config, pseudonyms.kept), bar, opened.profiles, store)
                 # Also if this run added nothing: an earlier one may have been killed before this step.
                 if outcome.formats:

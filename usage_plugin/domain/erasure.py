@@ -16,8 +16,9 @@ class NameMatches(NamedTuple):
     """Records whose subject contains a name. The caller knows its owner: a team may have the same name.
 
     Attributes:
-        refusals: refs, and details as received.
-        entries: the outbox entries that the store has and that contain the name anywhere.
+        refusals: refs and details, which are JSON as received. They contain the name as `entries` do.
+        entries: the outbox entries that the store has, and whose JSON contains the name as a whole text. It is written
+            there as `json.dumps(name, ensure_ascii=False)` writes it, in any field.
     """
 
     accounts: Sequence[Account] = ()
@@ -33,13 +34,16 @@ class Erasable(ABC):
 
     @abstractmethod
     def find(self, name: str) -> NameMatches:
-        """Return all records whose subject contains a name, except profiles. Slow."""
+        """Return all records whose subject contains a name, except profiles. Slow.
+
+        A subject contains a name if it is one of its names (`split_subject`), never as a part of one.
+        """
 
     @abstractmethod
     def erase(self, matches: NameMatches) -> None:
-        """Delete all matches except accounts with holds; outbox entries keep their number.
+        """Delete all matches except accounts with holds, and in the outbox the text of the event, not its number.
 
-        Records of other parts are ignored.
+        Matches of other parts, and records that no longer exist, are ignored.
         """
 
     @abstractmethod

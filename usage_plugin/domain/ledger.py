@@ -21,7 +21,14 @@ if TYPE_CHECKING:
 
 
 class AccountKey(NamedTuple):
-    """One limit for one subject in one window or bucket; `window_start` in microseconds since 1970 UTC."""
+    """One limit for one subject in one window or bucket.
+
+    Attributes:
+        limit_key: a number that identifies the limit, from 0 to 2**63 - 1.
+        window_start: microseconds since 1970 UTC.
+        subject: the names of the limit's dimensions, such as user and model, joined by U+001F, which no name contains.
+            `split_subject` returns them.
+    """
 
     limit_key: int
     window_start: int
@@ -158,8 +165,14 @@ class OutboxBacklog(NamedTuple):
 class Ledger(ABC):
     """Accounts, reservations and the outbox, kept together so that they change together.
 
-    All verbs of the request path are synchronous and short. `LedgerBusyError` means that another process is
-    writing at this instant and nothing was done; `LedgerError` that the ledger does not work.
+    All verbs are synchronous and short: those of requests run on the event loop, which serves all others meanwhile.
+    `LedgerBusyError` means that another process is writing at this instant and nothing was done. It is raised at once,
+    or after a few milliseconds: callers wait and try again. `LedgerError` means that the ledger does not work.
+
+    A reservation has ended when it was settled, recorded, released, recovered or abandoned. Its id is known for at
+    least ten minutes, and an abandoned one for at least a day, by the `now` of `maintain`: a ledger has no clock.
+
+    Events are JSON, as text. A ledger reads them only to find a name in them (`Erasable`).
 
     Attributes:
         writer: identifies this ledger's outbox for ever; stores keep one watermark for each writer.
@@ -176,7 +189,14 @@ class Ledger(ABC):
         """Hold on every account, or on none if one has no room. `event` is recorded if the worker dies.
 
         It is idempotent: while the reservation is open, the same content returns the same answer and holds nothing
-        more. An abandoned id holds nothing.
+        more. An abandoned id is not admitted, and holds nothing. Callers reserve no other id that has ended.
+
+        Args:
+            event_id: the id of the request.
+            worker: the name of the worker, by which the keeper finds reservations of dead ones.
+            started_at: microseconds since 1970 UTC.
+            holds: at most one for each account; none for a request without limits.
+            event: the event of a request that was lost.
 
         Raises:
             ReservationConflictError: the id is reserved with other content.
@@ -186,37 +206,46 @@ class Ledger(ABC):
     def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | NotSettled:
         """Free the reservation's holds, add the charges, append the event.
 
-        Ended ids are remembered for at least ten minutes.
+        Several charges of one account add up. An account is created if it does not exist.
 
         Without an event, because the outbox cannot keep more, nothing is appended and the number is 0.
         """
 
     @abstractmethod
     def release(self, event_id: str) -> bool:
-        """Free the holds of a request that never started: no event, no charge. False: it was settled before."""
+        """Free the holds of a request that never started: no event, no charge. False: it ended before, in any way.
+
+        For an id that was never reserved nothing changes, and either answer is right.
+        """
 
     @abstractmethod
     def abandon(self, event_id: str) -> bool:
         """Give up a reservation whose answer is unknown: release it, and let it hold nothing if it arrives later.
 
-        The id is remembered for at least a day. False: it was settled before.
+        True also for an id that was never reserved. False: it ended before, in any way.
         """
 
     @abstractmethod
     def free(self, event_id: str, accounts: Sequence[AccountKey]) -> None:
-        """Free a reservation's holds on some accounts before it is settled; the rest stays held."""
+        """Free a reservation's holds on some accounts before it ends; the rest stays held.
+
+        Called by the worker that reserved. Accounts without a hold and reservations that are not open are ignored.
+        """
 
     @abstractmethod
     def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Add the charges and append the event of a request that was admitted without a reservation.
 
-        If it has a reservation after all, that is freed. None: the id was recorded, settled or released before, and
-        nothing was done. Without an event, it does the same as `settle`.
+        If it has a reservation after all, that is freed. None: the id ended before, in any way, and nothing was done.
+        Without an event, it does the same as `settle`.
         """
 
     @abstractmethod
     def recover(self, event_id: str) -> Settled | None:
-        """Settle with the reservation's own event, and each hold's `if_lost`. None: it was settled before."""
+        """Settle with the reservation's own event, and the `if_lost` of each hold that was not freed.
+
+        None: the reservation is not open, and nothing was done.
+        """
 
     @abstractmethod
     def open_reservations(self) -> list[OpenReservation]:
@@ -226,10 +255,13 @@ class Ledger(ABC):
 
     @abstractmethod
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
-        """Return the balances of accounts and the outbox's last number at one instant; missing accounts are unused."""
+        """Return the balances of accounts and the outbox's last number at one instant.
+
+        Every key is in the answer; an account that does not exist has the balance `NOTHING`, and is not created.
+        """
 
     def balances(self, keys: Sequence[AccountKey]) -> dict[AccountKey, Balance]:
-        """Return the balances of accounts; those that do not exist have spent nothing."""
+        """Return the balances of accounts, as `snapshot` does."""
         return self.snapshot(keys).balances
 
     @abstractmethod
@@ -274,14 +306,21 @@ class Ledger(ABC):
         """Reconcile outbox numbers with the store's watermark after either was restored from a backup.
 
         Unacknowledged entries with a number that the store has seen get new numbers, since they may be other events.
-        The store recognizes an event that it receives twice. No number up to `stored` is assigned again.
+        They keep their order, behind all other entries. The store recognizes an event that it receives twice. No number
+        up to `stored` is assigned again, and `stored` is acknowledged.
         """
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @abstractmethod
     def maintain(self, now: int) -> None:
-        """Do a slice of housekeeping: delete accounts a day after their window; make all settlements durable."""
+        """Do a slice of housekeeping, and make all settlements durable. The keeper calls it once a second.
+
+        Accounts without a hold are deleted when more than a day has passed since their `window_end`.
+
+        Args:
+            now: microseconds since 1970 UTC. It never jumps ahead, as a clock may: deleted accounts would be lost.
+        """
 
     @abstractmethod
     def verify(self) -> list[str]:

@@ -19,7 +19,7 @@ class Adjustment(NamedTuple):
     Attributes:
         number: assigned by the log; 0 before.
         limit: the limit's name.
-        subject: the account's, as in `AccountKey`.
+        subject: the names of the account, joined as in `AccountKey`.
         amount: the amount in force meanwhile, in the limit's unit; None: nothing is refused.
         before: the amount that was in force when it was made; None for unlimited.
         made_at: microseconds since 1970 UTC, as `until` (exclusive) and `ended_at`.

@@ -341,3 +341,7 @@ class Reports(Protocol):
     @property
     def trouble(self) -> str | None:
         """The unavailable part, and the reason; None if all parts are available."""
+
+
+ABILITIES: tuple[type, ...] = (Ranks, Sorts, KeepsHours, KeepsCopies, LeavesTraces, HandsOut, Reports)
+"""All abilities that a store may have."""

@@ -77,6 +77,11 @@ class Subjects(NamedTuple):
         return dict(zip(_KEPT_FIELDS, self, strict=False))
 
 
+def split_subject(subject: str) -> list[str]:
+    """Return the names of an account's subject, one for each dimension of its limit; the name of `global` is empty."""
+    return subject.split(SEPARATOR)
+
+
 _KEPT_FIELDS = tuple(name for name in Subjects._fields if name != "real")  # which is the last one
 
 

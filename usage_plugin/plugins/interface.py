@@ -171,6 +171,10 @@ class Restorable(Protocol):
         """
 
 
+BACKEND_ABILITIES: tuple[type, ...] = (Renewable, Restorable)
+"""All abilities that a storage backend may have."""
+
+
 class LedgerBackend(ABC, Generic[OptionsT]):
     """A provider of ledgers under a name.
 

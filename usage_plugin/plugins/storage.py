@@ -4,6 +4,7 @@ The port itself is `UsageStore`; `Ranks`, `Sorts` and the other protocols are ab
 docs/writing-a-backend.md goes through a whole backend.
 """
 
+from usage_plugin.domain.profiles import UserProfile
 from usage_plugin.domain.store import (
     GROUPINGS,
     HOUR_GROUPINGS,
@@ -34,13 +35,22 @@ from usage_plugin.domain.usage import UsageEvent, UsageTotals
 from usage_plugin.domain.windows import Window, local_date, start_of_day
 from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import (
+    ConfigError,
     StorageDamagedError,
     StorageError,
     StoragePrunedError,
     StorageUnavailableError,
     StorageVersionError,
 )
-from usage_plugin.plugins.interface import BackendContext, Options, Renewable, Restorable, Restoration, StorageBackend
+from usage_plugin.plugins.interface import (
+    BackendContext,
+    NoOptions,
+    Options,
+    Renewable,
+    Restorable,
+    Restoration,
+    StorageBackend,
+)
 
 __all__ = [
     "FORGOTTEN",
@@ -50,6 +60,7 @@ __all__ = [
     "ROLLUP_DIMENSIONS",
     "Aggregate",
     "BackendContext",
+    "ConfigError",
     "DailySum",
     "EventPosition",
     "Grouping",
@@ -58,6 +69,7 @@ __all__ = [
     "KeepsCopies",
     "KeepsHours",
     "LeavesTraces",
+    "NoOptions",
     "Options",
     "Ranking",
     "Ranks",
@@ -78,6 +90,7 @@ __all__ = [
     "UsageFilter",
     "UsageStore",
     "UsageTotals",
+    "UserProfile",
     "Window",
     "bucket_name",
     "daily_sum",

@@ -16,6 +16,8 @@ from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
 from usage_plugin.ledgers.live_workers import FileLockedWorkers
+from usage_plugin.plugins.ability_checks import abilities_of, check_abilities, probable_mistakes
+from usage_plugin.plugins.backend_errors import naming
 from usage_plugin.plugins.discovery import ConfiguredPlugin
 from usage_plugin.plugins.identity_resolvers import Resolvers
 from usage_plugin.plugins.interface import (
@@ -104,24 +106,37 @@ class Parts:
         self._storage: StorageBackend[Any] = choose(
             "usage_plugin.storage", config.storage.backend, self.plugins.storage_backends
         )
-        self._check_verbs(UsageStore, self._storage, "storage backend")
+        self._storage_owner = self._owner(f"storage backend {self._storage.name}")
+        check_verbs(UsageStore, type(self._storage).__module__, self._storage_owner)
+        check_abilities(self._storage, self._storage_owner)
         self._storage_options = check_options(
             "usage_plugin.storage.options", self._storage.options_model, config.storage.options
         )
-        self._storage.check(self._storage_options, self._context)
+        with naming(self._storage, self._storage_owner):
+            self._storage.check(self._storage_options, self._context)
         self._ledger: LedgerBackend[Any] = choose(
             "usage_plugin.ledger", config.ledger.backend, self.plugins.ledger_backends
         )
         for port in (Ledger, OperationsLog, ProfileStore, Erasable):
-            self._check_verbs(port, self._ledger, "ledger")
+            check_verbs(port, type(self._ledger).__module__, self._owner(f"ledger {self._ledger.name}"))
         self._ledger_options = check_options(
             "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
         )
 
-    def _check_verbs(self, port: type, backend: StorageBackend[Any] | LedgerBackend[Any], what: str) -> None:
-        registered = f"{what} {backend.name}"
+    def _owner(self, registered: str) -> str:
+        """Return a backend with its plugin, for errors."""
         plugin = next((str(one.found) for one in self.plugins.loaded if registered in one.registers), "")
-        check_verbs(port, type(backend).__module__, f"the {registered} of the plugin {plugin}")
+        return f"the {registered} of the plugin {plugin}"
+
+    @property
+    def store_abilities(self) -> list[str]:
+        """The optional abilities of the storage backend and its store."""
+        return abilities_of(self._storage)
+
+    @property
+    def probable_mistakes(self) -> list[str]:
+        """The methods of the store that were probably meant to be an ability, and are not."""
+        return probable_mistakes(self._storage, self._storage_owner)
 
     def open_ledger(self) -> OpenLedger:
         """Open the ledger for the calling thread."""
@@ -147,18 +162,33 @@ class Parts:
         return self._storage.open(self._storage_options, self._context)
 
     @asynccontextmanager
+    async def open_store_for_import(self) -> AsyncIterator[UsageStore]:
+        """Open the store for a command that writes to it.
+
+        Raises:
+            PluginError: The backend of a plugin raised an error that is not one of ours.
+        """
+        with naming(self._storage, self._storage_owner):
+            async with self.open_store() as store:
+                yield store
+
+    @asynccontextmanager
     async def open_store_for_reading(self) -> AsyncIterator[UsageStore]:
         """Open the store; a store that cannot be opened raises its error at the first call instead.
 
         The data in the ledger must stay readable in that case.
+
+        Raises:
+            PluginError: The backend of a plugin raised an error that is not one of ours.
         """
-        async with AsyncExitStack() as stack:
-            store: UsageStore
-            try:
-                store = await stack.enter_async_context(self.open_store())
-            except StorageError as error:
-                store = _ClosedStore(error)
-            yield store
+        with naming(self._storage, self._storage_owner):
+            async with AsyncExitStack() as stack:
+                store: UsageStore
+                try:
+                    store = await stack.enter_async_context(self.open_store())
+                except StorageError as error:
+                    store = _ClosedStore(error)
+                yield store
 
     def restore(self, *, dry_run: bool) -> AsyncIterator[Restoration]:
         """Restore one copy of the history from the other.

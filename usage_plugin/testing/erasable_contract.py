@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
 from usage_plugin.domain.operations import Adjustment, AlertKey, RefusalCount
-from usage_plugin.testing.builders import END, record_new
+from usage_plugin.encoding import decode_event, encode_event
+from usage_plugin.testing.builders import END, make_event, record_new
 from usage_plugin.testing.ledger_fixtures import OpensLedger
 
 if TYPE_CHECKING:
@@ -35,6 +36,17 @@ class ErasableContract(OpensLedger):
         assert [ref for ref, _ in found.refusals] == ["REF-eva"]
         assert [json.loads(entry.event) for entry in found.entries] == [{"user": "eva"}]
         assert not any(opened.erasable.find("nobody"))
+
+    def test_a_name_is_found_as_json_has_it(self, opened: OpenLedger) -> None:
+        """A name with characters that JSON escapes is found in events and erased there, and no similar one is."""
+        names = ('zoë "名前" \\', 'zoë "名前"', "zoë", "Zoë")
+        for name in names:
+            record_new(opened.ledger, [], encode_event(make_event(user=name, end_user=None)))
+        opened.ledger.acknowledge(len(names))
+        for count, name in enumerate(names):
+            assert [decode_event(entry.event).user for entry in opened.erasable.find(name).entries] == [name]
+            opened.erasable.erase(opened.erasable.find(name))
+            assert len(opened.ledger.outbox(0, 10)) == len(names) - 1 - count
 
     def test_what_is_erased_is_gone(self, opened: OpenLedger) -> None:
         """Erasing deletes all matches and nothing else, may be repeated, and gives no number out twice."""

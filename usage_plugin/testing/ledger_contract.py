@@ -210,10 +210,22 @@ class LedgerContract(LedgerDurability, HostileNames):
         """Reserving other content under an open id is an error, and the open reservation stays as it was."""
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "e")
         for holds, event in (([hold(ANN, 40, 100)], "e"), ([hold(ANN, 30, 100)], "other")):
-            with pytest.raises(ReservationConflictError, match="reserved already"):
+            with pytest.raises(ReservationConflictError):
                 ledger.reserve("a", "w", 5, holds, event)
         assert ledger.settle("a", [], "event")
         assert ledger.balances([ANN]) == {ANN: Balance()}
+
+    def test_what_was_never_reserved_has_nothing_to_end(self, ledger: Ledger) -> None:
+        """Releasing, freeing and recovering an unknown reservation changes nothing, and it can still be reserved."""
+        ledger.reserve("other", "w", 5, [hold(ANN, 30, 100)], "e")
+        ledger.release("a")
+        ledger.free("a", [ANN])
+        assert ledger.recover("a") is None
+        assert ledger.balances([ANN]) == {ANN: Balance(0, 30)}
+        assert ledger.outbox(0, 10) == []
+        assert ledger.reserve("a", "w", 5, [hold(ANN, 20, 100)], "e").admitted
+        assert ledger.settle("a", [Charge(ANN, END, 7)], "event")
+        assert ledger.balances([ANN]) == {ANN: Balance(7, 30)}
 
     def test_a_request_without_limits_is_still_recorded(self, ledger: Ledger) -> None:
         """No account is needed for a reservation, nor for its settlement."""
@@ -250,6 +262,15 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert [entry.event for entry in waiting] == ["b", "c"]
         assert min(entry.seq for entry in waiting) > 100 == ledger.acknowledged()
         assert settle_one(ledger, "d") > waiting[-1].seq
+
+    def test_entries_with_new_numbers_follow_all_others(self, ledger: Ledger) -> None:
+        """Entries that get new numbers keep their order, behind those whose numbers the store has not seen."""
+        for name in "abcde":
+            settle_one(ledger, name)
+        ledger.acknowledge(1)
+        ledger.agree(3)
+        assert ledger.acknowledged() == 3
+        assert ledger.outbox(3, 10) == [OutboxEntry(*one) for one in ((4, "d"), (5, "e"), (6, "b"), (7, "c"))]
 
     def test_an_empty_ledger_gives_no_number_that_the_store_has_seen(self, ledger: Ledger) -> None:
         """An empty ledger continues after the numbers that the store has seen, and the gap has no event."""
@@ -308,15 +329,16 @@ class LedgerContract(LedgerDurability, HostileNames):
         other.close()
 
     def test_closed_windows_go_and_open_ones_stay(self, ledger: Ledger) -> None:
-        """Maintenance deletes accounts a day after their window, but never one with a hold."""
+        """Maintenance deletes accounts when more than a day has passed since their end, but never one with a hold."""
         accounts = {"old": (0, 1_000), "held": (0, 1_000), "open": (500, END * 10)}
         for subject, (begin, end) in accounts.items():
             ledger.reserve(subject, "w", 5, [Hold(AccountKey(1, begin, subject), end, 5, None, 5)], "e")
             if subject != "held":
                 ledger.settle(subject, [], "event")
-        ledger.maintain(END)
-        assert len(ledger.accounts(1, 0)) == 3, "a day has not passed"
-        ledger.maintain(END * 2)
+        for now in (END, END + 1_000):
+            ledger.maintain(now)
+            assert len(ledger.accounts(1, 0)) == 3, "no more than a day has passed"
+        ledger.maintain(END + 1_001)
         assert [account.key.subject for account in ledger.accounts(1, 0)] == ["held", "open"]
 
     def test_what_was_freed_is_not_held(self, ledger: Ledger) -> None:
@@ -328,6 +350,13 @@ class LedgerContract(LedgerDurability, HostileNames):
         assert ledger.settle("a", [Charge(ANN, END, 7)], "event")
         ledger.free("a", [ANN])
         assert ledger.balances([ANN, TEAM]) == {ANN: Balance(7, 0), TEAM: Balance()}
+
+    def test_what_was_freed_is_not_charged_when_the_worker_dies(self, ledger: Ledger) -> None:
+        """Recovery charges only the holds that were not freed before."""
+        ledger.reserve("a", "w", 5, [hold(ANN, 30, 100), hold(TEAM, 1, None)], "draft")
+        ledger.free("a", [TEAM])
+        assert ledger.recover("a")
+        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(30, 0), TEAM: Balance()}
 
     def test_names_are_taken_as_they_are(self, ledger: Ledger, hostile: tuple[str, ...]) -> None:
         """No subject is taken for another."""

@@ -132,6 +132,7 @@ class HybridStore(UsageStore):
         """Wait a moment for the replication of queued batches, and release all resources."""
         if self._replication is not None:
             await self._replicator.followed(REPLICATION_WAIT)
+            self._replicator.end()
             self._replication.cancel()
             with suppress(asyncio.CancelledError):
                 await self._replication

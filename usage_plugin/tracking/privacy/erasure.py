@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from usage_plugin.domain.alerts import decode_alert
 from usage_plugin.domain.erasure import NameMatches
 from usage_plugin.domain.store import LeavesTraces
-from usage_plugin.domain.subjects import SEPARATOR
+from usage_plugin.domain.subjects import split_subject
 from usage_plugin.errors import NotFlushedError, NotForgottenError
 from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.maintenance.flusher import Flusher
@@ -64,7 +64,7 @@ class Person(NamedTuple):
 
     def _has(self, limit: Limit | None, subject: str) -> bool:
         """Whether a subject includes this person. For a removed limit, any part of the subject may be a person's."""
-        parts = subject.split(SEPARATOR)
+        parts = split_subject(subject)
         if limit is not None and len(limit.per) == len(parts):
             parts = [
                 part for dimension, part in zip(limit.per, parts, strict=True) if dimension in ("user", "end_user")
