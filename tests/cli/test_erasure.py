@@ -212,7 +212,7 @@ def test_events_on_their_way_are_brought_to_the_store_first(run, books):
 
 def test_nothing_is_forgotten_while_the_store_is_behind(run, books, monkeypatch):
     """With a proxy whose store rejects events, erasure fails and deletes nothing; the audit has no counts."""
-    monkeypatch.setattr(erasure, "PATIENCE", 0.2)
+    monkeypatch.setattr(erasure, "WORKERS_TIMEOUT", 0.2)
     workers = books.parts.workers()
     workers.join()
     books.add(user=NAME)

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.test_docs import blocks
 from tests.proxy.conftest import ROOT
 from usage_plugin.plugins.manager import HOOKS, TRACE_VARIABLE
-from usage_plugin.tracking.notifications import subscribers
+from usage_plugin.tracking.notifications import publishers
 
 PAGE = (ROOT / "docs" / "plugin-hooks.md").read_text()
 SECTIONS = dict(re.findall(r"^### `(\w+\([^`]*)`\n(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -53,7 +53,7 @@ def test_the_smallest_plugin_is_the_readmes() -> None:
 
 def test_the_numbers_are_those_of_the_code() -> None:
     """Bounds and timeouts match the code."""
-    assert f"{subscribers.MOST_WAITING:,} notifications and {subscribers.MOST_BYTES // 10**6} MB" in PAGE
-    assert f"for {subscribers.PATIENCE:.0f} seconds" in PAGE
-    assert f"it has {subscribers.DRAINING:.0f} seconds" in PAGE
+    assert f"{publishers.MOST_WAITING:,} notifications and {publishers.MOST_BYTES // 10**6} MB" in PAGE
+    assert f"for {publishers.HANG_TIMEOUT:.0f} seconds" in PAGE
+    assert f"it has {publishers.DRAINING:.0f} seconds" in PAGE
     assert f"`{TRACE_VARIABLE}=1`" in PAGE

@@ -25,7 +25,7 @@ async def test_one_that_raises_or_hangs_is_named_and_harms_nobody(
     workplace: Workplace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of three plugins one raises, one hangs, one receives everything; requests continue, and both failures are counted."""
-    monkeypatch.setattr(publishers, "PATIENCE", 0.2)
+    monkeypatch.setattr(publishers, "HANG_TIMEOUT", 0.2)
     workplace.write("raises.py", RAISES)
     workplace.write(
         "hangs.py",

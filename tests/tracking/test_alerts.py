@@ -22,7 +22,7 @@ from usage_plugin.runtime import BUILTIN_PLUGINS, Runtime
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission import alerts as alerts_module
 from usage_plugin.tracking.maintenance import keeper as keeper_module
-from usage_plugin.tracking.notifications import subscribers as listeners_module
+from usage_plugin.tracking.notifications import publishers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,7 +143,7 @@ async def test_plugins_that_misbehave_are_isolated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One plugin raises, one hangs: both are named and counted, the third is notified, and requests are not delayed."""
-    monkeypatch.setattr(listeners_module, "PATIENCE", 0.2)
+    monkeypatch.setattr(publishers, "HANG_TIMEOUT", 0.2)
     told: list[Alert] = []
     hanging, waking = threading.Event(), threading.Event()
 

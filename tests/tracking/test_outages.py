@@ -184,13 +184,13 @@ async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(700))
     await eventually(lambda: setting.trouble.hung >= 1)
-    monkeypatch.setattr(supervisor, "PATIENCE", 0.5)
+    monkeypatch.setattr(supervisor, "STEP_TIMEOUT", 0.5)
     await eventually(lambda: "no answer" in setting.problems().get("store", ""))
     lost = reserve_for_a_dead_worker(setting.ledger)
     await eventually(lambda: not setting.ledger.open_reservations())
     setting.trouble.hanging = None
     # A disk that is slow for a while must not count as hanging.
-    monkeypatch.setattr(supervisor, "PATIENCE", 5)
+    monkeypatch.setattr(supervisor, "STEP_TIMEOUT", 5)
     await eventually(lambda: setting.ledger.acknowledged() == 701)
     assert len(setting.trouble.opened) >= 2
     waking.set()
@@ -207,11 +207,11 @@ async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.Mo
     setting.trouble.hanging = waking = threading.Event()
     setting.settle(*events_of(1))
     await eventually(lambda: setting.trouble.hung == 1)
-    monkeypatch.setattr(supervisor, "PATIENCE", 0.5)
+    monkeypatch.setattr(supervisor, "STEP_TIMEOUT", 0.5)
     await eventually(lambda: setting.trouble.hung == 2)
     await asyncio.sleep(1)
     assert setting.trouble.hung == 2
-    monkeypatch.setattr(supervisor, "PATIENCE", 5)
+    monkeypatch.setattr(supervisor, "STEP_TIMEOUT", 5)
     setting.trouble.hanging = None
     waking.set()
     await eventually(lambda: setting.ledger.acknowledged() == 1)

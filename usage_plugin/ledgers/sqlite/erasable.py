@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from usage_plugin.ledgers.sqlite.file import LedgerFile
 
 _SLICE = 500
-_PATIENCE_MS = 10_000
+_BUSY_TIMEOUT_MS = 10_000
 _IS_NAMED = f"instr(char({ord(SEPARATOR)}) || subject || char({ord(SEPARATOR)}), ?) > 0"
 
 
@@ -112,7 +112,7 @@ class SqliteErasable(Erasable):
     def compact(self) -> None:
         """Rewrite the file and empty its log; wait for other writers."""
         with translated(self._path):
-            self._execute(f"PRAGMA busy_timeout = {_PATIENCE_MS}")
+            self._execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
             try:
                 self._execute("VACUUM")
                 (is_busy, _, _) = self._execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

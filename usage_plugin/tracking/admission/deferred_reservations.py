@@ -25,7 +25,7 @@ NOTE = "deferred:"
 LONGEST_DEFERRED = 48 * 3600 * MICROSECONDS
 """A batch takes up to a day. After two, a result that was not fetched is charged as reserved."""
 
-_PATIENCE = 0.05
+_LEDGER_TIMEOUT = 0.05
 
 
 def defer(operations: OperationsLog, provider_id: str, event_id: str) -> None:
@@ -34,7 +34,7 @@ def defer(operations: OperationsLog, provider_id: str, event_id: str) -> None:
     Raises:
         LedgerError: the note could not be written.
     """
-    wait_while_busy(lambda: operations.note(_name(provider_id), event_id), _PATIENCE)
+    wait_while_busy(lambda: operations.note(_name(provider_id), event_id), _LEDGER_TIMEOUT)
 
 
 def find(ledger: Ledger, operations: OperationsLog, provider_id: str) -> Admitted | None:
@@ -60,7 +60,7 @@ def forget(operations: OperationsLog, provider_id: str) -> None:
     Raises:
         LedgerError: the note is still there, which is harmless.
     """
-    wait_while_busy(lambda: operations.note(_name(provider_id), None), _PATIENCE)
+    wait_while_busy(lambda: operations.note(_name(provider_id), None), _LEDGER_TIMEOUT)
 
 
 class DeferredReservations:

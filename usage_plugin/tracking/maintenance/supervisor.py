@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 30.0
-PATIENCE = 30.0
+STEP_TIMEOUT = 30.0
 MOST_LEFT_BEHIND = 8
 """The maximum number of abandoned threads. At that number the work is not restarted until one of them ends, so that
 hanging threads do not accumulate."""
@@ -51,7 +51,7 @@ class Attempt:
         return self._told_to_end.done()
 
     def step(self) -> None:
-        """Start a step, which may take up to `PATIENCE` seconds.
+        """Start a step, which may take up to `STEP_TIMEOUT` seconds.
 
         Raises:
             LeftBehindError: the attempt was abandoned before this step.
@@ -84,9 +84,9 @@ class Attempt:
         self.end()
 
     def hangs(self) -> bool:
-        """Whether the current step has taken longer than `PATIENCE` seconds."""
+        """Whether the current step has taken longer than `STEP_TIMEOUT` seconds."""
         since = self._step_since
-        return since is not None and time.monotonic() - since > PATIENCE
+        return since is not None and time.monotonic() - since > STEP_TIMEOUT
 
 
 class SupervisedWork:
@@ -124,7 +124,7 @@ class SupervisedWork:
         elif attempt.hangs():
             attempt.abandon()
             self._left_behind.append(thread)
-            self._failed(f"no answer for {PATIENCE:.0f} s", "Timeout")
+            self._failed(f"no answer for {STEP_TIMEOUT:.0f} s", "Timeout")
 
     def end(self, seconds: float) -> None:
         """Let the work run its final steps for at most this time, then abandon it.

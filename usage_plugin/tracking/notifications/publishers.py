@@ -30,7 +30,7 @@ MOST_BYTES = 8_000_000
 ROUGH_SIZE = 1_000
 """The assumed size in bytes of a payload without a given size: some names and numbers."""
 
-PATIENCE = 30.0
+HANG_TIMEOUT = 30.0
 """The time in seconds after which a plugin that has not returned counts as hanging. Until it returns, it gets no more
 notifications."""
 
@@ -179,7 +179,7 @@ class _Listener:
     @property
     def hangs(self) -> bool:
         since = self._busy_since
-        return since is not None and time.monotonic() - since > PATIENCE
+        return since is not None and time.monotonic() - since > HANG_TIMEOUT
 
     def wake(self) -> None:
         # Setting the event takes a lock, so do it only once for a burst of notifications.

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from usage_plugin.tracking.notifications.publishers import Hooked
 
 SLICE = 1_000
-PATIENCE = 60.0
+WORKERS_TIMEOUT = 60.0
 _REST = 0.01
 _LOOK_EVERY = 0.1
 
@@ -103,7 +103,7 @@ async def bring_to_store(opened: OpenLedger, store: UsageStore, unstorable: Unst
         finally:
             workers.stop_keeping()
         return
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WORKERS_TIMEOUT
     while ledger.acknowledged() < newest:
         if time.monotonic() > deadline:
             raise NotFlushedError(hint="usage-plugin status says what is wrong with the store. Nothing was forgotten.")
