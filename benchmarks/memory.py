@@ -67,7 +67,7 @@ async def _one(runtime: Runtime, reader: UsageReader, number: int) -> None:
 
 
 async def _until_moved(runtime: Runtime, most: int) -> None:
-    while runtime.recorder.pending or runtime.ledger.waiting().events > most:
+    while runtime.request_ledger.pending or runtime.ledger.waiting().events > most:
         await asyncio.sleep(0.01)
 
 

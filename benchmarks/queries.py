@@ -285,7 +285,7 @@ def under_load(folder: Path, plan: Plan) -> list[Figure]:
                     await busy
 
                 alone = await longest_stall(recording)
-                while runtime.recorder.pending or runtime.ledger.waiting().events:
+                while runtime.request_ledger.pending or runtime.ledger.waiting().events:
                     await asyncio.sleep(0.05)
                 beside = await longest_stall(asking)
         finally:

@@ -125,7 +125,7 @@ async def one_block(runtime: Runtime, users: int, events: int, seed: int) -> Blo
         record(runtime, user_name(draw.randrange(users)), draw.randrange(100_000, 3_000_000))
         if number % AT_ONCE == 0:
             await asyncio.sleep(0)  # yield to the loop, as in a proxy
-    while runtime.recorder.pending or runtime.ledger.waiting().events:
+    while runtime.request_ledger.pending or runtime.ledger.waiting().events:
         await asyncio.sleep(0.01)
     return Block(time.perf_counter() - wall, time.process_time() - cpu)
 

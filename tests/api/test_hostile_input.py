@@ -53,7 +53,7 @@ class Desk:
     def books(self) -> tuple[int, int, int]:
         """Return the number of events in the outbox, and the spend and holds of the shared account."""
         runtime = self.tracker._runtime
-        assert not runtime.recorder.pending
+        assert not runtime.request_ledger.pending
         with closing(sqlite3.connect(runtime.ledger.location)) as database:
             (events,) = database.execute("SELECT count(*) FROM outbox").fetchone()
         balances = AccountBalances(runtime.ledger, runtime.operations, runtime.limits, runtime.clock.now())
@@ -194,6 +194,6 @@ async def test_an_event_that_the_ledger_rejects_raises(tracker: UsageTracker, mo
             monkeypatch.setattr("usage_plugin.api.tracker.LONGEST_WAIT", 5.0)
             await asyncio.wait_for(tracker.record_usage("bo", cost=1), timedelta(milliseconds=50).total_seconds())
         other.execute("ROLLBACK")
-    assert runtime.recorder.pending == 0
+    assert runtime.request_ledger.pending == 0
     await tracker.record_usage("ann", cost=2)
     assert [event.cost async for event in tracker.events()] == [2 * 10**9]

@@ -68,7 +68,7 @@ class Plugin:
 
     async def written(self) -> None:
         """Wait for settlements that were queued while the keeper was writing."""
-        while self.runtime.recorder.pending:
+        while self.runtime.request_ledger.pending:
             await asyncio.sleep(0.001)
 
     @property

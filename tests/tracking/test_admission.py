@@ -51,7 +51,7 @@ async def spend(runtime: Runtime, clock: Any, cost: int = CENT, **how: Any) -> N
     model = request.admitted.event.model
     runtime.recorder.record(request, Outcome(status="success", model=model, cost=cost, cost_source="computed"))
     # If the keeper is writing at this moment, the settlement waits; until then the amount is reserved, not spent.
-    await runtime.recorder.drain(60)
+    await runtime.request_ledger.drain(60)
 
 
 async def take(runtime: Runtime, clock: Any, **how: Any) -> OpenRequest:
@@ -432,9 +432,9 @@ async def test_without_a_ledger_requests_are_let_through_if_the_operator_says_so
             request,
             Outcome(status="success", model="gpt", cost=5 * CENT, cost_source="computed", tokens=TokenUsage(1, 2)),
         )
-        assert runtime.recorder.pending == 1
-    await runtime.recorder.drain(20)
-    assert runtime.recorder.pending == 0
+        assert runtime.request_ledger.pending == 1
+    await runtime.request_ledger.drain(20)
+    assert runtime.request_ledger.pending == 0
     (entry,) = runtime.ledger.outbox(0, 10)
     event = decode_event(entry.event)
     assert (event.degraded, event.cost, event.status) == (True, 5 * CENT, "success")
@@ -513,7 +513,7 @@ async def test_what_can_never_be_written_holds_up_nothing(
     first, second = [await take(runtime, clock) for _ in range(2)]
     runtime.recorder.record(first, Outcome(status="success", model="gpt", served_model="\ud800", cost=CENT))
     runtime.recorder.record(second, Outcome(status="success", model="gpt", cost=CENT))
-    await runtime.recorder.drain(20)
-    assert runtime.recorder.pending == 0
+    await runtime.request_ledger.drain(20)
+    assert runtime.request_ledger.pending == 0
     assert len(runtime.ledger.outbox(0, 10)) == 1
     assert (await refused(runtime, clock, cost=CENT)).balance == (CENT, CENT), "its hold stays, and is charged later"

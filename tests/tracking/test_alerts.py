@@ -112,7 +112,7 @@ async def test_a_settlement_that_had_to_wait_is_told_of(tmp_path: Path, monkeypa
     other = sqlite3.connect(runtime.config.data_dir / "ledger.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     runtime.recorder.record(request, success(50 * CENT))
-    assert runtime.recorder.pending == 1
+    assert runtime.request_ledger.pending == 1
     other.execute("COMMIT")
     other.close()
     await eventually(lambda: short(told) == [("daily", 50, 50 * CENT)])

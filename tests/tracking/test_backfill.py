@@ -370,7 +370,7 @@ async def test_a_limit_added_under_load_misses_nothing(tmp_path: Path) -> None:
     going = False
     await asyncio.gather(*tasks)
     for runtime in workers:
-        await runtime.recorder.drain(5)
+        await runtime.request_ledger.drain(5)
     assert spent(workers[0], "month") == spent(workers[0], "day") == done * CENT
     for runtime in workers:
         await runtime.close()

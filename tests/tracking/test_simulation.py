@@ -25,6 +25,7 @@ from usage_plugin.tracking.admission.alerts import Alerts
 from usage_plugin.tracking.admission.decide import AdmissionPolicy, Decider
 from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.demands import Ask, Candidate, charged_by
+from usage_plugin.tracking.admission.local_request_ledger import LocalRequestLedger
 from usage_plugin.tracking.admission.recorder import OpenRequest, Outcome, Recorder
 from usage_plugin.tracking.admission.remedies import Admission
 from usage_plugin.tracking.analysis import simulation
@@ -82,10 +83,13 @@ class Live:
         self.clock = FakeClock()
         ledger = opened.ledger
         rules, counts = ActiveLimits(limits), Anomalies(opened.operations, self.clock)
-        decider = Decider(ledger, rules, self.clock, worker="w", anomalies=counts, policy=AdmissionPolicy(max_wait=0))
+        requests = LocalRequestLedger(ledger)
+        decider = Decider(
+            ledger, requests, rules, self.clock, worker="w", anomalies=counts, policy=AdmissionPolicy(max_wait=0)
+        )
         self.admission = Admission(decider, self.clock)
         cache = UsageCache(size=10, retention_days=7, zone=ZoneInfo("UTC"))
-        self.recorder = Recorder(ledger, rules, cache, self.clock, anomalies=counts, alerts=Alerts(self.clock))
+        self.recorder = Recorder(requests, rules, cache, self.clock, anomalies=counts, alerts=Alerts(self.clock))
         self._open: list[tuple[int, OpenRequest, Outcome]] = []
         self.recorded: list[UsageEvent] = []
         self.refused: list[str] = []

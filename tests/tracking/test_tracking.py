@@ -282,13 +282,13 @@ async def test_settling_waits_for_a_busy_ledger(runtime: Runtime, clock: FakeClo
         recorded = runtime.recorder.record(request, success())
         assert recorded is not None
         assert recorded.account_status is None
-    assert runtime.recorder.pending == 3
+    assert runtime.request_ledger.pending == 3
     await asyncio.sleep(0.01)
-    assert runtime.recorder.pending == 3
+    assert runtime.request_ledger.pending == 3
     other.execute("COMMIT")
     other.close()
-    await runtime.recorder.drain(5)
-    assert runtime.recorder.pending == 0
+    await runtime.request_ledger.drain(5)
+    assert runtime.request_ledger.pending == 0
     assert len(runtime.ledger.outbox(0, 10)) == 3
     assert runtime.ledger.open_reservations() == []
 
@@ -309,8 +309,8 @@ async def test_what_has_waited_is_written_between_others_and_faster_than_more_co
         for request in requests[number : number + 10]:
             runtime.recorder.record(request, success())
         await asyncio.sleep(0)
-        seen.append(runtime.recorder.pending)
-    await runtime.recorder.drain(5)
+        seen.append(runtime.request_ledger.pending)
+    await runtime.request_ledger.drain(5)
     assert len(set(seen)) > 3
     assert seen[-1] < 500
     assert len(runtime.ledger.outbox(0, 1_000)) == 700

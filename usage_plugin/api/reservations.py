@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.api.validation import outcome_of
 from usage_plugin.domain.money import to_decimal
-from usage_plugin.errors import BudgetExceededError, LedgerError, NotAdmittedError, UsagePluginError
-from usage_plugin.log import get_logger, short_error
+from usage_plugin.errors import BudgetExceededError, NotAdmittedError, UsagePluginError
+from usage_plugin.log import get_logger
 from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.admission.recorder import OpenRequest
 from usage_plugin.tracking.admission.refusal_text import sentence
-from usage_plugin.tracking.ledger_retry import retry_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -81,14 +80,7 @@ class Reservation:
         self._request.settled = True
         if self._request.admitted.holds:
             # Shielded, so that a cancelled task still releases its hold.
-            await asyncio.shield(asyncio.ensure_future(self._release()))
-
-    async def _release(self) -> None:
-        try:
-            await retry_while_busy(lambda: self._runtime.ledger.release(self.event_id))
-        except LedgerError as error:
-            # The hold stays, and is charged when this program ends: charging too much is the safe side.
-            log.error("ledger.release_failed", event_id=self.event_id, **short_error(error))  # noqa: TRY400
+            await asyncio.shield(asyncio.ensure_future(self._runtime.request_ledger.release(self.event_id)))
 
 
 @asynccontextmanager

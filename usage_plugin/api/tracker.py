@@ -82,14 +82,14 @@ class UsageTracker(UsageQueries):
         draft = self._draft(subjects, outcome.model, outcome.provider, runtime.clock.now() - lasted)
         draft = draft._replace(call_id=text_of("request_id", rest.get("request_id")))
         event = self.record_outcome(draft, subjects, outcome, lasted)
-        if runtime.recorder.pending:
+        if runtime.request_ledger.pending:
             # Another process is writing to the ledger.
             try:
-                await runtime.recorder.drain(LONGEST_WAIT)
+                await runtime.request_ledger.drain(LONGEST_WAIT)
             except asyncio.CancelledError:
-                runtime.recorder.withdraw(event.event_id)
+                runtime.request_ledger.withdraw(event.event_id)
                 raise
-            if runtime.recorder.withdraw(event.event_id):
+            if runtime.request_ledger.withdraw(event.event_id):
                 raise LedgerError(
                     f"The ledger did not accept this usage within {LONGEST_WAIT:.0f} seconds: it is not recorded.",
                     hint="Retry when the ledger is available; see the log for the cause.",

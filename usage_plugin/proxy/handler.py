@@ -74,7 +74,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         self._admission = RequestAdmission(runtime.admission, planner, limits, config)
         self._unmetered = UnmeteredAdmission(runtime.admission, config, clock)
         self._gate = Gate(self._admission, self._unmetered, self._identification, prices, clock)
-        self._outgoing_check = OutgoingCheck(self._admission, planner, runtime.ledger, runtime.refusals)
+        self._outgoing_check = OutgoingCheck(self._admission, planner, runtime.request_ledger, runtime.refusals)
         self._inflight = InflightRequests()
         deferred = Deferred(runtime.ledger, runtime.operations, runtime.recorder, clock)
         self._settlement = Settlement(

@@ -10,7 +10,6 @@ refused, it is not sent, and neither are its retries and fallbacks.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from functools import lru_cache
 from operator import le
@@ -20,7 +19,6 @@ import litellm
 from fastapi import HTTPException
 from litellm.proxy._types import ProxyException
 
-from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.log import get_logger
 from usage_plugin.pricing.catalog import unprinted
 from usage_plugin.pricing.sheets import route_of
@@ -29,16 +27,13 @@ from usage_plugin.proxy.litellm_metadata import chosen_deployment
 from usage_plugin.tracking.admission.decisions import Refusal, unheld
 
 if TYPE_CHECKING:
-    from usage_plugin.domain.ledger import Ledger
     from usage_plugin.domain.prices import PriceExposure
+    from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.price_book import Deployment
     from usage_plugin.proxy.request_admission import RequestAdmission
     from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlanner
     from usage_plugin.tracking.admission.refusals import RefusalLog
-
-_MOST_TRIES = 200
-_PAUSE = 0.002
 
 log = get_logger()
 
@@ -69,12 +64,12 @@ class OutgoingCheck:
     """Checks outgoing requests; each handler has one."""
 
     def __init__(
-        self, admission: RequestAdmission, planner: RequestPlanner, ledger: Ledger, refusals: RefusalLog
+        self, admission: RequestAdmission, planner: RequestPlanner, requests: RequestLedger, refusals: RefusalLog
     ) -> None:
-        """Create it from the admission of requests, the planner, the ledger and the log of refusals."""
+        """Create it from the admission of requests, the planner, the request ledger and the log of refusals."""
         self._admission = admission
         self._planner = planner
-        self._ledger = ledger
+        self._requests = requests
         self._refusals = refusals
 
     async def check(self, request: InflightRequest, kwargs: dict[str, Any], call_type: str) -> Refusal | None:
@@ -136,7 +131,7 @@ class OutgoingCheck:
         self, request: InflightRequest, kwargs: dict[str, Any], call_type: str, deployment: Deployment
     ) -> Refusal | None:
         admitted = request.admitted
-        if admitted.holds and not await self._release(request):
+        if admitted.holds and not await self._requests.release(request.event_id):
             return None
         decision, plan = await self._admission.admit_again(admitted, kwargs, call_type, deployment)
         outcome = decision.outcome
@@ -162,20 +157,6 @@ class OutgoingCheck:
                 output_limits.write(call_type, kwargs, *output.injected)
             _put_in(outgoing._replace(output=output._replace(injected=None)), kwargs, deployment)
         return None
-
-    async def _release(self, request: InflightRequest) -> bool:
-        """Release the hold; return False if the ledger fails, so that the first hold stays."""
-        for _ in range(_MOST_TRIES):
-            try:
-                self._ledger.release(request.event_id)
-            except LedgerBusyError:
-                await asyncio.sleep(_PAUSE)
-            except LedgerError:
-                break
-            else:
-                return True
-        log.error("ledger.not_released", event_id=request.event_id)
-        return False
 
 
 def ask_for_usage(kwargs: dict[str, Any], call_type: str, admitted: str) -> None:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.pseudonyms import Pseudonyms
+    from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.plugins.identity_resolvers import Resolvers
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.decide import Decider, WorkerFaults
-    from usage_plugin.tracking.admission.recorder import Recorder
 
 NEEDS_RESTART = ("data_dir", "timezone", "storage", "ledger", "cache", "privacy", "migrate_from", "plugins")
 """The keys of the YAML that are read only at the start."""
@@ -44,7 +44,7 @@ class WatchedRuntime(Protocol):
     resolvers: Resolvers
     rules: ActiveLimits
     decider: Decider
-    recorder: Recorder
+    request_ledger: RequestLedger
     faults: WorkerFaults
 
     @property
@@ -163,7 +163,7 @@ class ChangeWatcher:
                 self._loop.call_soon_threadsafe(self._use, digest)
 
     def _use(self, digest: str) -> None:
-        if not self._runtime.recorder.pending and digest == self._runtime.rules.digest:
+        if not self._runtime.request_ledger.pending and digest == self._runtime.rules.digest:
             self._used_by_loop = digest
 
     def _measure_outbox(self, opened: OpenLedger) -> None:

@@ -20,6 +20,7 @@ from usage_plugin.runtime.data_folder import prepare_data_folder
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
 from usage_plugin.tracking.admission.decide import Decider, WorkerFaults
+from usage_plugin.tracking.admission.local_request_ledger import LocalRequestLedger
 from usage_plugin.tracking.admission.recorder import Recorder
 from usage_plugin.tracking.admission.refusals import RefusalLog
 from usage_plugin.tracking.admission.remedies import Admission
@@ -35,6 +36,7 @@ from usage_plugin.tracking.privacy import secret
 if TYPE_CHECKING:
     from usage_plugin.domain.limit_set import LimitSet
     from usage_plugin.domain.open_ledger import OpenLedger
+    from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.plugins.manager import Plugins
 
 TICK_SECONDS = 1.0
@@ -77,8 +79,10 @@ class Runtime:
         )
         self.alerts = Alerts(self.clock, self._listeners.alerts)
         self.anomalies = Anomalies(self.operations, self.clock)
+        self.request_ledger: RequestLedger = LocalRequestLedger(self.ledger)
         self.decider = Decider(
             self.ledger,
+            self.request_ledger,
             self.rules,
             self.clock,
             worker=self._workers.name,
@@ -88,7 +92,7 @@ class Runtime:
         )
         self.admission = Admission(self.decider, self.clock)
         self.recorder = Recorder(
-            self.ledger,
+            self.request_ledger,
             self.rules,
             self.cache,
             self.clock,
@@ -168,7 +172,7 @@ class Runtime:
         Plugins get a moment to receive the notifications that wait for them.
         """
         try:
-            await self.recorder.drain(seconds)
+            await self.request_ledger.drain(seconds)
             # This is the last chance to write.
             self.refusals.flush(timeout=LAST_TIMEOUT)
             self.anomalies.flush(timeout=LAST_TIMEOUT)

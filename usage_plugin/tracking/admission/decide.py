@@ -6,10 +6,6 @@ transaction of the ledger. A refusal has the limit, the reason, and whether wait
 
 from __future__ import annotations
 
-import asyncio
-import os
-import random
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +13,7 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.ledger import NOTHING, Balance
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.encoding import encode_event
-from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal, refuse
 from usage_plugin.tracking.admission.demands import (
@@ -36,6 +32,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.ledger import Hold, Ledger, Reserved
     from usage_plugin.domain.refusals import Reason
+    from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.demands import Problem
@@ -44,11 +41,6 @@ if TYPE_CHECKING:
 SOON = 60 * MICROSECONDS
 """If a window ends within this time, in microseconds, a request that does not fit is `busy` instead of `spent`."""
 
-SPIN_NS = 300_000
-"""How long a transaction is retried without a pause while the ledger is locked: others take about 50 µs."""
-
-_LONGEST_DELAY = 0.005
-_GIVE_UP_NS = 5_000_000_000
 _SEVERITY: dict[Reason, int] = {
     "unmetered": 4, "unpriced": 4, "unbounded": 4, "too_large": 3, "spent": 2, "busy": 1, "outbox_full": 0,
     "unavailable": 0,
@@ -99,6 +91,7 @@ class Decider:
     def __init__(
         self,
         ledger: Ledger,
+        requests: RequestLedger,
         rules: ActiveLimits,
         clock: Clock,
         *,
@@ -107,8 +100,9 @@ class Decider:
         policy: AdmissionPolicy | None = None,
         faults: WorkerFaults | None = None,
     ) -> None:
-        """Set the ledger, the active limits and the policy."""
+        """Set the ledger, as readers and as requests use it, the active limits and the policy."""
         self._ledger = ledger
+        self._requests = requests
         self._rules = rules
         self._clock = clock
         self._worker = worker
@@ -150,7 +144,8 @@ class Decider:
                 self._away_since = self._clock.monotonic()
             log.error("ledger.reserve_failed", **short_error(error))  # noqa: TRY400  # no trace for each request
             if policy.enforce and not policy.admit_without_ledger:
-                self._abandon(event.event_id)
+                # It may have been written nevertheless, and nothing would settle it.
+                self._requests.abandon(event.event_id)
                 return Decision(refuse("unavailable", ask), dry_run_refusals)
             event = event._replace(degraded=True)
             return Decision(
@@ -177,11 +172,6 @@ class Decider:
         balances = {demand.account: balance for demand, balance in before}
         admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, account_status, tuple(warned))
         return Decision(admitted, dry_run_refusals)
-
-    def _abandon(self, event_id: str) -> None:
-        """Abandon a reservation that failed. It may have been written nevertheless, and nothing would settle it."""
-        with suppress(LedgerError):
-            self._ledger.abandon(event_id)
 
     def _can_stop(self, demand: Demand, ask: Ask) -> bool:
         """Whether a demand that does not fit prevents the request from starting unchanged."""
@@ -222,25 +212,10 @@ class Decider:
         return demand.window.end
 
     async def _reserve(self, event: UsageEvent, holds: Sequence[Hold]) -> Reserved:
-        """Reserve in the ledger. Retry while another process is writing, for up to five seconds."""
         if self.faults.ledger_gone:
             raise LedgerError(self.faults.ledger_gone)
         encoded = encode_event(event)
-        started = time.monotonic_ns()
-        delay = 0.0002
-        while True:
-            try:
-                return self._ledger.reserve(event.event_id, self._worker, event.started_at, holds, encoded)
-            except LedgerBusyError:
-                waited = time.monotonic_ns() - started
-                if waited > _GIVE_UP_NS:
-                    raise
-                if waited > SPIN_NS:
-                    # After that, pause with `sleep`, so that the event loop can do other work.
-                    await asyncio.sleep(delay * random.uniform(1, 2))  # noqa: S311  # jitter
-                    delay = min(_LONGEST_DELAY, delay * 1.5)
-                else:
-                    os.sched_yield()  # the process that holds the lock may need this core
+        return await self._requests.reserve(event.event_id, self._worker, event.started_at, holds, encoded)
 
 
 def obstacle_of(decision: Decision | Downgrade) -> Refusal | Downgrade | None:

@@ -1,25 +1,18 @@
 """The recorder: turn each finished request into one usage event, exactly once, even if several callbacks report it.
 
-`record` is synchronous and commits before it returns, because at SIGTERM LiteLLM drops success callbacks that await.
-If another process holds the ledger's lock for more than 300 µs, or the ledger does not work, the settlement is queued.
-The queue is retried until everything is written.
+`record` is synchronous, because at SIGTERM LiteLLM drops success callbacks that await. It posts the settlement to the
+request ledger, which on a local file commits before `record` returns.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import random
-import time
-from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from usage_plugin.domain.ledger import NotSettled, Settled
+from usage_plugin.domain.request_ledger import PostedSettlement
 from usage_plugin.domain.usage import NO_TOKENS
 from usage_plugin.encoding import encode_event
-from usage_plugin.errors import LedgerBusyError, LedgerError
-from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.admission.decide import SPIN_NS, WorkerFaults
+from usage_plugin.log import get_logger
+from usage_plugin.tracking.admission.decide import WorkerFaults
 from usage_plugin.tracking.admission.demands import AccountStatus, Demand, charged_by, most_constrained_status
 from usage_plugin.tracking.notifications.publishers import Publisher
 
@@ -27,22 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Ledger
+    from usage_plugin.domain.ledger import AccountKey, Balance, Settled
     from usage_plugin.domain.money import Nano
+    from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.domain.usage import CostSource, Status, TokenUsage, UsageEvent
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.alerts import Alerts
     from usage_plugin.tracking.admission.decisions import Admitted
     from usage_plugin.tracking.history.cache import UsageCache
     from usage_plugin.tracking.notifications.anomalies import Anomalies
-
-MOST_PENDING = 10_000
-"""The maximum number of queued settlements in memory while the ledger does not take them. Beyond it the hold stays and
-is charged when this worker ends, and a line is logged."""
-_FIRST_DELAY = 0.0005
-_TURN_NS = 3_000_000
-"""The maximum time, in nanoseconds, to write queued settlements without yielding to the event loop. Requests wait for
-the loop meanwhile, and their settlements are queued."""
 
 log = get_logger()
 
@@ -105,12 +91,43 @@ class Recorded(NamedTuple):
     account_status: AccountStatus | None
 
 
-class _Settlement(NamedTuple):
-    admitted: Admitted
-    event: UsageEvent
-    demands: Sequence[Demand]
-    encoded: str | None
-    """None if the outbox is full, so that only the accounts are charged."""
+class _Settlement(PostedSettlement):
+    """A settlement that updates the cache, notifies the subscribers and evaluates the alerts when it is written."""
+
+    __slots__ = (
+        "_admitted", "_demands", "_event", "_recorder", "account_statuses", "charges", "event", "event_id",
+        "is_reserved",
+    )  # fmt: skip
+
+    def __init__(
+        self, recorder: Recorder, admitted: Admitted, event: UsageEvent, demands: Sequence[Demand], encoded: str | None
+    ) -> None:
+        self._recorder = recorder
+        self._admitted = admitted
+        self._event = event
+        self._demands = demands
+        self.event_id = event.event_id
+        self.charges = [demand.charge() for demand in demands]
+        self.event = encoded
+        self.is_reserved = admitted.holds
+        self.account_statuses: list[AccountStatus] = []
+        """The statuses of the charged accounts, once it is written."""
+
+    def written(self, settled: Settled, *, was_unknown: bool) -> None:
+        admitted = self._admitted
+        if was_unknown:
+            self._recorder.count_unheld(self._event)
+        if self.event is not None:
+            self._recorder.announce(settled.seq, self._event, len(self.event))
+        self.account_statuses += [
+            AccountStatus(demand, balance if demand.since is None else _sum_after(demand, admitted, balance))
+            for demand in self._demands
+            if (balance := settled.balances.get(demand.account)) is not None
+        ]
+        self._recorder.evaluate_alerts(self.account_statuses)
+
+    def given_up(self) -> None:
+        self._recorder.count_gap(self._event)
 
 
 class Recorder:
@@ -118,7 +135,7 @@ class Recorder:
 
     def __init__(
         self,
-        ledger: Ledger,
+        requests: RequestLedger,
         rules: ActiveLimits,
         cache: UsageCache,
         clock: Clock,
@@ -129,7 +146,7 @@ class Recorder:
         faults: WorkerFaults | None = None,
     ) -> None:
         """Set the parts. Without a `publisher`, events have no subscribers."""
-        self._ledger = ledger
+        self._requests = requests
         self._rules = rules
         self._cache = cache
         self._clock = clock
@@ -137,13 +154,6 @@ class Recorder:
         self._alerts = alerts
         self._publisher = publisher or Publisher()
         self._faults = faults or WorkerFaults()
-        self._pending: deque[_Settlement] = deque()
-        self._retrying: asyncio.Task[None] | None = None
-
-    @property
-    def pending(self) -> int:
-        """The number of queued settlements."""
-        return len(self._pending)
 
     def record(self, request: OpenRequest, outcome: Outcome) -> Recorded | None:
         """Settle a request. Return None if it was settled before, which is expected."""
@@ -177,18 +187,30 @@ class Recorder:
         encoded = None if self._faults.drops_events else encode_event(event)
         if encoded is None:
             self._anomalies.count("gap", event.model, event.cost or 0)
-        return most_constrained_status(self._settle_or_wait(_Settlement(admitted, event, demands, encoded)))
+        settlement = _Settlement(self, admitted, event, demands, encoded)
+        self._requests.settle(settlement)
+        return most_constrained_status(settlement.account_statuses)
 
-    def _settle_or_wait(self, settlement: _Settlement) -> Sequence[AccountStatus]:
-        """Write a settlement now, or queue it behind those that wait. A queued one returns no account statuses yet."""
-        if not self._pending:
-            try:
-                return self._settle(settlement)
-            except LedgerError as error:
-                if not isinstance(error, LedgerBusyError):
-                    log.error("ledger.settle_failed", event_id=settlement.event.event_id, **short_error(error))  # noqa: TRY400
-        self._later(settlement)
-        return ()
+    def count_unheld(self, event: UsageEvent) -> None:
+        """Count a request whose reservation is unknown to the ledger."""
+        log.warning("ledger.reservation_unknown", event_id=event.event_id, cost=event.cost)
+        self._anomalies.count("unheld", event.model, event.cost or 0)
+
+    def count_gap(self, event: UsageEvent) -> None:
+        """Count an event that cannot be written."""
+        log.error("ledger.settlement_given_up", event_id=event.event_id, cost=event.cost)
+        self._anomalies.count("gap", event.model, event.cost or 0)
+
+    def announce(self, seq: int, event: UsageEvent, size: int) -> None:
+        """Add a written event to the cache, and notify the subscribers."""
+        self._cache.add(seq, event)
+        if self._publisher.has_subscribers:
+            self._publisher.publish(event, size)
+
+    def evaluate_alerts(self, account_statuses: Sequence[AccountStatus]) -> None:
+        """Evaluate the alerts of charged accounts."""
+        for account_status in account_statuses:
+            self._alerts.seen(account_status)
 
     def _event(self, request: OpenRequest, outcome: Outcome) -> UsageEvent:
         draft = request.admitted.event
@@ -219,109 +241,11 @@ class Recorder:
             disputed=outcome.disputed_by > 0,
         )
 
-    def _settle(self, settlement: _Settlement) -> Sequence[AccountStatus]:
-        """Settle now, or raise after trying the lock for about 300 µs. Return the statuses of the charged accounts."""
-        admitted, event, demands, encoded = settlement
-        charges = [demand.charge() for demand in demands]
-        started = time.monotonic_ns()
-        while True:
-            try:
-                settled: Settled | NotSettled | None
-                if not admitted.holds:
-                    settled = self._ledger.record(event.event_id, charges, encoded)
-                else:
-                    settled = self._ledger.settle(event.event_id, charges, encoded)
-                    if settled is NotSettled.UNKNOWN:
-                        settled = self._record_unknown(event, charges, encoded)
-            except LedgerBusyError:
-                if time.monotonic_ns() - started > SPIN_NS:
-                    raise
-                os.sched_yield()  # the process that holds the lock may need this core
-            else:
-                return self._tell(settlement, settled) if isinstance(settled, Settled) else ()
-
-    def _record_unknown(self, event: UsageEvent, charges: Sequence[Charge], encoded: str | None) -> Settled | None:
-        """Record a request whose reservation is unknown to the ledger: its usage is owed nevertheless."""
-        recorded = self._ledger.record(event.event_id, charges, encoded)
-        if recorded:
-            log.warning("ledger.reservation_unknown", event_id=event.event_id, cost=event.cost)
-            self._anomalies.count("unheld", event.model, event.cost or 0)
-        return recorded
-
-    def _tell(self, settlement: _Settlement, settled: Settled) -> Sequence[AccountStatus]:
-        """Notify the cache, the subscribers and the alerts of a written settlement, whether or not it was queued."""
-        admitted, event, demands, encoded = settlement
-        if encoded is not None:
-            self._cache.add(settled.seq, event)
-            if self._publisher.has_subscribers:
-                self._publisher.publish(event, len(encoded))
-        account_statuses = [
-            AccountStatus(demand, balance if demand.since is None else _sum_after(demand, admitted, balance))
-            for demand in demands
-            if (balance := settled.balances.get(demand.account)) is not None
-        ]
-        for account_status in account_statuses:
-            self._alerts.seen(account_status)
-        return account_statuses
-
-    def withdraw(self, event_id: str) -> bool:
-        """Remove a queued settlement without writing it. Return whether there was one."""
-        for settlement in self._pending:
-            if settlement.event.event_id == event_id:
-                self._pending.remove(settlement)
-                return True
-        return False
-
-    def _later(self, settlement: _Settlement) -> None:
-        if len(self._pending) >= MOST_PENDING:
-            self._give_up(settlement)
-            return
-        self._pending.append(settlement)
-        if self._retrying is None or self._retrying.done():
-            self._retrying = asyncio.get_running_loop().create_task(self._retry())
-
-    def _give_up(self, settlement: _Settlement) -> None:
-        event = settlement.event
-        log.error("ledger.settlement_given_up", event_id=event.event_id, cost=event.cost)
-        self._anomalies.count("gap", event.model, event.cost or 0)
-
-    async def _retry(self) -> None:
-        delay = _FIRST_DELAY
-        turn_ends = time.monotonic_ns() + _TURN_NS
-        while self._pending:
-            try:
-                self._settle(self._pending[0])
-            except LedgerBusyError:
-                delay = min(0.005, delay * 1.5)
-            except LedgerError as error:
-                log.error("ledger.settle_failed", pending=self.pending, **short_error(error))  # noqa: TRY400
-                if isinstance(error.__cause__, UnicodeError | OverflowError):
-                    # It can never be written and must not block the others. Its hold is charged when the worker ends.
-                    self._give_up(self._pending.popleft())
-                    continue
-                delay = min(5.0, delay * 4)
-            else:
-                self._pending.popleft()
-                delay = _FIRST_DELAY
-                if time.monotonic_ns() < turn_ends:
-                    continue
-            await asyncio.sleep(0 if delay == _FIRST_DELAY else delay * random.uniform(1, 2))  # noqa: S311  # jitter
-            turn_ends = time.monotonic_ns() + _TURN_NS
-
     def free_slots(self, request: OpenRequest) -> None:
         """Free the parallel slots of a request that has ended but is not settled yet. Its other holds stay."""
         slots = [d.account for d in request.admitted.demands if not d.limit.is_charged]
         if slots and not request.settled and request.admitted.holds:
-            try:
-                self._ledger.free(request.event_id, slots)
-            except LedgerError as error:
-                # They are freed when the request is settled.
-                log.warning("ledger.slots_not_freed", event_id=request.event_id, **short_error(error))
-
-    async def drain(self, seconds: float) -> None:
-        """Write the queued settlements. Those not written in time stay reserved and are recovered at the next start."""
-        if self._retrying is not None:
-            await asyncio.wait([self._retrying], timeout=seconds)
+            self._requests.free(request.event_id, slots)
 
 
 def _excess(event: UsageEvent, held: Mapping[AccountKey, int], charged: Sequence[Demand]) -> Nano:

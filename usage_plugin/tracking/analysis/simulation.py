@@ -27,6 +27,7 @@ from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.decide import AdmissionPolicy, Decider
 from usage_plugin.tracking.admission.decisions import Admitted, Downgrade, Refusal
 from usage_plugin.tracking.admission.demands import Ask, Candidate, Demand, charged_by
+from usage_plugin.tracking.admission.local_request_ledger import LocalRequestLedger
 from usage_plugin.tracking.admission.remedies import FIRST_LOOK, MOST_WAITING, is_worth_waiting, next_look
 from usage_plugin.tracking.maintenance.backfill import amount_of, daily_dimensions, names_of
 from usage_plugin.tracking.notifications.anomalies import Anomalies
@@ -171,6 +172,7 @@ class Replay:
         self._max_wait = max_wait // timedelta(microseconds=1)
         self._decider = Decider(
             opened.ledger,
+            LocalRequestLedger(opened.ledger),
             ActiveLimits(limits),
             self._clock,
             worker="replay",
