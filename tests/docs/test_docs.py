@@ -27,7 +27,7 @@ from usage_plugin.domain.subjects import DIMENSIONS
 from usage_plugin.domain.windows import WINDOW_KINDS
 from usage_plugin.plugins import hookspecs
 from usage_plugin.plugins.manager import TRACE_VARIABLE
-from usage_plugin.proxy.refusal_response import _TYPES
+from usage_plugin.proxy.client_response import _TYPES
 from usage_plugin.tracking.analysis.patterns import LATELY_DAYS, MOST_EVENTS, MOST_USERS
 
 if TYPE_CHECKING:

@@ -98,7 +98,7 @@ async def reserve(runtime: Runtime, ask: Ask) -> AsyncIterator[Reservation]:
         runtime.refusals.add(outcome)
         raise _error(outcome, runtime.config.contact)
     for name in outcome.warnings:
-        log.warning("limit.passed", limit=name, user=ask.subjects.user, action="warn")
+        log.warning("limit.exceeded", limit=name, user=ask.subjects.user, action="warn")
     reservation = Reservation(runtime, outcome)
     try:
         yield reservation

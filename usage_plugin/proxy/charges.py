@@ -7,6 +7,8 @@ The cost is, in this order:
 3. our own arithmetic, from the price sheet of the model that answered
 4. LiteLLM's figure
 
+If the last two differ by more than 1 %, `admission.on_disputed_cost` chooses; by default the higher one is charged.
+
 LiteLLM's figure is 0.0 or None for paid calls on several routes, depending on earlier traffic. So a zero of LiteLLM's
 is ignored.
 """
@@ -63,7 +65,7 @@ def read_outcome(
 ) -> Outcome:
     """Return a request's outcome: its status, its usage and its cost.
 
-    A success without reported usage is charged as reserved.
+    A success of a priced model without any figure is charged as reserved.
     """
     model = served.model or admitted.model
     deployment = _deployment(prices, model, served, admitted.team)
@@ -132,8 +134,7 @@ def _charge(  # noqa: PLR0911  # one case after the other  # all that decides
         return _Charge(adjusted, "provider")
     figure = _figure(served.litellm_cost)
     if reported.stated is not None and deployment is not None:
-        # LiteLLM copies any provider's stated amount as its own figure, or writes its own figure in its place. Neither
-        # confirms more than our arithmetic.
+        # If LiteLLM's figure equals the amount in the usage, one is a copy of the other, and a copy confirms nothing.
         figure = None if figure in (reported.stated, deployment.adjustment.nano(reported.stated)) else figure
     if computed is not None and deployment is not None and figure == deployment.adjustment.nano(computed):
         # LiteLLM adjusts the cost of some streams twice.

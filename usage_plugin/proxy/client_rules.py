@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.proxy.body_fields import whole
 from usage_plugin.proxy.client_fields import NEEDS_CHECK, controls_in_extra_body, controls_of
+from usage_plugin.proxy.client_response import bad_request
 from usage_plugin.proxy.price_book import FALLBACK_LISTS, overriding_fallbacks
-from usage_plugin.proxy.refusal_response import bad_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def apply_rules(body: dict[str, Any], call_type: str, *, is_limited: bool) -> No
     if call_type == "atext_completion" and body.get("stream"):
         # LiteLLM asks the provider for usage on chat streams only, and counts nothing without it.
         body["stream_options"] = with_usage(body.get("stream_options"))
-    if gives_up_early(body):
+    if client_set_timeout(body):
         # Each abandoned attempt may still be billed, and only the last one is reported.
         body["num_retries"] = 0
 
@@ -54,7 +54,7 @@ def with_usage(stream_options: object) -> dict[str, Any]:
     return {**(stream_options if isinstance(stream_options, dict) else {}), "include_usage": True}
 
 
-def gives_up_early(body: Mapping[str, Any]) -> bool:
+def client_set_timeout(body: Mapping[str, Any]) -> bool:
     """Whether the client sets the provider's timeout itself."""
     if body.keys().isdisjoint(CLIENT_TIMEOUTS):
         return False

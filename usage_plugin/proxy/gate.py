@@ -14,8 +14,8 @@ import orjson
 from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import new_ref
 from usage_plugin.proxy import routes
+from usage_plugin.proxy.client_response import bad_request
 from usage_plugin.proxy.client_rules import with_usage
-from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.request_admission import RequestDecision
 from usage_plugin.tracking.admission.decisions import Admitted, Decision, Refusal
 from usage_plugin.tracking.admission.demands import Demand
@@ -129,7 +129,7 @@ class Gate:
             plan.apply(changed, admitted)
             _rewrite(request, body, changed)
 
-        return RequestDecision(subjects, decision, outgoing=plan.outgoing, apply=apply)
+        return RequestDecision(subjects, decision, held_bounds=plan.held_bounds, apply=apply)
 
     def _refuse(self, rule: routes.Rule, scope: RequestScope, subjects: Subjects, model: object) -> Refusal | None:
         """Return a refusal if any limit forbids this route, else None."""

@@ -24,7 +24,8 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.errors import IdentityRequiredError, ResolverFailedError, SubjectNameError, UsagePluginError
 from usage_plugin.log import get_logger
 from usage_plugin.proxy import output_limits, request_scope
-from usage_plugin.proxy.client_rules import gives_up_early, with_usage
+from usage_plugin.proxy.client_response import bad_request, negotiated_headers, refusal_error, status_headers
+from usage_plugin.proxy.client_rules import client_set_timeout, with_usage
 from usage_plugin.proxy.deferred import LOOK_UPS, Deferred
 from usage_plugin.proxy.gate import Gate
 from usage_plugin.proxy.identity import Identification
@@ -34,7 +35,6 @@ from usage_plugin.proxy.litellm_metadata import model_group
 from usage_plugin.proxy.outgoing_check import OutgoingCheck, StoppedError, ask_for_usage
 from usage_plugin.proxy.pass_through_prices import reads_bytes
 from usage_plugin.proxy.pass_through_usage import PassThroughReport
-from usage_plugin.proxy.refusal_response import bad_request, negotiated_headers, refusal_error, status_headers
 from usage_plugin.proxy.request_admission import RequestAdmission, RequestDecision
 from usage_plugin.proxy.request_plan import RequestPlanner
 from usage_plugin.proxy.routes import PASS_THROUGH, rule_of
@@ -125,8 +125,8 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             scope.looked_up = data
         try:
             if is_free(kind) or _is_free_route(scope, kind) or self._inflight.of_hook(data) is not None:
-                # A look-up, or a request that is admitted already: by the gate, by a second listing of this callback,
-                # or before LiteLLM chose a fallback.
+                # The call or its route is free, or the request is admitted already: by the gate, by this callback if it
+                # is listed twice, or before a fallback.
                 return None
             await self._admit(user_api_key_dict, data, kind, scope)
         except Exception as error:  # noqa: BLE001  # none may become a 500 of ours
@@ -144,7 +144,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             decided = RequestDecision(subjects, decision, is_unmetered=True)
         else:
             decision, plan = await self._admission.admit(subjects, data, kind)
-            decided = RequestDecision(subjects, decision, outgoing=plan.outgoing, apply=partial(plan.apply, data))
+            decided = RequestDecision(subjects, decision, held_bounds=plan.held_bounds, apply=partial(plan.apply, data))
         self._begin(decided, data, scope, started)
 
     def _begin(
@@ -157,16 +157,16 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         owns_all_calls: bool = False,
     ) -> InflightRequest:
         """Change and start an admitted request, or raise the refusal."""
-        subjects, (outcome, dry_run_refusals), unmetered, outgoing, apply = decided
+        subjects, (outcome, dry_run_refusals), unmetered, held_bounds, apply = decided
         for refusal in dry_run_refusals:
             self._refusals.add(refusal)
         if isinstance(outcome, Refusal):
             self._refusals.add(outcome)
             # The reason quotes the client's own fields, so it is only sent to the client and never stored.
-            fields = outgoing.bound.unknown if outgoing is not None and outcome.reason == "unbounded" else ()
+            fields = held_bounds.bound.unknown if held_bounds is not None and outcome.reason == "unbounded" else ()
             raise refusal_error(replace(outcome, user=subjects.called, fields=fields), self._config.current)
         request = InflightRequest(outcome, started, unmetered=unmetered, owns_all_calls=owns_all_calls)
-        request.outgoing = outgoing
+        request.held_bounds = held_bounds
         try:
             if apply is not None:
                 apply(outcome)
@@ -179,10 +179,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
                 scope.account_status = outcome.account_status
                 scope.headers |= negotiated_headers(outcome.event)
             for name in outcome.warnings:
-                log.warning("limit.passed", limit=name, user=subjects.user, action="warn")
+                log.warning("limit.exceeded", limit=name, user=subjects.user, action="warn")
         except Exception as error:
             # A bug of the plugin: the request does not start, so it must not keep a hold.
-            self._settlement.failed(request, error, hurried=False)
+            self._settlement.failed(request, error, client_set_timeout=False)
             raise
         return request
 
@@ -207,11 +207,11 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
             if kwargs.get("stream"):
                 kwargs["stream_options"] = with_usage(kwargs.get("stream_options"))
             output_limits.write_missing(kwargs, scope.output_limit)
-        if request.outgoing is not None:
+        if request.held_bounds is not None:
             refusal = await self._outgoing_check.check(request, kwargs, kind)
             if refusal is not None:
                 raise self._stopped(refusal)
-        request.sent, request.broken = True, False
+        request.is_at_provider, request.broken = True, False
         request.answer = request.stream = None
 
     def _stopped(self, refusal: Refusal) -> StoppedError:
@@ -244,7 +244,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Record that a provider rejected the request; a retry or a fallback may follow."""
         request = self._inflight.of_hook(request_data)
         if request is not None:
-            request.sent = False
+            request.is_at_provider = False
 
     async def async_post_call_success_deployment_hook(
         self,
@@ -305,7 +305,9 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         with _NothingRaised("async_post_call_failure_hook"):
             request = self._inflight.of_hook(request_data)
             if request is not None:
-                self._settlement.failed(request, original_exception, hurried=gives_up_early(request_data))
+                self._settlement.failed(
+                    request, original_exception, client_set_timeout=client_set_timeout(request_data)
+                )
             elif self._inflight.repetition(request_data, by="failure"):
                 self._anomalies.count("duplicate", str(request_data.get("model") or ""))
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.usage import Status
-    from usage_plugin.proxy.request_plan import OutgoingBounds
+    from usage_plugin.proxy.request_plan import HeldBounds
     from usage_plugin.proxy.streams import Report, Stream
     from usage_plugin.tracking.admission.decisions import Admitted, Refusal
 
@@ -24,20 +24,20 @@ class InflightRequest(OpenRequest):
         report: The report of the provider's own frames, or of the bytes sent to the client.
         logged: The arguments of a success log that came before the last frame was read.
         is_over: Whether the last byte is sent.
-        sent: Whether a provider has received the request and not answered yet.
+        is_at_provider: Whether a provider has received the request and not answered yet.
         broken: Whether the last attempt was logged as a failure.
         cut: Whether only a part of the answer was delivered.
-        failed: The status that the client got, while the provider may still be working, and bill the request.
+        status_told: The status that the client got, while the provider may still be working, and bill the request.
         error: The name of the failure's exception.
         unmetered: Whether the route reports no usage.
         owns_all_calls: Whether every provider call of this HTTP request belongs to it, regardless of the call id.
-        outgoing: The bounds that its outgoing form is compared with; None if no limit depends on them.
+        held_bounds: The bounds that its outgoing form is compared with; None if no limit depends on them.
         stopped: The refusal, if the outgoing request exceeds the limits.
     """
 
     __slots__ = (
-        "answer", "broken", "cut", "error", "failed", "is_over", "logged", "outgoing", "owns_all_calls", "report",
-        "sent", "stopped", "stream", "unmetered",
+        "answer", "broken", "cut", "error", "held_bounds", "is_at_provider", "is_over", "logged", "owns_all_calls",
+        "report", "status_told", "stopped", "stream", "unmetered",
     )  # fmt: skip
 
     def __init__(
@@ -50,14 +50,14 @@ class InflightRequest(OpenRequest):
         self.report: Report | None = None
         self.logged: tuple[Mapping[str, Any], Any] | None = None
         self.is_over = False
-        self.sent = False
+        self.is_at_provider = False
         self.broken = False
         self.cut = False
-        self.failed: Status | None = None
+        self.status_told: Status | None = None
         self.error: str | None = None
         self.unmetered = unmetered
         self.owns_all_calls = unmetered or owns_all_calls
-        self.outgoing: OutgoingBounds | None = None
+        self.held_bounds: HeldBounds | None = None
         self.stopped: Refusal | None = None
 
     @property

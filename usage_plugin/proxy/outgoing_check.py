@@ -5,7 +5,7 @@ the output limit. Usually nothing has changed: the body is read once more, and i
 hold.
 
 Otherwise the hold is released and the request is admitted again in its new form, for the chosen deployment. If that is
-refused, it is not sent, and neither are its retries and fallbacks.
+refused, or the ledger does not release the hold, it is not sent, and neither are its retries and fallbacks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import litellm
 from fastapi import HTTPException
 from litellm.proxy._types import ProxyException
 
+from usage_plugin.domain.usage import new_ref
 from usage_plugin.log import get_logger
 from usage_plugin.pricing.catalog import unprinted
 from usage_plugin.pricing.sheets import route_of
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from usage_plugin.proxy.inflight_request import InflightRequest
     from usage_plugin.proxy.price_book import Deployment
     from usage_plugin.proxy.request_admission import RequestAdmission
-    from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlanner
+    from usage_plugin.proxy.request_plan import HeldBounds, RequestPlanner
     from usage_plugin.tracking.admission.refusals import RefusalLog
 
 log = get_logger()
@@ -81,47 +82,47 @@ class OutgoingCheck:
                 hold it.
             call_type: LiteLLM's call type.
         """
-        outgoing = request.outgoing
+        held_bounds = request.held_bounds
         if request.stopped is not None:
             return request.stopped
-        if outgoing is None or call_type != outgoing.call_type:
-            # No limit depends on it, or it is the translated form of a request that has been compared.
+        if held_bounds is None or call_type != held_bounds.call_type:
+            # No limit depends on the request, or LiteLLM's outer call was compared, and this is its translation.
             return None
-        deployment, is_expected = self._chosen_deployment(request, outgoing, kwargs)
+        deployment, is_expected = self._chosen_deployment(request, held_bounds, kwargs)
         if deployment is None:
             # No deployment was chosen: LiteLLM calls the provider by the model's name, as admitted.
             return None
         if is_expected:
-            _put_in(outgoing, kwargs, deployment)
-            if self._is_held(outgoing, kwargs, deployment):
+            _put_in(held_bounds, kwargs, deployment)
+            if self._is_held(held_bounds, kwargs, deployment):
                 return None
         return await self._admit_again(request, kwargs, call_type, deployment)
 
     def _chosen_deployment(
-        self, request: InflightRequest, outgoing: OutgoingBounds, kwargs: dict[str, Any]
+        self, request: InflightRequest, held_bounds: HeldBounds, kwargs: dict[str, Any]
     ) -> tuple[Deployment | None, bool]:
         """Return the chosen deployment, and whether the request was admitted for it."""
         deployment_id, group = chosen_deployment(kwargs)
         if deployment_id is None:
             return None, False
-        for deployment in outgoing.deployments:
+        for deployment in held_bounds.deployments:
             if deployment.deployment_id == deployment_id:
                 return deployment, True
         return self._planner.deployment(request.admitted.subjects, group, deployment_id), False
 
-    def _is_held(self, outgoing: OutgoingBounds, kwargs: dict[str, Any], deployment: Deployment) -> bool:
+    def _is_held(self, held_bounds: HeldBounds, kwargs: dict[str, Any], deployment: Deployment) -> bool:
         """Whether the outgoing request is within the bounds of the admitted one."""
-        then, now = outgoing.bound, bounds.read(outgoing.call_type, kwargs, trusted=True)
-        most = None if then.input_tokens is None else then.input_tokens + _own_input(deployment, outgoing.call_type)
+        then, now = held_bounds.bound, bounds.read(held_bounds.call_type, kwargs, trusted=True)
+        most = None if then.input_tokens is None else then.input_tokens + _own_input(deployment, held_bounds.call_type)
         if most is not None and (now.input_tokens is None or now.input_tokens > most):
             return False
-        counts_output = outgoing.output.is_counted and route_of(outgoing.call_type) == "text"
-        if counts_output and outgoing.output_tokens is not None:
+        counts_output = held_bounds.output.is_counted and route_of(held_bounds.call_type) == "text"
+        if counts_output and held_bounds.output_tokens is not None:
             admission = self._admission.config.current.admission
-            fields = output_limits.output_limit(deployment, outgoing.call_type, admission).fields
+            fields = output_limits.output_limit(deployment, held_bounds.call_type, admission).fields
             if fields and now.named.isdisjoint(fields):
                 return False
-            if (now.largest_output + now.predicted) * now.answers > outgoing.output_tokens:
+            if (now.largest_output + now.predicted) * now.answers > held_bounds.output_tokens:
                 return False
             if not now.output_is_bounded:
                 return False
@@ -132,7 +133,14 @@ class OutgoingCheck:
     ) -> Refusal | None:
         admitted = request.admitted
         if admitted.holds and not await self._requests.release(request.event_id):
-            return None
+            # It needs another hold than it has. The first one is freed when the request is settled.
+            if self._admission.config.current.admission.on_ledger_error == "allow":
+                return None
+            event = admitted.event
+            request.stopped = Refusal(
+                reason="unavailable", ref=new_ref(), at=event.started_at, user=event.user, model=event.requested_model
+            )
+            return request.stopped
         decision, plan = await self._admission.admit_again(admitted, kwargs, call_type, deployment)
         outcome = decision.outcome
         for refusal in decision.dry_run_refusals:
@@ -148,14 +156,14 @@ class OutgoingCheck:
             request.admitted = unheld(admitted.event, admitted.subjects)
             request.stopped = outcome
             return outcome
-        outgoing = plan.outgoing
-        request.admitted, request.outgoing = outcome, outgoing
-        if outgoing is not None:
+        held_bounds = plan.held_bounds
+        request.admitted, request.held_bounds = outcome, held_bounds
+        if held_bounds is not None:
             # The plan leaves the call as it is, so set the limits in it.
-            output = outgoing.output
+            output = held_bounds.output
             if output.injected is not None:
                 output_limits.write(call_type, kwargs, *output.injected)
-            _put_in(outgoing._replace(output=output._replace(injected=None)), kwargs, deployment)
+            _put_in(held_bounds._replace(output=output._replace(injected=None)), kwargs, deployment)
         return None
 
 
@@ -177,15 +185,15 @@ def _reports_usage(model: str, provider: str | None) -> bool:
     return False
 
 
-def _put_in(outgoing: OutgoingBounds, kwargs: dict[str, Any], deployment: Deployment) -> None:
+def _put_in(held_bounds: HeldBounds, kwargs: dict[str, Any], deployment: Deployment) -> None:
     """Set our output limit for a deployment that needs a different one than the body has."""
-    output = outgoing.output
+    output = held_bounds.output
     own = output.by_deployment.get(deployment.deployment_id)
     if own is None:
         return
     if output.injected is not None:
-        output_limits.remove(outgoing.call_type, kwargs, output.injected[0])
-    output_limits.write(outgoing.call_type, kwargs, *own)
+        output_limits.remove(held_bounds.call_type, kwargs, output.injected[0])
+    output_limits.write(held_bounds.call_type, kwargs, *own)
 
 
 def _own_input(deployment: Deployment, call_type: str) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from usage_plugin.config import ActiveConfig
     from usage_plugin.domain.subjects import Subjects
     from usage_plugin.proxy.price_book import Deployment
-    from usage_plugin.proxy.request_plan import OutgoingBounds, RequestPlan, RequestPlanner
+    from usage_plugin.proxy.request_plan import HeldBounds, RequestPlan, RequestPlanner
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.decisions import Admitted, Decision, Downgrade, Refusal
     from usage_plugin.tracking.admission.demands import Ask, Demand
@@ -47,14 +47,14 @@ class RequestDecision(NamedTuple):
         subjects: The parties of the request.
         decision: The decision of admission.
         is_unmetered: Whether the route reports no usage.
-        outgoing: The bounds that the outgoing request is compared with, if it is.
+        held_bounds: The bounds that the outgoing request is compared with, if it is.
         apply: Changes the request, so that LiteLLM reads it as it was admitted.
     """
 
     subjects: Subjects
     decision: Decision
     is_unmetered: bool = False
-    outgoing: OutgoingBounds | None = None
+    held_bounds: HeldBounds | None = None
     apply: Callable[[Admitted], None] | None = None
 
 
@@ -128,8 +128,9 @@ class _Alternatives:
             return None
         if demand.limit.unit not in _INPUT_UNITS:
             return None
-        # If the uncounted amount is within the maximum, the counted one must fit into the unspent rest. Otherwise it
-        # must fit into the maximum, and the count decides whether the request is too large or the money is spent.
+        # Counting takes time, so it is done only if the counted amount could fit. If the bound by bytes is within the
+        # maximum, it must fit into the unspent rest. Else it must fit into the maximum: then the reason is `spent`
+        # instead of `too_large`.
         room = maximum = demand.maximum or 0
         if demand.amount <= maximum:
             room -= obstacle.balance.spent
@@ -151,7 +152,7 @@ class _Alternatives:
 
     def without_thinking_room(self) -> Ask | None:
         """Plan our ordinary output limit, if the larger one is ours and the client asks for no thinking."""
-        injected = self.plan.outgoing.output.injected if self.plan.outgoing is not None else None
+        injected = self.plan.held_bounds.output.injected if self.plan.held_bounds is not None else None
         ordinary = self._parts.config.current.admission.output_tokens_of(self.plan.ask.draft.requested_model or "")
         if self._form.deployment is not None or injected is None or injected[1] <= ordinary:
             return None
@@ -162,7 +163,7 @@ class _Alternatives:
     def shortened(self, ask: Ask, obstacle: Refusal, room: int) -> Ask | None:
         """Plan the longest answer that fits into `room` of the limit that refused; None if it would be too short."""
         demand = obstacle.demand
-        field = self.plan.outgoing.output.field if self.plan.outgoing is not None else None
+        field = self.plan.held_bounds.output.field if self.plan.held_bounds is not None else None
         if self._parts.config.current.admission.on_short_budget != "clamp" or self._form.deployment is not None:
             return None
         if demand is None or demand.limit.unit not in _OUTPUT_UNITS or field is None or not ask.output_tokens:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from usage_plugin.domain.subjects import LONGEST_NAME
 from usage_plugin.domain.usage import UsageEvent, new_event_id
 from usage_plugin.proxy import bounds, client_rules, output_limits, worst_case
+from usage_plugin.proxy.client_response import bad_request
 from usage_plugin.proxy.client_rules import SEARCH
 from usage_plugin.proxy.litellm_metadata import remove_names_of_router
 from usage_plugin.proxy.price_book import Deployment, PriceBook
-from usage_plugin.proxy.refusal_response import bad_request
 from usage_plugin.proxy.tokens import encoding_for
 from usage_plugin.tracking.admission.demands import Ask
 
@@ -58,7 +58,7 @@ class Form(NamedTuple):
 AS_IT_ARRIVED = Form()
 
 
-class OutgoingBounds(NamedTuple):
+class HeldBounds(NamedTuple):
     """The bounds of an admitted request, compared with the outgoing one.
 
     Attributes:
@@ -82,12 +82,12 @@ class RequestPlan(NamedTuple):
     Attributes:
         ask: The request for admission.
         body: The body with all changes; the values that did not change are those of the body that arrived.
-        outgoing: The bounds of the outgoing request; None if no limit depends on its cost or tokens.
+        held_bounds: The bounds of the outgoing request; None if no limit depends on its cost or tokens.
     """
 
     ask: Ask
     body: Mapping[str, Any]
-    outgoing: OutgoingBounds | None
+    held_bounds: HeldBounds | None
 
     def apply(self, data: dict[str, Any], admitted: Admitted) -> None:
         """Write the changes into the body that arrived, which LiteLLM and later callbacks hold.
@@ -178,8 +178,8 @@ class RequestPlanner:
             output_tokens=most,
             is_downgraded=form.downgraded_by is not None or chosen is not None,
         )
-        outgoing = OutgoingBounds(call_type, bound, most, deployments, output) if is_limited else None
-        return RequestPlan(ask, body, outgoing)
+        held_bounds = HeldBounds(call_type, bound, most, deployments, output) if is_limited else None
+        return RequestPlan(ask, body, held_bounds)
 
     def encoding(self, subjects: Subjects, body: Mapping[str, Any]) -> str | None:
         """Return the tokenizer's encoding if all deployments that may bill the request share one, else None."""

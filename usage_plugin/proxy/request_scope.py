@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.subjects import INTERNAL, Subjects
 from usage_plugin.errors import UsagePluginError
-from usage_plugin.proxy.refusal_response import anthropic_body
+from usage_plugin.proxy.client_response import anthropic_body
 from usage_plugin.proxy.routes import WEBSOCKET
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Settlement: settle each request once, however it ends and however many hooks report the end.
 
-These methods are called in this order, as far as they apply (found by experiment, `tests/proxy/test_endings.py`):
+A request ends in one of these ways, and the first that settles it wins. `over` may come before `logged`. Found by
+experiment (`tests/proxy/test_endings.py`):
 
 - `answered`: a whole answer is being sent to the client. It is settled here, so that a lost log event loses nothing.
 - `logged`: a success was logged. Settles streams, also cut ones, and answers that report no usage themselves.
@@ -9,7 +10,8 @@ These methods are called in this order, as far as they apply (found by experimen
 - `over`: the last byte is sent or the client has disconnected. A request that is not settled within
   `admission.orphan_grace` after that is charged as reserved.
 
-LiteLLM's failure log is not used: it reports the first attempt, and a retry may succeed.
+LiteLLM's failure log settles nothing, since a retry may succeed. It only notes what was delivered
+(`partly_delivered`).
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ log = get_logger()
 
 
 class Settlement:
-    """Settles requests. Nothing here raises an error, since the answer must reach the client in any case."""
+    """Settles requests. The handler catches and logs any error here, so the answer still reaches the client."""
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class Settlement:
     def answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> Recorded | None:
         """Settle a whole answer that reports its usage; others are settled when they are logged."""
         if request.owns_all_calls:
-            # Without a stamp, its later log event would be charged again, as a foreign call.
+            # It has no stamp. If it were settled now, its later log event would be charged as a foreign call.
             return None
         # Use the provider's own answer, where LiteLLM has converted it for the client.
         answer = response if request.answer is None else request.answer
@@ -92,14 +94,14 @@ class Settlement:
 
     def provider_answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> None:
         """Keep a whole answer for settlement: a guardrail may still withhold it, but the provider must be paid."""
-        request.sent = request.cut = False
+        request.is_at_provider = request.cut = False
         if request.answer is None:
             # Where one API is served through another, the inner call is reported first, and only that one is kept.
             request.answer = response
         # Read it only if it is needed: nearly always it is settled a moment later.
         request.delivered = partial(usage_parsing.read_answer, data, request.answer)
-        if request.failed:
-            self._settle_delivered(request, request.failed)
+        if request.status_told:
+            self._settle_delivered(request, request.status_told)
             return
         work = work_of(response)
         if work is not None and work.status is None and self._deferred.hold(request, work):
@@ -170,14 +172,14 @@ class Settlement:
             return
         request.cut = _client_left(kwargs)
         if request.stream is None and request.report is not None and not (request.is_over or request.cut):
-            # Logged before the last frame was read, which reports the usage. It is settled when the request is over.
+            # The log came before the last frame, and that frame has the usage. So `over` settles the request.
             request.logged = (kwargs, response)
         else:
             self._settle_logged(request, kwargs, response)
 
     def _settle_logged(self, request: InflightRequest, kwargs: Mapping[str, Any], response: Any) -> None:
         """Settle with the logged usage; for a stream, with the usage in the provider's own frames."""
-        status: Status = request.failed or ("cancelled" if request.cut else "success")
+        status: Status = request.status_told or ("cancelled" if request.cut else "success")
         if request.cut and self._charges_cut_as_reserved():
             self._settle_as_reserved(request, status, by="success")
             return
@@ -214,7 +216,7 @@ class Settlement:
         status: Status,
     ) -> None:
         """Settle an answer that was forwarded unchanged, with the usage in its bytes, else with LiteLLM's."""
-        is_whole = not (request.cut or request.failed or report.lacks_output)
+        is_whole = not (request.cut or request.status_told or report.lacks_output)
         event = request.admitted.event
         if pass_through_prices.is_free(kwargs, report.path):
             outcome = charges.read_outcome(
@@ -245,13 +247,13 @@ class Settlement:
             outcome = self._flat(request, outcome)
         self._settle(request, outcome, by="success")
 
-    def failed(self, request: InflightRequest, error: Exception, *, hurried: bool) -> None:
+    def failed(self, request: InflightRequest, error: Exception, *, client_set_timeout: bool) -> None:
         """Settle a request that failed finally, or wait if a provider is still processing it.
 
         Args:
             request: The request that failed.
             error: The error that is sent to the client.
-            hurried: Whether the client set the timeout itself.
+            client_set_timeout: Whether the client set the timeout itself.
         """
         gone = getattr(error, "status_code", None) == CLIENT_GONE
         status: Status = "cancelled" if gone else "failure"
@@ -259,22 +261,22 @@ class Settlement:
         late = isinstance(error, openai.APITimeoutError)
         from_provider = isinstance(error, openai.APIError)
         if from_provider and (not _ATTEMPTS_ARE_TOLD or request.admitted.event.call_type in _NEVER_TOLD):
-            request.sent = False
+            request.is_at_provider = False
         if request.delivered is not None:
             self._settle_delivered(request, status)
         elif isinstance(request.report, PassThroughReport) and request.report.usage:
             # The answer broke off after it had reported some usage.
-            request.failed = status
+            request.status_told = status
             self._settle_pass_through(request, request.report, usage_parsing.NOTHING_SERVED, {}, {}, status)
-        elif late and not (hurried or self._charges_cut_as_reserved()):
+        elif late and not (client_set_timeout or self._charges_cut_as_reserved()):
             # The provider's bill is unknown, and a slow provider should not use up the caller's limit.
             self._settle(request, Outcome(status=status, error=request.error, estimated=True), by="failure")
-        elif late or (request.sent and (gone or from_provider)):
+        elif late or (request.is_at_provider and (gone or from_provider)):
             # Cut by the client, or broken in the middle of a stream: the provider's bill is unknown.
             self._settle_as_reserved(request, status, by="failure")
-        elif request.sent:
+        elif request.is_at_provider:
             # Another plugin's hook refused it while the provider was processing it: the cost is not known yet.
-            request.failed = status
+            request.status_told = status
         else:
             self._settle(request, Outcome(status=status, error=request.error), by="failure")
 
@@ -315,21 +317,21 @@ class Settlement:
         event = request.admitted.event
         if request.unmetered:
             if isinstance(request.report, PassThroughReport) and request.report.usage:
-                ended = request.failed or status
+                ended = request.status_told or status
                 self._settle_pass_through(request, request.report, usage_parsing.NOTHING_SERVED, {}, {}, ended)
                 return
-            self._settle_unmetered(request, request.failed or status)
+            self._settle_unmetered(request, request.status_told or status)
             return
         log.warning("request.orphaned", event_id=event.event_id, user=event.user, model=event.model)
         self._anomalies.count("orphaned", event.model or event.call_type, event.cost or 0)
         if request.broken and status == "success":
             # LiteLLM ends some broken streams as if they were complete.
             status = "failure"
-        self._settle_as_reserved(request, request.failed or status, by="orphan")
+        self._settle_as_reserved(request, request.status_told or status, by="orphan")
 
     def _settle_unmetered(self, request: InflightRequest, status: Status) -> None:
         """Settle a request without any reported usage, as is usual on such routes: at its flat cost, if it has one."""
-        if status == "failure" and not request.sent:
+        if status == "failure" and not request.is_at_provider:
             self._settle(request, Outcome(status=status, error=request.error), by="orphan")
         else:
             outcome = self._flat(request, Outcome(status=status, error=request.error))
@@ -391,7 +393,7 @@ class Settlement:
 
     def _settle(self, request: InflightRequest, outcome: Outcome, *, by: Settler) -> Recorded | None:
         self._inflight.forget(request, by)
-        # Otherwise the answer, and with it the whole body, would live as long as the scope, which timers may hold.
+        # Drop the answer and the body: the scope, or the timer of `over`, may keep this object for another minute.
         request.delivered = request.answer = request.stream = request.logged = None
         return self._write(request, outcome)
 

@@ -112,7 +112,7 @@ class Decider:
         self.faults = faults or WorkerFaults()
 
     async def decide(self, ask: Ask) -> Decision | Downgrade:
-        """Decide once, and hold the amounts of an admitted request. Without fallbacks, if only then it fits."""
+        """Decide once. A request that fits only without fallbacks is admitted without them, in a second transaction."""
         if self.faults.outbox_full and self.policy.enforce and not self.policy.admit_without_outbox:
             return Decision(refuse("outbox_full", ask), ())
         decision = await self._decide_among(ask, (*ask.primary, *ask.fallbacks))
@@ -155,12 +155,12 @@ class Decider:
             self._anomalies.count("ledger_away", "ledger", self._clock.monotonic() - self._away_since)
             self._away_since = None
         before = list(zip(demands, reserved.balances, strict=True))
-        passed = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
+        exceeded = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
         dry_run_refusals += [
-            self._judge(ask, demand, balance, reserved) for demand, balance in passed if demand.limit.dry_run
+            self._judge(ask, demand, balance, reserved) for demand, balance in exceeded if demand.limit.dry_run
         ]
         if not reserved.admitted:
-            stopping = [pair for pair in passed if self._can_stop(pair[0], ask)]
+            stopping = [pair for pair in exceeded if self._can_stop(pair[0], ask)]
             for demand, balance in stopping:
                 if demand.limit.downgrade_to is not None:
                     return Downgrade(demand, balance, demand.limit.downgrade_to)
@@ -168,7 +168,7 @@ class Decider:
         account_status = most_constrained_status(
             AccountStatus(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
         )
-        warned = [d.limit.name for d, _ in passed if d.limit.action == "warn" and not d.limit.dry_run]
+        warned = [d.limit.name for d, _ in exceeded if d.limit.action == "warn" and not d.limit.dry_run]
         balances = {demand.account: balance for demand, balance in before}
         admitted = Admitted(event, ask.subjects, tuple(demands), balances, False, account_status, tuple(warned))
         return Decision(admitted, dry_run_refusals)

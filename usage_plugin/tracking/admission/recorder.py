@@ -91,7 +91,7 @@ class Recorded(NamedTuple):
     account_status: AccountStatus | None
 
 
-class _Settlement(PostedSettlement):
+class _LedgerEntry(PostedSettlement):
     """A settlement that updates the cache, notifies the subscribers and evaluates the alerts when it is written."""
 
     __slots__ = (
@@ -187,7 +187,7 @@ class Recorder:
         encoded = None if self._faults.drops_events else encode_event(event)
         if encoded is None:
             self._anomalies.count("gap", event.model, event.cost or 0)
-        settlement = _Settlement(self, admitted, event, demands, encoded)
+        settlement = _LedgerEntry(self, admitted, event, demands, encoded)
         self._requests.settle(settlement)
         return most_constrained_status(settlement.account_statuses)
 

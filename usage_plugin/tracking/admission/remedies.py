@@ -166,7 +166,7 @@ class _Remedies:
             # Other requests hold the remaining amount, and there may be room once they settle.
             self._wants_unspent = self._may_wait = True
             return self._alternatives.shortened(self._ask, obstacle, unspent)
-        # It fits without waiting, unless other requests were faster. Then it is cut again.
+        # Either it fits now, without waiting, or nothing can be cut. If others were faster, the next turn cuts again.
         self._may_wait = False
         return shorter
 

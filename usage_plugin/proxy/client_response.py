@@ -1,4 +1,4 @@
-"""Refusal response: a refusal in the form that the client gets.
+"""Client response: the form in which a client gets a refusal, and the headers of an admitted request.
 
 The headers are the contract for programs; `sentence` is for people.
 
