@@ -1,4 +1,4 @@
-"""Import LiteLLM without garbage collections: they take a quarter of the 8 s of CPU of each import.
+"""Import LiteLLM without garbage collections, which take about an eighth of the CPU time of its import.
 
 During an import nearly all objects stay, and each collection visits them again. `sitecustomize` calls `install` in
 each process that a test starts. Only the import differs from a start outside of the tests: after it, the collector runs
