@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from hypothesis import Phase, settings
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
     from xdist.remote import Producer
 
 pytest_plugins = ["tests.support.guarding", "tests.proxy.kept"]
@@ -41,6 +45,7 @@ LONGEST_FIRST = (
     "tests/proxy/test_restarts.py",
     "tests/proxy/test_outages.py",
     "the example's proxy",
+    "the proxy's import",
 )
 """The scopes that start first, so that all worker processes end together; the rest of tests/proxy follows."""
 
@@ -76,8 +81,10 @@ SLOW_TESTS = {
 
 
 def scope_of(nodeid: str) -> str:
-    """Return the tests that run in one process: a file, or several that share a server."""
+    """Return the tests that run in one process: a file, or several that share a server or an import."""
     file = nodeid.split("::", maxsplit=1)[0]
+    if file.startswith("tests/proxy_parts/"):
+        return "the proxy's import"
     return SCOPES.get(file, file)
 
 
@@ -88,10 +95,35 @@ def _order(item: pytest.Item) -> tuple[int, bool]:
 
 
 class TogetherByServer(LoadScopeScheduling):
-    """Run all tests that share a slow server in the same worker process."""
+    """Run all tests that share a slow server or a slow import in the same worker process."""
 
     def _split_scope(self, nodeid: str) -> str:
         return scope_of(nodeid)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the files of which the marker expression selects no test; each worker would import them."""
+    expression = config.option.markexpr
+    terms = expression.split(" and ") if " or " not in expression else ()
+    excluded = ("tests/proxy/",) if "not proxy" in terms else ()
+    excluded += SLOW if "not slow" in terms else ()
+    path = (
+        collection_path.relative_to(config.rootpath).as_posix()
+        if collection_path.is_relative_to(config.rootpath)
+        else ""
+    )
+    return True if path.endswith(".py") and path.startswith(excluded) else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep what all tests use out of garbage collections, which would visit it thousands of times."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.proxy.conftest import ROOT
-from tests.support.guarding import OWNER
+from tests.support.guarding import OWNER, python_path
 from tests.write_guard import write_guard
 
 TESTS = """
@@ -109,3 +109,14 @@ def test_what_is_inside_may_be_touched(ran: tuple[str, Path]) -> None:
     printed, _ = ran
     assert re.search(r"^PASSED .*::test_inside$", printed, re.MULTILINE), printed
     assert "ERROR test_touching.py::test_inside" not in printed
+
+
+def test_only_the_import_of_litellm_runs_without_collections(tmp_path: Path) -> None:
+    """In a process of a test, the garbage collector is off while LiteLLM is imported, and on after it."""
+    (tmp_path / "litellm").mkdir()
+    (tmp_path / "litellm" / "__init__.py").write_text("import gc\nMEANWHILE = gc.isenabled()\n")
+    program = "import gc, litellm; print(litellm.MEANWHILE, gc.isenabled())"
+    environment = {**os.environ, "PYTHONPATH": python_path(tmp_path)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "False True\n"

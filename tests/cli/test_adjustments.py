@@ -3,10 +3,10 @@ from __future__ import annotations
 import getpass
 import hashlib
 import threading
-import time
 
 import pytest
 
+from tests.support.waiting import calls_of, wait_until
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.testing.builders import NOON
 
@@ -228,19 +228,20 @@ def test_adjustments_of_a_limit_that_is_gone_are_listed_all_the_same(run, books,
     assert "research, ann" in run.ok("adjustments")
 
 
-def test_a_busy_ledger_is_waited_for(execute, books):
+def test_a_busy_ledger_is_waited_for(run, books, monkeypatch):
     """A command that meets a writing worker tries again until it is through."""
+    attempts = calls_of(monkeypatch, type(books.operations), "adjust")
     books.opened.file.execute("BEGIN IMMEDIATE")
     done = []
     command = threading.Thread(
-        target=lambda: done.append(execute("raise", "daily", "--user", "ann", "--to", "9", *BIG_DAY))
+        target=lambda: done.append(run("raise", "daily", "--user", "ann", "--to", "9", *BIG_DAY))
     )
     command.start()
-    time.sleep(2)
+    wait_until(lambda: len(attempts) > 3)
     assert command.is_alive()
     books.opened.file.execute("ROLLBACK")
     command.join()
-    assert done[0].returncode == 0, done[0].stderr
+    assert done[0].exit_code == 0, done[0].stderr
     assert [made.amount for made in books.operations.adjustments()] == [9_000_000_000]
 
 

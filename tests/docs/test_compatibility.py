@@ -110,8 +110,9 @@ def test_each_public_name_is_checked_by_mypy():
 def test_the_typed_programs_can_be_imported():
     """They are not run, but their imports exist, and their classes can be made."""
     modules = [f"tests.typing.{path.stem}" for path in TYPED if path.stem != "__init__"]
-    code = f"import importlib\nfor name in {modules}: importlib.import_module(name)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    assert modules
+    for module in modules:
+        importlib.import_module(module)
 
 
 def test_mypy_sees_a_wrong_type(tmp_path: Path):

@@ -21,6 +21,15 @@ def litellm():
 
 
 @pytest.fixture(scope="session")
+def litellm_proxy(litellm):
+    """LiteLLM's proxy as a module: another five seconds of imports."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from litellm.proxy import proxy_server  # noqa: PLC0415
+    return proxy_server
+
+
+@pytest.fixture(scope="session")
 def key(litellm):
     """Return a function that makes LiteLLM's own object for an authenticated key."""
     from litellm.proxy._types import UserAPIKeyAuth  # noqa: PLC0415

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -284,13 +283,10 @@ def test_strange_metadata_has_no_tags(who, metadata):
 
 
 @pytest.fixture
-def proxy_server(litellm, monkeypatch):
+def proxy_server(litellm_proxy, monkeypatch):
     """LiteLLM's proxy as a module, with a master key."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from litellm.proxy import proxy_server  # noqa: PLC0415
-    monkeypatch.setattr(proxy_server, "master_key", "sk-the-master-key")
-    return proxy_server
+    monkeypatch.setattr(litellm_proxy, "master_key", "sk-the-master-key")
+    return litellm_proxy
 
 
 HANDED_ON = {"api_key": "sk-the-master-key", "user_role": "proxy_admin"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,6 @@ from usage_plugin.cli import main
 from usage_plugin.config import ProxyYaml, load_config
 from usage_plugin.config.proxy_yaml import _BLOCKED_VARIABLES
 from usage_plugin.errors import ConfigError, UsagePluginError
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # LiteLLM's own
-    from litellm.proxy import proxy_server
 
 MODEL = "{model_name: %s, litellm_params: {model: %s, api_key: x}}"
 OURS = "usage_plugin: {data_dir: ./d, limits: [{name: d, per: user, window: day, max_cost: 5}]}\n"
@@ -109,6 +104,8 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 
 def as_litellm_reads(path: Path) -> dict[str, Any]:
+    from litellm.proxy import proxy_server  # noqa: PLC0415  # imported by `environment`
+
     return dict(asyncio.run(proxy_server.ProxyConfig().get_config(str(path))))
 
 
@@ -118,11 +115,11 @@ def as_we_read(path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(litellm_proxy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("NOT_SET", raising=False)
-    monkeypatch.setattr(proxy_server, "user_config_file_path", None)
+    monkeypatch.setattr(litellm_proxy, "user_config_file_path", None)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -188,7 +185,9 @@ def test_mistakes_name_the_file_they_are_in(tmp_path: Path) -> None:
         load_config(path)
 
 
-def test_variables_of_the_yaml_are_there_for_our_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_yaml_are_there_for_our_section(
+    litellm_proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LiteLLM sets `environment_variables` before it imports the plugin; the command line knows them too."""
     monkeypatch.setenv("HERE", "here")
     monkeypatch.setenv("REPLACED", "old")
@@ -202,7 +201,7 @@ def test_variables_of_the_yaml_are_there_for_our_section(tmp_path: Path, monkeyp
     config = load_config(path)
     assert config.contact == "here"
     assert config.groups["a"] == ("new", os.environ["PATH"])
-    assert proxy_server.ProxyConfig._BLOCKED_ENV_KEYS == _BLOCKED_VARIABLES
+    assert litellm_proxy.ProxyConfig._BLOCKED_ENV_KEYS == _BLOCKED_VARIABLES
 
 
 def test_models_from_the_environment_are_priced_as_their_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, set_forward
 from usage_plugin.config.loader import load_config
 from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Runtime
@@ -252,6 +252,9 @@ async def test_an_end_that_nobody_tells_of_is_what_it_was_on_the_wire(
     """After the grace period the request is charged as reserved, with the status that the client saw."""
     await serve(plugin, **how)
     assert plugin.open == 1
+    for _ in range(2):  # in two halves, for a worker that stood still
+        set_forward(asyncio.get_running_loop(), 0.5)
+        await asyncio.sleep(0.001)
     await eventually(lambda: plugin.open == 0)
     assert [(event.status, event.output_tokens, event.estimated) for event in plugin.events] == [(status, 50, True)]
 
@@ -259,7 +262,7 @@ async def test_an_end_that_nobody_tells_of_is_what_it_was_on_the_wire(
 async def test_a_worker_that_stood_still_hears_what_was_logged_meanwhile(plugin: Plugin) -> None:
     """If the event loop is blocked for longer than the grace period, the log queued behind it settles the request."""
     data = await serve(plugin)
-    time.sleep(1.5)  # block the event loop
+    set_forward(asyncio.get_running_loop(), 1.5)
     for _ in range(20):  # LiteLLM's queue takes a few turns
         await asyncio.sleep(0.001)
     await plugin.log(data)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.waiting import eventually
 from usage_plugin.backends.hybrid import database as database_module
-from usage_plugin.backends.hybrid import replication
+from usage_plugin.backends.hybrid import hybrid_store, replication
 from usage_plugin.domain.store import Reports, UsageFilter
 from usage_plugin.errors import ConfigError, StorageUnavailableError
 from usage_plugin.plugins.interface import BackendContext
@@ -127,8 +127,9 @@ async def test_a_database_that_is_lost_is_made_anew(folder: Folder, how: str, ca
         assert "database.damaged" in caplog.text
 
 
-async def test_a_locked_database_is_waited_for(folder: Folder) -> None:
+async def test_a_locked_database_is_waited_for(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """While another process holds the lock, events are accepted, reports are complete, and the trouble is named."""
+    monkeypatch.setattr(hybrid_store, "LAG_TIMEOUT", 0.1)
     async with folder.opened() as store:
         await store.append("w", batch_of("w", 1, 5))
         other = sqlite3.connect(folder.database, isolation_level=None)

@@ -38,6 +38,12 @@ def wait_until(look: Callable[[], Found], seconds: float = SECONDS) -> Found:
     return found
 
 
+def set_forward(loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+    """Set the clock of an event loop forward: its timers of that time are due, as if the process had stood still."""
+    before = loop.time
+    loop.time = lambda: before() + seconds  # type: ignore[method-assign]
+
+
 def calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[float]:
     """Record the times of all later calls of a method; a test waits for one before it asserts that nothing happened."""
     original, calls = getattr(owner, name), []

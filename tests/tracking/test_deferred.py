@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.waiting import eventually
 from tests.tracking.test_tracking import admitted, configure, success
 from usage_plugin.encoding import encode_event
@@ -13,6 +15,7 @@ from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission import deferred_reservations
 from usage_plugin.tracking.admission.recorder import OpenRequest
+from usage_plugin.tracking.maintenance import keeper as keeper_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +55,9 @@ async def test_any_worker_settles_a_result_and_only_once(tmp_path: Path) -> None
     await runtime.close()
 
 
-async def test_the_keeper_spares_what_waits_for_a_result(tmp_path: Path) -> None:
+async def test_the_keeper_spares_what_waits_for_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dead worker's reservation with a pending result is kept for two days."""
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     parts = Parts(configure(tmp_path))
     opened = parts.open_ledger()
     ledger = opened.ledger

@@ -201,7 +201,9 @@ async def test_a_hung_store_is_left_behind(setting: Setting, monkeypatch: pytest
     assert lost.event_id in {event.event_id for event in stored}
 
 
-async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hung_threads_are_bounded(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A store that hangs for ever occupies a few threads, not one more for each attempt."""
     monkeypatch.setattr(supervisor, "MOST_LEFT_BEHIND", 2)
     setting.trouble.hanging = waking = threading.Event()
@@ -209,7 +211,12 @@ async def test_hung_threads_are_bounded(setting: Setting, monkeypatch: pytest.Mo
     await eventually(lambda: setting.trouble.hung == 1)
     monkeypatch.setattr(supervisor, "STEP_TIMEOUT", 0.5)
     await eventually(lambda: setting.trouble.hung == 2)
-    await asyncio.sleep(1)
+    await eventually(lambda: caplog.text.count("background.interrupted") == 2)
+    begun = calls_of(monkeypatch, supervisor.SupervisedWork, "_begin")
+    watched = calls_of(monkeypatch, supervisor.SupervisedWork, "watch")
+    pause_ends = time.monotonic() + supervisor.FIRST_PAUSE * 2
+    await eventually(lambda: len([at for at in watched if at > pause_ends]) > 1)
+    assert not begun
     assert setting.trouble.hung == 2
     monkeypatch.setattr(supervisor, "STEP_TIMEOUT", 5)
     setting.trouble.hanging = None
@@ -507,8 +514,9 @@ from pathlib import Path
 from usage_plugin.config import load_config
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.runtime import Parts
-from usage_plugin.tracking.maintenance import supervisor
+from usage_plugin.tracking.maintenance import keeper as keeper_module, supervisor
 from usage_plugin.tracking.maintenance.keeper import Keeper
+keeper_module.ROUND_EVERY = 0.1
 supervisor.FIRST_PAUSE = 0.2
 supervisor.LONGEST_PAUSE = 0.5
 parts = Parts(load_config(Path(sys.argv[1])))

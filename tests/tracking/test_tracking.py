@@ -582,6 +582,7 @@ async def test_the_keeper_flushes_and_recovers(tmp_path: Path) -> None:
 
 async def test_the_keeper_never_touches_the_living(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reservations of live workers stay open for any length of time."""
+    monkeypatch.setattr(keeper_module, "ROUND_EVERY", 0.1)
     swept = calls_of(monkeypatch, FileLockedWorkers, "sweep")
     runtime = Runtime(configure(tmp_path))
     clock = FakeClock(datetime.now(timezone.utc))

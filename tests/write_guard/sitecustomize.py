@@ -1,5 +1,10 @@
-"""Install the write guard in each Python process that a test starts: this folder is the first in its PYTHONPATH."""
+"""Start the write guard and the quicker imports in each Python process of a test.
 
+The folder of this file is the first in the PYTHONPATH of these processes.
+"""
+
+import uncollected_imports
 import write_guard
 
 write_guard.install()
+uncollected_imports.install()

@@ -41,6 +41,11 @@ class Books(NamedTuple):
     spent: int
 
 
+def returned(holds: list[Hold]) -> list[Charge]:
+    """Return charges of nothing: the end of a request makes the account of a hold of 0 again if it has been deleted."""
+    return [Charge(hold.account, hold.window_end, 0) for hold in holds]
+
+
 class LedgerMachine(RuleBasedStateMachine):
     """Run operations in any order; the ledger must equal the model."""
 
@@ -189,7 +194,7 @@ class LedgerMachine(RuleBasedStateMachine):
         holds = self.open.pop(event_id, None)
         assert self.workers[worker].ledger.release(event_id) is (holds is not None)
         if holds is not None:
-            self.end(event_id, [], None)
+            self.end(event_id, returned(holds), None)
 
     @precondition(lambda self: self.open or self.known_ended())
     @rule(worker=WORKERS, number=NUMBERS)
@@ -219,11 +224,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def abandon(self, worker: int, number: int, is_new: bool) -> None:
         self.number += 1
         event_id = f"r{self.number}" if is_new else self.choose(number)
-        self.open.pop(event_id, None)
+        holds = self.open.pop(event_id, None)
         has_ended = event_id in self.ended
         assert self.workers[worker].ledger.abandon(event_id) is not has_ended
         if not has_ended:
-            self.end(event_id, [], None)
+            self.end(event_id, returned(holds or []), None)
             self.abandoned.add(event_id)
 
     @precondition(lambda self: self.abandoned)
