@@ -30,6 +30,7 @@ from usage_plugin.plugins.storage import (
     Grouping,
     Options,
     StorageBackend,
+    StorageDamagedError,
     StorageError,
     StorageUnavailableError,
     UsageEvent,
@@ -302,9 +303,9 @@ def _already_stored(connection: duckdb.DuckDBPyConnection, events: Sequence[Usag
 
 
 def _add_sums(connection: duckdb.DuckDBPyConnection, sums: Sequence[DailySum]) -> None:
-    """Add to the daily sums: one row for each day and combination of names."""
+    """Add to the daily sums: one row for each day and combination of names; an empty sum adds none."""
     added: dict[tuple[Any, ...], UsageTotals] = {}
-    for one in sums:
+    for one in filter(lambda one: any(one.totals), sums):
         key = (one.day, *one.names)
         added[key] = added.get(key, UsageTotals()).plus(one.totals)
     run(connection, "CREATE TEMP TABLE new AS FROM daily LIMIT 0")
@@ -347,6 +348,8 @@ def _translated(path: Path) -> Iterator[None]:
     except (duckdb.OperationalError, duckdb.InternalError, OSError) as error:
         raise StorageUnavailableError(f"The store {path} cannot be used for now: {error}.") from error
     except (duckdb.Error, UnicodeError) as error:
+        if type(error) is duckdb.Error:  # a wrong checksum has no class of its own
+            raise StorageDamagedError(f"The store {path} is damaged: {error}.") from error
         raise StorageError(f"The store {path} does not work: {error}.") from error
 
 

@@ -22,6 +22,7 @@ from usage_plugin.testing import (
 )
 from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.ledger_durability import LedgerDurability
+from usage_plugin.testing.store_abilities import StoreAbilities
 from usage_plugin.testing.store_contract import StoreContract, promises
 from usage_plugin.testing.store_deletion import StoreDeletion
 from usage_plugin.testing.store_sums import StoreSums
@@ -34,6 +35,7 @@ CONTRACTS = {
     StoreSums: PAGE,
     StoreDeletion: PAGE,
     Durability: PAGE,
+    StoreAbilities: PAGE,
     LedgerContract: LEDGER_PAGE,
     LedgerDurability: LEDGER_PAGE,
     OperationsLogContract: LEDGER_PAGE,

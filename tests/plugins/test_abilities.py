@@ -177,6 +177,7 @@ FAILS = "raise RuntimeError('out of luck')"
         (("report",), {"method": f"async def aggregate(self, *what): {FAILS}"}),
         (("report", "--top", "3"), {"method": f"async def ranking(self, *what, most, also): {FAILS}"}),
         (("status",), {"method": f"async def size(self): {FAILS}"}),
+        (("forget", "ann", "--yes"), {"method": f"async def compact(self): {FAILS}"}),
     ],
 )
 def test_an_error_of_a_backend_has_its_name(tmp_path: Path, arguments: tuple[str, ...], code: dict[str, str]) -> None:

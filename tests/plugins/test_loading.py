@@ -265,7 +265,7 @@ def test_hooks_beside_the_class_are_refused(workplace: Workplace) -> None:
                 "mine.py", f"{WITH_OPTIONS}\n{LISTENS.replace('event_recorded(event', 'request_refused(refusal')}"
             )
         )
-    with pytest.raises(PluginError, match=r"expected a subclass of usage_plugin\.plugins\.interface\.Options; found"):
+    with pytest.raises(PluginError, match=r"expected a subclass of usage_plugin\.plugins\.Options; found"):
         load(workplace.write("mine.py", WITH_OPTIONS.replace("(interface.Options)", "")))
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import pydoc
 from pathlib import Path
 from textwrap import dedent
 
@@ -14,7 +15,11 @@ from click.testing import CliRunner
 
 from usage_plugin.backends.memory import MemoryStore
 from usage_plugin.cli import main
+from usage_plugin.domain.ledger import Ledger
+from usage_plugin.domain.profiles import ProfileStore
 from usage_plugin.domain.store import UsageStore
+from usage_plugin.plugins.interface import IdentityResolver, StorageBackend
+from usage_plugin.plugins.interface_checks import documentation_of
 
 BACKEND = """
 from contextlib import asynccontextmanager
@@ -90,6 +95,24 @@ def test_a_misspelt_method_is_named_with_the_right_one(tmp_path: Path) -> None:
     assert code == 1
     assert "(did you mean agregate?)" in text
     assert "Each method is documented: python -m pydoc usage_plugin.plugins.storage.UsageStore" in text
+
+
+@pytest.mark.parametrize(
+    ("port", "path"),
+    [
+        (UsageStore, "usage_plugin.plugins.storage.UsageStore"),
+        (StorageBackend, "usage_plugin.plugins.storage.StorageBackend"),
+        (Ledger, "usage_plugin.plugins.ledger.Ledger"),
+        (ProfileStore, "usage_plugin.plugins.ledger.ProfileStore"),
+        (IdentityResolver, "usage_plugin.plugins.IdentityResolver"),
+    ],
+    ids=lambda one: getattr(one, "__name__", None),
+)
+def test_documentation_has_a_public_path(port: type, path: str) -> None:
+    """The command prints the docstrings of an interface, wherever it is defined."""
+    command = documentation_of(port)
+    assert command == f"python -m pydoc {path}"
+    assert pydoc.locate(path) is port
 
 
 def test_a_method_that_cannot_be_called_is_named(tmp_path: Path) -> None:

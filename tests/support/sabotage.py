@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,7 +53,8 @@ def failures_in(module: Path, broken: Sequence[Broken], folder: Path) -> dict[Br
         except subprocess.TimeoutExpired:
             code = "stuck"
         finally:
-            os.killpg(running.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # if no child of it is left
+                os.killpg(running.pid, signal.SIGKILL)
             running.wait()
     printed = output.read_text()
     assert code == pytest.ExitCode.TESTS_FAILED, f"{code}\n{printed}"

@@ -1,6 +1,6 @@
 """Find the optional abilities of a store and its backend, and the methods that were probably meant to be one.
 
-A store has an ability if it has all methods of the protocol. So Python accepts a misspelt method: the ability is
+A store has an ability if it has all methods of the protocol. Python reports no error for a misspelt one: the ability is
 silently absent. A method that cannot be called as the protocol's fails only at its first use, such as an erasure.
 """
 

@@ -135,7 +135,7 @@ def _made(name: str, location: str, loaded: Any, choice: ConfiguredPlugin | None
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         raise PluginError(
             f"Options of the plugin {name} ({location}): expected a subclass of"
-            f" usage_plugin.plugins.interface.Options; found {model!r}.",
+            f" usage_plugin.plugins.Options; found {model!r}.",
             hint="Derive it from Options.",
         )
     checked = check_options(where, model, options)

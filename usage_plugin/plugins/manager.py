@@ -23,7 +23,7 @@ from usage_plugin.errors import PluginError
 from usage_plugin.plugins import MARK, PROJECT, hookspecs
 from usage_plugin.plugins.discovery import FIX_OR_DISABLE, find_plugins
 from usage_plugin.plugins.interface import BackendContext, IdentityResolver, LedgerBackend, StorageBackend
-from usage_plugin.plugins.interface_checks import abstract_leaves, describe_missing
+from usage_plugin.plugins.interface_checks import abstract_leaves, describe_missing, documentation_of
 from usage_plugin.tracking.notifications.publishers import Hooked
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class Plugins:
                     lacking = describe_missing(unfinished[0], kind)
                     raise PluginError(
                         f"{unfinished[0].__name__} of the plugin {found} is an incomplete {kind.__name__}: {lacking}.",
-                        hint=f"usage_plugin.plugins.interface.{kind.__name__} documents each method.",
+                        hint=f"Each method is documented: {documentation_of(kind)}",
                     ) from error
                 raise PluginError(
                     f"The plugin {found} failed in {hook}: {type(error).__name__}: {error}.",
@@ -238,7 +238,7 @@ def _checked(objects: Any, kind: type[Any], where: str) -> list[Any]:
         if kind in (StorageBackend, LedgerBackend) and not (isinstance(model, type) and issubclass(model, BaseModel)):
             raise PluginError(
                 f"{where} returned a {type(made).__name__} without an options_model.",
-                hint="Set it to a subclass of usage_plugin.plugins.interface.Options, or to NoOptions.",
+                hint="Set it to a subclass of usage_plugin.plugins.Options, or to NoOptions.",
             )
     return list(objects)
 

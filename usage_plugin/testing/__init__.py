@@ -20,6 +20,7 @@ pytest.register_assert_rewrite(
     "usage_plugin.testing.ledger_machine",
     "usage_plugin.testing.operations_contract",
     "usage_plugin.testing.profiles_contract",
+    "usage_plugin.testing.store_abilities",
     "usage_plugin.testing.store_contract",
     "usage_plugin.testing.store_deletion",
     "usage_plugin.testing.store_sums",

@@ -43,12 +43,15 @@ class StoreOpening:
     options: Mapping[str, Any] = field(default_factory=dict)
     zone: ZoneInfo = BERLIN
 
+    @property
+    def arguments(self) -> tuple[Any, BackendContext]:
+        """The validated options and the context, as the backend gets them."""
+        options = self.backend.options_model.model_validate(dict(self.options))
+        return options, BackendContext(self.data_dir, self.zone, storage_backends=_builtin_backends())
+
     def open(self) -> AbstractAsyncContextManager[UsageStore]:
         """Open the store for the length of a context."""
-        options = self.backend.options_model.model_validate(dict(self.options))
-        return self.backend.open(
-            options, BackendContext(self.data_dir, self.zone, storage_backends=_builtin_backends())
-        )
+        return self.backend.open(*self.arguments)
 
     def another(self) -> StoreOpening:
         """Return the opening of another, new store."""

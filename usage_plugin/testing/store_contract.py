@@ -4,7 +4,8 @@
         backend = MyBackend()
 
 The docstrings are the promises, in the order of the lists in docs/writing-a-backend.md. They hold for every backend;
-properties of one backend are tested elsewhere. `store_sums`, `store_deletion` and `durability` have parts of them.
+properties of one backend are tested elsewhere. `store_sums`, `store_deletion` and `durability` have parts of them,
+`store_abilities` the promises of optional abilities.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.faults import Faults
 from usage_plugin.testing.hostile import HostileNames
 from usage_plugin.testing.openings import BERLIN, StoreOpening
+from usage_plugin.testing.store_abilities import StoreAbilities
 from usage_plugin.testing.store_deletion import StoreDeletion
 from usage_plugin.testing.store_sums import StoreSums
 
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.asyncio
-class StoreContract(StoreSums, StoreDeletion, Durability, HostileNames):
+class StoreContract(StoreSums, StoreDeletion, Durability, StoreAbilities, HostileNames):
     """The promises of a store.
 
     Attributes:

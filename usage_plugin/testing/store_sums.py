@@ -106,6 +106,15 @@ class StoreSums:
         assert by_model["2026-11-23", "unknown"].cost == 60_000_000
         assert by_model["2024-02-29", "unknown"] == sums[-1].totals
 
+    async def test_an_empty_sum_adds_nothing(self, store: UsageStore) -> None:
+        """An empty sum adds no day and no group, and counts as sent."""
+        empty = make_sum(user="nobody", day=date(2020, 2, 29), totals=UsageTotals())
+        await store.append_sums("old", [(1, make_sum()), (5, empty)])
+        assert await store.watermark("old") == 5
+        assert [one.day for one in await days_of(store)] == [TODAY]
+        groups = (await store.aggregate(("user",), FIRST_DAY, LAST_DAY, EVERYTHING)).groups
+        assert set(groups) == {("ann",)}
+
     async def test_sums_and_watermarks_belong_together(self, store: UsageStore) -> None:
         """Sums contain exactly the records up to their watermarks, also during concurrent appends."""
         writers = ("one", "two")
