@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from usage_plugin.domain.subjects import LONGEST_NAME
-from usage_plugin.testing.hostile import hostile_names
+from usage_plugin.testing.hostile_names import hostile_names
 
 
 @pytest.mark.parametrize("below", ["", "users", "users/by/month", "/".join("abcdefgh")])

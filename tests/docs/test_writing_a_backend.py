@@ -20,11 +20,11 @@ from usage_plugin.testing import (
     ProfileStoreContract,
     WorkersContract,
 )
-from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.ledger_durability import LedgerDurability
 from usage_plugin.testing.store_abilities import StoreAbilities
 from usage_plugin.testing.store_contract import StoreContract, promises
 from usage_plugin.testing.store_deletion import StoreDeletion
+from usage_plugin.testing.store_durability import Durability
 from usage_plugin.testing.store_sums import StoreSums
 
 PAGE = ROOT / "docs" / "writing-a-backend.md"

@@ -16,7 +16,7 @@ from usage_plugin.config import Config, load_config
 from usage_plugin.migration.directory_migration import MigrationContext, migrate, preview
 from usage_plugin.migration.outcome import Outcome
 from usage_plugin.runtime import Parts
-from usage_plugin.testing.books import days_of
+from usage_plugin.testing.store_model import days_of
 
 
 def record(requests: int = 1, cost: float = 0.5, **fields: Any) -> dict[str, Any]:

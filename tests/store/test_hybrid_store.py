@@ -19,8 +19,8 @@ from usage_plugin.errors import ConfigError, StorageUnavailableError
 from usage_plugin.plugins.interface import BackendContext
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS
-from usage_plugin.testing.books import contents_of, totals_in
 from usage_plugin.testing.builders import NOON, TODAY, batch_of, make_event, make_sum, sums_batch
+from usage_plugin.testing.store_model import contents_of, totals_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

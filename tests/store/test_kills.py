@@ -15,7 +15,7 @@ from tests.tracking.test_tracking import configure
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.usage import UsageTotals, totals_of
 from usage_plugin.runtime import Parts
-from usage_plugin.testing.books import contents_of
+from usage_plugin.testing.store_model import contents_of
 from usage_plugin.tracking.maintenance.flusher import Flusher
 
 ROOT = Path(__file__).parents[2]

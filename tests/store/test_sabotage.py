@@ -8,9 +8,9 @@ import pytest
 
 from tests.store.sabotaged import SABOTAGES
 from tests.support.sabotage import Broken, assert_noticed, failures_in
-from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.store_contract import StoreContract, promises
 from usage_plugin.testing.store_deletion import StoreDeletion
+from usage_plugin.testing.store_durability import Durability
 from usage_plugin.testing.store_sums import StoreSums
 
 BROKEN = sorted((contract, test) for test, contracts in SABOTAGES.items() for contract in contracts)

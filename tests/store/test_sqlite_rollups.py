@@ -17,8 +17,8 @@ from usage_plugin.backends.sqlite.sqlite_store import SqliteStore, open_store
 from usage_plugin.domain.store import ROLLUP_DIMENSIONS, UsageFilter, daily_sum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import hour_name, start_of_day, start_of_hour
-from usage_plugin.testing.books import days_of
 from usage_plugin.testing.builders import make_event, make_sum
+from usage_plugin.testing.store_model import days_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,9 +18,9 @@ from usage_plugin.domain.windows import ALWAYS
 from usage_plugin.encoding import encode_event
 from usage_plugin.errors import StorageUnavailableError
 from usage_plugin.runtime import Parts, Runtime
-from usage_plugin.testing.books import days_of
 from usage_plugin.testing.builders import NOON, make_event, record_new
 from usage_plugin.testing.clock import FakeClock
+from usage_plugin.testing.store_model import days_of
 from usage_plugin.tracking.maintenance import retention
 from usage_plugin.tracking.maintenance.flusher import Flusher
 from usage_plugin.tracking.maintenance.retention import Pruner, Retention, last_run

@@ -10,10 +10,10 @@ import pytest
 
 # Before they are imported: otherwise a failure in a plugin's own tests shows only `AssertionError`.
 pytest.register_assert_rewrite(
-    "usage_plugin.testing.books",
-    "usage_plugin.testing.durability",
+    "usage_plugin.testing.store_model",
+    "usage_plugin.testing.store_durability",
     "usage_plugin.testing.erasable_contract",
-    "usage_plugin.testing.hostile",
+    "usage_plugin.testing.hostile_names",
     "usage_plugin.testing.ledger_contract",
     "usage_plugin.testing.ledger_durability",
     "usage_plugin.testing.ledger_fixtures",

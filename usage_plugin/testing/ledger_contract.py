@@ -16,7 +16,7 @@ import pytest
 from usage_plugin.domain.ledger import Account, AccountKey, Balance, Charge, Hold, NotSettled, OutboxEntry
 from usage_plugin.errors import ReservationConflictError
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one, settle_open
-from usage_plugin.testing.hostile import HostileNames
+from usage_plugin.testing.hostile_names import HostileNames
 from usage_plugin.testing.ledger_durability import LedgerDurability
 
 if TYPE_CHECKING:

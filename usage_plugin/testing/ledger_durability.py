@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from usage_plugin.domain.ledger import Balance, Charge, NotSettled
 from usage_plugin.errors import LedgerError
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new
-from usage_plugin.testing.children import (
+from usage_plugin.testing.child_processes import (
     meeting,
     reports,
     reserve_in_a_child,

@@ -34,7 +34,7 @@ NUMBERS = st.integers(0, 10**6)
 """A number that selects an open or an ended request."""
 
 
-class Books(NamedTuple):
+class LedgerModel(NamedTuple):
     """The model's state of an account: its end and its spent amount."""
 
     end: int
@@ -56,7 +56,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.crashed: list[OpenLedger] = []
         self.now = 10 * DAY
         self.number = 0
-        self.books: dict[AccountKey, Books] = {}
+        self.books: dict[AccountKey, LedgerModel] = {}
         self.open: dict[str, list[Hold]] = {}
         self.answers: dict[str, tuple[int, list[Any], Reserved]] = {}
         self.ended: dict[str, int] = {}
@@ -89,8 +89,8 @@ class LedgerMachine(RuleBasedStateMachine):
         ]
 
     def touch(self, account: AccountKey, end: int, amount: int = 0) -> None:
-        books = self.books.get(account, Books(end, 0))
-        self.books[account] = Books(max(books.end, end), books.spent + amount)
+        books = self.books.get(account, LedgerModel(end, 0))
+        self.books[account] = LedgerModel(max(books.end, end), books.spent + amount)
 
     def maximum(self, limit_key: int, subject: str) -> int:
         """Return the amount in force; the ledger provides the adjustments in force."""

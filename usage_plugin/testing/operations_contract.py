@@ -14,7 +14,7 @@ import pytest
 
 from usage_plugin.domain.operations import Adjustment, AlertKey, Anomaly, AuditEntry, OperationsLog, RefusalCount
 from usage_plugin.testing.builders import END
-from usage_plugin.testing.hostile import HostileNames
+from usage_plugin.testing.hostile_names import HostileNames
 from usage_plugin.testing.ledger_fixtures import OpensLedger
 
 if TYPE_CHECKING:

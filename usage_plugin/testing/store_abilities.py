@@ -28,15 +28,6 @@ from usage_plugin.domain.windows import hour_name, start_of_day, start_of_hour
 from usage_plugin.errors import StoragePrunedError, StorageUnavailableError
 from usage_plugin.plugins.ability_checks import abilities_of
 from usage_plugin.plugins.interface import Renewable, Restorable
-from usage_plugin.testing.books import (
-    EVERYTHING,
-    FIRST_DAY,
-    LAST_DAY,
-    Books,
-    contents_of,
-    forget_all,
-    prune_all,
-)
 from usage_plugin.testing.builders import (
     MINUTE,
     NOON,
@@ -49,6 +40,15 @@ from usage_plugin.testing.builders import (
     sums_batch,
 )
 from usage_plugin.testing.openings import BERLIN
+from usage_plugin.testing.store_model import (
+    EVERYTHING,
+    FIRST_DAY,
+    LAST_DAY,
+    StoreModel,
+    contents_of,
+    forget_all,
+    prune_all,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -221,7 +221,7 @@ class StoreAbilities:
         await forget_all(store, "user 3", most=100)
         marks = await store.watermarks()
         assert marks == {"w": 60, "old": 3}
-        copy = Books(BERLIN)
+        copy = StoreModel(BERLIN)
         sent = [one async for one in store.sent({}, marks)]
         for one in sent:
             if isinstance(one.record, DailySum):
@@ -266,7 +266,7 @@ class StoreAbilities:
         for events, aside in ((5, "old"), (7, None)):
             for count in (2, events):  # the first one is left over from an interrupted attempt
                 async with backend.open(backend.beside(options, context), context) as store:
-                    assert await contents_of(store) == Books(BERLIN).contents()
+                    assert await contents_of(store) == StoreModel(BERLIN).contents()
                     await store.append("w", batch_of("w", 1, count))
             kept = backend.take_place(options, context, aside=aside)
             assert (kept is not None and kept.exists()) is (aside is not None)
@@ -289,9 +289,9 @@ class StoreAbilities:
                 assert await contents_of(store) == books.contents()
 
 
-async def _filled(store: UsageStore) -> Books:
+async def _filled(store: UsageStore) -> StoreModel:
     """Append events and imported sums of several users, teams and models; return the expected contents."""
-    books = Books(BERLIN)
+    books = StoreModel(BERLIN)
     events = numbered_from(
         1,
         [
@@ -311,7 +311,7 @@ async def _filled(store: UsageStore) -> Books:
     return books
 
 
-def _requests(books: Books) -> int:
+def _requests(books: StoreModel) -> int:
     return sum(totals.requests for totals in books.contents().sums.values())
 
 

@@ -23,19 +23,6 @@ from usage_plugin.domain.store import ROLLUP_DIMENSIONS, EventPosition, UsageFil
 from usage_plugin.domain.usage import totals_of
 from usage_plugin.domain.windows import ALWAYS, Window, days_window
 from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.testing.books import (
-    EVERYTHING,
-    FIRST_DAY,
-    LAST_DAY,
-    Books,
-    books_with,
-    contents_of,
-    days_of,
-    events_of,
-    forget_all,
-    prune_all,
-    totals_in,
-)
 from usage_plugin.testing.builders import (
     MINUTE,
     NOON,
@@ -46,13 +33,26 @@ from usage_plugin.testing.builders import (
     numbered_from,
     sums_batch,
 )
-from usage_plugin.testing.drawn import some_verbs
-from usage_plugin.testing.durability import Durability
 from usage_plugin.testing.faults import Faults
-from usage_plugin.testing.hostile import HostileNames
+from usage_plugin.testing.generated_data import some_verbs
+from usage_plugin.testing.hostile_names import HostileNames
 from usage_plugin.testing.openings import BERLIN, StoreOpening
 from usage_plugin.testing.store_abilities import StoreAbilities
 from usage_plugin.testing.store_deletion import StoreDeletion
+from usage_plugin.testing.store_durability import Durability
+from usage_plugin.testing.store_model import (
+    EVERYTHING,
+    FIRST_DAY,
+    LAST_DAY,
+    StoreModel,
+    books_with,
+    contents_of,
+    days_of,
+    events_of,
+    forget_all,
+    prune_all,
+    totals_in,
+)
 from usage_plugin.testing.store_sums import StoreSums
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class StoreContract(StoreSums, StoreDeletion, Durability, StoreAbilities, Hostil
 
     async def test_a_new_store_is_empty(self, store: UsageStore) -> None:
         """A new store is empty: no group, no day, no event, and every watermark is 0."""
-        assert await contents_of(store) == Books(BERLIN).contents()
+        assert await contents_of(store) == StoreModel(BERLIN).contents()
         assert await store.aggregate(("user",), FIRST_DAY, LAST_DAY, EVERYTHING) == ({}, {})
         assert await store.watermark("w") == 0
 
@@ -180,7 +180,7 @@ class StoreContract(StoreSums, StoreDeletion, Durability, StoreAbilities, Hostil
             await store.append("w", batch)
         except StorageError as error:
             assert not isinstance(error, StorageUnavailableError), "that would be tried for ever"
-            assert await contents_of(store) == Books(BERLIN).contents()
+            assert await contents_of(store) == StoreModel(BERLIN).contents()
             await store.append("w", batch[:1])
             assert [event.cost for event in await events_of(store)] == [1]
         else:
@@ -190,7 +190,7 @@ class StoreContract(StoreSums, StoreDeletion, Durability, StoreAbilities, Hostil
         """Batches that arrive at the same time, from one writer or from several, are added one after the other."""
         batches = {name: batch_of(name, 1, 5) for name in ("one", "two", "three")}
         await asyncio.gather(*(store.append(name, batch) for name, batch in (*batches.items(), *batches.items())))
-        books = Books(BERLIN)
+        books = StoreModel(BERLIN)
         for name, batch in batches.items():
             books.append(name, batch)
         assert await contents_of(store) == books.contents()
@@ -279,7 +279,7 @@ class StoreContract(StoreSums, StoreDeletion, Durability, StoreAbilities, Hostil
             await self._agrees_with_books(opening.another(), verbs)
 
     async def _agrees_with_books(self, opening: StoreOpening, verbs: Sequence[tuple[Any, ...]]) -> None:
-        books = Books(BERLIN)
+        books = StoreModel(BERLIN)
         sent: dict[str, list[tuple[int, Any]]] = {"one": [], "two": [], "old": []}
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(opening.open())
@@ -342,7 +342,7 @@ class StoreContract(StoreSums, StoreDeletion, Durability, StoreAbilities, Hostil
     async def test_a_healthy_store_says_nothing(self, store: UsageStore) -> None:
         """Health does not raise if an event would be accepted, and stores nothing."""
         await store.health()
-        assert await contents_of(store) == Books(BERLIN).contents()
+        assert await contents_of(store) == StoreModel(BERLIN).contents()
 
 
 def promises(contract: type) -> list[str]:

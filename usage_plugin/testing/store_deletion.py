@@ -9,17 +9,6 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.store import UsageFilter
 from usage_plugin.domain.subjects import FORGOTTEN
 from usage_plugin.domain.windows import start_of_day
-from usage_plugin.testing.books import (
-    FIRST_DAY,
-    LAST_DAY,
-    Books,
-    contents_of,
-    days_of,
-    events_of,
-    forget_all,
-    prune_all,
-    totals_in,
-)
 from usage_plugin.testing.builders import (
     DAY,
     NOON,
@@ -31,6 +20,17 @@ from usage_plugin.testing.builders import (
     sums_batch,
 )
 from usage_plugin.testing.openings import BERLIN
+from usage_plugin.testing.store_model import (
+    FIRST_DAY,
+    LAST_DAY,
+    StoreModel,
+    contents_of,
+    days_of,
+    events_of,
+    forget_all,
+    prune_all,
+    totals_in,
+)
 
 if TYPE_CHECKING:
     from usage_plugin.domain.store import UsageStore
@@ -80,7 +80,7 @@ class StoreDeletion:
         await store.append("w", numbered_from(1, events))
         await store.append_sums("old", [(1, make_sum(team="t"))])
         whole = await totals_in(store)
-        books = Books(BERLIN)
+        books = StoreModel(BERLIN)
         books.append("w", numbered_from(1, events))
         books.append_sums("old", [(1, make_sum(team="t"))])
         books.forget("ann")

@@ -13,11 +13,19 @@ from hypothesis import strategies as st
 from usage_plugin.domain.store import GROUPINGS, UsageFilter
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import start_of_day
-from usage_plugin.testing.books import EVERYTHING, FIRST_DAY, LAST_DAY, Books, contents_of, days_of, totals_in
 from usage_plugin.testing.builders import DAY, NOON, TODAY, batch_of, make_event, make_sum, numbered_from
-from usage_plugin.testing.children import append_some
-from usage_plugin.testing.drawn import DAYS, DRAWN, EVENTS
+from usage_plugin.testing.child_processes import append_some
+from usage_plugin.testing.generated_data import DAYS, DRAWN, EVENTS
 from usage_plugin.testing.openings import BERLIN, StoreOpening
+from usage_plugin.testing.store_model import (
+    EVERYTHING,
+    FIRST_DAY,
+    LAST_DAY,
+    StoreModel,
+    contents_of,
+    days_of,
+    totals_in,
+)
 
 if TYPE_CHECKING:
     from usage_plugin.domain.store import UsageStore
@@ -43,7 +51,7 @@ class StoreSums:
     ) -> None:
         """For every grouping and filter, groups are the sums of their events, to the nano-dollar."""
         events = [make_event(event_id=f"e{number:03}", **one) for number, one in enumerate(fields)]
-        books = Books(BERLIN)
+        books = StoreModel(BERLIN)
         books.append("w", numbered_from(1, events))
         async with opening.another().open() as store:
             await store.append("w", numbered_from(1, events))
@@ -96,7 +104,7 @@ class StoreSums:
     async def test_imported_sums_add_to_the_days(self, store: UsageStore) -> None:
         """Sums of days without events are in the reports with those of events, and never among the events."""
         sums = [make_sum(), make_sum(model="gpt", provider="openai"), make_sum(), make_sum(day=date(2024, 2, 29))]
-        books = Books(BERLIN)
+        books = StoreModel(BERLIN)
         for one in (books, store):
             for done in (one.append("w", batch_of("w", 1, 2)), one.append_sums("old", numbered_from(1, sums))):
                 if done is not None:

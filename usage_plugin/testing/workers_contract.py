@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from usage_plugin.testing.children import live_until_killed, start
+from usage_plugin.testing.child_processes import live_until_killed, start
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -77,7 +77,7 @@ async def forget_all(store: UsageStore, user: str, *, most: int) -> None:
         pass
 
 
-class Books:
+class StoreModel:
     """The expected contents of a store after the same operations."""
 
     def __init__(self, zone: ZoneInfo) -> None:
@@ -139,8 +139,8 @@ class Books:
         return dict(groups)
 
 
-def books_with(events: int) -> Books:
+def books_with(events: int) -> StoreModel:
     """Return a model with the first events of the writer `w`, in Berlin's zone."""
-    books = Books(BERLIN)
+    books = StoreModel(BERLIN)
     books.append("w", batch_of("w", 1, events))
     return books

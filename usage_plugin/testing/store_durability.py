@@ -13,21 +13,8 @@ from usage_plugin.domain.store import daily_sum
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import start_of_day
 from usage_plugin.errors import StorageError, StorageUnavailableError
-from usage_plugin.testing.books import (
-    EVERYTHING,
-    FIRST_DAY,
-    LAST_DAY,
-    Books,
-    books_with,
-    contents_of,
-    days_of,
-    events_of,
-    forget_all,
-    prune_all,
-    totals_in,
-)
 from usage_plugin.testing.builders import MINUTE, NOON, TODAY, batch_of, make_event, sums_batch
-from usage_plugin.testing.children import (
+from usage_plugin.testing.child_processes import (
     append_in_a_child,
     append_to_a_full_disk,
     die_at_a_call,
@@ -36,6 +23,19 @@ from usage_plugin.testing.children import (
 )
 from usage_plugin.testing.faults import Faults, growing
 from usage_plugin.testing.openings import BERLIN, StoreOpening
+from usage_plugin.testing.store_model import (
+    EVERYTHING,
+    FIRST_DAY,
+    LAST_DAY,
+    StoreModel,
+    books_with,
+    contents_of,
+    days_of,
+    events_of,
+    forget_all,
+    prune_all,
+    totals_in,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -94,7 +94,7 @@ class Durability:
                 await asyncio.sleep(0.01)
             acknowledged = {name: reports(*child)[-1] for name, child in zip(writers, children, strict=True)}
             assert [process.exitcode for process, _ in children] == [0, 0]
-            books = Books(BERLIN)
+            books = StoreModel(BERLIN)
             for name, last in acknowledged.items():
                 books.append(name, batch_of(name, 1, last))
             assert await contents_of(store) == books.contents()
@@ -221,7 +221,7 @@ class Durability:
             told = reports(*start(die_at_a_call, place, tuple(self.fault_points), number))
             async with place.open() as store:
                 found = await contents_of(store)
-                books = Books(BERLIN)
+                books = StoreModel(BERLIN)
                 if "events" in told or found.watermarks.get("w"):
                     books.append("w", batch_of("w", 1, 3))
                 if "sums" in told or found.watermarks.get("old"):

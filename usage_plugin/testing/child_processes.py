@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from usage_plugin.domain.ledger import Charge
 from usage_plugin.errors import LedgerBusyError, StorageError
-from usage_plugin.testing.books import Contents, contents_of
 from usage_plugin.testing.builders import ANN, END, batch_of, hold, sums_batch
 from usage_plugin.testing.faults import Faults, die
+from usage_plugin.testing.store_model import Contents, contents_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ PATIENCE = 120
 """Seconds after which a child process counts as stuck."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["usage_plugin.testing.children"])
+_context.set_forkserver_preload(["usage_plugin.testing.child_processes"])
 
 
 def start(work: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
@@ -141,7 +141,7 @@ def _files_up_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def _until_free(ask: Callable[[], AnswerT]) -> AnswerT:
+def _wait_while_busy(ask: Callable[[], AnswerT]) -> AnswerT:
     """Retry a call of a ledger while other processes write."""
     while True:
         try:
@@ -161,7 +161,7 @@ def reserve_in_a_child(opening: LedgerOpening, worker: int, count: int, others: 
     others.wait()
     for number in range(count):
         name = f"{worker}-{number}"
-        if _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 20, 100)], "draft")).admitted:
+        if _wait_while_busy(partial(ledger.reserve, name, "w", 5, [hold(ANN, 20, 100)], "draft")).admitted:
             report.send(name)
     ledger.close()
 
@@ -171,9 +171,9 @@ def spend_in_a_child(opening: LedgerOpening, worker: int, report: Connection) ->
     ledger = opening.open().ledger
     for number in itertools.count():
         name = f"{worker}-{number}"
-        if not _until_free(partial(ledger.reserve, name, "w", 5, [hold(ANN, 5, 500)], "draft")).admitted:
+        if not _wait_while_busy(partial(ledger.reserve, name, "w", 5, [hold(ANN, 5, 500)], "draft")).admitted:
             break
-        _until_free(partial(ledger.settle, name, [Charge(ANN, END, 2)], name))
+        _wait_while_busy(partial(ledger.settle, name, [Charge(ANN, END, 2)], name))
         report.send(name)
     ledger.close()
 
