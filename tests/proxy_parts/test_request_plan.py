@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from usage_plugin.config import ActiveConfig, Config
 from usage_plugin.domain.subjects import Subjects
+from usage_plugin.proxy.body_fields import NESTED, OUTPUT_FIELDS
+from usage_plugin.tracking.admission.decisions import unheld
 
 MICRO = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06}
 DEAR = {**MICRO, "input_cost_per_token_priority": 3e-06, "output_cost_per_token_priority": 6e-06, "input_cost_per_token_flex": 1e-07}  # fmt: skip
@@ -17,23 +22,30 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}
 URL = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 
 
+def planner_of(found, *, fallbacks=(), matching=()):
+    """Return a planner for these deployments, and for limits of which `matching` match every request."""
+    from usage_plugin.proxy.request_plan import RequestPlanner  # noqa: PLC0415  # imports LiteLLM
+
+    prices = SimpleNamespace(
+        deployments=lambda model, team: found.get(model, ()),
+        fallbacks=lambda model, data: list(fallbacks),
+        is_listed=lambda model: True,
+        mapped=lambda provider, model: None,
+    )
+    limits = SimpleNamespace(matching=lambda *_: matching, may_stop_spending=lambda _: bool(matching))
+    clock = SimpleNamespace(now=lambda: 1)
+    return RequestPlanner(prices, SimpleNamespace(limits=limits), ActiveConfig(Config(), enforce=True), clock)
+
+
 @pytest.fixture
 def ask(litellm):
     """Return a function that plans a request which one or several deployments may serve."""
-    from usage_plugin.proxy.price_book import Deployment  # noqa: PLC0415
-    from usage_plugin.proxy.request_plan import RequestPlanner  # noqa: PLC0415  # imports LiteLLM
+    from usage_plugin.proxy.price_book import Deployment  # noqa: PLC0415  # imports LiteLLM
 
     def ask(body, *sheets, kind="acompletion", fallback=None, **facts):
         found = {"m": [Deployment("m", provider="openai", sheet=sheet, **facts) for sheet in sheets]}
         found["other"] = [Deployment("other", provider="openai", sheet=fallback or {})]
-        prices = SimpleNamespace(
-            deployments=lambda model, team: found[model],
-            fallbacks=lambda model, data: ["other"] if fallback else [],
-            is_listed=lambda model: True,
-        )
-        limits = SimpleNamespace(limits=SimpleNamespace(matching=lambda *_: [], may_stop_spending=lambda _: False))
-        clock = SimpleNamespace(now=lambda: 1)
-        planner = RequestPlanner(prices, limits, ActiveConfig(Config(), enforce=True), clock)
+        planner = planner_of(found, fallbacks=["other"] if fallback else [])
         return planner.plan(Subjects(user="ann"), {"model": "m", **body}, kind).ask
 
     return ask
@@ -150,3 +162,119 @@ def test_geminis_native_answers_are_held_by_their_limit(ask):
     found = ask(body, MICRO, kind="agenerate_content")
     assert found.output_tokens == 140
     assert worst(found) == found.input_tokens * 1_000 + 140 * 2_000
+
+
+# ── a plan and the body ───────────────────────────────────────────────────────────────────────────────────────────────
+
+ROUTES = ["acompletion", "aresponses", "anthropic_messages", "agenerate_content", "atext_completion", "arerank"]
+FORMS = [
+    {},
+    {"model": "other", "downgraded_by": "l"},
+    {"has_room_for_thinking": False},
+    {"output_limit": ("max_tokens", 300)},
+    {"output_limit": ("maxOutputTokens", 300), "counted_tokens": 5},
+    {"deployment": "own"},
+]
+ROUTERS = {"model_group": "m", "model_info": {"id": "free"}, "deployment": "free"}
+numbers = st.sampled_from([None, -1, 0, 16, 5_000, "50", "many", 12.5, True, []])
+limits_of_output = st.dictionaries(st.sampled_from(sorted(OUTPUT_FIELDS)), numbers, max_size=2)
+holders = st.recursive(
+    limits_of_output,
+    lambda inner: st.builds(
+        lambda limits, nested: {**limits, **nested},
+        limits_of_output,
+        st.dictionaries(st.sampled_from(sorted(NESTED)), inner | st.just("text"), max_size=2),
+    ),
+    max_leaves=4,
+)
+others = st.fixed_dictionaries(
+    {},
+    optional={
+        "model": st.sampled_from(["m", "other", "unlisted", "", None, 5]),
+        "messages": st.just([{"role": "user", "content": "x"}]),
+        "stream": st.sampled_from([True, "true", None]),
+        "stream_options": st.sampled_from([None, {}, {"include_usage": False}]),
+        "timeout": st.sampled_from([None, 5]),
+        "num_retries": st.sampled_from([9, "2", None]),
+        "max_retries": st.just(2),
+        "metadata": st.sampled_from([{**ROUTERS, "tags": ["a"]}, {}, None, "text"]),
+        "litellm_metadata": st.sampled_from([ROUTERS, None]),
+        "thinking": st.just({"type": "enabled", "budget_tokens": 600}),
+        "tools": st.just([{"type": "web_search"}]),
+        "extra_headers": st.just({"x-vertex-ai-tier": "priority"}),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def planner(litellm):
+    """A planner whose deployments need different output limits, and whose limits count the output."""
+    from usage_plugin.proxy.price_book import Deployment  # noqa: PLC0415  # imports LiteLLM
+
+    def deployment(model, served, **parameters):
+        provider = served.partition("/")[0]
+        made = Deployment(model, deployment_id=served, provider=provider, served_model=served, sheet=MICRO)
+        made.parameters = parameters
+        return made
+
+    found = {
+        "m": [deployment("m", "openai/gpt-4o-mini"), deployment("m", "anthropic/claude-sonnet-4-20250514", max_tokens=70)],
+        "other": [deployment("other", "gemini/gemini-2.5-flash")],
+    }  # fmt: skip
+    matched = SimpleNamespace(can_stop=True, limit=SimpleNamespace(unit="output_tokens"))
+    return planner_of(found, fallbacks=["other"], matching=(matched,))
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(ROUTES), others, holders, st.sampled_from(FORMS))
+def test_a_plan_leaves_the_body_as_it_arrived(planner, route, others, limits, form):
+    """All changes of a plan are in `plan.body` only, at any depth; the same body gives the same plan again."""
+    planned, arrived, again = plans(planner, route, {**others, **limits}, form)
+    assert repr(arrived) == repr({**others, **limits})
+    assert planned == again
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(ROUTES), others, holders, st.sampled_from(FORMS), st.booleans())
+def test_an_applied_plan_is_the_body(planner, route, others, limits, form, without_fallbacks):
+    """Then the body is the planned one, without the router's names; its metadata is still LiteLLM's own object."""
+    planned, body, _ = plans(planner, route, {**others, **limits}, form)
+    if isinstance(planned, str):
+        return
+    held = {name: body[name] for name in ("metadata", "litellm_metadata") if name in body}
+    expected = copy.deepcopy(dict(planned[0]))
+    for name in held:
+        if isinstance(expected[name], dict):
+            expected[name] = {key: value for key, value in expected[name].items() if key not in ROUTERS}
+    if without_fallbacks:
+        expected["disable_fallbacks"] = True
+    admitted = unheld(planned[1].draft, Subjects())._replace(without_fallbacks=without_fallbacks)
+    planner_plan(planner, route, body, form).apply(body, admitted)
+    assert body == expected
+    assert all(body[name] is value for name, value in held.items())
+
+
+def planner_plan(planner, route, body, form):
+    """Plan a body in a form."""
+    from usage_plugin.proxy.request_plan import Form  # noqa: PLC0415  # imports LiteLLM
+
+    if "deployment" in form:
+        form = {"deployment": planner.deployment(Subjects(), "m", "anthropic/claude-sonnet-4-20250514")}
+    return planner.plan(Subjects(user="ann"), body, route, Form(**form))
+
+
+def plans(planner, route, body, form):
+    """Plan a copy of a body twice. Return the two plans without their event's id, or the errors, and the copy."""
+    from litellm.proxy._types import ProxyException  # noqa: PLC0415
+
+    arrived, found = copy.deepcopy(body), []
+    for _ in range(2):
+        try:
+            plan = planner_plan(planner, route, arrived, form)
+        except ProxyException as error:
+            found.append(error.message)
+        else:
+            ask = plan.ask._replace(draft=plan.ask.draft._replace(event_id=""))
+            served = [deployment.served_model for deployment in plan.held_bounds.deployments]
+            found.append((plan.body, ask, plan.held_bounds._replace(deployments=served)))
+    return found[0], arrived, found[1]
