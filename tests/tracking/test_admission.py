@@ -210,6 +210,35 @@ async def test_a_request_is_cut_to_the_unspent_rest_and_waits_for_it(start: Call
     assert runtime.admission.waiting == 0
 
 
+async def test_a_request_that_waited_is_cut_while_there_is_time_left(start: Callable[..., Runtime]) -> None:
+    """The spend of others makes a waiting request too large. The shorter one waits for the rest of the time."""
+    clock = SystemClock()
+    runtime = start(PENNIES.replace("0.02", "0.03"), "  admission: {max_wait: 60s}", clock=clock)
+    spending, failing = await take(runtime, clock, cost=CENT), await take(runtime, clock, cost=2 * CENT)
+    forms = OtherForms(shorter=[None, ask(clock, cost=2 * CENT)])
+    waiting = asyncio.ensure_future(runtime.admission.admit(ask(clock, cost=3 * CENT), forms))
+    await eventually(lambda: runtime.admission.waiting == 1)
+    runtime.recorder.record(spending, Outcome(status="success", model="gpt", cost=CENT, cost_source="computed"))
+    await eventually(lambda: forms.rooms == [0, 2 * CENT])
+    runtime.recorder.record(failing, Outcome(status="failure", error="Timeout"))
+    outcome = (await asyncio.wait_for(waiting, 60)).outcome
+    assert isinstance(outcome, Admitted)
+    assert (outcome.event.reserved, runtime.admission.waiting) == (2 * CENT, 0)
+
+
+async def test_a_cancelled_request_gives_its_place_among_the_waiting_back(start: Callable[..., Runtime]) -> None:
+    clock = SystemClock()
+    runtime = start(PENNIES, "  admission: {max_wait: 60s}", clock=clock)
+    await take(runtime, clock, cost=2 * CENT)
+    waiting = asyncio.ensure_future(runtime.admission.admit(ask(clock)))
+    await eventually(lambda: runtime.admission.waiting == 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert runtime.admission.waiting == 0
+    assert len(runtime.ledger.open_reservations()) == 1
+
+
 async def test_nobody_waits_for_money_that_is_spent(start: Callable[..., Runtime], clock: FakeClock) -> None:
     runtime = start(PENNIES, "  admission: {max_wait: 60s}")
     await spend(runtime, clock, 2 * CENT)

@@ -162,7 +162,8 @@ class _Remedies:
             return None
         unspent = (obstacle.demand.maximum or 0) - obstacle.balance.spent
         shorter = self._alternatives.shortened(self._ask, obstacle, unspent - obstacle.balance.reserved)
-        if shorter is None and self._waits_until is None and not self._wants_unspent:
+        has_waited = self._waits_until is not None and self._waits_until <= time.monotonic()
+        if shorter is None and not (has_waited or self._wants_unspent):
             # Other requests hold the remaining amount, and there may be room once they settle.
             self._wants_unspent = self._may_wait = True
             return self._alternatives.shortened(self._ask, obstacle, unspent)
