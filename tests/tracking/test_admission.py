@@ -350,6 +350,31 @@ async def test_a_request_for_the_cheap_model_is_not_downgraded_to_it(
     assert {demand.limit.name for demand in outcome.demands} == {"dear", "all"}
 
 
+async def test_a_request_that_was_cut_and_downgraded_waits_like_any_other(start: Callable[..., Runtime]) -> None:
+    """The cut was for a limit of the requested model only. The other model has room once other requests settle."""
+    clock = SystemClock()
+    runtime = start(
+        """
+    - {name: one, per: user, match: {model: "opus*"}, window: request, max_cost: "0.02"}
+    - {name: dear, per: user, match: {model: "opus*"}, window: day, max_cost: "0.01", action: downgrade, downgrade_to: mini}
+    - {name: all, per: user, window: day, max_cost: "0.03"}
+""",
+        "  admission: {max_wait: 60s}",
+        clock=clock,
+    )
+    held = await take(runtime, clock, cost=2 * CENT, model="mini")
+    forms = OtherForms(
+        shorter=[ask(clock, cost=2 * CENT, model="opus-4")],
+        other=lambda model: ask(clock, cost=2 * CENT, model=model),
+    )
+    waiting = asyncio.ensure_future(runtime.admission.admit(ask(clock, cost=3 * CENT, model="opus-4"), forms))
+    await eventually(lambda: runtime.admission.waiting == 1 or waiting.done())
+    runtime.recorder.record(held, Outcome(status="failure", error="Timeout"))
+    outcome = (await asyncio.wait_for(waiting, 60)).outcome
+    assert isinstance(outcome, Admitted), outcome
+    assert outcome.event.model == "mini"
+
+
 # ── tighter bounds ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -145,10 +145,12 @@ class _Alternatives:
         return self._take(self._form._replace(counted_tokens=counted))
 
     def downgraded(self, ask: Ask, obstacle: Downgrade) -> Ask:
-        """Plan the request for another model, whose tokenizer may be a different one."""
+        """Plan the request for another model, which may have another tokenizer, price and output limit."""
         limit = obstacle.demand.limit.name
         log.info("request.downgraded", limit=limit, user=ask.subjects.user, model=obstacle.model)
-        return self._take(self._form._replace(model=obstacle.model, downgraded_by=limit, counted_tokens=0))
+        return self._take(
+            self._form._replace(model=obstacle.model, downgraded_by=limit, counted_tokens=0, output_limit=None)
+        )
 
     def without_thinking_room(self) -> Ask | None:
         """Plan our ordinary output limit, if the larger one is ours and the client asks for no thinking."""

@@ -125,8 +125,9 @@ class _Remedies:
     async def _downgrade(self, obstacle: Refusal | Downgrade) -> Ask | None:
         if not isinstance(obstacle, Downgrade):
             return None
-        # The other model may have another tokenizer.
+        # The other model may have another tokenizer, and room for the whole answer once other requests settle.
         self._has_tokenised = False
+        self._may_wait = True
         other = self._alternatives.downgraded(self._ask, obstacle) if self._alternatives else None
         return (other or self._ask)._replace(is_downgraded=True)
 
