@@ -254,6 +254,25 @@ def test_an_applied_plan_is_the_body(planner, route, others, limits, form, witho
     assert all(body[name] is value for name, value in held.items())
 
 
+@pytest.mark.parametrize("lost", [None, -1])
+def test_a_call_that_has_lost_the_operators_limit_gets_it_again(planner, lost):
+    """Another callback may remove the limit after LiteLLM has added the deployment's parameters to the call."""
+    body = {"model": "m", "messages": [], "max_tokens": lost}
+    plan = planner_plan(planner, "acompletion", body, {"deployment": "own"})
+    assert plan.held_bounds.output.injected == ("max_tokens", 70)
+    assert (plan.body["max_tokens"], plan.ask.output_tokens) == (70, 70)
+    with_budget = {**body, "thinking": {"type": "enabled", "budget_tokens": 600}}
+    assert planner_plan(planner, "acompletion", with_budget, {"deployment": "own"}).ask.output_tokens == 70
+
+
+def test_a_call_with_the_operators_limit_gets_no_second_one(planner):
+    """A provider may reject two, so an invalid limit in another field adds none."""
+    body = {"model": "m", "messages": [], "max_completion_tokens": 70, "maxOutputTokens": 0}
+    plan = planner_plan(planner, "acompletion", body, {"deployment": "own"})
+    assert (plan.held_bounds.output.injected, plan.ask.output_tokens) == (None, 70)
+    assert "max_tokens" not in plan.body
+
+
 def planner_plan(planner, route, body, form):
     """Plan a body in a form."""
     from usage_plugin.proxy.request_plan import Form  # noqa: PLC0415  # imports LiteLLM

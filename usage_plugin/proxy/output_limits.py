@@ -92,6 +92,7 @@ def plan(
     admission: AdmissionConfig,
     *,
     has_room_for_thinking: bool,
+    is_outgoing: bool,
     is_counted: Callable[[], bool],
 ) -> PlannedOutput:
     """Bound the output. If the client sets no limit that is obeyed, use the operator's, else ours.
@@ -103,6 +104,7 @@ def plan(
         each: The bounds of the request on each of them.
         admission: The settings with the default limits.
         has_room_for_thinking: Whether our limit leaves room for thinking on models that think before they answer.
+        is_outgoing: Whether LiteLLM has added the parameters of the deployment to the body, and adds none again.
         is_counted: Returns whether any limit of the YAML depends on the output. Called only if our limit is needed.
     """
     route = route_of(call_type)
@@ -136,6 +138,10 @@ def plan(
         return PlannedOutput(tokens, field=field)
     if not is_counted():
         return PlannedOutput(tokens, field=field, is_counted=False)
+    limits = [
+        limit._replace(is_sent=limit.is_sent and not (is_outgoing and bound.named.isdisjoint(limit.fields)))
+        for bound, limit in zip(each, limits, strict=True)
+    ]
     return _write_ours(body, call_type, deployments, limits, tokens, ours, field)
 
 

@@ -159,6 +159,7 @@ class RequestPlanner:
             each,
             self._config.current.admission,
             has_room_for_thinking=form.has_room_for_thinking,
+            is_outgoing=chosen is not None,
             is_counted=lambda: self._counts_output(subjects, deployments, call_type),
         )
         most = worst_case.largest(output.tokens)
