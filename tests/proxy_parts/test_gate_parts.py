@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import orjson
 import pytest
 
 from tests.proxy_parts.test_settlement import Plugin
@@ -38,15 +39,32 @@ async def plugin(tmp_path: Path, key: Callable[..., Any], monkeypatch: pytest.Mo
 
 
 async def arrive(plugin: Plugin, user: str, path: str, method: str = "POST") -> request_scope.RequestScope:
-    """Have LiteLLM authenticate a request, and return the exchange with its outcome."""
-    here = request_scope.RequestScope(path, (), method)
-    token = request_scope.current.set(here)
+    """Have LiteLLM authenticate a request, and return the scope with its outcome."""
+    scope = request_scope.RequestScope(path, (), method)
+    token = request_scope.current.set(scope)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     try:
         await plugin.hooks.authenticated(plugin.key(user_id=user), request, {}, path)
     finally:
         request_scope.current.reset(token)
-    return here
+    return scope
+
+
+async def test_the_routers_names_do_not_reach_a_route_without_a_hook(
+    plugin: Plugin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LiteLLM reads the body of the request again there, so the names are removed from it too."""
+    monkeypatch.setattr("usage_plugin.proxy.gate._default_model", lambda: False)  # asks a running proxy
+    body = {"model": "m", "messages": [], "metadata": {"model_group": "cheap", "tags": ["a"]}}
+    scope = request_scope.RequestScope("/queue/chat/completions")
+    request = SimpleNamespace(scope={}, headers={}, query_params={}, _body=orjson.dumps(body))
+    token = request_scope.current.set(scope)
+    try:
+        await plugin.hooks.authenticated(plugin.key(user_id="nobody"), request, body, scope.path)
+    finally:
+        request_scope.current.reset(token)
+    assert len(scope.requests) == 1
+    assert orjson.loads(request._body)["metadata"] == {"tags": ["a"]}
 
 
 @pytest.mark.parametrize(
@@ -72,21 +90,21 @@ async def test_a_route_is_refused_for_who_has_a_limit(
         with pytest.raises(Exception, match=f"Nothing bounds what POST {path} may use"):
             await arrive(plugin, user, path)
     else:
-        here = await arrive(plugin, user, path)
-        assert bool(here.requests) == ("new" in path), "what nobody has classified is recorded"
+        scope = await arrive(plugin, user, path)
+        assert bool(scope.requests) == ("new" in path), "what nobody has classified is recorded"
 
 
 async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
     """If LiteLLM continues despite a refusal, its hooks stop the request, and so does a second authentication."""
-    here = request_scope.RequestScope("/v1/new/thing")
-    token = request_scope.current.set(here)
+    scope = request_scope.RequestScope("/v1/new/thing")
+    token = request_scope.current.set(scope)
     request = SimpleNamespace(scope={}, headers={}, query_params={})
     key = plugin.key(user_id="limited")
     try:
         with pytest.raises(Exception, match="Nothing bounds") as first:
-            await plugin.hooks.authenticated(key, request, {}, here.path)
+            await plugin.hooks.authenticated(key, request, {}, scope.path)
         for again in (
-            plugin.hooks.authenticated(key, request, {}, here.path),
+            plugin.hooks.authenticated(key, request, {}, scope.path),
             plugin.hooks.async_pre_call_hook(key, None, {}, "call_mcp_tool"),
             plugin.hooks.async_pre_call_deployment_hook({}, None),
         ):
@@ -99,8 +117,8 @@ async def test_a_refusal_is_raised_again(plugin: Plugin) -> None:
 
 async def test_a_further_call_belongs_to_the_same_user(plugin: Plugin) -> None:
     """A guardrail's call within a request is a separate event of the same user, not of the proxy."""
-    here = request_scope.RequestScope("/v1/chat/completions")
-    token = request_scope.current.set(here)
+    scope = request_scope.RequestScope("/v1/chat/completions")
+    token = request_scope.current.set(scope)
     try:
         data = await plugin.admit("ann")
         await plugin.log({}, tokens=9)

@@ -16,6 +16,7 @@ from usage_plugin.domain.usage import new_ref
 from usage_plugin.proxy import routes
 from usage_plugin.proxy.client_response import bad_request
 from usage_plugin.proxy.client_rules import with_usage
+from usage_plugin.proxy.litellm_metadata import metadata_in
 from usage_plugin.proxy.request_admission import RequestDecision
 from usage_plugin.tracking.admission.decisions import Admitted, Decision, Refusal
 from usage_plugin.tracking.admission.demands import Demand
@@ -176,8 +177,11 @@ def _default_model() -> bool:
 
 
 def _rewrite(request: Any, before: Mapping[str, Any], body: Mapping[str, Any]) -> None:  # Starlette's
-    """Replace a changed body in all places from which LiteLLM may read it again."""
-    if body == before:
+    """Replace a changed body in all places from which LiteLLM may read it again.
+
+    Nested metadata may have lost the router's names in both, so a body with metadata counts as changed.
+    """
+    if body == before and not any(metadata_in(body)):
         return
     request.scope.pop("parsed_body", None)
     vars(request).pop("_json", None)
