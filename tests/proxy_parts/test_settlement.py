@@ -170,6 +170,7 @@ async def test_a_bug_at_admission_is_a_503_and_holds_nothing(plugin: Plugin, mon
     with pytest.raises(ProxyException) as raised:
         await plugin.admit()
     assert raised.value.code == "503"
+    await plugin.written()
     assert plugin.open == 0
     assert [(event.status, event.cost) for event in plugin.events] == [("failure", 0)]
 
