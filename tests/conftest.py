@@ -54,30 +54,68 @@ PROXY_SECONDS = 900
 """The time limit of a test that may have to start proxies: four workers on a busy machine need minutes."""
 SLOW = (
     "tests/cli/test_program.py",
+    "tests/docs/test_compatibility.py",
     "tests/docs/test_migrating.py",
+    "tests/docs/test_prose.py",
     "tests/docs/test_python.py",
     "tests/docs/test_routes.py",
     "tests/examples/",
     "tests/ledger/test_sabotage.py",
     "tests/migration/",
-    "tests/observers/",
     "tests/pricing/test_against_litellm.py",
     "tests/providers/",
+    "tests/store/test_ability_sabotage.py",
     "tests/store/test_contract.py::TestHybridStore",
     "tests/store/test_contract.py::TestPartitionedStore",
+    "tests/store/test_hybrid_store.py",
     "tests/store/test_kills.py",
+    "tests/store/test_partitioned_store.py",
     "tests/store/test_sabotage.py",
     "tests/test_architecture.py",
     "tests/test_benchmarks.py",
     "tests/test_hostile_files.py",
+    "tests/tracking/test_history.py",
+    "tests/tracking/test_outages.py",
     "tests/tracking/test_power_loss.py",
+    "tests/tracking/test_retention.py",
+    "tests/tracking/test_simulation.py",
 )
-"""Tests that start many processes or import all of LiteLLM; `make test-fast` skips them."""
+"""Tests that start many processes, wait in real time or import all of LiteLLM; `make test-fast` skips them."""
 SLOW_TESTS = {
+    "test_a_bar_is_shown_only_if_rows_go_to_a_file",
+    "test_a_broken_pipe_ends_quietly",
     "test_a_failing_call_breaks_no_other_verb",
+    "test_a_failing_call_leaves_all_or_nothing",
+    "test_a_hundred_ask_and_five_are_admitted",
+    "test_a_limit_added_under_load_misses_nothing",
+    "test_a_pipe_gets_each_row_in_a_line",
     "test_a_process_that_dies_at_any_call_leaves_all_or_nothing",
+    "test_a_process_that_is_killed_while_it_copies_the_log_loses_nothing",
+    "test_a_request_waits_no_longer_than_it_may",
+    "test_a_stream_goes_on_behind_a_cursor",
+    "test_a_worker_tells_it",
+    "test_alerts_are_acknowledged_by_people_and_resolved_by_facts",
+    "test_each_fact_is_checked",
+    "test_each_way_to_call_is_one_event",
+    "test_events_stream_in_bounded_memory",
+    "test_events_stream_in_order_and_resume",
+    "test_every_entry_of_litellms_map_is_read",
+    "test_files_are_asked_the_same",
+    "test_globs_without_end_are_decided_at_once",
+    "test_limits_hold_while_the_log_is_copied",
+    "test_litellms_own_arithmetic_agrees_on_its_whole_map",
+    "test_memory_does_not_grow_with_an_answer_in_parts",
+    "test_no_error_is_defined_elsewhere",
+    "test_rollups_are_the_sums_of_the_days",
+    "test_seeded_accounts_equal_the_events",
+    "test_the_counted_bound_is_never_too_low",
+    "test_the_master_key_is_known_behind_a_custom_auth",
+    "test_the_scanner_finds_what_a_parser_finds",
+    "test_the_top_groups_and_the_others_make_the_total",
+    "test_the_yaml_is_followed",
+    "test_thousands_of_overrides_are_not_looked_at_one_by_one",
 }
-"""The tests that fail each low-level call in turn: a third of the contracts' time."""
+"""The tests of other files that take a second or more; `make test-fast` skips them, too."""
 
 
 def scope_of(nodeid: str) -> str:
@@ -132,7 +170,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith("tests/proxy/"):
             item.add_marker(pytest.mark.proxy)
-        if item.nodeid.startswith(SLOW) or item.name in SLOW_TESTS:
+        if item.nodeid.startswith(SLOW) or getattr(item, "originalname", item.name) in SLOW_TESTS:
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("proxy") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(PROXY_SECONDS))

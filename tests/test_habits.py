@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import SLOW, SLOW_TESTS
 from tests.proxy.conftest import ROOT
 
 TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -43,3 +44,14 @@ def test_issue_templates_are_well_formed(path: Path):
     assert len(set(ids)) == len(ids)
     assert all(field["attributes"]["label"] for field in fields)
     assert any(field.get("validations", {}).get("required") for field in fields)
+
+
+def test_the_lists_of_slow_tests_name_tests_that_exist() -> None:
+    """A stale name would hide that a test has moved into the fast lane."""
+    sources = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("tests", "usage_plugin/testing")
+        for path in ROOT.joinpath(folder).rglob("*.py")
+    )
+    assert [name for name in SLOW_TESTS if f"def {name}(" not in sources] == []
+    assert [path for path in SLOW if not ROOT.joinpath(path.split("::")[0]).exists()] == []
