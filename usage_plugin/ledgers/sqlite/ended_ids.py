@@ -1,7 +1,7 @@
 """Ended ids, kept for a while: an id is charged once, regardless of how often and how late it is sent.
 
 The request path writes nothing for this, since an entry of the outbox has its id. The keeper copies new ids into a
-table once a second. A look-up copies the rest first, so its answer is complete.
+table once a second. A look-up reads the newest entries of the outbox too, so its answer is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,18 @@ _KEPT_TOMBSTONES = 144
 """Generations: one day."""
 _COPIED = 100
 """The number of ids copied in one transaction: 0.2 ms."""
+_SCANNED = 16
+"""The number of new entries that a look-up reads one by one; more are copied first."""
 _SLICE = 2_000
+_FIND = f"""
+    SELECT
+        coalesce((SELECT max(seq) FROM outbox), 0) - remembered,
+        EXISTS (SELECT 1 FROM ended WHERE ended.generation IN (ledger.generation, ledger.generation - 1)
+                AND ended.event_id = ?1)
+        OR EXISTS (SELECT 1 FROM (SELECT event_id FROM outbox WHERE seq > remembered ORDER BY seq LIMIT {_SCANNED})
+                   WHERE event_id = ?1)
+    FROM ledger
+"""
 
 
 class EndedIds:
@@ -30,13 +41,11 @@ class EndedIds:
 
     def has(self, event_id: str) -> bool:
         """Whether an id has ended; call it within a write transaction."""
-        self.copy_up_to(self._newest())
-        found = self._execute(
-            "SELECT 1 FROM ledger JOIN ended ON ended.generation IN (ledger.generation, ledger.generation - 1)"
-            " WHERE ended.event_id = ?",
-            (event_id,),
-        )
-        return found.fetchone() is not None
+        behind, found = self._execute(_FIND, (event_id,)).fetchone()
+        if behind > _SCANNED and not found:
+            self.copy_up_to(self._newest())
+            _, found = self._execute(_FIND, (event_id,)).fetchone()
+        return bool(found)
 
     def add(self, event_id: str) -> None:
         """Record an ended id that has no entry in the outbox; call it within a write transaction."""

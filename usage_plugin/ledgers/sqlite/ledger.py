@@ -245,13 +245,21 @@ class SqliteLedger(Ledger):
 
     def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Add the charges and append the event, in one transaction."""
-        with self._writing():
+        do = self._do
+        try:
+            do("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            raise translate(error, self._path) from error
+        try:
+            recorded = None
             is_reserved = event_id in self._own or event_id in self._in_doubt
             holds = self._take(event_id) if is_reserved else None
-            if holds is None and self._ended.has(event_id):
-                recorded = None
-            else:
+            if holds is not None or not self._ended.has(event_id):
                 recorded = self._book(event_id, changes_of(holds or (), charges), event)
+            do("COMMIT")
+        except Exception as error:
+            self._rollback()
+            raise translate(error, self._path) from error
         self._finished(event_id)
         return recorded
 
