@@ -91,11 +91,10 @@ async def reserve(runtime: Runtime, ask: Ask) -> AsyncIterator[Reservation]:
         BudgetExceededError: a limit does not have the amount left.
         NotAdmittedError: the request was refused for another reason.
     """
-    outcome, not_enforced = await runtime.admission.admit(ask)
-    for refusal in not_enforced:
-        runtime.refusals.add(refusal)
+    decision = await runtime.admission.admit(ask)
+    runtime.refusals.add_all(decision)
+    outcome = decision.outcome
     if isinstance(outcome, Refusal):
-        runtime.refusals.add(outcome)
         raise _error(outcome, runtime.config.contact)
     for name in outcome.warnings:
         log.warning("limit.exceeded", limit=name, user=ask.subjects.user, action="warn")

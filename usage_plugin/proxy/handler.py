@@ -157,11 +157,10 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         owns_all_calls: bool = False,
     ) -> InflightRequest:
         """Change and start an admitted request, or raise the refusal."""
-        subjects, (outcome, dry_run_refusals), unmetered, held_bounds, apply = decided
-        for refusal in dry_run_refusals:
-            self._refusals.add(refusal)
+        subjects, decision, unmetered, held_bounds, apply = decided
+        self._refusals.add_all(decision)
+        outcome = decision.outcome
         if isinstance(outcome, Refusal):
-            self._refusals.add(outcome)
             # The reason quotes the client's own fields, so it is only sent to the client and never stored.
             fields = held_bounds.bound.unknown if held_bounds is not None and outcome.reason == "unbounded" else ()
             raise refusal_error(replace(outcome, user=subjects.called, fields=fields), self._config.current)

@@ -15,12 +15,13 @@ from usage_plugin.domain.refusals import RefusedRequest
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import LedgerError
 from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.admission.decisions import Refusal
 from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.notifications.publishers import Publisher
 
 if TYPE_CHECKING:
     from usage_plugin.domain.operations import OperationsLog
-    from usage_plugin.tracking.admission.decisions import Refusal
+    from usage_plugin.tracking.admission.decisions import Decision
 
 MOST_COUNTED = 10_000
 MOST_DETAILED = 1_000
@@ -61,6 +62,13 @@ class RefusalLog:
         self._publisher = publisher or Publisher()
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
         self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
+
+    def add_all(self, decision: Decision) -> None:
+        """Count the refusals of a decision: those of dry runs, and the enforced one if there is one."""
+        for refusal in decision.dry_run_refusals:
+            self.add(refusal)
+        if isinstance(decision.outcome, Refusal):
+            self.add(decision.outcome)
 
     def add(self, refusal: Refusal) -> None:
         """Count a refusal and keep its details."""
