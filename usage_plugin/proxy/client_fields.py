@@ -125,7 +125,6 @@ LITELLM_FIELDS = frozenset({*all_litellm_params} | CLIENT_MAY_SEND | _ROUTING | 
 
 _NULL: tuple[Any, ...] = (None, "", (), [], {})
 _UNSAID = (None, False)
-_INTERNAL = "_litellm_"
 
 CONTROLS = LITELLM_FIELDS - CLIENT_MAY_SEND - HARMLESS - _HEADERS
 """Fields that LiteLLM obeys, and that a client with a limit may not send."""
@@ -170,11 +169,6 @@ def _has_priced(headers: object) -> bool:
     if isinstance(inner, dict | list):
         return _has_priced(inner)
     return any(str(name).lower().startswith(_PRICED_HEADERS) for name in headers)
-
-
-def is_own(name: object) -> bool:
-    """Whether a field is LiteLLM's own, and not forwarded."""
-    return name in LITELLM_FIELDS or (isinstance(name, str) and name.startswith(_INTERNAL))
 
 
 def _sent_by_client(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -156,14 +156,10 @@ class OutgoingCheck:
             request.admitted = unheld(admitted.event, admitted.subjects)
             request.stopped = outcome
             return outcome
-        held_bounds = plan.held_bounds
-        request.admitted, request.held_bounds = outcome, held_bounds
-        if held_bounds is not None:
-            # The plan leaves the call as it is, so set the limits in it.
-            output = held_bounds.output
-            if output.injected is not None:
-                output_limits.write(call_type, kwargs, *output.injected)
-            _put_in(held_bounds._replace(output=output._replace(injected=None)), kwargs, deployment)
+        request.admitted, request.held_bounds = outcome, plan.held_bounds
+        if plan.held_bounds is not None and plan.held_bounds.output.injected is not None:
+            # The plan leaves the call as it is, so set the limit in it. For one deployment there is no other limit.
+            output_limits.write(call_type, kwargs, *plan.held_bounds.output.injected)
         return None
 
 

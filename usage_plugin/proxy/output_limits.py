@@ -138,11 +138,16 @@ def plan(
         return PlannedOutput(tokens, field=field)
     if not is_counted():
         return PlannedOutput(tokens, field=field, is_counted=False)
-    limits = [
-        limit._replace(is_sent=limit.is_sent and not (is_outgoing and bound.named.isdisjoint(limit.fields)))
+    limits = _in_outgoing_body(limits, each) if is_outgoing else limits
+    return _write_ours(body, call_type, deployments, limits, tokens, ours, field)
+
+
+def _in_outgoing_body(limits: Sequence[OutputLimit], each: Sequence[Bounds]) -> list[OutputLimit]:
+    """Return the limits, of which only those in the body are still sent."""
+    return [
+        limit._replace(is_sent=limit.is_sent and not bound.named.isdisjoint(limit.fields))
         for bound, limit in zip(each, limits, strict=True)
     ]
-    return _write_ours(body, call_type, deployments, limits, tokens, ours, field)
 
 
 def _write_ours(

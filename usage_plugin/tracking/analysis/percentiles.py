@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from usage_plugin.domain.usage import UsageEvent
 
 Measure = Literal["duration", "cost"]
-MEASURES: tuple[Measure, ...] = ("duration", "cost")
 EventGrouping = Literal[RollupDimension, EventDimension, "call_type", "status"]
 
 _PAGE = 1_000
