@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class PostedSettlement(ABC):
-    """A settlement, and what follows when it is written.
+    """A settlement, and the actions after it is written.
 
     Attributes:
         event_id: The id of the reservation and of its event.
-        charges: What it adds to each account.
+        charges: The amounts that it adds to accounts.
         event: The encoded event; None if the outbox can keep no more, so that only the accounts are charged.
         is_reserved: Whether the request has a reservation.
     """
@@ -49,7 +49,7 @@ class PostedSettlement(ABC):
 
 
 class RequestLedger(ABC):
-    """Reserves, and takes what the request path posts. Used by one event loop."""
+    """Reserves, and takes the posts of the request path. Used by one event loop."""
 
     @abstractmethod
     async def reserve(self, event_id: str, worker: str, started_at: int, holds: Sequence[Hold], event: str) -> Reserved:
@@ -87,4 +87,7 @@ class RequestLedger(ABC):
 
     @abstractmethod
     async def drain(self, seconds: float) -> None:
-        """Write what is posted, for at most this time. The rest stays reserved, and is recovered at the next start."""
+        """Write the posted changes, for at most this time.
+
+        The rest stays reserved, and is recovered at the next start.
+        """

@@ -1,4 +1,4 @@
-"""Bounds: what a request may use at most, and what it may be billed for, from its body alone.
+"""Bounds: the maximum use of a request, and everything that it may be billed for, from its body alone.
 
 The input is bounded by its bytes (`input_bounds`), the output by the limit in the body. References to content outside
 the body are not bounded: the caller then uses the model's whole context. Anything else without a bound gives None.

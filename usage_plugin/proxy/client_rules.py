@@ -1,4 +1,4 @@
-"""Client rules: refuse, limit or add fields of a client's body, so that the request costs at most what is held for it.
+"""Client rules: refuse, limit or add fields of a client's body, so that the request costs at most the amount held.
 
 `client_fields` has the lists of fields; the rules here apply them to one body.
 """

@@ -1,4 +1,4 @@
-"""Plan a request: what admission decides on, and the body that LiteLLM should go on with.
+"""Plan a request: the request for admission, and the body for LiteLLM.
 
 A plan is worked out from the body as it arrived and a `Form`, and changes nothing. If a request does not fit, a remedy
 plans it again in another form. The plan that is admitted is applied to the body, once.

@@ -10,7 +10,7 @@ experiment (`tests/proxy/test_endings.py`):
 - `over`: the last byte is sent or the client has disconnected. A request that is not settled within
   `admission.orphan_grace` after that is charged as reserved.
 
-LiteLLM's failure log settles nothing, since a retry may succeed. It only notes what was delivered
+LiteLLM's failure log settles nothing, since a retry may succeed. It only notes the delivered part
 (`partly_delivered`).
 """
 
