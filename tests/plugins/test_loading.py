@@ -204,6 +204,15 @@ def test_wrong_options_name_the_key(workplace: Workplace, options: dict[str, obj
     assert said in str(error.value)
 
 
+def test_wrong_options_do_not_show_the_credentials_of_a_url(workplace: Workplace) -> None:
+    """A URL in an error of options keeps its host, and loses user and password, also under a misspelt key."""
+    path = workplace.write("mine.py", WITH_OPTIONS)
+    with pytest.raises(ConfigError) as error:
+        load(path, rom="postgresql://ann:s3cret/@x@db.example/usage")
+    assert "postgresql://…@db.example/usage" in str(error.value)
+    assert "s3cret" not in str(error.value)
+
+
 def test_options_that_nobody_takes_are_refused(workplace: Workplace) -> None:
     """Options for a plugin that takes none are a mistake, not a wish."""
     with pytest.raises(

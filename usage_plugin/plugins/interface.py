@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ class NoOptions(Options):
 BackendT = TypeVar("BackendT")
 OptionsT = TypeVar("OptionsT", bound=Options)
 
+_CREDENTIALS = re.compile(r"(?<=://)[^\s'\"]*@")
+
 
 def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]) -> Any:
     """Validate options against their model.
@@ -50,15 +53,20 @@ def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]
     try:
         return model.model_validate(options)
     except ValidationError as error:
-        known = ", ".join(model.model_fields) or "none"
+        known = ", ".join(field.alias or name for name, field in model.model_fields.items()) or "none"
         raise ConfigError(
             "; ".join(
-                f"{'.'.join([where, *map(str, mistake['loc'])])}: found {mistake['input']!r}: "
+                f"{'.'.join([where, *map(str, mistake['loc'])])}: found {_shown(mistake['input'])}: "
                 + (f"unknown option; known options: {known}" if unknown else mistake["msg"])
                 for mistake in error.errors()
                 for unknown in [mistake["type"] == "extra_forbidden" and len(mistake["loc"]) == 1]
             )
         ) from None
+
+
+def _shown(value: object) -> str:
+    """Return a value for an error, without the credentials in a URL, which may be under a misspelt key."""
+    return _CREDENTIALS.sub("…@", repr(value))
 
 
 def choose(where: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:
