@@ -1,0 +1,215 @@
+"""One connection to the server, with its transactions and errors.
+
+Each part of the ledger is a class over one `Server`. Nothing is kept in the session, neither settings nor prepared
+statements, so a pooler may hand each transaction to another connection. The server's functions limit the wait for
+locks; where this class writes out a transaction, it does so itself.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import errors
+from psycopg.pq import TransactionStatus
+from psycopg.waiting import Ready
+
+from usage_plugin.errors import LedgerBusyError, LedgerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from psycopg.abc import RV, PQGen
+
+    from usage_plugin.ledgers.postgres.address import Address
+
+_TRIES = 4
+_PATIENCE = 60.0
+"""Seconds until a server that does not answer counts as lost."""
+_WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '2s'"
+_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_PARAMETERS: dict[str, Any] = {
+    "client_encoding": "UTF8",
+    "fallback_application_name": "usage_plugin",
+    # A host that is cut off is noticed in 20 s, instead of the system's quarter of an hour.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,
+}
+_DRIVERS = (psycopg.Error, UnicodeError)
+"""Errors that the driver raises; UnicodeError for half a surrogate pair."""
+_LOST_A_RACE = (errors.DeadlockDetected, errors.SerializationFailure)
+_BUSY = (*_LOST_A_RACE, errors.LockNotAvailable)
+_HINTS: dict[type[psycopg.Error], str] = {
+    errors.InsufficientPrivilege: "Grant the role of the URL the rights on the schema, or let it own the schema.",
+    errors.ReadOnlySqlTransaction: "This is a replica: name all hosts in the URL, and target_session_attrs=read-write.",
+    errors.TooManyConnections: "Raise max_connections, or connect through a pooler.",
+    errors.UndefinedTable: "The schema was dropped or changed: restart, or restore it from a backup.",
+    errors.UndefinedFunction: "The schema was dropped or changed: restart, or restore it from a backup.",
+    errors.DiskFull: "Free disk space on the server.",
+}
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection that does not wait for ever: a stopped server accepts everything, and answers nothing."""
+
+    patience = _PATIENCE
+
+    def wait(self, gen: PQGen[RV], *_: Any, **__: Any) -> RV:
+        """Run a step of the driver until its end, or until the server counts as lost."""
+        deadline = time.monotonic() + self.patience
+        with selectors.DefaultSelector() as selector:
+            try:
+                selector.register(self.pgconn.socket, next(gen))
+                while True:
+                    found = selector.select(deadline - time.monotonic())
+                    if not found:
+                        raise psycopg.OperationalError(f"no answer within {self.patience:g} s")
+                    selector.modify(self.pgconn.socket, gen.send(Ready(found[0][1])))
+            except StopIteration as ended:
+                result: RV = ended.value
+                return result
+
+
+class Server:
+    """A connection, opened again at the first use after it was lost. An object serves one thread.
+
+    Attributes:
+        schema: the schema of our tables and functions, quoted for statements.
+        location: the hosts, the database and the schema, for people.
+    """
+
+    def __init__(self, address: Address, schema: str) -> None:
+        """Connect.
+
+        Raises:
+            LedgerError: the server cannot be reached.
+        """
+        self.schema = f'"{schema}"'
+        self.location = f"{address.location}, schema {schema}"
+        self._address = address
+        self._is_in_transaction = False
+        self._connection: _Connection | None = None
+        self._usable()
+
+    def _connect(self) -> _Connection:
+        parameters = {**_PARAMETERS, "connect_timeout": self._address.connect_timeout}
+        given = psycopg.conninfo.conninfo_to_dict
+        with self._translated():
+            named = given(self._address.conninfo)
+            return _Connection.connect(
+                self._address.conninfo,
+                autocommit=True,
+                prepare_threshold=None,
+                **{name: value for name, value in parameters.items() if name not in named},
+            )
+
+    def run(
+        self, statement: str, values: Sequence[object] | None = None, *, patience: float | None = None
+    ) -> psycopg.Cursor[Any]:
+        """Execute one statement, or several without values; `patience` is in seconds, for a slow one."""
+        with self._translated():
+            connection = self._usable()
+            connection.patience = patience or _PATIENCE
+            return execute(connection, statement, values)
+
+    def one(self, statement: str, values: Sequence[object] | None = None) -> Any:
+        """Return the only row of a statement, or None."""
+        return self.run(statement, values).fetchone()
+
+    def call(self, statement: str, *values: object) -> Any:
+        """Return the answer of an idempotent function of the server; repeat a call that lost a race.
+
+        Raises:
+            LedgerBusyError: it lost several races, or waited too long for a lock; nothing was done.
+        """
+        for _ in range(_TRIES - 1):
+            try:
+                return self._answer(statement, values)
+            except LedgerBusyError as busy:
+                if not isinstance(busy.__cause__, _LOST_A_RACE):
+                    raise
+        return self._answer(statement, values)
+
+    def _answer(self, statement: str, values: Sequence[object]) -> Any:
+        (answer,) = self.one(statement, values)
+        return answer
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Run several statements in one transaction."""
+        with self._transaction(_WRITE):
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Run several statements that see one instant."""
+        with self._transaction(_READ):
+            yield
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        self.run(begin)
+        self._is_in_transaction = True
+        try:
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            with suppress(LedgerError):
+                self.run("ROLLBACK")
+            raise
+        finally:
+            self._is_in_transaction = False
+
+    def delete_older(self, table: str, column: str, before: int, slice_size: int) -> None:
+        """Delete a slice of the rows older than `before`; the column has an index."""
+        self.run(
+            f"DELETE FROM {self.schema}.{table} WHERE ctid IN"
+            f" (SELECT ctid FROM {self.schema}.{table} WHERE {column} < %s ORDER BY {column} LIMIT %s)",
+            (before, slice_size),
+        )
+
+    def _usable(self) -> _Connection:
+        # The rest of a transaction whose connection is lost must not run on another one.
+        if self._connection is None or (self._connection.closed and not self._is_in_transaction):
+            self._connection = self._connect()
+        return self._connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Convert the driver's errors to `LedgerError`."""
+        try:
+            yield
+        except _DRIVERS as error:
+            if self._connection and self._connection.info.transaction_status is TransactionStatus.ACTIVE:
+                # An answer is still to come, and would be taken for that of the next statement.
+                self._connection.close()
+            raise self._translate(error) from error
+
+    def _translate(self, error: Exception) -> LedgerError:
+        if isinstance(error, _BUSY):
+            return LedgerBusyError(f"{self.location}: other transactions hold the rows.")
+        text = " ".join(str(error).split("\n", 1)[0].split()).rstrip(".")
+        if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+            return LedgerError(
+                f"The ledger {self.location} cannot be reached: {text}.",
+                hint="Check that the server runs, that it accepts connections from here, and the URL.",
+            )
+        hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
+        return LedgerError(f"The ledger {self.location} does not work: {text}.", hint=hint)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+def execute(
+    connection: psycopg.Connection[Any], statement: str, values: Sequence[object] | None
+) -> psycopg.Cursor[Any]:
+    """Execute a statement: the only way to the server, which tests cut."""
+    return connection.execute(statement.encode(), values)
