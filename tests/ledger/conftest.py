@@ -1,5 +1,36 @@
-"""The server on which the ledger `postgres` is tested."""
+"""The server on which the ledger `postgres` is tested, and a new ledger on it; contracts and other modules have their own."""
 
-from tests.support.postgres import postgres
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.support.postgres import PostgresOpening, PostgresServer, new_schema, postgres
+from usage_plugin.domain.ledger import Ledger
+from usage_plugin.ledgers.postgres import PostgresLedgerBackend
 
 __all__ = ["postgres"]
+
+
+@pytest.fixture
+def opening(postgres: PostgresServer, tmp_path: Path) -> PostgresOpening:
+    return PostgresOpening(PostgresLedgerBackend(), tmp_path, {"url": postgres.url, "schema": new_schema()})
+
+
+@pytest.fixture
+def ledger(opening: PostgresOpening) -> Iterator[Ledger]:
+    opened = opening.open()
+    yield opened.ledger
+    assert opened.ledger.verify() == []
+    opened.close()
+
+
+@pytest.fixture
+def bare(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
+    """A connection that is not the ledger's."""
+    with psycopg.connect(postgres.url, autocommit=True) as connection:
+        yield connection

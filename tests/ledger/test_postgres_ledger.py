@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import random
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,35 +18,15 @@ import psycopg
 import pytest
 
 from tests.support.postgres import PASSWORD, PATIENCE, PostgresOpening, PostgresServer, binaries, new_schema
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, Ledger, NotSettled, OutboxEntry
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, Ledger, NotSettled
 from usage_plugin.domain.operations import Anomaly
-from usage_plugin.errors import ConfigError, LedgerBusyError, LedgerError, StorageVersionError
+from usage_plugin.errors import ConfigError, LedgerError, StorageVersionError
 from usage_plugin.ledgers.postgres import PostgresLedgerBackend, PostgresOptions, operations, server
 from usage_plugin.ledgers.postgres.address import PRISMA_PARAMETERS, Address
 from usage_plugin.plugins.interface import check_options
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one
 
 LARGEST = 2**63 - 1
-
-
-@pytest.fixture
-def opening(postgres: PostgresServer, tmp_path: Path) -> PostgresOpening:
-    return PostgresOpening(PostgresLedgerBackend(), tmp_path, {"url": postgres.url, "schema": new_schema()})
-
-
-@pytest.fixture
-def ledger(opening: PostgresOpening) -> Iterator[Ledger]:
-    opened = opening.open()
-    yield opened.ledger
-    assert opened.ledger.verify() == []
-    opened.close()
-
-
-@pytest.fixture
-def bare(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
-    """A connection that is not the ledger's."""
-    with psycopg.connect(postgres.url, autocommit=True) as connection:
-        yield connection
 
 
 # ── the URL ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -334,129 +311,7 @@ def test_sums_stop_at_the_largest_number(ledger: Ledger) -> None:
     assert ledger.settle("too much", [], None) is NotSettled.UNKNOWN
 
 
-# ── at the same time ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_random_sets_of_accounts_never_deadlock(opening: PostgresOpening, bare: psycopg.Connection[Any]) -> None:
-    """Four workers that reserve and settle on random accounts, in any order, never wait for each other in a circle."""
-    opening.open().close()
-    before = _deadlocks(bare)
-    busy = []
-
-    def work(seed: int) -> None:
-        chosen = random.Random(seed)
-        opened = opening.open()
-        for number in range(60):
-            accounts = chosen.sample([AccountKey(key, start, "ann") for key in (1, 2) for start in range(8)], 4)
-            since = chosen.choice((None, 0))
-            holds = [Hold(account, END, 5, 10**9, 5, since if account.limit_key == 1 else None) for account in accounts]
-            name = f"{seed}-{number}"
-            try:
-                assert opened.ledger.reserve(name, "w", 5, holds, "draft").admitted
-                chosen.shuffle(accounts)
-                assert opened.ledger.settle(name, [Charge(account, END, 2) for account in accounts], name)
-            except LedgerBusyError as error:
-                busy.append(error)
-        opened.close()
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    assert not busy
-    opened = opening.open()
-    assert opened.ledger.verify() == []
-    assert [entry.seq for entry in opened.ledger.outbox(0, 1_000)] == list(range(1, 241))
-    assert sum(account.balance.spent for key in (1, 2) for account in opened.ledger.accounts(key, 0)) == 240 * 4 * 2
-    opened.close()
-    assert _deadlocks(bare) == before
-
-
-def _deadlocks(bare: psycopg.Connection[Any]) -> int:
-    bare.execute("SELECT pg_stat_clear_snapshot()")
-    row = bare.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def test_batches_of_verbs_never_deadlock(opening: PostgresOpening, bare: psycopg.Connection[Any]) -> None:
-    """Four workers whose batches touch the same accounts in any order do each verb once, and admit no more than fits."""
-    opened = opening.open()
-    statement = f"SELECT {opening.options['schema']}.usage_v1_batch(%s::jsonb)"
-    before = _deadlocks(bare)
-
-    def work(seed: int, url: str = opening.options["url"]) -> int:
-        chosen = random.Random(seed)
-        admitted = []
-        with psycopg.connect(url, autocommit=True) as connection:
-            for number in range(20):
-                verbs = [
-                    [
-                        "reserve",
-                        f"{seed}-{number}-{at}",
-                        "w",
-                        5,
-                        [
-                            [1, chosen.randrange(8), "ann", END, 1, 500, 1, 0],
-                            [2, chosen.randrange(8), "bo", END, 1, None, 1, None],
-                        ],
-                        "{}",
-                    ]
-                    for at in range(8)
-                ] + [["settle", name, [[3, chosen.randrange(8), "all", END, 1]], "{}"] for name in admitted[-6:]]
-                chosen.shuffle(verbs)
-                row = connection.execute(statement, (json.dumps(verbs),)).fetchone()
-                assert row is not None
-                for verb, answer in zip(verbs, row[0], strict=True):
-                    if verb[0] == "reserve":
-                        if answer["admitted"]:
-                            admitted.append(verb[1])
-                    else:
-                        assert answer["seq"] > 0
-                        admitted.remove(verb[1])
-        return 20 * 8 - len(admitted)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    assert opened.ledger.verify() == []
-    accounts = opened.ledger.accounts(1, 0)
-    assert sum(account.balance.reserved for account in accounts) <= 500
-    assert all(account.window_end == END for key in (1, 2, 3) for account in opened.ledger.accounts(key, 0))
-    spent = sum(account.balance.spent for account in opened.ledger.accounts(3, 0))
-    assert [entry.seq for entry in opened.ledger.outbox(0, 10_000)] == list(range(1, spent + 1))
-    opened.close()
-    assert _deadlocks(bare) == before
-
-
-def test_two_buckets_of_one_window_admit_no_more_than_it_allows(opening: PostgresOpening) -> None:
-    """Workers that reserve in different buckets of one rolling window at once never pass its maximum together."""
-    opening.open().close()
-    for turn in range(10):
-        meeting = threading.Barrier(2)
-
-        def work(bucket: int, turn: int = turn, meeting: threading.Barrier = meeting) -> int:
-            opened = opening.open()
-            meeting.wait(PATIENCE)
-            account = AccountKey(1, bucket, f"ann {turn}")
-            answers = [
-                opened.ledger.reserve(f"{turn}-{bucket}-{number}", "w", 5, [Hold(account, END, 1, 5, 1, since=0)], "e")
-                for number in range(5)
-            ]
-            opened.close()
-            return sum(answer.admitted for answer in answers)
-
-        with ThreadPoolExecutor(2) as pool:
-            assert sum(pool.map(work, (10, 20))) == 5
-
-
-def test_no_number_is_visible_before_an_earlier_one(ledger: Ledger, bare: psycopg.Connection[Any]) -> None:
-    """While a transaction has a number, others wait, then they are busy and have done nothing."""
-    schema = ledger.location.rpartition(" ")[2]
-    with bare.transaction():
-        bare.execute(f"SELECT {schema}.usage_v1_append('first')")
-        with pytest.raises(LedgerBusyError):
-            ledger.record("a", [Charge(ANN, END, 1)], "second")
-        assert ledger.outbox(0, 10) == []
-    assert ledger.record("a", [Charge(ANN, END, 1)], "second") == (2, {ANN: Balance(1, 0)})
-    assert ledger.outbox(0, 10) == [OutboxEntry(1, "first"), OutboxEntry(2, "second")]
+# ── transactions and housekeeping ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_each_transaction_may_have_a_connection_of_its_own(

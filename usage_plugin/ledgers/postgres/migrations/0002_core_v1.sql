@@ -148,15 +148,21 @@ BEGIN
             RETURN jsonb_build_object('admitted', true, 'balances', v_known.answer, 'buckets', '[]'::jsonb);
         END IF;
         SELECT * INTO v_found FROM {schema}.usage_v1_look(p_holds);
-        -- An id that has ended holds nothing: it arrives again, from a connection that was cut. A request that has no
-        -- room at this instant is refused without a lock, and without writing anything.
-        IF v_known.ended IS NOT NULL OR v_found.refused IS NOT NULL THEN
+        -- An id that has ended holds nothing: it arrives again, from a connection that was cut.
+        IF v_known.ended IS NOT NULL THEN
             RETURN {schema}.usage_v1_refusal(p_holds, v_found.balances, v_found.refused);
         END IF;
-        PERFORM {schema}.usage_v1_lock(p_holds);
-        SELECT * INTO v_found FROM {schema}.usage_v1_look(p_holds);
+        -- A request that has no room at this instant is refused without a lock, and without writing anything.
+        IF v_found.refused IS NULL THEN
+            PERFORM {schema}.usage_v1_lock(p_holds);
+            SELECT * INTO v_found FROM {schema}.usage_v1_look(p_holds);
+            IF v_found.refused IS NOT NULL THEN
+                PERFORM {schema}.usage_v1_discard(p_holds);
+            END IF;
+        END IF;
         IF v_found.refused IS NOT NULL THEN
-            PERFORM {schema}.usage_v1_discard(p_holds);
+            -- If it was sent twice, the room may have gone to itself.
+            CONTINUE WHEN EXISTS (SELECT FROM {schema}.requests AS request WHERE request.event_id = p_event_id);
             RETURN {schema}.usage_v1_refusal(p_holds, v_found.balances, v_found.refused);
         END IF;
         INSERT INTO {schema}.requests (event_id, worker, started_at, content, answer, holds, event)
