@@ -354,6 +354,55 @@ def test_the_table_of_anomalies_is_bounded(opening: PostgresOpening, monkeypatch
     opened.close()
 
 
+def test_no_verb_reads_a_whole_table(opening: PostgresOpening, bare: psycopg.Connection[Any]) -> None:
+    """A session that has begun on an empty ledger still looks up single rows once the ledger is large."""
+    schema = opening.options["schema"]
+    opened = opening.open()
+    ledger = opened.ledger
+
+    def use(turn: int) -> None:
+        for number in range(8):
+            accounts = [AccountKey(key, number, "ann") for key in (1, 2, 3)]
+            holds = [
+                Hold(account, 2 * END, 5, LARGEST, 5, since)
+                for account, since in zip(accounts, (0, None, None), strict=True)
+            ]
+            for name in ("a", "b", "c"):
+                assert ledger.reserve(f"{name} {turn} {number}", "w", 5, holds, "draft").admitted
+            assert ledger.settle(f"a {turn} {number}", [Charge(account, 2 * END, 3) for account in accounts], "event")
+            ledger.free(f"b {turn} {number}", accounts[:1])
+            assert ledger.abandon(f"b {turn} {number}")
+            assert ledger.recover(f"c {turn} {number}")
+            assert ledger.record(f"d {turn} {number}", [Charge(accounts[0], 2 * END, 3)], "event")
+            assert ledger.correct(f"e {turn} {number}", [Charge(accounts[0], 2 * END, 3)])
+            ledger.snapshot(accounts)
+            ledger.waiting()
+            ledger.acknowledge(1)
+            ledger.maintain(END)
+
+    # A plan is kept from the sixth use on.
+    use(1)
+    bare.execute(
+        f"INSERT INTO {schema}.accounts SELECT 9, 'u' || n, 0, {9 * END}, 1, 0 FROM generate_series(1, 5000) n"
+    )
+    bare.execute(f"INSERT INTO {schema}.requests (event_id, ended) SELECT 'e' || n, 1 FROM generate_series(1, 5000) n")
+    bare.execute(f"INSERT INTO {schema}.outbox SELECT -n, 'event' FROM generate_series(1, 1900) n")
+
+    def rows_read() -> int:
+        ledger._server.run("SELECT pg_stat_force_next_flush()")  # type: ignore[attr-defined]
+        (rows,) = bare.execute(
+            "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0)) FROM pg_stat_user_tables WHERE schemaname = %s"
+            " AND relname IN ('accounts', 'requests', 'outbox')",
+            (schema,),
+        ).fetchall()[0]
+        return int(rows)
+
+    before = rows_read()
+    use(2)
+    assert rows_read() - before < 3_000, "a table has been read as a whole"
+    opened.close()
+
+
 def test_old_ids_are_forgotten(ledger: Ledger, bare: psycopg.Connection[Any]) -> None:
     """Ended ids are deleted after two generations of ten minutes, and abandoned ones after a day more."""
     schema = ledger.location.rpartition(" ")[2]

@@ -40,12 +40,7 @@ class Outbox:
         that it is estimated from every nth entry, so the call costs the same for any length of an outage.
         """
         first, last, measured, size = self._server.one(
-            f"WITH ends AS (SELECT min(seq) AS first, max(seq) AS last FROM {self._schema}.outbox"
-            f" WHERE seq > (SELECT acknowledged FROM {self._schema}.ledger)), chosen AS"
-            " (SELECT generate_series(first, last, (last - first) / %s::bigint + 1) AS seq FROM ends)"
-            " SELECT min(ends.first), min(ends.last), count(entry.seq), sum(octet_length(entry.event))"
-            f" FROM ends LEFT JOIN chosen ON true LEFT JOIN {self._schema}.outbox AS entry USING (seq)",
-            (_SAMPLE,),
+            f"SELECT first, last, measured, size FROM {self._schema}.usage_v1_waiting(%s::bigint)", (_SAMPLE,)
         )
         if first is None:
             return OutboxBacklog(0, 0)

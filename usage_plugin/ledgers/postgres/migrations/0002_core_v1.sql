@@ -121,7 +121,7 @@ CREATE FUNCTION {schema}.usage_v1_reserve(
     p_event_id text, p_worker text, p_started_at bigint, p_holds jsonb, p_event text
 )
 RETURNS jsonb
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_held jsonb;
@@ -295,7 +295,7 @@ $$;
 
 CREATE FUNCTION {schema}.usage_v1_settle(p_event_id text, p_charges jsonb, p_event text)
 RETURNS jsonb
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_ended record;
@@ -310,7 +310,7 @@ $$;
 
 CREATE FUNCTION {schema}.usage_v1_record(p_event_id text, p_charges jsonb, p_event text)
 RETURNS jsonb
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_ended record;
@@ -325,7 +325,7 @@ $$;
 
 CREATE FUNCTION {schema}.usage_v1_recover(p_event_id text)
 RETURNS jsonb
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_ended record;
@@ -343,7 +343,7 @@ $$;
 
 CREATE FUNCTION {schema}.usage_v1_release(p_event_id text)
 RETURNS boolean
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_ended record;
@@ -359,7 +359,7 @@ $$;
 
 CREATE FUNCTION {schema}.usage_v1_abandon(p_event_id text)
 RETURNS boolean
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_ended record;
@@ -376,7 +376,7 @@ $$;
 -- Free the holds on accounts [[limit_key, window_start, subject], …].
 CREATE FUNCTION {schema}.usage_v1_free(p_event_id text, p_accounts jsonb)
 RETURNS boolean
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_holds jsonb;
@@ -409,7 +409,7 @@ $$;
 
 CREATE FUNCTION {schema}.usage_v1_correct(p_correction_id text, p_differences jsonb)
 RETURNS boolean
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 BEGIN
     INSERT INTO {schema}.requests (event_id, ended)
@@ -427,7 +427,7 @@ $$;
 -- everything that they use, in the order above: otherwise one verb's locks would follow those of another.
 CREATE FUNCTION {schema}.usage_v1_batch(p_verbs jsonb)
 RETURNS jsonb
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_accounts jsonb;
@@ -513,9 +513,25 @@ BEGIN
 END
 $$;
 
+-- The first and the last number that the store does not have, and the number and the bytes of every nth entry of them.
+CREATE FUNCTION {schema}.usage_v1_waiting(
+    p_sample bigint, OUT first bigint, OUT last bigint, OUT measured bigint, OUT size bigint
+)
+LANGUAGE plpgsql STABLE
+AS $$
+BEGIN
+    SELECT min(entry.seq), max(entry.seq) INTO first, last
+    FROM {schema}.outbox AS entry
+    WHERE entry.seq > (SELECT ledger.acknowledged FROM {schema}.ledger AS ledger);
+    SELECT count(*), sum(octet_length(entry.event)) INTO measured, size
+    FROM generate_series(first, last, (last - first) / p_sample + 1) AS chosen (seq)
+    JOIN {schema}.outbox AS entry ON entry.seq = chosen.seq;
+END
+$$;
+
 CREATE FUNCTION {schema}.usage_v1_acknowledge(p_seq bigint, p_kept integer)
 RETURNS void
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 BEGIN
     UPDATE {schema}.ledger SET acknowledged = greatest(acknowledged, p_seq);
@@ -525,7 +541,7 @@ $$;
 
 CREATE FUNCTION {schema}.usage_v1_agree(p_stored bigint)
 RETURNS void
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_acknowledged bigint;
@@ -548,7 +564,7 @@ $$;
 -- Let this transaction wait for the disk, also where the server is set not to, and with it all that commit before it.
 CREATE FUNCTION {schema}.usage_v1_sync()
 RETURNS void
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 BEGIN
     IF current_setting('synchronous_commit') IN ('off', 'local') THEN
@@ -562,7 +578,7 @@ $$;
 -- transaction is using the row.
 CREATE FUNCTION {schema}.usage_v1_maintain(p_now bigint, p_closed bigint, p_generation bigint, p_slice integer)
 RETURNS void
-LANGUAGE plpgsql SET lock_timeout = '2s'
+LANGUAGE plpgsql
 AS $$
 DECLARE
     v_generation integer;
@@ -598,6 +614,28 @@ BEGIN
         FOR UPDATE SKIP LOCKED
     );
     PERFORM {schema}.usage_v1_sync();
+END
+$$;
+
+-- All rows are looked up by an index. A plan that is made while the tables are small would read them whole, and a session
+-- may keep it until long after they have grown. A lock that is not free within 2 s is an error that callers can retry.
+DO $$
+DECLARE
+    v_verb regprocedure;
+BEGIN
+    FOR v_verb IN
+        SELECT oid FROM pg_proc
+        WHERE pronamespace = '{schema}'::regnamespace AND proname IN (
+            'usage_v1_reserve', 'usage_v1_settle', 'usage_v1_record', 'usage_v1_recover', 'usage_v1_release',
+            'usage_v1_abandon', 'usage_v1_free', 'usage_v1_correct', 'usage_v1_batch', 'usage_v1_snapshot',
+            'usage_v1_waiting', 'usage_v1_acknowledge', 'usage_v1_agree', 'usage_v1_sync', 'usage_v1_maintain'
+        )
+    LOOP
+        EXECUTE format(
+            'ALTER FUNCTION %s SET lock_timeout = ''2s'''
+            ' SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off', v_verb
+        );
+    END LOOP;
 END
 $$;
 
