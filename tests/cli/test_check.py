@@ -84,6 +84,8 @@ def test_all_mistakes_are_listed_with_their_lines(check):
         ("storage: {backend: postgres}", "usage_plugin.storage.backend"),
         ("ledger: {backend: valkey}", "usage_plugin.ledger.backend"),
         ("storage: {backend: sqlite, options: {pth: x}}", "usage_plugin.storage.options.pth"),
+        ("ledger: {backend: postgres}", "usage_plugin.ledger.options.url"),
+        ("ledger: {backend: postgres, options: {url: 'postgresql://ann:a/b@db'}}", "usage_plugin.ledger.options.url"),
     ],
 )
 def test_backends_are_checked_too(check, section, expected):

@@ -202,6 +202,13 @@ class LedgerBackend(ABC, Generic[OptionsT]):
     def open(self, options: OptionsT, context: BackendContext) -> OpenLedger:
         """Open the ledger for one thread. Several threads and processes may have it open at once."""
 
+    def check(self, options: OptionsT, context: BackendContext) -> None:
+        """Check that the ledger can be opened with these options; create nothing, and query no server.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+
 
 class Claim(NamedTuple):
     """The known facts of a request whose key has no user of its own. Values that the client chose are not verified.

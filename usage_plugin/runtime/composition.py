@@ -123,6 +123,7 @@ class Parts:
         self._ledger_options = check_options(
             "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
         )
+        self._ledger.check(self._ledger_options, self._context)
 
     def _owner(self, registered: str) -> str:
         """Return a backend with its plugin, for errors."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from usage_plugin.errors import LedgerError
+from usage_plugin.errors import ConfigError
 from usage_plugin.ledgers.postgres.address import Address
 from usage_plugin.plugins import hookimpl
 from usage_plugin.plugins.interface import BackendContext, LedgerBackend, Options
@@ -67,6 +67,12 @@ class PostgresLedgerBackend(LedgerBackend[PostgresOptions]):
     name = "postgres"
     options_model = PostgresOptions
 
+    def check(self, options: PostgresOptions, context: BackendContext) -> None:
+        """Check that the URL is valid and the driver installed."""
+        del context
+        _check_installed()
+        _ = options.address
+
     def exists(self, options: PostgresOptions, context: BackendContext) -> bool:
         """Whether the schema has a ledger."""
         del context
@@ -86,7 +92,9 @@ class PostgresLedgerBackend(LedgerBackend[PostgresOptions]):
 
 def _check_installed() -> None:
     if importlib.util.find_spec("psycopg") is None:
-        raise LedgerError("The ledger postgres requires psycopg, which is not installed.", hint=f"Run: {INSTALL}")
+        raise ConfigError(
+            "usage_plugin.ledger.backend: postgres requires psycopg, which is not installed.", hint=f"Run: {INSTALL}"
+        )
 
 
 @hookimpl
