@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
@@ -23,7 +24,7 @@ from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import ConfigError, LedgerError, StorageVersionError
 from usage_plugin.ledgers.postgres import PostgresLedgerBackend, PostgresOptions, operations, server
 from usage_plugin.ledgers.postgres.address import PRISMA_PARAMETERS, Address
-from usage_plugin.plugins.interface import check_options
+from usage_plugin.plugins.interface import BackendContext, check_options
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one
 
 LARGEST = 2**63 - 1
@@ -64,6 +65,14 @@ def test_an_invalid_url_is_not_repeated(url: str) -> None:
         Address(url, 5)
     assert "s3cret" not in str(raised.value)
     assert raised.value.hint
+
+
+def test_an_unknown_parameter_is_named() -> None:
+    """A parameter that the driver does not know is found before anything starts."""
+    options = PostgresOptions.model_validate({"url": "postgresql://ann:s3cret@db/usage?sslmod=require"})
+    with pytest.raises(ConfigError, match="sslmod") as raised:
+        PostgresLedgerBackend().check(options, BackendContext(Path(), ZoneInfo("UTC")))
+    assert "s3cret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,15 @@ class PostgresLedgerBackend(LedgerBackend[PostgresOptions]):
         """Check that the URL is valid and the driver installed."""
         del context
         _check_installed()
-        _ = options.address
+        from usage_plugin.ledgers.postgres.server import check_parameters  # noqa: PLC0415  # only now a driver is needed
+
+        check_parameters(options.address)
 
     def exists(self, options: PostgresOptions, context: BackendContext) -> bool:
         """Whether the schema has a ledger."""
         del context
         _check_installed()
-        from usage_plugin.ledgers.postgres.opening import has_ledger  # noqa: PLC0415  # only now a driver is needed
+        from usage_plugin.ledgers.postgres.opening import has_ledger  # noqa: PLC0415  # as above
 
         return has_ledger(options.address, options.schema_name)
 

@@ -17,7 +17,8 @@ from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready
 
-from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.errors import ConfigError, LedgerBusyError, LedgerError
+from usage_plugin.ledgers.postgres.address import WHERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -206,6 +207,18 @@ class Server:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
+
+
+def check_parameters(address: Address) -> None:
+    """Check that the driver knows all parameters of the URL.
+
+    Raises:
+        ConfigError: it does not know one of them.
+    """
+    try:
+        psycopg.conninfo.conninfo_to_dict(address.conninfo)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError(f"{WHERE}: {str(error).strip()}.", hint="Remove it, or correct its name.") from None
 
 
 def execute(
