@@ -1,5 +1,6 @@
 -- The verbs of the core, each atomic and idempotent by its id. All take their locks in one order, so that they never
 -- deadlock: the request, the rolling windows, the accounts in the order of their key, and the counter of the outbox.
+-- Only a reservation writes its new request after the accounts, once it is admitted: no other id waits for that row.
 -- They run in READ COMMITTED: each statement sees all earlier commits, so a read after a lock is current.
 -- Answers are JSON, also for an id with other content: in a batch, one request must not roll back the others.
 -- Sums and differences are numeric, since a bigint that overflows is an error. They are stored as at most 2^63 - 1.
