@@ -185,12 +185,12 @@ def test_a_stopped_server_is_given_up(
     ledger: Ledger, bare: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that accepts everything and answers nothing is given up after a while; then the ledger works again."""
-    monkeypatch.setattr(server, "_PATIENCE", 0.2)
     settle_one(ledger, "a")
     (pid,) = bare.execute(
         "SELECT pid FROM pg_stat_activity WHERE application_name = 'usage_plugin' AND query LIKE '%usage_v1_settle%'"
     ).fetchall()[0]
     os.kill(pid, signal.SIGSTOP)
+    monkeypatch.setattr(server, "_PATIENCE", 0.2)
     try:
         with pytest.raises(LedgerError, match=r"no answer within 0\.2 s"):
             ledger.outbox(0, 10)
@@ -409,6 +409,18 @@ def test_no_verb_reads_a_whole_table(opening: PostgresOpening, bare: psycopg.Con
     use(2)
     assert rows_read() - before < 3_000, "a table has been read as a whole"
     opened.close()
+
+
+def test_each_verb_has_the_settings(ledger: Ledger, bare: psycopg.Connection[Any]) -> None:
+    """Each function has the settings for locks and plans, except those that only others call."""
+    rows = bare.execute(
+        "SELECT proname FROM pg_proc WHERE pronamespace = %s::regnamespace AND cardinality(proconfig) IS DISTINCT FROM 5",
+        (ledger.location.rpartition(" ")[2],),
+    )
+    helpers = {
+        f"usage_v1_{name}" for name in ("holds", "look", "refusal", "lock", "discard", "apply", "append", "book", "end")
+    }
+    assert {name for (name,) in rows} == helpers
 
 
 def test_old_ids_are_forgotten(ledger: Ledger, bare: psycopg.Connection[Any]) -> None:
