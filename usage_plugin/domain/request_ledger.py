@@ -78,7 +78,10 @@ class RequestLedger(ABC):
 
     @abstractmethod
     def withdraw(self, event_id: str) -> bool:
-        """Remove a posted settlement that is not written yet; return whether there was one."""
+        """Remove a posted settlement that is not written yet; return whether there was one.
+
+        One that may be written although its answer is missing stays, and is retried: False.
+        """
 
     @property
     @abstractmethod
