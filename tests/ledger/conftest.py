@@ -1,4 +1,4 @@
-"""The server on which the ledger `postgres` is tested, and a new ledger on it; contracts and other modules have their own."""
+"""The servers on which the ledgers `postgres` and `valkey` are tested, and a new PostgreSQL ledger."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from tests.support.postgres import PostgresOpening, PostgresServer, new_schema, postgres
+from tests.support.valkey import RunningServer, valkey_server
 from usage_plugin.domain.ledger import Ledger
 from usage_plugin.ledgers.postgres import PostgresLedgerBackend
 
@@ -34,3 +35,10 @@ def bare(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
     """A connection that is not the ledger's."""
     with psycopg.connect(postgres.url, autocommit=True) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A suitable Valkey server, which all tests of a process share: each uses keys of its own."""
+    with valkey_server(tmp_path_factory.mktemp("valkey")) as server:
+        yield server

@@ -1,0 +1,120 @@
+"""The connection of a worker's request path to a Valkey server: batches of verbs, each one run of the script.
+
+Each batch has a number. The server rejects a batch that arrives after a later one of the same sender. So a batch that
+was delayed on the way can change nothing any more.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.connection import SSLConnection as BlockingSSLConnection
+from redis.connection import UnixDomainSocketConnection as BlockingUnixDomainSocketConnection
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
+
+from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.ledgers.valkey import batch as wire
+from usage_plugin.ledgers.valkey.server import (
+    check_suitable,
+    connection_options,
+    information_in,
+    keys_of,
+    location_of,
+    script,
+    translate,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from usage_plugin.domain.ledger_batch import Answer, Verb
+
+_KINDS: dict[Any, type[Connection | UnixDomainSocketConnection]] = {
+    BlockingSSLConnection: SSLConnection,
+    BlockingUnixDomainSocketConnection: UnixDomainSocketConnection,
+}
+
+
+class ValkeyTransport:
+    """One connection, used by one event loop; see `LedgerTransport`."""
+
+    def __init__(self, url: str, prefix: str) -> None:
+        """Prepare a connection; the first batch connects."""
+        self.location = location_of(url)
+        self._keys = keys_of(prefix)
+        options = connection_options(url)
+        kind = _KINDS.get(options.pop("connection_class", None), Connection)
+        self._connection: Any = kind(**options)
+        self._sender = uuid.uuid4().hex
+        self._number = 0
+
+    async def send(self, batch: Sequence[Verb]) -> Sequence[Answer]:
+        """Do a batch in one run of the script."""
+        arguments: list[bytes] = []
+        errors: dict[int, LedgerError] = {}
+        for number, verb in enumerate(batch):
+            try:
+                arguments += wire.arguments_of(verb)
+            except LedgerError as error:
+                errors[number] = error
+        await self._connect()
+        try:
+            replies = await self._run(arguments)
+        except ResponseError as error:
+            if "user_script" not in str(error) or isinstance(error, OutOfMemoryError):
+                raise translate(error, self.location) from error
+            if len(batch) == 1:
+                return [translate(error, self.location)]
+            # The script failed before it wrote anything. Find the verb, which would stop all others for ever.
+            return [answer for verb in batch for answer in await self.send([verb])]
+        except RedisError as error:
+            raise translate(error, self.location) from error
+        left = iter(replies)
+        return [
+            errors[number] if number in errors else wire.answer_of(verb, next(left))
+            for number, verb in enumerate(batch)
+        ]
+
+    async def _run(self, arguments: Sequence[bytes]) -> Any:
+        self._number += 1
+        head: tuple[bytes | str | int, ...] = (len(self._keys), *self._keys, self._sender, str(self._number))
+        try:
+            return await self._exchange("EVALSHA", script().name, *head, *arguments)
+        except NoScriptError:
+            # A new server: nothing was done.
+            return await self._exchange("EVAL", script().text, *head, *arguments)
+
+    async def _connect(self) -> None:
+        """Connect where there is no connection, and check the server again: it may be another one.
+
+        Raises:
+            LedgerBusyError: no connection, so nothing was done.
+        """
+        if self._connection.is_connected:
+            return
+        try:
+            await self._connection.connect()
+            information = information_in(await self._exchange("INFO"))
+            check_suitable(information, self.location)
+        except RedisError as error:
+            raise LedgerBusyError(translate(error, self.location).message) from error
+        except LedgerError as error:
+            await self.close()
+            raise LedgerBusyError(error.message, hint=error.hint) from error
+
+    async def _exchange(self, *command: bytes | str | int) -> Any:
+        try:
+            await self._connection.send_command(*command)
+            return await self._connection.read_response()
+        except ResponseError:
+            raise
+        except BaseException:
+            # A late answer must not be taken for that of a later batch.
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._connection.disconnect(nowait=True)
