@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import SecretStr
 
 from tests.support.valkey import RunningServer, valkey_opening, valkey_server
+from tests.support.waiting import eventually
 from usage_plugin.domain.ledger import Balance, Charge, NotSettled, Reserved, Settled
 from usage_plugin.domain.ledger_batch import Abandon, Free, Record, Release, Reserve, Settle
 from usage_plugin.domain.request_ledger import PostedSettlement
@@ -40,7 +43,7 @@ def ledger(options: ValkeyOptions) -> Iterator[ValkeyLedger]:
 
 
 def transport_of(options: ValkeyOptions) -> ValkeyTransport:
-    return ValkeyTransport(options.url.get_secret_value(), options.prefix)
+    return ValkeyTransport(options.url.get_secret_value(), options.prefix, replicas=options.replicas)
 
 
 @asynccontextmanager
@@ -310,4 +313,42 @@ async def test_requests_go_on_after_a_restart(tmp_path_factory: pytest.TempPathF
         await requests_context.__aexit__(None, None, None)
         assert posted.seq == 1
         assert ledger.balances([ANN]) == {ANN: Balance(2)}
+        ledger.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_no_answered_settlement_is_lost_when_a_replica_takes_over(tmp_path_factory: pytest.TempPathFactory):
+    """With `replicas: 1` a batch is answered once a replica has it; while the replica is away, requests fail."""
+    port = str(free_port())
+    with (
+        valkey_server(tmp_path_factory.mktemp("v"), port=port, repl_diskless_sync_delay="0") as primary,
+        valkey_server(tmp_path_factory.mktemp("v"), replicaof=f"127.0.0.1 {port}") as replica,
+    ):
+        await eventually(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
+        options = ValkeyOptions.model_validate({"url": primary.url, "replicas": 1})
+        open_valkey_core(options).ledger.close()
+        async with requests_on(options) as requests:
+            posted = await asyncio.gather(*(spend(requests, f"r{n}", None) for n in range(50)))
+            await requests.drain(30)
+            os.kill(replica.pid, signal.SIGSTOP)
+            with pytest.raises(LedgerError, match="1 of 1 replicas lack"):
+                await requests.reserve("unconfirmed", "w", 5, [hold(ANN, 1, None)], "draft")
+            requests.abandon("unconfirmed")
+            os.kill(replica.pid, signal.SIGCONT)
+            while (after := await spend(requests, f"after {time.monotonic()}", None)) is None:
+                await asyncio.sleep(0.01)
+            await requests.drain(30)
+        os.kill(primary.pid, signal.SIGKILL)
+        replica.command("REPLICAOF", "NO", "ONE")
+        ledger = open_valkey_core(options.model_copy(update={"url": SecretStr(replica.url)})).ledger
+        events = {entry.event: entry.seq for entry in ledger.outbox(0, 100)}
+        assert events == {one.event: one.seq for one in (*posted, after) if one is not None}
+        assert len(events) == 51
+        assert ledger.open_reservations() == []
+        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(51), TEAM: Balance()}
         ledger.close()

@@ -21,10 +21,13 @@ class ValkeyOptions(Options):
 
     Attributes:
         url: `valkey://host:6379/0`; `valkeys://` with TLS; `unix:///path` for a socket. It may have a password.
+        replicas: the number of replicas that must have a batch before it counts as done. Without one, the settlements
+            of the last moments are lost when a replica takes over. With one, requests fail while it is away.
         prefix: the hash tag of all keys. Ledgers with different prefixes can share a server.
     """
 
     url: SecretStr
+    replicas: int = Field(0, ge=0, le=10)
     prefix: str = Field("usage", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 
     @field_validator("url")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.ledger_batch import Answer, Verb
 
+_CONFIRM_TIMEOUT_MS = 500
+
 _KINDS: dict[Any, type[Connection | UnixDomainSocketConnection]] = {
     BlockingSSLConnection: SSLConnection,
     BlockingUnixDomainSocketConnection: UnixDomainSocketConnection,
@@ -40,13 +42,20 @@ _KINDS: dict[Any, type[Connection | UnixDomainSocketConnection]] = {
 class ValkeyTransport:
     """One connection, used by one event loop; see `LedgerTransport`."""
 
-    def __init__(self, url: str, prefix: str) -> None:
-        """Prepare a connection; the first batch connects."""
+    def __init__(self, url: str, prefix: str, *, replicas: int = 0) -> None:
+        """Prepare a connection; the first batch connects.
+
+        Args:
+            url: the address of the server.
+            prefix: the hash tag of all keys.
+            replicas: the number of replicas that must have a batch before it is answered.
+        """
         self.location = location_of(url)
         self._keys = keys_of(prefix)
         options = connection_options(url)
         kind = _KINDS.get(options.pop("connection_class", None), Connection)
         self._connection: Any = kind(**options)
+        self._replicas = replicas
         self._sender = uuid.uuid4().hex
         self._number = 0
 
@@ -62,6 +71,7 @@ class ValkeyTransport:
         await self._connect()
         try:
             replies = await self._run(arguments)
+            await self._confirm()
         except ResponseError as error:
             if "user_script" not in str(error) or isinstance(error, OutOfMemoryError):
                 raise translate(error, self.location) from error
@@ -85,6 +95,22 @@ class ValkeyTransport:
         except NoScriptError:
             # A new server: nothing was done.
             return await self._exchange("EVAL", script().text, *head, *arguments)
+
+    async def _confirm(self) -> None:
+        """Wait until replicas have the batch.
+
+        Raises:
+            LedgerError: too few have it. The batch is sent again then, and changes nothing more.
+        """
+        if not self._replicas:
+            return
+        confirmed = await self._exchange("WAIT", self._replicas, _CONFIRM_TIMEOUT_MS)
+        if confirmed < self._replicas:
+            raise LedgerError(
+                f"The Valkey server at {self.location} has a batch that {self._replicas - confirmed} of"
+                f" {self._replicas} replicas lack.",
+                hint="Check that the replicas run and follow this server.",
+            )
 
     async def _connect(self) -> None:
         """Connect where there is no connection, and check the server again: it may be another one.
