@@ -16,6 +16,9 @@
     ├─ SecretError                      the data folder's secret cannot be read or made
     ├─ LedgerError                      the ledger cannot do the operation
     │  ├─ LedgerBusyError               another process holds the lock; retry
+    │  ├─ LedgerReplacedError           the server restarted or failed over; send again what it may have lost
+    │  ├─ KeeperReplacedError           another worker is the keeper now
+    │  ├─ WorkerLostError               this worker was declared dead; join again
     │  └─ ReservationConflictError      one id was sent with two contents
     ├─ HistoryError                     the history cannot answer the question, or no longer
     │  └─ NothingRecordedError          because nothing has been recorded yet
@@ -130,6 +133,18 @@ class LedgerError(UsagePluginError):
 
 class LedgerBusyError(LedgerError):
     """Another process holds the ledger's lock; try again."""
+
+
+class LedgerReplacedError(LedgerError):
+    """The server of the ledger restarted, or another one took over."""
+
+
+class KeeperReplacedError(LedgerError):
+    """Another worker is the keeper now, so this one changes nothing as keeper any more."""
+
+
+class WorkerLostError(LedgerError):
+    """This worker was declared dead."""
 
 
 class ReservationConflictError(LedgerError):

@@ -14,10 +14,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from usage_plugin.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
     from zoneinfo import ZoneInfo
 
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.fleet import FleetRegister
+    from usage_plugin.domain.ledger_batch import LedgerTransport
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageStore
     from usage_plugin.domain.usage import UsageTotals
@@ -208,6 +211,40 @@ class LedgerBackend(ABC, Generic[OptionsT]):
         Raises:
             ConfigError: It cannot.
         """
+
+
+class SharedLedgerBackend(LedgerBackend[OptionsT]):
+    """A provider of ledgers on a server, which the workers of many hosts share.
+
+    `open` serves readers and the threads of workers. The request path uses a transport, which does not block the event
+    loop.
+    """
+
+    @abstractmethod
+    def transport(self, options: OptionsT, context: BackendContext, clock: Clock) -> LedgerTransport:
+        """Return a connection for the request path, which connects with its first batch.
+
+        Args:
+            options: The options.
+            context: The context.
+            clock: The time that batches carry.
+        """
+
+    @abstractmethod
+    def register(self, options: OptionsT, context: BackendContext) -> FleetRegister:
+        """Connect to the register of the fleet, for one thread. Create the ledger if it does not exist."""
+
+    @abstractmethod
+    def open_as_keeper(self, options: OptionsT, context: BackendContext, term: Callable[[], int]) -> OpenLedger:
+        """Open the ledger for a thread of the keeper.
+
+        Every writing method of its parts raises `KeeperReplacedError`, and changes nothing, unless `term()` is the
+        present term of the register at that instant.
+        """
+
+    @abstractmethod
+    def trouble(self, options: OptionsT, context: BackendContext) -> list[str]:
+        """Return the settings of the server that endanger the ledger, each with its remedy, for people."""
 
 
 class Claim(NamedTuple):
