@@ -17,6 +17,7 @@ import pytest
 from usage_plugin.api import BudgetExceededError, NotAdmittedError, UsagePluginError, open_tracker
 from usage_plugin.domain.money import to_decimal
 from usage_plugin.errors import MoneyError, SubjectNameError
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from usage_plugin.api import UsageTracker, UserLimit
@@ -168,7 +169,7 @@ async def test_a_refusal_can_be_looked_up(tracker: UsageTracker, section: dict[s
     with pytest.raises(BudgetExceededError) as refused:
         async with tracker.reserve_budget("ann", 2):
             pass
-    tracker._runtime.refusals.flush()
+    wait_while_busy(lambda: tracker._runtime.refusals.hand_over(tracker._runtime.operations))
     assert tracker._runtime.operations.refusal(refused.value.facts["ref"])
 
 

@@ -14,6 +14,7 @@ from tests.support.waiting import eventually
 from usage_plugin.api import UsageTracker, open_tracker, to_decimal
 from usage_plugin.config import CONFIG_VARIABLE, config_of
 from usage_plugin.errors import ConfigError, MoneyError, SubjectNameError, UsagePluginError
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from usage_plugin.testing.clock import FakeClock
@@ -70,7 +71,7 @@ async def test_an_unknown_price_is_counted(tracker: UsageTracker) -> None:
 
     def counted() -> list[tuple[str, str]]:
         # While the keeper writes, a flush leaves the counts for the next one.
-        tracker._runtime.anomalies.flush()
+        wait_while_busy(lambda: tracker._runtime.anomalies.hand_over(tracker._runtime.operations))
         return [(one.kind, one.concerns) for one in tracker._runtime.operations.anomalies()]
 
     assert await eventually(counted) == [("unpriced", "new")]

@@ -223,10 +223,10 @@ def refuse(books):
             "demand": Demand.of(matched, NOON, 120_000_000),
             "balance": Balance(4_980_000_000, 10_000_000), **changes,
         })  # fmt: skip
-        log = RefusalLog(books.operations)
+        log = RefusalLog()
         for number in range(count):
             log.add(refusal if not number else replace(refusal, ref=f"{next(refs):08d}"))
-        log.flush()
+        log.hand_over(books.operations)
         return refusal
 
     return refuse

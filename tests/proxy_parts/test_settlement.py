@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from tests.support.waiting import eventually, set_forward
 from usage_plugin.config.loader import load_config
 from usage_plugin.encoding import decode_event
 from usage_plugin.runtime import Runtime
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -80,9 +80,7 @@ class Plugin:
         return len(self.runtime.ledger.open_reservations())
 
     def counted(self) -> Counter[str]:
-        for _ in range(20):  # the keeper may be writing at this moment
-            self.runtime.anomalies.flush()
-            time.sleep(0.002)
+        wait_while_busy(lambda: self.runtime.anomalies.hand_over(self.runtime.operations))
         counts: Counter[str] = Counter()
         for found in self.runtime.operations.anomalies():
             counts[found.kind] += found.times

@@ -21,6 +21,7 @@ from usage_plugin.testing.clock import FakeClock
 from usage_plugin.tracking.admission.decisions import Admitted, Downgrade, Refusal
 from usage_plugin.tracking.admission.demands import Ask, Candidate
 from usage_plugin.tracking.admission.recorder import OpenRequest, Outcome
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -453,7 +454,7 @@ def break_ledger(runtime: Runtime, monkeypatch: pytest.MonkeyPatch, *names: str)
 async def counted(runtime: Runtime, kind: str) -> Anomaly:
     """Flush this worker's counts and return the anomaly; retry while the keeper is writing."""
     for _ in range(500):
-        runtime.anomalies.flush()
+        wait_while_busy(lambda: runtime.anomalies.hand_over(runtime.operations))
         for found in runtime.operations.anomalies():
             if found.kind == kind:
                 return found

@@ -82,10 +82,10 @@ class Live:
     def __init__(self, opened: OpenLedger, limits: LimitSet) -> None:
         self.clock = FakeClock()
         ledger = opened.ledger
-        rules, counts = ActiveLimits(limits), Anomalies(opened.operations, self.clock)
+        rules, counts = ActiveLimits(limits), Anomalies(self.clock)
         requests = LocalRequestLedger(ledger)
         decider = Decider(
-            ledger, requests, rules, self.clock, worker="w", anomalies=counts, policy=AdmissionPolicy(max_wait=0)
+            requests, rules, self.clock, worker=lambda: "w", anomalies=counts, policy=AdmissionPolicy(max_wait=0)
         )
         self.admission = Admission(decider, self.clock)
         cache = UsageCache(size=10, retention_days=7, zone=ZoneInfo("UTC"))

@@ -8,6 +8,7 @@ from tests.tracking.test_tracking import CENT, admit, admitted, ask, clock, conf
 from usage_plugin.domain.ledger import AccountKey, Balance
 from usage_plugin.errors import LedgerError
 from usage_plugin.tracking.admission.decisions import Refusal
+from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     import pytest
@@ -30,7 +31,7 @@ async def test_what_the_ledger_does_not_know_is_recorded(
     assert runtime.ledger.balances(accounts) == {account: Balance(3 * CENT, 0) for account in accounts}
     assert len(runtime.ledger.outbox(0, 10)) == 1
     assert "ledger.reservation_unknown" in caplog.text
-    runtime.anomalies.flush()
+    wait_while_busy(lambda: runtime.anomalies.hand_over(runtime.operations))
     assert [(found.kind, found.times) for found in runtime.operations.anomalies()] == [("unheld", 1)]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import AccountKey, Charge, Hold, Reserved, Settled
+    from usage_plugin.domain.ledger import Account, AccountKey, Charge, Hold, Reserved, Settled
 
 
 class PostedSettlement(ABC):
@@ -58,6 +58,14 @@ class RequestLedger(ABC):
         Raises:
             LedgerError: The ledger does not work, or does not answer in time. The reservation may exist nevertheless,
                 so `abandon` it.
+        """
+
+    @abstractmethod
+    async def accounts(self, limit_key: int, since: int, subject: str) -> Sequence[Account]:
+        """Return the accounts of one limit and subject, as `Ledger.accounts`.
+
+        Raises:
+            LedgerError: The ledger does not work, or does not answer in time.
         """
 
     @abstractmethod

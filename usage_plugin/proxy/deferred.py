@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.domain.operations import OperationsLog
     from usage_plugin.domain.usage import Status
     from usage_plugin.tracking.admission.recorder import Recorder
+    from usage_plugin.tracking.ledger_thread import LedgerThread
 
 LOOK_UPS = frozenset({"aget_responses", "aretrieve_batch"})
 """LiteLLM's call types for looking up deferred work."""
@@ -51,29 +50,32 @@ class Work(NamedTuple):
 class Deferred:
     """Reservations that wait for deferred results; each handler has one."""
 
-    def __init__(self, ledger: Ledger, operations: OperationsLog, recorder: Recorder, clock: Clock) -> None:
-        """Create it from the ledger, its operations log, the recorder and the clock."""
+    def __init__(self, ledger: LedgerThread, recorder: Recorder, clock: Clock) -> None:
+        """Create it from the ledger's thread, the recorder and the clock."""
         self._ledger = ledger
-        self._operations = operations
         self._recorder = recorder
         self._clock = clock
 
-    def hold(self, request: InflightRequest, work: Work) -> bool:
+    async def hold(self, request: InflightRequest, work: Work) -> bool:
         """Keep a reservation in the ledger until the result is known; return False if that is impossible."""
         if not request.admitted.holds:
             return False
         try:
-            deferred_reservations.defer(self._operations, work.provider_id, request.event_id)
+            await self._ledger.run(
+                lambda opened: deferred_reservations.defer(opened.operations, work.provider_id, request.event_id)
+            )
         except LedgerError as error:
             log.error("request.not_deferred", event_id=request.event_id, **short_error(error))  # noqa: TRY400
             return False
         self._recorder.free_slots(request)
         return True
 
-    def find(self, work: Work) -> InflightRequest | None:
+    async def find(self, work: Work) -> InflightRequest | None:
         """Return the request that a result belongs to; None if it was settled before."""
         try:
-            admitted = deferred_reservations.find(self._ledger, self._operations, work.provider_id)
+            admitted = await self._ledger.run(
+                lambda opened: deferred_reservations.find(opened.ledger, opened.operations, work.provider_id)
+            )
         except LedgerError as error:
             log.error("request.not_found", **short_error(error))  # noqa: TRY400
             return None
@@ -82,10 +84,10 @@ class Deferred:
         took = self._clock.now() - admitted.event.started_at
         return InflightRequest(admitted, self._clock.monotonic() - max(0, took))
 
-    def forget(self, work: Work) -> None:
+    async def forget(self, work: Work) -> None:
         """Remove the note of work that has been settled."""
         try:
-            deferred_reservations.forget(self._operations, work.provider_id)
+            await self._ledger.run(lambda opened: deferred_reservations.forget(opened.operations, work.provider_id))
         except LedgerError as error:
             log.debug("request.note_left", **short_error(error))
 

@@ -76,7 +76,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         self._gate = Gate(self._admission, self._unmetered, self._identification, prices, clock)
         self._outgoing_check = OutgoingCheck(self._admission, planner, runtime.request_ledger, runtime.refusals)
         self._inflight = InflightRequests()
-        deferred = Deferred(runtime.ledger, runtime.operations, runtime.recorder, clock)
+        deferred = Deferred(runtime.ledger_thread, runtime.recorder, clock)
         self._settlement = Settlement(
             self._inflight, deferred, prices, runtime.recorder, runtime.anomalies, config, clock
         )
@@ -254,14 +254,14 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
         """Record that a provider answered."""
         request = self._inflight.of_hook(request_data)
         if request is not None:
-            self._settlement.provider_answered(request, request_data, response)
+            await self._settlement.provider_answered(request, request_data, response)
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> Any:  # noqa: ARG002  # LiteLLM's
         """Settle a whole answer before it is sent, so that neither SIGTERM nor a slow logger can lose it."""
         with _NothingRaised("async_post_call_success_hook"):
             request = self._inflight.of_hook(data)
             if request is None and data.get("response_id"):
-                self._settlement.looked_up(data, response)
+                await self._settlement.looked_up(data, response)
             recorded = self._settlement.answered(request, data, response) if request is not None else None
             scope = request_scope.current.get()
             if scope is not None and recorded is not None:
@@ -278,7 +278,7 @@ class UsageHandler_PROXY_(CustomLogger):  # noqa: N801  # LiteLLM lets a client'
     ) -> None:
         """Settle a stream, and each answer that the inline hook could not settle."""
         with _NothingRaised("async_log_success_event"):
-            self._settlement.logged(kwargs, response_obj)
+            await self._settlement.logged(kwargs, response_obj)
 
     async def async_log_failure_event(
         self,

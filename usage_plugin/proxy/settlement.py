@@ -92,7 +92,7 @@ class Settlement:
         served, usage = usage_parsing.read_answer(data, answer)
         return self._record(request, served, usage, by="inline") if usage else None
 
-    def provider_answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> None:
+    async def provider_answered(self, request: InflightRequest, data: Mapping[str, Any], response: Any) -> None:
         """Keep a whole answer for settlement: a guardrail may still withhold it, but the provider must be paid."""
         request.is_at_provider = request.cut = False
         if request.answer is None:
@@ -104,31 +104,31 @@ class Settlement:
             self._settle_delivered(request, request.status_told)
             return
         work = work_of(response)
-        if work is not None and work.status is None and self._deferred.hold(request, work):
+        if work is not None and work.status is None and await self._deferred.hold(request, work):
             self._inflight.forget(request, "deferred")
             request.settled, request.delivered = True, None
 
-    def looked_up(self, data: Mapping[str, Any], response: Any) -> None:
+    async def looked_up(self, data: Mapping[str, Any], response: Any) -> None:
         """Settle a deferred response when a look-up first shows that it is finished."""
         work = finished_work(response, data.get("response_id"))
-        request = self._deferred.find(work) if work is not None else None
+        request = await self._deferred.find(work) if work is not None else None
         if work is not None and request is not None and not is_batch(response):
             served, usage = usage_parsing.served_inline(data, response), usage_parsing.inline_usage(response)
-            self._settle_work(request, work, served, usage, by="inline")
+            await self._settle_work(request, work, served, usage, by="inline")
 
-    def _look_up_logged(self, kwargs: Mapping[str, Any], response: Any) -> None:
+    async def _look_up_logged(self, kwargs: Mapping[str, Any], response: Any) -> None:
         """Settle a batch, whose cost only the log reports, or a response that was looked up as a stream."""
         scope = request_scope.current.get()
         looked_up = scope.looked_up if scope is not None else None
         response = getattr(response, "response", response)
         work = finished_work(response, looked_up.get("response_id") if looked_up is not None else None)
-        request = self._deferred.find(work) if work is not None else None
+        request = await self._deferred.find(work) if work is not None else None
         if work is not None and request is not None:
             usage = usage_parsing.logged_usage(kwargs)
             usage = usage if any(usage.values()) else usage_parsing.inline_usage(response)
-            self._settle_work(request, work, usage_parsing.served_logged(kwargs, response), usage, by="success")
+            await self._settle_work(request, work, usage_parsing.served_logged(kwargs, response), usage, by="success")
 
-    def _settle_work(
+    async def _settle_work(
         self,
         request: InflightRequest,
         work: Work,
@@ -147,7 +147,7 @@ class Settlement:
             self._settle(request, Outcome(status=status), by=by)
         else:
             self._settle_as_reserved(request, status, by=by)
-        self._deferred.forget(work)
+        await self._deferred.forget(work)
 
     def partly_delivered(self, request: InflightRequest, kwargs: Mapping[str, Any]) -> None:
         """Keep the usage of the part of a stream that was delivered before it broke."""
@@ -157,11 +157,11 @@ class Settlement:
             request.cut = True
             request.delivered = lambda: (usage_parsing.served_logged(kwargs), usage)
 
-    def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
+    async def logged(self, kwargs: Mapping[str, Any], response: Any = None) -> None:
         """Settle a request that LiteLLM logs as a success, unless it is settled. Commits before the first await."""
         request = self._inflight.of_log(kwargs)
         if request is None and kwargs.get("call_type") in LOOK_UPS:
-            self._look_up_logged(kwargs, response)
+            await self._look_up_logged(kwargs, response)
             return
         if request is None:
             repetition = self._inflight.repetition(kwargs, by="success")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from usage_plugin.config import ENFORCE_VARIABLE, ActiveConfig, Config, ConfigFile
@@ -24,7 +23,7 @@ from usage_plugin.tracking.admission.local_request_ledger import LocalRequestLed
 from usage_plugin.tracking.admission.recorder import Recorder
 from usage_plugin.tracking.admission.refusals import RefusalLog
 from usage_plugin.tracking.admission.remedies import Admission
-from usage_plugin.tracking.ledger_retry import LAST_TIMEOUT
+from usage_plugin.tracking.ledger_thread import LedgerThread
 from usage_plugin.tracking.maintenance.backfill import Backfill
 from usage_plugin.tracking.maintenance.keeper import Keeper
 from usage_plugin.tracking.maintenance.retention import Pruner, Retention
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.plugins.manager import Plugins
-
-TICK_SECONDS = 1.0
 
 log = get_logger()
 
@@ -78,19 +75,19 @@ class Runtime:
             events=self.plugins.listeners("usage_event_recorded"),
         )
         self.alerts = Alerts(self.clock, self._listeners.alerts)
-        self.anomalies = Anomalies(self.operations, self.clock)
+        self.anomalies = Anomalies(self.clock)
         self.request_ledger: RequestLedger = LocalRequestLedger(self.ledger)
         self.decider = Decider(
-            self.ledger,
             self.request_ledger,
             self.rules,
             self.clock,
-            worker=self._workers.name,
+            worker=lambda: self._workers.name,
             anomalies=self.anomalies,
             policy=admission_policy(config, enforce=enforce),
             faults=self.faults,
         )
         self.admission = Admission(self.decider, self.clock)
+        self.ledger_thread = LedgerThread(self._open_again)
         self.recorder = Recorder(
             self.request_ledger,
             self.rules,
@@ -101,7 +98,7 @@ class Runtime:
             publisher=self._listeners.events,
             faults=self.faults,
         )
-        self.refusals = RefusalLog(self.operations, self._listeners.refusals)
+        self.refusals = RefusalLog(self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None
         self._watcher = ChangeWatcher(self, file, asyncio.get_running_loop(), self._workers)
         seeder = Backfill(self.rules, self._workers, config.timezone, self.clock)
@@ -119,6 +116,8 @@ class Runtime:
                 *self._watcher.chores,
                 lambda opened: self.alerts.hand_over(opened.operations),
                 lambda opened: self._failures.hand_over(opened.operations),
+                lambda opened: self.refusals.hand_over(opened.operations),
+                lambda opened: self.anomalies.hand_over(opened.operations),
                 self._supervise_migration,
             ),
         )
@@ -144,20 +143,14 @@ class Runtime:
         return self.rules.limits
 
     async def tick(self) -> None:
-        """Run this worker's periodic tasks without end: write counters, and drop old entries of the cache."""
-        cleaned = self.clock.monotonic()
-        every = self.config.cache.cleanup_interval // timedelta(microseconds=1)
+        """Drop old entries of the cache at intervals, without end."""
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            await asyncio.sleep(self.config.cache.cleanup_interval.total_seconds())
             try:
-                self.refusals.flush()
-                self.anomalies.flush()
-                if self.clock.monotonic() - cleaned > every:
-                    cleaned = self.clock.monotonic()
-                    self.cache.clean_up(local_date(self.clock.now(), self.config.timezone))
+                self.cache.clean_up(local_date(self.clock.now(), self.config.timezone))
             except Exception:
-                # The next tick must run after any error.
-                log.exception("tick.failed")
+                # The next round must run after any error.
+                log.exception("cache.not_cleaned")
 
     def _retention(self) -> Retention:
         return Retention(**self.config.retention.model_dump())
@@ -173,9 +166,6 @@ class Runtime:
         """
         try:
             await self.request_ledger.drain(seconds)
-            # This is the last chance to write.
-            self.refusals.flush(timeout=LAST_TIMEOUT)
-            self.anomalies.flush(timeout=LAST_TIMEOUT)
         finally:
             self._keeper.stop(seconds)
             if self._migration:
@@ -185,6 +175,7 @@ class Runtime:
             await asyncio.to_thread(self._listeners.stop)
             with suppress(LedgerError):
                 self._failures.hand_over(self.operations)
+            self.ledger_thread.close()
             self._workers.leave()
             self.opened.close()
 

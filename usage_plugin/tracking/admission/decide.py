@@ -27,10 +27,10 @@ from usage_plugin.tracking.admission.demands import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from usage_plugin.domain.clock import Clock
-    from usage_plugin.domain.ledger import Hold, Ledger, Reserved
+    from usage_plugin.domain.ledger import Hold, Reserved
     from usage_plugin.domain.refusals import Reason
     from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.domain.usage import UsageEvent
@@ -90,18 +90,16 @@ class Decider:
 
     def __init__(
         self,
-        ledger: Ledger,
         requests: RequestLedger,
         rules: ActiveLimits,
         clock: Clock,
         *,
-        worker: str,
+        worker: Callable[[], str],
         anomalies: Anomalies,
         policy: AdmissionPolicy | None = None,
         faults: WorkerFaults | None = None,
     ) -> None:
-        """Set the ledger, as readers and as requests use it, the active limits and the policy."""
-        self._ledger = ledger
+        """Set the ledger, the active limits, the policy, and the function that returns this worker's present name."""
         self._requests = requests
         self._rules = rules
         self._clock = clock
@@ -157,14 +155,14 @@ class Decider:
         before = list(zip(demands, reserved.balances, strict=True))
         exceeded = [(demand, balance) for demand, balance in before if not demand.fits(balance)]
         dry_run_refusals += [
-            self._judge(ask, demand, balance, reserved) for demand, balance in exceeded if demand.limit.dry_run
+            await self._judge(ask, demand, balance, reserved) for demand, balance in exceeded if demand.limit.dry_run
         ]
         if not reserved.admitted:
             stopping = [pair for pair in exceeded if self._can_stop(pair[0], ask)]
             for demand, balance in stopping:
                 if demand.limit.downgrade_to is not None:
                     return Downgrade(demand, balance, demand.limit.downgrade_to)
-            return Decision(_worst(self._judge(ask, *pair, reserved) for pair in stopping), dry_run_refusals)
+            return Decision(_worst([await self._judge(ask, *pair, reserved) for pair in stopping]), dry_run_refusals)
         account_status = most_constrained_status(
             AccountStatus(demand, Balance(spent, held + demand.amount)) for demand, (spent, held) in before
         )
@@ -182,12 +180,12 @@ class Decider:
             return not ask.is_downgraded and limit.downgrade_to != ask.draft.requested_model
         return limit.action == "block"
 
-    def _judge(self, ask: Ask, demand: Demand, balance: Balance, reserved: Reserved) -> Refusal:
+    async def _judge(self, ask: Ask, demand: Demand, balance: Balance, reserved: Reserved) -> Refusal:
         """Return a refusal with the reason why a request does not fit on an account, and whether waiting helps."""
         maximum = demand.maximum or 0
         if demand.amount > maximum:
             return refuse("too_large", ask, demand, balance=balance)
-        rolled_away_at = self._rolled_away_at(demand, balance, reserved)
+        rolled_away_at = await self._rolled_away_at(demand, balance, reserved)
         if balance.spent + demand.amount <= maximum:
             return refuse("busy", ask, demand, balance=balance, retry_after=MICROSECONDS)
         left = (rolled_away_at or demand.window.end) - ask.draft.started_at
@@ -195,7 +193,7 @@ class Decider:
             return refuse("busy", ask, demand, balance=balance, retry_after=left, rolled_away_at=rolled_away_at)
         return refuse("spent", ask, demand, balance=balance, rolled_away_at=rolled_away_at)
 
-    def _rolled_away_at(self, demand: Demand, balance: Balance, reserved: Reserved) -> int | None:
+    async def _rolled_away_at(self, demand: Demand, balance: Balance, reserved: Reserved) -> int | None:
         """Return when enough spend has expired from a rolling window to admit the request. None for other windows."""
         if demand.since is None:
             return None
@@ -204,7 +202,7 @@ class Decider:
         if buckets is None:
             # The ledger reports buckets only for limits that it refused by, which excludes dry runs.
             with suppress(LedgerError):
-                buckets = self._ledger.accounts(demand.limit.key, demand.since, demand.subject)
+                buckets = await self._requests.accounts(demand.limit.key, demand.since, demand.subject)
         for bucket in buckets or ():
             over -= bucket.balance.spent
             if over <= 0:
@@ -215,7 +213,7 @@ class Decider:
         if self.faults.ledger_gone:
             raise LedgerError(self.faults.ledger_gone)
         encoded = encode_event(event)
-        return await self._requests.reserve(event.event_id, self._worker, event.started_at, holds, encoded)
+        return await self._requests.reserve(event.event_id, self._worker(), event.started_at, holds, encoded)
 
 
 def obstacle_of(decision: Decision | Downgrade) -> Refusal | Downgrade | None:

@@ -13,7 +13,6 @@ from usage_plugin.domain.usage import subjects_of
 from usage_plugin.domain.windows import MICROSECONDS
 from usage_plugin.encoding import decode_event
 from usage_plugin.tracking.admission.decisions import Admitted
-from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Ledger, OpenReservation
@@ -25,8 +24,6 @@ NOTE = "deferred:"
 LONGEST_DEFERRED = 48 * 3600 * MICROSECONDS
 """A batch takes up to a day. After two, a result that was not fetched is charged as reserved."""
 
-_LEDGER_TIMEOUT = 0.05
-
 
 def defer(operations: OperationsLog, provider_id: str, event_id: str) -> None:
     """Note the reservation to settle when the result of this provider id is known.
@@ -34,7 +31,7 @@ def defer(operations: OperationsLog, provider_id: str, event_id: str) -> None:
     Raises:
         LedgerError: the note could not be written.
     """
-    wait_while_busy(lambda: operations.note(_name(provider_id), event_id), _LEDGER_TIMEOUT)
+    operations.note(_name(provider_id), event_id)
 
 
 def find(ledger: Ledger, operations: OperationsLog, provider_id: str) -> Admitted | None:
@@ -60,7 +57,7 @@ def forget(operations: OperationsLog, provider_id: str) -> None:
     Raises:
         LedgerError: the note is still there, which is harmless.
     """
-    wait_while_busy(lambda: operations.note(_name(provider_id), None), _LEDGER_TIMEOUT)
+    operations.note(_name(provider_id), None)
 
 
 class DeferredReservations:

@@ -23,7 +23,7 @@ from usage_plugin.tracking.ledger_retry import retry_while_busy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import AccountKey, Hold, Ledger, Reserved
+    from usage_plugin.domain.ledger import Account, AccountKey, Hold, Ledger, Reserved
 
 SPIN_NS = 300_000
 """How long a transaction is retried without a pause while the ledger is locked: others take about 50 µs."""
@@ -68,6 +68,10 @@ class LocalRequestLedger(RequestLedger):
                     delay = min(_LONGEST_DELAY, delay * 1.5)
                 else:
                     os.sched_yield()  # the process that holds the lock may need this core
+
+    async def accounts(self, limit_key: int, since: int, subject: str) -> Sequence[Account]:
+        """Read them now."""
+        return self._ledger.accounts(limit_key, since, subject)
 
     def abandon(self, event_id: str) -> None:
         """Abandon now, or leave it to the recovery of this worker's reservations."""

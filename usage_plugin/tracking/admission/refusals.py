@@ -1,12 +1,13 @@
 """Refusals: counted instead of stored one by one, since clients retry in bursts, and a refusal must stay cheap.
 
-Each worker counts them in bounded memory, and writes the counts to the ledger once a second. If a worker is killed,
-its unwritten counts are lost. No decision depends on these numbers.
+Each worker counts them in bounded memory, and its keeper's thread hands the counts over to the ledger once a second. If
+a worker is killed, counts that were not handed over are lost. No decision depends on these numbers.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,7 @@ from usage_plugin.domain.operations import RefusalCount
 from usage_plugin.domain.refusals import RefusedRequest
 from usage_plugin.domain.windows import to_instant
 from usage_plugin.errors import LedgerError
-from usage_plugin.log import get_logger, short_error
 from usage_plugin.tracking.admission.decisions import Refusal
-from usage_plugin.tracking.ledger_retry import wait_while_busy
 from usage_plugin.tracking.notifications.publishers import Publisher
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 MOST_COUNTED = 10_000
 MOST_DETAILED = 1_000
 OTHERS = "(others)"
-
-log = get_logger()
 
 
 def as_told(refusal: Refusal) -> RefusedRequest:
@@ -54,11 +51,12 @@ def as_told(refusal: Refusal) -> RefusedRequest:
 
 
 class RefusalLog:
-    """Count refusals until they are flushed, and notify plugins of those that are enforced."""
+    """Count refusals until they are handed over, and notify plugins of those that are enforced."""
 
-    def __init__(self, operations: OperationsLog, publisher: Publisher[RefusedRequest] | None = None) -> None:
+    def __init__(self, publisher: Publisher[RefusedRequest] | None = None) -> None:
         """Start with no counts."""
-        self._operations = operations
+        self._lock = threading.Lock()
+        self._handing_over = threading.Lock()
         self._publisher = publisher or Publisher()
         self._counts: Counter[tuple[int, str, str, str]] = Counter()
         self._details: deque[Refusal] = deque(maxlen=MOST_DETAILED)
@@ -76,23 +74,37 @@ class RefusalLog:
         subject = refusal.demand.subject if refusal.demand else refusal.user
         reason = refusal.reason if refusal.is_enforced else f"dry_run:{refusal.reason}"
         key = (refusal.at // 60_000_000, limit, subject, reason)
-        if key not in self._counts and len(self._counts) >= MOST_COUNTED:
-            key = (key[0], limit, OTHERS, reason)
-        self._counts[key] += 1
-        self._details.append(refusal)
+        with self._lock:
+            self._count(key, 1)
+            self._details.append(refusal)
         if self._publisher.has_subscribers and refusal.is_enforced:
             self._publisher.publish(as_told(refusal))
 
-    def flush(self, timeout: float = 0.0) -> None:
-        """Write the counts to the ledger; wait up to `timeout` seconds. After a failure the next call retries."""
-        if not self._counts:
-            return
-        counts = [RefusalCount(*key, count) for key, count in self._counts.items()]
-        details = [(r.ref, r.at, json.dumps(r.facts, ensure_ascii=False)) for r in self._details]
-        try:
-            wait_while_busy(lambda: self._operations.count_refusals(counts, details), timeout)
-        except LedgerError as error:
-            log.debug("ledger.refusals_delayed", **short_error(error))
-            return
-        self._counts.clear()
-        self._details.clear()
+    def _count(self, key: tuple[int, str, str, str], times: int) -> None:
+        if key not in self._counts and len(self._counts) >= MOST_COUNTED:
+            key = (*key[:2], OTHERS, key[3])
+        self._counts[key] += times
+
+    def hand_over(self, operations: OperationsLog) -> None:
+        """Add the counts to those of the ledger, with the details of the last refusals. One call at a time.
+
+        Raises:
+            LedgerError: the counts are kept for the next call.
+        """
+        with self._handing_over:
+            with self._lock:
+                counts, self._counts = self._counts, Counter()
+                details, self._details = self._details, deque(maxlen=MOST_DETAILED)
+            if not counts:
+                return
+            facts = [(r.ref, r.at, json.dumps(r.facts, ensure_ascii=False)) for r in details]
+            try:
+                operations.count_refusals([RefusalCount(*key, count) for key, count in counts.items()], facts)
+            except LedgerError:
+                with self._lock:
+                    for key, times in counts.items():
+                        self._count(key, times)
+                    # The newest are kept.
+                    details.extend(self._details)
+                    self._details = details
+                raise

@@ -171,12 +171,11 @@ class Replay:
         self._clock = _ReplayClock()
         self._max_wait = max_wait // timedelta(microseconds=1)
         self._decider = Decider(
-            opened.ledger,
             LocalRequestLedger(opened.ledger),
             ActiveLimits(limits),
             self._clock,
-            worker="replay",
-            anomalies=Anomalies(opened.operations, self._clock),
+            worker=lambda: "replay",
+            anomalies=Anomalies(self._clock),
             policy=AdmissionPolicy(),
         )
         self._due: list[tuple[int, int, int, _Open | _Waiting]] = []

@@ -1,17 +1,16 @@
 """Anomalies: counts of inexact records and of exceptions to the limits, so that inaccuracy is visible.
 
-Each worker counts them in bounded memory, and writes the counts to the ledger once a second. If a worker is killed,
-its unwritten counts are lost. No decision depends on these numbers.
+Each worker counts them in bounded memory, and its keeper's thread hands the counts over to the ledger once a second. If
+a worker is killed, counts that were not handed over are lost. No decision depends on these numbers.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Literal
 
 from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import LedgerError
-from usage_plugin.log import get_logger, short_error
-from usage_plugin.tracking.ledger_retry import wait_while_busy
 
 if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
@@ -37,16 +36,15 @@ MOST_CONCERNED = 500
 LONGEST_NAME = 256
 OTHERS = "(others)"
 
-log = get_logger()
-
 
 class Anomalies:
-    """Count anomalies until they are flushed."""
+    """Count anomalies until they are handed over."""
 
-    def __init__(self, operations: OperationsLog, clock: Clock) -> None:
+    def __init__(self, clock: Clock) -> None:
         """Start with no counts."""
-        self._operations = operations
         self._clock = clock
+        self._lock = threading.Lock()
+        self._handing_over = threading.Lock()
         self._counts: dict[tuple[Kind, str], Anomaly] = {}
         self._known: dict[Kind, set[str]] = {}
 
@@ -54,9 +52,10 @@ class Anomalies:
         """Count one anomaly. `concerns` is a model, a limit or a route."""
         name = self._bounded(kind, concerns or "")
         now = self._clock.now()
-        counted = self._counts.get((kind, name))
-        times, total, first = (counted.times, counted.amount, counted.first_at) if counted else (0, 0, now)
-        self._counts[kind, name] = Anomaly(kind, name, times + 1, total + amount, first, now)
+        with self._lock:
+            counted = self._counts.get((kind, name))
+            times, total, first = (counted.times, counted.amount, counted.first_at) if counted else (0, 0, now)
+            self._counts[kind, name] = Anomaly(kind, name, times + 1, total + amount, first, now)
 
     def count_event(self, event: UsageEvent) -> None:
         """Count the anomalies of a recorded event: an estimate, or no price."""
@@ -76,13 +75,28 @@ class Anomalies:
             known.add(name)
         return name
 
-    def flush(self, timeout: float = 0.0) -> None:
-        """Write the counts to the ledger; wait up to `timeout` seconds. After a failure the next call retries."""
-        if not self._counts:
-            return
-        try:
-            wait_while_busy(lambda: self._operations.count_anomalies(list(self._counts.values())), timeout)
-        except LedgerError as error:
-            log.debug("ledger.anomalies_delayed", **short_error(error))
-            return
-        self._counts.clear()
+    def hand_over(self, operations: OperationsLog) -> None:
+        """Add the counts to those of the ledger. One call at a time: then all earlier counts are there.
+
+        Raises:
+            LedgerError: the counts are kept for the next call.
+        """
+        with self._handing_over:
+            with self._lock:
+                taken, self._counts = self._counts, {}
+            if not taken:
+                return
+            try:
+                operations.count_anomalies(list(taken.values()))
+            except LedgerError:
+                with self._lock:
+                    for key, later in self._counts.items():
+                        taken[key] = _sum_of(taken[key], later) if key in taken else later
+                    self._counts = taken
+                raise
+
+
+def _sum_of(earlier: Anomaly, later: Anomaly) -> Anomaly:
+    return later._replace(
+        times=earlier.times + later.times, amount=earlier.amount + later.amount, first_at=earlier.first_at
+    )
