@@ -6,6 +6,7 @@ The server is a model in plain dicts behind a scripted connection. Time is virtu
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,18 @@ from hypothesis import strategies as st
 
 from tests.support.virtual_time import run_virtually
 from usage_plugin.domain.ledger import Balance, Charge, NotSettled, Reserved, Settled
-from usage_plugin.domain.ledger_batch import Abandon, Free, Record, Reserve, Settle
+from usage_plugin.domain.ledger_batch import Abandon, Free, LedgerTransport, Reassert, Record, Release, Reserve, Settle
 from usage_plugin.domain.request_ledger import PostedSettlement
-from usage_plugin.errors import LedgerBusyError, LedgerError, ReservationConflictError
+from usage_plugin.errors import (
+    LedgerBusyError,
+    LedgerError,
+    LedgerReplacedError,
+    ReservationConflictError,
+    WorkerLostError,
+)
 from usage_plugin.testing.builders import ANN, END, hold
 from usage_plugin.tracking.admission import posted_verbs, remote_request_ledger
+from usage_plugin.tracking.admission.kept_verbs import KEPT_FOR
 from usage_plugin.tracking.admission.remote_request_ledger import (
     DEADLINE,
     MOST_BYTES_IN_BATCH,
@@ -28,11 +36,14 @@ from usage_plugin.tracking.admission.remote_request_ledger import (
     PROBE_INTERVAL,
     RemoteRequestLedger,
 )
+from usage_plugin.tracking.ledger_thread import LedgerThread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from usage_plugin.domain.ledger_batch import Answer, Verb
+
+NO_READER = LedgerThread(lambda: pytest.fail("nothing is read here"))
 
 LONGEST_DELAY = 0.3
 """Of a connection that works; a batch has one before and one after the server acts."""
@@ -52,15 +63,40 @@ class ModelServer:
     events: list[str] = field(default_factory=list)
     seen: list[str] = field(default_factory=list)
     """Verb and id of everything that arrived, in its order."""
+    incarnation: int = 0
+    is_open: bool = True
+    members: set[str] = field(default_factory=set)
+    """Any name is a member if it is empty."""
+    earlier: list[dict[str, Any]] = field(default_factory=list)
+    """The states before the last batches."""
 
     def do(self, batch: Sequence[Verb]) -> list[Answer]:
+        kept = {name: copy.copy(getattr(self, name)) for name in ("open", "ended", "abandoned", "events")}
+        self.earlier = [*self.earlier[-9:], kept]
         return [self._do(verb) for verb in batch]
+
+    def restart(self, lost: int) -> None:
+        """Come back without the last batches, closed for reservations."""
+        for _ in range(min(lost, len(self.earlier))):
+            for name, value in self.earlier.pop().items():
+                setattr(self, name, value)
+        self.incarnation += 1
+        self.is_open = False
 
     def _do(self, verb: Verb) -> Answer:
         event_id = verb.event_id
         self.seen.append(f"{type(verb).__name__} {event_id}")
         if getattr(verb, "event", "") == "poison":
             return LedgerError("not encodable")
+        if isinstance(verb, Reassert):
+            if self.ended.get(event_id, ("released", 0))[0] == "released":
+                self.open[event_id] = Reserve(*verb)
+                self.ended.pop(event_id, None)
+            return None
+        if isinstance(verb, Reserve) and self.members and verb.worker not in self.members:
+            return WorkerLostError()
+        if isinstance(verb, Reserve) and not self.is_open:
+            return LedgerBusyError("not yet")
         if isinstance(verb, Reserve):
             # The balance identifies the request.
             answer = Reserved(event_id not in self.abandoned, (Balance(verb.started_at),))
@@ -88,7 +124,7 @@ class ModelServer:
             return None
         if isinstance(verb, Abandon):
             self.abandoned.add(event_id)
-        self.ended[event_id] = ("", 0)
+        self.ended[event_id] = ("released" if isinstance(verb, Release) else "", 0)
         return None
 
 
@@ -108,7 +144,7 @@ LOSES_THE_ANSWER = Step("fail")
 REFUSES = Step("refuse", 0)
 
 
-class ScriptedTransport:
+class ScriptedTransport(LedgerTransport):
     """Follows a script, one step for each call, and works when it is over."""
 
     def __init__(self, *script: Step, then: Step = WORKS) -> None:
@@ -117,6 +153,24 @@ class ScriptedTransport:
         self.then = then
         self.calls: list[tuple[float, Sequence[Verb]]] = []
         self._is_busy = False
+        self._accepted = 0
+        self.is_closed = False
+
+    def accept(self) -> None:
+        self._accepted = self.server.incarnation
+
+    async def reasserted(self, worker: str) -> None:
+        assert worker == "w"
+        self._check_incarnation()
+        await asyncio.sleep(0.001)
+        self.server.is_open = True
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+    def _check_incarnation(self) -> None:
+        if self._accepted != self.server.incarnation:
+            raise LedgerReplacedError
 
     async def send(self, batch: Sequence[Verb]) -> Sequence[Answer]:
         assert not self._is_busy, "two calls at a time"
@@ -129,6 +183,10 @@ class ScriptedTransport:
     async def _follow(self, step: Step, batch: Sequence[Verb]) -> Sequence[Answer]:
         self.calls.append((now(), batch))
         await asyncio.sleep(step.before)
+        if step.end == "restart":
+            self.server.restart(step.act)
+            raise LedgerError("the connection was cut")
+        self._check_incarnation()
         answers: Sequence[Answer] = []
         for _ in range(step.act):
             answers = self.server.do(batch)
@@ -186,11 +244,12 @@ def with_ledger(
     """Run a test on a ledger, and close it."""
 
     async def run() -> None:
-        ledger = RemoteRequestLedger(transport, "valkey://host")
+        ledger = RemoteRequestLedger(transport, "valkey://host", worker=lambda: "w", reader=NO_READER)
         try:
             await work(ledger)
         finally:
             await ledger.close(seconds)
+        assert transport.is_closed
 
     run_virtually(run())
 
@@ -270,7 +329,7 @@ SECONDS = st.floats(0, 3).map(lambda it: round(it, 3))
 DELAYS = st.floats(0, LONGEST_DELAY).map(lambda it: round(it, 3))
 STEPS = st.builds(
     Step,
-    st.sampled_from(("answer", "answer", "fail", "hang", "deaf", "refuse", "bug", "short")),
+    st.sampled_from(("answer", "answer", "fail", "hang", "deaf", "refuse", "bug", "short", "restart")),
     st.integers(0, 2),
     DELAYS,
     DELAYS,
@@ -306,8 +365,118 @@ def test_each_verb_happens_once_and_each_answer_is_ones_own(script: list[Step], 
     server = transport.server
     assert server.open == {}
     assert [settlement.ends for settlement in settlements] == [["written"]] * len(settlements)
-    assert {settlement.seq: settlement.event_id for settlement in settlements} == dict(enumerate(server.events, 1))
+    assert sorted(server.events) == sorted(settlement.event_id for settlement in settlements)
+    if not server.incarnation:
+        assert {settlement.seq: settlement.event_id for settlement in settlements} == dict(enumerate(server.events, 1))
     assert all(len(batch) <= MOST_IN_BATCH for _, batch in transport.calls)
+
+
+# ── a server that is replaced ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_a_server_lost_is_sent_again():
+    """After a restart without the last batches, open requests hold again, and ended ones are ended again."""
+    transport = ScriptedTransport()
+    settled = Posted("settled")
+
+    async def work(ledger: RemoteRequestLedger) -> None:
+        await asyncio.gather(*(reserve(ledger, name) for name in ("settled", "open", "freed", "released", "changed")))
+        ledger.settle(settled)
+        ledger.free("freed", [ANN])
+        await ledger.release("released")
+        await ledger.release("changed")
+        await reserve(ledger, "changed", 8)
+        await ledger.drain(1)
+        transport.server.restart(3)
+        assert transport.server.open == {}
+        await reserve(ledger, "later")
+        assert {name: verb.started_at for name, verb in transport.server.open.items()} == {
+            "open": 7, "freed": 7, "changed": 8, "later": 7,
+        }  # fmt: skip
+        assert transport.server.open["freed"].holds == []
+
+    with_ledger(transport, work)
+    assert transport.server.events == ["settled"]
+    assert settled.ends == ["written"], "it is not announced a second time"
+
+
+def test_a_worker_without_requests_sends_again_when_it_is_told():
+    """The register tells an idle worker that the server was replaced, and the ledger opens without a request."""
+    transport = ScriptedTransport()
+
+    async def work(ledger: RemoteRequestLedger) -> None:
+        await reserve(ledger, "open")
+        transport.server.restart(1)
+        ledger.reassert()
+        await asyncio.sleep(0.1)
+        assert transport.server.is_open
+        assert list(transport.server.open) == ["open"]
+
+    with_ledger(transport, work)
+
+
+def test_settlements_older_than_a_minute_are_not_sent_again():
+    """They are on disk and on replicas by then, and memory is bounded."""
+    transport = ScriptedTransport()
+
+    async def work(ledger: RemoteRequestLedger) -> None:
+        for name in ("old", "new"):
+            await reserve(ledger, name)
+            ledger.settle(Posted(name))
+            await asyncio.sleep(KEPT_FOR - 1)
+        transport.server.seen.clear()
+        ledger.reassert()
+        await asyncio.sleep(0.1)
+
+    with_ledger(transport, work)
+    assert transport.server.seen == ["Settle new"]
+
+
+def test_reservations_wait_while_the_ledger_is_closed():
+    """They are admitted as soon as it opens; at the deadline they fail, and later ones fail at once."""
+    transport = ScriptedTransport()
+    settled = Posted("settled", is_reserved=False)
+
+    async def work(ledger: RemoteRequestLedger) -> None:
+        transport.server.is_open = False
+        waiting = asyncio.ensure_future(reserve(ledger, "waiting"))
+        await asyncio.sleep(0.5)
+        ledger.settle(settled)
+        await asyncio.sleep(0.1)
+        assert settled.ends == ["written"], "only reservations wait"
+        transport.server.is_open = True
+        assert (await waiting).admitted
+        transport.server.is_open = False
+        began = now()
+        with pytest.raises(LedgerBusyError):
+            await reserve(ledger, "refused")
+        assert DEADLINE <= now() - began <= DEADLINE + 0.1
+        began = now()
+        with pytest.raises(LedgerBusyError):
+            await reserve(ledger, "refused-too")
+        assert now() - began < 0.1
+        transport.server.is_open = True
+        assert (await reserve(ledger, "admitted")).admitted
+
+    with_ledger(transport, work)
+
+
+def test_a_reservation_of_a_lost_worker_waits_for_its_new_name():
+    """A worker that was declared dead joins again under another name, and its requests need not know that."""
+    transport = ScriptedTransport()
+    names = ["w"]
+
+    async def run() -> None:
+        ledger = RemoteRequestLedger(transport, "valkey://host", worker=lambda: names[0], reader=NO_READER)
+        transport.server.members = {"w2"}
+        waiting = asyncio.ensure_future(reserve(ledger, "a"))
+        await asyncio.sleep(0.3)
+        names[0] = "w2"
+        await waiting
+        assert transport.server.open["a"].worker == "w2"
+        await ledger.close(1)
+
+    run_virtually(run())
 
 
 # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -693,7 +862,7 @@ def test_closing_writes_what_is_posted():
     settlement, late = Posted("a", is_reserved=False), Posted("late")
 
     async def run() -> None:
-        ledger = RemoteRequestLedger(transport, "valkey://host")
+        ledger = RemoteRequestLedger(transport, "valkey://host", worker=lambda: "w", reader=NO_READER)
         ledger.settle(settlement)
         ledger.free("b", [ANN])
         assert await ledger.release("c")
@@ -715,7 +884,7 @@ def test_closing_reports_what_is_left(caplog: pytest.LogCaptureFixture):
     settlement = Posted("a")
 
     async def run() -> None:
-        ledger = RemoteRequestLedger(transport, "valkey://host")
+        ledger = RemoteRequestLedger(transport, "valkey://host", worker=lambda: "w", reader=NO_READER)
         ledger.settle(settlement)
         ledger.free("b", [ANN])
         waiting = asyncio.ensure_future(refused_at(ledger, "c"))

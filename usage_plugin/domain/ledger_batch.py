@@ -32,8 +32,9 @@ class Reserve(NamedTuple):
 class Reassert(NamedTuple):
     """Send an open reservation again to a server that may have lost it.
 
-    For an id that the ledger does not know, hold on every account, even beyond its maximum. For an open reservation,
-    only its worker is replaced. An id that has ended changes nothing.
+    For an id that the ledger does not know, or that was released, hold on every account, even beyond its maximum. For
+    an open reservation, worker, holds and event are replaced by these. An id that has ended in another way than by
+    `Release` changes nothing.
 
     Attributes:
         holds: those that were not freed.
@@ -97,7 +98,7 @@ Answer: TypeAlias = Union[Reserved, Settled, NotSettled, LedgerError, None]  # n
 for a verb that can never be done, for example because its text cannot be encoded.
 
 Three errors of a `Reserve` leave the ledger unchanged: `LedgerBusyError` while the ledger is closed for reservations,
-`WorkerLostError` if its worker is no member of the fleet (also for `Reassert`), and `LedgerError` if the time of the
+`WorkerLostError` if its worker is not a member of the fleet (also for `Reassert`), and `LedgerError` if the time of the
 batch is more than `MOST_CLOCK_DIFFERENCE` off the server's.
 """
 

@@ -65,14 +65,23 @@ class WaitingReservation(WaitingVerb):
 
     Attributes:
         future: its result is the answer, also if that is an error: asyncio logs exceptions that no task retrieves.
+        since: the loop's time when the request began to wait.
     """
 
-    __slots__ = ("future",)
+    __slots__ = ("future", "since")
 
     def __init__(self, verb: Reserve) -> None:
         """Make the future, in the running event loop."""
         super().__init__(verb)
-        self.future: asyncio.Future[Reserved | LedgerError] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Reserved | LedgerError] = loop.create_future()
+        self.since = loop.time()
+
+    def wait_for(self, worker: str) -> None:
+        """Wait on, under the worker's present name: the ledger has not done it, and will do it later."""
+        if isinstance(self.verb, Reserve):
+            self.verb = self.verb._replace(worker=worker)
+        self.may_be_done = False
 
     @property
     def is_wanted(self) -> bool:

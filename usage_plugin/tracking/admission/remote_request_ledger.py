@@ -7,6 +7,9 @@ cancelled while it awaits its reservation cannot shift the answers of others.
 If the server does not answer within `DEADLINE`, every waiting reservation fails, and later ones fail at once. Posted
 verbs are kept, and the money of the requests stays held. Attempts at intervals decide when to go on.
 
+A server that has restarted, or another one that has taken over, may lack the last changes. Then `KeptVerbs` are sent
+again, and the server admits no reservation until all workers have done so.
+
 It is a sibling of `local_request_ledger`, in the same room: both decide about bounds and about giving up, and neither
 knows an engine. Engines implement `domain.ledger_batch.LedgerTransport`.
 """
@@ -18,26 +21,33 @@ import random
 import secrets
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from usage_plugin.domain.ledger_batch import Abandon, Free, Release, Reserve
+from usage_plugin.domain.ledger import NotSettled
+from usage_plugin.domain.ledger_batch import Abandon, Free, Record, Release, Reserve, Settle
 from usage_plugin.domain.request_ledger import RequestLedger
-from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.errors import LedgerBusyError, LedgerError, LedgerReplacedError, WorkerLostError
 from usage_plugin.log import get_logger, short_error
+from usage_plugin.tracking.admission.batch_statistics import BatchStatistics, BatchSummary
+from usage_plugin.tracking.admission.kept_verbs import KeptVerbs
 from usage_plugin.tracking.admission.posted_verbs import (
     PostedVerb,
     PostedVerbs,
     WaitingReservation,
     WaitingSettlement,
 )
+from usage_plugin.tracking.admission.single_call import SingleCall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from usage_plugin.domain.ledger import AccountKey, Hold, Reserved
+    from usage_plugin.domain.ledger import Account, AccountKey, Hold, Reserved
     from usage_plugin.domain.ledger_batch import Answer, LedgerTransport, Verb
     from usage_plugin.domain.request_ledger import PostedSettlement
     from usage_plugin.tracking.admission.posted_verbs import WaitingVerb
+    from usage_plugin.tracking.ledger_thread import LedgerThread
+
+ResultT = TypeVar("ResultT")
 
 DEADLINE = 1.0
 """Seconds for the answer to a batch, with all its repetitions. Then the server counts as unreachable."""
@@ -54,6 +64,13 @@ MOST_BYTES_IN_BATCH = 2**20
 
 _FIRST_PAUSE = 0.005
 _LONGEST_PAUSE = 0.1
+_CLOSED_PAUSE = 0.02
+"""Seconds between two batches while the ledger admits no reservation of this worker."""
+
+_NOT_YET = (LedgerBusyError, WorkerLostError)
+"""Answers to a reservation that the ledger has not done, and may do soon."""
+
+_MUST_REASSERT = (LedgerReplacedError, WorkerLostError)
 
 log = get_logger()
 
@@ -61,15 +78,26 @@ log = get_logger()
 class RemoteRequestLedger(RequestLedger):
     """Sends the verbs of the request path in batches."""
 
-    def __init__(self, transport: LedgerTransport, location: str) -> None:
+    def __init__(
+        self, transport: LedgerTransport, location: str, *, worker: Callable[[], str], reader: LedgerThread
+    ) -> None:
         """Start with an empty queue.
 
         Args:
-            transport: the connection to the server. It belongs to the caller, who closes it after this object.
+            transport: the connection to the server, which `close` closes.
             location: the address without credentials, for messages.
+            worker: returns the present name of this worker, which changes if it is declared dead and joins again.
+            reader: reads accounts.
         """
         self._transport = transport
         self._location = location
+        self._worker = worker
+        self._reader = reader
+        self._kept = KeptVerbs()
+        self._must_reassert = False
+        self._again: list[Verb] | None = None
+        """The verbs that are left to be sent again; None while there is nothing to reassert."""
+        self._statistics = BatchStatistics()
         self._queue: deque[WaitingVerb] = deque()
         self._posted = PostedVerbs()
         self._waiting = 0
@@ -78,8 +106,9 @@ class RemoteRequestLedger(RequestLedger):
         self._key_prefix = secrets.token_hex(6)
         self._keys = 0
         self._running: asyncio.Task[None] | None = None
-        self._sending: asyncio.Task[Sequence[Answer]] | None = None
+        self._calls = SingleCall()
         self._failing_since: float | None = None
+        self._closed_since: float | None = None
         self._error: LedgerError | None = None
         self._pause = _FIRST_PAUSE
         self._is_away = False
@@ -110,6 +139,10 @@ class RemoteRequestLedger(RequestLedger):
                 self._in_doubt.add(event_id)
             raise answer
         return answer
+
+    async def accounts(self, limit_key: int, since: int, subject: str) -> Sequence[Account]:
+        """Read them in another thread."""
+        return await self._reader.run(lambda opened: opened.ledger.accounts(limit_key, since, subject))
 
     def abandon(self, event_id: str) -> None:
         """Post it, unless the reservation was never sent: an outage would fill the queue."""
@@ -160,8 +193,8 @@ class RemoteRequestLedger(RequestLedger):
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
-        if self._sending is not None:
-            await asyncio.wait([self._sending], timeout=DEADLINE)
+        await self._calls.close(DEADLINE)
+        await self._transport.close()
         self._fail_reservations()
         left = list(self._posted)
         if left:
@@ -182,8 +215,21 @@ class RemoteRequestLedger(RequestLedger):
 
     def _enqueue(self, waiting: WaitingVerb) -> None:
         self._queue.append(waiting)
+        self._start()
+
+    def _start(self) -> None:
         if self._running is None or self._running.done():
             self._running = asyncio.get_running_loop().create_task(self._run())
+
+    def reassert(self) -> None:
+        """Send everything again that the server may have lost, or that it knows under a former name of this worker."""
+        if not self._is_closed:
+            self._must_reassert = True
+            self._start()
+
+    def summary(self) -> BatchSummary:
+        """Return the state of the batches; from any thread."""
+        return self._statistics.summary(pending=self.pending, is_reachable=not self._is_away)
 
     def _next_batch(self) -> tuple[list[WaitingVerb], int]:
         """Return the next batch, and the length of the queue's part that it comes from, which stays in the queue."""
@@ -202,10 +248,15 @@ class RemoteRequestLedger(RequestLedger):
         """Remove an answered part of the queue, and let those who wait go on."""
         for _ in range(length):
             self._queue.popleft()
+        now = asyncio.get_running_loop().time()
         again: list[WaitingVerb] = []
         for waiting, answer in zip(batch, answers, strict=True):
+            self._kept.note(waiting.verb, answer, waiting.size, now)
             is_finished = True
             try:
+                if isinstance(waiting, WaitingReservation) and self._is_not_yet(waiting, answer, now):
+                    again.append(waiting)
+                    continue
                 is_finished = waiting.finish(answer)
             except Exception:
                 # An error of a subscriber must not take the answers of others.
@@ -215,6 +266,18 @@ class RemoteRequestLedger(RequestLedger):
             elif isinstance(waiting, PostedVerb):
                 self._posted.remove(waiting)
         self._queue.extendleft(reversed(again))
+
+    def _is_not_yet(self, waiting: WaitingReservation, answer: Answer, now: float) -> bool:
+        """Whether a reservation goes on waiting, until the ledger admits it or the deadline is over."""
+        if not isinstance(answer, _NOT_YET):
+            self._closed_since = None
+            return False
+        if self._closed_since is None:
+            self._closed_since = now
+        if now >= self._closed_since + DEADLINE or now >= waiting.since + DEADLINE:
+            return False
+        waiting.wait_for(self._worker())
+        return True
 
     def _fail_reservations(self) -> None:
         """Answer every waiting reservation, and remove it from the queue."""
@@ -235,16 +298,12 @@ class RemoteRequestLedger(RequestLedger):
     async def _run(self) -> None:
         """Send batches until the queue is empty and the server is reachable."""
         time = asyncio.get_running_loop().time
-        while self._queue or self._is_away:
-            batch, length = self._next_batch()
-            if not batch and not self._is_away:
-                self._finish((), (), length)
-                continue
+        while self._queue or self._is_away or self._must_reassert or self._again is not None:
             began = time()
-            answers = await self._send(batch, self._deadline(began))
-            if answers is not None:
+            if await self._turn(began):
                 self._succeeded(time())
-                self._finish(batch, answers, length)
+                if self._closed_since is not None and self._queue:
+                    await asyncio.sleep(_CLOSED_PAUSE)
                 continue
             if not self._is_away:
                 if self._failing_since is None:
@@ -260,6 +319,53 @@ class RemoteRequestLedger(RequestLedger):
                 self._fail_reservations()
             await asyncio.sleep(max(0.0, began + PROBE_INTERVAL - time()))
 
+    async def _turn(self, began: float) -> bool:
+        """Send the next batch, after everything that must be sent again; return whether that succeeded."""
+        deadline = self._deadline(began)
+        while True:
+            if (self._must_reassert or self._again is not None) and not await self._reassert(deadline):
+                return False
+            batch, length = self._next_batch()
+            if not batch and not self._is_away:
+                self._finish((), (), length)
+                return True
+            sent = asyncio.get_running_loop().time()
+            answers = await self._send(batch, deadline)
+            if not isinstance(answers, LedgerError):
+                self._statistics.add(len(batch), asyncio.get_running_loop().time() - sent)
+                self._finish(batch, answers, length)
+                return True
+            if not self._must_reassert:
+                return False
+
+    async def _reassert(self, deadline: float) -> bool:
+        """Send the kept verbs again, and state that it is done; return whether that succeeded. It can be continued."""
+        worker = self._worker()
+        if self._must_reassert:
+            self._must_reassert = False
+            self._transport.accept()
+            self._again = self._kept.verbs(worker, asyncio.get_running_loop().time())
+            log.warning("ledger.sending_again", ledger=self._location, verbs=len(self._again), worker=worker)
+        while self._again:
+            chunk = self._again[:MOST_IN_BATCH]
+            answers = await self._call(lambda chunk=chunk: self._answers(chunk), deadline)  # type: ignore[misc]
+            if isinstance(answers, LedgerError):
+                return False
+            if lost := next((answer for answer in answers if isinstance(answer, WorkerLostError)), None):
+                self._must_reassert, self._error = True, lost
+                return False
+            # The server has lost the reservation too, but the usage is owed.
+            unknown: list[Verb] = [
+                Record(*verb)
+                for verb, answer in zip(chunk, answers, strict=True)
+                if isinstance(verb, Settle) and answer is NotSettled.UNKNOWN
+            ]
+            self._again[: len(chunk)] = unknown
+        if await self._call(lambda: self._transport.reasserted(worker), deadline) is not None:
+            return False
+        self._again = None
+        return True
+
     def _deadline(self, began: float) -> float:
         """Return the time until which the batch that begins now may take."""
         if self._is_away or self._failing_since is None:
@@ -274,40 +380,30 @@ class RemoteRequestLedger(RequestLedger):
         self._failing_since = self._error = None
         self._pause = _FIRST_PAUSE
 
-    async def _send(self, batch: Sequence[WaitingVerb], deadline: float) -> Sequence[Answer] | None:
-        """Send a batch; None if there is no answer."""
-        loop = asyncio.get_running_loop()
-        if self._sending is not None:
-            # It was cancelled, and has not ended yet: two batches at a time could overtake each other.
-            await asyncio.wait([self._sending], timeout=max(0.0, deadline - loop.time()))
-            if not self._sending.done():
-                return None
+    async def _send(self, batch: Sequence[WaitingVerb], deadline: float) -> Sequence[Answer] | LedgerError:
+        """Send a batch, and return the answers, or an error."""
         first_sent = [waiting for waiting in batch if not waiting.may_be_done]
         for waiting in first_sent:
             waiting.may_be_done = True
-        sending = self._sending = loop.create_task(self._answers([waiting.verb for waiting in batch]))
-        try:
-            await asyncio.wait([sending], timeout=max(0.0, deadline - loop.time()))
-        finally:
-            if not sending.done():
-                sending.cancel()
-                sending.add_done_callback(_retrieve)
-        if not sending.done():
-            # The last repetition may have had little time, so an earlier error says more.
-            self._error = self._error or LedgerError(f"no answer within {DEADLINE:.0f} s")
-            return None
-        self._sending = None
-        if sending.cancelled():
-            self._error = LedgerError("the connection was given up")
-            return None
-        error = sending.exception()
-        if error is None:
-            return sending.result()
-        if isinstance(error, LedgerBusyError):
+        answers = await self._call(lambda: self._answers([waiting.verb for waiting in batch]), deadline)
+        if isinstance(answers, LedgerBusyError | LedgerReplacedError):
             for waiting in first_sent:
                 waiting.may_be_done = False
-        self._error = error if isinstance(error, LedgerError) else LedgerError(f"{type(error).__name__}: {error}")
-        return None
+        return answers
+
+    async def _call(self, call: Callable[[], Coroutine[Any, Any, ResultT]], deadline: float) -> ResultT | LedgerError:
+        """Return the result of a call to the server, or an error, also if there is no answer until the deadline."""
+        try:
+            return await self._calls.run(call, deadline)
+        except asyncio.TimeoutError:
+            silence = LedgerError(f"no answer within {DEADLINE:.0f} s")
+            # The last repetition may have had little time, so an earlier error says more.
+            self._error = self._error or silence
+            return silence
+        except LedgerError as error:
+            self._must_reassert = self._must_reassert or isinstance(error, _MUST_REASSERT)
+            self._error = error
+            return error
 
     async def _answers(self, verbs: Sequence[Verb]) -> Sequence[Answer]:
         answers = await self._transport.send(verbs)
@@ -317,9 +413,3 @@ class RemoteRequestLedger(RequestLedger):
 
     def _error_facts(self) -> dict[str, str]:
         return short_error(self._error) if self._error is not None else {}
-
-
-def _retrieve(sending: asyncio.Task[Sequence[Answer]]) -> None:
-    """Retrieve the error of a cancelled batch, which asyncio would log otherwise."""
-    if not sending.cancelled():
-        sending.exception()
