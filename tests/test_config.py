@@ -275,6 +275,7 @@ def test_a_limits_policies_have_two_words_each(load, key, value, field, expected
     ("on_lost", None, "charge"), ("on_lost", "charge", "charge"), ("on_lost", "charge_input", "charge_input"), ("on_lost", "release", "release"),
     ("on_unmetered", None, "allow"), ("on_unmetered", "allow", "allow"), ("on_unmetered", "deny", "deny"),
     ("on_unmetered", "0.01", 10_000_000), ("on_unmetered", "0", 0), ("on_unmetered", '"0.000000001"', 1),
+    ("worker_lost_after", None, timedelta(seconds=30)), ("worker_lost_after", "2s", timedelta(seconds=2)), ("worker_lost_after", "1h", timedelta(hours=1)),
     ("on_cut_stream", None, "estimate"), ("on_cut_stream", "estimate", "estimate"), ("on_cut_stream", "reserved", "reserved"),
 ])  # fmt: skip
 def test_admission_can_be_set(load, key, written, expected):
@@ -608,6 +609,8 @@ MISTAKES = {
     "a wait without a unit": ("admission: {max_wait: 2}", "usage_plugin.admission.max_wait", "2", "such as 2s"),
     "no grace": ("admission: {orphan_grace: 0s}", "usage_plugin.admission.orphan_grace", "'0s'", "between 1s and 1d"),
     "a grace of days": ("admission: {orphan_grace: 2d}", "usage_plugin.admission.orphan_grace", "'2d'", "between 1s and 1d"),
+    "a worker lost at once": ("admission: {worker_lost_after: 1s}", "usage_plugin.admission.worker_lost_after", "'1s'", "between 2s and 1h"),
+    "a worker lost after hours": ("admission: {worker_lost_after: 2h}", "usage_plugin.admission.worker_lost_after", "'2h'", "such as 30s"),
     "an unknown policy for short budgets": ("admission: {on_short_budget: cut}", "usage_plugin.admission.on_short_budget", "'cut'", "'deny' or 'clamp'"),
     "an unknown policy for a broken ledger": ("admission: {on_ledger_error: open}", "usage_plugin.admission.on_ledger_error", "'open'", "'deny' or 'allow'"),
     "an unknown policy for what is lost": ("admission: {on_lost: forget}", "usage_plugin.admission.on_lost", "'forget'", "'charge', 'charge_input' or 'release'"),

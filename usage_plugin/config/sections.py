@@ -75,6 +75,7 @@ class AdmissionConfig(Section):
         on_ledger_error: The treatment of requests while the ledger is not available.
         orphan_grace: The time after which a hold is settled that no hook has settled.
         on_lost: The charge for a request whose worker died, and whose usage is unknown.
+        worker_lost_after: The time without a sign of life after which a worker of another host is declared dead.
         on_unmetered: The treatment of requests without a meter, or the cost of each in nano-dollars.
         on_cut_stream: The charge for a stream that the client cut.
         on_disputed_cost: The cost to charge where ours and LiteLLM's differ by more than 1 %. It is one choice for all
@@ -90,6 +91,7 @@ class AdmissionConfig(Section):
     on_ledger_error: Literal["deny", "allow"] = "deny"
     orphan_grace: Annotated[timedelta, duration("1s", "1d", example="60s")] = timedelta(seconds=60)
     on_lost: Literal["charge", "charge_input", "release"] = "charge"
+    worker_lost_after: Annotated[timedelta, duration("2s", "1h", example="30s")] = timedelta(seconds=30)
     on_unmetered: Unmetered = "allow"
     on_cut_stream: Literal["estimate", "reserved"] = "estimate"
     on_disputed_cost: Disputes | dict[Name, Disputes] = "higher"
