@@ -124,7 +124,7 @@ class BrokenSourceError(MigrationError):
 
 
 class SecretError(UsagePluginError):
-    """The secret of the data folder cannot be used."""
+    """The secret of the pseudonyms cannot be used."""
 
 
 class LedgerError(UsagePluginError):

@@ -625,6 +625,14 @@ def test_the_copy_names_nothing_of_the_users_but_settings(tmp_path):
     assert (config.data_dir, config.identity.on_missing) == (tmp_path / "data", "shared")
 
 
+def test_the_copy_has_no_secret(tmp_path):
+    """The temporary data folder has a secret of its own: the real one is not copied, and its file may be elsewhere."""
+    for written in ({"secret": "ab" * 32}, {"secret_file": "mounted"}):
+        section = {"privacy": {"user": "pseudonym", **written}}
+        copy, _ = temporary_proxy.adapted_config({"usage_plugin": section}, "http://127.0.0.1:1", tmp_path / "data")
+        assert copy["usage_plugin"]["privacy"] == {"user": "pseudonym"}
+
+
 def test_the_copy_tells_no_plugin_that_is_a_file(tmp_path):
     """Files that would post somewhere stay out, with the resolvers and groups they bring; switches of packages stay."""
     section = {

@@ -201,7 +201,7 @@ def test_status_shows_how_far_back_history_goes(run, books, config_path):
     shown = run.ok("status")
     assert "events since 2026-11-23" in shown
     assert "kept: events 30 days, daily sums forever, at most 10,000,000,000 bytes" in shown
-    note_secret(books.operations, books.pseudonyms, books.parts.secret_path, NOON)
+    note_secret(books.operations, books.pseudonyms, books.parts.secret, NOON)
     assert "secret" not in run.ok("status")
     books.parts.secret_path.unlink()
     assert "secret is missing" in run.ok("status")

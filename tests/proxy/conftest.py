@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +220,8 @@ class Proxy:
         if self.process is None:
             return
         if how == signal.SIGKILL:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended by itself
+                os.killpg(self.process.pid, signal.SIGKILL)
         else:
             self.process.send_signal(how)
         # The supervisor handles no signals while it waits for the answer of a worker that was killed just then.

@@ -10,6 +10,7 @@ import pytest
 from tests.proxy.conftest import Upstream, proxy_config, running
 from tests.proxy.test_requests import CHAT, chat
 from tests.support.waiting import wait_until
+from usage_plugin.domain.pseudonyms import Pseudonyms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,3 +108,28 @@ def test_somebody_is_forgotten_while_the_proxy_runs(private: Proxy) -> None:
 
 def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
+
+
+def test_a_configured_secret_serves_the_proxy_and_its_commands(tmp_path: Path, upstream: Upstream) -> None:
+    """A mounted secret makes the same pseudonyms everywhere and is written nowhere; another one stops the start."""
+    first, second = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+    (tmp_path / "..data").mkdir()
+    (tmp_path / "..data" / "usage").write_text(f"{first}\n")
+    (tmp_path / "usage").symlink_to("..data/usage")
+    config = proxy_config(upstream, {"privacy": {"user": "pseudonym", "secret_file": "usage"}})
+    with running(tmp_path, config) as proxy:
+        assert proxy.post(CHAT, chat("eva")).status_code == 200
+        proxy.settled()
+        (event,) = proxy.events("eva")
+    assert event["user"] == Pseudonyms(bytes.fromhex(first), hides_persons=True).of_person("eva")
+    assert not (tmp_path / "data" / "secret").exists()
+    written = [path for path in (tmp_path / "data").rglob("*") if path.is_file()]
+    assert [path for path in (*written, proxy.log_path) if first.encode() in path.read_bytes()] == []
+
+    (tmp_path / "..data" / "usage").write_text(f"{second}\n")
+    with pytest.raises(AssertionError, match="did not start") as caught:
+        proxy.start()
+    assert "has another secret" in str(caught.value)
+    assert "accept-secret" in str(caught.value)
+    assert first not in proxy.log_path.read_text()
+    assert second not in proxy.log_path.read_text()

@@ -41,6 +41,7 @@ def run(path: Path, output: Output) -> None:
     try:
         config = load_config(path)
         parts = Parts(config)
+        parts.pseudonyms()  # a missing or damaged secret stops the start
         parts.resolvers(PluginFailures(SystemClock()))
         facts["plugins"] = [found.name for found in parts.plugins.brought]
         facts["abilities"] = parts.store_abilities

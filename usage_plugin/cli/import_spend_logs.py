@@ -40,10 +40,10 @@ async def _import(config: Config, file: Path, before: datetime | None) -> Import
     identity = config.identity
     instant = int(before.replace(tzinfo=config.timezone).timestamp()) * 1_000_000 if before else None
     parts, bar = Parts(config), Bar()
-    pseudonyms = parts.make_pseudonyms()
-    naming = IdentityRules(identity.user, identity.casefold, identity.json_field, pseudonyms.keep)
     opened = parts.open_ledger()
     try:
+        pseudonyms = parts.pseudonyms_for(opened.operations)
+        naming = IdentityRules(identity.user, identity.casefold, identity.json_field, pseudonyms.keep)
         with bar.shown():
             async with parts.open_store_for_import() as store:
                 imported = await import_spend_logs(file, config.data_dir, naming, store, bar, before=instant)

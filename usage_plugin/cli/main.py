@@ -25,6 +25,7 @@ from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
 from usage_plugin.cli import report as report_command
 from usage_plugin.cli import restore as restore_command
+from usage_plugin.cli import secret as secret_command
 from usage_plugin.cli import similar as similar_commands
 from usage_plugin.cli import simulate as simulate_command
 from usage_plugin.cli import status as status_command
@@ -288,6 +289,16 @@ def forget(path: Path | None, output: Output, user: str, reason: str, open_windo
 def audit(path: Path | None, output: Output, user: str | None) -> None:
     """List the deletions and exports of records: actor, time and reason."""
     with_reader(path, functools.partial(erasure_commands.run_audit, output=output, user=user))
+
+
+@main.command(name="accept-secret")
+@click.option("--yes", is_flag=True, help="Skip the confirmation prompt.")
+@config_option
+@click.pass_context
+def accept_secret(context: click.Context, config_path: Path | None, yes: bool) -> None:
+    """Go on with another secret of the pseudonyms than the one that the ledger was used with."""
+    path = config_path or context.find_root().params.get("config_path")
+    secret_command.accept(load_config(find_config(path)), confirmed=yes)
 
 
 @main.command()

@@ -63,10 +63,10 @@ def _context(config: Config, kept: Callable[[str], str]) -> MigrationContext:
 async def _migrate(config: Config, directory: Path) -> Outcome:
     reject_memory_store(config)
     parts = Parts(config)
-    pseudonyms = parts.make_pseudonyms()
     opened = parts.open_ledger()
     bar = NotedBar(opened.operations, SystemClock(), str(directory))
     try:
+        pseudonyms = parts.pseudonyms_for(opened.operations)
         with bar.shown():
             async with parts.open_store_for_import() as store:
                 outcome = await migrate(directory, _context(config, pseudonyms.kept), bar, opened.profiles, store)

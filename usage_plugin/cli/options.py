@@ -13,6 +13,7 @@ from usage_plugin.cli.date_ranges import TypedDates
 from usage_plugin.cli.output import FORMATS, Output
 from usage_plugin.config import Config, find_config, load_config
 from usage_plugin.domain.store import UsageFilter
+from usage_plugin.errors import SecretError
 from usage_plugin.runtime import Reader, open_reader
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ def with_reader(path: Path | None, use: Callable[[Reader], Awaitable[None]]) -> 
 
     async def reading() -> None:
         async with open_reader(config) as reader:
+            try:
+                reader.check_secret()
+            except SecretError as error:
+                # Sums and limits are readable all the same, but no name leads to its pseudonym.
+                click.echo(f"usage-plugin: {error.message} Names and keys are not found.", err=True)
             await use(reader)
 
     asyncio.run(reading())

@@ -49,7 +49,7 @@ def change(
 ) -> None:  # fmt: skip
     """Create or change a user's profile."""
     parts = Parts(config)
-    user = parts.make_pseudonyms().kept(_name(name, casefold=config.identity.casefold))
+    cleaned = _name(name, casefold=config.identity.casefold)
     given = {"username": username, "email": email, "tier": tier}
     fields: dict[str, Any] = {key: _text(key, value) for key, value in given.items() if value is not None}
     if is_active is not None:
@@ -59,6 +59,7 @@ def change(
     now = SystemClock().now()
     opened = parts.open_ledger()
     try:
+        user = parts.pseudonyms_for(opened.operations).kept(cleaned)
         known = opened.profiles.get(user) or UserProfile(user, created_at=now)
         changed = known.changed(now, **fields, metadata={**known.metadata, CHANGED_BY: actor()})
         wait_while_busy(lambda: opened.profiles.put([changed]), LEDGER_WAIT)

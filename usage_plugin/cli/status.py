@@ -96,7 +96,7 @@ async def run(reader: Reader, *, output: Output) -> None:
 
 
 def _secret_problems(reader: Reader, now: int) -> Iterator[Problem]:
-    trouble = secret_trouble(reader.operations, reader.pseudonyms, reader.secret_path, now)
+    trouble = secret_trouble(reader.operations, reader.pseudonyms, reader.secret, now)
     if trouble is not None:
         yield Problem("secret", trouble, to_datetime(now).isoformat())
 

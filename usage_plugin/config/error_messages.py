@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _MAX_MISTAKES = 100
 _MAX_MISTAKE_LENGTH = 2_000
 _MAX_VALUE_LENGTH = 60
+_LIKELY_SECRET = re.compile(r"[0-9a-fA-F]{32,}")
 
 # Keys of LiteLLM and of other limiters, and our names for them.
 _REMEDIES = {
@@ -93,8 +95,8 @@ def describe(mistake: Mapping[str, Any], location: Location, lines: Mapping[Loca
 
 
 def short(value: object) -> str:
-    """Return a value as text of bounded length."""
-    text = str(value) if isinstance(value, Decimal) else repr(value)
+    """Return a value as text of bounded length, without secrets: they may be under a misspelt key."""
+    text = _LIKELY_SECRET.sub("…", str(value) if isinstance(value, Decimal) else repr(value))
     return text if len(text) <= _MAX_VALUE_LENGTH else f"{text[: _MAX_VALUE_LENGTH - 3]}..."
 
 

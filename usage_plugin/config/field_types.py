@@ -12,13 +12,15 @@ import unicodedata
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 from zoneinfo import ZoneInfo
 
-from pydantic import BeforeValidator, PlainValidator
+from pydantic import BeforeValidator, PlainValidator, SecretStr
 
 from usage_plugin.domain.limits import Match, MatchKey
 from usage_plugin.domain.money import LARGEST_REQUEST, Nano, parse_usd
+from usage_plugin.domain.pseudonyms import SECRET_FORM, parse_secret
 from usage_plugin.domain.subjects import DIMENSIONS, Dimension
 from usage_plugin.domain.windows import WINDOW_KINDS, WindowKind, WindowRule
 from usage_plugin.errors import MoneyError
@@ -30,6 +32,7 @@ _DAYS = {"d": 1, "y": 366}
 _MOST_DAYS = 36_600
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_HOW_TO_MAKE = "`openssl rand -hex 32` makes one"
 _NAMED_WINDOWS = tuple(kind for kind in WINDOW_KINDS if kind != "rolling")
 WINDOW_REMEDY = f"expected one of {', '.join(_NAMED_WINDOWS)}, or {{rolling: 5h}}"
 
@@ -220,10 +223,32 @@ def _parse_match(value: object) -> Match:
     return Match(tuple(conditions))
 
 
+def _parse_secret(value: object) -> SecretStr:
+    """Wrap a secret; no error shows the value, not even a wrong one: it may lack one digit only."""
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str):
+        raise ValueError(f"expected {SECRET_FORM} in quotes; found another type; {_HOW_TO_MAKE}")
+    if parse_secret(text) is None:
+        raise ValueError(f"expected {SECRET_FORM}; found a text of {len(text)} characters; {_HOW_TO_MAKE}")
+    return SecretStr(text.strip())
+
+
+def _parse_secret_path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("expected the path of a file, such as /run/secrets/usage")
+    if parse_secret(value) is not None:
+        raise ValueError("expected the path of a file; found a secret; write it under secret")
+    return Path(value)
+
+
 def _plain(value: object) -> str:
     return str(value) if isinstance(value, Decimal) else repr(value)
 
 
+SecretField = Annotated[SecretStr, BeforeValidator(_parse_secret)]
+SecretPath = Annotated[Path, BeforeValidator(_parse_secret_path)]
 Zone = Annotated[ZoneInfo, BeforeValidator(_parse_zone)]
 Names = Annotated[tuple[str, ...], BeforeValidator(parse_names)]
 Name = Annotated[str, BeforeValidator(_parse_name)]

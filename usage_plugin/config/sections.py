@@ -18,6 +18,8 @@ from usage_plugin.config.field_types import (
     MostBytes,
     Name,
     Names,
+    SecretField,
+    SecretPath,
     Size,
     Unmetered,
     Weekday,
@@ -227,9 +229,24 @@ class RetentionConfig(Section):
 
 
 class PrivacyConfig(Section):
-    """The form in which users' names are kept: plain, or as pseudonyms."""
+    """The form in which users' names are kept, and the secret of the pseudonyms.
+
+    Attributes:
+        user: Whether users are kept under their names or under pseudonyms.
+        secret: The secret, as hexadecimal digits.
+        secret_file: A file with the secret; a relative path starts in the folder of the YAML. Without either, the data
+            folder has a secret of its own.
+    """
 
     user: Literal["plain", "pseudonym"] = "plain"
+    secret: SecretField | None = None
+    secret_file: SecretPath | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PrivacyConfig:
+        if self.secret is not None and self.secret_file is not None:
+            raise ValueError("expected secret or secret_file; found both; remove one of them")
+        return self
 
 
 class Config(Section):

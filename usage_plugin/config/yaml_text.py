@@ -29,6 +29,7 @@ _DEEPEST = 100
 _MOST_NODES = 2_000_000
 """The number of values in a file with limits for 200,000 users."""
 _MOST_ALIASED = 500_000
+_LONGEST_NUMBER = 20
 
 
 _Fastest: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -238,7 +239,8 @@ def _read_variable(name: str, text: str, path: Path) -> Any:  # a number, as YAM
         node = yaml.compose(text, Loader=_Loader) if isinstance(begin[-1], yaml.ScalarEvent) else None
         if isinstance(node, yaml.ScalarNode):
             if _is_disguised(node):
-                raise ConfigError(f"{path}: {name} is {text}, {_DISGUISED}.")
+                found = text if len(text) <= _LONGEST_NUMBER else "a long number"  # which may be a secret
+                raise ConfigError(f"{path}: {name} is {found}, {_DISGUISED}.")
             loaded = construct(node, path)
             if isinstance(loaded, int | Decimal):
                 return loaded

@@ -1,7 +1,8 @@
 """Pseudonyms: the stored substitutes for the names of keys and, if the operator wants it, of persons.
 
-Each is an HMAC with the data folder's own secret. The same name always gives the same pseudonym. Without the secret, a
-pseudonym cannot be reversed, and names cannot be tried out. Keys always get one. `k-` begins a key's, `p-` a person's.
+Each is an HMAC with a secret: the configured one, or the data folder's own. The same name always gives the same
+pseudonym. Without the secret, a pseudonym cannot be reversed, and names cannot be tried out. Keys always get one.
+`k-` begins a key's, `p-` a person's.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from usage_plugin.domain.subjects import RESERVED_NAMES, RealNames, Subjects
 
 SECRET_BYTES = 32
+SECRET_FORM = f"{2 * SECRET_BYTES} hexadecimal digits"
 MASTER_KEY = "litellm_proxy_master_key"
 """LiteLLM's own word for the proxy's master key; stored unchanged."""
 
@@ -26,6 +28,12 @@ _PERSON = re.compile(r"p-[a-z2-7]{16}")
 NOBODY = frozenset(RESERVED_NAMES)
 """User names that do not belong to a person."""
 _REMEMBERED = 4096
+
+
+def parse_secret(text: str) -> bytes | None:
+    """Return the secret that a text spells; None if it is not `SECRET_FORM`."""
+    text = text.strip()
+    return bytes.fromhex(text) if re.fullmatch(rf"[0-9a-fA-F]{{{2 * SECRET_BYTES}}}", text) else None
 
 
 def is_key_hash(name: str) -> bool:
@@ -72,7 +80,7 @@ class Pseudonyms:
     """
 
     def __init__(self, secret: bytes, *, hides_persons: bool) -> None:
-        """Use the secret of the data folder."""
+        """Use a secret of `SECRET_BYTES` bytes."""
         self._secret = secret
         self.hides_persons = hides_persons
         self.fingerprint = self._digest("fingerprint", "", _PERSON_BYTES)

@@ -24,6 +24,7 @@ from usage_plugin.plugins.interface import (
     BackendContext,
     LedgerBackend,
     Restorable,
+    SharedLedgerBackend,
     StorageBackend,
     check_options,
     choose,
@@ -33,6 +34,7 @@ from usage_plugin.plugins.manager import Plugins
 from usage_plugin.tracking.history.cache import UsageCache
 from usage_plugin.tracking.maintenance.flusher import Unstorable
 from usage_plugin.tracking.privacy import secret
+from usage_plugin.tracking.privacy.secret import SecretSource
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -98,7 +100,7 @@ class Parts:
         """Choose and validate the backends.
 
         Raises:
-            ConfigError: A backend does not exist, or its options are invalid.
+            ConfigError: A backend does not exist, its options are invalid, or it needs a configured secret.
             PluginError: A plugin cannot be loaded or is invalid.
         """
         self.plugins = plugins or load_plugins(config)
@@ -124,6 +126,7 @@ class Parts:
             "usage_plugin.ledger.options", self._ledger.options_model, config.ledger.options
         )
         self._ledger.check(self._ledger_options, self._context)
+        self.secret = self._secret_source()
 
     def _owner(self, registered: str) -> str:
         """Return a backend with its plugin, for errors."""
@@ -211,17 +214,44 @@ class Parts:
 
     @property
     def secret_path(self) -> Path:
-        """The file of the secret from which pseudonyms are derived."""
+        """The file of the data folder's own secret."""
         return self.config.data_dir / secret.FILE
 
+    def _secret_source(self) -> SecretSource:
+        privacy = self.config.privacy
+        if privacy.secret is not None:
+            return SecretSource(bytes.fromhex(privacy.secret.get_secret_value()), is_configured=True)
+        if privacy.secret_file is not None:
+            return SecretSource(self._context.config_dir / privacy.secret_file.expanduser(), is_configured=True)
+        if isinstance(self._ledger, SharedLedgerBackend):
+            # The first host would create a secret that the others lack, and each would count a key for itself.
+            raise ConfigError(
+                f"usage_plugin.privacy.secret: expected a secret, since hosts share the ledger {self._ledger.name};"
+                " found none.",
+                hint="`openssl rand -hex 32` makes one. Give it to every host and command, for example with privacy:"
+                " {secret: os.environ/USAGE_PLUGIN_SECRET}, or with secret_file. To keep the pseudonyms of a data"
+                f" folder, use the content of its file, such as {self.secret_path}.",
+            )
+        return SecretSource(self.secret_path)
+
     def pseudonyms(self) -> Pseudonyms | None:
-        """Return the pseudonyms of the data folder's secret; None without a secret."""
-        found = secret.read_secret(self.secret_path)
+        """Return the pseudonyms of the secret; None if the data folder has none yet, and none is configured."""
+        found = self.secret.read()
         return None if found is None else self._pseudonyms(found)
 
     def make_pseudonyms(self) -> Pseudonyms:
-        """Return the pseudonyms of the data folder's secret; create the secret if it does not exist."""
-        return self._pseudonyms(secret.make_secret(self.secret_path))
+        """Return the pseudonyms of the secret; create the data folder's if it is used and does not exist."""
+        return self._pseudonyms(self.secret.make())
+
+    def pseudonyms_for(self, operations: OperationsLog) -> Pseudonyms:
+        """Return the pseudonyms for a command that writes names into an open ledger.
+
+        Raises:
+            SecretError: The ledger is used with another secret than the configured one.
+        """
+        pseudonyms = self.make_pseudonyms()
+        secret.check_secret(operations, pseudonyms, self.secret)
+        return pseudonyms
 
     def _pseudonyms(self, found: bytes) -> Pseudonyms:
         return Pseudonyms(found, hides_persons=self.config.privacy.user == "pseudonym")

@@ -15,6 +15,7 @@ from usage_plugin.runtime.composition import Parts
 from usage_plugin.tracking.history.reader import UsageReader
 from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 from usage_plugin.tracking.privacy.erasure import Person
+from usage_plugin.tracking.privacy.secret import check_secret
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,7 +37,7 @@ class Reader:
         self.parts = parts
         self.config = parts.config
         self.clock = clock
-        self.secret_path = parts.secret_path
+        self.secret = parts.secret
         self.pseudonyms = parts.pseudonyms()
         self._membership = _membership(parts, clock)
         self.limits = self.limits_of(parts.config).adjusted(opened.operations.adjustments(clock.now()))
@@ -49,6 +50,15 @@ class Reader:
         self.store = store
         self.tracker = UsageReader(opened.ledger, store, parts.cache(), parts.config.timezone, clock)
 
+    def check_secret(self) -> None:
+        """Check that names are found: that a configured secret is the ledger's.
+
+        Raises:
+            SecretError: It is another one.
+        """
+        if self.pseudonyms is not None:
+            check_secret(self.operations, self.pseudonyms, self.secret)
+
     def limits_of(self, config: Config) -> LimitSet:
         """Return the limits of a configuration, for the names as they are kept here; without adjustments."""
         made = config.limit_set(self.pseudonyms, self._membership)
@@ -58,7 +68,7 @@ class Reader:
         """Return the form in which a typed name is kept; from then on the limits map it back to the name.
 
         Raises:
-            SecretError: The name is kept as a pseudonym, and the secret is missing.
+            SecretError: The name is kept as a pseudonym, and the secret is missing or not the ledger's.
         """
         name = self.config.identity.as_kept(dimension, name)
         is_person = dimension in ("user", "end_user") and self.limits.hides_persons
@@ -68,9 +78,11 @@ class Reader:
             if is_pseudonym(name) or is_key_pseudonym(name):
                 return name
             raise SecretError(
-                f"Secret not found: {self.secret_path}. It is needed to derive the pseudonym of a name.",
+                f"Secret not found: {self.secret}. It is needed to derive the pseudonym of a name.",
                 hint="Restore it from a backup, or write the pseudonym itself.",
             )
+        if not (is_pseudonym(name) or is_key_pseudonym(name)):
+            self.check_secret()
         kept = self.pseudonyms.kept_of(dimension, name)
         if is_person and kept != name:
             self.limits = self.limits.knowing({kept: name})
@@ -80,7 +92,7 @@ class Reader:
         """Return all names of a person: their own, and the pseudonym under which they may be kept.
 
         Raises:
-            SecretError: The secret is missing.
+            SecretError: The secret is missing or not the ledger's.
         """
         return Person(frozenset({name, self.pseudonym(name)}), self.limits)
 
@@ -88,13 +100,14 @@ class Reader:
         """Return a person's pseudonym, whether they are kept under it or not.
 
         Raises:
-            SecretError: The secret is missing.
+            SecretError: The secret is missing or not the ledger's.
         """
         if self.pseudonyms is None:
             raise SecretError(
-                f"Secret not found: {self.secret_path}. It is needed to derive the pseudonym of a name.",
+                f"Secret not found: {self.secret}. It is needed to derive the pseudonym of a name.",
                 hint="Restore it from a backup, or start the proxy once, which creates a new one.",
             )
+        self.check_secret()
         return self.pseudonyms.of_person(name)
 
     def kept_filter(self, usage_filter: UsageFilter) -> UsageFilter:

@@ -64,7 +64,7 @@ class Runtime:
         self.cache = parts.cache()
         self.opened = opened = parts.open_ledger()
         self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
-        secret.note_secret(self.operations, self.pseudonyms, parts.secret_path, self.clock.now())
+        secret.note_secret(self.operations, self.pseudonyms, parts.secret, self.clock.now())
         self.rules.follow(self.operations, self.clock.now())
         self._workers = parts.workers()
         self._workers.join()

@@ -75,7 +75,7 @@ def _dead_reservations(reader: Reader) -> Iterator[Finding]:
 
 
 def _secret(reader: Reader) -> Finding:
-    trouble = secret_trouble(reader.operations, reader.pseudonyms, reader.secret_path, reader.clock.now())
+    trouble = secret_trouble(reader.operations, reader.pseudonyms, reader.secret, reader.clock.now())
     if trouble is None:
         return ok("books", "The secret for pseudonyms is the one that the ledger was created with.")
     return problem("books", f"{trouble}.", "Keep a copy of the file with the backups, readable by its owner only.")

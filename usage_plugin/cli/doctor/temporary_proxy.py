@@ -123,6 +123,9 @@ def adapted_config(document: dict[str, Any], model_url: str, data_dir: Path) -> 
     ours = dict(_mapping(copy.get(SECTION)))
     left_out += [f"{SECTION}.{name}" for name in ("storage", "ledger") if ours.pop(name, None)]
     ours["data_dir"] = str(data_dir)
+    # The temporary data folder makes a secret of its own: the real one is written nowhere else.
+    privacy = _mapping(ours.get("privacy"))
+    ours["privacy"] = {name: value for name, value in privacy.items() if not name.startswith("secret")}
     left_out += _without_files(ours)
     # The only key of the copy is the doctor's, which belongs to no user.
     ours["identity"] = {**_mapping(ours.get("identity")), "on_missing": "shared"}
