@@ -22,12 +22,14 @@ from tests.support.postgres import PASSWORD, PATIENCE, PostgresOpening, Postgres
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, Ledger, NotSettled
 from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import ConfigError, LedgerError, StorageVersionError
-from usage_plugin.ledgers.postgres import PostgresLedgerBackend, PostgresOptions, operations, server
-from usage_plugin.ledgers.postgres.address import PRISMA_PARAMETERS, Address
+from usage_plugin.ledgers.postgres import PostgresLedgerBackend, PostgresOptions, operations
 from usage_plugin.plugins.interface import BackendContext, check_options
+from usage_plugin.postgres import server
+from usage_plugin.postgres.address import PRISMA_PARAMETERS, Address
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_one
 
 LARGEST = 2**63 - 1
+KEY = "usage_plugin.ledger.options.url"
 
 
 # ── the URL ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -35,16 +37,18 @@ LARGEST = 2**63 - 1
 
 def test_the_place_has_no_credentials() -> None:
     """Several hosts and the database are named without user, password and parameters."""
-    found = Address("postgres://ann:s3cret@one:5432,two:5433/usage?sslmode=require", 5)
+    found = Address("postgres://ann:s3cret@one:5432,two:5433/usage?sslmode=require", 5, KEY)
     assert found.location == "postgresql://one:5432,two:5433/usage"
     assert found.conninfo == "postgresql://ann:s3cret@one:5432,two:5433/usage?sslmode=require"
-    assert Address("postgresql:///usage?host=%2Frun%2Fpg&password=s3cret", 5).location == "postgresql:///run/pg/usage"
+    assert (
+        Address("postgresql:///usage?host=%2Frun%2Fpg&password=s3cret", 5, KEY).location == "postgresql:///run/pg/usage"
+    )
 
 
 def test_the_parameters_of_prisma_are_left_out() -> None:
     """A URL that LiteLLM uses, with parameters of Prisma, works here; all other parameters stay."""
     prisma = "&".join(f"{name}=1" for name in sorted(PRISMA_PARAMETERS))
-    found = Address(f"postgresql://db/usage?{prisma}&sslmode=require&connect_timeout=3", 5)
+    found = Address(f"postgresql://db/usage?{prisma}&sslmode=require&connect_timeout=3", 5, KEY)
     assert found.conninfo == "postgresql://db/usage?sslmode=require&connect_timeout=3"
     assert psycopg.conninfo.conninfo_to_dict(found.conninfo)["sslmode"] == "require"
 
@@ -62,7 +66,7 @@ def test_the_parameters_of_prisma_are_left_out() -> None:
 def test_an_invalid_url_is_not_repeated(url: str) -> None:
     """The error of an invalid URL has the key and a remedy, and no part of a password."""
     with pytest.raises(ConfigError, match=r"^usage_plugin\.ledger\.options\.url: ") as raised:
-        Address(url, 5)
+        Address(url, 5, KEY)
     assert "s3cret" not in str(raised.value)
     assert raised.value.hint
 

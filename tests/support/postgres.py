@@ -180,7 +180,7 @@ class OnPostgres:
     """The part of a contract that opens the ledger in a new schema of a running server."""
 
     fault_points: ClassVar = {
-        "usage_plugin.ledgers.postgres.server.execute": psycopg.OperationalError("the connection is lost")
+        "usage_plugin.postgres.server.execute": psycopg.OperationalError("the connection is lost")
     }
 
     @pytest.fixture

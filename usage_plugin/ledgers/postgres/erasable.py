@@ -16,7 +16,7 @@ from usage_plugin.domain.subjects import SEPARATOR
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.ledgers.postgres.server import Server
+    from usage_plugin.postgres.server import Server
 
 _SLICE = 500
 _COMPACTING = 3_600.0

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from usage_plugin.domain.ledger import Charge, Hold, OutboxBacklog, OutboxEntry
-    from usage_plugin.ledgers.postgres.server import Server
+    from usage_plugin.postgres.server import Server
 
 _DAY = 86_400_000_000
 _GENERATION = 600_000_000

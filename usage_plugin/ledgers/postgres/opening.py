@@ -6,15 +6,20 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.open_ledger import OpenLedger
+from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.ledgers.postgres.erasable import PostgresErasable
 from usage_plugin.ledgers.postgres.ledger import PostgresLedger
 from usage_plugin.ledgers.postgres.operations import PostgresOperationsLog
 from usage_plugin.ledgers.postgres.profiles import PostgresProfileStore
-from usage_plugin.ledgers.postgres.schema import has_schema, migrate
-from usage_plugin.ledgers.postgres.server import Server
+from usage_plugin.postgres.failures import Failures
+from usage_plugin.postgres.schema import Migrations, has_schema, migrate
+from usage_plugin.postgres.server import Server
 
 if TYPE_CHECKING:
-    from usage_plugin.ledgers.postgres.address import Address
+    from usage_plugin.postgres.address import Address
+
+_FAILURES = Failures("ledger", unavailable=LedgerError, busy=LedgerBusyError, invalid=LedgerError)
+_MIGRATIONS = Migrations(__package__, "versions")
 
 
 def open_postgres_ledger(address: Address, schema: str) -> OpenLedger:
@@ -24,9 +29,9 @@ def open_postgres_ledger(address: Address, schema: str) -> OpenLedger:
         LedgerError: the server cannot be reached, or does not allow it.
         StorageVersionError: a newer version of the schema cannot be used by this one.
     """
-    server = Server(address, schema)
+    server = Server(address, schema, _FAILURES)
     try:
-        migrate(server)
+        migrate(server, _MIGRATIONS)
         return OpenLedger(
             PostgresLedger(server),
             PostgresOperationsLog(server),
@@ -44,5 +49,5 @@ def has_ledger(address: Address, schema: str) -> bool:
     Raises:
         LedgerError: the server cannot be reached.
     """
-    with closing(Server(address, schema)) as server:
-        return has_schema(server)
+    with closing(Server(address, schema, _FAILURES)) as server:
+        return has_schema(server, _MIGRATIONS)

@@ -19,7 +19,7 @@ from usage_plugin.domain.operations import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from usage_plugin.ledgers.postgres.server import Server
+    from usage_plugin.postgres.server import Server
 
 _KEPT_REFUSALS = 10_000
 _KEPT_ANOMALIES = 2_000

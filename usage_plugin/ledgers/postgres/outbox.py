@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.ledger import OutboxBacklog, OutboxEntry
 
 if TYPE_CHECKING:
-    from usage_plugin.ledgers.postgres.server import Server
+    from usage_plugin.postgres.server import Server
 
 _KEPT_ENTRIES = 2_000
 """The number of acknowledged entries that are kept, so that other workers' caches can catch up from them."""

@@ -9,7 +9,7 @@ from usage_plugin.domain.profiles import ProfileStore, UserProfile, decode_profi
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.ledgers.postgres.server import Server
+    from usage_plugin.postgres.server import Server
 
 
 class PostgresProfileStore(ProfileStore):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from usage_plugin.ledgers.postgres.server import Server
+    from usage_plugin.postgres.server import Server
 
 _MOST_NAMED = 20
 

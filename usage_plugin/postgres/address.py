@@ -26,7 +26,6 @@ PRISMA_PARAMETERS = frozenset(
 )
 """Parameters of Prisma, LiteLLM's own driver, that PostgreSQL's does not know. A URL may be shared with LiteLLM."""
 
-WHERE = "usage_plugin.ledger.options.url"
 _EXAMPLE = "postgresql://user:password@host:5432/database"
 _ENCODE = "In a password, write characters other than letters and digits percent-encoded: @ as %40, / as %2F, % as %25."
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:@/\[\]]*)(:\d{1,5})?")
@@ -39,31 +38,32 @@ class Address:
         conninfo: The URL for the driver. It may contain a password.
         location: The hosts and the database, for people.
         connect_timeout: Seconds until a host counts as unreachable.
+        where: The key of the URL in the YAML.
     """
 
-    def __init__(self, url: str, connect_timeout: int) -> None:
-        """Take a URL.
+    def __init__(self, url: str, connect_timeout: int, where: str) -> None:
+        """Take the URL of a key of the YAML.
 
         Raises:
             ConfigError: The URL is invalid.
         """
         scheme, _, rest = url.strip().partition("://")
         if scheme not in ("postgresql", "postgres") or not rest:
-            raise ConfigError(f"{WHERE}: expected a URL such as {_EXAMPLE}.", hint="It is not repeated here.")
+            raise ConfigError(f"{where}: expected a URL such as {_EXAMPLE}.", hint="It is not repeated here.")
         if re.search(r"%(?![0-9a-fA-F]{2})", rest):
-            raise ConfigError(f"{WHERE}: found a % that is not followed by two hexadecimal digits.", hint=_ENCODE)
+            raise ConfigError(f"{where}: found a % that is not followed by two hexadecimal digits.", hint=_ENCODE)
         if re.search(r"\s", rest) or "#" in rest:
-            raise ConfigError(f"{WHERE}: found a space or #.", hint=_ENCODE)
+            raise ConfigError(f"{where}: found a space or #.", hint=_ENCODE)
         try:
             parts = urlsplit(f"postgresql://{rest}")
         except ValueError:
-            raise ConfigError(f"{WHERE}: expected a URL such as {_EXAMPLE}.", hint=_ENCODE) from None
+            raise ConfigError(f"{where}: expected a URL such as {_EXAMPLE}.", hint=_ENCODE) from None
         credentials, _, hosts = parts.netloc.rpartition("@")
         if "@" in credentials + parts.path or not all(_HOST.fullmatch(host) for host in hosts.split(",")):
-            raise ConfigError(f"{WHERE}: found an invalid host or port.", hint=f"{_ENCODE} An example: {_EXAMPLE}.")
+            raise ConfigError(f"{where}: found an invalid host or port.", hint=f"{_ENCODE} An example: {_EXAMPLE}.")
         parameters = list(filter(None, parts.query.split("&")))
         if "@" in parts.query or not all("=" in one for one in parameters):
-            raise ConfigError(f"{WHERE}: expected parameters such as ?sslmode=require after the ?.", hint=_ENCODE)
+            raise ConfigError(f"{where}: expected parameters such as ?sslmode=require after the ?.", hint=_ENCODE)
         parameters = [one for one in parameters if one.partition("=")[0] not in PRISMA_PARAMETERS]
         # Not `geturl`, which leaves out the slashes before an empty host.
         self.conninfo = f"postgresql://{parts.netloc}{parts.path}" + "?" * bool(parameters) + "&".join(parameters)
@@ -72,3 +72,4 @@ class Address:
         place = hosts or ",".join(map(unquote, named))
         self.location = f"postgresql://{place}{unquote(parts.path)}"
         self.connect_timeout = connect_timeout
+        self.where = where

@@ -1,8 +1,8 @@
 """One connection to the server, with its transactions and errors.
 
-Each part of the ledger is a class over one `Server`. Nothing is kept in the session, neither settings nor prepared
-statements, so a pooler may hand each transaction to another connection. The server's functions limit the wait for
-locks; where this class writes out a transaction, it does so itself.
+Each part of the ledger is a class over one `Server`, and the store migrates its schema with one. Nothing is kept in the
+session, neither settings nor prepared statements, so a pooler may hand each transaction to another connection. The
+server's functions limit the wait for locks; where this class writes out a transaction, it does so itself.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg import errors
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import Ready
 
-from usage_plugin.errors import ConfigError, LedgerBusyError, LedgerError
-from usage_plugin.ledgers.postgres.address import WHERE
+from usage_plugin.errors import ConfigError
+from usage_plugin.postgres.failures import DRIVER_ERRORS, LOST_A_RACE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from psycopg.abc import RV, PQGen
 
-    from usage_plugin.ledgers.postgres.address import Address
+    from usage_plugin.postgres.address import Address
+    from usage_plugin.postgres.failures import Failures
 
 _TRIES = 4
 _PATIENCE = 60.0
 """Seconds until a server that does not answer counts as lost."""
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '2s'"
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_PARAMETERS: dict[str, Any] = {
+PARAMETERS: dict[str, Any] = {
     "client_encoding": "UTF8",
     "fallback_application_name": "usage_plugin",
     # A host that is cut off is noticed in 20 s, instead of the system's quarter of an hour.
@@ -40,18 +40,6 @@ _PARAMETERS: dict[str, Any] = {
     "keepalives_interval": 5,
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,
-}
-_DRIVERS = (psycopg.Error, UnicodeError)
-"""Errors that the driver raises; UnicodeError for half a surrogate pair."""
-_LOST_A_RACE = (errors.DeadlockDetected, errors.SerializationFailure)
-_BUSY = (*_LOST_A_RACE, errors.LockNotAvailable)
-_HINTS: dict[type[psycopg.Error], str] = {
-    errors.InsufficientPrivilege: "Grant the role of the URL the rights on the schema, or let it own the schema.",
-    errors.ReadOnlySqlTransaction: "This is a replica: name all hosts in the URL, and target_session_attrs=read-write.",
-    errors.TooManyConnections: "Raise max_connections, or connect through a pooler.",
-    errors.UndefinedTable: "The schema was dropped or changed: restart, or restore it from a backup.",
-    errors.UndefinedFunction: "The schema was dropped or changed: restart, or restore it from a backup.",
-    errors.DiskFull: "Free disk space on the server.",
 }
 
 
@@ -82,14 +70,16 @@ class Server:
     Attributes:
         schema: the schema of our tables and functions, quoted for statements.
         location: the hosts, the database and the schema, for people.
+        failures: the errors that its methods raise.
     """
 
-    def __init__(self, address: Address, schema: str) -> None:
+    def __init__(self, address: Address, schema: str, failures: Failures) -> None:
         """Connect.
 
         Raises:
-            LedgerError: the server cannot be reached.
+            failures.unavailable: the server cannot be reached.
         """
+        self.failures = failures
         self.schema = f'"{schema}"'
         self.location = f"{address.location}, schema {schema}"
         self._address = address
@@ -98,7 +88,7 @@ class Server:
         self._usable()
 
     def _connect(self) -> _Connection:
-        parameters = {**_PARAMETERS, "connect_timeout": self._address.connect_timeout}
+        parameters = {**PARAMETERS, "connect_timeout": self._address.connect_timeout}
         given = psycopg.conninfo.conninfo_to_dict
         with self._translated():
             named = given(self._address.conninfo)
@@ -126,13 +116,13 @@ class Server:
         """Return the answer of an idempotent function of the server; repeat a call that lost a race.
 
         Raises:
-            LedgerBusyError: it lost several races, or waited too long for a lock; nothing was done.
+            failures.busy: it lost several races, or waited too long for a lock; nothing was done.
         """
         for _ in range(_TRIES - 1):
             try:
                 return self._answer(statement, values)
-            except LedgerBusyError as busy:
-                if not isinstance(busy.__cause__, _LOST_A_RACE):
+            except self.failures.busy as busy:
+                if not isinstance(busy.__cause__, LOST_A_RACE):
                     raise
         return self._answer(statement, values)
 
@@ -160,7 +150,7 @@ class Server:
             yield
             self.run("COMMIT")
         except BaseException:
-            with suppress(LedgerError):
+            with suppress(self.failures.unavailable):
                 self.run("ROLLBACK")
             raise
         finally:
@@ -182,26 +172,14 @@ class Server:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Convert the driver's errors to `LedgerError`."""
+        """Convert the driver's errors."""
         try:
             yield
-        except _DRIVERS as error:
+        except DRIVER_ERRORS as error:
             if self._connection and self._connection.info.transaction_status is TransactionStatus.ACTIVE:
                 # An answer is still to come, and would be taken for that of the next statement.
                 self._connection.close()
-            raise self._translate(error) from error
-
-    def _translate(self, error: Exception) -> LedgerError:
-        if isinstance(error, _BUSY):
-            return LedgerBusyError(f"{self.location}: other transactions hold the rows.")
-        text = " ".join(str(error).split("\n", 1)[0].split()).rstrip(".")
-        if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
-            return LedgerError(
-                f"The ledger {self.location} cannot be reached: {text}.",
-                hint="Check that the server runs, that it accepts connections from here, and the URL.",
-            )
-        hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
-        return LedgerError(f"The ledger {self.location} does not work: {text}.", hint=hint)
+            raise self.failures.translate(error, self.location) from error
 
     def close(self) -> None:
         """Close the connection."""
@@ -218,7 +196,7 @@ def check_parameters(address: Address) -> None:
     try:
         psycopg.conninfo.conninfo_to_dict(address.conninfo)
     except psycopg.ProgrammingError as error:
-        raise ConfigError(f"{WHERE}: {str(error).strip()}.", hint="Remove it, or correct its name.") from None
+        raise ConfigError(f"{address.where}: {str(error).strip()}.", hint="Remove it, or correct its name.") from None
 
 
 def execute(
