@@ -9,12 +9,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from usage_plugin.domain.ledger import Charge, OutboxBacklog, Reserved, Settled
-from usage_plugin.ledgers.live_workers import FileLockedWorkers
 from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
 from usage_plugin.ledgers.sqlite.erasable import SqliteErasable
 from usage_plugin.ledgers.sqlite.ledger import SqliteLedger
 from usage_plugin.ledgers.sqlite.operations import SqliteOperationsLog
 from usage_plugin.ledgers.sqlite.profiles import SqliteProfileStore
+from usage_plugin.ledgers.workers.file_locked_workers import FileLockedWorkers
 from usage_plugin.testing import (
     ErasableContract,
     LedgerContract,

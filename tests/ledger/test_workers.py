@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from usage_plugin.ledgers.live_workers import FileLockedWorkers
+from usage_plugin.ledgers.workers.file_locked_workers import FileLockedWorkers
 from usage_plugin.testing import WorkersContract
 
 if TYPE_CHECKING:

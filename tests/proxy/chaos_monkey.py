@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from tests.proxy.chaos_store import FAULTS
-from usage_plugin.ledgers.live_workers import FileLockedWorkers
+from usage_plugin.ledgers.workers.file_locked_workers import FileLockedWorkers
 
 if TYPE_CHECKING:
     import random

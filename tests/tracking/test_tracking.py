@@ -22,7 +22,7 @@ from usage_plugin.domain.subjects import Subjects
 from usage_plugin.domain.usage import TokenUsage, UsageEvent, UsageTotals, new_event_id
 from usage_plugin.encoding import decode_event, encode_event
 from usage_plugin.errors import LedgerBusyError, StorageUnavailableError
-from usage_plugin.ledgers.live_workers import FileLockedWorkers
+from usage_plugin.ledgers.workers.file_locked_workers import FileLockedWorkers
 from usage_plugin.runtime import Parts, Reader, Runtime, open_reader
 from usage_plugin.testing.builders import make_event
 from usage_plugin.testing.clock import FakeClock
@@ -541,7 +541,7 @@ async def test_recording_keeps_the_cache_current(runtime: Runtime, clock: FakeCl
 
 def test_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
     """A worker counts as alive for as long as its process runs; the kernel decides that, not a heartbeat."""
-    code = "import sys,time; from pathlib import Path; from usage_plugin.ledgers.live_workers import FileLockedWorkers;"
+    code = "import sys,time; from pathlib import Path; from usage_plugin.ledgers.workers.file_locked_workers import FileLockedWorkers;"
     code += f"w=FileLockedWorkers(Path({str(tmp_path)!r})); w.join(); print(w.name, w.try_to_keep(), flush=True); time.sleep(60)"
     other = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]

@@ -1,8 +1,8 @@
 """The fleet port: the workers of many hosts that share a ledger on a server, as the server knows them.
 
 The server keeps one record for each worker, its member. A worker raises the counter of its member about once a second.
-The server does not judge: a worker that sees another one's counter stand still declares it dead with `bury`. Which
-worker does so, and after how long, is decided in `tracking.maintenance.fleet_workers`, by that worker's own monotonic
+The server does not judge. A worker that sees no change of another one's counter declares it dead with `bury`. Which
+worker does so, and after how long, is decided in `ledgers.workers.fleet_workers`, by that worker's own monotonic
 clock. No clocks of hosts are compared.
 
 A worker that was declared dead is fenced: the server admits no reservation of its name any more.
@@ -63,13 +63,21 @@ class Fleet(NamedTuple):
 class FleetRegister(ABC):
     """The members of a fleet and its keeper, on the server that has the ledger.
 
-    An object serves one thread. It answers within a few seconds: a server that hangs counts as unreachable then.
-    Each method is one atomic step, and raises `LedgerError` if the server does not work.
+    One thread at a time uses an object. Each method is one atomic step, and raises `LedgerError` if the server does not
+    work. It takes a few seconds at most: a server that hangs counts as unreachable then.
     """
 
     @abstractmethod
-    def join(self, name: str, host: str, details: str) -> Fleet:
-        """Add a member, which has reasserted. For an existing name, only the details are replaced."""
+    def join(self, name: str, host: str, details: str, *, has_reasserted: bool = True) -> Fleet:
+        """Add a member. For an existing name, only the details are replaced.
+
+        Args:
+            name: The worker's name.
+            host: Identifies the data folder.
+            details: JSON for people.
+            has_reasserted: False if it has reservations under a former name: if the ledger is closed, it stays so until
+                they are sent again.
+        """
 
     @abstractmethod
     def beat(self, name: str, details: str) -> Fleet:

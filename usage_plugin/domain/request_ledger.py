@@ -98,7 +98,11 @@ class RequestLedger(ABC):
 
     @abstractmethod
     async def drain(self, seconds: float) -> None:
-        """Write the posted changes, for at most this time.
+        """Write the posted changes, for at most this time."""
 
-        The rest stays reserved, and is recovered at the next start.
+    @abstractmethod
+    async def close(self, seconds: float) -> None:
+        """Write the posted changes, for at most this time, and take no more.
+
+        The rest stays reserved, and is recovered when this worker has ended.
         """

@@ -44,7 +44,6 @@ class WatchedRuntime(Protocol):
     resolvers: Resolvers
     rules: ActiveLimits
     decider: Decider
-    request_ledger: RequestLedger
     faults: WorkerFaults
 
     @property
@@ -54,6 +53,10 @@ class WatchedRuntime(Protocol):
     @property
     def limits(self) -> LimitSet:
         """The limits in force."""
+
+    @property
+    def request_ledger(self) -> RequestLedger:
+        """The ledger as requests use it."""
 
 
 class ChangeWatcher:

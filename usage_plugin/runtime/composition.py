@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from usage_plugin.domain.clock import ServerClock, SystemClock
 from usage_plugin.domain.erasure import Erasable
 from usage_plugin.domain.ledger import Ledger
 from usage_plugin.domain.operations import OperationsLog
@@ -15,7 +17,8 @@ from usage_plugin.domain.profiles import ProfileStore
 from usage_plugin.domain.pseudonyms import Pseudonyms
 from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
-from usage_plugin.ledgers.live_workers import FileLockedWorkers
+from usage_plugin.ledgers.workers.file_locked_workers import FileLockedWorkers
+from usage_plugin.ledgers.workers.fleet_workers import FleetWorkers
 from usage_plugin.plugins.ability_checks import abilities_of, check_abilities, probable_mistakes
 from usage_plugin.plugins.backend_errors import naming
 from usage_plugin.plugins.discovery import ConfiguredPlugin
@@ -31,13 +34,15 @@ from usage_plugin.plugins.interface import (
 )
 from usage_plugin.plugins.interface_checks import check_verbs
 from usage_plugin.plugins.manager import Plugins
+from usage_plugin.tracking.admission.local_request_ledger import LocalRequestLedger
+from usage_plugin.tracking.admission.remote_request_ledger import RemoteRequestLedger
 from usage_plugin.tracking.history.cache import UsageCache
 from usage_plugin.tracking.maintenance.flusher import Unstorable
 from usage_plugin.tracking.privacy import secret
 from usage_plugin.tracking.privacy.secret import SecretSource
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.config import Config
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.store import Aggregate, DailySum
     from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.plugins.interface import Restoration
+    from usage_plugin.tracking.ledger_thread import LedgerThread
     from usage_plugin.tracking.notifications.plugin_failures import PluginFailures
 
 BUILTIN_PLUGINS = (
@@ -147,6 +153,32 @@ class Parts:
         """Open the ledger for the calling thread."""
         return self._ledger.open(self._ledger_options, self._context)
 
+    def keeper_opening(self, workers: Workers) -> Callable[[], OpenLedger] | None:
+        """Return the function that opens the ledger for a thread of the keeper; None for a ledger in a file."""
+        if not isinstance(self._ledger, SharedLedgerBackend) or not isinstance(workers, FleetWorkers):
+            return None
+        return partial(self._ledger.open_as_keeper, self._ledger_options, self._context, lambda: workers.term)
+
+    def request_ledger(
+        self, ledger: Ledger, workers: Workers, clock: Clock, reader: LedgerThread
+    ) -> LocalRequestLedger | RemoteRequestLedger:
+        """Return the ledger as requests use it.
+
+        Args:
+            ledger: the ledger, open for the event loop's thread.
+            workers: the workers, including this one.
+            clock: the time that is sent to a server.
+            reader: a thread that reads a ledger on a server.
+        """
+        if not isinstance(self._ledger, SharedLedgerBackend):
+            return LocalRequestLedger(ledger)
+        transport = self._ledger.transport(self._ledger_options, self._context, clock)
+        return RemoteRequestLedger(transport, ledger.location, worker=lambda: workers.name, reader=reader)
+
+    def clock(self) -> Clock:
+        """Return the clock: that of the ledger's server, or the machine's."""
+        return ServerClock() if isinstance(self._ledger, SharedLedgerBackend) else SystemClock()
+
     @contextmanager
     def scratch_ledger(self) -> Iterator[OpenLedger]:
         """Open an empty SQLite ledger in a temporary folder, which is deleted at the end."""
@@ -208,9 +240,21 @@ class Parts:
             )
         return self._storage.restore(self._storage_options, self._context, dry_run=dry_run)
 
-    def workers(self) -> Workers:
-        """Return the workers of the data folder."""
-        return FileLockedWorkers(self.config.data_dir / "workers")
+    def workers(self, clock: Clock | None = None) -> Workers:
+        """Return the workers of the ledger.
+
+        Args:
+            clock: follows the time of the ledger's server, if it is a `ServerClock`.
+        """
+        local = FileLockedWorkers(self.config.data_dir / "workers")
+        if not isinstance(self._ledger, SharedLedgerBackend):
+            return local
+        return FleetWorkers(
+            local,
+            partial(self._ledger.register, self._ledger_options, self._context),
+            clock if isinstance(clock, ServerClock) else ServerClock(),
+            lost_after=self.config.admission.worker_lost_after.total_seconds(),
+        )
 
     @property
     def secret_path(self) -> Path:

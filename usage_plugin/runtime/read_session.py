@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.domain.limit_set import NO_MEMBERSHIP
 from usage_plugin.domain.pseudonyms import is_key_pseudonym, is_pseudonym
 from usage_plugin.errors import NothingRecordedError, PluginError, SecretError
+from usage_plugin.ledgers.workers.fleet_workers import FleetWorkers
 from usage_plugin.log import get_logger, short_error
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.tracking.history.reader import UsageReader
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from usage_plugin.config import Config
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.limit_set import LimitSet, Membership
+    from usage_plugin.domain.liveness import Workers
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.store import UsageFilter, UsageStore
     from usage_plugin.plugins.manager import Plugins
@@ -32,7 +34,7 @@ log = get_logger()
 class Reader:
     """Read access to a data folder: it changes nothing, whether the proxy runs or not."""
 
-    def __init__(self, parts: Parts, opened: OpenLedger, store: UsageStore, clock: Clock) -> None:
+    def __init__(self, parts: Parts, opened: OpenLedger, store: UsageStore, workers: Workers, clock: Clock) -> None:
         """Use open parts; `open_reader` opens them."""
         self.parts = parts
         self.config = parts.config
@@ -44,7 +46,7 @@ class Reader:
         self.opened = opened
         self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
         self.erasable = opened.erasable
-        self.workers = parts.workers()
+        self.workers = workers
         self.unstorable = parts.unstorable(clock)
         self.plugins = parts.plugins
         self.store = store
@@ -139,9 +141,14 @@ async def open_reader(
             f"Nothing has been recorded in {config.data_dir} yet.",
             hint="Start the proxy with the callback usage_plugin.proxy.callback, or name its YAML with --config.",
         )
-    opened = parts.open_ledger()
-    try:
-        async with parts.open_store_for_reading() as store:
-            yield Reader(parts, opened, store, clock or SystemClock())
-    finally:
-        opened.close()
+    clock = clock or parts.clock()
+    workers = parts.workers(clock)
+    async with AsyncExitStack() as stack:
+        opened = parts.open_ledger()
+        stack.callback(opened.close)
+        if isinstance(workers, FleetWorkers):
+            # It sets the clock by the server's.
+            workers.view()
+            stack.callback(workers.leave)
+        store = await stack.enter_async_context(parts.open_store_for_reading())
+        yield Reader(parts, opened, store, workers, clock)

@@ -8,21 +8,22 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usage_plugin.config import ENFORCE_VARIABLE, ActiveConfig, Config, ConfigFile
-from usage_plugin.domain.clock import Clock, SystemClock
 from usage_plugin.domain.windows import local_date
 from usage_plugin.errors import LedgerError
+from usage_plugin.ledgers.workers.fleet_workers import FleetWorkers
 from usage_plugin.log import get_logger
 from usage_plugin.migration.background import AutomaticMigration
 from usage_plugin.runtime.change_watcher import ChangeWatcher, admission_policy
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.runtime.data_folder import prepare_data_folder
+from usage_plugin.runtime.worker_description import describe_this_worker
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
 from usage_plugin.tracking.admission.decide import Decider, WorkerFaults
-from usage_plugin.tracking.admission.local_request_ledger import LocalRequestLedger
 from usage_plugin.tracking.admission.recorder import Recorder
 from usage_plugin.tracking.admission.refusals import RefusalLog
 from usage_plugin.tracking.admission.remedies import Admission
+from usage_plugin.tracking.admission.remote_request_ledger import RemoteRequestLedger
 from usage_plugin.tracking.ledger_thread import LedgerThread
 from usage_plugin.tracking.maintenance.backfill import Backfill
 from usage_plugin.tracking.maintenance.keeper import Keeper
@@ -33,9 +34,9 @@ from usage_plugin.tracking.notifications.publishers import Publishers
 from usage_plugin.tracking.privacy import secret
 
 if TYPE_CHECKING:
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.limit_set import LimitSet
     from usage_plugin.domain.open_ledger import OpenLedger
-    from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.plugins.manager import Plugins
 
 log = get_logger()
@@ -55,7 +56,7 @@ class Runtime:
         self.plugins = parts.plugins
         enforce = os.environ.get(ENFORCE_VARIABLE, "on").strip().lower() not in ("off", "0", "false", "no")
         self.active_config = ActiveConfig(config, enforce=enforce)
-        self.clock = clock or SystemClock()
+        self.clock = clock or parts.clock()
         self._failures = PluginFailures(self.clock)
         self.resolvers = parts.resolvers(self._failures)
         self.pseudonyms = parts.make_pseudonyms()
@@ -65,9 +66,10 @@ class Runtime:
         self.opened = opened = parts.open_ledger()
         self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
         secret.note_secret(self.operations, self.pseudonyms, parts.secret, self.clock.now())
-        self.rules.follow(self.operations, self.clock.now())
-        self._workers = parts.workers()
+        self._workers = parts.workers(self.clock)
+        # First, since a server's clock is known from then on.
         self._workers.join()
+        self.rules.follow(self.operations, self.clock.now())
         self._listeners = Publishers(
             self._failures,
             alerts=self.plugins.listeners("usage_threshold_crossed"),
@@ -76,7 +78,8 @@ class Runtime:
         )
         self.alerts = Alerts(self.clock, self._listeners.alerts)
         self.anomalies = Anomalies(self.clock)
-        self.request_ledger: RequestLedger = LocalRequestLedger(self.ledger)
+        self.ledger_thread = LedgerThread(self._open_again)
+        self.request_ledger = parts.request_ledger(self.ledger, self._workers, self.clock, self.ledger_thread)
         self.decider = Decider(
             self.request_ledger,
             self.rules,
@@ -87,7 +90,6 @@ class Runtime:
             faults=self.faults,
         )
         self.admission = Admission(self.decider, self.clock)
-        self.ledger_thread = LedgerThread(self._open_again)
         self.recorder = Recorder(
             self.request_ledger,
             self.rules,
@@ -100,7 +102,9 @@ class Runtime:
         )
         self.refusals = RefusalLog(self._listeners.refusals)
         file = ConfigFile(config.path, config) if config.path.name else None
-        self._watcher = ChangeWatcher(self, file, asyncio.get_running_loop(), self._workers)
+        self._loop = asyncio.get_running_loop()
+        self._started_at = self.clock.now()
+        self._watcher = ChangeWatcher(self, file, self._loop, self._workers)
         seeder = Backfill(self.rules, self._workers, config.timezone, self.clock)
         self._keeper = Keeper(
             self._open_again,
@@ -108,6 +112,7 @@ class Runtime:
             self._workers,
             self.clock,
             unstorable=parts.unstorable(self.clock),
+            open_as_keeper=parts.keeper_opening(self._workers),
             seeder=seeder,
             limits=lambda: self.config.limits,
             pruner=Pruner(self._retention, config.timezone, self.clock, lacking=seeder.lacking),
@@ -124,6 +129,8 @@ class Runtime:
         self._migration = _migration(config, self.clock)
         self.resolvers.start()
         self._listeners.start()
+        if isinstance(self._workers, FleetWorkers):
+            self._workers.watch(self._details, self._reassert)
         self._keeper.start()
 
     def _open_again(self) -> OpenLedger:
@@ -131,6 +138,19 @@ class Runtime:
         if self.opened.file is not None:
             self.opened.file.check_place()
         return self.parts.open_ledger()
+
+    def _details(self) -> str:
+        """Describe this worker for the fleet's register."""
+        ledger = self.request_ledger
+        if not isinstance(ledger, RemoteRequestLedger):
+            return "{}"
+        return describe_this_worker(self._started_at, self.rules.digest, ledger.summary()).encode()
+
+    def _reassert(self) -> None:
+        ledger = self.request_ledger
+        if isinstance(ledger, RemoteRequestLedger):
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(ledger.reassert)
 
     @property
     def config(self) -> Config:
@@ -165,7 +185,7 @@ class Runtime:
         Plugins get a moment to receive the notifications that wait for them.
         """
         try:
-            await self.request_ledger.drain(seconds)
+            await self.request_ledger.close(seconds)
         finally:
             self._keeper.stop(seconds)
             if self._migration:

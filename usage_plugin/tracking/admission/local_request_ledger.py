@@ -174,3 +174,7 @@ class LocalRequestLedger(RequestLedger):
         """Write the queued settlements, for at most this time."""
         if self._retrying is not None:
             await asyncio.wait([self._retrying], timeout=seconds)
+
+    async def close(self, seconds: float) -> None:
+        """Write the queued settlements, for at most this time."""
+        await self.drain(seconds)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.operations import Anomaly
@@ -59,6 +59,7 @@ class Keeper:
         clock: Clock,
         *,
         unstorable: Unstorable,
+        open_as_keeper: Callable[[], OpenLedger] | None = None,
         seeder: Backfill | None = None,
         limits: Callable[[], Sequence[WrittenLimit]] = tuple,
         pruner: Pruner | None = None,
@@ -68,8 +69,10 @@ class Keeper:
         """Set the parts. Ledger and store are opened by functions, since each thread needs its own connection.
 
         Args:
-            open_ledger: opens the ledger for the calling thread.
+            open_ledger: opens the ledger for the chores.
             open_store: opens the store.
+            open_as_keeper: opens the ledger for the keeper's work, so that its writes fail once another worker is the
+                keeper. None: `open_ledger` does.
             workers: the workers of the data folder, including this one.
             clock: the clock for recorded times. The thread's intervals are in real time.
             unstorable: the file for events that the store never takes.
@@ -80,6 +83,8 @@ class Keeper:
             chores: functions that this worker calls once a second, keeper or not.
         """
         self._open_ledger = open_ledger
+        self._open_as_keeper = open_as_keeper or open_ledger
+        self._has_own_opening = open_as_keeper is not None
         self._open_store = open_store
         self._workers = workers
         self._clock = clock
@@ -115,11 +120,14 @@ class Keeper:
             # If an attempt fails while `stop` is called, one more follows: one failure must not cost the last flush.
             is_last = self._stopping.is_set()
             try:
-                opened = self._open_ledger()
-                try:
-                    self._work(opened)
-                finally:
-                    opened.close()
+                with ExitStack() as stack:
+                    opened = self._open_ledger()
+                    stack.callback(opened.close)
+                    kept = opened
+                    if self._has_own_opening:
+                        kept = self._open_as_keeper()
+                        stack.callback(kept.close)
+                    self._work(opened, kept)
                 break
             except LedgerError as error:
                 log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
@@ -134,8 +142,13 @@ class Keeper:
             self._store_work.end(max(0.0, self._give_up_at - time.monotonic()))
         self._workers.stop_keeping()
 
-    def _work(self, opened: OpenLedger) -> None:
-        """Work in turns until `stop` is called. A failure of the ledger is raised."""
+    def _work(self, opened: OpenLedger, kept: OpenLedger) -> None:
+        """Work in turns until `stop` is called. A failure of the ledger is raised.
+
+        Args:
+            opened: the ledger for the chores.
+            kept: the ledger for the keeper's work.
+        """
         while not self._stopping.is_set():
             is_round = time.monotonic() - self._last_round >= ROUND_EVERY
             if is_round:
@@ -145,9 +158,11 @@ class Keeper:
             if self._workers.try_to_keep():
                 # First, since it does not need the ledger.
                 self._store_work.watch()
-                _unless_busy(_shorten_log, opened)
+                _unless_busy(_shorten_log, kept)
                 if is_round:
-                    _unless_busy(self._housekeeping, opened)
+                    _unless_busy(self._housekeeping, kept)
+            else:
+                self._store_work.abandon()
             self._pause = ROUND_EVERY
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
@@ -198,7 +213,7 @@ class Keeper:
 
     async def _work_on_store(self, attempt: Attempt) -> None:
         """Flush the outbox into the store, backfill and prune, in the store's own thread."""
-        opened = self._open_ledger()
+        opened = self._open_as_keeper()
         ledger, operations = opened.ledger, opened.operations
         try:
             async with self._open_store() as store:

@@ -136,6 +136,14 @@ class SupervisedWork:
         if error:
             log.error("background.interrupted", work=self._name, message=str(error))
 
+    def abandon(self) -> None:
+        """Abandon the current attempt, if there is one: another process does this work from now on."""
+        if self._attempt is not None and self._thread is not None:
+            self._attempt.abandon()
+            self._left_behind.append(self._thread)
+            self._attempt = self._thread = None
+            self.problem = None
+
     def _end_attempt(self, give_up_at: float) -> BaseException | None:
         """Let the current attempt end, or a new one if there is none. Return its error, if it failed."""
         if time.monotonic() < give_up_at:

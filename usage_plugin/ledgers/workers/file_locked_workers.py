@@ -6,16 +6,15 @@ There are no heartbeats: a stalled worker is not dead. A lock file that can be l
 from __future__ import annotations
 
 import os
+import platform
 import uuid
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from usage_plugin.domain.liveness import Workers
 from usage_plugin.file_locks import try_lock
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 _KEEPER = "keeper.lock"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class FileLockedWorkers(Workers):
@@ -28,9 +27,22 @@ class FileLockedWorkers(Workers):
         self._keeping: int | None = None
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
+    @property
+    def host(self) -> str:
+        """An id of this folder on this machine: only workers with the same id see each other's locks.
+
+        It differs for a copy of the folder, for another mount of the same name, and after a restart of the machine.
+        """
+        self._make_folder()
+        found = self._folder.stat()
+        return f"{_boot_id()}:{found.st_dev:x}:{found.st_ino:x}"
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
     def join(self) -> None:
         """Take this worker's own lock until the process ends."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folder()
         # Renamed only once it is locked: other workers would take an unlocked file for a dead worker's.
         joining = self._folder / f"joining-{self.name}"
         self._mine = try_lock(joining)
@@ -39,7 +51,7 @@ class FileLockedWorkers(Workers):
     def try_to_keep(self) -> bool:
         """Take the keeper's lock if it is free."""
         if self._keeping is None:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make_folder()
             self._keeping = try_lock(self._folder / _KEEPER)
         return self._keeping is not None
 
@@ -94,3 +106,11 @@ class FileLockedWorkers(Workers):
             return self._path(name).exists()
         os.close(held)
         return False
+
+
+def _boot_id() -> str:
+    """Return an id of this machine since its start; where the system has none, an id of the machine."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return f"{platform.node()}-{uuid.getnode():x}"
