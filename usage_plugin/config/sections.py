@@ -56,11 +56,11 @@ class StorageConfig(BackendConfig):
     """The store of the history.
 
     Attributes:
-        outbox_max: The maximum size of the events that wait for the store, in bytes.
+        outbox_max: The maximum size of the events that wait for the store, in bytes. None: the default of the ledger.
         on_outbox_full: The treatment of new requests at that size. An allowed one leaves a gap in the history.
     """
 
-    outbox_max: Size = 10**9
+    outbox_max: Size | None = None
     on_outbox_full: Literal["deny", "allow"] = "deny"
 
 

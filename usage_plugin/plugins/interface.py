@@ -192,10 +192,12 @@ class LedgerBackend(ABC, Generic[OptionsT]):
     Attributes:
         name: The name for `ledger.backend`.
         options_model: The model that validates `ledger.options`.
+        outbox_max: The default of `storage.outbox_max`, in bytes. A ledger in memory needs a smaller one.
     """
 
     name: ClassVar[str]
     options_model: type[OptionsT]
+    outbox_max: ClassVar[int] = 10**9
 
     @abstractmethod
     def exists(self, options: OptionsT, context: BackendContext) -> bool:

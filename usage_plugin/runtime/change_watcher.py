@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from usage_plugin.domain.pseudonyms import Pseudonyms
     from usage_plugin.domain.request_ledger import RequestLedger
     from usage_plugin.plugins.identity_resolvers import Resolvers
+    from usage_plugin.runtime.composition import Parts
     from usage_plugin.tracking.admission.active_limits import ActiveLimits
     from usage_plugin.tracking.admission.decide import Decider, WorkerFaults
 
@@ -38,6 +39,7 @@ class WatchedRuntime(Protocol):
 
     active_config: ActiveConfig
     clock: Clock
+    parts: Parts
     opened: OpenLedger
     ledger: Ledger
     pseudonyms: Pseudonyms
@@ -171,12 +173,13 @@ class ChangeWatcher:
 
     def _measure_outbox(self, opened: OpenLedger) -> None:
         storage, faults = self._runtime.config.storage, self._runtime.faults
-        full = opened.ledger.waiting().size >= storage.outbox_max
+        most = self._runtime.parts.outbox_max
+        full = opened.ledger.waiting().size >= most
         if full != self._is_full:
             self._is_full = faults.outbox_full = full
             faults.drops_events = full and storage.on_outbox_full == "allow"
         if self._workers.keeps:
-            problem = f"The outbox is full: {storage.outbox_max} bytes wait for the store." if full else None
+            problem = f"The outbox is full: {most} bytes wait for the store." if full else None
             self._problems.tell(opened.operations, "outbox", problem)
 
 

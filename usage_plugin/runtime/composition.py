@@ -175,6 +175,11 @@ class Parts:
         transport = self._ledger.transport(self._ledger_options, self._context, clock)
         return RemoteRequestLedger(transport, ledger.location, worker=lambda: workers.name, reader=reader)
 
+    @property
+    def outbox_max(self) -> int:
+        """The maximum size of the events that wait for the store, in bytes."""
+        return self.config.storage.outbox_max or self._ledger.outbox_max
+
     def clock(self) -> Clock:
         """Return the clock: that of the ledger's server, or the machine's."""
         return ServerClock() if isinstance(self._ledger, SharedLedgerBackend) else SystemClock()
