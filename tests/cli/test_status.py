@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import os
+import platform
 import re
 
 from rich.console import Console
@@ -23,6 +25,7 @@ def test_status_of_an_idle_folder(run, books, config_path):
     assert run.json("status") == {
         "data_dir": str(config_path.parent / "data"),
         "workers": [],
+        "fleet": None,
         "problems": [],
         "outbox": {"events": 0, "bytes": 0, "oldest_seconds": None},
         "reservations": {"open": 0, "oldest_seconds": None},
@@ -84,7 +87,7 @@ def test_status_lists_living_workers(run, books):
     """Status lists the workers that are alive, and not those that have left."""
     worker = books.parts.workers()
     worker.join()
-    assert run.json("status")["workers"] == [worker.name]
+    assert run.json("status")["workers"] == [{"name": worker.name, "host": platform.node(), "pid": os.getpid()}]
     worker.leave()
     assert run.json("status")["workers"] == []
     assert "none: the proxy is not running" in run.ok("status")

@@ -12,6 +12,8 @@ from rich.text import Text
 from usage_plugin.cli.adjustments import ADJUSTMENT_COLUMNS, adjustment_cells, plain_adjustment
 from usage_plugin.cli.anomalies import COUNT_COLUMNS, count_cells, counts, plain_counts
 from usage_plugin.cli.output import Column, Output, console, escape_control, table, thousands
+from usage_plugin.cli.workers import COLUMNS as WORKER_COLUMNS
+from usage_plugin.cli.workers import fleet_lines, plain_workers, worker_cells
 from usage_plugin.domain.subjects import SEPARATOR
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.encoding import decode_event
@@ -40,9 +42,11 @@ async def run(reader: Reader, *, output: Output) -> None:
     adjustments = reader.operations.adjustments(now)
     reservations = reader.ledger.open_reservations()
     refusals, blocked = _refusals(reader, now // 60_000_000 - MINUTES)
+    workers, fleet = plain_workers(reader)
     facts: dict[str, Any] = {
         "data_dir": str(reader.config.data_dir),
-        "workers": reader.workers.living(),
+        "workers": workers,
+        "fleet": fleet,
         "problems": [problem._asdict() for problem in (*problems(reader.operations), *_secret_problems(reader, now))],
         "outbox": {
             "events": waiting.events,
@@ -73,6 +77,8 @@ async def run(reader: Reader, *, output: Output) -> None:
         lines.add_row(Text("PROBLEM"), Text(escape_control(text), overflow="fold"), style="red")
     screen.print(lines)
     screen.print()
+    if fleet is not None and workers:
+        table("Workers", WORKER_COLUMNS, worker_cells(workers))
     if refusals:
         table(
             f"Refusals of the last {MINUTES} minutes",
@@ -106,6 +112,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("data folder", facts["data_dir"]),
         ("workers", f"{len(facts['workers']) or 'none: the proxy is not running'}"),
+        *fleet_lines(facts["fleet"]),
         ("outbox", f"{thousands(outbox['events'])} events waiting for the store{_size(outbox)}{_oldest(outbox)}"),
         ("reservations", f"{thousands(held['open'])} open{_oldest(held)}"),
         ("history", _history_words(facts["history"])),

@@ -28,6 +28,10 @@ class Workers(ABC):
     def living(self) -> list[str]:
         """Return the names of the live workers."""
 
+    def living_here(self) -> list[str]:
+        """Return the names of the live workers on this host."""
+        return self.living()
+
     @abstractmethod
     def is_dead(self, name: str) -> bool:
         """Whether a worker is dead; an unknown worker is dead, this one never."""

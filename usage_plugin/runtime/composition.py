@@ -175,6 +175,16 @@ class Parts:
         transport = self._ledger.transport(self._ledger_options, self._context, clock)
         return RemoteRequestLedger(transport, ledger.location, worker=lambda: workers.name, reader=reader)
 
+    def ledger_trouble(self) -> list[str] | None:
+        """Return the settings of the ledger's server that endanger it; None for a ledger in a file.
+
+        Raises:
+            LedgerError: The server does not answer.
+        """
+        if not isinstance(self._ledger, SharedLedgerBackend):
+            return None
+        return self._ledger.trouble(self._ledger_options, self._context)
+
     @property
     def outbox_max(self) -> int:
         """The maximum size of the events that wait for the store, in bytes."""

@@ -16,6 +16,7 @@ from usage_plugin.migration.background import AutomaticMigration
 from usage_plugin.runtime.change_watcher import ChangeWatcher, admission_policy
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.runtime.data_folder import prepare_data_folder
+from usage_plugin.runtime.rule_differences import RuleDifferences
 from usage_plugin.runtime.worker_description import describe_this_worker
 from usage_plugin.tracking.admission.active_limits import ActiveLimits
 from usage_plugin.tracking.admission.alerts import Alerts
@@ -66,7 +67,7 @@ class Runtime:
         self.opened = opened = parts.open_ledger()
         self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
         secret.note_secret(self.operations, self.pseudonyms, parts.secret, self.clock.now())
-        self._workers = parts.workers(self.clock)
+        self._workers = workers = parts.workers(self.clock)
         # First, since a server's clock is known from then on.
         self._workers.join()
         self.rules.follow(self.operations, self.clock.now())
@@ -106,6 +107,7 @@ class Runtime:
         self._started_at = self.clock.now()
         self._watcher = ChangeWatcher(self, file, self._loop, self._workers)
         seeder = Backfill(self.rules, self._workers, config.timezone, self.clock)
+        differences = [RuleDifferences(workers, self.clock).compare] if isinstance(workers, FleetWorkers) else []
         self._keeper = Keeper(
             self._open_again,
             parts.open_store,
@@ -119,6 +121,7 @@ class Runtime:
             publisher=self._listeners.events,
             chores=(
                 *self._watcher.chores,
+                *differences,
                 lambda opened: self.alerts.hand_over(opened.operations),
                 lambda opened: self._failures.hand_over(opened.operations),
                 lambda opened: self.refusals.hand_over(opened.operations),
@@ -129,8 +132,8 @@ class Runtime:
         self._migration = _migration(config, self.clock)
         self.resolvers.start()
         self._listeners.start()
-        if isinstance(self._workers, FleetWorkers):
-            self._workers.watch(self._details, self._reassert)
+        if isinstance(workers, FleetWorkers):
+            workers.watch(self._details, self._reassert)
         self._keeper.start()
 
     def _open_again(self) -> OpenLedger:

@@ -149,10 +149,11 @@ class _Examination:
             async with open_reader(config) as reader:
                 newest = await _newest_event(reader)
                 self.findings += await consistency.check_data(reader)
+                self.findings += environment.check_ledger_server(reader.parts)
                 self.anomalies = reader.operations.anomalies()
                 if target:
                     await self._probe_running(target, config, reader.ledger)
-                return newest, reader.workers.living()
+                return newest, reader.workers.living_here()
         except NothingRecordedError as error:
             if target is None:
                 self.findings.append(ok("books", error.message))

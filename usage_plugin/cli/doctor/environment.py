@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from usage_plugin.config import Config
+    from usage_plugin.runtime import Parts
 
 _NETWORK = frozenset({
     "nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "afs", "afpfs", "ceph", "glusterfs", "lustre", "ncpfs",
@@ -44,7 +45,7 @@ def check_environment(config: Config, now: int, newest_event: int | None, worker
         config: the configuration, which names the data folder.
         now: microseconds since 1970 UTC.
         newest_event: the time of admission of the newest event; None without events.
-        workers: the live workers.
+        workers: the live workers on this host.
     """
     yield check_litellm()
     yield check_sqlite()
@@ -213,6 +214,23 @@ def check_clock(now: int, newest_event: int | None) -> Finding:
             "Set the clock. Requests recorded in the future count in future windows.",
         )
     return ok("surroundings", f"The clock is set to {written}.")
+
+
+def check_ledger_server(parts: Parts) -> Iterator[Finding]:
+    """Check the settings of the ledger's server, if it is on one.
+
+    Raises:
+        LedgerError: The server does not answer.
+    """
+    found = parts.ledger_trouble()
+    if found is None:
+        return
+    if not found:
+        yield ok(
+            "surroundings", f"The settings of the ledger's server protect its data ({parts.config.ledger.backend})."
+        )
+    for text in found:
+        yield warning("surroundings", text)
 
 
 def check_workers(config: Config, workers: list[str]) -> Iterator[Finding]:

@@ -115,7 +115,11 @@ class FleetWorkers(Workers):
 
     def living(self) -> list[str]:
         """List the members, except those of this host without a file lock."""
-        return [member.name for member in self.view().members if not self._has_died_here(member)]
+        return [member.name for member in self.view().members if self._is_alive(member)]
+
+    def living_here(self) -> list[str]:
+        """List the members of this host."""
+        return [member.name for member in self.view().members if self._is_here(member) and self._is_alive(member)]
 
     def is_dead(self, name: str) -> bool:
         """Whether a worker is dead. No worker counts as dead while members send their reservations again."""
@@ -138,6 +142,11 @@ class FleetWorkers(Workers):
                 self._join()
             self._keep(self._fleet or self._view())
         return self.keeps
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The members, as of the last answer of the server."""
+        return self._fleet.members if self._fleet is not None else ()
 
     @property
     def keeps(self) -> bool:
@@ -255,7 +264,7 @@ class FleetWorkers(Workers):
 
     def _bury_dead(self, fleet: Fleet) -> None:
         for member in fleet.members:
-            if self._has_died_here(member):
+            if not self._is_alive(member):
                 self._bury(member, "its process has ended")
 
     def _bury_lost(self, fleet: Fleet) -> None:
@@ -273,9 +282,10 @@ class FleetWorkers(Workers):
         if is_dead:
             log.warning("fleet.worker_lost", worker=member.name, host=member.host, reason=reason)
 
-    def _has_died_here(self, member: Member) -> bool:
-        return (
-            member.host == self._local.host
-            and member.name != self.name
-            and self._local.is_dead(member.name.partition(_NEXT_NAME)[0])
-        )
+    def _is_here(self, member: Member) -> bool:
+        return member.host == self._local.host
+
+    def _is_alive(self, member: Member) -> bool:
+        """Whether a member may be alive: one of this host has its file lock."""
+        lock = member.name.partition(_NEXT_NAME)[0]
+        return member.name == self.name or not self._is_here(member) or not self._local.is_dead(lock)
