@@ -132,6 +132,16 @@ def month_of(day: date) -> tuple[date, date]:
     return first, after - timedelta(days=1)
 
 
+def whole_months(first: date, last: date) -> tuple[date, date] | None:
+    """Return the first and the last day of the whole months in a span; None if it has none."""
+    ends = last == date.max or (last + timedelta(days=1)).day == 1
+    if (first.year, first.month) == (last.year, last.month):
+        return (first, last) if first.day == 1 and ends else None
+    begin = first if first.day == 1 else (first.replace(day=28) + timedelta(days=4)).replace(day=1)
+    end = last if ends else last.replace(day=1) - timedelta(days=1)
+    return (begin, end) if begin < end else None
+
+
 def monday_of(day: date) -> date:
     """Return the Monday of a day's ISO week."""
     return day - timedelta(days=day.weekday())

@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from usage_plugin.domain.usage import UsageTotals
+from usage_plugin.domain.windows import whole_months
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +50,7 @@ def of_days(by: Sequence[Grouping], first: date, last: date, usage_filter: Usage
     wanted = usage_filter.wanted()
     if {*by, *wanted} <= _MODEL_DAYS:
         return _joined([_days("model_days", by, first, last)], usage_filter)
-    months = _whole_months(first, last)
+    months = whole_months(first, last)
     # A single user's days are few, and have an index.
     if months is None or "user" in wanted or {"day", "week"} & set(by):
         return _joined([_days("daily", by, first, last)], usage_filter)
@@ -84,16 +85,6 @@ def number_of(day: date) -> int:
 def day_of(number: int) -> date:
     """Return the day of a number YYYYMMDD."""
     return date(number // 10_000, number // 100 % 100, number % 100)
-
-
-def _whole_months(first: date, last: date) -> tuple[date, date] | None:
-    """Return the first and the last day of the whole months in a span; None if it has none."""
-    ends = last == date.max or (last + timedelta(days=1)).day == 1
-    if (first.year, first.month) == (last.year, last.month):
-        return (first, last) if first.day == 1 and ends else None
-    begin = first if first.day == 1 else (first.replace(day=28) + timedelta(days=4)).replace(day=1)
-    end = last if ends else last.replace(day=1) - timedelta(days=1)
-    return (begin, end) if begin < end else None
 
 
 def _days(table: str, by: Sequence[Grouping], first: date, last: date) -> SumSource:
