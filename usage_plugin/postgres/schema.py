@@ -55,7 +55,10 @@ def migrate(server: Server, migrations: Migrations) -> None:
         StorageVersionError: the schema is too new for this version.
     """
     _check_settings(server)
-    scripts = sorted(migrations.scripts())
+    try:
+        scripts = sorted(migrations.scripts())
+    except OSError as error:
+        raise server.failures.unavailable(f"The migrations of {migrations.package} cannot be read: {error}.") from error
     newest = scripts[-1][0]
     if has_schema(server, migrations) and _version(server, migrations, newest) >= newest:
         return

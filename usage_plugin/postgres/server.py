@@ -32,7 +32,7 @@ _PATIENCE = 60.0
 """Seconds until a server that does not answer counts as lost."""
 _WRITE = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = '2s'"
 _READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-PARAMETERS: dict[str, Any] = {
+_PARAMETERS: dict[str, Any] = {
     "client_encoding": "UTF8",
     "fallback_application_name": "usage_plugin",
     # A host that is cut off is noticed in 20 s, instead of the system's quarter of an hour.
@@ -88,15 +88,9 @@ class Server:
         self._usable()
 
     def _connect(self) -> _Connection:
-        parameters = {**PARAMETERS, "connect_timeout": self._address.connect_timeout}
-        given = psycopg.conninfo.conninfo_to_dict
         with self._translated():
-            named = given(self._address.conninfo)
             return _Connection.connect(
-                self._address.conninfo,
-                autocommit=True,
-                prepare_threshold=None,
-                **{name: value for name, value in parameters.items() if name not in named},
+                self._address.conninfo, autocommit=True, prepare_threshold=None, **connection_parameters(self._address)
             )
 
     def run(
@@ -185,6 +179,13 @@ class Server:
         """Close the connection."""
         if self._connection is not None:
             self._connection.close()
+
+
+def connection_parameters(address: Address) -> dict[str, Any]:
+    """Return our parameters of a connection, except those that the URL has."""
+    named = psycopg.conninfo.conninfo_to_dict(address.conninfo)
+    ours = {**_PARAMETERS, "connect_timeout": address.connect_timeout}
+    return {name: value for name, value in ours.items() if name not in named}
 
 
 def check_parameters(address: Address) -> None:

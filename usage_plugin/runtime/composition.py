@@ -62,6 +62,7 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.sqlite",
     "usage_plugin.backends.partitioned",
     "usage_plugin.backends.hybrid",
+    "usage_plugin.backends.postgres",
 )
 
 OPTIONAL_PLUGINS = {"chroma": "usage_plugin.contrib.chroma"}

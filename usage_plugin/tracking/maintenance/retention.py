@@ -70,7 +70,7 @@ class Pruned(NamedTuple):
         at: the end of the run.
         today: the instant that the run used as the current time; the next run continues from it.
         events_before: events admitted earlier were deleted, at least those that the store had then.
-        records: the number of deleted records.
+        records: the number of deleted records, at least: a store may delete a whole part at once.
         size: the store's size afterwards, in bytes.
     """
 
