@@ -24,6 +24,7 @@ from click.testing import CliRunner
 
 from tests.proxy.kept import KEPT
 from tests.support import plain_http, soak
+from tests.support.child_environment import clean_environment
 from usage_plugin.cli import main
 
 if TYPE_CHECKING:
@@ -261,14 +262,6 @@ class Proxy:
         while (status := self.cli("status"))["reservations"]["open"] > but:
             assert time.monotonic() < deadline, status
             time.sleep(0.1)
-
-
-def clean_environment() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("USAGE_PLUGIN", "LITELLM", "CONFIG_FILE"))
-    }
 
 
 def proxy_config(upstream: Upstream, usage: dict[str, Any]) -> dict[str, Any]:
