@@ -88,7 +88,7 @@ class FleetContract(OpensSharedLedger, HostileNames):
             assert fleet.member("bo") == bo
 
     def test_only_members_beat(self, register: FleetRegister) -> None:
-        """The beat of a worker that is no member is an error, and does not make it one."""
+        """The beat of a worker that is not a member is an error, and does not make it one."""
         register.join("ann", "host", "{}")
         with pytest.raises(WorkerLostError):
             register.beat("bo", "{}")
@@ -112,7 +112,7 @@ class FleetContract(OpensSharedLedger, HostileNames):
             register.beat("ann", "{}")
 
     def test_a_name_may_join_again_after_its_burial(self, register: FleetRegister) -> None:
-        """It is a new member then, and an old counter does not bury it."""
+        """It is a new member then."""
         first = register.join("ann", "host", "{}").members[0]
         register.beat("ann", "{}")
         register.beat("ann", "{}")
@@ -164,7 +164,7 @@ class FleetContract(OpensSharedLedger, HostileNames):
         assert register.view()[4:] == ("ann", term + 1)
 
     def test_only_a_member_becomes_the_keeper(self, register: FleetRegister) -> None:
-        """A worker that is no member, or no longer one, does not become the keeper."""
+        """A worker that is not a member, or no longer one, does not become the keeper."""
         term = register.join("ann", "host", "{}").term
         register.leave("ann")
         for name in ("ann", "never"):
@@ -235,8 +235,23 @@ class FleetContract(OpensSharedLedger, HostileNames):
         assert not register.join("ann", "host", "{}").members[0].has_reasserted
         assert not register.beat("ann", "{}").is_open
 
+    def test_a_member_with_reservations_keeps_a_closed_ledger_closed(
+        self, register: FleetRegister, replaced: Replacing
+    ) -> None:
+        """A member that joins with reservations of a former name opens no ledger before it has sent them."""
+        register.join("ann", "host", "{}")
+        assert register.join("bo", "host", "{}", has_reasserted=False).is_open, "it has lost nothing"
+        register.leave("bo")
+        replaced()
+        fleet = register.join("ann 2", "host", "{}", has_reasserted=False)
+        assert [member.has_reasserted for member in fleet.members] == [False, False]
+        register.leave("ann")
+        assert not register.view().is_open
+        register.leave("ann 2")
+        assert register.view().is_open
+
     def test_a_new_incarnation_has_no_keeper(self, register: FleetRegister, replaced: Replacing) -> None:
-        """It may have forgotten the last keepers. So it has none, and its term is higher than those of all of them."""
+        """It has no keeper and a term that is higher than all before, since it may have forgotten the last ones."""
         term = register.join("ann", "host", "{}").term
         assert register.keep("ann", term)
         replaced()

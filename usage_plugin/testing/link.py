@@ -39,18 +39,23 @@ class Link:
         self._order = _Order.FORWARD
         self._held: tuple[socket.socket, bytearray] | None = None
         self._open: set[socket.socket] = set()
+        """The sockets that threads use, and close."""
+        self._kept: list[socket.socket] = []
+        """The connections to the server of messages that were held back."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         """Close all connections, and accept no more."""
-        with suppress(OSError):
-            # Otherwise the thread that waits for a connection keeps the port open.
-            self._listener.shutdown(socket.SHUT_RDWR)
+        # Otherwise the thread that waits for a connection keeps the port open.
+        _shut_down(self._listener)
         self._listener.close()
         with self._lock:
-            ends = list(self._open)
+            ends, kept, self._held = list(self._open), self._kept, None
         for end in ends:
-            _close(end)
+            # Their threads close them: a number of a closed socket can belong to another one at once.
+            _shut_down(end)
+        for end in kept:
+            end.close()
 
     def cut_next(self, *, is_acted_on: bool) -> None:
         """Cut the connection at the next message of a client.
@@ -79,9 +84,7 @@ class Link:
             self._held = None
             server.settimeout(_PATIENCE)
             server.sendall(message)
-            answer = server.recv(_MOST_BYTES)
-        _close(server)
-        return answer
+            return server.recv(_MOST_BYTES)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -101,7 +104,7 @@ class Link:
                 is_held = self._relay(client, server)
             finally:
                 with self._lock:
-                    self._open -= {client} if is_held else {client, server}
+                    self._open -= {client, server}
                 if not is_held:
                     server.close()
 
@@ -123,6 +126,7 @@ class Link:
                     order, self._order = self._order, _Order.FORWARD
                     if order is _Order.HOLD:
                         self._held = (server, bytearray(message))
+                        self._kept.append(server)
                 if order is _Order.HOLD:
                     self._collect(client)
                     return True
@@ -141,7 +145,6 @@ class Link:
                     self._held[1].extend(message)
 
 
-def _close(end: socket.socket) -> None:
+def _shut_down(end: socket.socket) -> None:
     with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-    end.close()

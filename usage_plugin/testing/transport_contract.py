@@ -182,24 +182,32 @@ class LedgerTransportContract(TransportRepetition):
         assert ledger.recover("lost") == (1, {ANN: Balance(60)})
         assert [entry.event for entry in ledger.outbox(0, 10)] == ["lost draft"]
 
-    async def test_an_open_reservation_changes_its_worker_only(
-        self, transport: LedgerTransport, ledger: Ledger
-    ) -> None:
-        """For an open id, neither the holds nor the event are replaced."""
+    async def test_an_open_reservation_is_replaced(self, transport: LedgerTransport, ledger: Ledger) -> None:
+        """For an open id, the worker, the holds and the event are replaced."""
         await transport.send([DRAFT, Free("a", [TEAM])])
-        assert await transport.send([Reassert("a", OTHER, 9, [hold(ANN, 99, None)], "other")]) == [None]
-        assert ledger.open_reservations() == [OpenReservation("a", OTHER, DRAFT.started_at, DRAFT.event)]
-        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 30), TEAM: Balance()}
+        verb = Reassert("a", OTHER, DRAFT.started_at, [hold(ANN, 199, 100), hold(TEAM, 3, 1)], "other")
+        for _ in range(2):
+            assert await transport.send([verb]) == [None]
+            assert ledger.open_reservations() == [OpenReservation("a", OTHER, DRAFT.started_at, "other")]
+            assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 199), TEAM: Balance(0, 3)}
+        assert ledger.recover("a") == (1, {ANN: Balance(199), TEAM: Balance(3)})
+        assert [entry.event for entry in ledger.outbox(0, 10)] == ["other"]
+
+    async def test_a_released_reservation_is_held_again(self, transport: LedgerTransport, ledger: Ledger) -> None:
+        """An id that was released is held again, as one that the ledger does not know."""
+        await transport.send([DRAFT, Release("a")])
+        assert await transport.send([Reassert("a", WORKER, 9, [hold(ANN, 99, 1)], "again")]) == [None]
+        assert ledger.open_reservations() == [OpenReservation("a", WORKER, 9, "again")]
+        assert ledger.balances([ANN, TEAM]) == {ANN: Balance(0, 99), TEAM: Balance()}
 
     async def test_an_ended_reservation_is_not_held_again(self, transport: LedgerTransport, opened: OpenLedger) -> None:
-        """An id that has ended, in any way, changes nothing."""
-        names = ("settled", "recorded", "released", "abandoned", "recovered")
+        """An id that has ended in another way than by a release changes nothing."""
+        names = ("settled", "recorded", "abandoned", "recovered")
         await transport.send([DRAFT._replace(event_id=name, holds=[hold(ANN, 1, None)]) for name in names])
         await transport.send(
             [
                 Settle("settled", [], "e", "1"),
                 Record("recorded", [], "e", "1"),
-                Release("released"),
                 Abandon("abandoned"),
             ]
         )
@@ -214,7 +222,7 @@ class LedgerTransportContract(TransportRepetition):
     async def test_only_members_hold(
         self, transport: LedgerTransport, register: FleetRegister, opened: OpenLedger
     ) -> None:
-        """A worker that is no member, or was buried, holds nothing; the other verbs of its batch are done."""
+        """A worker that is not a member, or was buried, holds nothing; the other verbs of its batch are done."""
         await transport.send([DRAFT])
         (beats,) = (member.beats for member in register.view().members if member.name == WORKER)
         assert register.bury(WORKER, beats)
@@ -369,7 +377,7 @@ class LedgerTransportContract(TransportRepetition):
         assert await transport.send([DRAFT]) == [Reserved(True, (Balance(), Balance()))]
 
     async def test_only_members_reassert(self, transport: LedgerTransport, register: FleetRegister) -> None:
-        """A worker that is no member has nothing to reassert to."""
+        """A worker that is not a member has nothing to reassert to."""
         for name in ("never", WORKER):
             register.leave(name)
             with pytest.raises(WorkerLostError):

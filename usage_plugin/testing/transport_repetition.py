@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.fleet import FleetRegister
     from usage_plugin.domain.ledger import Ledger
-    from usage_plugin.domain.ledger_batch import LedgerTransport, Verb
+    from usage_plugin.domain.ledger_batch import Answer, LedgerTransport, Verb
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.testing.link import Link
     from usage_plugin.testing.openings import SharedLedgerOpening
@@ -82,25 +82,23 @@ class TransportRepetition(OpensSharedLedger):
     ) -> None:
         """Cut before or after the server acted, and sent again, each verb happens once, with the same answer."""
         plain = opening.another()
-        undisturbed = plain.open()
-        register = plain.register()
-        for worker in (WORKER, OTHER):
-            register.join(worker, "host", "{}")
-        async with connected(plain) as other:
-            await other.send([DRAFT])
-            expected = await other.send([VERBS[name]])
-        await transport.send([DRAFT])
-        link.cut_next(is_acted_on=is_acted_on)
-        with pytest.raises(LedgerError) as raised:
-            await transport.send([VERBS[name]])
-        if is_acted_on:
-            assert not isinstance(raised.value, LedgerBusyError), "it says that nothing was done"
-        assert await sent(transport, VERBS[name]) == expected
-        assert contents_of_ledger(opened) == contents_of_ledger(undisturbed)
-        assert await sent(transport, VERBS[name]) == expected, "a third time"
-        assert contents_of_ledger(opened) == contents_of_ledger(undisturbed)
-        register.close()
-        undisturbed.close()
+        verb = VERBS[name]
+        with closing(plain.open()) as undisturbed:
+            with closing(plain.register()) as register:
+                for worker in (WORKER, OTHER):
+                    register.join(worker, "host", "{}")
+            async with connected(plain) as other:
+                await other.send([DRAFT])
+                (expected,) = await other.send([verb])
+            await transport.send([DRAFT])
+            link.cut_next(is_acted_on=is_acted_on)
+            with pytest.raises(LedgerError) as raised:
+                await transport.send([verb])
+            if is_acted_on:
+                assert not isinstance(raised.value, LedgerBusyError), "it says that nothing was done"
+            for _ in range(2):
+                assert _again(verb, *await sent(transport, verb)) == _again(verb, expected)
+                assert contents_of_ledger(opened) == contents_of_ledger(undisturbed)
 
     async def test_a_settlement_is_known_by_its_key(self, transport: LedgerTransport, ledger: Ledger) -> None:
         """Sent again with its key it is answered again, also as a record; another settlement of the id is too late."""
@@ -160,6 +158,17 @@ class TransportRepetition(OpensSharedLedger):
                 Settled(2, {ANN: Balance(15)}),
             ], "they are known from now on, too"
         assert len(ledger.outbox(0, 10)) == 2
+
+    async def test_a_recovered_id_is_known_for_a_day(self, transport: LedgerTransport, ledger: Ledger) -> None:
+        """A host that was cut off for hours, and settles then, charges nothing that was recovered meanwhile."""
+        ledger.maintain(END)
+        await transport.send([DRAFT])
+        assert ledger.recover("a")
+        for minutes in range(0, 1440, 8):
+            ledger.maintain(END + minutes * _MINUTE)
+        settle = Settle("a", [Charge(ANN, END, 12)], "event", "1")
+        assert await transport.send([settle, Record(*settle)]) == [NotSettled.BEFORE, NotSettled.BEFORE]
+        assert ledger.balances([ANN]) == {ANN: Balance(30)}
 
     async def test_a_batch_that_arrives_late_changes_nothing(
         self, transport: LedgerTransport, link: Link, opened: OpenLedger
@@ -260,6 +269,14 @@ async def stalls() -> AsyncIterator[Callable[[], float]]:
         yield lambda: longest
     finally:
         ticking.cancel()
+
+
+def _again(verb: Verb, answer: Answer) -> Answer:
+    """Return the part of an answer that a repetition has too: of a settlement, without accounts that it only freed."""
+    if not isinstance(answer, Settled):
+        return answer
+    charged = {charge.account for charge in getattr(verb, "charges", ())}
+    return Settled(answer.seq, {key: balance for key, balance in answer.balances.items() if key in charged})
 
 
 async def _held(link: Link) -> None:
