@@ -15,7 +15,10 @@ from usage_plugin.domain import store
 from usage_plugin.plugins import interface
 from usage_plugin.testing import (
     ErasableContract,
+    FleetContract,
+    KeeperTermContract,
     LedgerContract,
+    LedgerTransportContract,
     OperationsLogContract,
     ProfileStoreContract,
     WorkersContract,
@@ -26,6 +29,7 @@ from usage_plugin.testing.store_contract import StoreContract, promises
 from usage_plugin.testing.store_deletion import StoreDeletion
 from usage_plugin.testing.store_durability import Durability
 from usage_plugin.testing.store_sums import StoreSums
+from usage_plugin.testing.transport_repetition import TransportRepetition
 
 PAGE = ROOT / "docs" / "writing-a-backend.md"
 LEDGER_PAGE = ROOT / "docs" / "writing-a-ledger.md"
@@ -42,6 +46,10 @@ CONTRACTS = {
     ProfileStoreContract: LEDGER_PAGE,
     ErasableContract: LEDGER_PAGE,
     WorkersContract: LEDGER_PAGE,
+    FleetContract: LEDGER_PAGE,
+    LedgerTransportContract: LEDGER_PAGE,
+    TransportRepetition: LEDGER_PAGE,
+    KeeperTermContract: LEDGER_PAGE,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support.postgres import PostgresOpening, PostgresServer, new_schema, 
 from tests.support.valkey import RunningServer, valkey_server
 from usage_plugin.domain.ledger import Ledger
 from usage_plugin.ledgers.postgres import PostgresLedgerBackend
+from usage_plugin.testing.transport_repetition import OTHER, WORKER
 
 __all__ = ["postgres"]
 
@@ -28,6 +30,15 @@ def ledger(opening: PostgresOpening) -> Iterator[Ledger]:
     yield opened.ledger
     assert opened.ledger.verify() == []
     opened.close()
+
+
+@pytest.fixture
+def fleet(opening: PostgresOpening) -> PostgresOpening:
+    """A ledger of which two workers are members."""
+    with closing(opening.register()) as register:
+        for name in (WORKER, OTHER):
+            register.join(name, "host", "{}")
+    return opening
 
 
 @pytest.fixture

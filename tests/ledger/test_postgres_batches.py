@@ -35,7 +35,12 @@ class BatchedLedger(PostgresLedger):
             for name, value in zip(types.split(), values, strict=True)
         ]
         batch = encode_record([*OTHERS[:2], [verb, *arguments], *OTHERS[2:]])
-        answers = self._server.call(f"SELECT {self._server.schema}.usage_v1_batch(%s::jsonb)", batch)
+        members = [str(values[1]), "w"] if verb == "reserve" else ["w"]
+        answers = self._server.call(
+            f"SELECT {self._server.schema}.usage_v1_do(%s::jsonb, gen_random_uuid(), 1, %s::text[], NULL)",
+            batch,
+            members,
+        )
         assert [answers[0]["admitted"], answers[1], *answers[3:]] == [False, {"state": "unknown"}, False, False]
         return answers[2]
 

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -81,10 +82,32 @@ def test_random_sets_of_accounts_never_deadlock(opening: PostgresOpening, bare: 
     opened.close()
 
 
+def send(
+    connection: psycopg.Connection[Any], schema: str, sender: str, number: int, verbs: list[list[Any]]
+) -> list[Any]:
+    """Do a batch, as the transport does; return its answers."""
+    head = [sender, number, time.time_ns() // 1000, None]
+    row = until_free(
+        partial(
+            connection.execute,
+            f"SELECT {schema}.usage_v1_batch(%s::jsonb, %s::jsonb, false) -> 'answers'",
+            (json.dumps(head), json.dumps(verbs)),
+        )
+    ).fetchone()
+    assert row is not None
+    answers: list[Any] = row[0]
+    return answers
+
+
 def test_batches_never_deadlock(opening: PostgresOpening, bare: psycopg.Connection[Any]) -> None:
-    """Four workers send batches on the same accounts while a keeper recovers their requests; each ends once."""
+    """Four workers send batches on the same accounts while a keeper recovers their requests; each ends once.
+
+    Meanwhile members beat, join, and are buried, and the keeper is replaced.
+    """
     opened = opening.open()
-    statement = f"SELECT {opening.options['schema']}.usage_v1_batch(%s::jsonb)"
+    register = opening.register()
+    schema = opening.options["schema"]
+    term = [register.join("keeper", "host", "{}").term]
     is_over = threading.Event()
 
     def work(seed: int) -> int:
@@ -92,31 +115,48 @@ def test_batches_never_deadlock(opening: PostgresOpening, bare: psycopg.Connecti
         chosen = random.Random(seed)
         held: list[str] = []
         settled = 0
+        mine = opening.register()
+        mine.join(f"w{seed}", "host", "{}")
         with psycopg.connect(opening.options["url"], autocommit=True) as connection:
             for turn in range(TURNS):
                 verbs: list[list[Any]] = [
-                    ["settle", name, [[3, chosen.randrange(8), "all", END, 1]], "{}"] for name in held[:6]
+                    ["settle", name, [[3, chosen.randrange(8), "all", END, 1]], "{}", "key"] for name in held[:6]
                 ]
                 for number in range(8):
                     rolling = [1, chosen.randrange(8), "ann", END, 1, 100, 1, 0]
                     calendar = [2, 8 * turn + chosen.randrange(8), "bo", END, 1, None, 0, None]
-                    verbs.append(["reserve", f"{seed}-{turn}-{number}", "w", 5, [rolling, calendar], "{}"])
+                    name = f"{seed}-{turn}-{number}"
+                    verbs.append(["reserve", name, f"w{seed}", 5, [rolling, calendar], "{}"])
+                calendar[0] = 4
+                verbs.append(["reassert", f"{seed}-{turn}-again", f"w{seed}", 5, [calendar], "{}"])
                 chosen.shuffle(verbs)
-                row = until_free(partial(connection.execute, statement, (json.dumps(verbs),))).fetchone()
-                assert row is not None
-                answers = list(zip(verbs, row[0], strict=True))
+                answers = list(
+                    zip(verbs, send(connection, schema, str(uuid.UUID(int=seed)), turn + 1, verbs), strict=True)
+                )
+                assert not [answer for _, answer in answers if isinstance(answer, dict) and "error" in answer]
                 settled += sum("seq" in answer for verb, answer in answers if verb[0] == "settle")
-                held = held[6:] + [verb[1] for verb, answer in answers if answer.get("admitted")]
+                held = held[6:] + [verb[1] for verb, answer in answers if answer is None or answer.get("admitted")]
+                until_free(partial(mine.beat, f"w{seed}", "{}"))
+        mine.close()
         return settled
 
     def keep() -> int:
         """Return the number of requests that were recovered here."""
-        ledger = opening.open().ledger
-        recovered = 0
+        kept = opening.open_as_keeper(lambda: term[0])
+        watching = opening.register()
+        recovered = number = 0
         while not is_over.is_set():
-            some = ledger.open_reservations()[::5]
-            recovered += sum(bool(until_free(partial(ledger.recover, one.event_id))) for one in some)
-        ledger.close()
+            if until_free(partial(watching.keep, "keeper", term[0])):
+                term[0] += 1
+            some = kept.ledger.open_reservations()[::5]
+            recovered += sum(bool(until_free(partial(kept.ledger.recover, one.event_id))) for one in some)
+            number += 1
+            beats = until_free(partial(watching.join, f"other {number}", "host", "{}")).member(f"other {number}")
+            assert beats is not None
+            assert until_free(partial(watching.bury, f"other {number}", beats.beats))
+            until_free(partial(watching.stop_keeping, "keeper"))
+        watching.close()
+        kept.close()
         return recovered
 
     with no_deadlock(bare), ThreadPoolExecutor(WORKERS + 1) as pool:
@@ -129,8 +169,9 @@ def test_batches_never_deadlock(opening: PostgresOpening, bare: psycopg.Connecti
     assert [entry.seq for entry in opened.ledger.outbox(0, 10_000)] == list(range(1, ended + 1))
     rolling = [account.balance for account in opened.ledger.accounts(1, 0)]
     assert sum(balance.spent + balance.reserved for balance in rolling) <= 100
-    assert all(account.window_end == END for key in (1, 2, 3) for account in opened.ledger.accounts(key, 0))
+    assert all(account.window_end == END for key in (1, 2, 3, 4) for account in opened.ledger.accounts(key, 0))
     assert opened.ledger.verify() == []
+    register.close()
     opened.close()
 
 
@@ -174,9 +215,10 @@ def test_a_refusal_in_a_batch_leaves_no_account(ledger: Ledger, bare: psycopg.Co
         ["abandon", "c"],
         ["free", "b", [[*ANN]]],
         ["release", "b"],
-        ["record", "d", [], "event"],
+        ["record", "d", [], "event", "key"],
     ]
-    (answers,) = bare.execute(f"SELECT {schema}.usage_v1_batch(%s)", (json.dumps(verbs),)).fetchall()[0]
+    bare.execute(f"SELECT {schema}.usage_v1_join('w', 'host', '{{}}', true)")
+    answers = send(bare, schema, str(uuid.UUID(int=1)), 1, verbs)
     assert [answers[0]["admitted"], answers[1]["admitted"], *answers[2:5]] == [False, True, True, False, True]
     assert answers[5] == {"seq": 1, "balances": []}
     assert [account.key for key in (1, 2) for account in ledger.accounts(key, 0)] == [TEAM]

@@ -422,7 +422,30 @@ def test_each_verb_has_the_settings(ledger: Ledger, bare: psycopg.Connection[Any
         (ledger.location.rpartition(" ")[2],),
     )
     helpers = {
-        f"usage_v1_{name}" for name in ("holds", "look", "refusal", "lock", "discard", "apply", "append", "book", "end")
+        f"usage_v1_{name}"
+        for name in [
+            "holds",
+            "look",
+            "refusal",
+            "lock",
+            "discard",
+            "hold",
+            "held",
+            "digest",
+            "apply",
+            "append",
+            "book",
+            "find",
+            "end",
+            "end_charged",
+            "settled_before",
+            "incarnation",
+            "renew",
+            "is_open",
+            "now",
+            "reassert",
+            "do",
+        ]
     }
     assert {name for (name,) in rows} == helpers
 

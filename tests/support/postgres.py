@@ -11,12 +11,13 @@ import importlib.util
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +28,7 @@ import pytest
 
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.testing.builders import DAY, NOON, make_event, numbered_from
-from usage_plugin.testing.openings import BERLIN, LedgerOpening, StoreOpening
+from usage_plugin.testing.openings import BERLIN, SharedLedgerOpening, StoreOpening
 from usage_plugin.testing.store_model import StoreModel, contents_of
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class PostgresServer:
         url: with the user and the password.
     """
 
-    def __init__(self, programs: Path, folder: Path) -> None:
-        """Create the data; `start` starts the server."""
+    def __init__(self, programs: Path, folder: Path, *, primary: PostgresServer | None = None) -> None:
+        """Create the data, or copy those of a primary; `start` starts the server."""
         self._programs = programs
         self._folder = folder
         self._data = folder / "data"
@@ -91,6 +92,9 @@ class PostgresServer:
             listener.bind(("127.0.0.1", 0))
             self.port: int = listener.getsockname()[1]
         self.url = f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/postgres"
+        if primary is not None:
+            self._run("pg_basebackup", "-D", str(self._data), "-d", primary.url, "-R", "-c", "fast", "--no-sync")
+            return
         options = ("-U", USER, "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--no-locale", "--no-sync")
         # The smallest segments of the log: a limit on the size of files must leave room for one.
         self._run("initdb", "-D", str(self._data), "--wal-segsize=1", *options)
@@ -121,6 +125,10 @@ class PostgresServer:
                 stdout=log,
                 stderr=log,
             )
+        self.wait_until_it_answers()
+
+    def wait_until_it_answers(self) -> None:
+        """Wait until the server accepts connections."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -130,6 +138,35 @@ class PostgresServer:
                 time.sleep(0.05)
             else:
                 return
+
+    def crash_one_process(self) -> None:
+        """Kill the process of a connection: the server ends all others, recovers, and answers again."""
+        with psycopg.connect(self.url, autocommit=True) as witness:
+            with psycopg.connect(self.url) as victim:
+                os.kill(victim.info.backend_pid, signal.SIGKILL)
+            # Until it has noticed, it still answers.
+            deadline = time.monotonic() + PATIENCE
+            with suppress(psycopg.OperationalError):
+                while True:
+                    witness.execute("SELECT 1")
+                    assert time.monotonic() < deadline, "it does not notice"
+                    time.sleep(0.005)
+        self.wait_until_it_answers()
+
+    def replica(self, folder: Path) -> PostgresServer:
+        """Return a server that follows this one, started."""
+        folder.mkdir()
+        replica = PostgresServer(self._programs, folder, primary=self)
+        replica.start()
+        return replica
+
+    def promote(self) -> None:
+        """Let a replica take over."""
+        self._run("pg_ctl", "promote", "-D", str(self._data), "-t", str(PATIENCE))
+
+    def close(self) -> None:
+        """Stop the server."""
+        self.stop()
 
     def stop(self) -> None:
         """Stop the server, and cut all connections."""
@@ -172,12 +209,16 @@ def new_schema() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresOpening(LedgerOpening):
+class PostgresOpening(SharedLedgerOpening):
     """The way to open a ledger in a schema of a server."""
 
     def another(self) -> PostgresOpening:
         """Return the opening of another, new ledger."""
         return replace(self, options={**self.options, "schema": new_schema()})
+
+    def at_url(self, url: str) -> PostgresOpening:
+        """Return the opening of the same schema at another URL."""
+        return replace(self, options={**self.options, "url": url})
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,9 +271,17 @@ class OnPostgres:
     }
 
     @pytest.fixture
-    def opening(self, tmp_path: Path, postgres: PostgresServer) -> LedgerOpening:
+    def opening(self, tmp_path: Path, postgres: PostgresServer) -> PostgresOpening:
         options = {"url": postgres.url, "schema": new_schema()}
         return PostgresOpening(self.backend, tmp_path / "data" / "usage", options)  # type: ignore[attr-defined]
+
+    @pytest.fixture
+    def replace_server(self, postgres: PostgresServer) -> Callable[[], None]:
+        def restart() -> None:
+            postgres.stop()
+            postgres.start()
+
+        return restart
 
 
 def append_in_months(opening: StoreOpening, writer: str, months: int, report: Connection) -> None:

@@ -45,7 +45,8 @@ class Fleet(NamedTuple):
         is_open: Whether reservations are admitted. False: some member has not sent its reservations again yet.
         members: Ordered by name.
         keeper: The name of the keeper, which is a member; None if there is none.
-        term: The number of keepers there have been.
+        term: Ascends with every keeper. A new incarnation has no keeper, and a term that is higher than those it may
+            have forgotten.
     """
 
     now: int

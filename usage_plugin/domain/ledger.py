@@ -170,7 +170,8 @@ class Ledger(ABC):
     or after a few milliseconds: callers wait and try again. `LedgerError` means that the ledger does not work.
 
     A reservation has ended when it was settled, recorded, released, recovered or abandoned. Its id is known for at
-    least ten minutes, and an abandoned one for at least a day, by the `now` of `maintain`: a ledger has no clock.
+    least ten minutes, and an abandoned one for at least a day, by the `now` of `maintain`: a ledger has no clock. A
+    ledger that many hosts share knows a recovered one for a day too: its host may be cut off for hours, then settle it.
 
     Events are JSON, as text. A ledger reads them only to find a name in them (`Erasable`).
 

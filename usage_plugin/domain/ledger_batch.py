@@ -52,7 +52,8 @@ class Settle(NamedTuple):
 
     Attributes:
         key: identifies this settlement among others of the same reservation. Sent again with the same key it is
-            answered `Settled` again, with the same number; with another one `NotSettled.BEFORE`.
+            answered `Settled` again, with the same number and the present balances of the charged accounts; with
+            another one `NotSettled.BEFORE`. The settlements of a transport's last batch are known for at least a day.
     """
 
     event_id: str

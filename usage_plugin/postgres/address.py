@@ -7,6 +7,7 @@ message repeats it.
 from __future__ import annotations
 
 import re
+from copy import copy
 from urllib.parse import unquote, urlsplit
 
 from usage_plugin.errors import ConfigError
@@ -73,3 +74,9 @@ class Address:
         self.location = f"postgresql://{place}{unquote(parts.path)}"
         self.connect_timeout = connect_timeout
         self.where = where
+
+    def within(self, seconds: int) -> Address:
+        """Return the same servers, of which each counts as unreachable after this time, if not sooner."""
+        other = copy(self)
+        other.connect_timeout = min(self.connect_timeout, seconds)
+        return other

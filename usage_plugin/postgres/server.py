@@ -73,41 +73,62 @@ class Server:
         failures: the errors that its methods raise.
     """
 
-    def __init__(self, address: Address, schema: str, failures: Failures) -> None:
+    def __init__(self, address: Address, schema: str, failures: Failures, *, patience: float | None = None) -> None:
         """Connect.
+
+        Args:
+            address: the server, or several.
+            schema: the schema, which may not exist.
+            failures: the errors to raise.
+            patience: seconds until a server that does not answer counts as lost; None for a minute.
 
         Raises:
             failures.unavailable: the server cannot be reached.
         """
         self.failures = failures
         self.schema = f'"{schema}"'
-        self.location = f"{address.location}, schema {schema}"
+        self.location = location_of(address, schema)
         self._address = address
+        self._patience = patience
         self._is_in_transaction = False
         self._connection: _Connection | None = None
         self._usable()
 
     def _connect(self) -> _Connection:
         with self._translated():
-            return _Connection.connect(
-                self._address.conninfo, autocommit=True, prepare_threshold=None, **connection_parameters(self._address)
-            )
+            return connect(self._address)
+
+    def read(self, statement: str, values: Sequence[object] | None = None) -> psycopg.Cursor[Any]:
+        """Execute a statement that changes nothing, or one within a transaction."""
+        return self._execute(statement, values)
+
+    def one(self, statement: str, values: Sequence[object] | None = None) -> Any:
+        """Return the only row of a statement for `read`, or None."""
+        return self._execute(statement, values).fetchone()
 
     def run(
         self, statement: str, values: Sequence[object] | None = None, *, patience: float | None = None
     ) -> psycopg.Cursor[Any]:
-        """Execute one statement, or several without values; `patience` is in seconds, for a slow one."""
+        """Execute a statement that changes something, or several without values.
+
+        `patience` is in seconds, for a slow one.
+        """
+        return self._execute(statement, values, patience)
+
+    def run_alone(self, statement: str, *, patience: float) -> None:
+        """Execute a slow statement that no transaction may contain."""
+        self._execute(statement, None, patience)
+
+    def _execute(
+        self, statement: str, values: Sequence[object] | None, patience: float | None = None
+    ) -> psycopg.Cursor[Any]:
         with self._translated():
             connection = self._usable()
-            connection.patience = patience or _PATIENCE
+            connection.patience = patience or self._patience or _PATIENCE
             return execute(connection, statement, values)
 
-    def one(self, statement: str, values: Sequence[object] | None = None) -> Any:
-        """Return the only row of a statement, or None."""
-        return self.run(statement, values).fetchone()
-
     def call(self, statement: str, *values: object) -> Any:
-        """Return the answer of an idempotent function of the server; repeat a call that lost a race.
+        """Return the answer of an idempotent function that changes something; repeat a call that lost a race.
 
         Raises:
             failures.busy: it lost several races, or waited too long for a lock; nothing was done.
@@ -127,8 +148,11 @@ class Server:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Run several statements in one transaction."""
-        with self._transaction(_WRITE):
+        with self._transaction(self._begin_writing()):
             yield
+
+    def _begin_writing(self) -> str:
+        return _WRITE
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -138,14 +162,15 @@ class Server:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
-        self.run(begin)
+        self._usable()
         self._is_in_transaction = True
         try:
+            self._execute(begin, None)
             yield
-            self.run("COMMIT")
+            self._execute("COMMIT", None)
         except BaseException:
             with suppress(self.failures.unavailable):
-                self.run("ROLLBACK")
+                self._execute("ROLLBACK", None)
             raise
         finally:
             self._is_in_transaction = False
@@ -186,6 +211,18 @@ def connection_parameters(address: Address) -> dict[str, Any]:
     named = psycopg.conninfo.conninfo_to_dict(address.conninfo)
     ours = {**_PARAMETERS, "connect_timeout": address.connect_timeout}
     return {name: value for name, value in ours.items() if name not in named}
+
+
+def connect(address: Address) -> _Connection:
+    """Connect; raise the driver's error."""
+    return _Connection.connect(
+        address.conninfo, autocommit=True, prepare_threshold=None, **connection_parameters(address)
+    )
+
+
+def location_of(address: Address, schema: str) -> str:
+    """Return the hosts, the database and the schema, for people."""
+    return f"{address.location}, schema {schema}"
 
 
 def check_parameters(address: Address) -> None:

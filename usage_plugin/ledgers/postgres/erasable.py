@@ -87,7 +87,7 @@ class PostgresErasable(Erasable):
             )
 
     def _rows(self, columns: str, table: str, where: str, value: str) -> Sequence[Any]:
-        return self._server.run(f"SELECT {columns} FROM {self._schema}.{table} WHERE {where}", (value,)).fetchall()
+        return self._server.read(f"SELECT {columns} FROM {self._schema}.{table} WHERE {where}", (value,)).fetchall()
 
     def erase(self, matches: NameMatches) -> None:
         """Delete all matches, in slices."""
@@ -124,4 +124,4 @@ class PostgresErasable(Erasable):
     def compact(self) -> None:
         """Rewrite the tables with names; others wait for each in turn."""
         for table in _TABLES:
-            self._server.run(f"VACUUM (FULL) {self._schema}.{table}", patience=_COMPACTING)
+            self._server.run_alone(f"VACUUM (FULL) {self._schema}.{table}", patience=_COMPACTING)

@@ -13,21 +13,27 @@ from usage_plugin.domain.ledger import (
     AccountKey,
     Balance,
     Ledger,
-    NotSettled,
     OpenReservation,
-    Reserved,
     Settled,
     Snapshot,
 )
 from usage_plugin.encoding import encode_record
-from usage_plugin.errors import ReservationConflictError
+from usage_plugin.errors import LedgerError
+from usage_plugin.ledgers.postgres.batch import list_of_charges, list_of_holds, reserved_of, settled_of
 from usage_plugin.ledgers.postgres.outbox import Outbox
 from usage_plugin.ledgers.postgres.verification import problems
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from usage_plugin.domain.ledger import Charge, Hold, OutboxBacklog, OutboxEntry
+    from usage_plugin.domain.ledger import (
+        Charge,
+        Hold,
+        NotSettled,
+        OutboxBacklog,
+        OutboxEntry,
+        Reserved,
+    )
     from usage_plugin.postgres.server import Server
 
 _DAY = 86_400_000_000
@@ -48,7 +54,7 @@ class PostgresLedger(Ledger):
         self._outbox = Outbox(server)
 
     def _call(self, verb: str, types: str, *values: object) -> Any:
-        """Return the answer of a function; `types` are those of its arguments."""
+        """Return the answer of a function that changes something; `types` are those of its arguments."""
         arguments = ", ".join(f"%s::{name}" for name in types.split())
         return self._server.call(f"SELECT {self._server.schema}.usage_v1_{verb}({arguments})", *values)
 
@@ -60,26 +66,17 @@ class PostgresLedger(Ledger):
             event_id,
             worker,
             started_at,
-            encode_record([[*account, *rest] for account, *rest in holds]),
+            encode_record(list_of_holds(holds)),
             event,
         )
-        if "conflict" in answer:
-            raise ReservationConflictError(f"{event_id} is reserved already, with other content.")
-        balances = tuple(Balance(*one) for one in answer["balances"])
-        buckets = {
-            account: [
-                Account(account._replace(window_start=start), end, Balance(spent, reserved))
-                for start, end, spent, reserved in accounts
-            ]
-            for number, accounts in answer["buckets"]
-            for account in [holds[number - 1].account]
-        }
-        return Reserved(answer["admitted"], balances, buckets)
+        reserved = reserved_of(event_id, holds, answer)
+        if isinstance(reserved, LedgerError):
+            raise reserved
+        return reserved
 
     def settle(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | NotSettled:
         """Free the reservation's holds, add the charges and append the event."""
-        answer = self._call("settle", "text jsonb text", event_id, _encoded(charges), event)
-        return _settled(answer) or (NotSettled.BEFORE if answer["state"] == "ended" else NotSettled.UNKNOWN)
+        return settled_of(self._call("settle", "text jsonb text", event_id, _encoded(charges), event))
 
     def release(self, event_id: str) -> bool:
         """Free the holds without an entry in the outbox."""
@@ -95,15 +92,15 @@ class PostgresLedger(Ledger):
 
     def record(self, event_id: str, charges: Sequence[Charge], event: str | None) -> Settled | None:
         """Add the charges and append the event of an id that has not ended."""
-        return _settled(self._call("record", "text jsonb text", event_id, _encoded(charges), event))
+        return _if_settled(self._call("record", "text jsonb text", event_id, _encoded(charges), event))
 
     def recover(self, event_id: str) -> Settled | None:
         """Settle with the charge that each hold specifies for a lost worker, and with the reservation's own event."""
-        return _settled(self._call("recover", "text", event_id))
+        return _if_settled(self._call("recover", "text", event_id))
 
     def open_reservations(self) -> list[OpenReservation]:
         """List the open reservations, oldest first."""
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT event_id, worker, started_at, event FROM {self._server.schema}.requests"
             " WHERE ended IS NULL ORDER BY started_at"
         )
@@ -111,7 +108,9 @@ class PostgresLedger(Ledger):
 
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
         """Read accounts and the last number of the outbox at one instant."""
-        answer = self._call("snapshot", "jsonb", encode_record([[*key] for key in keys]))
+        (answer,) = self._server.one(
+            f"SELECT {self._server.schema}.usage_v1_snapshot(%s::jsonb)", (encode_record([[*key] for key in keys]),)
+        )
         return Snapshot(answer["seq"], {key: Balance(*one) for key, one in zip(keys, answer["balances"], strict=True)})
 
     def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
@@ -121,7 +120,7 @@ class PostgresLedger(Ledger):
         if subject is not None:
             values.append(subject)
             where += " AND subject = %s"
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT limit_key, window_start, subject, window_end, spent, reserved FROM {self._server.schema}.accounts"
             f" WHERE {where} ORDER BY limit_key, subject, window_start",
             values,
@@ -166,11 +165,9 @@ class PostgresLedger(Ledger):
 
 
 def _encoded(charges: Sequence[Charge]) -> str:
-    return encode_record([[*account, end, amount] for account, end, amount in charges])
+    return encode_record(list_of_charges(charges))
 
 
-def _settled(answer: Any) -> Settled | None:
-    if "state" in answer:
-        return None
-    balances = {AccountKey(*key): Balance(spent, reserved) for *key, spent, reserved in answer["balances"]}
-    return Settled(answer["seq"], balances)
+def _if_settled(answer: Any) -> Settled | None:
+    settled = settled_of(answer)
+    return settled if isinstance(settled, Settled) else None

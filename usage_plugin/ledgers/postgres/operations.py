@@ -66,7 +66,7 @@ class PostgresOperationsLog(OperationsLog):
 
     def refusal_counts(self, since_minute: int) -> list[RefusalCount]:
         """List the refusals counted from this minute on."""
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT minute, limit_name, subject, reason, count FROM {self._schema}.refusal_counts WHERE minute >= %s"
             " ORDER BY minute, limit_name, subject, reason",
             (since_minute,),
@@ -81,7 +81,7 @@ class PostgresOperationsLog(OperationsLog):
     def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
         """Add to the counts of anomalies; beyond 2,000 rows, new ones are counted as `(others)` of their kind."""
         with self._server.writing():
-            known = set(self._server.run(f"SELECT kind, concerns FROM {self._schema}.anomalies").fetchall())
+            known = set(self._server.read(f"SELECT kind, concerns FROM {self._schema}.anomalies").fetchall())
             sums: dict[tuple[str, str], Anomaly] = {}
             for anomaly in anomalies:
                 key = (anomaly.kind, anomaly.concerns)
@@ -102,7 +102,7 @@ class PostgresOperationsLog(OperationsLog):
 
     def anomalies(self) -> list[Anomaly]:
         """List all counted anomalies, by kind and concern."""
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT kind, concerns, times, amount, first_at, last_at FROM {self._schema}.anomalies"
             " ORDER BY kind, concerns"
         )
@@ -124,7 +124,7 @@ class PostgresOperationsLog(OperationsLog):
 
     def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
         """List the recorded alerts of these subjects."""
-        rows = self._server.run(
+        rows = self._server.read(
             "SELECT number, limit_key, subject, window_start, threshold, at, details, acknowledged_at, acknowledged_by"
             f" FROM {self._schema}.alerts WHERE at >= %s AND subject = ANY (%s::text[])"
             " ORDER BY at DESC, number DESC",
@@ -171,7 +171,7 @@ class PostgresOperationsLog(OperationsLog):
 
     def adjustments(self, since: int | None = None) -> list[Adjustment]:
         """List the adjustments in force at `since` or later; all stored ones if None."""
-        rows = self._server.run(
+        rows = self._server.read(
             "SELECT number, limit_name, subject, amount, before, made_at, until, actor, reason, ended_at"
             f" FROM {self._schema}.adjustments"
             " WHERE %s::bigint IS NULL OR coalesce(ended_at, until) > %s::bigint ORDER BY number",
@@ -197,7 +197,7 @@ class PostgresOperationsLog(OperationsLog):
 
     def notes(self, prefix: str) -> dict[str, str]:
         """Return the notes whose names start with a prefix."""
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT name, text FROM {self._schema}.notes WHERE starts_with(name, %s) ORDER BY name", (prefix,)
         )
         return dict(rows.fetchall())
@@ -212,7 +212,7 @@ class PostgresOperationsLog(OperationsLog):
 
     def audited(self) -> list[AuditEntry]:
         """List the entries of the audit, oldest first."""
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT number, at, action, subject, actor, reason, counts FROM {self._schema}.audit ORDER BY number"
         )
         return [AuditEntry._make((*row, json.loads(counts))) for *row, counts in rows]

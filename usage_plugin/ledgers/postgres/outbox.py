@@ -24,7 +24,7 @@ class Outbox:
 
     def entries(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
         """Read entries with a number above `after`, ascending."""
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT seq, event FROM {self._schema}.outbox WHERE seq > %s AND event <> '' ORDER BY seq LIMIT %s",
             (after, most),
         )

@@ -57,14 +57,14 @@ class PostgresProfileStore(ProfileStore):
 
     def page(self, after: str, most: int) -> list[UserProfile]:
         """Read a page of rows, by user."""
-        rows = self._server.run(
+        rows = self._server.read(
             f'SELECT profile FROM {self._schema}.profiles WHERE "user" > %s ORDER BY "user" LIMIT %s', (after, most)
         )
         return [decode_profile(profile) for (profile,) in rows]
 
     def changes(self, after: int, most: int) -> list[tuple[int, UserProfile]]:
         """Read a page of rows, by their last change."""
-        rows = self._server.run(
+        rows = self._server.read(
             f"SELECT number, profile FROM {self._schema}.profiles WHERE number > %s ORDER BY number LIMIT %s",
             (after, most),
         )

@@ -16,7 +16,7 @@ _MOST_NAMED = 20
 def problems(server: Server) -> list[str]:
     """List descriptions of damage, as of one instant."""
     with server.reading():
-        wrong = server.run(
+        wrong = server.read(
             "WITH held AS ("
             ' SELECT (hold ->> 0)::bigint AS limit_key, (hold ->> 2) COLLATE "C" AS subject,'
             " (hold ->> 1)::bigint AS window_start, sum((hold ->> 4)::numeric) AS amount"
@@ -26,7 +26,7 @@ def problems(server: Server) -> list[str]:
             f" FROM {server.schema}.accounts AS account FULL JOIN held USING (limit_key, subject, window_start)"
             " WHERE coalesce(account.reserved, 0) <> coalesce(held.amount, 0) ORDER BY 1, 2, 3"
         ).fetchall()
-        negative = server.run(
+        negative = server.read(
             f"SELECT limit_key, subject, window_start, spent, reserved FROM {server.schema}.accounts"
             " WHERE spent < 0 OR reserved < 0 ORDER BY 1, 2, 3"
         ).fetchall()

@@ -43,22 +43,38 @@ CREATE TABLE {schema}.accounts (
 CREATE INDEX accounts_by_end ON {schema}.accounts (window_end);
 
 -- Open reservations, and the ids that have ended: one row for each id, so that all verbs of an id wait for each other.
--- `ended` is the generation in which it ended; null while it is open. An abandoned id is kept longer. `content` is a
--- digest of the reservation as it was sent, and `answer` the balances before it, for a repetition.
+-- `content` is a digest of the reservation as it was sent, and `answer` the balances before it, for a repetition.
 -- `holds` is [[limit_key, window_start, subject, window_end, amount, if_lost], …] without those that were freed.
+-- `ended` is the generation in which it ended; null while it is open. An abandoned or recovered id is kept for a day. A
+-- released one may be reserved again. `key` identifies the settlement, with its number `seq`, for a repetition; it came
+-- with a batch of a sender.
 CREATE TABLE {schema}.requests (
     event_id text COLLATE "C" PRIMARY KEY,
     ended integer,
-    is_abandoned boolean NOT NULL DEFAULT false,
+    is_kept boolean NOT NULL DEFAULT false,
+    is_released boolean NOT NULL DEFAULT false,
     worker text,
     started_at bigint,
     content text,
     answer jsonb,
     holds jsonb,
-    event text
+    event text,
+    key text,
+    seq bigint,
+    sender uuid,
+    batch bigint
 );
 CREATE INDEX requests_open ON {schema}.requests (started_at) WHERE ended IS NULL;
-CREATE INDEX requests_ended ON {schema}.requests (is_abandoned, ended) WHERE ended IS NOT NULL;
+CREATE INDEX requests_ended ON {schema}.requests (is_kept, ended) WHERE ended IS NOT NULL;
+
+-- The connections that send batches, each with the number of its last batch. A sender has one batch under way, so only
+-- the answers of the last one can be missing. Settlements of that batch are kept as long as the sender, for a day after
+-- its last batch: it may be cut off for hours, and then send them again.
+CREATE TABLE {schema}.senders (
+    name uuid PRIMARY KEY,
+    number bigint NOT NULL,
+    generation integer NOT NULL
+) WITH (fillfactor = 20);
 
 -- Settled events that the store does not have yet, and the last ones that it has, for the caches.
 CREATE TABLE {schema}.outbox (

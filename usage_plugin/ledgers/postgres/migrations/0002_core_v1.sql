@@ -118,6 +118,49 @@ BEGIN
 END
 $$;
 
+-- Hold on accounts that are locked.
+CREATE FUNCTION {schema}.usage_v1_hold(p_holds jsonb)
+RETURNS void
+LANGUAGE plpgsql
+AS $$
+BEGIN
+    UPDATE {schema}.accounts AS account
+    SET window_end = greatest(account.window_end, hold.window_end),
+        reserved = least(account.reserved::numeric + hold.amount, 9223372036854775807)::bigint
+    FROM {schema}.usage_v1_holds(p_holds) AS hold
+    WHERE account.limit_key = hold.limit_key AND account.subject = hold.subject
+        AND account.window_start = hold.window_start;
+END
+$$;
+
+-- A digest of a reservation, by which a repetition is told from another reservation of the same id.
+-- `p_held` is as `requests.holds`.
+CREATE FUNCTION {schema}.usage_v1_digest(p_worker text, p_started_at bigint, p_held jsonb, p_event text)
+RETURNS text
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN encode(sha256(convert_to(
+        jsonb_build_array(p_worker, p_started_at, p_held, p_event)::text, 'UTF8'
+    )), 'hex');
+END
+$$;
+
+-- The holds of a reservation as `requests.holds`.
+CREATE FUNCTION {schema}.usage_v1_held(p_holds jsonb)
+RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE
+AS $$
+BEGIN
+    RETURN (
+        SELECT coalesce(jsonb_agg(jsonb_build_array(
+            hold.limit_key, hold.window_start, hold.subject, hold.window_end, hold.amount, hold.if_lost
+        ) ORDER BY hold.number), '[]')
+        FROM {schema}.usage_v1_holds(p_holds) AS hold
+    );
+END
+$$;
+
 CREATE FUNCTION {schema}.usage_v1_reserve(
     p_event_id text, p_worker text, p_started_at bigint, p_holds jsonb, p_event text
 )
@@ -125,21 +168,13 @@ RETURNS jsonb
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_held jsonb;
-    v_content text;
+    v_held jsonb := {schema}.usage_v1_held(p_holds);
+    v_content text := {schema}.usage_v1_digest(p_worker, p_started_at, v_held, p_event);
     v_known record;
     v_found record;
 BEGIN
-    SELECT coalesce(jsonb_agg(jsonb_build_array(
-        hold.limit_key, hold.window_start, hold.subject, hold.window_end, hold.amount, hold.if_lost
-    ) ORDER BY hold.number), '[]')
-    INTO v_held
-    FROM {schema}.usage_v1_holds(p_holds) AS hold;
-    v_content := encode(sha256(convert_to(
-        jsonb_build_array(p_worker, p_started_at, v_held, p_event)::text, 'UTF8'
-    )), 'hex');
     LOOP
-        SELECT request.ended, request.content, request.answer INTO v_known
+        SELECT request.ended, request.is_released, request.content, request.answer INTO v_known
         FROM {schema}.requests AS request
         WHERE request.event_id = p_event_id;
         IF FOUND AND v_known.ended IS NULL THEN
@@ -150,7 +185,7 @@ BEGIN
         END IF;
         SELECT * INTO v_found FROM {schema}.usage_v1_look(p_holds);
         -- An id that has ended holds nothing: it arrives again, from a connection that was cut.
-        IF v_known.ended IS NOT NULL THEN
+        IF v_known.ended IS NOT NULL AND NOT v_known.is_released THEN
             RETURN {schema}.usage_v1_refusal(p_holds, v_found.balances, v_found.refused);
         END IF;
         -- A request that has no room at this instant is refused without a lock, and without writing anything.
@@ -163,22 +198,22 @@ BEGIN
         END IF;
         IF v_found.refused IS NOT NULL THEN
             -- If it was sent twice, the room may have gone to itself.
-            CONTINUE WHEN EXISTS (SELECT FROM {schema}.requests AS request WHERE request.event_id = p_event_id);
+            CONTINUE WHEN EXISTS (
+                SELECT FROM {schema}.requests AS request WHERE request.event_id = p_event_id AND NOT request.is_released
+            );
             RETURN {schema}.usage_v1_refusal(p_holds, v_found.balances, v_found.refused);
         END IF;
-        INSERT INTO {schema}.requests (event_id, worker, started_at, content, answer, holds, event)
+        INSERT INTO {schema}.requests AS request (event_id, worker, started_at, content, answer, holds, event)
         VALUES (p_event_id, p_worker, p_started_at, v_content, v_found.balances, v_held, p_event)
-        ON CONFLICT DO NOTHING;
+        ON CONFLICT (event_id) DO UPDATE
+        SET ended = NULL, is_released = false, worker = excluded.worker, started_at = excluded.started_at,
+            content = excluded.content, answer = excluded.answer, holds = excluded.holds, event = excluded.event
+        WHERE request.is_released;
         EXIT WHEN FOUND;
         -- The same id was reserved or has ended meanwhile.
         PERFORM {schema}.usage_v1_discard(p_holds);
     END LOOP;
-    UPDATE {schema}.accounts AS account
-    SET window_end = greatest(account.window_end, hold.window_end),
-        reserved = least(account.reserved::numeric + hold.amount, 9223372036854775807)::bigint
-    FROM {schema}.usage_v1_holds(p_holds) AS hold
-    WHERE account.limit_key = hold.limit_key AND account.subject = hold.subject
-        AND account.window_start = hold.window_start;
+    PERFORM {schema}.usage_v1_hold(p_holds);
     RETURN jsonb_build_object('admitted', true, 'balances', v_found.balances, 'buckets', '[]'::jsonb);
 END
 $$;
@@ -254,10 +289,10 @@ BEGIN
 END
 $$;
 
--- End an id. `state` says how it was found: `open`, with its holds and its event, `ended` or `unknown`. An unknown id
--- ends only with `p_claims`; then the state is `new`.
-CREATE FUNCTION {schema}.usage_v1_end(
-    p_event_id text, p_claims boolean, p_is_abandoned boolean, OUT state text, OUT holds jsonb, OUT event text
+-- Lock an id. `state` says how it was found: `open`, with its holds and its event, `ended` or `unknown`. With `p_claims`
+-- an unknown id is added, and the state is `new`. The caller ends an open or new one with `usage_v1_end`.
+CREATE FUNCTION {schema}.usage_v1_find(
+    p_event_id text, p_claims boolean, OUT state text, OUT holds jsonb, OUT event text
 )
 LANGUAGE plpgsql
 AS $$
@@ -269,21 +304,14 @@ BEGIN
         WHERE request.event_id = p_event_id
         FOR UPDATE;
         IF FOUND THEN
-            IF state = 'open' THEN
-                UPDATE {schema}.requests AS request
-                SET ended = ledger.generation, is_abandoned = p_is_abandoned, worker = NULL, started_at = NULL,
-                    content = NULL, answer = NULL, holds = NULL, event = NULL
-                FROM {schema}.ledger AS ledger
-                WHERE request.event_id = p_event_id;
-            END IF;
             RETURN;
         END IF;
         state := 'unknown';
         IF NOT p_claims THEN
             RETURN;
         END IF;
-        INSERT INTO {schema}.requests (event_id, ended, is_abandoned)
-        SELECT p_event_id, ledger.generation, p_is_abandoned FROM {schema}.ledger AS ledger
+        INSERT INTO {schema}.requests (event_id, ended)
+        SELECT p_event_id, ledger.generation FROM {schema}.ledger AS ledger
         ON CONFLICT DO NOTHING;
         IF FOUND THEN
             state := 'new';
@@ -294,33 +322,113 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION {schema}.usage_v1_settle(p_event_id text, p_charges jsonb, p_event text)
-RETURNS jsonb
+CREATE FUNCTION {schema}.usage_v1_end(
+    p_event_id text, p_is_kept boolean DEFAULT false, p_is_released boolean DEFAULT false,
+    p_key text DEFAULT NULL, p_seq bigint DEFAULT NULL, p_sender uuid DEFAULT NULL, p_batch bigint DEFAULT NULL
+)
+RETURNS void
 LANGUAGE plpgsql
 AS $$
-DECLARE
-    v_ended record;
 BEGIN
-    SELECT * INTO v_ended FROM {schema}.usage_v1_end(p_event_id, false, false);
-    IF v_ended.state = 'open' THEN
-        RETURN {schema}.usage_v1_book(v_ended.holds, p_charges, p_event);
-    END IF;
-    RETURN jsonb_build_object('state', v_ended.state);
+    UPDATE {schema}.requests AS request
+    SET ended = ledger.generation, is_kept = p_is_kept, is_released = p_is_released, key = p_key, seq = p_seq,
+        sender = p_sender, batch = p_batch, worker = NULL, started_at = NULL, content = NULL, answer = NULL,
+        holds = NULL, event = NULL
+    FROM {schema}.ledger AS ledger
+    WHERE request.event_id = p_event_id;
 END
 $$;
 
-CREATE FUNCTION {schema}.usage_v1_record(p_event_id text, p_charges jsonb, p_event text)
+-- End an id that was found, with charges and an event.
+CREATE FUNCTION {schema}.usage_v1_end_charged(
+    p_event_id text, p_holds jsonb, p_charges jsonb, p_event text, p_key text, p_sender uuid, p_batch bigint
+)
 RETURNS jsonb
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_ended record;
+    v_settled jsonb := {schema}.usage_v1_book(p_holds, p_charges, p_event);
 BEGIN
-    SELECT * INTO v_ended FROM {schema}.usage_v1_end(p_event_id, true, false);
-    IF v_ended.state = 'ended' THEN
-        RETURN jsonb_build_object('state', v_ended.state);
+    PERFORM {schema}.usage_v1_end(
+        p_event_id, p_key => p_key, p_seq => (v_settled ->> 'seq')::bigint, p_sender => p_sender, p_batch => p_batch
+    );
+    RETURN v_settled;
+END
+$$;
+
+-- Answer a settlement of an id that has ended: if it is the same one, with its number and the present balances of the
+-- charged accounts. From now on it is one of the batch with which it came again.
+CREATE FUNCTION {schema}.usage_v1_settled_before(
+    p_event_id text, p_charges jsonb, p_key text, p_sender uuid, p_batch bigint
+)
+RETURNS jsonb
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_seq bigint;
+BEGIN
+    UPDATE {schema}.requests AS request
+    SET sender = p_sender, batch = p_batch
+    WHERE request.event_id = p_event_id AND request.key = p_key
+    RETURNING request.seq INTO v_seq;
+    IF NOT FOUND THEN
+        RETURN jsonb_build_object('state', 'ended');
     END IF;
-    RETURN {schema}.usage_v1_book(v_ended.holds, p_charges, p_event);
+    RETURN jsonb_build_object('seq', v_seq, 'balances', (
+        SELECT coalesce(jsonb_agg(jsonb_build_array(
+            charged.limit_key, charged.window_start, charged.subject,
+            coalesce(account.spent, 0), coalesce(account.reserved, 0)
+        )), '[]')
+        FROM (
+            SELECT DISTINCT
+                (charge ->> 0)::bigint AS limit_key, (charge ->> 1)::bigint AS window_start,
+                (charge ->> 2) COLLATE "C" AS subject
+            FROM jsonb_array_elements(p_charges) AS charge
+        ) AS charged
+        LEFT JOIN {schema}.accounts AS account USING (limit_key, subject, window_start)
+    ));
+END
+$$;
+
+CREATE FUNCTION {schema}.usage_v1_settle(
+    p_event_id text, p_charges jsonb, p_event text,
+    p_key text DEFAULT NULL, p_sender uuid DEFAULT NULL, p_batch bigint DEFAULT NULL
+)
+RETURNS jsonb
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_found record;
+BEGIN
+    SELECT * INTO v_found FROM {schema}.usage_v1_find(p_event_id, false);
+    CASE v_found.state
+        WHEN 'open' THEN
+            RETURN {schema}.usage_v1_end_charged(
+                p_event_id, v_found.holds, p_charges, p_event, p_key, p_sender, p_batch
+            );
+        WHEN 'ended' THEN
+            RETURN {schema}.usage_v1_settled_before(p_event_id, p_charges, p_key, p_sender, p_batch);
+        ELSE
+            RETURN jsonb_build_object('state', v_found.state);
+    END CASE;
+END
+$$;
+
+CREATE FUNCTION {schema}.usage_v1_record(
+    p_event_id text, p_charges jsonb, p_event text,
+    p_key text DEFAULT NULL, p_sender uuid DEFAULT NULL, p_batch bigint DEFAULT NULL
+)
+RETURNS jsonb
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    v_found record;
+BEGIN
+    SELECT * INTO v_found FROM {schema}.usage_v1_find(p_event_id, true);
+    IF v_found.state = 'ended' THEN
+        RETURN {schema}.usage_v1_settled_before(p_event_id, p_charges, p_key, p_sender, p_batch);
+    END IF;
+    RETURN {schema}.usage_v1_end_charged(p_event_id, v_found.holds, p_charges, p_event, p_key, p_sender, p_batch);
 END
 $$;
 
@@ -329,16 +437,19 @@ RETURNS jsonb
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_ended record;
+    v_found record;
+    v_settled jsonb;
 BEGIN
-    SELECT * INTO v_ended FROM {schema}.usage_v1_end(p_event_id, false, false);
-    IF v_ended.state <> 'open' THEN
-        RETURN jsonb_build_object('state', v_ended.state);
+    SELECT * INTO v_found FROM {schema}.usage_v1_find(p_event_id, false);
+    IF v_found.state <> 'open' THEN
+        RETURN jsonb_build_object('state', v_found.state);
     END IF;
-    RETURN {schema}.usage_v1_book(v_ended.holds, (
+    v_settled := {schema}.usage_v1_book(v_found.holds, (
         SELECT coalesce(jsonb_agg(jsonb_build_array(hold -> 0, hold -> 1, hold -> 2, hold -> 3, hold -> 5)), '[]')
-        FROM jsonb_array_elements(v_ended.holds) AS hold
-    ), v_ended.event);
+        FROM jsonb_array_elements(v_found.holds) AS hold
+    ), v_found.event);
+    PERFORM {schema}.usage_v1_end(p_event_id, p_is_kept => true);
+    RETURN v_settled;
 END
 $$;
 
@@ -347,13 +458,14 @@ RETURNS boolean
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_ended record;
+    v_found record;
 BEGIN
-    SELECT * INTO v_ended FROM {schema}.usage_v1_end(p_event_id, false, false);
-    IF v_ended.state <> 'open' THEN
+    SELECT * INTO v_found FROM {schema}.usage_v1_find(p_event_id, false);
+    IF v_found.state <> 'open' THEN
         RETURN false;
     END IF;
-    PERFORM {schema}.usage_v1_apply(v_ended.holds, '[]');
+    PERFORM {schema}.usage_v1_apply(v_found.holds, '[]');
+    PERFORM {schema}.usage_v1_end(p_event_id, p_is_released => true);
     RETURN true;
 END
 $$;
@@ -363,13 +475,14 @@ RETURNS boolean
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    v_ended record;
+    v_found record;
 BEGIN
-    SELECT * INTO v_ended FROM {schema}.usage_v1_end(p_event_id, true, true);
-    IF v_ended.state = 'ended' THEN
+    SELECT * INTO v_found FROM {schema}.usage_v1_find(p_event_id, true);
+    IF v_found.state = 'ended' THEN
         RETURN false;
     END IF;
-    PERFORM {schema}.usage_v1_apply(v_ended.holds, '[]');
+    PERFORM {schema}.usage_v1_apply(v_found.holds, '[]');
+    PERFORM {schema}.usage_v1_end(p_event_id, p_is_kept => true);
     RETURN true;
 END
 $$;
@@ -421,74 +534,6 @@ BEGIN
     END IF;
     PERFORM {schema}.usage_v1_apply('[]', p_differences);
     RETURN true;
-END
-$$;
-
--- Do the verbs [[name, event_id, …], …] in their order and in one transaction, and return their answers. First lock
--- everything that they use, in the order above: otherwise one verb's locks would follow those of another.
-CREATE FUNCTION {schema}.usage_v1_batch(p_verbs jsonb)
-RETURNS jsonb
-LANGUAGE plpgsql
-AS $$
-DECLARE
-    v_accounts jsonb;
-    v_verb jsonb;
-    v_answer jsonb;
-    v_answers jsonb := '[]';
-BEGIN
-    PERFORM
-    FROM {schema}.requests AS request
-    WHERE request.event_id IN (SELECT verb ->> 1 FROM jsonb_array_elements(p_verbs) AS verb)
-    ORDER BY request.event_id
-    FOR UPDATE;
-    SELECT coalesce(jsonb_agg(jsonb_build_array(
-        used.limit_key, used.window_start, used.subject, 0, 0, NULL, 0, used.since
-    )), '[]')
-    INTO v_accounts
-    FROM (
-        SELECT
-            (part.account ->> 0)::bigint AS limit_key, (part.account ->> 1)::bigint AS window_start,
-            part.account ->> 2 AS subject, min(part.since) AS since
-        FROM (
-            SELECT hold AS account, (hold ->> 7)::bigint AS since
-            FROM jsonb_array_elements(p_verbs) AS verb
-            CROSS JOIN LATERAL jsonb_array_elements(CASE WHEN verb ->> 0 = 'reserve' THEN verb -> 4 END) AS hold
-            UNION ALL
-            SELECT charge, NULL
-            FROM jsonb_array_elements(p_verbs) AS verb
-            CROSS JOIN LATERAL jsonb_array_elements(
-                CASE WHEN verb ->> 0 IN ('settle', 'record') THEN verb -> 2 END
-            ) AS charge
-            UNION ALL
-            SELECT hold, NULL
-            FROM jsonb_array_elements(p_verbs) AS verb
-            JOIN {schema}.requests AS request ON request.event_id = verb ->> 1
-            CROSS JOIN LATERAL jsonb_array_elements(request.holds) AS hold
-        ) AS part
-        GROUP BY 1, 2, 3
-    ) AS used;
-    PERFORM {schema}.usage_v1_lock(v_accounts);
-    FOR v_verb IN SELECT verb FROM jsonb_array_elements(p_verbs) AS verb LOOP
-        CASE v_verb ->> 0
-            WHEN 'reserve' THEN
-                v_answer := {schema}.usage_v1_reserve(
-                    v_verb ->> 1, v_verb ->> 2, (v_verb ->> 3)::bigint, v_verb -> 4, v_verb ->> 5
-                );
-            WHEN 'settle' THEN
-                v_answer := {schema}.usage_v1_settle(v_verb ->> 1, v_verb -> 2, v_verb ->> 3);
-            WHEN 'record' THEN
-                v_answer := {schema}.usage_v1_record(v_verb ->> 1, v_verb -> 2, v_verb ->> 3);
-            WHEN 'release' THEN
-                v_answer := to_jsonb({schema}.usage_v1_release(v_verb ->> 1));
-            WHEN 'abandon' THEN
-                v_answer := to_jsonb({schema}.usage_v1_abandon(v_verb ->> 1));
-            WHEN 'free' THEN
-                v_answer := to_jsonb({schema}.usage_v1_free(v_verb ->> 1, v_verb -> 2));
-        END CASE;
-        v_answers := v_answers || jsonb_build_array(v_answer);
-    END LOOP;
-    PERFORM {schema}.usage_v1_discard(v_accounts);
-    RETURN v_answers;
 END
 $$;
 
@@ -599,18 +644,28 @@ BEGIN
     ) AS closed
     WHERE account.limit_key = closed.limit_key AND account.subject = closed.subject
         AND account.window_start = closed.window_start;
-    -- An id is known for one to two generations, an abandoned one for a day more.
+    DELETE FROM {schema}.senders WHERE name IN (
+        SELECT old.name
+        FROM {schema}.senders AS old
+        WHERE old.generation < v_generation - 144
+        LIMIT p_slice
+        FOR UPDATE SKIP LOCKED
+    );
+    -- An id is known for one to two generations, an abandoned or recovered one for a day more. A settlement whose answer
+    -- may be missing is known as long as its sender.
     DELETE FROM {schema}.requests WHERE event_id IN (
         SELECT old.event_id
         FROM {schema}.requests AS old
-        WHERE NOT old.is_abandoned AND old.ended < v_generation - 1
+        WHERE NOT old.is_kept AND old.ended < v_generation - 1 AND NOT EXISTS (
+            SELECT FROM {schema}.senders AS sender WHERE sender.name = old.sender AND sender.number = old.batch
+        )
         LIMIT p_slice
-        FOR UPDATE SKIP LOCKED
+        FOR UPDATE OF old SKIP LOCKED
     );
     DELETE FROM {schema}.requests WHERE event_id IN (
         SELECT old.event_id
         FROM {schema}.requests AS old
-        WHERE old.is_abandoned AND old.ended < v_generation - 144
+        WHERE old.is_kept AND old.ended < v_generation - 144
         LIMIT p_slice
         FOR UPDATE SKIP LOCKED
     );
@@ -630,7 +685,7 @@ BEGIN
         SELECT oid FROM pg_proc
         WHERE pronamespace = '{schema}'::regnamespace AND proname IN (
             'usage_v1_reserve', 'usage_v1_settle', 'usage_v1_record', 'usage_v1_recover', 'usage_v1_release',
-            'usage_v1_abandon', 'usage_v1_free', 'usage_v1_correct', 'usage_v1_batch', 'usage_v1_snapshot',
+            'usage_v1_abandon', 'usage_v1_free', 'usage_v1_correct', 'usage_v1_snapshot',
             'usage_v1_waiting', 'usage_v1_acknowledge', 'usage_v1_agree', 'usage_v1_sync', 'usage_v1_maintain'
         )
     LOOP
