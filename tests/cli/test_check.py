@@ -81,7 +81,8 @@ def test_all_mistakes_are_listed_with_their_lines(check):
 @pytest.mark.parametrize(
     ("section", "expected"),
     [
-        ("storage: {backend: postgres}", "usage_plugin.storage.backend"),
+        ("storage: {backend: mysql}", "usage_plugin.storage.backend"),
+        ("storage: {backend: postgres}", "usage_plugin.storage.options.url"),
         ("ledger: {backend: valkey}", "usage_plugin.ledger.backend"),
         ("storage: {backend: sqlite, options: {pth: x}}", "usage_plugin.storage.options.pth"),
         ("ledger: {backend: postgres}", "usage_plugin.ledger.options.url"),

@@ -6,52 +6,29 @@ import json
 
 import pytest
 
+from tests.support.postgres import PostgresServer, new_schema, postgres
 from usage_plugin.config import load_config
 from usage_plugin.errors import ConfigError, SecretError
 from usage_plugin.runtime import Parts
 from usage_plugin.testing.builders import NOON
 from usage_plugin.tracking.privacy.secret import note_secret
 
+__all__ = ["postgres"]
+
 SECRET, OTHER = "0123456789abcdef" * 4, "fedcba9876543210" * 4
-SHARED = """
-from usage_plugin.ledgers.sqlite import SqliteLedgerBackend
-from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import SharedLedgerBackend
 
-class SharedFile(SharedLedgerBackend):
-    name = "shared"
-    options_model = SqliteLedgerBackend.options_model
 
-    def exists(self, options, context):
-        return SqliteLedgerBackend().exists(options, context)
-
-    def open(self, options, context):
-        return SqliteLedgerBackend().open(options, context)
-
-    def transport(self, options, context, clock):
-        raise AssertionError("no command needs it")
-
-    def register(self, options, context):
-        raise AssertionError("no command needs it")
-
-    def open_as_keeper(self, options, context, term):
-        raise AssertionError("no command needs it")
-
-    def trouble(self, options, context):
-        return []
-
-@hookimpl
-def usage_register_ledgers():
-    return [SharedFile()]
-"""
-IS_SHARED = "  plugins: [{path: shared.py}]\n  ledger: {backend: shared}\n"
+@pytest.fixture
+def is_shared(postgres: PostgresServer) -> str:
+    """The lines of a ledger on a server."""
+    options = {"url": postgres.url, "schema": new_schema()}
+    return f"  ledger: {{backend: postgres, options: {json.dumps(options)}}}\n"
 
 
 @pytest.fixture
 def configure(config_path, monkeypatch):
     """Return a function that adds lines to the section, with a secret in the environment."""
     monkeypatch.setenv("USAGE_PLUGIN_SECRET", SECRET)
-    (config_path.parent / "shared.py").write_text(SHARED)
     plain = config_path.read_text()
 
     def configure(*lines: str):
@@ -135,23 +112,26 @@ def test_a_misspelt_place_does_not_show_the_secret(configure, run):
     assert SECRET[:16] not in result.output
 
 
-def test_a_shared_ledger_needs_a_configured_secret(configure, run, config_path):
+def test_a_shared_ledger_needs_a_configured_secret(configure, run, config_path, is_shared):
     """Otherwise each host would create its own; the error says how to make one, and how to keep the present one."""
-    config = configure(IS_SHARED)
-    with pytest.raises(ConfigError, match=r"usage_plugin\.privacy\.secret: .* hosts share the ledger shared") as caught:
+    config = configure(is_shared)
+    with pytest.raises(
+        ConfigError, match=r"usage_plugin\.privacy\.secret: .* hosts share the ledger postgres"
+    ) as caught:
         Parts(config)
     assert "openssl rand -hex 32" in str(caught.value)
     assert str(config_path.parent / "data" / "secret") in str(caught.value)
     for words in (["check"], ["status"]):
         assert "openssl" in run(*words).output
-    begin(configure(IS_SHARED, FROM_ENVIRONMENT))
+    begin(configure(is_shared, FROM_ENVIRONMENT))
     assert run("status").exit_code == 0
 
 
-@pytest.mark.parametrize("ledger", ["", IS_SHARED])
-def test_commands_with_another_secret_say_so(configure, run, monkeypatch, ledger):
+@pytest.mark.parametrize("ledger", ["file", "server"])
+def test_commands_with_another_secret_say_so(configure, run, monkeypatch, ledger, request):
     """Sums stay readable with a remark, and no name is searched for or written under a wrong pseudonym."""
-    begin(configure(ledger, FROM_ENVIRONMENT))
+    section = request.getfixturevalue("is_shared") if ledger == "server" else ""
+    begin(configure(section, FROM_ENVIRONMENT))
     run.ok("profile", "eva", "--tier", "gold")
     monkeypatch.setenv("USAGE_PLUGIN_SECRET", OTHER)
     for words in (["report"], ["limits"], ["status"]):
