@@ -56,20 +56,22 @@ def check_options(where: str, model: type[BaseModel], options: Mapping[str, Any]
     try:
         return model.model_validate(options)
     except ValidationError as error:
+        raise ConfigError("; ".join(_described(where, model, mistake) for mistake in error.errors())) from None
+
+
+def _described(where: str, model: type[BaseModel], mistake: Mapping[str, Any]) -> str:
+    """Return a mistake for people.
+
+    The value is left out where it may be a credential: that of an unknown option, which may be a misspelt one, and all
+    options together.
+    """
+    location = mistake["loc"]
+    place = ".".join([where, *map(str, location)])
+    if mistake["type"] == "extra_forbidden" and len(location) == 1:
         known = ", ".join(field.alias or name for name, field in model.model_fields.items()) or "none"
-        raise ConfigError(
-            "; ".join(
-                f"{'.'.join([where, *map(str, mistake['loc'])])}: found {_shown(mistake['input'])}: "
-                + (f"unknown option; known options: {known}" if unknown else mistake["msg"])
-                for mistake in error.errors()
-                for unknown in [mistake["type"] == "extra_forbidden" and len(mistake["loc"]) == 1]
-            )
-        ) from None
-
-
-def _shown(value: object) -> str:
-    """Return a value for an error, without the credentials in a URL, which may be under a misspelt key."""
-    return _CREDENTIALS.sub("…@", repr(value))
+        return f"{place}: unknown option; known options: {known}"
+    found = f"found {_CREDENTIALS.sub('…@', repr(mistake['input']))}: " if location else ""
+    return f"{place}: {found}{mistake['msg']}"
 
 
 def choose(where: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:
