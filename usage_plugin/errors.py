@@ -24,6 +24,7 @@
     │  └─ NothingRecordedError          because nothing has been recorded yet
     ├─ StorageError                     the store cannot do the operation; the driver's error is the cause
     │  ├─ StorageUnavailableError       for now; retry
+    │  │  ├─ ObjectReplacedError        until the newer state is read
     │  │  └─ StorageDamagedError        until the store is replaced or restored
     │  ├─ StoragePrunedError            because it has been deleted
     │  └─ StorageVersionError           because a newer version of this package wrote the file
@@ -165,6 +166,10 @@ class StorageError(UsagePluginError):
 
 class StorageUnavailableError(StorageError):
     """The store cannot be reached for now; try again."""
+
+
+class ObjectReplacedError(StorageUnavailableError):
+    """An object of the store is missing: another process has replaced it."""
 
 
 class StorageDamagedError(StorageUnavailableError):

@@ -42,6 +42,7 @@ def test_abilities_of_the_shipped_backends() -> None:
             "HandsOut", "KeepsCopies", "KeepsHours", "LeavesTraces", "Ranks", "Reports", "Restorable", "Sorts",
         ],
         "postgres": ["KeepsHours", "LeavesTraces", "Ranks", "Sorts"],
+        "objects": ["LeavesTraces"],
     }  # fmt: skip
     assert {name for names in found.values() for name in names} == {
         ability.__name__ for ability in (*ABILITIES, *BACKEND_ABILITIES)

@@ -63,6 +63,7 @@ BUILTIN_PLUGINS = (
     "usage_plugin.backends.partitioned",
     "usage_plugin.backends.hybrid",
     "usage_plugin.backends.postgres",
+    "usage_plugin.backends.objects",
 )
 
 OPTIONAL_PLUGINS = {"chroma": "usage_plugin.contrib.chroma"}
