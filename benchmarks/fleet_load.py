@@ -36,7 +36,7 @@ from usage_plugin.tracking.admission.remote_request_ledger import RemoteRequestL
 from usage_plugin.tracking.ledger_thread import LedgerThread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from usage_plugin.domain.request_ledger import RequestLedger
 
@@ -106,7 +106,7 @@ class Load:
 
 
 async def _run(
-    load: Load, requests: list[Callable[[], Awaitable[None]]], seconds: float, end: Callable[[], Awaitable[None]]
+    load: Load, requests: Sequence[Callable[[], Awaitable[None]]], seconds: float, end: Callable[[], Awaitable[None]]
 ) -> dict[str, Any]:
     """Make requests concurrently, one after the other in each of `requests`, and measure."""
     for _ in range(3):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.object_server import s3
-from tests.support.postgres import postgres, storage_options
+from tests.support.storage_options import postgres, s3, storage_options
 
 __all__ = ["postgres", "s3", "storage_options"]

@@ -64,8 +64,7 @@ class ObjectServer:
 
     def opening(self, folder: Path) -> PrefixOpening:
         """Return the opening of a new history, below a prefix of its own."""
-        options = {"url": _new_url(), "endpoint": self.url, **KEY}
-        return PrefixOpening(ObjectsBackend(), folder / "data" / "usage", options)
+        return PrefixOpening(ObjectsBackend(), folder / "data" / "usage", new_options(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +74,11 @@ class PrefixOpening(StoreOpening):
     def another(self) -> PrefixOpening:
         """Return the opening of another, new history."""
         return replace(self, options={**self.options, "url": _new_url()})
+
+
+def new_options(server: ObjectServer) -> dict[str, str]:
+    """Return the options of a new history on a server."""
+    return {"url": _new_url(), "endpoint": server.url, **KEY}
 
 
 def _new_url() -> str:

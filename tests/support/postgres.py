@@ -20,7 +20,7 @@ import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote
 
 import psycopg
@@ -242,18 +242,6 @@ def postgres_server(folder: Path, *, largest_file: int = 0) -> Iterator[Postgres
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture
-def storage_options(request: pytest.FixtureRequest) -> Callable[[str], dict[str, Any]]:
-    """Return the options of a new store of a backend; the server is started if one needs it."""
-
-    def options(backend: str) -> dict[str, Any]:
-        if backend != "postgres":
-            return {}
-        return {"url": request.getfixturevalue("postgres").url, "schema": new_schema()}
-
-    return options
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,11 @@ class Workers(ABC):
     def keeps(self) -> bool:
         """Whether this worker is the keeper."""
 
+    @property
+    def term(self) -> int:
+        """A number that changes whenever this worker becomes the keeper; 0 while it is not."""
+        return int(self.keeps)
+
     @abstractmethod
     def stop_keeping(self) -> None:
         """Let another worker become the keeper."""

@@ -156,10 +156,16 @@ class Parts:
         return self._ledger.open(self._ledger_options, self._context)
 
     def keeper_opening(self, workers: Workers) -> Callable[[], OpenLedger] | None:
-        """Return the function that opens the ledger for a thread of the keeper; None for a ledger in a file."""
-        if not isinstance(self._ledger, SharedLedgerBackend) or not isinstance(workers, FleetWorkers):
+        """Return the function that opens the ledger in the keeper's present term; None for a ledger in a file."""
+        shared = self._ledger
+        if not isinstance(shared, SharedLedgerBackend):
             return None
-        return partial(self._ledger.open_as_keeper, self._ledger_options, self._context, lambda: workers.term)
+
+        def open_in_term() -> OpenLedger:
+            term = workers.term
+            return shared.open_as_keeper(self._ledger_options, self._context, lambda: term)
+
+        return open_in_term
 
     def request_ledger(
         self, ledger: Ledger, workers: Workers, clock: Clock, reader: LedgerThread

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from usage_plugin.domain.operations import Anomaly
@@ -71,8 +71,8 @@ class Keeper:
         Args:
             open_ledger: opens the ledger for the chores.
             open_store: opens the store.
-            open_as_keeper: opens the ledger for the keeper's work, so that its writes fail once another worker is the
-                keeper. None: `open_ledger` does.
+            open_as_keeper: opens the ledger for the keeper's work, so that its writes fail after the present term.
+                None: `open_ledger` does.
             workers: the workers of the data folder, including this one.
             clock: the clock for recorded times. The thread's intervals are in real time.
             unstorable: the file for events that the store never takes.
@@ -83,8 +83,9 @@ class Keeper:
             chores: functions that this worker calls once a second, keeper or not.
         """
         self._open_ledger = open_ledger
-        self._open_as_keeper = open_as_keeper or open_ledger
-        self._has_own_opening = open_as_keeper is not None
+        self._open_as_keeper = open_as_keeper
+        self._kept: OpenLedger | None = None
+        self._term = 0
         self._open_store = open_store
         self._workers = workers
         self._clock = clock
@@ -120,14 +121,12 @@ class Keeper:
             # If an attempt fails while `stop` is called, one more follows: one failure must not cost the last flush.
             is_last = self._stopping.is_set()
             try:
-                with ExitStack() as stack:
-                    opened = self._open_ledger()
-                    stack.callback(opened.close)
-                    kept = opened
-                    if self._has_own_opening:
-                        kept = self._open_as_keeper()
-                        stack.callback(kept.close)
-                    self._work(opened, kept)
+                opened = self._open_ledger()
+                try:
+                    self._work(opened)
+                finally:
+                    self._close_kept()
+                    opened.close()
                 break
             except LedgerError as error:
                 log.error("keeper.interrupted", again_in_seconds=self._pause, **short_error(error))  # noqa: TRY400
@@ -142,13 +141,8 @@ class Keeper:
             self._store_work.end(max(0.0, self._give_up_at - time.monotonic()))
         self._workers.stop_keeping()
 
-    def _work(self, opened: OpenLedger, kept: OpenLedger) -> None:
-        """Work in turns until `stop` is called. A failure of the ledger is raised.
-
-        Args:
-            opened: the ledger for the chores.
-            kept: the ledger for the keeper's work.
-        """
+    def _work(self, opened: OpenLedger) -> None:
+        """Work in turns until `stop` is called. A failure of the ledger is raised."""
         while not self._stopping.is_set():
             is_round = time.monotonic() - self._last_round >= ROUND_EVERY
             if is_round:
@@ -156,13 +150,14 @@ class Keeper:
                 for chore in self._chores:
                     _unless_busy(chore, opened)
             if self._workers.try_to_keep():
+                kept = self._as_keeper(opened)
                 # First, since it does not need the ledger.
                 self._store_work.watch()
                 _unless_busy(_shorten_log, kept)
                 if is_round:
                     _unless_busy(self._housekeeping, kept)
             else:
-                self._store_work.abandon()
+                self._end_term(0)
             self._pause = ROUND_EVERY
             self._stopping.wait(min(SHORTEN_EVERY, ROUND_EVERY))
         for chore in self._chores:
@@ -170,6 +165,32 @@ class Keeper:
         if time.monotonic() < self._give_up_at:
             # A worker that was stopped at once may not have tried to become the keeper yet.
             self._workers.try_to_keep()
+
+    def _as_keeper(self, opened: OpenLedger) -> OpenLedger:
+        """Return the ledger for the keeper's work of the present term."""
+        term = self._workers.term
+        if term != self._term:
+            self._end_term(term)
+        if self._open_as_keeper is None:
+            return opened
+        if self._kept is None:
+            self._kept = self._open_as_keeper()
+        return self._kept
+
+    def _end_term(self, next_term: int) -> None:
+        """Leave the store to the next keeper, which may be this worker.
+
+        Between two terms a server may have lost events that the store has. A new attempt finds that out.
+        """
+        if self._term:
+            self._store_work.abandon()
+        self._close_kept()
+        self._term = next_term
+
+    def _close_kept(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _housekeeping(self, opened: OpenLedger) -> None:
         self._problems.tell(opened.operations, "store", self._store_work.problem)
@@ -213,7 +234,7 @@ class Keeper:
 
     async def _work_on_store(self, attempt: Attempt) -> None:
         """Flush the outbox into the store, backfill and prune, in the store's own thread."""
-        opened = self._open_as_keeper()
+        opened = (self._open_as_keeper or self._open_ledger)()
         ledger, operations = opened.ledger, opened.operations
         try:
             async with self._open_store() as store:
