@@ -9,34 +9,28 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.connection import SSLConnection as BlockingSSLConnection
-from redis.connection import UnixDomainSocketConnection as BlockingUnixDomainSocketConnection
-from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from usage_plugin.errors import LedgerBusyError, LedgerError
 from usage_plugin.ledgers.valkey import batch as wire
+from usage_plugin.ledgers.valkey.address import Address
+from usage_plugin.ledgers.valkey.connections import asynchronous_connection, connect_asynchronously
 from usage_plugin.ledgers.valkey.server import (
+    CONFIRM_TIMEOUT_MS,
     check_suitable,
-    connection_options,
     information_in,
+    is_from_replica,
+    is_of_the_script,
     keys_of,
-    location_of,
     script,
     translate,
+    unconfirmed,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from usage_plugin.domain.ledger_batch import Answer, Verb
-
-_CONFIRM_TIMEOUT_MS = 500
-
-_KINDS: dict[Any, type[Connection | UnixDomainSocketConnection]] = {
-    BlockingSSLConnection: SSLConnection,
-    BlockingUnixDomainSocketConnection: UnixDomainSocketConnection,
-}
 
 
 class ValkeyTransport:
@@ -50,11 +44,10 @@ class ValkeyTransport:
             prefix: the hash tag of all keys.
             replicas: the number of replicas that must have a batch before it is answered.
         """
-        self.location = location_of(url)
+        self._address = Address(url)
+        self.location = self._address.location
         self._keys = keys_of(prefix)
-        options = connection_options(url)
-        kind = _KINDS.get(options.pop("connection_class", None), Connection)
-        self._connection: Any = kind(**options)
+        self._connection: Any = asynchronous_connection(self._address)
         self._replicas = replicas
         self._sender = uuid.uuid4().hex
         self._number = 0
@@ -73,7 +66,7 @@ class ValkeyTransport:
             replies = await self._run(arguments)
             await self._confirm()
         except ResponseError as error:
-            if "user_script" not in str(error) or isinstance(error, OutOfMemoryError):
+            if not is_of_the_script(error):
                 raise translate(error, self.location) from error
             if len(batch) == 1:
                 return [translate(error, self.location)]
@@ -104,13 +97,9 @@ class ValkeyTransport:
         """
         if not self._replicas:
             return
-        confirmed = await self._exchange("WAIT", self._replicas, _CONFIRM_TIMEOUT_MS)
+        confirmed = await self._exchange("WAIT", self._replicas, CONFIRM_TIMEOUT_MS)
         if confirmed < self._replicas:
-            raise LedgerError(
-                f"The Valkey server at {self.location} has a batch that {self._replicas - confirmed} of"
-                f" {self._replicas} replicas lack.",
-                hint="Check that the replicas run and follow this server.",
-            )
+            raise unconfirmed(self.location, confirmed, self._replicas)
 
     async def _connect(self) -> None:
         """Connect where there is no connection, and check the server again: it may be another one.
@@ -121,7 +110,7 @@ class ValkeyTransport:
         if self._connection.is_connected:
             return
         try:
-            await self._connection.connect()
+            await connect_asynchronously(self._address, self._connection)
             information = information_in(await self._exchange("INFO"))
             check_suitable(information, self.location)
         except RedisError as error:
@@ -134,7 +123,10 @@ class ValkeyTransport:
         try:
             await self._connection.send_command(*command)
             return await self._connection.read_response()
-        except ResponseError:
+        except ResponseError as error:
+            if is_from_replica(error):
+                # It was the primary before: the next connection leads to the present one.
+                await self.close()
             raise
         except BaseException:
             # A late answer must not be taken for that of a later batch.
