@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from tests.support.valkey import RunningServer, valkey_opening
+from tests.support.valkey import RunningServer, valkey_opening, valkey_server
+from tests.support.waiting import wait_until
 from usage_plugin.domain.erasure import NameMatches
 from usage_plugin.domain.ledger import AccountKey, Charge
 from usage_plugin.domain.operations import Adjustment, AlertKey, Anomaly, AuditEntry, NotedAlert, RefusalCount
@@ -323,3 +324,29 @@ def test_a_former_keeper_writes_no_record(valkey: RunningServer, options: Valkey
 
 def dump(server: RunningServer, options: ValkeyOptions) -> dict[str, bytes]:
     return {name: server.command("DUMP", f"{{{options.prefix}}}:{name}") for name in RECORD_KEY_NAMES}
+
+
+# ── traces ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_no_byte_is_left_of_what_was_erased(tmp_path_factory: pytest.TempPathFactory):
+    """After compacting, the name is in no file of the server, and the other events are as they were."""
+    folder = tmp_path_factory.mktemp("v")
+    with valkey_server(folder, rdbcompression="no") as server:
+        opened = open_valkey_ledger(ValkeyOptions.model_validate({"url": server.url}))
+        fill(opened, "first-person")
+        fill(opened, "second-person")
+        assert {b"first-person", b"second-person"} <= names_in(folder)
+        second = opened.ledger.outbox(1, 10)
+        opened.erasable.erase(opened.erasable.find("first-person"))
+        opened.profiles.remove("first-person")
+        opened.erasable.compact()
+        assert opened.ledger.outbox(0, 10) == second
+        # The server deletes the former file in the background.
+        wait_until(lambda: names_in(folder) == {b"second-person"})
+        opened.close()
+
+
+def names_in(folder: Path) -> set[bytes]:
+    content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    return {name for name in (b"first-person", b"second-person") if name in content}

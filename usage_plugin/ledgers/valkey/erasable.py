@@ -57,6 +57,8 @@ class ValkeyErasable(Erasable):
         for verb, texts in ("erase_accounts", fields), ("erase_entries", numbers):
             for at in range(0, len(texts), _SLICE):
                 self._server.run(*batch.encode(verb, encode_record(texts[at : at + _SLICE])))
+        if numbers:
+            self._server.run(*batch.encode("rewrite_outbox"))
 
     def compact(self) -> None:
         """Rewrite the append-only file and the snapshot, and wait until they are written.
