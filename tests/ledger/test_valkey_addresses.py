@@ -151,7 +151,7 @@ def test_the_driver_is_an_extra(monkeypatch: pytest.MonkeyPatch):
     """Without redis-py the error has the command that installs it."""
     backend, options = ValkeyLedgerBackend(), ValkeyOptions.model_validate({"url": "valkey://db"})
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    for use in (backend.check, backend.exists, backend.open):
+    for use in (backend.check, backend.exists, backend.open, backend.trouble):
         with pytest.raises(ConfigError, match=r'pip install "usage-plugin\[valkey\]"'):
             use(options, CONTEXT)
 

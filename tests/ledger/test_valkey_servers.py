@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+import re
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.support.valkey import RunningServer, free_port, valkey_opening, valkey_server
 from tests.support.valkey_network import make_certificates, tls_in_front_of
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, wait_until
 from usage_plugin.domain.ledger import Balance, Charge, Settled
 from usage_plugin.domain.ledger_batch import Record
 from usage_plugin.errors import LedgerBusyError, LedgerError
@@ -18,6 +19,7 @@ from usage_plugin.ledgers.valkey import ValkeyOptions
 from usage_plugin.ledgers.valkey.opening import connect_to, has_ledger, open_valkey_ledger
 from usage_plugin.ledgers.valkey.server import check_suitable
 from usage_plugin.ledgers.valkey.transport import ValkeyTransport
+from usage_plugin.ledgers.valkey.trouble import trouble_of, valkey_trouble
 from usage_plugin.testing.builders import ANN, END, record_new
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ async def test_an_unsuitable_server_is_refused(tmp_path_factory: pytest.TempPath
     settings, message = UNSUITABLE[name]
     with valkey_server(tmp_path_factory.mktemp("v"), **settings) as server:
         options = options_of(server.url)
-        for use in (open_valkey_ledger, has_ledger):
+        for use in (open_valkey_ledger, has_ledger, trouble_of):
             with pytest.raises(LedgerError, match=message):
                 use(options)
         transport = ValkeyTransport(server.url, "usage")
@@ -214,3 +216,55 @@ async def is_done(transport: ValkeyTransport, verb: Verb) -> bool:
     except LedgerError:
         return False
     return isinstance(answer, Settled)
+
+
+# ── trouble ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_settings_that_endanger_a_ledger_are_listed(tmp_path_factory: pytest.TempPathFactory):
+    """Each with its remedy; a good server has none."""
+    port = str(free_port())
+    with ExitStack() as stack:
+        start = stack.enter_context
+        server = start(valkey_server(tmp_path_factory.mktemp("v"), port=port, maxmemory="1gb"))
+        connection = connect_to(options_of(server.url))
+
+        def trouble(replicas: int) -> list[str]:
+            return valkey_trouble(connection, replicas)
+
+        (alone,) = trouble(0)
+        assert "No replica is connected" in alone
+        assert "Add one" in alone
+        (lacking,) = trouble(1)
+        assert "0 of 1 replicas are connected, so every change fails. Start the replicas" in lacking
+        start(valkey_server(tmp_path_factory.mktemp("v"), replicaof=f"127.0.0.1 {port}"))
+        wait_until(lambda: trouble(1) == [])
+        (unused,) = trouble(0)
+        assert "`replicas` is 0" in unused
+
+        for name, value, expected in (
+            ("appendfsync", "no", "`appendfsync` is `no`.*Set `appendfsync everysec`"),
+            ("no-appendfsync-on-rewrite", "yes", "nothing is synced while.*Set it to `no`"),
+            ("maxmemory", "0", "`maxmemory` is unset.*Set `maxmemory`"),
+            ("maxmemory", "1", "% full; 0 more requests fit.*Raise `maxmemory`"),
+        ):
+            before = server.command("CONFIG", "GET", name).split(b"\r\n")[-2].decode()
+            server.command("CONFIG", "SET", name, value)
+            (found,) = trouble(1)
+            assert re.search(expected, found)
+            server.command("CONFIG", "SET", name, before)
+        assert trouble(1) == []
+
+        opened = open_valkey_ledger(options_of(server.url))
+        record_new(opened.ledger, [], "event")
+        opened.close()
+        assert trouble(1) == []
+        server.command("HSET", "{usage}:meta", "waiting_events", "400000")
+        (behind,) = trouble(1)
+        assert re.search("The outbox has 400000 events, about 261 MB.*`usage-plugin status`", behind)
+        server.command("HSET", "{usage}:meta", "waiting_events", "0")
+
+        with limited_user(server, "usage") as login:
+            (unseen,) = trouble_of(options_of(f"valkey://{login}@127.0.0.1:{port}", replicas=1))
+            assert re.search("does not permit CONFIG GET.*Check that it is `everysec`", unseen)
+        connection.close()

@@ -54,6 +54,14 @@ class ValkeyLedgerBackend(LedgerBackend[ValkeyOptions]):
 
         return open_valkey_ledger(options)
 
+    def trouble(self, options: ValkeyOptions, context: BackendContext) -> list[str]:
+        """Return the settings of the server that endanger the ledger, each with its remedy, for people."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.trouble import trouble_of  # noqa: PLC0415  # as above
+
+        return trouble_of(options)
+
 
 def _check_installed() -> None:
     if importlib.util.find_spec("redis") is None:
