@@ -16,17 +16,29 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.waiting import wait_until
+from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.open_ledger import OpenLedger
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
 from usage_plugin.ledgers.valkey import ValkeyOptions, open_valkey_core, valkey_ledger_exists
-from usage_plugin.plugins.interface import BackendContext, LedgerBackend
-from usage_plugin.testing.openings import LedgerOpening
+from usage_plugin.ledgers.valkey.register import ANSWER_TIMEOUT, ValkeyRegister
+from usage_plugin.ledgers.valkey.server import ValkeyServer
+from usage_plugin.ledgers.valkey.transport import ValkeyTransport
+from usage_plugin.plugins.interface import BackendContext, SharedLedgerBackend
+from usage_plugin.testing.openings import SharedLedgerOpening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SUITABLE = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
+    from usage_plugin.domain.clock import Clock
+
+SUITABLE = {
+    "bind": "127.0.0.1",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "maxmemory-policy": "noeviction",
+    "save": "",
+}
 
 _KEEPER = """
 import subprocess, sys
@@ -40,14 +52,24 @@ server.wait()
 
 @dataclasses.dataclass
 class RunningServer:
-    """A server, and its process id for signals."""
+    """A server, its process id for signals, and its port on the loopback, or 0."""
 
     socket_path: Path
     pid: int
+    port: int = 0
 
     @property
     def url(self) -> str:
         return f"unix://{self.socket_path}"
+
+    @property
+    def network_url(self) -> str:
+        return f"valkey://127.0.0.1:{self.port}/0"
+
+    def promote(self) -> None:
+        """Make it another incarnation without a loss: a replica of a server that is not there, and a primary again."""
+        assert self.command("REPLICAOF", "127.0.0.1", "1") == b"+OK\r\n"
+        assert self.command("REPLICAOF", "NO", "ONE") == b"+OK\r\n"
 
     def command(self, *command: str) -> bytes:
         """Do a command without any driver, and return the first 64 KB of the answer as sent."""
@@ -91,7 +113,7 @@ def valkey_server(folder: Path, **settings: str) -> Iterator[RunningServer]:
     )
     try:
         assert keeper.stdout is not None
-        server = RunningServer(socket_path, int(keeper.stdout.readline()))
+        server = RunningServer(socket_path, int(keeper.stdout.readline()), int(options["port"]))
         wait_until(lambda: _answers(server))
         yield server
     finally:
@@ -105,7 +127,25 @@ def _answers(server: RunningServer) -> bool:
         return False
 
 
-class ValkeyOnSqlite(LedgerBackend[ValkeyOptions]):
+def free_port() -> int:
+    """Return a port on the loopback that nothing uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def transport_of(options: ValkeyOptions, clock: Clock | None = None) -> ValkeyTransport:
+    """Return a connection for the request path."""
+    url = options.url.get_secret_value()
+    return ValkeyTransport(url, options.prefix, clock or SystemClock(), replicas=options.replicas)
+
+
+def register_of(options: ValkeyOptions) -> ValkeyRegister:
+    """Connect to the register of the fleet."""
+    return ValkeyRegister(ValkeyServer(options.url.get_secret_value(), options.prefix, answer_timeout=ANSWER_TIMEOUT))
+
+
+class ValkeyOnSqlite(SharedLedgerBackend[ValkeyOptions]):
     """A core on the server, and the other parts in SQLite; it is pickled into other processes."""
 
     name = "valkey"
@@ -115,17 +155,31 @@ class ValkeyOnSqlite(LedgerBackend[ValkeyOptions]):
         return valkey_ledger_exists(options)
 
     def open(self, options: ValkeyOptions, context: BackendContext) -> OpenLedger:
+        return self.open_as_keeper(options, context, None)
+
+    def open_as_keeper(
+        self, options: ValkeyOptions, context: BackendContext, term: Callable[[], int] | None
+    ) -> OpenLedger:
         context.data_dir.mkdir(parents=True, exist_ok=True)
         lender = open_sqlite_ledger(context.data_dir / "ledger.db")
         try:
-            core = open_valkey_core(options)
+            core = open_valkey_core(options, term)
         except BaseException:
             lender.close()
             raise
         return lender.with_core(core.ledger, core.erasable)
 
+    def transport(self, options: ValkeyOptions, context: BackendContext, clock: Clock) -> ValkeyTransport:
+        return transport_of(options, clock)
 
-class ValkeyOpening(LedgerOpening):
+    def register(self, options: ValkeyOptions, context: BackendContext) -> ValkeyRegister:
+        return register_of(options)
+
+    def trouble(self, options: ValkeyOptions, context: BackendContext) -> list[str]:
+        return []
+
+
+class ValkeyOpening(SharedLedgerOpening):
     """Gives each ledger keys of its own."""
 
     def another(self) -> ValkeyOpening:
@@ -137,7 +191,7 @@ class ValkeyOpening(LedgerOpening):
 
 def valkey_opening(server: RunningServer, data_dir: Path) -> ValkeyOpening:
     """Return the opening of a new ledger on a server."""
-    options: dict[str, Any] = {"url": server.url, "prefix": _prefix(data_dir)}
+    options: dict[str, Any] = {"url": server.network_url if server.port else server.url, "prefix": _prefix(data_dir)}
     return ValkeyOpening(ValkeyOnSqlite(), data_dir, options)
 
 

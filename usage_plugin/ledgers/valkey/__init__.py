@@ -5,7 +5,7 @@ It is a core: accounts, reservations and the outbox. Only this package knows the
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -14,6 +14,9 @@ from usage_plugin.ledgers.valkey.erasable import ValkeyErasable
 from usage_plugin.ledgers.valkey.ledger import ValkeyLedger
 from usage_plugin.ledgers.valkey.server import SCHEMES, ValkeyServer
 from usage_plugin.plugins.interface import Options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class ValkeyOptions(Options):
@@ -58,14 +61,18 @@ def valkey_ledger_exists(options: ValkeyOptions) -> bool:
         server.close()
 
 
-def open_valkey_core(options: ValkeyOptions) -> ValkeyCore:
+def open_valkey_core(options: ValkeyOptions, term: Callable[[], int] | None = None) -> ValkeyCore:
     """Open the core for the calling thread; create it if it is missing.
+
+    Args:
+        options: the address of the server.
+        term: the term of a keeper; None for all others.
 
     Raises:
         LedgerError: the server does not answer, or cannot keep a ledger.
         StorageVersionError: a newer version wrote it.
     """
-    server = ValkeyServer(options.url.get_secret_value(), options.prefix)
+    server = ValkeyServer(options.url.get_secret_value(), options.prefix, replicas=options.replicas, term=term)
     try:
         ledger = ValkeyLedger(server)
     except BaseException:

@@ -22,15 +22,17 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from usage_plugin.errors import LedgerError
+from usage_plugin.errors import KeeperReplacedError, LedgerError, LedgerReplacedError
+from usage_plugin.ledgers.valkey.batch import Header
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from usage_plugin.ledgers.valkey.batch import Reply
 
 KEY_NAMES = (
     "meta", "accounts", "index", "reservations", "drafts", "ended", "ended-before", "abandoned", "outbox", "senders",
+    "members", "fleet",
 )  # fmt: skip
 """In the order of KEYS in the script."""
 
@@ -42,10 +44,12 @@ SCHEMES = {"valkey": "redis", "valkeys": "rediss", "redis": "redis", "rediss": "
 
 _CONNECT_TIMEOUT = 1.0
 _ANSWER_TIMEOUT = 10.0
+CONFIRM_TIMEOUT_MS = 500
+_SYNC_TIMEOUT_MS = 5_000
 
 
 class Script(NamedTuple):
-    """The script `ledger.lua`, and the name by which a server that has it runs it."""
+    """A script, and the name by which a server that has it runs it."""
 
     text: bytes
     name: str
@@ -53,8 +57,9 @@ class Script(NamedTuple):
 
 @cache
 def script() -> Script:
-    """Return the script."""
-    text = (resources.files(__package__) / "ledger.lua").read_bytes()
+    """Return the script of the ledger."""
+    files = resources.files(__package__)
+    text = b"".join((files / name).read_bytes() for name in ("fence.lua", "ledger.lua", "fleet.lua", "batch.lua"))
     return Script(text, hashlib.sha1(text).hexdigest())  # noqa: S324  # the server's name for it
 
 
@@ -97,11 +102,29 @@ def keys_of(prefix: str) -> list[str]:
 class ValkeyServer:
     """A server as one thread sees it."""
 
-    def __init__(self, url: str, prefix: str) -> None:
-        """Prepare a connection; the first command connects."""
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        *,
+        replicas: int = 0,
+        term: Callable[[], int] | None = None,
+        answer_timeout: float = _ANSWER_TIMEOUT,
+    ) -> None:
+        """Prepare a connection; the first command connects.
+
+        Args:
+            url: The address.
+            prefix: The hash tag of all keys.
+            replicas: The number of replicas that must have what `run` has written.
+            term: The term of a keeper, without which `run` writes nothing; None for all others.
+            answer_timeout: Seconds until a server counts as unreachable.
+        """
         self.location = location_of(url)
+        self._replicas = replicas
+        self._term = term
         self.keys = keys_of(prefix)
-        options = connection_options(url)
+        options = connection_options(url) | {"socket_timeout": answer_timeout}
         self._connection: Any = options.pop("connection_class", Connection)(**options)
 
     def command(self, *command: bytes | str | int) -> Reply:
@@ -111,28 +134,92 @@ class ValkeyServer:
             LedgerError: the server does not answer, or rejects it.
         """
         try:
+            self._drop_closed()
             return self._exchange(command)
         except RedisError as error:
             raise translate(error, self.location) from error
 
-    def run(self, *arguments: bytes) -> Reply:
-        """Run the script with the arguments of one verb, and return its answer.
+    def read(self, *arguments: bytes) -> Reply:
+        """Do a verb that only reads, and return its answer.
 
         Raises:
+            LedgerError: the server does not answer, or rejects it.
+        """
+        return self.script(Header(), arguments)
+
+    def run(self, *arguments: bytes) -> Reply:
+        """Do a verb that writes, and return its answer once the replicas have it.
+
+        Raises:
+            KeeperReplacedError: another worker is the keeper. Nothing was done.
             LedgerError: the server does not answer, or rejects it. In the first case it may have been done.
         """
-        rest: tuple[bytes | str | int, ...] = (len(self.keys), *self.keys, "", "0", *arguments)
+        answer = self.script(Header(term=self._present_term()), arguments)
+        if self._replicas:
+            self.confirm()
+        return answer
+
+    def check_term(self) -> None:
+        """Check that this thread is still the keeper's, for commands that change no records.
+
+        Raises:
+            KeeperReplacedError: another worker is the keeper.
+        """
+        self.script(Header(term=self._present_term()), ())
+
+    def _present_term(self) -> str:
+        return "" if self._term is None else str(self._term())
+
+    def script(self, header: Header, arguments: Sequence[bytes]) -> Reply:
+        """Run the script with one verb, and return its answer; None without a verb."""
+        rest: tuple[bytes | str | int, ...] = (len(self.keys), *self.keys, *header, *arguments)
         try:
+            self._drop_closed()
             try:
-                return self._exchange(("EVALSHA", script().name, *rest))[0]
+                _, *answers = self._exchange(("EVALSHA", script().name, *rest))
             except NoScriptError:
                 # A new server: nothing was done.
-                return self._exchange(("EVAL", script().text, *rest))[0]
+                _, *answers = self._exchange(("EVAL", script().text, *rest))
+        except RedisError as error:
+            raise translate(error, self.location) from error
+        return answers[0] if answers else None
+
+    def confirm(self, *, on_disk: bool = False) -> None:
+        """Wait until the replicas have everything that was written up to now.
+
+        The server waits for the writes of a connection. So this makes one, which is behind all others. An idempotent
+        verb writes nothing when it is repeated, although the replicas may still lack it.
+
+        Args:
+            on_disk: wait until the server has synced it to its disk, too. Servers before 7.2 cannot tell. There a power
+                cut within a second can leave the store ahead, and `agree` repairs that.
+
+        Raises:
+            LedgerError: it is not confirmed in time.
+        """
+        try:
+            # On one connection: that of `run`, if it was called just now. Another server may lack what was written.
+            self._exchange(("HINCRBY", self.keys[0], "syncs", 1))
+            if on_disk:
+                self._confirm_on_disk()
+            if self._replicas:
+                check_confirmed(
+                    self._exchange(("WAIT", self._replicas, CONFIRM_TIMEOUT_MS)), self._replicas, self.location
+                )
         except RedisError as error:
             raise translate(error, self.location) from error
 
+    def _confirm_on_disk(self) -> None:
+        try:
+            local, _ = self._exchange(("WAITAOF", 1, 0, _SYNC_TIMEOUT_MS))
+        except ResponseError as error:
+            if "unknown command" in str(error):
+                return
+            raise
+        if not local:
+            raise LedgerError(f"The Valkey server at {self.location} did not sync its file within 5 s.")
+
     def _exchange(self, command: Sequence[bytes | str | int]) -> Reply:
-        self._drop_closed()
         try:
             send(self._connection, command)
             return receive(self._connection)
@@ -175,12 +262,29 @@ def translate(error: RedisError, location: str) -> LedgerError:
         )
     if isinstance(error, ReadOnlyError | MasterDownError):
         return LedgerError(f"The server at {location} is a replica: {because}.", hint="Name the primary in the URL.")
+    if because.startswith("KEEPER "):
+        return KeeperReplacedError("Another worker is the keeper now.")
+    if because.startswith("REPLACED "):
+        return LedgerReplacedError(f"The Valkey server at {location} restarted, or another one took over.")
     if isinstance(error, ResponseError):
         return LedgerError(f"The Valkey server at {location} rejected a command: {because}.")
     return LedgerError(
         f"The Valkey server at {location} does not answer: {because}.",
         hint="Check that it runs, and that this host reaches it.",
     )
+
+
+def check_confirmed(confirmed: int, replicas: int, location: str) -> None:
+    """Check that enough replicas have a write.
+
+    Raises:
+        LedgerError: too few have it. It is done, and idempotent.
+    """
+    if confirmed < replicas:
+        raise LedgerError(
+            f"The Valkey server at {location} has a batch that {replicas - confirmed} of {replicas} replicas lack.",
+            hint="Check that the replicas run and follow this server.",
+        )
 
 
 def check_suitable(information: Mapping[str, str], location: str) -> None:
