@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.valkey import free_port, valkey_server
+from tests.support.valkey import free_port, transport_of, valkey_server
 from tests.support.valkey_network import sentinel
 from tests.support.waiting import eventually, wait_until
 from usage_plugin.domain.ledger import Charge, Settled
@@ -64,7 +64,7 @@ async def test_the_ledger_goes_on_after_a_failover(tmp_path_factory: pytest.Temp
         opened = open_valkey_ledger(options)
         record_new(opened.ledger, [Charge(ANN, END, 1)], "before")
         opened.operations.note("state", "before")
-        transport = ValkeyTransport(options.url.get_secret_value(), options.prefix, replicas=1)
+        transport = transport_of(options)
         assert isinstance((await transport.send([Record("b", [], "before too", "key")]))[0], Settled)
 
         os.kill(sentinels[0].pid, signal.SIGSTOP)
@@ -74,7 +74,7 @@ async def test_the_ledger_goes_on_after_a_failover(tmp_path_factory: pytest.Temp
         with pytest.raises(LedgerError):
             opened.operations.notes("")
 
-        after = ValkeyTransport(options.url.get_secret_value(), options.prefix)
+        after = transport_of(options.model_copy(update={"replicas": 0}))
 
         async def is_done(one: ValkeyTransport) -> bool:
             try:

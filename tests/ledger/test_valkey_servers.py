@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.valkey import RunningServer, free_port, valkey_opening, valkey_server
+from tests.support.valkey import RunningServer, free_port, transport_of, valkey_opening, valkey_server
 from tests.support.valkey_network import make_certificates, tls_in_front_of
 from tests.support.waiting import eventually, wait_until
 from usage_plugin.domain.ledger import Balance, Charge, Settled
 from usage_plugin.domain.ledger_batch import Record
-from usage_plugin.errors import LedgerBusyError, LedgerError
+from usage_plugin.errors import LedgerBusyError, LedgerError, LedgerReplacedError
 from usage_plugin.ledgers.valkey import ValkeyOptions
 from usage_plugin.ledgers.valkey.opening import connect_to, has_ledger, open_valkey_ledger
 from usage_plugin.ledgers.valkey.server import check_suitable
-from usage_plugin.ledgers.valkey.transport import ValkeyTransport
 from usage_plugin.ledgers.valkey.trouble import trouble_of, valkey_trouble
 from usage_plugin.testing.builders import ANN, END, record_new
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from usage_plugin.domain.ledger_batch import Verb
+    from usage_plugin.ledgers.valkey.transport import ValkeyTransport
 
 
 def options_of(url: str, **options: Any) -> ValkeyOptions:
@@ -55,7 +55,7 @@ async def test_an_unsuitable_server_is_refused(tmp_path_factory: pytest.TempPath
         for use in (open_valkey_ledger, has_ledger, trouble_of):
             with pytest.raises(LedgerError, match=message):
                 use(options)
-        transport = ValkeyTransport(server.url, "usage")
+        transport = transport_of(options_of(server.url))
         with pytest.raises(LedgerBusyError, match=message):
             await transport.send([Record("a", [], "event", "key")])
         await transport.close()
@@ -102,7 +102,7 @@ async def test_a_rejection_that_passes_loses_no_verb(tmp_path_factory: pytest.Te
     before, after = REJECTIONS[name]
     with valkey_server(tmp_path_factory.mktemp("v"), port=str(free_port())) as server:
         opened = open_valkey_ledger(options_of(server.url))
-        transport = ValkeyTransport(server.url, "usage")
+        transport = transport_of(options_of(server.url))
         await transport.send([])
         batch = [Record(event_id, [Charge(ANN, END, 1)], event_id, "key") for event_id in "ab"]
         for command in before:
@@ -113,6 +113,10 @@ async def test_a_rejection_that_passes_loses_no_verb(tmp_path_factory: pytest.Te
             opened.operations.note("a", "b")
         for command in after:
             server.command(*command.split())
+        if name == "a replica":
+            with pytest.raises(LedgerReplacedError):
+                await transport.send(batch)
+            transport.accept()
         assert await transport.send(batch) == [Settled(1, {ANN: Balance(1)}), Settled(2, {ANN: Balance(2)})]
         opened.operations.note("a", "b")
         await transport.close()
@@ -142,7 +146,7 @@ async def test_a_login_and_a_database(tmp_path_factory: pytest.TempPathFactory, 
             record_new(opened.ledger, [Charge(ANN, END, 1)], "event")
             opened.operations.note("a", url)
             assert "p@ss" not in opened.ledger.location
-            transport = ValkeyTransport(url, "usage")
+            transport = transport_of(options_of(url))
             (done,) = await transport.send([Record(url, [Charge(ANN, END, 1)], "event", "key")])
             assert isinstance(done, Settled)
             await transport.close()
@@ -182,7 +186,7 @@ async def test_tls_with_an_authority_of_ones_own(valkey: RunningServer, tmp_path
         ):
             options = options_of(url, prefix=prefix)
             assert await eventually(lambda options=options: is_opened(options), blocking=True)
-            transport = ValkeyTransport(url, prefix)
+            transport = transport_of(options_of(url, prefix=prefix))
             while not await is_done(transport, Record(url, [], "event", "key")):
                 await asyncio.sleep(0.01)
             await transport.close()
@@ -194,7 +198,7 @@ async def test_tls_with_an_authority_of_ones_own(valkey: RunningServer, tmp_path
         ):
             with pytest.raises(LedgerError, match="does not answer"):
                 open_valkey_ledger(options_of(url, prefix=prefix))
-            transport = ValkeyTransport(url, prefix)
+            transport = transport_of(options_of(url, prefix=prefix))
             with pytest.raises(LedgerError, match="does not answer"):
                 await transport.send([])
             await transport.close()

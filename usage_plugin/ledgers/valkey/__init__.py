@@ -2,8 +2,9 @@
 
     ledger: {backend: valkey, options: {url: os.environ/USAGE_VALKEY_URL}}
 
-Accounts, reservations and the outbox are the core; each batch of its verbs is one run of `ledger.lua`. Each verb of
-the operations log and the profiles is one run of `records.lua`. All keys have one hash tag.
+Accounts, reservations and the outbox are the core. Each batch of its verbs, and each verb of the fleet's register, is
+one run of a script, whose text is in four files from `fence.lua` to `batch.lua`. Each verb of the operations log and of
+the profiles is one run of `records.lua`, behind the same fence. All keys have one hash tag.
 
 This module is imported at every start, so it loads no driver: redis-py comes with the extra `valkey`.
 """
@@ -17,15 +18,20 @@ from usage_plugin.errors import ConfigError
 from usage_plugin.ledgers.valkey.address import Address
 from usage_plugin.ledgers.valkey.options import ValkeyOptions
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import BackendContext, LedgerBackend
+from usage_plugin.plugins.interface import BackendContext, LedgerBackend, SharedLedgerBackend
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.fleet import FleetRegister
+    from usage_plugin.domain.ledger_batch import LedgerTransport
     from usage_plugin.domain.open_ledger import OpenLedger
 
 INSTALL = 'pip install "usage-plugin[valkey]"'
 
 
-class ValkeyLedgerBackend(LedgerBackend[ValkeyOptions]):
+class ValkeyLedgerBackend(SharedLedgerBackend[ValkeyOptions]):
     """Keep the ledger on a Valkey server."""
 
     name = "valkey"
@@ -53,6 +59,30 @@ class ValkeyLedgerBackend(LedgerBackend[ValkeyOptions]):
         from usage_plugin.ledgers.valkey.opening import open_valkey_ledger  # noqa: PLC0415  # as above
 
         return open_valkey_ledger(options)
+
+    def open_as_keeper(self, options: ValkeyOptions, context: BackendContext, term: Callable[[], int]) -> OpenLedger:
+        """Connect to the server for a keeper."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import open_valkey_ledger  # noqa: PLC0415  # as above
+
+        return open_valkey_ledger(options, term)
+
+    def transport(self, options: ValkeyOptions, context: BackendContext, clock: Clock) -> LedgerTransport:
+        """Return a connection for batches."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import transport_to  # noqa: PLC0415  # as above
+
+        return transport_to(options, clock)
+
+    def register(self, options: ValkeyOptions, context: BackendContext) -> FleetRegister:
+        """Connect to the register; create the ledger if it is missing."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import open_register  # noqa: PLC0415  # as above
+
+        return open_register(options)
 
     def trouble(self, options: ValkeyOptions, context: BackendContext) -> list[str]:
         """Return the settings of the server that endanger the ledger, each with its remedy, for people."""

@@ -18,8 +18,10 @@ from redis.exceptions import RedisError
 if TYPE_CHECKING:
     from usage_plugin.ledgers.valkey.address import Address
 
+ANSWER_TIMEOUT = 10.0
+"""Seconds until a server counts as unreachable."""
+
 _CONNECT_TIMEOUT = 1.0
-_ANSWER_TIMEOUT = 10.0
 
 SENTINEL_TIMEOUT = 0.5
 """Seconds for the answers of all sentinels: half of the time that a request waits for its ledger."""
@@ -46,14 +48,14 @@ _ASYNCHRONOUS: dict[str, Any] = {
 }
 
 
-def blocking_connection(address: Address) -> Any:
+def blocking_connection(address: Address, answer_timeout: float = ANSWER_TIMEOUT) -> Any:
     """Return a connection that is not connected yet."""
-    return _BLOCKING[_kind_of(address)](**_server_options(address))
+    return _BLOCKING[_kind_of(address)](**_server_options(address), socket_timeout=answer_timeout)
 
 
 def asynchronous_connection(address: Address) -> Any:
-    """Return a connection for an event loop that is not connected yet."""
-    return _ASYNCHRONOUS[_kind_of(address)](**_server_options(address))
+    """Return a connection for an event loop that is not connected yet. It waits for answers without a timeout."""
+    return _ASYNCHRONOUS[_kind_of(address)](**_server_options(address), socket_timeout=None)
 
 
 def _kind_of(address: Address) -> str:
@@ -64,7 +66,7 @@ def _kind_of(address: Address) -> str:
 
 def _server_options(address: Address) -> dict[str, Any]:
     options = _OPTIONS | address.login._asdict() | (address.tls or {})
-    options |= {"db": address.database, "socket_connect_timeout": _CONNECT_TIMEOUT, "socket_timeout": _ANSWER_TIMEOUT}
+    options |= {"db": address.database, "socket_connect_timeout": _CONNECT_TIMEOUT}
     if address.path is not None:
         return options | {"path": address.path}
     if address.primary is not None:
@@ -88,6 +90,9 @@ async def connect_asynchronously(address: Address, connection: Any) -> None:
     """Do the same without blocking the event loop."""
     if address.primary is not None:
         connection.host, connection.port = await asyncio.to_thread(find_primary, address)
+    if address.tls is not None:
+        # It reads the files of certificates once.
+        await asyncio.to_thread(connection.ssl_context.get)
     await connection.connect()
 
 

@@ -52,6 +52,7 @@ class ValkeyErasable(Erasable):
 
     def erase(self, matches: NameMatches) -> None:
         """Delete all matches in slices; an account with a hold stays."""
+        self._server.check_term()
         fields = [batch.field_of(account.key) for account in matches.accounts]
         numbers = [str(entry.seq) for entry in matches.entries]
         for verb, texts in ("erase_accounts", fields), ("erase_entries", numbers):
@@ -66,6 +67,7 @@ class ValkeyErasable(Erasable):
         Raises:
             LedgerError: the server could not write them.
         """
+        self._server.check_term()
         self._rewrite("BGREWRITEAOF", "aof_rewrite")
         if self._server.information().get("rdb_saves", "1") != "0":
             self._rewrite("BGSAVE", "rdb_bgsave")

@@ -7,26 +7,44 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.domain.erasure import ErasableParts
 from usage_plugin.domain.open_ledger import OpenLedger
+from usage_plugin.ledgers.valkey.connections import ANSWER_TIMEOUT
 from usage_plugin.ledgers.valkey.erasable import ValkeyErasable
 from usage_plugin.ledgers.valkey.erasable_records import ValkeyErasableRecords
 from usage_plugin.ledgers.valkey.ledger import ValkeyLedger
 from usage_plugin.ledgers.valkey.operations import ValkeyOperationsLog
 from usage_plugin.ledgers.valkey.profiles import ValkeyProfileStore
+from usage_plugin.ledgers.valkey.register import ANSWER_TIMEOUT as REGISTER_TIMEOUT
+from usage_plugin.ledgers.valkey.register import ValkeyRegister
 from usage_plugin.ledgers.valkey.server import ValkeyServer
+from usage_plugin.ledgers.valkey.transport import ValkeyTransport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from usage_plugin.domain.clock import Clock
     from usage_plugin.ledgers.valkey.options import ValkeyOptions
 
 
-def connect_to(options: ValkeyOptions, term: Callable[[], int] | None = None) -> ValkeyServer:
+def connect_to(
+    options: ValkeyOptions, term: Callable[[], int] | None = None, answer_timeout: float = ANSWER_TIMEOUT
+) -> ValkeyServer:
     """Return a connection for one thread, which connects with its first command.
+
+    Args:
+        options: The server.
+        term: The term of a keeper; None for all others.
+        answer_timeout: Seconds until a server counts as unreachable.
 
     Raises:
         ConfigError: the URL is invalid.
     """
-    return ValkeyServer(options.url.get_secret_value(), options.prefix, replicas=options.replicas, term=term)
+    return ValkeyServer(
+        options.url.get_secret_value(),
+        options.prefix,
+        replicas=options.replicas,
+        term=term,
+        answer_timeout=answer_timeout,
+    )
 
 
 def open_valkey_ledger(options: ValkeyOptions, term: Callable[[], int] | None = None) -> OpenLedger:
@@ -34,7 +52,7 @@ def open_valkey_ledger(options: ValkeyOptions, term: Callable[[], int] | None = 
 
     Args:
         options: The server.
-        term: For the keeper: returns its term, which each change carries.
+        term: The term of a keeper; None for all others.
 
     Raises:
         ConfigError: the URL is invalid.
@@ -63,3 +81,28 @@ def has_ledger(options: ValkeyOptions) -> bool:
     """
     with closing(connect_to(options)) as server:
         return bool(server.command("EXISTS", server.keys[0]))
+
+
+def transport_to(options: ValkeyOptions, clock: Clock) -> ValkeyTransport:
+    """Return a connection for batches, which connects with the first one.
+
+    Raises:
+        ConfigError: the URL is invalid.
+    """
+    return ValkeyTransport(options.url.get_secret_value(), options.prefix, clock, replicas=options.replicas)
+
+
+def open_register(options: ValkeyOptions) -> ValkeyRegister:
+    """Connect to the register for the calling thread; create the ledger if it is missing.
+
+    Raises:
+        ConfigError: the URL is invalid.
+        LedgerError: the server does not answer, or cannot keep a ledger.
+        StorageVersionError: a newer version wrote it.
+    """
+    server = connect_to(options, answer_timeout=REGISTER_TIMEOUT)
+    try:
+        return ValkeyRegister(server)
+    except BaseException:
+        server.close()
+        raise

@@ -1,7 +1,7 @@
 -- The records of a ledger other than its core: the operations log and the profiles. Each call is one verb.
 --
--- KEYS are always all keys of these records, and the hash with the keeper's term. ARGV: the term of a keeper or '', the
--- verb, and its arguments.
+-- The script begins with `fence.lua`. KEYS are always all keys of these records, and that of the fleet. ARGV has, after
+-- the texts of `fence.lua`, the verb and its arguments.
 --
 -- Times are texts of 16 hexadecimal digits, whose order is that of the times: a number of Lua is exact up to 2^53 only.
 -- Numbers of Lua count records here. Amounts are decimal texts, which only HINCRBY adds, with 64 bits.
@@ -10,7 +10,7 @@
 
 local key = {}
 for at, name in ipairs({
-  'fleet', 'counters', 'adjustments', 'adjustments_ended', 'adjustment_times', 'alerts', 'alert_keys', 'alert_times',
+  'counters', 'adjustments', 'adjustments_ended', 'adjustment_times', 'alerts', 'alert_keys', 'alert_times',
   'alert_subjects', 'acknowledgements', 'refusal_counts', 'refusal_minutes', 'refusals', 'refusal_order', 'anomalies',
   'anomaly_times', 'notes', 'audit', 'profiles', 'profile_users', 'profile_changes',
 }) do
@@ -23,8 +23,6 @@ local ANOMALY_FIELDS = {'times ', 'amount ', 'first ', 'last '}
 local SLICE = 500
 local TIME = 16 -- digits
 local ALERT_KEY = 3 * TIME -- limit, window and threshold come before the subject
-
-local call = redis.call
 
 local function next_number(name)
   return call('HINCRBY', key.counters, name, 1)
@@ -67,7 +65,7 @@ local function delete_older(times, before, delete)
   end
 end
 
-local position = 2
+local position = 3
 local function argument()
   position = position + 1
   return ARGV[position]
@@ -348,10 +346,4 @@ function verbs.changes()
   return values_of(key.profiles, users)
 end
 
--- ── the call ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-local term = ARGV[1]
-if term ~= '' and term ~= call('HGET', key.fleet, 'term') then
-  return redis.error_reply('KEEPER another worker is the keeper')
-end
-return verbs[ARGV[2]]()
+return verbs[ARGV[3]]()

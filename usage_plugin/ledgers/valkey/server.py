@@ -24,9 +24,10 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from usage_plugin.errors import KeeperReplacedError, LedgerError
+from usage_plugin.errors import KeeperReplacedError, LedgerError, LedgerReplacedError
 from usage_plugin.ledgers.valkey.address import Address
-from usage_plugin.ledgers.valkey.connections import blocking_connection, connect
+from usage_plugin.ledgers.valkey.batch import Header
+from usage_plugin.ledgers.valkey.connections import ANSWER_TIMEOUT, blocking_connection, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -35,15 +36,19 @@ if TYPE_CHECKING:
 
 KEY_NAMES = (
     "meta", "accounts", "index", "reservations", "drafts", "ended", "ended-before", "abandoned", "outbox", "senders",
+    "members", "fleet",
 )  # fmt: skip
 """In the order of KEYS in `ledger.lua`."""
 
 RECORD_KEY_NAMES = (
-    "fleet", "counters", "adjustments", "adjustments-ended", "adjustment-times", "alerts", "alert-keys", "alert-times",
+    "counters", "adjustments", "adjustments-ended", "adjustment-times", "alerts", "alert-keys", "alert-times",
     "alert-subjects", "acknowledgements", "refusal-counts", "refusal-minutes", "refusals", "refusal-order", "anomalies",
-    "anomaly-times", "notes", "audit", "profiles", "profile-users", "profile-changes",
+    "anomaly-times", "notes", "audit", "profiles", "profile-users", "profile-changes", "fleet",
 )  # fmt: skip
 """In the order of KEYS in `records.lua`."""
+
+LEDGER_SCRIPT = ("fence.lua", "ledger.lua", "fleet.lua", "batch.lua")
+RECORDS_SCRIPT = ("fence.lua", "records.lua")
 
 OLDEST = (6, 2)
 """The first version with all commands that the script needs, by its Redis number."""
@@ -51,6 +56,7 @@ OLDEST = (6, 2)
 CONFIRM_TIMEOUT_MS = 500
 """How long replicas may take to have a change."""
 
+_SYNC_TIMEOUT_MS = 5_000
 
 _CODE = re.compile(r"(?:^|[ -])([A-Z]{3,}) ")
 """The code of an error. Servers before 7.0 have it in the middle of the text if a script had the error."""
@@ -88,9 +94,9 @@ class Script(NamedTuple):
 
 
 @cache
-def script(name: str = "ledger.lua") -> Script:
-    """Return a script of this package."""
-    text = (resources.files(__package__) / name).read_bytes()
+def script(files: tuple[str, ...] = LEDGER_SCRIPT) -> Script:
+    """Return a script, whose text is in several files."""
+    text = b"".join((resources.files(__package__) / name).read_bytes() for name in files)
     return Script(text, hashlib.sha1(text).hexdigest())  # noqa: S324  # the server's name for it
 
 
@@ -118,14 +124,23 @@ class ValkeyServer:
         record_keys: The keys of the other records, by their names.
     """
 
-    def __init__(self, url: str, prefix: str, *, replicas: int = 0, term: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        prefix: str,
+        *,
+        replicas: int = 0,
+        term: Callable[[], int] | None = None,
+        answer_timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
         """Prepare a connection; the first command connects.
 
         Args:
             url: See `Address`.
             prefix: The hash tag of all keys.
             replicas: The number of replicas that must have a change before it counts as done.
-            term: For the keeper: returns its term, which each change carries.
+            term: The term of a keeper, without which nothing is changed; None for all others.
+            answer_timeout: Seconds until a server counts as unreachable.
 
         Raises:
             ConfigError: The URL is invalid.
@@ -136,7 +151,7 @@ class ValkeyServer:
         self.record_keys = dict(zip(RECORD_KEY_NAMES, keys_of(prefix, RECORD_KEY_NAMES), strict=True))
         self._replicas = replicas
         self._term = term
-        self._connection: Any = blocking_connection(self._address)
+        self._connection: Any = blocking_connection(self._address, answer_timeout)
 
     def command(self, *command: bytes | str | int) -> Reply:
         """Do one command.
@@ -145,42 +160,72 @@ class ValkeyServer:
             LedgerError: the server does not answer, rejects it, or cannot keep a ledger.
         """
         try:
+            self._drop_closed()
             return self._exchange(command)
         except RedisError as error:
             raise translate(error, self.location) from error
 
-    def run(self, *arguments: bytes) -> Reply:
-        """Run `ledger.lua` with the arguments of one verb, and return its answer.
-
-        Raises:
-            LedgerError: the server does not answer, or rejects it. In the first case it may have been done.
-        """
-        return self._run(script(), self.keys, "", "0", *arguments)[0]
-
-    def read_records(self, *arguments: bytes) -> Reply:
-        """Run a reading verb of `records.lua`, and return its answer.
+    def read(self, *arguments: bytes) -> Reply:
+        """Do a verb of the core that only reads, and return its answer.
 
         Raises:
             LedgerError: the server does not answer, or rejects it.
         """
-        return self._run(script("records.lua"), list(self.record_keys.values()), "", *arguments)
+        return self.script(Header(), arguments)
 
-    def write_records(self, *arguments: bytes) -> Reply:
-        """Run a writing verb of `records.lua`, and return its answer once the replicas have the change.
+    def run(self, *arguments: bytes) -> Reply:
+        """Do a verb that writes, and return its answer once the replicas have it.
 
         Raises:
             KeeperReplacedError: another worker is the keeper. Nothing was done.
             LedgerError: the server does not answer, or rejects it. In the first case it may have been done.
         """
-        term = "" if self._term is None else str(self._term())
-        reply = self._run(script("records.lua"), list(self.record_keys.values()), term, *arguments)
+        answer = self.script(Header(term=self._present_term()), arguments)
+        if self._replicas:
+            self.confirm()
+        return answer
+
+    def check_term(self) -> None:
+        """Check that this thread is still the keeper's, for commands that change no records.
+
+        Raises:
+            KeeperReplacedError: another worker is the keeper.
+        """
+        self.script(Header(term=self._present_term()), ())
+
+    def read_records(self, *arguments: bytes) -> Reply:
+        """Do a verb of the other records that only reads, and return its answer.
+
+        Raises:
+            LedgerError: the server does not answer, or rejects it.
+        """
+        return self._run(script(RECORDS_SCRIPT), list(self.record_keys.values()), *Header()[:2], *arguments)
+
+    def write_records(self, *arguments: bytes) -> Reply:
+        """Do a verb of the other records that writes, and return its answer once the replicas have it.
+
+        Raises:
+            KeeperReplacedError: another worker is the keeper. Nothing was done.
+            LedgerError: the server does not answer, or rejects it. In the first case it may have been done.
+        """
+        header = Header(term=self._present_term())[:2]
+        reply = self._run(script(RECORDS_SCRIPT), list(self.record_keys.values()), *header, *arguments)
         if self._replicas:
             self.confirm()
         return reply
 
+    def _present_term(self) -> str:
+        return "" if self._term is None else str(self._term())
+
+    def script(self, header: Header, arguments: Sequence[bytes]) -> Reply:
+        """Run the core's script with one verb, and return its answer; None without a verb."""
+        _, *answers = self._run(script(), self.keys, *header, *arguments)
+        return answers[0] if answers else None
+
     def _run(self, code: Script, keys: Sequence[str], *arguments: bytes | str) -> Reply:
         rest: tuple[bytes | str | int, ...] = (len(keys), *keys, *arguments)
         try:
+            self._drop_closed()
             try:
                 return self._exchange(("EVALSHA", code.name, *rest))
             except NoScriptError:
@@ -189,25 +234,42 @@ class ValkeyServer:
         except RedisError as error:
             raise translate(error, self.location) from error
 
-    def confirm(self) -> None:
+    def confirm(self, *, on_disk: bool = False) -> None:
         """Wait until the replicas have everything that was written up to now.
 
-        The server waits for the writes of a connection. So this makes one, which is behind all others: a repeated
-        change may write nothing, although the replicas still lack it.
+        The server waits for the writes of a connection. So this makes one, which is behind all others. An idempotent
+        verb writes nothing when it is repeated, although the replicas may still lack it.
+
+        Args:
+            on_disk: wait until the server has synced it to its disk, too. Servers before 7.2 cannot tell. There a power
+                cut within a second can leave the store ahead, and `agree` repairs that.
 
         Raises:
-            LedgerError: too few have it in time.
+            LedgerError: it is not confirmed in time.
         """
         try:
+            # On one connection: that of `run`, if it was called just now. Another server may lack what was written.
             self._exchange(("HINCRBY", self.keys[0], "syncs", 1))
-            confirmed = self._exchange(("WAIT", self._replicas, CONFIRM_TIMEOUT_MS))
+            if on_disk:
+                self._confirm_on_disk()
+            if self._replicas:
+                check_confirmed(
+                    self._exchange(("WAIT", self._replicas, CONFIRM_TIMEOUT_MS)), self._replicas, self.location
+                )
         except RedisError as error:
             raise translate(error, self.location) from error
-        if confirmed < self._replicas:
-            raise unconfirmed(self.location, confirmed, self._replicas)
+
+    def _confirm_on_disk(self) -> None:
+        try:
+            local, _ = self._exchange(("WAITAOF", 1, 0, _SYNC_TIMEOUT_MS))
+        except ResponseError as error:
+            if "unknown command" in str(error):
+                return
+            raise
+        if not local:
+            raise LedgerError(f"The Valkey server at {self.location} did not sync its file within 5 s.")
 
     def _exchange(self, command: Sequence[bytes | str | int]) -> Reply:
-        self._drop_closed()
         try:
             if not self._connection.is_connected:
                 self._connect()
@@ -259,14 +321,6 @@ def information_in(reply: bytes) -> dict[str, str]:
     return dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
 
 
-def unconfirmed(location: str, confirmed: int, replicas: int) -> LedgerError:
-    """Return the error for a change that too few replicas have. Sent again, it changes nothing more."""
-    return LedgerError(
-        f"The Valkey server at {location} has a change that {replicas - confirmed} of {replicas} replicas lack.",
-        hint="Check that the replicas run and follow this server.",
-    )
-
-
 def _code_of(error: RedisError) -> str:
     for kind, code in _CODES.items():
         if isinstance(error, kind):
@@ -293,6 +347,8 @@ def translate(error: RedisError, location: str) -> LedgerError:
     because, code = str(error).rstrip("."), _code_of(error)
     if code == "KEEPER":
         return KeeperReplacedError("Another worker is the keeper now.")
+    if code == "REPLACED":
+        return LedgerReplacedError(f"The Valkey server at {location} restarted, or another one took over.")
     if code in _EXPLAINED:
         what, hint = _EXPLAINED[code]
     elif isinstance(error, ResponseError):
@@ -300,6 +356,19 @@ def translate(error: RedisError, location: str) -> LedgerError:
     else:
         what, hint = "does not answer", "Check that it runs, and that this host reaches it."
     return LedgerError(f"The Valkey server at {location} {what}: {because}.", hint=hint)
+
+
+def check_confirmed(confirmed: int, replicas: int, location: str) -> None:
+    """Check that enough replicas have a write.
+
+    Raises:
+        LedgerError: too few have it. It is done, and idempotent.
+    """
+    if confirmed < replicas:
+        raise LedgerError(
+            f"The Valkey server at {location} has a change that {replicas - confirmed} of {replicas} replicas lack.",
+            hint="Check that the replicas run and follow this server.",
+        )
 
 
 def check_suitable(information: Mapping[str, str], location: str) -> None:
