@@ -83,9 +83,11 @@ def test_all_mistakes_are_listed_with_their_lines(check):
     [
         ("storage: {backend: mysql}", "usage_plugin.storage.backend"),
         ("storage: {backend: postgres}", "usage_plugin.storage.options.url"),
-        ("ledger: {backend: valkey}", "usage_plugin.ledger.backend"),
+        ("ledger: {backend: redis}", "usage_plugin.ledger.backend"),
         ("storage: {backend: sqlite, options: {pth: x}}", "usage_plugin.storage.options.pth"),
         ("ledger: {backend: postgres}", "usage_plugin.ledger.options.url"),
+        ("ledger: {backend: valkey}", "usage_plugin.ledger.options.url"),
+        ("ledger: {backend: valkey, options: {url: 'valkey://ann:a/b@db'}}", "usage_plugin.ledger.options.url"),
         ("ledger: {backend: postgres, options: {url: 'postgresql://ann:a/b@db'}}", "usage_plugin.ledger.options.url"),
     ],
 )

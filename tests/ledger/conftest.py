@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.support.postgres import PostgresOpening, PostgresServer, new_schema, postgres
-from tests.support.valkey import RunningServer, valkey_server
+from tests.support.valkey import RunningServer, free_port, valkey_server
 from usage_plugin.domain.ledger import Ledger
 from usage_plugin.ledgers.postgres import PostgresLedgerBackend
 from usage_plugin.testing.transport_repetition import OTHER, WORKER
@@ -51,5 +51,5 @@ def bare(postgres: PostgresServer) -> Iterator[psycopg.Connection[Any]]:
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A suitable Valkey server, which all tests of a process share: each uses keys of its own."""
-    with valkey_server(tmp_path_factory.mktemp("valkey")) as server:
+    with valkey_server(tmp_path_factory.mktemp("valkey"), port=str(free_port())) as server:
         yield server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.support.postgres import OnPostgres
+from tests.support.valkey import OnValkey
 from usage_plugin.plugins.interface import SharedLedgerBackend
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS
@@ -16,7 +17,7 @@ from usage_plugin.testing import (
     ProfileStoreContract,
 )
 
-OPENED: dict[str, tuple[type, ...]] = {"postgres": (OnPostgres,)}
+OPENED: dict[str, tuple[type, ...]] = {"postgres": (OnPostgres,), "valkey": (OnValkey,)}
 """Ledgers outside of the data folder, with the class that opens them."""
 
 EVERY = (LedgerContract, OperationsLogContract, ProfileStoreContract, ErasableContract)

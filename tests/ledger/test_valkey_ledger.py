@@ -1,4 +1,4 @@
-"""The core on a Valkey server keeps the contracts, and refuses servers that would lose data."""
+"""The core on a Valkey server: exact numbers, one hash tag, and servers that fail."""
 
 from __future__ import annotations
 
@@ -12,49 +12,18 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis.exceptions import ConnectionError as DriverConnectionError
-from redis.exceptions import TimeoutError as DriverTimeoutError
 
-from tests.support.valkey import (
-    RunningServer,
-    ValkeyOnSqlite,
-    ValkeyOpening,
-    server_binary,
-    valkey_opening,
-    valkey_server,
-)
+from tests.support.valkey import RunningServer, server_binary, valkey_opening, valkey_server
 from tests.support.waiting import wait_until
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold
-from usage_plugin.errors import ConfigError, LedgerError, StorageVersionError
-from usage_plugin.ledgers.valkey import ValkeyOptions, open_valkey_core, valkey_ledger_exists
-from usage_plugin.ledgers.valkey.ledger import ValkeyLedger
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, Ledger
+from usage_plugin.errors import LedgerError, StorageVersionError
+from usage_plugin.ledgers.valkey import ValkeyOptions
+from usage_plugin.ledgers.valkey.opening import has_ledger, open_valkey_ledger
 from usage_plugin.ledgers.valkey.server import KEY_NAMES
-from usage_plugin.plugins.interface import check_options
-from usage_plugin.testing import ErasableContract, LedgerContract
 from usage_plugin.testing.builders import ANN, END, TEAM, hold, record_new, settle_open
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class TestValkeyLedger(LedgerContract):
-    backend = ValkeyOnSqlite()
-    fault_points = {  # noqa: RUF012
-        "usage_plugin.ledgers.valkey.server.send": DriverConnectionError("the connection was cut"),
-        "usage_plugin.ledgers.valkey.server.receive": DriverTimeoutError("no answer"),
-    }
-
-    @pytest.fixture
-    def opening(self, valkey: RunningServer, tmp_path: Path) -> ValkeyOpening:
-        return valkey_opening(valkey, tmp_path / "data" / "usage")
-
-
-class TestValkeyErasable(ErasableContract):
-    backend = ValkeyOnSqlite()
-
-    @pytest.fixture
-    def opening(self, valkey: RunningServer, tmp_path: Path) -> ValkeyOpening:
-        return valkey_opening(valkey, tmp_path / "data" / "usage")
 
 
 @pytest.fixture
@@ -63,10 +32,10 @@ def options(valkey: RunningServer, tmp_path: Path) -> ValkeyOptions:
 
 
 @pytest.fixture
-def ledger(options: ValkeyOptions) -> Iterator[ValkeyLedger]:
-    core = open_valkey_core(options)
-    yield core.ledger
-    core.ledger.close()
+def ledger(options: ValkeyOptions) -> Iterator[Ledger]:
+    opened = open_valkey_ledger(options)
+    yield opened.ledger
+    opened.ledger.close()
 
 
 # ── exact amounts ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -79,36 +48,36 @@ AMOUNTS = st.integers(0, 2**62) | st.sampled_from([0, 1, 10**9 - 1, 10**9, 2**53
 def test_amounts_are_exact(valkey: RunningServer, spent: int, held: int, amount: int, room: int):
     """A request is admitted up to the last nano-dollar, also where a float cannot count them."""
     prefix = f"exact-{spent}-{held}-{amount}-{room}"[:64]
-    core = open_valkey_core(ValkeyOptions.model_validate({"url": valkey.url, "prefix": prefix}))
+    opened = open_valkey_ledger(ValkeyOptions.model_validate({"url": valkey.url, "prefix": prefix}))
     try:
-        record_new(core.ledger, [Charge(ANN, END, spent)], "e")
-        core.ledger.reserve("held", "w", 5, [hold(ANN, held, None)], "e")
+        record_new(opened.ledger, [Charge(ANN, END, spent)], "e")
+        opened.ledger.reserve("held", "w", 5, [hold(ANN, held, None)], "e")
         maximum = max(0, min(MOST, spent + held + amount + room))
-        asked = core.ledger.reserve("asked", "w", 5, [hold(ANN, amount, maximum)], "e")
+        asked = opened.ledger.reserve("asked", "w", 5, [hold(ANN, amount, maximum)], "e")
         assert asked.balances == (Balance(spent, held),)
         assert asked.admitted is (amount == 0 or spent + held + amount <= maximum)
-        assert core.ledger.balances([ANN])[ANN].reserved == min(MOST, held + amount * asked.admitted)
+        assert opened.ledger.balances([ANN])[ANN].reserved == min(MOST, held + amount * asked.admitted)
     finally:
         valkey.command("UNLINK", *(f"{{{prefix}}}:{name}" for name in KEY_NAMES))
-        core.ledger.close()
+        opened.ledger.close()
 
 
 @given(st.lists(st.integers(-(2**62), 2**62), max_size=5))
 def test_corrections_are_exact(valkey: RunningServer, differences: list[int]):
     """Sums below zero too, as `verify` reports them."""
-    core = open_valkey_core(ValkeyOptions.model_validate({"url": valkey.url, "prefix": "corrections"}))
+    opened = open_valkey_ledger(ValkeyOptions.model_validate({"url": valkey.url, "prefix": "corrections"}))
     try:
         spent = 0
         for number, difference in enumerate(differences):
-            core.ledger.correct(f"c{number}", [Charge(ANN, END, difference)])
+            opened.ledger.correct(f"c{number}", [Charge(ANN, END, difference)])
             spent = min(MOST, spent + difference)
             if spent < -(2**63):
                 return
-        assert core.ledger.balances([ANN]) == {ANN: Balance(spent)}
-        assert bool(core.ledger.verify()) is (spent < 0)
+        assert opened.ledger.balances([ANN]) == {ANN: Balance(spent)}
+        assert bool(opened.ledger.verify()) is (spent < 0)
     finally:
         valkey.command("UNLINK", *(f"{{corrections}}:{name}" for name in KEY_NAMES))
-        core.ledger.close()
+        opened.ledger.close()
 
 
 TEXTS = st.text(min_size=1, max_size=20)
@@ -117,7 +86,7 @@ TEXTS = st.text(min_size=1, max_size=20)
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 def test_texts_are_taken_as_they_are(valkey: RunningServer, event_id: str, worker: str, subject: str, event: str):
     """Also with line feeds, quotes and characters that the script uses itself."""
-    ledger = open_valkey_core(ValkeyOptions.model_validate({"url": valkey.url, "prefix": "texts"})).ledger
+    ledger = open_valkey_ledger(ValkeyOptions.model_validate({"url": valkey.url, "prefix": "texts"})).ledger
     account, other = AccountKey(1, 20, subject), AccountKey(1, 20, f"{subject}\n{subject}")
     try:
         record_new(ledger, [Charge(other, END, 100)], "e")
@@ -137,7 +106,7 @@ def test_texts_are_taken_as_they_are(valkey: RunningServer, event_id: str, worke
         ledger.close()
 
 
-def test_numbers_beyond_64_bits_are_refused(ledger: ValkeyLedger):
+def test_numbers_beyond_64_bits_are_refused(ledger: Ledger):
     """Before anything is sent, with the cause that marks them as never writable."""
     for bad in (
         hold(ANN, 2**63, None),
@@ -156,7 +125,7 @@ def test_numbers_beyond_64_bits_are_refused(ledger: ValkeyLedger):
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_all_keys_have_one_hash_tag(valkey: RunningServer, options: ValkeyOptions, ledger: ValkeyLedger):
+def test_all_keys_have_one_hash_tag(valkey: RunningServer, options: ValkeyOptions, ledger: Ledger):
     """So they are in one slot."""
     ledger.reserve("a", "w", 5, [hold(ANN, 1, None), hold(TEAM, 1, None)], "e")
     ledger.reserve("b", "w", 5, [], "e")
@@ -169,12 +138,12 @@ def test_all_keys_have_one_hash_tag(valkey: RunningServer, options: ValkeyOption
     assert all(key.startswith(b"{%s}:" % options.prefix.encode()) for key in keys)
 
 
-def test_ledgers_with_other_prefixes_are_others(valkey: RunningServer, options: ValkeyOptions, ledger: ValkeyLedger):
+def test_ledgers_with_other_prefixes_are_others(valkey: RunningServer, options: ValkeyOptions, ledger: Ledger):
     """They share a server and nothing else."""
     record_new(ledger, [Charge(ANN, END, 5)], "e")
     other_options = options.model_copy(update={"prefix": options.prefix[:-2] + "-x"})
-    assert not valkey_ledger_exists(other_options)
-    other = open_valkey_core(other_options).ledger
+    assert not has_ledger(other_options)
+    other = open_valkey_ledger(other_options).ledger
     assert other.balances([ANN]) == {ANN: Balance()}
     assert other.writer != ledger.writer
     other.close()
@@ -182,31 +151,11 @@ def test_ledgers_with_other_prefixes_are_others(valkey: RunningServer, options: 
 
 # ── servers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-UNSUITABLE = {
-    "evicting": (
-        {"maxmemory_policy": "allkeys-lru"},
-        "eviction policy is allkeys-lru.*Set `maxmemory-policy noeviction`",
-    ),
-    "forgetful": ({"appendonly": "no"}, "no append-only file.*Set `appendonly yes`"),
-    "cluster": ({"cluster_enabled": "yes"}, "it is a cluster.*Use one server"),
-    "replica": ({"replicaof": "127.0.0.1 1"}, "it is a replica.*Name the primary"),
-}
-
-
-@pytest.mark.parametrize("name", UNSUITABLE)
-def test_an_unsuitable_server_is_refused(tmp_path_factory: pytest.TempPathFactory, name: str):
-    """With the reason and the remedy; nothing is created."""
-    settings, message = UNSUITABLE[name]
-    with valkey_server(tmp_path_factory.mktemp("v"), **settings) as server:
-        with pytest.raises(LedgerError, match=message):
-            open_valkey_core(ValkeyOptions.model_validate({"url": server.url}))
-        assert server.command("DBSIZE") == b":0\r\n"
-
 
 def test_a_server_without_memory_does_nothing(tmp_path_factory: pytest.TempPathFactory):
     """A verb fails whole, and works again when there is room."""
     with valkey_server(tmp_path_factory.mktemp("v")) as server:
-        ledger = open_valkey_core(ValkeyOptions.model_validate({"url": server.url})).ledger
+        ledger = open_valkey_ledger(ValkeyOptions.model_validate({"url": server.url})).ledger
         ledger.reserve("a", "w", 5, [hold(ANN, 30, 100)], "e")
         server.command("CONFIG", "SET", "maxmemory", "1")
         with pytest.raises(LedgerError, match="no memory left"):
@@ -225,7 +174,7 @@ def test_a_killed_server_has_everything_that_it_synced(tmp_path_factory: pytest.
     """Entries that were read as durable are there after SIGKILL and a restart, and so is the writer."""
     folder = tmp_path_factory.mktemp("v")
     with valkey_server(folder) as server:
-        ledger = open_valkey_core(ValkeyOptions.model_validate({"url": server.url})).ledger
+        ledger = open_valkey_ledger(ValkeyOptions.model_validate({"url": server.url})).ledger
         writer = ledger.writer
         for number in range(20):
             record_new(ledger, [Charge(ANN, END, 1)], f"event-{number}")
@@ -237,7 +186,7 @@ def test_a_killed_server_has_everything_that_it_synced(tmp_path_factory: pytest.
             ledger.balances([ANN])
     with valkey_server(folder) as server:
         assert ledger.balances([ANN]) == {ANN: Balance(20, 3)}, "the connection is made again"
-        again = open_valkey_core(ValkeyOptions.model_validate({"url": server.url})).ledger
+        again = open_valkey_ledger(ValkeyOptions.model_validate({"url": server.url})).ledger
         assert again.writer == writer
         assert [one.event_id for one in again.open_reservations()] == ["open"]
         assert [entry.event for entry in again.outbox(0, 100)] == [f"event-{number}" for number in range(20)]
@@ -246,29 +195,11 @@ def test_a_killed_server_has_everything_that_it_synced(tmp_path_factory: pytest.
         ledger.close()
 
 
-def test_a_newer_ledger_is_refused(valkey: RunningServer, options: ValkeyOptions, ledger: ValkeyLedger):
+def test_a_newer_ledger_is_refused(valkey: RunningServer, options: ValkeyOptions, ledger: Ledger):
     """A newer version may keep it in another way."""
     valkey.command("HSET", f"{{{options.prefix}}}:meta", "schema", "2")
     with pytest.raises(StorageVersionError, match="has schema 2"):
-        open_valkey_core(options)
-
-
-# ── addresses ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_password_is_in_no_message():
-    """Neither in an error, nor in the location, nor where options are printed."""
-    options = ValkeyOptions.model_validate({"url": "valkey://ann:s3cret@127.0.0.1:1/0?socket_connect_timeout=1"})
-    with pytest.raises(LedgerError, match=r"valkey://127\.0\.0\.1:1/0 does not answer") as refused:
-        open_valkey_core(options)
-    assert "s3cret" not in f"{refused.value!r} {options!r}"
-
-
-@pytest.mark.parametrize("url", ["host:6379", "http://host", "postgres://host/db", "", "valkey"])
-def test_an_invalid_address_is_refused(url: str):
-    """The message has an example."""
-    with pytest.raises(ConfigError, match="expected an address such as valkey://host:6379/0"):
-        check_options("ledger.options", ValkeyOptions, {"url": url})
+        open_valkey_ledger(options)
 
 
 # ── the server of the tests ──────────────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -13,17 +12,20 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import SecretStr
 
-from tests.support.valkey import RunningServer, valkey_opening, valkey_server
+from tests.support.valkey import RunningServer, free_port, register_of, transport_of, valkey_opening, valkey_server
 from tests.support.waiting import eventually
+from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import Balance, Charge, NotSettled, Reserved, Settled
 from usage_plugin.domain.ledger_batch import Abandon, Free, Record, Release, Reserve, Settle
 from usage_plugin.domain.request_ledger import PostedSettlement
 from usage_plugin.errors import LedgerBusyError, LedgerError, ReservationConflictError
-from usage_plugin.ledgers.valkey import ValkeyOptions, batch, open_valkey_core
+from usage_plugin.ledgers.valkey import ValkeyOptions, batch
 from usage_plugin.ledgers.valkey.ledger import ValkeyLedger
+from usage_plugin.ledgers.valkey.opening import open_valkey_ledger
 from usage_plugin.ledgers.valkey.transport import ValkeyTransport
 from usage_plugin.testing.builders import ANN, DAY, END, MINUTE, TEAM, hold
 from usage_plugin.tracking.admission.remote_request_ledger import DEADLINE, RemoteRequestLedger
+from usage_plugin.tracking.ledger_thread import LedgerThread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
@@ -37,24 +39,32 @@ def options(valkey: RunningServer, tmp_path: Path) -> ValkeyOptions:
 
 @pytest.fixture
 def ledger(options: ValkeyOptions) -> Iterator[ValkeyLedger]:
-    core = open_valkey_core(options)
-    yield core.ledger
-    core.ledger.close()
+    """The ledger, of which the worker `w` is a member."""
+    ledger = ledger_of(options)
+    yield ledger
+    ledger.close()
 
 
-def transport_of(options: ValkeyOptions) -> ValkeyTransport:
-    return ValkeyTransport(options.url.get_secret_value(), options.prefix, replicas=options.replicas)
+def ledger_of(options: ValkeyOptions) -> ValkeyLedger:
+    register = register_of(options)
+    register.join("w", "host", "{}")
+    register.close()
+    ledger = open_valkey_ledger(options).ledger
+    assert isinstance(ledger, ValkeyLedger)
+    return ledger
+
+
+NO_READER = LedgerThread(lambda: pytest.fail("no accounts are read here"))
 
 
 @asynccontextmanager
 async def requests_on(options: ValkeyOptions) -> AsyncIterator[RemoteRequestLedger]:
     transport = transport_of(options)
-    requests = RemoteRequestLedger(transport, transport.location)
+    requests = RemoteRequestLedger(transport, transport.location, worker=lambda: "w", reader=NO_READER)
     try:
         yield requests
     finally:
         await requests.close(30)
-        await transport.close()
 
 
 class Posted(PostedSettlement):
@@ -217,7 +227,7 @@ async def test_old_senders_and_old_entries_are_forgotten(
 
 async def test_a_server_that_is_not_there_did_nothing(tmp_path: Path):
     """So a settlement can still be withdrawn."""
-    transport = ValkeyTransport(f"unix://{tmp_path}/nothing", "usage")
+    transport = ValkeyTransport(f"unix://{tmp_path}/nothing", "usage", SystemClock())
     with pytest.raises(LedgerBusyError, match="does not answer"):
         await transport.send([])
     await transport.close()
@@ -269,7 +279,7 @@ async def test_a_hung_server_delays_nobody_beyond_the_deadline(tmp_path_factory:
     """Stopped by a signal, it accepts connections and answers nothing. Requests go on when it does."""
     with valkey_server(tmp_path_factory.mktemp("v")) as server:
         options = ValkeyOptions.model_validate({"url": server.url})
-        ledger = open_valkey_core(options).ledger
+        ledger = ledger_of(options)
         async with requests_on(options) as requests:
             before = await spend(requests, "before", None)
             assert before is not None
@@ -296,7 +306,7 @@ async def test_requests_go_on_after_a_restart(tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("v")
     with valkey_server(folder) as server:
         options = ValkeyOptions.model_validate({"url": server.url})
-        ledger = open_valkey_core(options).ledger
+        ledger = ledger_of(options)
         requests_context = requests_on(options)
         requests = await requests_context.__aenter__()
         assert (await requests.reserve("a", "w", 5, [hold(ANN, 5, None)], "draft")).admitted
@@ -316,12 +326,6 @@ async def test_requests_go_on_after_a_restart(tmp_path_factory: pytest.TempPathF
         ledger.close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def test_no_answered_settlement_is_lost_when_a_replica_takes_over(tmp_path_factory: pytest.TempPathFactory):
     """With `replicas: 1` a batch is answered once a replica has it; while the replica is away, requests fail."""
     port = str(free_port())
@@ -331,7 +335,7 @@ async def test_no_answered_settlement_is_lost_when_a_replica_takes_over(tmp_path
     ):
         await eventually(lambda: b"master_link_status:up" in replica.command("INFO", "replication"))
         options = ValkeyOptions.model_validate({"url": primary.url, "replicas": 1})
-        open_valkey_core(options).ledger.close()
+        ledger_of(options).close()
         async with requests_on(options) as requests:
             posted = await asyncio.gather(*(spend(requests, f"r{n}", None) for n in range(50)))
             await requests.drain(30)
@@ -345,7 +349,7 @@ async def test_no_answered_settlement_is_lost_when_a_replica_takes_over(tmp_path
             await requests.drain(30)
         os.kill(primary.pid, signal.SIGKILL)
         replica.command("REPLICAOF", "NO", "ONE")
-        ledger = open_valkey_core(options.model_copy(update={"url": SecretStr(replica.url)})).ledger
+        ledger = open_valkey_ledger(options.model_copy(update={"url": SecretStr(replica.url)})).ledger
         events = {entry.event: entry.seq for entry in ledger.outbox(0, 100)}
         assert events == {one.event: one.seq for one in (*posted, after) if one is not None}
         assert len(events) == 51

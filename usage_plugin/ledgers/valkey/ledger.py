@@ -11,8 +11,6 @@ from collections import Counter
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from redis.exceptions import ResponseError
-
 from usage_plugin.domain.ledger import (
     Account,
     Balance,
@@ -28,7 +26,6 @@ from usage_plugin.domain.ledger import (
 from usage_plugin.domain.ledger_batch import Abandon, Free, Record, Release, Reserve, Settle
 from usage_plugin.errors import LedgerError, StorageVersionError
 from usage_plugin.ledgers.valkey import batch
-from usage_plugin.ledgers.valkey.server import check_suitable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +40,24 @@ _DAY = 86_400_000_000
 _PAGE = 1_000
 _RANGES, _RANGE = 4, 500
 _MOST_NAMED = 20
-_SYNC_TIMEOUT_MS = 5_000
+
+
+def create_ledger(server: ValkeyServer) -> str:
+    """Connect, create the ledger if it is missing, and return its writer.
+
+    Raises:
+        LedgerError: the server does not answer, or cannot keep a ledger.
+        StorageVersionError: a newer version wrote it.
+    """
+    schema, writer = server.script(
+        batch.Header(accepted=batch.PRESENT), batch.encode("create", str(SCHEMA), uuid.uuid4().hex)
+    )
+    if int(schema) > SCHEMA:
+        raise StorageVersionError(
+            f"The ledger at {server.location} has schema {int(schema)}, and this version knows {SCHEMA}.",
+            hint="Upgrade usage_plugin on this host.",
+        )
+    return str(writer.decode())
 
 
 class ValkeyLedger(Ledger):
@@ -58,18 +72,14 @@ class ValkeyLedger(Ledger):
         """
         self._server = server
         self.location = server.location
-        check_suitable(server.information(), self.location)
-        schema, writer = self._run("create", str(SCHEMA), uuid.uuid4().hex)
-        if int(schema) > SCHEMA:
-            raise StorageVersionError(
-                f"The ledger at {self.location} has schema {int(schema)}, and this version knows {SCHEMA}.",
-                hint="Upgrade usage_plugin on this host.",
-            )
-        self.writer = writer.decode()
+        self.writer = create_ledger(server)
         self._pruned_up_to = b"-"
 
     def _run(self, *arguments: str) -> Reply:
         return self._server.run(*batch.encode(*arguments))
+
+    def _read(self, *arguments: str) -> Reply:
+        return self._server.read(*batch.encode(*arguments))
 
     def _do(self, verb: Verb) -> Reply:
         return self._server.run(*batch.arguments_of(verb))
@@ -112,7 +122,7 @@ class ValkeyLedger(Ledger):
     def open_reservations(self) -> list[OpenReservation]:
         """List the open reservations, oldest first."""
         found = []
-        for event_id, content, draft in self._run("open"):
+        for event_id, content, draft in self._read("open"):
             worker, started_at, *_ = batch.holds_in(content)
             found.append(OpenReservation(event_id.decode(), worker, int(started_at), draft.decode()))
         return sorted(found, key=lambda one: one.started_at)
@@ -121,7 +131,7 @@ class ValkeyLedger(Ledger):
 
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
         """Read accounts and the last number of the outbox, at one instant."""
-        seq, values = self._run("snapshot", batch.fields_of(keys))
+        seq, values = self._read("snapshot", batch.fields_of(keys))
         return Snapshot(int(seq), dict(zip(keys, map(batch.balance_of, values), strict=True)))
 
     def accounts(self, limit_key: int, since: int, subject: str | None = None) -> list[Account]:
@@ -137,7 +147,7 @@ class ValkeyLedger(Ledger):
 
     def _pages(self, first: bytes, last: bytes) -> Iterator[Account]:
         while True:
-            fields, values = self._server.run(b"list", first, last, str(_PAGE).encode())
+            fields, values = self._server.read(b"list", first, last, str(_PAGE).encode())
             yield from map(batch.account_with_value, fields, values)
             if len(fields) < _PAGE:
                 return
@@ -152,36 +162,20 @@ class ValkeyLedger(Ledger):
 
     def outbox(self, after: int, most: int, *, durable: bool = False) -> list[OutboxEntry]:
         """Read entries with a number above `after`, ascending."""
-        parts = self._run("outbox", batch.text_of(after), batch.text_of(most))
+        parts = self._read("outbox", batch.text_of(after), batch.text_of(most))
         entries = [OutboxEntry(int(parts[at]), parts[at + 1].decode()) for at in range(0, len(parts), 2)]
         if durable and entries:
-            self._sync()
+            self._server.confirm(on_disk=True)
         return entries
-
-    def _sync(self) -> None:
-        """Wait until the server has synced everything up to now to its disk.
-
-        WAITAOF waits for this connection's own writes, so it makes one, which is behind all others. Servers before
-        7.2 lack the command. There a power cut within a second can leave the store ahead, and `agree` repairs that.
-        """
-        self._server.command("HINCRBY", self._server.keys[0], "syncs", 1)
-        try:
-            local, _ = self._server.command("WAITAOF", 1, 0, _SYNC_TIMEOUT_MS)
-        except LedgerError as error:
-            if isinstance(error.__cause__, ResponseError) and "unknown command" in str(error.__cause__):
-                return
-            raise
-        if not local:
-            raise LedgerError(f"The Valkey server at {self.location} did not sync its file within 5 s.")
 
     def waiting(self) -> OutboxBacklog:
         """Return the number and size of the events that the store does not have yet."""
-        _, events, size = map(int, self._run("numbers"))
+        _, events, size = map(int, self._read("numbers"))
         return OutboxBacklog(events, size)
 
     def acknowledged(self) -> int:
         """Return the number up to which the store has all events."""
-        return int(self._run("numbers")[0])
+        return int(self._read("numbers")[0])
 
     def acknowledge(self, seq: int) -> None:
         """Record that the store has all events up to this number, and delete all but the last entries."""
@@ -206,7 +200,7 @@ class ValkeyLedger(Ledger):
 
     def verify(self) -> list[str]:
         """List descriptions of damage."""
-        reservations = [content for _, content, _ in self._run("open")]
+        reservations = [content for _, content, _ in self._read("open")]
         accounts = {batch.field_of(one.key): one for one in self.every_account()}
         suspects = sorted(_wrong(_held(reservations), {field: one.balance for field, one in accounts.items()}))
         problems = list(self._wrong_holds(suspects))
@@ -222,7 +216,7 @@ class ValkeyLedger(Ledger):
         wrong = []
         for at in range(0, len(fields), _PAGE):
             chosen = fields[at : at + _PAGE]
-            values, contents = self._run("holding", json.dumps(chosen, ensure_ascii=False))
+            values, contents = self._read("holding", json.dumps(chosen, ensure_ascii=False))
             balances = dict(zip(chosen, map(batch.balance_of, values), strict=True))
             held = _held(contents)
             wrong += [
