@@ -45,6 +45,7 @@ LONGEST_FIRST = (
     "tests/proxy/test_restarts.py",
     "tests/proxy/test_outages.py",
     "the example's proxy",
+    "tests/docs/test_fleet.py",
     "the proxy's import",
 )
 """The scopes that start first, so that all worker processes end together; the rest of tests/proxy follows."""

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.proxy.conftest import BIN, ROOT, clean_environment, free_port, wait_for
+from tests.support.postgres import postgres
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+__all__ = ["postgres"]
 
 
 @pytest.fixture(scope="session")
