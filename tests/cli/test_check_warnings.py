@@ -20,6 +20,7 @@ model_list:
 litellm_settings: {callbacks: ["usage_plugin.proxy.callback"]}
 router_settings: {model_group_alias: {claude: sonnet, quiet: {model: gpt-4o, hidden: true}}}
 """
+POSTGRES = "storage: {backend: postgres, options: {url: 'postgresql://db/usage'}}"
 LIMIT = "name: l, per: user, window: day, max_cost: 5"
 
 
@@ -196,3 +197,17 @@ def test_globs_meet_where_a_name_fits_them_all(globs):
 def test_globs_without_end_are_decided_at_once(globs):
     """A hostile pattern takes no time; an undecided comparison counts as a match."""
     assert meet(globs) in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("storage", "found"), [("", "(sqlite)"), ("storage: {backend: partitioned}", "(partitioned)"), (POSTGRES, None)]
+)
+def test_hosts_that_share_a_ledger_need_a_shared_store(warnings, storage, found):
+    """Else each keeper writes to the store of its own host, and the history is split."""
+    shared = f"""
+        ledger: {{backend: postgres, options: {{url: "postgresql://db/usage"}}}}
+        privacy: {{secret: {"ab" * 32}}}
+        {storage}
+    """
+    texts = [text for text in warnings(shared) if "hosts share the ledger postgres" in text]
+    assert [found in text for text in texts] == ([True] if found else [])

@@ -128,7 +128,7 @@ class Fleet:
 
     def __init__(self, server: Server, folder: Path, stack: ExitStack) -> None:
         self.server = server
-        self._folder = folder
+        self.folder = folder
         self._stack = stack
         self._hosts = 0
         self.section = {
@@ -143,7 +143,7 @@ class Fleet:
         """Start a worker on a new host, or on that of another worker."""
         self._hosts += 1
         data_dir = Path(same_as.section["data_dir"]) if same_as is not None else None
-        started = HostProcess(self._folder / f"host-{self._hosts}", self.section, data_dir)
+        started = HostProcess(self.folder / f"host-{self._hosts}", self.section, data_dir)
         self._stack.callback(started.close)
         return started
 

@@ -142,3 +142,45 @@ def test_a_server_that_restarts_gets_everything_again(fleet: Fleet) -> None:
     for host in hosts:
         host.do("spend", user="ann", amount="0.10")
     wait_until(lambda: fleet.spent() == 900_000_000)
+
+
+def test_slots_hold_across_hosts_and_outlive_none(fleet: Fleet) -> None:
+    """`max_parallel_requests` counts the requests of all hosts, and a dead host's slots are free soon."""
+    fleet.section["limits"] = [{"name": "slots", "per": "global", "max_parallel_requests": 2}]
+    victim, other = fleet.host(), fleet.host()
+    victim.do("reserve", user="ann", amount="0.01")
+    held = other.do("reserve", user="bo", amount="0.01")
+    with pytest.raises(Refused, match="busy"):
+        other.do("reserve", user="eva", amount="0.01")
+    victim.kill()
+    wait_until(lambda: len(fleet.open_reservations()) == 1)
+    freed = other.do("reserve", user="eva", amount="0.01")
+    for event_id in (held, freed):
+        other.do("settle", event_id=event_id, cost="0.01")
+
+
+def test_an_alert_is_sent_once_across_hosts(fleet: Fleet) -> None:
+    """Each host sees that the threshold is crossed, and one of them says so."""
+    fleet.section["limits"][0]["alert_at"] = [50]
+    hosts = [fleet.host() for _ in range(3)]
+    for host in hosts * 2:
+        host.do("spend", user="ann", amount="0.15")
+    wait_until(lambda: any("limit.threshold_crossed" in host.log.read_text() for host in hosts))
+    for host in hosts:
+        host.close()
+    assert sum(host.log.read_text().count("limit.threshold_crossed") for host in hosts) == 1
+
+
+def test_a_new_limit_counts_the_past_of_all_hosts(fleet: Fleet) -> None:
+    """A limit that is added later begins with what every host has spent in its window."""
+    fleet.section["storage"] = {"backend": "sqlite", "options": {"path": str(fleet.folder / "shared.db")}}
+    hosts = [fleet.host() for _ in range(2)]
+    for host in hosts:
+        host.do("spend", user="ann", amount="0.20")
+        host.close()
+    fleet.section["limits"].append({"name": "later", "per": "user", "window": "day", "max_cost": "0.50"})
+    hosts = [fleet.host() for _ in range(2)]
+    wait_until(lambda: any("limits.seeded" in host.log.read_text() for host in hosts))
+    hosts[0].do("spend", user="ann", amount="0.10")
+    with pytest.raises(Refused, match="spent"):
+        hosts[1].do("spend", user="ann", amount="0.01")

