@@ -4,7 +4,7 @@ r"""The load of one worker of a fleet, as a process: requests that reserve and s
         '{"backend": "postgres", "options": {…}, "how": "batches", "in_flight": 16, "seconds": 5}'
 
 It prints one JSON document. `how` is `batches`, as the proxy sends them, or `calls`: as many connections as requests in
-flight, and one call for each verb.
+flight, and one call for each verb. On Valkey these calls go through redis-py's client, as a program would make them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from redis.asyncio import Redis
+
 from usage_plugin.domain.clock import SystemClock
 from usage_plugin.domain.ledger import AccountKey, Charge, Hold, Settled
 from usage_plugin.domain.ledger_batch import Reserve, Settle
 from usage_plugin.domain.request_ledger import PostedSettlement
 from usage_plugin.errors import LedgerBusyError
 from usage_plugin.ledgers.sqlite import open_sqlite_ledger
+from usage_plugin.ledgers.valkey.transport import ValkeyTransport
 from usage_plugin.plugins.interface import BackendContext, SharedLedgerBackend
 from usage_plugin.plugins.manager import Plugins
 from usage_plugin.runtime import BUILTIN_PLUGINS
@@ -38,6 +41,7 @@ from usage_plugin.tracking.ledger_thread import LedgerThread
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from usage_plugin.domain.ledger_batch import LedgerTransport
     from usage_plugin.domain.request_ledger import RequestLedger
 
 DAY = 86_400_000_000
@@ -55,6 +59,23 @@ class _Settlement(PostedSettlement):
 
     def given_up(self) -> None:
         raise AssertionError
+
+
+class _ClientTransport(ValkeyTransport):
+    """Makes each call with redis-py's client."""
+
+    def __init__(self, url: str, *rest: Any) -> None:
+        super().__init__(url, *rest)
+        self._client = Redis.from_url(url, max_connections=1)
+
+    async def _connect(self) -> None:
+        """Leave it to the client."""
+
+    async def _exchange(self, *command: bytes | str | int) -> Any:
+        return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        await self._client.aclose()
 
 
 class Load:
@@ -145,7 +166,13 @@ async def measure(task: dict[str, Any]) -> dict[str, Any]:
     with closing(backend.register(*arguments)) as register:
         register.join(worker, "host", "{}")
         if task["how"] == "calls":
-            transports = [backend.transport(*arguments, SystemClock()) for _ in range(in_flight)]
+            options = task["options"]
+            transports: list[LedgerTransport] = [
+                _ClientTransport(options["url"], options["prefix"], SystemClock())
+                if task["backend"] == "valkey"
+                else backend.transport(*arguments, SystemClock())
+                for _ in range(in_flight)
+            ]
 
             async def close() -> None:
                 for transport in transports:
