@@ -84,6 +84,7 @@ bench: install
 	$(BIN)/python -m benchmarks.overshoot
 	$(BIN)/python -m benchmarks.queries
 	$(BIN)/python -m benchmarks.patterns
+	$(BIN)/python -m benchmarks.fleet
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import uuid
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -16,6 +19,8 @@ from tests.fleet.test_workers import LOST_AFTER
 from tests.support.postgres import PostgresServer, binaries
 from tests.support.valkey import RunningServer, valkey_server
 from usage_plugin.config import config_of
+from usage_plugin.domain.store import UsageFilter
+from usage_plugin.domain.windows import ALWAYS
 from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.workers.fleet_workers import FleetWorkers
 from usage_plugin.runtime import Parts
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
     from usage_plugin.domain.fleet import Fleet as FleetState
     from usage_plugin.domain.ledger import OpenReservation
+    from usage_plugin.domain.usage import UsageEvent
 
 
 class Server(Protocol):
@@ -42,12 +48,25 @@ class Server(Protocol):
     def crash(self) -> None:
         """Kill it, and start it with its files."""
 
+    def save(self) -> None:
+        """Restart it, with a copy of its files in between."""
+
+    def restore(self) -> None:
+        """Kill it, and start it with the copy."""
+
+
+def _copy(folder: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    # With the owner of the files.
+    subprocess.run(["cp", "-a", str(folder), str(target)], check=True)
+
 
 class Postgres:
     """A PostgreSQL server of our own."""
 
     def __init__(self, server: PostgresServer) -> None:
         self.server = server
+        self._copied = server.data.with_name("copied")
 
     def ledger(self) -> dict[str, Any]:
         return {"backend": "postgres", "options": {"url": self.server.url, "schema": f"fleet_{uuid.uuid4().hex[:12]}"}}
@@ -71,12 +90,24 @@ class Postgres:
         self.server.stop()
         self.server.start()
 
+    def save(self) -> None:
+        self.server.stop()
+        _copy(self.server.data, self._copied)
+        self.server.start()
+
+    def restore(self) -> None:
+        self._signal(signal.SIGKILL)
+        self.server.stop()
+        _copy(self._copied, self.server.data)
+        self.server.start()
+
 
 class Valkey:
     """A Valkey server of our own."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._copied = folder.with_name(f"{folder.name}-copied")
         self._stack = ExitStack()
         self.start()
 
@@ -98,6 +129,18 @@ class Valkey:
     def crash(self) -> None:
         os.kill(self.server.pid, signal.SIGKILL)
         self.stop()
+        self.start()
+
+    def save(self) -> None:
+        self.server.command("SHUTDOWN")
+        self.stop()
+        _copy(self._folder, self._copied)
+        self.start()
+
+    def restore(self) -> None:
+        os.kill(self.server.pid, signal.SIGKILL)
+        self.stop()
+        _copy(self._copied, self._folder)
         self.start()
 
 
@@ -167,6 +210,21 @@ class Fleet:
     def open_reservations(self) -> list[OpenReservation]:
         with closing(self.parts.open_ledger()) as opened:
             return opened.ledger.open_reservations()
+
+    def stored(self) -> list[UsageEvent]:
+        """Return the events in the store."""
+
+        async def read() -> list[UsageEvent]:
+            parts = Parts(config_of({"data_dir": str(self.folder / "look"), **self.section}))
+            async with parts.open_store() as store:
+                return [event async for event in store.events(ALWAYS, UsageFilter())]
+
+        return asyncio.run(read())
+
+    def unstored(self) -> int:
+        """Return the number of events that the store lacks."""
+        with closing(self.parts.open_ledger()) as opened:
+            return opened.ledger.waiting().events
 
     def spent(self) -> int:
         """Return the spend of the limit in nano-dollars."""

@@ -184,3 +184,34 @@ def test_a_new_limit_counts_the_past_of_all_hosts(fleet: Fleet) -> None:
     hosts[0].do("spend", user="ann", amount="0.10")
     with pytest.raises(Refused, match="spent"):
         hosts[1].do("spend", user="ann", amount="0.01")
+
+
+def test_a_restored_server_and_the_store_agree(fleet: Fleet) -> None:
+    """A server that comes back without events that the store has gets them again, and the store counts each once."""
+    fleet.section["storage"] = {"backend": "sqlite", "options": {"path": str(fleet.folder / "shared.db")}}
+    hosts = [fleet.host() for _ in range(2)]
+    for host in hosts:
+        host.do("spend", user="ann", amount="0.10")
+    fleet.server.save()
+    wait_until(lambda: fleet.view().is_open)
+    for host in hosts:
+        wait_until(lambda host=host: admits(host, "0.20"))
+    wait_until(lambda: fleet.unstored() == 0 and len(fleet.stored()) == 4)
+    fleet.server.restore()
+    wait_until(lambda: fleet.view().is_open and fleet.spent() == 600_000_000)
+    wait_until(lambda: admits(hosts[0], "0.10"))
+    wait_until(lambda: fleet.spent() == 700_000_000 and fleet.unstored() == 0)
+    stored = fleet.stored()
+    assert len({event.event_id for event in stored}) == len(stored) == 5
+    assert sum(event.cost or 0 for event in stored) == 700_000_000
+    assert fleet.open_reservations() == []
+
+
+def admits(host: HostProcess, amount: str) -> bool:
+    """Whether a request is admitted now; while the server starts, it is not."""
+    try:
+        host.do("spend", user="ann", amount=amount)
+    except Refused as refused:
+        assert str(refused) == "unavailable"
+        return False
+    return True

@@ -76,13 +76,14 @@ class PostgresServer:
     Attributes:
         port: on the loopback.
         url: with the user and the password.
+        data: the folder of its files.
     """
 
     def __init__(self, programs: Path, folder: Path, *, primary: PostgresServer | None = None) -> None:
         """Create the data, or copy those of a primary; `start` starts the server."""
         self._programs = programs
         self._folder = folder
-        self._data = folder / "data"
+        self.data = folder / "data"
         self._running: subprocess.Popen[bytes] | None = None
         password = folder / "password"
         password.write_text(PASSWORD)
@@ -94,11 +95,11 @@ class PostgresServer:
             self.port: int = listener.getsockname()[1]
         self.url = f"postgresql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/postgres"
         if primary is not None:
-            self._run("pg_basebackup", "-D", str(self._data), "-d", primary.url, "-R", "-c", "fast", "--no-sync")
+            self._run("pg_basebackup", "-D", str(self.data), "-d", primary.url, "-R", "-c", "fast", "--no-sync")
             return
         options = ("-U", USER, "--auth=scram-sha-256", f"--pwfile={password}", "-E", "UTF8", "--no-locale", "--no-sync")
         # The smallest segments of the log: a limit on the size of files must leave room for one.
-        self._run("initdb", "-D", str(self._data), "--wal-segsize=1", *options)
+        self._run("initdb", "-D", str(self.data), "--wal-segsize=1", *options)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -119,7 +120,7 @@ class PostgresServer:
         """
         chosen = {**_SETTINGS, **settings, "port": str(self.port)}
         options = [f"-c{name}={value}" for name, value in chosen.items()]
-        command = [*_unprivileged(), str(self._programs / "postgres"), "-D", str(self._data), *options]
+        command = [*_unprivileged(), str(self._programs / "postgres"), "-D", str(self.data), *options]
         with (self._folder / "log").open("ab") as log:
             self._running = subprocess.Popen(
                 [sys.executable, "-c", _UNTIL_THE_PIPE_ENDS, str(largest_file), *command],
@@ -165,7 +166,7 @@ class PostgresServer:
 
     def promote(self) -> None:
         """Let a replica take over."""
-        self._run("pg_ctl", "promote", "-D", str(self._data), "-t", str(PATIENCE))
+        self._run("pg_ctl", "promote", "-D", str(self.data), "-t", str(PATIENCE))
 
     def close(self) -> None:
         """Stop the server."""
@@ -179,12 +180,12 @@ class PostgresServer:
 
     def files_with(self, text: bytes) -> list[Path]:
         """Return the files of tables and indexes that contain a text."""
-        return [path for path in (self._data / "base").rglob("*") if path.is_file() and text in path.read_bytes()]
+        return [path for path in (self.data / "base").rglob("*") if path.is_file() and text in path.read_bytes()]
 
     @property
     def main_process(self) -> int:
         """The process id of the server."""
-        return int((self._data / "postmaster.pid").read_text().split()[0])
+        return int((self.data / "postmaster.pid").read_text().split()[0])
 
 
 def _nobody() -> pwd.struct_passwd:

@@ -36,7 +36,10 @@ class RuleDifferences:
             return
         text = differences(self._workers.members)
         now = self._clock.monotonic()
-        self._since = None if text is None else self._since or now
+        if text is None:
+            self._since = None
+        elif self._since is None:
+            self._since = now
         is_old = self._since is not None and now - self._since >= TOLERATED
         self._problems.tell(opened.operations, "limits", text if is_old else None)
 
