@@ -63,6 +63,7 @@ SLOW = (
     "tests/examples/",
     "tests/ledger/test_contract.py::TestPostgresFleet",
     "tests/ledger/test_contract.py::TestPostgresKeeperTerm",
+    "tests/fleet/",
     "tests/ledger/test_contract.py::TestPostgresLedger",
     "tests/ledger/test_contract.py::TestValkeyLedger",
     "tests/ledger/test_postgres_batches.py",
