@@ -16,6 +16,7 @@
     ├─ SecretError                      the data folder's secret cannot be read or made
     ├─ LedgerError                      the ledger cannot do the operation
     │  ├─ LedgerBusyError               another process holds the lock; retry
+    │  ├─ LedgerMovedError              it was moved, or is being moved; the error names the other place
     │  ├─ LedgerReplacedError           the server restarted or failed over; send again what it may have lost
     │  ├─ KeeperReplacedError           another worker is the keeper now
     │  ├─ WorkerLostError               this worker was declared dead; join again
@@ -34,6 +35,7 @@
     └─ CommandError                     a command cannot do its work
        ├─ AdjustmentError               this amount cannot be changed
        ├─ ExportError                   the export cannot be written
+       ├─ MoveError                     the ledger cannot be moved there
        ├─ NotStartedError               the doctor's temporary proxy did not start
        ├─ UnknownEventError             no event has this id
        ├─ UnknownProfileError           no user profile has this name
@@ -136,6 +138,10 @@ class LedgerBusyError(LedgerError):
     """Another process holds the ledger's lock; try again."""
 
 
+class LedgerMovedError(LedgerError):
+    """The ledger was moved to another place, or is being moved."""
+
+
 class LedgerReplacedError(LedgerError):
     """The server of the ledger restarted, or another one took over."""
 
@@ -206,6 +212,10 @@ class AdjustmentError(CommandError):
 
 class ExportError(CommandError):
     """The export cannot be written."""
+
+
+class MoveError(CommandError):
+    """The ledger cannot be moved there."""
 
 
 class NotStartedError(CommandError):

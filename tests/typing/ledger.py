@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from typing_extensions import assert_type
@@ -96,8 +96,14 @@ class DictLedger(Ledger):
         _, holds, event = self.held[event_id]
         return self.record(event_id, [Charge(one.account, one.window_end, one.if_lost) for one in holds], event)
 
-    def open_reservations(self) -> list[OpenReservation]:
-        return [OpenReservation(event_id, worker, 0, event) for event_id, (worker, _, event) in self.held.items()]
+    def open_reservations(self, *, with_holds: bool = False) -> list[OpenReservation]:
+        return [
+            OpenReservation(event_id, worker, 0, event, holds if with_holds else ())
+            for event_id, (worker, holds, event) in self.held.items()
+        ]
+
+    def every_account(self) -> Iterator[Account]:
+        return (Account(key, end, balance) for key, (end, balance) in self.kept.items())
 
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
         return Snapshot(len(self.entries), {key: self.kept[key][1] for key in keys})
@@ -199,6 +205,7 @@ def records_of(operations: OperationsLog, profiles: ProfileStore) -> int:
     assert_type(operations.anomalies(), list[Anomaly])
     assert_type(operations.audited(), list[AuditEntry])
     assert_type(operations.refusal_counts(0), list[RefusalCount])
+    assert_type(operations.refusals(), list[tuple[str, int, str]])
     assert_type(profiles.get("ann"), UserProfile | None)
     return profiles.version()
 

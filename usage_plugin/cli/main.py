@@ -20,6 +20,7 @@ from usage_plugin.cli import forecast as forecast_command
 from usage_plugin.cli import import_spend_logs as spend_logs_command
 from usage_plugin.cli import limits as limits_command
 from usage_plugin.cli import migrate as migrate_command
+from usage_plugin.cli import move_ledger as move_command
 from usage_plugin.cli import patterns as patterns_command
 from usage_plugin.cli import plugins as plugins_command
 from usage_plugin.cli import profiles as profiles_command
@@ -376,6 +377,20 @@ def restore(path: Path | None, output: Output, dry_run: bool) -> None:
     """Rebuild the database of a hybrid store from its files; the old database is kept."""
     parts = Parts(load_config(find_config(path)))
     asyncio.run(restore_command.run(parts, output=output, dry_run=dry_run))
+
+
+@main.command(name="move-ledger")
+@click.option("--to", "new_path", type=click.Path(path_type=Path), required=True,
+              help="The YAML of the new place: its ledger, storage and data_dir.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Show what would be moved, and change nothing.")
+@click.option("--undo", is_flag=True, help="Use the old ledger again, if the new one was not used yet.")
+@common_options()
+def move_ledger(path: Path | None, output: Output, new_path: Path, dry_run: bool, undo: bool) -> None:
+    """Move the ledger and its history to the place of another YAML; a repeated run resumes an interrupted one."""
+    if dry_run and undo:
+        raise click.UsageError("--dry-run shows a move, and --undo takes one back: choose one.")
+    source, target = load_config(find_config(path)), load_config(find_config(new_path))
+    move_command.run(source, target, output=output, dry_run=dry_run, undo=undo)
 
 
 @main.command()

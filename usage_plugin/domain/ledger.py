@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 class AccountKey(NamedTuple):
@@ -147,12 +147,18 @@ class OutboxEntry(NamedTuple):
 
 
 class OpenReservation(NamedTuple):
-    """A reservation that is not settled; `event` is recorded if its worker dies."""
+    """A reservation that is not settled; `event` is recorded if its worker dies.
+
+    Attributes:
+        holds: those that were not freed, if they were asked for. Their `maximum` and `since` are None, since only
+            `reserve` needs them.
+    """
 
     event_id: str
     worker: str
     started_at: int
     event: str
+    holds: Sequence[Hold] = ()
 
 
 class OutboxBacklog(NamedTuple):
@@ -249,8 +255,8 @@ class Ledger(ABC):
         """
 
     @abstractmethod
-    def open_reservations(self) -> list[OpenReservation]:
-        """List the reservations that are not settled, oldest first."""
+    def open_reservations(self, *, with_holds: bool = False) -> list[OpenReservation]:
+        """List the reservations that are not settled, oldest first; without their holds, unless asked for."""
 
     # ── accounts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -271,6 +277,10 @@ class Ledger(ABC):
 
         With a subject, only the accounts of that subject.
         """
+
+    @abstractmethod
+    def every_account(self) -> Iterator[Account]:
+        """Iterate over all accounts, in any order and in bounded memory. Not one instant, if others write."""
 
     @abstractmethod
     def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:

@@ -17,7 +17,7 @@ class Adjustment(NamedTuple):
     """A temporary change of a limit's amount for one subject. It never changes the amount spent.
 
     Attributes:
-        number: assigned by the log; 0 before.
+        number: assigned by the log; 0 before. One that was assigned by another log is kept.
         limit: the limit's name.
         subject: the names of the account, joined as in `AccountKey`.
         amount: the amount in force meanwhile, in the limit's unit; None: nothing is refused.
@@ -98,7 +98,7 @@ class AuditEntry(NamedTuple):
     """An action on all records of a person.
 
     Attributes:
-        number: assigned by the log; 0 before.
+        number: as in `Adjustment`.
         at: microseconds since 1970 UTC.
         action: `forget` or `export`.
         subject: the person's pseudonym, never the name.
@@ -122,7 +122,10 @@ class OperationsLog(ABC):
 
     @abstractmethod
     def adjust(self, adjustment: Adjustment) -> Adjustment:
-        """Put an adjustment in force, and keep it for the audit; return it with its number."""
+        """Put an adjustment in force, and keep it for the audit; return it with its number.
+
+        If it has a number that the log knows, nothing is changed.
+        """
 
     @abstractmethod
     def end_adjustment(self, number: int, at: int) -> bool:
@@ -141,8 +144,18 @@ class OperationsLog(ABC):
         """Record that a threshold was crossed. False: it was recorded before, by any worker."""
 
     @abstractmethod
-    def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
-        """Return the alerts of these subjects at `since` or later, newest first; they are kept for at least a year."""
+    def keep_alert(self, alert: NotedAlert) -> None:
+        """Record an alert of another log as it is, with its number. Nothing is changed if its number or key is known.
+
+        Later alerts have higher numbers.
+        """
+
+    @abstractmethod
+    def alerts(self, since: int, subjects: Collection[str] | None) -> list[NotedAlert]:
+        """Return the alerts of these subjects at `since` or later, newest first; they are kept for at least a year.
+
+        None: of all subjects.
+        """
 
     @abstractmethod
     def acknowledge_alert(self, number: int, at: int, actor: str) -> bool:
@@ -159,6 +172,10 @@ class OperationsLog(ABC):
     @abstractmethod
     def refusal(self, ref: str) -> str | None:
         """Return the details of a refusal by the ref that the client received; None if it is unknown."""
+
+    @abstractmethod
+    def refusals(self) -> list[tuple[str, int, str]]:
+        """Return the kept details of refusals as `(ref, at, JSON)`, in the order in which they were counted."""
 
     @abstractmethod
     def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
@@ -178,7 +195,7 @@ class OperationsLog(ABC):
 
     @abstractmethod
     def audit(self, entry: AuditEntry) -> None:
-        """Record an action on a person's records permanently."""
+        """Record an action on a person's records permanently. If it has a number that is known, nothing is changed."""
 
     @abstractmethod
     def audited(self) -> list[AuditEntry]:

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 from usage_plugin.domain.subjects import FORGOTTEN
-from usage_plugin.domain.usage import totals_of
+from usage_plugin.domain.usage import UsageTotals, totals_of
 from usage_plugin.domain.windows import local_date, monday_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-    from datetime import date
     from zoneinfo import ZoneInfo
 
     from usage_plugin.domain.profiles import UserProfile
-    from usage_plugin.domain.usage import UsageEvent, UsageTotals
+    from usage_plugin.domain.usage import UsageEvent
     from usage_plugin.domain.windows import Window
 
 RollupDimension = Literal["user", "team", "api_key", "organization", "end_user", "model", "provider"]
@@ -70,6 +70,10 @@ class DailySum(NamedTuple):
     def group(self, by: Sequence[Grouping]) -> tuple[str | None, ...]:
         """Return the name of its group."""
         return tuple(_group_name(self, grouping) for grouping in by)
+
+
+EMPTY_SUM = DailySum._make((date(1970, 1, 1), *[None] * len(ROLLUP_DIMENSIONS), UsageTotals()))
+"""A sum that adds nothing: by sending it, a writer only raises its watermark."""
 
 
 def daily_sum(event: UsageEvent, zone: ZoneInfo) -> DailySum:
@@ -224,6 +228,12 @@ class UsageStore(ABC):
     @abstractmethod
     async def health(self) -> None:
         """Raise `StorageError` if the store would not accept an event now."""
+
+
+async def watermarks_of(store: UsageStore) -> Mapping[str, int]:
+    """Return a store's watermark of every writer."""
+    day = EMPTY_SUM.day
+    return (await store.aggregate((), day, day, UsageFilter(user="\x1f"))).watermarks
 
 
 @runtime_checkable

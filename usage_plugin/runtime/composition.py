@@ -19,6 +19,7 @@ from usage_plugin.domain.store import UsageStore
 from usage_plugin.errors import ConfigError, StorageError
 from usage_plugin.ledgers.workers.file_locked_workers import FileLockedWorkers
 from usage_plugin.ledgers.workers.fleet_workers import FleetWorkers
+from usage_plugin.moving.mark import check_not_moved
 from usage_plugin.plugins.ability_checks import abilities_of, check_abilities, probable_mistakes
 from usage_plugin.plugins.backend_errors import naming
 from usage_plugin.plugins.discovery import ConfiguredPlugin
@@ -153,7 +154,21 @@ class Parts:
         return probable_mistakes(self._storage, self._storage_owner)
 
     def open_ledger(self) -> OpenLedger:
-        """Open the ledger for the calling thread."""
+        """Open the ledger for the calling thread.
+
+        Raises:
+            LedgerMovedError: It was moved elsewhere, or is being moved.
+        """
+        opened = self.open_marked_ledger()
+        try:
+            check_not_moved(opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def open_marked_ledger(self) -> OpenLedger:
+        """Open the ledger for a move: also one that was moved elsewhere, or is not complete."""
         return self._ledger.open(self._ledger_options, self._context)
 
     def keeper_opening(self, workers: Workers) -> Callable[[], OpenLedger] | None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.config import ENFORCE_VARIABLE, ActiveConfig, Config, ConfigFile
 from usage_plugin.domain.windows import local_date
-from usage_plugin.errors import LedgerError
+from usage_plugin.errors import LedgerError, LedgerMovedError
 from usage_plugin.ledgers.workers.fleet_workers import FleetWorkers
 from usage_plugin.log import get_logger
 from usage_plugin.migration.background import AutomaticMigration
+from usage_plugin.moving.mark import check_not_moved
 from usage_plugin.runtime.change_watcher import ChangeWatcher, admission_policy
 from usage_plugin.runtime.composition import Parts
 from usage_plugin.runtime.data_folder import prepare_data_folder
@@ -70,6 +71,7 @@ class Runtime:
         self._workers = workers = parts.workers(self.clock)
         # First, since a server's clock is known from then on.
         self._workers.join()
+        self._check_not_moved()
         self.rules.follow(self.operations, self.clock.now())
         self._listeners = Publishers(
             self._failures,
@@ -135,6 +137,14 @@ class Runtime:
         if isinstance(workers, FleetWorkers):
             workers.watch(self._details, self._reassert)
         self._keeper.start()
+
+    def _check_not_moved(self) -> None:
+        """Check again, now that a move sees this worker: it may have begun in between."""
+        try:
+            check_not_moved(self.opened)
+        except LedgerMovedError:
+            self._workers.leave()
+            raise
 
     def _open_again(self) -> OpenLedger:
         """Open the ledger for another thread; never create a new one in place of a deleted one."""

@@ -14,7 +14,15 @@ import pytest
 
 from usage_plugin.domain.erasure import Erasable
 from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Ledger
-from usage_plugin.domain.operations import Adjustment, AlertKey, Anomaly, AuditEntry, OperationsLog, RefusalCount
+from usage_plugin.domain.operations import (
+    Adjustment,
+    AlertKey,
+    Anomaly,
+    AuditEntry,
+    NotedAlert,
+    OperationsLog,
+    RefusalCount,
+)
 from usage_plugin.domain.profiles import ProfileStore, UserProfile
 from usage_plugin.errors import KeeperReplacedError
 from usage_plugin.testing.builders import ANN, END, hold, record_new
@@ -52,6 +60,9 @@ WRITES: dict[tuple[type, str], Callable[[OpenLedger], object]] = {
     (OperationsLog, "count_refusals"): lambda opened: opened.operations.count_refusals(
         [RefusalCount(2, "daily", "ann", "spent", 1)], [("REF-2", 6, "{}")]
     ),
+    (OperationsLog, "keep_alert"): lambda opened: opened.operations.keep_alert(
+        NotedAlert(9, AlertKey(9, "bo", 0, 80), 5, "{}")
+    ),
     (OperationsLog, "count_anomalies"): lambda opened: opened.operations.count_anomalies(
         [Anomaly("gap", "store", 1, 1, 5, 6)]
     ),
@@ -69,10 +80,11 @@ WRITES: dict[tuple[type, str], Callable[[OpenLedger], object]] = {
 
 READS = {
     Ledger: {
-        "open_reservations", "snapshot", "accounts", "outbox", "waiting", "acknowledged", "verify", "close",
+        "open_reservations", "snapshot", "accounts", "every_account", "outbox", "waiting", "acknowledged", "verify", "close",
     },
     OperationsLog: {
-        "adjustments", "adjustments_version", "alerts", "refusal_counts", "refusal", "anomalies", "notes", "audited",
+        "adjustments", "adjustments_version", "alerts", "refusal_counts", "refusal", "refusals", "anomalies",
+        "notes", "audited",
     },
     ProfileStore: {"get", "page", "changes", "version"},
     Erasable: {"find"},

@@ -298,6 +298,30 @@ class LedgerContract(LedgerDurability, HostileNames):
             record_new(ledger, [Charge(AccountKey(limit_key, begin, subject), END, 5)], "e")
         assert [account.key[1:] for account in ledger.accounts(1, 0)] == [(END, "ann"), (0, "zoe"), (END, "zoe")]
 
+    def test_every_account_and_hold_is_listed(self, ledger: Ledger) -> None:
+        """All accounts are listed once, also empty ones and over several pages, and the holds that are not freed."""
+        charges = [
+            Charge(AccountKey(limit_key, start, subject), END + start, amount)
+            for limit_key, amount in ((0, 0), (1, 2**62), (2**63 - 1, -5))
+            for start in (-END, 0, END)
+            for subject in ("", "ann", "ann\x1fgpt", "Ann", "zoë")
+        ]
+        charges += [Charge(AccountKey(3, 0, f"user {number}"), END, number) for number in range(2_500)]
+        assert ledger.correct("all", charges)
+        ledger.reserve("a", "w", 5, [hold(ANN, 2**62, None)._replace(if_lost=7), hold(TEAM, 2, 10)], "draft")
+        ledger.reserve("b", "w", 5, [], "draft")
+        ledger.free("a", [TEAM])
+        listed = list(ledger.every_account())
+        expected = {key: Account(key, end, Balance(amount, 0)) for key, end, amount in charges}
+        expected[TEAM] = Account(TEAM, END, Balance(0, 0))
+        expected[ANN] = Account(ANN, END, Balance(2**62, 2**62))
+        assert len(listed) == len(expected)
+        assert {one.key: one for one in listed} == expected
+        held = {one.event_id: list(one.holds) for one in ledger.open_reservations(with_holds=True)}
+        assert held == {"a": [Hold(ANN, END, 2**62, None, 7)], "b": []}
+        # No account of a valid ledger is below zero.
+        assert ledger.correct("back", [charge._replace(amount=5) for charge in charges if charge.amount < 0])
+
     def test_a_snapshot_is_of_one_instant(self, ledger: Ledger) -> None:
         """Balances come with the number of the last event that they have counted."""
         assert ledger.snapshot([ANN]) == (0, {ANN: Balance()})

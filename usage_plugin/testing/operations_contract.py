@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from usage_plugin.domain.operations import Adjustment, AlertKey, Anomaly, AuditEntry, OperationsLog, RefusalCount
+from usage_plugin.domain.operations import (
+    Adjustment,
+    AlertKey,
+    Anomaly,
+    AuditEntry,
+    NotedAlert,
+    OperationsLog,
+    RefusalCount,
+)
 from usage_plugin.testing.builders import END
 from usage_plugin.testing.hostile_names import HostileNames
 from usage_plugin.testing.ledger_fixtures import OpensLedger
@@ -89,6 +97,7 @@ class OperationsLogContract(OpensLedger, HostileNames):
             (AlertKey(1, "ann", 0, 5), 5, '{"at": 5}', None),
         ]
         assert other.alerts(5, []) == []
+        assert [noted.at for noted in other.alerts(6, None)] == [8, 7, 6]
         (newest,) = other.alerts(6, ["ann"])
         assert [
             operations.acknowledge_alert(newest.number, 9, "kim"),
@@ -133,6 +142,7 @@ class OperationsLogContract(OpensLedger, HostileNames):
         assert operations.refusal_counts(10) == [row._replace(times=5)]
         assert operations.refusal_counts(11) == []
         assert [operations.refusal(ref) for ref in ("R1", "R2", "R3")] == ["{}", '{"a": 1}', None]
+        assert operations.refusals() == [("R1", 1, "{}"), ("R2", 3, '{"a": 1}')]
 
     def test_the_audit_is_kept(self, operations: OperationsLog) -> None:
         """Actions on a person's records are listed in their order, with all their facts."""
@@ -143,6 +153,29 @@ class OperationsLogContract(OpensLedger, HostileNames):
         assert first.number < second.number
         assert first._replace(number=0) == entry
         assert second._replace(number=0) == entry._replace(at=6, action="export")
+
+    def test_records_of_another_log_keep_their_numbers(self, operations: OperationsLog) -> None:
+        """An adjustment, an alert and an audit entry that have a number keep it, once; later ones follow it."""
+        made = Adjustment(7, "daily", "ann", 2**62, None, 100, 200, "root", "why", ended_at=150)
+        alert = NotedAlert(8, AlertKey(2**62, "ann", 0, 80), 5, "{}", 6, "kim")
+        entry = AuditEntry(9, 5, "forget", "p-abc", "root", "why", {"history": 3})
+        for _ in range(2):
+            assert operations.adjust(made) == made
+            operations.keep_alert(alert)
+            operations.audit(entry)
+        earlier = made._replace(number=3), alert._replace(number=4, key=alert.key._replace(threshold=90))
+        operations.adjust(earlier[0])
+        operations.keep_alert(earlier[1])
+        operations.audit(entry._replace(number=5))
+        assert operations.adjustments() == [earlier[0], made]
+        assert operations.alerts(0, ["ann"]) == [alert, earlier[1]]
+        assert not operations.alert(alert.key, 7)
+        assert operations.audited() == [entry._replace(number=5), entry]
+        assert operations.adjust(made._replace(number=0)).number == 8
+        assert operations.alert(alert.key._replace(threshold=95), 7)
+        assert operations.alerts(7, None)[0].number > 8
+        operations.audit(entry._replace(number=0))
+        assert operations.audited()[-1].number > 9
 
     def test_alerts_and_notes_keep_names_as_they_are(self, operations: OperationsLog, hostile: tuple[str, ...]) -> None:
         """No name is taken for another in alerts and notes."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import date
 from typing import TYPE_CHECKING
 
-from usage_plugin.domain.store import LEFT_OVER, UsageFilter
+from usage_plugin.domain.store import LEFT_OVER
 from usage_plugin.errors import StorageError, StorageUnavailableError
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ RETRY_AFTER = 1.0
 
 COPIED_WRITERS = ("moved in: events", "moved in: sums")
 """The writers of the records that a database had before it had files."""
-
-_NEVER = date(1970, 1, 1)
 
 
 class _Opened:
@@ -102,11 +99,6 @@ class Database:
         if opened is not None and time.monotonic() - opened.at >= older_than:
             self._give_up(opened)
             await self._close_unused(opened)
-
-
-async def watermarks_of(store: UsageStore) -> Mapping[str, int]:
-    """Return a store's watermark of every writer."""
-    return (await store.aggregate((), _NEVER, _NEVER, UsageFilter(user="\x1f"))).watermarks
 
 
 def has_all(have: Mapping[str, int], marks: Mapping[str, int]) -> bool:

@@ -11,7 +11,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.backends.hybrid.database import has_all, unknown, watermarks_of
+from usage_plugin.backends.hybrid.database import has_all, unknown
 from usage_plugin.backends.hybrid.initial_copy import copy_history
 from usage_plugin.backends.hybrid.replication import Batch, Replicator
 from usage_plugin.domain.store import (
@@ -27,6 +27,7 @@ from usage_plugin.domain.store import (
     Sorts,
     UsageFilter,
     UsageStore,
+    watermarks_of,
 )
 from usage_plugin.errors import StorageError, StorageUnavailableError
 from usage_plugin.file_locks import HeldLock

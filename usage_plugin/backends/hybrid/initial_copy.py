@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
-from usage_plugin.backends.hybrid.database import COPIED_WRITERS, unknown, watermarks_of
-from usage_plugin.backends.hybrid.replication import BATCH, NOTHING
-from usage_plugin.domain.store import UsageFilter
+from usage_plugin.backends.hybrid.database import COPIED_WRITERS, unknown
+from usage_plugin.backends.hybrid.replication import BATCH
+from usage_plugin.domain.store import EMPTY_SUM, UsageFilter, watermarks_of
 from usage_plugin.domain.usage import UsageTotals
 from usage_plugin.domain.windows import FOREVER, Window
 from usage_plugin.log import get_logger
@@ -56,9 +56,9 @@ async def copy_history(files: Files, store: UsageStore) -> None:
     for writer in COPIED_WRITERS:
         if reached := await files.watermark(writer):
             # Otherwise the records would be replicated back to their origin.
-            await store.append_sums(writer, [(reached, NOTHING)])
+            await store.append_sums(writer, [(reached, EMPTY_SUM)])
     for writer in sorted(writers):
-        await files.append_sums(writer, [(have[writer], NOTHING)])
+        await files.append_sums(writer, [(have[writer], EMPTY_SUM)])
     log.info("database.history_copied")
 
 

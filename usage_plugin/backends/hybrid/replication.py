@@ -13,10 +13,9 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from usage_plugin.backends.hybrid.database import has_all, watermarks_of
+from usage_plugin.backends.hybrid.database import has_all
 from usage_plugin.domain.clock import SystemClock
-from usage_plugin.domain.store import ROLLUP_DIMENSIONS, DailySum, HandsOut, KeepsCopies, UsageStore
-from usage_plugin.domain.usage import UsageTotals
+from usage_plugin.domain.store import EMPTY_SUM, DailySum, HandsOut, KeepsCopies, UsageStore, watermarks_of
 from usage_plugin.domain.windows import to_datetime
 from usage_plugin.errors import StorageDamagedError, StorageError, StoragePrunedError, StorageUnavailableError
 from usage_plugin.log import get_logger
@@ -72,10 +71,7 @@ async def fill(store: UsageStore, sent: AsyncIterator[Sent], marks: Mapping[str,
     have = await watermarks_of(store)
     for writer, seq in marks.items():
         if have.get(writer, 0) < seq:
-            await store.append_sums(writer, [(seq, NOTHING)])
-
-
-NOTHING = DailySum._make((to_datetime(0).date(), *[None] * len(ROLLUP_DIMENSIONS), UsageTotals()))
+            await store.append_sums(writer, [(seq, EMPTY_SUM)])
 
 
 def _kind(one: Sent) -> tuple[str, bool]:

@@ -12,6 +12,7 @@ from usage_plugin.domain.ledger import (
     Account,
     AccountKey,
     Balance,
+    Hold,
     Ledger,
     OpenReservation,
     Settled,
@@ -24,16 +25,9 @@ from usage_plugin.ledgers.postgres.outbox import Outbox
 from usage_plugin.ledgers.postgres.verification import problems
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from usage_plugin.domain.ledger import (
-        Charge,
-        Hold,
-        NotSettled,
-        OutboxBacklog,
-        OutboxEntry,
-        Reserved,
-    )
+    from usage_plugin.domain.ledger import Charge, NotSettled, OutboxBacklog, OutboxEntry, Reserved
     from usage_plugin.postgres.server import Server
 
 _DAY = 86_400_000_000
@@ -41,6 +35,9 @@ _GENERATION = 600_000_000
 """Microseconds. An ended id is kept for one to two generations."""
 _SLICE = 5_000
 """The most rows of each kind that one call of `maintain` deletes: some 20 ms."""
+
+
+_PAGE = 1_000
 
 
 class PostgresLedger(Ledger):
@@ -98,13 +95,13 @@ class PostgresLedger(Ledger):
         """Settle with the charge that each hold specifies for a lost worker, and with the reservation's own event."""
         return _if_settled(self._call("recover", "text", event_id))
 
-    def open_reservations(self) -> list[OpenReservation]:
+    def open_reservations(self, *, with_holds: bool = False) -> list[OpenReservation]:
         """List the open reservations, oldest first."""
         rows = self._server.read(
-            f"SELECT event_id, worker, started_at, event FROM {self._server.schema}.requests"
-            " WHERE ended IS NULL ORDER BY started_at"
+            f"SELECT event_id, worker, started_at, event, {'holds' if with_holds else 'NULL'}"
+            f" FROM {self._server.schema}.requests WHERE ended IS NULL ORDER BY started_at"
         )
-        return [OpenReservation(*row) for row in rows]
+        return [OpenReservation._make((*row, _holds(holds or ()))) for *row, holds in rows]
 
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
         """Read accounts and the last number of the outbox at one instant."""
@@ -126,6 +123,22 @@ class PostgresLedger(Ledger):
             values,
         )
         return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
+
+    def every_account(self) -> Iterator[Account]:
+        """Iterate over all accounts in the order of their key, page after page."""
+        after: tuple[int, str, int] = (-(2**63), "", -(2**63))
+        while True:
+            rows = self._server.read(
+                "SELECT limit_key, subject, window_start, window_end, spent, reserved"
+                f" FROM {self._server.schema}.accounts WHERE (limit_key, subject, window_start) > (%s, %s, %s)"
+                " ORDER BY limit_key, subject, window_start LIMIT %s",
+                (*after, _PAGE),
+            ).fetchall()
+            for limit_key, subject, start, end, spent, reserved in rows:
+                yield Account(AccountKey(limit_key, start, subject), end, Balance(spent, reserved))
+            if len(rows) < _PAGE:
+                return
+            after = rows[-1][:3]
 
     def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
         """Add differences to the spent amounts of accounts, once."""
@@ -162,6 +175,13 @@ class PostgresLedger(Ledger):
     def close(self) -> None:
         """Close the connection, and with it all parts of the ledger."""
         self._server.close()
+
+
+def _holds(rows: Sequence[Any]) -> list[Hold]:
+    return [
+        Hold(AccountKey(limit_key, start, subject), end, amount, None, if_lost)
+        for limit_key, start, subject, end, amount, if_lost in rows
+    ]
 
 
 def _encoded(charges: Sequence[Charge]) -> str:

@@ -78,6 +78,11 @@ class PostgresOperationsLog(OperationsLog):
         row = self._server.one(f"SELECT details FROM {self._schema}.refusals WHERE ref = %s", (ref,))
         return None if row is None else str(row[0])
 
+    def refusals(self) -> list[tuple[str, int, str]]:
+        """List the kept details of refusals, oldest first."""
+        rows = self._server.read(f"SELECT ref, at, details FROM {self._schema}.refusals ORDER BY number")
+        return [(ref, at, details) for ref, at, details in rows]
+
     def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
         """Add to the counts of anomalies; beyond 2,000 rows, new ones are counted as `(others)` of their kind."""
         with self._server.writing():
@@ -122,13 +127,22 @@ class PostgresOperationsLog(OperationsLog):
         )
         return added.rowcount == 1
 
-    def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
+    def keep_alert(self, alert: NotedAlert) -> None:
+        """Record an alert with its number."""
+        with self._server.writing():
+            self._keep(
+                "alerts",
+                "limit_key, subject, window_start, threshold, at, details, acknowledged_at, acknowledged_by",
+                (alert.number, *alert.key, *alert[2:]),
+            )
+
+    def alerts(self, since: int, subjects: Collection[str] | None) -> list[NotedAlert]:
         """List the recorded alerts of these subjects."""
         rows = self._server.read(
             "SELECT number, limit_key, subject, window_start, threshold, at, details, acknowledged_at, acknowledged_by"
-            f" FROM {self._schema}.alerts WHERE at >= %s AND subject = ANY (%s::text[])"
+            f" FROM {self._schema}.alerts WHERE at >= %s AND (%s OR subject = ANY (%s::text[]))"
             " ORDER BY at DESC, number DESC",
-            (since, list(subjects)),
+            (since, subjects is None, list(subjects or ())),
         )
         return [NotedAlert(number, AlertKey(*rest[:4]), *rest[4:]) for number, *rest in rows]
 
@@ -146,13 +160,32 @@ class PostgresOperationsLog(OperationsLog):
         with self._server.writing():
             # First the version: it lets one adjustment wait for another, so that their numbers have no gap.
             self._count_adjustment()
+            columns = "limit_name, subject, amount, before, made_at, until, actor, reason, ended_at"
+            if adjustment.number:
+                self._keep("adjustments", columns, adjustment)
+                return adjustment
             (number,) = self._server.one(
-                f"INSERT INTO {self._schema}.adjustments"
-                " (limit_name, subject, amount, before, made_at, until, actor, reason, ended_at)"
+                f"INSERT INTO {self._schema}.adjustments ({columns})"
                 " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING number",
                 adjustment[1:],
             )
         return adjustment._replace(number=number)
+
+    def _keep(self, table: str, columns: str, row: Sequence[object]) -> None:
+        """Insert a row with the number of another log, unless it is known, and have the next number follow it."""
+        places = ", ".join(["%s"] * len(row))
+        self._server.run(
+            f"INSERT INTO {self._schema}.{table} (number, {columns}) OVERRIDING SYSTEM VALUE VALUES ({places})"
+            " ON CONFLICT DO NOTHING",
+            row,
+        )
+        sequence = f"{self._schema}.{table}_number_seq"
+        self._server.run(
+            f"SELECT setval('{sequence}', greatest(last_value, %s)) FROM {sequence}"
+            # Only where it is behind: for a new sequence, 1 is the next number, and not the last.
+            " WHERE last_value < %s OR NOT is_called",
+            (row[0], row[0]),
+        )
 
     def end_adjustment(self, number: int, at: int) -> bool:
         """End an adjustment early."""
@@ -204,11 +237,13 @@ class PostgresOperationsLog(OperationsLog):
 
     def audit(self, entry: AuditEntry) -> None:
         """Append an entry to the audit."""
-        self._server.run(
-            f"INSERT INTO {self._schema}.audit (at, action, subject, actor, reason, counts)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
-            (*entry[1:-1], json.dumps(dict(entry.counts))),
-        )
+        columns = "at, action, subject, actor, reason, counts"
+        row = (*entry[1:-1], json.dumps(dict(entry.counts)))
+        if entry.number:
+            with self._server.writing():
+                self._keep("audit", columns, (entry.number, *row))
+            return
+        self._server.run(f"INSERT INTO {self._schema}.audit ({columns}) VALUES (%s, %s, %s, %s, %s, %s)", row)
 
     def audited(self) -> list[AuditEntry]:
         """List the entries of the audit, oldest first."""

@@ -6,7 +6,6 @@ the lock, because another thread may take the GIL between two of them.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -25,14 +24,22 @@ from usage_plugin.domain.ledger import (
     Snapshot,
 )
 from usage_plugin.errors import ReservationConflictError
-from usage_plugin.ledgers.sqlite.accounts import MOST, changes_of, encoded, reading, reserving
+from usage_plugin.ledgers.sqlite.accounts import (
+    MOST,
+    changes_of,
+    decoded,
+    encoded,
+    pages_of_accounts,
+    reading,
+    reserving,
+)
 from usage_plugin.ledgers.sqlite.ended_ids import EndedIds
 from usage_plugin.ledgers.sqlite.file import translate, translated
 from usage_plugin.ledgers.sqlite.maintenance import Maintenance
 from usage_plugin.ledgers.sqlite.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from usage_plugin.domain.ledger import OutboxBacklog, OutboxEntry
     from usage_plugin.ledgers.sqlite.accounts import Change
@@ -279,13 +286,7 @@ class SqliteLedger(Ledger):
         row = self._do(
             "UPDATE reservations SET open = 0 WHERE open AND event_id = ? RETURNING holds, event", (event_id,)
         ).fetchone()
-        if row is None:
-            return None
-        holds = [
-            Hold(AccountKey(key, start, subject), end, amount, None, if_lost)
-            for key, start, subject, end, amount, if_lost in json.loads(row[0])
-        ]
-        return holds, row[1]
+        return None if row is None else (decoded(row[0]), row[1])
 
     def _finished(self, event_id: str) -> None:
         """Forget a reservation that this object made, and add its slot to the free ones."""
@@ -344,13 +345,14 @@ class SqliteLedger(Ledger):
             balances[number] = Balance(spent, reserved)
         return balances
 
-    def open_reservations(self) -> list[OpenReservation]:
+    def open_reservations(self, *, with_holds: bool = False) -> list[OpenReservation]:
         """List the open reservations, oldest first."""
+        holds = "holds" if with_holds else "'[]'"
         with translated(self._path):
             rows = self._execute(
-                "SELECT event_id, worker, started_at, event FROM reservations WHERE open ORDER BY started_at"
+                f"SELECT event_id, worker, started_at, event, {holds} FROM reservations WHERE open ORDER BY started_at"
             )
-            return [OpenReservation(*row) for row in rows]
+            return [OpenReservation._make((*row, decoded(text))) for *row, text in rows]
 
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
         """Read accounts and the last number of the outbox, in one snapshot of the file."""
@@ -380,6 +382,10 @@ class SqliteLedger(Ledger):
             values,
         )
         return [Account(AccountKey(*key), end, Balance(spent, reserved)) for *key, end, spent, reserved in rows]
+
+    def every_account(self) -> Iterator[Account]:
+        """Iterate over all accounts, page after page."""
+        return pages_of_accounts(self._path, self._execute)
 
     def correct(self, correction_id: str, differences: Sequence[Charge]) -> bool:
         """Add differences to the spent amounts of accounts, in one transaction."""

@@ -66,6 +66,11 @@ class SqliteOperationsLog(OperationsLog):
             row = self._execute("SELECT details FROM refusals WHERE ref = ?", (ref,)).fetchone()
             return None if row is None else str(row[0])
 
+    def refusals(self) -> list[tuple[str, int, str]]:
+        """List the kept details of refusals, oldest first."""
+        with translated(self._path):
+            return self._execute("SELECT ref, at, details FROM refusals ORDER BY number").fetchall()
+
     def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
         """Add to the counts of anomalies; beyond 2,000 rows, new ones are counted as `(others)` of their kind."""
         with self._writing():
@@ -107,14 +112,24 @@ class SqliteOperationsLog(OperationsLog):
             )
             return added.rowcount == 1
 
-    def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
+    def keep_alert(self, alert: NotedAlert) -> None:
+        """Record an alert with its number."""
+        with self._writing():
+            self._execute(
+                "INSERT OR IGNORE INTO alerts (number, limit_key, subject, window_start, threshold, at, details,"
+                " acknowledged_at, acknowledged_by) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (alert.number, *alert.key, *alert[2:]),
+            )
+
+    def alerts(self, since: int, subjects: Collection[str] | None) -> list[NotedAlert]:
         """List the recorded alerts of these subjects."""
+        chosen = None if subjects is None else json.dumps(list(subjects))
         with translated(self._path):
             rows = self._execute(
                 "SELECT number, limit_key, subject, window_start, threshold, at, details, acknowledged_at,"
-                " acknowledged_by FROM alerts WHERE at >= ? AND subject IN (SELECT value FROM json_each(?))"
-                " ORDER BY at DESC, number DESC",
-                (since, json.dumps(list(subjects))),
+                " acknowledged_by FROM alerts WHERE at >= ?1"
+                " AND (?2 IS NULL OR subject IN (SELECT value FROM json_each(?2))) ORDER BY at DESC, number DESC",
+                (since, chosen),
             )
             return [NotedAlert(number, AlertKey(*rest[:4]), *rest[4:]) for number, *rest in rows]
 
@@ -133,12 +148,12 @@ class SqliteOperationsLog(OperationsLog):
         with self._writing():
             added = self._execute(
                 "INSERT INTO adjustments"
-                " (limit_name, subject, amount, before, made_at, until, actor, reason, ended_at)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                adjustment[1:],
+                " (number, limit_name, subject, amount, before, made_at, until, actor, reason, ended_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (number) DO NOTHING",
+                (adjustment.number or None, *adjustment[1:]),
             )
             self._execute("UPDATE ledger SET adjustments_version = adjustments_version + 1")
-            return adjustment._replace(number=added.lastrowid or 0)
+            return adjustment._replace(number=adjustment.number or added.lastrowid or 0)
 
     def end_adjustment(self, number: int, at: int) -> bool:
         """End an adjustment early."""
@@ -187,8 +202,9 @@ class SqliteOperationsLog(OperationsLog):
         """Append an entry to the audit."""
         with self._writing():
             self._execute(
-                "INSERT INTO audit (at, action, subject, actor, reason, counts) VALUES (?, ?, ?, ?, ?, ?)",
-                (*entry[1:-1], json.dumps(dict(entry.counts))),
+                "INSERT INTO audit (number, at, action, subject, actor, reason, counts) VALUES (?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (number) DO NOTHING",
+                (entry.number or None, *entry[1:-1], json.dumps(dict(entry.counts))),
             )
 
     def audited(self) -> list[AuditEntry]:

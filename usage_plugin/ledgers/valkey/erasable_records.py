@@ -9,7 +9,7 @@ from usage_plugin.domain.erasure import Erasable, NameMatches
 from usage_plugin.domain.subjects import split_subject
 from usage_plugin.ledgers.valkey.batch import encode
 from usage_plugin.ledgers.valkey.operations import adjustment_of, alert_of, refusal_count_of, refusal_field
-from usage_plugin.ledgers.valkey.records import pairs_in
+from usage_plugin.ledgers.valkey.records import DIGITS, pairs_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,9 @@ class ValkeyErasableRecords(Erasable):
         return NameMatches(
             alerts=sorted(one for one in alerts if name in split_subject(one.key.subject)),
             refusal_counts=sorted(one for one in counts if name in split_subject(one.subject)),
-            refusals=[(ref.decode(), details.decode()) for ref, details in self._all("refusals") if written in details],
+            refusals=[
+                (ref.decode(), value[DIGITS:].decode()) for ref, value in self._all("refusals") if written in value
+            ],
             adjustments=sorted(one for one in adjustments if name in split_subject(one.subject)),
         )
 

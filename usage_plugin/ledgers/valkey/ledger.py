@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from usage_plugin.domain.ledger import (
     Account,
     Balance,
+    Hold,
     Ledger,
     NotSettled,
     OpenReservation,
@@ -30,7 +31,7 @@ from usage_plugin.ledgers.valkey import batch
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from usage_plugin.domain.ledger import AccountKey, Charge, Hold
+    from usage_plugin.domain.ledger import AccountKey, Charge
     from usage_plugin.domain.ledger_batch import Verb
     from usage_plugin.ledgers.valkey.batch import Reply
     from usage_plugin.ledgers.valkey.server import ValkeyServer
@@ -119,12 +120,13 @@ class ValkeyLedger(Ledger):
         """Free the holds of a reservation on some accounts."""
         self._do(Free(event_id, accounts))
 
-    def open_reservations(self) -> list[OpenReservation]:
+    def open_reservations(self, *, with_holds: bool = False) -> list[OpenReservation]:
         """List the open reservations, oldest first."""
         found = []
         for event_id, content, draft in self._read("open"):
             worker, started_at, *_ = batch.holds_in(content)
-            found.append(OpenReservation(event_id.decode(), worker, int(started_at), draft.decode()))
+            holds = _holds(content) if with_holds else ()
+            found.append(OpenReservation(event_id.decode(), worker, int(started_at), draft.decode(), holds))
         return sorted(found, key=lambda one: one.started_at)
 
     # ── accounts ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -237,6 +239,14 @@ class ValkeyLedger(Ledger):
 def _settled(reply: Reply) -> Settled | None:
     answer = batch.settled_of(reply)
     return answer if isinstance(answer, Settled) else None
+
+
+def _holds(content: bytes) -> list[Hold]:
+    _, _, *parts = batch.holds_in(content)
+    return [
+        Hold(batch.account_of(field.encode()), int(end), int(amount), None, int(if_lost))
+        for field, end, amount, if_lost in zip(*[iter(parts)] * 4, strict=True)
+    ]
 
 
 def _held(contents: Sequence[bytes]) -> Counter[str]:

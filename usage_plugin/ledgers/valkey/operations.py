@@ -49,9 +49,9 @@ class ValkeyOperationsLog(OperationsLog):
 
     def adjust(self, adjustment: Adjustment) -> Adjustment:
         """Apply an adjustment."""
-        _, *values, until, actor, reason, ended_at = adjustment
+        given, *values, until, actor, reason, ended_at = adjustment
         ended = "" if ended_at is None else sortable(ended_at)
-        number = self._write("adjust", sortable(until), record_of(*values, actor, reason), ended)
+        number = self._write("adjust", str(given), sortable(until), record_of(*values, actor, reason), ended)
         return adjustment._replace(number=int(number))
 
     def end_adjustment(self, number: int, at: int) -> bool:
@@ -72,17 +72,26 @@ class ValkeyOperationsLog(OperationsLog):
 
     def alert(self, key: AlertKey, at: int, details: str = "") -> bool:
         """Record that a threshold was crossed."""
-        limit_key, subject, *numbers = key
-        identity = "".join(map(sortable, (limit_key, *numbers))) + subject
+        identity = alert_identity(key)
         # Most repetitions are found without the script, which a replica would have to confirm.
         if self._server.command("HEXISTS", self._keys["alert-keys"], *encode(identity)):
             return False
-        return bool(self._write("alert", identity, sortable(at), details))
+        return bool(self._write("alert", "0", identity, sortable(at), details))
 
-    def alerts(self, since: int, subjects: Collection[str]) -> list[NotedAlert]:
+    def keep_alert(self, alert: NotedAlert) -> None:
+        """Record an alert with its number."""
+        seen = () if alert.acknowledged_at is None else (record_of(alert.acknowledged_at, alert.acknowledged_by),)
+        self._write("alert", str(alert.number), alert_identity(alert.key), sortable(alert.at), alert.details, *seen)
+
+    def alerts(self, since: int, subjects: Collection[str] | None) -> list[NotedAlert]:
         """List the recorded alerts of these subjects."""
-        rows = zip(*self._read("alerts", sortable(since), *dict.fromkeys(subjects)), strict=True)
-        found = [alert_of(number, record, acknowledgement) for number, record, acknowledgement in rows]
+        if subjects is None:
+            records, seen = map(pairs_in, self._read("every_alert"))
+            found = [alert_of(number, record, seen.get(number)) for number, record in records.items()]
+            found = [one for one in found if one.at >= since]
+        else:
+            rows = zip(*self._read("alerts", sortable(since), *dict.fromkeys(subjects)), strict=True)
+            found = [alert_of(number, record, acknowledgement) for number, record, acknowledgement in rows]
         return sorted(found, key=lambda noted: (noted.at, noted.number), reverse=True)
 
     def acknowledge_alert(self, number: int, at: int, actor: str) -> bool:
@@ -94,7 +103,7 @@ class ValkeyOperationsLog(OperationsLog):
     def count_refusals(self, counts: Sequence[RefusalCount], details: Sequence[tuple[str, int, str]]) -> None:
         """Add to the counts of refusals, and keep the details of the most recent ones for look-up."""
         arguments = [part for count in counts for part in (refusal_field(count), text_of(count.times))]
-        arguments += [part for ref, _, text in details for part in (ref, text)]
+        arguments += [part for ref, at, text in details for part in (ref, sortable(at), text)]
         self._write("count_refusals", str(len(counts)), *arguments)
 
     def refusal_counts(self, since_minute: int) -> list[RefusalCount]:
@@ -111,7 +120,12 @@ class ValkeyOperationsLog(OperationsLog):
     def refusal(self, ref: str) -> str | None:
         """Return the details of a refusal by the ref that the client received."""
         details = self._server.command("HGET", self._keys["refusals"], *encode(ref))
-        return None if details is None else details.decode()
+        return None if details is None else details[DIGITS:].decode()
+
+    def refusals(self) -> list[tuple[str, int, str]]:
+        """List the kept details of refusals, oldest first."""
+        rows = zip(*self._read("refusals"), strict=True)
+        return [(ref.decode(), number_of(value[:DIGITS]), value[DIGITS:].decode()) for ref, value in rows]
 
     def count_anomalies(self, anomalies: Sequence[Anomaly]) -> None:
         """Add to the counts of anomalies; beyond 2,000, new ones are counted as `(others)` of their kind."""
@@ -147,12 +161,13 @@ class ValkeyOperationsLog(OperationsLog):
 
     def audit(self, entry: AuditEntry) -> None:
         """Append an entry to the audit."""
-        self._write("audit", record_of(*entry[1:-1], dict(entry.counts)))
+        self._write("audit", str(entry.number), record_of(*entry[1:-1], dict(entry.counts)))
 
     def audited(self) -> list[AuditEntry]:
         """List the entries of the audit, oldest first."""
-        records = self._server.command("LRANGE", self._keys["audit"], 0, -1)
-        return [AuditEntry._make((number, *values_in(record))) for number, record in enumerate(records, 1)]
+        records = pairs_in(self._server.command("HGETALL", self._keys["audit"]))
+        found = [AuditEntry._make((int(number), *values_in(record))) for number, record in records.items()]
+        return sorted(found, key=lambda entry: entry.number)
 
     def maintain(self, now: int) -> None:
         """Delete a slice of the records whose retention is over."""
@@ -165,6 +180,12 @@ def adjustment_of(number: bytes, record: bytes, ended: bytes | None) -> Adjustme
     limit, subject, amount, before, made_at, actor, reason = values_in(record[DIGITS:])
     until, ended_at = number_of(record[:DIGITS]), None if ended is None else number_of(ended)
     return Adjustment(int(number), limit, subject, amount, before, made_at, until, actor, reason, ended_at)
+
+
+def alert_identity(key: AlertKey) -> str:
+    """Return the text under which an alert is found."""
+    limit_key, subject, *numbers = key
+    return "".join(map(sortable, (limit_key, *numbers))) + subject
 
 
 def alert_of(number: bytes, record: bytes, acknowledgement: bytes | None) -> NotedAlert:

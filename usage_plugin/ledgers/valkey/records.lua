@@ -32,6 +32,17 @@ local function decimal(number)
   return string.format('%d', number)
 end
 
+-- The number of a new record: the next one, or that of another log, which later ones follow.
+local function number_of(name, given)
+  if given == '0' then
+    return decimal(next_number(name))
+  end
+  if tonumber(call('HGET', key.counters, name) or 0) < tonumber(given) then
+    call('HSET', key.counters, name, given)
+  end
+  return given
+end
+
 local function padded(number)
   return string.format('%016x', number)
 end
@@ -93,8 +104,11 @@ local function delete_adjustment(number)
 end
 
 function verbs.adjust()
-  local ends, record, ended = argument(), argument(), argument()
-  local number = decimal(next_number('adjustments'))
+  local given, ends, record, ended = argument(), argument(), argument(), argument()
+  if call('HEXISTS', key.adjustments, given) == 1 then
+    return given
+  end
+  local number = number_of('adjustments', given)
   call('HSET', key.adjustments, number, ends .. record)
   if ended ~= '' then
     call('HSET', key.adjustments_ended, number, ended)
@@ -150,16 +164,23 @@ local function delete_alert(number)
 end
 
 function verbs.alert()
-  local alert_key, at, details = argument(), argument(), argument()
-  if call('HEXISTS', key.alert_keys, alert_key) == 1 then
+  local given, alert_key, at, details, acknowledgement = argument(), argument(), argument(), argument(), argument()
+  if call('HEXISTS', key.alert_keys, alert_key) == 1 or call('HEXISTS', key.alerts, given) == 1 then
     return 0
   end
-  local number = decimal(next_number('alerts'))
+  local number = number_of('alerts', given)
   call('HSET', key.alerts, number, at .. decimal(#alert_key) .. '|' .. alert_key .. details)
   call('HSET', key.alert_keys, alert_key, number)
   index(key.alert_times, at .. number)
   index(key.alert_subjects, subject_member(alert_key, at, number))
+  if acknowledgement then
+    call('HSET', key.acknowledgements, number, acknowledgement)
+  end
   return 1
+end
+
+function verbs.every_alert()
+  return {call('HGETALL', key.alerts), call('HGETALL', key.acknowledgements)}
 end
 
 function verbs.alerts()
@@ -191,7 +212,7 @@ function verbs.erase_alerts()
   end
 end
 
--- ── refusals: their number by '{minute}{JSON}', and details by ref, in the order of their arrival ────────────────────
+-- ── refusals: their number by '{minute}{JSON}', and '{time}{details}' by ref, in the order of their arrival ──────────
 
 function verbs.count_refusals()
   for _ = 1, tonumber(argument()) do
@@ -200,8 +221,8 @@ function verbs.count_refusals()
     index(key.refusal_minutes, field)
   end
   while has_arguments() do
-    local ref, details = argument(), argument()
-    call('HSET', key.refusals, ref, details)
+    local ref, at, details = argument(), argument(), argument()
+    call('HSET', key.refusals, ref, at .. details)
     call('ZADD', key.refusal_order, next_number('refusals'), ref)
   end
   local surplus = call('ZCARD', key.refusal_order) - KEPT_REFUSALS
@@ -212,6 +233,11 @@ function verbs.count_refusals()
     end
     surplus = surplus - SLICE
   end
+end
+
+function verbs.refusals()
+  local refs = call('ZRANGE', key.refusal_order, 0, -1)
+  return {refs, values_of(key.refusals, refs)}
 end
 
 -- A page of counts, from `first` on.
@@ -284,7 +310,8 @@ function verbs.note()
 end
 
 function verbs.audit()
-  call('RPUSH', key.audit, argument())
+  local given, record = argument(), argument()
+  call('HSETNX', key.audit, number_of('audit', given), record)
 end
 
 function verbs.maintain()

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from usage_plugin.domain.clock import Clock
     from usage_plugin.domain.operations import OperationsLog
 
-_PREFIX = "problem:"
+NOTE = "problem:"
+"""The prefix of the notes' names."""
 
 
 class Problem(NamedTuple):
@@ -24,8 +25,8 @@ class Problem(NamedTuple):
 
 def problems(operations: OperationsLog) -> list[Problem]:
     """Return the current problems, by name."""
-    notes = operations.notes(_PREFIX)
-    return [Problem(name.removeprefix(_PREFIX), **json.loads(notes[name])) for name in sorted(notes)]
+    notes = operations.notes(NOTE)
+    return [Problem(name.removeprefix(NOTE), **json.loads(notes[name])) for name in sorted(notes)]
 
 
 class HealthNotes:
@@ -49,5 +50,5 @@ class HealthNotes:
             problem = None
             if text is not None:
                 problem = Problem(name, text, known.since if known else to_datetime(self._clock.now()).isoformat())
-            operations.note(_PREFIX + name, problem and json.dumps({"text": problem.text, "since": problem.since}))
+            operations.note(NOTE + name, problem and json.dumps({"text": problem.text, "since": problem.since}))
             self._known[name] = problem

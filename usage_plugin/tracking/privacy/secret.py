@@ -208,6 +208,12 @@ def _check(known: _Known | None, pseudonyms: Pseudonyms, source: SecretSource) -
         raise SecretError(f"{_difference(known, pseudonyms, source)}.", hint=_ACCEPT)
 
 
+def recorded_fingerprint(operations: OperationsLog) -> str | None:
+    """Return the fingerprint of the secret that a ledger is used with; None if no proxy has started yet."""
+    known = _known(operations)
+    return None if known is None else known.fingerprint
+
+
 def accept_secret(operations: OperationsLog, pseudonyms: Pseudonyms, now: int) -> bool:
     """Record a secret in place of the one that the ledger was used with. False: it is recorded already."""
     known = _known(operations)
