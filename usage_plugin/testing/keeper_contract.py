@@ -80,7 +80,8 @@ WRITES: dict[tuple[type, str], Callable[[OpenLedger], object]] = {
 
 READS = {
     Ledger: {
-        "open_reservations", "snapshot", "accounts", "every_account", "outbox", "waiting", "acknowledged", "verify", "close",
+        "open_reservations", "snapshot", "accounts", "every_account", "outbox", "waiting", "acknowledged", "verify",
+        "close",
     },
     OperationsLog: {
         "adjustments", "adjustments_version", "alerts", "refusal_counts", "refusal", "refusals", "anomalies",
