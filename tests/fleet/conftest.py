@@ -211,6 +211,10 @@ class Fleet:
         with closing(self.parts.open_ledger()) as opened:
             return opened.ledger.open_reservations()
 
+    def notes(self, prefix: str) -> dict[str, str]:
+        with closing(self.parts.open_ledger()) as opened:
+            return opened.operations.notes(prefix)
+
     def stored(self) -> list[UsageEvent]:
         """Return the events in the store."""
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.fleet.hosts import HostProcess, Refused
 from tests.support.waiting import wait_until
+from usage_plugin.tracking.admission.active_limits import NOTE
 
 if TYPE_CHECKING:
     from tests.fleet.conftest import Fleet
@@ -92,6 +93,8 @@ def test_a_stopped_worker_is_fenced_and_joins_again(fleet: Fleet) -> None:
     stopped.do("spend", user="ann", amount="0.20")
     wait_until(lambda: stopped.do("name") in fleet.members())
     assert stopped.do("name") != name
+    # New limits are backfilled once every worker uses them, this one too.
+    wait_until(lambda: NOTE + stopped.do("name") in fleet.notes(NOTE))
     wait_until(lambda: fleet.spent() == 500_000_000)
     other.do("spend", user="ann", amount="0.50")
     assert fleet.open_reservations() == []

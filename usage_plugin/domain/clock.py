@@ -56,7 +56,9 @@ class ServerClock(Clock):
         return self._system.monotonic()
 
     def synchronise(self, now: int, sent: int, received: int) -> None:
-        """Follow the server's time if this measurement is more certain than the last one is by now.
+        """Follow the server's time if this measurement is more certain than the last one is by now, or contradicts it.
+
+        It contradicts it after the server's clock was set, or this machine was suspended.
 
         Args:
             now: the server's time, in microseconds since 1970 UTC, taken between `sent` and `received`.
@@ -64,7 +66,9 @@ class ServerClock(Clock):
             received: the monotonic time of the answer.
         """
         uncertainty = (received - sent) // 2
-        drift = (received - self._measured_at) * _DRIFT_PPM // 1_000_000
-        if self._uncertainty is None or uncertainty <= self._uncertainty + drift:
-            self._offset = now - (sent + received) // 2
-            self._uncertainty, self._measured_at = uncertainty, received
+        offset = now - (sent + received) // 2
+        if self._uncertainty is not None:
+            known = self._uncertainty + (received - self._measured_at) * _DRIFT_PPM // 1_000_000
+            if uncertainty > known and abs(offset - self._offset) <= uncertainty + known:
+                return
+        self._offset, self._uncertainty, self._measured_at = offset, uncertainty, received

@@ -74,7 +74,7 @@ class ChangeWatcher:
         self._problems = HealthNotes(runtime.clock)
         # The loop uses the rules of the start: it has settled nothing by others.
         self._used_by_loop = runtime.rules.digest
-        self._announced = ""
+        self._announced = ("", "")
         self._is_full = False
         self.chores = (
             self._check_ledger,
@@ -156,12 +156,13 @@ class ChangeWatcher:
 
     def _announce_rules(self, opened: OpenLedger) -> None:
         """Record the rules that this worker uses, once it no longer settles anything by earlier ones."""
-        digest = self._runtime.rules.digest
-        if digest == self._announced:
+        # A worker that was declared dead has another name afterwards.
+        name, digest = self._workers.name, self._runtime.rules.digest
+        if (name, digest) == self._announced:
             return
         if self._used_by_loop == digest:
-            opened.operations.note(NOTE + self._workers.name, digest)
-            self._announced = digest
+            opened.operations.note(NOTE + name, digest)
+            self._announced = (name, digest)
         else:
             # Checked on the loop, because it may be in the middle of a settlement by the previous rules.
             with suppress(RuntimeError):
