@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.valkey import RunningServer, server_binary, valkey_opening, valkey_server
 from tests.support.waiting import wait_until
-from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, Ledger
+from usage_plugin.domain.ledger import AccountKey, Balance, Charge, Hold, Ledger, OpenReservation
 from usage_plugin.errors import LedgerError, StorageVersionError
 from usage_plugin.ledgers.valkey import ValkeyOptions
 from usage_plugin.ledgers.valkey.opening import has_ledger, open_valkey_ledger
@@ -93,7 +93,7 @@ def test_texts_are_taken_as_they_are(valkey: RunningServer, event_id: str, worke
         asked = hold(account, 7, 10)._replace(since=0)
         assert ledger.reserve(event_id, worker, 5, [asked], event).admitted
         assert ledger.reserve(event_id, worker, 5, [asked], event) == (True, (Balance(),), {})
-        assert ledger.open_reservations() == [(event_id, worker, 5, event)]
+        assert ledger.open_reservations() == [OpenReservation(event_id, worker, 5, event)]
         assert [one.key for one in ledger.accounts(1, 0, subject)] == [account]
         assert {one.key for one in ledger.accounts(1, 0)} == {account, other}
         refused = ledger.reserve(f"{event_id}2", worker, 5, [asked], event)

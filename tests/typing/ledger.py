@@ -98,7 +98,7 @@ class DictLedger(Ledger):
 
     def open_reservations(self, *, with_holds: bool = False) -> list[OpenReservation]:
         return [
-            OpenReservation(event_id, worker, 0, event, holds if with_holds else ())
+            OpenReservation(event_id, worker, 0, event, tuple(holds) if with_holds else ())
             for event_id, (worker, holds, event) in self.held.items()
         ]
 

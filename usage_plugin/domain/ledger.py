@@ -158,7 +158,7 @@ class OpenReservation(NamedTuple):
     worker: str
     started_at: int
     event: str
-    holds: Sequence[Hold] = ()
+    holds: tuple[Hold, ...] = ()
 
 
 class OutboxBacklog(NamedTuple):

@@ -23,7 +23,7 @@ from usage_plugin.tracking.notifications import health
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from usage_plugin.domain.ledger import Account, OpenReservation
+    from usage_plugin.domain.ledger import Account, AccountKey, Hold, OpenReservation
     from usage_plugin.domain.open_ledger import OpenLedger
     from usage_plugin.domain.operations import Adjustment, Anomaly, AuditEntry, NotedAlert, RefusalCount
     from usage_plugin.domain.profiles import UserProfile
@@ -83,7 +83,7 @@ class _Reservations(_Kind):
     def read(self, opened: OpenLedger) -> Mapping[str, OpenReservation]:
         found = opened.ledger.open_reservations(with_holds=True)
         # A reservation has at most one hold on an account; their order has no meaning.
-        return {one.event_id: one._replace(holds=sorted(one.holds, key=lambda hold: hold.account)) for one in found}
+        return {one.event_id: one._replace(holds=tuple(sorted(one.holds, key=_account_of))) for one in found}
 
     def add(self, target: OpenLedger, records: Mapping[str, OpenReservation]) -> None:
         for event_id, worker, started_at, event, holds in records.values():
@@ -173,6 +173,10 @@ class _Anomalies(_LastingKind):
     def add(self, target: OpenLedger, records: Mapping[Any, Anomaly]) -> None:
         for some in _slices(records.values()):
             _write(target.operations.count_anomalies, some)
+
+
+def _account_of(hold: Hold) -> AccountKey:
+    return hold.account
 
 
 def _difference(one: Anomaly, known: Anomaly) -> Anomaly:

@@ -177,11 +177,11 @@ class PostgresLedger(Ledger):
         self._server.close()
 
 
-def _holds(rows: Sequence[Any]) -> list[Hold]:
-    return [
+def _holds(rows: Sequence[Any]) -> tuple[Hold, ...]:
+    return tuple(
         Hold(AccountKey(limit_key, start, subject), end, amount, None, if_lost)
         for limit_key, start, subject, end, amount, if_lost in rows
-    ]
+    )
 
 
 def _encoded(charges: Sequence[Charge]) -> str:

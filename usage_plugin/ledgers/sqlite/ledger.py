@@ -352,7 +352,7 @@ class SqliteLedger(Ledger):
             rows = self._execute(
                 f"SELECT event_id, worker, started_at, event, {holds} FROM reservations WHERE open ORDER BY started_at"
             )
-            return [OpenReservation._make((*row, decoded(text))) for *row, text in rows]
+            return [OpenReservation._make((*row, tuple(decoded(text)))) for *row, text in rows]
 
     def snapshot(self, keys: Sequence[AccountKey]) -> Snapshot:
         """Read accounts and the last number of the outbox, in one snapshot of the file."""

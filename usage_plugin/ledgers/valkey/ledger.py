@@ -241,12 +241,12 @@ def _settled(reply: Reply) -> Settled | None:
     return answer if isinstance(answer, Settled) else None
 
 
-def _holds(content: bytes) -> list[Hold]:
+def _holds(content: bytes) -> tuple[Hold, ...]:
     _, _, *parts = batch.holds_in(content)
-    return [
+    return tuple(
         Hold(batch.account_of(field.encode()), int(end), int(amount), None, int(if_lost))
         for field, end, amount, if_lost in zip(*[iter(parts)] * 4, strict=True)
-    ]
+    )
 
 
 def _held(contents: Sequence[bytes]) -> Counter[str]:
