@@ -67,6 +67,7 @@ class FleetWorkers(Workers):
         self._register: FleetRegister | None = None
         self._fleet: Fleet | None = None
         self._answered_at = 0.0
+        self._measured_at = time.monotonic()
         self._unchanged: dict[str, _Unchanged] = {}
         self._names = 0
         self._is_member = self._may_keep = False
@@ -223,14 +224,15 @@ class FleetWorkers(Workers):
 
     def _beat(self) -> None:
         """Raise the counter, and act upon the others' state."""
-        before = self._answered_at
         with self._lock:
             try:
                 fleet = self._note(lambda: self._registered().beat(self.name, self._details()))
             except WorkerLostError:
                 self._join_again()
                 return
-        self._measure(fleet, self._answered_at - before)
+        now = time.monotonic()
+        self._measure(fleet, now - self._measured_at)
+        self._measured_at = now
         self._bury_dead(fleet)
         self._bury_lost(fleet)
         mine = fleet.member(self.name)
