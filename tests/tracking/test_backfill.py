@@ -275,6 +275,21 @@ async def test_seeding_waits_for_every_worker(tmp_path: Path) -> None:
         assert list(data.accounts().values()) == [5]
 
 
+async def test_seeding_waits_until_a_replaced_server_has_everything_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has events that the server has lost: they would be counted from there, and when they are sent again."""
+    data = Data(tmp_path, "\n    - {name: day, per: user, window: day, max_cost: 1}")
+    data.settle(make_event(started_at=data.clock.now(), cost=5))
+    async with data.parts.open_store() as store:
+        monkeypatch.setattr(data.workers, "have_reasserted", lambda: False)
+        await data.seed(store)
+        assert data.accounts() == {}
+        monkeypatch.undo()
+        await data.seed(store)
+        assert list(data.accounts().values()) == [5]
+
+
 @pytest.mark.parametrize("store_works", [True, False], ids=["with the store", "while the store is away"])
 async def test_a_limit_that_comes_back_is_seeded_again(tmp_path: Path, store_works: bool) -> None:
     """A limit that was removed and restored is backfilled again, even if the store was unavailable meanwhile."""

@@ -32,6 +32,10 @@ class Workers(ABC):
         """Return the names of the live workers on this host."""
         return self.living()
 
+    def have_reasserted(self) -> bool:
+        """Whether the ledger has everything that the live workers know: none sends it again after a restart."""
+        return True
+
     @abstractmethod
     def is_dead(self, name: str) -> bool:
         """Whether a worker is dead; an unknown worker is dead, this one never."""

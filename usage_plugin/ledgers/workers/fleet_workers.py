@@ -122,6 +122,10 @@ class FleetWorkers(Workers):
         """List the members of this host."""
         return [member.name for member in self.view().members if self._is_here(member) and self._is_alive(member)]
 
+    def have_reasserted(self) -> bool:
+        """Whether the ledger is open for reservations."""
+        return self.view().is_open
+
     def is_dead(self, name: str) -> bool:
         """Whether a worker is dead. No worker counts as dead while members send their reservations again."""
         if name == self.name or (self._fleet is not None and self._fleet.member(name) is not None):

@@ -120,6 +120,9 @@ class Backfill:
             _count(operations, counting & charged)
 
     def _all_go_by(self, digest: str, operations: OperationsLog) -> bool:
+        if not self._workers.have_reasserted():
+            # The store has events that the accounts lack for now: they would be counted twice.
+            return False
         notes = operations.notes(NOTE)
         others = [worker for worker in self._workers.living() if notes.get(NOTE + worker) != digest]
         self._rounds_waited = self._rounds_waited + 1 if others else 0
