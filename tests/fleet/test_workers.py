@@ -50,7 +50,7 @@ def test_a_killed_worker_is_recovered_at_once_on_its_own_host(fleet: Fleet) -> N
     victim.kill()
     wait_until(lambda: fleet.spent() == 300_000_000)
     assert mate.do("name")
-    assert fleet.open_reservations() == []
+    wait_until(lambda: fleet.open_reservations() == [])
     assert len(fleet.members()) == 2
     print(f"recovered after {time.monotonic() - began:.1f} s")
 
@@ -97,7 +97,7 @@ def test_a_stopped_worker_is_fenced_and_joins_again(fleet: Fleet) -> None:
     wait_until(lambda: NOTE + stopped.do("name") in fleet.notes(NOTE))
     wait_until(lambda: fleet.spent() == 500_000_000)
     other.do("spend", user="ann", amount="0.50")
-    assert fleet.open_reservations() == []
+    wait_until(lambda: fleet.open_reservations() == [])
 
 
 def test_a_server_that_hangs_costs_no_worker_its_life(fleet: Fleet) -> None:
@@ -128,7 +128,7 @@ def test_a_server_that_hangs_costs_no_worker_its_life(fleet: Fleet) -> None:
     wait_until(lambda: hosts[0].begin("spend", user="ann", amount="0.01") and fleet.spent() > 400_000_000)
     print(f"first refusal {first:.2f} s, later ones {again:.3f} s, back after {time.monotonic() - began:.2f} s")
     assert fleet.members() == names
-    assert fleet.open_reservations() == []
+    wait_until(lambda: fleet.open_reservations() == [])
 
 
 def test_a_server_that_restarts_gets_everything_again(fleet: Fleet) -> None:
@@ -207,7 +207,7 @@ def test_a_restored_server_and_the_store_agree(fleet: Fleet) -> None:
     stored = fleet.stored()
     assert len({event.event_id for event in stored}) == len(stored) == 5
     assert sum(event.cost or 0 for event in stored) == 700_000_000
-    assert fleet.open_reservations() == []
+    wait_until(lambda: fleet.open_reservations() == [])
 
 
 def admits(host: HostProcess, amount: str) -> bool:
