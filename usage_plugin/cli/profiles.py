@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -116,4 +117,5 @@ def _plain(profile: UserProfile) -> dict[str, Any]:
         name: to_datetime(at).isoformat() if (at := getattr(profile, name)) else None
         for name in ("created_at", "updated_at")
     }
-    return {**profile._asdict(), **times}
+    fields = {name: dict(value) if isinstance(value, Mapping) else value for name, value in profile._asdict().items()}
+    return {**fields, **times}
