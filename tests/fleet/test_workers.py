@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections import Counter
@@ -9,11 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fleet.hosts import HostProcess, Refused
+from tests.fleet.hosts import SECRET, HostProcess, Refused
 from tests.support.waiting import wait_until
+from usage_plugin.api import open_tracker
+from usage_plugin.errors import SecretError
 from usage_plugin.tracking.admission.active_limits import NOTE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.fleet.conftest import Fleet
 
 LOST_AFTER = 2
@@ -98,6 +103,17 @@ def test_a_stopped_worker_is_fenced_and_joins_again(fleet: Fleet) -> None:
     wait_until(lambda: fleet.spent() == 500_000_000)
     other.do("spend", user="ann", amount="0.50")
     wait_until(lambda: fleet.open_reservations() == [])
+
+
+async def test_a_host_with_another_secret_does_not_start(fleet: Fleet, tmp_path: Path) -> None:
+    """Its pseudonyms of keys would be others. It leaves neither a member nor a connection behind."""
+    host = fleet.host()
+    section = {**fleet.section, "data_dir": str(tmp_path / "other"), "privacy": {"secret": SECRET[::-1]}}
+    with pytest.raises(SecretError, match="another secret"):
+        async with open_tracker(section):
+            pass
+    assert fleet.members() == [host.do("name")]
+    gc.collect()  # an open connection would warn now, which fails the test
 
 
 def test_a_server_that_hangs_costs_no_worker_its_life(fleet: Fleet) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from usage_plugin.config import ENFORCE_VARIABLE, ActiveConfig, Config, ConfigFile
 from usage_plugin.domain.windows import local_date
-from usage_plugin.errors import LedgerError, LedgerMovedError
+from usage_plugin.errors import LedgerError
 from usage_plugin.ledgers.workers.fleet_workers import FleetWorkers
 from usage_plugin.log import get_logger
 from usage_plugin.migration.background import AutomaticMigration
@@ -67,12 +67,18 @@ class Runtime:
         self.cache = parts.cache()
         self.opened = opened = parts.open_ledger()
         self.ledger, self.operations, self.profiles = opened.ledger, opened.operations, opened.profiles
-        secret.note_secret(self.operations, self.pseudonyms, parts.secret, self.clock.now())
         self._workers = workers = parts.workers(self.clock)
-        # First, since a server's clock is known from then on.
-        self._workers.join()
-        self._check_not_moved()
-        self.rules.follow(self.operations, self.clock.now())
+        try:
+            secret.note_secret(self.operations, self.pseudonyms, parts.secret, self.clock.now())
+            # Before anything else asks for the time: a server's clock is known from then on.
+            workers.join()
+            # Again, now that a move sees this worker: it may have begun in between.
+            check_not_moved(opened)
+            self.rules.follow(self.operations, self.clock.now())
+        except BaseException:
+            workers.leave()
+            opened.close()
+            raise
         self._listeners = Publishers(
             self._failures,
             alerts=self.plugins.listeners("usage_threshold_crossed"),
@@ -137,14 +143,6 @@ class Runtime:
         if isinstance(workers, FleetWorkers):
             workers.watch(self._details, self._reassert)
         self._keeper.start()
-
-    def _check_not_moved(self) -> None:
-        """Check again, now that a move sees this worker: it may have begun in between."""
-        try:
-            check_not_moved(self.opened)
-        except LedgerMovedError:
-            self._workers.leave()
-            raise
 
     def _open_again(self) -> OpenLedger:
         """Open the ledger for another thread; never create a new one in place of a deleted one."""
