@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from tests.fleet.hosts import SECRET, HostProcess
-from tests.fleet.test_workers import LOST_AFTER
+from tests.proxy.conftest import noon_zone
 from tests.support.postgres import PostgresServer, binaries
 from tests.support.valkey import RunningServer, valkey_server
 from usage_plugin.config import config_of
@@ -176,11 +176,15 @@ class Fleet:
         self._hosts = 0
         self.section = {
             "ledger": server.ledger(),
+            "timezone": noon_zone(),
             "privacy": {"secret": SECRET},
-            "admission": {"worker_lost_after": f"{LOST_AFTER}s"},
             "limits": [{"name": "company", "per": "global", "window": "day", "max_cost": 1}],
         }
         self.parts = Parts(config_of({"data_dir": str(folder / "look"), **self.section}))
+
+    def lose_workers_after(self, seconds: int) -> None:
+        """Let later hosts declare others dead sooner than a busy machine might let a living one be silent."""
+        self.section["admission"] = {"worker_lost_after": f"{seconds}s"}
 
     def host(self, same_as: HostProcess | None = None) -> HostProcess:
         """Start a worker on a new host, or on that of another worker."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from tests.fleet.conftest import Fleet
 
-LOST_AFTER = 2
-"""Seconds: `admission.worker_lost_after` of these fleets."""
+LOST_AFTER = 3
+"""Seconds: `admission.worker_lost_after` where a test is about it."""
 
 
 def test_a_limit_holds_across_hosts(fleet: Fleet) -> None:
@@ -62,6 +62,7 @@ def test_a_killed_worker_is_recovered_at_once_on_its_own_host(fleet: Fleet) -> N
 
 def test_a_killed_worker_of_another_host_is_recovered(fleet: Fleet) -> None:
     """Its counter stops, and the keeper declares it dead after `worker_lost_after`."""
+    fleet.lose_workers_after(LOST_AFTER)
     victim, other = fleet.host(), fleet.host()
     victim.do("reserve", user="ann", amount="0.30")
     victim.kill()
@@ -73,6 +74,7 @@ def test_a_killed_worker_of_another_host_is_recovered(fleet: Fleet) -> None:
 
 def test_a_dead_keeper_is_replaced(fleet: Fleet) -> None:
     """Another host becomes the keeper of the next term, and does its work."""
+    fleet.lose_workers_after(LOST_AFTER)
     hosts = [fleet.host()]
     wait_until(lambda: hosts[0].do("keeps"))
     hosts.append(fleet.host())
@@ -86,6 +88,7 @@ def test_a_dead_keeper_is_replaced(fleet: Fleet) -> None:
 
 def test_a_stopped_worker_is_fenced_and_joins_again(fleet: Fleet) -> None:
     """A worker that was declared dead holds nothing under its former name, and goes on under another one."""
+    fleet.lose_workers_after(LOST_AFTER)
     stopped, other = fleet.host(), fleet.host()
     name = stopped.do("name")
     held = stopped.do("reserve", user="ann", amount="0.30")
@@ -118,6 +121,7 @@ async def test_a_host_with_another_secret_does_not_start(fleet: Fleet, tmp_path:
 
 def test_a_server_that_hangs_costs_no_worker_its_life(fleet: Fleet) -> None:
     """While the server is stopped, requests fail at the deadline and the loop goes on. Then all workers are as before."""
+    fleet.lose_workers_after(LOST_AFTER)
     hosts = [fleet.host() for _ in range(2)]
     names = fleet.members()
     held = hosts[0].do("reserve", user="ann", amount="0.30")
@@ -165,6 +169,7 @@ def test_a_server_that_restarts_gets_everything_again(fleet: Fleet) -> None:
 
 def test_slots_hold_across_hosts_and_outlive_none(fleet: Fleet) -> None:
     """`max_parallel_requests` counts the requests of all hosts, and a dead host's slots are free soon."""
+    fleet.lose_workers_after(LOST_AFTER)
     fleet.section["limits"] = [{"name": "slots", "per": "global", "max_parallel_requests": 2}]
     victim, other = fleet.host(), fleet.host()
     victim.do("reserve", user="ann", amount="0.01")
