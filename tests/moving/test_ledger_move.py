@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import TimeoutError as DriverTimeoutError
 
 from tests.moving.places import Place, fill, move_and_die, place
+from tests.support import soak
 from tests.support.postgres import new_schema
 from usage_plugin.errors import LedgerMovedError, UsagePluginError
 from usage_plugin.testing.child_processes import reports, start
@@ -137,7 +138,7 @@ def test_a_killed_move_is_resumed(make_place: Callable[..., Place], one: str, ot
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("one", "other"), WAYS)
+@pytest.mark.parametrize(("one", "other"), [WAYS[0], *(pytest.param(*way, marks=soak.REPETITIONS) for way in WAYS[1:])])
 def test_a_move_that_dies_at_any_call_is_resumed(make_place: Callable[..., Place], one: str, other: str) -> None:
     """From every point at which the first run can die, the second one completes the move exactly."""
     for number in growing():
