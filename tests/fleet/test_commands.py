@@ -50,6 +50,8 @@ def test_status_lists_the_workers_of_all_hosts(fleet: Fleet) -> None:
 
     wait_until(lambda: any((worker["batches"] or {}).get("count") for worker in status()["workers"]))
     wait_until(lambda: status()["fleet"]["keeper"] in names)
+    # A worker describes itself with its first beat, a second after it has joined.
+    wait_until(lambda: all(worker["version"] for worker in status()["workers"]))
     found = status()
     assert sorted(worker["name"] for worker in found["workers"]) == names
     assert {worker["host"] for worker in found["workers"]} == {platform.node()}
