@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import warnings
 from abc import ABC, abstractmethod
@@ -72,6 +73,25 @@ def _described(where: str, model: type[BaseModel], mistake: Mapping[str, Any]) -
         return f"{place}: unknown option; known options: {known}"
     found = f"found {_CREDENTIALS.sub('…@', repr(mistake['input']))}: " if location else ""
     return f"{place}: {found}{mistake['msg']}"
+
+
+def check_installed(where: str, backend: str, module: str, package: str) -> None:
+    """Check that the driver of a built-in backend is installed, without importing it.
+
+    Args:
+        where: The key of the YAML that contains `backend`, for the error.
+        backend: The name of the backend, and of the extra of this package with its driver.
+        module: The module of the driver.
+        package: The name of the driver, for the error.
+
+    Raises:
+        ConfigError: It is not installed; the hint has the command that installs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise ConfigError(
+            f"{where}.backend: {backend} requires {package}, which is not installed.",
+            hint=f'Run: pip install "usage-plugin[{backend}]"',
+        )
 
 
 def choose(where: str, name: str, backends: Mapping[str, BackendT]) -> BackendT:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
-from usage_plugin.errors import ConfigError
-from usage_plugin.plugins.interface import Options
+from usage_plugin.plugins.interface import Options, check_installed
 from usage_plugin.postgres.address import Address
-
-INSTALL = 'pip install "usage-plugin[postgres]"'
 
 
 def _hidden(value: object) -> SecretStr:
@@ -56,7 +52,15 @@ class ServerOptions(Options):
         Raises:
             ConfigError: It is not.
         """
-        if importlib.util.find_spec("psycopg") is None:
-            raise ConfigError(
-                f"{self.section}.backend: postgres requires psycopg, which is not installed.", hint=f"Run: {INSTALL}"
-            )
+        check_installed(self.section, "postgres", "psycopg", "psycopg")
+
+    def check(self) -> None:
+        """Check that the driver is installed, and that it takes the URL.
+
+        Raises:
+            ConfigError: The reason, without the URL.
+        """
+        self.check_installed()
+        from usage_plugin.postgres.server import check_parameters  # noqa: PLC0415  # only now a driver is needed
+
+        check_parameters(self.address)

@@ -10,23 +10,20 @@ This module is imported at every start, so it loads no driver: obstore comes wit
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, model_validator
 
 from usage_plugin.backends.objects.object_store import open_store
-from usage_plugin.errors import ConfigError
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import BackendContext, Options, StorageBackend
+from usage_plugin.plugins.interface import BackendContext, Options, StorageBackend, check_installed
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from usage_plugin.domain.store import UsageStore
 
-INSTALL = 'pip install "usage-plugin[objects]"'
 _SCHEMES = ("s3", "gs", "az")
 
 
@@ -95,11 +92,7 @@ class ObjectsBackend(StorageBackend[ObjectsOptions]):
     def check(self, options: ObjectsOptions, context: BackendContext) -> None:
         """Check that the driver is installed."""
         del options, context
-        if importlib.util.find_spec("obstore") is None:
-            raise ConfigError(
-                "usage_plugin.storage.backend: objects requires obstore, which is not installed.",
-                hint=f"Run: {INSTALL}",
-            )
+        check_installed("usage_plugin.storage", "objects", "obstore", "obstore")
 
     def open(self, options: ObjectsOptions, context: BackendContext) -> AbstractAsyncContextManager[UsageStore]:
         """Open the history; create its first object if there is none."""

@@ -38,15 +38,12 @@ class PostgresBackend(StorageBackend[PostgresOptions]):
     def check(self, options: PostgresOptions, context: BackendContext) -> None:
         """Check that the URL is valid and the driver installed."""
         del context
-        options.check_installed()
-        from usage_plugin.postgres.server import check_parameters  # noqa: PLC0415  # only now a driver is needed
-
-        check_parameters(options.address)
+        options.check()
 
     def open(self, options: PostgresOptions, context: BackendContext) -> AbstractAsyncContextManager[UsageStore]:
         """Connect to the server; create the schema and the tables if they are missing."""
         options.check_installed()
-        from usage_plugin.backends.postgres.opening import open_store  # noqa: PLC0415  # as above
+        from usage_plugin.backends.postgres.opening import open_store  # noqa: PLC0415  # only now a driver is needed
 
         return open_store(options.address, options.schema_name, context.zone)
 

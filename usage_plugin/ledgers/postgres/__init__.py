@@ -42,16 +42,13 @@ class PostgresLedgerBackend(SharedLedgerBackend[PostgresOptions]):
     def check(self, options: PostgresOptions, context: BackendContext) -> None:
         """Check that the URL is valid and the driver installed."""
         del context
-        options.check_installed()
-        from usage_plugin.postgres.server import check_parameters  # noqa: PLC0415  # only now a driver is needed
-
-        check_parameters(options.address)
+        options.check()
 
     def exists(self, options: PostgresOptions, context: BackendContext) -> bool:
         """Whether the schema has a ledger."""
         del context
         options.check_installed()
-        from usage_plugin.ledgers.postgres.opening import has_ledger  # noqa: PLC0415  # as above
+        from usage_plugin.ledgers.postgres.opening import has_ledger  # noqa: PLC0415  # only now a driver is needed
 
         return has_ledger(options.address, options.schema_name)
 

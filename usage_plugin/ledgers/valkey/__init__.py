@@ -11,14 +11,12 @@ This module is imported at every start, so it loads no driver: redis-py comes wi
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from usage_plugin.errors import ConfigError
 from usage_plugin.ledgers.valkey.address import Address
 from usage_plugin.ledgers.valkey.options import ValkeyOptions
 from usage_plugin.plugins import hookimpl
-from usage_plugin.plugins.interface import BackendContext, LedgerBackend, SharedLedgerBackend
+from usage_plugin.plugins.interface import BackendContext, LedgerBackend, SharedLedgerBackend, check_installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from usage_plugin.domain.fleet import FleetRegister
     from usage_plugin.domain.ledger_batch import LedgerTransport
     from usage_plugin.domain.open_ledger import OpenLedger
-
-INSTALL = 'pip install "usage-plugin[valkey]"'
 
 
 class ValkeyLedgerBackend(SharedLedgerBackend[ValkeyOptions]):
@@ -94,10 +90,7 @@ class ValkeyLedgerBackend(SharedLedgerBackend[ValkeyOptions]):
 
 
 def _check_installed() -> None:
-    if importlib.util.find_spec("redis") is None:
-        raise ConfigError(
-            "usage_plugin.ledger.backend: valkey requires redis-py, which is not installed.", hint=f"Run: {INSTALL}"
-        )
+    check_installed("usage_plugin.ledger", "valkey", "redis", "redis-py")
 
 
 @hookimpl
